@@ -1,0 +1,16 @@
+"""Qobra: the virtual machine and block layer that QEMU's QMP manual describes, in Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # `qobra.open` pulls in the block layer; most importers of the package do not want it.
+    if name == "open":
+        from qobra.image import open_image
+
+        return open_image
+    raise AttributeError(f"module 'qobra' has no attribute {name!r}")

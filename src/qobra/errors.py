@@ -1,0 +1,62 @@
+"""The one family of errors that Qobra raises.
+
+Whatever goes wrong for a reason that a user can act on is a :class:`QobraError`. The monitor turns it into
+``{"error": {"class": ..., "desc": ...}}``, the tools into one line on standard error.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+GENERIC_ERROR = "GenericError"
+COMMAND_NOT_FOUND = "CommandNotFound"
+DEVICE_NOT_ACTIVE = "DeviceNotActive"
+DEVICE_NOT_FOUND = "DeviceNotFound"
+KVM_MISSING_CAP = "KVMMissingCap"
+
+
+class QobraError(Exception):
+    """A failure with a reason.
+
+    ``desc`` says what failed, on what, and why. ``error_class`` is one of the reference's QapiErrorClass. ``errno``
+    is the operating system's error number where one lies underneath, and ``node`` the name of the block node that
+    the error came from, if any.
+    """
+
+    def __init__(
+        self,
+        desc: str,
+        error_class: str = GENERIC_ERROR,
+        *,
+        errno: int | None = None,
+        node: str | None = None,
+    ) -> None:
+        super().__init__(desc)
+        self.desc = desc
+        self.error_class = error_class
+        self.errno = errno
+        self.node = node
+
+    def __str__(self) -> str:
+        return self.desc
+
+    def prefixed(self, prefix: str) -> QobraError:
+        """The same error with ``prefix`` before its text."""
+        return QobraError(prefix + self.desc, self.error_class, errno=self.errno, node=self.node)
+
+    @classmethod
+    def from_os(cls, prefix: str, error: OSError, *, node: str | None = None) -> QobraError:
+        """``PREFIX: strerror``, keeping the number."""
+        return cls(f"{prefix}: {strerror(error)}", errno=error.errno or _errno.EIO, node=node)
+
+
+def strerror(error: OSError) -> str:
+    """The text of an OSError without Python's ``[Errno N]`` and file name around it."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def errno_of(error: BaseException) -> int:
+    """The error number to report for a failed request: of an OSError or a QobraError, EIO where there is none."""
+    number = getattr(error, "errno", None)
+    return number if isinstance(number, int) and number > 0 else _errno.EIO

@@ -1,0 +1,103 @@
+"""A machine: the owner of everything that a process with one QEMU would keep in globals."""
+
+from __future__ import annotations
+
+import random
+import threading
+import uuid as uuid_module
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from qobra.clock import Clock, HostClock
+from qobra.control import Control
+from qobra.events import EventBus
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+    from qobra.chardev.chardevs import Chardevs
+    from qobra.machine.fdsets import FdSets
+    from qobra.machine.run_state import RunState
+    from qobra.object.tree import ObjectTree
+
+
+class Machine:
+    """One machine, or one storage daemon: a machine without a board.
+
+    Its parts are made when they are first used, so that a thousand machines in a process cost little.
+    ``capabilities`` names what it has beyond storage (``board``); a command that needs one is served only there.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        uuid: uuid_module.UUID | None = None,
+        clock: Clock | None = None,
+        seed: int | None = None,
+        capabilities: frozenset[str] = frozenset(),
+    ) -> None:
+        self.clock: Clock = clock or HostClock()
+        self.control = Control(self.clock)
+        self.events = EventBus(self.clock)
+        self.random = random.Random(seed)
+        self.name = name
+        self.uuid = uuid
+        self.capabilities = capabilities
+        self._exit = threading.Event()
+        self._closed = False
+
+    @cached_property
+    def objects(self) -> ObjectTree:
+        """The composition tree, with the user's objects under ``/objects``."""
+        from qobra.object.tree import ObjectTree
+
+        return ObjectTree(self)
+
+    @cached_property
+    def block(self) -> BlockLayer:
+        """The block layer: nodes, backends, jobs, exports."""
+        from qobra.block.layer import BlockLayer
+
+        return BlockLayer(
+            control=self.control, emit=self.events.emit, find_object=self.objects.find, random=self.random
+        )
+
+    @cached_property
+    def chardevs(self) -> Chardevs:
+        """The character devices by id."""
+        from qobra.chardev.chardevs import Chardevs
+
+        return Chardevs(self)
+
+    @cached_property
+    def fdsets(self) -> FdSets:
+        """File descriptors that clients passed: ``/dev/fdset/N`` and named ones."""
+        from qobra.machine.fdsets import FdSets
+
+        return FdSets()
+
+    @cached_property
+    def run_state(self) -> RunState:
+        """What the machine is doing: running, paused, shut down, ..."""
+        from qobra.machine.run_state import RunState
+
+        return RunState(self)
+
+    def request_exit(self) -> None:
+        """Let :meth:`wait_for_exit` return; the program then closes the machine."""
+        self._exit.set()
+
+    def wait_for_exit(self, timeout: float | None = None) -> bool:
+        """Wait until someone has asked the machine to end; False if ``timeout`` seconds passed first."""
+        return self._exit.wait(timeout)
+
+    def close(self) -> None:
+        """Shut everything down: exports, jobs, nodes (flushed), character devices, objects, timers."""
+        if self._closed:
+            return
+        self._closed = True
+        # Only what was ever used is there to be closed.
+        for part in ("block", "chardevs", "fdsets", "objects"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
+        self.control.close()

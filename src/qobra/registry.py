@@ -1,0 +1,76 @@
+"""Find the module that implements a schema name, and load it when it is first asked for.
+
+A driver, job, export, object, device, chardev or netdev is one module that registers itself. The module has the
+schema name with underscores for hyphens (``null-co`` is ``null_co.py``), so a lookup imports exactly one file, and
+listing the names reads a directory and imports nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Schema name to implementation, over the modules of some packages.
+
+    A module whose name begins with an underscore is private to its package and no implementation.
+    """
+
+    def __init__(self, kind: str, packages: list[str]) -> None:
+        self.kind = kind
+        self._packages = packages
+        self._items: dict[str, T] = {}
+
+    def register(self, *names: str) -> Callable[[T], T]:
+        """Class decorator: the decorated thing is what ``names`` stand for."""
+
+        def decorate(item: T) -> T:
+            for name in names:
+                self._items[name] = item
+            return item
+
+        return decorate
+
+    def find(self, name: str) -> T | None:
+        """The implementation of ``name``, or None where there is none."""
+        if name in self._items:
+            return self._items[name]
+        module = name.replace("-", "_").replace(".", "_").lower()
+        if not module.isidentifier() or module.startswith("_"):
+            return None
+        for package in self._packages:
+            path = f"{package}.{module}"
+            if importlib.util.find_spec(path) is not None:
+                importlib.import_module(path)
+                if name in self._items:
+                    return self._items[name]
+        return None
+
+    def load_all(self) -> dict[str, T]:
+        """Import every module and return all that has registered, by name."""
+        for package in self._packages:
+            for module in _modules(package):
+                importlib.import_module(f"{package}.{module}")
+        return dict(sorted(self._items.items()))
+
+    def names(self) -> list[str]:
+        """Every name that :meth:`find` answers, sorted."""
+        return sorted(self.load_all())
+
+
+def _modules(package: str) -> Iterator[str]:
+    spec = importlib.util.find_spec(package)
+    for directory in (spec.submodule_search_locations or []) if spec else []:
+        for entry in sorted(os.listdir(directory)):
+            if entry.startswith("_"):
+                continue
+            if entry.endswith(".py"):
+                yield entry[:-3]
+            elif os.path.exists(os.path.join(directory, entry, "__init__.py")):
+                yield entry
