@@ -1,0 +1,52 @@
+# `make run` shows the main job, `make test` runs every check. Both set themselves up: all they need is
+# git, make and Python >= 3.11 (and, for the tests, a package index).
+#
+#   make run                  serve a new disk over NBD and back it up while it is written
+#   make run DISK=disk.qcow2  the same on a disk of yours, through an overlay: it is never written
+#   make run STAY=1           leave the daemon up and print how to connect
+
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MYPY_CACHE_DIR ?= .mypy_cache
+export MYPY_CACHE_DIR
+
+.PHONY: run test lint format type docs generate bench soak clean
+
+run:
+	@$(PYTHON) tools/environment.py $(VENV)
+	@$(BIN)/python -m qobra.cli.main demo $(if $(DISK),--disk '$(DISK)') $(if $(STAY),--stay)
+
+test: lint type
+	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+type: $(VENV)/.test
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/python tools/build_docs.py
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.test
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+# The tests marked `soak` at full length: hours of random operations, crashes and concurrency.
+soak: $(VENV)/.test
+	QOBRA_SOAK=1 $(BIN)/pytest -n auto -m soak --timeout 3600 $(PYTEST_ARGS)
+
+clean:
+	rm -rf site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	find src tests bench tools -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.test $(VENV)/.docs: $(VENV)/.%: pyproject.toml tools/environment.py
+	@$(PYTHON) tools/environment.py $(VENV) $*
+	@touch $@

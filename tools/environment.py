@@ -1,0 +1,130 @@
+"""Make or complete the project's virtual environment: ``environment.py VENV [EXTRA...]``.
+
+With no EXTRA it makes an environment that runs Qobra and nothing else: the core needs the standard library
+alone, so neither pip nor a package index is asked. With extras of pyproject.toml (``test``, ``docs``) it
+installs what they and the project list. The source tree is put on the path, and the console programs are
+written, without a build.
+
+A Debian or Ubuntu ``python3`` without ``python3-venv`` has no pip to put into an environment. There ``uv`` is
+used if it is installed; or else, as root, ``python3-venv`` is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
+MINIMUM = (3, 11)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def main(argv: list[str]) -> int:
+    if sys.version_info < MINIMUM:
+        return use_newer_python(argv)
+    venv, extras = os.path.abspath(argv[1]), argv[2:]
+    python = os.path.join(venv, "bin", "python")
+    if not works(python):
+        run(sys.executable, "-m", "venv", "--clear", "--without-pip", venv)
+    link_source(python, venv)
+    if extras:
+        install(python, venv, extras)
+    return 0
+
+
+def use_newer_python(argv: list[str]) -> int:
+    """Run again with a newer Python, where there is one beside this."""
+    for minor in range(20, MINIMUM[1] - 1, -1):
+        newer = shutil.which(f"python3.{minor}")
+        if newer and works(newer):
+            os.execv(newer, [newer, *argv])
+    sys.exit(
+        f"Qobra needs Python 3.{MINIMUM[1]} or newer; {sys.executable} is {sysconfig.get_python_version()}"
+    )
+
+
+def link_source(python: str, venv: str) -> None:
+    """Make ``import qobra`` and the console programs work from the source tree."""
+    import tomllib
+
+    purelib = output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+    write(os.path.join(purelib, "qobra.pth"), os.path.join(ROOT, "src") + "\n")
+    with open(os.path.join(ROOT, "pyproject.toml"), "rb") as stream:
+        scripts = tomllib.load(stream)["project"]["scripts"]
+    for name, target in scripts.items():
+        module, function = target.split(":")
+        text = f"#!{python}\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+        write(os.path.join(venv, "bin", name), text, 0o755)
+
+
+def write(path: str, text: str, mode: int = 0o644) -> None:
+    """Write a file unless it is there as it should be: a program that runs may be reading it."""
+    if not os.path.exists(path) or open(path).read() != text:
+        with open(path, "w") as stream:
+            stream.write(text)
+        os.chmod(path, mode)
+
+
+def install(python: str, venv: str, extras: list[str]) -> None:
+    """Install what the project and ``extras`` list into the environment."""
+    import tomllib
+
+    with open(os.path.join(ROOT, "pyproject.toml"), "rb") as stream:
+        project = tomllib.load(stream)["project"]
+    wanted = list(project["dependencies"])
+    for extra in extras:
+        wanted += project["optional-dependencies"][extra]
+    print(f"installing the packages for {', '.join(extras)} into {os.path.relpath(venv)} ...", flush=True)
+    if has_pip(python):
+        run(python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *wanted)
+    elif shutil.which("uv"):
+        run("uv", "pip", "install", "--quiet", "--python", python, *wanted)
+    else:
+        if importlib.util.find_spec("ensurepip") is None:
+            install_ensurepip()
+        run(python, "-m", "ensurepip", "--upgrade", quiet=True)
+        run(python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *wanted)
+
+
+def install_ensurepip() -> None:
+    """Install the part of Python's standard library that Debian keeps in a package of its own."""
+    versioned = f"python3.{sys.version_info.minor}-venv"
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        sys.exit(f"this Python has no ensurepip: install {versioned} or uv, then try again")
+    print(f"installing {versioned} ...", flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    command = ["apt-get", "install", "-qy", "--no-install-recommends", versioned]
+    if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode != 0:
+        run("apt-get", "update", "-q", quiet=True)
+        run(*command, quiet=True)
+
+
+def works(python: str) -> bool:
+    """Whether ``python`` runs and is new enough."""
+    code = f"import sys; sys.exit(sys.version_info < {MINIMUM})"
+    try:
+        return subprocess.run([python, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
+
+
+def has_pip(python: str) -> bool:
+    return subprocess.run([python, "-c", "import pip"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def run(*command: str, quiet: bool = False) -> None:
+    """Run ``command``; end with its status if it fails."""
+    status = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None).returncode
+    if status != 0:
+        sys.exit(f"failed with status {status}: {' '.join(command)}")
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
