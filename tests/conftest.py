@@ -1,4 +1,4 @@
-"""What all tests share: how much of a long test to run, and the programs of other projects to compare with."""
+"""What all tests share: how much of a long test to run, and the programs of other projects."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """The packages of qobra that a module imports, anywhere in it, except for its type checker's eyes only."""
+    """The packages of qobra that a module imports, but for what only its type checker sees."""
     tree = ast.parse(path.read_text(), str(path))
     for node in running(tree):
         names: list[str] = []

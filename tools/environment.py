@@ -41,9 +41,7 @@ def use_newer_python(argv: list[str]) -> int:
         newer = shutil.which(f"python3.{minor}")
         if newer and works(newer):
             os.execv(newer, [newer, *argv])
-    sys.exit(
-        f"Qobra needs Python 3.{MINIMUM[1]} or newer; {sys.executable} is {sysconfig.get_python_version()}"
-    )
+    sys.exit(f"Qobra needs Python 3.{MINIMUM[1]} or newer; {sys.executable} is {platform.python_version()}")
 
 
 def link_source(python: str, venv: str) -> None:
