@@ -1,0 +1,184 @@
+"""The object model: classes with inherited properties, objects that own children in one tree.
+
+A QOM type is a Python class with a ``type_name`` of its own; its QOM parent is the nearest base class that
+has one. Every object knows its parent and the name it has there, so it has a path; properties come from the class
+(:mod:`qobra.object.property`) and, for what differs between instances, from :meth:`Object.add_property`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.object.property import Property, String
+
+if TYPE_CHECKING:
+    from qobra.object.tree import ObjectTree
+
+
+class Object:
+    """The root of all types.
+
+    ``user_creatable`` says whether object-add takes the type. ``in_use`` counts who holds on to the object;
+    while it is not zero the object cannot be deleted.
+    """
+
+    type_name = "object"
+    abstract = True
+    user_creatable = False
+    interfaces: tuple[str, ...] = ()
+
+    qom_type = String(name="type", get=lambda self: self.type_name, writable=False)
+
+    def __init__(self, tree: ObjectTree) -> None:
+        self.tree = tree
+        self.parent: Object | None = None
+        self.name = ""
+        self.children: dict[str, Object] = {}
+        self.values: dict[str, Any] = {}
+        self.in_use = 0
+        self._instance_properties: dict[str, Property] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Neither is inherited: a class is concrete and has no new name unless it says so itself.
+        if "abstract" not in cls.__dict__:
+            cls.abstract = "type_name" not in cls.__dict__
+
+    def __repr__(self) -> str:
+        return f"<{self.type_name} {self.path()}>"
+
+    @property
+    def id(self) -> str:
+        """The name under the parent; for a user's object the id that they gave it."""
+        return self.name
+
+    @property
+    def machine(self) -> Any:
+        """The machine whose tree this is."""
+        return self.tree.machine
+
+    # -- types
+
+    @classmethod
+    def lineage(cls) -> Iterator[type[Object]]:
+        """This class and its QOM ancestors, nearest first."""
+        for base in cls.__mro__:
+            if issubclass(base, Object) and "type_name" in base.__dict__:
+                yield base
+
+    @classmethod
+    def parent_type(cls) -> str | None:
+        """The name of the type that this one derives from."""
+        for base in cls.lineage():
+            if base.type_name != cls.type_name:
+                return base.type_name
+        return None
+
+    @classmethod
+    def implements(cls, type_name: str) -> bool:
+        """Whether the class is ``type_name``, derives from it or has it as an interface."""
+        return any(base.type_name == type_name or type_name in base.interfaces for base in cls.lineage())
+
+    @classmethod
+    def class_properties(cls) -> dict[str, Property]:
+        """The properties of the class, inherited ones first.
+
+        A class that sets an inherited attribute to None drops that property.
+        """
+        found: dict[str, Property] = cls.__dict__.get("_class_properties", {})
+        if not found:
+            attributes: dict[str, Any] = {}
+            for base in reversed(cls.__mro__):
+                for attribute, value in base.__dict__.items():
+                    if isinstance(value, Property) or attribute in attributes:
+                        attributes[attribute] = value
+            found = {p.name: p for p in attributes.values() if isinstance(p, Property)}
+            cls._class_properties = found  # type: ignore[attr-defined]
+        return found
+
+    # -- properties
+
+    def properties(self) -> dict[str, Property]:
+        """All properties of this object except its children."""
+        if self._instance_properties:
+            return self.class_properties() | self._instance_properties
+        return self.class_properties()
+
+    def add_property(self, prop: Property) -> None:
+        """Give this object a property that its class does not have."""
+        if self._instance_properties is None:
+            self._instance_properties = {}
+        self._instance_properties[prop.name] = prop
+
+    def find_property(self, name: str) -> Property:
+        """The property ``name``; QobraError where there is none."""
+        prop = (self._instance_properties or {}).get(name) or self.class_properties().get(name)
+        if prop is None:
+            raise QobraError(f"Property '{self.type_name}.{name}' not found")
+        return prop
+
+    def get(self, name: str) -> Any:
+        """The value of a property as QMP shows it; a child's is its path."""
+        if name in self.children:
+            return self.children[name].path()
+        return self.find_property(name).read(self)
+
+    def set(self, name: str, value: Any, *, keyval: bool = False) -> None:
+        """Set a property from a JSON value, or from an option's text with ``keyval``."""
+        if name in self.children:
+            raise QobraError(f"Property '{self.type_name}.{name}' is not writable")
+        self.find_property(name).write(self, value, keyval=keyval)
+
+    # -- tree
+
+    def path(self) -> str:
+        """The canonical path, such as ``/objects/disk-key``."""
+        if self.parent is None:
+            return "/" + self.name
+        return self.parent.path().rstrip("/") + "/" + self.name
+
+    def add_child(self, name: str, child: Object) -> None:
+        """Own ``child`` as ``name``; a name that ends in ``[*]`` takes the first free number."""
+        if name.endswith("[*]"):
+            stem = name[:-3]
+            number = len(self.children) if f"{stem}[{len(self.children)}]" not in self.children else 0
+            number = 0 if f"{stem}[0]" not in self.children else number
+            while f"{stem}[{number}]" in self.children:
+                number += 1
+            name = f"{stem}[{number}]"
+        if name in self.children or name in self.properties():
+            raise QobraError(
+                f"attempt to add duplicate property '{name}' to object (type '{self.type_name}')"
+            )
+        child.parent = self
+        child.name = name
+        self.children[name] = child
+
+    def unparent(self) -> None:
+        """Leave the tree, and finalize this object and all below it."""
+        for child in list(self.children.values()):
+            child.unparent()
+        if self.parent is not None:
+            self.parent.children.pop(self.name, None)
+            self.parent = None
+        self.finalize()
+
+    # -- life, for the types to fill in
+
+    def complete(self) -> None:
+        """All properties are set: check them together and become usable. Raises QobraError to refuse."""
+
+    def can_be_deleted(self) -> bool:
+        """Whether object-del may delete it."""
+        return self.in_use == 0
+
+    def finalize(self) -> None:
+        """Let go of whatever the object holds. It has left the tree."""
+
+
+class Container(Object):
+    """An object that only holds others."""
+
+    type_name = "container"

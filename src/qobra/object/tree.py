@@ -1,0 +1,171 @@
+"""The composition tree of a machine, and what users do in it: create, find, delete, resolve a path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
+from qobra.object.qom import Container, Object
+from qobra.object.types import registry
+from qobra.registry import Registry
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
+
+_ID_EXTRA = frozenset("-._")
+
+
+class ObjectTree:
+    """The objects of one machine. The user's own are in ``/objects``; boards add ``/machine``."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.registries: list[Registry[type[Object]]] = [registry]
+        self.root = Container(self)
+        self.objects = self.container("objects")
+        self.container("chardevs")
+
+    # -- the user's objects
+
+    def create(self, type_name: str, id: str, props: dict[str, Any], *, keyval: bool = False) -> Object:
+        """Create a user's object and put it into use.
+
+        ``props`` are JSON values, or option texts with ``keyval``. QobraError says why it is refused;
+        nothing is left behind then.
+        """
+        if not is_identifier(id):
+            raise QobraError("Parameter 'id' expects an identifier")
+        cls = self.find_type(type_name)
+        if cls is None:
+            raise QobraError(f"invalid object type: {type_name}")
+        if not cls.user_creatable:
+            raise QobraError(f"object type '{type_name}' isn't supported by object-add")
+        if cls.abstract:
+            raise QobraError(f"object type '{type_name}' is abstract")
+        created = cls(self)
+        try:
+            for name, value in props.items():
+                created.set(name, value, keyval=keyval)
+            self.objects.add_child(id, created)
+            created.complete()
+        except QobraError:
+            created.unparent()
+            raise
+        return created
+
+    def find(self, id: str, type_name: str | None = None) -> Object | None:
+        """The user's object ``id``, if there is one and it is a ``type_name`` (or derives from it)."""
+        found = self.objects.children.get(id)
+        if found is None or (type_name is not None and not found.implements(type_name)):
+            return None
+        return found
+
+    def delete(self, id: str) -> None:
+        """Delete the user's object ``id``; QobraError where it does not exist or is in use."""
+        found = self.objects.children.get(id)
+        if found is None:
+            raise QobraError(f"object '{id}' not found")
+        if not found.can_be_deleted():
+            raise QobraError(f"object '{id}' is in use, can not be deleted")
+        found.unparent()
+
+    # -- types
+
+    def find_type(self, type_name: str) -> type[Object] | None:
+        """The class of a type, abstract ones included."""
+        for types in self.registries:
+            found = types.find(type_name)
+            if found is not None:
+                return found
+        return self.all_types().get(type_name)
+
+    def all_types(self) -> dict[str, type[Object]]:
+        """Every type by name, with the abstract ones that they derive from."""
+        found: dict[str, type[Object]] = {"object": Object, "container": Container}
+        for types in self.registries:
+            for cls in types.load_all().values():
+                for base in cls.lineage():
+                    found[base.type_name] = base
+        return found
+
+    # -- paths
+
+    def container(self, path: str) -> Object:
+        """The container at ``path`` from the root, made if it is not there yet."""
+        here: Object = self.root
+        for part in path.strip("/").split("/"):
+            child = here.children.get(part)
+            if child is None:
+                child = Container(self)
+                here.add_child(part, child)
+            here = child
+        return here
+
+    def resolve(self, path: str) -> Object:
+        """The object at an absolute path, or the only one whose path ends in a relative one."""
+        found = self._resolve(path)
+        if not found:
+            raise QobraError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
+        if len(found) > 1:
+            raise QobraError(f"Path '{path}' is ambiguous")
+        return found[0]
+
+    def find_link(self, path: str, type_name: str, property_name: str) -> Object:
+        """The object that a link property is set to: ``path`` must lead to one ``type_name``."""
+        candidates = self._resolve(path)
+        if not candidates:
+            raise QobraError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
+        fitting = [o for o in candidates if o.implements(type_name)]
+        if len(fitting) > 1:
+            raise QobraError(f"Path '{path}' does not uniquely identify an object")
+        if not fitting:
+            raise QobraError(f"Invalid parameter type for '{property_name}', expected: {type_name}")
+        return fitting[0]
+
+    def _resolve(self, path: str) -> list[Object]:
+        parts = [part for part in path.split("/") if part]
+        if path.startswith("/"):
+            found = _descend(self.root, parts)
+            return [found] if found is not None else []
+        matches: list[Object] = []
+        if parts:
+            for start in _walk(self.root):
+                found = _descend(start, parts)
+                if found is not None and found not in matches:
+                    matches.append(found)
+        return matches
+
+    def close(self) -> None:
+        """Finalize every object; devices first, then the user's objects that they use."""
+        for child in sorted(self.root.children.values(), key=lambda c: c is self.objects):
+            child.unparent()
+
+
+def is_identifier(text: str) -> bool:
+    """Whether ``text`` may be an id: a letter, then letters, digits, ``-``, ``.`` and ``_``."""
+    return (
+        text[:1].isalpha()
+        and text.isascii()
+        and all(character.isalnum() or character in _ID_EXTRA for character in text)
+    )
+
+
+def _descend(start: Object, parts: list[str]) -> Object | None:
+    here: Object | None = start
+    for part in parts:
+        if here is None:
+            return None
+        child = here.children.get(part)
+        if child is None:
+            prop = here.properties().get(part)
+            linked = here.values.get(part) if prop is not None and prop.type.startswith("link<") else None
+            child = linked if isinstance(linked, Object) else None
+        here = child
+    return here
+
+
+def _walk(start: Object) -> Iterator[Object]:
+    yield start
+    for child in start.children.values():
+        yield from _walk(child)
