@@ -6,7 +6,8 @@ A property is declared as a class attribute of an object's class::
         poll_max_ns = Int(default=32768, description="...")
 
 It is a Python descriptor, so the code of the class reads and writes ``self.poll_max_ns``; users reach it
-under its QOM name (hyphens for underscores unless ``name`` says otherwise). ``type`` is the name that QMP shows.
+under its QOM name (hyphens for underscores unless ``name`` says otherwise). ``type`` is what QMP
+shows as its type.
 """
 
 from __future__ import annotations

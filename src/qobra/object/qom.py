@@ -1,8 +1,9 @@
 """The object model: classes with inherited properties, objects that own children in one tree.
 
 A QOM type is a Python class with a ``type_name`` of its own; its QOM parent is the nearest base class that
-has one. Every object knows its parent and the name it has there, so it has a path; properties come from the class
-(:mod:`qobra.object.property`) and, for what differs between instances, from :meth:`Object.add_property`.
+has one. Every object knows its parent and the name it has there, so it has a path; properties come from
+the class (:mod:`qobra.object.property`) and, for what differs between instances, from
+:meth:`Object.add_property`.
 """
 
 from __future__ import annotations
