@@ -81,6 +81,11 @@ class Control:
         self._posted.append(_Posted(call, args) if args else call)
         self._run_posted()
 
+    def defer(self, call: Callable[..., None], *args: Any) -> None:
+        """Like :meth:`post`, but never in the calling thread: for one that is in the middle of a request."""
+        self._posted.append(_Posted(call, args) if args else call)
+        self.call_later(0, _nothing)
+
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Run ``function(*args)`` in the strand, in this thread, and return what it returns."""
         with self:
@@ -148,6 +153,11 @@ class Control:
                 timer = heapq.heappop(self._timers)[2]
             with self:
                 timer.fire()
+
+
+def _nothing() -> None:
+    # Entering and leaving the strand for this timer runs what was deferred.
+    pass
 
 
 class _Posted:

@@ -1,0 +1,156 @@
+"""A block backend: a root of the graph, where an export, a device, a job or a tool enters.
+
+It holds what belongs to the user and not to the node: the gate that drains it, the permissions that the user needs, the
+throttle group, the accounting and the error policy. A worker takes a :class:`Slot` and brackets its requests with it;
+the methods here do that for callers that do not care, with one slot for each thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qobra.block import permissions
+from qobra.block.node import BlockNode, Buffer
+from qobra.block.slots import Gate, Slot
+from qobra.block.table import ResolvedTable
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+
+
+class Throttle(Protocol):
+    """A backend's membership of a throttle group."""
+
+    def wait(self, length: int, is_write: bool) -> None:
+        """Wait until a request of ``length`` bytes may go; returns at once while the backend is drained."""
+        ...
+
+
+class BlockBackend:
+    """A root. ``name`` is the name that ``query-block`` and the device argument of commands know, or "".
+
+    ``description`` says who uses it, for conflicts: ``block device 'x'``.
+    """
+
+    def __init__(
+        self,
+        layer: BlockLayer,
+        name: str = "",
+        *,
+        perm: int = permissions.CONSISTENT_READ,
+        shared: int = permissions.ALL,
+        description: str = "",
+    ) -> None:
+        self.layer = layer
+        self.name = name
+        self.perm = perm
+        self.shared = shared
+        self._description = description
+        self.node: BlockNode | None = None
+        self.gate = Gate()
+        self.throttle: Throttle | None = None
+        self.resized: list[Callable[[], None]] = []
+        """Called after the node's length changed."""
+        self._local = threading.local()
+        self._table: ResolvedTable | None = None
+
+    def __repr__(self) -> str:
+        return f"<backend {self.name or self._description!r}>"
+
+    def description(self) -> str:
+        """See :class:`qobra.block.graph.Root`."""
+        return self._description or (f"block device '{self.name}'" if self.name else "an unnamed block device")
+
+    def insert(self, node: BlockNode, perm: int | None = None, shared: int | None = None) -> None:
+        """Enter the graph at ``node``. Raises QobraError where permissions conflict."""
+        with self.layer.graph.change() as change:
+            change.set_root(self, node, perm, shared)
+
+    def remove(self) -> None:
+        """Leave the graph; a node that nobody else uses is closed."""
+        if self.node is not None:
+            with self.layer.graph.change() as change:
+                change.set_root(self, None)
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+
+    def set_permissions(self, perm: int, shared: int) -> None:
+        """Ask for other permissions than before."""
+        if self.node is None:
+            self.perm, self.shared = perm, shared
+        else:
+            self.insert(self.node, perm, shared)
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def new_slot(self) -> Slot:
+        """A place for one worker; close it when the worker ends."""
+        return self.layer.flight.slot(self.gate)
+
+    def slot(self) -> Slot:
+        """The calling thread's own place."""
+        slot: Slot | None = getattr(self._local, "slot", None)
+        if slot is None:
+            slot = self._local.slot = self.new_slot()
+        return slot
+
+    def table(self) -> ResolvedTable:
+        """The flat table of this root, up to date. To be called inside a slot."""
+        table = self._table
+        node = self.inserted()
+        if table is None or table.root is not node:
+            if table is not None:
+                table.close()
+            table = self._table = ResolvedTable(node)
+        elif table.generation != self.layer.generation:
+            table.refresh()
+        return table
+
+    def inserted(self) -> BlockNode:
+        """The node. Raises QobraError if there is none (an empty drive)."""
+        if self.node is None:
+            raise QobraError(f"Device '{self.name}' has no medium", errno=123)  # ENOMEDIUM
+        return self.node
+
+    @property
+    def length(self) -> int:
+        """Size in bytes; 0 without a medium."""
+        return self.node.length if self.node is not None else 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See :meth:`BlockNode.read`."""
+        return self._request(False, length, BlockNode.read, offset, length)  # type: ignore[no-any-return]
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """See :meth:`BlockNode.read_into`."""
+        self._request(False, len(view), BlockNode.read_into, offset, view)
+
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """See :meth:`BlockNode.write`."""
+        self._request(True, len(data), BlockNode.write, offset, data, fua=fua)
+
+    def write_zeroes(
+        self, offset: int, length: int, *, may_unmap: bool = False, no_fallback: bool = False, fua: bool = False
+    ) -> None:
+        """See :meth:`BlockNode.write_zeroes`."""
+        self._request(
+            True, length, BlockNode.write_zeroes, offset, length, may_unmap=may_unmap, no_fallback=no_fallback, fua=fua
+        )
+
+    def discard(self, offset: int, length: int) -> None:
+        """See :meth:`BlockNode.discard`."""
+        self._request(True, length, BlockNode.discard, offset, length)
+
+    def flush(self) -> None:
+        """See :meth:`BlockNode.flush`."""
+        self._request(True, 0, BlockNode.flush)
+
+    def _request(self, is_write: bool, length: int, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.throttle is not None and length:
+            self.throttle.wait(length, is_write)
+        with self.slot():
+            return method(self.inserted(), *args, **kwargs)

@@ -1,0 +1,135 @@
+"""Where the bytes of a node live: extents (one node's answer) and runs (resolved down to the leaves)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+# Kinds of extents.
+DATA = 0
+"""Raw bytes at ``offset`` of ``child`` (of the node itself where it is a leaf)."""
+ZERO = 1
+"""Reads as zeroes. ``child`` and ``offset`` say where space is kept for it, if it is."""
+ABSENT = 2
+"""Nothing here: ask the backing child, zeroes where there is none."""
+COMPUTED = 3
+"""Ask this node's :meth:`BlockNode.read_computed`: compressed, encrypted, filtered."""
+
+# Flags of extents.
+WRITABLE = 1
+"""A write may go straight to that place: it is allocated, not shared, and needs no metadata change."""
+COMPRESSED = 2
+"""A compressed cluster."""
+
+MAX_DEPTH = 400
+"""Nodes that may lie on one another; a longer backing chain is refused."""
+
+
+class Extent(NamedTuple):
+    """A run of ``length`` bytes that one node answers for; extents of a map follow one another without gaps."""
+
+    length: int
+    kind: int
+    child: BlockNode | None = None
+    offset: int = 0
+    flags: int = 0
+
+
+class Run(NamedTuple):
+    """``length`` bytes from ``start`` of the resolved node, on ``leaf`` at ``offset`` (DATA, or ZERO with space).
+
+    For COMPUTED runs ``leaf`` is the node to ask and ``offset`` the position in it. ``depth`` counts the nodes that
+    can hold data of their own (a filter or a raw node does not count) from the one resolved, 0, down to the one that
+    answered; -1 when none did. ``leaf`` is None where nothing is known of a place.
+    """
+
+    start: int
+    length: int
+    kind: int
+    leaf: BlockNode | None
+    offset: int
+    flags: int
+    depth: int
+    layer: BlockNode
+
+
+def resolve(node: BlockNode, start: int, length: int, *, want_zero: bool = False) -> list[Run]:
+    """The runs on leaf nodes that ``length`` bytes from ``start`` of ``node`` are made of, merged where they touch.
+
+    With ``want_zero`` the leaves are asked for their holes too, which costs system calls; without, a hole of a file
+    is DATA. The range must lie inside the node.
+    """
+    runs: list[Run] = []
+    _resolve(node, start, length, start, 0, runs, want_zero, MAX_DEPTH)
+    return runs
+
+
+def _resolve(
+    node: BlockNode,
+    offset: int,
+    length: int,
+    start: int,
+    depth: int,
+    runs: list[Run],
+    want_zero: bool,
+    budget: int,
+) -> None:
+    if budget <= 0:
+        raise QobraError(f"Block graph under node '{node.node_name}' is deeper than {MAX_DEPTH} nodes")
+    for extent in node.map(offset, length, want_zero):
+        kind = extent.kind
+        size = extent.length
+        child = extent.child
+        if kind == ABSENT:
+            backing = node.backing
+            inside = 0 if backing is None else max(0, min(size, backing.length - offset))
+            if inside:
+                assert backing is not None
+                _resolve(backing, offset, inside, start, depth + 1, runs, want_zero, budget - 1)
+            if inside < size:
+                _append(runs, Run(start + inside, size - inside, ZERO, None, 0, 0, -1, node))
+        elif kind == DATA and child is not None and child is not node:
+            if child.is_leaf and not want_zero:
+                _append(runs, Run(start, size, DATA, child, extent.offset, extent.flags, depth, node))
+            else:
+                inside = max(0, min(size, child.length - extent.offset))
+                if inside:
+                    first = len(runs)
+                    _resolve(child, extent.offset, inside, start, 0, runs, want_zero, budget - 1)
+                    # What lies under this node counts as this node's, and is only writable through both.
+                    own = runs[first:]
+                    del runs[first:]
+                    for run in own:
+                        flags = run.flags & (extent.flags | ~WRITABLE)
+                        holder = run.layer if node.is_transparent else node
+                        below = run.depth + depth if node.is_transparent else depth
+                        _append(runs, run._replace(flags=flags, depth=below, layer=holder))
+                if inside < size:
+                    # Past the end of the child: never written, so zeroes.
+                    _append(runs, Run(start + inside, size - inside, ZERO, None, 0, 0, depth, node))
+        elif kind == COMPUTED:
+            _append(runs, Run(start, size, COMPUTED, node, offset, extent.flags, depth, node))
+        else:
+            _append(runs, Run(start, size, kind, child, extent.offset, extent.flags, depth, node))
+        offset += size
+        start += size
+
+
+def _append(runs: list[Run], run: Run) -> None:
+    if runs:
+        last = runs[-1]
+        if (
+            last.kind == run.kind
+            and last.leaf is run.leaf
+            and last.flags == run.flags
+            and last.layer is run.layer
+            and last.depth == run.depth
+            and (run.leaf is None or last.offset + last.length == run.offset)
+        ):
+            runs[-1] = last._replace(length=last.length + run.length)
+            return
+    runs.append(run)

@@ -1,0 +1,82 @@
+"""The ``raw`` format: a file, or a window of it, as it is."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from qobra.block import permissions
+from qobra.block.extents import DATA, WRITABLE, Extent
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.errors import QobraError
+
+
+@drivers.register("raw")
+class RawNode(BlockNode):
+    """Shows its file from ``offset`` on, ``size`` bytes of it (default: to its end)."""
+
+    driver = "raw"
+    is_format = True
+    is_transparent = True
+    creatable = True
+
+    @classmethod
+    def probe(cls, data: bytes, filename: str) -> int:
+        # Anything may be raw; whoever recognises more wins.
+        return 1
+
+    def open(self, opening: Opening) -> None:
+        self._offset = opening.options.get("offset", 0)
+        self._size: int | None = opening.options.get("size")
+        window = self._offset or self._size is not None
+        role = permissions.ROLE_DATA if window else permissions.ROLE_FILTERED
+        opening.child("file", role | permissions.ROLE_PRIMARY)
+        real = self.file.length
+        if real < self._offset:
+            raise QobraError(f"Offset ({self._offset}) cannot be greater than size of the containing file ({real})")
+        if self._size is not None and real - self._offset < self._size:
+            raise QobraError(
+                f"The sum of offset ({self._offset}) and size ({self._size}) has to be smaller or equal to the actual "
+                f"size of the containing file ({real})"
+            )
+        self.child_resized("file")
+
+    def child_resized(self, name: str) -> None:
+        rest = max(0, self.file.length - self._offset)
+        self.length = rest if self._size is None else min(self._size, rest)
+
+    def linear_child(self) -> tuple[BlockNode, int] | None:
+        return self.file, self._offset
+
+    def plain_filename(self) -> str:
+        return self.file.filename if not self._offset and self._size is None else ""
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        return (Extent(length, DATA, self.file, offset + self._offset, WRITABLE),)
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        self.file.read_into(offset + self._offset, view)
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        self.file.write(offset + self._offset, data)
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        self.file.write_zeroes(offset + self._offset, length, may_unmap=may_unmap, no_fallback=no_fallback)
+        return True
+
+    def _discard(self, offset: int, length: int) -> None:
+        self.file.discard(offset + self._offset, length)
+
+    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
+        if self._size is not None:
+            raise QobraError("Cannot resize fixed-size raw disks", errno=errno.ENOTSUP)
+        self.file.truncate(length + self._offset, preallocation=preallocation, exact=exact)
+        self.child_resized("file")
+
+    def has_zero_init(self) -> bool:
+        return self.file.has_zero_init()
+
+    @classmethod
+    def create(cls, options: Options, file: BlockNode) -> None:
+        """blockdev-create (BlockdevCreateOptionsRaw): give ``file`` the size ``size``."""
+        file.truncate(options["size"], preallocation=options.get("preallocation", "off"))

@@ -1,0 +1,325 @@
+"""The block graph: an immutable snapshot of nodes and links, changed by transactions.
+
+A :class:`GraphState` is never modified. :meth:`Graph.change` builds a new one, computes from it the permissions that
+every user ends up with, asks the nodes whose permissions change, and only then puts the new state in place; a
+conflict, a loop or a refusal leaves everything as it was. ``BlockNode.children`` is the installed copy that requests
+use; it is only written while everything is drained.
+
+Nodes are not reference-counted: after each change, a node that neither the monitor owns nor a root can reach is
+closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from qobra.block import permissions
+from qobra.block.extents import MAX_DEPTH
+from qobra.block.node import BlockNode
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+
+Links = dict[str, tuple[BlockNode, int]]
+"""Name of a child to the child and its role."""
+
+
+class Root(Protocol):
+    """Where something outside enters the graph; see :class:`qobra.block.backend.BlockBackend`."""
+
+    node: BlockNode | None
+    perm: int
+    shared: int
+
+    def description(self) -> str:
+        """Who it is, as error texts name users: ``block device 'x'``, ``block job 'y'``, ..."""
+        ...
+
+
+class GraphState:
+    """One state of the graph. Do not modify."""
+
+    __slots__ = ("links", "nodes", "permissions", "roots")
+
+    def __init__(
+        self,
+        nodes: dict[str, BlockNode],
+        links: dict[BlockNode, Links],
+        roots: dict[Root, tuple[BlockNode, int, int]],
+    ) -> None:
+        self.nodes = nodes
+        self.links = links
+        self.roots = roots
+        self.permissions: dict[tuple[object, str], tuple[int, int]] = {}
+        """(parent, child name) to (permissions taken, permissions shared); roots have the name ``root``."""
+
+    def parents(self, node: BlockNode) -> list[tuple[BlockNode, str]]:
+        """The nodes that have ``node`` as a child, with the child's name."""
+        return [
+            (parent, name)
+            for parent, links in self.links.items()
+            for name, (child, _role) in links.items()
+            if child is node
+        ]
+
+
+class Graph:
+    """The current state, and the one way to another."""
+
+    def __init__(self, layer: BlockLayer) -> None:
+        self._layer = layer
+        self.state = GraphState({}, {}, {})
+
+    @property
+    def nodes(self) -> dict[str, BlockNode]:
+        """All nodes by name, oldest first."""
+        return self.state.nodes
+
+    def find(self, node_name: str) -> BlockNode | None:
+        """The node of that name."""
+        return self.state.nodes.get(node_name)
+
+    def parents(self, node: BlockNode) -> list[tuple[BlockNode, str]]:
+        """See :meth:`GraphState.parents`."""
+        return self.state.parents(node)
+
+    def roots_of(self, node: BlockNode) -> list[Root]:
+        """The roots whose node is ``node``."""
+        return [root for root, (target, _perm, _shared) in self.state.roots.items() if target is node]
+
+    @contextmanager
+    def change(self) -> Iterator[GraphChange]:
+        """Collect changes in the body and apply them at its end, all or none."""
+        change = GraphChange(self.state)
+        yield change
+        if change.touches_existing:
+            with self._layer.drained():
+                self._apply(change)
+        else:
+            self._apply(change)
+
+    def _apply(self, change: GraphChange) -> None:
+        old = self.state
+        new = change.build()
+        _check_depth(new)
+        gone = _prune(new)
+        new.permissions = compute_permissions(new)
+        cumulative = _cumulative(new)
+        granted: list[tuple[BlockNode, int, int]] = []
+        # Parents before children would ask a file for locks before its format agreed; any order is safe to undo.
+        try:
+            for node in new.nodes.values():
+                perm, shared = cumulative[node]
+                if (perm, shared) != (node.perm, node.shared) or node.node_name not in old.nodes:
+                    before = (node, node.perm, node.shared)
+                    node.prepare_permissions(perm, shared)
+                    granted.append(before)
+                    node.set_permissions(perm, shared)
+        except BaseException:
+            for node, perm, shared in reversed(granted):
+                node.set_permissions(perm, shared)
+            raise
+        self.state = new
+        for node, links in new.links.items():
+            children = {name: child for name, (child, _role) in links.items()}
+            if node.children != children:
+                node.children = children
+            node.roles = {name: role for name, (_child, role) in links.items()}
+        for root in old.roots.keys() | new.roots.keys():
+            entry = new.roots.get(root)
+            root.node = entry[0] if entry else None
+            if entry:
+                root.perm, root.shared = entry[1], entry[2]
+        for node in new.nodes.values():
+            if node.node_name not in old.nodes:
+                node.activate()
+        self._layer.close_nodes(gone)
+        for node in _children_first(new):
+            node.refresh_filename()
+        self._layer.changed()
+
+
+class GraphChange:
+    """A change that is being put together. Nothing happens before the ``with`` block of Graph.change ends."""
+
+    def __init__(self, state: GraphState) -> None:
+        self._old = state
+        self._nodes = dict(state.nodes)
+        self._links = {node: dict(links) for node, links in state.links.items()}
+        self._roots = dict(state.roots)
+        self.touches_existing = False
+
+    def insert(self, node: BlockNode) -> None:
+        """Add a node that was just opened, with the children that it was opened with."""
+        if node.node_name in self._nodes:
+            raise QobraError(f"Duplicate nodes with node-name='{node.node_name}'")
+        self._nodes[node.node_name] = node
+        self._links[node] = {name: (child, node.roles[name]) for name, child in node.children.items()}
+
+    def attach(self, parent: BlockNode, name: str, child: BlockNode, role: int) -> None:
+        """Make ``child`` the child ``name`` of ``parent``, in place of any other."""
+        self._links[parent][name] = (child, role)
+        self._touch(parent)
+
+    def detach(self, parent: BlockNode, name: str) -> None:
+        """Take the child ``name`` from ``parent``."""
+        del self._links[parent][name]
+        self._touch(parent)
+
+    def replace(self, old: BlockNode, new: BlockNode, *, keep: tuple[object, ...] = ()) -> None:
+        """Everyone who uses ``old`` uses ``new`` from now on, except the parents and roots in ``keep``.
+
+        ``new`` itself and what lies under it keep their links to ``old``.
+        """
+        for parent, links in self._links.items():
+            if parent is new or parent in keep:
+                continue
+            for name, (child, role) in links.items():
+                if child is old:
+                    links[name] = (new, role)
+                    self._touch(parent)
+        for root, (node, perm, shared) in self._roots.items():
+            if node is old and root not in keep:
+                self._roots[root] = (new, perm, shared)
+                self.touches_existing = True
+
+    def set_root(self, root: Root, node: BlockNode | None, perm: int | None = None, shared: int | None = None) -> None:
+        """Let ``root`` enter at ``node`` (None: nowhere) with these permissions (None: the ones it has)."""
+        if self._roots.get(root) is not None or node is None:
+            self.touches_existing = True
+        if node is None:
+            self._roots.pop(root, None)
+        else:
+            self._roots[root] = (
+                node,
+                root.perm if perm is None else perm,
+                root.shared if shared is None else shared,
+            )
+
+    def _touch(self, parent: BlockNode) -> None:
+        if parent.node_name in self._old.nodes:
+            self.touches_existing = True
+
+    def build(self) -> GraphState:
+        """The state that the changes lead to."""
+        return GraphState(self._nodes, self._links, self._roots)
+
+
+def compute_permissions(state: GraphState) -> dict[tuple[object, str], tuple[int, int]]:
+    """What each link of ``state`` takes and shares. Raises QobraError naming both users where two conflict."""
+    users: dict[BlockNode, list[tuple[object, str, int, int]]] = {node: [] for node in state.nodes.values()}
+    result: dict[tuple[object, str], tuple[int, int]] = {}
+    for root, (node, perm, shared) in state.roots.items():
+        _add_user(users, result, node, root, "root", perm, shared)
+    for node in reversed(list(_children_first(state))):
+        perm, shared = _combine(users[node])
+        for name, (child, role) in state.links[node].items():
+            child_perm, child_shared = node.child_permissions(name, role, perm, shared)
+            if node.force_share:
+                child_shared = permissions.ALL
+            _add_user(users, result, child, node, name, child_perm, child_shared)
+    return result
+
+
+def _add_user(
+    users: dict[BlockNode, list[tuple[object, str, int, int]]],
+    result: dict[tuple[object, str], tuple[int, int]],
+    node: BlockNode,
+    user: object,
+    name: str,
+    perm: int,
+    shared: int,
+) -> None:
+    for other, other_name, other_perm, other_shared in users[node]:
+        for taker, taker_name, taken, refuser, refuser_name, refused in (
+            (user, name, perm, other, other_name, perm & ~other_shared),
+            (other, other_name, other_perm, user, name, other_perm & ~shared),
+        ):
+            del taken
+            if refused:
+                raise QobraError(
+                    f"Permission conflict on node '{node.node_name}': permissions '{permissions.texts(refused)}' are "
+                    f"both required by {_user_text(taker, node, taker_name)} and unshared by "
+                    f"{_user_text(refuser, node, refuser_name)}."
+                )
+    users[node].append((user, name, perm, shared))
+    result[(user, name)] = (perm, shared)
+
+
+def _user_text(user: object, node: BlockNode, name: str) -> str:
+    if isinstance(user, BlockNode):
+        who = f"node '{user.node_name}'"
+    else:
+        who = user.description()  # type: ignore[attr-defined]
+    return f"{who} (uses node '{node.node_name}' as '{name}' child)"
+
+
+def _combine(users: list[tuple[object, str, int, int]]) -> tuple[int, int]:
+    perm, shared = 0, permissions.ALL
+    for _user, _name, user_perm, user_shared in users:
+        perm |= user_perm
+        shared &= user_shared
+    return perm, shared
+
+
+def _cumulative(state: GraphState) -> dict[BlockNode, tuple[int, int]]:
+    users: dict[BlockNode, list[tuple[object, str, int, int]]] = {node: [] for node in state.nodes.values()}
+    for (user, name), (perm, shared) in state.permissions.items():
+        if isinstance(user, BlockNode):
+            child = state.links[user][name][0]
+        else:
+            child = state.roots[user][0]  # type: ignore[index]
+        users[child].append((user, name, perm, shared))
+    return {node: _combine(each) for node, each in users.items()}
+
+
+def _children_first(state: GraphState) -> Iterator[BlockNode]:
+    """All nodes, each after its children. Iterative: a chain may be longer than Python's stack is deep."""
+    done: set[BlockNode] = set()
+    for start in state.nodes.values():
+        stack = [(start, iter([child for child, _role in state.links[start].values()]))]
+        if start in done:
+            continue
+        done.add(start)
+        while stack:
+            node, children = stack[-1]
+            for child in children:
+                if child not in done:
+                    done.add(child)
+                    stack.append((child, iter([each for each, _role in state.links[child].values()])))
+                    break
+            else:
+                stack.pop()
+                yield node
+
+
+def _check_depth(state: GraphState) -> None:
+    """Refuse loops and chains past MAX_DEPTH."""
+    depth: dict[BlockNode, int] = {}
+    for node in _children_first(state):
+        below = [depth.get(child) for child, _role in state.links[node].values()]
+        if None in below:
+            raise QobraError(f"Making '{node.node_name}' a parent of its own parent would create a cycle")
+        depth[node] = 1 + max((each for each in below if each is not None), default=0)
+        if depth[node] > MAX_DEPTH:
+            raise QobraError(f"Block graph under node '{node.node_name}' is deeper than {MAX_DEPTH} nodes")
+
+
+def _prune(state: GraphState) -> list[BlockNode]:
+    """Take what nobody can reach out of ``state`` and return it, parents first."""
+    reached: set[BlockNode] = set()
+    pending = [node for node in state.nodes.values() if node.monitor_owned]
+    pending += [node for node, _perm, _shared in state.roots.values()]
+    while pending:
+        node = pending.pop()
+        if node not in reached:
+            reached.add(node)
+            pending += [child for child, _role in state.links[node].values()]
+    gone = [node for node in reversed(list(_children_first(state))) if node not in reached]
+    for node in gone:
+        del state.nodes[node.node_name]
+        del state.links[node]
+    return gone

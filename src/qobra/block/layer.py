@@ -1,0 +1,392 @@
+"""The block layer of one machine: the owner of nodes, backends, jobs and exports, and the way nodes are opened."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.backend import BlockBackend
+from qobra.block.filename import parse_filename, relative_to
+from qobra.block.graph import Graph
+from qobra.block.node import BlockNode, Opening, Options, drivers
+from qobra.block.slots import Flight, Gate
+from qobra.clock import HostClock
+from qobra.control import Control
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.export.exports import Exports
+    from qobra.block.job.jobs import Jobs
+
+Emit = Callable[[str, dict[str, Any] | None], None]
+
+PROBE_SIZE = 2048
+"""Bytes of an image that are looked at to tell its format."""
+
+
+class BlockLayer:
+    """Everything of block devices that a machine has. Made without arguments it serves a tool or a test.
+
+    ``emit`` sends an event (inside the strand), ``find_object(id, type_name)`` looks up a user-created object,
+    ``open_path(path, flags)`` opens a path that may be ``/dev/fdset/N``.
+    """
+
+    def __init__(
+        self,
+        *,
+        control: Control | None = None,
+        emit: Emit | None = None,
+        find_object: Callable[..., Any] | None = None,
+        random: random.Random | None = None,
+        open_path: Callable[[str, int], int] | None = None,
+    ) -> None:
+        self.control = control or Control(HostClock())
+        self.emit: Emit = emit or _ignore_event
+        self.find_object: Callable[..., Any] = find_object or (lambda *_args, **_kwargs: None)
+        self.open_path = open_path
+        self._random = random
+        self._node_counter = 0
+        self.flight = Flight()
+        self.generation = 0
+        """Counts changes of the graph and of who is told of writes; flat tables are checked against it."""
+        self.graph = Graph(self)
+        self.backends: dict[str, BlockBackend] = {}
+        """The named backends (drives), by name."""
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The background jobs."""
+        from qobra.block.job.jobs import Jobs
+
+        return Jobs(self)
+
+    @cached_property
+    def exports(self) -> Exports:
+        """The exports and their servers."""
+        from qobra.block.export.exports import Exports
+
+        return Exports(self)
+
+    @property
+    def clock(self) -> Any:
+        """The machine's clock."""
+        return self.control.clock
+
+    def emit_from_request(self, name: str, data: dict[str, Any]) -> None:
+        """Emit an event from inside a request: soon, in the strand, in another thread."""
+        self.control.defer(self.emit, name, data)
+
+    # -- draining -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def drained(self) -> Iterator[None]:
+        """While the body runs no request is in flight at any root, and none starts. May be nested.
+
+        Not to be entered by a thread that is inside a slot.
+        """
+        with self.flight.drained(self._gates):
+            yield
+
+    def _gates(self) -> list[Gate]:
+        return [root.gate for root in self.graph.state.roots if isinstance(root, BlockBackend)]
+
+    def changed(self) -> None:
+        """Flat tables are to be made anew."""
+        self.generation += 1
+
+    def node_resized(self, node: BlockNode, old_length: int) -> None:
+        """``node`` has another length: adapt its bitmaps, what shows it, and tell the roots above."""
+        for bitmap in node.bitmaps.values():
+            bitmap.resize(node.length)
+        for parent, name in self.graph.parents(node):
+            if parent.is_filter or parent.is_transparent:
+                before = parent.length
+                parent.child_resized(name)
+                if parent.length != before:
+                    self.node_resized(parent, before)
+        for root in self.graph.roots_of(node):
+            if isinstance(root, BlockBackend):
+                for call in tuple(root.resized):
+                    call()
+        self.changed()
+
+    # -- finding ------------------------------------------------------------------------------------------------
+
+    def find_node(self, node_name: str) -> BlockNode:
+        """The node of that name. Raises QobraError."""
+        node = self.graph.find(node_name)
+        if node is None:
+            raise QobraError(f"Cannot find device='' nor node-name='{node_name}'")
+        return node
+
+    def find_device_or_node(self, name: str) -> BlockNode:
+        """The node in the backend ``name``, or the node of that name. Raises QobraError in QEMU's words."""
+        backend = self.backends.get(name)
+        if backend is not None:
+            if backend.node is None:
+                raise QobraError(f"Device '{name}' has no medium")
+            return backend.node
+        node = self.graph.find(name)
+        if node is None:
+            raise QobraError(f"Cannot find device='{name}' nor node-name='{name}'")
+        return node
+
+    def find_backend(self, device: str) -> BlockBackend:
+        """The backend of that name. Raises QobraError (DeviceNotFound)."""
+        backend = self.backends.get(device)
+        if backend is None:
+            raise QobraError(f"Device '{device}' not found", DEVICE_NOT_FOUND)
+        return backend
+
+    def find_device(self, device: str | None, node_name: str | None) -> BlockNode:
+        """The node that a command's ``device`` or ``node-name`` argument means. Raises QobraError in QEMU's words."""
+        if device is not None and device in self.backends:
+            backend = self.backends[device]
+            if backend.node is None:
+                raise QobraError(f"Device '{device}' has no medium")
+            return backend.node
+        if node_name is not None:
+            node = self.graph.find(node_name)
+            if node is not None:
+                return node
+        raise QobraError(f"Cannot find device='{device or ''}' nor node-name='{node_name or ''}'")
+
+    # -- opening ------------------------------------------------------------------------------------------------
+
+    def add_node(self, options: Options) -> BlockNode:
+        """blockdev-add: open the node that ``options`` (a BlockdevOptions) describes, for the monitor to own."""
+        if "node-name" not in options:
+            raise QobraError("'node-name' must be specified for the root node")
+        return self.open(options, monitor_owned=True)
+
+    def open(self, options: Options, *, monitor_owned: bool = False, root: BlockBackend | None = None) -> BlockNode:
+        """Open a node with all its children and put them into the graph, owned by the monitor or by ``root``.
+
+        Without ``driver``, the format is probed as for a legacy file name. Raises QobraError; then nothing is left.
+        """
+        opened: list[BlockNode] = []
+        try:
+            node = self.open_reference(options, opened, {})
+            node.monitor_owned = node.monitor_owned or monitor_owned
+            with self.graph.change() as change:
+                for each in opened:
+                    change.insert(each)
+                if root is not None:
+                    change.set_root(root, node)
+            return node
+        except BaseException:
+            self.close_nodes([each for each in reversed(opened) if self.graph.find(each.node_name) is not each])
+            raise
+
+    def open_image(
+        self,
+        filename: str,
+        options: Options | None = None,
+        *,
+        root: BlockBackend | None = None,
+        monitor_owned: bool = False,
+    ) -> BlockNode:
+        """Open an image by a legacy ``filename`` (a path, a protocol name, ``json:``) and more ``options``.
+
+        ``options["driver"]`` is the format; without it, it is probed.
+        """
+        merged = dict(options or {})
+        protocol_options = parse_filename(filename)
+        whole = filename.startswith("json:") and _is_format_options(protocol_options)
+        if whole or merged.get("driver") == protocol_options["driver"]:
+            merged = {**protocol_options, **merged}
+        else:
+            merged["file"] = {**protocol_options, **merged.get("file", {})}
+        return self.open(merged, root=root, monitor_owned=monitor_owned)
+
+    def open_reference(self, reference: str | Options, opened: list[BlockNode], inherited: Options) -> BlockNode:
+        """The node that ``reference`` names, or a new one for the options that it is.
+
+        New nodes are appended to ``opened``, children first; the caller puts them into the graph or closes them.
+        """
+        if isinstance(reference, _Opened):
+            return reference.node
+        if isinstance(reference, str):
+            node = self.graph.find(reference)
+            if node is None and reference in self.backends:
+                node = self.backends[reference].node
+            if node is None:
+                raise QobraError(f"Cannot find device='{reference}' nor node-name='{reference}'")
+            return node
+        options = {**inherited, **reference}
+        name = options.get("node-name")
+        if name is not None:
+            self.check_node_name(name)
+        if "driver" not in options:
+            options = self._probed(options, opened)
+        driver = drivers.find(options["driver"])
+        if driver is None:
+            raise QobraError(f"Unknown driver '{options['driver']}'")
+        node = driver(self, name or self.new_node_name(), options)
+        if node.force_share and not node.read_only:
+            raise QobraError("force-share=on can only be used with read-only images")
+        opening = Opening(node, self, options, opened)
+        try:
+            node.open(opening)
+            if driver.supports_backing and "backing" not in node.children:
+                self._open_backing(node, opening)
+        except BaseException:
+            node.close_node()
+            raise
+        node.refresh_filename()
+        opened.append(node)
+        return node
+
+    def _open_backing(self, node: BlockNode, opening: Opening) -> None:
+        from qobra.block.permissions import ROLE_COW
+
+        if "backing" in opening.options:
+            reference = opening.options["backing"]
+            if reference is None or reference == "":
+                return
+        else:
+            reference = self.backing_options(node)
+            if reference is None:
+                return
+        try:
+            opening.attach("backing", ROLE_COW, reference)
+        except QobraError as error:
+            raise error.prefixed("Could not open backing file: ") if "backing" not in opening.options else error
+
+    def backing_options(self, node: BlockNode) -> Options | None:
+        """Options that open what the header of ``node`` names as its backing file, or None if it names nothing.
+
+        Raises QobraError for a loop in the chain of names.
+        """
+        name = node.backing_filename  # type: ignore[attr-defined]
+        if not name:
+            return None
+        file = node.children["file"]
+        full = relative_to(name, file.filename)
+        options = parse_filename(full)
+        if full.startswith("json:") and _is_format_options(options):
+            return options
+        backing_format = node.backing_format  # type: ignore[attr-defined]
+        if backing_format == options["driver"]:
+            return options
+        result: Options = {"file": options}
+        if backing_format:
+            result["driver"] = backing_format
+        return result
+
+    def _probed(self, options: Options, opened: list[BlockNode]) -> Options:
+        file = options.get("file")
+        if file is None:
+            raise QobraError("Must specify either driver or file")
+        if isinstance(file, dict) and "driver" not in file:
+            file = {**file, "driver": "file"}
+        inherited: Options = {
+            key: options[key] for key in ("cache", "read-only", "auto-read-only", "force-share") if key in options
+        }
+        child = self.open_reference(file, opened, {**inherited, "discard": "unmap"})
+        driver = self.probe_format(child)
+        # The child is open already and not yet in the graph, so it is handed over as it is.
+        return {**options, "driver": driver, "file": _Opened(child)}
+
+    def probe_format(self, node: BlockNode) -> str:
+        """The format of the image in ``node``, told from its first bytes; ``raw`` where none is sure."""
+        data = node.read(0, min(PROBE_SIZE, node.length))
+        best, score = "raw", 0
+        for name, driver in drivers.load_all().items():
+            if driver.is_format:
+                sure = driver.probe(data, node.filename)
+                if sure > score:
+                    best, score = name, sure
+        return best
+
+    def check_node_name(self, name: str) -> None:
+        """Refuse a node name that is malformed or taken."""
+        if not valid_id(name):
+            raise QobraError(f"Invalid node-name: '{name}'")
+        if name in self.backends:
+            raise QobraError(f"node-name={name} is conflicting with a device id")
+        if self.graph.find(name) is not None:
+            raise QobraError(f"Duplicate nodes with node-name='{name}'")
+        if len(name) > 31:
+            raise QobraError("Node name too long")
+
+    def new_node_name(self) -> str:
+        """A name for a node that was given none: ``#block`` with a number that was not used before."""
+        self._node_counter += 1
+        tail = self._random.randrange(100) if self._random is not None else os.urandom(1)[0] % 100
+        return f"#block{self._node_counter:x}{tail:02d}"
+
+    def delete_node(self, node_name: str) -> None:
+        """blockdev-del. Raises QobraError where the node is in use or not the monitor's."""
+        node = self.graph.find(node_name)
+        if node is None:
+            raise QobraError(f"Failed to find node with node-name='{node_name}'")
+        roots = self.graph.roots_of(node)
+        if any(isinstance(root, BlockBackend) and root.name for root in roots):
+            raise QobraError(f"Node {node_name} is in use")
+        if not node.monitor_owned:
+            raise QobraError(f"Node {node_name} is not owned by the monitor")
+        if roots or self.graph.parents(node):
+            raise QobraError(f"Block device {node_name} is in use")
+        node.monitor_owned = False
+        try:
+            with self.graph.change():
+                pass
+        except BaseException:
+            node.monitor_owned = True
+            raise
+
+    # -- ending -------------------------------------------------------------------------------------------------
+
+    def close_nodes(self, nodes: list[BlockNode]) -> None:
+        """Close ``nodes``, parents first; the first error is raised once all are closed."""
+        failure: Exception | None = None
+        for node in nodes:
+            try:
+                node.close_node()
+            except (OSError, QobraError) as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        """End exports and jobs, then flush and close every node."""
+        for part in ("exports", "jobs"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
+        for backend in list(self.backends.values()):
+            backend.remove()
+        self.backends.clear()
+        for node in self.graph.nodes.values():
+            node.monitor_owned = False
+        with self.graph.change() as change:
+            for root in tuple(self.graph.state.roots):
+                change.set_root(root, None)
+
+
+class _Opened(dict[str, Any]):
+    """Stands for a node that is open already where options are expected."""
+
+    def __init__(self, node: BlockNode) -> None:
+        super().__init__()
+        self.node = node
+
+
+def valid_id(name: str) -> bool:
+    """Whether ``name`` is well-formed as QEMU's ids are: a letter, then letters, digits, ``-``, ``.``, ``_``."""
+    if not name or not (name[0].isascii() and name[0].isalpha()):
+        return False
+    return all(each.isascii() and (each.isalnum() or each in "-._") for each in name)
+
+
+def _is_format_options(options: Options) -> bool:
+    driver = drivers.find(options["driver"]) if "driver" in options else None
+    return "driver" not in options or (driver is not None and (driver.is_format or driver.is_filter))
+
+
+def _ignore_event(_name: str, _data: dict[str, Any] | None) -> None:
+    pass

@@ -1,0 +1,522 @@
+"""A node of the block graph: what every driver is, and what is the same for all of them.
+
+A driver is a subclass of :class:`BlockNode` in a module of its own under ``format/``, ``protocol/`` or ``filter/``,
+registered under its schema name. Most drivers say only where bytes live (:meth:`BlockNode.map`); reading, and the
+rest that follows from it, is here. The methods without an underscore are the contract that callers use; they check
+bounds and permissions, then call the hook of the same name with one.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qobra.block import permissions
+from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO, Extent
+from qobra.errors import QobraError
+from qobra.registry import Registry
+
+if TYPE_CHECKING:
+    from qobra.block.bitmap import DirtyBitmap
+    from qobra.block.layer import BlockLayer
+    from qobra.block.table import ResolvedTable
+
+Options = dict[str, Any]
+Buffer = bytes | bytearray | memoryview
+
+drivers: Registry[type[BlockNode]] = Registry(
+    "block driver", ["qobra.block.format", "qobra.block.protocol", "qobra.block.filter"]
+)
+
+BOUNCE_SIZE = 1 << 20
+"""Bytes that are moved at a time where a whole request cannot be (zero fallback, copies)."""
+
+_ZEROES = bytes(BOUNCE_SIZE)
+
+
+def is_zero(data: Buffer) -> bool:
+    """Whether ``data`` is all zeroes, by memcmp and without copying more than 1 MiB."""
+    view = memoryview(data)
+    for start in range(0, len(view), BOUNCE_SIZE):
+        part = view[start : start + BOUNCE_SIZE]
+        if part != _ZEROES[: len(part)] if len(part) < BOUNCE_SIZE else part != _ZEROES:
+            return False
+    return True
+
+
+class BlockNode:
+    """A vertex of the graph. Thread-safe: any number of threads read and write at once.
+
+    ``length`` is the size in bytes. ``children`` maps a child's name to the node, as the newest graph has it; it
+    changes only while the graph is drained. ``options`` are the options that the node was opened with, as a
+    BlockdevOptions whose children are node names.
+    """
+
+    driver: ClassVar[str] = ""
+    is_filter: ClassVar[bool] = False
+    """Presents the data of its one filtered child unchanged, as QEMU's filters do."""
+    is_leaf: ClassVar[bool] = False
+    """Has a file descriptor ``fd`` from which a DATA run is read at its offset."""
+    is_format: ClassVar[bool] = False
+    """Interprets a file; the opposite of a protocol."""
+    is_transparent: ClassVar[bool] = False
+    """Holds no data of its own: depth counts what lies below in its place (raw, filters)."""
+    supports_backing: ClassVar[bool] = False
+    creatable: ClassVar[bool] = False
+    """Has :meth:`create` for blockdev-create."""
+    fd: int = -1
+    """A leaf's file descriptor."""
+
+    def __init__(self, layer: BlockLayer, node_name: str, options: Options) -> None:
+        self.layer = layer
+        self.node_name = node_name
+        self.options = options
+        self.length = 0
+        self.children: dict[str, BlockNode] = {}
+        self.roles: dict[str, int] = {}
+        self.read_only = bool(options.get("read-only", False))
+        self.auto_read_only = bool(options.get("auto-read-only", False))
+        self.force_share = bool(options.get("force-share", False))
+        cache = options.get("cache") or {}
+        self.cache_direct = bool(cache.get("direct", False))
+        self.cache_no_flush = bool(cache.get("no-flush", False))
+        self.discard_unmap = options.get("discard", "ignore") == "unmap"
+        self.detect_zeroes: str = options.get("detect-zeroes", "off")
+        self.request_alignment = 1
+        self.monitor_owned = False
+        """Made by blockdev-add: lives until blockdev-del."""
+        self.implicit = False
+        """A filter that a job put in unasked; queries by device skip it."""
+        self.filename = ""
+        """As query-named-block-nodes and ``qemu-img info`` give it; see :meth:`refresh_filename`."""
+        self.perm = 0
+        self.shared = permissions.ALL
+        self.bitmaps: dict[str, DirtyBitmap] = {}
+        self.trackers: tuple[WriteTracker, ...] = ()
+        """Told of every write after it was done: enabled dirty bitmaps, jobs, the write threshold."""
+        self.tables: tuple[ResolvedTable, ...] = ()
+        """Flat tables of roots above that hold places in this node; see :meth:`moved`."""
+        self.highest_write_offset = 0
+        self.write_threshold = 0
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return f"<{self.driver} node {self.node_name!r}>"
+
+    # -- children ---------------------------------------------------------------------------------------------
+
+    @property
+    def file(self) -> BlockNode:
+        """The child that holds this node's data or metadata."""
+        return self.children["file"]
+
+    @property
+    def backing(self) -> BlockNode | None:
+        """The node that ABSENT extents come from."""
+        return self.children.get("backing")
+
+    @property
+    def filtered(self) -> BlockNode | None:
+        """The one child whose data a filter presents."""
+        return (self.children.get("file") or self.children.get("backing")) if self.is_filter else None
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def open(self, opening: Opening) -> None:
+        """Open: take the driver's options and children from ``opening``, read the metadata, set ``length``.
+
+        Must not write: permissions are only granted afterwards (see :meth:`activate`).
+        """
+        raise NotImplementedError
+
+    def activate(self) -> None:
+        """Called once the node is in the graph with its permissions: repairs and marks that opening calls for."""
+
+    def close(self) -> None:
+        """Write out what is cached and let go of the host's resources. Children are closed after this."""
+
+    def close_node(self) -> None:
+        """Close once; errors of a late flush are the caller's to report."""
+        if not self.closed:
+            self.closed = True
+            self.close()
+
+    @classmethod
+    def probe(cls, data: bytes, filename: str) -> int:
+        """How sure the driver is that an image that begins with ``data`` is its own: 0 (no) to 100."""
+        return 0
+
+    @classmethod
+    def parse_filename(cls, filename: str) -> Options | None:
+        """The driver's options for a legacy ``filename`` (a URI or a prefix), or None if it is not this driver's."""
+        return None
+
+    def refresh_filename(self) -> None:
+        """Set ``filename`` from the options and the children's; the default is a format's: its file's own."""
+        self.filename = self.plain_filename() or self.json_filename()
+
+    def plain_filename(self) -> str:
+        """The name that would open the same node, or an empty string if only a ``json:`` one can say it."""
+        if self.is_filter:
+            return ""
+        return self.children["file"].filename if "file" in self.children else ""
+
+    def json_filename(self) -> str:
+        """The node and its children as a ``json:`` pseudo-protocol name."""
+        from qobra.block.filename import json_filename
+
+        return json_filename(self)
+
+    def relevant_options(self) -> Options:
+        """The options that decide what data the node shows, for ``json:`` names; without the children."""
+        generic = _GENERIC_OPTIONS
+        return {key: value for key, value in self.options.items() if key not in generic and key not in self.children}
+
+    # -- permissions ------------------------------------------------------------------------------------------
+
+    def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
+        """What this node asks of its child ``name`` and lets others do with it; see :mod:`permissions`."""
+        return permissions.default_child_permissions(role, not self.read_only, perm, shared)
+
+    def prepare_permissions(self, perm: int, shared: int) -> None:
+        """The node's users are about to ask ``perm`` and share ``shared``: refuse, or take locks, here."""
+        if perm & (permissions.WRITE | permissions.WRITE_UNCHANGED) and self.read_only:
+            if self.auto_read_only:
+                self.reopen_writable()
+            else:
+                raise QobraError("Block node is read-only")
+
+    def reopen_writable(self) -> None:
+        """Turn an auto-read-only node writable; protocols that can, override it."""
+        raise QobraError("Block node is read-only")
+
+    def set_permissions(self, perm: int, shared: int) -> None:
+        """The permissions are granted; or given back, after a change that failed."""
+        self.perm = perm
+        self.shared = shared
+
+    # -- where the data is ------------------------------------------------------------------------------------
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        """Extents that cover exactly ``length`` bytes from ``offset``, inside the node.
+
+        ``want_zero`` False lets a leaf skip the search for holes and call them DATA.
+        """
+        raise NotImplementedError
+
+    def moved(self, offset: int, length: int) -> None:
+        """The driver changed where ``length`` bytes from ``offset`` live, or that they exist: forget old places.
+
+        To be called after the new place can be found by :meth:`map` and before the request that caused it returns.
+        """
+        for table in self.tables:
+            table.drop(offset, length)
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``."""
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` from ``offset``. Raises OSError or QobraError with an errno."""
+        self.check_range(offset, len(view))
+        if len(view):
+            self._read(offset, view)
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        position = 0
+        for extent in self.map(offset, len(view), False):
+            part = view[position : position + extent.length]
+            here = offset + position
+            kind = extent.kind
+            if kind == DATA:
+                assert extent.child is not None
+                read_or_zero(extent.child, extent.offset, part)
+            elif kind == COMPUTED:
+                self.read_computed(here, part)
+            elif kind == ABSENT and self.backing is not None:
+                read_or_zero(self.backing, here, part)
+            else:
+                fill_zero(part)
+            position += extent.length
+
+    def read_computed(self, offset: int, view: memoryview) -> None:
+        """Fill ``view``, which lies in a COMPUTED extent."""
+        raise NotImplementedError
+
+    # -- writing ----------------------------------------------------------------------------------------------
+
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write ``data`` at ``offset``; with ``fua`` it is on stable storage when this returns."""
+        length = len(data)
+        self.check_write(offset, length)
+        if not length:
+            return
+        if self.detect_zeroes != "off" and is_zero(data):
+            self._zero(offset, length, self.detect_zeroes == "unmap" and self.discard_unmap, False)
+        else:
+            self._write(offset, data)
+        self.written(offset, length)
+        if fua:
+            self.flush()
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        raise NotImplementedError
+
+    def write_compressed(self, offset: int, data: Buffer) -> None:
+        """Write whole clusters compressed. Raises ENOTSUP where the driver has no compression."""
+        self.check_write(offset, len(data))
+        self._write_compressed(offset, data)
+        self.written(offset, len(data))
+
+    def _write_compressed(self, offset: int, data: Buffer) -> None:
+        raise QobraError(f"Block format '{self.driver}' does not support compression", errno=errno.ENOTSUP)
+
+    def write_zeroes(
+        self,
+        offset: int,
+        length: int,
+        *,
+        may_unmap: bool = False,
+        no_fallback: bool = False,
+        fua: bool = False,
+    ) -> None:
+        """Make ``length`` bytes read as zero; ``may_unmap``: their space may be given back.
+
+        With ``no_fallback``, raise ENOTSUP rather than write zeroes byte by byte.
+        """
+        self.check_write(offset, length)
+        if length:
+            self._zero(offset, length, may_unmap and self.discard_unmap, no_fallback)
+            self.written(offset, length)
+        if fua:
+            self.flush()
+
+    def _zero(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> None:
+        if not self._write_zeroes(offset, length, may_unmap, no_fallback):
+            if no_fallback:
+                raise OSError(errno.ENOTSUP, "Operation not supported")
+            self.write_zero_bytes(offset, length)
+
+    def write_zero_bytes(self, offset: int, length: int) -> None:
+        """The fallback of write_zeroes: real zeroes, a bounded buffer at a time."""
+        end = offset + length
+        while offset < end:
+            size = min(BOUNCE_SIZE, end - offset)
+            self._write(offset, memoryview(_ZEROES)[:size])
+            offset += size
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        """Zero efficiently; False if the driver has no way for this range (nothing was done then)."""
+        return False
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give back the space of ``length`` bytes from ``offset``, if the node was opened with discard=unmap."""
+        self.check_write(offset, length)
+        if length and self.discard_unmap:
+            self._discard(offset, length)
+            self.written(offset, length)
+
+    def _discard(self, offset: int, length: int) -> None:
+        """Discard; a driver without a way does nothing, which is always right."""
+
+    def flush(self) -> None:
+        """Everything written before is on stable storage when this returns (except with cache.no-flush)."""
+        self._flush()
+        if self.cache_no_flush:
+            return
+        for name, child in self.children.items():
+            if name != "backing" or self.is_filter:
+                child.flush()
+
+    def _flush(self) -> None:
+        """Hand what the node caches to its children."""
+
+    def truncate(self, length: int, *, preallocation: str = "off", exact: bool = True) -> None:
+        """Change the size to ``length`` bytes; ``exact`` False lets it become larger."""
+        if self.read_only:
+            raise QobraError("Image is read-only", errno=errno.EACCES)
+        if length < 0 or length > MAX_LENGTH:
+            raise QobraError(
+                "Image size is too large" if length > 0 else "Image size cannot be negative", errno=errno.EINVAL
+            )
+        old = self.length
+        self._truncate(length, preallocation, exact)
+        self.moved(min(old, self.length), max(old, self.length) - min(old, self.length))
+        self.layer.node_resized(self, old)
+
+    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
+        raise QobraError("Image format driver does not support resize", errno=errno.ENOTSUP)
+
+    def written(self, offset: int, length: int) -> None:
+        """Note that ``length`` bytes from ``offset`` were written, zeroed or discarded."""
+        end = offset + length
+        if end > self.highest_write_offset:
+            self.highest_write_offset = end
+        for tracker in self.trackers:
+            tracker.mark(offset, length)
+
+    def add_tracker(self, tracker: WriteTracker) -> None:
+        """Tell ``tracker`` of every write from now on."""
+        self.trackers = (*self.trackers, tracker)
+        self.layer.changed()
+
+    def remove_tracker(self, tracker: WriteTracker) -> None:
+        """Undo :meth:`add_tracker`."""
+        self.trackers = tuple(each for each in self.trackers if each is not tracker)
+        self.layer.changed()
+
+    # -- what callers ask ---------------------------------------------------------------------------------------
+
+    def check_range(self, offset: int, length: int) -> None:
+        """Raise EIO unless the range lies inside the node."""
+        if offset < 0 or length < 0 or offset + length > self.length:
+            raise OSError(errno.EIO, "Request beyond the end of the node")
+
+    def check_write(self, offset: int, length: int) -> None:
+        """Raise unless the node is writable and the range lies inside it."""
+        self.check_range(offset, length)
+        if self.read_only:
+            raise OSError(errno.EPERM, "Block node is read-only")
+
+    def linear_child(self) -> tuple[BlockNode, int] | None:
+        """For a transparent node: the child that it shows as it is and the offset in it; None if it is not so plain."""
+        return None
+
+    def child_resized(self, name: str) -> None:
+        """The child ``name`` of this filter or transparent node has a new length: adapt ``length``."""
+        self.length = self.children[name].length
+
+    def plain_writes(self) -> bool:
+        """Whether writing straight to a WRITABLE place misses nothing that :meth:`write` would do."""
+        return not (self.read_only or self.trackers or self.detect_zeroes != "off")
+
+    def cluster_size(self) -> int:
+        """Bytes of the unit in which the node allocates; 0 where it has none."""
+        return 0
+
+    def allocated_size(self) -> int | None:
+        """Bytes that the node takes on the host, or None where nobody can tell."""
+        return self.children["file"].allocated_size() if "file" in self.children else None
+
+    def info(self) -> Options:
+        """Driver-specific members of ImageInfo (``cluster-size``, ``format-specific``, ``encrypted``, ...)."""
+        return {}
+
+    def has_zero_init(self) -> bool:
+        """Whether a freshly created image of this kind reads as zeroes."""
+        return False
+
+    def stats(self) -> Options | None:
+        """BlockStatsSpecific of the driver, or None."""
+        return None
+
+    def invalidate_cache(self) -> None:
+        """Forget cached metadata and read it again (incoming migration, reopen)."""
+
+
+class WriteTracker:
+    """Someone who is told of writes; see :attr:`BlockNode.trackers`. ``mark`` runs in the writer's thread."""
+
+    def mark(self, offset: int, length: int) -> None:
+        """``length`` bytes from ``offset`` were written, zeroed or discarded."""
+        raise NotImplementedError
+
+
+class Opening:
+    """What a driver's :meth:`BlockNode.open` gets: the options, and the way to children."""
+
+    def __init__(self, node: BlockNode, layer: BlockLayer, options: Options, opened: list[BlockNode]) -> None:
+        self.node = node
+        self.options = options
+        self._layer = layer
+        self._opened = opened
+
+    def child(
+        self, name: str, role: int, *, required: bool = True, parent_options: Options | None = None
+    ) -> BlockNode | None:
+        """Open (or look up) the child that the option ``name`` names and attach it with ``role``.
+
+        Raises QobraError where it is required and missing. None for an absent or null optional one.
+        """
+        reference = self.options.get(name)
+        if reference is None:
+            if required:
+                raise QobraError(f'A block device must be specified for "{name}"')
+            return None
+        return self.attach(name, role, reference, parent_options)
+
+    def attach(self, name: str, role: int, reference: str | Options, inherit: Options | None = None) -> BlockNode:
+        """Attach the node that ``reference`` (a node name, or options to open) stands for as child ``name``."""
+        child = self._layer.open_reference(
+            reference, self._opened, inherit if inherit is not None else self.inherited(role)
+        )
+        self.node.children[name] = child
+        self.node.roles[name] = role
+        return child
+
+    def inherited(self, role: int) -> Options:
+        """The options that a child takes from this node unless it sets its own (as QEMU's inherit rules)."""
+        own = self.options
+        inherited: Options = {}
+        if "cache" in own:
+            inherited["cache"] = own["cache"]
+        if own.get("force-share"):
+            inherited["force-share"] = True
+        if role & permissions.ROLE_COW:
+            inherited["read-only"] = True
+            inherited["auto-read-only"] = False
+        else:
+            if "read-only" in own:
+                inherited["read-only"] = own["read-only"]
+            if "auto-read-only" in own:
+                inherited["auto-read-only"] = own["auto-read-only"]
+            # A format passes on the discards that it wants; only the top decides whether there are any.
+            inherited["discard"] = "unmap"
+        return inherited
+
+
+MAX_LENGTH = (1 << 63) - 512
+"""Largest size of a node in bytes."""
+
+_GENERIC_OPTIONS = frozenset(
+    {
+        "node-name",
+        "discard",
+        "cache",
+        "read-only",
+        "auto-read-only",
+        "detect-zeroes",
+        "force-share",
+    }
+)
+
+
+def read_or_zero(node: BlockNode, offset: int, view: memoryview) -> None:
+    """Read from ``node``, with zeroes past its end."""
+    inside = max(0, min(len(view), node.length - offset))
+    if inside:
+        node.read_into(offset, view[:inside])
+    if inside < len(view):
+        fill_zero(view[inside:])
+
+
+def fill_zero(view: memoryview) -> None:
+    """Set ``view`` to zeroes."""
+    for start in range(0, len(view), BOUNCE_SIZE):
+        size = min(BOUNCE_SIZE, len(view) - start)
+        view[start : start + size] = _ZEROES[:size] if size < BOUNCE_SIZE else _ZEROES
+
+
+def whole(child: BlockNode, offset: int, length: int, flags: int = 0) -> list[Extent]:
+    """The map of a node that shows ``child`` unchanged at ``offset``."""
+    return [Extent(length, DATA, child, offset, flags)]
+
+
+def zeroes(length: int) -> list[Extent]:
+    """The map of a range that is nothing but zeroes."""
+    return [Extent(length, ZERO)]

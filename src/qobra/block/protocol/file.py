@@ -1,0 +1,343 @@
+"""The ``file`` driver: an image in a regular file of the host."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+from qobra.block import permissions
+from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
+from qobra.block.node import BOUNCE_SIZE, BlockNode, Buffer, Opening, Options, drivers, fill_zero
+from qobra.block.protocol import _locks as locks
+from qobra.errors import QobraError, strerror
+
+_FALLOC_KEEP_SIZE = 1
+_FALLOC_PUNCH_HOLE = 2
+_FALLOC_ZERO_RANGE = 16
+
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
+
+DIRECT_ALIGNMENT = 4096
+"""Alignment in bytes of offset, length and memory for O_DIRECT; enough for every disk and file system."""
+
+
+@drivers.register("file")
+class FileNode(BlockNode):
+    """A regular file. Holes are found with SEEK_DATA, made with fallocate; locks as in :mod:`_locks`."""
+
+    driver = "file"
+    is_leaf = True
+    creatable = True
+
+    fd: int = -1
+
+    @classmethod
+    def parse_filename(cls, filename: str) -> Options | None:
+        return {"driver": cls.driver, "filename": filename.removeprefix("file:")}
+
+    def open(self, opening: Opening) -> None:
+        options = opening.options
+        if "filename" not in options:
+            raise QobraError(
+                "The 'file' block driver requires a file name" if self.driver == "file" else "A file name is required"
+            )
+        self.path: str = options["filename"]
+        if self.path.startswith("file:"):
+            self.path = self.path[5:]
+        locking = options.get("locking", "auto")
+        self._locking = locking == "on" or (locking == "auto" and locks.available())
+        self._held = locks.HeldLocks()
+        try:
+            self._open_fd()
+            self.check_kind(os.fstat(self.fd).st_mode)
+            self.length = self._host_length()
+        except OSError as error:
+            raise QobraError(f"Could not open '{self.path}': {strerror(error)}", errno=error.errno)
+        self.highest_write_offset = 0
+        self.request_alignment = DIRECT_ALIGNMENT if self.cache_direct else 1
+
+    def _open_fd(self) -> None:
+        """Open as asked for, falling back to read-only where ``auto-read-only`` allows."""
+        writable = not self.read_only and not self.auto_read_only
+        if self.auto_read_only and not self.read_only:
+            # Opened for reading until a user that writes comes along.
+            self.fd = self._host_open(os.O_RDONLY)
+            self._writable = False
+            return
+        self.fd = self._host_open(os.O_RDWR if writable else os.O_RDONLY)
+        self._writable = writable
+
+    def _host_open(self, access: int) -> int:
+        flags = access | os.O_CLOEXEC | (os.O_DIRECT if self.cache_direct else 0)
+        if self.path.startswith("/dev/fdset/") and self.layer.open_path is not None:
+            return self.layer.open_path(self.path, flags)
+        return os.open(self.path, flags | os.O_NONBLOCK)
+
+    def check_kind(self, mode: int) -> None:
+        """Refuse what is no file of this driver's kind, by the ``st_mode`` of the open file."""
+        if not stat.S_ISREG(mode):
+            kind = "a directory" if stat.S_ISDIR(mode) else None
+            if kind:
+                raise QobraError(f"Could not open '{self.path}': Is a directory", errno=errno.EISDIR)
+            if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+                raise QobraError(f"'{self.driver}' driver requires '{self.path}' to be a regular file")
+            raise QobraError(f"'{self.path}' is neither a regular file nor a device")
+
+    def _host_length(self) -> int:
+        return os.lseek(self.fd, 0, os.SEEK_END)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def plain_filename(self) -> str:
+        return self.path
+
+    # -- permissions ------------------------------------------------------------------------------------------
+
+    def prepare_permissions(self, perm: int, shared: int) -> None:
+        if perm & (permissions.WRITE | permissions.WRITE_UNCHANGED | permissions.RESIZE) and not self._writable:
+            if self.read_only:
+                raise QobraError("Block node is read-only")
+            self.reopen_writable()
+        if self._locking:
+            self._held.take(self.fd, perm, permissions.ALL if self.force_share else shared, self.path)
+
+    def set_permissions(self, perm: int, shared: int) -> None:
+        super().set_permissions(perm, shared)
+        if self._locking and self.fd >= 0:
+            self._held.settle(self.fd, perm, permissions.ALL if self.force_share else shared)
+        if self.auto_read_only and self._writable and not perm & (permissions.WRITE | permissions.WRITE_UNCHANGED):
+            self._swap_fd(os.O_RDONLY)
+
+    def reopen_writable(self) -> None:
+        try:
+            self._swap_fd(os.O_RDWR)
+        except OSError as error:
+            raise QobraError(f"Could not reopen file: {strerror(error)}", errno=error.errno)
+
+    def _swap_fd(self, access: int) -> None:
+        """Reopen under the same descriptor number, so that requests in flight go on undisturbed."""
+        fresh = self._host_open(access)
+        try:
+            if self._locking:
+                self._held.copy(fresh)
+            os.dup2(fresh, self.fd, inheritable=False)
+        finally:
+            os.close(fresh)
+        self._writable = access == os.O_RDWR
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        if not want_zero:
+            return (Extent(length, DATA, self, offset, WRITABLE),)
+        extents = []
+        end = offset + length
+        while offset < end:
+            try:
+                data = os.lseek(self.fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    data = offset  # the file system cannot tell
+                    hole = end
+                else:
+                    data = end
+            if data > offset:
+                size = min(data, end) - offset
+                extents.append(Extent(size, ZERO, self, offset, WRITABLE))
+                offset += size
+                continue
+            try:
+                hole = min(os.lseek(self.fd, offset, os.SEEK_HOLE), end)
+            except OSError:
+                hole = end
+            extents.append(Extent(hole - offset, DATA, self, offset, WRITABLE))
+            offset = hole
+        return extents
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        if self.request_alignment > 1:
+            self._read_direct(offset, view)
+            return
+        done = os.preadv(self.fd, (view,), offset)
+        while done < len(view):
+            size = os.preadv(self.fd, (view[done:],), offset + done)
+            if not size:
+                # The file is shorter than it was: as sparse as the rest of it.
+                fill_zero(view[done:])
+                return
+            done += size
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        if self.request_alignment > 1:
+            self._write_direct(offset, data)
+        else:
+            self._write_all(offset, memoryview(data))
+
+    def _write_all(self, offset: int, view: memoryview) -> None:
+        done = os.pwrite(self.fd, view, offset)
+        while done < len(view):
+            done += os.pwrite(self.fd, view[done:], offset + done)
+
+    def _read_direct(self, offset: int, view: memoryview) -> None:
+        """O_DIRECT wants offset, length and memory aligned: go through an aligned buffer."""
+        end = offset + len(view)
+        start = offset & -DIRECT_ALIGNMENT
+        with locks.aligned_buffer(min(BOUNCE_SIZE, -(-end // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - start)) as bounce:
+            while start < end:
+                size = min(len(bounce), -(-end // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - start)
+                got = os.preadv(self.fd, (bounce[:size],), start)
+                if got < size:
+                    fill_zero(bounce[got:size])
+                low, high = max(offset, start), min(end, start + size)
+                view[low - offset : high - offset] = bounce[low - start : high - start]
+                start += size
+
+    def _write_direct(self, offset: int, data: Buffer) -> None:
+        view = memoryview(data)
+        end = offset + len(view)
+        start = offset & -DIRECT_ALIGNMENT
+        with locks.aligned_buffer(min(BOUNCE_SIZE, -(-end // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - start)) as bounce:
+            while start < end:
+                size = min(len(bounce), -(-end // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - start)
+                low, high = max(offset, start), min(end, start + size)
+                partial = low != start or high != start + size
+                with self._edge_lock() if partial else _NO_LOCK:
+                    if partial:
+                        got = os.preadv(self.fd, (bounce[:size],), start)
+                        fill_zero(bounce[got:size])
+                    bounce[low - start : high - start] = view[low - offset : high - offset]
+                    self._write_all(start, bounce[:size])
+                    if start + size > self.length and high == end:
+                        os.ftruncate(self.fd, max(self.length, end))
+                start += size
+
+    def _edge_lock(self) -> locks.Lock:
+        """Two writers that share a block of DIRECT_ALIGNMENT must not undo one another."""
+        lock: locks.Lock | None = self.__dict__.get("_edges")
+        if lock is None:
+            lock = self.__dict__.setdefault("_edges", locks.Lock())
+        return lock
+
+    def check_write(self, offset: int, length: int) -> None:
+        if self.read_only or not self._writable:
+            raise OSError(errno.EPERM, "Block node is read-only")
+        if offset < 0 or length < 0 or offset + length > (1 << 63) - 1:
+            raise OSError(errno.EIO, "Request beyond the end of the node")
+        # A file grows under whoever may resize it (formats allocate past its end).
+        if offset + length > self.length:
+            if not self.perm & permissions.RESIZE:
+                raise OSError(errno.EIO, "Request beyond the end of the node")
+
+    def written(self, offset: int, length: int) -> None:
+        if offset + length > self.length:
+            self.length = offset + length
+        super().written(offset, length)
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        end = offset + length
+        if may_unmap and self._fallocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length):
+            if end > self.length:
+                os.ftruncate(self.fd, end)
+            return True
+        if self._fallocate(_FALLOC_ZERO_RANGE, offset, length):
+            return True
+        if offset >= self.length:
+            os.ftruncate(self.fd, end)
+            return True
+        return False
+
+    def _discard(self, offset: int, length: int) -> None:
+        self._fallocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, min(length, max(0, self.length - offset)))
+
+    def _fallocate(self, mode: int, offset: int, length: int) -> bool:
+        """fallocate(2) with a mode; False where the host or file system has none."""
+        if length <= 0:
+            return True
+        try:
+            locks.fallocate(self.fd, mode, offset, length)
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return False
+            raise
+        return True
+
+    def _flush(self) -> None:
+        if not self.cache_no_flush and self._writable:
+            os.fdatasync(self.fd)
+
+    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
+        if preallocation != "off" and length < self.length:
+            raise QobraError("Preallocation can't be used for shrinking files", errno=errno.ENOTSUP)
+        try:
+            preallocate(self.fd, self.length, length, preallocation)
+        except OSError as error:
+            os.ftruncate(self.fd, self.length)
+            raise QobraError(f"Could not resize file: {strerror(error)}", errno=error.errno)
+        self.length = length
+
+    def allocated_size(self) -> int | None:
+        return os.fstat(self.fd).st_blocks * 512
+
+    def has_zero_init(self) -> bool:
+        return True
+
+    def invalidate_cache(self) -> None:
+        self.length = self._host_length()
+
+    @classmethod
+    def create(cls, options: Options) -> None:
+        """blockdev-create (BlockdevCreateOptionsFile): a new file of ``size`` bytes, preallocated as asked for.
+
+        Raises QobraError; a file that could not be completed is left as it is, as the reference has it.
+        """
+        path = options["filename"].removeprefix("file:")
+        preallocation = options.get("preallocation", "off")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise QobraError(f"Could not create '{path}': {strerror(error)}", errno=error.errno)
+        try:
+            if locks.available():
+                locks.take_for_creation(fd, path)
+            os.ftruncate(fd, 0)
+            preallocate(fd, 0, options["size"], preallocation)
+        except OSError as error:
+            raise QobraError(f"Could not resize file: {strerror(error)}", errno=error.errno)
+        finally:
+            os.close(fd)
+
+
+class _NoLock:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_exc: object) -> None:
+        pass
+
+
+_NO_LOCK = _NoLock()
+
+
+def preallocate(fd: int, old_length: int, length: int, preallocation: str) -> None:
+    """Give the file ``length`` bytes; ``preallocation`` is a PreallocMode that files know."""
+    if preallocation == "off":
+        os.ftruncate(fd, length)
+    elif preallocation == "falloc":
+        if length > old_length:
+            os.posix_fallocate(fd, old_length, length - old_length)
+        else:
+            os.ftruncate(fd, length)
+    elif preallocation == "full":
+        os.ftruncate(fd, length)
+        zeroes = bytes(BOUNCE_SIZE)
+        offset = old_length
+        while offset < length:
+            offset += os.pwrite(fd, zeroes[: min(BOUNCE_SIZE, length - offset)], offset)
+        os.fsync(fd)
+    else:
+        raise QobraError(f"Unsupported preallocation mode '{preallocation}'", errno=errno.ENOTSUP)

@@ -1,0 +1,73 @@
+"""The ``null-co`` driver: reads as zeroes or as garbage, keeps nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qobra.block.extents import COMPUTED, ZERO, Extent
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers, fill_zero
+from qobra.errors import QobraError
+
+
+@drivers.register("null-co")
+class NullNode(BlockNode):
+    """``size`` bytes (1 GiB) that swallow writes; with ``read-zeroes`` they read as zeroes.
+
+    ``latency-ns`` is slept in each request.
+    """
+
+    driver = "null-co"
+
+    @classmethod
+    def parse_filename(cls, filename: str) -> Options | None:
+        return {"driver": cls.driver} if filename == f"{cls.driver}://" else None
+
+    def open(self, opening: Opening) -> None:
+        self.length = opening.options.get("size", 1 << 30)
+        self._latency_ns = opening.options.get("latency-ns", 0)
+        self._read_zeroes = opening.options.get("read-zeroes", False)
+        if self._latency_ns < 0:
+            raise QobraError("latency-ns is invalid")
+
+    def plain_filename(self) -> str:
+        return f"{self.driver}://"
+
+    def relevant_options(self) -> Options:
+        return {key: value for key, value in super().relevant_options().items() if key != "latency-ns"}
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        kind = ZERO if self._read_zeroes and not self._latency_ns else COMPUTED
+        return (Extent(length, kind, self if kind == ZERO else None, offset),)
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        self._sleep()
+        if self._read_zeroes:
+            fill_zero(view)
+
+    def read_computed(self, offset: int, view: memoryview) -> None:
+        self._read(offset, view)
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        self._sleep()
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        self._sleep()
+        return True
+
+    def _flush(self) -> None:
+        self._sleep()
+
+    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
+        raise QobraError("Image format driver does not support resize")
+
+    def _sleep(self) -> None:
+        if self._latency_ns:
+            import time
+
+            time.sleep(self._latency_ns / 1e9)
+
+    def has_zero_init(self) -> bool:
+        return True
+
+    def allocated_size(self) -> int | None:
+        return 0

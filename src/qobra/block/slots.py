@@ -1,0 +1,141 @@
+"""Requests in flight: how a graph change waits for them, and when freed space may be used again.
+
+A worker (a connection, a job, a device) has one :class:`Slot` at each backend that it uses, and holds it while it works
+on a batch of requests. Entering and leaving is two attribute stores, so the fast path can afford it:
+
+- *Draining*: close the gates, then wait until every slot is idle. A worker that enters later stops at the gate.
+- *Retiring*: space that a driver frees may still be read or written by a request that found it before. It is retired
+  with the epoch at which it was freed, and handed back once every slot that was busy then has left.
+
+Both rely on stores and loads being seen in order by all threads, as CPython guarantees.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Slot:
+    """One worker's place at a backend. Not shared between threads; not re-entrant."""
+
+    __slots__ = ("_flight", "busy", "gate")
+
+    def __init__(self, flight: Flight, gate: Gate) -> None:
+        self._flight = flight
+        self.gate = gate
+        self.busy = 0
+
+    def enter(self) -> None:
+        """Begin work; waits while the gate is closed. Nothing that waits for the strand may be done inside."""
+        self.busy = self._flight.epoch
+        if self.gate.closed:
+            self._flight.wait_open(self)
+
+    def leave(self) -> None:
+        """End work."""
+        self.busy = 0
+        if self._flight.draining:
+            self._flight.notify()
+
+    def __enter__(self) -> Slot:
+        self.enter()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.leave()
+
+    def close(self) -> None:
+        """Give the place up for good."""
+        self.busy = 0
+        self._flight.forget(self)
+
+
+class Gate:
+    """What stops new requests of one backend while ``closed`` is not zero."""
+
+    __slots__ = ("closed",)
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+
+class Flight:
+    """All requests in flight of one block layer."""
+
+    def __init__(self) -> None:
+        self.epoch = 1
+        self.draining = 0
+        self._slots: list[Slot] = []
+        self._condition = threading.Condition()
+        self._retired: deque[tuple[int, Callable[[], None]]] = deque()
+        self._reclaim_lock = threading.Lock()
+
+    def slot(self, gate: Gate) -> Slot:
+        """A new place for a worker behind ``gate``."""
+        slot = Slot(self, gate)
+        with self._condition:
+            self._slots.append(slot)
+        return slot
+
+    def forget(self, slot: Slot) -> None:
+        """Drop a place; see :meth:`Slot.close`."""
+        with self._condition:
+            if slot in self._slots:
+                self._slots.remove(slot)
+            self._condition.notify_all()
+
+    def notify(self) -> None:
+        """A slot was left while someone drains."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def wait_open(self, slot: Slot) -> None:
+        """Wait, idle, until the slot's gate is open, and return busy."""
+        while True:
+            with self._condition:
+                slot.busy = 0
+                self._condition.notify_all()
+                while slot.gate.closed:
+                    self._condition.wait()
+            slot.busy = self.epoch
+            if not slot.gate.closed:
+                return
+
+    @contextmanager
+    def drained(self, gates: Callable[[], list[Gate]]) -> Iterator[None]:
+        """Close ``gates()`` and wait for what is in flight behind them; open them at the end. May be nested."""
+        closed = gates()
+        with self._condition:
+            self.draining += 1
+            for gate in closed:
+                gate.closed += 1
+            while any(slot.busy and slot.gate.closed for slot in self._slots):
+                self._condition.wait()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self.draining -= 1
+                for gate in closed:
+                    gate.closed -= 1
+                self._condition.notify_all()
+
+    def retire(self, release: Callable[[], None]) -> None:
+        """Call ``release`` once no request that is in flight now can still know what it gives back."""
+        self._retired.append((self.epoch, release))
+        self.epoch += 1
+        self.reclaim()
+
+    def reclaim(self) -> None:
+        """Release what is safe to release by now."""
+        if not self._retired or not self._reclaim_lock.acquire(blocking=False):
+            return
+        try:
+            oldest = min((slot.busy for slot in tuple(self._slots) if slot.busy), default=self.epoch)
+            while self._retired and self._retired[0][0] < oldest:
+                self._retired.popleft()[1]()
+        finally:
+            self._reclaim_lock.release()
