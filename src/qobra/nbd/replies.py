@@ -1,0 +1,197 @@
+"""Parse what the server answers, and put it where the request wants it.
+
+Nothing that the server says is believed before it is checked against the request that it answers: lengths against
+what was asked for, so memory is bounded by the requests in flight, and every chunk has to bring the request nearer
+to its end, so that a stream of chunks ends.
+"""
+
+from __future__ import annotations
+
+import errno
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from qobra.errors import QobraError
+from qobra.nbd import protocol as p
+from qobra.nbd.request import StatusExtent
+from qobra.nbd.transport import Disconnected
+
+if TYPE_CHECKING:
+    from qobra.nbd.request import AnyRequest
+    from qobra.nbd.transport import Transport
+
+_BUFFER = 64 << 10
+_MAGIC = Struct(">I")
+_SIMPLE_REST = Struct(">IQ")
+_CHUNK_REST = Struct(">HHQI")
+_MAX_ERRORS = 256
+"""Error chunks that one request may be answered with."""
+
+
+class ReplyReader:
+    """Reads replies from ``transport`` and completes the requests of ``pending``. One thread at a time."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        pending: dict[int, AnyRequest],
+        *,
+        structured: bool,
+        contexts: dict[int, str],
+    ) -> None:
+        self._transport = transport
+        self._pending = pending
+        self._structured = structured
+        self._contexts = contexts
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._start = self._end = 0
+        self._errors: dict[int, int] = {}
+
+    def has_buffered(self) -> bool:
+        """Whether bytes are here that waiting for the socket would miss."""
+        return self._end > self._start or self._transport.has_buffered()
+
+    def read_one(self) -> None:
+        """Take in one reply or chunk, waiting for it. Raises QobraError when the connection is no longer usable."""
+        (magic,) = _MAGIC.unpack(self._take(4))
+        if magic == p.SIMPLE_REPLY_MAGIC:
+            self._simple(*_SIMPLE_REST.unpack(self._take(12)))
+        elif magic == p.STRUCTURED_REPLY_MAGIC and self._structured:
+            self._chunk(*_CHUNK_REST.unpack(self._take(16)))
+        else:
+            raise _misbehaved(f"invalid reply magic 0x{magic:08x}")
+
+    def _simple(self, error: int, cookie: int) -> None:
+        request = self._find(cookie)
+        if error:
+            request.fail(p.host_error(error), "")
+        elif request.command == p.CMD_READ:
+            if self._structured:
+                raise _misbehaved("simple reply to a read although structured replies were negotiated")
+            self._fill(request.view or memoryview(b""))
+            request.received = request.length
+        elif request.command == p.CMD_BLOCK_STATUS:
+            raise _misbehaved("simple reply to a block status request")
+        self._finish(cookie, request)
+
+    def _chunk(self, flags: int, kind: int, cookie: int, length: int) -> None:
+        request = self._find(cookie)
+        if kind == p.CHUNK_OFFSET_DATA:
+            self._data(request, length)
+        elif kind == p.CHUNK_OFFSET_HOLE:
+            self._hole(request, length)
+        elif kind == p.CHUNK_BLOCK_STATUS:
+            self._status(request, length)
+        elif kind == p.CHUNK_NONE:
+            if length or not flags & p.REPLY_FLAG_DONE:
+                raise _misbehaved("a chunk of no type that has a payload or is not the last")
+        elif kind & p.CHUNK_ERROR_BIT:
+            self._error(request, kind, length)
+        else:
+            raise _misbehaved(f"unknown chunk type {kind}")
+        if flags & p.REPLY_FLAG_DONE:
+            self._finish(cookie, request)
+
+    def _data(self, request: AnyRequest, length: int) -> None:
+        view = request.view
+        if view is None or not 8 < length <= request.length + 8:
+            raise _misbehaved(f"{length} bytes of data in answer to a {p.COMMAND_NAMES[request.command]}")
+        (offset,) = p.U64.unpack(self._take(8))
+        length -= 8
+        self._account(request, offset, length)
+        begin = offset - request.offset
+        self._fill(view[begin : begin + length])
+
+    def _hole(self, request: AnyRequest, length: int) -> None:
+        view = request.view
+        if view is None or length != p.HOLE_BODY.size:
+            raise _misbehaved(f"a hole of {length} bytes in answer to a {p.COMMAND_NAMES[request.command]}")
+        offset, size = p.HOLE_BODY.unpack(self._take(length))
+        self._account(request, offset, size)
+        begin = offset - request.offset
+        view[begin : begin + size] = bytes(size)
+        request.holes.append((offset, size))
+
+    def _account(self, request: AnyRequest, offset: int, length: int) -> None:
+        """Refuse data outside the request, and more of them than were asked for."""
+        if not length or offset < request.offset or offset + length > request.offset + request.length:
+            raise _misbehaved(f"{length} bytes at {offset} in answer to a read of others")
+        request.received += length
+        if request.received > request.length:
+            raise _misbehaved(f"data twice in answer to a read at {request.offset}")
+
+    def _status(self, request: AnyRequest, length: int) -> None:
+        count, odd = divmod(length - 4, p.EXTENT.size)
+        if request.command != p.CMD_BLOCK_STATUS or odd or count < 1 or count > _most_extents(request):
+            raise _misbehaved(f"{length} bytes of block status in answer to a {p.COMMAND_NAMES[request.command]}")
+        (context,) = p.U32.unpack(self._take(4))
+        name = self._contexts.get(context)
+        if name is None or name in request.extents:
+            raise _misbehaved(f"block status of context {context}, which was not selected or came before")
+        body = bytearray(length - 4)
+        self._fill(memoryview(body))
+        extents = []
+        left = request.length
+        for size, flags in p.EXTENT.iter_unpack(body):
+            if not size or not left:
+                raise _misbehaved("block status with an empty extent, or beyond what was asked for")
+            # Only the last extent may say more than was asked for: cut it, so that extents always add up.
+            extents.append(StatusExtent(min(size, left), flags))
+            left -= min(size, left)
+        request.extents[name] = extents
+
+    def _error(self, request: AnyRequest, kind: int, length: int) -> None:
+        extra = 8 if kind == p.CHUNK_ERROR_OFFSET else 0
+        if not 6 + extra <= length <= 6 + extra + p.MAX_STRING:
+            raise _misbehaved(f"an error chunk of {length} bytes")
+        body = self._take(length)
+        number, said = p.ERROR_BODY.unpack_from(body)
+        if not number or said > length - 6 - extra:
+            raise _misbehaved("an error chunk without an error, or longer than it is")
+        seen = self._errors[request.cookie] = self._errors.get(request.cookie, 0) + 1
+        if seen > _MAX_ERRORS:
+            raise _misbehaved(f"more than {_MAX_ERRORS} errors for one request")
+        request.fail(p.host_error(number), bytes(body[6 : 6 + said]).decode("utf-8", "replace"))
+
+    def _find(self, cookie: int) -> AnyRequest:
+        request = self._pending.get(cookie)
+        if request is None:
+            raise _misbehaved(f"an answer to request {cookie}, which was not made")
+        return request
+
+    def _finish(self, cookie: int, request: AnyRequest) -> None:
+        # Gone from `pending` already if the connection is being broken beside us.
+        if self._pending.pop(cookie, None) is not None:
+            self._errors.pop(cookie, None)
+            request.finish()
+
+    def _take(self, length: int) -> memoryview:
+        """The next ``length`` bytes, at most the buffer's size; valid until the next call."""
+        while self._end - self._start < length:
+            if self._start == self._end:
+                self._start = self._end = 0
+            elif self._start + length > _BUFFER:
+                rest = self._end - self._start
+                self._buffer[:rest] = self._buffer[self._start : self._end]
+                self._start, self._end = 0, rest
+            count = self._transport.recv_into(self._buffer[self._end :])
+            if not count:
+                raise Disconnected("The NBD server closed the connection", errno=errno.ESHUTDOWN)
+            self._end += count
+        self._start += length
+        return self._buffer[self._start - length : self._start]
+
+    def _fill(self, view: memoryview) -> None:
+        ready = min(len(view), self._end - self._start)
+        view[:ready] = self._buffer[self._start : self._start + ready]
+        self._start += ready
+        if ready < len(view):
+            self._transport.fill(view[ready:])
+
+
+def _most_extents(request: AnyRequest) -> int:
+    return min(request.length, p.MAX_EXTENTS * 8)
+
+
+def _misbehaved(what: str) -> QobraError:
+    return QobraError(f"The NBD server broke the protocol: {what}", errno=errno.EPROTO)
