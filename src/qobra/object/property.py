@@ -180,9 +180,7 @@ class Size(Int):
     """A number of bytes; as text it takes the suffixes B, K, M, G, T, P, E."""
 
     def __init__(self, default: int | None = 0, **options: Any) -> None:
-        super().__init__(
-            default, type=options.pop("type", "size"), width=options.pop("width", "uint64"), **options
-        )
+        super().__init__(default, type=options.pop("type", "size"), width=options.pop("width", "uint64"), **options)
 
     def parse(self, text: str) -> int:
         return self.check(parse_size(text, self.name))

@@ -150,9 +150,7 @@ class Object:
                 number += 1
             name = f"{stem}[{number}]"
         if name in self.children or name in self.properties():
-            raise QobraError(
-                f"attempt to add duplicate property '{name}' to object (type '{self.type_name}')"
-            )
+            raise QobraError(f"attempt to add duplicate property '{name}' to object (type '{self.type_name}')")
         child.parent = self
         child.name = name
         self.children[name] = child

@@ -14,9 +14,7 @@ _PAM_SUCCESS = 0
 _PAM_SILENT = 0x8000
 _PAM_CONV_ERR = 19
 
-_ConversationCall = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
-)
+_ConversationCall = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class _Conversation(ctypes.Structure):

@@ -37,6 +37,4 @@ class SecretKeyring(SecretCommon):
                 return buffer.raw[:got]
             length = got  # it grew in between, or has gone
         error = ctypes.get_errno()
-        raise QobraError(
-            f"Unable to read serial key {self.serial & 0xFFFFFFFF:08x}: {os.strerror(error)}", errno=error
-        )
+        raise QobraError(f"Unable to read serial key {self.serial & 0xFFFFFFFF:08x}: {os.strerror(error)}", errno=error)

@@ -1,0 +1,113 @@
+"""Run states: legal transitions, and the events in QEMU's order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.machine.run_state import TRANSITIONS
+
+
+def _machine(*capabilities: str) -> tuple[Machine, list[Any]]:
+    machine = Machine(capabilities=frozenset(capabilities))
+    seen: list[Any] = []
+    machine.events.subscribe(lambda event: seen.append((event["event"], event.get("data"))))
+    return machine, seen
+
+
+def test_a_storage_daemon_runs_and_quits_quietly() -> None:
+    machine, seen = _machine()
+    assert machine.run_state.query() == {"running": True, "singlestep": False, "status": "running"}
+    machine.run_state.request_quit()
+    assert machine.wait_for_exit(0) and seen == []
+
+
+def test_cont_and_stop() -> None:
+    machine, seen = _machine("board")
+    state = machine.run_state
+    calls: list[tuple[bool, str]] = []
+    unsubscribe = state.subscribe(lambda running, name: calls.append((running, name)))
+    assert state.state == "prelaunch"
+    state.stop()
+    state.cont()
+    state.cont()
+    state.stop()
+    assert [name for name, _ in seen] == ["RESUME", "STOP"]
+    assert calls == [(True, "running"), (False, "paused")]
+    unsubscribe()
+    state.cont()
+    assert len(calls) == 2
+
+
+def test_every_illegal_transition_is_refused() -> None:
+    machine, _ = _machine("board")
+    for state, followers in TRANSITIONS.items():
+        for other in set(TRANSITIONS) - followers - {state}:
+            machine.run_state.state = state
+            with pytest.raises(QobraError, match=f"invalid runstate transition: '{state}' -> '{other}'"):
+                machine.run_state.set(other)
+
+
+def test_requests_are_served_after_what_asked_for_them() -> None:
+    machine, seen = _machine("board")
+    resets: list[int] = []
+    machine.run_state.on_reset(lambda: resets.append(len(seen)))
+    with machine.control:
+        machine.run_state.request_reset()
+        machine.run_state.request_reset()
+        assert seen == []
+    assert seen == [("RESET", {"guest": False, "reason": "host-qmp-system-reset"})] and resets == [0]
+    machine.run_state.request_powerdown()
+    assert seen[1:] == [("POWERDOWN", None)]
+
+
+def test_shutdown_pauses_or_ends() -> None:
+    machine, seen = _machine("board")
+    machine.run_state.shutdown_action = "pause"
+    machine.run_state.start()
+    machine.run_state.request_shutdown("guest-shutdown")
+    assert seen[1:] == [("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}), ("STOP", None)]
+    assert machine.run_state.state == "shutdown" and not machine.wait_for_exit(0)
+    with pytest.raises(QobraError, match="Resetting the Virtual Machine is required"):
+        machine.run_state.cont()
+    machine.run_state.request_reset()
+    machine.run_state.cont()
+    machine.run_state.request_quit()
+    assert machine.wait_for_exit(0)
+
+
+def test_no_reboot_makes_a_reset_the_end() -> None:
+    machine, seen = _machine("board")
+    machine.run_state.reboot_action = "shutdown"
+    machine.run_state.request_reset("guest-reset")
+    assert seen == [("SHUTDOWN", {"guest": True, "reason": "guest-reset"})]
+
+
+def test_a_panic_does_what_is_set() -> None:
+    machine, seen = _machine("board")
+    state = machine.run_state
+    state.start()
+    state.panic_action = "none"
+    state.guest_panicked()
+    state.panic_action = "pause"
+    state.guest_panicked({"type": "hyper-v"})
+    assert seen[1:] == [
+        ("GUEST_PANICKED", {"action": "run"}),
+        ("GUEST_PANICKED", {"action": "pause", "info": {"type": "hyper-v"}}),
+        ("STOP", None),
+    ]
+    assert state.state == "guest-panicked"
+
+
+def test_suspend_and_wake() -> None:
+    machine, seen = _machine("board")
+    machine.run_state.start()
+    with pytest.raises(QobraError, match="guest is not in suspended state"):
+        machine.run_state.request_wakeup()
+    machine.run_state.request_suspend()
+    assert machine.run_state.state == "suspended"
+    machine.run_state.request_wakeup()
+    assert [name for name, _ in seen] == ["RESUME", "SUSPEND", "WAKEUP"] and machine.run_state.running
