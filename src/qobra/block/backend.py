@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qobra.block import permissions
+from qobra.block.accounting import FLUSH, READ, UNMAP, WRITE, Accounting
 from qobra.block.node import BlockNode, Buffer
 from qobra.block.slots import Gate, Slot
 from qobra.block.table import ResolvedTable
@@ -26,6 +27,28 @@ class Throttle(Protocol):
 
     def wait(self, length: int, is_write: bool) -> None:
         """Wait until a request of ``length`` bytes may go; returns at once while the backend is drained."""
+        ...
+
+    def limits(self) -> dict[str, Any]:
+        """The members of BlockDeviceInfo that tell the limits in force."""
+        ...
+
+
+class Device(Protocol):
+    """The device model that a backend serves, as far as queries and tray commands know it."""
+
+    @property
+    def qom_path(self) -> str:
+        """Its path in the composition tree, or its id."""
+        ...
+
+    @property
+    def has_tray(self) -> bool:
+        """Whether its medium lies in a tray that opens."""
+        ...
+
+    def medium_changed(self) -> None:
+        """The backend has another node, or none."""
         ...
 
 
@@ -52,6 +75,10 @@ class BlockBackend:
         self.node: BlockNode | None = None
         self.gate = Gate()
         self.throttle: Throttle | None = None
+        self.accounting = Accounting(layer.clock)
+        self.writeback = True
+        """False: each write is flushed before it completes."""
+        self.device: Device | None = None
         self.resized: list[Callable[[], None]] = []
         """Called after the node's length changed."""
         self._local = threading.local()
@@ -63,6 +90,10 @@ class BlockBackend:
     def description(self) -> str:
         """See :class:`qobra.block.graph.Root`."""
         return self._description or (f"block device '{self.name}'" if self.name else "an unnamed block device")
+
+    def device_path(self) -> str:
+        """The path or id of the device that uses the backend, or ""."""
+        return self.device.qom_path if self.device is not None else ""
 
     def insert(self, node: BlockNode, perm: int | None = None, shared: int | None = None) -> None:
         """Enter the graph at ``node``. Raises QobraError where permissions conflict."""
@@ -123,34 +154,49 @@ class BlockBackend:
 
     def read(self, offset: int, length: int) -> bytes:
         """See :meth:`BlockNode.read`."""
-        return self._request(False, length, BlockNode.read, offset, length)  # type: ignore[no-any-return]
+        return self._request(READ, length, BlockNode.read, offset, length)  # type: ignore[no-any-return]
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """See :meth:`BlockNode.read_into`."""
-        self._request(False, len(view), BlockNode.read_into, offset, view)
+        self._request(READ, len(view), BlockNode.read_into, offset, view)
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """See :meth:`BlockNode.write`."""
-        self._request(True, len(data), BlockNode.write, offset, data, fua=fua)
+        self._request(WRITE, len(data), BlockNode.write, offset, data, fua=fua or not self.writeback)
 
     def write_zeroes(
         self, offset: int, length: int, *, may_unmap: bool = False, no_fallback: bool = False, fua: bool = False
     ) -> None:
         """See :meth:`BlockNode.write_zeroes`."""
         self._request(
-            True, length, BlockNode.write_zeroes, offset, length, may_unmap=may_unmap, no_fallback=no_fallback, fua=fua
+            WRITE,
+            length,
+            BlockNode.write_zeroes,
+            offset,
+            length,
+            may_unmap=may_unmap,
+            no_fallback=no_fallback,
+            fua=fua or not self.writeback,
         )
 
     def discard(self, offset: int, length: int) -> None:
         """See :meth:`BlockNode.discard`."""
-        self._request(True, length, BlockNode.discard, offset, length)
+        self._request(UNMAP, length, BlockNode.discard, offset, length)
 
     def flush(self) -> None:
         """See :meth:`BlockNode.flush`."""
-        self._request(True, 0, BlockNode.flush)
+        self._request(FLUSH, 0, BlockNode.flush)
 
-    def _request(self, is_write: bool, length: int, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _request(self, kind: int, length: int, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        clock = self.layer.clock
+        start_ns = clock.monotonic_ns()
         if self.throttle is not None and length:
-            self.throttle.wait(length, is_write)
-        with self.slot():
-            return method(self.inserted(), *args, **kwargs)
+            self.throttle.wait(length, kind != READ)
+        try:
+            with self.slot():
+                result = method(self.inserted(), *args, **kwargs)
+        except (OSError, QobraError):
+            self.accounting.add_failed(kind, clock.monotonic_ns() - start_ns)
+            raise
+        self.accounting.add(kind, 1, length, clock.monotonic_ns() - start_ns)
+        return result

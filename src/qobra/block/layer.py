@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.filename import parse_filename, relative_to
 from qobra.block.graph import Graph
@@ -242,8 +243,6 @@ class BlockLayer:
         return node
 
     def _open_backing(self, node: BlockNode, opening: Opening) -> None:
-        from qobra.block.permissions import ROLE_COW
-
         if "backing" in opening.options:
             reference = opening.options["backing"]
             if reference is None or reference == "":
@@ -253,7 +252,7 @@ class BlockLayer:
             if reference is None:
                 return
         try:
-            opening.attach("backing", ROLE_COW, reference)
+            opening.attach("backing", permissions.ROLE_COW, reference)
         except QobraError as error:
             raise error.prefixed("Could not open backing file: ") if "backing" not in opening.options else error
 
@@ -319,6 +318,20 @@ class BlockLayer:
         self._node_counter += 1
         tail = self._random.randrange(100) if self._random is not None else os.urandom(1)[0] % 100
         return f"#block{self._node_counter:x}{tail:02d}"
+
+    def resize(self, node: BlockNode, length: int, *, preallocation: str = "off", exact: bool = True) -> None:
+        """Change the length of ``node`` on behalf of the monitor. Raises QobraError where a user forbids it."""
+        user = BlockBackend(
+            self, perm=permissions.RESIZE, shared=permissions.ALL, description="the block_resize command"
+        )
+        user.insert(node)
+        try:
+            with self.drained():
+                node.truncate(length, preallocation=preallocation, exact=exact)
+        except OSError as error:
+            raise QobraError.from_os("Could not resize the image", error, node=node.node_name)
+        finally:
+            user.remove()
 
     def delete_node(self, node_name: str) -> None:
         """blockdev-del. Raises QobraError where the node is in use or not the monitor's."""

@@ -1,0 +1,203 @@
+"""What queries tell of nodes and backends: BlockDeviceInfo, ImageInfo, BlockStats, the graph with its permissions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.graph import GraphState
+from qobra.block.layer import BlockLayer
+from qobra.block.node import BlockNode
+
+Info = dict[str, Any]
+
+_NO_LIMITS = {"bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}
+
+
+def without_implicit(node: BlockNode) -> BlockNode:
+    """``node``, or the first below it that no job put in unasked."""
+    while node.implicit and node.filtered is not None:
+        node = node.filtered
+    return node
+
+
+def cow_backing(node: BlockNode) -> BlockNode | None:
+    """The backing node as a user sees it: below implicit filters."""
+    backing = node.backing if node.supports_backing else None
+    return without_implicit(backing) if backing is not None else None
+
+
+def backing_depth(node: BlockNode) -> int:
+    """How many backing files lie under ``node``."""
+    depth = 0
+    current: BlockNode | None = node
+    while current is not None:
+        while current.is_filter and current.filtered is not None:
+            current = current.filtered
+        current = current.backing
+        if current is not None:
+            depth += 1
+    return depth
+
+
+def image_info(node: BlockNode) -> Info:
+    """ImageInfo of ``node`` without its backing chain. Raises OSError or QobraError where the image cannot be read."""
+    info: Info = {
+        "filename": node.filename,
+        "format": node.driver,
+        "virtual-size": node.length,
+    }
+    actual = node.allocated_size()
+    if actual is not None:
+        info["actual-size"] = actual
+    cluster = node.cluster_size()
+    if cluster:
+        info["cluster-size"] = cluster
+    info["dirty-flag"] = False
+    info.update(node.info())
+    name = getattr(node, "backing_filename", "")
+    if name:
+        info["backing-filename"] = name
+        full = full_backing_filename(node)
+        if full:
+            info["full-backing-filename"] = full
+        backing_format = getattr(node, "backing_format", "")
+        if backing_format:
+            info["backing-filename-format"] = backing_format
+    return info
+
+
+def full_backing_filename(node: BlockNode) -> str:
+    """The name of the backing file as the image has it, seen from the image's directory."""
+    from qobra.block.filename import relative_to
+    from qobra.errors import QobraError
+
+    try:
+        return relative_to(node.backing_filename, node.filename)  # type: ignore[attr-defined]
+    except QobraError:
+        return ""
+
+
+def image_chain(node: BlockNode, *, flat: bool) -> Info:
+    """ImageInfo of ``node``, with ``backing-image`` all the way down unless ``flat``."""
+    top = info = image_info(node)
+    backing = cow_backing(node)
+    while backing is not None and not flat:
+        below = image_info(backing)
+        info["backing-image"] = below
+        info = below
+        backing = cow_backing(backing)
+    return top
+
+
+def device_info(node: BlockNode, *, flat: bool = False, backend: BlockBackend | None = None) -> Info:
+    """BlockDeviceInfo of ``node``; with ``backend``, the limits of its throttle group are told."""
+    info: Info = {
+        "file": node.filename,
+        "node-name": node.node_name,
+        "ro": node.read_only,
+        "drv": node.driver,
+        "encrypted": bool(node.info().get("encrypted", False)),
+        "cache": {
+            "writeback": backend.writeback if backend is not None else True,
+            "direct": node.cache_direct,
+            "no-flush": node.cache_no_flush,
+        },
+        "detect_zeroes": node.detect_zeroes,
+        "write_threshold": node.write_threshold,
+        "backing_file_depth": 0 if flat else backing_depth(node),
+        **_NO_LIMITS,
+        "image": image_chain(node, flat=flat),
+    }
+    backing = cow_backing(node)
+    if backing is not None:
+        info["backing_file"] = backing.filename
+    elif not node.supports_backing and node.is_filter and node.filtered is not None:
+        info["backing_file"] = node.filtered.filename
+    if node.bitmaps:
+        info["dirty-bitmaps"] = [bitmap.info() for bitmap in node.bitmaps.values()]
+    if backend is not None and backend.throttle is not None:
+        info.update(backend.throttle.limits())
+    return info
+
+
+def named_block_nodes(layer: BlockLayer, *, flat: bool) -> list[Info]:
+    """The answer of query-named-block-nodes: all nodes, newest first as QEMU lists them."""
+    return [device_info(node, flat=flat) for node in reversed(layer.graph.nodes.values())]
+
+
+def block_graph(layer: BlockLayer) -> Info:
+    """XDbgBlockGraph: nodes, roots and jobs, and what each edge takes and shares."""
+    state: GraphState = layer.graph.state
+    numbers: dict[object, int] = {}
+
+    def number(vertex: object) -> int:
+        return numbers.setdefault(vertex, len(numbers) + 1)
+
+    nodes: list[Info] = []
+    edges: list[Info] = []
+    seen_jobs: dict[object, int] = {}
+    for root in state.roots:
+        job = getattr(root, "job", None)
+        if job is not None:
+            if job not in seen_jobs:
+                seen_jobs[job] = number(job)
+                nodes.append({"id": number(job), "type": "block-job", "name": job.id or ""})
+        else:
+            nodes.append({"id": number(root), "type": "block-backend", "name": getattr(root, "graph_name", "")})
+    for node in state.nodes.values():
+        nodes.append({"id": number(node), "type": "block-driver", "name": node.node_name})
+    for (user, name), (perm, shared) in state.permissions.items():
+        if isinstance(user, BlockNode):
+            child, parent, edge_name = state.links[user][name][0], user, name
+        else:
+            child = state.roots[user][0]  # type: ignore[index]
+            parent = getattr(user, "job", None) or user  # type: ignore[assignment]
+            edge_name = getattr(user, "edge_name", "root")
+        edges.append(
+            {
+                "parent": number(parent),
+                "child": number(child),
+                "name": edge_name,
+                "perm": permissions.names(perm),
+                "shared-perm": permissions.names(shared & (permissions.ALL & ~permissions.GRAPH_MOD)),
+            }
+        )
+    return {"nodes": nodes, "edges": edges}
+
+
+def node_stats(node: BlockNode, *, chain: bool) -> Info:
+    """BlockStats of a node: what it counts itself, its file's under ``parent``, with ``chain`` its backing's."""
+    from qobra.block.accounting import Accounting
+
+    stats = Accounting().stats()
+    stats["wr_highest_offset"] = node.highest_write_offset
+    info: Info = {"stats": stats, "node-name": node.node_name}
+    specific = node.stats()
+    if specific is not None:
+        info["driver-specific"] = specific
+    primary = node.children.get("file")
+    if primary is not None:
+        info["parent"] = node_stats(primary, chain=chain)
+    backing = cow_backing(node)
+    if chain and backing is not None:
+        info["backing"] = node_stats(backing, chain=True)
+    return info
+
+
+def backend_stats(backend: BlockBackend) -> Info:
+    """BlockStats of a named backend and of the chain in it."""
+    info: Info = {"device": backend.name}
+    if backend.node is not None:
+        node = without_implicit(backend.node)
+        info.update(node_stats(node, chain=True))
+        highest = node.highest_write_offset
+    else:
+        highest = 0
+    info["stats"] = backend.accounting.stats()
+    info["stats"]["wr_highest_offset"] = highest
+    qdev = backend.device_path()
+    if qdev:
+        info["qdev"] = qdev
+    return info

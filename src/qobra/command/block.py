@@ -1,0 +1,54 @@
+"""Nodes and backends over QMP: blockdev-add, blockdev-del, block_resize, and the block queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.block import query
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.qmp.registry import command
+
+
+@command("blockdev-add")
+def blockdev_add(machine: Machine, args: dict[str, Any]) -> None:
+    """Open a node and keep it until blockdev-del."""
+    machine.block.add_node(args)
+
+
+@command("blockdev-del")
+def blockdev_del(machine: Machine, args: dict[str, Any]) -> None:
+    """Let go of a node that blockdev-add made."""
+    machine.block.delete_node(args["node-name"])
+
+
+@command("query-named-block-nodes")
+def query_named_block_nodes(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """All nodes."""
+    return query.named_block_nodes(machine.block, flat=args.get("flat", False))
+
+
+@command("x-debug-query-block-graph")
+def query_block_graph(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """Nodes, roots, and what each edge may do."""
+    return query.block_graph(machine.block)
+
+
+@command("query-blockstats")
+def query_blockstats(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """Counters of every backend, or of every node."""
+    block = machine.block
+    if args.get("query-nodes", False):
+        return [query.node_stats(node, chain=False) for node in reversed(block.graph.nodes.values())]
+    return [query.backend_stats(backend) for backend in block.backends.values()]
+
+
+@command("block_resize")
+def block_resize(machine: Machine, args: dict[str, Any]) -> None:
+    """Change the size of a node, under everybody who uses it."""
+    block = machine.block
+    node = block.find_device(args.get("device"), args.get("node-name"))
+    size = args["size"]
+    if size < 0:
+        raise QobraError("Parameter 'size' expects a >0 size")
+    block.resize(node, size)
