@@ -43,6 +43,8 @@ class Machine:
         self.name = name
         self.uuid = uuid
         self.capabilities = capabilities
+        # True while a program holds the machine back for --preconfig: few commands are served then.
+        self.preconfig = False
         self._exit = threading.Event()
         self._closed = False
 

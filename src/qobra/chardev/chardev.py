@@ -1,0 +1,181 @@
+"""A character device: bytes both ways between something outside and one front end inside.
+
+The outside is a backend's business (:mod:`qobra.chardev.backend`); the front end is a monitor, a serial port, a mux.
+A backend that reads does so in a thread of its own and calls the front end from there: no queue, no hop.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from qobra.errors import QobraError
+from qobra.registry import Registry
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
+
+registry: Registry[type[Chardev]] = Registry("chardev backend", ["qobra.chardev.backend"])
+
+UNLIMITED = 1 << 30
+
+
+class FrontEnd(Protocol):
+    """What a user of a character device has. Called in the device's thread."""
+
+    def receive(self, data: bytes) -> None:
+        """``data`` came in, at most as much as :meth:`can_receive` said."""
+        ...
+
+    def event(self, name: str) -> None:
+        """``opened``: a peer is there; ``closed``: it left; ``break``: it sent a break."""
+        ...
+
+    def can_receive(self) -> int:
+        """How many bytes to take now; 0 holds the peer back until :meth:`Chardev.accept_input`."""
+        ...
+
+
+class Chardev:
+    """The common half of the backends.
+
+    ``options`` are the backend's members of the contract's ChardevBackend. A subclass overrides :meth:`start`,
+    :meth:`write`, :meth:`filename` and what else it can do.
+    """
+
+    kind: ClassVar[str]
+    hotswap: ClassVar[bool] = True
+
+    def __init__(self, machine: Machine, id: str, options: dict[str, Any]) -> None:
+        self.machine = machine
+        self.id = id
+        self.options = options
+        self.is_open = False
+        self.closed = False
+        self.frontend: FrontEnd | None = None
+        self.frontend_open = False
+        self.busy_reason: str | None = None
+        self._input_wanted = threading.Condition()
+        self._log_fd = -1
+
+    # -- what backends implement
+
+    def start(self) -> None:
+        """Open the outside; QobraError if it cannot be."""
+        self.set_open(True)
+
+    def stop(self) -> None:
+        """Close the outside; a thread that reads it must notice and end."""
+
+    def filename(self) -> str:
+        """What ``query-chardev`` shows."""
+        return self.kind
+
+    def write(self, data: bytes) -> int:
+        """Send as much of ``data`` as goes out without waiting, and say how much did.
+
+        What nobody can receive (no peer) counts as sent.
+        """
+        return len(data)
+
+    def wait_writable(self, timeout: float | None = None) -> bool:
+        """Wait until :meth:`write` can send something; False if ``timeout`` seconds passed first."""
+        return True
+
+    def take_fds(self) -> list[int]:
+        """The file descriptors that came with the latest data, for the caller to own. A later message with
+        descriptors replaces (and closes) those that nobody took."""
+        return []
+
+    def send_break(self) -> None:
+        """Send a break to the peer, where there is such a thing."""
+
+    def set_frontend_open(self, is_open: bool) -> None:
+        """The front end's side (a guest's driver, say) is open, or no longer."""
+        self.frontend_open = is_open
+
+    # -- what front ends use
+
+    def attach(self, frontend: FrontEnd) -> None:
+        """Give the device its front end; QobraError if it has one."""
+        if self.frontend is not None:
+            raise QobraError(f"Device '{self.id}' is in use")
+        self.frontend = frontend
+        self.set_frontend_open(True)
+        if self.is_open:
+            frontend.event("opened")
+        self.accept_input()
+
+    def detach(self) -> None:
+        """Take the front end away; what comes in waits for the next."""
+        self.frontend = None
+        self.set_frontend_open(False)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something uses the device, so that it cannot be removed."""
+        return self.frontend is not None
+
+    def write_all(self, data: bytes) -> None:
+        """Send all of ``data``, waiting for a slow peer."""
+        while data:
+            sent = self.write(data)
+            data = data[sent:]
+            if data:
+                self.wait_writable()
+
+    def accept_input(self) -> None:
+        """The front end can receive again."""
+        with self._input_wanted:
+            self._input_wanted.notify_all()
+
+    def close(self) -> None:
+        """End the device; its front end hears ``closed``."""
+        if self.closed:
+            return
+        self.closed = True
+        self.stop()
+        self.accept_input()
+        self.set_open(False)
+        self.frontend = None
+
+    # -- what backends call
+
+    def set_open(self, is_open: bool) -> None:
+        """A peer is there, or gone: tell the front end."""
+        if self.is_open != is_open:
+            self.is_open = is_open
+            if self.frontend is not None:
+                self.frontend.event("opened" if is_open else "closed")
+
+    def room(self) -> int:
+        """Wait until the front end takes input, and say how much; 0 once the device is closed."""
+        frontend = self.frontend
+        if frontend is not None and not self.closed:
+            size = frontend.can_receive()
+            if size > 0:
+                return size
+        with self._input_wanted:
+            while not self.closed:
+                frontend = self.frontend
+                size = frontend.can_receive() if frontend is not None else 0
+                if size > 0:
+                    return size
+                self._input_wanted.wait()
+        return 0
+
+    def deliver(self, data: bytes) -> None:
+        """Hand ``data`` to the front end, in pieces that it can take."""
+        while data:
+            size = self.room()
+            if not size:
+                return
+            frontend = self.frontend
+            if frontend is not None:
+                frontend.receive(data if len(data) <= size else data[:size])
+                data = data[size:]
+
+    def deliver_event(self, name: str) -> None:
+        """Hand the event ``name`` to the front end."""
+        if self.frontend is not None:
+            self.frontend.event(name)

@@ -1,0 +1,92 @@
+"""A session's output: lines in order, never waiting inside the strand, and bounded."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qobra.chardev.chardev import Chardev
+
+MAX_BACKLOG = 1 << 20
+"""Bytes that may wait for a client that does not read; events beyond that are dropped."""
+
+
+class Output:
+    """Sends lines to a character device as long as it takes them, and keeps the rest.
+
+    Replies always find room: a session reads no further request before the reply to the last is out, so there is one at
+    a time (two with out-of-band commands). Events are dropped, whole, while ``MAX_BACKLOG`` is exceeded.
+    """
+
+    def __init__(self, chardev: Chardev) -> None:
+        self._chardev = chardev
+        self._lock = threading.Lock()
+        self._backlog: deque[bytes] = deque()
+        self._size = 0
+        self._generation = 0
+        self._draining = False
+        self.dropped_events = 0
+
+    def open(self) -> None:
+        """A new client: nothing waits."""
+        with self._lock:
+            self._generation += 1
+            self._backlog.clear()
+            self._size = 0
+            self._draining = False
+
+    def close(self) -> None:
+        """The client is gone, and what it did not read with it."""
+        self.open()
+
+    def reply(self, line: bytes) -> None:
+        """Send ``line``, or keep what does not go out for :meth:`drain`."""
+        with self._lock:
+            self._put(line)
+
+    def event(self, line: bytes) -> None:
+        """Send ``line``, or let a thread send it when the client reads again."""
+        with self._lock:
+            if self._size > MAX_BACKLOG:
+                self.dropped_events += 1
+                return
+            self._put(line)
+            if not self._backlog or self._draining:
+                return
+            self._draining = True
+            generation = self._generation
+        threading.Thread(target=self._drain, args=(generation,), name="qmp output", daemon=True).start()
+
+    def drain(self) -> None:
+        """Wait until everything is out, or the client gone."""
+        if self._backlog:
+            self._drain(self._generation)
+
+    def _put(self, line: bytes) -> None:
+        if not self._backlog:
+            sent = self._chardev.write(line)
+            if sent == len(line):
+                return
+            line = line[sent:]
+        self._backlog.append(line)
+        self._size += len(line)
+
+    def _drain(self, generation: int) -> None:
+        while True:
+            with self._lock:
+                if generation != self._generation:
+                    return
+                while self._backlog:
+                    line = self._backlog[0]
+                    sent = self._chardev.write(line)
+                    self._size -= sent
+                    if sent < len(line):
+                        self._backlog[0] = line[sent:]
+                        break
+                    self._backlog.popleft()
+                else:
+                    self._draining = False
+                    return
+            self._chardev.wait_writable()

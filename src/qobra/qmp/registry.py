@@ -1,0 +1,74 @@
+"""The commands that are implemented: handlers by name, found by importing :mod:`qobra.command`.
+
+A handler is called inside the control strand with the machine and its arguments, already checked against the contract,
+and returns what the contract says (None for nothing). A command is served, and so advertised, exactly where
+its handler exists and the machine has what the handler ``needs``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
+
+Handler = Callable[..., Any]
+_H = TypeVar("_H", bound=Handler)
+
+
+class Command:
+    """A handler and how to call it."""
+
+    __slots__ = ("handler", "name", "needs", "with_session")
+
+    def __init__(self, name: str, handler: Handler, needs: str | None, with_session: bool) -> None:
+        self.name = name
+        self.handler = handler
+        self.needs = needs
+        self.with_session = with_session
+
+    def served_by(self, machine: Machine) -> bool:
+        """Whether ``machine`` has what the command needs."""
+        return self.needs is None or self.needs in machine.capabilities
+
+
+_commands: dict[str, Command] = {}
+_loaded = False
+
+
+def command(name: str, *, needs: str | None = None, with_session: bool = False) -> Callable[[_H], _H]:
+    """Decorator: the function serves the command ``name`` of the contract.
+
+    ``needs`` is a capability of the machine (``board``) without which the command does not exist. The handler is
+    called as ``handler(machine, arguments)``, and with the session (None where the call does not come from a QMP
+    client) as a third argument if ``with_session``.
+    """
+
+    def decorate(handler: _H) -> _H:
+        _commands[name] = Command(name, handler, needs, with_session)
+        return handler
+
+    return decorate
+
+
+def find(machine: Machine, name: str) -> Command | None:
+    """The command ``name`` as ``machine`` serves it, or None."""
+    found = commands().get(name)
+    return found if found is not None and found.served_by(machine) else None
+
+
+def served(machine: Machine) -> dict[str, Command]:
+    """Every command that ``machine`` serves, by name, sorted."""
+    return {name: item for name, item in sorted(commands().items()) if item.served_by(machine)}
+
+
+def commands() -> dict[str, Command]:
+    """Every command there is, of whatever machine."""
+    global _loaded
+    if not _loaded:
+        # The one import that points up: the handlers stand above the protocol that carries their calls.
+        importlib.import_module("qobra.command").load_all()
+        _loaded = True
+    return _commands

@@ -1,0 +1,184 @@
+"""A QMP session: what one monitor does with one client after another.
+
+It is the front end of a character device, whose thread calls :meth:`Session.receive`; a command runs in that thread, in
+the control strand. What a command emits and its reply get their places in the output while the strand is held, so
+every client sees an order that really was: a command's own events, its reply, then what happened after.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import COMMAND_NOT_FOUND, QobraError
+from qobra.qmp import dispatch
+from qobra.qmp.output import Output
+from qobra.qmp.reader import Reader
+from qobra.qmp.version import version_info
+from qobra.qmp.writer import encode
+
+if TYPE_CHECKING:
+    from qobra.chardev.chardev import Chardev
+    from qobra.machine.machine import Machine
+    from qobra.qmp.events import EventRouter
+    from qobra.qmp.inband import InBandQueue
+
+CAPABILITIES = ("oob",)
+
+
+class Session:
+    """One monitor in control mode.
+
+    ``pretty`` indents what is sent. ``peer_fds`` are the file descriptors that came with the latest message.
+    """
+
+    def __init__(
+        self, machine: Machine, chardev: Chardev, router: EventRouter, *, pretty: bool = False
+    ) -> None:
+        self.machine = machine
+        self.chardev = chardev
+        self.pretty = pretty
+        self.negotiated = False
+        self.oob = False
+        self.peer_fds: list[int] = []
+        self._router = router
+        self._reader = Reader()
+        self._output = Output(chardev)
+        self._in_band: InBandQueue | None = None
+        self._lock = threading.Lock()
+        self._connected = False
+
+    # -- the chardev's front end
+
+    def can_receive(self) -> int:
+        return 1 << 20
+
+    def event(self, name: str) -> None:
+        if name == "opened":
+            self._reader = Reader()
+            self._output.open()
+            self.negotiated = self.oob = False
+            self._connected = True
+            greeting = {"QMP": {"version": version_info(), "capabilities": list(CAPABILITIES)}}
+            self._output.reply(self._line(greeting))
+        elif name == "closed":
+            with self._lock:
+                if not self._connected:
+                    return
+                self._connected = False
+            self._router.remove(self)
+            self._output.close()
+            if self._in_band is not None:
+                self._in_band.close()
+                self._in_band = None
+            self._own_fds([])
+
+    def receive(self, data: bytes) -> None:
+        fds = self.chardev.take_fds()
+        for item in self._reader.feed(data):
+            in_band = self._in_band
+            if in_band is None:
+                if fds:
+                    self._own_fds(fds)
+                    fds = []
+                self.serve(item)
+            elif type(item) is dict and "exec-oob" in item and "execute" not in item:
+                self.serve(item)
+            else:
+                in_band.put(item, fds)
+                fds = []
+            if not self._connected:
+                break
+        if fds:
+            self._own_fds(fds)
+
+    # -- requests
+
+    def serve(self, item: Any) -> None:
+        """Answer one request, or the error that stands for an unreadable one, in the calling thread."""
+        if isinstance(item, QobraError):
+            self._output.reply(self._error_line(item, {}))
+        elif self.oob and type(item) is dict and "exec-oob" in item and "execute" not in item:
+            self._output.reply(self._answer(item))
+        else:
+            with self.machine.control:
+                self._output.reply(self._answer(item))
+        # Outside the strand: a client that does not read holds up nobody but itself.
+        self._output.drain()
+
+    def _answer(self, request: Any) -> bytes:
+        name = "QMP"
+        try:
+            name, arguments, oob = dispatch.check_request(request, oob_enabled=self.oob)
+            if not self.negotiated:
+                if name != "qmp_capabilities":
+                    raise QobraError(
+                        "Expecting capabilities negotiation with 'qmp_capabilities'", COMMAND_NOT_FOUND
+                    )
+                result = self._negotiate(arguments)
+            else:
+                result = dispatch.call(self.machine, name, arguments, session=self, oob=oob)
+            return self._reply_line(result, request)
+        except Exception as error:
+            return self._error_line(dispatch.describe(name, error), request)
+
+    def _negotiate(self, arguments: dict[str, Any]) -> None:
+        if arguments:
+            from qobra.qapi.contract import contract
+
+            arguments = contract().check_arguments("qmp_capabilities", arguments)
+        if "oob" in arguments.get("enable", ()):
+            from qobra.qmp.inband import InBandQueue
+
+            self.oob = True
+            self._in_band = InBandQueue(self)
+        self.negotiated = True
+        self._router.add(self)
+
+    def fds_arrived(self, fds: list[int]) -> None:
+        """A queued request that is about to run came with ``fds``."""
+        self._own_fds(fds)
+
+    def take_fd(self) -> int | None:
+        """The first of the file descriptors that came with the latest message, for the caller to own."""
+        if not self.peer_fds:
+            return None
+        fd, *rest = self.peer_fds
+        self.peer_fds = []
+        for other in rest:
+            os.close(other)
+        return fd
+
+    def _own_fds(self, fds: list[int]) -> None:
+        stale, self.peer_fds = self.peer_fds, fds
+        for fd in stale:
+            os.close(fd)
+
+    # -- output
+
+    def send_event(self, line: bytes) -> None:
+        """Put an event into the output. Called inside the strand."""
+        self._output.event(line)
+
+    def _line(self, value: dict[str, Any]) -> bytes:
+        return encode(value, pretty=self.pretty) + b"\r\n"
+
+    def _reply_line(self, result: Any, request: dict[str, Any]) -> bytes:
+        value = {} if result is None else result
+        if self.pretty:
+            from qobra.qmp.writer import plain
+
+            reply = {"return": plain(value)}
+            if "id" in request:
+                reply["id"] = request["id"]
+            return self._line(reply)
+        identity = b', "id": ' + encode(request["id"]) if "id" in request else b""
+        return b'{"return": ' + encode(value) + identity + b"}\r\n"
+
+    def _error_line(self, error: QobraError, request: Any) -> bytes:
+        reply: dict[str, Any] = {}
+        if type(request) is dict and "id" in request:
+            reply["id"] = request["id"]
+        reply["error"] = {"class": error.error_class, "desc": error.desc}
+        return self._line(reply)

@@ -1,0 +1,98 @@
+"""Write QMP output: JSON in QEMU's layout (``", "`` and ``": "``, ASCII only; indented by four if pretty)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    from _json import encode_basestring_ascii as _quote
+    from _json import make_encoder as _make_encoder
+except ImportError:  # not CPython
+    from json.encoder import py_encode_basestring_ascii as _quote  # type: ignore[attr-defined,no-redef]
+
+    _make_encoder = None  # type: ignore[assignment,misc]
+
+
+class Encoded:
+    """A value that is JSON text already (compact, without line end): a large reply that is made once."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+
+
+def plain(value: Any) -> Any:
+    """``value`` itself, or what an :class:`Encoded` is the text of."""
+    if not isinstance(value, Encoded):
+        return value
+    from qobra.qmp.reader import Reader
+
+    return Reader().feed(b'{"value":' + value.text + b"}")[0]["value"]
+
+
+def _refuse(value: object) -> Any:
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+_encode = (
+    _make_encoder(None, _refuse, _quote, None, ": ", ", ", False, False, True)  # type: ignore[call-arg,arg-type]
+    if _make_encoder is not None
+    else None
+)
+
+
+def encode(value: Any, *, pretty: bool = False) -> bytes:
+    """The JSON text of ``value``, which is made of dict, list, str, int, float, bool, None or is :class:`Encoded`."""
+    if isinstance(value, Encoded):
+        if not pretty:
+            return value.text
+        value = plain(value)
+    if not pretty and _encode is not None:
+        try:
+            return "".join(_encode(value, 0)).encode("ascii")
+        except RecursionError:
+            pass  # as deep as the reader lets in, which is more than Python's stack
+    return _walk(value, pretty).encode("ascii")
+
+
+def _walk(value: Any, pretty: bool) -> str:
+    """Encode without recursion."""
+    parts: list[str] = []
+    # What is still to write: text, or a value with the depth that it stands at.
+    stack: list[str | tuple[Any, int]] = [(value, 0)]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            parts.append(item)
+            continue
+        current, depth = item
+        if not isinstance(current, (dict, list, tuple)):
+            parts.append(_scalar(current))
+            continue
+        is_dict = isinstance(current, dict)
+        newline = "\n" + "    " * (depth + 1) if pretty else ""
+        between = "," + newline if pretty else ", "
+        pending: list[str | tuple[Any, int]] = ["{" if is_dict else "["]
+        for index, element in enumerate(current):
+            prefix = between if index else newline
+            pending.append(f"{prefix}{_quote(element)}: " if is_dict else prefix)
+            pending.append((current[element] if is_dict else element, depth + 1))
+        close = "}" if is_dict else "]"
+        pending.append("\n" + "    " * depth + close if pretty else close)
+        stack.extend(reversed(pending))
+    return "".join(parts)
+
+
+def _scalar(value: Any) -> str:
+    if value is None:
+        return "null"
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    if isinstance(value, str):
+        return _quote(value)
+    if isinstance(value, (int, float)):
+        return repr(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
