@@ -156,6 +156,13 @@ class BlockLayer:
                 return node
         raise QobraError(f"Cannot find device='{device or ''}' nor node-name='{node_name or ''}'")
 
+    def device_or_node_name(self, node: BlockNode) -> str:
+        """How error texts call ``node``: the name of the device that it is in, else its own."""
+        for root in self.graph.roots_of(node):
+            if isinstance(root, BlockBackend) and root.name:
+                return root.name
+        return node.node_name
+
     # -- opening ------------------------------------------------------------------------------------------------
 
     def add_node(self, options: Options) -> BlockNode:
@@ -207,7 +214,7 @@ class BlockLayer:
     def open_reference(self, reference: str | Options, opened: list[BlockNode], inherited: Options) -> BlockNode:
         """The node that ``reference`` names, or a new one for the options that it is.
 
-        New nodes are appended to ``opened``, children first; the caller puts them into the graph or closes them.
+        New nodes are appended to ``opened``; the caller puts them into the graph or closes them.
         """
         if isinstance(reference, _Opened):
             return reference.node
@@ -233,13 +240,13 @@ class BlockLayer:
         opening = Opening(node, self, options, opened)
         try:
             node.open(opening)
-            if driver.supports_backing and "backing" not in node.children:
-                self._open_backing(node, opening)
         except BaseException:
             node.close_node()
             raise
-        node.refresh_filename()
         opened.append(node)
+        if driver.supports_backing and "backing" not in node.children:
+            self._open_backing(node, opening)
+        node.refresh_filename()
         return node
 
     def _open_backing(self, node: BlockNode, opening: Opening) -> None:

@@ -68,6 +68,8 @@ class Flight:
     def __init__(self) -> None:
         self.epoch = 1
         self.draining = 0
+        self.drain_listeners: list[Callable[[], None]] = []
+        """Called when a drain begins: whoever delays requests is to let them go."""
         self._slots: list[Slot] = []
         self._condition = threading.Condition()
         self._retired: deque[tuple[int, Callable[[], None]]] = deque()
@@ -112,6 +114,9 @@ class Flight:
             self.draining += 1
             for gate in closed:
                 gate.closed += 1
+        for listener in tuple(self.drain_listeners):
+            listener()
+        with self._condition:
             while any(slot.busy and slot.gate.closed for slot in self._slots):
                 self._condition.wait()
         try:

@@ -1,0 +1,60 @@
+"""What filters have in common: everything passes through unchanged unless a subclass says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qobra.block.extents import DATA, WRITABLE, Extent
+from qobra.block.node import BlockNode, Buffer
+
+
+class FilterNode(BlockNode):
+    """A node that shows its child ``file`` (or ``backing``, for the filters of jobs) as it is."""
+
+    is_filter = True
+    is_transparent = True
+
+    @property
+    def below(self) -> BlockNode:
+        """The filtered child."""
+        child = self.filtered
+        assert child is not None
+        return child
+
+    def child_resized(self, name: str) -> None:
+        self.length = self.below.length
+
+    def linear_child(self) -> tuple[BlockNode, int] | None:
+        return (self.below, 0) if self.plain_writes() else None
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        return (Extent(length, DATA, self.below, offset, WRITABLE),)
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        self.below.read_into(offset, view)
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        self.below.write(offset, data)
+
+    def _write_compressed(self, offset: int, data: Buffer) -> None:
+        self.below.write_compressed(offset, data)
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        self.below.write_zeroes(offset, length, may_unmap=may_unmap, no_fallback=no_fallback)
+        return True
+
+    def _discard(self, offset: int, length: int) -> None:
+        self.below.discard(offset, length)
+
+    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
+        self.below.truncate(length, preallocation=preallocation, exact=exact)
+        self.length = self.below.length
+
+    def allocated_size(self) -> int | None:
+        return self.below.allocated_size()
+
+    def cluster_size(self) -> int:
+        return self.below.cluster_size()
+
+    def has_zero_init(self) -> bool:
+        return self.below.has_zero_init()

@@ -1,0 +1,92 @@
+"""The ``throttle`` filter: limits the I/O that passes through it to what its group allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qobra.block import permissions
+from qobra.block.extents import COMPUTED, DATA, Extent
+from qobra.block.filter._filter import FilterNode
+from qobra.block.node import Buffer, Opening, drivers
+from qobra.errors import QobraError
+
+
+@drivers.register("throttle")
+class ThrottleNode(FilterNode):
+    """Every read, write, zeroing and discard waits for its turn in the group; a drain lets all that wait go."""
+
+    driver = "throttle"
+
+    def open(self, opening: Opening) -> None:
+        name = opening.options.get("throttle-group")
+        if name is None:
+            raise QobraError("Please specify a throttle group")
+        self._join(self._find(name))
+        opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
+        self.child_resized("file")
+
+    def _find(self, name: str) -> Any:
+        group = self.layer.find_object(name, "throttle-group")
+        if group is None:
+            raise QobraError(f"Throttle group '{name}' does not exist")
+        return group
+
+    def _join(self, group: Any) -> None:
+        self._object = group
+        group.in_use += 1
+        self._group = group.group
+        self.layer.flight.drain_listeners.append(self._group.wake)
+
+    def _leave(self) -> None:
+        if self._object is not None:
+            self.layer.flight.drain_listeners.remove(self._group.wake)
+            self._object.in_use -= 1
+            self._object = None
+
+    _object: Any = None
+
+    def reopen_throttle_group(self, name: str) -> None:
+        """Move to another group; for blockdev-reopen."""
+        group = self._find(name)
+        self._leave()
+        self._join(group)
+
+    def close(self) -> None:
+        self._leave()
+
+    def _wait(self, length: int, is_write: bool) -> None:
+        flight = self.layer.flight
+        self._group.wait(length, is_write, lambda: flight.draining > 0)
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        if want_zero:
+            return (Extent(length, DATA, self.file, offset),)
+        # Resolved for a transfer: it has to pass through here.
+        return (Extent(length, COMPUTED),)
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        self._wait(len(view), False)
+        self.file.read_into(offset, view)
+
+    def read_computed(self, offset: int, view: memoryview) -> None:
+        self._read(offset, view)
+
+    def plain_writes(self) -> bool:
+        return False
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        self._wait(len(data), True)
+        self.file.write(offset, data)
+
+    def _write_compressed(self, offset: int, data: Buffer) -> None:
+        self._wait(len(data), True)
+        self.file.write_compressed(offset, data)
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        self._wait(length, True)
+        return super()._write_zeroes(offset, length, may_unmap, no_fallback)
+
+    def _discard(self, offset: int, length: int) -> None:
+        self._wait(length, True)
+        super()._discard(offset, length)

@@ -1,0 +1,102 @@
+"""I/O limits on a simulated clock."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from qobra.block.throttle import Limits, ThrottleGroup
+from qobra.clock import SimulatedClock
+from qobra.errors import QobraError
+
+
+class _JumpingClock(SimulatedClock):
+    """Waiting takes no time: the clock jumps to the deadline."""
+
+    def wait(self, condition, timeout_ns):
+        self._now_ns += timeout_ns
+        return False
+
+
+def _never() -> bool:
+    return False
+
+
+@pytest.mark.parametrize("rate", [7, 100, 4096, 1_000_000])
+def test_the_average_rate_is_kept(rate):
+    clock = _JumpingClock()
+    group = ThrottleGroup("g", clock)
+    group.set_limits(Limits().updated({"iops-total": rate}))
+    count = 10 * rate if rate < 10000 else 100_000
+    for index in range(count):
+        group.wait(4096, index % 2 == 0, _never)
+    seconds = clock.monotonic_ns() / 1e9
+    # a tenth of a second's worth goes ahead, and the last request does not wait for itself
+    assert seconds == pytest.approx(count / rate - 0.1, rel=0.02, abs=1 / rate * 1.01)
+
+
+def test_bytes_count_by_direction():
+    clock = _JumpingClock()
+    group = ThrottleGroup("g", clock)
+    group.set_limits(Limits().updated({"bps-write": 1000}))
+    for _ in range(100):
+        group.wait(1000, False, _never)
+    assert clock.monotonic_ns() == 0
+    for _ in range(11):
+        group.wait(1000, True, _never)
+    assert clock.monotonic_ns() / 1e9 == pytest.approx(9.9, rel=0.02)
+
+
+def test_a_burst_is_allowed_for_its_length():
+    clock = _JumpingClock()
+    group = ThrottleGroup("g", clock)
+    group.set_limits(Limits().updated({"iops-total": 100, "iops-total-max": 1000, "iops-total-max-length": 2}))
+    for _ in range(2000):
+        group.wait(512, False, _never)
+    assert clock.monotonic_ns() / 1e9 == pytest.approx(1.9, rel=0.02)
+    before = clock.monotonic_ns()
+    for _ in range(1000):
+        group.wait(512, False, _never)
+    assert (clock.monotonic_ns() - before) / 1e9 == pytest.approx(8.1, rel=0.05)
+
+
+def test_iops_size_counts_large_requests_as_several():
+    clock = _JumpingClock()
+    group = ThrottleGroup("g", clock)
+    group.set_limits(Limits().updated({"iops-total": 10, "iops-size": 4096}))
+    for _ in range(11):
+        group.wait(8192, False, _never)
+    assert clock.monotonic_ns() / 1e9 == pytest.approx(1.9, rel=0.03)
+
+
+def test_who_is_released_does_not_wait():
+    group = ThrottleGroup("g", SimulatedClock())
+    group.set_limits(Limits().updated({"iops-total": 1}))
+    released = threading.Event()
+    group.wait(1, False, released.is_set)
+    thread = threading.Thread(target=group.wait, args=(1, False, released.is_set))
+    thread.start()
+    thread.join(0.02)
+    assert thread.is_alive()
+    released.set()
+    group.wake()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"iops-total": 1, "iops-read": 1}, "cannot be used at the same time"),
+        ({"iops-total": -1}, r"must be within \[0, 1000000000000000\]"),
+        ({"iops-total": 100, "iops-total-max": 10}, "bps_max/iops_max cannot be lower than bps/iops"),
+        ({"iops-total-max": 10}, "bps_max/iops_max require corresponding bps/iops values"),
+        ({"iops-total": 1, "iops-total-max-length": 0}, "the burst length cannot be 0"),
+        ({"iops-total": 1, "iops-total-max-length": 5}, "burst length set without burst rate"),
+        ({"iops-size": 5}, "iops size requires an iops value to be set"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(members, text):
+    with pytest.raises(QobraError, match=text):
+        Limits().updated(members)
