@@ -1,0 +1,316 @@
+"""Dirty bitmaps: which parts of a node were written since some moment.
+
+A bitmap belongs to a node, has a name (those of jobs have none), and notes writes while it is *enabled*. A job or an
+export that reads it makes it *busy*. A job that will clear it at its end *freezes* it: what is written meanwhile is
+recorded apart, and at the end either takes the place of the old content (:meth:`DirtyBitmap.abdicate`) or is added
+to it (:meth:`DirtyBitmap.reclaim`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from qobra.block.bits import Bits
+from qobra.block.node import BlockNode, WriteTracker
+from qobra.errors import QobraError
+
+MAX_NAME = 1023
+"""Longest name of a bitmap in bytes (qcow2's limit)."""
+
+DEFAULT_GRANULARITY = 65536
+MIN_GRANULARITY = 512
+
+
+class BitmapStore:
+    """What a node's class adds if its image keeps bitmaps: those with ``persistent`` are written when it is closed."""
+
+    def check_new_bitmap(self, name: str, granularity: int) -> None:
+        """Raise QobraError with the reason if the image cannot take one more bitmap like this."""
+        raise NotImplementedError
+
+    def remove_stored_bitmap(self, name: str) -> None:
+        """Delete the bitmap from the image; it need not be stored there yet."""
+        raise NotImplementedError
+
+
+class DirtyBitmap(WriteTracker):
+    """A bitmap of ``node`` with a bit for each ``granularity`` bytes (a power of two, at least 512).
+
+    Made enabled unless ``enabled`` is False. A named one is in ``node.bitmaps`` from now on; QobraError if the name
+    or the granularity will not do. Thread-safe: writers mark it while jobs read and clear it.
+    """
+
+    def __init__(
+        self,
+        node: BlockNode,
+        name: str | None,
+        granularity: int,
+        *,
+        enabled: bool = True,
+        persistent: bool = False,
+        length: int | None = None,
+    ) -> None:
+        if granularity < MIN_GRANULARITY or granularity & (granularity - 1):
+            raise QobraError("Granularity must be power of 2 and at least 512")
+        if name is not None:
+            if len(name.encode()) > MAX_NAME:
+                raise QobraError(f"Bitmap name too long: {name}")
+            if name in node.bitmaps:
+                raise QobraError(f"Bitmap already exists: {name}")
+        self.node = node
+        self.name = name
+        self.granularity = granularity
+        self.persistent = persistent
+        self.busy = False
+        self.read_only = False
+        """Loaded from an image that cannot be written: must not change, so must not be enabled."""
+        self.inconsistent = False
+        """Was not stored when its image was last closed: its content means nothing."""
+        self.length = node.length if length is None else length
+        """Bytes of the node that the bitmap covers."""
+        self._shift = granularity.bit_length() - 1
+        self._bits = Bits(self._granules(self.length))
+        self._since_frozen: Bits | None = None
+        self._lock = threading.Lock()
+        self._enabled = False
+        if name is not None:
+            node.bitmaps[name] = self
+        if enabled:
+            self.enable()
+
+    def __repr__(self) -> str:
+        return f"<bitmap {self.name!r} of {self.node.node_name!r}>"
+
+    def _granules(self, length: int) -> int:
+        return (length + self.granularity - 1) >> self._shift
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    @property
+    def enabled(self) -> bool:
+        """Whether writes are noted."""
+        return self._enabled
+
+    def enable(self) -> None:
+        """Note writes from now on."""
+        if not self._enabled:
+            self._enabled = True
+            self.node.add_tracker(self)
+
+    def disable(self) -> None:
+        """Note no more writes."""
+        if self._enabled:
+            self._enabled = False
+            self.node.remove_tracker(self)
+
+    def remove(self) -> None:
+        """Take the bitmap off its node; one that is stored in the image stays there."""
+        self.disable()
+        if self.name is not None and self.node.bitmaps.get(self.name) is self:
+            del self.node.bitmaps[self.name]
+
+    def restore(self, enabled: bool) -> None:
+        """Undo :meth:`remove`."""
+        assert self.name is not None
+        self.node.bitmaps[self.name] = self
+        if enabled:
+            self.enable()
+
+    def check(self, *, busy: bool = True, read_only: bool = True, inconsistent: bool = True) -> None:
+        """Raise QobraError if the bitmap is busy, read-only or inconsistent, as far as each is asked for."""
+        if busy and self.busy:
+            raise QobraError(f"Bitmap '{self.name}' is currently in use by another operation and cannot be used")
+        if read_only and self.read_only:
+            raise QobraError(f"Bitmap '{self.name}' is readonly and cannot be modified")
+        if inconsistent and self.inconsistent:
+            raise QobraError(f"Bitmap '{self.name}' is inconsistent and cannot be used")
+
+    # -- changing ---------------------------------------------------------------------------------------------
+
+    def mark(self, offset: int, length: int) -> None:
+        """A write of the node; see :class:`WriteTracker`."""
+        self.set(offset, length)
+
+    def set(self, offset: int, length: int) -> None:
+        """Make ``length`` bytes from ``offset`` dirty (recorded apart while the bitmap is frozen)."""
+        if length <= 0:
+            return
+        first = offset >> self._shift
+        last = (offset + length - 1) >> self._shift
+        with self._lock:
+            bits = self._bits if self._since_frozen is None else self._since_frozen
+            if first != last or first not in bits:
+                bits.set(first, last + 1)
+
+    def clear(self, offset: int, length: int) -> None:
+        """Make the whole granules that ``length`` bytes from ``offset`` touch clean."""
+        if length > 0:
+            with self._lock:
+                self._bits.clear(offset >> self._shift, self._granules(offset + length))
+
+    def set_all(self) -> None:
+        """Make everything dirty."""
+        self.set(0, self.length)
+
+    def clear_all(self) -> Bits:
+        """Make everything clean and return the old content, for :meth:`put_back`."""
+        with self._lock:
+            old, self._bits = self._bits, Bits(self._bits.size)
+        return old
+
+    def snapshot(self) -> Bits:
+        """A copy of the content."""
+        with self._lock:
+            return self._bits.copy()
+
+    def put_back(self, content: Bits) -> None:
+        """Let ``content``, from :meth:`clear_all` or :meth:`snapshot`, be the content again."""
+        with self._lock:
+            self._bits = content
+
+    def add_back(self, content: Bits) -> None:
+        """Add ``content``, from :meth:`clear_all`, to what was marked since."""
+        with self._lock:
+            self._bits.merge(content)
+
+    def merge(self, source: DirtyBitmap) -> None:
+        """Make dirty what is dirty in ``source``. Raises QobraError where the two cover different lengths."""
+        if source.length != self.length:
+            raise QobraError(
+                f"Bitmaps are of different sizes (destination size is {self.length}, source size is {source.length}) "
+                "and can't be merged"
+            )
+        content = source.snapshot()
+        if source.granularity == self.granularity:
+            with self._lock:
+                self._bits.merge(content)
+        else:
+            for first, end in content.runs(0, content.size):
+                start = first << source._shift
+                stop = min(end << source._shift, self.length)
+                with self._lock:
+                    self._bits.set(start >> self._shift, self._granules(stop))
+
+    def resize(self, length: int) -> None:
+        """The node has another length now; what is new of it is clean until it is written."""
+        with self._lock:
+            self.length = length
+            self._bits.resize(self._granules(length))
+            if self._since_frozen is not None:
+                self._since_frozen.resize(self._granules(length))
+
+    # -- frozen -----------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Keep the content as it is, and record what is written from now on apart."""
+        with self._lock:
+            self._since_frozen = Bits(self._bits.size)
+        self.busy = True
+
+    def abdicate(self) -> None:
+        """End a freeze: what was recorded meanwhile is the content from now on."""
+        with self._lock:
+            assert self._since_frozen is not None
+            self._bits, self._since_frozen = self._since_frozen, None
+        self.busy = False
+
+    def reclaim(self) -> None:
+        """End a freeze: what was recorded meanwhile is added to the content."""
+        with self._lock:
+            assert self._since_frozen is not None
+            self._bits.merge(self._since_frozen)
+            self._since_frozen = None
+        self.busy = False
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def is_dirty(self, offset: int) -> bool:
+        """Whether the granule that holds the byte ``offset`` is dirty."""
+        return offset >> self._shift in self._bits
+
+    def count(self) -> int:
+        """Dirty bytes, in whole granules as QEMU counts them."""
+        with self._lock:
+            return self._bits.count() << self._shift
+
+    def next_dirty(self, offset: int, end: int | None = None) -> int:
+        """The first dirty byte from ``offset`` on, or ``end`` (default: the bitmap's length) where there is none."""
+        end = self.length if end is None else end
+        with self._lock:
+            found = self._bits.next_set(offset >> self._shift, self._granules(end))
+        return min(end, max(offset, found << self._shift))
+
+    def next_clean(self, offset: int, end: int | None = None) -> int:
+        """The first clean byte from ``offset`` on, or ``end``."""
+        end = self.length if end is None else end
+        with self._lock:
+            found = self._bits.next_clear(offset >> self._shift, self._granules(end))
+        return min(end, max(offset, found << self._shift))
+
+    def dirty_ranges(self, offset: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """The dirty ranges ``(offset, length)`` in bytes, in order, cut to ``offset`` .. ``end``."""
+        end = self.length if end is None else end
+        while (start := self.next_dirty(offset, end)) < end:
+            offset = self.next_clean(start, end)
+            yield start, offset - start
+
+    # -- stored -----------------------------------------------------------------------------------------------
+
+    def to_bytes(self, offset: int, length: int) -> bytes:
+        """A bit for each granule of ``length`` bytes from ``offset``, lowest bit first, as qcow2 and NBD store them.
+
+        ``offset`` is a multiple of eight granules.
+        """
+        with self._lock:
+            return self._bits.to_bytes(offset >> self._shift, self._granules(offset + length))
+
+    def load(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Take the bits from ``offset``, a multiple of eight granules, on from ``data``; see :meth:`to_bytes`."""
+        with self._lock:
+            self._bits.load(offset >> self._shift, data)
+
+    def sha256(self) -> str:
+        """The hash of the bits as QEMU keeps them: in words of eight bytes, at least one."""
+        import hashlib
+
+        size = (max(self._bits.size, 1) + 63) // 64 * 64
+        with self._lock:
+            content = self._bits.to_bytes(0, size)
+        return hashlib.sha256(content).hexdigest()
+
+    def info(self) -> dict[str, Any]:
+        """BlockDirtyInfo."""
+        recording = self._enabled
+        if self.inconsistent:
+            status = "inconsistent"
+        elif self._since_frozen is not None:
+            status = "frozen"
+        elif self.busy:
+            status = "locked"
+        else:
+            status = "active" if recording else "disabled"
+        result: dict[str, Any] = {} if self.name is None else {"name": self.name}
+        result.update(
+            recording=recording,
+            persistent=self.persistent,
+            busy=self.busy,
+            granularity=self.granularity,
+            status=status,
+            count=self.count(),
+        )
+        if self.inconsistent:
+            result["inconsistent"] = True
+        return result
+
+
+def dirty_bitmaps(node: BlockNode) -> list[dict[str, Any]]:
+    """The ``dirty-bitmaps`` member of the queries about ``node``: newest first, as QEMU lists them."""
+    return [bitmap.info() for bitmap in reversed(node.bitmaps.values())]
+
+
+def default_granularity(node: BlockNode) -> int:
+    """The node's cluster size between 4 KiB and 64 KiB; 64 KiB where it has none."""
+    cluster = node.cluster_size()
+    return max(4096, min(DEFAULT_GRANULARITY, cluster)) if cluster else DEFAULT_GRANULARITY

@@ -1,0 +1,124 @@
+"""Changes of named bitmaps that can be undone: what the bitmap commands and the transaction's actions have in common.
+
+Each function makes its change at once and returns a :class:`Change`. A command commits it; a transaction does so
+once all its actions have succeeded, and undoes it otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.bitmap import BitmapStore, DirtyBitmap, default_granularity
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+
+
+def _nothing() -> None:
+    pass
+
+
+class Change:
+    """A change that was made: exactly one of ``commit`` and ``undo`` is to be called."""
+
+    __slots__ = ("commit", "undo")
+
+    def __init__(self, undo: Callable[[], None] = _nothing, commit: Callable[[], None] = _nothing) -> None:
+        self.undo = undo
+        self.commit = commit
+
+
+def find_bitmap(layer: BlockLayer, node_name: str, name: str) -> DirtyBitmap:
+    """The bitmap ``name`` of the node or device. Raises QobraError."""
+    try:
+        node = layer.find_device_or_node(node_name)
+    except QobraError:
+        raise QobraError(f"Node '{node_name}' not found")
+    bitmap = node.bitmaps.get(name)
+    if bitmap is None:
+        raise QobraError(f"Dirty bitmap '{name}' not found")
+    return bitmap
+
+
+def add_bitmap(layer: BlockLayer, args: dict[str, Any]) -> Change:
+    """Make the bitmap that ``args`` (BlockDirtyBitmapAdd) describe."""
+    name = args["name"]
+    if not name:
+        raise QobraError("Bitmap name cannot be empty")
+    node = layer.find_device_or_node(args["node"])
+    granularity = args.get("granularity") or default_granularity(node)
+    if "granularity" in args and (args["granularity"] < 512 or granularity & (granularity - 1)):
+        raise QobraError("Granularity must be power of 2 and at least 512")
+    persistent = args.get("persistent", False)
+    if persistent:
+        if not isinstance(node, BitmapStore):
+            raise QobraError(
+                f"Can't store persistent bitmaps to {layer.device_or_node_name(node)}: Operation not supported"
+            )
+        node.check_new_bitmap(name, granularity)
+    bitmap = DirtyBitmap(node, name, granularity, enabled=not args.get("disabled", False), persistent=persistent)
+    return Change(undo=bitmap.remove)
+
+
+def remove_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
+    """Take the bitmap away when committed; until then it is busy and cannot be used."""
+    bitmap = find_bitmap(layer, node_name, name)
+    bitmap.check(inconsistent=False)
+    bitmap.busy = True
+
+    def undo() -> None:
+        bitmap.busy = False
+
+    def commit() -> None:
+        node = bitmap.node
+        bitmap.busy = False
+        if bitmap.persistent and isinstance(node, BitmapStore):
+            node.remove_stored_bitmap(name)
+        bitmap.remove()
+
+    return Change(undo, commit)
+
+
+def clear_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
+    """Make the bitmap clean."""
+    bitmap = find_bitmap(layer, node_name, name)
+    bitmap.check()
+    old = bitmap.clear_all()
+    return Change(undo=lambda: bitmap.add_back(old))
+
+
+def enable_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
+    """Let the bitmap record writes."""
+    bitmap = find_bitmap(layer, node_name, name)
+    bitmap.check(read_only=False)
+    was_enabled = bitmap.enabled
+    bitmap.enable()
+    return Change(undo=_nothing if was_enabled else bitmap.disable)
+
+
+def disable_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
+    """Let the bitmap record no more writes."""
+    bitmap = find_bitmap(layer, node_name, name)
+    bitmap.check(read_only=False)
+    was_enabled = bitmap.enabled
+    bitmap.disable()
+    return Change(undo=bitmap.enable if was_enabled else _nothing)
+
+
+def merge_bitmaps(layer: BlockLayer, node_name: str, target: str, sources: Sequence[str | dict[str, str]]) -> Change:
+    """Add to ``target`` what the ``sources`` hold: names of bitmaps of the same node, or ``node`` and ``name``."""
+    bitmap = find_bitmap(layer, node_name, target)
+    total = DirtyBitmap(bitmap.node, None, bitmap.granularity, enabled=False, length=bitmap.length)
+    for source in sources:
+        if isinstance(source, str):
+            other = find_bitmap(layer, node_name, source)
+        else:
+            other = find_bitmap(layer, source["node"], source["name"])
+        other.check(read_only=False)
+        total.merge(other)
+    bitmap.check()
+    before = bitmap.snapshot()
+    bitmap.merge(total)
+    return Change(undo=lambda: bitmap.put_back(before))
