@@ -36,6 +36,11 @@ docs: $(VENV)/.docs
 	$(BIN)/python tools/build_docs.py
 	$(BIN)/mkdocs build --strict --quiet
 
+# The typed models and the client's methods, from the schema.
+generate: $(VENV)/.test
+	$(BIN)/python -m qobra.qapi.generate
+	$(BIN)/python -m qobra.client.generate
+
 bench: $(VENV)/.test
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
