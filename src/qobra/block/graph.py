@@ -113,8 +113,11 @@ class Graph:
         try:
             for node in new.nodes.values():
                 perm, shared = cumulative[node]
-                if (perm, shared) != (node.perm, node.shared) or node.node_name not in old.nodes:
+                known = node.node_name in old.nodes and node not in change.recheck
+                if (perm, shared) != (node.perm, node.shared) or not known:
                     before = (node, node.perm, node.shared)
+                    if node in change.refusals and node.read_only and perm & permissions.WRITE:
+                        raise QobraError(change.refusals[node])
                     node.prepare_permissions(perm, shared)
                     granted.append(before)
                     node.set_permissions(perm, shared)
@@ -151,6 +154,11 @@ class GraphChange:
         self._links = {node: dict(links) for node, links in state.links.items()}
         self._roots = dict(state.roots)
         self.touches_existing = False
+        self.recheck: set[BlockNode] = set()
+        """Nodes to ask again whether they bear their users, as something about them changes."""
+
+        self.refusals: dict[BlockNode, str] = {}
+        """What to say where a node in ``recheck`` does not bear its users, if not what the node says."""
 
     def insert(self, node: BlockNode) -> None:
         """Add a node that was just opened, with the children that it was opened with."""

@@ -235,6 +235,7 @@ class BlockLayer:
         if driver is None:
             raise QobraError(f"Unknown driver '{options['driver']}'")
         node = driver(self, name or self.new_node_name(), options)
+        node.explicit_options = reference
         if node.force_share and not node.read_only:
             raise QobraError("force-share=on can only be used with read-only images")
         opening = Opening(node, self, options, opened)
@@ -345,12 +346,15 @@ class BlockLayer:
         node = self.graph.find(node_name)
         if node is None:
             raise QobraError(f"Failed to find node with node-name='{node_name}'")
-        roots = self.graph.roots_of(node)
-        if any(isinstance(root, BlockBackend) and root.name for root in roots):
+        parents = self.graph.parents(node)
+        if self.graph.roots_of(node):
             raise QobraError(f"Node {node_name} is in use")
+        for parent, name in parents:
+            if name == "backing" and not parent.is_filter:
+                raise QobraError(f"Node '{node_name}' is busy: node is used as backing hd of '{parent.node_name}'")
         if not node.monitor_owned:
             raise QobraError(f"Node {node_name} is not owned by the monitor")
-        if roots or self.graph.parents(node):
+        if parents:
             raise QobraError(f"Block device {node_name} is in use")
         node.monitor_owned = False
         try:

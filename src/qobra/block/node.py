@@ -75,14 +75,12 @@ class BlockNode:
         self.length = 0
         self.children: dict[str, BlockNode] = {}
         self.roles: dict[str, int] = {}
-        self.read_only = bool(options.get("read-only", False))
-        self.auto_read_only = bool(options.get("auto-read-only", False))
+        self.take_generic_options(options)
         self.force_share = bool(options.get("force-share", False))
-        cache = options.get("cache") or {}
-        self.cache_direct = bool(cache.get("direct", False))
-        self.cache_no_flush = bool(cache.get("no-flush", False))
-        self.discard_unmap = options.get("discard", "ignore") == "unmap"
-        self.detect_zeroes: str = options.get("detect-zeroes", "off")
+        self.explicit_options: Options = {}
+        """The options that the user gave, without those inherited from a parent."""
+        self.opened_by: BlockNode | None = None
+        """The parent that this node was opened inline with, whose options it follows."""
         self.request_alignment = 1
         self.monitor_owned = False
         """Made by blockdev-add: lives until blockdev-del."""
@@ -170,8 +168,35 @@ class BlockNode:
 
     def relevant_options(self) -> Options:
         """The options that decide what data the node shows, for ``json:`` names; without the children."""
-        generic = _GENERIC_OPTIONS
+        generic = GENERIC_OPTIONS
         return {key: value for key, value in self.options.items() if key not in generic and key not in self.children}
+
+    def take_generic_options(self, options: Options) -> None:
+        """Use the options that every node has. Raises QobraError for a combination that makes no sense."""
+        detect_zeroes: str = options.get("detect-zeroes", "off")
+        discard_unmap = options.get("discard", "ignore") == "unmap"
+        if detect_zeroes == "unmap" and not discard_unmap:
+            raise QobraError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+        self.detect_zeroes = detect_zeroes
+        self.discard_unmap = discard_unmap
+        self.read_only = bool(options.get("read-only", False))
+        self.auto_read_only = bool(options.get("auto-read-only", False))
+        cache = options.get("cache") or {}
+        self.cache_direct = bool(cache.get("direct", False))
+        self.cache_no_flush = bool(cache.get("no-flush", False))
+
+    changeable_options: ClassVar[frozenset[str]] = frozenset()
+    """Driver options that blockdev-reopen may change; :meth:`take_options` takes them."""
+
+    def take_options(self, options: Options) -> None:
+        """blockdev-reopen: use the changeable options in ``options``, defaults for those that are not there.
+
+        Called while the node is drained, and again with the old options if the transaction fails. Raises QobraError.
+        """
+
+    def default_option(self, name: str) -> Any:
+        """What the driver takes where its option ``name`` is not given; for comparing in blockdev-reopen."""
+        return None
 
     # -- permissions ------------------------------------------------------------------------------------------
 
@@ -455,35 +480,23 @@ class Opening:
         child = self._layer.open_reference(
             reference, self._opened, inherit if inherit is not None else self.inherited(role)
         )
+        if isinstance(reference, dict) and child.opened_by is None:
+            child.opened_by = self.node
         self.node.children[name] = child
         self.node.roles[name] = role
         return child
 
     def inherited(self, role: int) -> Options:
-        """The options that a child takes from this node unless it sets its own (as QEMU's inherit rules)."""
-        own = self.options
-        inherited: Options = {}
-        if "cache" in own:
-            inherited["cache"] = own["cache"]
-        if own.get("force-share"):
-            inherited["force-share"] = True
-        if role & permissions.ROLE_COW:
-            inherited["read-only"] = True
-            inherited["auto-read-only"] = False
-        else:
-            if "read-only" in own:
-                inherited["read-only"] = own["read-only"]
-            if "auto-read-only" in own:
-                inherited["auto-read-only"] = own["auto-read-only"]
-            # A format passes on the discards that it wants; only the top decides whether there are any.
-            inherited["discard"] = "unmap"
-        return inherited
+        """The options that a child takes from this node unless it sets its own."""
+        from qobra.block.reopen import inherited_options
+
+        return inherited_options(self.node, self.options, role)
 
 
 MAX_LENGTH = (1 << 63) - 512
 """Largest size of a node in bytes."""
 
-_GENERIC_OPTIONS = frozenset(
+GENERIC_OPTIONS = frozenset(
     {
         "node-name",
         "discard",

@@ -27,10 +27,10 @@ class Limits:
     """A checked ThrottleLimits: ``average``, ``burst`` and ``burst_length`` (seconds) by kind, and ``iops_size``."""
 
     def __init__(self, base: Limits | None = None) -> None:
-        self.average = dict(base.average) if base else dict.fromkeys(KINDS, 0)
-        self.burst = dict(base.burst) if base else dict.fromkeys(KINDS, 0)
-        self.burst_length = dict(base.burst_length) if base else dict.fromkeys(KINDS, 1)
-        self.iops_size = base.iops_size if base else 0
+        self.average: dict[str, int] = dict(base.average) if base else dict.fromkeys(KINDS, 0)
+        self.burst: dict[str, int] = dict(base.burst) if base else dict.fromkeys(KINDS, 0)
+        self.burst_length: dict[str, int] = dict(base.burst_length) if base else dict.fromkeys(KINDS, 1)
+        self.iops_size: int = base.iops_size if base else 0
 
     def set(self, name: str, value: int) -> None:
         """Set the member ``name`` of ThrottleLimits."""

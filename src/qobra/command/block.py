@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.block import query
+from qobra.block.reopen import reopen
+from qobra.block.write_threshold import set_write_threshold
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.registry import command
@@ -14,6 +16,24 @@ from qobra.qmp.registry import command
 def blockdev_add(machine: Machine, args: dict[str, Any]) -> None:
     """Open a node and keep it until blockdev-del."""
     machine.block.add_node(args)
+
+
+@command("blockdev-reopen")
+def blockdev_reopen(machine: Machine, args: dict[str, Any]) -> None:
+    """Change options of open nodes, all or none."""
+    reopen(machine.block, args["options"])
+
+
+@command("x-blockdev-reopen")
+def x_blockdev_reopen(machine: Machine, args: dict[str, Any]) -> None:
+    """Change options of one open node: the form of 5.2."""
+    reopen(machine.block, [args])
+
+
+@command("block-set-write-threshold")
+def block_set_write_threshold(machine: Machine, args: dict[str, Any]) -> None:
+    """Send BLOCK_WRITE_THRESHOLD once a write to the node goes past an offset."""
+    set_write_threshold(machine.block.find_node(args["node-name"]), args["write-threshold"])
 
 
 @command("blockdev-del")

@@ -8,7 +8,7 @@ from typing import Any
 from qobra.block import permissions
 from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import Buffer, Opening, drivers
+from qobra.block.node import Buffer, Opening, Options, drivers
 from qobra.errors import QobraError
 
 
@@ -46,9 +46,10 @@ class ThrottleNode(FilterNode):
 
     _object: Any = None
 
-    def reopen_throttle_group(self, name: str) -> None:
-        """Move to another group; for blockdev-reopen."""
-        group = self._find(name)
+    changeable_options = frozenset({"throttle-group"})
+
+    def take_options(self, options: Options) -> None:
+        group = self._find(options["throttle-group"])
         self._leave()
         self._join(group)
 

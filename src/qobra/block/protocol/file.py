@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from typing import Any
 
 from qobra.block import permissions
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
@@ -18,6 +19,8 @@ _FALLOC_PUNCH_HOLE = 2
 _FALLOC_ZERO_RANGE = 16
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
+
+_WRITES = permissions.WRITE | permissions.WRITE_UNCHANGED | permissions.RESIZE
 
 DIRECT_ALIGNMENT = 4096
 """Alignment in bytes of offset, length and memory for O_DIRECT; enough for every disk and file system."""
@@ -99,7 +102,7 @@ class FileNode(BlockNode):
     # -- permissions ------------------------------------------------------------------------------------------
 
     def prepare_permissions(self, perm: int, shared: int) -> None:
-        if perm & (permissions.WRITE | permissions.WRITE_UNCHANGED | permissions.RESIZE) and not self._writable:
+        if perm & _WRITES and not self._writable:
             if self.read_only:
                 raise QobraError("Block node is read-only")
             self.reopen_writable()
@@ -118,6 +121,17 @@ class FileNode(BlockNode):
             self._swap_fd(os.O_RDWR)
         except OSError as error:
             raise QobraError(f"Could not reopen file: {strerror(error)}", errno=error.errno)
+
+    def take_options(self, options: Options) -> None:
+        wants_writing = not self.read_only and (not self.auto_read_only or bool(self.perm & _WRITES))
+        try:
+            self._swap_fd(os.O_RDWR if wants_writing else os.O_RDONLY)
+        except OSError as error:
+            raise QobraError(f"Could not reopen file: {strerror(error)}", errno=error.errno)
+        self.request_alignment = DIRECT_ALIGNMENT if self.cache_direct else 1
+
+    def default_option(self, name: str) -> Any:
+        return {"locking": "auto", "aio": "threads", "drop-cache": True, "x-check-cache-dropped": False}.get(name)
 
     def _swap_fd(self, access: int) -> None:
         """Reopen under the same descriptor number, so that requests in flight go on undisturbed."""

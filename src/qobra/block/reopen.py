@@ -1,0 +1,161 @@
+"""blockdev-reopen: change the options of open nodes, and which nodes their children are, as one transaction.
+
+An option that is not given goes back to its default, as if the node had been opened anew. What a node can change while
+it is open its driver says in ``changeable_options``; everything else must be what it was. A child that was opened
+inline with its parent follows it; a child that has a name of its own is only ever referred to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from qobra.block import permissions
+from qobra.block.graph import GraphChange
+from qobra.block.node import GENERIC_OPTIONS, BlockNode, Options
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+
+_REPLACEABLE = ("backing", "file")
+"""Children that another node may be put in the place of."""
+
+
+def reopen(layer: BlockLayer, all_options: list[Options]) -> None:
+    """Reopen every node that ``all_options`` (BlockdevOptions) names, or none. Raises QobraError."""
+    undo: list[Callable[[], None]] = []
+    with layer.drained():
+        try:
+            with layer.graph.change() as change:
+                change.touches_existing = True
+                for options in all_options:
+                    name = options.get("node-name")
+                    if name is None:
+                        raise QobraError("node-name not specified")
+                    node = layer.graph.find(name)
+                    if node is None:
+                        raise QobraError(f"Failed to find node with node-name='{name}'")
+                    _prepare(layer, change, node, options, undo)
+        except BaseException:
+            for call in reversed(undo):
+                call()
+            raise
+
+
+def _prepare(
+    layer: BlockLayer, change: GraphChange, node: BlockNode, options: Options, undo: list[Callable[[], None]]
+) -> None:
+    if node.supports_backing and "backing" not in options and node.backing_filename:  # type: ignore[attr-defined]
+        raise QobraError(f"backing is missing for '{node.node_name}'")
+    for name in node.children.keys() | {key for key in options if key in _REPLACEABLE}:
+        _prepare_child(layer, change, node, name, options, undo)
+    _check_unchanged(node, options)
+    old = node.options
+    if not node.read_only and options.get("read-only", False):
+        node.flush()
+    undo.append(lambda: _take(node, old))
+    _take(node, options)
+    change.recheck.add(node)
+    if node.read_only and not old.get("read-only", False):
+        # Only now read-only: say so in the words that a reopen is refused with.
+        change.refusals[node] = f"Read-only block node '{node.node_name}' cannot support read-write users"
+
+
+def _prepare_child(
+    layer: BlockLayer,
+    change: GraphChange,
+    node: BlockNode,
+    name: str,
+    options: Options,
+    undo: list[Callable[[], None]],
+) -> None:
+    current = node.children.get(name)
+    if name not in options:
+        return
+    wanted = options[name]
+    if isinstance(wanted, dict):
+        if current is None or current.opened_by is not node:
+            raise QobraError(f"Cannot change the option '{name}.driver'")
+        inherited = inherited_options(node, options, node.roles[name])
+        merged = {**inherited, "driver": current.driver, "node-name": current.node_name, **wanted}
+        _prepare(layer, change, current, merged, undo)
+        return
+    if wanted is None or wanted == "":
+        if current is not None:
+            if current.implicit:
+                raise QobraError(f"Cannot replace implicit {name} child of {node.node_name}")
+            change.detach(node, name)
+        return
+    child = layer.graph.find(wanted)
+    if child is None:
+        raise QobraError(f"Cannot find device='' nor node-name='{wanted}'")
+    if child is current:
+        if child.opened_by is node:
+            # Referred to by name, and still this node's own: it follows.
+            inherited = inherited_options(node, options, node.roles[name])
+            kept = {key: value for key, value in child.options.items() if key not in GENERIC_OPTIONS}
+            _prepare(layer, change, child, {**inherited, **kept, **child.explicit_options}, undo)
+        return
+    if _reaches(child, node):
+        raise QobraError(f"Making '{child.node_name}' a {name} child of '{node.node_name}' would create a cycle")
+    if name not in _REPLACEABLE or (name == "backing" and not (node.supports_backing or node.is_filter)):
+        raise QobraError(f"Cannot change the option '{name}'")
+    role = node.roles.get(name, permissions.ROLE_COW)
+    change.attach(node, name, child, role)
+
+
+def _check_unchanged(node: BlockNode, options: Options) -> None:
+    children = node.children.keys() | set(_REPLACEABLE)
+    free = node.changeable_options | GENERIC_OPTIONS
+    if options.get("driver", node.driver) != node.driver:
+        raise QobraError("Cannot change the option 'driver'")
+    for key in options.keys() | node.options.keys():
+        if key in free or key in children:
+            continue
+        if key in options and options[key] != node.options.get(key, node.default_option(key)):
+            raise QobraError(f"Cannot change the option '{key}'")
+    if options.get("force-share", False) != node.force_share:
+        raise QobraError("Cannot change the option 'force-share'")
+
+
+def _take(node: BlockNode, options: Options) -> None:
+    """Use ``options`` (all of them) from now on."""
+    node.options = {
+        **{key: value for key, value in node.options.items() if key not in node.changeable_options | GENERIC_OPTIONS},
+        **options,
+    }
+    node.take_generic_options(options)
+    node.take_options(options)
+
+
+def inherited_options(node: BlockNode, options: Options, role: int) -> Options:
+    """What a child of ``node`` with ``role`` takes from the node's ``options`` unless it sets its own."""
+    inherited: Options = {}
+    if "cache" in options:
+        inherited["cache"] = options["cache"]
+    if options.get("force-share"):
+        inherited["force-share"] = True
+    if role & permissions.ROLE_COW:
+        inherited["read-only"] = True
+        inherited["auto-read-only"] = False
+    else:
+        for key in ("read-only", "auto-read-only"):
+            if key in options:
+                inherited[key] = options[key]
+        # A format passes on the discards that it wants; only the top decides whether there are any.
+        inherited["discard"] = "unmap"
+    return inherited
+
+
+def _reaches(start: BlockNode, goal: BlockNode) -> bool:
+    pending, seen = [start], {start}
+    while pending:
+        node = pending.pop()
+        if node is goal:
+            return True
+        for child in node.children.values():
+            if child not in seen:
+                seen.add(child)
+                pending.append(child)
+    return False

@@ -1,0 +1,80 @@
+"""blockdev-reopen: options and children of open nodes."""
+
+from __future__ import annotations
+
+import pytest
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.layer import BlockLayer
+from qobra.block.reopen import reopen
+from qobra.errors import QobraError
+
+
+@pytest.fixture
+def layer(tmp_path):
+    made = BlockLayer()
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 16))
+    made.add_node({"driver": "file", "node-name": "f", "filename": str(path)})
+    made.add_node({"driver": "raw", "node-name": "disk", "file": "f"})
+    yield made
+    made.close()
+
+
+def test_generic_options_change_and_go_back_to_their_defaults(layer):
+    node = layer.find_node("disk")
+    reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "f", "discard": "unmap", "detect-zeroes": "unmap"}])
+    assert node.discard_unmap and node.detect_zeroes == "unmap"
+    reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "f"}])
+    assert not node.discard_unmap and node.detect_zeroes == "off"
+
+
+def test_all_or_nothing(layer):
+    with pytest.raises(QobraError, match="Failed to find node with node-name='x'"):
+        reopen(
+            layer,
+            [
+                {"driver": "raw", "node-name": "disk", "file": "f", "read-only": True},
+                {"driver": "raw", "node-name": "x", "file": "f"},
+            ],
+        )
+    assert not layer.find_node("disk").read_only
+
+
+def test_a_writer_keeps_a_node_writable(layer):
+    backend = BlockBackend(layer, "d", perm=permissions.WRITE)
+    backend.insert(layer.find_node("disk"))
+    with pytest.raises(QobraError, match="Read-only block node 'disk' cannot support read-write users"):
+        reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "f", "read-only": True}])
+    backend.write(0, b"still")
+    backend.remove()
+    reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "f", "read-only": True}])
+    assert layer.find_node("disk").read_only
+
+
+def test_the_file_child_is_replaced_and_cycles_are_refused(layer, tmp_path):
+    (tmp_path / "other.img").write_bytes(b"o" * 512)
+    layer.add_node({"driver": "file", "node-name": "g", "filename": str(tmp_path / "other.img")})
+    reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "g"}])
+    assert layer.find_node("disk").file.node_name == "g"
+    layer.add_node({"driver": "raw", "node-name": "top", "file": "disk"})
+    with pytest.raises(QobraError, match="Making 'top' a file child of 'disk' would create a cycle"):
+        reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "top"}])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"driver": "qcow2"}, "Cannot change the option 'driver'"),
+        ({"offset": 512}, "Cannot change the option 'offset'"),
+        ({"force-share": True}, "Cannot change the option 'force-share'"),
+        ({"detect-zeroes": "unmap"}, "setting detect-zeroes to unmap is not allowed"),
+        ({"file": "nope"}, "Cannot find device='' nor node-name='nope'"),
+        ({"file": {"driver": "null-co"}}, "Cannot change the option 'file.driver'"),
+    ],
+)
+def test_what_cannot_change_is_refused(layer, change, text):
+    with pytest.raises(QobraError, match=text):
+        reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "f", **change}])
+    assert layer.find_node("disk").file.node_name == "f"
