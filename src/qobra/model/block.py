@@ -50,8 +50,8 @@ BlockdevChangeMediumArguments = TypedDict("BlockdevChangeMediumArguments", {
     "id": "NotRequired[str]",
     "filename": "str",
     "format": "NotRequired[str]",
-    "read-only-mode": "NotRequired[BlockdevChangeReadOnlyMode]",
     "force": "NotRequired[bool]",
+    "read-only-mode": "NotRequired[BlockdevChangeReadOnlyMode]",
 })
 
 DeviceTrayMovedEvent = TypedDict("DeviceTrayMovedEvent", {

@@ -35,8 +35,8 @@ class BlockdevSnapshot(TypedDict):
     overlay: str
 
 ChangeBackingFileArguments = TypedDict("ChangeBackingFileArguments", {
-    "image-node-name": "str",
     "device": "str",
+    "image-node-name": "str",
     "backing-file": "str",
 })
 

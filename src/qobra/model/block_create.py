@@ -99,8 +99,8 @@ BlockdevCreateOptionsVmdk = TypedDict("BlockdevCreateOptionsVmdk", {
     "backing-file": "NotRequired[str]",
     "adapter-type": "NotRequired[BlockdevVmdkAdapterType]",
     "hwversion": "NotRequired[str]",
-    "zeroed-grain": "NotRequired[bool]",
     "toolsversion": "NotRequired[str]",
+    "zeroed-grain": "NotRequired[bool]",
 })
 
 SheepdogRedundancyType: TypeAlias = Literal["full", "erasure-coded"]
@@ -195,8 +195,8 @@ BlockdevCreateOptions = TypedDict("BlockdevCreateOptions", {
     "extents": "NotRequired[list[BlockdevRef]]",
     "adapter-type": "NotRequired[BlockdevVmdkAdapterType]",
     "hwversion": "NotRequired[str]",
-    "zeroed-grain": "NotRequired[bool]",
     "toolsversion": "NotRequired[str]",
+    "zeroed-grain": "NotRequired[bool]",
     "force-size": "NotRequired[bool]",
 })
 
@@ -209,8 +209,8 @@ BlockdevAmendOptionsLUKS = TypedDict("BlockdevAmendOptionsLUKS", {
     "state": "QCryptoBlockLUKSKeyslotState",
     "new-secret": "NotRequired[str]",
     "old-secret": "NotRequired[str]",
-    "iter-time": "NotRequired[int]",
     "keyslot": "NotRequired[int]",
+    "iter-time": "NotRequired[int]",
     "secret": "NotRequired[str]",
 })
 
@@ -222,8 +222,8 @@ BlockdevAmendOptions = TypedDict("BlockdevAmendOptions", {
     "state": "NotRequired[QCryptoBlockLUKSKeyslotState]",
     "new-secret": "NotRequired[str]",
     "old-secret": "NotRequired[str]",
-    "iter-time": "NotRequired[int]",
     "keyslot": "NotRequired[int]",
+    "iter-time": "NotRequired[int]",
     "secret": "NotRequired[str]",
     "encrypt": "NotRequired[QCryptoBlockAmendOptions]",
 })

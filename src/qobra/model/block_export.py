@@ -55,13 +55,13 @@ class NbdServerRemoveArguments(TypedDict):
 BlockExportType: TypeAlias = Literal["nbd", "vhost-user-blk", "fuse", "vduse-blk"]
 
 BlockExportOptions = TypedDict("BlockExportOptions", {
+    "type": "BlockExportType",
     "id": "str",
+    "fixed-iothread": "NotRequired[bool]",
+    "iothread": "NotRequired[str]",
     "node-name": "str",
     "writable": "NotRequired[bool]",
     "writethrough": "NotRequired[bool]",
-    "iothread": "NotRequired[str]",
-    "fixed-iothread": "NotRequired[bool]",
-    "type": "BlockExportType",
     "name": "NotRequired[str]",
     "description": "NotRequired[str]",
     "bitmaps": "NotRequired[list[BlockDirtyBitmapOrStr]]",

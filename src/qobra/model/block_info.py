@@ -63,9 +63,9 @@ class ImageInfoSpecific(TypedDict):
 ImageInfo = TypedDict("ImageInfo", {
     "filename": "str",
     "format": "str",
-    "virtual-size": "int",
-    "actual-size": "NotRequired[int]",
     "dirty-flag": "NotRequired[bool]",
+    "actual-size": "NotRequired[int]",
+    "virtual-size": "int",
     "cluster-size": "NotRequired[int]",
     "encrypted": "NotRequired[bool]",
     "compressed": "NotRequired[bool]",
@@ -115,7 +115,6 @@ BlockDeviceInfo = TypedDict("BlockDeviceInfo", {
     "backing_file": "NotRequired[str]",
     "backing_file_depth": "int",
     "encrypted": "bool",
-    "encryption_key_missing": "bool",
     "detect_zeroes": "BlockdevDetectZeroesOptions",
     "bps": "int",
     "bps_rd": "int",
@@ -141,6 +140,7 @@ BlockDeviceInfo = TypedDict("BlockDeviceInfo", {
     "cache": "BlockdevCacheInfo",
     "write_threshold": "int",
     "dirty-bitmaps": "NotRequired[list[BlockDirtyInfo]]",
+    "encryption_key_missing": "bool",
 })
 
 BlockDeviceIoStatus: TypeAlias = Literal["ok", "failed", "nospace"]
@@ -151,11 +151,11 @@ class BlockDirtyInfo(TypedDict):
     name: NotRequired[str]
     count: int
     granularity: int
-    status: DirtyBitmapStatus
     recording: bool
     busy: bool
     persistent: bool
     inconsistent: NotRequired[bool]
+    status: DirtyBitmapStatus
 
 Qcow2BitmapInfoFlags: TypeAlias = Literal["in-use", "auto"]
 
@@ -174,10 +174,10 @@ BlockInfo = TypedDict("BlockInfo", {
     "type": "str",
     "removable": "bool",
     "locked": "bool",
-    "tray_open": "NotRequired[bool]",
-    "dirty-bitmaps": "NotRequired[list[BlockDirtyInfo]]",
-    "io-status": "NotRequired[BlockDeviceIoStatus]",
     "inserted": "NotRequired[BlockDeviceInfo]",
+    "tray_open": "NotRequired[bool]",
+    "io-status": "NotRequired[BlockDeviceIoStatus]",
+    "dirty-bitmaps": "NotRequired[list[BlockDirtyInfo]]",
 })
 
 BlockMeasureInfo = TypedDict("BlockMeasureInfo", {
@@ -189,13 +189,13 @@ BlockMeasureInfo = TypedDict("BlockMeasureInfo", {
 class BlockDeviceTimedStats(TypedDict):
     interval_length: int
     min_rd_latency_ns: int
-    min_wr_latency_ns: int
-    min_flush_latency_ns: int
     max_rd_latency_ns: int
-    max_wr_latency_ns: int
-    max_flush_latency_ns: int
     avg_rd_latency_ns: int
+    min_wr_latency_ns: int
+    max_wr_latency_ns: int
     avg_wr_latency_ns: int
+    min_flush_latency_ns: int
+    max_flush_latency_ns: int
     avg_flush_latency_ns: int
     avg_rd_queue_depth: float
     avg_wr_queue_depth: float
@@ -256,8 +256,8 @@ BlockStatsSpecific = TypedDict("BlockStatsSpecific", {
 
 BlockStats = TypedDict("BlockStats", {
     "device": "NotRequired[str]",
-    "node-name": "NotRequired[str]",
     "qdev": "NotRequired[str]",
+    "node-name": "NotRequired[str]",
     "stats": "BlockDeviceStats",
     "driver-specific": "NotRequired[BlockStatsSpecific]",
     "parent": "NotRequired[BlockStats]",

@@ -27,11 +27,11 @@ BlockdevDriver: TypeAlias = Literal["blkdebug", "blklogwrites", "blkreplay", "bl
 BlockdevOptionsFile = TypedDict("BlockdevOptionsFile", {
     "filename": "str",
     "pr-manager": "NotRequired[str]",
-    "aio": "NotRequired[BlockdevAioOptions]",
     "locking": "NotRequired[OnOffAuto]",
+    "aio": "NotRequired[BlockdevAioOptions]",
+    "aio-max-batch": "NotRequired[int]",
     "drop-cache": "NotRequired[bool]",
     "x-check-cache-dropped": "NotRequired[bool]",
-    "aio-max-batch": "NotRequired[int]",
 })
 
 BlockdevOptionsNull = TypedDict("BlockdevOptionsNull", {
@@ -68,7 +68,6 @@ Qcow2OverlapCheckMode: TypeAlias = Literal["none", "constant", "cached", "all"]
 
 Qcow2OverlapCheckFlags = TypedDict("Qcow2OverlapCheckFlags", {
     "template": "NotRequired[Qcow2OverlapCheckMode]",
-    "bitmap-directory": "NotRequired[bool]",
     "main-header": "NotRequired[bool]",
     "active-l1": "NotRequired[bool]",
     "active-l2": "NotRequired[bool]",
@@ -77,6 +76,7 @@ Qcow2OverlapCheckFlags = TypedDict("Qcow2OverlapCheckFlags", {
     "snapshot-table": "NotRequired[bool]",
     "inactive-l1": "NotRequired[bool]",
     "inactive-l2": "NotRequired[bool]",
+    "bitmap-directory": "NotRequired[bool]",
 })
 
 Qcow2OverlapChecks: TypeAlias = "Qcow2OverlapCheckFlags | Qcow2OverlapCheckMode"
@@ -324,9 +324,9 @@ BlockdevOptionsNbd = TypedDict("BlockdevOptionsNbd", {
     "server": "SocketAddress",
     "export": "NotRequired[str]",
     "tls-creds": "NotRequired[str]",
+    "tls-hostname": "NotRequired[str]",
     "x-dirty-bitmap": "NotRequired[str]",
     "reconnect-delay": "NotRequired[int]",
-    "tls-hostname": "NotRequired[str]",
     "open-timeout": "NotRequired[int]",
 })
 
@@ -347,8 +347,8 @@ BlockdevOptions = TypedDict("BlockdevOptions", {
     "cache": "NotRequired[BlockdevCacheOptions]",
     "read-only": "NotRequired[bool]",
     "auto-read-only": "NotRequired[bool]",
-    "detect-zeroes": "NotRequired[BlockdevDetectZeroesOptions]",
     "force-share": "NotRequired[bool]",
+    "detect-zeroes": "NotRequired[BlockdevDetectZeroesOptions]",
     "image": "NotRequired[BlockdevRef | str]",
     "config": "NotRequired[str]",
     "align": "NotRequired[int]",
@@ -371,11 +371,11 @@ BlockdevOptions = TypedDict("BlockdevOptions", {
     "bottom": "NotRequired[str]",
     "filename": "NotRequired[str]",
     "pr-manager": "NotRequired[str]",
-    "aio": "NotRequired[BlockdevAioOptions]",
     "locking": "NotRequired[OnOffAuto]",
+    "aio": "NotRequired[BlockdevAioOptions]",
+    "aio-max-batch": "NotRequired[int]",
     "drop-cache": "NotRequired[bool]",
     "x-check-cache-dropped": "NotRequired[bool]",
-    "aio-max-batch": "NotRequired[int]",
     "url": "NotRequired[str]",
     "readahead": "NotRequired[int]",
     "timeout": "NotRequired[int]",
@@ -401,9 +401,9 @@ BlockdevOptions = TypedDict("BlockdevOptions", {
     "key-secret": "NotRequired[str]",
     "export": "NotRequired[str]",
     "tls-creds": "NotRequired[str]",
+    "tls-hostname": "NotRequired[str]",
     "x-dirty-bitmap": "NotRequired[str]",
     "reconnect-delay": "NotRequired[int]",
-    "tls-hostname": "NotRequired[str]",
     "open-timeout": "NotRequired[int]",
     "group": "NotRequired[int]",
     "tcp-syn-count": "NotRequired[int]",

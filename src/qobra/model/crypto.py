@@ -60,9 +60,9 @@ class QCryptoBlockInfoBase(TypedDict):
 
 QCryptoBlockInfoLUKSSlot = TypedDict("QCryptoBlockInfoLUKSSlot", {
     "active": "bool",
-    "key-offset": "int",
     "iters": "NotRequired[int]",
     "stripes": "NotRequired[int]",
+    "key-offset": "int",
 })
 
 QCryptoBlockInfoLUKS = TypedDict("QCryptoBlockInfoLUKS", {
@@ -96,8 +96,8 @@ QCryptoBlockAmendOptionsLUKS = TypedDict("QCryptoBlockAmendOptionsLUKS", {
     "state": "QCryptoBlockLUKSKeyslotState",
     "new-secret": "NotRequired[str]",
     "old-secret": "NotRequired[str]",
-    "iter-time": "NotRequired[int]",
     "keyslot": "NotRequired[int]",
+    "iter-time": "NotRequired[int]",
     "secret": "NotRequired[str]",
 })
 
@@ -106,7 +106,7 @@ QCryptoBlockAmendOptions = TypedDict("QCryptoBlockAmendOptions", {
     "state": "NotRequired[QCryptoBlockLUKSKeyslotState]",
     "new-secret": "NotRequired[str]",
     "old-secret": "NotRequired[str]",
-    "iter-time": "NotRequired[int]",
     "keyslot": "NotRequired[int]",
+    "iter-time": "NotRequired[int]",
     "secret": "NotRequired[str]",
 })

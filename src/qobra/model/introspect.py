@@ -11,8 +11,8 @@ SchemaInfo = TypedDict("SchemaInfo", {
     "meta-type": "SchemaMetaType",
     "features": "NotRequired[list[str]]",
     "json-type": "NotRequired[JSONType]",
-    "values": "NotRequired[list[str]]",
     "members": "NotRequired[list[SchemaInfoEnumMember] | list[SchemaInfoObjectMember] | list[SchemaInfoAlternateMember]]",
+    "values": "NotRequired[list[str]]",
     "element-type": "NotRequired[str]",
     "tag": "NotRequired[str]",
     "variants": "NotRequired[list[SchemaInfoObjectVariant]]",
@@ -28,8 +28,8 @@ SchemaInfoBuiltin = TypedDict("SchemaInfoBuiltin", {
 JSONType: TypeAlias = Literal["string", "number", "int", "boolean", "null", "object", "array", "value"]
 
 class SchemaInfoEnum(TypedDict):
-    values: list[str]
     members: NotRequired[list[SchemaInfoEnumMember]]
+    values: list[str]
 
 SchemaInfoArray = TypedDict("SchemaInfoArray", {
     "element-type": "str",

@@ -56,8 +56,8 @@ CpuInfoFast = TypedDict("CpuInfoFast", {
     "qom-path": "str",
     "thread-id": "int",
     "props": "NotRequired[CpuInstanceProperties]",
-    "arch": "CpuInfoArch",
     "target": "SysEmuTarget",
+    "arch": "CpuInfoArch",
     "cpu-state": "NotRequired[CpuS390State]",
 })
 

@@ -8,15 +8,15 @@ CpuInstanceProperties = TypedDict("CpuInstanceProperties", {
     "node-id": "NotRequired[int]",
     "socket-id": "NotRequired[int]",
     "die-id": "NotRequired[int]",
+    "cluster-id": "NotRequired[int]",
     "core-id": "NotRequired[int]",
     "thread-id": "NotRequired[int]",
-    "cluster-id": "NotRequired[int]",
 })
 
 HotpluggableCPU = TypedDict("HotpluggableCPU", {
     "type": "str",
-    "props": "CpuInstanceProperties",
     "vcpus-count": "int",
+    "props": "CpuInstanceProperties",
     "qom-path": "NotRequired[str]",
 })
 

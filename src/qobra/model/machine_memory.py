@@ -24,10 +24,10 @@ Memdev = TypedDict("Memdev", {
     "merge": "bool",
     "dump": "bool",
     "prealloc": "bool",
-    "host-nodes": "list[int]",
-    "policy": "HostMemPolicy",
     "share": "NotRequired[bool]",
     "reserve": "NotRequired[bool]",
+    "host-nodes": "list[int]",
+    "policy": "HostMemPolicy",
 })
 
 class BalloonArguments(TypedDict):

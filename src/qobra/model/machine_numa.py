@@ -19,9 +19,9 @@ NumaOptions = TypedDict("NumaOptions", {
     "node-id": "NotRequired[int]",
     "socket-id": "NotRequired[int]",
     "die-id": "NotRequired[int]",
+    "cluster-id": "NotRequired[int]",
     "core-id": "NotRequired[int]",
     "thread-id": "NotRequired[int]",
-    "cluster-id": "NotRequired[int]",
     "target": "NotRequired[int]",
     "hierarchy": "NotRequired[HmatLBMemoryHierarchy]",
     "data-type": "NotRequired[HmatLBDataType]",
@@ -62,9 +62,9 @@ NumaCpuOptions = TypedDict("NumaCpuOptions", {
     "node-id": "NotRequired[int]",
     "socket-id": "NotRequired[int]",
     "die-id": "NotRequired[int]",
+    "cluster-id": "NotRequired[int]",
     "core-id": "NotRequired[int]",
     "thread-id": "NotRequired[int]",
-    "cluster-id": "NotRequired[int]",
 })
 
 HmatLBMemoryHierarchy: TypeAlias = Literal["memory", "first-level", "second-level", "third-level"]

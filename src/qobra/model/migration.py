@@ -52,19 +52,19 @@ MigrationInfo = TypedDict("MigrationInfo", {
     "status": "NotRequired[MigrationStatus]",
     "ram": "NotRequired[MigrationStats]",
     "disk": "NotRequired[MigrationStats]",
+    "vfio": "NotRequired[VfioStats]",
     "xbzrle-cache": "NotRequired[XBZRLECacheStats]",
     "total-time": "NotRequired[int]",
-    "downtime": "NotRequired[int]",
     "expected-downtime": "NotRequired[int]",
+    "downtime": "NotRequired[int]",
     "setup-time": "NotRequired[int]",
     "cpu-throttle-percentage": "NotRequired[int]",
     "error-desc": "NotRequired[str]",
+    "blocked-reasons": "NotRequired[list[str]]",
     "postcopy-blocktime": "NotRequired[int]",
     "postcopy-vcpu-blocktime": "NotRequired[list[int]]",
     "compression": "NotRequired[CompressionStats]",
     "socket-address": "NotRequired[list[SocketAddress]]",
-    "vfio": "NotRequired[VfioStats]",
-    "blocked-reasons": "NotRequired[list[str]]",
 })
 
 MigrationCapability: TypeAlias = Literal["xbzrle", "rdma-pin-all", "auto-converge", "zero-blocks", "compress", "events", "postcopy-ram", "x-colo", "release-ram", "block", "return-path", "pause-before-switchover", "multifd", "dirty-bitmaps", "postcopy-blocktime", "late-block-activate", "x-ignore-shared", "validate-uuid"]
@@ -106,6 +106,7 @@ MigrateSetParameters = TypedDict("MigrateSetParameters", {
     "cpu-throttle-tailslow": "NotRequired[bool]",
     "tls-creds": "NotRequired[StrOrNull]",
     "tls-hostname": "NotRequired[StrOrNull]",
+    "tls-authz": "NotRequired[StrOrNull]",
     "max-bandwidth": "NotRequired[int]",
     "downtime-limit": "NotRequired[int]",
     "x-checkpoint-delay": "NotRequired[int]",
@@ -118,7 +119,6 @@ MigrateSetParameters = TypedDict("MigrateSetParameters", {
     "multifd-zlib-level": "NotRequired[int]",
     "multifd-zstd-level": "NotRequired[int]",
     "block-bitmap-mapping": "NotRequired[list[BitmapMigrationNodeAlias]]",
-    "tls-authz": "NotRequired[StrOrNull]",
 })
 
 MigrationParameters = TypedDict("MigrationParameters", {

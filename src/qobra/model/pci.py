@@ -11,10 +11,10 @@ class PciMemoryRange(TypedDict):
 class PciMemoryRegion(TypedDict):
     bar: int
     type: str
+    address: int
     size: int
     prefetch: NotRequired[bool]
     mem_type_64: NotRequired[bool]
-    address: int
 
 class PciBusInfo(TypedDict):
     number: int

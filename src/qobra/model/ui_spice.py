@@ -35,9 +35,9 @@ SpiceInfo = TypedDict("SpiceInfo", {
     "migrated": "bool",
     "host": "NotRequired[str]",
     "port": "NotRequired[int]",
-    "compiled-version": "NotRequired[str]",
     "tls-port": "NotRequired[int]",
     "auth": "NotRequired[str]",
+    "compiled-version": "NotRequired[str]",
     "mouse-mode": "SpiceQueryMouseMode",
     "channels": "NotRequired[list[SpiceChannel]]",
 })

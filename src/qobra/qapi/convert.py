@@ -102,7 +102,7 @@ def _scalar(type_name: str, value: Any) -> Any:
     if type_name == "any":
         return value
     if not isinstance(value, str):
-        raise Bad(WRONG_TYPE % {"bool": "string", "str": "string"}.get(type_name, "string"))
+        raise Bad(WRONG_TYPE % "string")
     if type_name == "str":
         return value
     if type_name == "bool":
@@ -124,7 +124,7 @@ def _scalar(type_name: str, value: Any) -> Any:
 
 def _integer(text: str, *, signed: bool) -> int:
     """A number as C's strtol with base 0 reads it."""
-    digits = text.strip().lower()
+    digits = text.lstrip().lower()
     sign = -1 if digits.startswith("-") else 1
     digits = digits.lstrip("+-") if digits[:1] in ("+", "-") else digits
     try:
@@ -137,9 +137,9 @@ def _integer(text: str, *, signed: bool) -> int:
         else:
             raise ValueError
     except ValueError:
-        raise Bad(WRONG_TYPE % "integer") from None
+        raise Bad(OUT_OF_RANGE % "integer") from None
     if not -(2**63) <= number < (2**63 if signed else 2**64):
-        raise Bad(WRONG_TYPE % "integer")
+        raise Bad(OUT_OF_RANGE % "integer")
     return number
 
 
@@ -147,9 +147,9 @@ def _number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise Bad(WRONG_TYPE % "number") from None
+        raise Bad(OUT_OF_RANGE % "number") from None
     if number != number or number in (float("inf"), float("-inf")):
-        raise Bad(WRONG_TYPE % "number")
+        raise Bad(OUT_OF_RANGE % "number")
     return number
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from qobra.errors import QobraError
 
-MAX_INDEX = 2**31 - 1
 MAX_FRAGMENT = 127
-MAX_DEPTH = 64
+"""Characters that one part of a key may have."""
+
+HELP = ("help", "?")
 
 
 def parse(text: str, implied_key: str | None = None) -> dict[str, Any]:
@@ -33,56 +34,35 @@ def parse(text: str, implied_key: str | None = None) -> dict[str, Any]:
 
 def _parameter(root: dict[str, Any], text: str, implied_key: str | None) -> str:
     """Put the first parameter of ``text`` into ``root``, and return what is left."""
-    key, equals, _ = _cut_key(text)
-    if not equals and implied_key is not None:
-        if not key:
-            return (
-                text[1:] if text.startswith(",") and not text.startswith(",,") else _value_into(root, implied_key, text)
-            )
-        return _value_into(root, implied_key, text)
-    if not equals:
-        shown = text.partition(",")[0]
-        if shown == "help" or shown == "?":
-            raise QobraError("Help is not available for this option")
-        raise QobraError(f"Expected '=' after parameter '{shown}'" if shown else "Invalid parameter ''")
-    return _value_into(root, key, text[len(key) + 1 :])
+    end = next((at for at, char in enumerate(text) if char in "=,"), len(text))
+    key = text[:end]
+    if text[end : end + 1] == "=":
+        return _value(root, key, text[end + 1 :])
+    if key in HELP:
+        raise QobraError("Help is not available for this option")
+    if implied_key is not None and key:
+        return _value(root, implied_key, text)
+    raise QobraError(f"Expected '=' after parameter '{key}'" if key else "Invalid parameter ''")
 
 
-def _cut_key(text: str) -> tuple[str, bool, str]:
-    """What stands before the first ``=`` or ``,``, and whether it was a ``=``."""
-    for at, char in enumerate(text):
-        if char == "=":
-            return text[:at], True, text[at + 1 :]
-        if char == ",":
-            return text[:at], False, text[at:]
-    return text, False, ""
-
-
-def _value_into(root: dict[str, Any], key: str, text: str) -> str:
+def _value(root: dict[str, Any], key: str, text: str) -> str:
+    """Store the value at the start of ``text``, and return what follows it."""
     value = ""
-    at = 0
-    while at < len(text):
-        if text[at] == ",":
-            if text[at + 1 : at + 2] != ",":
-                at += 1
-                break
-            at += 1
-        value += text[at]
-        at += 1
+    while text:
+        part, comma, text = text.partition(",")
+        value += part
+        if not comma or not text.startswith(","):
+            break
+        value += ","
+        text = text[1:]
     _store(root, key, value)
-    return text[at:]
+    return text
 
 
 def _store(root: dict[str, Any], key: str, value: str) -> None:
-    parts = key.split(".")
-    if len(parts) > MAX_DEPTH:
-        raise QobraError(f"Parameter '{key}' has too many levels")
+    parts = _fragments(key)
     node = root
-    for depth, part in enumerate(parts):
-        if not _valid_fragment(part, first=depth == 0):
-            raise QobraError(f"Invalid parameter '{'.'.join(parts[: depth + 1])}'")
-        if depth == len(parts) - 1:
-            break
+    for depth, part in enumerate(parts[:-1]):
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
             raise QobraError(f"Parameters '{'.'.join(parts[: depth + 1])}.*' used inconsistently")
@@ -92,17 +72,41 @@ def _store(root: dict[str, Any], key: str, value: str) -> None:
     node[parts[-1]] = value
 
 
-def _valid_fragment(part: str, *, first: bool) -> bool:
-    if not part or len(part) > MAX_FRAGMENT or not part.isascii():
-        return False
-    if part.isdigit():
-        return not first
-    return (part[0].isalpha() and all(char.isalnum() or char in "-_" for char in part)) or _vendor_name(part)
+def _fragments(key: str) -> list[str]:
+    """The parts of a key: names, and numbers after the first. The dots of a downstream ``__RFQDN_`` do not part."""
+    fragments: list[str] = []
+    rest = key
+    while True:
+        length = _digits(rest) if fragments else 0
+        length = length or _name_length(rest)
+        if not length or rest[length : length + 1] not in ("", "."):
+            raise QobraError(f"Invalid parameter '{key}'")
+        if length > MAX_FRAGMENT:
+            what = "Parameter" if length == len(key) else "Parameter fragment"
+            raise QobraError(f"{what} '{rest[:length]}' is too long")
+        fragments.append(rest[:length])
+        if length == len(rest):
+            return fragments
+        rest = rest[length + 1 :]
 
 
-def _vendor_name(part: str) -> bool:
-    """``__RFQDN_name``: a downstream extension."""
-    return part.startswith("__") and all(char.isalnum() or char in "-_" for char in part)
+def _digits(text: str) -> int:
+    return next((at for at, char in enumerate(text) if char not in "0123456789"), len(text))
+
+
+def _name_length(text: str) -> int:
+    """How many characters of ``text`` are a QAPI name; 0 if it does not begin with one."""
+    start = 0
+    if text.startswith("__"):
+        start = text.find("_", 2) + 1
+        if not start or not all(char.isascii() and (char.isalnum() or char in ".-") for char in text[2 : start - 1]):
+            return 0
+    if not text[start : start + 1].isascii() or not text[start : start + 1].isalpha():
+        return 0
+    end = start
+    while end < len(text) and text[end].isascii() and (text[end].isalnum() or text[end] in "-_"):
+        end += 1
+    return end
 
 
 def _lists(value: Any, path: str) -> Any:
@@ -115,11 +119,7 @@ def _lists(value: Any, path: str) -> Any:
         return converted
     if len(numbers) != len(converted):
         raise QobraError(f"Parameters '{path}.*' used inconsistently")
-    by_index: dict[int, Any] = {}
-    for key in numbers:
-        if int(key) > MAX_INDEX:
-            raise QobraError(f"Parameter '{path}.{key}' has a list index that is too large")
-        by_index[int(key)] = converted[key]
+    by_index = {int(key): converted[key] for key in numbers}
     for index in range(len(by_index)):
         if index not in by_index:
             raise QobraError(f"Parameter '{path}.{index}' missing")
