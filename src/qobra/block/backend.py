@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qobra.block import permissions
 from qobra.block.accounting import FLUSH, READ, UNMAP, WRITE, Accounting
+from qobra.block.error_policy import ErrorPolicy
 from qobra.block.node import BlockNode, Buffer
 from qobra.block.slots import Gate, Slot
 from qobra.block.table import ResolvedTable
@@ -29,6 +30,10 @@ class Throttle(Protocol):
         """Wait until a request of ``length`` bytes may go; returns at once while the backend is drained."""
         ...
 
+    def leave(self) -> None:
+        """Leave the group; requests that wait go on."""
+        ...
+
     def limits(self) -> dict[str, Any]:
         """The members of BlockDeviceInfo that tell the limits in force."""
         ...
@@ -39,12 +44,39 @@ class Device(Protocol):
 
     @property
     def qom_path(self) -> str:
-        """Its path in the composition tree, or its id."""
+        """The id that its user gave it, or its path in the composition tree."""
+        ...
+
+    @property
+    def is_removable(self) -> bool:
+        """Whether its medium can be changed."""
         ...
 
     @property
     def has_tray(self) -> bool:
-        """Whether its medium lies in a tray that opens."""
+        """Whether the medium lies in a tray that opens."""
+        ...
+
+    @property
+    def tray_open(self) -> bool:
+        """Whether the tray is open."""
+        ...
+
+    @property
+    def medium_locked(self) -> bool:
+        """Whether the guest holds the medium."""
+        ...
+
+    def matches(self, id: str) -> bool:
+        """Whether ``id``, an id or a path, means this device."""
+        ...
+
+    def eject_request(self, force: bool) -> None:
+        """Ask the guest to let go of the medium; ``force``: it is taken away anyhow."""
+        ...
+
+    def move_tray(self, opened: bool) -> None:
+        """Open or close the tray on behalf of the user."""
         ...
 
     def medium_changed(self) -> None:
@@ -79,6 +111,10 @@ class BlockBackend:
         self.writeback = True
         """False: each write is flushed before it completes."""
         self.device: Device | None = None
+        self.medium_read_only = False
+        """Whether a medium that is put in is to be read-only, unless one says otherwise."""
+        self.policy: ErrorPolicy | None = None
+        """What to do about failed requests; None where the user is no guest device."""
         self.resized: list[Callable[[], None]] = []
         """Called after the node's length changed."""
         self._local = threading.local()
@@ -90,6 +126,17 @@ class BlockBackend:
     def description(self) -> str:
         """See :class:`qobra.block.graph.Root`."""
         return self._description or (f"block device '{self.name}'" if self.name else "an unnamed block device")
+
+    def attach_device(self, device: Device) -> None:
+        """``device`` uses this backend; queries by device list it from now on."""
+        self.device = device
+        self.layer.devices.append(self)
+
+    def detach_device(self) -> None:
+        """The device is gone."""
+        if self.device is not None:
+            self.device = None
+            self.layer.devices.remove(self)
 
     def device_path(self) -> str:
         """The path or id of the device that uses the backend, or ""."""

@@ -22,6 +22,7 @@ from qobra.errors import DEVICE_NOT_FOUND, QobraError
 if TYPE_CHECKING:
     from qobra.block.export.exports import Exports
     from qobra.block.job.jobs import Jobs
+    from qobra.block.throttle import ThrottleGroup
 
 Emit = Callable[[str, dict[str, Any] | None], None]
 
@@ -57,6 +58,14 @@ class BlockLayer:
         self.graph = Graph(self)
         self.backends: dict[str, BlockBackend] = {}
         """The named backends (drives), by name."""
+        self.devices: list[BlockBackend] = []
+        """The backends that device models use, named or not."""
+        self.device_exists: Callable[[str], bool] = lambda _id: False
+        """Whether an id or path means a device at all; the machine says."""
+        self.stop_machine: Callable[[], None] = lambda: None
+        """Stop the guest because of an I/O error; the machine's."""
+        self._throttle_groups: dict[str, ThrottleGroup] = {}
+        self._blockers: dict[BlockNode, list[str]] = {}
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -142,6 +151,50 @@ class BlockLayer:
         if backend is None:
             raise QobraError(f"Device '{device}' not found", DEVICE_NOT_FOUND)
         return backend
+
+    def find_qdev(self, id: str) -> BlockBackend:
+        """The backend of the device with that id or path. Raises QobraError (DeviceNotFound)."""
+        from qobra.block.media import find_qdev_backend
+
+        return find_qdev_backend(self.devices, id, self.device_exists(id))
+
+    def throttle_group(self, name: str) -> ThrottleGroup:
+        """The throttle group of that name, a new one if there is none."""
+        from qobra.block.throttle import ThrottleGroup
+
+        known = self.find_object(name, "throttle-group")
+        if known is not None:
+            return known.group  # type: ignore[no-any-return]
+        self._throttle_groups = {key: group for key, group in self._throttle_groups.items() if group.members}
+        return self._throttle_groups.setdefault(name, ThrottleGroup(name, self.clock))
+
+    def set_iothread(self, node: BlockNode, iothread: Any) -> None:
+        """Record the iothread (None: none) of ``node`` and all that is under it."""
+        pending = [node]
+        while pending:
+            each = pending.pop()
+            each.iothread = iothread
+            pending.extend(each.children.values())
+
+    # -- blocking -----------------------------------------------------------------------------------------------
+
+    def block_node(self, node: BlockNode, reason: str) -> None:
+        """Refuse what :meth:`check_blockers` guards on ``node``, because of ``reason``, until unblocked."""
+        self._blockers.setdefault(node, []).append(reason)
+
+    def unblock_node(self, node: BlockNode, reason: str) -> None:
+        """Undo :meth:`block_node`."""
+        reasons = self._blockers.get(node, [])
+        if reason in reasons:
+            reasons.remove(reason)
+        if not reasons:
+            self._blockers.pop(node, None)
+
+    def check_blockers(self, node: BlockNode) -> None:
+        """Raise QobraError if something keeps ``node`` busy."""
+        reasons = self._blockers.get(node)
+        if reasons:
+            raise QobraError(f"Node '{node.node_name}' is busy: {reasons[0]}")
 
     def find_device(self, device: str | None, node_name: str | None) -> BlockNode:
         """The node that a command's ``device`` or ``node-name`` argument means. Raises QobraError in QEMU's words."""
@@ -352,6 +405,7 @@ class BlockLayer:
         for parent, name in parents:
             if name == "backing" and not parent.is_filter:
                 raise QobraError(f"Node '{node_name}' is busy: node is used as backing hd of '{parent.node_name}'")
+        self.check_blockers(node)
         if not node.monitor_owned:
             raise QobraError(f"Node {node_name} is not owned by the monitor")
         if parents:

@@ -97,6 +97,8 @@ class BlockNode:
         """Flat tables of roots above that hold places in this node; see :meth:`moved`."""
         self.highest_write_offset = 0
         self.write_threshold = 0
+        self.iothread: Any = None
+        """The iothread object that x-blockdev-set-iothread named."""
         self.closed = False
 
     def __repr__(self) -> str:

@@ -127,6 +127,35 @@ def named_block_nodes(layer: BlockLayer, *, flat: bool) -> list[Info]:
     return [device_info(node, flat=flat) for node in reversed(layer.graph.nodes.values())]
 
 
+def block_info(layer: BlockLayer) -> list[Info]:
+    """The answer of query-block: BlockInfo of every backend that has a name or a device."""
+    backends = list(layer.backends.values())
+    backends += [backend for backend in layer.devices if backend not in backends]
+    return [_backend_info(backend) for backend in backends]
+
+
+def _backend_info(backend: BlockBackend) -> Info:
+    device = backend.device
+    info: Info = {
+        "device": backend.name,
+        "type": "unknown",
+        "removable": device is None or device.is_removable,
+        "locked": device is not None and device.medium_locked,
+    }
+    if device is not None:
+        info["qdev"] = device.qom_path
+        if device.has_tray:
+            info["tray_open"] = device.tray_open
+    if backend.policy is not None:
+        info["io-status"] = backend.policy.io_status
+    if backend.node is not None:
+        node = without_implicit(backend.node)
+        info["inserted"] = device_info(node, backend=backend)
+        if node.bitmaps:
+            info["dirty-bitmaps"] = [bitmap.info() for bitmap in node.bitmaps.values()]
+    return info
+
+
 def block_graph(layer: BlockLayer) -> Info:
     """XDbgBlockGraph: nodes, roots and jobs, and what each edge takes and shares."""
     state: GraphState = layer.graph.state

@@ -48,6 +48,12 @@ def query_named_block_nodes(machine: Machine, args: dict[str, Any]) -> list[dict
     return query.named_block_nodes(machine.block, flat=args.get("flat", False))
 
 
+@command("query-block")
+def query_block(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """All drives, with what lies in them."""
+    return query.block_info(machine.block)
+
+
 @command("x-debug-query-block-graph")
 def query_block_graph(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
     """Nodes, roots, and what each edge may do."""
@@ -60,7 +66,9 @@ def query_blockstats(machine: Machine, args: dict[str, Any]) -> list[dict[str, A
     block = machine.block
     if args.get("query-nodes", False):
         return [query.node_stats(node, chain=False) for node in reversed(block.graph.nodes.values())]
-    return [query.backend_stats(backend) for backend in block.backends.values()]
+    backends = list(block.backends.values())
+    backends += [backend for backend in block.devices if backend not in backends]
+    return [query.backend_stats(backend) for backend in backends]
 
 
 @command("block_resize")

@@ -1,0 +1,65 @@
+"""What becomes of a guest's failed request: reported to it, ignored, or the machine stopped (rerror, werror)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from qobra.errors import errno_of
+
+if TYPE_CHECKING:
+    from qobra.block.backend import BlockBackend
+
+REPORT, IGNORE, STOP = "report", "ignore", "stop"
+
+
+class ErrorPolicy:
+    """The policy of one device, and the io-status that comes of it.
+
+    ``on_read_error`` and ``on_write_error`` are ``report``, ``ignore``, ``stop`` or (writes only, and the default)
+    ``enospc``: stop where the host is out of space, report anything else.
+    """
+
+    def __init__(self, backend: BlockBackend, *, on_read_error: str = "auto", on_write_error: str = "auto") -> None:
+        self._backend = backend
+        self.on_read_error = REPORT if on_read_error == "auto" else on_read_error
+        self.on_write_error = "enospc" if on_write_error == "auto" else on_write_error
+        self.io_status = "ok"
+
+    def decide(self, error: BaseException, *, is_read: bool) -> str:
+        """What to do about ``error``: ``report``, ``ignore`` or ``stop``. Sends the event, and stops the machine.
+
+        Called in the thread that served the request, outside of it; a stopped request is to be kept and retried
+        when the machine runs again.
+        """
+        number = errno_of(error)
+        policy = self.on_read_error if is_read else self.on_write_error
+        if policy == "enospc":
+            action = STOP if number == errno.ENOSPC else REPORT
+        else:
+            action = policy
+        backend = self._backend
+        backend.layer.control.defer(self._tell, is_read, action, number)
+        return action
+
+    def _tell(self, is_read: bool, action: str, number: int) -> None:
+        backend = self._backend
+        data = {
+            "device": backend.name,
+            "operation": "read" if is_read else "write",
+            "action": action,
+            "nospace": number == errno.ENOSPC,
+            "reason": os.strerror(number),
+        }
+        if backend.node is not None:
+            data["node-name"] = backend.node.node_name
+        if action == STOP:
+            self.io_status = "nospace" if number == errno.ENOSPC else "failed"
+        backend.layer.emit("BLOCK_IO_ERROR", data)
+        if action == STOP:
+            backend.layer.stop_machine()
+
+    def reset(self) -> None:
+        """The machine runs again: what failed is being retried."""
+        self.io_status = "ok"
