@@ -1,8 +1,8 @@
 """What changed between two schemas, in words, and which changes break clients.
 
-Both sides are lists of SchemaInfo, so that a schema file, a saved introspection and a live server compare alike. A change
-of what a client sends breaks it when less is accepted or more is asked for; a change of what it receives breaks it when
-less is promised.
+Both sides are lists of SchemaInfo, so that a schema file, a saved introspection and a live server compare alike. A
+change of what a client sends breaks it when less is accepted or more is asked for; a change of what it receives breaks
+it when less is promised.
 """
 
 from __future__ import annotations

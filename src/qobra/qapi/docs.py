@@ -44,8 +44,8 @@ def render_markdown(schema: Schema, section: str) -> str:
 
 def render_index(schema: Schema) -> str:
     """The page that lists the sections with their commands and events."""
-    lines = ["# The machine protocol", "", f"{len(schema.commands())} commands, {len(schema.events())} events and ", ""]
-    lines[2] += f"{len(schema.types())} types, by subject."
+    counts = f"{len(schema.commands())} commands, {len(schema.events())} events and {len(schema.types())} types"
+    lines = ["# The machine protocol", "", f"{counts}, by subject.", ""]
     for section in sections(schema):
         lines += [f"## [{schema.titles.get(section) or section}]({section}.md)", ""]
         members = [d for d in schema if d.section == section and isinstance(d, (Command, Event))]
@@ -136,31 +136,26 @@ def _tables(schema: Schema, definition: Definition) -> list[tuple[str, list[Row]
     if isinstance(definition, Alternate):
         return [("One of", [_row(definition, member, member.type) for member in definition.members])]
     title = {"command": "Arguments", "event": "Data"}.get(definition.kind, "Members")
-    if isinstance(definition, (Command, Event)):
-        owner = schema.definitions.get(definition.data or "")
+    if isinstance(definition, (Command, Event)) and not definition.data:
+        owner = None
+        rows = [_row(definition, member, member.type) for member in definition.members]
     else:
-        owner = definition
-    tables: list[tuple[str, list[Row]]] = []
-    rows = [_row(definition, member, member.type) for member in definition.members] if owner is None else []
-    if owner is not None:
+        owner = (
+            schema.definitions.get(definition.data or "") if isinstance(definition, (Command, Event)) else definition
+        )
         rows = [_row(source, member, member.type) for source, member in _inherited(schema, owner)]
-    if rows:
-        tables.append((title, rows))
+    tables = [(title, rows)] if rows else []
     if isinstance(owner, Union):
-        prefix = "data: " if owner.simple else ""
-        branches = [
-            Row(branch.name, f"{prefix}{branch.type}" if not owner.simple else branch.type, False, "", _notes(branch))
-            for branch in owner.branches
-        ]
+        branches = [Row(branch.name, branch.type, False, "", _notes(branch)) for branch in owner.branches]
         what = "The type of 'data' by 'type'" if owner.simple else f"Further members by '{owner.tag}'"
         tables.append((what, branches))
     return tables
 
 
-def _inherited(schema: Schema, owner: Definition) -> list[tuple[Definition, Member]]:
+def _inherited(schema: Schema, owner: Definition | None) -> list[tuple[Definition, Member]]:
     """All members of a struct or union with the definition that documents each, those of the base first."""
     pairs: list[tuple[Definition, Member]] = []
-    current: Definition | None = owner
+    current = owner
     while isinstance(current, (Struct, Union)):
         pairs = [(current, member) for member in current.members] + pairs
         current = schema.definitions.get(current.base or "")

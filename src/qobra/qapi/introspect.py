@@ -1,7 +1,7 @@
 """What ``query-qmp-schema`` returns: the commands and events served, and the types that they reach.
 
-As QEMU does it: names of types are masked as decimal numbers in the order of their first use, integers of all widths are
-``int``, an array of X is called ``[X]``, and every value of a union's tag has a variant.
+As QEMU does it: names of types are masked as decimal numbers in the order of their first use, integers of all widths
+are ``int``, an array of X is called ``[X]``, and every value of a union's tag has a variant.
 """
 
 from __future__ import annotations

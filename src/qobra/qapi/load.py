@@ -19,7 +19,8 @@ Loader = Callable[[str], str | None]
 """The text of an included file by its name, or None to stub it: types it would bring are then taken for ``any``."""
 
 MAX_FILES = 1000
-SCHEMA_DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "schema")
+SCHEMA_FILE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "schema", "qapi-schema.json")
+"""Qobra's own contract."""
 
 
 def load(
@@ -53,7 +54,7 @@ def load_file(path: str | os.PathLike[str], *, lenient: bool = False, stubs: boo
 
 def load_qobra() -> Schema:
     """Load Qobra's own contract."""
-    return load_file(os.path.join(SCHEMA_DIRECTORY, "qapi-schema.json"))
+    return load_file(SCHEMA_FILE)
 
 
 def _read(path: str) -> str:

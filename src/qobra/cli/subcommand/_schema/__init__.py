@@ -1,0 +1,1 @@
+"""What ``qobra schema`` does, one module an action."""

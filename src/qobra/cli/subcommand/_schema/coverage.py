@@ -1,0 +1,96 @@
+"""``qobra schema coverage``: what the reference names, and what of it Qobra serves."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from qobra.qapi.contract import contract
+from qobra.qapi.introspect import introspect
+from qobra.qapi.load import load_qobra
+from qobra.qapi.schema import Command, Definition, Event
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+HELP = "count what the reference names and what of it is served"
+
+REFERENCE = (5, 2)
+"""The version of the reference manual; what came later is counted apart."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--missing", action="store_true", help="list what is not served")
+
+
+def run(options: Namespace) -> int:
+    report = coverage()
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    print(f"{'':24}{'commands':>14}{'events':>14}")
+    for section, row in report["sections"].items():
+        print(f"{section:24}{_of(row['commands']):>14}{_of(row['events']):>14}")
+    for kind in ("commands", "events"):
+        row = report[kind]
+        print(f"{kind}: {len(row['served'])} of {len(row['served']) + len(row['missing'])} of the reference", end="")
+        print(f", and {len(row['later'])} that came later" if row["later"] else "")
+        if options.missing:
+            print("".join(f"  {name}\n" for name in row["missing"]), end="")
+    print(f"types that what is served reaches: {report['types']['reached']} of {report['types']['all']}")
+    return 0
+
+
+def coverage() -> dict[str, Any]:
+    """Names by kind (``served``, ``missing``, ``later``: served though the reference lacks it), and by section."""
+    from qobra.qmp.registry import commands
+
+    schema = load_qobra()
+    have = {"commands": set(commands()), "events": emitted_events(list(contract().events))}
+    report: dict[str, Any] = {kind: {"served": [], "missing": [], "later": []} for kind in have}
+    report["sections"] = {}
+    for definition in schema:
+        if not isinstance(definition, (Command, Event)):
+            continue
+        kind = "commands" if isinstance(definition, Command) else "events"
+        served = definition.name in have[kind]
+        if in_reference(definition):
+            report[kind]["served" if served else "missing"].append(definition.name)
+            empty = {"commands": [0, 0], "events": [0, 0]}
+            counts = report["sections"].setdefault(definition.section, empty)[kind]
+            counts[0] += served
+            counts[1] += 1
+        elif served:
+            report[kind]["later"].append(definition.name)
+    entities = introspect(have["commands"], have["events"])
+    reached = sum(entity["meta-type"] in ("object", "enum", "alternate") for entity in entities)
+    report["types"] = {"reached": reached, "all": len(schema.types())}
+    return report
+
+
+def in_reference(definition: Definition) -> bool:
+    """Whether the reference manual (or one before it) has the definition."""
+    since = definition.doc.since
+    return not since or tuple(int(part) for part in since.split(".")[:2]) <= REFERENCE
+
+
+def emitted_events(names: list[str]) -> set[str]:
+    """The events that the code emits: those whose names stand as strings in it."""
+    import qobra
+
+    found: set[str] = set()
+    root = os.path.dirname(qobra.__file__)
+    for directory, _, files in os.walk(root):
+        if os.path.relpath(directory, root).split(os.sep)[0] in ("model", "client", "qapi", "schema", "cli"):
+            continue
+        for file in files:
+            if file.endswith(".py"):
+                with open(os.path.join(directory, file), encoding="utf-8") as stream:
+                    text = stream.read()
+                found.update(name for name in names if f'"{name}"' in text)
+    return found
+
+
+def _of(counts: list[int]) -> str:
+    return f"{counts[0]} of {counts[1]}" if counts[1] else ""
