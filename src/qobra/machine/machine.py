@@ -15,6 +15,7 @@ from qobra.events import EventBus
 if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
     from qobra.chardev.chardevs import Chardevs
+    from qobra.machine.board import Board
     from qobra.machine.fdsets import FdSets
     from qobra.machine.run_state import RunState
     from qobra.object.tree import ObjectTree
@@ -45,6 +46,7 @@ class Machine:
         self.capabilities = capabilities
         # True while a program holds the machine back for --preconfig: few commands are served then.
         self.preconfig = False
+        self.board: Board | None = None
         self._exit = threading.Event()
         self._closed = False
 
@@ -61,7 +63,11 @@ class Machine:
         from qobra.block.layer import BlockLayer
 
         return BlockLayer(
-            control=self.control, emit=self.events.emit, find_object=self.objects.find, random=self.random
+            control=self.control,
+            emit=self.events.emit,
+            find_object=self.objects.find,
+            random=self.random,
+            open_path=lambda path, flags: self.fdsets.open_image(path, flags),
         )
 
     @cached_property
@@ -98,6 +104,8 @@ class Machine:
         if self._closed:
             return
         self._closed = True
+        if self.board is not None:
+            self.board.power_off()
         # Only what was ever used is there to be closed.
         for part in ("block", "chardevs", "fdsets", "objects"):
             if part in self.__dict__:

@@ -21,6 +21,7 @@ class ObjectTree:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self.closing = False
         self.registries: list[Registry[type[Object]]] = [registry]
         self.root = Container(self)
         self.objects = self.container("objects")
@@ -138,6 +139,7 @@ class ObjectTree:
 
     def close(self) -> None:
         """Finalize every object; devices first, then the user's objects that they use."""
+        self.closing = True
         for child in sorted(self.root.children.values(), key=lambda c: c is self.objects):
             child.unparent()
 

@@ -1,0 +1,137 @@
+"""Boards: the machine types. A board is the object ``/machine``, with memory, a bus for its devices, and CPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.machine.memory import AddressSpace, Ram
+from qobra.machine.qdev import Device, SystemBus
+from qobra.machine.vclock import VirtualClock
+from qobra.object.property import Bool, String
+from qobra.object.qom import Container, Object
+from qobra.registry import Registry
+
+if TYPE_CHECKING:
+    from qobra.machine.cpu import Cpu, Topology
+    from qobra.machine.machine import Machine
+    from qobra.object.tree import ObjectTree
+
+boards: Registry[type[Board]] = Registry("machine type", ["qobra.machine.board_type"])
+
+
+class Board(Object):
+    """A machine type. Subclasses build their devices in :meth:`build`.
+
+    ``memory`` is what CPUs and devices see; ``ports`` the I/O ports of x86. ``ready`` is False while the program
+    still sets the machine up: devices that come later are hot-plugged.
+    """
+
+    type_name = "machine"
+    abstract = True
+    description = ""
+    machine_name = ""
+    alias: str | None = None
+    architectures: frozenset[str] = frozenset()
+    default_for: frozenset[str] = frozenset()
+    max_cpus = 1
+    default_cpu_type: str | None = None
+    default_ram_size = 128 << 20
+    default_ram_id: str | None = None
+    hotpluggable_cpus = False
+    numa_supported = False
+    acpi_supported = False
+    big_endian = False
+
+    graphics = Bool(True, description="Set on/off to enable/disable graphics emulation")
+    usb = Bool(False, description="Set on/off to enable/disable usb")
+    firmware = String(description="Firmware image")
+    kernel = String(description="Linux kernel image file")
+    initrd = String(description="Linux initial ramdisk file")
+    append = String(description="Linux kernel command line")
+    dtb = String(description="Linux kernel device tree file")
+    dump_guest_core = Bool(True, description="Include guest memory in a core dump")
+    mem_merge = Bool(True, description="Enable/disable memory merge support")
+
+    def __init__(self, tree: ObjectTree) -> None:
+        super().__init__(tree)
+        self.ready = False
+        self.memory = AddressSpace("memory")
+        self.ports = AddressSpace("I/O", unassigned=0xFF)
+        self.ram: Ram | None = None
+        self.ram_size = self.default_ram_size
+        self.cpus: list[Cpu] = []
+        self.topology: Topology | None = None
+        self.accelerator = "qtest"
+        self.peripheral = Container(tree)
+        self.peripheral_anon = Container(tree)
+        self.unattached = Container(tree)
+        self.system_bus = SystemBus(tree)
+        self.add_child("peripheral", self.peripheral)
+        self.add_child("peripheral-anon", self.peripheral_anon)
+        self.add_child("unattached", self.unattached)
+        self._clock: VirtualClock | None = None
+
+    @property
+    def clock(self) -> VirtualClock:
+        """The guest's time."""
+        assert self._clock is not None
+        return self._clock
+
+    def start(self) -> None:
+        """Make the devices and the CPUs. The properties are set; users' devices come next."""
+        machine: Machine = self.tree.machine
+        self._clock = VirtualClock(machine, driven=self.accelerator == "qtest")
+        self.unattached.add_child("sysbus", self.system_bus)
+        self.system_bus.bus_name_given = "main-system-bus"
+        machine.run_state.on_reset(self.reset_all)
+        self.build()
+
+    def finish(self) -> None:
+        """The devices of the command line are there: load what the guest boots from, and reset for the first time."""
+        self.load()
+        self.reset_all()
+        self.ready = True
+
+    def place(self, device: Device, name: str | None = None, *, bus: Any = None) -> Device:
+        """Own and realize a device of the board's own."""
+        target = self.system_bus if bus is None and device.bus_type == "System" else bus
+        if target is not None:
+            target.insert(device)
+        if name is None:
+            self.unattached.add_child("device[*]", device)
+        else:
+            self.add_child(name, device)
+        device.set_realized(True)
+        return device
+
+    def reset_all(self) -> None:
+        """Reset every device."""
+        self.system_bus.reset()
+
+    def can_hotplug(self, cls: type[Device]) -> bool:
+        """Whether the board itself takes devices of this kind while the machine exists (CPUs, memory)."""
+        return False
+
+    def request_unplug(self, device: Device) -> None:
+        """A user wants out what is plugged into the board itself."""
+        raise QobraError(f"Device '{device.type_name}' does not support hotplugging")
+
+    def power_off(self) -> None:
+        """Stop all devices and leave the tree; the back ends that they used are free then."""
+        self.tree.closing = True
+        self.unparent()
+
+    def finalize(self) -> None:
+        if self._clock is not None:
+            self._clock.close()
+        if self.ram is not None:
+            self.ram.close()
+
+    # -- for boards to fill in
+
+    def build(self) -> None:
+        """Make the board's devices."""
+
+    def load(self) -> None:
+        """Put firmware, kernel and tables where the guest finds them."""

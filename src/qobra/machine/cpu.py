@@ -1,0 +1,111 @@
+"""CPUs as the machine's controls see them: models, topology, and one object for each. Nothing here runs guest code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.qdev import Device
+from qobra.object.property import Bool, Int
+
+
+class Topology:
+    """How many CPUs there are and how they are packed. ``cpus`` are there at the start, ``max_cpus`` fit."""
+
+    def __init__(self, *, cpus: int, max_cpus: int, sockets: int, dies: int, cores: int, threads: int) -> None:
+        self.cpus = cpus
+        self.max_cpus = max_cpus
+        self.sockets = sockets
+        self.dies = dies
+        self.cores = cores
+        self.threads = threads
+
+    @classmethod
+    def from_options(cls, options: dict[str, int], *, dies_supported: bool, limit: int, board: str) -> Topology:
+        """From SMPConfiguration: what is left out follows from the rest. Raises QobraError in QEMU's words."""
+        if any(value == 0 for value in options.values()):
+            raise QobraError("Invalid CPU topology: CPU topology parameters must be greater than zero")
+        if options.get("dies", 1) > 1 and not dies_supported:
+            raise QobraError("dies not supported by this machine's CPU topology")
+        if options.get("clusters", 1) > 1:
+            raise QobraError("clusters not supported by this machine's CPU topology")
+        cpus, max_cpus = options.get("cpus", 0), options.get("maxcpus", 0)
+        sockets, cores, threads = options.get("sockets", 0), options.get("cores", 0), options.get("threads", 0)
+        dies = options.get("dies", 1)
+        if not cpus and not max_cpus:
+            sockets, cores, threads = sockets or 1, cores or 1, threads or 1
+        else:
+            total = max_cpus or cpus
+            # Of what is not given, cores are filled in first, then sockets, then threads.
+            if not cores:
+                sockets, threads = sockets or 1, threads or 1
+                cores = total // (sockets * dies * threads)
+            elif not sockets:
+                threads = threads or 1
+                sockets = total // (dies * cores * threads)
+            threads = threads or total // (sockets * dies * cores)
+        max_cpus = max_cpus or sockets * dies * cores * threads
+        cpus = cpus or max_cpus
+        product = sockets * dies * cores * threads
+        if product != max_cpus:
+            parts = f"sockets ({sockets})" + (f" * dies ({dies})" if dies_supported else "")
+            raise QobraError(
+                "Invalid CPU topology: product of the hierarchy must match maxcpus: "
+                f"{parts} * cores ({cores}) * threads ({threads}) != maxcpus ({max_cpus})"
+            )
+        if max_cpus < cpus:
+            raise QobraError(
+                f"Invalid CPU topology: maxcpus must be equal to or greater than smp: maxcpus ({max_cpus}) < cpus ({cpus})"
+            )
+        if max_cpus > limit:
+            raise QobraError(f"Invalid SMP CPUs {max_cpus}. The max CPUs supported by machine '{board}' is {limit}")
+        return cls(cpus=cpus, max_cpus=max_cpus, sockets=sockets, dies=dies, cores=cores, threads=threads)
+
+    def place(self, index: int) -> dict[str, int]:
+        """Where CPU ``index`` sits."""
+        per_die = self.cores * self.threads
+        return {
+            "socket-id": index // (self.dies * per_die),
+            "die-id": index // per_die % self.dies,
+            "core-id": index // self.threads % self.cores,
+            "thread-id": index % self.threads,
+        }
+
+
+class Cpu(Device):
+    """One CPU. ``architecture`` is the reference's SysEmuTarget; ``index`` its number."""
+
+    type_name = "cpu"
+    abstract = True
+    pluggable = False
+    architecture = ""
+    legacy_architecture = "other"
+
+    start_powered_off = Bool(False, name="start-powered-off")
+    node_id = Int(-1, type="int32", name="node-id")
+
+    index = 0
+    thread_id = 0
+    halted = False
+
+    def properties_of_place(self) -> dict[str, int]:
+        """CpuInstanceProperties of where the CPU sits."""
+        raise NotImplementedError
+
+    def realize(self) -> None:
+        import threading
+
+        # No engine runs it, so the thread that made the CPU stands for it.
+        self.thread_id = threading.get_native_id()
+
+    def describe_fast(self) -> dict[str, Any]:
+        """CpuInfoFast of the reference."""
+        info = {
+            "cpu-index": self.index,
+            "qom-path": self.path(),
+            "thread-id": self.thread_id,
+            "target": self.architecture,
+        }
+        if self.board.hotpluggable_cpus or self.architecture == "x86_64":
+            info["props"] = self.properties_of_place()
+        return info

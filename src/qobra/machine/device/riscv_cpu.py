@@ -1,0 +1,41 @@
+"""CPUs (harts) of RISC-V."""
+
+from __future__ import annotations
+
+from qobra.machine.cpu import Cpu
+from qobra.machine.devices import registry
+
+
+class RiscvCpu(Cpu):
+    """A hart. The interrupt controllers drive its inputs (bits of mip: 3 software, 7 timer, 9 and 11 external)."""
+
+    type_name = "riscv-cpu"
+    abstract = True
+    architecture = "riscv64"
+    legacy_architecture = "riscv"
+    model = ""
+
+    def realize(self) -> None:
+        super().realize()
+        self.pending = 0
+        self.add_inputs(self._set_pending, 16)
+
+    def reset(self) -> None:
+        self.pending = 0
+
+    def properties_of_place(self) -> dict[str, int]:
+        return {"core-id": self.index}
+
+    def _set_pending(self, number: int, level: int) -> None:
+        if level:
+            self.pending |= 1 << number
+        else:
+            self.pending &= ~(1 << number)
+
+
+@registry.register("rv64-riscv-cpu")
+class Rv64Cpu(RiscvCpu):
+    """A 64-bit hart."""
+
+    type_name = "rv64-riscv-cpu"
+    model = "rv64"

@@ -1,0 +1,325 @@
+"""Physical memory: what is at an address, for the guest's CPUs, its devices and whoever looks from outside.
+
+An :class:`AddressSpace` holds mappings of regions, which may overlap; from them it makes a flat view, in which each
+address belongs to one region, and looks addresses up in it by bisection. The view is never changed, only replaced, so
+that a vCPU thread may use it while another thread maps something. RAM is an mmap, read and written in place.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+
+ReadRegister = Callable[[int, int], int]
+WriteRegister = Callable[[int, int, int], None]
+
+
+class Region:
+    """Something that can be mapped. Offsets are in bytes from its start; values are unsigned, ``width`` in bytes."""
+
+    __slots__ = ("name", "size")
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+
+    def load(self, offset: int, width: int) -> int:
+        """The value at ``offset``; the access lies inside the region."""
+        raise NotImplementedError
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        """Store ``value`` at ``offset``; the access lies inside the region."""
+        raise NotImplementedError
+
+    def chunk(self, address: int, length: int) -> int:
+        """How many of ``length`` bytes at ``address`` one access takes."""
+        raise NotImplementedError
+
+
+class Ram(Region):
+    """Memory. ``view`` is all of it; ``fd`` the memfd or file behind it (-1: private and anonymous).
+
+    ``readonly`` makes it ROM to the guest; the board still writes through ``view``.
+    """
+
+    __slots__ = ("_map", "fd", "readonly", "view")
+
+    def __init__(self, name: str, size: int, *, fd: int = -1, shared: bool = False, readonly: bool = False) -> None:
+        super().__init__(name, size)
+        self.fd = fd
+        self.readonly = readonly
+        flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+        if fd < 0:
+            flags |= mmap.MAP_ANONYMOUS
+        self._map = mmap.mmap(fd, size, flags=flags | getattr(mmap, "MAP_NORESERVE", 0x4000))
+        self.view = memoryview(self._map)
+
+    def load(self, offset: int, width: int) -> int:
+        return int.from_bytes(self.view[offset : offset + width], "little")
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        if not self.readonly:
+            self.view[offset : offset + width] = value.to_bytes(width, "little")
+
+    def chunk(self, address: int, length: int) -> int:
+        return length
+
+    def close(self) -> None:
+        """Give the memory back, unless someone still holds a part of the view: then when they let go."""
+        self.view.release()
+        try:
+            self._map.close()
+        except BufferError:
+            pass
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Registers(Region):
+    """A device's registers: ``read(offset, width)`` and ``write(offset, width, value)`` are called for each access.
+
+    Accesses of a width outside ``valid`` are ignored and read as zeroes. Those outside ``impl`` are split, or widened.
+    """
+
+    __slots__ = ("_read", "_write", "impl", "valid")
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        read: ReadRegister,
+        write: WriteRegister,
+        *,
+        valid: tuple[int, int] = (1, 4),
+        impl: tuple[int, int] = (1, 4),
+    ) -> None:
+        super().__init__(name, size)
+        self._read = read
+        self._write = write
+        self.valid = valid
+        self.impl = impl
+
+    def load(self, offset: int, width: int) -> int:
+        low, high = self.valid
+        if not low <= width <= high:
+            return 0
+        low, high = self.impl
+        if width <= high:
+            return self._read(offset, max(width, low)) & ((1 << 8 * width) - 1)
+        value = 0
+        for i in range(0, width, high):
+            value |= (self._read(offset + i, high) & ((1 << 8 * high) - 1)) << 8 * i
+        return value
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        low, high = self.valid
+        if not low <= width <= high:
+            return
+        low, high = self.impl
+        if width <= high:
+            self._write(offset, max(width, low), value)
+            return
+        for i in range(0, width, high):
+            self._write(offset + i, high, (value >> 8 * i) & ((1 << 8 * high) - 1))
+
+    def chunk(self, address: int, length: int) -> int:
+        # The widest access that the registers take, that is aligned and not too long.
+        width = self.valid[1]
+        if address & (width - 1):
+            width = min(width, address & -address)
+        while width > length:
+            width >>= 1
+        return width
+
+
+class Mapping:
+    """A region's place in an address space."""
+
+    __slots__ = ("_space", "base", "enabled", "offset", "priority", "region", "size")
+
+    def __init__(
+        self, space: AddressSpace, base: int, region: Region, offset: int, size: int, priority: int, enabled: bool
+    ) -> None:
+        self._space = space
+        self.base = base
+        self.region = region
+        self.offset = offset
+        self.size = size
+        self.priority = priority
+        self.enabled = enabled
+
+    def place(self, base: int | None) -> None:
+        """Move to ``base``; None takes the region out of sight."""
+        enabled = base is not None
+        if enabled == self.enabled and (base is None or base == self.base):
+            return
+        self.enabled = enabled
+        if base is not None:
+            self.base = base
+        self._space.changed()
+
+    def remove(self) -> None:
+        """Unmap for good."""
+        self._space.remove(self)
+
+
+_View = tuple[list[int], list[int], list[Region], list[int]]  # starts, ends, regions, address minus offset
+
+
+class AddressSpace:
+    """Regions by address. Where nothing is mapped, reads give ``unassigned`` in every byte and writes are lost."""
+
+    def __init__(self, name: str, *, unassigned: int = 0) -> None:
+        self.name = name
+        self._unassigned = bytes([unassigned])
+        self._mappings: list[Mapping] = []
+        self._view: _View | None = None
+        self.listeners: list[Callable[[], None]] = []
+        """Called after the mappings changed."""
+
+    # -- mapping
+
+    def map(
+        self,
+        base: int,
+        region: Region,
+        *,
+        priority: int = 0,
+        offset: int = 0,
+        size: int | None = None,
+        enabled: bool = True,
+    ) -> Mapping:
+        """Show ``region`` (from ``offset`` on, ``size`` bytes of it) at ``base``.
+
+        Where mappings overlap, the higher ``priority`` shows, and among equals the latest.
+        """
+        length = region.size - offset if size is None else size
+        mapping = Mapping(self, base, region, offset, length, priority, enabled)
+        self._mappings.append(mapping)
+        self.changed()
+        return mapping
+
+    def remove(self, mapping: Mapping) -> None:
+        """Take a mapping out."""
+        self._mappings.remove(mapping)
+        self.changed()
+
+    def changed(self) -> None:
+        """A mapping changed: the next access makes a new view."""
+        self._view = None
+        for listener in self.listeners:
+            listener()
+
+    def flat(self) -> list[tuple[int, int, Region, int]]:
+        """``(start, end, region, offset)`` of each range that shows something, in order of address."""
+        starts, ends, regions, deltas = self._flat()
+        return [(s, e, r, s - d) for s, e, r, d in zip(starts, ends, regions, deltas, strict=True)]
+
+    def _flat(self) -> _View:
+        view = self._view
+        if view is None:
+            view = self._view = self._flatten()
+        return view
+
+    def _flatten(self) -> _View:
+        ranges: list[tuple[int, int, Region, int]] = []
+        shown = [m for m in self._mappings if m.enabled and m.size > 0]
+        shown.reverse()  # the latest first, which a stable sort keeps
+        for mapping in sorted(shown, key=lambda m: -m.priority):
+            # Fill the gaps that higher mappings left.
+            position, end = mapping.base, mapping.base + mapping.size
+            delta = mapping.base - mapping.offset
+            gaps = []
+            for start, stop, _region, _delta in ranges:
+                if stop <= position:
+                    continue
+                if start >= end:
+                    break
+                if start > position:
+                    gaps.append((position, start, mapping.region, delta))
+                position = max(position, stop)
+            if position < end:
+                gaps.append((position, end, mapping.region, delta))
+            if gaps:
+                ranges = sorted(ranges + gaps, key=lambda r: r[0])
+        return [r[0] for r in ranges], [r[1] for r in ranges], [r[2] for r in ranges], [r[3] for r in ranges]
+
+    # -- access
+
+    def load(self, address: int, width: int) -> int:
+        """The little-endian value of ``width`` bytes at ``address``."""
+        starts, ends, regions, deltas = self._view or self._flat()
+        i = bisect_right(starts, address) - 1
+        if i >= 0 and address + width <= ends[i]:
+            region = regions[i]
+            if region.chunk(address, width) == width:
+                return region.load(address - deltas[i], width)
+        return int.from_bytes(self.read(address, width), "little")
+
+    def store(self, address: int, width: int, value: int) -> None:
+        """Store ``value``, little-endian, ``width`` bytes, at ``address``."""
+        starts, ends, regions, deltas = self._view or self._flat()
+        i = bisect_right(starts, address) - 1
+        if i >= 0 and address + width <= ends[i]:
+            region = regions[i]
+            if region.chunk(address, width) == width:
+                region.store(address - deltas[i], width, value)
+                return
+        self.write(address, value.to_bytes(width, "little"))
+
+    def read(self, address: int, length: int) -> bytes:
+        """``length`` bytes from ``address``."""
+        view = self.ram(address, length)
+        if view is not None:
+            return bytes(view)
+        parts = []
+        while length > 0:
+            region, offset, run = self._lookup(address, length)
+            if region is None:
+                parts.append(self._unassigned * run)
+            elif isinstance(region, Ram):
+                parts.append(bytes(region.view[offset : offset + run]))
+            else:
+                run = region.chunk(address, run)
+                parts.append(region.load(offset, run).to_bytes(run, "little"))
+            address += run
+            length -= run
+        return b"".join(parts)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Write ``data`` at ``address``."""
+        position, length = 0, len(data)
+        while position < length:
+            region, offset, run = self._lookup(address, length - position)
+            if isinstance(region, Ram):
+                if not region.readonly:
+                    region.view[offset : offset + run] = data[position : position + run]
+            elif region is not None:
+                run = region.chunk(address, run)
+                region.store(offset, run, int.from_bytes(data[position : position + run], "little"))
+            address += run
+            position += run
+
+    def ram(self, address: int, length: int, *, writable: bool = False) -> memoryview | None:
+        """The bytes themselves, if they are all in one piece of RAM (that the guest may write, with ``writable``)."""
+        starts, ends, regions, deltas = self._view or self._flat()
+        i = bisect_right(starts, address) - 1
+        if i < 0 or address + length > ends[i]:
+            return None
+        region = regions[i]
+        if not isinstance(region, Ram) or (writable and region.readonly):
+            return None
+        offset = address - deltas[i]
+        return region.view[offset : offset + length]
+
+    def _lookup(self, address: int, length: int) -> tuple[Region | None, int, int]:
+        """The region at ``address``, the offset in it, and how many of ``length`` bytes it has."""
+        starts, ends, regions, deltas = self._view or self._flat()
+        i = bisect_right(starts, address) - 1
+        if i >= 0 and address < ends[i]:
+            return regions[i], address - deltas[i], min(length, ends[i] - address)
+        following = starts[i + 1] if i + 1 < len(starts) else address + length
+        return None, 0, min(length, following - address)

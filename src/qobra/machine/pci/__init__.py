@@ -1,0 +1,1 @@
+"""PCI and PCI Express: configuration space, buses, bridges, interrupts by pin and by message."""

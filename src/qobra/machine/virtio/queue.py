@@ -1,0 +1,174 @@
+"""What both kinds of virtqueue share: buffers, the checks of descriptors, and the error that breaks a device.
+
+Everything here reads memory that the guest may change at any moment, so each number is read once and bounded.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qobra.machine.memory import AddressSpace
+
+QUEUE_MAX = 1024
+"""Most descriptors of a queue, and of one chain."""
+
+NEXT, WRITE, INDIRECT = 1, 2, 4
+"""Flags of a descriptor (2.7.5)."""
+
+DESCRIPTOR = Struct("<QIHH")
+"""The layout of 16 bytes that both kinds begin from: address, length, and two more fields."""
+
+View = memoryview
+
+
+class VirtioError(Exception):
+    """The driver broke the rules: the device needs a reset. The text says how."""
+
+
+class Buffer:
+    """One chain of descriptors: ``readable`` is what the driver sends, ``writable`` where the device answers."""
+
+    __slots__ = ("count", "index", "readable", "writable")
+
+    def __init__(self, index: int, count: int, readable: list[View], writable: list[View]) -> None:
+        self.index = index
+        self.count = count
+        self.readable = readable
+        self.writable = writable
+
+    @property
+    def writable_length(self) -> int:
+        """Bytes that the device may write."""
+        return sum(map(len, self.writable))
+
+    @property
+    def readable_length(self) -> int:
+        """Bytes that the driver sent."""
+        return sum(map(len, self.readable))
+
+    def gather(self, limit: int | None = None) -> bytes:
+        """What the driver sent, at most ``limit`` bytes of it."""
+        data = b"".join(self.readable)
+        return data if limit is None else data[:limit]
+
+    def scatter(self, data: bytes | View) -> int:
+        """Answer with ``data``, as much as there is room for; returns how many bytes were written."""
+        position = 0
+        for view in self.writable:
+            part = data[position : position + len(view)]
+            view[: len(part)] = part
+            position += len(part)
+            if position >= len(data):
+                break
+        return position
+
+
+def split_views(views: list[View], length: int) -> tuple[list[View], list[View]]:
+    """The first ``length`` bytes of ``views``, and the rest."""
+    head: list[View] = []
+    for i, view in enumerate(views):
+        if length < len(view):
+            if length:
+                head.append(view[:length])
+            return head, [view[length:], *views[i + 1 :]]
+        head.append(view)
+        length -= len(view)
+    return head, []
+
+
+class Chain:
+    """The buffer under construction: adds descriptors one by one and checks them."""
+
+    __slots__ = ("_memory", "count", "readable", "writable")
+
+    def __init__(self, memory: AddressSpace) -> None:
+        self._memory = memory
+        self.readable: list[View] = []
+        self.writable: list[View] = []
+        self.count = 0
+
+    def add(self, address: int, length: int, writable: bool) -> None:
+        """A descriptor of the chain."""
+        self.count += 1
+        if self.count > QUEUE_MAX:
+            raise VirtioError("virtio: too many descriptors in a chain")
+        if not length:
+            raise VirtioError("virtio: zero sized buffers are not allowed")
+        view = self._memory.ram(address, length, writable=writable)
+        if view is None:
+            raise VirtioError("virtio: bogus descriptor or out of resources")
+        if writable:
+            self.writable.append(view)
+        elif self.writable:
+            raise VirtioError("Incorrect order for descriptors")
+        else:
+            self.readable.append(view)
+
+
+class Queue:
+    """One virtqueue, as the transport sets it up. ``size`` is 0 while the device has no such queue.
+
+    Subclasses know where the rings are and how to walk them.
+    """
+
+    def __init__(self, memory: AddressSpace, number: int, max_size: int) -> None:
+        self.memory = memory
+        self.number = number
+        self.max_size = max_size
+        self.reset()
+
+    def reset(self) -> None:
+        """As after power-on."""
+        self.size = self.max_size
+        self.ready = False
+        self.vector = 0xFFFF
+        self.descriptors = 0
+        self.driver_area = 0
+        self.device_area = 0
+        self.ring: Ring | None = None
+
+    def activate(self, *, packed: bool, event_index: bool) -> Ring:
+        """The ring to work on, looked up in guest memory when it is first needed. Raises VirtioError."""
+        if self.ring is None:
+            if packed:
+                from qobra.machine.virtio.packed import PackedRing
+
+                self.ring = PackedRing(self, event_index)
+            else:
+                from qobra.machine.virtio.split import SplitRing
+
+                self.ring = SplitRing(self, event_index)
+        return self.ring
+
+    def area(self, address: int, length: int, *, writable: bool = False) -> View:
+        """A part of guest memory that belongs to the queue."""
+        view = self.memory.ram(address, length, writable=writable)
+        if view is None:
+            raise VirtioError(f"Cannot map queue {self.number}")
+        return view
+
+
+class Ring:
+    """The way of walking a queue that the driver has chosen."""
+
+    def pop(self) -> Buffer | None:
+        """The next buffer that the driver made available, or None. Raises VirtioError."""
+        raise NotImplementedError
+
+    def push(self, buffer: Buffer, written: int) -> None:
+        """Give ``buffer`` back with ``written`` bytes in it."""
+        raise NotImplementedError
+
+    def wants_interrupt(self) -> bool:
+        """Whether the driver asked to be told of what was pushed since the last call."""
+        raise NotImplementedError
+
+    def suppress_kicks(self, suppress: bool) -> None:
+        """Whether the driver need not say that it made more available; a hint."""
+        raise NotImplementedError
+
+    def unpop(self, buffer: Buffer) -> None:
+        """Take back the last pop: the buffer is used later."""
+        raise NotImplementedError
