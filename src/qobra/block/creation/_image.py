@@ -1,0 +1,206 @@
+"""Create an image by file name, format and ``name=value`` options, as qemu-img create and legacy QMP commands do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.creation._options import Format, Option, Values, formats, parse_values, told
+from qobra.block.filename import parse_filename, protocol_of, relative_to
+from qobra.block.node import BlockNode, drivers
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+
+Options = dict[str, Any]
+
+FORMAT_MEMBERS_OF_FILE = ("preallocation", "nocow", "extent_size_hint")
+
+
+class BackingError(QobraError):
+    """The backing file of a new image cannot be opened, or its format was not said; ``hint`` is a line to add."""
+
+    def __init__(self, error: QobraError | str, hint: str) -> None:
+        super().__init__(str(error))
+        self.hint = hint
+
+
+class ImageCreation:
+    """A checked order for a new image: made from what the user said, then carried out by :meth:`run`.
+
+    ``message`` is what QEMU prints before it begins.
+    """
+
+    def __init__(self, filename: str, fmt: str, target: Format, known: dict[str, Option], values: Values) -> None:
+        self.filename = filename
+        self.fmt = fmt
+        self._format = target
+        self._known = known
+        self.values = values
+
+    @property
+    def message(self) -> str:
+        """``Formatting 'x', fmt=raw size=1048576``."""
+        return f"Formatting '{self.filename}', fmt={self.fmt} {told(self._known, self.values)}"
+
+    def run(self, layer: BlockLayer) -> None:
+        """Create it. Raises QobraError."""
+        create_in_protocol(layer, self.filename, self.fmt, self._format, self.values)
+
+
+def find_format(fmt: str) -> Format:
+    """Creation options of ``fmt``. Raises QobraError in QEMU's words."""
+    driver = drivers.find(fmt)
+    if driver is None:
+        raise QobraError(f"Unknown file format '{fmt}'")
+    target = formats.find(fmt)
+    if target is None or not driver.creatable:
+        raise QobraError(f"Format driver '{fmt}' does not support image creation")
+    return target
+
+
+def known_options(fmt: str, filename: str | None) -> dict[str, Option]:
+    """The options of ``fmt``, with those of the protocol that ``filename`` (if there is one) stands for."""
+    known = dict(find_format(fmt).options)
+    if filename is not None:
+        protocol = protocol_of(filename) or "file"
+        driver = drivers.find(protocol.split("+", 1)[0])
+        if driver is None:
+            raise QobraError(f"Unknown protocol '{protocol}'")
+        below = formats.find(driver.driver)
+        for name, option in (below.options if below is not None else {}).items():
+            known.setdefault(name, option)
+    return known
+
+
+def plan(
+    layer: BlockLayer,
+    filename: str,
+    fmt: str,
+    pairs: Iterable[tuple[str, str]] = (),
+    *,
+    size: int | None = None,
+    backing_file: str | None = None,
+    backing_format: str | None = None,
+    unsafe: bool = False,
+) -> ImageCreation:
+    """Check an order for a new image; with ``unsafe`` the backing file is not looked at. Raises QobraError."""
+    target = find_format(fmt)
+    known = known_options(fmt, filename)
+    values = parse_values(known, pairs)
+    if size is not None:
+        if "size" in values:
+            raise QobraError("The image size must be specified only once")
+        values["size"] = size
+    for name, value, what in (
+        ("backing_file", backing_file, "Backing file"),
+        ("backing_fmt", backing_format, "Backing format"),
+    ):
+        if value is not None:
+            if name not in known:
+                raise QobraError(f"{what} not supported for file format '{fmt}'")
+            values[name] = value
+    backing = values.get("backing_file")
+    if backing is not None:
+        if not backing:
+            raise QobraError("Expected backing file name, got empty string")
+        if backing == filename:
+            raise QobraError("Error: Trying to create an image with the same filename as the backing file")
+        if not unsafe:
+            length = _backing_length(layer, filename, backing, values.get("backing_fmt"))
+            values.setdefault("size", length)
+    if "size" not in values:
+        raise QobraError("Image creation needs a size parameter")
+    return ImageCreation(filename, fmt, target, known, values)
+
+
+def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_format: str | None) -> int:
+    full = relative_to(backing, filename)
+    options: Options = {"read-only": True}
+    if backing_format:
+        options["driver"] = backing_format
+    backend = BlockBackend(layer, perm=0)
+    try:
+        node = layer.open_image(full, options, root=backend)
+    except QobraError as error:
+        raise BackingError(error, "Could not open backing image.\n")
+    try:
+        if not backing_format:
+            raise BackingError("Backing file specified without backing format", f"Detected format of {node.driver}.")
+        return node.length
+    finally:
+        backend.remove()
+
+
+def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Format, values: Values) -> None:
+    """Make the file, then the format in it."""
+    protocol = parse_filename(filename)
+    driver = drivers.find(protocol["driver"])
+    assert driver is not None
+    create_file: Callable[[Options], None] | None = driver.create if driver.creatable else None  # type: ignore[attr-defined]
+    # A disk is allocated in whole sectors, whatever the user asked for.
+    values = {**values, "size": -(-values["size"] // 512) * 512}
+    below = formats.find(driver.driver)
+    file_values: Values = {"size": values["size"] if fmt == "raw" else 0}
+    if below is not None:
+        # A format sees to preallocation itself; raw has nothing but its file.
+        names = FORMAT_MEMBERS_OF_FILE if fmt == "raw" else FORMAT_MEMBERS_OF_FILE[1:]
+        file_values.update({name: values[name] for name in names if name in values})
+    if create_file is None:
+        _require_existing(layer, protocol, filename, driver.driver, file_values["size"])
+    else:
+        create_file({**protocol, **(below.convert(file_values) if below is not None else file_values)})
+    if fmt != "raw":
+        _format(layer, protocol, fmt, target.convert(values), filename)
+
+
+def _format(layer: BlockLayer, protocol: Options, fmt: str, options: Options, filename: str) -> None:
+    driver = drivers.find(fmt)
+    assert driver is not None
+    roots = []
+    try:
+        file = _open_for_creation(layer, protocol, roots)
+        if "data-file" in options:
+            name = options["data-file"]
+            path = parse_filename(relative_to(name, filename))
+            data_driver = drivers.find(path["driver"])
+            if data_driver is not None and data_driver.creatable:
+                data_driver.create({**path, "size": 0})  # type: ignore[attr-defined]
+            options["data-file"] = _open_for_creation(layer, path, roots).node_name
+        driver.create({"driver": fmt, "file": file.node_name, **options}, file)  # type: ignore[attr-defined]
+    finally:
+        for root in roots:
+            root.remove()
+
+
+def _open_for_creation(layer: BlockLayer, options: Options, roots: list[BlockBackend]) -> BlockNode:
+    everything = permissions.ALL & ~permissions.GRAPH_MOD
+    root = BlockBackend(layer, perm=everything, shared=permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED)
+    node = layer.open({**options, "read-only": False, "discard": "unmap"}, root=root)
+    roots.append(root)
+    return node
+
+
+def _require_existing(layer: BlockLayer, protocol: Options, filename: str, driver: str, size: int) -> None:
+    """A protocol that cannot create serves if its image is there and large enough; its first sector is cleared."""
+    root = BlockBackend(layer, perm=permissions.CONSISTENT_READ | permissions.WRITE | permissions.RESIZE)
+    try:
+        node = layer.open({**protocol, "read-only": False}, root=root)
+    except QobraError as error:
+        raise QobraError(
+            f"Protocol driver '{driver}' does not support image creation, and opening the image failed: {error}"
+        )
+    try:
+        if node.length < size:
+            try:
+                node.truncate(size, exact=False)
+            except (QobraError, OSError):
+                raise QobraError(f"The image file '{filename}' is too small: {node.length} bytes, {size} are needed")
+        root.write_zeroes(0, min(512, node.length))
+    finally:
+        root.remove()
+
+

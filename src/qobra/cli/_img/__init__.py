@@ -1,0 +1,1 @@
+"""The subcommands of qobra-img, one file each: ``main(program, arguments) -> exit status``."""

@@ -1,0 +1,136 @@
+"""``create``: make an image."""
+
+from __future__ import annotations
+
+import sys
+
+from qobra.cli._tool.getopt import parse_command
+from qobra.cli._tool.image_opts import split_options
+from qobra.cli._tool.opening import Images
+from qobra.cli._tool.report import Program, ToolError, flush_output, usage
+from qobra.errors import QobraError, strerror
+
+HELP = """\
+create [-q] [-f FMT] [-b BACKING [-F BACKING_FMT]] [-u] [-o OPTIONS] [--object DEF] FILENAME [SIZE]
+
+Make an image of SIZE bytes (suffixes k, M, G, T, P, E). With a backing file SIZE may be left out: it is then as large
+as that.
+
+  -f FMT          the format (raw)
+  -b BACKING      the image that the new one lies on, as seen from the new one's directory; -F says its format
+  -u              do not look at the backing file; SIZE is needed then
+  -o OPTIONS      options of the format, name=value,...; '-o help' lists them
+  -q              say nothing
+  --object DEF    create an object first, as a secret
+"""
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(arguments, "F:b:f:qo:u", ("object=",))
+    fmt, backing, backing_format = "raw", None, None
+    texts: list[str] = []
+    quiet = unsafe = False
+    with Images(program) as images:
+        for option, value in options:
+            if option == "f":
+                fmt = value
+            elif option == "b":
+                backing = value
+            elif option == "F":
+                backing_format = value
+            elif option == "o":
+                texts.append(value)
+            elif option == "q":
+                quiet = True
+            elif option == "u":
+                unsafe = True
+            elif option == "object":
+                images.add_object(value)
+        filename = operands[0] if operands else None
+        if filename is None and not any(wants_help(text) for text in texts):
+            raise usage("Expecting image file name")
+        size = None
+        if len(operands) > 1:
+            size = program.number("image size", operands[1])
+        if len(operands) > 2:
+            raise usage(f"Unexpected argument: {operands[2]}")
+        if any(wants_help(text) for text in texts):
+            return print_options(program, fmt, filename)
+        assert filename is not None
+        images.create_objects()
+        create(program, images, filename, fmt, texts, size, backing, backing_format, unsafe, quiet)
+    return 0
+
+
+def wants_help(text: str) -> bool:
+    """Whether ``-o`` asks for the list of options."""
+    return any(part in ("help", "?") for part in text.split(","))
+
+
+def option_pairs(texts: list[str]) -> list[tuple[str, str]]:
+    """``name=value`` of all ``-o`` together; a bare name means on."""
+    pairs = []
+    for text in texts:
+        for part in split_options(text):
+            name, equals, value = part.partition("=")
+            if name:
+                pairs.append((name, value if equals else "on"))
+    return pairs
+
+
+def print_options(program: Program, fmt: str, filename: str | None) -> int:
+    """``-o help``."""
+    from qobra.block.creation._image import known_options
+    from qobra.block.creation._options import listed
+
+    try:
+        known = known_options(fmt, filename)
+    except QobraError as error:
+        raise ToolError(str(error))
+    print("Supported options:" if filename is not None else f"Supported {fmt} options:")
+    print("\n".join(listed(known)))
+    if filename is None:
+        print("\nThe protocol level may support further options.")
+        print("Specify the target filename to include those options.")
+    return 0
+
+
+def create(
+    program: Program,
+    images: Images,
+    filename: str,
+    fmt: str,
+    texts: list[str],
+    size: int | None,
+    backing: str | None,
+    backing_format: str | None,
+    unsafe: bool,
+    quiet: bool,
+) -> None:
+    """Check the order, say what is about to be made, and make it. Raises ToolError."""
+    from qobra.block.creation._image import BackingError, plan
+
+    try:
+        creation = plan(
+            images.layer,
+            filename,
+            fmt,
+            option_pairs(texts),
+            size=size,
+            backing_file=backing,
+            backing_format=backing_format,
+            unsafe=unsafe,
+        )
+        if not quiet:
+            print(creation.message)
+            flush_output()
+        creation.run(images.layer)
+    except BackingError as error:
+        program.error(f"{filename}: {error}")
+        sys.stderr.write(error.hint)
+        raise ToolError("")
+    except QobraError as error:
+        raise ToolError(f"{filename}: {error}")
+    except OSError as error:
+        raise ToolError(f"{filename}: {strerror(error)}")

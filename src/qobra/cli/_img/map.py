@@ -1,0 +1,186 @@
+"""``map``: where the bytes of an image live, as text or as the reference's list of MapEntry."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO
+from qobra.cli._img.info import check_output
+from qobra.cli._tool.getopt import parse_command
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.pretty import quoted
+from qobra.cli._tool.report import Program, ToolError, usage
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+HELP = """\
+map [-f FMT | --image-opts] [--start-offset OFFSET] [--max-length LENGTH] [--output human|json] [-U] [--object DEF] FILENAME
+
+Say where the bytes of an image live: in which file of the chain and at which offset, or that they read as zeroes.
+
+  --start-offset OFFSET  begin there
+  --max-length LENGTH    look at no more than that
+"""
+
+STEP = 1 << 30
+"""Bytes of the image that are looked at together: bounds the memory that a fragmented image takes."""
+
+
+class Entry(NamedTuple):
+    """A run of the image that one layer answers for; ``offset`` is None where it has no place in a file."""
+
+    start: int
+    length: int
+    depth: int
+    present: bool
+    zero: bool
+    data: bool
+    offset: int | None
+    file: BlockNode | None
+
+    def follows(self, last: Entry) -> bool:
+        """Whether the two are one run."""
+        return (
+            last[2:6] == self[2:6]
+            and last.file is self.file
+            and (self.offset is None) == (last.offset is None)
+            and (self.offset is None or last.offset is None or last.offset + last.length == self.offset)
+        )
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(
+        arguments,
+        "f:s:l:U",
+        ("format=|f", "output=", "object=", "image-opts", "force-share|U", "start-offset=|s", "max-length=|l"),
+    )
+    fmt = output = None
+    image_opts = force_share = False
+    start, limit = 0, -1
+    with Images(program) as images:
+        for option, value in options:
+            if option == "f":
+                fmt = value
+            elif option == "U":
+                force_share = True
+            elif option == "output":
+                output = value
+            elif option == "object":
+                images.add_object(value)
+            elif option == "image-opts":
+                image_opts = True
+            elif option == "s":
+                start = program.number("start offset", value)
+            elif option == "l":
+                limit = program.number("max length", value)
+        if len(operands) != 1:
+            raise usage("Expecting one image file name")
+        is_json = check_output(output)
+        images.create_objects()
+        node = node_of(images.open(operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share))
+        end = node.length if limit < 0 else min(node.length, start + limit)
+        entries = walk(node, start, end)
+        if is_json:
+            _print_json(entries, start)
+        else:
+            _print_human(entries)
+    return 0
+
+
+def _print_json(entries: Iterator[Entry], start: int) -> None:
+    write = sys.stdout.write
+    opening = "["
+    for entry in entries:
+        place = "" if entry.offset is None else f', "offset": {entry.offset}'
+        write(
+            f'{opening}{{ "start": {entry.start}, "length": {entry.length}, "depth": {entry.depth}, '
+            f'"present": {_word(entry.present)}, "zero": {_word(entry.zero)}, "data": {_word(entry.data)}{place}'
+            + (f', "filename": {quoted(entry.file.filename)}' if _is_elsewhere(entry) else "")
+        )
+        opening = "},\n"
+    if opening == "[":
+        write(
+            f'[{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false'
+        )
+    write("}]\n")
+
+
+def _is_elsewhere(entry: Entry) -> bool:
+    return False
+
+
+def _word(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _print_human(entries: Iterator[Entry]) -> None:
+    print(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
+    for entry in entries:
+        if not entry.data or entry.zero:
+            continue
+        if entry.offset is None or entry.file is None:
+            raise ToolError("File contains external, encrypted or compressed clusters.")
+        print(f"{hexadecimal(entry.start):<16}{hexadecimal(entry.length):<16}{hexadecimal(entry.offset):<16}{entry.file.filename}")
+
+
+def hexadecimal(value: int) -> str:
+    """As printf's ``%#x``, which leaves a plain 0."""
+    return f"{value:#x}" if value else "0"
+
+
+def walk(node: BlockNode, start: int, end: int) -> Iterator[Entry]:
+    """The entries of ``node`` between ``start`` and ``end``, merged where they touch."""
+    last: Entry | None = None
+    while start < end:
+        length = min(STEP, end - start)
+        for entry in _entries(node, start, length, 0, 0):
+            if last is not None and entry.follows(last):
+                last = last._replace(length=last.length + entry.length)
+            else:
+                if last is not None:
+                    yield last
+                last = entry
+        start += length
+    if last is not None:
+        yield last
+
+
+def _entries(node: BlockNode, start: int, length: int, shift: int, depth: int) -> Iterator[Entry]:
+    """What ``length`` bytes from ``start`` of ``node`` are; the image's offset is ``start + shift``."""
+    while node.is_filter and node.filtered is not None:
+        node = node.filtered
+    for extent in node.map(start, length):
+        size = extent.length
+        kind = extent.kind
+        child = extent.child
+        if kind == ABSENT:
+            backing = node.backing
+            inside = 0 if backing is None else max(0, min(size, backing.length - start))
+            if inside and backing is not None:
+                yield from _entries(backing, start, inside, shift, depth + 1)
+            if inside < size:
+                yield Entry(start + shift + inside, size - inside, depth, False, True, False, None, None)
+        elif kind == COMPUTED:
+            yield Entry(start + shift, size, depth, True, False, True, None, None)
+        elif kind == DATA and child is not None and child is not node and (node.is_transparent or not child.is_leaf):
+            yield from _below(node, child, start + shift, extent.offset, size, depth)
+        else:
+            place = extent.offset if child is not None else None
+            yield Entry(start + shift, size, depth, True, kind == ZERO, kind == DATA, place, child)
+        start += size
+
+
+def _below(node: BlockNode, child: BlockNode, start: int, offset: int, length: int, depth: int) -> Iterator[Entry]:
+    """A raw node is what its file is; another node's data keeps the place in its own file."""
+    if node.is_transparent:
+        inside = max(0, min(length, child.length - offset))
+        if inside:
+            yield from _entries(child, offset, inside, start - offset, depth)
+        if inside < length:
+            yield Entry(start + inside, length - inside, depth, True, True, False, None, None)
+    else:
+        yield Entry(start, length, depth, True, False, True, offset, child)

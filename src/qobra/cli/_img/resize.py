@@ -1,0 +1,92 @@
+"""``resize``: give an image another size."""
+
+from __future__ import annotations
+
+from qobra.cli._tool.getopt import parse_command
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.errors import QobraError, strerror
+from qobra.units import NotANumber, OutOfRange, parse_size
+
+HELP = """\
+resize [-f FMT | --image-opts] [--preallocation MODE] [-q] [--shrink] [--object DEF] FILENAME [+|-]SIZE
+
+Give an image another size, or with + or - so much more or less than it has.
+
+  --preallocation MODE  how to reserve what is added (off, metadata, falloc, full)
+  --shrink              agree to lose what lies past the new end
+"""
+
+MODES = ("off", "metadata", "falloc", "full")
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    # The size is taken off first, because -1G would read as an option.
+    if not arguments:
+        raise usage("Not enough arguments")
+    *arguments, size_text = arguments
+    options, operands = parse_command(
+        arguments, "f:q", ("object=", "image-opts", "preallocation=", "shrink")
+    )
+    fmt = None
+    image_opts = shrink = quiet = False
+    preallocation = "off"
+    with Images(program) as images:
+        for option, value in options:
+            if option == "f":
+                fmt = value
+            elif option == "q":
+                quiet = True
+            elif option == "object":
+                images.add_object(value)
+            elif option == "image-opts":
+                image_opts = True
+            elif option == "preallocation":
+                if value not in MODES:
+                    raise ToolError(f"Invalid preallocation mode '{value}'")
+                preallocation = value
+            elif option == "shrink":
+                shrink = True
+        if len(operands) != 1:
+            raise usage("Expecting image file name and size")
+        images.create_objects()
+        sign = size_text[:1] if size_text[:1] in ("+", "-") else ""
+        amount = _size(program, size_text[len(sign) :])
+        backend = images.open(operands[0], fmt=fmt, image_opts=image_opts, writable=True, resize=True)
+        node = node_of(backend)
+        current = node.length
+        total = current + amount if sign == "+" else current - amount if sign == "-" else amount
+        if total <= 0:
+            raise ToolError("New image size must be positive")
+        if total <= current and preallocation != "off":
+            raise ToolError("Preallocation can only be used for growing images")
+        if total < current and not shrink:
+            program.error("Use the --shrink option to perform a shrink operation.")
+            program.warning(
+                "Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an "
+                "operation, make sure there is no important data there."
+            )
+            return 1
+        try:
+            node.truncate(total, preallocation=preallocation)
+        except OSError as error:
+            raise ToolError(strerror(error))
+        except QobraError as error:
+            raise ToolError(str(error))
+        if not quiet:
+            print("Image resized.")
+    return 0
+
+
+def _size(program: Program, text: str) -> int:
+    try:
+        return parse_size(text, program.warning)
+    except NotANumber:
+        raise ToolError(
+            "Parameter 'size' expects a non-negative number below 2^64\n"
+            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+            "and exabytes, respectively."
+        )
+    except OutOfRange:
+        raise ToolError(f"Value '{text}' is out of range for parameter 'size'")

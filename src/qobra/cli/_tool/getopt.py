@@ -1,0 +1,107 @@
+"""Command lines as GNU getopt_long reads them: what QEMU's tools use, so the same lines mean the same.
+
+Short options may be combined (``-qf raw``), long ones shortened where that is clear (``--outp json``), operands may stand
+between options, and ``--`` ends the options. argparse knows neither QEMU's texts nor how to start in a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UsageError(Exception):
+    """A command line that cannot be; the text is the one line to print."""
+
+
+class HelpWanted(Exception):
+    """``-h`` was among the options."""
+
+
+Parsed = tuple[list[tuple[str, str]], list[str]]
+"""Options with their values ("" for those that take none), in order, and the operands."""
+
+
+def parse(
+    arguments: Sequence[str], short: str, long: Sequence[str] = (), *, permute: bool = True, raw_texts: bool = False
+) -> Parsed:
+    """Split ``arguments`` into options and operands.
+
+    ``short`` is getopt's option string (``hf:b:``). A name in ``long`` that ends in ``=`` takes a value; ``name|x``
+    (or ``name=|x``) says that it is the short option ``x`` by another name. Without ``permute`` the first operand
+    ends the options. ``raw_texts`` words errors as getopt itself does (qemu-io), without a program's name.
+    Raises UsageError.
+    """
+    long_names = {}
+    for each in long:
+        name, _, alias = each.partition("|")
+        long_names[name.rstrip("=")] = (name.endswith("="), alias or name.rstrip("="))
+    options: list[tuple[str, str]] = []
+    operands: list[str] = []
+    position = 0
+    previous = ""
+    while position < len(arguments):
+        word = arguments[position]
+        position += 1
+        if word == "--":
+            operands.extend(arguments[position:])
+            break
+        if word.startswith("--"):
+            takes_value, name = _long_option(word, long_names)
+            _, equals, value = word.partition("=")
+            if takes_value and not equals:
+                if position >= len(arguments):
+                    raise UsageError(f"missing argument for option '{word}'")
+                value = arguments[position]
+                position += 1
+            elif equals and not takes_value:
+                raise UsageError(f"unrecognized option '{word}'")
+            options.append((name, value))
+        elif word.startswith("-") and word != "-":
+            place = 1
+            while place < len(word):
+                letter = word[place]
+                place += 1
+                index = short.find(letter)
+                if index < 0 or letter in ":;":
+                    if raw_texts:
+                        raise UsageError(f"invalid option -- '{letter}'")
+                    # getopt has not moved on from an unfinished group, so the tools name the word before it.
+                    raise UsageError(f"unrecognized option '{word if place == len(word) else previous or word}'")
+                if short[index + 1 : index + 2] != ":":
+                    options.append((letter, ""))
+                    continue
+                if place < len(word):
+                    options.append((letter, word[place:]))
+                elif position < len(arguments):
+                    options.append((letter, arguments[position]))
+                    position += 1
+                elif raw_texts:
+                    raise UsageError(f"option requires an argument -- '{letter}'")
+                else:
+                    raise UsageError(f"missing argument for option '{word}'")
+                break
+        else:
+            operands.append(word)
+            if not permute:
+                operands.extend(arguments[position:])
+                break
+        previous = word
+    return options, operands
+
+
+def _long_option(word: str, names: dict[str, tuple[bool, str]]) -> tuple[bool, str]:
+    given = word[2:].partition("=")[0]
+    if given in names:
+        return names[given]
+    matches = {names[name] for name in names if name.startswith(given)}
+    if len(matches) != 1:
+        raise UsageError(f"unrecognized option '{word}'")
+    return matches.pop()
+
+
+def parse_command(arguments: Sequence[str], short: str, long: Sequence[str] = ()) -> Parsed:
+    """:func:`parse` with ``-h`` and ``--help`` as every subcommand has them. Raises HelpWanted or UsageError."""
+    options, operands = parse(arguments, "h" + short, ("help|h", *long))
+    if any(option == "h" for option, _value in options):
+        raise HelpWanted
+    return options, operands

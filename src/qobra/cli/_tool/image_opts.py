@@ -1,0 +1,73 @@
+"""``--image-opts``: a node described as ``key=value,...`` in the older syntax of QemuOpts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.block.filename import unflatten
+from qobra.cli._tool.report import Program
+from qobra.errors import QobraError
+
+Options = dict[str, Any]
+
+
+def split_options(text: str) -> list[str]:
+    """The parts between single commas; ``,,`` stands for a comma in a value."""
+    parts = []
+    current = ""
+    position = 0
+    while position < len(text):
+        comma = text.find(",", position)
+        if comma < 0:
+            current += text[position:]
+            break
+        current += text[position:comma]
+        if text[comma + 1 : comma + 2] == ",":
+            current += ","
+            position = comma + 2
+        else:
+            parts.append(current)
+            current = ""
+            position = comma + 1
+    parts.append(current)
+    return parts
+
+
+def parse_pairs(text: str, program: Program, implied_key: str = "") -> dict[str, str]:
+    """``a=b,c=d`` as a dict, the last of a key winning; a bare word means on, or off if it begins with ``no``."""
+    result: dict[str, str] = {}
+    for number, part in enumerate(split_options(text)):
+        key, equals, value = part.partition("=")
+        if not equals:
+            if number == 0 and implied_key:
+                key, value = implied_key, part
+            elif key.startswith("no"):
+                program.warning(f"short-form boolean option '{key}' deprecated\nPlease use {key[2:]}=off instead")
+                key, value = key[2:], "off"
+            elif key:
+                program.warning(f"short-form boolean option '{key}' deprecated\nPlease use {key}=on instead")
+                value = "on"
+        if key:
+            result.pop(key, None)
+            result[key] = value
+    return result
+
+
+def parse_image_opts(text: str, program: Program) -> Options:
+    """The options of a node, typed as its driver's schema says. Raises QobraError."""
+    return typed(unflatten(dict(parse_pairs(text, program, "file"))))
+
+
+def typed(options: Options) -> Options:
+    """``options`` whose values are texts, as a BlockdevOptions with proper values. Raises QobraError.
+
+    What the schema demands but a command line may leave out stays out: a format is probed, a file is a ``file``.
+    """
+    result: Options = {}
+    for key, value in options.items():
+        result[key] = typed({"driver": "file", **value} if _is_file(key, value) else value) if isinstance(value, dict) else value
+    return result
+
+
+def _is_file(key: str, value: Options) -> bool:
+    return "driver" not in value and "filename" in value

@@ -1,0 +1,74 @@
+"""What the drop-in programs say: errors in one form, with the name by which the program was called."""
+
+from __future__ import annotations
+
+import sys
+
+from qobra.units import INT64_MAX, NotANumber, OutOfRange, parse_size
+
+
+class ToolError(Exception):
+    """Ends the command with one error on standard error.
+
+    ``status`` is the exit status; ``hint`` adds the line that points to ``--help``.
+    """
+
+    def __init__(self, text: str, *, status: int = 1, hint: bool = False) -> None:
+        super().__init__(text)
+        self.text = text
+        self.status = status
+        self.hint = hint
+
+
+class Program:
+    """The running program: its name, and where it prints."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def error(self, text: str) -> None:
+        """Print ``NAME: text`` on standard error, after what was printed on standard output."""
+        flush_output()
+        sys.stderr.write(f"{self.name}: {text}\n")
+        sys.stderr.flush()
+
+    def warning(self, text: str) -> None:
+        """Print ``NAME: warning: text`` on standard error."""
+        self.error(f"warning: {text}")
+
+    def fail(self, error: ToolError) -> int:
+        """Print ``error`` and return its exit status."""
+        if error.text:
+            self.error(error.text)
+        if error.hint:
+            sys.stderr.write(f"Try '{self.name} --help' for more information\n")
+        return error.status
+
+    def number(self, what: str, text: str, minimum: int = 0, maximum: int = INT64_MAX, *, status: int = 1) -> int:
+        """The number that an argument must be. Raises ToolError in QEMU's words."""
+        try:
+            value = parse_size(text, self.warning)
+        except NotANumber:
+            raise ToolError(
+                f"Invalid {what} specified. You may use k, M, G, T, P or E suffixes for\n"
+                f"{self.name}: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.",
+                status=status,
+            )
+        except OutOfRange:
+            value = -1
+        if not minimum <= value <= maximum:
+            raise ToolError(f"Invalid {what} specified. Must be between {minimum} and {maximum}.", status=status)
+        return value
+
+
+def flush_output() -> None:
+    """Let standard output catch up; a reader that has gone is the caller's to notice at the end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+
+
+def usage(text: str) -> ToolError:
+    """A command line that cannot be."""
+    return ToolError(text, hint=True)

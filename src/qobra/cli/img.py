@@ -1,0 +1,86 @@
+"""``qobra-img``: create, inspect, convert and repair disk images, with qemu-img's command lines and answers.
+
+Called by a link or a path with another name (``qemu-img``), it goes by that name. Each subcommand is a module of
+:mod:`qobra.cli._img`; only the one that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from qobra.cli._tool.getopt import HelpWanted, UsageError, parse
+from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.errors import QobraError, strerror
+
+HELP = "create, inspect, convert and repair disk images (qemu-img's command line)"
+
+COMMANDS = (
+    "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd", "info", "map", "measure",
+    "rebase", "resize", "snapshot",
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None, name: str | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    if argv is not None:
+        return run(Program(name or "qobra-img"), argv)
+    from qobra.cli._tool.process import run_program
+
+    return run_program(lambda: run(Program(name or os.path.basename(sys.argv[0])), sys.argv[1:]))
+
+
+def run(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand in ``arguments``, and turn what goes wrong into one line and an exit status."""
+    try:
+        return _run(program, arguments)
+    except ToolError as error:
+        return program.fail(error)
+    except UsageError as error:
+        return program.fail(usage(str(error)))
+    except QobraError as error:
+        return program.fail(ToolError(str(error)))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return program.fail(ToolError(strerror(error)))
+    except MemoryError:
+        return program.fail(ToolError("Cannot allocate memory"))
+
+
+def _run(program: Program, arguments: list[str]) -> int:
+    options, rest = parse(arguments, "hVT:", ("help|h", "version|V", "trace=|T"), permute=False)
+    for option, value in options:
+        if option == "h":
+            return _help(program)
+        if option == "V":
+            from qobra import __version__
+
+            print(f"{program.name} version {__version__}")
+            return 0
+        if option == "T":
+            from qobra.cli._tool.trace import start
+
+            if start(value):
+                return 0
+    if not rest:
+        raise usage("Not enough arguments")
+    command, *rest = rest
+    if command not in COMMANDS:
+        raise usage(f"Command not found: {command}")
+    module = __import__(f"qobra.cli._img.{command}", fromlist=["main"])
+    try:
+        return int(module.main(program, rest))
+    except HelpWanted:
+        return _help(program, command)
+
+
+def _help(program: Program, command: str = "") -> int:
+    from qobra.cli._img._help import print_help
+
+    print_help(program.name, command)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Numbers and sizes as QEMU's tools read and print them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+INT64_MAX = (1 << 63) - 1
+UINT64_MAX = (1 << 64) - 1
+
+_SHIFTS = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
+_UNITS = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
+
+
+class NotANumber(ValueError):
+    """The text is no size."""
+
+
+class OutOfRange(ValueError):
+    """The size does not fit in 64 bits."""
+
+
+def parse_size(text: str, warn: Callable[[str], None] | None = None) -> int:
+    """Bytes that ``text`` says: decimal, with a fraction if the unit allows, or hexadecimal; one suffix of bkMGTPE.
+
+    ``warn`` is told of what is deprecated. Raises NotANumber or OutOfRange.
+    """
+    body = text.lstrip(" \t\n\v\f\r").removeprefix("+")
+    fraction = ""
+    if body[:2].lower() == "0x":
+        digits = body[2:].rstrip("kKmMgGtTpP")
+        suffix = body[2 + len(digits) :].lower() or "b"
+        if len(suffix) > 1 or not digits or digits.strip("0123456789abcdefABCDEF"):
+            raise NotANumber(text)
+        whole = int(digits, 16)
+        if suffix != "b" and warn is not None:
+            warn(f"Using a multiplier suffix on hex numbers is deprecated: {text}")
+    else:
+        suffix = body[-1:].lower()
+        number, suffix = (body[:-1], suffix) if suffix in _SHIFTS else (body, "b")
+        digits, _, fraction = number.partition(".")
+        if not digits or (digits + fraction).strip("0123456789"):
+            raise NotANumber(text)
+        whole = int(digits) if len(digits) < 40 else UINT64_MAX + 1
+    shift = _SHIFTS[suffix]
+    value = whole << shift
+    fraction = fraction.rstrip("0")[:40]
+    if fraction:
+        if not shift:
+            raise NotANumber(text)  # no such thing as half a byte
+        scale = 10 ** len(fraction)
+        value += ((int(fraction) << shift) * 2 + scale) // (2 * scale)
+    if value > UINT64_MAX:
+        raise OutOfRange(text)
+    return value
+
+
+def size_text(size: int) -> str:
+    """``size`` in bytes for a person, with three digits and a binary unit: ``1.5 GiB``."""
+    unit = 0
+    # The next unit is taken from 1000 up, so that three digits always do.
+    while unit < len(_UNITS) - 1 and size * 1024 >= 1000 << (10 * (unit + 1)):
+        unit += 1
+    return f"{three_digits(size / (1 << (10 * unit)))} {_UNITS[unit]}B"
+
+
+def three_digits(value: float) -> str:
+    """As printf's ``%0.3g``."""
+    return f"{value:.3g}"
+
+
+def io_size_text(value: float) -> str:
+    """``value`` bytes as qemu-io prints quantities: ``64 KiB``, ``1.500 MiB``, ``512 bytes``."""
+    for shift, unit in ((60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if value >= 1 << shift:
+            value /= 1 << shift
+            break
+    else:
+        unit = "bytes"
+    text = f"{value:.3f}"
+    return f"{text.removesuffix('.000')} {unit}"
+
+
+def io_number(text: str) -> int:
+    """An offset or length as qemu-io reads it. Raises NotANumber or OutOfRange beyond 63 bits."""
+    value = parse_size(text)
+    if value > INT64_MAX:
+        raise OutOfRange(text)
+    return value
