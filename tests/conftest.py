@@ -9,6 +9,11 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
+from qobra.testing.plugin import make_qobra_server, qobra_server
+
+# The plugin's fixtures; where Qobra is installed, pytest finds them without this.
+__all__ = ["make_qobra_server", "qobra_server"]
+
 SOAK = bool(os.environ.get("QOBRA_SOAK"))
 
 settings.register_profile(

@@ -6,9 +6,8 @@ are iterators, jobs can be waited for, errors are exceptions that keep what was 
 
 from __future__ import annotations
 
-from qobra.client.aio import Client
-from qobra.client.aio_events import EventStream
-from qobra.client.aio_jobs import Job
+from typing import TYPE_CHECKING, Any
+
 from qobra.client.errors import (
     ClientError,
     CommandError,
@@ -26,6 +25,11 @@ from qobra.client.errors import (
 )
 from qobra.client.events import Event
 from qobra.client.jobs import JobState, Progress
+
+if TYPE_CHECKING:
+    from qobra.client.aio import Client as Client
+    from qobra.client.aio_events import EventStream as EventStream
+    from qobra.client.aio_jobs import Job as Job
 
 __all__ = [
     "Client",
@@ -48,3 +52,14 @@ __all__ = [
     "Progress",
     "ProtocolError",
 ]
+
+# asyncio costs more to import than all the rest, and users of the blocking client do without it.
+_ASYNCHRONOUS = {"Client": "aio", "EventStream": "aio_events", "Job": "aio_jobs"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ASYNCHRONOUS:
+        from importlib import import_module
+
+        return getattr(import_module(f"qobra.client.{_ASYNCHRONOUS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -427,12 +427,12 @@ class Commands:
         base: str | None = None,
         base_node: str | None = None,
         backing_file: str | None = None,
+        bottom: str | None = None,
         speed: int | None = None,
         on_error: BlockdevOnError | None = None,
+        filter_node_name: str | None = None,
         auto_finalize: bool | None = None,
         auto_dismiss: bool | None = None,
-        bottom: str | None = None,
-        filter_node_name: str | None = None,
     ) -> None:
         """Starts a job that copies data from the backing chain into an upper image and returns at once. Only
         images above base are copied, or the whole chain if there is no base; afterwards base is the image's
@@ -451,20 +451,20 @@ class Commands:
             backing_file: Backing file name to store in the top image. The name is not checked, and if it
                 cannot be resolved later commands have to use node names. By default a suitable name is
                 chosen, or the command fails if there is none. (since 2.1)
+            bottom: Node name of the lowest image to copy from; the image below it becomes the backing file.
+                Cannot be combined with base or base-node. (since 6.0)
             speed: Rate limit in bytes per second.
             on_error: Error policy; default 'report'. 'stop' and 'enospc' are accepted only for devices that
                 have an io-status (see BlockInfo). (since 1.3)
+            filter_node_name: Node name for the filter that the job places above device; generated if omitted.
+                (since 6.0)
             auto_finalize: If false, the finished job stops in the pending state and leaves the block graph
                 alone until block-job-finalize is issued; if true (default) it commits or aborts by itself.
                 (since 3.1)
             auto_dismiss: If false, the ended job remains listed in the concluded state until block-job-
                 dismiss is issued; if true (default) it vanishes from the job list by itself. (since 3.1)
-            bottom: Node name of the lowest image to copy from; the image below it becomes the backing file.
-                Cannot be combined with base or base-node. (since 6.0)
-            filter_node_name: Node name for the filter that the job places above device; generated if omitted.
-                (since 6.0)
         """
-        self._call("block-stream", members({"device": device}, {"job-id": job_id, "base": base, "base-node": base_node, "backing-file": backing_file, "speed": speed, "on-error": on_error, "auto-finalize": auto_finalize, "auto-dismiss": auto_dismiss, "bottom": bottom, "filter-node-name": filter_node_name}))
+        self._call("block-stream", members({"device": device}, {"job-id": job_id, "base": base, "base-node": base_node, "backing-file": backing_file, "bottom": bottom, "speed": speed, "on-error": on_error, "filter-node-name": filter_node_name, "auto-finalize": auto_finalize, "auto-dismiss": auto_dismiss}))
 
     def block_passwd(self, *, password: str, device: str | None = None, node_name: str | None = None) -> None:
         """Formerly supplied the password of an encrypted image that had been opened without one. Obsolete: since
@@ -563,8 +563,8 @@ class Commands:
         device: str | None = None,
         id: str | None = None,
         format: str | None = None,
-        read_only_mode: BlockdevChangeReadOnlyMode | None = None,
         force: bool | None = None,
+        read_only_mode: BlockdevChangeReadOnlyMode | None = None,
     ) -> None:
         """Replaces the medium of a drive with an image file, opening the tray, removing the old medium,
         inserting the new one and closing the tray in one step. The member device is deprecated. Since 2.5.
@@ -574,10 +574,10 @@ class Commands:
             id: Guest device, by name or QOM path. (since 2.8)
             filename: Name of the new image file.
             format: Format of the new image; probed if omitted.
-            read_only_mode: Read-only setting of the drive; default 'retain'.
             force: (since 7.1)
+            read_only_mode: Read-only setting of the drive; default 'retain'.
         """
-        self._call("blockdev-change-medium", members({"filename": filename}, {"device": device, "id": id, "format": format, "read-only-mode": read_only_mode, "force": force}))
+        self._call("blockdev-change-medium", members({"filename": filename}, {"device": device, "id": id, "format": format, "force": force, "read-only-mode": read_only_mode}))
 
     def blockdev_close_tray(self, *, device: str | None = None, id: str | None = None) -> None:
         """Closes the tray of a drive and loads the medium left in it, if any. Nothing happens if it is closed
@@ -646,8 +646,8 @@ class Commands:
             replaces: With sync 'full', the node that the target takes the place of at the end, for example a
                 broken quorum child. By default the device's own image is replaced, while filters added
                 implicitly stay.
-            speed: Rate limit in bytes per second.
             sync: What to copy at first: everything, the data of the topmost image, or only new writes.
+            speed: Rate limit in bytes per second.
             granularity: Bytes per bit of the job's dirty bitmap, a power of two from 512 to 64M. Default is
                 the cluster size but no less than 4K, or 64K for formats without clusters.
             buf_size: Most data, in bytes, that may be on its way to the target at one time.
@@ -789,18 +789,18 @@ class Commands:
         """
         self._call("change", members({"device": device, "target": target}, {"arg": arg}))
 
-    def change_backing_file(self, *, image_node_name: str, device: str, backing_file: str) -> None:
+    def change_backing_file(self, *, device: str, image_node_name: str, backing_file: str) -> None:
         """Rewrites the backing file name stored in an image and the server's own record of it. The image is not
         reopened to follow the new name, though it may be reopened for a moment to become writable. Fails with
         DeviceNotFound if the device cannot be found. Since 2.1.
 
         Arguments:
-            image_node_name: Node of the image to change; it has to belong to the chain of device.
             device: Device or root node whose chain contains the image; used for that check.
+            image_node_name: Node of the image to change; it has to belong to the chain of device.
             backing_file: Name to store. It is not checked in any way, so a wrong one can make the chain
                 impossible to open.
         """
-        self._call("change-backing-file", {"image-node-name": image_node_name, "device": device, "backing-file": backing_file})
+        self._call("change-backing-file", {"device": device, "image-node-name": image_node_name, "backing-file": backing_file})
 
     def change_vnc_password(self, *, password: str) -> None:
         """Sets the VNC server's password. Clients already connected stay, and an empty string is taken as an
@@ -1258,6 +1258,7 @@ class Commands:
         cpu_throttle_tailslow: bool | None = None,
         tls_creds: StrOrNull | Unset = UNSET,
         tls_hostname: StrOrNull | Unset = UNSET,
+        tls_authz: StrOrNull | Unset = UNSET,
         max_bandwidth: int | None = None,
         downtime_limit: int | None = None,
         x_checkpoint_delay: int | None = None,
@@ -1270,7 +1271,6 @@ class Commands:
         multifd_zlib_level: int | None = None,
         multifd_zstd_level: int | None = None,
         block_bitmap_mapping: list[BitmapMigrationNodeAlias] | None = None,
-        tls_authz: StrOrNull | Unset = UNSET,
     ) -> None:
         """Changes settings of migration. Fails if a value is out of range, and then changes nothing. Since 2.4."""
         self._call("migrate-set-parameters", members({}, {"announce-initial": announce_initial, "announce-max": announce_max, "announce-rounds": announce_rounds, "announce-step": announce_step, "compress-level": compress_level, "compress-threads": compress_threads, "compress-wait-thread": compress_wait_thread, "decompress-threads": decompress_threads, "throttle-trigger-threshold": throttle_trigger_threshold, "cpu-throttle-initial": cpu_throttle_initial, "cpu-throttle-increment": cpu_throttle_increment, "cpu-throttle-tailslow": cpu_throttle_tailslow, "max-bandwidth": max_bandwidth, "downtime-limit": downtime_limit, "x-checkpoint-delay": x_checkpoint_delay, "block-incremental": block_incremental, "multifd-channels": multifd_channels, "xbzrle-cache-size": xbzrle_cache_size, "max-postcopy-bandwidth": max_postcopy_bandwidth, "max-cpu-throttle": max_cpu_throttle, "multifd-compression": multifd_compression, "multifd-zlib-level": multifd_zlib_level, "multifd-zstd-level": multifd_zstd_level, "block-bitmap-mapping": block_bitmap_mapping}, {"tls-creds": tls_creds, "tls-hostname": tls_hostname, "tls-authz": tls_authz}))

@@ -1,0 +1,7 @@
+"""A test double for programs that talk QMP: see :class:`QobraServer`, and :mod:`qobra.testing.plugin` for pytest."""
+
+from __future__ import annotations
+
+from qobra.testing.server import QobraServer
+
+__all__ = ["QobraServer"]
