@@ -232,6 +232,9 @@ class BlockNode:
         """
         raise NotImplementedError
 
+    def debug_event(self, event: str) -> None:
+        """A driver above came to ``event`` (a BlkdebugEvent): what blkdebug acts on. Others let it pass."""
+
     def moved(self, offset: int, length: int) -> None:
         """The driver changed where ``length`` bytes from ``offset`` live, or that they exist: forget old places.
 
@@ -262,10 +265,13 @@ class BlockNode:
             kind = extent.kind
             if kind == DATA:
                 assert extent.child is not None
+                extent.child.debug_event("read_aio")
                 read_or_zero(extent.child, extent.offset, part)
             elif kind == COMPUTED:
                 self.read_computed(here, part)
             elif kind == ABSENT and self.backing is not None:
+                if "file" in self.children:
+                    self.file.debug_event("read_backing_aio")
                 read_or_zero(self.backing, here, part)
             else:
                 fill_zero(part)

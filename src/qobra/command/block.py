@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.block import query
+from qobra.block import change_children, query
 from qobra.block.reopen import reopen
 from qobra.block.write_threshold import set_write_threshold
 from qobra.errors import QobraError
@@ -28,6 +28,25 @@ def blockdev_reopen(machine: Machine, args: dict[str, Any]) -> None:
 def x_blockdev_reopen(machine: Machine, args: dict[str, Any]) -> None:
     """Change options of one open node: the form of 5.2."""
     reopen(machine.block, [args])
+
+
+@command("x-blockdev-change")
+def x_blockdev_change(machine: Machine, args: dict[str, Any]) -> None:
+    """Add a child to a quorum, or take one from it."""
+    block = machine.block
+    parent = block.find_device_or_node(args["parent"])
+    child, node_name = args.get("child"), args.get("node")
+    if (child is None) == (node_name is None):
+        if child is None:
+            raise QobraError("Either child or node must be specified")
+        raise QobraError("The parameters child and node are in conflict")
+    if child is not None:
+        change_children.remove(block, parent, child)
+    elif node_name is not None:
+        node = block.graph.find(node_name)
+        if node is None:
+            raise QobraError(f"Node '{node_name}' not found")
+        change_children.add(block, parent, node)
 
 
 @command("block-set-write-threshold")

@@ -1,0 +1,37 @@
+"""x-blockdev-change: children that come and go while the parent is in use; a quorum has such."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qobra.block import permissions
+from qobra.block.node import BlockNode
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+
+
+def add(layer: BlockLayer, parent: BlockNode, node: BlockNode) -> None:
+    """Make ``node`` one more child of ``parent``. Raises QobraError where the driver has no such children."""
+    name_next = getattr(parent, "next_child_name", None)
+    if name_next is None:
+        raise QobraError(f"The node {parent.node_name} does not support adding a child")
+    if layer.graph.parents(node):
+        raise QobraError(f"The node {node.node_name} already has a parent")
+    with layer.graph.change() as change:
+        change.attach(parent, name_next(), node, permissions.ROLE_DATA | permissions.ROLE_FILTERED)
+    parent.child_resized("")
+
+
+def remove(layer: BlockLayer, parent: BlockNode, child: str) -> None:
+    """Take the child called ``child`` from ``parent``. Raises QobraError where it cannot do without."""
+    if child not in parent.children:
+        raise QobraError(f"Node '{parent.node_name}' does not have child '{child}'")
+    check = getattr(parent, "check_removal", None)
+    if check is None:
+        raise QobraError(f"The node {parent.node_name} does not support removing a child")
+    check()
+    with layer.graph.change() as change:
+        change.detach(parent, child)
+    parent.child_resized("")

@@ -1,0 +1,292 @@
+"""The ``blkdebug`` filter: faults on demand, at events of the drivers above or at any request.
+
+Rules come from the options ``inject-error`` and ``set-state`` and from a file (``config``). A rule waits for its event
+in its state; once the event has come, requests of the rule's kinds that touch its place fail. Requests can be held
+at an event, too (:meth:`BlkdebugNode.set_breakpoint`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from qobra.block import permissions
+from qobra.block.extents import COMPUTED, DATA, Extent
+from qobra.block.filter._filter import FilterNode
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.errors import QobraError, strerror
+
+_SECTOR = 512
+MAX_CONFIG = 1 << 20
+"""Largest configuration file that is read, in bytes."""
+_DEFAULT_KINDS = frozenset({"read", "write", "write-zeroes", "discard", "flush"})
+_LIMITS = ("max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard")
+
+
+class _InjectError:
+    def __init__(self, options: Options) -> None:
+        self.event: str = options["event"]
+        self.state: int = options.get("state", 0)
+        kind = options.get("iotype")
+        self.kinds = frozenset({kind}) if kind is not None else _DEFAULT_KINDS
+        self.errno: int = options.get("errno", errno.EIO)
+        sector = options.get("sector", -1)
+        self.offset = sector * _SECTOR if sector >= 0 else -1
+        self.once: bool = options.get("once", False)
+
+    def hits(self, kind: str, offset: int, length: int) -> bool:
+        return kind in self.kinds and (self.offset < 0 or offset <= self.offset < offset + max(length, 1))
+
+
+class _SetState:
+    def __init__(self, options: Options) -> None:
+        self.event: str = options["event"]
+        self.state: int = options.get("state", 0)
+        self.new_state: int = options["new_state"]
+
+
+class _Breakpoint:
+    def __init__(self, event: str, tag: str) -> None:
+        self.event = event
+        self.tag = tag
+        self.held = 0
+        self.released = False
+
+
+@drivers.register("blkdebug")
+class BlkdebugNode(FilterNode):
+    """See the module. The filtered child is called ``image``."""
+
+    driver = "blkdebug"
+
+    @classmethod
+    def parse_filename(cls, filename: str) -> Options | None:
+        if not filename.startswith("blkdebug:"):
+            return None
+        config, colon, image = filename[9:].partition(":")
+        if not colon:
+            return None
+        from qobra.block.filename import parse_filename
+
+        options: Options = {"driver": cls.driver, "image": parse_filename(image)}
+        if config:
+            options["config"] = config
+        return options
+
+    @property
+    def filtered(self) -> BlockNode | None:
+        return self.children.get("image")
+
+    @property
+    def file(self) -> BlockNode:
+        return self.children["image"]
+
+    def open(self, opening: Opening) -> None:
+        options = opening.options
+        self._lock = threading.Condition()
+        self._state = 1
+        self._rules: list[_InjectError | _SetState] = []
+        self._active: list[_InjectError] = []
+        self._breakpoints: list[_Breakpoint] = []
+        if options.get("config"):
+            self._rules += _read_config(options["config"])
+        self._rules += [_InjectError(rule) for rule in options.get("inject-error", [])]
+        self._rules += [_SetState(rule) for rule in options.get("set-state", [])]
+        opening.child("image", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
+        self._take_perms = _mask(options.get("take-child-perms", []))
+        self._unshare_perms = _mask(options.get("unshare-child-perms", []))
+        self._set_alignment(options)
+        self.child_resized("image")
+        self.debug_event("none")
+
+    def _set_alignment(self, options: Options) -> None:
+        align = options.get("align", 0)
+        if align < 0 or align > 1 << 31 or align & (align - 1):
+            raise QobraError(f"Cannot meet constraints with align {align}")
+        self.request_alignment = max(align, self.file.request_alignment)
+        unit = max(align, self.file.request_alignment)
+        for name in _LIMITS:
+            value = options.get(name, 0)
+            if value < 0 or value >= 1 << 31 or value % unit:
+                raise QobraError(f"Cannot meet constraints with {name} {value}")
+
+    def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
+        perm, shared = super().child_permissions(name, role, perm, shared)
+        return perm | self._take_perms, shared & ~self._unshare_perms
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def debug_event(self, event: str) -> None:
+        with self._lock:
+            fresh = []
+            state = self._state
+            for rule in self._rules:
+                if rule.event != event or (rule.state and rule.state != state):
+                    continue
+                if isinstance(rule, _SetState):
+                    self._state = rule.new_state
+                else:
+                    fresh.append(rule)
+            if fresh:
+                # The newest event decides alone which errors are due.
+                self._active = fresh
+            for point in self._breakpoints:
+                if point.event == event and not point.released:
+                    self._hold(point)
+
+    def _hold(self, point: _Breakpoint) -> None:
+        point.held += 1
+        self._lock.notify_all()
+        while not point.released:
+            self._lock.wait()
+        point.held -= 1
+
+    def set_breakpoint(self, event: str, tag: str) -> None:
+        """Hold the next requests that come to ``event`` until ``tag`` is resumed."""
+        with self._lock:
+            self._breakpoints.append(_Breakpoint(event, tag))
+
+    def remove_breakpoint(self, tag: str) -> bool:
+        """Forget the breakpoints of ``tag`` and let go of what they hold; False if there is none."""
+        with self._lock:
+            found = [point for point in self._breakpoints if point.tag == tag]
+            self._breakpoints = [point for point in self._breakpoints if point.tag != tag]
+            for point in found:
+                point.released = True
+            self._lock.notify_all()
+            return bool(found)
+
+    def resume(self, tag: str) -> bool:
+        """Let go of what waits at ``tag``; False if nothing does. The breakpoint is used up."""
+        with self._lock:
+            held = [point for point in self._breakpoints if point.tag == tag and point.held]
+            for point in held:
+                point.released = True
+                self._breakpoints.remove(point)
+            self._lock.notify_all()
+            return bool(held)
+
+    def is_suspended(self, tag: str) -> bool:
+        """Whether a request is held at ``tag``."""
+        with self._lock:
+            return any(point.tag == tag and point.held for point in self._breakpoints)
+
+    def wait_suspended(self, tag: str) -> None:
+        """Wait until a request is held at ``tag``."""
+        with self._lock:
+            while not any(point.tag == tag and point.held for point in self._breakpoints):
+                self._lock.wait()
+
+    def _check(self, kind: str, offset: int, length: int) -> None:
+        if not self._active:
+            return
+        with self._lock:
+            for rule in self._active:
+                if rule.hits(kind, offset, length):
+                    break
+            else:
+                return
+            if not rule.errno:
+                return
+            if rule.once:
+                self._active.remove(rule)
+                self._rules = [each for each in self._rules if each is not rule]
+        raise OSError(rule.errno, os.strerror(rule.errno))
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def plain_writes(self) -> bool:
+        return False
+
+    def linear_child(self) -> tuple[BlockNode, int] | None:
+        return None
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        if want_zero:
+            self._check("block-status", offset, length)
+            return (Extent(length, DATA, self.below, offset),)
+        return (Extent(length, COMPUTED),)
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        self._check("read", offset, len(view))
+        super()._read(offset, view)
+
+    def read_computed(self, offset: int, view: memoryview) -> None:
+        self._read(offset, view)
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        self._check("write", offset, len(data))
+        super()._write(offset, data)
+
+    def _write_compressed(self, offset: int, data: Buffer) -> None:
+        self._check("write", offset, len(data))
+        super()._write_compressed(offset, data)
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        self._check("write-zeroes", offset, length)
+        return super()._write_zeroes(offset, length, may_unmap, no_fallback)
+
+    def _discard(self, offset: int, length: int) -> None:
+        self._check("discard", offset, length)
+        super()._discard(offset, length)
+
+    def _flush(self) -> None:
+        self._check("flush", 0, 0)
+
+
+def _mask(names: list[str]) -> int:
+    bits = {name: bit for bit, name in permissions.NAMES.items()}
+    mask = 0
+    for name in names:
+        mask |= bits[name]
+    return mask
+
+
+def _read_config(path: str) -> list[_InjectError | _SetState]:
+    """The rules in a configuration file: sections ``[inject-error]`` and ``[set-state]`` of ``name = "value"``."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_CONFIG)
+    except OSError as error:
+        raise QobraError(f"Could not read blkdebug config file: {strerror(error)}", errno=error.errno)
+    sections: list[tuple[str, dict[str, Any]]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("[") and line.endswith("]"):
+            sections.append((line[1:-1].strip(), {}))
+            continue
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if not equals or not sections or len(value) < 2 or value[0] != '"' or value[-1] != '"':
+            raise QobraError(f"Could not parse blkdebug config file: line {number}")
+        sections[-1][1][name] = value[1:-1]
+    return [_rule(kind, options) for kind, options in sections]
+
+
+def _rule(kind: str, options: dict[str, Any]) -> _InjectError | _SetState:
+    known = {
+        "inject-error": {"event", "state", "iotype", "errno", "sector", "once", "immediately"},
+        "set-state": {"event", "state", "new_state"},
+    }.get(kind)
+    if known is None:
+        raise QobraError(f"There is no option group '{kind}'")
+    for name, value in options.items():
+        if name not in known:
+            raise QobraError(f"Invalid parameter '{name}'")
+        if name in ("once", "immediately"):
+            options[name] = value in ("on", "yes", "true", "y")
+        elif name not in ("event", "iotype"):
+            try:
+                options[name] = int(value, 0)
+            except ValueError:
+                raise QobraError(f"Parameter '{name}' expects a number")
+    # Old files write the event with a dot where the schema has an underscore.
+    event = str(options.get("event", "")).replace(".", "_")
+    if not event:
+        raise QobraError("Missing event name for rule")
+    options["event"] = event
+    return _InjectError(options) if kind == "inject-error" else _SetState({"new_state": 0, **options})

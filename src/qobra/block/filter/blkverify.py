@@ -1,0 +1,66 @@
+"""The ``blkverify`` driver: does everything to two images, and stops the process when they read differently."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from qobra.block import permissions
+from qobra.block.extents import COMPUTED, Extent
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+
+
+@drivers.register("blkverify")
+class BlkverifyNode(BlockNode):
+    """``test`` is the image under test, ``raw`` holds what it should read. A difference ends the process at once."""
+
+    driver = "blkverify"
+    is_filter = True
+
+    @classmethod
+    def parse_filename(cls, filename: str) -> Options | None:
+        raw, colon, test = filename[10:].partition(":")
+        if not filename.startswith("blkverify:") or not colon:
+            return None
+        from qobra.block.filename import parse_filename
+
+        return {"driver": cls.driver, "raw": parse_filename(raw), "test": {"file": parse_filename(test)}}
+
+    @property
+    def filtered(self) -> BlockNode | None:
+        return self.children.get("test")
+
+    def open(self, opening: Opening) -> None:
+        opening.child("raw", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
+        opening.child("test", permissions.ROLE_DATA)
+        self._raw, self._test = self.children["raw"], self.children["test"]
+        self.length = self._test.length
+
+    def child_resized(self, name: str) -> None:
+        self.length = self._test.length
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        return (Extent(length, COMPUTED),)
+
+    def read_computed(self, offset: int, view: memoryview) -> None:
+        self._test.read_into(offset, view)
+        expected = self._raw.read(offset, len(view))
+        if view != expected:
+            where = next(index for index, (a, b) in enumerate(zip(view, expected, strict=True)) if a != b)
+            sys.stderr.write(
+                f"blkverify: read offset={offset} bytes={len(view)} contents mismatch at offset {offset + where}\n"
+            )
+            sys.stderr.flush()
+            os._exit(1)
+
+    def plain_writes(self) -> bool:
+        return False
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        self._test.write(offset, data)
+        self._raw.write(offset, data)
+
+    def flush(self) -> None:
+        # Only the image under test matters: the raw one is scratch.
+        self._test.flush()

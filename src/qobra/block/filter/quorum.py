@@ -1,0 +1,177 @@
+"""The ``quorum`` driver: several copies of an image, and a vote on what they hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from qobra.block import permissions
+from qobra.block.extents import COMPUTED, ZERO, Extent, resolve
+from qobra.block.node import BlockNode, Buffer, Opening, drivers
+from qobra.errors import QobraError, errno_of
+
+_SECTOR = 512
+MAX_CHILDREN = 1000
+
+
+@drivers.register("quorum")
+class QuorumNode(BlockNode):
+    """Writes go to all children; a read is right if ``vote-threshold`` of them agree.
+
+    With ``read-pattern`` fifo the children are read in turn until one answers, without a vote.
+    """
+
+    driver = "quorum"
+
+    def open(self, opening: Opening) -> None:
+        options = opening.options
+        self._count = 0
+        references = options.get("children", [])
+        if not references or len(references) > MAX_CHILDREN:
+            raise QobraError("Number of provided children must be 1 or more")
+        self._threshold: int = options["vote-threshold"]
+        self._fifo = options.get("read-pattern", "quorum") == "fifo"
+        if self._threshold < 1:
+            raise QobraError("Parameter 'vote-threshold' expects a value >= 1")
+        if self._threshold > len(references):
+            raise QobraError("threshold may not exceed children count")
+        self._blkverify: bool = options.get("blkverify", False)
+        if self._blkverify and (len(references) != 2 or self._threshold != 2):
+            raise QobraError("blkverify=on can only be set if there are exactly two files and vote-threshold is 2")
+        self._rewrite: bool = options.get("rewrite-corrupted", False)
+        if self._rewrite and self._blkverify:
+            raise QobraError("rewrite-corrupted=on cannot be used with blkverify=on")
+        for reference in references:
+            opening.attach(self.next_child_name(), permissions.ROLE_DATA | permissions.ROLE_FILTERED, reference)
+        self.child_resized("")
+
+    def next_child_name(self) -> str:
+        """The name of the next child that is added."""
+        self._count += 1
+        return f"children.{self._count - 1}"
+
+    def child_resized(self, name: str) -> None:
+        self.length = min((child.length for child in self.children.values()), default=0)
+
+    def check_removal(self) -> None:
+        """Refuse to lose one more child than the vote can bear."""
+        if len(self.children) <= self._threshold:
+            raise QobraError("The number of children cannot be lower than the vote threshold " + str(self._threshold))
+
+    def plain_writes(self) -> bool:
+        return False
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        if want_zero and all(
+            run.kind == ZERO
+            for child in self.children.values()
+            for run in resolve(child, offset, length, want_zero=True)
+        ):
+            return (Extent(length, ZERO),)
+        return (Extent(length, COMPUTED),)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read_computed(self, offset: int, view: memoryview) -> None:
+        if self._fifo:
+            self._read_first(offset, view)
+        else:
+            self._read_vote(offset, view)
+
+    def _read_first(self, offset: int, view: memoryview) -> None:
+        failure: Exception | None = None
+        for child in self.children.values():
+            try:
+                child.read_into(offset, view)
+                return
+            except (OSError, QobraError) as error:
+                failure = error
+                self._report_bad("read", child, offset, len(view), error)
+        assert failure is not None
+        raise failure
+
+    def _read_vote(self, offset: int, view: memoryview) -> None:
+        votes: dict[bytes, list[BlockNode]] = {}
+        failures: dict[int, list[BlockNode]] = {}
+        for child in self.children.values():
+            try:
+                votes.setdefault(child.read(offset, len(view)), []).append(child)
+            except (OSError, QobraError) as error:
+                failures.setdefault(errno_of(error), []).append(child)
+                self._report_bad("read", child, offset, len(view), error)
+        succeeded = sum(len(children) for children in votes.values())
+        if succeeded < self._threshold:
+            self._report_failure(offset, len(view))
+            number = max(failures, key=lambda each: len(failures[each]))
+            raise OSError(number, os.strerror(number))
+        data, winners = max(votes.items(), key=lambda vote: len(vote[1]))
+        if len(votes) > 1:
+            if len(winners) < self._threshold:
+                self._report_failure(offset, len(view))
+                raise OSError(5, os.strerror(5))
+            for children in votes.values():
+                if children is not winners:
+                    for child in children:
+                        self._report_bad("read", child, offset, len(view), None)
+                        self._mend(child, offset, data)
+        view[:] = data
+
+    def _mend(self, child: BlockNode, offset: int, data: bytes) -> None:
+        if self._rewrite:
+            try:
+                child.write(offset, data)
+            except (OSError, QobraError) as error:
+                self._report_bad("write", child, offset, len(data), error)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        self._all("write", offset, len(data), lambda child: child.write(offset, data))
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        self._all("write", offset, length, lambda child: child.write_zeroes(offset, length, may_unmap=may_unmap))
+        return True
+
+    def flush(self) -> None:
+        self._all("flush", 0, self.length, lambda child: child.flush())
+
+    def _all(self, kind: str, offset: int, length: int, call: object) -> None:
+        succeeded = 0
+        failures: dict[int, int] = {}
+        for child in self.children.values():
+            try:
+                call(child)  # type: ignore[operator]
+                succeeded += 1
+            except (OSError, QobraError) as error:
+                number = errno_of(error)
+                failures[number] = failures.get(number, 0) + 1
+                self._report_bad(kind, child, offset, length, error)
+        if succeeded < self._threshold:
+            if kind != "flush":
+                self._report_failure(offset, length)
+            number = max(failures, key=lambda each: failures[each])
+            raise OSError(number, os.strerror(number))
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def _report_bad(self, kind: str, child: BlockNode, offset: int, length: int, error: Exception | None) -> None:
+        data: dict[str, object] = {
+            "type": kind,
+            "node-name": child.node_name,
+            "sector-num": offset // _SECTOR,
+            "sectors-count": -(-(offset + length) // _SECTOR) - offset // _SECTOR,
+        }
+        if error is not None:
+            data["error"] = os.strerror(errno_of(error))
+        self.layer.emit_from_request("QUORUM_REPORT_BAD", data)
+
+    def _report_failure(self, offset: int, length: int) -> None:
+        roots = [getattr(root, "name", "") for root in self.layer.graph.roots_of(self)]
+        self.layer.emit_from_request(
+            "QUORUM_FAILURE",
+            {
+                "reference": next((name for name in roots if name), self.node_name),
+                "sector-num": offset // _SECTOR,
+                "sectors-count": -(-(offset + length) // _SECTOR) - offset // _SECTOR,
+            },
+        )

@@ -1,0 +1,236 @@
+"""Filters and drivers that stand between a user and an image."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+
+from qobra.block import change_children, permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.layer import BlockLayer
+from qobra.errors import QobraError
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def events():
+    return []
+
+
+@pytest.fixture
+def layer(events):
+    made = BlockLayer(emit=lambda name, data: events.append((name, data)))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make_file(tmp_path):
+    def make(name: str, fill: bytes = b"") -> dict:
+        path = tmp_path / name
+        with open(path, "wb") as file:
+            file.write(fill)
+            file.truncate(SIZE)
+        return {"driver": "file", "filename": str(path)}
+
+    return make
+
+
+def _enter(layer, node):
+    backend = BlockBackend(layer, perm=permissions.CONSISTENT_READ | permissions.WRITE)
+    backend.insert(node)
+    return backend
+
+
+# -- blkdebug ---------------------------------------------------------------------------------------------------
+
+
+def test_blkdebug_fails_the_requests_it_is_told_to(layer, make_file):
+    node = layer.add_node(
+        {
+            "driver": "blkdebug",
+            "node-name": "d",
+            "image": make_file("a"),
+            "inject-error": [
+                {"event": "none", "iotype": "write", "errno": errno.ENOSPC, "sector": 8, "once": True},
+                {"event": "none", "iotype": "read", "sector": 100},
+            ],
+        }
+    )
+    backend = _enter(layer, node)
+    backend.write(0, bytes(4096))
+    with pytest.raises(OSError) as error:
+        backend.write(4096, bytes(512))
+    assert error.value.errno == errno.ENOSPC
+    backend.write(4096, bytes(512))  # once
+    with pytest.raises(OSError) as error:
+        backend.read(0, SIZE)
+    assert error.value.errno == errno.EIO
+    assert backend.read(0, 51200) == bytes(51200)
+    backend.remove()
+
+
+def test_blkdebug_states_decide_when_an_event_counts(layer, make_file):
+    node = layer.add_node(
+        {
+            "driver": "blkdebug",
+            "node-name": "d",
+            "image": make_file("a"),
+            "set-state": [{"event": "l2_load", "state": 1, "new_state": 2}],
+            "inject-error": [{"event": "l2_update", "state": 2}],
+        }
+    )
+    backend = _enter(layer, node)
+    node.debug_event("l2_update")
+    backend.read(0, 512)
+    node.debug_event("l2_load")
+    backend.read(0, 512)
+    node.debug_event("l2_update")
+    with pytest.raises(OSError):
+        backend.read(0, 512)
+    backend.remove()
+
+
+def test_blkdebug_reads_rules_from_a_file(layer, make_file, tmp_path):
+    config = tmp_path / "rules"
+    config.write_text('[inject-error]\nevent = "none"\niotype = "flush"\nerrno = "28"\nonce = "on"\n')
+    node = layer.open_image(f"blkdebug:{config}:{make_file('a')['filename']}", {"node-name": "d"}, monitor_owned=True)
+    assert node.file.driver == "blkdebug"
+    with pytest.raises(OSError) as error:
+        node.flush()
+    assert error.value.errno == errno.ENOSPC
+    node.flush()
+    config.write_text("rubbish\n")
+    with pytest.raises(QobraError, match="Could not parse blkdebug config file: line 1"):
+        layer.open_image(f"blkdebug:{config}:{make_file('b')['filename']}")
+
+
+def test_blkdebug_holds_a_request_at_a_breakpoint(layer, make_file):
+    node = layer.add_node({"driver": "blkdebug", "node-name": "d", "image": make_file("a")})
+    node.set_breakpoint("write_aio", "tag")
+    thread = threading.Thread(target=node.debug_event, args=("write_aio",))
+    thread.start()
+    node.wait_suspended("tag")
+    assert node.is_suspended("tag") and node.resume("tag") and not node.resume("tag")
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("options", [{"align": 3}, {"align": 512, "max-transfer": 100}])
+def test_blkdebug_refuses_limits_that_do_not_fit(layer, make_file, options):
+    with pytest.raises(QobraError, match="Cannot meet constraints with"):
+        layer.add_node({"driver": "blkdebug", "node-name": "d", "image": make_file("a"), **options})
+
+
+# -- copy-on-read -----------------------------------------------------------------------------------------------
+
+
+def test_copy_on_read_leaves_an_image_without_a_backing_file_alone(layer, make_file):
+    node = layer.add_node({"driver": "copy-on-read", "node-name": "c", "file": make_file("a", b"x" * 100)})
+    backend = _enter(layer, node)
+    assert backend.read(50, 100) == b"x" * 50 + bytes(50)
+    backend.remove()
+
+
+# -- quorum -----------------------------------------------------------------------------------------------------
+
+
+def _quorum(layer, make_file, fills, threshold=2, **options):
+    return layer.add_node(
+        {
+            "driver": "quorum",
+            "node-name": "q",
+            "vote-threshold": threshold,
+            "children": [make_file(f"child{index}", fill) for index, fill in enumerate(fills)],
+            **options,
+        }
+    )
+
+
+def test_quorum_votes_and_reports_who_was_wrong(layer, make_file, events):
+    node = _quorum(layer, make_file, [b"right", b"wrong", b"right"])
+    backend = _enter(layer, node)
+    assert backend.read(0, 5) == b"right"
+    with layer.control:
+        pass
+    bad = node.children["children.1"].node_name
+    assert events == [("QUORUM_REPORT_BAD", {"type": "read", "node-name": bad, "sector-num": 0, "sectors-count": 1})]
+    backend.remove()
+
+
+def test_quorum_mends_what_was_outvoted(layer, make_file):
+    node = _quorum(layer, make_file, [b"right", b"wrong", b"right"], **{"rewrite-corrupted": True})
+    backend = _enter(layer, node)
+    backend.read(0, 5)
+    assert node.children["children.1"].read(0, 5) == b"right"
+    backend.remove()
+
+
+def test_quorum_without_a_majority_fails(layer, make_file, events):
+    node = _quorum(layer, make_file, [b"a", b"b", b"c"])
+    backend = _enter(layer, node)
+    with pytest.raises(OSError):
+        backend.read(0, 1)
+    with layer.control:
+        pass
+    assert ("QUORUM_FAILURE", {"reference": "q", "sector-num": 0, "sectors-count": 1}) in events
+    assert backend.read(512, 512) == bytes(512)
+    backend.remove()
+
+
+def test_quorum_children_come_and_go(layer, make_file):
+    node = _quorum(layer, make_file, [b"a", b"a"], threshold=2)
+    with pytest.raises(QobraError, match="cannot be lower than the vote threshold 2"):
+        change_children.remove(layer, node, "children.0")
+    spare = layer.add_node({**make_file("spare", b"a"), "node-name": "spare"})
+    change_children.add(layer, node, spare)
+    assert list(node.children) == ["children.0", "children.1", "children.2"]
+    change_children.remove(layer, node, "children.0")
+    assert list(node.children) == ["children.1", "children.2"]
+    with pytest.raises(QobraError, match="does not support adding a child"):
+        change_children.add(layer, spare, layer.add_node({"driver": "null-co", "node-name": "n"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"vote-threshold": 3}, "threshold may not exceed children count"),
+        ({"vote-threshold": 0}, "Parameter 'vote-threshold' expects a value >= 1"),
+        ({"blkverify": True, "rewrite-corrupted": True}, "rewrite-corrupted=on cannot be used with blkverify=on"),
+    ],
+)
+def test_quorum_options_that_make_no_sense(layer, make_file, options, text):
+    with pytest.raises(QobraError, match=text):
+        _quorum(layer, make_file, [b"", b""], **options)
+
+
+# -- blklogwrites -----------------------------------------------------------------------------------------------
+
+
+def test_blklogwrites_logs_and_appends(layer, make_file):
+    log = make_file("log")
+    options = {"driver": "blklogwrites", "node-name": "l", "file": make_file("a"), "log": log}
+    node = layer.add_node(options)
+    backend = _enter(layer, node)
+    backend.write(1024, b"x" * 1000)
+    backend.flush()
+    backend.remove()
+    layer.delete_node("l")
+    data = open(log["filename"], "rb").read()
+    assert int.from_bytes(data[0:8], "little") == 0x6A736677736872
+    assert int.from_bytes(data[16:24], "little") == 2
+    assert [int.from_bytes(data[512 + 8 * i : 520 + 8 * i], "little") for i in range(3)] == [2, 2, 0]
+    assert data[1024:2024] == b"x" * 1000
+    assert int.from_bytes(data[2048 + 16 : 2048 + 24], "little") == 1  # the flush
+    again = layer.add_node({**options, "log-append": True})
+    backend = _enter(layer, again)
+    backend.write(0, b"y" * 512)
+    backend.flush()
+    backend.remove()
+    layer.delete_node("l")
+    data = open(log["filename"], "rb").read()
+    assert int.from_bytes(data[16:24], "little") == 4
+    assert data[2560 + 512 : 2560 + 1024] == b"y" * 512
