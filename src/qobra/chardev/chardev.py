@@ -13,6 +13,7 @@ from qobra.errors import QobraError
 from qobra.registry import Registry
 
 if TYPE_CHECKING:
+    from qobra.chardev.log import Log
     from qobra.machine.machine import Machine
 
 registry: Registry[type[Chardev]] = Registry("chardev backend", ["qobra.chardev.backend"])
@@ -21,7 +22,13 @@ UNLIMITED = 1 << 30
 
 
 class FrontEnd(Protocol):
-    """What a user of a character device has. Called in the device's thread."""
+    """What a user of a character device has. Called in the device's thread.
+
+    ``hotswap`` is whether the device may be exchanged for another while it is in use.
+    """
+
+    @property
+    def hotswap(self) -> bool: ...
 
     def receive(self, data: bytes) -> None:
         """``data`` came in, at most as much as :meth:`can_receive` said."""
@@ -40,7 +47,7 @@ class Chardev:
     """The common half of the backends.
 
     ``options`` are the backend's members of the contract's ChardevBackend. A subclass overrides :meth:`start`,
-    :meth:`write`, :meth:`filename` and what else it can do.
+    :meth:`transmit`, :meth:`filename` and what else it can do.
     """
 
     kind: ClassVar[str]
@@ -54,9 +61,8 @@ class Chardev:
         self.closed = False
         self.frontend: FrontEnd | None = None
         self.frontend_open = False
-        self.busy_reason: str | None = None
+        self.log: Log | None = None
         self._input_wanted = threading.Condition()
-        self._log_fd = -1
 
     # -- what backends implement
 
@@ -71,11 +77,12 @@ class Chardev:
         """What ``query-chardev`` shows."""
         return self.kind
 
-    def write(self, data: bytes) -> int:
-        """Send as much of ``data`` as goes out without waiting, and say how much did.
+    def return_info(self) -> dict[str, Any]:
+        """What chardev-add returns (ChardevReturn)."""
+        return {}
 
-        What nobody can receive (no peer) counts as sent.
-        """
+    def transmit(self, data: bytes) -> int:
+        """:meth:`write`, but for the log."""
         return len(data)
 
     def wait_writable(self, timeout: float | None = None) -> bool:
@@ -116,6 +123,16 @@ class Chardev:
         """Whether something uses the device, so that it cannot be removed."""
         return self.frontend is not None
 
+    def write(self, data: bytes) -> int:
+        """Send as much of ``data`` as goes out without waiting, and say how much did.
+
+        What nobody can receive (no peer) counts as sent.
+        """
+        sent = self.transmit(data)
+        if self.log is not None:
+            self.log.write(data[:sent])
+        return sent
+
     def write_all(self, data: bytes) -> None:
         """Send all of ``data``, waiting for a slow peer."""
         while data:
@@ -138,6 +155,9 @@ class Chardev:
         self.accept_input()
         self.set_open(False)
         self.frontend = None
+        if self.log is not None:
+            self.log.close()
+            self.log = None
 
     # -- what backends call
 

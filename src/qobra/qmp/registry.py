@@ -35,6 +35,7 @@ class Command:
 
 
 _commands: dict[str, Command] = {}
+_events: dict[str, str | None] = {}
 _loaded = False
 
 
@@ -53,6 +54,11 @@ def command(name: str, *, needs: str | None = None, with_session: bool = False) 
     return decorate
 
 
+def events(*names: str, needs: str | None = None) -> None:
+    """Say that the events ``names`` are emitted, by machines with the capability ``needs`` only if that is given."""
+    _events.update(dict.fromkeys(names, needs))
+
+
 def find(machine: Machine, name: str) -> Command | None:
     """The command ``name`` as ``machine`` serves it, or None."""
     found = commands().get(name)
@@ -62,6 +68,12 @@ def find(machine: Machine, name: str) -> Command | None:
 def served(machine: Machine) -> dict[str, Command]:
     """Every command that ``machine`` serves, by name, sorted."""
     return {name: item for name, item in sorted(commands().items()) if item.served_by(machine)}
+
+
+def served_events(machine: Machine) -> list[str]:
+    """Every event that ``machine`` may emit, sorted."""
+    commands()
+    return sorted(name for name, needs in _events.items() if needs is None or needs in machine.capabilities)
 
 
 def commands() -> dict[str, Command]:

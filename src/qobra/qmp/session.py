@@ -51,6 +51,8 @@ class Session:
 
     # -- the chardev's front end
 
+    hotswap = False
+
     def can_receive(self) -> int:
         return 1 << 20
 

@@ -1,0 +1,260 @@
+"""Sockets: unix, TCP, vsock or an inherited descriptor, as server (one client at a time) or client."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from qobra.chardev import address
+from qobra.chardev.chardev import Chardev, registry
+from qobra.chardev.connection import Connection, Layer
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.crypto.tls import TlsCreds
+    from qobra.machine.machine import Machine
+
+
+@registry.register("socket")
+class SocketChardev(Chardev):
+    """A socket. Its thread accepts or connects, reads until the peer leaves, and begins again."""
+
+    kind = "socket"
+
+    def __init__(self, machine: Machine, id: str, options: dict[str, Any]) -> None:
+        super().__init__(machine, id, options)
+        self._address: address.Address = options["addr"]
+        self._server: bool = options.get("server", True)
+        self._listener: socket.socket | None = None
+        self._connection: Connection | None = None
+        self._creds: TlsCreds | None = None
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._bound_path: tuple[str, int] | None = None
+        self._early = b""  # came with the end of a handshake
+
+    @classmethod
+    def on_socket(cls, machine: Machine, id: str, sock: socket.socket) -> SocketChardev:
+        """A started device on a connected socket, without an address to find it by."""
+        name = {"type": "fd", "data": {"str": str(sock.fileno())}}
+        device = cls(machine, id, {"addr": name, "server": False})
+        device._begin(device._open(sock))
+        return device
+
+    # -- life
+
+    def start(self) -> None:
+        self._check_options()
+        reconnect = self.options.get("reconnect", 0)
+        first: Connection | None = None
+        if self._server:
+            self._listener = address.listen(self.machine, self._address)
+            self._note_bound_path()
+            if self.options.get("wait", False):
+                print(f"{_program()}: info: QEMU waiting for connection on: {self.filename()}", file=sys.stderr)
+                first = self._accept()
+        elif not reconnect:
+            first = self._open(address.connect(self.machine, self._address))
+        self._begin(first)
+
+    def _begin(self, first: Connection | None) -> None:
+        threading.Thread(target=self._serve, args=(first,), name=f"chardev {self.id}", daemon=True).start()
+
+    def _check_options(self) -> None:
+        options = self.options
+        if self._server:
+            if options.get("reconnect"):
+                raise QobraError("'reconnect' option is incompatible with socket in server listen mode")
+        else:
+            if "wait" in options:
+                raise QobraError("'wait' option is incompatible with socket in client connect mode")
+            if options.get("websocket"):
+                raise QobraError("WebSocket client is not supported")
+            if options.get("reconnect") and self._address["type"] == "fd":
+                raise QobraError("'reconnect' option is incompatible with 'fd' address type")
+        if options.get("tn3270"):
+            raise QobraError("TN3270 is not supported")
+        if "tls-creds" in options:
+            from qobra.crypto.tls import find_creds
+
+            endpoint = "server" if self._server else "client"
+            self._creds = find_creds(self.machine.objects.find, options["tls-creds"], endpoint)
+        elif "tls-authz" in options:
+            raise QobraError("'tls-authz' option requires 'tls-creds' option")
+
+    def _note_bound_path(self) -> None:
+        if self._address["type"] == "unix" and not self._address["data"].get("abstract"):
+            path = self._address["data"]["path"]
+            try:
+                self._bound_path = (path, os.stat(path).st_ino)
+            except OSError:
+                pass
+
+    def stop(self) -> None:
+        self._wake.set()
+        with self._lock:
+            if self._connection is not None:
+                self._connection.shutdown()
+            if self._listener is not None:
+                try:
+                    self._listener.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+        if self._bound_path is not None:
+            path, inode = self._bound_path
+            try:
+                # Another server may have taken the path over since.
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+            except OSError:
+                pass
+
+    # -- the thread
+
+    def _serve(self, connection: Connection | None) -> None:
+        while not self.closed:
+            if connection is None:
+                connection = self._next()
+            if connection is not None:
+                self._talk(connection)
+                connection = None
+            if not self._server and not self.options.get("reconnect"):
+                break
+        if self._listener is not None:
+            self._listener.close()
+
+    def _next(self) -> Connection | None:
+        """The next peer; None if that failed or the device was closed."""
+        if self._server:
+            return self._accept()
+        try:
+            return self._open(address.connect(self.machine, self._address))
+        except QobraError as error:
+            if not self.closed:
+                print(f"{_program()}: Unable to connect character device {self.id}: {error}", file=sys.stderr)
+            self._wake.wait(self.options["reconnect"])
+            return None
+
+    def _accept(self) -> Connection | None:
+        if self._listener is None:
+            return None
+        try:
+            sock, _peer = self._listener.accept()
+        except OSError:
+            return None
+        try:
+            return self._open(sock)
+        except QobraError as error:
+            print(f"{_program()}: {error}", file=sys.stderr)
+            return None
+
+    def _open(self, sock: socket.socket) -> Connection:
+        sock.setblocking(True)
+        if sock.family in _INTERNET and self.options.get("nodelay"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        layers: list[Layer] = []
+        if self._creds is not None:
+            layers.append(self._tls(self._creds))
+        if self.options.get("websocket"):
+            from qobra.chardev.layer.websocket import WebSocketLayer
+
+            layers.append(WebSocketLayer())
+        if self.options.get("telnet"):
+            from qobra.chardev.layer.telnet import TelnetLayer
+
+            layers.append(TelnetLayer())
+        connection = Connection(sock, layers)
+        with self._lock:
+            self._connection = connection
+            if self.closed:
+                connection.shutdown()
+        if layers:
+            try:
+                self._early = connection.handshake()
+            except QobraError:
+                connection.close()
+                raise
+        return connection
+
+    def _tls(self, creds: TlsCreds) -> Layer:
+        from qobra.chardev.layer.tls import TlsLayer
+
+        if self._server:
+            return TlsLayer(creds.server_context(), server=True, check_peer=self._authorize)
+        hostname = self._address["data"].get("host") if self._address["type"] == "inet" else None
+        return TlsLayer(creds.client_context(), server=False, hostname=hostname)
+
+    def _authorize(self, session: Any) -> None:
+        if "tls-authz" not in self.options:
+            return
+        from qobra.block.export.nbd.identity import distinguished_name
+        from qobra.crypto.authz import is_allowed
+
+        certificate = session.getpeercert(True)
+        identity = distinguished_name(certificate) if certificate else ""
+        if not is_allowed(self.machine.objects.find, self.options["tls-authz"], identity):
+            raise QobraError("TLS x509 authz check for " + identity + " is denied")
+
+    def _talk(self, connection: Connection) -> None:
+        self.set_open(True)
+        data: bytes | None = self._early
+        self._early = b""
+        while data is not None and not self.closed:
+            for _ in range(connection.take_breaks()):
+                self.deliver_event("break")
+            if data:
+                self.deliver(data)
+            if self.frontend is None:
+                self.room()  # nobody listens: leave what comes to the kernel
+            data = connection.receive()
+        with self._lock:
+            self._connection = None
+            connection.close()
+        self.set_open(False)
+
+    # -- the front end's side
+
+    def transmit(self, data: bytes) -> int:
+        connection = self._connection
+        return connection.send(data) if connection is not None and self.is_open else len(data)
+
+    def wait_writable(self, timeout: float | None = None) -> bool:
+        connection = self._connection
+        return connection.wait_writable(timeout) if connection is not None else True
+
+    def take_fds(self) -> list[int]:
+        connection = self._connection
+        return connection.take_fds() if connection is not None else []
+
+    def filename(self) -> str:
+        protocol = next((name for name in ("telnet", "websocket") if self.options.get(name)), None)
+        connection = self._connection
+        connected = connection is not None and self.is_open
+        name = address.describe(self._address, self._listener, passive=self._server)
+        peer = ""
+        if connected and connection is not None and connection.sock.family in _INTERNET:
+            try:
+                name = "tcp:" + _endpoint(connection.sock.getsockname())
+                peer = " <-> " + _endpoint(connection.sock.getpeername())
+            except OSError:
+                pass
+        if protocol is not None:
+            name = protocol + ":" + name.partition(":")[2]
+        if self._server:
+            name += ",server=on"
+        return name + peer if connected else "disconnected:" + name
+
+
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+def _endpoint(name: tuple[str, int]) -> str:
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _program() -> str:
+    return os.path.basename(sys.argv[0]) or "qobra"

@@ -1,0 +1,100 @@
+"""The character devices of a machine, by id: create, find, exchange, remove."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.chardev.chardev import Chardev, registry
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
+
+
+class Chardevs:
+    """The owner of a machine's character devices."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._devices: dict[str, Chardev] = {}
+
+    def __iter__(self) -> Any:
+        return iter(tuple(self._devices.values()))
+
+    def create(self, id: str, backend: dict[str, Any], *, failure: str | None = None) -> Chardev:
+        """Make the device that ``backend``, a ChardevBackend, describes.
+
+        ``failure`` begins the error text instead of chardev-add's words.
+        """
+        if id in self._devices:
+            raise QobraError(f"Chardev with id '{id}' already exists")
+        device = self._open(id, backend, f"Failed to add chardev '{id}': " if failure is None else failure)
+        self._devices[id] = device
+        return device
+
+    def _open(self, id: str, backend: dict[str, Any], failure: str) -> Chardev:
+        kind = registry.find(backend["type"])
+        if kind is None:
+            raise QobraError(f"{failure}'{backend['type']}' is not a valid char driver name")
+        options = backend.get("data", {})
+        device = kind(self._machine, id, options)
+        try:
+            if "logfile" in options:
+                from qobra.chardev.log import Log
+
+                device.log = Log(options["logfile"], options.get("logappend", False))
+            device.start()
+        except QobraError as error:
+            device.close()
+            raise error.prefixed(failure)
+        return device
+
+    def adopt(self, device: Chardev) -> None:
+        """Own ``device``, which someone else made and started."""
+        if device.id in self._devices:
+            raise QobraError(f"Chardev with id '{device.id}' already exists")
+        self._devices[device.id] = device
+
+    def get(self, id: str) -> Chardev:
+        """The device ``id``; QobraError if there is none."""
+        if id not in self._devices:
+            raise QobraError(f"Chardev '{id}' not found")
+        return self._devices[id]
+
+    def find(self, id: str) -> Chardev | None:
+        """The device ``id``, or None."""
+        return self._devices.get(id)
+
+    def remove(self, id: str) -> None:
+        """Remove the device ``id``; QobraError while something uses it."""
+        device = self.get(id)
+        if device.busy:
+            raise QobraError(f"Chardev '{id}' is busy")
+        del self._devices[id]
+        device.close()
+
+    def change(self, id: str, backend: dict[str, Any]) -> Chardev:
+        """Put another backend under the front end of the device ``id``."""
+        old = self._devices.get(id)
+        if old is None:
+            raise QobraError(f"Chardev '{id}' does not exist")
+        if not old.hotswap:
+            raise QobraError("Mux device hotswap not supported yet")
+        frontend = old.frontend
+        if (old.busy and frontend is None) or (frontend is not None and not frontend.hotswap):
+            raise QobraError("Chardev user does not support chardev hotswap")
+        # The new one may want what the old one holds (an address, a file): the old goes first only if it must.
+        new = self._open(id, backend, f"Failed to change chardev '{id}': ")
+        self._devices[id] = new
+        if frontend is not None:
+            old.detach()
+        old.close()
+        if frontend is not None:
+            new.attach(frontend)
+        return new
+
+    def close(self) -> None:
+        """Close every device, muxes before what they multiplex."""
+        for device in reversed(tuple(self._devices.values())):
+            device.close()
+        self._devices.clear()

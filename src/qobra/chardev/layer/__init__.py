@@ -1,0 +1,1 @@
+"""Protocols between a character device and its socket: TLS, telnet, WebSocket."""

@@ -1,0 +1,206 @@
+"""``qobra-storage-daemon``: block nodes, exports and QMP monitors without a machine around them.
+
+Takes the options of QEMU's storage daemon and does them in their order. Each calls what its QMP command calls.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from qobra.cli._options import Background, Option, fail, program, scan, structure, tree, write_pidfile
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.qmp.monitor import Monitors
+
+_OPTIONS = (
+    Option("blockdev"),
+    Option("chardev"),
+    Option("daemonize", takes_value=False),
+    Option("export"),
+    Option("help", short="h", takes_value=False),
+    Option("monitor"),
+    Option("nbd-server"),
+    Option("object"),
+    Option("pidfile"),
+    Option("trace", short="T"),
+    Option("version", short="V", takes_value=False),
+)
+
+_HELP = """\
+Usage: {program} [options]
+Qobra's storage daemon
+
+  -h, --help             show this help and exit
+  -T, --trace <anything> accepted and ignored: there are no trace events
+  -V, --version          show the version and exit
+
+  --blockdev [driver=]<driver>,node-name=<name>[,<option>=<value>...]
+                         open a block node (blockdev-add)
+  --chardev <backend>,id=<id>[,<option>=<value>...]
+                         make a character device
+  --export [type=]<type>,id=<id>,node-name=<name>[,<option>=<value>...]
+                         export a block node (block-export-add)
+  --monitor [chardev=]<id>[,mode=control|readline][,pretty=on|off]
+                         serve QMP (or, with readline, a human) on a character device
+  --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>[,<option>=<value>...]
+  --nbd-server addr.type=unix,addr.path=<path>[,<option>=<value>...]
+                         start the NBD server (nbd-server-start)
+  --object [qom-type=]<type>,id=<id>[,<property>=<value>...]
+                         make an object (object-add); 'help' lists the types, '<type>,help' the properties
+
+  --daemonize            go into the background once everything is up
+  --pidfile <path>       write the process ID to a file once everything is up
+
+Options are done in their order. All but --chardev take JSON as well as key=value.
+"""
+
+
+class _Terminate(BaseException):
+    """A signal asks the program to end."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the storage daemon until ``quit`` or a signal; the exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        options = list(scan(arguments, _OPTIONS))
+    except QobraError as error:
+        fail(str(error))
+    names = [name for name, _ in options]
+    if "help" in names or "version" in names:
+        first = next(name for name in names if name in ("help", "version"))
+        print(_HELP.format(program=program()) if first == "help" else _version(), end="")
+        return 0
+    background = Background() if "daemonize" in names else None
+    return _run(options, background)
+
+
+def _run(options: list[tuple[str, str]], background: Background | None) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _on_signal)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    machine = Machine()
+    monitors = Monitors(machine)
+    remove_pidfile = None
+    status = 0
+    try:
+        pidfile = None
+        for name, value in options:
+            if name == "pidfile":
+                pidfile = value
+            elif name not in ("daemonize", "trace") and _help_wanted(name, value):
+                print(_object_help(machine, value), end="")
+                return 0
+            else:
+                _apply(machine, monitors, name, value)
+        if pidfile is not None:
+            try:
+                remove_pidfile = write_pidfile(pidfile)
+            except QobraError as error:
+                fail(str(error))
+        if background is not None:
+            background.ready()
+        machine.wait_for_exit()
+    except _Terminate:
+        pass
+    except SystemExit as exit:
+        status = int(exit.code or 0)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        machine.close()
+        monitors.close()
+        if remove_pidfile is not None:
+            remove_pidfile()
+    return status
+
+
+def _on_signal(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminate
+
+
+def _apply(machine: Machine, monitors: Monitors, name: str, value: str) -> None:
+    """Do one option; one line and out if it cannot be done."""
+    prefix = f"--{name} {value}"
+    try:
+        if name == "chardev":
+            _add_chardev(machine, value, f"{program()}: {prefix}")
+        elif name == "monitor":
+            monitors.add_options(structure(value, "MonitorOptions", "chardev"))
+        elif name == "object":
+            _add_object(machine, value)
+        elif name in _COMMANDS:
+            command, type_name, implied = _COMMANDS[name]
+            _call(machine, command, structure(value, type_name, implied))
+    except QobraError as error:
+        fail(f"{prefix}: {error}")
+
+
+_COMMANDS: dict[str, tuple[str, str, str | None]] = {
+    "blockdev": ("blockdev-add", "BlockdevOptions", "driver"),
+    "export": ("block-export-add", "BlockExportOptions", "type"),
+    "nbd-server": ("nbd-server-start", "NbdServerOptions", None),
+}
+
+
+def _call(machine: Machine, command: str, arguments: dict[str, Any]) -> None:
+    from qobra.qmp import dispatch
+
+    if command == "nbd-server-start":
+        # The option has a flat address, where the command has one with a wrapper.
+        address = dict(arguments["addr"])
+        arguments = arguments | {"addr": {"type": address.pop("type"), "data": address}}
+    dispatch.call(machine, command, arguments)
+
+
+def _add_chardev(machine: Machine, value: str, prefix: str) -> None:
+    from qobra.chardev.options import parse, warn_on_stderr
+
+    id, backend = parse(value, warn=warn_on_stderr(prefix))
+    with machine.control:
+        machine.chardevs.create(id, backend, failure="")
+
+
+def _add_object(machine: Machine, value: str) -> None:
+    properties, keyval = tree(value, "qom-type")
+    for required in ("qom-type", "id"):
+        if required not in properties:
+            raise QobraError(f"Parameter '{required}' is missing")
+    type_name, id = properties.pop("qom-type"), properties.pop("id")
+    with machine.control:
+        machine.objects.create(type_name, id, properties, keyval=keyval)
+
+
+def _help_wanted(name: str, value: str) -> bool:
+    if name == "object":
+        words = value.split(",")
+        return "help" in words or "?" in words
+    return name == "chardev" and value in ("help", "?")
+
+
+def _object_help(machine: Machine, value: str) -> str:
+    type_name = value.split(",")[0]
+    if type_name in ("help", "?"):
+        types = machine.objects.all_types()
+        names = sorted(name for name, each in types.items() if each.user_creatable and not each.abstract)
+        return "List of user creatable objects:\n" + "".join(f"  {name}\n" for name in names)
+    found = machine.objects.find_type(type_name)
+    if found is None:
+        fail(f"--object {value}: Parameter 'qom-type' does not accept value '{type_name}'")
+    properties = found.class_properties()
+    lines = sorted(f"  {name}=<{prop.type}>\n" for name, prop in properties.items() if prop.writable)
+    return f"{type_name} options:\n" + "".join(lines)
+
+
+def _version() -> str:
+    from qobra.qmp.version import PACKAGE
+
+    return f"{program()} version 5.2.0 ({PACKAGE})\nThe Qobra project, under the Apache licence 2.0\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

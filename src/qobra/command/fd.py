@@ -1,0 +1,47 @@
+"""File descriptors from the peer: by name, and in sets that ``/dev/fdset/N`` opens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.qmp.registry import command
+from qobra.qmp.session import Session
+
+
+def _received(session: Session | None) -> int:
+    fd = session.take_fd() if session is not None else None
+    if fd is None:
+        raise QobraError("No file descriptor supplied via SCM_RIGHTS")
+    return fd
+
+
+@command("getfd", with_session=True)
+def getfd(machine: Machine, args: dict[str, Any], session: Session | None) -> None:
+    """Name the descriptor that came along."""
+    machine.fdsets.put_named(args["fdname"], _received(session))
+
+
+@command("closefd")
+def closefd(machine: Machine, args: dict[str, Any]) -> None:
+    """Close a named descriptor."""
+    machine.fdsets.close_named(args["fdname"])
+
+
+@command("add-fd", with_session=True)
+def add_fd(machine: Machine, args: dict[str, Any], session: Session | None) -> dict[str, Any]:
+    """Put the descriptor that came along into a set."""
+    return machine.fdsets.add(_received(session), args.get("fdset-id"), args.get("opaque"))
+
+
+@command("remove-fd")
+def remove_fd(machine: Machine, args: dict[str, Any]) -> None:
+    """Take one descriptor, or all, out of a set."""
+    machine.fdsets.remove(args["fdset-id"], args.get("fd"))
+
+
+@command("query-fdsets")
+def query_fdsets(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """All sets."""
+    return machine.fdsets.query()

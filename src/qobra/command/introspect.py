@@ -1,0 +1,36 @@
+"""What a machine serves: commands, events, and the types that they use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.machine.machine import Machine
+from qobra.qmp import registry
+from qobra.qmp.registry import command
+from qobra.qmp.writer import Encoded, encode
+
+_schemas: dict[frozenset[str], Encoded] = {}
+
+
+@command("query-commands")
+def query_commands(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The commands that are served."""
+    return [{"name": name} for name in registry.served(machine)]
+
+
+@command("query-events")
+def query_events(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events that may come."""
+    return [{"name": name} for name in registry.served_events(machine)]
+
+
+@command("query-qmp-schema")
+def query_qmp_schema(machine: Machine, args: dict[str, Any]) -> Encoded:
+    """All types of what is served; made once, since it is large and only depends on the kind of machine."""
+    found = _schemas.get(machine.capabilities)
+    if found is None:
+        from qobra.qapi.introspect import introspect
+
+        schema = introspect(registry.served(machine), registry.served_events(machine))
+        found = _schemas[machine.capabilities] = Encoded(encode(schema))
+    return found

@@ -1,0 +1,45 @@
+"""Commands of no family: the machine's name and identity, I/O threads, the human monitor's commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.qmp.registry import command
+
+
+@command("query-name")
+def query_name(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """The machine's name, if it has one."""
+    return {} if machine.name is None else {"name": machine.name}
+
+
+@command("query-uuid")
+def query_uuid(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """The machine's UUID, all zeros if it has none."""
+    return {"UUID": str(machine.uuid or "00000000-0000-0000-0000-000000000000")}
+
+
+@command("query-iothreads")
+def query_iothreads(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The threads that objects of type ``iothread`` stand for."""
+    found = []
+    for name, child in machine.objects.objects.children.items():
+        if child.implements("iothread"):
+            info: dict[str, Any] = {"id": name, "thread-id": getattr(child, "thread_id")}  # noqa: B009
+            for member in ("poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch"):
+                if member in child.properties():
+                    info[member] = child.get(member)
+            found.append(info)
+    return found
+
+
+@command("human-monitor-command")
+def human_monitor_command(machine: Machine, args: dict[str, Any]) -> str:
+    """Run one line as the human monitor would."""
+    from qobra.qmp import hmp
+
+    if "cpu-index" in args and "board" not in machine.capabilities:
+        raise QobraError("Parameter 'cpu-index' expects a CPU number")
+    return hmp.execute(machine, args["command-line"])

@@ -1,0 +1,56 @@
+"""The monitors of a machine: any number, each a front end of a character device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.qmp.events import EventRouter
+from qobra.qmp.session import Session
+
+if TYPE_CHECKING:
+    import socket
+
+    from qobra.chardev.chardev import Chardev
+    from qobra.machine.machine import Machine
+
+
+class Monitors:
+    """Makes monitors, and owns the way of the machine's events to them."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._router = EventRouter(machine)
+        self._adopted = 0
+
+    def add(self, chardev_id: str, *, mode: str = "control", pretty: bool = False) -> None:
+        """Put a monitor on the character device ``chardev_id``: ``control`` speaks QMP, ``readline`` is for people."""
+        device = self._machine.chardevs.find(chardev_id)
+        if device is None:
+            raise QobraError(f"chardev \"{chardev_id}\" not found")
+        if mode == "readline":
+            from qobra.qmp.readline import ReadlineMonitor
+
+            if pretty:
+                raise QobraError("'pretty' is not compatible with HMP monitors")
+            device.attach(ReadlineMonitor(self._machine, device))
+        else:
+            device.attach(Session(self._machine, device, self._router, pretty=pretty))
+
+    def add_options(self, options: dict[str, Any]) -> None:
+        """Add the monitor that MonitorOptions describe."""
+        self.add(options["chardev"], mode=options.get("mode", "control"), pretty=options.get("pretty", False))
+
+    def serve_socket(self, sock: socket.socket, *, pretty: bool = False) -> Chardev:
+        """Speak QMP on a connected stream socket, which is the monitor's from now on, until its peer leaves."""
+        from qobra.chardev.backend.socket import SocketChardev
+
+        device = SocketChardev.on_socket(self._machine, f"qmp{self._adopted}", sock)
+        self._adopted += 1
+        self._machine.chardevs.adopt(device)
+        device.attach(Session(self._machine, device, self._router, pretty=pretty))
+        return device
+
+    def close(self) -> None:
+        """Send no more events."""
+        self._router.close()
