@@ -50,11 +50,7 @@ def block_latency_histogram_set(machine: Machine, args: dict[str, Any]) -> None:
         boundaries = single[kind] if single[kind] is not None else common
         if boundaries is None:
             continue
-        if (
-            not boundaries
-            or boundaries[0] <= 0
-            or any(low >= high for low, high in pairwise(boundaries))
-        ):
+        if not boundaries or boundaries[0] <= 0 or any(low >= high for low, high in pairwise(boundaries)):
             raise QobraError(f"Device '{args['id']}' set {name} boundaries fail")
         stats.set_histogram(kind, boundaries)
 
@@ -82,3 +78,13 @@ def x_blockdev_set_iothread(machine: Machine, args: dict[str, Any]) -> None:
         if iothread is None:
             raise QobraError(f"Cannot find iothread {name}")
     block.set_iothread(node, iothread)
+
+
+@command("query-pr-managers")
+def query_pr_managers(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The persistent reservation managers, and whether their helpers are there."""
+    return [
+        {"id": each.id, "connected": each.is_connected()}
+        for each in machine.objects.objects.children.values()
+        if each.implements("pr-manager")
+    ]

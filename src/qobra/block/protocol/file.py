@@ -42,7 +42,7 @@ class FileNode(BlockNode):
 
     def open(self, opening: Opening) -> None:
         options = opening.options
-        if "filename" not in options:
+        if not options.get("filename"):
             raise QobraError(
                 "The 'file' block driver requires a file name" if self.driver == "file" else "A file name is required"
             )
@@ -52,6 +52,9 @@ class FileNode(BlockNode):
         locking = options.get("locking", "auto")
         self._locking = locking == "on" or (locking == "auto" and locks.available())
         self._held = locks.HeldLocks()
+        manager = options.get("pr-manager")
+        if manager is not None and self.layer.find_object(manager, "pr-manager") is None:
+            raise QobraError(f"No persistent reservation manager with id '{manager}'")
         try:
             self._open_fd()
             self.check_kind(os.fstat(self.fd).st_mode)
@@ -81,12 +84,9 @@ class FileNode(BlockNode):
     def check_kind(self, mode: int) -> None:
         """Refuse what is no file of this driver's kind, by the ``st_mode`` of the open file."""
         if not stat.S_ISREG(mode):
-            kind = "a directory" if stat.S_ISDIR(mode) else None
-            if kind:
-                raise QobraError(f"Could not open '{self.path}': Is a directory", errno=errno.EISDIR)
-            if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
-                raise QobraError(f"'{self.driver}' driver requires '{self.path}' to be a regular file")
-            raise QobraError(f"'{self.path}' is neither a regular file nor a device")
+            raise QobraError(
+                f"'{self.driver}' driver requires '{self.path}' to be a regular file", errno=errno.EINVAL
+            )
 
     def _host_length(self) -> int:
         return os.lseek(self.fd, 0, os.SEEK_END)
@@ -354,4 +354,4 @@ def preallocate(fd: int, old_length: int, length: int, preallocation: str) -> No
             offset += os.pwrite(fd, zeroes[: min(BOUNCE_SIZE, length - offset)], offset)
         os.fsync(fd)
     else:
-        raise QobraError(f"Unsupported preallocation mode '{preallocation}'", errno=errno.ENOTSUP)
+        raise QobraError(f"Unsupported preallocation mode: {preallocation}", errno=errno.ENOTSUP)
