@@ -57,8 +57,10 @@ class Session:
         except ConnectionLost:
             if call.command != "quit":
                 raise
-            raise Leave from None
+            result = {}
         self.printer.result(result)
+        if call.command == "quit":
+            raise Leave
 
     async def run_reporting(self, line: str) -> bool:
         """Like :meth:`run`, but print what is wrong; whether all went well. ConnectionLost and Leave pass."""
