@@ -1,0 +1,27 @@
+"""The ``host_cdrom`` driver: the host's optical drive."""
+
+from __future__ import annotations
+
+import os
+
+from qobra.block.node import Options, drivers
+from qobra.block.protocol.host_device import HostDeviceNode
+
+
+@drivers.register("host_cdrom")
+class HostCdromNode(HostDeviceNode):
+    """Opens even without a medium, as O_NONBLOCK has it; then it is empty."""
+
+    driver = "host_cdrom"
+
+    @classmethod
+    def parse_filename(cls, filename: str) -> Options | None:
+        if not filename.startswith("host_cdrom:"):
+            return None
+        return {"driver": cls.driver, "filename": filename.removeprefix("host_cdrom:")}
+
+    def _host_length(self) -> int:
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_END)
+        except OSError:
+            return 0  # no medium
