@@ -52,6 +52,10 @@ class Registry(Generic[T]):
                     return self._items[name]
         return None
 
+    def loaded(self) -> dict[str, T]:
+        """What has registered so far."""
+        return self._items
+
     def load_all(self) -> dict[str, T]:
         """Import every module and return all that has registered, by name."""
         for package in self._packages:

@@ -46,11 +46,16 @@ def _parse_json(text: str) -> Options:
 
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise QobraError("Could not parse the JSON options")
+    except json.JSONDecodeError as error:
+        reason = "premature EOI" if error.pos >= len(text.rstrip()) else error.msg
+        raise QobraError(f"Could not parse the JSON options: JSON parse error, {reason}")
+    except RecursionError:
+        raise QobraError("Could not parse the JSON options: JSON parse error, the nesting is too deep")
     if not isinstance(value, dict):
         raise QobraError("Invalid JSON object given")
-    return unflatten(value)
+    from qobra.block.typed_options import typed
+
+    return typed(unflatten(value))
 
 
 def unflatten(options: Options) -> Options:
@@ -74,9 +79,9 @@ def unflatten(options: Options) -> Options:
 
 def json_filename(node: BlockNode) -> str:
     """The ``json:`` name of ``node`` with all that is under it."""
-    import json
+    from qobra.json_text import compact
 
-    return "json:" + json.dumps(full_options(node), separators=(", ", ": "))
+    return "json:" + compact(full_options(node))
 
 
 def full_options(node: BlockNode) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.format._magic import candidates
 from qobra.block.filename import parse_filename, relative_to
 from qobra.block.graph import Graph
 from qobra.block.node import BlockNode, Opening, Options, drivers
@@ -20,6 +20,8 @@ from qobra.control import Control
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 
 if TYPE_CHECKING:
+    import random
+
     from qobra.block.export.exports import Exports
     from qobra.block.job.jobs import Jobs
     from qobra.block.throttle import ThrottleGroup
@@ -257,9 +259,15 @@ class BlockLayer:
         """
         merged = dict(options or {})
         protocol_options = parse_filename(filename)
-        whole = filename.startswith("json:") and _is_format_options(protocol_options)
-        if whole or merged.get("driver") == protocol_options["driver"]:
+        own = merged.get("driver")
+        if filename.startswith("json:"):
+            if own is not None and protocol_options.get("driver", own) != own:
+                raise QobraError("Driver specified twice")
             merged = {**protocol_options, **merged}
+        elif own == protocol_options["driver"]:
+            merged = {**protocol_options, **merged}
+        elif own is not None and _is_protocol(own):
+            merged = {**_protocol_options(own, filename), **merged}
         else:
             merged["file"] = {**protocol_options, **merged.get("file", {})}
         return self.open(merged, root=root, monitor_owned=monitor_owned)
@@ -282,13 +290,15 @@ class BlockLayer:
         name = options.get("node-name")
         if name is not None:
             self.check_node_name(name)
-        if "driver" not in options:
+        probed = "driver" not in options
+        if probed:
             options = self._probed(options, opened)
         driver = drivers.find(options["driver"])
         if driver is None:
             raise QobraError(f"Unknown driver '{options['driver']}'")
         node = driver(self, name or self.new_node_name(), options)
         node.explicit_options = reference
+        node.probed = probed
         if node.force_share and not node.read_only:
             raise QobraError("force-share=on can only be used with read-only images")
         opening = Opening(node, self, options, opened)
@@ -354,11 +364,19 @@ class BlockLayer:
 
     def probe_format(self, node: BlockNode) -> str:
         """The format of the image in ``node``, told from its first bytes; ``raw`` where none is sure."""
-        data = node.read(0, min(PROBE_SIZE, node.length))
+        return self.format_of(node.read(0, min(PROBE_SIZE, node.length)), node.filename)
+
+    def format_of(self, data: bytes, filename: str) -> str:
+        """The format of an image that begins with ``data``."""
         best, score = "raw", 0
-        for name, driver in drivers.load_all().items():
+        loaded = dict(drivers.loaded())
+        for name in candidates(data, filename):
+            driver = drivers.find(name)
+            if driver is not None:
+                loaded[name] = driver
+        for name, driver in sorted(loaded.items()):
             if driver.is_format:
-                sure = driver.probe(data, node.filename)
+                sure = driver.probe(data, filename)
                 if sure > score:
                     best, score = name, sure
         return best
@@ -459,6 +477,19 @@ def valid_id(name: str) -> bool:
     if not name or not (name[0].isascii() and name[0].isalpha()):
         return False
     return all(each.isascii() and (each.isalnum() or each in "-._") for each in name)
+
+
+def _is_protocol(name: str) -> bool:
+    driver = drivers.find(name)
+    return driver is not None and not driver.is_format and not driver.is_filter
+
+
+def _protocol_options(name: str, filename: str) -> Options:
+    driver = drivers.find(name)
+    options = driver.parse_filename(filename) if driver is not None else None
+    if options is None:
+        raise QobraError(f"The only allowed filename for this driver is '{name}://'")
+    return options
 
 
 def _is_format_options(options: Options) -> bool:

@@ -82,6 +82,8 @@ class BlockNode:
         self.opened_by: BlockNode | None = None
         """The parent that this node was opened inline with, whose options it follows."""
         self.request_alignment = 1
+        self.probed = False
+        """Nobody said which format it is; it was told from its first bytes."""
         self.monitor_owned = False
         """Made by blockdev-add: lives until blockdev-del."""
         self.implicit = False
@@ -171,7 +173,11 @@ class BlockNode:
     def relevant_options(self) -> Options:
         """The options that decide what data the node shows, for ``json:`` names; without the children."""
         generic = GENERIC_OPTIONS
-        return {key: value for key, value in self.options.items() if key not in generic and key not in self.children}
+        return {
+            key: value
+            for key, value in self.options.items()
+            if key not in generic and key not in self.children and (key != "backing" or self.supports_backing)
+        }
 
     def take_generic_options(self, options: Options) -> None:
         """Use the options that every node has. Raises QobraError for a combination that makes no sense."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
 
 Options = dict[str, Any]
+
+PREALLOCATION_MODES = ("off", "metadata", "falloc", "full")
 
 FORMAT_MEMBERS_OF_FILE = ("preallocation", "nocow", "extent_size_hint")
 
@@ -48,7 +51,13 @@ class ImageCreation:
 
     def run(self, layer: BlockLayer) -> None:
         """Create it. Raises QobraError."""
-        create_in_protocol(layer, self.filename, self.fmt, self._format, self.values)
+        try:
+            create_in_protocol(layer, self.filename, self.fmt, self._format, self.values)
+        except (QobraError, OSError) as error:
+            if error.errno != errno.EFBIG:
+                raise
+            larger = " (try using a larger cluster size)" if "cluster_size" in self._known else ""
+            raise QobraError(f"The image size is too large for file format '{self.fmt}'{larger}", errno=errno.EFBIG)
 
 
 def find_format(fmt: str) -> Format:
@@ -71,7 +80,9 @@ def known_options(fmt: str, filename: str | None) -> dict[str, Option]:
         if driver is None:
             raise QobraError(f"Unknown protocol '{protocol}'")
         below = formats.find(driver.driver)
-        for name, option in (below.options if below is not None else {}).items():
+        if below is None:
+            raise QobraError(f"Protocol driver '{protocol}' does not support image creation")
+        for name, option in below.options.items():
             known.setdefault(name, option)
     return known
 
@@ -97,7 +108,7 @@ def plan(
         values["size"] = size
     for name, value, what in (
         ("backing_file", backing_file, "Backing file"),
-        ("backing_fmt", backing_format, "Backing format"),
+        ("backing_fmt", backing_format, "Backing file format"),
     ):
         if value is not None:
             if name not in known:
@@ -140,6 +151,8 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
     protocol = parse_filename(filename)
     driver = drivers.find(protocol["driver"])
     assert driver is not None
+    if values.get("preallocation", "off") not in PREALLOCATION_MODES:
+        raise QobraError(f"invalid parameter value: {values['preallocation']}")
     create_file: Callable[[Options], None] | None = driver.create if driver.creatable else None  # type: ignore[attr-defined]
     # A disk is allocated in whole sectors, whatever the user asked for.
     values = {**values, "size": -(-values["size"] // 512) * 512}

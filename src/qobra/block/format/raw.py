@@ -58,7 +58,21 @@ class RawNode(BlockNode):
         self.file.read_into(offset + self._offset, view)
 
     def _write(self, offset: int, data: Buffer) -> None:
+        if self.probed and offset < 512:
+            self._check_first_sector(offset, data)
         self.file.write(offset + self._offset, data)
+
+    def _check_first_sector(self, offset: int, data: Buffer) -> None:
+        """A guest must not turn a disk that was taken for raw into something else, with a backing file of its choice."""
+        sector = bytearray(512)
+        self.file.read_into(self._offset, memoryview(sector)[: min(512, self.length)])
+        size = min(512 - offset, len(data))
+        sector[offset : offset + size] = memoryview(data)[:size]
+        if self.layer.format_of(bytes(sector), self.file.filename) != "raw":
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+    def plain_writes(self) -> bool:
+        return super().plain_writes() and not self.probed
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
         self.file.write_zeroes(offset + self._offset, length, may_unmap=may_unmap, no_fallback=no_fallback)

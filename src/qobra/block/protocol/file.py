@@ -84,9 +84,7 @@ class FileNode(BlockNode):
     def check_kind(self, mode: int) -> None:
         """Refuse what is no file of this driver's kind, by the ``st_mode`` of the open file."""
         if not stat.S_ISREG(mode):
-            raise QobraError(
-                f"'{self.driver}' driver requires '{self.path}' to be a regular file", errno=errno.EINVAL
-            )
+            raise QobraError(f"'{self.driver}' driver requires '{self.path}' to be a regular file", errno=errno.EINVAL)
 
     def _host_length(self) -> int:
         return os.lseek(self.fd, 0, os.SEEK_END)

@@ -30,7 +30,7 @@ class NullNode(BlockNode):
             raise QobraError("latency-ns is invalid")
 
     def plain_filename(self) -> str:
-        return f"{self.driver}://"
+        return f"{self.driver}://" if self.relevant_options().keys() <= {"driver", "filename"} else ""
 
     def relevant_options(self) -> Options:
         return {key: value for key, value in super().relevant_options().items() if key != "latency-ns"}

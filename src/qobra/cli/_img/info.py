@@ -54,7 +54,7 @@ def main(program: Program, arguments: list[str]) -> int:
         images.create_objects()
         infos = collect(images, operands[0], fmt, image_opts, chain, force_share)
         if is_json:
-            from qobra.cli._tool.pretty import dumps
+            from qobra.json_text import dumps
 
             print(dumps(infos if chain else infos[0]))
         else:
@@ -139,7 +139,7 @@ def human_lines(info: Info) -> list[str]:
 
 def value_lines(value: Any, indent: int) -> list[str]:
     """The members of an object, or the items of a list, each on its line."""
-    from qobra.cli._tool.pretty import ordered
+    from qobra.json_text import ordered
 
     if isinstance(value, dict):
         items = [(key.replace("-", " "), each) for key, each in ordered(value)]

@@ -10,7 +10,7 @@ from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO
 from qobra.cli._img.info import check_output
 from qobra.cli._tool.getopt import parse_command
 from qobra.cli._tool.opening import Images, node_of
-from qobra.cli._tool.pretty import quoted
+from qobra.json_text import quoted
 from qobra.cli._tool.report import Program, ToolError, usage
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from qobra.cli._tool.getopt import parse_command
+from qobra.cli._tool.getopt import HelpWanted, parse_command
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
-from qobra.units import NotANumber, OutOfRange, parse_size
+from qobra.units import INT64_MAX, NotANumber, OutOfRange, parse_size
 
 HELP = """\
 resize [-f FMT | --image-opts] [--preallocation MODE] [-q] [--shrink] [--object DEF] FILENAME [+|-]SIZE
@@ -23,7 +23,9 @@ MODES = ("off", "metadata", "falloc", "full")
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
     # The size is taken off first, because -1G would read as an option.
-    if not arguments:
+    if arguments in (["-h"], ["--help"]):
+        raise HelpWanted
+    if not arguments or (len(arguments) == 1 and not arguments[0].startswith("-")):
         raise usage("Not enough arguments")
     *arguments, size_text = arguments
     options, operands = parse_command(
@@ -56,6 +58,8 @@ def main(program: Program, arguments: list[str]) -> int:
         backend = images.open(operands[0], fmt=fmt, image_opts=image_opts, writable=True, resize=True)
         node = node_of(backend)
         current = node.length
+        if amount > INT64_MAX:
+            raise ToolError("New image size must be positive")
         total = current + amount if sign == "+" else current - amount if sign == "-" else amount
         if total <= 0:
             raise ToolError("New image size must be positive")

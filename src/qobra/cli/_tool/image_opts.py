@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.block.filename import unflatten
+from qobra.block.typed_options import typed
 from qobra.cli._tool.report import Program
-from qobra.errors import QobraError
 
 Options = dict[str, Any]
 
@@ -56,18 +56,3 @@ def parse_pairs(text: str, program: Program, implied_key: str = "") -> dict[str,
 def parse_image_opts(text: str, program: Program) -> Options:
     """The options of a node, typed as its driver's schema says. Raises QobraError."""
     return typed(unflatten(dict(parse_pairs(text, program, "file"))))
-
-
-def typed(options: Options) -> Options:
-    """``options`` whose values are texts, as a BlockdevOptions with proper values. Raises QobraError.
-
-    What the schema demands but a command line may leave out stays out: a format is probed, a file is a ``file``.
-    """
-    result: Options = {}
-    for key, value in options.items():
-        result[key] = typed({"driver": "file", **value} if _is_file(key, value) else value) if isinstance(value, dict) else value
-    return result
-
-
-def _is_file(key: str, value: Options) -> bool:
-    return "driver" not in value and "filename" in value

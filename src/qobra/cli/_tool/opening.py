@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
-from qobra.cli._tool.report import Program, ToolError
+from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
 
 if TYPE_CHECKING:
@@ -156,6 +157,15 @@ class Images:
             if fmt is not None:
                 options["driver"] = fmt
             self.layer.open_image(filename, options, root=backend)
+        node = backend.inserted()
+        if writable and node.probed and node.driver == "raw":
+            flush_output()
+            sys.stderr.write(
+                f"WARNING: Image format was not specified for '{node.filename}' and probing guessed raw.\n"
+                "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
+                "will be restricted.\n"
+                "         Specify the 'raw' format explicitly to remove the restrictions.\n"
+            )
         return backend
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""JSON as QEMU's tools print it: four spaces of indent, and the members of an object in QEMU's order.
+"""JSON as QEMU prints it: four spaces of indent, and the members of an object in QEMU's order.
 
 QEMU keeps an object in a hash table of 512 buckets and prints it in the order of the buckets. Scripts that compare
 texts rely on it, so the order is computed here in the same way (the hash is that of Samba's tdb).
@@ -32,6 +32,15 @@ def dumps(value: Json, indent: int = 0) -> str:
     parts: list[str] = []
     _dump(value, indent, parts)
     return "".join(parts)
+
+
+def compact(value: Json) -> str:
+    """``value`` as JSON text on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{quoted(key)}: {compact(each)}" for key, each in ordered(value)) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(map(compact, value)) + "]"
+    return dumps(value)
 
 
 def quoted(text: str) -> str:

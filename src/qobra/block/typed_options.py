@@ -1,0 +1,98 @@
+"""Options of nodes that come from texts (``--image-opts``, ``json:`` names): values of the types that the schema says.
+
+Unlike blockdev-add's arguments they may be strings where the schema wants numbers or booleans, and may leave out what
+can be guessed: the format is probed, and a child that has a file name is a ``file``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.units import NotANumber, OutOfRange, parse_size
+
+Options = dict[str, Any]
+
+_SCALARS = frozenset(("int", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "number"))
+
+
+def typed(options: Options) -> Options:
+    """``options`` with proper values all the way down. Raises QobraError for a value or an option that cannot be."""
+    from qobra.qapi.contract import contract
+
+    types = contract().types
+    union = types["BlockdevOptions"]
+    driver = options.get("driver")
+    branch = union.branches.get(driver) if isinstance(driver, str) else None
+    members = {member.name: member.type for member in union.members}
+    if branch:
+        members.update({member.name: member.type for member in types[branch].members})
+    result: Options = {}
+    for name, value in options.items():
+        kind = members.get(name, "")
+        if isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
+            if "driver" not in value and "filename" in value:
+                value = {"driver": "file", **value}
+            result[name] = typed(value)
+        elif not kind:
+            if branch:
+                _refuse(str(driver), name)
+            result[name] = value
+        else:
+            result[name] = _value(name, kind, value)
+    return result
+
+
+def _refuse(driver: str, name: str) -> None:
+    """A format knows all its options; a protocol may have older ones that only it can judge."""
+    from qobra.block.node import drivers
+
+    node_class = drivers.find(driver)
+    if node_class is None:
+        raise QobraError(f"Unknown driver '{driver}'")
+    if node_class.is_format or node_class.is_filter:
+        raise QobraError(f"Block format '{driver}' does not support the option '{name}'")
+    if node_class.is_leaf:
+        raise QobraError(f"Block protocol '{driver}' doesn't support the option '{name}'")
+
+
+def _value(name: str, kind: str, value: Any) -> Any:
+    if isinstance(value, str):
+        if kind == "bool":
+            if value not in ("on", "off"):
+                raise QobraError(f"Parameter '{name}' expects 'on' or 'off'")
+            return value == "on"
+        if kind == "size":
+            return _size(name, value)
+        if kind in _SCALARS:
+            try:
+                return int(value, 0)
+            except ValueError:
+                return _size(name, value)  # the schema is not strict about what counts bytes
+        return value
+    if isinstance(value, dict) and _all_texts(value):
+        from qobra.qapi.contract import contract
+
+        return contract().check(kind, value, path=name, keyval=True)
+    return value
+
+
+def _size(name: str, text: str) -> int:
+    try:
+        return parse_size(text)
+    except NotANumber:
+        raise QobraError(
+            f"Parameter '{name}' expects a non-negative number below 2^64\n"
+            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+            "and exabytes, respectively."
+        )
+    except OutOfRange:
+        raise QobraError(f"Value '{text}' is out of range for parameter '{name}'")
+
+
+def _all_texts(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_all_texts(each) for each in value.values())
+    if isinstance(value, list):
+        return all(_all_texts(each) for each in value)
+    return isinstance(value, str)
