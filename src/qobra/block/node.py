@@ -33,6 +33,7 @@ BOUNCE_SIZE = 1 << 20
 """Bytes that are moved at a time where a whole request cannot be (zero fallback, copies)."""
 
 _ZEROES = bytes(BOUNCE_SIZE)
+_ZERO_ARRAY = bytearray(BOUNCE_SIZE)
 
 
 def is_zero(data: Buffer) -> bool:
@@ -40,7 +41,8 @@ def is_zero(data: Buffer) -> bool:
     view = memoryview(data)
     for start in range(0, len(view), BOUNCE_SIZE):
         part = view[start : start + BOUNCE_SIZE]
-        if part != _ZEROES[: len(part)] if len(part) < BOUNCE_SIZE else part != _ZEROES:
+        # A bytearray on the left compares with memcmp; a memoryview would go byte by byte.
+        if (_ZERO_ARRAY if len(part) == BOUNCE_SIZE else _ZERO_ARRAY[: len(part)]) != part:
             return False
     return True
 
