@@ -132,7 +132,9 @@ class ResolvedTable:
                     page[number & (PAGE_ENTRIES - 1)] = host + position - low | tag if leaf else 1
 
     def _leaf_number(self, leaf: BlockNode) -> int:
-        """The number of ``leaf``, a new one if it is new; 0 when there are too many."""
+        """The number of ``leaf``, a new one if it is new; 0 if it wants aligned requests or there are too many."""
+        if leaf.request_alignment > 1:
+            return 0
         if leaf in self._leaves:
             return self._leaves.index(leaf) + 1
         if len(self._leaves) >= 254:
@@ -149,7 +151,7 @@ class ResolvedTable:
                 return None
             node, offset = step
             base += offset
-        return (node.fd, base) if node.is_leaf else None
+        return (node.fd, base) if node.is_leaf and node.request_alignment == 1 else None
 
     def _unwatch(self) -> None:
         for node in self._watched:

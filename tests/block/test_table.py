@@ -1,0 +1,111 @@
+"""The flat table: what it keeps, and when it forgets."""
+
+from __future__ import annotations
+
+import pytest
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
+from qobra.block.layer import BlockLayer
+from qobra.block.node import BlockNode, Opening, WriteTracker, drivers
+
+UNIT = 65536
+
+
+@drivers.register("test-scattered")
+class _ScatteredNode(BlockNode):
+    """Clusters of 64 KiB in the file in the order that ``places`` says; None is a hole."""
+
+    driver = "test-scattered"
+
+    def open(self, opening: Opening) -> None:
+        opening.child("file", permissions.ROLE_DATA)
+        self.places = [3, None, 1, 0]
+        self.length = 4 * UNIT - 1000
+
+    def map(self, offset, length, want_zero=True):
+        extents = []
+        end = offset + length
+        while offset < end:
+            size = min(UNIT - offset % UNIT, end - offset)
+            place = self.places[offset // UNIT]
+            if place is None:
+                extents.append(Extent(size, ZERO))
+            else:
+                extents.append(Extent(size, DATA, self.file, place * UNIT + offset % UNIT, WRITABLE))
+            offset += size
+        return extents
+
+    def _write(self, offset, data):
+        raise AssertionError
+
+
+@pytest.fixture
+def backend(tmp_path):
+    layer = BlockLayer()
+    path = tmp_path / "image"
+    path.write_bytes(b"".join(bytes([index]) * UNIT for index in range(4)))
+    node = layer.add_node(
+        {"driver": "test-scattered", "node-name": "s", "file": {"driver": "file", "filename": str(path)}}
+    )
+    made = BlockBackend(layer, perm=permissions.CONSISTENT_READ | permissions.WRITE)
+    made.insert(node)
+    yield made
+    made.remove()
+    layer.close()
+
+
+def _entries(table):
+    page = table.pages.get(0)
+    return list(page[:4]) if page else None
+
+
+def test_fill_keeps_whole_units_with_their_place(backend):
+    table = backend.table()
+    table.fill(0, backend.length)
+    leaf = 1 << 1
+    assert _entries(table) == [3 * UNIT | leaf | 1, 1, 1 * UNIT | leaf | 1, 0 * UNIT | leaf | 1]
+    assert table.fds[1] == backend.node.file.fd and table.linear is None
+
+
+def test_moved_drops_just_what_it_touches(backend):
+    table = backend.table()
+    table.fill(0, backend.length)
+    backend.node.places[2] = 2
+    backend.node.moved(2 * UNIT + 5, 10)
+    assert _entries(table)[2] == 0 and _entries(table)[3] != 0
+    table.fill(2 * UNIT, 1)
+    assert _entries(table)[2] >> 16 == 2
+
+
+def test_what_was_resolved_before_a_move_is_not_kept(backend, monkeypatch):
+    table = backend.table()
+    node = backend.node
+    real = node.map
+
+    def map_and_move(*args):
+        extents = real(*args)
+        node.moved(0, UNIT)
+        return extents
+
+    monkeypatch.setattr(node, "map", map_and_move)
+    table.fill(0, UNIT)
+    assert _entries(table) is None
+
+
+def test_a_tracker_turns_direct_writes_off(backend):
+    table = backend.table()
+    assert table.writable
+
+    class Tracker(WriteTracker):
+        def mark(self, offset, length):
+            pass
+
+    tracker = Tracker()
+    backend.node.add_tracker(tracker)
+    assert not backend.table().writable and backend.table() is table
+    table.fill(0, UNIT)
+    assert not _entries(table)[0] & 1
+    backend.node.remove_tracker(tracker)
+    assert backend.table().writable and _entries(table) is None
