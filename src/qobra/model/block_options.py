@@ -20,9 +20,10 @@ BlockdevAioOptions: TypeAlias = Literal["threads", "native", "io_uring"]
 BlockdevCacheOptions = TypedDict("BlockdevCacheOptions", {
     "direct": "NotRequired[bool]",
     "no-flush": "NotRequired[bool]",
+    "writeback": "NotRequired[bool]",
 })
 
-BlockdevDriver: TypeAlias = Literal["blkdebug", "blklogwrites", "blkreplay", "blkverify", "bochs", "cloop", "compress", "copy-on-read", "dmg", "file", "ftp", "ftps", "gluster", "host_cdrom", "host_device", "http", "https", "iscsi", "luks", "nbd", "nfs", "null-aio", "null-co", "nvme", "parallels", "qcow", "qcow2", "qed", "quorum", "raw", "rbd", "replication", "sheepdog", "ssh", "throttle", "vdi", "vhdx", "vmdk", "vpc", "vvfat", "copy-before-write", "preallocate", "snapshot-access"]
+BlockdevDriver: TypeAlias = Literal["blkdebug", "blklogwrites", "blkreplay", "blkverify", "bochs", "cloop", "compress", "copy-on-read", "dmg", "file", "ftp", "ftps", "gluster", "host_cdrom", "host_device", "http", "https", "iscsi", "luks", "nbd", "nfs", "null-aio", "null-co", "nvme", "parallels", "qcow", "qcow2", "qed", "quorum", "raw", "rbd", "replication", "sheepdog", "ssh", "throttle", "vdi", "vhdx", "vmdk", "vpc", "vvfat", "copy-before-write", "preallocate", "snapshot-access", "archipelago", "cow", "host_floppy", "tftp"]
 
 BlockdevOptionsFile = TypedDict("BlockdevOptionsFile", {
     "filename": "str",
@@ -137,7 +138,7 @@ BlockdevOptionsSsh = TypedDict("BlockdevOptionsSsh", {
     "host-key-check": "NotRequired[SshHostKeyCheck]",
 })
 
-BlkdebugEvent: TypeAlias = Literal["l1_update", "l1_grow_alloc_table", "l1_grow_write_table", "l1_grow_activate_table", "l2_load", "l2_update", "l2_update_compressed", "l2_alloc_cow_read", "l2_alloc_write", "read_aio", "read_backing_aio", "read_compressed", "write_aio", "write_compressed", "vmstate_load", "vmstate_save", "cow_read", "cow_write", "reftable_load", "reftable_grow", "reftable_update", "refblock_load", "refblock_update", "refblock_update_part", "refblock_alloc", "refblock_alloc_hookup", "refblock_alloc_write", "refblock_alloc_write_blocks", "refblock_alloc_write_table", "refblock_alloc_switch_table", "cluster_alloc", "cluster_alloc_bytes", "cluster_free", "flush_to_os", "flush_to_disk", "pwritev_rmw_head", "pwritev_rmw_after_head", "pwritev_rmw_tail", "pwritev_rmw_after_tail", "pwritev", "pwritev_zero", "pwritev_done", "empty_image_prepare", "l1_shrink_write_table", "l1_shrink_free_l2_clusters", "cor_write", "cluster_alloc_space", "none"]
+BlkdebugEvent: TypeAlias = Literal["l1_update", "l1_grow_alloc_table", "l1_grow_write_table", "l1_grow_activate_table", "l2_load", "l2_update", "l2_update_compressed", "l2_alloc_cow_read", "l2_alloc_write", "read_aio", "read_backing_aio", "read_compressed", "write_aio", "write_compressed", "vmstate_load", "vmstate_save", "cow_read", "cow_write", "reftable_load", "reftable_grow", "reftable_update", "refblock_load", "refblock_update", "refblock_update_part", "refblock_alloc", "refblock_alloc_hookup", "refblock_alloc_write", "refblock_alloc_write_blocks", "refblock_alloc_write_table", "refblock_alloc_switch_table", "cluster_alloc", "cluster_alloc_bytes", "cluster_free", "flush_to_os", "flush_to_disk", "pwritev_rmw_head", "pwritev_rmw_after_head", "pwritev_rmw_tail", "pwritev_rmw_after_tail", "pwritev", "pwritev_zero", "pwritev_done", "empty_image_prepare", "l1_shrink_write_table", "l1_shrink_free_l2_clusters", "cor_write", "cluster_alloc_space", "none", "l1_grow.alloc_table", "l1_grow.write_table", "l1_grow.activate_table", "l2_alloc.cow_read", "l2_alloc.write", "refblock_alloc.hookup", "refblock_alloc.write", "refblock_alloc.write_blocks", "refblock_alloc.write_table", "refblock_alloc.switch_table"]
 
 BlkdebugIOType: TypeAlias = Literal["read", "write", "write-zeroes", "discard", "flush", "block-status"]
 
@@ -454,6 +455,9 @@ BlockdevOptions = TypedDict("BlockdevOptions", {
     "cbw-timeout": "NotRequired[int]",
     "prealloc-align": "NotRequired[int]",
     "prealloc-size": "NotRequired[int]",
+    "mport": "NotRequired[int]",
+    "vport": "NotRequired[int]",
+    "segment": "NotRequired[str]",
 })
 
 BlockdevRef: TypeAlias = "BlockdevOptions | str"

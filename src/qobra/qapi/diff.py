@@ -7,6 +7,7 @@ it when less is promised.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -55,6 +56,8 @@ class _Diff:
         self._old = old
         self._new = new
         self._seen: set[tuple[str, str, bool]] = set()
+        # Breadth first, so that a type that many commands share is told of where it is least deep.
+        self._pending: deque[tuple[str, str, str, bool]] = deque()
 
     def run(self) -> Iterator[Change]:
         for kind, before, after in (
@@ -73,7 +76,9 @@ class _Diff:
             old, new = self._old.events[name], self._new.events[name]
             where = f"event {name}"
             yield from self._features(where, old, new)
-            yield from self._types(f"{where}, data", old["arg-type"], new["arg-type"], False)
+            self._later(f"{where}, data", old["arg-type"], new["arg-type"], False)
+        while self._pending:
+            yield from self._types(*self._pending.popleft())
 
     def _command(self, name: str, old: Entity, new: Entity) -> Iterator[Change]:
         where = f"command {name}"
@@ -81,8 +86,8 @@ class _Diff:
         if old.get("allow-oob", False) != new.get("allow-oob", False):
             lost = bool(old.get("allow-oob"))
             yield Change(where, f"can {'no longer' if lost else 'now'} be run out of band", lost)
-        yield from self._types(where, old["arg-type"], new["arg-type"], True)
-        yield from self._types(f"{where}, return", old["ret-type"], new["ret-type"], False)
+        self._later(where, old["arg-type"], new["arg-type"], True)
+        self._later(f"{where}, return", old["ret-type"], new["ret-type"], False)
 
     def _features(self, where: str, old: Entity, new: Entity) -> Iterator[Change]:
         before, after = set(old.get("features", ())), set(new.get("features", ()))
@@ -91,11 +96,13 @@ class _Diff:
         for feature in sorted(after - before):
             yield Change(where, f"has the feature '{feature}' now", False)
 
+    def _later(self, where: str, old_name: str, new_name: str, sent: bool) -> None:
+        """Note two types at one place for comparison; ``sent`` says that clients send it, else they receive it."""
+        if (old_name, new_name, sent) not in self._seen:
+            self._seen.add((old_name, new_name, sent))
+            self._pending.append((where, old_name, new_name, sent))
+
     def _types(self, where: str, old_name: str, new_name: str, sent: bool) -> Iterator[Change]:
-        """Compare two types at one place; ``sent`` says that clients send it, else they receive it."""
-        if (old_name, new_name, sent) in self._seen:
-            return
-        self._seen.add((old_name, new_name, sent))
         old, new = self._old.type(old_name), self._new.type(new_name)
         kinds = (old["meta-type"], new["meta-type"])
         if kinds == ("enum", "enum"):
@@ -103,7 +110,7 @@ class _Diff:
         elif kinds == ("object", "object"):
             yield from self._objects(where, old, new, sent)
         elif kinds == ("array", "array"):
-            yield from self._types(f"{where}[]", old["element-type"], new["element-type"], sent)
+            self._later(f"{where}[]", old["element-type"], new["element-type"], sent)
         elif "alternate" in kinds:
             yield from self._alternates(where, old, new, sent)
         elif self._old.shape(old) != self._new.shape(new):
@@ -131,7 +138,7 @@ class _Diff:
             if shape not in after:
                 yield Change(where, f"is never {_article(shape)} any more", sent)
             else:
-                yield from self._types(where, before[shape], after[shape], sent)
+                self._later(where, before[shape], after[shape], sent)
         for shape in after:
             if shape not in before:
                 yield Change(where, f"may be {_article(shape)} too now", not sent)
@@ -150,7 +157,7 @@ class _Diff:
         if old.get("tag") != new.get("tag") and before and after:
             yield Change(where, f"the tag was '{old.get('tag')}', is '{new.get('tag')}'", True)
         for case in before.keys() & after.keys():
-            yield from self._types(f"{where}, {new.get('tag')} '{case}'", before[case], after[case], sent)
+            self._later(f"{where}, {new.get('tag')} '{case}'", before[case], after[case], sent)
 
     def _members(self, where: str, noun: str, old: Entity, new: Entity, sent: bool) -> Iterator[Change]:
         before = {member["name"]: member for member in old["members"]}
@@ -165,7 +172,7 @@ class _Diff:
                 text = "is optional now" if is_optional else "is mandatory now"
                 yield Change(place, text, is_optional != sent)
             yield from self._features(place, member, after[name])
-            yield from self._types(place, member["type"], after[name]["type"], sent)
+            self._later(place, member["type"], after[name]["type"], sent)
         for name, member in after.items():
             if name not in before:
                 mandatory = "default" not in member

@@ -38,10 +38,10 @@ def tokenize(text: str, file: str) -> Iterator[Token]:
     """The tokens of ``text``, ending with one of kind ``end``. Raises QapiError on what is no token."""
     if len(text) > MAX_SOURCE:
         raise QapiError(Position(file, 1, 1), f"a schema file has at most {MAX_SOURCE} characters")
-    number = 0
+    number, line = 0, ""
     for number, line in enumerate(text.split("\n"), 1):
         yield from _line(line, file, number)
-    yield Token("end", "", Position(file, number + 1, 1))
+    yield Token("end", "", Position(file, number, len(line) + 1))
 
 
 def _line(line: str, file: str, number: int) -> Iterator[Token]:
