@@ -142,9 +142,7 @@ class Connection:
         try:
             if not self._passes_fds:
                 return self.sock.recv(READ_SIZE)
-            data, ancillary, _flags, _address = self.sock.recvmsg(
-                READ_SIZE, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, _flags, _address = self.sock.recvmsg(READ_SIZE, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
         except OSError:
             return b""
         if ancillary:
@@ -161,10 +159,6 @@ class Connection:
             for fd in self._fds:
                 os.close(fd)
             self._fds = fds
-            for fd in fds:
-                # A descriptor that blocks was the sender's choice, but what reads from it here must not be made non-blocking
-                # behind its back either.
-                os.set_blocking(fd, True)
 
     def _send_raw(self, data: bytes | bytearray) -> int:
         try:

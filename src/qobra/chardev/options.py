@@ -15,14 +15,18 @@ from qobra.errors import QobraError
 Options = dict[str, str]
 
 # The options of the kinds that have many, so that a misspelt one is named before what it leaves missing.
-_SOCKET = (
-    "path host port fd cid abstract tight server wait telnet tn3270 websocket reconnect delay nodelay tls-creds tls-authz "
-    "to ipv4 ipv6 keep-alive numeric"
-).split()
-_UDP = "host port localaddr localport ipv4 ipv6".split()
+_SOCKET = frozenset(
+    (
+        *("path", "host", "port", "fd", "cid", "abstract", "tight", "server", "wait", "telnet", "tn3270", "websocket"),
+        *("reconnect", "delay", "nodelay", "tls-creds", "tls-authz", "to", "ipv4", "ipv6", "keep-alive", "numeric"),
+    )
+)
+_UDP = frozenset(("host", "port", "localaddr", "localport", "ipv4", "ipv6"))
 _BOOLEANS = frozenset(
-    "server wait telnet tn3270 websocket delay nodelay ipv4 ipv6 keep-alive numeric abstract tight append signal mux "
-    "logappend".split()
+    (
+        *("server", "wait", "telnet", "tn3270", "websocket", "delay", "nodelay", "ipv4", "ipv6", "keep-alive"),
+        *("numeric", "abstract", "tight", "append", "signal", "mux", "logappend"),
+    )
 )
 
 
@@ -80,7 +84,7 @@ def parse(text: str, *, warn: Callable[[str], None] | None = None) -> tuple[str,
 def backend(kind: str, options: Options) -> dict[str, Any]:
     """The ChardevBackend of the kind ``kind`` with these options, each a text."""
     if not kind:
-        raise QobraError("chardev: \"\" missing backend")
+        raise QobraError('chardev: "" missing backend')
     if registry.find(kind) is None:
         raise QobraError(f"'{kind}' is not a valid char driver name")
     rest = {key: value for key, value in options.items() if key != "mux"}
@@ -226,7 +230,7 @@ _BUILDERS: dict[str, Callable[[Options, dict[str, Any]], None]] = {
 
 
 def parse_short(text: str) -> dict[str, Any]:
-    """The ChardevBackend of the short form that ``-serial`` and ``-qmp`` take: ``stdio``, ``unix:PATH,server=on``, ..."""
+    """The ChardevBackend of the short form of ``-serial`` and ``-qmp``: ``stdio``, ``unix:PATH,server=on``, ..."""
     kind, _, rest = text.partition(":")
     if kind in ("null", "pty", "stdio", "ringbuf", "msmouse", "braille", "wctablet", "testdev") and not rest:
         return backend(kind, {})
@@ -234,7 +238,7 @@ def parse_short(text: str) -> dict[str, Any]:
         return backend("vc", {})
     if kind in ("file", "pipe"):
         return backend(kind, {"path": rest})
-    if text.startswith("/dev/parport") or text.startswith("/dev/ppi"):
+    if text.startswith(("/dev/parport", "/dev/ppi")):
         return backend("parallel", {"path": text})
     if text.startswith("/dev/"):
         return backend("serial", {"path": text})

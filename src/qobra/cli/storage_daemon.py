@@ -92,8 +92,8 @@ def _run(options: list[tuple[str, str]], background: Background | None) -> int:
         for name, value in options:
             if name == "pidfile":
                 pidfile = value
-            elif name not in ("daemonize", "trace") and _help_wanted(name, value):
-                print(_object_help(machine, value), end="")
+            elif (text := _help(machine, name, value)) is not None:
+                print(text, end="")
                 return 0
             else:
                 _apply(machine, monitors, name, value)
@@ -175,11 +175,15 @@ def _add_object(machine: Machine, value: str) -> None:
         machine.objects.create(type_name, id, properties, keyval=keyval)
 
 
-def _help_wanted(name: str, value: str) -> bool:
-    if name == "object":
-        words = value.split(",")
-        return "help" in words or "?" in words
-    return name == "chardev" and value in ("help", "?")
+def _help(machine: Machine, name: str, value: str) -> str | None:
+    """The text for an option that only asks what there is."""
+    if name == "object" and {"help", "?"} & set(value.split(",")):
+        return _object_help(machine, value)
+    if name == "chardev" and value in ("help", "?"):
+        from qobra.chardev.chardev import registry
+
+        return "Available chardev backend types: \n" + "".join(f"  {kind}\n" for kind in registry.names())
+    return None
 
 
 def _object_help(machine: Machine, value: str) -> str:

@@ -73,9 +73,7 @@ def call(
     if oob and not spec.oob:
         raise QobraError(f"The command {name} does not support OOB")
     if not spec.allow_preconfig and machine.preconfig:
-        raise QobraError(
-            f"The command '{name}' is permitted only after machine initialization has completed"
-        )
+        raise QobraError(f"The command '{name}' is permitted only after machine initialization has completed")
     checked = contract().check_arguments(name, arguments)
     parameters = (machine, checked, session) if found.with_session else (machine, checked)
     if oob:

@@ -21,8 +21,9 @@ LENGTH = 8
 class InBandQueue:
     """Serves the requests of one session, one after the other."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, client: int) -> None:
         self._session = session
+        self._client = client
         self._waiting: deque[tuple[Any, list[int]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -59,7 +60,7 @@ class InBandQueue:
                 self._changed.notify_all()
             if fds:
                 self._session.fds_arrived(fds)
-            self._session.serve(request)
+            self._session.serve(request, self._client)
 
 
 def _close(fds: list[int]) -> None:

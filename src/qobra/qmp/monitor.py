@@ -27,7 +27,7 @@ class Monitors:
         """Put a monitor on the character device ``chardev_id``: ``control`` speaks QMP, ``readline`` is for people."""
         device = self._machine.chardevs.find(chardev_id)
         if device is None:
-            raise QobraError(f"chardev \"{chardev_id}\" not found")
+            raise QobraError(f'chardev "{chardev_id}" not found')
         if mode == "readline":
             from qobra.qmp.readline import ReadlineMonitor
 

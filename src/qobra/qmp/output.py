@@ -17,7 +17,8 @@ class Output:
     """Sends lines to a character device as long as it takes them, and keeps the rest.
 
     Replies always find room: a session reads no further request before the reply to the last is out, so there is one at
-    a time (two with out-of-band commands). Events are dropped, whole, while ``MAX_BACKLOG`` is exceeded.
+    a time (two with out-of-band commands). Events are dropped, whole, while ``MAX_BACKLOG`` is exceeded. ``client``
+    counts the clients that came.
     """
 
     def __init__(self, chardev: Chardev) -> None:
@@ -25,14 +26,14 @@ class Output:
         self._lock = threading.Lock()
         self._backlog: deque[bytes] = deque()
         self._size = 0
-        self._generation = 0
+        self.client = 0
         self._draining = False
         self.dropped_events = 0
 
     def open(self) -> None:
         """A new client: nothing waits."""
         with self._lock:
-            self._generation += 1
+            self.client += 1
             self._backlog.clear()
             self._size = 0
             self._draining = False
@@ -41,10 +42,11 @@ class Output:
         """The client is gone, and what it did not read with it."""
         self.open()
 
-    def reply(self, line: bytes) -> None:
-        """Send ``line``, or keep what does not go out for :meth:`drain`."""
+    def reply(self, line: bytes, client: int | None = None) -> None:
+        """Send ``line``, or keep what does not go out for :meth:`drain`; not if ``client`` is gone."""
         with self._lock:
-            self._put(line)
+            if client in (None, self.client):
+                self._put(line)
 
     def event(self, line: bytes) -> None:
         """Send ``line``, or let a thread send it when the client reads again."""
@@ -56,13 +58,13 @@ class Output:
             if not self._backlog or self._draining:
                 return
             self._draining = True
-            generation = self._generation
-        threading.Thread(target=self._drain, args=(generation,), name="qmp output", daemon=True).start()
+            client = self.client
+        threading.Thread(target=self._drain, args=(client,), name="qmp output", daemon=True).start()
 
     def drain(self) -> None:
         """Wait until everything is out, or the client gone."""
         if self._backlog:
-            self._drain(self._generation)
+            self._drain(self.client)
 
     def _put(self, line: bytes) -> None:
         if not self._backlog:
@@ -73,10 +75,10 @@ class Output:
         self._backlog.append(line)
         self._size += len(line)
 
-    def _drain(self, generation: int) -> None:
+    def _drain(self, client: int) -> None:
         while True:
             with self._lock:
-                if generation != self._generation:
+                if client != self.client:
                     return
                 while self._backlog:
                     line = self._backlog[0]

@@ -1,4 +1,4 @@
-"""The grammatical half of reading QMP: tokens to values, one at a time, with QEMU's limits and words for what is wrong."""
+"""The grammatical half of reading QMP: tokens to values, with QEMU's limits and words for what is wrong."""
 
 from __future__ import annotations
 

@@ -33,9 +33,7 @@ class Session:
     ``pretty`` indents what is sent. ``peer_fds`` are the file descriptors that came with the latest message.
     """
 
-    def __init__(
-        self, machine: Machine, chardev: Chardev, router: EventRouter, *, pretty: bool = False
-    ) -> None:
+    def __init__(self, machine: Machine, chardev: Chardev, router: EventRouter, *, pretty: bool = False) -> None:
         self.machine = machine
         self.chardev = chardev
         self.pretty = pretty
@@ -97,15 +95,18 @@ class Session:
 
     # -- requests
 
-    def serve(self, item: Any) -> None:
-        """Answer one request, or the error that stands for an unreadable one, in the calling thread."""
+    def serve(self, item: Any, client: int | None = None) -> None:
+        """Answer one request, or the error that stands for an unreadable one, in the calling thread.
+
+        ``client`` is whose request it is, where that client may have left since and another have come.
+        """
         if isinstance(item, QobraError):
-            self._output.reply(self._error_line(item, {}))
+            self._output.reply(self._error_line(item, {}), client)
         elif self.oob and type(item) is dict and "exec-oob" in item and "execute" not in item:
-            self._output.reply(self._answer(item))
+            self._output.reply(self._answer(item), client)
         else:
             with self.machine.control:
-                self._output.reply(self._answer(item))
+                self._output.reply(self._answer(item), client)
         # Outside the strand: a client that does not read holds up nobody but itself.
         self._output.drain()
 
@@ -115,10 +116,9 @@ class Session:
             name, arguments, oob = dispatch.check_request(request, oob_enabled=self.oob)
             if not self.negotiated:
                 if name != "qmp_capabilities":
-                    raise QobraError(
-                        "Expecting capabilities negotiation with 'qmp_capabilities'", COMMAND_NOT_FOUND
-                    )
-                result = self._negotiate(arguments)
+                    raise QobraError("Expecting capabilities negotiation with 'qmp_capabilities'", COMMAND_NOT_FOUND)
+                self._negotiate(arguments)
+                result = None
             else:
                 result = dispatch.call(self.machine, name, arguments, session=self, oob=oob)
             return self._reply_line(result, request)
@@ -134,7 +134,7 @@ class Session:
             from qobra.qmp.inband import InBandQueue
 
             self.oob = True
-            self._in_band = InBandQueue(self)
+            self._in_band = InBandQueue(self, self._output.client)
         self.negotiated = True
         self._router.add(self)
 

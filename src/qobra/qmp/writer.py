@@ -8,7 +8,7 @@ try:
     from _json import encode_basestring_ascii as _quote
     from _json import make_encoder as _make_encoder
 except ImportError:  # not CPython
-    from json.encoder import py_encode_basestring_ascii as _quote  # type: ignore[attr-defined,no-redef]
+    from json.encoder import py_encode_basestring_ascii as _quote
 
     _make_encoder = None  # type: ignore[assignment,misc]
 
@@ -36,9 +36,7 @@ def _refuse(value: object) -> Any:
 
 
 _encode = (
-    _make_encoder(None, _refuse, _quote, None, ": ", ", ", False, False, True)  # type: ignore[call-arg,arg-type]
-    if _make_encoder is not None
-    else None
+    _make_encoder(None, _refuse, _quote, None, ": ", ", ", False, False, True) if _make_encoder is not None else None
 )
 
 

@@ -1,0 +1,136 @@
+"""The human monitor's commands for the monitor itself, objects and character devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.machine.machine import Machine
+from qobra.qmp import dispatch, hmp
+from qobra.qmp.hmp import hmp_command
+from qobra.qmp.version import version_info
+
+
+@hmp_command("help|?", args="name:S?", params="[cmd]", help="show the help")
+def help_(machine: Machine, args: dict[str, Any]) -> str:
+    """What commands there are."""
+    return hmp.help_text(machine, args.get("name", ""))
+
+
+@hmp_command("quit|q", help="quit the emulator")
+def quit_(machine: Machine, args: dict[str, Any]) -> None:
+    """End the program."""
+    dispatch.call(machine, "quit", {})
+
+
+@hmp_command("info version", help="show the version of QEMU")
+def info_version(machine: Machine, args: dict[str, Any]) -> str:
+    """The version."""
+    info = version_info()
+    numbers = info["qemu"]
+    return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}{info['package']}\n"
+
+
+@hmp_command("info name", help="show the current VM name")
+def info_name(machine: Machine, args: dict[str, Any]) -> str:
+    """The machine's name."""
+    return "" if machine.name is None else f"{machine.name}\n"
+
+
+@hmp_command("info uuid", help="show the current VM UUID")
+def info_uuid(machine: Machine, args: dict[str, Any]) -> str:
+    """The machine's identity."""
+    return f"{dispatch.call(machine, 'query-uuid', {})['UUID']}\n"
+
+
+@hmp_command("info iothreads", help="show iothreads")
+def info_iothreads(machine: Machine, args: dict[str, Any]) -> str:
+    """The I/O threads."""
+    text = ""
+    for info in dispatch.call(machine, "query-iothreads", {}):
+        text += f"{info['id']}:\n  thread_id={info['thread-id']}\n"
+        text += "".join(f"  {key}={value}\n" for key, value in info.items() if key not in ("id", "thread-id"))
+    return text
+
+
+@hmp_command(
+    "object_add", args="object:S", params="[qom-type=]type,id=str[,prop=value][,...]", help="create QOM object"
+)
+def object_add(machine: Machine, args: dict[str, Any]) -> None:
+    """Create an object."""
+    from qobra.errors import QobraError
+    from qobra.qapi.keyval import parse
+
+    properties = parse(args["object"], "qom-type")
+    for required in ("qom-type", "id"):
+        if required not in properties:
+            raise QobraError(f"Parameter '{required}' is missing")
+    type_name, id = properties.pop("qom-type"), properties.pop("id")
+    machine.objects.create(type_name, id, properties, keyval=True)
+
+
+@hmp_command("object_del", args="id:s", params="id", help="destroy QOM object")
+def object_del(machine: Machine, args: dict[str, Any]) -> None:
+    """Delete an object."""
+    machine.objects.delete(args["id"])
+
+
+@hmp_command("info chardev", help="show the character devices")
+def info_chardev(machine: Machine, args: dict[str, Any]) -> str:
+    """The character devices."""
+    return "".join(f"{device.id}: filename={device.filename()}\n" for device in machine.chardevs)
+
+
+@hmp_command("chardev-add", args="args:S", params="args", help="add chardev")
+def chardev_add(machine: Machine, args: dict[str, Any]) -> None:
+    """Make a character device from what ``-chardev`` takes."""
+    from qobra.chardev.options import parse
+
+    id, backend = parse(args["args"])
+    machine.chardevs.create(id, backend, failure="")
+
+
+@hmp_command("chardev-change", args="id:s,args:S", params="id args", help="change chardev")
+def chardev_change(machine: Machine, args: dict[str, Any]) -> None:
+    """Exchange the backend of a character device."""
+    from qobra.chardev.options import backend, split
+
+    options = split(args["args"], "backend")
+    kind = options.pop("backend", "")
+    machine.chardevs.change(args["id"], backend(kind, options))
+
+
+@hmp_command("chardev-remove", args="id:s", params="id", help="remove chardev")
+def chardev_remove(machine: Machine, args: dict[str, Any]) -> None:
+    """Remove a character device."""
+    machine.chardevs.remove(args["id"])
+
+
+@hmp_command("chardev-send-break", args="id:s", params="id", help="send a break on chardev")
+def chardev_send_break(machine: Machine, args: dict[str, Any]) -> None:
+    """Send a break."""
+    dispatch.call(machine, "chardev-send-break", {"id": args["id"]})
+
+
+@hmp_command(
+    "ringbuf_write", args="device:s,data:s", params="device data", help="Write to a ring buffer character device"
+)
+def ringbuf_write(machine: Machine, args: dict[str, Any]) -> None:
+    """Put text into a ring buffer."""
+    dispatch.call(machine, "ringbuf-write", {"device": args["device"], "data": args["data"]})
+
+
+@hmp_command(
+    "ringbuf_read", args="device:s,size:i", params="device size", help="Read from a ring buffer character device"
+)
+def ringbuf_read(machine: Machine, args: dict[str, Any]) -> str:
+    """Take text out of a ring buffer, what is no text shown as its code."""
+    text = dispatch.call(machine, "ringbuf-read", {"device": args["device"], "size": args["size"]})
+    shown = ""
+    for character in text:
+        if character == "\\":
+            shown += "\\\\"
+        elif (character < " " and character != "\n") or character == "\x7f":
+            shown += f"\\u{ord(character):04X}"
+        else:
+            shown += character
+    return shown + "\n"
