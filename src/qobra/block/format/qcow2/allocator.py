@@ -1,0 +1,235 @@
+"""Finding and counting free host clusters, and growing the refcount structures that count them.
+
+First fit, from a hint below which nothing is free. Clusters past everything that was ever allocated and past the
+end of the file as it was opened are *virgin*: they read as zeroes, so a partial write to one needs no filling.
+"""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.refcount import Block, Counts, unpack_counts
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.image import Image
+    from qobra.block.format.qcow2.refcount import Refcounts
+
+
+class Allocator:
+    """Hands out host clusters. All methods are to be called under the image's lock."""
+
+    def __init__(self, image: Image, refcounts: Refcounts) -> None:
+        self._image = image
+        self._refcounts = refcounts
+        self.first_free = 0
+        """No cluster below this index is free."""
+        self.virgin = 0
+        """Clusters from this index on were never written: they read as zeroes."""
+        self._partial = 0
+        """Host offset at which the next compressed cluster goes, 0 if there is no begun cluster."""
+
+    def start(self, file_length: int) -> None:
+        """The image file is ``file_length`` bytes long."""
+        self.virgin = -(-file_length >> self._image.cluster_bits)
+
+    # -- whole clusters -----------------------------------------------------------------------------------------
+
+    def allocate(self, want: int, least: int = 1) -> tuple[int, int]:
+        """``least`` to ``want`` free clusters in a row, now with a count of 1: (first index, how many)."""
+        refcounts = self._refcounts
+        # A run longer than a block needs blocks of its own; they go into clusters left free before it.
+        spare = (least >> refcounts.block_bits) + 2 if least > refcounts.entries_per_block >> 1 else 0
+        at = self.first_free
+        tight = not spare
+        while True:
+            index = at >> refcounts.block_bits
+            needed = ((at + spare + least) >> refcounts.block_bits) + 1
+            if max(index + 1, needed if spare else 0) > len(refcounts.table):
+                self._grow_table(max(index + 1, needed))
+                continue
+            block = refcounts.block(index)
+            if block is None:
+                self._new_block(index, index << refcounts.block_bits)
+                continue
+            start = index << refcounts.block_bits
+            position = _find_zero(block.counts, at - start)
+            if position < 0:
+                at = start + refcounts.entries_per_block
+                if tight:
+                    self.first_free = at
+                continue
+            free = start + position
+            if tight:
+                self.first_free = free
+            first = free + spare
+            found = self._run(first, want, free)
+            if found >= least:
+                self._take(first, found)
+                if tight:
+                    self.first_free = first + found
+                return first, found
+            tight = False
+            at = first + max(found, 1)
+
+    def _run(self, first: int, want: int, spare: int) -> int:
+        """How many clusters from ``first`` on are free, up to ``want``; makes missing blocks on the way.
+
+        Free clusters from ``spare`` up to ``first`` may be used for those.
+        """
+        refcounts = self._refcounts
+        mask = refcounts.entries_per_block - 1
+        found = 0
+        while found < want:
+            at = first + found
+            index = at >> refcounts.block_bits
+            if index >= len(refcounts.table):
+                self._grow_table(index + 1)
+            block = refcounts.block(index)
+            if block is None:
+                self._new_block(index, self._place_for_block(index, spare, first))
+                block = refcounts.block(index)
+                assert block is not None
+            counts = block.counts
+            low = at & mask
+            high = min(low + want - found, mask + 1)
+            if any(counts[low:high]):
+                for position in range(low, high):
+                    if counts[position]:
+                        return found + position - low
+            found += high - low
+        return found
+
+    def _take(self, first: int, count: int) -> None:
+        if first == 0:
+            self._image.corrupt("Preventing invalid allocation of cluster at offset 0", fatal=True)
+        self._refcounts.add(first, count, 1)
+        if first + count > self.virgin:
+            self.virgin = first + count
+
+    def release(self, first: int, count: int) -> None:
+        """Take one reference from each of ``count`` clusters."""
+        self._refcounts.add(first, count, -1)
+        if first < self.first_free:
+            self.first_free = first
+        begun = self._partial >> self._image.cluster_bits
+        if first <= begun < first + count and not self._refcounts.get(begun):
+            self._partial = 0
+
+    # -- compressed data ------------------------------------------------------------------------------------------
+
+    def allocate_bytes(self, size: int) -> int:
+        """The host offset of ``size`` bytes (at most two clusters) for compressed data, their clusters counted."""
+        image = self._image
+        bits = image.cluster_bits
+        refcounts = self._refcounts
+        partial = self._partial
+        if partial:
+            inside = image.cluster_size - (partial & image.cluster_mask)
+            if refcounts.get(partial >> bits) < refcounts.maximum:
+                if size <= inside:
+                    refcounts.add(partial >> bits, 1, 1)
+                    self._advance(partial + size)
+                    return partial
+                more = -(-(size - inside) >> bits)
+                follower = (partial >> bits) + 1
+                if self._is_free_run(follower, more):
+                    self._take(follower, more)
+                    refcounts.add(partial >> bits, 1, 1)
+                    self._advance(partial + size)
+                    return partial
+        first, _count = self.allocate(-(-size >> bits), -(-size >> bits))
+        self._advance((first << bits) + size)
+        return first << bits
+
+    def _advance(self, end: int) -> None:
+        self._partial = end if end & self._image.cluster_mask else 0
+
+    def _is_free_run(self, first: int, count: int) -> bool:
+        refcounts = self._refcounts
+        return all(
+            refcounts.block(cluster >> refcounts.block_bits) is not None and not refcounts.get(cluster)
+            for cluster in range(first, first + count)
+        )
+
+    # -- the refcount structures ----------------------------------------------------------------------------------
+
+    def _empty_block(self) -> Counts:
+        return unpack_counts(bytes(self._image.cluster_size), self._refcounts.order)
+
+    def _new_block(self, index: int, place: int) -> None:
+        """Make block ``index`` in the free cluster ``place``, which is counted already or by the new block itself."""
+        refcounts = self._refcounts
+        image = self._image
+        if place == 0:
+            image.corrupt("Preventing invalid allocation of refcount block at offset 0", fatal=True)
+        image.note_metadata(place << image.cluster_bits, 1)
+        block = Block(place << image.cluster_bits, self._empty_block())
+        refcounts.insert(index, block)
+        refcounts.mark(index, block)
+        refcounts.table[index] = block.offset
+        refcounts.fresh.add(index)
+        refcounts.add(place, 1, 1)
+        if place >= self.virgin:
+            self.virgin = place + 1
+
+    def _place_for_block(self, index: int, low: int, high: int) -> int:
+        """A free cluster in ``low`` to ``high``, or the first that block ``index`` itself counts."""
+        refcounts = self._refcounts
+        for cluster in range(low, high):
+            block = refcounts.block(cluster >> refcounts.block_bits)
+            if block is None:
+                break
+            if not block.counts[cluster & (refcounts.entries_per_block - 1)]:
+                return cluster
+        return index << refcounts.block_bits
+
+    def _grow_table(self, entries: int) -> None:
+        """Make the table at least ``entries`` long: a new one, with the blocks that count it, past the old one's reach.
+
+        Written through at once, as it is rare: blocks, then table, then header, each on stable storage before the next.
+        """
+        image = self._image
+        refcounts = self._refcounts
+        bits = image.cluster_bits
+        first = refcounts.capacity
+        wanted = max(entries, len(refcounts.table) + len(refcounts.table) // 2)
+        blocks = 1
+        while True:
+            clusters = -(-8 * max(wanted, len(refcounts.table) + blocks) >> bits)
+            needed = -(-(blocks + clusters) >> refcounts.block_bits)
+            if needed <= blocks:
+                break
+            blocks = needed
+        if clusters << bits > layout.MAX_REFTABLE_BYTES:
+            raise QobraError("The image file is as large as its refcount table can count", errno=errno.EFBIG)
+        image.note_metadata(first << bits, blocks + clusters)
+        old = image.header.reftable_offset, image.header.reftable_clusters, len(refcounts.table)
+        table = array("Q", refcounts.table)
+        table.frombytes(bytes((clusters << bits) - 8 * len(table)))
+        refcounts.table = table
+        for number in range(blocks):
+            index = old[2] + number
+            block = Block(first + number << bits, self._empty_block())
+            table[index] = block.offset
+            refcounts.insert(index, block)
+            refcounts.mark(index, block)
+            refcounts.fresh.add(index)
+        refcounts.add(first, blocks + clusters, 1)
+        self.virgin = max(self.virgin, first + blocks + clusters)
+        image.writeback.write_new_table(first + blocks << bits, clusters)
+        image.forget_metadata(old[0], old[1])
+        self.release(old[0] >> bits, old[1])
+
+
+def _find_zero(counts: Counts, start: int) -> int:
+    """Index of the first zero at or after ``start``, -1 if there is none."""
+    if isinstance(counts, bytearray):
+        return counts.find(0, start)
+    try:
+        return counts.index(0, start)
+    except ValueError:
+        return -1

@@ -1,0 +1,112 @@
+"""Compressed clusters: raw deflate with a 4 KiB window, or zstd.
+
+The codecs release the GIL, and nothing here takes the image's lock, so that many threads may work at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import zlib
+from typing import TYPE_CHECKING
+
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.node import Buffer
+
+ZLIB, ZSTD = 0, 1
+DEFLATE_BITS = -12
+"""zlib's window bits of the streams that are written: raw deflate, 4 KiB."""
+
+_local = threading.local()
+
+
+def compress(data: Buffer, kind: int, level: int | None = None) -> bytes | None:
+    """``data``, a whole cluster, compressed; None where that would not make it smaller."""
+    if kind == ZSTD:
+        packed = _zstd_compressor(level or 3).compress(data)
+    else:
+        stream = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION if level is None else level, zlib.DEFLATED, DEFLATE_BITS)
+        packed = stream.compress(data) + stream.flush()
+    return packed if len(packed) < len(data) else None
+
+
+def decompress(data: Buffer, size: int, kind: int) -> bytes:
+    """The ``size`` bytes of a cluster that ``data`` begins with; what follows in ``data`` is not looked at.
+
+    Raises QobraError (EIO) for bad data. Takes no more memory than ``size`` asks for.
+    """
+    try:
+        if kind == ZSTD:
+            result = _zstd_read(data, size)
+        else:
+            result = _inflate(data, size)
+    except Exception as error:
+        raise QobraError(f"Could not decompress a cluster: {error}", errno=errno.EIO)
+    if len(result) != size:
+        raise QobraError("Could not decompress a cluster: it is shorter than a cluster", errno=errno.EIO)
+    return result
+
+
+def _inflate(data: Buffer, size: int) -> bytes:
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib.decompressobj(-15).decompress(data, size)
+    result: bytes = isal_zlib.decompressobj(-15).decompress(data, size)
+    return result
+
+
+def _zstd_compressor(level: int) -> ZstdCompressor:
+    import zstandard
+
+    made: dict[int, ZstdCompressor] | None = getattr(_local, "zstd", None)
+    if made is None:
+        made = _local.zstd = {}
+    if level not in made:
+        made[level] = zstandard.ZstdCompressor(level=level)
+    return made[level]
+
+
+def _zstd_read(data: Buffer, size: int) -> bytes:
+    import zstandard
+
+    reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(bytes(data))
+    parts = []
+    while size:
+        part = reader.read(size)
+        if not part:
+            break
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+if TYPE_CHECKING:
+    from zstandard import ZstdCompressor
+
+
+class ClusterCache:
+    """The clusters that were decompressed last, by L2 entry's place: small reads often come back for more of one."""
+
+    def __init__(self, cluster_size: int) -> None:
+        self._capacity = max(1, min(16, (4 << 20) // cluster_size))
+        self._clusters: dict[tuple[int, int], bytes] = {}
+        self._lock = threading.Lock()
+
+    def get(self, place: tuple[int, int]) -> bytes | None:
+        """The contents of the cluster at (host offset, length), if it is here."""
+        return self._clusters.get(place)
+
+    def put(self, place: tuple[int, int], data: bytes) -> None:
+        """Remember a cluster."""
+        with self._lock:
+            while len(self._clusters) >= self._capacity:
+                del self._clusters[next(iter(self._clusters))]
+            self._clusters[place] = data
+
+    def clear(self) -> None:
+        """Forget all: compressed data has been written, perhaps where other data was."""
+        with self._lock:
+            self._clusters.clear()

@@ -1,0 +1,161 @@
+"""Making a new image: blockdev-create for qcow2, and the checks of its options."""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.header import Header, l1_entries_for, l1_shift
+from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
+from qobra.block.format.qcow2.writeback import words_to_bytes
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode, Options
+
+
+def create(options: Options, file: BlockNode, data_file: BlockNode | None) -> None:
+    """Write an empty image as ``options`` (a BlockdevCreateOptionsQcow2) describe into ``file``, and preallocate.
+
+    Raises QobraError in QEMU's words for options that cannot be.
+    """
+    header = header_for(options, data_file)
+    file.truncate(0)
+    _write_empty(header, file)
+    del data_file
+
+
+def header_for(options: Options, data_file: BlockNode | None) -> Header:
+    """The header of the image that ``options`` ask for, with no table placed yet."""
+    header = Header()
+    size = options["size"]
+    if size % 512:
+        raise QobraError("Image size must be a multiple of 512 bytes", errno=errno.EINVAL)
+    header.size = size
+    header.version = 2 if options.get("version", "v3") == "v2" else 3
+    extended = bool(options.get("extended-l2", False))
+    header.cluster_bits = cluster_bits(options.get("cluster-size", 65536), extended)
+    preallocation = options.get("preallocation", "off")
+    backing = options.get("backing-file")
+    if preallocation != "off" and backing is not None and not extended:
+        raise QobraError(
+            "Backing file and preallocation can only be used at the same time if extended_l2 is enabled",
+            errno=errno.EINVAL,
+        )
+    if options.get("backing-fmt") is not None and backing is None:
+        raise QobraError("Backing format cannot be used without backing file", errno=errno.EINVAL)
+    if options.get("lazy-refcounts") and header.version < 3:
+        raise QobraError(
+            "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            errno=errno.EINVAL,
+        )
+    header.refcount_order = refcount_order(options.get("refcount-bits", 16), header.version)
+    if options.get("data-file-raw") and data_file is None:
+        raise QobraError("data-file-raw requires data-file", errno=errno.EINVAL)
+    if options.get("data-file-raw") and backing is not None:
+        raise QobraError("Backing file and data-file-raw cannot be used at the same time", errno=errno.EINVAL)
+    if data_file is not None:
+        if header.version < 3:
+            raise QobraError(
+                "External data files are only supported with compatibility level 1.1 and above (use version=v3 or "
+                "greater)",
+                errno=errno.EINVAL,
+            )
+        header.incompatible |= layout.EXTERNAL_DATA
+        header.data_file = data_file.filename
+        if options.get("data-file-raw"):
+            header.autoclear |= layout.RAW_EXTERNAL
+    if options.get("compression-type", "zlib") != "zlib":
+        if header.version < 3:
+            raise QobraError(
+                "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or "
+                "greater)",
+                errno=errno.EINVAL,
+            )
+        header.compression = layout.COMPRESSION_TYPES.index(options["compression-type"])
+        header.incompatible |= layout.COMPRESSION
+    if extended:
+        if header.version < 3:
+            raise QobraError(
+                "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or "
+                "greater)",
+                errno=errno.EINVAL,
+            )
+        header.incompatible |= layout.EXTENDED_L2
+    if options.get("lazy-refcounts"):
+        header.compatible |= layout.LAZY_REFCOUNTS
+    if l1_entries_for(header, size) * 8 > layout.MAX_L1_BYTES:
+        raise QobraError(_too_large(header), errno=errno.EFBIG)
+    header.backing_file = backing or ""
+    header.backing_format = options.get("backing-fmt") or ""
+    return header
+
+
+def _too_large(header: Header) -> str:
+    largest = (layout.MAX_L1_BYTES // 8) << l1_shift(header)
+    return f"The image size is too large for file format 'qcow2' (try using a larger cluster size, at most {largest})"
+
+
+def cluster_bits(size: int, extended: bool) -> int:
+    """log2 of a cluster size that the user asked for. Raises QobraError."""
+    bits = size.bit_length() - 1
+    if size <= 0 or size & (size - 1) or not layout.MIN_CLUSTER_BITS <= bits <= layout.MAX_CLUSTER_BITS:
+        raise QobraError(
+            f"Cluster size must be a power of two between {1 << layout.MIN_CLUSTER_BITS} and "
+            f"{1 << (layout.MAX_CLUSTER_BITS - 10)}k",
+            errno=errno.EINVAL,
+        )
+    if extended and bits < layout.MIN_EXTENDED_CLUSTER_BITS:
+        raise QobraError(
+            f"Extended L2 entries are only supported with cluster sizes of at least "
+            f"{1 << layout.MIN_EXTENDED_CLUSTER_BITS} bytes",
+            errno=errno.EINVAL,
+        )
+    return bits
+
+
+def refcount_order(bits: int, version: int) -> int:
+    """log2 of a refcount width in bits that the user asked for. Raises QobraError."""
+    if not 1 <= bits <= 64 or bits & (bits - 1):
+        raise QobraError("Refcount width must be a power of two and may not exceed 64 bits", errno=errno.EINVAL)
+    if version < 3 and bits != 16:
+        raise QobraError(
+            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or "
+            "greater)",
+            errno=errno.EINVAL,
+        )
+    return bits.bit_length() - 1
+
+
+def _write_empty(header: Header, file: BlockNode) -> None:
+    """Lay out header, refcount table, its first blocks and L1, in this order, and write them."""
+    bits = header.cluster_bits
+    size = header.cluster_size
+    header.l1_entries = l1_entries_for(header, header.size)
+    l1_clusters = -(-header.l1_entries * 8 >> bits)
+    entries = (size * 8) >> header.refcount_order
+    blocks, table = 1, 1
+    while True:
+        total = 1 + table + blocks + l1_clusters
+        need_blocks = -(-total // entries)
+        need_table = -(-need_blocks * 8 >> bits)
+        if need_blocks <= blocks and need_table <= table:
+            break
+        blocks, table = max(blocks, need_blocks), max(table, need_table)
+    header.reftable_offset, header.reftable_clusters = size, table
+    first_block = (1 + table) << bits
+    header.l1_offset = first_block + (blocks << bits) if l1_clusters else 0
+    reftable = array("Q", [first_block + (number << bits) for number in range(blocks)])
+    counts = unpack_counts(bytes(blocks << bits), header.refcount_order)
+    for cluster in range(total):
+        counts[cluster] = 1
+    end = total << bits
+    if header.l1_entries:
+        file.write_zeroes(header.l1_offset, end - header.l1_offset)
+    file.write(size, words_to_bytes(reftable) + bytes((table << bits) - 8 * blocks))
+    file.write(first_block, pack_counts(counts, header.refcount_order))
+    head = header.pack()
+    file.write(0, head + bytes(size - len(head)))
+    file.flush()

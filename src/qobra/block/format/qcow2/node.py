@@ -1,0 +1,201 @@
+"""The qcow2 block driver: opens an image and hands requests to the modules that serve them."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+from qobra.block import permissions
+from qobra.block.extents import Extent
+from qobra.block.filename import parse_filename, relative_to
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.compressed import ClusterCache, decompress
+from qobra.block.format.qcow2.header import parse_header
+from qobra.block.format.qcow2.image import Image
+from qobra.block.format.qcow2.mapping import map_range
+from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
+from qobra.block.format.qcow2.snapshots import SnapshotTable
+from qobra.block.format.qcow2.writer import Writer
+from qobra.block.format.qcow2.zeroing import Zeroing
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.errors import QobraError
+
+
+@drivers.register("qcow2")
+class Qcow2Node(BlockNode):
+    """A qcow2 image. ``header``, ``snapshots`` and ``image`` are its metadata; see :mod:`.image`."""
+
+    driver = "qcow2"
+    is_format = True
+    supports_backing = True
+    creatable = True
+
+    image: Image
+
+    @classmethod
+    def probe(cls, data: bytes, filename: str) -> int:
+        return 100 if data[:4] == layout.MAGIC and int.from_bytes(data[4:8], "big") >= 2 else 0
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def open(self, opening: Opening) -> None:
+        options = opening.options
+        opening.child("file", permissions.ROLE_IMAGE)
+        self.checking = bool(options.get("_check"))
+        """Opened to be checked: a corrupt or dirty image is let through as it is."""
+        try:
+            self.header = parse_header(self._read_file)
+            self.snapshots = SnapshotTable(self.header)
+            header = self.header
+            if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
+                raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
+            if header.crypt_method != layout.CRYPT_NONE and not options.get("_no-io"):
+                raise QobraError("Encrypted qcow2 images are not supported", errno=errno.ENOTSUP)
+            self._take_options(options)
+            self.image = Image(self, self.file, header, cache_sizes(header, options))
+            self.image.overlap.checks = overlap_checks(options)
+            self._open_data_file(opening)
+            self.image.load()
+            self.snapshots.load(self._read_file)
+        except OSError as error:
+            raise QobraError.from_os("Could not read qcow2 header", error)
+        self.backing_filename = header.backing_file
+        self.backing_format = header.backing_format
+        self.length = header.size
+        self._writer = Writer(self.image)
+        self._zeroing = Zeroing(self.image)
+        self._decompressed = ClusterCache(self.image.cluster_size)
+
+    def _read_file(self, offset: int, length: int) -> bytes:
+        inside = max(0, min(length, self.file.length - offset))
+        data = self.file.read(offset, inside) if inside else b""
+        return data + bytes(length - inside)
+
+    def _take_options(self, options: Options) -> None:
+        header = self.header
+        self.lazy_refcounts = bool(options.get("lazy-refcounts", header.compatible & layout.LAZY_REFCOUNTS))
+        if self.lazy_refcounts and header.version < 3:
+            raise QobraError(
+                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level", errno=errno.EINVAL
+            )
+        self.pass_discard = bool(options.get("pass-discard-request", self.discard_unmap))
+        self.pass_discard_snapshot = bool(options.get("pass-discard-snapshot", True))
+        self.pass_discard_other = bool(options.get("pass-discard-other", False))
+
+    def _open_data_file(self, opening: Opening) -> None:
+        header = self.header
+        self.data_file_raw = False
+        if not header.external_data:
+            if "data-file" in opening.options:
+                raise QobraError("'data-file' can only be set for images with an external data file")
+            return
+        self.roles["file"] = permissions.ROLE_METADATA | permissions.ROLE_PRIMARY
+        self.data_file_raw = bool(header.autoclear & layout.RAW_EXTERNAL)
+        if opening.options.get("_no-io"):
+            return
+        if "data-file" in opening.options:
+            opening.child("data-file", permissions.ROLE_DATA)
+        elif header.data_file:
+            reference = parse_filename(relative_to(header.data_file, self.file.filename))
+            opening.attach("data-file", permissions.ROLE_DATA, reference)
+        else:
+            raise QobraError("'data-file' is required for this image")
+        self.image.data = self.children["data-file"]
+
+    def activate(self) -> None:
+        header = self.header
+        if self.read_only or self.checking:
+            return
+        if header.autoclear & ~layout.KNOWN_AUTOCLEAR:
+            header.autoclear &= layout.KNOWN_AUTOCLEAR
+            self.image.writeback.write_header()
+
+    def close(self) -> None:
+        if hasattr(self, "image") and not self.read_only and not self.image.is_corrupt:
+            self.image.writeback.finish()
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        return map_range(self.image, offset, length)
+
+    def read_old(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` with what guest ``offset`` holds, for copy-on-write."""
+        self._read(offset, view)
+
+    def read_computed(self, offset: int, view: memoryview) -> None:
+        image = self.image
+        size = image.cluster_size
+        position = 0
+        while position < len(view):
+            inside = (offset + position) & image.cluster_mask
+            part = view[position : position + size - inside]
+            cluster = self._read_compressed((offset + position) >> image.cluster_bits)
+            part[:] = cluster[inside : inside + len(part)]
+            position += len(part)
+
+    def _read_compressed(self, cluster: int) -> bytes:
+        image = self.image
+        with image.lock:
+            part = image.tables.find(cluster)
+            word = part.words[(cluster & image.tables.slice_mask) << image.tables.word_bits] if part is not None else 0
+        if not word & layout.COMPRESSED_FLAG:
+            return self.read(cluster << image.cluster_bits, image.cluster_size)  # it was overwritten just now
+        place = layout.compressed_place(word, image.cluster_bits)
+        data = self._decompressed.get(place)
+        if data is None:
+            packed = image.read_meta(*place)
+            data = decompress(packed, image.cluster_size, image.header.compression)
+            self._decompressed.put(place, data)
+        return data
+
+    # -- writing ----------------------------------------------------------------------------------------------
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        view = memoryview(data)
+        self._writer.write(offset, view if view.format == "B" and view.contiguous else view.cast("B"))
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        return self._zeroing.zero(offset, length, may_unmap, no_fallback)
+
+    def _discard(self, offset: int, length: int) -> None:
+        self._zeroing.discard(offset, length)
+
+    def flush(self) -> None:
+        if self.read_only:
+            return
+        self.image.writeback.commit()
+
+    # -- what callers ask -------------------------------------------------------------------------------------
+
+    def plain_writes(self) -> bool:
+        return super().plain_writes() and not self.image.encrypted
+
+    def cluster_size(self) -> int:
+        return self.image.cluster_size
+
+    def has_zero_init(self) -> bool:
+        return not self.image.external or self.image.data.has_zero_init()
+
+    def device_name(self) -> str:
+        """The name of the block device that uses this node, for events; empty where there is none."""
+        for root in self.layer.graph.roots_of(self):
+            name = getattr(root, "name", "")
+            if name:
+                return str(name)
+        return ""
+
+    def warn(self, text: str) -> None:
+        """Tell whoever runs the program."""
+        print(text, file=sys.stderr)
+
+    def relevant_options(self) -> Options:
+        return {key: value for key, value in super().relevant_options().items() if not key.startswith("_")}
+
+    @classmethod
+    def create(cls, options: Options, file: BlockNode, data_file: BlockNode | None = None) -> None:
+        """blockdev-create (BlockdevCreateOptionsQcow2); see :mod:`.create`."""
+        from qobra.block.format.qcow2.create import create
+
+        create(options, file, data_file)

@@ -1,0 +1,82 @@
+"""The open options of qcow2 (BlockdevOptionsQcow2) that need more than a look: cache sizes and overlap checks."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2.image import CacheSizes
+from qobra.block.format.qcow2.overlap import CHECKS, TEMPLATES
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.header import Header
+    from qobra.block.node import Options
+
+DEFAULT_L2_CACHE = 32 << 20
+DEFAULT_REFCOUNT_CACHE = 2 << 20
+_MAX_CACHE = 1 << 40
+_SLICE_LIMIT = 64 << 10
+"""Bytes of a slice unless the user says otherwise: whole L2 tables, up to this."""
+
+
+def cache_sizes(header: Header, options: Options) -> CacheSizes:
+    """How large the caches are to be. Raises QobraError in QEMU's words for sizes that contradict one another."""
+    total = options.get("cache-size")
+    l2 = options.get("l2-cache-size")
+    refcount = options.get("refcount-cache-size")
+    entry = options.get("l2-cache-entry-size")
+    cluster = header.cluster_size
+    if total is not None:
+        if l2 is not None and refcount is not None:
+            raise QobraError(
+                "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time", errno=errno.EINVAL
+            )
+        if l2 is not None and l2 > total:
+            raise QobraError("l2-cache-size may not exceed cache-size", errno=errno.EINVAL)
+        if refcount is not None and refcount > total:
+            raise QobraError("refcount-cache-size may not exceed cache-size", errno=errno.EINVAL)
+        if l2 is None and refcount is None:
+            refcount = min(4 * cluster, total)
+        if refcount is None:
+            refcount = total - l2
+        if l2 is None:
+            l2 = total - refcount
+    if entry is None:
+        entry = min(cluster, _SLICE_LIMIT)
+    elif entry < 512 or entry > cluster or entry & (entry - 1):
+        raise QobraError(
+            f"L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})",
+            errno=errno.EINVAL,
+        )
+    l2 = DEFAULT_L2_CACHE if l2 is None else l2
+    refcount = DEFAULT_REFCOUNT_CACHE if refcount is None else refcount
+    if l2 > _MAX_CACHE:
+        raise QobraError("L2 cache size too big", errno=errno.EINVAL)
+    if refcount > _MAX_CACHE:
+        raise QobraError("Refcount cache size too big", errno=errno.EINVAL)
+    return CacheSizes(l2, entry, max(refcount, 4 * cluster))
+
+
+def overlap_checks(options: Options) -> frozenset[str]:
+    """The overlap checks that the ``overlap-check`` option (a template, or flags over one) asks for."""
+    wanted = options.get("overlap-check")
+    if wanted is None:
+        return TEMPLATES["cached"]
+    if isinstance(wanted, str):
+        return _template(wanted)
+    chosen = set(_template(wanted.get("template", "cached")))
+    for name in CHECKS:
+        if name in wanted:
+            (chosen.add if wanted[name] else chosen.discard)(name)
+    return frozenset(chosen)
+
+
+def _template(name: str) -> frozenset[str]:
+    if name not in TEMPLATES:
+        raise QobraError(
+            f"Unsupported value '{name}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, "
+            "constant, cached, all",
+            errno=errno.EINVAL,
+        )
+    return TEMPLATES[name]

@@ -1,0 +1,150 @@
+"""Guarding metadata: no write may go to a host cluster that holds it, whatever a damaged table says.
+
+The check is one set lookup a cluster. The set is built from what is in memory when a request first wants to write.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.image import Image
+
+CHECKS = (
+    "main-header",
+    "active-l1",
+    "active-l2",
+    "refcount-table",
+    "refcount-block",
+    "snapshot-table",
+    "inactive-l1",
+    "inactive-l2",
+    "bitmap-directory",
+)
+"""The members of Qcow2OverlapCheckFlags."""
+
+_CONSTANT = frozenset({"main-header", "active-l1", "refcount-table", "snapshot-table", "bitmap-directory"})
+TEMPLATES = {
+    "none": frozenset[str](),
+    "constant": _CONSTANT,
+    "cached": frozenset(CHECKS) - {"inactive-l2"},
+    "all": frozenset(CHECKS),
+}
+
+_NAMES = {
+    "main-header": "qcow2_header",
+    "active-l1": "active L1 table",
+    "active-l2": "active L2 table",
+    "refcount-table": "refcount table",
+    "refcount-block": "refcount block",
+    "snapshot-table": "snapshot table",
+    "inactive-l1": "inactive L1 table",
+    "inactive-l2": "inactive L2 table",
+    "bitmap-directory": "bitmap directory",
+}
+
+
+class Overlap:
+    """The host clusters of an image that hold metadata. To be used under the image's lock."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self.checks: frozenset[str] = TEMPLATES["cached"]
+        self._clusters: set[int] | None = None
+        self._signalled = False
+
+    def note(self, cluster: int, count: int) -> None:
+        """``count`` clusters, which must not hold any yet, hold metadata from now on."""
+        self.guard(cluster << self._image.cluster_bits, count << self._image.cluster_bits)
+        if self._clusters is not None:
+            self._clusters.update(range(cluster, cluster + count))
+
+    def forget(self, cluster: int, count: int) -> None:
+        """They do not any more."""
+        if self._clusters is not None:
+            self._clusters.difference_update(range(cluster, cluster + count))
+
+    def rebuild(self) -> None:
+        """Collect anew at the next check (after a snapshot, a resize, ...)."""
+        self._clusters = None
+
+    def touches(self, cluster: int, count: int) -> bool:
+        """Whether one of ``count`` host clusters from ``cluster`` holds metadata that is guarded."""
+        clusters = self._clusters
+        if clusters is None:
+            clusters = self._clusters = self._collect()
+        if count == 1:
+            return cluster in clusters
+        return not clusters.isdisjoint(range(cluster, cluster + count))
+
+    def guard(self, offset: int, length: int) -> None:
+        """Raise, and mark the image corrupt, if a write of ``length`` bytes at host ``offset`` would hit metadata."""
+        bits = self._image.cluster_bits
+        first = offset >> bits
+        if self.touches(first, ((offset + length - 1) >> bits) - first + 1):
+            self._image.corrupt(
+                f"Preventing invalid write on metadata (overlaps with {self._name(offset, length)})",
+                fatal=True,
+                offset=offset,
+                size=length,
+            )
+
+    def _areas(self) -> list[tuple[str, int, int]]:
+        """(check, host offset, bytes) of all that is guarded, in the order in which QEMU looks."""
+        image = self._image
+        header = image.header
+        size = image.cluster_size
+        areas = [
+            ("main-header", 0, size),
+            ("active-l1", header.l1_offset, header.l1_entries * 8),
+        ]
+        areas += [("active-l2", entry & layout.OFFSET_MASK, size) for entry in image.tables.l1]
+        areas += [("refcount-block", entry & layout.REFTABLE_MASK, size) for entry in image.refcounts.table]
+        areas.append(("refcount-table", header.reftable_offset, header.reftable_clusters * size))
+        areas += image.node.snapshots.areas()
+        if header.bitmaps is not None:
+            areas.append(("bitmap-directory", header.bitmaps[1], header.bitmaps[2]))
+        return [area for area in areas if area[0] in self.checks and area[2] and (area[1] or area[0] == "main-header")]
+
+    def _collect(self) -> set[int]:
+        clusters: set[int] = set()
+        bits = self._image.cluster_bits
+        for _check, offset, size in self._areas():
+            first, last = offset >> bits, (offset + size - 1) >> bits
+            if first == last:
+                clusters.add(first)
+            else:
+                clusters.update(range(first, last + 1))
+        return clusters
+
+    def _name(self, offset: int, length: int) -> str:
+        mask = -self._image.cluster_size
+        for check, start, size in self._areas():
+            if start & mask < offset + length and offset < start + size:
+                return _NAMES[check]
+        return "metadata"
+
+    def signal(self, message: str, *, fatal: bool, offset: int, size: int) -> None:
+        """Say once that the image is damaged; if ``fatal``, set the corrupt bit and stop using the image."""
+        image = self._image
+        node = image.node
+        fatal = fatal and not node.read_only
+        if not (fatal and not image.is_corrupt) and self._signalled:
+            return
+        self._signalled = True
+        if fatal:
+            text = f"qcow2: Marking image as corrupt: {message}; further corruption events will be suppressed"
+        else:
+            text = f"qcow2: Image is corrupt: {message}; further non-fatal corruption events will be suppressed"
+        node.warn(text)
+        data = {"device": node.device_name(), "node-name": node.node_name, "msg": message, "fatal": fatal}
+        if offset >= 0:
+            data["offset"] = offset
+        if size >= 0:
+            data["size"] = size
+        node.layer.emit_from_request("BLOCK_IMAGE_CORRUPTED", data)
+        if fatal:
+            image.is_corrupt = True
+            image.writeback.set_incompatible(layout.CORRUPT)

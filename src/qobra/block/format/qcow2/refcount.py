@@ -1,0 +1,192 @@
+"""Reference counts of host clusters: the table, its blocks in all widths, and a bounded cache of them.
+
+Counts are changed in memory under the image's lock and written by :mod:`writeback`, which keeps the order that makes
+a crash harmless. In memory a block is a sequence with an element for each cluster, whatever the width on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from array import array
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.image import Image
+
+Counts = bytearray | array  # type: ignore[type-arg]
+
+_CODES = {4: "H", 5: "I", 6: "Q"}
+_SWAP = sys.byteorder == "little"
+
+
+def unpack_counts(data: bytes, order: int) -> Counts:
+    """The counts that a block of ``1 << order`` bits each holds."""
+    if order == 3:
+        return bytearray(data)
+    if order > 3:
+        counts = array(_CODES[order], data)
+        if _SWAP:
+            counts.byteswap()
+        return counts
+    # The first count is in the least significant bits: take the counts of each position in a byte all at once.
+    width = 1 << order
+    packed = int.from_bytes(data, "little")
+    mask = int.from_bytes(bytes(((1 << width) - 1,)) * len(data), "little")
+    per_byte = 8 // width
+    unpacked = bytearray(len(data) * per_byte)
+    for position in range(per_byte):
+        unpacked[position::per_byte] = (packed >> (position * width) & mask).to_bytes(len(data), "little")
+    return unpacked
+
+
+def pack_counts(counts: Counts, order: int) -> bytes:
+    """The reverse of :func:`unpack_counts`."""
+    if order == 3:
+        return bytes(counts)
+    if isinstance(counts, array):
+        swapped = array(counts.typecode, counts)
+        if _SWAP:
+            swapped.byteswap()
+        return swapped.tobytes()
+    width = 1 << order
+    per_byte = 8 // width
+    packed = 0
+    for position in range(per_byte):
+        packed |= int.from_bytes(counts[position::per_byte], "little") << (position * width)
+    return packed.to_bytes(len(counts) // per_byte, "little")
+
+
+class Block:
+    """A refcount block in memory."""
+
+    __slots__ = ("busy", "counts", "dirty", "offset", "used")
+
+    def __init__(self, offset: int, counts: Counts) -> None:
+        self.offset = offset
+        self.counts = counts
+        self.dirty = False
+        self.busy = False
+        """Being written: must stay in the cache."""
+        self.used = True
+
+
+class Refcounts:
+    """The counts of all clusters of an image. All methods are to be called under the image's lock."""
+
+    def __init__(self, image: Image, cache_bytes: int) -> None:
+        header = image.header
+        self._image = image
+        self.order = header.refcount_order
+        self.maximum = (1 << (1 << self.order)) - 1
+        self.block_bits = header.cluster_bits + 3 - self.order
+        self.table: array[int] = array("Q")
+        self.fresh: set[int] = set()
+        """Indexes of table entries that the table on disk does not have yet."""
+        self.blocks: dict[int, Block] = {}
+        self.dirty: dict[int, Block] = {}
+        entry_bytes = max(1, (1 << self.order) >> 3)
+        self._capacity = max(4, cache_bytes // ((1 << self.block_bits) * entry_bytes))
+
+    @property
+    def entries_per_block(self) -> int:
+        """Clusters that one block counts."""
+        return 1 << self.block_bits
+
+    @property
+    def capacity(self) -> int:
+        """Clusters that the table can count without growing."""
+        return len(self.table) << self.block_bits
+
+    def load_table(self) -> None:
+        """Read the table, whose place and size the header gives (checked there)."""
+        header = self._image.header
+        size = header.reftable_clusters << header.cluster_bits
+        self.table = self._image.read_array(header.reftable_offset, size // 8)
+
+    def block(self, index: int) -> Block | None:
+        """Block ``index`` of the table, or None where none is allocated (all counts are 0)."""
+        block = self.blocks.get(index)
+        if block is not None:
+            block.used = True
+            return block
+        if index >= len(self.table):
+            return None
+        offset = self.table[index] & layout.REFTABLE_MASK
+        if not offset:
+            return None
+        image = self._image
+        if offset & image.cluster_mask:
+            image.corrupt(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})", fatal=True)
+        block = Block(offset, unpack_counts(image.read_meta(offset, image.cluster_size), self.order))
+        self.insert(index, block)
+        return block
+
+    def insert(self, index: int, block: Block) -> None:
+        """Put a block into the cache, and push out one that is not needed now if the cache is full."""
+        blocks = self.blocks
+        if len(blocks) >= self._capacity:
+            for key in list(blocks):
+                old = blocks[key]
+                if old.used:
+                    old.used = False
+                elif not old.dirty and not old.busy:
+                    del blocks[key]
+                    if len(blocks) < self._capacity:
+                        break
+        blocks[index] = block
+
+    def crowded(self) -> bool:
+        """Whether so many blocks are dirty that they should be written."""
+        return len(self.dirty) * 2 > self._capacity
+
+    def get(self, cluster: int) -> int:
+        """The count of host cluster ``cluster``."""
+        block = self.block(cluster >> self.block_bits)
+        if block is None:
+            return 0
+        count: int = block.counts[cluster & (self.entries_per_block - 1)]
+        return count
+
+    def mark(self, index: int, block: Block) -> None:
+        """The counts of ``block`` have changed."""
+        if not block.dirty:
+            block.dirty = True
+            self.dirty[index] = block
+
+    def set(self, cluster: int, value: int) -> None:
+        """Set one count. The block must exist."""
+        index = cluster >> self.block_bits
+        block = self.block(index)
+        if block is None:
+            raise QobraError(f"No refcount block covers cluster {cluster:#x}", errno=errno.EIO)
+        block.counts[cluster & (self.entries_per_block - 1)] = value
+        self.mark(index, block)
+
+    def add(self, cluster: int, count: int, delta: int) -> None:
+        """Change the counts of ``count`` clusters from ``cluster`` by ``delta``.
+
+        Raises QobraError, and changes nothing, where one would overflow or become negative; their blocks must exist.
+        """
+        mask = self.entries_per_block - 1
+        done = 0
+        while done < count:
+            at = cluster + done
+            index = at >> self.block_bits
+            block = self.block(index)
+            low = at & mask
+            high = min(low + count - done, mask + 1)
+            counts = block.counts if block is not None else None
+            if counts is None or any(not 0 <= each + delta <= self.maximum for each in counts[low:high]):
+                self.add(cluster, done, -delta)
+                if delta > 0 and counts is not None:
+                    raise QobraError("Refcount overflow", errno=errno.EINVAL)
+                raise QobraError(f"Refcount of cluster {at:#x} would become negative", errno=errno.EINVAL)
+            assert block is not None
+            for position in range(low, high):
+                counts[position] += delta
+            self.mark(index, block)
+            done += high - low

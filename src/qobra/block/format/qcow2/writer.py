@@ -1,0 +1,225 @@
+"""Guest writes: in place where that is possible, else into new clusters, with copy-on-write around the edges.
+
+A write is cut into *pieces*, each of which is one of the two. A piece that allocates does so in three steps: claim
+the clusters and mark the guest's as in flight (under the lock), write the data (without it), change the mapping (under
+it).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.mapping import check_host
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.image import Image
+    from qobra.block.format.qcow2.tables import Slice
+
+_COPIED = layout.COPIED
+_OFFSET = layout.OFFSET_MASK
+_ZERO = layout.ZERO_FLAG
+_DATA_MASK = layout.COPIED | layout.COMPRESSED_FLAG | layout.ZERO_FLAG
+
+_JOIN_LIMIT = 256 << 10
+"""A write of up to so many bytes is joined with what is copied around it."""
+
+
+class Claim:
+    """Clusters that a piece of a write has claimed: guest clusters ``first`` to ``last`` are to lie at ``host``."""
+
+    __slots__ = ("clean", "first", "head_zero", "host", "last", "owned", "tail_zero")
+
+    def __init__(self, first: int, last: int, host: int, *, owned: bool, clean: bool) -> None:
+        self.first = first
+        self.last = last
+        self.host = host
+        self.owned = owned
+        """Newly allocated, so to be given back if the write fails."""
+        self.clean = clean
+        """The host clusters read as zeroes."""
+        self.head_zero = False
+        """What was in the first guest cluster reads as zeroes."""
+        self.tail_zero = False
+
+
+class Writer:
+    """Writes to an image with plain L2 entries."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Write ``view`` at guest ``offset``."""
+        image = self._image
+        image.writeback.commit_if_crowded()
+        position, total = 0, len(view)
+        while position < total:
+            here = offset + position
+            with image.lock:
+                size, host, claim = self._plan(here, total - position)
+            part = view[position : position + size] if size < total else view
+            if claim is None:
+                self.write_data(here, host, part)
+            else:
+                self._write_claimed(here, part, claim)
+            position += size
+
+    def write_data(self, offset: int, host: int, data: memoryview) -> None:
+        """Put guest data (for guest ``offset``) at ``host`` of the data file."""
+        crypt = self._image.crypt
+        self._image.data.write(host, data if crypt is None else crypt.encrypt(offset, host, data))
+
+    def _plan(self, offset: int, length: int) -> tuple[int, int, Claim | None]:
+        """(bytes, host offset, None) to write in place at ``offset``, or (bytes, host offset, claim)."""
+        image = self._image
+        image.check_usable()
+        bits, tables = image.cluster_bits, image.tables
+        cluster = offset >> bits
+        while cluster in image.in_flight:
+            image.wait_landed()
+            image.check_usable()
+        part = tables.find(cluster)
+        index = cluster & tables.slice_mask
+        word = part.words[index] if part is not None else 0
+        limit = index + min(((offset + length - 1) >> bits) - cluster, tables.slice_mask - index) + 1
+        inside = offset & image.cluster_mask
+        if part is not None and word & _DATA_MASK == _COPIED and (word & _OFFSET or image.external):
+            stop = _contiguous(part, index, limit, word, image.cluster_size)
+            host = word & _OFFSET
+            check_host(image, part, index, host, cluster)
+            if not image.external:
+                image.overlap.guard(host, (stop - index) << bits)
+            return min(((stop - index) << bits) - inside, length), host + inside, None
+        claim = self._claim(cluster, index, limit, word)
+        size = min(((claim.last - cluster + 1) << bits) - inside, length)
+        self._look_at_edges(claim, offset, size)
+        image.take_off(claim.first, claim.last)
+        return size, claim.host + inside, claim
+
+    def _claim(self, cluster: int, index: int, limit: int, word: int) -> Claim:
+        """Host clusters for the guest clusters at ``index`` up to ``limit`` of a slice, as many as lie in a row."""
+        image = self._image
+        image.before_allocating()
+        part = image.tables.writable(cluster)
+        words = part.words
+        if word & _DATA_MASK == _COPIED | _ZERO and (word & _OFFSET or image.external):
+            # A zero cluster that has a place of its own.
+            check_host(image, part, index, word & _OFFSET, cluster)
+            stop = _contiguous(part, index, limit, word, image.cluster_size)
+            stop = self._before_in_flight(cluster, index, stop)
+            if not image.external:
+                image.overlap.guard(word & _OFFSET, (stop - index) << image.cluster_bits)
+            return Claim(cluster, cluster + stop - index - 1, word & _OFFSET, owned=False, clean=False)
+        stop = index + 1
+        while stop < limit and not words[stop] & _COPIED:
+            stop += 1
+        stop = self._before_in_flight(cluster, index, stop)
+        count = stop - index
+        if image.external:
+            return Claim(cluster, cluster + count - 1, cluster << image.cluster_bits, owned=False, clean=False)
+        virgin = image.allocator.virgin
+        first, count = image.allocator.allocate(count)
+        host = first << image.cluster_bits
+        image.overlap.guard(host, count << image.cluster_bits)
+        return Claim(cluster, cluster + count - 1, host, owned=True, clean=first >= virgin)
+
+    def _before_in_flight(self, cluster: int, index: int, stop: int) -> int:
+        in_flight = self._image.in_flight
+        if in_flight:
+            for at in range(index + 1, stop):
+                if cluster + at - index in in_flight:
+                    return at
+        return stop
+
+    def _look_at_edges(self, claim: Claim, offset: int, size: int) -> None:
+        image = self._image
+        if offset & image.cluster_mask:
+            claim.head_zero = image.reads_zero(claim.first)
+        if (offset + size) & image.cluster_mask:
+            claim.tail_zero = image.reads_zero(claim.last)
+
+    def _write_claimed(self, offset: int, data: memoryview, claim: Claim) -> None:
+        """Write ``data`` and what surrounds it in its clusters, then map them."""
+        image = self._image
+        try:
+            self._write_around(offset, data, claim)
+        except BaseException:
+            with image.lock:
+                if claim.owned:
+                    image.allocator.release(claim.host >> image.cluster_bits, claim.last - claim.first + 1)
+                image.land(claim.first, claim.last)
+            raise
+        with image.lock:
+            self._map(claim)
+            image.land(claim.first, claim.last)
+        image.node.moved(claim.first << image.cluster_bits, (claim.last - claim.first + 1) << image.cluster_bits)
+
+    def _write_around(self, offset: int, data: memoryview, claim: Claim) -> None:
+        image = self._image
+        head = offset & image.cluster_mask
+        tail = -(offset + len(data)) & image.cluster_mask
+        if image.crypt is None:
+            if claim.clean and (not head or claim.head_zero):
+                head = 0
+            if claim.clean and (not tail or claim.tail_zero):
+                tail = 0
+        host = claim.host + (offset - (claim.first << image.cluster_bits))
+        if not head and not tail:
+            self.write_data(offset, host, data)
+        elif head + len(data) + tail <= _JOIN_LIMIT:
+            joined = memoryview(bytearray(head + len(data) + tail))
+            self._read_old(offset - head, joined[:head], claim.head_zero)
+            joined[head : head + len(data)] = data
+            self._read_old(offset + len(data), joined[head + len(data) :], claim.tail_zero)
+            self.write_data(offset - head, host - head, joined)
+        else:
+            self._copy_old(offset - head, host - head, head, claim.head_zero)
+            self.write_data(offset, host, data)
+            self._copy_old(offset + len(data), host + len(data), tail, claim.tail_zero)
+
+    def _read_old(self, offset: int, view: memoryview, zero: bool) -> None:
+        """Fill ``view`` with what guest ``offset`` holds so far; zeroes past the end of the disk."""
+        if zero or not len(view):
+            return  # fresh memory is zeroes
+        inside = max(0, min(len(view), self._image.node.length - offset))
+        if inside:
+            self._image.node.read_old(offset, view[:inside])
+
+    def _copy_old(self, offset: int, host: int, length: int, zero: bool) -> None:
+        if not length:
+            return
+        if zero and self._image.crypt is None:
+            self._image.data.write_zeroes(host, length)
+            return
+        old = memoryview(bytearray(length))
+        self._read_old(offset, old, zero)
+        self.write_data(offset, host, old)
+
+    def _map(self, claim: Claim) -> None:
+        image = self._image
+        tables = image.tables
+        part = tables.writable(claim.first)
+        words = part.words
+        index = claim.first & tables.slice_mask
+        count = claim.last - claim.first + 1
+        word = claim.host | _COPIED
+        step = image.cluster_size
+        for at in range(index, index + count):
+            old = words[at]
+            words[at] = word
+            if old and (old & layout.COMPRESSED_FLAG or (old ^ word) & _OFFSET):
+                image.free_entry(old)
+            word += step
+        tables.mark(claim.first, part, index, index + count - 1)
+
+
+def _contiguous(part: Slice, index: int, limit: int, word: int, step: int) -> int:
+    words = part.words
+    stop = index + 1
+    while stop < limit:
+        word += step
+        if words[stop] != word:
+            break
+        stop += 1
+    return stop
