@@ -33,7 +33,6 @@ type: $(VENV)/.test
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs
-	$(BIN)/python tools/build_docs.py
 	$(BIN)/mkdocs build --strict --quiet
 
 # The typed models and the client's methods, from the schema.

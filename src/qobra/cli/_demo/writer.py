@@ -31,7 +31,7 @@ class Writer:
         self._random = random.Random(0)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._write_on, name="writer")
+        self._thread = threading.Thread(target=self._write_on, name="writer", daemon=True)
         self._error: Exception | None = None
         self.versions: dict[int, int] = {}
         self.count = 0

@@ -36,15 +36,15 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     directory = tempfile.mkdtemp(prefix="qobra-demo-")
     daemon = None
+    stays = False
     try:
         if options.disk is not None and not os.path.isfile(options.disk):
             raise QobraError(f"--disk: there is no file {options.disk}")
         daemon = Daemon(directory)
         good = run(daemon, options.disk)
-        if good and options.stay:
+        stays = good and options.stay
+        if stays:
             print(daemon.how_to_connect())
-            daemon = None
-            return 0
         return 0 if good else 1
     except (QobraError, OSError) as error:
         print(f"qobra demo: {error}", file=sys.stderr)
@@ -53,10 +53,9 @@ def main(argv: list[str]) -> int:
         print(file=sys.stderr)
         return 130
     finally:
-        if daemon is not None:
-            daemon.close()
-            shutil.rmtree(directory, ignore_errors=True)
-        elif not options.stay:
+        if not stays:
+            if daemon is not None:
+                daemon.close()
             shutil.rmtree(directory, ignore_errors=True)
 
 
