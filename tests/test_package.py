@@ -1,0 +1,45 @@
+"""What is installed: a wheel with all modules, the schema, and the programs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheel_is_complete(tmp_path: Path) -> None:
+    if int(version("setuptools").split(".")[0]) < 68:
+        pytest.skip("setuptools is older than pyproject.toml asks for")
+    tree = tmp_path / "tree"
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        tree.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    result = subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("qobra-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+        (scripts,) = [archive.read(name).decode() for name in packed if name.endswith("entry_points.txt")]
+    wanted = {str(path.relative_to(tree / "src")) for path in (tree / "src" / "qobra").rglob("*") if path.is_file()}
+    assert wanted - packed == set()
+    assert "qobra-storage-daemon = qobra.cli.storage_daemon:main" in scripts
+
+
+def test_the_programs_are_there() -> None:
+    import importlib
+    import tomllib
+
+    with open(ROOT / "pyproject.toml", "rb") as stream:
+        scripts = tomllib.load(stream)["project"]["scripts"]
+    for target in scripts.values():
+        module, function = target.split(":")
+        assert callable(getattr(importlib.import_module(module), function)), target
