@@ -182,8 +182,9 @@ class GraphChange:
 
         ``new`` itself and what lies under it keep their links to ``old``.
         """
+        under = self._under(new)
         for parent, links in self._links.items():
-            if parent is new or parent in keep:
+            if parent in under or parent in keep:
                 continue
             for name, (child, role) in links.items():
                 if child is old:
@@ -193,6 +194,17 @@ class GraphChange:
             if node is old and root not in keep:
                 self._roots[root] = (new, perm, shared)
                 self.touches_existing = True
+
+    def _under(self, node: BlockNode) -> set[BlockNode]:
+        """``node`` and all that can be reached from it."""
+        reached: set[BlockNode] = set()
+        pending = [node]
+        while pending:
+            each = pending.pop()
+            if each not in reached:
+                reached.add(each)
+                pending += [child for child, _role in self._links[each].values()]
+        return reached
 
     def set_root(self, root: Root, node: BlockNode | None, perm: int | None = None, shared: int | None = None) -> None:
         """Let ``root`` enter at ``node`` (None: nowhere) with these permissions (None: the ones it has)."""

@@ -1,0 +1,216 @@
+"""Copy one chunk from a node to another by the best way that the two allow.
+
+What the source knows to be zero is not read; what lies as it is in a file, and goes as it is to a file, is moved by
+the kernel; everything else goes through a buffer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from qobra.block.extents import ABSENT, DATA, ZERO, Run, resolve
+from qobra.block.node import is_zero
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+CHUNK_SIZE = 512 << 10
+"""Bytes of a chunk: large enough to hide the cost of a call, small enough to stay in the cache."""
+
+_NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM)
+
+
+class CopyFailed(Exception):
+    """A chunk could not be copied: ``error`` says why, ``is_read`` on which side."""
+
+    def __init__(self, error: OSError | QobraError, is_read: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.is_read = is_read
+
+
+class ChunkCopier:
+    """Copies ranges of ``source`` to the same offsets of ``target``. Thread-safe.
+
+    ``compress`` writes compressed clusters (the ranges are then whole clusters of the target). ``detect_zeroes`` is
+    the size in bytes of the pieces of data that are looked at for zeroes (0: none are). ``target_is_zero``: what is
+    zero need not be written. ``unmap``: zeroes may be holes.
+
+    Whoever calls :meth:`copy` is inside a slot of a root, or the nodes are nobody else's.
+    """
+
+    def __init__(
+        self,
+        source: BlockNode,
+        target: BlockNode,
+        *,
+        compress: bool = False,
+        detect_zeroes: int = 0,
+        target_is_zero: bool = False,
+        unmap: bool = True,
+        use_copy_range: bool = True,
+    ) -> None:
+        self.source = source
+        self.target = target
+        self._compress = compress
+        self._detect_zeroes = detect_zeroes
+        self._target_is_zero = target_is_zero
+        self._unmap = unmap
+        self._copy_range = use_copy_range and not compress and not detect_zeroes
+        self._generation = -1
+        self._plain: tuple[int, int] | None = None
+        self._local = threading.local()
+
+    def copy(self, offset: int, length: int) -> None:
+        """Copy ``length`` bytes at ``offset``. Raises CopyFailed; what was copied till then stays."""
+        end = offset + length
+        source_end = self.source.length
+        while offset < end:
+            size = min(CHUNK_SIZE, end - offset) if self._compress else end - offset
+            inside = max(0, min(size, source_end - offset))
+            if self._compress:
+                self._copy_compressed(offset, size, inside)
+            else:
+                if inside:
+                    self._copy_runs(offset, inside)
+                if inside < size:
+                    self._zero(offset + inside, size - inside)
+            offset += size
+
+    def _copy_runs(self, offset: int, length: int) -> None:
+        try:
+            runs = resolve(self.source, offset, length, want_zero=True)
+        except (OSError, QobraError) as error:
+            raise CopyFailed(error, True)
+        for run in runs:
+            if run.kind in (ZERO, ABSENT):
+                self._zero(run.start, run.length)
+            elif not (run.kind == DATA and self._copy_range and self._in_kernel(run)):
+                self._through_buffer(run)
+
+    def _zero(self, offset: int, length: int) -> None:
+        if self._target_is_zero:
+            return
+        try:
+            self.target.write_zeroes(offset, length, may_unmap=self._unmap)
+        except (OSError, QobraError) as error:
+            raise CopyFailed(error, False)
+
+    def _through_buffer(self, run: Run) -> None:
+        leaf = run.leaf
+        assert leaf is not None
+        position = 0
+        while position < run.length:
+            size = min(CHUNK_SIZE, run.length - position)
+            view = self._buffer(size)
+            try:
+                leaf.read_into(run.offset + position, view)
+            except (OSError, QobraError) as error:
+                raise CopyFailed(error, True)
+            self._write(run.start + position, view)
+            position += size
+
+    def _buffer(self, size: int) -> memoryview:
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._local.buffer = memoryview(bytearray(max(size, CHUNK_SIZE)))
+        return buffer[:size]
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        try:
+            if not self._detect_zeroes:
+                self.target.write(offset, view)
+                return
+            for start, size, zero in _zero_pieces(offset, view, self._detect_zeroes):
+                if zero:
+                    if not self._target_is_zero:
+                        self.target.write_zeroes(offset + start, size, may_unmap=self._unmap)
+                else:
+                    self.target.write(offset + start, view[start : start + size])
+        except (OSError, QobraError) as error:
+            raise CopyFailed(error, False)
+
+    def _copy_compressed(self, offset: int, length: int, inside: int) -> None:
+        view = self._buffer(length)
+        try:
+            self.source.read_into(offset, view[:inside])
+        except (OSError, QobraError) as error:
+            raise CopyFailed(error, True)
+        view[inside:] = bytes(length - inside)
+        cluster = self.target.cluster_size() or length
+        try:
+            for start in range(0, length, cluster):
+                part = view[start : start + cluster]
+                if is_zero(part):
+                    if not self._target_is_zero:
+                        self.target.write_zeroes(offset + start, len(part), may_unmap=self._unmap)
+                else:
+                    self.target.write_compressed(offset + start, part)
+        except (OSError, QobraError) as error:
+            raise CopyFailed(error, False)
+
+    # -- in the kernel ----------------------------------------------------------------------------------------
+
+    def _in_kernel(self, run: Run) -> bool:
+        """Move a DATA run from file to file; False where that cannot be (nothing was moved then, or only a part)."""
+        leaf = run.leaf
+        plain = self._plain_target()
+        if plain is None or leaf is None or not leaf.is_leaf or leaf.cache_direct:
+            return False
+        fd, base = plain
+        done = 0
+        while done < run.length:
+            try:
+                moved = os.copy_file_range(leaf.fd, fd, run.length - done, run.offset + done, base + run.start + done)
+            except OSError as error:
+                if error.errno in _NO_COPY_RANGE:
+                    self._copy_range = False
+                    return False
+                raise CopyFailed(error, error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
+            if not moved:
+                return False  # past the end of the file
+            done += moved
+        return True
+
+    def _plain_target(self) -> tuple[int, int] | None:
+        """(descriptor, offset to add) of the target where it is a file as it is, or None."""
+        generation = self.target.layer.generation
+        if generation != self._generation:
+            self._plain = _plain_file(self.target)
+            self._generation = generation
+        return self._plain
+
+
+def _plain_file(node: BlockNode) -> tuple[int, int] | None:
+    base = 0
+    while node.is_transparent:
+        step = node.linear_child()
+        if step is None or not node.plain_writes():
+            return None
+        node, offset = step
+        base += offset
+    if not node.is_leaf or not node.plain_writes() or node.cache_direct:
+        return None
+    return node.fd, base
+
+
+def _zero_pieces(offset: int, view: memoryview, unit: int) -> list[tuple[int, int, bool]]:
+    """Split ``view``, which lies at ``offset``, into ``(start, size, is zero)`` along multiples of ``unit`` bytes."""
+    if is_zero(view):
+        return [(0, len(view), True)]
+    pieces: list[tuple[int, int, bool]] = []
+    start = 0
+    while start < len(view):
+        size = min(unit - (offset + start) % unit, len(view) - start)
+        zero = is_zero(view[start : start + size])
+        if pieces and pieces[-1][2] == zero:
+            first, before, _zero = pieces[-1]
+            pieces[-1] = (first, before + size, zero)
+        else:
+            pieces.append((start, size, zero))
+        start += size
+    return pieces

@@ -1,0 +1,115 @@
+"""Copy ranges from one node to another, for those who just want it done: convert, rebase, commit, nbd copy.
+
+Jobs, which share their nodes with a guest and can be paused, drive :class:`ChunkCopier` and :class:`CopyPool`
+themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
+from qobra.block.copy.pool import CopyPool
+from qobra.block.copy.ranges import in_chunks, whole
+from qobra.block.copy.slots import ThreadSlots
+
+if TYPE_CHECKING:
+    from qobra.block.backend import BlockBackend
+    from qobra.block.node import BlockNode
+
+Progress = Callable[[int], None]
+OnError = Callable[[CopyFailed, int, int], bool]
+
+FAR_HELPERS = 8
+"""Chunks in flight where an end is not a local file."""
+COMPRESS_HELPERS = 2
+"""Threads that compress."""
+
+
+def copy_ranges(
+    source: BlockNode,
+    target: BlockNode,
+    ranges: Iterable[tuple[int, int]] | None = None,
+    *,
+    roots: tuple[BlockBackend, ...] = (),
+    compress: bool = False,
+    detect_zeroes: int = 0,
+    target_is_zero: bool = False,
+    unmap: bool = True,
+    use_copy_range: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+    helpers: int | None = None,
+    progress: Progress | None = None,
+    throttle: Callable[[int], None] | None = None,
+    on_error: OnError | None = None,
+) -> int:
+    """Copy ``ranges`` (default: all) of ``source`` to ``target`` and return how many bytes they were.
+
+    ``roots`` are the backends through which source and target are held; each chunk is copied inside a slot of each, so
+    that the graph may change between chunks. ``helpers`` is the number of chunks in flight, 1 meaning in order
+    and in the calling thread (default: by the kind of the ends). ``progress(length)`` is told of each chunk, from any
+    of the helpers, ``throttle(length)`` is called between chunks in the calling thread and may wait.
+    ``on_error(failure, offset, length)`` returns True to go on without that chunk; without it, or when it returns
+    False, the error is raised. The other options are :class:`ChunkCopier`'s.
+    """
+    copier = ChunkCopier(
+        source,
+        target,
+        compress=compress,
+        detect_zeroes=detect_zeroes,
+        target_is_zero=target_is_zero,
+        unmap=unmap,
+        use_copy_range=use_copy_range,
+    )
+    if compress:
+        cluster = target.cluster_size()
+        if cluster:
+            chunk_size = max(cluster, chunk_size // cluster * cluster)
+    failures: list[tuple[CopyFailed, int, int]] = []
+    total = 0
+    slots = ThreadSlots(roots)
+
+    def work(offset: int, length: int) -> None:
+        with slots.entered():
+            copier.copy(offset, length)
+
+    def done(offset: int, length: int, failure: CopyFailed | None) -> None:
+        if failure is not None and not (on_error is not None and on_error(failure, offset, length)):
+            failures.append((failure, offset, length))
+        elif progress is not None:
+            progress(length)
+
+    pool = CopyPool(work, done, helpers if helpers is not None else suggested_helpers(source, target, compress))
+    try:
+        for offset, length in in_chunks(ranges if ranges is not None else whole(source.length), chunk_size):
+            if failures:
+                break
+            pool.submit(offset, length)
+            total += length
+            if throttle is not None:
+                throttle(length)
+    finally:
+        pool.close()
+        slots.close()
+    if failures:
+        raise failures[0][0].error
+    return total
+
+
+def suggested_helpers(source: BlockNode, target: BlockNode, compress: bool = False) -> int:
+    """Chunks in flight that suit the two ends."""
+    if compress:
+        return COMPRESS_HELPERS
+    return 1 if _is_local(source) and _is_local(target) else FAR_HELPERS
+
+
+def _is_local(node: BlockNode) -> bool:
+    """Whether all that lies under ``node`` is in local files, where one thread at a time is quickest."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if not each.children and not each.is_leaf:
+            return False
+        pending.extend(each.children.values())
+    return True

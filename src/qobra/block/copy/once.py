@@ -1,0 +1,98 @@
+"""Copy a point in time out of a node that is being written: each part once, before it changes.
+
+The background (a backup job) takes part after part; a write of the guest that gets to a part first copies it on its
+own before it goes on. A part that is being copied is claimed, and whoever needs it waits for that one copy only.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from qobra.block.bitmap import DirtyBitmap
+from qobra.block.copy.chunk import ChunkCopier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qobra.block.node import BlockNode
+
+
+class OnceCopy:
+    """What is left to be copied, in clusters, and what is being copied right now. Thread-safe.
+
+    ``todo`` is a bitmap of clusters of ``cluster`` bytes that were not copied yet; the owner sets it before the copying
+    begins. Everybody who calls :meth:`copy_part` or :meth:`copy_before` is inside a slot.
+    """
+
+    def __init__(self, source: BlockNode, copier: ChunkCopier, cluster: int) -> None:
+        self.source = source
+        self.copier = copier
+        self.cluster = cluster
+        self.todo = DirtyBitmap(source, None, cluster, enabled=False)
+        self.copied: Callable[[int], None] | None = None
+        """Told of the number of bytes of each part that was copied."""
+        self._claims: dict[int, int] = {}
+        self._condition = threading.Condition()
+        self.waits = 0
+        """How often a write had to wait for a copy under way."""
+
+    def claim(self, offset: int, limit: int, end: int | None = None) -> tuple[int, int] | None:
+        """The next part, of at most ``limit`` bytes from ``offset`` on, that is to be copied; it is the caller's now.
+
+        None where nothing is left. A part under way is none. The caller copies it with :meth:`copy_claimed`.
+        """
+        with self._condition:
+            end = self.todo.length if end is None else min(end, self.todo.length)
+            start = self.todo.next_dirty(offset, end)
+            if start >= end:
+                return None
+            start -= start % self.cluster
+            stop = self.todo.next_clean(start, min(end, start + max(limit, self.cluster)))
+            stop = min(-(-stop // self.cluster) * self.cluster, self.todo.length)
+            # A write that finds nothing to do looks at the claims next, so they come first.
+            self._claims[start] = stop
+            self.todo.clear(start, stop - start)
+            return start, stop - start
+
+    def copy_claimed(self, offset: int, length: int) -> None:
+        """Copy a claimed part and let go of it. Raises CopyFailed; the part is to be copied again then."""
+        try:
+            self.copier.copy(offset, length)
+        except BaseException:
+            self.todo.set(offset, length)
+            raise
+        else:
+            if self.copied is not None:
+                self.copied(length)
+        finally:
+            with self._condition:
+                del self._claims[offset]
+                self._condition.notify_all()
+
+    def skip(self, offset: int, length: int) -> int:
+        """There is no need to copy this range of whole clusters; returns how much of it was still to be copied."""
+        with self._condition:
+            skipped = sum(size for _start, size in self.todo.dirty_ranges(offset, offset + length))
+            self.todo.clear(offset, length)
+        return skipped
+
+    def copy_before(self, offset: int, length: int) -> None:
+        """See that the old data of this range is copied when this returns. Raises CopyFailed where it cannot be."""
+        start = offset - offset % self.cluster
+        end = min(-(-(offset + length) // self.cluster) * self.cluster, self.todo.length)
+        while True:
+            if self.todo.next_dirty(start, end) >= end and not self._claims:
+                return
+            part = self.claim(start, end - start, end)
+            if part is not None:
+                self.copy_claimed(*part)
+                continue
+            with self._condition:
+                waited = False
+                while any(first < end and stop > start for first, stop in self._claims.items()):
+                    waited = True
+                    self._condition.wait()
+                self.waits += waited
+            if not waited or self.todo.next_dirty(start, end) >= end:
+                return

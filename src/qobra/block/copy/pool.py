@@ -1,0 +1,101 @@
+"""A few threads that copy for one dispatcher.
+
+The dispatcher decides (what next, how fast, what to do about an error) and the helpers move data, so that several
+chunks are in flight where the ends are far away or compress. Without helpers, the dispatcher does the work itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from qobra.block.copy.chunk import CopyFailed
+
+Work = Callable[[int, int], None]
+"""Moves ``length`` bytes at ``offset``. Raises CopyFailed."""
+Done = Callable[[int, int, CopyFailed | None], None]
+"""Told of each chunk's end, with its failure if it failed."""
+
+
+class CopyPool:
+    """Runs ``work(offset, length)`` with up to ``helpers`` at once (1: in the calling thread).
+
+    ``done`` is called for each chunk in the thread that worked on it.
+    """
+
+    def __init__(self, work: Work, done: Done, helpers: int = 1) -> None:
+        self._work = work
+        self._done = done
+        self._limit = helpers
+        self._condition = threading.Condition()
+        self._queue: deque[tuple[int, int]] = deque()
+        self._busy = 0
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks that are being worked on."""
+        return self._busy + len(self._queue)
+
+    def submit(self, offset: int, length: int) -> None:
+        """Work on a chunk; waits until one of the helpers is free to."""
+        if self._limit <= 1:
+            self._run(offset, length)
+            return
+        with self._condition:
+            while self.in_flight >= self._limit:
+                self._condition.wait()
+            self._queue.append((offset, length))
+            if self.in_flight > len(self._threads):
+                thread = threading.Thread(target=self._help, name="copy helper", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._condition.notify_all()
+
+    def wait_idle(self) -> None:
+        """Wait until all chunks are done."""
+        with self._condition:
+            while self.in_flight:
+                self._condition.wait()
+
+    def wait_progress(self) -> None:
+        """Wait until one of the chunks in flight is done, or there are none."""
+        with self._condition:
+            before = self.in_flight
+            while self.in_flight and self.in_flight >= before:
+                self._condition.wait()
+
+    def close(self) -> None:
+        """End the helpers once all is done."""
+        self.wait_idle()
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, offset: int, length: int) -> None:
+        failure: CopyFailed | None = None
+        try:
+            self._work(offset, length)
+        except CopyFailed as error:
+            failure = error
+        self._done(offset, length, failure)
+
+    def _help(self) -> None:
+        while True:
+            with self._condition:
+                while not self._queue:
+                    if self._closed:
+                        return
+                    self._condition.wait()
+                offset, length = self._queue.popleft()
+                self._busy += 1
+            try:
+                self._run(offset, length)
+            finally:
+                with self._condition:
+                    self._busy -= 1
+                    self._condition.notify_all()

@@ -1,0 +1,95 @@
+"""Which parts of a node a copy is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from qobra.block.extents import ABSENT, ZERO, resolve
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+Ranges = Iterator[tuple[int, int]]
+"""``(offset, length)`` in bytes, in order, not overlapping."""
+
+STEP = 1 << 30
+"""Bytes whose map is asked for at a time, so that one of a large image is never held whole."""
+
+
+def whole(length: int) -> Ranges:
+    """Everything."""
+    if length:
+        yield 0, length
+
+
+def chain_depth(node: BlockNode, base: BlockNode | None) -> int:
+    """How many nodes that hold data lie from ``node`` down to, not including, ``base`` (None: all)."""
+    depth = 0
+    current: BlockNode | None = node
+    while current is not None and current is not base:
+        if current.is_transparent:
+            current = current.children.get("file") or current.backing
+        else:
+            depth += 1
+            current = current.backing
+    return depth
+
+
+def allocated_above(node: BlockNode, base: BlockNode | None, offset: int = 0, end: int | None = None) -> Ranges:
+    """What ``node`` and the nodes under it hold themselves, down to but without ``base`` (None: all of them)."""
+    yield from _select(node, base, offset, node.length if end is None else min(end, node.length), True)
+
+
+def unallocated_above(node: BlockNode, base: BlockNode | None, offset: int = 0, end: int | None = None) -> Ranges:
+    """The rest: what comes from ``base`` or from nowhere."""
+    yield from _select(node, base, offset, node.length if end is None else min(end, node.length), False)
+
+
+def _select(node: BlockNode, base: BlockNode | None, offset: int, end: int, wanted: bool) -> Ranges:
+    limit = chain_depth(node, base)
+
+    def pieces() -> Ranges:
+        for start in range(offset, end, STEP):
+            for run in resolve(node, start, min(STEP, end - start)):
+                if (0 <= run.depth < limit) == wanted:
+                    yield run.start, run.length
+
+    yield from merged(pieces())
+
+
+def not_zero(node: BlockNode, offset: int = 0, end: int | None = None) -> Ranges:
+    """What is not known to read as zeroes."""
+    stop = node.length if end is None else min(end, node.length)
+
+    def pieces() -> Ranges:
+        for start in range(offset, stop, STEP):
+            for run in resolve(node, start, min(STEP, stop - start), want_zero=True):
+                if run.kind not in (ZERO, ABSENT):
+                    yield run.start, run.length
+
+    yield from merged(pieces())
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """The same with ranges that touch made one."""
+    offset = length = 0
+    for start, size in ranges:
+        if length and offset + length == start:
+            length += size
+        else:
+            if length:
+                yield offset, length
+            offset, length = start, size
+    if length:
+        yield offset, length
+
+
+def in_chunks(ranges: Iterable[tuple[int, int]], size: int) -> Ranges:
+    """The same in pieces that do not cross multiples of ``size``."""
+    for offset, length in ranges:
+        end = offset + length
+        while offset < end:
+            stop = min(end, (offset // size + 1) * size)
+            yield offset, stop - offset
+            offset = stop

@@ -1,0 +1,130 @@
+"""The ``copy-before-write`` filter: before a write changes data, the old data is copied to ``target``."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from qobra.block import permissions
+from qobra.block.bitmap_changes import find_bitmap
+from qobra.block.copy.chunk import ChunkCopier, CopyFailed
+from qobra.block.copy.once import OnceCopy
+from qobra.block.extents import DATA, Extent
+from qobra.block.filter._filter import FilterNode
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.errors import QobraError
+
+MIN_CLUSTER = 65536
+"""Smallest part that is copied, in bytes."""
+
+
+@drivers.register("copy-before-write")
+class CopyBeforeWriteNode(FilterNode):
+    """Shows ``file``; a write first copies what it is about to change, unless that was copied before.
+
+    A copy that fails makes the guest's write fail; with ``on-cbw-error=break-snapshot`` the write succeeds and the
+    copy is broken from then on.
+    """
+
+    driver = "copy-before-write"
+
+    def open(self, opening: Opening) -> None:
+        opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
+        opening.child("target", permissions.ROLE_DATA)
+        self.child_resized("file")
+        self._break_snapshot = opening.options.get("on-cbw-error", "break-guest-write") == "break-snapshot"
+        self.broken: CopyFailed | None = None
+        """Why the copy is no longer complete."""
+        self.active = True
+        """Whether writes are still copied; a job switches it off when it ends."""
+        bitmap = opening.options.get("bitmap")
+        self.set_up(self.compress)
+        if bitmap is not None:
+            chosen = find_bitmap(self.layer, bitmap["node"], bitmap["name"])
+            chosen.check(busy=False, read_only=False)
+            self.once.todo.merge(chosen)
+        else:
+            self.once.todo.set_all()
+
+    compress = False
+    guards = False
+    """Whether nobody may write past the filter even while nobody uses it; a job says so."""
+
+    def set_up(self, compress: bool, use_copy_range: bool = True) -> None:
+        """Make the copying anew with these options; nothing is left to be copied then."""
+        target = self.target
+        copier = ChunkCopier(self.file, target, compress=compress, use_copy_range=use_copy_range)
+        self.once = OnceCopy(self.file, copier, copy_cluster(target))
+
+    @property
+    def target(self) -> BlockNode:
+        """Where the old data goes."""
+        return self.children["target"]
+
+    def relevant_options(self) -> Options:
+        return {key: value for key, value in super().relevant_options().items() if key not in ("file", "target")}
+
+    def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
+        if name == "target":
+            # The guest's disk may be the backing of the target, so that writes to it are shared.
+            return permissions.WRITE, permissions.ALL & ~permissions.RESIZE
+        perm, shared = super().child_permissions(name, role, perm, shared)
+        if perm & permissions.WRITE:
+            perm |= permissions.CONSISTENT_READ
+        if self.guards or perm:
+            shared &= ~(permissions.WRITE | permissions.RESIZE)
+        return perm, shared
+
+    # -- requests ---------------------------------------------------------------------------------------------
+
+    def plain_writes(self) -> bool:
+        return False
+
+    def linear_child(self) -> tuple[BlockNode, int] | None:
+        return None
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        # Reads may go past the filter, writes may not.
+        return (Extent(length, DATA, self.file, offset),)
+
+    def _before(self, offset: int, length: int) -> None:
+        if not self.active or self.broken is not None:
+            return
+        try:
+            self.once.copy_before(offset, length)
+        except CopyFailed as failure:
+            if self._break_snapshot:
+                self.broken = failure
+                return
+            raise OSError(failure.error.errno or errno.EIO, str(failure.error))
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        self._before(offset, len(data))
+        self.file.write(offset, data)
+
+    def _write_compressed(self, offset: int, data: Buffer) -> None:
+        self._before(offset, len(data))
+        self.file.write_compressed(offset, data)
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        self._before(offset, length)
+        return super()._write_zeroes(offset, length, may_unmap, no_fallback)
+
+    def _discard(self, offset: int, length: int) -> None:
+        self._before(offset, length)
+        self.file.discard(offset, length)
+
+    def flush(self) -> None:
+        # The guest's flush is about the guest's data; a slow target must not hold it up.
+        self.file.flush()
+
+    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
+        raise QobraError("Cannot resize a node that is being copied", errno=errno.ENOTSUP)
+
+
+def copy_cluster(target: BlockNode) -> int:
+    """The unit of copying to ``target``: its cluster, at least 64 KiB.
+
+    A target with a backing file must get whole clusters, or it would show the backing file's newer data beside.
+    """
+    return max(MIN_CLUSTER, target.cluster_size())

@@ -1,0 +1,357 @@
+"""Backup: a point in time of a node, copied to a target while the node is being written (blockdev-backup)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.copy.chunk import CopyFailed
+from qobra.block.copy.engine import suggested_helpers
+from qobra.block.copy.pool import CopyPool
+from qobra.block.copy.ranges import allocated_above
+from qobra.block.copy.slots import ThreadSlots
+from qobra.block.filter.copy_before_write import CopyBeforeWriteNode, copy_cluster
+from qobra.block.filter.placing import insert_filter, remove_filter, take_out_filter
+from qobra.block.job import state
+from qobra.block.job.block_job import REPORT, BlockJob, device_name
+from qobra.block.node import BlockNode
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.bitmap import DirtyBitmap
+    from qobra.block.graph import GraphChange
+    from qobra.block.job.group import JobGroup
+    from qobra.block.job.jobs import Jobs
+
+Options = dict[str, Any]
+
+MAX_CHUNK = 1 << 20
+"""Most bytes that are copied at a time unless ``x-perf`` says otherwise."""
+MAX_HELPERS = 16
+"""Chunks in flight that are of any use, however many ``x-perf`` allows."""
+RETRY_NS = 100_000_000
+"""Wait before parts that could not be copied, and whose error is ignored, are tried again."""
+
+
+class BackupJob(BlockJob):
+    """Copies what ``sync`` says from ``filter_node.file`` to ``target``.
+
+    With ``bitmap`` the parts are what is dirty in it, and at the end ``bitmap_mode`` says what becomes of it: after
+    success (or always) only what was not copied, or was written since, stays dirty.
+    """
+
+    kind = "backup"
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        job_id: str | None,
+        filter_node: CopyBeforeWriteNode,
+        target: BlockNode,
+        *,
+        sync: str,
+        bitmap: DirtyBitmap | None,
+        bitmap_mode: str,
+        on_source_error: str,
+        on_target_error: str,
+        helpers: int,
+        max_chunk: int,
+        **common: Any,
+    ) -> None:
+        self._filter = filter_node
+        self._frozen = False
+        super().__init__(jobs, job_id, filter_node, **common)
+        try:
+            self._target_edge = self.add_node("target", target)
+        except BaseException:
+            self.discard()
+            raise
+        self._source = filter_node.file
+        self._target = target
+        self._sync = sync
+        self._bitmap = bitmap
+        self._bitmap_mode = bitmap_mode
+        self._on_source_error = on_source_error
+        self._on_target_error = on_target_error
+        self._helpers = helpers
+        self._max_chunk = max_chunk or MAX_CHUNK
+        self._once = filter_node.once
+        self._once.copied = self._advance
+        self._failures: list[CopyFailed] = []
+        self._set_up_todo()
+
+    def _set_up_todo(self) -> None:
+        """Say what is to be copied; the source is drained."""
+        todo = self._once.todo
+        if self._bitmap is not None and self._sync == "bitmap":
+            todo.clear_all()
+            todo.merge(self._bitmap)
+        else:
+            todo.set_all()
+        self.total = todo.count()
+        if todo.length and todo.is_dirty(todo.length - 1):
+            self.total -= -todo.length % todo.granularity  # the last granule is cut short
+        if self._bitmap is not None:
+            self._bitmap.freeze()
+            self._frozen = True
+
+    def _advance(self, length: int) -> None:
+        with self.condition:
+            self.current += length
+
+    def start(self) -> None:
+        """Begin, as QEMU's job does, in a drained section: its first pause is over once that ends."""
+        super().start()
+        self.transition(state.PAUSED)
+        self.transition(state.RUNNING)
+
+    # -- the work ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        if self._sync == "none":
+            while True:
+                self.park(None)
+        slots = ThreadSlots(self._edges)
+        pool = CopyPool(self._copy, self._copied, self._helpers)
+        self._slots = slots
+        try:
+            if self._sync == "top":
+                self._drop_unallocated(slots)
+            self._loop(pool)
+        finally:
+            pool.close()
+            slots.close()
+
+    def _drop_unallocated(self, slots: ThreadSlots) -> None:
+        """Leave out what the source only has from its backing file."""
+        source = self._source
+        backing = source
+        while backing.is_transparent:
+            below = backing.filtered or backing.children.get("file")
+            if below is None:
+                break
+            backing = below
+        base = backing.backing
+        offset = 0
+        while offset < source.length:
+            self.pause_point()
+            end = min(source.length, offset + (1 << 30))
+            with slots.entered():
+                position = offset
+                for start, length in allocated_above(source, base, offset, end):
+                    self._drop(position, start)
+                    position = start + length
+                self._drop(position, end)
+            offset = end
+
+    def _drop(self, start: int, end: int) -> None:
+        cluster = self._once.cluster
+        start = -(-start // cluster) * cluster
+        stop = end if end == self._source.length else end - end % cluster
+        if start < stop:
+            dropped = self._once.skip(start, stop - start)
+            with self.condition:
+                self.total -= dropped
+
+    def _loop(self, pool: CopyPool) -> None:
+        position = 0
+        while True:
+            self.pause_point()
+            part = self._claim(position)
+            if part is None:
+                pool.wait_idle()
+                if self._settle_failures():
+                    continue
+                if self._claimable():
+                    position = 0
+                    continue
+                return
+            position = part[0] + part[1]
+            pool.submit(*part)
+            if self._failures:
+                pool.wait_idle()
+                self._settle_failures()
+                position = 0
+            self.throttle(part[1])
+            if self.pause_count or self.force_cancelled:
+                pool.wait_idle()
+
+    def _claimable(self) -> bool:
+        todo = self._once.todo
+        return todo.next_dirty(0) < todo.length
+
+    def _claim(self, position: int) -> tuple[int, int] | None:
+        # Only the place is chosen here; the claim proper is made inside the slot, right before the copy.
+        todo = self._once.todo
+        start = todo.next_dirty(position)
+        if start >= todo.length:
+            return None
+        start -= start % self._once.cluster
+        stop = todo.next_clean(start, min(todo.length, start + max(self._max_chunk, self._once.cluster)))
+        return start, stop - start
+
+    def _copy(self, offset: int, length: int) -> None:
+        end = offset + length
+        with self._slots.entered():
+            while offset < end:
+                part = self._once.claim(offset, end - offset, end)
+                if part is None:
+                    return
+                self._once.copy_claimed(*part)
+                offset = part[0] + part[1]
+
+    def _copied(self, _offset: int, _length: int, failure: CopyFailed | None) -> None:
+        if failure is not None:
+            with self.condition:
+                self._failures.append(failure)
+
+    def _settle_failures(self) -> bool:
+        """Do what the policies say about failed parts: True to go on, False if there were none."""
+        with self.condition:
+            failures, self._failures = self._failures, []
+        if not failures:
+            return False
+        failure = failures[0]
+        policy = self._on_source_error if failure.is_read else self._on_target_error
+        action = self.error_action(policy, failure.is_read, failure.error)
+        if action == REPORT:
+            raise failure.error
+        if action == "ignore":
+            self.park(RETRY_NS)
+        self.pause_point()
+        return True
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        self._settle_bitmap(True)
+
+    def abort(self) -> None:
+        self._settle_bitmap(False)
+
+    def _settle_bitmap(self, succeeded: bool) -> None:
+        bitmap = self._bitmap
+        if bitmap is None or not self._frozen:
+            return
+        self._frozen = False
+        if self._bitmap_mode == "never" or not (succeeded or self._bitmap_mode == "always"):
+            bitmap.reclaim()
+            return
+        bitmap.abdicate()
+        if not succeeded:
+            # What was not copied is still different from the backup.
+            bitmap.merge(self._once.todo)
+
+    def clean(self) -> None:
+        if self._frozen and self._bitmap is not None:
+            self._bitmap.reclaim()
+            self._frozen = False
+        super().clean()
+
+    def change_graph(self, change: GraphChange) -> None:
+        self._filter.active = False
+        take_out_filter(change, self._filter)
+
+
+def start_backup(
+    jobs: Jobs, source: BlockNode, target: BlockNode, args: Options, group: JobGroup | None = None
+) -> BackupJob:
+    """Make the job that ``args`` (BackupCommon) describe, from ``source`` to ``target``; the caller starts it.
+
+    Everything that can be refused is refused here, in QEMU's order and words. The layer is drained.
+    """
+    layer = jobs.layer
+    sync, bitmap, mode = _check_bitmap(source, args)
+    if source is target:
+        raise QobraError("Source and target cannot be the same")
+    compress = args.get("compress", False)
+    if compress and not can_compress(target):
+        raise QobraError(f"Compression is not supported for this drive {device_name(layer, target)}")
+    layer.check_blockers(source)
+    layer.check_blockers(target)
+    perf = args.get("x-perf") or {}
+    workers = perf.get("max-workers", 64)
+    max_chunk = perf.get("max-chunk", 0)
+    if not 1 <= workers <= (1 << 31) - 1:
+        raise QobraError("max-workers must be between 1 and 2147483647")
+    if max_chunk < 0:
+        raise QobraError("max-chunk must be zero (which means no limit) or positive")
+    if source.length != target.length:
+        raise QobraError("Source and target image have different sizes")
+    cluster = copy_cluster(target)
+    if max_chunk and max_chunk < cluster:
+        raise QobraError(f"Required max-chunk ({max_chunk}) is less than backup cluster size ({cluster})")
+
+    def prepare(node: BlockNode) -> None:
+        assert isinstance(node, CopyBeforeWriteNode)
+        node.guards = True
+        node.set_up(compress, perf.get("use-copy-range", True))
+
+    options: Options = {"driver": "copy-before-write", "file": source.node_name, "target": target.node_name}
+    if "filter-node-name" in args:
+        options["node-name"] = args["filter-node-name"]
+    filter_node, holder = insert_filter(layer, source, options, prepare=prepare)
+    assert isinstance(filter_node, CopyBeforeWriteNode)
+    try:
+        try:
+            job = BackupJob(
+                jobs,
+                args.get("job-id"),
+                filter_node,
+                target,
+                sync=sync,
+                bitmap=bitmap,
+                bitmap_mode=mode,
+                on_source_error=args.get("on-source-error", "report"),
+                on_target_error=args.get("on-target-error", "report"),
+                helpers=min(workers, MAX_HELPERS, suggested_helpers(source, target, compress)),
+                max_chunk=max_chunk,
+                speed=args.get("speed", 0),
+                group=group,
+                auto_finalize=args.get("auto-finalize", True),
+                auto_dismiss=args.get("auto-dismiss", True),
+            )
+        except BaseException:
+            if layer.graph.find(filter_node.node_name) is filter_node:
+                remove_filter(layer, filter_node)
+            raise
+    finally:
+        holder.remove()
+    return job
+
+
+def _check_bitmap(source: BlockNode, args: Options) -> tuple[str, DirtyBitmap | None, str]:
+    """The sync mode, the bitmap and what becomes of it. Raises QobraError where they do not go together."""
+    sync = args["sync"]
+    name = args.get("bitmap")
+    mode = args.get("bitmap-mode")
+    if sync in ("bitmap", "incremental") and name is None:
+        raise QobraError(f"must provide a valid bitmap name for '{sync}' sync mode")
+    if sync == "incremental":
+        if mode not in (None, "on-success"):
+            raise QobraError("Bitmap sync mode must be 'on-success' when using sync mode 'incremental'")
+        sync, mode = "bitmap", "on-success"
+    if name is None:
+        if mode is not None:
+            raise QobraError("Cannot specify bitmap sync mode without a bitmap")
+        return sync, None, "never"
+    bitmap = source.bitmaps.get(name)
+    if bitmap is None:
+        raise QobraError(f"Bitmap '{name}' could not be found")
+    if mode is None:
+        raise QobraError("Bitmap sync mode must be given when providing a bitmap")
+    bitmap.check(read_only=False)
+    if sync == "none":
+        raise QobraError("sync mode 'none' does not produce meaningful bitmap outputs")
+    if mode == "never" and sync != "bitmap":
+        raise QobraError(f"Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '{sync}'")
+    if mode != "never":
+        bitmap.check()
+    return sync, bitmap, mode
+
+
+def can_compress(node: BlockNode) -> bool:
+    """Whether ``node``, or what it shows, takes compressed writes."""
+    current: BlockNode | None = node
+    while current is not None and current.is_filter:
+        current = current.filtered
+    return current is not None and type(current)._write_compressed is not BlockNode._write_compressed

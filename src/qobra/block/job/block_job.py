@@ -1,0 +1,226 @@
+"""What jobs that work on nodes have in common: their nodes, speed, errors, and the BLOCK_JOB events."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.job.group import JobGroup
+from qobra.block.job.job import Job
+from qobra.block.job.rate import RateLimit
+from qobra.block.job.state import READY
+from qobra.errors import QobraError, errno_of
+
+if TYPE_CHECKING:
+    from qobra.block.graph import GraphChange
+    from qobra.block.job.jobs import Jobs
+    from qobra.block.layer import BlockLayer
+    from qobra.block.node import BlockNode
+
+REPORT = "report"
+IGNORE = "ignore"
+STOP = "stop"
+
+
+def device_name(layer: BlockLayer, node: BlockNode) -> str:
+    """The name of the drive that ``node`` is in: the id of a job that is given none; empty where it is in none."""
+    for root in layer.graph.roots_of(node):
+        if isinstance(root, BlockBackend) and root.name:
+            return root.name
+    return ""
+
+
+class JobEdge(BlockBackend):
+    """A job's hold on one of its nodes, by the name that the graph's listing has for it."""
+
+    def __init__(self, job: BlockJob, edge_name: str, perm: int, shared: int) -> None:
+        super().__init__(job.layer, perm=perm, shared=shared, description=f"block job '{job.id}'")
+        self.job = job
+        self.edge_name = edge_name
+
+
+class BlockJob(Job):
+    """A job on the node ``main`` and others.
+
+    While it lives, its nodes are busy: other commands that would work on them are refused. ``speed`` is in bytes a
+    second. Raises QobraError for a bad speed, a taken id, or permissions that conflict.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        job_id: str | None,
+        main: BlockNode,
+        *,
+        perm: int = 0,
+        shared: int = permissions.ALL,
+        speed: int = 0,
+        internal: bool = False,
+        group: JobGroup | None = None,
+        auto_finalize: bool = True,
+        auto_dismiss: bool = True,
+    ) -> None:
+        super().__init__(
+            jobs,
+            None if internal else job_id if job_id is not None else device_name(jobs.layer, main),
+            internal=internal,
+            group=group,
+            auto_finalize=auto_finalize,
+            auto_dismiss=auto_dismiss,
+        )
+        self.rate = RateLimit()
+        self.io_status = "ok"
+        self.ready = False
+        self._edges: list[JobEdge] = []
+        self._blocked: list[BlockNode] = []
+        try:
+            self.add_node("main node", main, perm, shared)
+            self.check_speed(speed)
+        except BaseException:
+            self.discard()
+            raise
+        self.rate.speed = speed
+
+    def add_node(self, edge_name: str, node: BlockNode, perm: int = 0, shared: int = permissions.ALL) -> JobEdge:
+        """Hold ``node`` for as long as the job lives."""
+        edge = JobEdge(self, edge_name, perm, shared)
+        edge.insert(node)
+        self._edges.append(edge)
+        self.layer.block_node(node, self.blocker)
+        self._blocked.append(node)
+        return edge
+
+    @property
+    def blocker(self) -> str:
+        """Why other commands may not touch the job's nodes."""
+        return f"block device is in use by block job: {self.kind}"
+
+    def clean(self) -> None:
+        """Let go of all nodes, and take out what the job put into the graph, in one change."""
+        for node in self._blocked:
+            self.layer.unblock_node(node, self.blocker)
+        self._blocked.clear()
+        with self.layer.graph.change() as change:
+            self.change_graph(change)
+            for edge in self._edges:
+                change.set_root(edge, None)
+        self._edges.clear()
+
+    def change_graph(self, change: GraphChange) -> None:
+        """What else the end of the job changes in the graph; the job still holds its nodes."""
+
+    # -- speed ------------------------------------------------------------------------------------------------
+
+    def check_speed(self, speed: int) -> None:
+        """Raise QobraError for a negative speed."""
+        if speed < 0:
+            raise QobraError("Parameter 'speed' expects a non-negative value")
+
+    def set_speed(self, speed: int) -> None:
+        """block-job-set-speed; at once, also for a job that waits for its turn at the old speed."""
+        self.apply("set-speed")
+        self.check_speed(speed)
+        with self.condition:
+            self.rate = RateLimit(speed)
+            self.condition.notify_all()
+
+    def throttle(self, amount: int) -> None:
+        """After moving ``amount`` bytes: wait until more may be moved, then on while paused. Raises JobCancelled."""
+        rate = self.rate
+        delay_ns = rate.delay_ns(amount, self.layer.clock.monotonic_ns())
+        deadline_ns = self.layer.clock.monotonic_ns() + delay_ns
+        while delay_ns > 0 and rate is self.rate:
+            self.park(delay_ns)
+            delay_ns = deadline_ns - self.layer.clock.monotonic_ns()
+        self.pause_point()
+
+    # -- errors -----------------------------------------------------------------------------------------------
+
+    def error_action(self, policy: str, is_read: bool, error: QobraError | OSError) -> str:
+        """What to do about a failed request under the BlockdevOnError ``policy``: report, ignore or stop.
+
+        To be called from the job's thread, not inside a slot. For ``stop`` the job is paused by the time that the
+        thread comes to its next pause point, until the user resumes it.
+        """
+        number = errno_of(error)
+        if policy in ("enospc", "auto"):
+            action = STOP if number == errno.ENOSPC else REPORT
+        else:
+            action = policy
+        if action == STOP:
+            with self.condition:
+                if not self.user_paused:
+                    self.user_paused = True
+                    self.pause_count += 1
+        self.layer.control.post(self._note_error, number, is_read, action)
+        return action
+
+    def _note_error(self, number: int, is_read: bool, action: str) -> None:
+        if action == STOP and self.io_status == "ok":
+            self.io_status = "nospace" if number == errno.ENOSPC else "failed"
+        self.emit(
+            "BLOCK_JOB_ERROR",
+            {"device": self.id, "operation": "read" if is_read else "write", "action": action},
+        )
+
+    def before_user_resume(self) -> None:
+        self.io_status = "ok"
+
+    def describe_error(self, error: QobraError | OSError) -> str:
+        # Requests fail with a number, and that is what is told; only a reason without one is told in full.
+        if error.errno:
+            return os.strerror(error.errno)
+        return str(error)
+
+    # -- events and queries -----------------------------------------------------------------------------------
+
+    def _event(self) -> dict[str, Any]:
+        return {
+            "type": self.kind,
+            "device": self.id,
+            "len": self.total,
+            "offset": self.current,
+            "speed": self.rate.speed,
+        }
+
+    def emit_pending(self) -> None:
+        self.emit("BLOCK_JOB_PENDING", {"type": self.kind, "id": self.id})
+
+    def emit_completed(self) -> None:
+        if self.force_cancelled:
+            self.emit("BLOCK_JOB_CANCELLED", self._event())
+            return
+        data = self._event()
+        if self.error is not None:
+            data["error"] = self.describe_error(self.error)
+        self.emit("BLOCK_JOB_COMPLETED", data)
+
+    def become_ready(self) -> None:
+        """Source and target are in step (in the strand): from now on the job may be completed."""
+        if not self.ready and not self._ended:
+            self.ready = True
+            self.transition(READY)
+            self.emit("BLOCK_JOB_READY", self._event())
+
+    def block_info(self) -> dict[str, Any]:
+        """BlockJobInfo."""
+        result: dict[str, Any] = {
+            "type": self.kind,
+            "device": self.id,
+            "len": self.total,
+            "offset": self.current,
+            "busy": self.busy,
+            "paused": self.pause_count > 0,
+            "speed": self.rate.speed,
+            "io-status": self.io_status,
+            "ready": self.ready and self.status in (READY, "standby"),
+            "status": self.status,
+            "auto-finalize": self.auto_finalize,
+            "auto-dismiss": self.auto_dismiss,
+        }
+        if self.error is not None:
+            result["error"] = self.describe_error(self.error)
+        return result

@@ -1,0 +1,68 @@
+"""Block jobs: the commands that start them and the older block-job-* ones that steer them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.qmp.registry import command
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
+
+Args = dict[str, Any]
+
+
+@command("query-block-jobs")
+def query_block_jobs(machine: Machine, args: Args) -> list[dict[str, Any]]:
+    return [job.block_info() for job in machine.block.jobs.block_jobs()]
+
+
+@command("block-job-set-speed")
+def block_job_set_speed(machine: Machine, args: Args) -> None:
+    machine.block.jobs.get_block_job(args["device"]).set_speed(args["speed"])
+
+
+@command("block-job-pause")
+def block_job_pause(machine: Machine, args: Args) -> None:
+    machine.block.jobs.get_block_job(args["device"]).user_pause()
+
+
+@command("block-job-resume")
+def block_job_resume(machine: Machine, args: Args) -> None:
+    machine.block.jobs.get_block_job(args["device"]).user_resume()
+
+
+@command("block-job-cancel")
+def block_job_cancel(machine: Machine, args: Args) -> None:
+    job = machine.block.jobs.get_block_job(args["device"])
+    force = args.get("force", False)
+    if job.user_paused and not force:
+        raise QobraError(f"The block job for device '{args['device']}' is currently paused")
+    job.user_cancel(force)
+
+
+@command("block-job-complete")
+def block_job_complete(machine: Machine, args: Args) -> None:
+    machine.block.jobs.get_block_job(args["device"]).complete()
+
+
+@command("block-job-finalize")
+def block_job_finalize(machine: Machine, args: Args) -> None:
+    machine.block.jobs.get_block_job(args["id"]).finalize()
+
+
+@command("block-job-dismiss")
+def block_job_dismiss(machine: Machine, args: Args) -> None:
+    machine.block.jobs.get_block_job(args["id"]).dismiss()
+
+
+@command("blockdev-backup")
+def blockdev_backup(machine: Machine, args: Args) -> None:
+    from qobra.block.job.backup import start_backup
+
+    layer = machine.block
+    source = layer.find_device_or_node(args["device"])
+    target = layer.find_device_or_node(args["target"])
+    with layer.drained():
+        start_backup(layer.jobs, source, target, args).start()

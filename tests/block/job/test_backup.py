@@ -1,0 +1,272 @@
+"""Backup: an exact point in time under writes, bitmaps, errors, what is refused, the graph before and after."""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+
+import pytest
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.bitmap import DirtyBitmap
+from qobra.block.job.backup import start_backup
+from qobra.errors import QobraError
+from qobra.testing.jobs import RecordingLayer
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def layer():
+    made = RecordingLayer()
+    yield made
+    with made.control:
+        made.close()
+
+
+def raw(layer, path, name, size=MIB, **options):
+    if not path.exists():
+        with open(path, "wb") as file:
+            file.truncate(size)
+    return layer.add_node(
+        {"driver": "raw", "node-name": name, "file": {"driver": "file", "filename": str(path)}, **options}
+    )
+
+
+@pytest.fixture
+def guest(layer, tmp_path):
+    node = raw(layer, tmp_path / "source", "source")
+    backend = BlockBackend(layer, "drive", perm=permissions.CONSISTENT_READ | permissions.WRITE)
+    backend.insert(node)
+    layer.backends["drive"] = backend
+    rng = random.Random(1)
+    backend.write(0, rng.randbytes(MIB))
+    return backend
+
+
+@pytest.fixture
+def target(layer, tmp_path):
+    return raw(layer, tmp_path / "target", "target")
+
+
+def backup(layer, source="source", target="target", **args):
+    with layer.control, layer.drained():
+        nodes = layer.find_device_or_node(source), layer.find_device_or_node(target)
+        job = start_backup(layer.jobs, *nodes, {"job-id": "j", "sync": "full", **args})
+        job.start()
+    return job
+
+
+def test_a_full_backup_equals_the_source(layer, guest, target, tmp_path):
+    before = guest.read(0, MIB)
+    backup(layer)
+    layer.wait_status("j", "null")
+    assert layer.story() == [
+        "created", "running", "paused", "running", "waiting", "pending", "BLOCK_JOB_COMPLETED", "concluded", "null",
+    ]  # fmt: skip
+    assert layer.wait_event("BLOCK_JOB_COMPLETED") == {
+        "type": "backup", "device": "j", "len": MIB, "offset": MIB, "speed": 0,
+    }  # fmt: skip
+    assert (tmp_path / "target").read_bytes() == before
+    assert guest.node.node_name == "source" and len(layer.graph.nodes) == 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_copy_is_of_the_instant_at_which_it_began(layer, guest, target, tmp_path, seed):
+    rng = random.Random(seed)
+    before = guest.read(0, MIB)
+    job = backup(layer, speed=4 * MIB, **{"x-perf": {"max-chunk": 65536}})
+    model = bytearray(before)
+    for _ in range(200):
+        offset, length = rng.randrange(MIB - 1), rng.randrange(1, 100000)
+        length = min(length, MIB - offset)
+        if rng.random() < 0.2:
+            guest.write_zeroes(offset, length)
+            model[offset : offset + length] = bytes(length)
+        else:
+            data = rng.randbytes(length)
+            guest.write(offset, data)
+            model[offset : offset + length] = data
+        if rng.random() < 0.05:
+            with layer.control:
+                if not job.user_paused and job.status == "running":
+                    job.user_pause()
+                elif job.user_paused:
+                    job.user_resume()
+    with layer.control:
+        if job.user_paused:
+            job.user_resume()
+        if job.status == "running":
+            job.set_speed(0)
+    layer.wait_status("j", "null")
+    assert (tmp_path / "target").read_bytes() == before
+    assert guest.read(0, MIB) == model
+
+
+def test_with_sync_none_only_what_is_overwritten_is_copied(layer, guest, target, tmp_path):
+    before = guest.read(0, MIB)
+    job = backup(layer, sync="none")
+    guest.write(70000, b"new")
+    guest.write(MIB - 1, b"x")
+    with layer.control:
+        job.user_cancel(False)
+    layer.wait_status("j", "null")
+    copied = (tmp_path / "target").read_bytes()
+    assert copied[65536:131072] == before[65536:131072] and copied[-65536:] == before[-65536:]
+    assert not any(copied[:65536]) and not any(copied[131072:-65536])
+    assert layer.story()[-4:] == ["aborting", "BLOCK_JOB_CANCELLED", "concluded", "null"]
+
+
+@pytest.mark.parametrize("mode", ["on-success", "never", "always"])
+def test_bitmap_modes_after_success(layer, guest, target, tmp_path, mode):
+    bitmap = DirtyBitmap(guest.node, "b", 65536)
+    guest.write(5 * 65536, b"dirty")
+    before = guest.read(0, MIB)
+    backup(layer, sync="bitmap", bitmap="b", speed=1, **{"bitmap-mode": mode})
+    assert bitmap.busy
+    guest.write(9 * 65536, b"later")
+    with layer.control:
+        job = layer.jobs.find("j")
+        if job:
+            job.set_speed(0)
+    layer.wait_status("j", "null")
+    copied = (tmp_path / "target").read_bytes()
+    assert copied[5 * 65536 : 6 * 65536] == before[5 * 65536 : 6 * 65536]
+    assert not any(copied[: 5 * 65536]) and not any(copied[6 * 65536 :])
+    left = [offset // 65536 for offset, _length in bitmap.dirty_ranges()]
+    assert left == ([5, 9] if mode == "never" else [9])
+    assert not bitmap.busy
+
+
+@pytest.mark.parametrize("mode", ["on-success", "always"])
+def test_bitmap_modes_after_cancelling(layer, guest, target, mode):
+    bitmap = DirtyBitmap(guest.node, "b", 65536)
+    for number in (2, 5, 7):
+        guest.write(number * 65536, b"dirty")
+    job = backup(layer, sync="bitmap", bitmap="b", speed=65536, **{"bitmap-mode": mode})
+    guest.write(7 * 65536, b"again")
+    with layer.control:
+        copied = 7 * 65536  # copied before the write
+        job.user_cancel(True)
+    layer.wait_status("j", "null")
+    left = [offset // 65536 for offset, _length in bitmap.dirty_ranges()]
+    assert copied // 65536 in left
+    assert set(left) <= {2, 5, 7}
+    if mode == "on-success":
+        assert left == [2, 5, 7]
+
+
+def test_while_it_runs_the_nodes_are_busy_and_the_filter_is_hidden(layer, guest, target):
+    job = backup(layer, sync="none")
+    assert guest.node.driver == "copy-before-write" and guest.node.implicit
+    for name in ("target", "drive"):
+        with pytest.raises(QobraError, match="is busy: block device is in use by block job: backup"):
+            layer.check_blockers(layer.find_device_or_node(name))
+    with layer.control:
+        job.user_cancel(True)
+    layer.wait_status("j", "null")
+    layer.check_blockers(target)
+
+
+class Failing:
+    """Makes chosen writes or reads of a node fail."""
+
+    def __init__(self, monkeypatch, node, method, times, number=errno.EIO):
+        self.left = times
+        original = getattr(node, method)
+
+        def replaced(*args, **kwargs):
+            if self.left:
+                self.left -= 1
+                raise OSError(number, "injected")
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(node, method, replaced)
+
+
+@pytest.mark.parametrize("method", ["_read", "_write"])
+def test_an_error_is_reported(layer, guest, target, monkeypatch, method):
+    node = guest.node.file if method == "_read" else target
+    Failing(monkeypatch, node, method, 1)
+    backup(layer, **{"x-perf": {"use-copy-range": False}, "auto-dismiss": False})
+    layer.wait_status("j", "concluded")
+    side = "read" if method == "_read" else "write"
+    assert layer.wait_event("BLOCK_JOB_ERROR") == {"device": "j", "operation": side, "action": "report"}
+    assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == "Input/output error"
+    assert layer.jobs.find("j").block_info()["error"] == "Input/output error"
+
+
+def test_an_error_stops_the_job_until_it_is_resumed(layer, guest, target, monkeypatch, tmp_path):
+    before = guest.read(0, MIB)
+    Failing(monkeypatch, target, "_write", 1, errno.ENOSPC)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False}, "on-target-error": "enospc"})
+    layer.wait_event("BLOCK_JOB_ERROR", action="stop")
+    deadline = threading.Event()
+    while job.status != "paused" and not deadline.wait(0.005):
+        pass
+    assert job.block_info()["io-status"] == "nospace" and job.block_info()["paused"]
+    with layer.control:
+        job.user_resume()
+    layer.wait_status("j", "null")
+    assert "error" not in layer.wait_event("BLOCK_JOB_COMPLETED")
+    assert (tmp_path / "target").read_bytes() == before
+
+
+def test_an_ignored_error_is_tried_again(layer, guest, target, monkeypatch, tmp_path):
+    before = guest.read(0, MIB)
+    Failing(monkeypatch, target, "_write", 2)
+    backup(layer, **{"x-perf": {"use-copy-range": False}, "on-target-error": "ignore"})
+    layer.wait_status("j", "null")
+    assert (tmp_path / "target").read_bytes() == before
+
+
+def test_a_guest_write_fails_if_its_copy_does(layer, guest, target, monkeypatch):
+    job = backup(layer, sync="none", **{"x-perf": {"use-copy-range": False}})
+    Failing(monkeypatch, target, "_write", 1)
+    with pytest.raises(OSError, match="injected"):
+        guest.write(0, b"x")
+    guest.write(0, b"x")
+    with layer.control:
+        job.user_cancel(True)
+
+
+REFUSALS = [
+    ({"target": "source"}, "Source and target cannot be the same"),
+    ({"target": "small"}, "Source and target image have different sizes"),
+    ({"sync": "bitmap"}, "must provide a valid bitmap name for 'bitmap' sync mode"),
+    ({"bitmap": "x"}, "Bitmap 'x' could not be found"),
+    ({"bitmap": "b"}, "Bitmap sync mode must be given when providing a bitmap"),
+    ({"bitmap-mode": "always"}, "Cannot specify bitmap sync mode without a bitmap"),
+    (
+        {"sync": "incremental", "bitmap": "b", "bitmap-mode": "never"},
+        "Bitmap sync mode must be 'on-success' when using sync mode 'incremental'",
+    ),
+    (
+        {"sync": "none", "bitmap": "b", "bitmap-mode": "always"},
+        "sync mode 'none' does not produce meaningful bitmap outputs",
+    ),
+    (
+        {"sync": "top", "bitmap": "b", "bitmap-mode": "never"},
+        "Bitmap sync mode 'never' has no meaningful effect when combined with sync mode 'top'",
+    ),
+    ({"compress": True}, "Compression is not supported for this drive "),
+    ({"speed": -5}, "Parameter 'speed' expects a non-negative value"),
+    ({"job-id": "1"}, "Invalid job ID '1'"),
+    ({"x-perf": {"max-workers": 0}}, "max-workers must be between 1 and 2147483647"),
+    ({"x-perf": {"max-chunk": -1}}, "max-chunk must be zero (which means no limit) or positive"),
+    ({"x-perf": {"max-chunk": 100}}, "Required max-chunk (100) is less than backup cluster size (65536)"),
+]
+
+
+@pytest.mark.parametrize(("args", "text"), REFUSALS, ids=[text for _args, text in REFUSALS])
+def test_refusals_leave_nothing(layer, guest, target, tmp_path, args, text):
+    raw(layer, tmp_path / "small", "small", 65536)
+    bitmap = DirtyBitmap(guest.node, "b", 65536)
+    before = dict(layer.graph.nodes), layer.graph.state.roots.keys()
+    with pytest.raises(QobraError) as error:
+        backup(layer, **args)
+    assert str(error.value) == text
+    assert (layer.graph.nodes, layer.graph.state.roots.keys()) == before
+    assert layer.jobs.all() == [] and not bitmap.busy
