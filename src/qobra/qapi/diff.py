@@ -64,7 +64,7 @@ class _Diff:
             ("command", self._old.commands, self._new.commands),
             ("event", self._old.events, self._new.events),
         ):
-            for name in before.keys() | after.keys():
+            for name in {**before, **after}:
                 where = f"{kind} {name}"
                 if name not in after:
                     yield Change(where, "is gone", True)
@@ -156,7 +156,7 @@ class _Diff:
         after = {variant["case"]: variant["type"] for variant in new.get("variants", ())}
         if old.get("tag") != new.get("tag") and before and after:
             yield Change(where, f"the tag was '{old.get('tag')}', is '{new.get('tag')}'", True)
-        for case in before.keys() & after.keys():
+        for case in (case for case in before if case in after):
             self._later(f"{where}, {new.get('tag')} '{case}'", before[case], after[case], sent)
 
     def _members(self, where: str, noun: str, old: Entity, new: Entity, sent: bool) -> Iterator[Change]:

@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from qobra.errors import QobraError
 from qobra.qapi.docs import render_index, render_markdown, render_text, sections
 from qobra.qapi.load import SCHEMA_FILE, load_file
 
@@ -27,6 +28,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     schema = load_file(options.schema, stubs=True)
     wanted = options.section or sections(schema)
+    for section in wanted:
+        if section not in sections(schema):
+            raise QobraError(f"there is no section '{section}'; there are {', '.join(sections(schema))}")
     chosen = [definition for definition in schema if definition.section in wanted]
     if options.output:
         os.makedirs(options.output, exist_ok=True)

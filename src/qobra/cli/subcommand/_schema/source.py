@@ -15,7 +15,20 @@ from qobra.qapi.tables import make_tables
 MAX_DUMP = 64 << 20
 
 _KNOWN = frozenset(
-    "name meta-type features json-type members values element-type tag variants arg-type ret-type allow-oob".split()
+    [
+        "name",
+        "meta-type",
+        "features",
+        "json-type",
+        "members",
+        "values",
+        "element-type",
+        "tag",
+        "variants",
+        "arg-type",
+        "ret-type",
+        "allow-oob",
+    ]
 )
 
 
