@@ -66,3 +66,10 @@ def blockdev_backup(machine: Machine, args: Args) -> None:
     target = layer.find_device_or_node(args["target"])
     with layer.drained():
         start_backup(layer.jobs, source, target, args).start()
+
+
+@command("blockdev-create")
+def blockdev_create(machine: Machine, args: Args) -> None:
+    from qobra.block.job.create import CreateJob
+
+    CreateJob(machine.block.jobs, args["job-id"], args["options"]).start()

@@ -1,0 +1,67 @@
+"""blockdev-create as a job."""
+
+from __future__ import annotations
+
+import pytest
+
+from qobra.block.job.create import CreateJob
+from qobra.errors import QobraError
+from qobra.testing.jobs import RecordingLayer
+
+
+@pytest.fixture
+def layer():
+    made = RecordingLayer()
+    yield made
+    with made.control:
+        made.close()
+
+
+def create(layer, **options):
+    with layer.control:
+        job = CreateJob(layer.jobs, "c", options)
+        job.start()
+    layer.wait_status("c", "concluded")
+    return job
+
+
+def test_a_file_is_made_and_the_job_stays(layer, tmp_path):
+    job = create(layer, driver="file", filename=str(tmp_path / "new"), size=12345)
+    assert (tmp_path / "new").stat().st_size == 12345
+    assert layer.story() == ["created", "running", "waiting", "pending", "concluded"]
+    assert job.info() == {
+        "id": "c", "type": "create", "status": "concluded", "current-progress": 1, "total-progress": 1,
+    }  # fmt: skip
+
+
+def test_a_format_is_made_in_an_open_node_or_in_one_of_its_own(layer, tmp_path):
+    path = tmp_path / "new"
+    path.write_bytes(b"")
+    layer.add_node({"driver": "file", "node-name": "f", "filename": str(path)})
+    create(layer, driver="raw", file="f", size=4096)
+    assert path.stat().st_size == 4096
+    with layer.control:
+        layer.jobs.get("c").dismiss()
+    layer.events.clear()
+    layer.delete_node("f")
+    create(layer, driver="raw", file={"driver": "file", "filename": str(path)}, size=8192)
+    assert path.stat().st_size == 8192 and not layer.graph.nodes
+
+
+def test_what_goes_wrong_is_told_by_the_job(layer, tmp_path):
+    job = create(layer, driver="raw", file="nofile", size=0)
+    assert job.info()["error"] == "Cannot find device='nofile' nor node-name='nofile'"
+    assert layer.story() == ["created", "running", "aborting", "concluded"]
+    with layer.control:
+        job.dismiss()
+    layer.events.clear()
+    job = create(layer, driver="file", filename=str(tmp_path / "no" / "new"), size=0)
+    assert job.info()["error"] == f"Could not create '{tmp_path}/no/new': No such file or directory"
+
+
+def test_drivers_that_cannot_are_refused_at_once(layer):
+    with layer.control:
+        with pytest.raises(QobraError, match="Driver does not support blockdev-create"):
+            CreateJob(layer.jobs, "c", {"driver": "null-co"})
+        with pytest.raises(QobraError, match="Block driver 'x' not found or not supported"):
+            CreateJob(layer.jobs, "c", {"driver": "x"})
