@@ -14,22 +14,8 @@ from qobra.qapi.tables import make_tables
 
 MAX_DUMP = 64 << 20
 
-_KNOWN = frozenset(
-    [
-        "name",
-        "meta-type",
-        "features",
-        "json-type",
-        "members",
-        "values",
-        "element-type",
-        "tag",
-        "variants",
-        "arg-type",
-        "ret-type",
-        "allow-oob",
-    ]
-)
+_KNOWN = {"name", "meta-type", "features", "json-type", "members", "values", "element-type", "tag", "variants"}
+_KNOWN |= {"arg-type", "ret-type", "allow-oob"}
 
 
 def read_side(source: str, *, timeout: float = 10.0) -> list[dict[str, Any]]:
