@@ -418,7 +418,7 @@ class BlockLayer:
         if node is None:
             raise QobraError(f"Failed to find node with node-name='{node_name}'")
         parents = self.graph.parents(node)
-        if self.graph.roots_of(node):
+        if any(getattr(root, "job", None) is None for root in self.graph.roots_of(node)):
             raise QobraError(f"Node {node_name} is in use")
         for parent, name in parents:
             if name == "backing" and not parent.is_filter:
@@ -426,7 +426,7 @@ class BlockLayer:
         self.check_blockers(node)
         if not node.monitor_owned:
             raise QobraError(f"Node {node_name} is not owned by the monitor")
-        if parents:
+        if parents or self.graph.roots_of(node):
             raise QobraError(f"Block device {node_name} is in use")
         node.monitor_owned = False
         try:
