@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object  # importing typing costs as much as everything else at the start
 
 
 class Clock(Protocol):
@@ -12,15 +17,12 @@ class Clock(Protocol):
 
     def monotonic_ns(self) -> int:
         """Nanoseconds since an arbitrary start; never goes back."""
-        ...
 
     def time_ns(self) -> int:
         """Nanoseconds since the Unix epoch."""
-        ...
 
     def wait(self, condition: threading.Condition, timeout_ns: int) -> bool:
         """Wait on ``condition``, which the caller holds, for at most ``timeout_ns``; False on time-out."""
-        ...
 
 
 class HostClock:

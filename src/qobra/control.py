@@ -16,12 +16,15 @@ import itertools
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 from qobra.clock import Clock, HostClock
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 
 class Timer:

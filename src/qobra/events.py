@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
-from qobra.clock import Clock
+    from qobra.clock import Clock
 
-Listener = Callable[[dict[str, Any]], None]
+    Listener = Callable[[dict[str, Any]], None]
 
 
 class EventBus:

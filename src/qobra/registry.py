@@ -8,12 +8,23 @@ listing the names reads a directory and imports nothing.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Generic, TypeVar
+
+    T = TypeVar("T")
+else:
+    T = None
+
+    class Generic:
+        """Stands in for typing's, which is dear to import at the start."""
+
+        def __class_getitem__(cls, _item: object) -> type:
+            return cls
+
 
 
 class Registry(Generic[T]):
@@ -45,9 +56,8 @@ class Registry(Generic[T]):
         if not module.isidentifier() or module.startswith("_"):
             return None
         for package in self._packages:
-            path = f"{package}.{module}"
-            if importlib.util.find_spec(path) is not None:
-                importlib.import_module(path)
+            if _has_module(package, module):
+                importlib.import_module(f"{package}.{module}")
                 if name in self._items:
                     return self._items[name]
         return None
@@ -68,9 +78,26 @@ class Registry(Generic[T]):
         return sorted(self.load_all())
 
 
+def _directories(package: str) -> list[str]:
+    """Where the modules of ``package`` are; nowhere if there is no such package."""
+    try:
+        return list(importlib.import_module(package).__path__)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{package}.".startswith(f"{error.name}."):
+            return []
+        raise
+
+
+def _has_module(package: str, module: str) -> bool:
+    # importlib.util would tell as well, but takes longer to import than most of what is found.
+    return any(
+        os.path.exists(f"{directory}/{module}.py") or os.path.exists(f"{directory}/{module}/__init__.py")
+        for directory in _directories(package)
+    )
+
+
 def _modules(package: str) -> Iterator[str]:
-    spec = importlib.util.find_spec(package)
-    for directory in (spec.submodule_search_locations or []) if spec else []:
+    for directory in _directories(package):
         for entry in sorted(os.listdir(directory)):
             if entry.startswith("_"):
                 continue

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import _socket as socket
 import errno
 import os
-import socket
-from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.machine.machine import Machine
 
-Address = dict[str, Any]
+    Address = dict[str, Any]
 
 _MAX_UNIX_PATH = 107
 

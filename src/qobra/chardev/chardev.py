@@ -7,14 +7,18 @@ A backend that reads does so in a thread of its own and calls the front end from
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from qobra.errors import QobraError
 from qobra.registry import Registry
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, ClassVar, Protocol
+
     from qobra.chardev.log import Log
     from qobra.machine.machine import Machine
+else:
+    Protocol = object
 
 registry: Registry[type[Chardev]] = Registry("chardev backend", ["qobra.chardev.backend"])
 
@@ -32,15 +36,12 @@ class FrontEnd(Protocol):
 
     def receive(self, data: bytes) -> None:
         """``data`` came in, at most as much as :meth:`can_receive` said."""
-        ...
 
     def event(self, name: str) -> None:
         """``opened``: a peer is there; ``closed``: it left; ``break``: it sent a break."""
-        ...
 
     def can_receive(self) -> int:
         """How many bytes to take now; 0 holds the peer back until :meth:`Chardev.accept_input`."""
-        ...
 
 
 class Chardev:

@@ -6,12 +6,17 @@ to the socket, and file descriptors that the peer sends along (SCM_RIGHTS) are c
 
 from __future__ import annotations
 
+import _socket as socket
 import os
-import socket
 import threading
-from typing import Any, Protocol
 
 from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+else:
+    Protocol = object
 
 READ_SIZE = 65536
 MAX_FDS = 16
@@ -29,19 +34,15 @@ class Layer(Protocol):
 
     def begin(self) -> bytes:
         """What to send first."""
-        ...
 
     def incoming(self, data: bytes) -> tuple[bytes, bytes]:
         """What ``data`` from the peer holds for the inside, and what it demands to be sent back."""
-        ...
 
     def outgoing(self, data: bytes) -> bytes:
         """``data`` as it is sent."""
-        ...
 
     def take_breaks(self) -> int:
         """How many breaks the peer sent since the last call."""
-        ...
 
 
 class Connection:

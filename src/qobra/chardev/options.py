@@ -6,11 +6,14 @@ Turns the text into the contract's ChardevBackend, which :class:`qobra.chardev.c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from qobra.chardev.chardev import registry
 from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 Options = dict[str, str]
 

@@ -5,16 +5,20 @@ Takes the options of QEMU's storage daemon and does them in their order. Each ca
 
 from __future__ import annotations
 
-import signal
+# Not the signal module: it makes enums of these numbers, which takes as long as much of the rest of the start.
+import _signal as signal  # type: ignore[import-not-found]
 import sys
-from collections.abc import Sequence
-from types import FrameType
-from typing import Any
 
 from qobra.cli._options import Background, Option, fail, program, scan, structure, tree, write_pidfile
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.monitor import Monitors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import Any
 
 _OPTIONS = (
     Option("blockdev"),
@@ -130,7 +134,7 @@ def _apply(machine: Machine, monitors: Monitors, name: str, value: str) -> None:
         if name == "chardev":
             _add_chardev(machine, value, f"{program()}: {prefix}")
         elif name == "monitor":
-            monitors.add_options(structure(value, "MonitorOptions", "chardev"))
+            monitors.add_options(_monitor_options(value))
         elif name == "object":
             _add_object(machine, value)
         elif name in _COMMANDS:
@@ -155,6 +159,14 @@ def _call(machine: Machine, command: str, arguments: dict[str, Any]) -> None:
         address = dict(arguments["addr"])
         arguments = arguments | {"addr": {"type": address.pop("type"), "data": address}}
     dispatch.call(machine, command, arguments)
+
+
+def _monitor_options(value: str) -> dict[str, Any]:
+    """MonitorOptions. The usual forms are seen at a glance, so that the greeting need not wait for the contract."""
+    id = value.removeprefix("chardev=").removesuffix(",mode=control")
+    if id and not any(character in id for character in "=,.{?") and id != "help":
+        return {"chardev": id}
+    return structure(value, "MonitorOptions", "chardev")
 
 
 def _add_chardev(machine: Machine, value: str, prefix: str) -> None:

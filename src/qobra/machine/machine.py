@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import uuid as uuid_module
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from qobra.clock import Clock, HostClock
 from qobra.control import Control
 from qobra.events import EventBus
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import random
+    import uuid as uuid_module
+
     from qobra.block.layer import BlockLayer
     from qobra.chardev.chardevs import Chardevs
     from qobra.machine.board import Board
@@ -40,7 +41,7 @@ class Machine:
         self.clock: Clock = clock or HostClock()
         self.control = Control(self.clock)
         self.events = EventBus(self.clock)
-        self.random = random.Random(seed)
+        self._seed = seed
         self.name = name
         self.uuid = uuid
         self.capabilities = capabilities
@@ -49,6 +50,13 @@ class Machine:
         self.board: Board | None = None
         self._exit = threading.Event()
         self._closed = False
+
+    @cached_property
+    def random(self) -> random.Random:
+        """The machine's source of chance, the same again for the same seed."""
+        import random
+
+        return random.Random(self._seed)
 
     @cached_property
     def objects(self) -> ObjectTree:

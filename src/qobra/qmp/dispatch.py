@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
 from qobra.errors import COMMAND_NOT_FOUND, QobraError
 from qobra.qmp import registry
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.machine.machine import Machine
     from qobra.qmp.session import Session
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from qobra.errors import QobraError
 from qobra.qmp.events import EventRouter
 from qobra.qmp.session import Session
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from typing import Any
 
     from qobra.chardev.chardev import Chardev
     from qobra.machine.machine import Machine

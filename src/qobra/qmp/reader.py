@@ -7,9 +7,10 @@ and :mod:`qobra.qmp.parser`, which also knows the words for what is wrong.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.qmp.lexer import Lexer
     from qobra.qmp.parser import Parser
 

@@ -8,14 +8,16 @@ its handler exists and the machine has what the handler ``needs``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
     from qobra.machine.machine import Machine
 
-Handler = Callable[..., Any]
-_H = TypeVar("_H", bound=Handler)
+    Handler = Callable[..., Any]
+    _H = TypeVar("_H", bound=Handler)
 
 
 class Command:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
 
 from qobra.errors import COMMAND_NOT_FOUND, QobraError
 from qobra.qmp import dispatch
@@ -18,7 +17,10 @@ from qobra.qmp.reader import Reader
 from qobra.qmp.version import version_info
 from qobra.qmp.writer import encode
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.chardev.chardev import Chardev
     from qobra.machine.machine import Machine
     from qobra.qmp.events import EventRouter

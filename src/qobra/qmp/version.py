@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import qobra
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PACKAGE = f"qobra-{qobra.__version__}"
 

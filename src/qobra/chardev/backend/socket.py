@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import _socket as socket  # the socket module makes enums of its constants, which is slow
 import os
-import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
 
 from qobra.chardev import address
 from qobra.chardev.chardev import Chardev, registry
 from qobra.chardev.connection import Connection, Layer
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.crypto.tls import TlsCreds
     from qobra.machine.machine import Machine
 
@@ -142,11 +144,11 @@ class SocketChardev(Chardev):
         if self._listener is None:
             return None
         try:
-            sock, _peer = self._listener.accept()
+            fd, _peer = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return None
         try:
-            return self._open(sock)
+            return self._open(socket.socket(fileno=fd))
         except QobraError as error:
             print(f"{_program()}: {error}", file=sys.stderr)
             return None
