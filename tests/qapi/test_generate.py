@@ -74,11 +74,11 @@ def test_documentation_as_pages(schema: Schema) -> None:
     pages = {section: render_markdown(schema, section) for section in sections(schema)}
     index = render_index(schema)
     for definition in schema:
-        assert f"## `{definition.name}` " in pages[definition.section]
+        assert f"## `{definition.name}`\n" in pages[definition.section]
     for command in schema.commands():
         anchor = f"command-{command.name}"
         assert f"[`{command.name}`]({command.section}.md#{anchor})" in index
-        assert f"#{anchor}" in pages[command.section]
+        assert f'<a id="{anchor}">' in pages[command.section]
     links = {
         link
         for page in pages.values()
@@ -87,4 +87,4 @@ def test_documentation_as_pages(schema: Schema) -> None:
     }
     for link in links:
         page, _, anchor = link.partition("#")
-        assert f"#{anchor} " in pages[page.removesuffix(".md")], link
+        assert f'<a id="{anchor}">' in pages[page.removesuffix(".md")], link

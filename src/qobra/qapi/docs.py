@@ -102,7 +102,8 @@ def condition_text(condition: Condition) -> str:
 
 def _markdown(schema: Schema, definition: Definition) -> list[str]:
     kind = definition.kind
-    lines = [f"## `{definition.name}` {{: #{anchor(definition)} }}", "", f"*{kind}{_origin(definition)}*", ""]
+    lines = [f'<a id="{anchor(definition)}"></a>', "", f"## `{definition.name}`", ""]
+    lines += [f"*{kind}{_origin(definition)}*", ""]
     lines += [definition.doc.text, ""] if definition.doc.text else []
     for title, rows in _tables(schema, definition):
         lines += [f"{title}:", ""]
