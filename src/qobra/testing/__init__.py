@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qobra.testing.faults import Faults
 from qobra.testing.server import QobraServer
 
-__all__ = ["QobraServer"]
+__all__ = ["Faults", "QobraServer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -10,11 +11,13 @@ import threading
 from types import TracebackType
 from typing import Any
 
+from qobra.chardev.backend.socket import SocketChardev
 from qobra.client.sync import Client
 from qobra.clock import Clock
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
-from qobra.qmp.monitor import Monitors
+from qobra.qmp.events import EventRouter
+from qobra.testing.faults import Faults, FaultySession
 
 
 class QobraServer:
@@ -26,6 +29,7 @@ class QobraServer:
 
     ``capabilities`` are the machine's, ``clock`` may be a :class:`~qobra.clock.SimulatedClock`, and ``seed`` makes what
     is random repeatable. Image files and the like are the test's to keep, in :attr:`directory` if it likes.
+    ``faults`` lets commands fail, be late, or lose the connection (:class:`~qobra.testing.faults.Faults`).
     """
 
     def __init__(
@@ -40,7 +44,9 @@ class QobraServer:
         # Short: the path of a unix socket has room for about a hundred bytes.
         self.directory = tempfile.mkdtemp(prefix="qobra-")
         self.path = os.path.join(self.directory, "qmp")
-        self._monitors = Monitors(self.machine)
+        self.faults = Faults()
+        self._router = EventRouter(self.machine)
+        self._devices: list[SocketChardev] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.path)
         self._listener.listen()
@@ -86,7 +92,10 @@ class QobraServer:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._acceptor.join()
         self._listener.close()
-        self._monitors.close()
+        self.faults.clear()
+        for device in self._devices:
+            device.close()
+        self._router.close()
         self.machine.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -96,4 +105,13 @@ class QobraServer:
                 connection, _address = self._listener.accept()
             except OSError:
                 return
-            self._monitors.serve_socket(connection)
+            self._serve(connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        def disconnect() -> None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+        device = SocketChardev.on_socket(self.machine, f"qmp{connection.fileno()}", connection)
+        self._devices.append(device)
+        device.attach(FaultySession(self.machine, device, self._router, self.faults, disconnect))
