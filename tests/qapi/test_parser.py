@@ -176,6 +176,14 @@ WRONG = [
         71,
         "expected a struct or union for branch 'a'",
     ),
+    (
+        "{ 'enum': 'E', 'data': ['a'] }\n"
+        "{ 'union': 'U', 'base': { 'u': 'E' }, 'discriminator': 'u', 'data': { 'a': 'V' } }\n"
+        "{ 'union': 'V', 'base': { 'v': 'E' }, 'discriminator': 'v', 'data': { 'a': 'U' } }",
+        2,
+        71,
+        "expected branch 'a' of 'U' not to lead back to 'U'",
+    ),
     ("{ 'alternate': 'A', 'data': { 'a': 'int', 'b': 'size' } }", 1, 43, "'b' and 'a' are both number"),
     ("{ 'alternate': 'A', 'data': {} }", 1, 21, "expected alternatives"),
     ("{ 'command': 'c', 'data': 'Nope' }", 1, 1, "expected a struct as 'data' of 'c', got 'Nope'"),
@@ -269,3 +277,7 @@ class TestInclude:
     def test_an_error_in_an_included_file_names_it(self) -> None:
         with pytest.raises(QapiError, match=r"^sub\.json:1:3: "):
             load("{ 'include': 'sub.json' }", include=lambda name: "{ 5 }")
+
+    def test_a_chain_of_includes_without_an_end_is_refused(self) -> None:
+        with pytest.raises(QapiError, match="levels of includes"):
+            load("{ 'include': 'x0' }", include=lambda name: f"{{ 'include': '{name}0' }}")

@@ -1,8 +1,8 @@
 """The facts of the reference manual that the schema is checked against: names, types, what is optional, since when.
 
 ``reference-5.2.json`` beside this file is what :func:`derive` makes of the manual's machine-readable form, without its
-prose: ``{name: [kind, since, members, extra]}``. Members are ``{name: type}``, with ``?`` before the type of an optional
-one; extra has the values of an enum, the base, or tag and branches. Run this file with the manual's path to write it.
+prose: ``{name: [kind, since, members, extra]}``. Members are ``{name: type}``, with ``?`` before an optional one's
+type; extra has the values of an enum, the base, or tag and branches. Run this file with the manual's path to write it.
 """
 
 from __future__ import annotations

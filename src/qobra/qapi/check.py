@@ -135,12 +135,27 @@ class _Checker:
                 branch.position,
                 f"expected a struct or union for branch '{branch.name}' of '{union.name}', got '{branch.type}'",
             )
+        if union.name in self._reached(target.name):
+            raise QapiError(
+                branch.position, f"expected branch '{branch.name}' of '{union.name}' not to lead back to '{union.name}'"
+            )
         for member in self._schema.members_of(target.name):
             if member.name in common:
                 raise QapiError(
                     branch.position,
                     f"expected a new name, '{member.name}' of branch '{branch.name}' is in the base of '{union.name}'",
                 )
+
+    def _reached(self, name: str) -> set[str]:
+        """The types that are part of an object of type ``name`` by way of branches, itself included."""
+        reached: set[str] = set()
+        pending = [name]
+        while pending:
+            current = pending.pop()
+            if current not in reached:
+                reached.add(current)
+                pending += [branch.type for branch in self._schema.branches_of(current)]
+        return reached
 
     def _alternate(self, alternate: Alternate) -> None:
         """No two alternatives may look alike on the wire."""

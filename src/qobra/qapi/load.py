@@ -19,6 +19,7 @@ Loader = Callable[[str], str | None]
 """The text of an included file by its name, or None to stub it: types it would bring are then taken for ``any``."""
 
 MAX_FILES = 1000
+MAX_INCLUDE_DEPTH = 64
 SCHEMA_FILE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "schema", "qapi-schema.json")
 """Qobra's own contract."""
 
@@ -73,7 +74,7 @@ class _Reader:
         self._lenient = lenient
         self._seen: set[str] = set()
 
-    def read(self, text: str, file: str) -> None:
+    def read(self, text: str, file: str, depth: int = 0) -> None:
         parsed: Parsed = parse(text, file, lenient=self._lenient)
         self._seen.add(file)
         self.schema.skipped += parsed.skipped
@@ -81,7 +82,7 @@ class _Reader:
         self.schema.titles[section] = parsed.title
         for expression in parsed.expressions:
             if "include" in expression.data:
-                self._follow(expression, file)
+                self._follow(expression, file, depth)
             elif "pragma" not in expression.data:
                 self._define(expression, section)
 
@@ -93,7 +94,7 @@ class _Reader:
                 raise
             self.schema.skipped.append(error)
 
-    def _follow(self, expression: Expression, file: str) -> None:
+    def _follow(self, expression: Expression, file: str, depth: int) -> None:
         name = expression.data["include"]
         position = expression.keys["include"]
         if not isinstance(name, str) or len(expression.data) != 1:
@@ -103,11 +104,11 @@ class _Reader:
             return
         if self._include is None:
             raise QapiError(position, f"expected no include, as nothing was given to load '{name}' with")
-        if len(self._seen) >= MAX_FILES:
-            raise QapiError(position, f"expected at most {MAX_FILES} files")
+        if len(self._seen) >= MAX_FILES or depth >= MAX_INCLUDE_DEPTH:
+            raise QapiError(position, f"expected at most {MAX_FILES} files and {MAX_INCLUDE_DEPTH} levels of includes")
         self._seen.add(target)
         text = self._include(name)
         if text is None:
             self.stubbed = True
         else:
-            self.read(text, target)
+            self.read(text, target, depth + 1)
