@@ -90,6 +90,7 @@ def test_introspect(capsys: pytest.CaptureFixture[str]) -> None:
     assert [json.loads(line) for line in _run(capsys, "introspect", SCHEMA_FILE)[1].splitlines()] == everything
     served = _json(capsys, "introspect")
     assert {"query-version", "qmp_capabilities"} <= {entity["name"] for entity in served}
+    assert len(_json(capsys, "introspect", "--storage-daemon")) <= len(served)
 
 
 def test_coverage(capsys: pytest.CaptureFixture[str]) -> None:

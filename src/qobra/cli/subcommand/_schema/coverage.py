@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
-from qobra.qapi.contract import contract
 from qobra.qapi.introspect import introspect
 from qobra.qapi.load import load_qobra
 from qobra.qapi.schema import Command, Definition, Event
+
+from .served import add_storage_daemon_option, served
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -21,11 +21,12 @@ REFERENCE = (5, 2)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    add_storage_daemon_option(parser)
     parser.add_argument("--missing", action="store_true", help="list what is not served")
 
 
 def run(options: Namespace) -> int:
-    report = coverage()
+    report = coverage(storage_daemon=options.storage_daemon)
     if options.json:
         print(json.dumps(report, indent=2))
         return 0
@@ -42,26 +43,25 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def coverage() -> dict[str, Any]:
+def coverage(*, storage_daemon: bool = False) -> dict[str, Any]:
     """Names by kind (``served``, ``missing``, ``later``: served though the reference lacks it), and by section."""
-    from qobra.qmp.registry import commands
-
+    commands, events = served(board=not storage_daemon)
     schema = load_qobra()
-    have = {"commands": set(commands()), "events": emitted_events(list(contract().events))}
+    have = {"commands": commands, "events": events}
     report: dict[str, Any] = {kind: {"served": [], "missing": [], "later": []} for kind in have}
     report["sections"] = {}
     for definition in schema:
         if not isinstance(definition, (Command, Event)):
             continue
         kind = "commands" if isinstance(definition, Command) else "events"
-        served = definition.name in have[kind]
+        is_served = definition.name in have[kind]
         if in_reference(definition):
-            report[kind]["served" if served else "missing"].append(definition.name)
+            report[kind]["served" if is_served else "missing"].append(definition.name)
             empty = {"commands": [0, 0], "events": [0, 0]}
             counts = report["sections"].setdefault(definition.section, empty)[kind]
-            counts[0] += served
+            counts[0] += is_served
             counts[1] += 1
-        elif served:
+        elif is_served:
             report[kind]["later"].append(definition.name)
     entities = introspect(have["commands"], have["events"])
     reached = sum(entity["meta-type"] in ("object", "enum", "alternate") for entity in entities)
@@ -73,23 +73,6 @@ def in_reference(definition: Definition) -> bool:
     """Whether the reference manual (or one before it) has the definition."""
     since = definition.doc.since
     return not since or tuple(int(part) for part in since.split(".")[:2]) <= REFERENCE
-
-
-def emitted_events(names: list[str]) -> set[str]:
-    """The events that the code emits: those whose names stand as strings in it."""
-    import qobra
-
-    found: set[str] = set()
-    root = os.path.dirname(qobra.__file__)
-    for directory, _, files in os.walk(root):
-        if os.path.relpath(directory, root).split(os.sep)[0] in ("model", "client", "qapi", "schema", "cli"):
-            continue
-        for file in files:
-            if file.endswith(".py"):
-                with open(os.path.join(directory, file), encoding="utf-8") as stream:
-                    text = stream.read()
-                found.update(name for name in names if f'"{name}"' in text)
-    return found
 
 
 def _of(counts: list[int]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qobra.qapi.contract import contract
 from qobra.qapi.introspect import introspect
 
+from .served import add_storage_daemon_option, served
 from .source import read_side
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ HELP = "print what query-qmp-schema returns"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", help="a schema file or a server's address; else what Qobra serves")
+    add_storage_daemon_option(parser)
     parser.add_argument("--all", action="store_true", help="the whole contract, not just what Qobra serves")
 
 
@@ -27,9 +29,7 @@ def run(options: Namespace) -> int:
     elif options.all:
         entities = introspect(contract().commands, contract().events)
     else:
-        from qobra.qmp.registry import commands
-
-        entities = introspect(commands(), contract().events)
+        entities = introspect(*served(board=not options.storage_daemon))
     if options.json:
         print(json.dumps(entities))
     else:
