@@ -46,7 +46,7 @@ def image_info(node: BlockNode) -> Info:
     info: Info = {
         "filename": node.filename,
         "format": node.driver,
-        "virtual-size": node.length,
+        "virtual-size": -(-node.length // 512) * 512,
     }
     actual = node.allocated_size()
     if actual is not None:

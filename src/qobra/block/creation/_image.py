@@ -182,8 +182,11 @@ def _format(layer: BlockLayer, protocol: Options, fmt: str, options: Options, fi
             data_driver = drivers.find(path["driver"])
             if data_driver is not None and data_driver.creatable:
                 data_driver.create({**path, "size": 0})  # type: ignore[attr-defined]
-            options["data-file"] = _open_for_creation(layer, path, roots).node_name
-        driver.create({"driver": fmt, "file": file.node_name, **options}, file)  # type: ignore[attr-defined]
+            data_file = _open_for_creation(layer, path, roots)
+            options["data-file"] = data_file.node_name
+            driver.create({"driver": fmt, "file": file.node_name, **options}, file, data_file)  # type: ignore[attr-defined]
+        else:
+            driver.create({"driver": fmt, "file": file.node_name, **options}, file)  # type: ignore[attr-defined]
     finally:
         for root in roots:
             root.remove()

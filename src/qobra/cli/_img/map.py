@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO
+from qobra.cli._img._pieces import disk_size
 from qobra.cli._img.info import check_output
 from qobra.cli._tool.getopt import parse_command
 from qobra.cli._tool.opening import Images, node_of
@@ -82,7 +83,8 @@ def main(program: Program, arguments: list[str]) -> int:
         is_json = check_output(output)
         images.create_objects()
         node = node_of(images.open(operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share))
-        end = node.length if limit < 0 else min(node.length, start + limit)
+        size = disk_size(node)
+        end = size if limit < 0 else min(size, start + limit)
         entries = walk(node, start, end)
         if is_json:
             _print_json(entries, start)
@@ -137,7 +139,7 @@ def walk(node: BlockNode, start: int, end: int) -> Iterator[Entry]:
     last: Entry | None = None
     while start < end:
         length = min(STEP, end - start)
-        for entry in _entries(node, start, length, 0, 0):
+        for entry in _padded(node, start, length):
             if last is not None and entry.follows(last):
                 last = last._replace(length=last.length + entry.length)
             else:
@@ -147,6 +149,19 @@ def walk(node: BlockNode, start: int, end: int) -> Iterator[Entry]:
         start += length
     if last is not None:
         yield last
+
+
+def _padded(node: BlockNode, start: int, length: int) -> Iterator[Entry]:
+    """Entries of a range that may end in the last, incomplete sector of a file."""
+    inside = max(0, min(length, node.length - start))
+    if inside:
+        yield from _entries(node, start, inside, 0, 0)
+    if inside < length:
+        plain = node
+        while plain.is_transparent and plain.children:
+            plain = plain.file
+        offset, file = (start + inside, plain) if plain.is_leaf else (None, None)
+        yield Entry(start + inside, length - inside, 0, True, True, False, offset, file)
 
 
 def _entries(node: BlockNode, start: int, length: int, shift: int, depth: int) -> Iterator[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qobra.cli._img._pieces import disk_size
 from qobra.cli._tool.getopt import HelpWanted, parse_command
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
@@ -57,7 +58,7 @@ def main(program: Program, arguments: list[str]) -> int:
         amount = _size(program, size_text[len(sign) :])
         backend = images.open(operands[0], fmt=fmt, image_opts=image_opts, writable=True, resize=True)
         node = node_of(backend)
-        current = node.length
+        current = disk_size(node)
         if amount > INT64_MAX:
             raise ToolError("New image size must be positive")
         total = current + amount if sign == "+" else current - amount if sign == "-" else amount

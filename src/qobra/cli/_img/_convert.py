@@ -1,0 +1,330 @@
+"""The work behind ``convert``: open, make the target, copy, carry bitmaps over."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.copy.chunk import CHUNK_SIZE, CopyFailed
+from qobra.block.copy.engine import copy_ranges
+from qobra.block.copy.ranges import allocated_above
+from qobra.block.node import drivers
+from qobra.cli._img._pieces import SECTOR, Pieces, disk_size
+from qobra.cli._img._target import Guard, check_format, create_target, open_target, read_failed, reason, write_failed
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.process import collect_garbage
+from qobra.cli._tool.progress import Progress
+from qobra.cli._tool.report import Program, ToolError
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+    from qobra.cli._img.convert import Order
+
+Options = dict[str, Any]
+
+
+class Conversion:
+    """One run of ``convert``."""
+
+    def __init__(
+        self, program: Program, images: Images, order: Order, filenames: list[str], output: str
+    ) -> None:
+        self._program = program
+        self._images = images
+        self._order = order
+        self._filenames = filenames
+        self._output = output
+        self._nodes: list[BlockNode] = []
+
+    def run(self) -> None:
+        """Do it all. Raises ToolError."""
+        order = self._order
+        if order.snapshot is not None and len(self._filenames) > 1:
+            raise ToolError("No support for concatenating multiple snapshot")
+        for filename in self._filenames:
+            backend = self._images.open(
+                filename,
+                fmt=order.fmt,
+                image_opts=order.image_opts,
+                cache=order.source_cache,
+                force_share=order.force_share,
+            )
+            self._nodes.append(node_of(backend))
+        if order.snapshot is not None:
+            self._load_snapshot(order.snapshot)
+        source = Pieces(self._images.layer, [(node, 0, disk_size(node)) for node in self._nodes])
+        backing = self._check_target()
+        if order.create:
+            self._create(source.length, backing)
+        with Guard(self._output, created=order.create):
+            self._fill(source)
+            self._images.close()
+
+    def _load_snapshot(self, text: str) -> None:
+        from qobra.cli._img.convert import snapshot_of
+
+        node = self._nodes[0]
+        load = getattr(node, "load_snapshot", None)
+        if load is None:
+            raise ToolError(
+                f"Failed to load snapshot: Block format '{node.driver}' used by device '' does not support "
+                "temporarily loading internal snapshots"
+            )
+        id, name, either = snapshot_of(self._program, text)
+        found = [
+            each
+            for each in node.snapshots.entries  # type: ignore[attr-defined]
+            if (id is None or each.id == id) and (name is None or each.name == name)
+        ]
+        if either is not None:
+            by_id = [each for each in found if each.id == either]
+            found = by_id or [each for each in found if each.name == either]
+        if not found:
+            raise ToolError("Failed to load snapshot: Can't find snapshot")
+        load(found[0])
+
+    # -- the target -------------------------------------------------------------------------------------------
+
+    def _check_target(self) -> str | None:
+        """See that the target can be what is asked for; its backing file, if it is to have one. Raises ToolError."""
+        order = self._order
+        fmt = order.output_format
+        backing = order.backing
+        if order.create:
+            check_format(fmt, self._output, unknown=f"Unknown file format '{fmt}'")
+            values = dict(order.pairs)
+            given = values.get("backing_file")
+            if backing is not None and given is not None:
+                raise ToolError("-B and -o backing_file cannot be used at the same time")
+            backing = backing or given
+            if len(self._nodes) > 1 and backing is not None:
+                raise ToolError(
+                    "Having a backing file for the target makes no sense when concatenating multiple input images"
+                )
+            if backing is not None and not (order.backing_format or values.get("backing_fmt")):
+                from qobra.block.creation._options import formats
+
+                known = formats.find(fmt)
+                if known is not None and "backing_file" in known.options:
+                    raise ToolError("Use of backing file requires explicit backing format")
+            if order.compress:
+                self._check_compression(drivers.find(fmt), values)
+        driver = drivers.find(fmt)
+        if order.bitmaps:
+            if len(self._nodes) > 1:
+                raise ToolError("Copying bitmaps only possible with single source")
+            if not hasattr(self._nodes[0], "persist_bitmaps"):
+                raise ToolError("Source lacks bitmap support")
+            if driver is None or not hasattr(driver, "persist_bitmaps"):
+                raise ToolError(f"Format driver '{fmt}' does not support bitmaps")
+        return backing
+
+    def _check_compression(self, driver: Any, values: dict[str, str]) -> None:
+        from qobra.block.node import BlockNode
+
+        if driver is None or driver._write_compressed is BlockNode._write_compressed:
+            raise ToolError("Compression not supported for this file format")
+        if values.get("encryption") == "on" or "encrypt.format" in values:
+            raise ToolError("Compression and encryption not supported at the same time")
+        if values.get("preallocation", "off") != "off":
+            raise ToolError("Compression and preallocation not supported at the same time")
+
+    def _create(self, length: int, backing: str | None) -> None:
+        order = self._order
+        more: Options = {}
+        if "size" not in dict(order.pairs):
+            more["size"] = length
+        if backing is not None:
+            more["backing_file"] = backing
+        if order.backing_format is not None:
+            more["backing_fmt"] = order.backing_format
+        if "backing_file" in more:
+            from qobra.block.creation._options import formats
+
+            known = formats.find(order.output_format)
+            if known is not None and "backing_file" not in known.options:
+                raise ToolError(f"Backing file not supported for file format '{order.output_format}'")
+        create_target(
+            self._images,
+            self._output,
+            order.output_format,
+            order.pairs,
+            more,
+            f"error while converting {order.output_format}",
+        )
+
+    def _open_target(self) -> BlockNode:
+        order = self._order
+        fmt: str | None = order.output_format
+        if order.target_image_opts and not order.output_format_given:
+            fmt = None
+        options: Options = {}
+        encrypt = {name.removeprefix("encrypt."): value for name, value in order.pairs if name.startswith("encrypt.")}
+        if "key-secret" in encrypt:
+            kind = encrypt.get("format", "luks")
+            options["encrypt"] = {"format": kind, "key-secret": encrypt["key-secret"]}
+        backend = open_target(
+            self._images,
+            self._output,
+            fmt,
+            order.cache,
+            image_opts=order.target_image_opts,
+            options=options,
+        )
+        return node_of(backend)
+
+    # -- copying ----------------------------------------------------------------------------------------------
+
+    def _fill(self, source: Pieces) -> None:
+        order = self._order
+        target = self._open_target()
+        if order.compress and not order.create:
+            self._check_compression(type(target), {})
+        if not order.create and disk_size(target) < source.length:
+            raise ToolError("output file is smaller than input file")
+        has_backing = target.backing is not None
+        if order.target_is_zero and has_backing:
+            self._program.error("Cannot use --target-is-zero when the destination image has a backing file")
+        is_zero = order.create and target.has_zero_init() and not has_backing
+        if order.target_is_zero:
+            is_zero = not has_backing
+        elif not is_zero and not has_backing and order.min_sparse:
+            is_zero = self._make_zero(target)
+        ranges = None
+        if has_backing and order.create:
+            # What the source's own backing chain has in common with the target's is seen through the target.
+            ranges = allocated_above(self._nodes[0], self._common_base())
+        collect_garbage()
+        with Progress(order.progress and not order.quiet) as progress:
+            progress.start(source.length)
+            if order.min_sparse:
+                self._copy(source, target, ranges, is_zero, progress)
+            else:
+                self._copy_all(source, target, progress)
+            self._finish(target)
+            progress.finish()
+        if order.bitmaps:
+            self._copy_bitmaps(target)
+
+    def _make_zero(self, target: BlockNode) -> bool:
+        """Zero an old target in one go, where it has a quick way to."""
+        if not target.length:
+            return True
+        try:
+            target.write_zeroes(0, target.length, may_unmap=True, no_fallback=True)
+        except OSError:
+            return False
+        return True
+
+    def _common_base(self) -> BlockNode | None:
+        """The node in the source's chain below which nothing is copied: the one under the top."""
+        node: BlockNode | None = self._nodes[0]
+        while node is not None and node.is_transparent:
+            node = node.children.get("file")
+        return node.backing if node is not None else None
+
+    def _copy(
+        self,
+        source: Pieces,
+        target: BlockNode,
+        ranges: Any,
+        target_is_zero: bool,
+        progress: Progress,
+    ) -> None:
+        order = self._order
+        throttle = _Throttle(order.rate) if order.rate else None
+
+        def failed(failure: CopyFailed, offset: int, length: int) -> bool:
+            if order.salvage and failure.is_read:
+                self._salvage(source, target, offset, length)
+                progress.add(length)
+                return True
+            raise (read_failed if failure.is_read else write_failed)(offset, failure.error)
+
+        copy_ranges(
+            source,
+            target,
+            ranges,
+            compress=order.compress,
+            detect_zeroes=0 if order.copy_range else order.min_sparse,
+            target_is_zero=target_is_zero,
+            use_copy_range=order.copy_range,
+            progress=progress.add,
+            throttle=throttle.wait if throttle is not None else None,
+            on_error=failed,
+        )
+
+    def _copy_all(self, source: Pieces, target: BlockNode, progress: Progress) -> None:
+        """``-S 0``: write everything, zeroes too."""
+        order = self._order
+        throttle = _Throttle(order.rate) if order.rate else None
+        buffer = memoryview(bytearray(CHUNK_SIZE))
+        write = target.write_compressed if order.compress else target.write
+        for offset in range(0, source.length, CHUNK_SIZE):
+            view = buffer[: min(CHUNK_SIZE, source.length - offset)]
+            try:
+                source.read_into(offset, view)
+            except (OSError, QobraError) as error:
+                if not order.salvage:
+                    raise read_failed(offset, error)
+                self._read_what_can_be(source, offset, view)
+            try:
+                write(offset, view)
+            except (OSError, QobraError) as error:
+                raise write_failed(offset, error)
+            progress.add(len(view))
+            if throttle is not None:
+                throttle.wait(len(view))
+
+    def _salvage(self, source: Pieces, target: BlockNode, offset: int, length: int) -> None:
+        """A chunk that cannot be read whole: sector by sector, with zeroes for those that are lost."""
+        view = memoryview(bytearray(length))
+        self._read_what_can_be(source, offset, view)
+        try:
+            if self._order.compress:
+                target.write_compressed(offset, view)
+            else:
+                target.write(offset, view)
+        except (OSError, QobraError) as error:
+            raise write_failed(offset, error)
+
+    def _read_what_can_be(self, source: Pieces, offset: int, view: memoryview) -> None:
+        for start in range(0, len(view), SECTOR):
+            part = view[start : start + SECTOR]
+            try:
+                source.read_into(offset + start, part)
+            except (OSError, QobraError) as error:
+                part[:] = bytes(len(part))
+                self._program.warning(f"error while reading offset {offset + start}: {reason(error)}")
+
+    def _finish(self, target: BlockNode) -> None:
+        order = self._order
+        try:
+            if order.compress:
+                finish = getattr(target, "finish_compressed", None)
+                if finish is not None:
+                    finish()
+            target.flush()
+        except (OSError, QobraError) as error:
+            raise ToolError(f"error while writing: {reason(error)}")
+
+    def _copy_bitmaps(self, target: BlockNode) -> None:
+        from qobra.cli._img._bitmaps import copy_bitmaps
+
+        copy_bitmaps(self._nodes[0], target, skip_broken=self._order.skip_broken_bitmaps)
+
+
+class _Throttle:
+    """Keeps a copy to ``rate`` bytes a second."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._due = time.monotonic()
+
+    def wait(self, length: int) -> None:
+        """``length`` bytes were copied."""
+        now = time.monotonic()
+        self._due = max(self._due, now - 0.1) + length / self._rate
+        if self._due > now:
+            time.sleep(self._due - now)

@@ -1,0 +1,50 @@
+"""Images one after another, or a part of one, as a single source to copy from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qobra.block.extents import DATA, ZERO, Extent
+from qobra.block.node import BlockNode
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+
+SECTOR = 512
+
+
+def disk_size(node: BlockNode) -> int:
+    """The size that a guest sees: whole sectors, the last one filled up with zeroes."""
+    return -(-node.length // SECTOR) * SECTOR
+
+
+class Pieces(BlockNode):
+    """Shows ``pieces``, each ``(node, offset, length)``, one after another; what lies past a node's end is zero.
+
+    It stays outside of the graph: whoever makes it holds the nodes.
+    """
+
+    driver = "pieces"
+
+    def __init__(self, layer: BlockLayer, pieces: Sequence[tuple[BlockNode, int, int]]) -> None:
+        super().__init__(layer, "#pieces", {"read-only": True})
+        self._pieces = [piece for piece in pieces if piece[2]]
+        self.children = {str(number): node for number, (node, _offset, _length) in enumerate(pieces)}
+        self.length = sum(length for _node, _offset, length in pieces)
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        extents = []
+        end = offset + length
+        start = 0
+        for node, base, size in self._pieces:
+            low, high = max(offset, start), min(end, start + size)
+            if low < high:
+                place = base + low - start
+                inside = max(0, min(high - low, node.length - place))
+                if inside:
+                    extents.append(Extent(inside, DATA, node, place))
+                if inside < high - low:
+                    extents.append(Extent(high - low - inside, ZERO))
+            start += size
+        return extents

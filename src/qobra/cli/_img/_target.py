@@ -1,0 +1,101 @@
+"""A target that is about to be written: made, opened, and taken back if the command does not get to its end."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.creation._image import ImageCreation, find_format, known_options
+from qobra.block.creation._options import parse_values
+from qobra.block.node import drivers
+from qobra.cli._tool.opening import Images
+from qobra.cli._tool.report import ToolError
+from qobra.errors import QobraError, strerror
+
+if TYPE_CHECKING:
+    from qobra.block.backend import BlockBackend
+
+Options = dict[str, Any]
+
+
+def check_format(fmt: str, filename: str, *, unknown: str) -> None:
+    """See that images of ``fmt`` can be made at ``filename``. Raises ToolError; ``unknown`` is for no such format."""
+    if drivers.find(fmt) is None:
+        raise ToolError(unknown)
+    try:
+        known_options(fmt, filename)
+    except QobraError as error:
+        raise ToolError(str(error))
+
+
+def create_target(
+    images: Images, filename: str, fmt: str, pairs: list[tuple[str, str]], more: Options, failure: str
+) -> None:
+    """Make the image, without a word. ``more`` are options that are not texts (``size``). Raises ToolError."""
+    known = known_options(fmt, filename)
+    try:
+        values = {**parse_values(known, pairs), **more}
+    except QobraError as error:
+        raise ToolError(str(error))
+    try:
+        ImageCreation(filename, fmt, find_format(fmt), known, values).run(images.layer)
+    except QobraError as error:
+        raise ToolError(f"{filename}: {failure}: {error}")
+    except OSError as error:
+        raise ToolError(f"{filename}: {failure}: {strerror(error)}")
+
+
+class Guard:
+    """Marks a target as unfinished while it is written, so that nothing takes a part for the whole.
+
+    A file that the command made itself loses its beginning (a format's header; nothing of a raw image) by being cut
+    to nothing when the command fails or is interrupted. What was there before is left alone.
+    """
+
+    def __init__(self, filename: str, *, created: bool) -> None:
+        self._path = filename.removeprefix("file:") if created else ""
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, kind: object, *_exc: object) -> None:
+        if kind is None or not self._path:
+            return
+        try:
+            if os.path.isfile(self._path):
+                os.truncate(self._path, 0)
+        except OSError:
+            pass
+
+
+def open_target(
+    images: Images, filename: str, fmt: str | None, cache: str, *, image_opts: bool = False, options: Options | None = None
+) -> BlockBackend:
+    """Open the target for writing, with holes where it has zeroes. Raises ToolError."""
+    return images.open(
+        filename,
+        fmt=fmt,
+        image_opts=image_opts,
+        writable=True,
+        resize=True,
+        cache=cache,
+        options={"discard": "unmap", **(options or {})},
+    )
+
+
+def write_failed(offset: int, error: OSError | QobraError) -> ToolError:
+    """The error of a copy that stopped while writing."""
+    return ToolError(f"error while writing at byte {offset}: {reason(error)}")
+
+
+def read_failed(offset: int, error: OSError | QobraError) -> ToolError:
+    """The error of a copy that stopped while reading."""
+    return ToolError(f"error while reading at byte {offset}: {reason(error)}")
+
+
+def reason(error: OSError | QobraError) -> str:
+    """What an error says, as the C library words the numbers."""
+    if isinstance(error, OSError):
+        return strerror(error)
+    return os.strerror(error.errno) if error.errno and error.errno != errno.EIO else str(error)

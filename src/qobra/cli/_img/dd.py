@@ -1,0 +1,88 @@
+"""``dd``: copy a part of an image to a new one, with dd's operands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qobra.block.copy.chunk import CopyFailed
+from qobra.block.copy.engine import copy_ranges
+from qobra.cli._img._pieces import Pieces, disk_size
+from qobra.cli._img._target import Guard, check_format, create_target, open_target, read_failed, write_failed
+from qobra.cli._tool.getopt import parse_command
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.report import Program, ToolError
+from qobra.units import INT64_MAX
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+HELP = """\
+dd [--image-opts] [-U] [-f FMT] [-O OUTPUT_FMT] [--object DEF] [bs=SIZE] [count=N] [skip=N] if=INPUT of=OUTPUT
+
+Copy an image, or what lies between its first 'skip' and its first N blocks of SIZE bytes (512), to OUTPUT, which is
+made anew.
+"""
+
+_NAMES = ("bs", "count", "if", "of", "skip")
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(arguments, "f:O:U", ("object=", "image-opts", "force-share|U"))
+    fmt = None
+    output_format = "raw"
+    image_opts = force_share = False
+    with Images(program) as images:
+        for option, value in options:
+            if option == "f":
+                fmt = value
+            elif option == "O":
+                output_format = value
+            elif option == "U":
+                force_share = True
+            elif option == "object":
+                images.add_object(value)
+            elif option == "image-opts":
+                image_opts = True
+        given: dict[str, str] = {}
+        numbers = {"bs": 512, "count": -1, "skip": 0}
+        for operand in operands:
+            name, equals, value = operand.partition("=")
+            if not equals or name not in _NAMES:
+                raise ToolError(f"unrecognized operand {name}")
+            given[name] = value
+            if name == "bs":
+                numbers["bs"] = program.number("bs", value, 1, (1 << 31) - 1)
+            elif name in numbers:
+                numbers[name] = program.number(name, value)
+        if "if" not in given or "of" not in given:
+            raise ToolError("Must specify both input and output files")
+        images.create_objects()
+        source = node_of(images.open(given["if"], fmt=fmt, image_opts=image_opts, force_share=force_share))
+        check_format(output_format, given["of"], unknown="Unknown file format")
+        start, end = numbers["skip"] * numbers["bs"], disk_size(source)
+        if 0 <= numbers["count"] <= INT64_MAX // numbers["bs"]:
+            # QEMU counts from the beginning of the image, what is skipped included.
+            end = min(end, numbers["count"] * numbers["bs"])
+        length = max(0, end - start)
+        if start > end:
+            program.error(f"{given['if']}: cannot skip to specified offset")
+        create_target(
+            images, given["of"], output_format, [], {"size": length}, "error while creating output image"
+        )
+        with Guard(given["of"], created=True):
+            target = node_of(open_target(images, given["of"], output_format, "writeback"))
+            pieces = Pieces(images.layer, [(source, start, length)])
+            copy_all(pieces, target)
+            images.close()
+    return 0
+
+
+def copy_all(source: BlockNode, target: BlockNode) -> None:
+    """Copy all of ``source`` to a new ``target``. Raises ToolError."""
+    def failed(failure: CopyFailed, offset: int, length: int) -> bool:
+        raise (read_failed if failure.is_read else write_failed)(offset, failure.error)
+
+    copy_ranges(
+        source, target, detect_zeroes=4096, target_is_zero=target.has_zero_init(), on_error=failed
+    )
