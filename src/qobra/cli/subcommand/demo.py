@@ -71,7 +71,7 @@ def run(daemon: Daemon, disk: str | None) -> bool:
     with daemon.nbd("disk") as client:
         writer = Writer(client, size)
         filled = writer.fill(min(FILL, size // 2))
-        rate = filled / writer.fill_seconds
+        rate = filled / max(1e-9, writer.seconds)
         say("write", f"{size_text(filled)} written through NBD at {size_text(int(rate))}/s, 64 KiB a request")
         daemon.add_backup_target(size)
         writer.start()

@@ -1,0 +1,88 @@
+"""The demonstration, on a small disk: that it works, and that it would notice if it did not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qobra.cli._demo import progress, writer
+from qobra.cli._demo.daemon import Daemon, image_format
+from qobra.cli.subcommand import demo
+from qobra.client.sync import Client
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "NEW_DISK_SIZE", 8 * MIB)
+    monkeypatch.setattr(demo, "FILL", 3 * MIB)
+    monkeypatch.setattr(demo, "SPEED", 32 * MIB)
+
+
+def test_new_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main([]) == 0
+    out = capsys.readouterr().out
+    assert "every block is as the disk had it" in out
+    assert "100%" in out
+
+
+def test_disk_of_ones_own_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = tmp_path / "disk.img"
+    content = bytes(range(256)) * (MIB // 256) * 3 + b"odd end".ljust(512, b".")
+    disk.write_bytes(content)
+    assert demo.main(["--disk", str(disk)]) == 0
+    assert "every block is as the disk had it" in capsys.readouterr().out
+    assert disk.read_bytes() == content
+
+
+def test_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--stay"]) == 0
+    out = capsys.readouterr().out
+    found = re.search(r"files in (\S+)\)", out)
+    assert found is not None
+    with Client.connect(f"{found.group(1)}/qmp.sock") as client:
+        assert {export["id"] for export in client.query_block_exports()} == {"disk", "backup"}
+        client.quit()
+
+
+def test_a_wrong_backup_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    real = writer.content
+    seen: list[tuple[int, int]] = []
+
+    def content(block: int, version: int) -> bytes:
+        # What is expected of one block differs from what was written to it.
+        if (block, version) in seen and block == seen[0][0]:
+            return bytes(writer.BLOCK)
+        seen.append((block, version))
+        return real(block, version)
+
+    monkeypatch.setattr(writer, "content", content)
+    assert demo.main([]) == 1
+    assert "1 of 128 blocks differ" in capsys.readouterr().out
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--disk", str(tmp_path / "none")]) == 1
+    assert "there is no file" in capsys.readouterr().err
+
+
+def test_the_daemon_is_ended(tmp_path: Path) -> None:
+    daemon = Daemon(str(tmp_path))
+    daemon.close()
+    assert daemon._process.returncode == 0
+
+
+def test_image_format(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"QFI\xfb...")
+    (tmp_path / "b").write_bytes(b"")
+    assert (image_format(str(tmp_path / "a")), image_format(str(tmp_path / "b"))) == ("qcow2", "raw")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (65536, "64 KiB"), (3 << 29, "1.5 GiB"), (5 << 40, "5 TiB")]
+)
+def test_size_text(count: int, text: str) -> None:
+    assert progress.size_text(count) == text
