@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from qobra.machine.machine import Machine
+from qobra.qmp.monitor import Monitors
 from qobra.testing.plugin import make_qobra_server, qobra_server
 
 # The plugin's fixtures; where Qobra is installed, pytest finds them without this.
@@ -48,3 +53,100 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("peer"):
         for program in marker.args:
             find_peer(program)
+
+
+class RawQmp:
+    """The bytes of one QMP connection: for tests of the protocol itself."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sock.settimeout(30)
+        self._input = sock.makefile("rb")
+        self.events: list[dict[str, Any]] = []
+
+    def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.sock.sendall(piece)
+
+    def raw_line(self) -> bytes:
+        return self._input.readline()
+
+    def line(self) -> dict[str, Any]:
+        """The next message, whatever it is."""
+        line = self.raw_line()
+        assert line.endswith(b"\r\n"), line
+        found = json.loads(line)
+        assert isinstance(found, dict)
+        return found
+
+    def reply(self) -> dict[str, Any]:
+        """The next message that is no event; events go to :attr:`events`."""
+        while True:
+            line = self.line()
+            if "event" not in line:
+                return line
+            self.events.append(line)
+
+    def call(self, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send a command; its whole reply."""
+        request: dict[str, Any] = {"execute": command}
+        if arguments is not None:
+            request["arguments"] = arguments
+        self.send(json.dumps(request).encode())
+        return self.reply()
+
+    def negotiate(self, *capabilities: str) -> RawQmp:
+        assert "QMP" in self.line()
+        reply = self.call("qmp_capabilities", {"enable": list(capabilities)} if capabilities else None)
+        assert reply == {"return": {}}
+        return self
+
+    def close(self) -> None:
+        self._input.close()
+        self.sock.close()
+
+
+class MonitoredMachine:
+    """A machine and its monitors, each on a pair of sockets."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.machine = Machine(**arguments)
+        self.monitors = Monitors(self.machine)
+        self._clients: list[RawQmp] = []
+
+    def connect(self, *, pretty: bool = False) -> RawQmp:
+        """A connection on which nothing has been read yet."""
+        ours, theirs = socket.socketpair()
+        self.monitors.serve_socket(theirs, pretty=pretty)
+        self._clients.append(RawQmp(ours))
+        return self._clients[-1]
+
+    def client(self, *capabilities: str) -> RawQmp:
+        """A connection that is ready for commands."""
+        return self.connect().negotiate(*capabilities)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.machine.close()
+        self.monitors.close()
+
+
+@pytest.fixture
+def make_monitored() -> Iterator[Callable[..., MonitoredMachine]]:
+    """Makes machines with monitors, with the arguments of Machine."""
+    made: list[MonitoredMachine] = []
+
+    def make(**arguments: Any) -> MonitoredMachine:
+        made.append(MonitoredMachine(**arguments))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def monitored(make_monitored: Callable[..., MonitoredMachine]) -> MonitoredMachine:
+    """A machine without a board, and its monitors."""
+    return make_monitored()

@@ -13,6 +13,7 @@ from qobra.registry import Registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, ClassVar, Protocol
 
     from qobra.chardev.log import Log
@@ -63,6 +64,7 @@ class Chardev:
         self.frontend: FrontEnd | None = None
         self.frontend_open = False
         self.log: Log | None = None
+        self.when_over: Callable[[], object] | None = None  # called once nobody can ever be there any more
         self._input_wanted = threading.Condition()
 
     # -- what backends implement

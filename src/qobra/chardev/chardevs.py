@@ -51,10 +51,11 @@ class Chardevs:
         return device
 
     def adopt(self, device: Chardev) -> None:
-        """Own ``device``, which someone else made and started."""
+        """Own ``device``, which someone else made and started, until it ends by itself."""
         if device.id in self._devices:
             raise QobraError(f"Chardev with id '{device.id}' already exists")
         self._devices[device.id] = device
+        device.when_over = lambda: self._devices.pop(device.id, None)
 
     def get(self, id: str) -> Chardev:
         """The device ``id``; QobraError if there is none."""

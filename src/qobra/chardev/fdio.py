@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import select
 import threading
+from typing import ClassVar
 
 from qobra.chardev.chardev import Chardev
 from qobra.errors import QobraError
-from qobra.machine.fdsets import PREFIX
 
 READ_SIZE = 65536
+FDSET_PREFIX = "/dev/fdset/"
 
 
 class FdChardev(Chardev):
@@ -19,6 +20,11 @@ class FdChardev(Chardev):
     A subclass opens them in :meth:`open_fds` and may override :meth:`at_end`.
     """
 
+    # Whether a write may block although the descriptor is ready, unless it is short.
+    pipe_like: ClassVar[bool] = True
+
+    _in = _out = _wake_reader = _wake_writer = -1
+
     def open_fds(self) -> tuple[int, int]:
         """The descriptors to read and to write, which the device owns."""
         raise NotImplementedError
@@ -26,13 +32,9 @@ class FdChardev(Chardev):
     def start(self) -> None:
         self._in, self._out = self.open_fds()
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC)
-        self._blocked = False
         self.set_open(True)
         if self._in >= 0:
             threading.Thread(target=self._read, name=f"chardev {self.id}", daemon=True).start()
-
-    _in = _out = _wake_reader = _wake_writer = -1
-    _blocked = False
 
     def stop(self) -> None:
         if self._wake_writer >= 0:
@@ -95,14 +97,12 @@ class FdChardev(Chardev):
             if ready[0][1] & (select.POLLERR | select.POLLNVAL):
                 return len(data)
             try:
-                sent += os.write(fd, data[sent : sent + select.PIPE_BUF] if self._pipe_like else data[sent:])
+                sent += os.write(fd, data[sent : sent + select.PIPE_BUF] if self.pipe_like else data[sent:])
             except BlockingIOError:
                 return sent
             except OSError:
                 return len(data)
         return sent
-
-    _pipe_like = True
 
     def wait_writable(self, timeout: float | None = None) -> bool:
         if self._out < 0:
@@ -115,7 +115,7 @@ class FdChardev(Chardev):
 def open_path(device: Chardev, path: str, flags: int) -> int:
     """Open ``path``, which may be ``/dev/fdset/N``."""
     try:
-        if path.startswith(PREFIX):
+        if path.startswith(FDSET_PREFIX):
             return device.machine.fdsets.open(path, flags)
         return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
     except OSError as error:

@@ -13,7 +13,7 @@ class FileChardev(FdChardev):
     """Files, or whatever their paths name."""
 
     kind = "file"
-    _pipe_like = False
+    pipe_like = False
 
     def open_fds(self) -> tuple[int, int]:
         mode = os.O_APPEND if self.options.get("append") else os.O_TRUNC

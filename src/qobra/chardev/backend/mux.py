@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.chardev import UNLIMITED, Chardev, FrontEnd, registry
 from qobra.errors import QobraError
-from qobra.machine.machine import Machine
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
 
 MAX_FRONT_ENDS = 4
 ESCAPE = 0x01  # Ctrl-A

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.chardev import Chardev, registry
 from qobra.errors import QobraError
-from qobra.machine.machine import Machine
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
 
 DEFAULT_SIZE = 65536
 MAX_SIZE = 1 << 31

@@ -127,6 +127,8 @@ class SocketChardev(Chardev):
                 break
         if self._listener is not None:
             self._listener.close()
+        if self.when_over is not None:
+            self.when_over()
 
     def _next(self) -> Connection | None:
         """The next peer; None if that failed or the device was closed."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qobra.chardev import address
 from qobra.chardev.chardev import Chardev, registry
 from qobra.errors import QobraError
-from qobra.machine.machine import Machine
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
 
 _MAX_DATAGRAM = 65536
 

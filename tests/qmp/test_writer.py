@@ -1,0 +1,47 @@
+"""The writer of QMP output."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from qobra.qmp.writer import Encoded, encode
+
+
+def test_layout() -> None:
+    value = {"a": [1, -2, 2.5], "b": {}, "c": 'q"\n\u20ac', "d": [True, False, None]}
+    assert encode(value) == rb'{"a": [1, -2, 2.5], "b": {}, "c": "q\"\n\u20ac", "d": [true, false, null]}'
+
+
+def test_pretty_layout() -> None:
+    value = {"a": [1, {"b": "x"}], "c": {}, "d": []}
+    assert encode(value, pretty=True).decode() == (
+        '{\n    "a": [\n        1,\n        {\n            "b": "x"\n        }\n    ],\n'
+        '    "c": {\n    },\n    "d": [\n    ]\n}'
+    )
+
+
+def test_encoded_text_is_taken_as_it_is() -> None:
+    assert encode(Encoded(b'{"x":1}')) == b'{"x":1}'
+    assert encode(Encoded(b'{"x":1}'), pretty=True) == b'{\n    "x": 1\n}'
+
+
+def test_as_deep_as_the_reader_lets_in() -> None:
+    value: Any = []
+    for _ in range(5000):
+        value = [value]
+    assert encode(value) == b"[" * 5001 + b"]" * 5001
+
+
+def test_both_ways_agree() -> None:
+    value = {"a": [{"b": 1.5}, "\U0001f600"], "": None}
+    assert json.loads(encode(value)) == json.loads(encode(value, pretty=True)) == value
+
+
+def test_what_is_no_json_is_refused() -> None:
+    with pytest.raises(TypeError):
+        encode({"a": object()})
+    with pytest.raises(TypeError):
+        encode({"a": object()}, pretty=True)
