@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from qobra.cli._demo import progress, writer
+from qobra.cli._demo import writer
 from qobra.cli._demo.daemon import Daemon, image_format
 from qobra.cli.subcommand import demo
 from qobra.client.sync import Client
@@ -46,6 +47,7 @@ def test_stay(capsys: pytest.CaptureFixture[str]) -> None:
     with Client.connect(f"{found.group(1)}/qmp.sock") as client:
         assert {export["id"] for export in client.query_block_exports()} == {"disk", "backup"}
         client.quit()
+    shutil.rmtree(found.group(1))
 
 
 def test_a_wrong_backup_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,10 +81,3 @@ def test_image_format(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"QFI\xfb...")
     (tmp_path / "b").write_bytes(b"")
     assert (image_format(str(tmp_path / "a")), image_format(str(tmp_path / "b"))) == ("qcow2", "raw")
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (65536, "64 KiB"), (3 << 29, "1.5 GiB"), (5 << 40, "5 TiB")]
-)
-def test_size_text(count: int, text: str) -> None:
-    assert progress.size_text(count) == text

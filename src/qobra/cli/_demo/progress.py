@@ -1,4 +1,4 @@
-"""A progress bar, and sizes in words."""
+"""A progress bar."""
 
 from __future__ import annotations
 
@@ -33,13 +33,3 @@ class Bar:
         self.seconds = time.monotonic() - self._began
         if self._terminal:
             print("\r\x1b[K", end="", flush=True)
-
-
-def size_text(count: int) -> str:
-    """Bytes in the unit that fits: ``192 MiB``."""
-    value = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"

@@ -15,9 +15,10 @@ import tempfile
 import time
 
 from qobra.cli._demo.daemon import Daemon
-from qobra.cli._demo.progress import Bar, size_text
+from qobra.cli._demo.progress import Bar
 from qobra.cli._demo.writer import BLOCK, Writer, mismatches
 from qobra.errors import QobraError
+from qobra.units import size_text
 
 HELP = "serve a disk over NBD and back it up live: the whole job, from end to end"
 
