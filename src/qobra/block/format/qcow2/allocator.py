@@ -38,13 +38,16 @@ class Allocator:
 
     # -- whole clusters -----------------------------------------------------------------------------------------
 
-    def allocate(self, want: int, least: int = 1) -> tuple[int, int]:
-        """``least`` to ``want`` free clusters in a row, now with a count of 1: (first index, how many)."""
+    def allocate(self, want: int, least: int = 1, *, virgin: bool = False) -> tuple[int, int]:
+        """``least`` to ``want`` free clusters in a row, now with a count of 1: (first index, how many).
+
+        ``virgin``: only ones that read as zeroes.
+        """
         refcounts = self._refcounts
         # A run longer than a block needs blocks of its own; they go into clusters left free before it.
         spare = (least >> refcounts.block_bits) + 2 if least > refcounts.entries_per_block >> 1 else 0
-        at = self.first_free
-        tight = not spare
+        at = max(self.first_free, self.virgin) if virgin else self.first_free
+        tight = at == self.first_free and not spare
         while True:
             index = at >> refcounts.block_bits
             needed = ((at + spare + least) >> refcounts.block_bits) + 1

@@ -10,6 +10,7 @@ from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.header import Header, l1_entries_for, l1_shift
 from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
 from qobra.block.format.qcow2.writeback import words_to_bytes
+from qobra.block.node import Opening
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
@@ -24,7 +25,30 @@ def create(options: Options, file: BlockNode, data_file: BlockNode | None) -> No
     header = header_for(options, data_file)
     file.truncate(0)
     _write_empty(header, file)
-    del data_file
+    preallocation = options.get("preallocation", "off")
+    if data_file is not None:
+        data_file.truncate(header.size, preallocation=preallocation if preallocation in ("falloc", "full") else "off")
+        if preallocation == "off" and options.get("data-file-raw"):
+            # Whoever reads the image through its metadata must see what the raw file holds.
+            preallocation = "metadata"
+    if preallocation != "off" and header.size:
+        _preallocate(file, data_file, preallocation, header.size)
+
+
+def _preallocate(file: BlockNode, data_file: BlockNode | None, mode: str, size: int) -> None:
+    from qobra.block.format.qcow2.node import Qcow2Node
+    from qobra.block.format.qcow2.resize import preallocate
+
+    layer = file.layer
+    options: Options = {"driver": "qcow2", "file": file.node_name, "backing": None}
+    if data_file is not None:
+        options["data-file"] = data_file.node_name
+    node = Qcow2Node(layer, layer.new_node_name(), options)
+    node.open(Opening(node, layer, options, []))
+    try:
+        preallocate(node, 0, size, mode)
+    finally:
+        node.close_node()
 
 
 def header_for(options: Options, data_file: BlockNode | None) -> Header:

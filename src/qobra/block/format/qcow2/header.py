@@ -106,7 +106,7 @@ class Header:
             parts.append((layout.EXT_DATA_FILE, self.data_file.encode("utf-8", "surrogateescape")))
         if self.crypto is not None:
             parts.append((layout.EXT_CRYPTO, layout.CRYPTO_EXTENSION.pack(*self.crypto)))
-        if self.version >= 3:
+        if self.version >= 3 and self.cluster_size >= layout.MIN_FEATURE_NAMES_CLUSTER:
             names = (layout.FEATURE_NAME.pack(kind, bit, name.encode()) for kind, bit, name in layout.FEATURES)
             parts.append((layout.EXT_FEATURE_NAMES, b"".join(names)))
         if self.bitmaps is not None:

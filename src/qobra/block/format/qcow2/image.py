@@ -152,6 +152,18 @@ class Image:
             if offset:
                 self.free(offset, self.cluster_size, discard=discard)
 
+    def last_used_cluster(self) -> int:
+        """The highest host cluster with a count that is not 0."""
+        with self.lock:
+            refcounts = self.refcounts
+            for index in range(len(refcounts.table) - 1, -1, -1):
+                block = refcounts.block(index)
+                if block is not None:
+                    for position in range(len(block.counts) - 1, -1, -1):
+                        if block.counts[position]:
+                            return (index << refcounts.block_bits) + position
+        return 0
+
     # -- waiting for others ---------------------------------------------------------------------------------------
 
     def wait_landed(self) -> None:

@@ -65,6 +65,8 @@ FEATURES = (
     (2, 1, "raw external data"),
 )
 """What the feature name table of a new image says: kind, bit, name."""
+MIN_FEATURE_NAMES_CLUSTER = 8192
+"""In smaller clusters the table would leave no room for the names of files."""
 
 CRYPT_NONE = 0
 CRYPT_AES = 1

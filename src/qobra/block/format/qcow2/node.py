@@ -7,17 +7,19 @@ import sys
 from collections.abc import Sequence
 
 from qobra.block import permissions
-from qobra.block.extents import Extent
+from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.filename import parse_filename, relative_to
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.compressed import ClusterCache, decompress
+from qobra.block.format.qcow2.compressor import CompressedWriter
 from qobra.block.format.qcow2.header import parse_header
 from qobra.block.format.qcow2.image import Image
 from qobra.block.format.qcow2.mapping import map_range
 from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
 from qobra.block.format.qcow2.snapshots import SnapshotTable
+from qobra.block.format.qcow2.subclusters import SubclusterWriter
 from qobra.block.format.qcow2.writer import Writer
-from qobra.block.format.qcow2.zeroing import Zeroing
+from qobra.block.format.qcow2.zeroing import FORGET, Zeroing
 from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
 from qobra.errors import QobraError
 
@@ -63,8 +65,9 @@ class Qcow2Node(BlockNode):
         self.backing_filename = header.backing_file
         self.backing_format = header.backing_format
         self.length = header.size
-        self._writer = Writer(self.image)
+        self._writer = SubclusterWriter(self.image) if header.extended_l2 else Writer(self.image)
         self._zeroing = Zeroing(self.image)
+        self._compressor = CompressedWriter(self.image)
         self._decompressed = ClusterCache(self.image.cluster_size)
 
     def _read_file(self, offset: int, length: int) -> bytes:
@@ -156,11 +159,40 @@ class Qcow2Node(BlockNode):
         view = memoryview(data)
         self._writer.write(offset, view if view.format == "B" and view.contiguous else view.cast("B"))
 
+    def write_plain(self, offset: int, view: memoryview) -> None:
+        """Write guest data without compression, as the middle of another request."""
+        self._writer.write(offset, view)
+
+    def _write_compressed(self, offset: int, data: Buffer) -> None:
+        self._compressor.write(offset, memoryview(data).cast("B"))
+
+    def forget_decompressed(self) -> None:
+        """Compressed data was written: places may hold other clusters than before."""
+        self._decompressed.clear()
+
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
         return self._zeroing.zero(offset, length, may_unmap, no_fallback)
 
     def _discard(self, offset: int, length: int) -> None:
         self._zeroing.discard(offset, length)
+
+    def forget_range(self, first: int, end: int) -> None:
+        """Unmap guest clusters ``first`` up to ``end``."""
+        self._zeroing.apply(first, end, FORGET)
+
+    def zero_new(self, offset: int, length: int) -> None:
+        """Zero a range that was just added to the disk."""
+        if not self._zeroing.zero(offset, length, False, False):
+            self.write_zero_bytes(offset, length)
+
+    def map_kind_is_data(self, offset: int) -> bool:
+        """Whether guest ``offset`` has data in this image."""
+        return self.map(offset, 1)[0].kind in (DATA, COMPUTED)
+
+    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
+        from qobra.block.format.qcow2.resize import resize
+
+        resize(self, length, preallocation, exact)
 
     def flush(self) -> None:
         if self.read_only:
@@ -177,6 +209,11 @@ class Qcow2Node(BlockNode):
 
     def has_zero_init(self) -> bool:
         return not self.image.external or self.image.data.has_zero_init()
+
+    def info(self) -> Options:
+        from qobra.block.format.qcow2.info import image_info
+
+        return image_info(self)
 
     def device_name(self) -> str:
         """The name of the block device that uses this node, for events; empty where there is none."""

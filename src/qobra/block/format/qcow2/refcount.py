@@ -179,14 +179,22 @@ class Refcounts:
             block = self.block(index)
             low = at & mask
             high = min(low + count - done, mask + 1)
-            counts = block.counts if block is not None else None
-            if counts is None or any(not 0 <= each + delta <= self.maximum for each in counts[low:high]):
+            if block is None:
                 self.add(cluster, done, -delta)
-                if delta > 0 and counts is not None:
+                raise QobraError(f"Cluster {at:#x} has no refcount", errno=errno.EIO)
+            counts = block.counts
+            part = counts[low:high]
+            lowest, highest = min(part), max(part)
+            if lowest + delta < 0 or highest + delta > self.maximum:
+                self.add(cluster, done, -delta)
+                if delta > 0:
                     raise QobraError("Refcount overflow", errno=errno.EINVAL)
-                raise QobraError(f"Refcount of cluster {at:#x} would become negative", errno=errno.EINVAL)
-            assert block is not None
-            for position in range(low, high):
-                counts[position] += delta
+                raise QobraError(f"Refcount of cluster {at:#x} would become negative", errno=errno.EIO)
+            if lowest == highest:
+                part[0] += delta
+                counts[low:high] = part[:1] * (high - low)  # type: ignore[assignment]
+            else:
+                for position in range(low, high):
+                    counts[position] += delta
             self.mark(index, block)
             done += high - low

@@ -146,6 +146,13 @@ class Tables:
         """The L1 entry of the table that the slice with ``key`` is a part of."""
         return key >> self._slices_bits
 
+    def forget_table(self, l1_index: int) -> None:
+        """The L2 table of an L1 entry is gone: drop its slices, dirty or not."""
+        for part in range(1 << self._slices_bits):
+            key = l1_index << self._slices_bits | part
+            self.slices.pop(key, None)
+            self.dirty.pop(key, None)
+
     def drop(self) -> None:
         """Forget all slices; none may be dirty."""
         self.slices = {}

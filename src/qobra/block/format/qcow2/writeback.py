@@ -70,7 +70,7 @@ class Writeback:
             self._apply_released()
             self._write_all(False, lazy=False)
             if image.header.incompatible & layout.DIRTY and not image.is_corrupt:
-                self._barrier()
+                self.barrier()
                 self.set_incompatible(layout.DIRTY, clear=True)
 
     # -- one commit -----------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class Writeback:
         try:
             self._write_ordered(first, reftable, second)
             if durable or frees:
-                self._barrier()
+                self.barrier()
         except BaseException:
             with image.lock:
                 self._restore(blocks, slices, reftable_indexes, l1_indexes, frees)
@@ -116,11 +116,11 @@ class Writeback:
         for offset, data in _merged(first):
             file.write(offset, data)
         if reftable:
-            self._barrier()
+            self.barrier()
             for offset, data in reftable:
                 file.write(offset, data)
         if second:
-            self._barrier()
+            self.barrier()
             for offset, data in _merged(second):
                 file.write(offset, data)
 
@@ -163,7 +163,8 @@ class Writeback:
         image.freed += frees
         image.freed_bytes += sum(length for _offset, length, _discard in frees)
 
-    def _barrier(self) -> None:
+    def barrier(self) -> None:
+        """All that was written is on stable storage when this returns (except with cache.no-flush)."""
         image = self._image
         if not image.node.cache_no_flush:
             image.file.flush()
@@ -204,7 +205,7 @@ class Writeback:
         """Write the header with its extensions, on stable storage when this returns."""
         image = self._image
         image.file.write(0, image.header.pack())
-        self._barrier()
+        self.barrier()
 
     def set_incompatible(self, bits: int, *, clear: bool = False) -> None:
         """Set (or clear) incompatible feature bits, on stable storage when this returns."""
@@ -213,7 +214,7 @@ class Writeback:
         header.incompatible = header.incompatible & ~bits if clear else header.incompatible | bits
         if header.version >= 3:
             image.file.write(layout.V2_LENGTH, header.incompatible.to_bytes(8, "big"))
-            self._barrier()
+            self.barrier()
 
     def write_new_table(self, offset: int, clusters: int) -> None:
         """The refcount table in memory, all of it, goes to ``offset``: write blocks, table and header in that order.
@@ -227,11 +228,11 @@ class Writeback:
             block = refcounts.blocks[index]
             image.file.write(block.offset, pack_counts(block.counts, refcounts.order))
         image.file.write(offset, words_to_bytes(refcounts.table))
-        self._barrier()
+        self.barrier()
         header = image.header
         header.reftable_offset, header.reftable_clusters = offset, clusters
         image.file.write(0, header.pack())
-        self._barrier()
+        self.barrier()
         refcounts.fresh = set()
 
 

@@ -28,7 +28,7 @@ _JOIN_LIMIT = 256 << 10
 class Claim:
     """Clusters that a piece of a write has claimed: guest clusters ``first`` to ``last`` are to lie at ``host``."""
 
-    __slots__ = ("clean", "first", "head_zero", "host", "last", "owned", "tail_zero")
+    __slots__ = ("clean", "end", "first", "head_zero", "host", "last", "owned", "start", "tail_zero")
 
     def __init__(self, first: int, last: int, host: int, *, owned: bool, clean: bool) -> None:
         self.first = first
@@ -38,8 +38,10 @@ class Claim:
         """Newly allocated, so to be given back if the write fails."""
         self.clean = clean
         """The host clusters read as zeroes."""
+        self.start = self.end = 0
+        """The guest range that is written, with what is copied around the data."""
         self.head_zero = False
-        """What was in the first guest cluster reads as zeroes."""
+        """What is before the data in that range reads as zeroes."""
         self.tail_zero = False
 
 
@@ -115,7 +117,11 @@ class Writer:
         while stop < limit and not words[stop] & _COPIED:
             stop += 1
         stop = self._before_in_flight(cluster, index, stop)
-        count = stop - index
+        return self.claim_new(cluster, stop - index)
+
+    def claim_new(self, cluster: int, count: int) -> Claim:
+        """New host clusters for up to ``count`` guest clusters from ``cluster``; an external file has them already."""
+        image = self._image
         if image.external:
             return Claim(cluster, cluster + count - 1, cluster << image.cluster_bits, owned=False, clean=False)
         virgin = image.allocator.virgin
@@ -133,10 +139,13 @@ class Writer:
         return stop
 
     def _look_at_edges(self, claim: Claim, offset: int, size: int) -> None:
+        """Set the range that is written for ``size`` bytes at ``offset``, and whether what is copied is zeroes."""
         image = self._image
-        if offset & image.cluster_mask:
+        claim.start = offset & ~image.cluster_mask
+        claim.end = (offset + size + image.cluster_mask) & ~image.cluster_mask
+        if claim.start < offset:
             claim.head_zero = image.reads_zero(claim.first)
-        if (offset + size) & image.cluster_mask:
+        if claim.end > offset + size:
             claim.tail_zero = image.reads_zero(claim.last)
 
     def _write_claimed(self, offset: int, data: memoryview, claim: Claim) -> None:
@@ -157,8 +166,8 @@ class Writer:
 
     def _write_around(self, offset: int, data: memoryview, claim: Claim) -> None:
         image = self._image
-        head = offset & image.cluster_mask
-        tail = -(offset + len(data)) & image.cluster_mask
+        head = offset - claim.start
+        tail = claim.end - offset - len(data)
         if image.crypt is None:
             if claim.clean and (not head or claim.head_zero):
                 head = 0

@@ -1,0 +1,186 @@
+"""Changing the size of an image, and preallocating its clusters. The node is drained while this runs."""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.header import l1_entries_for
+from qobra.block.format.qcow2.writeback import words_to_bytes
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.image import Image
+    from qobra.block.format.qcow2.node import Qcow2Node
+
+
+def resize(node: Qcow2Node, length: int, preallocation: str, exact: bool) -> None:
+    """Give the disk ``length`` bytes. New space reads as zeroes, whatever a backing file has there.
+
+    Raises QobraError in QEMU's words.
+    """
+    image = node.image
+    if length & 511:
+        raise QobraError("The new size must be a multiple of 512", errno=errno.EINVAL)
+    if node.snapshots.entries and image.header.version < 3:
+        raise QobraError("Can't resize a v2 image which has snapshots", errno=errno.ENOTSUP)
+    old = node.length
+    if length < old:
+        if preallocation != "off":
+            raise QobraError("Preallocation can't be used for shrinking an image", errno=errno.EINVAL)
+        _shrink(node, length)
+    else:
+        if l1_entries_for(image.header, length) * 8 > layout.MAX_L1_BYTES:
+            raise QobraError("Failed to grow the L1 table: File too large", errno=errno.EFBIG)
+        _grow(node, length, preallocation, exact)
+
+
+def _grow(node: Qcow2Node, length: int, preallocation: str, exact: bool) -> None:
+    image = node.image
+    old = node.length
+    grow_l1(image, l1_entries_for(image.header, length))
+    if image.external and image.data.length < length:
+        image.data.truncate(length, preallocation=preallocation if preallocation != "metadata" else "off", exact=exact)
+    node.length = length
+    try:
+        _hide_old_tail(node, old, length)
+        backing = node.backing
+        if backing is not None and backing.length > old:
+            node.zero_new(old, min(length, backing.length) - old)
+        if preallocation != "off" and length > old:
+            preallocate(node, old, length, preallocation)
+    except BaseException:
+        node.length = old
+        raise
+    _set_size(node, length)
+
+
+def _hide_old_tail(node: Qcow2Node, old: int, length: int) -> None:
+    """What lies in the last cluster past the old end may be anything."""
+    image = node.image
+    end = min(length, (old + image.cluster_mask) & ~image.cluster_mask)
+    if old < end and node.map_kind_is_data(old):
+        node.write_zero_bytes(old, end - old)
+
+
+def _shrink(node: Qcow2Node, length: int) -> None:
+    image = node.image
+    bits = image.cluster_bits
+    old = node.length
+    first = (length + image.cluster_mask) >> bits
+    node.forget_range(first, (old + image.cluster_mask) >> bits)
+    with image.lock:
+        tables = image.tables
+        for index in range(-(-first >> tables.table_bits), len(tables.l1)):
+            _drop_table(image, index)
+    node.length = length
+    _set_size(node, length)
+    image.writeback.finish()
+    image.tables.drop()
+    end = image.last_used_cluster() + 1 << bits
+    if end < image.file.length:
+        image.file.truncate(end)
+        with image.lock:
+            image.allocator.virgin = min(image.allocator.virgin, end >> bits)
+    if image.external:
+        image.data.truncate(length, exact=node.data_file_raw)
+
+
+def _drop_table(image: Image, index: int) -> None:
+    tables = image.tables
+    entry = tables.l1[index]
+    if entry & layout.OFFSET_MASK:
+        tables.l1[index] = 0
+        tables.l1_dirty.add(index)
+        tables.forget_table(index)
+        image.free(entry & layout.OFFSET_MASK, image.cluster_size)
+        image.overlap.rebuild()
+
+
+def _set_size(node: Qcow2Node, length: int) -> None:
+    image = node.image
+    image.writeback.commit()
+    image.header.size = length
+    image.writeback.write_header()
+
+
+def grow_l1(image: Image, entries: int) -> None:
+    """Make the active L1 table at least ``entries`` long, in a new place where it does not fit."""
+    header = image.header
+    if entries <= header.l1_entries:
+        return
+    image.writeback.commit()
+    bits = image.cluster_bits
+    with image.lock:
+        old_offset, old_clusters = header.l1_offset, -(-header.l1_entries * 8 >> bits)
+        table = array("Q", image.tables.l1)
+        table.frombytes(bytes(8 * (entries - len(table))))
+        clusters = -(-entries * 8 >> bits)
+        first, _count = image.allocator.allocate(clusters, clusters)
+        offset = first << bits
+        image.overlap.guard(offset, clusters << bits)
+    image.writeback.commit()
+    image.file.write(offset, words_to_bytes(table) + bytes((clusters << bits) - 8 * entries))
+    with image.lock:
+        image.writeback.barrier()
+        image.tables.l1 = table
+        header.l1_offset, header.l1_entries = offset, entries
+        image.writeback.write_header()
+        image.overlap.rebuild()
+        if old_clusters:
+            image.free(old_offset, old_clusters << bits)
+
+
+def preallocate(node: Qcow2Node, start: int, end: int, mode: str) -> None:
+    """Allocate every cluster from guest ``start`` to ``end``; ``falloc`` and ``full`` reserve the file's space too."""
+    image = node.image
+    bits = image.cluster_bits
+    tables = image.tables
+    cluster, last = start >> bits, (end + image.cluster_mask) >> bits
+    top = 0
+    while cluster < last:
+        image.writeback.commit_if_crowded()
+        with image.lock:
+            image.before_allocating()
+            stop = min((cluster | tables.slice_mask) + 1, last)
+            while cluster < stop:
+                done, host_end = _fill_entries(image, cluster, stop)
+                top = max(top, host_end)
+                cluster += done
+    image.writeback.commit()
+    if image.external:
+        return
+    if top > image.file.length:
+        image.file.truncate(top, preallocation=mode if mode != "metadata" else "off")
+    image.allocator.virgin = max(image.allocator.virgin, image.file.length >> bits)
+
+
+def _fill_entries(image: Image, cluster: int, stop: int) -> tuple[int, int]:
+    """Map guest clusters from ``cluster`` on, all in one slice: (how many, end of the host clusters in bytes)."""
+    tables = image.tables
+    part = tables.writable(cluster)
+    words = part.words
+    width = 1 << tables.word_bits
+    index = first = (cluster & tables.slice_mask) * width
+    limit = first + (stop - cluster) * width
+    if words[index]:
+        return 1, 0  # allocated already
+    while index < limit and not words[index]:
+        index += width
+    want = (index - first) // width
+    if image.external:
+        host, count = cluster << image.cluster_bits, want
+    else:
+        place, count = image.allocator.allocate(want, virgin=True)
+        host = place << image.cluster_bits
+    step = image.cluster_size
+    new = array("Q", range(host | layout.COPIED, (host | layout.COPIED) + count * step, step))
+    if width == 1:
+        words[first : first + count] = new
+    else:
+        # Subclusters stay unallocated, so that a backing file shows through.
+        words[first : first + 2 * count : 2] = new
+    tables.mark(cluster, part, first, first + count * width - 1)
+    return count, host + count * step
