@@ -11,6 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from qobra.block.copy.zeroes import zero_pieces
 from qobra.block.extents import ABSENT, DATA, ZERO, Run, resolve
 from qobra.block.node import is_zero
 from qobra.errors import QobraError
@@ -125,7 +126,8 @@ class ChunkCopier:
             if not self._detect_zeroes:
                 self.target.write(offset, view)
                 return
-            for start, size, zero in _zero_pieces(offset, view, self._detect_zeroes):
+            unit = self._detect_zeroes
+            for start, size, zero in zero_pieces(view.obj, len(view), unit, offset % unit):  # type: ignore[arg-type]
                 if zero:
                     if not self._target_is_zero:
                         self.target.write_zeroes(offset + start, size, may_unmap=self._unmap)
@@ -196,21 +198,3 @@ def _plain_file(node: BlockNode) -> tuple[int, int] | None:
     if not node.is_leaf or not node.plain_writes() or node.cache_direct:
         return None
     return node.fd, base
-
-
-def _zero_pieces(offset: int, view: memoryview, unit: int) -> list[tuple[int, int, bool]]:
-    """Split ``view``, which lies at ``offset``, into ``(start, size, is zero)`` along multiples of ``unit`` bytes."""
-    if is_zero(view):
-        return [(0, len(view), True)]
-    pieces: list[tuple[int, int, bool]] = []
-    start = 0
-    while start < len(view):
-        size = min(unit - (offset + start) % unit, len(view) - start)
-        zero = is_zero(view[start : start + size])
-        if pieces and pieces[-1][2] == zero:
-            first, before, _zero = pieces[-1]
-            pieces[-1] = (first, before + size, zero)
-        else:
-            pieces.append((start, size, zero))
-        start += size
-    return pieces

@@ -1,0 +1,52 @@
+"""Find the zeroes in a buffer, a piece at a time: the hot loop of every copy that makes holes."""
+
+from __future__ import annotations
+
+Piece = tuple[int, int, bool]
+"""(start in the buffer, size in bytes, whether it is all zeroes)."""
+
+_ZEROES: dict[int, bytes] = {}
+
+
+def zero_pieces(buffer: bytearray, size: int, unit: int, phase: int = 0) -> list[Piece]:
+    """Split the first ``size`` bytes of ``buffer`` along units of ``unit`` bytes into runs of zeroes and of data.
+
+    ``phase`` is how far into a unit the buffer begins. A unit that is only partly in the buffer counts with what is.
+    """
+    zeroes = _ZEROES.get(unit)
+    if zeroes is None:
+        zeroes = _ZEROES[unit] = bytes(unit)
+    # bytearray.startswith at an offset is a memcmp without a copy; data mostly fails on its first byte.
+    starts_with = buffer.startswith
+    head = min(size, (unit - phase) % unit)
+    whole_end = head + (size - head) // unit * unit
+    flags = [starts_with(zeroes, at) for at in range(head, whole_end, unit)]
+    if head == 0 and whole_end == size:
+        if True not in flags:
+            return [(0, size, False)]
+        if False not in flags:
+            return [(0, size, True)]
+    pieces: list[Piece] = []
+    if head:
+        pieces.append((0, head, starts_with(zeroes[:head], 0)))
+    start, number, count = head, 0, len(flags)
+    while number < count:
+        flag = flags[number]
+        try:
+            stop = flags.index(not flag, number)
+        except ValueError:
+            stop = count
+        _append(pieces, start, (stop - number) * unit, flag)
+        start += (stop - number) * unit
+        number = stop
+    if whole_end < size:
+        _append(pieces, whole_end, size - whole_end, starts_with(zeroes[: size - whole_end], whole_end))
+    return pieces
+
+
+def _append(pieces: list[Piece], start: int, size: int, zero: bool) -> None:
+    if pieces and pieces[-1][2] == zero:
+        first, before, _zero = pieces[-1]
+        pieces[-1] = (first, before + size, zero)
+    else:
+        pieces.append((start, size, zero))
