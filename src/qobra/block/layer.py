@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
-from qobra.block.format._magic import candidates
+from qobra.block.extents import MAX_DEPTH
 from qobra.block.filename import parse_filename, relative_to
+from qobra.block.format._magic import candidates
 from qobra.block.graph import Graph
 from qobra.block.node import BlockNode, Opening, Options, drivers
 from qobra.block.slots import Flight, Gate
@@ -54,6 +55,8 @@ class BlockLayer:
         self.open_path = open_path
         self._random = random
         self._node_counter = 0
+        self._backing_chain: list[str | Options] = []
+        """What the backing files that are being opened were named by, to notice a loop."""
         self.flight = Flight()
         self.generation = 0
         """Counts changes of the graph and of who is told of writes; flat tables are checked against it."""
@@ -196,7 +199,7 @@ class BlockLayer:
         """Raise QobraError if something keeps ``node`` busy."""
         reasons = self._blockers.get(node)
         if reasons:
-            raise QobraError(f"Node '{node.node_name}' is busy: {reasons[0]}")
+            raise QobraError(f"Node '{self.device_or_node_name(node)}' is busy: {reasons[0]}")
 
     def find_device(self, device: str | None, node_name: str | None) -> BlockNode:
         """The node that a command's ``device`` or ``node-name`` argument means. Raises QobraError in QEMU's words."""
@@ -322,16 +325,19 @@ class BlockLayer:
             reference = self.backing_options(node)
             if reference is None:
                 return
+        if len(self._backing_chain) >= MAX_DEPTH or reference in self._backing_chain:
+            name = node.backing_filename  # type: ignore[attr-defined]
+            raise QobraError(f"Backing file '{name}' creates an infinite loop.")
+        self._backing_chain.append(reference)
         try:
             opening.attach("backing", permissions.ROLE_COW, reference)
         except QobraError as error:
             raise error.prefixed("Could not open backing file: ") if "backing" not in opening.options else error
+        finally:
+            self._backing_chain.pop()
 
     def backing_options(self, node: BlockNode) -> Options | None:
-        """Options that open what the header of ``node`` names as its backing file, or None if it names nothing.
-
-        Raises QobraError for a loop in the chain of names.
-        """
+        """Options that open what the header of ``node`` names as its backing file, or None if it names nothing."""
         name = node.backing_filename  # type: ignore[attr-defined]
         if not name:
             return None

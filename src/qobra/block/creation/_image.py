@@ -151,7 +151,7 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
     protocol = parse_filename(filename)
     driver = drivers.find(protocol["driver"])
     assert driver is not None
-    if values.get("preallocation", "off") not in PREALLOCATION_MODES:
+    if fmt == "raw" and values.get("preallocation", "off") not in PREALLOCATION_MODES:
         raise QobraError(f"invalid parameter value: {values['preallocation']}")
     create_file: Callable[[Options], None] | None = driver.create if driver.creatable else None  # type: ignore[attr-defined]
     # A disk is allocated in whole sectors, whatever the user asked for.
@@ -218,5 +218,3 @@ def _require_existing(layer: BlockLayer, protocol: Options, filename: str, drive
         root.write_zeroes(0, min(512, node.length))
     finally:
         root.remove()
-
-

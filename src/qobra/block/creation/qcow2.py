@@ -66,7 +66,7 @@ _MEMBERS = (
 def version(compat: str) -> str:
     """The schema's word for a compatibility level. Raises QobraError."""
     if compat not in _COMPAT:
-        raise QobraError(f"invalid parameter value: {compat}")
+        raise QobraError(f"Parameter 'version' does not accept value '{compat}'")
     return _COMPAT[compat]
 
 
@@ -78,9 +78,19 @@ def _convert(values: Values) -> Values:
     if values.get("encryption"):
         if encrypt.setdefault("format", "aes") != "aes":
             raise QobraError("Options encryption and encrypt.format are mutually exclusive")
+    for name, allowed in (
+        ("preallocation", ("off", "metadata", "falloc", "full")),
+        ("compression_type", ("zlib", "zstd")),
+    ):
+        if values.get(name, allowed[0]) not in allowed:
+            raise QobraError(f"Parameter '{name.replace('_', '-')}' does not accept value '{values[name]}'")
     if encrypt:
         if "format" not in encrypt:
             raise QobraError("Parameter 'encrypt.format' is missing")
+        if encrypt["format"] not in ("aes", "luks"):
+            raise QobraError(f"Parameter 'encrypt.format' does not accept value '{encrypt['format']}'")
+        if "key-secret" not in encrypt:
+            raise QobraError("Parameter 'encrypt.key-secret' is required for cipher")
         if encrypt["format"] == "aes":
             encrypt["format"] = "qcow"  # the schema's name of the same thing
         options["encrypt"] = encrypt

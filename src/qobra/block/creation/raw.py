@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from qobra.block.creation._options import SIZE, Format, Option, formats
 
-formats.register("raw")(Format((Option("size", SIZE, "virtual size of the disk"),), lambda values: {"size": values["size"]}))
+formats.register("raw")(
+    Format((Option("size", SIZE, "virtual size of the disk"),), lambda values: {"size": values["size"]})
+)

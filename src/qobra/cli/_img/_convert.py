@@ -27,9 +27,7 @@ Options = dict[str, Any]
 class Conversion:
     """One run of ``convert``."""
 
-    def __init__(
-        self, program: Program, images: Images, order: Order, filenames: list[str], output: str
-    ) -> None:
+    def __init__(self, program: Program, images: Images, order: Order, filenames: list[str], output: str) -> None:
         self._program = program
         self._images = images
         self._order = order

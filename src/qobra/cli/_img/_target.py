@@ -70,7 +70,13 @@ class Guard:
 
 
 def open_target(
-    images: Images, filename: str, fmt: str | None, cache: str, *, image_opts: bool = False, options: Options | None = None
+    images: Images,
+    filename: str,
+    fmt: str | None,
+    cache: str,
+    *,
+    image_opts: bool = False,
+    options: Options | None = None,
 ) -> BlockBackend:
     """Open the target for writing, with holes where it has zeroes. Raises ToolError."""
     return images.open(

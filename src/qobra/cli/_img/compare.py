@@ -39,9 +39,7 @@ STEP = 256 << 20
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(
-        arguments, "f:F:T:pqsU", ("object=", "image-opts", "force-share|U")
-    )
+    options, operands = parse_command(arguments, "f:F:T:pqsU", ("object=", "image-opts", "force-share|U"))
     formats: list[str | None] = [None, None]
     cache = "writeback"
     image_opts = strict = quiet = force_share = show_progress = False
@@ -97,9 +95,7 @@ class Difference:
 class Comparison:
     """Two images, walked side by side. What lies at the same place of the same file is not read."""
 
-    def __init__(
-        self, first: BlockNode, second: BlockNode, names: list[str], strict: bool, progress: Progress
-    ) -> None:
+    def __init__(self, first: BlockNode, second: BlockNode, names: list[str], strict: bool, progress: Progress) -> None:
         self._plain = (first, second)
         self._nodes = [Pieces(node.layer, [(node, 0, disk_size(node))]) for node in (first, second)]
         self._names = names

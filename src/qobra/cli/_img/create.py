@@ -69,13 +69,17 @@ def wants_help(text: str) -> bool:
 
 
 def option_pairs(texts: list[str]) -> list[tuple[str, str]]:
-    """``name=value`` of all ``-o`` together; a bare name means on."""
+    """``name=value`` of all ``-o`` together; a bare name means on, with ``no`` before it off."""
     pairs = []
     for text in texts:
         for part in split_options(text):
             name, equals, value = part.partition("=")
-            if name:
-                pairs.append((name, value if equals else "on"))
+            if equals:
+                pairs.append((name, value))
+            elif name.startswith("no"):
+                pairs.append((name[2:], "off"))
+            elif name:
+                pairs.append((name, "on"))
     return pairs
 
 

@@ -67,9 +67,7 @@ def main(program: Program, arguments: list[str]) -> int:
         length = max(0, end - start)
         if start > end:
             program.error(f"{given['if']}: cannot skip to specified offset")
-        create_target(
-            images, given["of"], output_format, [], {"size": length}, "error while creating output image"
-        )
+        create_target(images, given["of"], output_format, [], {"size": length}, "error while creating output image")
         with Guard(given["of"], created=True):
             target = node_of(open_target(images, given["of"], output_format, "writeback"))
             pieces = Pieces(images.layer, [(source, start, length)])
@@ -80,9 +78,8 @@ def main(program: Program, arguments: list[str]) -> int:
 
 def copy_all(source: BlockNode, target: BlockNode) -> None:
     """Copy all of ``source`` to a new ``target``. Raises ToolError."""
+
     def failed(failure: CopyFailed, offset: int, length: int) -> bool:
         raise (read_failed if failure.is_read else write_failed)(offset, failure.error)
 
-    copy_ranges(
-        source, target, detect_zeroes=4096, target_is_zero=target.has_zero_init(), on_error=failed
-    )
+    copy_ranges(source, target, detect_zeroes=4096, target_is_zero=target.has_zero_init(), on_error=failed)

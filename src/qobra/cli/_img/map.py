@@ -105,9 +105,7 @@ def _print_json(entries: Iterator[Entry], start: int) -> None:
         )
         opening = "},\n"
     if opening == "[":
-        write(
-            f'[{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false'
-        )
+        write(f'[{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false')
     write("}]\n")
 
 
@@ -126,7 +124,9 @@ def _print_human(entries: Iterator[Entry]) -> None:
             continue
         if entry.offset is None or entry.file is None:
             raise ToolError("File contains external, encrypted or compressed clusters.")
-        print(f"{hexadecimal(entry.start):<16}{hexadecimal(entry.length):<16}{hexadecimal(entry.offset):<16}{entry.file.filename}")
+        print(
+            f"{hexadecimal(entry.start):<16}{hexadecimal(entry.length):<16}{hexadecimal(entry.offset):<16}{entry.file.filename}"
+        )
 
 
 def hexadecimal(value: int) -> str:

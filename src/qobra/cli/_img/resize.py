@@ -29,9 +29,7 @@ def main(program: Program, arguments: list[str]) -> int:
     if not arguments or (len(arguments) == 1 and not arguments[0].startswith("-")):
         raise usage("Not enough arguments")
     *arguments, size_text = arguments
-    options, operands = parse_command(
-        arguments, "f:q", ("object=", "image-opts", "preallocation=", "shrink")
-    )
+    options, operands = parse_command(arguments, "f:q", ("object=", "image-opts", "preallocation=", "shrink"))
     fmt = None
     image_opts = shrink = quiet = False
     preallocation = "off"

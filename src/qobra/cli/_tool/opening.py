@@ -108,7 +108,9 @@ class Images:
         ``cache`` is a mode's name; ``metadata_only`` promises that no data is read. ``options`` are further ones.
         """
         try:
-            return self._open(filename, fmt, image_opts, writable, cache, force_share, backing, metadata_only, resize, options)
+            return self._open(
+                filename, fmt, image_opts, writable, cache, force_share, backing, metadata_only, resize, options
+            )
         except QobraError as error:
             raise ToolError(f"Could not open '{filename}': {error}")
         except OSError as error:
