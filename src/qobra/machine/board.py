@@ -38,6 +38,7 @@ class Board(Object):
     default_cpu_type: str | None = None
     default_ram_size = 128 << 20
     default_ram_id: str | None = None
+    dies_supported = False
     hotpluggable_cpus = False
     numa_supported = False
     acpi_supported = False
@@ -60,9 +61,18 @@ class Board(Object):
         self.ports = AddressSpace("I/O", unassigned=0xFF)
         self.ram: Ram | None = None
         self.ram_size = self.default_ram_size
+        self.max_ram_size = 0
+        self.memory_slots = 0
+        self.memory_backend: str | None = None
         self.cpus: list[Cpu] = []
         self.topology: Topology | None = None
+        self.cpu_type = self.default_cpu_type or ""
         self.accelerator = "qtest"
+        self.rtc_start: int | None = None
+        """The clock's time at power-on in seconds since the epoch; None: the host's."""
+        self.rtc_host = True
+        """Whether the clock follows the host's rather than the guest's time."""
+        self.fw_cfg_files: list[tuple[str, bytes]] = []
         self.peripheral = Container(tree)
         self.peripheral_anon = Container(tree)
         self.unattached = Container(tree)
@@ -71,6 +81,43 @@ class Board(Object):
         self.add_child("peripheral-anon", self.peripheral_anon)
         self.add_child("unattached", self.unattached)
         self._clock: VirtualClock | None = None
+
+    # -- before the start
+
+    def set_topology(self, options: dict[str, int]) -> None:
+        """How many CPUs, from SMPConfiguration. Raises QobraError."""
+        from qobra.machine.cpu import Topology
+
+        self.topology = Topology.from_options(
+            options, dies_supported=self.dies_supported, limit=self.max_cpus, board=self.machine_name
+        )
+
+    def set_cpu_model(self, text: str) -> None:
+        """The CPUs' model, ``MODEL[,feature=value...]``. Raises QobraError for a model that there is not."""
+        model, _, features = text.partition(",")
+        if self.default_cpu_type is None:
+            raise QobraError("this machine has no CPUs")
+        suffix = self.default_cpu_type.partition("-")[2]
+        cls = self.tree.find_type(f"{model}-{suffix}")
+        if cls is None or cls.abstract:
+            raise QobraError(f"unable to find CPU model '{model}'")
+        if features:
+            name = features.split(",")[0].partition("=")[0].lstrip("+-")
+            raise QobraError(f"Property '{cls.type_name}.{name}' not found")
+        self.cpu_type = cls.type_name
+
+    def set_memory(self, size: int, *, backend: str | None = None, path: str | None = None) -> None:
+        """Get the RAM: ``size`` bytes, of the memory backend ``backend`` or the file ``path``. Raises QobraError."""
+        from qobra.machine.ram import backend_ram, new_ram
+
+        size = (size + 8191) & ~8191
+        self.ram_size = size
+        self.max_ram_size = max(self.max_ram_size, size)
+        if backend is not None:
+            self.ram = backend_ram(self.tree, backend, size)
+            self.memory_backend = backend
+        elif size:
+            self.ram = new_ram(self.default_ram_id or "ram", size, path)
 
     @property
     def clock(self) -> VirtualClock:
@@ -125,7 +172,7 @@ class Board(Object):
     def finalize(self) -> None:
         if self._clock is not None:
             self._clock.close()
-        if self.ram is not None:
+        if self.ram is not None and self.memory_backend is None:
             self.ram.close()
 
     # -- for boards to fill in

@@ -48,14 +48,15 @@ class Topology:
         cpus = cpus or max_cpus
         product = sockets * dies * cores * threads
         if product != max_cpus:
-            parts = f"sockets ({sockets})" + (f" * dies ({dies})" if dies_supported else "")
             raise QobraError(
                 "Invalid CPU topology: product of the hierarchy must match maxcpus: "
-                f"{parts} * cores ({cores}) * threads ({threads}) != maxcpus ({max_cpus})"
+                f"{parts_text(sockets, dies, cores, threads, dies_supported)} != maxcpus ({max_cpus})"
             )
         if max_cpus < cpus:
             raise QobraError(
-                f"Invalid CPU topology: maxcpus must be equal to or greater than smp: maxcpus ({max_cpus}) < cpus ({cpus})"
+                "Invalid CPU topology: maxcpus must be equal to or greater than smp: "
+                f"{parts_text(sockets, dies, cores, threads, dies_supported)} "
+                f"== maxcpus ({max_cpus}) < smp_cpus ({cpus})"
             )
         if max_cpus > limit:
             raise QobraError(f"Invalid SMP CPUs {max_cpus}. The max CPUs supported by machine '{board}' is {limit}")
@@ -70,6 +71,12 @@ class Topology:
             "core-id": index // self.threads % self.cores,
             "thread-id": index % self.threads,
         }
+
+
+def parts_text(sockets: int, dies: int, cores: int, threads: int, dies_supported: bool) -> str:
+    """The factors of a topology, for error texts."""
+    middle = f" * dies ({dies})" if dies_supported else ""
+    return f"sockets ({sockets}){middle} * cores ({cores}) * threads ({threads})"
 
 
 class Cpu(Device):

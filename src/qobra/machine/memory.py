@@ -66,6 +66,13 @@ class Ram(Region):
     def chunk(self, address: int, length: int) -> int:
         return length
 
+    def read_only_view(self) -> Ram:
+        """The same memory, which cannot be written by that way."""
+        twin = object.__new__(Ram)
+        Region.__init__(twin, self.name, self.size)
+        twin.fd, twin.readonly, twin.view, twin._map = -1, True, self.view, self._map
+        return twin
+
     def close(self) -> None:
         """Give the memory back, unless someone still holds a part of the view: then when they let go."""
         self.view.release()
@@ -253,9 +260,11 @@ class AddressSpace:
         """The little-endian value of ``width`` bytes at ``address``."""
         starts, ends, regions, deltas = self._view or self._flat()
         i = bisect_right(starts, address) - 1
-        if i >= 0 and address + width <= ends[i]:
+        if i >= 0 and address < ends[i]:
             region = regions[i]
-            if region.chunk(address, width) == width:
+            # Registers are told apart by the address alone: what follows them may be another device's.
+            fits = address + width <= ends[i] if isinstance(region, Ram) else region.chunk(address, width) == width
+            if fits:
                 return region.load(address - deltas[i], width)
         return int.from_bytes(self.read(address, width), "little")
 
@@ -263,9 +272,10 @@ class AddressSpace:
         """Store ``value``, little-endian, ``width`` bytes, at ``address``."""
         starts, ends, regions, deltas = self._view or self._flat()
         i = bisect_right(starts, address) - 1
-        if i >= 0 and address + width <= ends[i]:
+        if i >= 0 and address < ends[i]:
             region = regions[i]
-            if region.chunk(address, width) == width:
+            fits = address + width <= ends[i] if isinstance(region, Ram) else region.chunk(address, width) == width
+            if fits:
                 region.store(address - deltas[i], width, value)
                 return
         self.write(address, value.to_bytes(width, "little"))
@@ -283,7 +293,7 @@ class AddressSpace:
             elif isinstance(region, Ram):
                 parts.append(bytes(region.view[offset : offset + run]))
             else:
-                run = region.chunk(address, run)
+                run = region.chunk(address, length)
                 parts.append(region.load(offset, run).to_bytes(run, "little"))
             address += run
             length -= run
@@ -298,7 +308,7 @@ class AddressSpace:
                 if not region.readonly:
                     region.view[offset : offset + run] = data[position : position + run]
             elif region is not None:
-                run = region.chunk(address, run)
+                run = region.chunk(address, length - position)
                 region.store(offset, run, int.from_bytes(data[position : position + run], "little"))
             address += run
             position += run

@@ -147,6 +147,8 @@ class PciDevice(Device):
         self.writable[regs.COMMAND : regs.COMMAND + 2] = (command | regs.COMMAND_SERR).to_bytes(2, "little")
         self.writable[regs.CACHE_LINE] = 0xFF
         self.writable[regs.INTERRUPT_LINE] = 0xFF
+        # What lies behind the header is the device's own, and free to the guest where no capability takes it.
+        self.writable[0x40:] = b"\xff" * (size - 0x40)
         self._capability_end = 0x40
 
     def config_read(self, offset: int, width: int) -> int:
@@ -168,13 +170,11 @@ class PciDevice(Device):
 
     def add_capability(self, kind: int, size: int, *, offset: int | None = None) -> int:
         """Room for a capability of ``size`` bytes, linked into the list; returns its offset."""
+        length = (size + 3) & ~3
         if offset is None:
             offset = self._capability_end
-            self._capability_end += (size + 3) & ~3
-        else:
-            self._capability_end = (
-                max(self._capability_end, offset + ((size + 3) & ~3)) if offset < 0x60 else self._capability_end
-            )
+            self._capability_end += length
+        self.writable[offset : offset + length] = bytes(length)
         self.config[offset] = kind
         self.config[offset + 1] = self.config[regs.CAPABILITIES]
         self.config[regs.CAPABILITIES] = offset
@@ -192,7 +192,9 @@ class PciDevice(Device):
         """
         flags = regs.BAR_IO if io else (regs.BAR_MEM64 if wide else 0) | (regs.BAR_PREFETCH if prefetch else 0)
         space = self.pci_bus.ports if io else self.pci_bus.memory
-        self.bars[number] = Bar(number, region, flags, space.map(0, region, priority=1, enabled=False))
+        # Memory of the board shows before that of a device, registers in ports the other way round.
+        mapping = space.map(0, region, priority=1 if io else -1, enabled=False)
+        self.bars[number] = Bar(number, region, flags, mapping)
         offset, width = self._bar_offset(number), 8 if wide else 4
         self.put(offset, width, flags)
         mask = ~(region.size - 1) & ((1 << 8 * width) - 1)

@@ -1,0 +1,106 @@
+"""The machine that the options describe, before anything of it exists: board, accelerator, CPUs, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.chardev.options import split
+from qobra.errors import QobraError
+from qobra.machine.option_groups import convert
+
+ACCELERATORS = ("qtest", "tcg")
+_KNOWN_ACCELERATORS = ("qtest", "tcg", "kvm", "xen", "hax", "hvf", "nvmm", "whpx")
+_MIB = 1 << 20
+
+
+class MachineConfig:
+    """What ``-machine``, ``-accel``, ``-cpu``, ``-smp``, ``-m`` and the like say together."""
+
+    def __init__(self) -> None:
+        self.board: str | None = None
+        self.board_properties: dict[str, str] = {}
+        self.accelerators: list[str] = []
+        self.cpu: str | None = None
+        self.smp: dict[str, int] = {}
+        self.memory: dict[str, int] = {}
+        self.memory_backend: str | None = None
+        self.mem_path: str | None = None
+        self.preallocate = False
+
+    def set_machine(self, text: str) -> None:
+        """``-machine``."""
+        options = split(text, "type")
+        self.board = options.pop("type", self.board)
+        if "accel" in options:
+            self.accelerators = options.pop("accel").split(":")
+        self.memory_backend = options.pop("memory-backend", self.memory_backend)
+        for key in [key for key in options if key.startswith("smp.")]:
+            self.smp[key[4:]] = _number(key, options.pop(key))
+        self.board_properties |= options
+
+    def set_accelerator(self, text: str) -> None:
+        """``-accel``."""
+        name = split(text, "accel").get("accel", "")
+        self.accelerators.append(name)
+
+    def set_smp(self, text: str) -> None:
+        """``-smp``."""
+        self.smp |= convert("smp-opts", split(text, "cpus"))
+
+    def set_memory(self, text: str) -> None:
+        """``-m``: a size without suffix is in MiB."""
+        options = split(text, "size")
+        if options.get("size", "").isdigit():
+            options["size"] += "M"
+        self.memory |= convert("memory", options)
+
+    def accelerator(self) -> str:
+        """The first of the named accelerators that there is. Raises QobraError."""
+        for name in self.accelerators:
+            if name in ACCELERATORS:
+                return name
+            if name not in _KNOWN_ACCELERATORS:
+                raise QobraError(f"invalid accelerator {name}")
+        if self.accelerators:
+            raise QobraError(f"invalid accelerator {self.accelerators[-1]}")
+        return "tcg"
+
+    def apply(self, board: Any) -> None:
+        """Set the board's properties and sizes. Raises QobraError."""
+        for name, value in self.board_properties.items():
+            board.set(name, value, keyval=True)
+        board.accelerator = self.accelerator()
+        board.set_topology(self.smp)
+        if self.cpu is not None:
+            board.set_cpu_model(self.cpu)
+        size = self.memory.get("size", board.default_ram_size)
+        if "slots" in self.memory and "maxmem" not in self.memory:
+            raise QobraError("invalid -m option value: missing 'maxmem' option")
+        if "maxmem" in self.memory:
+            limit, slots = self.memory["maxmem"], self.memory.get("slots", 0)
+            if limit < size:
+                raise QobraError(
+                    f"invalid value of maxmem: maximum memory size (0x{limit:x}) must be at least "
+                    f"the initial memory size (0x{size:x})"
+                )
+            if slots and limit == size:
+                raise QobraError(
+                    "invalid value of maxmem: memory slots were specified but maximum memory size "
+                    f"(0x{limit:x}) is equal to the initial memory size (0x{size:x})"
+                )
+            if limit > size and not slots:
+                raise QobraError("invalid value of maxmem: no memory slots were specified")
+            board.max_ram_size, board.memory_slots = limit, slots
+        board.set_memory(size, backend=self.memory_backend, path=self.mem_path)
+
+
+def parse_name(text: str) -> dict[str, Any]:
+    """``-name``."""
+    return convert("name", split(text, "guest"))
+
+
+def _number(key: str, text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise QobraError(f"Parameter '{key}' expects integer")

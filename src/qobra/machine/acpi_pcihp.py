@@ -1,0 +1,89 @@
+"""PCI hot-plug with the help of the guest's ACPI: registers that its tables read when an event tells them to.
+
+Each bus with hot-plug has a number (BSEL). ``up`` and ``down`` say which of its slots were filled or shall be emptied;
+the guest writes an eject bit when it has let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qobra.machine.memory import Mapping, Registers
+from qobra.machine.pci.bus import PciBus
+from qobra.machine.pci.device import PciDevice
+
+GPE_BIT = 1
+SIZE = 0x18
+_UP, _DOWN, _EJECT, _REMOVABLE, _SELECT = 0x00, 0x04, 0x08, 0x0C, 0x10
+
+
+class AcpiPciHotplug:
+    """The registers. ``notify`` raises the general-purpose event."""
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
+        self._buses: list[PciBus] = []
+        self._up: list[int] = []
+        self._down: list[int] = []
+        self._selected = 0
+        self.registers = Registers("acpi-pci-hotplug", SIZE, self._read, self._write, valid=(4, 4), impl=(4, 4))
+        self.mapping: Mapping | None = None
+
+    def manage(self, bus: PciBus) -> None:
+        """Serve ``bus``, which takes hot-plug from now on."""
+        bus.hotplug = True
+        bus.plug_handler = self._plugged
+        bus.unplug_handler = self._request_unplug
+        self._buses.append(bus)
+        self._up.append(0)
+        self._down.append(0)
+
+    def reset(self) -> None:
+        """A reset: what was to go goes, as the guest no longer holds it."""
+        for number in range(len(self._buses)):
+            self._up[number] = 0
+            self._eject(number, self._down[number])
+
+    def _plugged(self, device: PciDevice) -> None:
+        number = self._buses.index(device.pci_bus)
+        self._up[number] |= 1 << device.slot
+        self._notify()
+
+    def _request_unplug(self, device: PciDevice) -> None:
+        number = self._buses.index(device.pci_bus)
+        device.unplug_pending = True
+        self._down[number] |= 1 << device.slot
+        self._notify()
+
+    def _eject(self, number: int, slots: int) -> None:
+        bus = self._buses[number]
+        self._down[number] &= ~slots
+        for device in list(bus.functions.values()):
+            if slots >> device.slot & 1 and device.hotpluggable_class:
+                device.unparent()
+
+    def _read(self, offset: int, _width: int) -> int:
+        number = self._selected
+        if number >= len(self._buses):
+            return number if offset == _SELECT else 0
+        if offset == _UP:
+            value, self._up[number] = self._up[number], 0
+            return value
+        if offset == _DOWN:
+            return self._down[number]
+        if offset == _REMOVABLE:
+            # A slot is fixed while something in it cannot be unplugged.
+            fixed = 0
+            for device in self._buses[number].functions.values():
+                if not device.hotpluggable_class or not device.pluggable:
+                    fixed |= 1 << device.slot
+            return ~fixed & 0xFFFFFFFF
+        if offset == _SELECT:
+            return number
+        return 0
+
+    def _write(self, offset: int, _width: int, value: int) -> None:
+        if offset == _EJECT and self._selected < len(self._buses):
+            self._eject(self._selected, value & 0xFFFFFFFF)
+        elif offset == _SELECT:
+            self._selected = value & 0xFFFFFFFF

@@ -1,0 +1,191 @@
+"""The block side of a device model: which backend it uses, what it promises its guest, what it does about errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.error_policy import ErrorPolicy
+from qobra.errors import QobraError
+from qobra.machine.qdev import Device
+from qobra.object.property import Bool, Enum, Int, Property, Size, String
+
+_MIN_BLOCK, _MAX_BLOCK = 512, 2 << 20
+ON_OFF_AUTO = ("auto", "on", "off")
+ON_ERROR = ("report", "ignore", "enospc", "stop", "auto")
+
+
+class Drive(Property):
+    """The backend of a device: the id of a drive, or the name of a node."""
+
+    expected = "string"
+
+    def __init__(self) -> None:
+        super().__init__("str", None, name="drive", description="Node name or ID of a block device to use as a backend")
+
+    def write(self, instance: Any, value: Any, *, keyval: bool = False) -> None:
+        if not isinstance(value, str):
+            raise self.mismatch()
+        instance.take_drive(value)
+
+    def read(self, instance: Any) -> Any:
+        backend: BlockBackend | None = instance.backend
+        if backend is None:
+            return ""
+        return backend.name or (backend.node.node_name if backend.node is not None else "")
+
+
+class _BlockSize(Size):
+    """A power of two between 512 bytes and 2 MiB, or 0 for the backend's own."""
+
+    def check(self, value: Any) -> int:
+        size = super().check(value)
+        if size and not _MIN_BLOCK <= size <= _MAX_BLOCK:
+            raise QobraError(
+                f"Property .{self.name} doesn't take value {size} "
+                f"(minimum: {_MIN_BLOCK}, maximum: {_MAX_BLOCK >> 20} MiB)"
+            )
+        if size & (size - 1):
+            raise QobraError(f"Property .{self.name} doesn't take value '{size}', it's not a power of 2")
+        return size
+
+
+class BlockFrontEnd(Device):
+    """A device model that stores. ``backend`` is its way into the block layer once it is realized."""
+
+    drive = Drive()
+    logical_block_size = _BlockSize(0, name="logical_block_size")
+    physical_block_size = _BlockSize(0, name="physical_block_size")
+    min_io_size = Size(0, name="min_io_size")
+    opt_io_size = Size(0, name="opt_io_size")
+    discard_granularity = Size(0xFFFFFFFF, name="discard_granularity")
+    backend_defaults = Enum("OnOffAuto", ON_OFF_AUTO, "auto", name="backend_defaults")
+    write_cache = Enum("OnOffAuto", ON_OFF_AUTO, "auto")
+    share_rw = Bool(False)
+    account_invalid = Enum("OnOffAuto", ON_OFF_AUTO, "auto")
+    account_failed = Enum("OnOffAuto", ON_OFF_AUTO, "auto")
+    rerror = Enum("BlockdevOnError", ON_ERROR, "auto")
+    werror = Enum("BlockdevOnError", ON_ERROR, "auto")
+    bootindex = Int(-1, type="int32")
+    serial = String(type="str", description="Serial number that the guest sees")
+
+    backend: BlockBackend | None = None
+    is_removable = False
+    has_tray = False
+    tray_open = False
+    medium_locked = False
+
+    # -- taking the backend
+
+    def take_drive(self, name: str) -> None:
+        """Use the drive ``name``, or the node of that name through a backend of the device's own."""
+        if self.backend is not None:
+            self.release_drive()
+        if not name:
+            return
+        layer = self.machine.block
+        backend = layer.backends.get(name)
+        if backend is not None:
+            if backend.device is not None:
+                raise QobraError(f"Property '{self.type_name}.drive' can't take value '{name}', it's in use")
+        else:
+            node = layer.graph.find(name)
+            if node is None:
+                raise QobraError(f"Property '{self.type_name}.drive' can't find value '{name}'")
+            backend = self._own_backend()
+            backend.insert(node, 0, permissions.ALL)
+        backend.attach_device(self)
+        self.backend = backend
+
+    def _own_backend(self) -> BlockBackend:
+        return BlockBackend(
+            self.machine.block, perm=0, shared=permissions.ALL, description=f"block device '{self.qom_path}'"
+        )
+
+    def release_drive(self) -> None:
+        """Let the backend go."""
+        backend, self.backend = self.backend, None
+        if backend is None:
+            return
+        backend.policy = None
+        backend.detach_device()
+        if backend.name:
+            if backend.node is not None:
+                backend.set_permissions(0, permissions.ALL)
+        else:
+            backend.remove()
+
+    def realize_block(self, *, writable: bool | None = None, resizable: bool = True) -> BlockBackend:
+        """Take the permissions and settings that the device needs; QobraError where it cannot have them.
+
+        ``writable`` None: if the node is. A removable device without a drive gets an empty one.
+        """
+        if self.backend is None:
+            if not self.is_removable:
+                raise QobraError("drive property not set")
+            self.backend = self._own_backend()
+            self.backend.attach_device(self)
+        backend = self.backend
+        self._check_sizes()
+        perm = permissions.CONSISTENT_READ
+        if writable is None:
+            writable = backend.node is None or not backend.node.read_only
+        if writable:
+            perm |= permissions.WRITE
+        shared = permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED
+        if resizable:
+            shared |= permissions.RESIZE
+        if self.share_rw:
+            shared |= permissions.WRITE
+        backend.set_permissions(perm, shared)
+        if self.write_cache != "auto":
+            backend.writeback = self.write_cache == "on"
+        backend.policy = ErrorPolicy(backend, on_read_error=self.rerror, on_write_error=self.werror)
+        self.logical_size: int = self.logical_block_size or 512
+        self.physical_size: int = self.physical_block_size or 512
+        self.granularity: int = (
+            self.logical_size if self.discard_granularity == 0xFFFFFFFF else self.discard_granularity
+        )
+        return backend
+
+    def _check_sizes(self) -> None:
+        logical, physical = self.logical_block_size or 512, self.physical_block_size or 512
+        if logical > physical:
+            raise QobraError("logical_block_size > physical_block_size not supported")
+        for name, value in (("min_io_size", self.min_io_size), ("opt_io_size", self.opt_io_size)):
+            if value % logical:
+                raise QobraError(f"{name} must be a multiple of logical_block_size")
+        if self.discard_granularity != 0xFFFFFFFF and self.discard_granularity % logical:
+            raise QobraError("discard_granularity must be a multiple of logical_block_size")
+
+    def unparent(self) -> None:
+        super().unparent()
+        self.release_drive()
+
+    # -- what the block layer asks of the device that uses a backend
+
+    @property
+    def qom_path(self) -> str:
+        """The id that the user gave, or the path."""
+        return self.user_id or self.path()
+
+    def matches(self, id: str) -> bool:
+        """Whether ``id``, an id or a path, means this device."""
+        if id == self.user_id or id == self.path():
+            return True
+        try:
+            found: Any = self.tree.resolve(id)
+        except QobraError:
+            return False
+        # A proxy stands for the device that it carries.
+        return found is self or found.children.get("virtio-backend") is self
+
+    def eject_request(self, force: bool) -> None:
+        """Ask the guest to let go of the medium."""
+
+    def move_tray(self, opened: bool) -> None:
+        """Open or close the tray for the user."""
+
+    def medium_changed(self) -> None:
+        """There is another medium, or none."""

@@ -1,0 +1,54 @@
+"""``pc``: the PC of 1996, i440FX and PIIX, as every x86 operating system knows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.machine.board import boards
+from qobra.machine.device.i440fx import I440Fx, I440FxHost, Piix3
+from qobra.machine.device.ioapic import IoApic
+from qobra.machine.device.piix4_pm import Piix4Pm
+from qobra.machine.pc import PcBoard
+
+
+@boards.register("pc", "pc-i440fx-7.2")
+class PcI440Fx(PcBoard):
+    """Standard PC (i440FX + PIIX, 1996)."""
+
+    type_name = "pc-i440fx-7.2-machine"
+    description = "Standard PC (i440FX + PIIX, 1996)"
+    machine_name = "pc-i440fx-7.2"
+    alias = "pc"
+    default_for = frozenset(("x86_64",))
+
+    def low_memory_limit(self) -> int:
+        return 0xC0000000 if self.ram_size >= 0xE0000000 else 0xE0000000
+
+    def build(self) -> None:
+        self.build_cpus()
+        self.build_memory()
+        host = I440FxHost(self.tree)
+        self.place(host, "i440fx")
+        bus = host.root
+        self.pci_root = bus
+        self._function(I440Fx(self.tree), 0)
+        piix3 = Piix3(self.tree)
+        piix3.values["multifunction"] = True
+        self._function(piix3, 1 << 3)
+        self.build_isa(piix3.isa)
+        ioapic = IoApic(self.tree)
+        self.system_bus.insert(ioapic)
+        host.add_child("ioapic", ioapic)
+        ioapic.set_realized(True)
+        self.ioapic = ioapic
+        self.build_fw_cfg()
+        self.power = Piix4Pm(self.tree)
+        self._function(self.power, 1 << 3 | 3)
+
+    def _function(self, device: Any, devfn: int) -> None:
+        device.values["addr"] = devfn
+        self.place(device, bus=self.pci_root)
+
+    def reset_all(self) -> None:
+        super().reset_all()
+        self.fill_cmos()

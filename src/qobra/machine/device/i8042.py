@@ -1,0 +1,281 @@
+"""The keyboard controller of PCs (i8042), with a keyboard and a mouse behind it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from qobra.machine.devices import registry
+from qobra.machine.isa import IsaDevice
+from qobra.object.property import Bool, Int
+
+_QUEUE_LIMIT = 256
+_STATUS_FULL, _STATUS_SYSTEM, _STATUS_COMMAND, _STATUS_UNLOCKED, _STATUS_MOUSE = 0x01, 0x04, 0x08, 0x10, 0x20
+_MODE_KEYBOARD_IRQ, _MODE_MOUSE_IRQ, _MODE_SYSTEM, _MODE_NO_KEYBOARD, _MODE_NO_MOUSE = 0x01, 0x02, 0x04, 0x10, 0x20
+_OUT_RESET, _OUT_A20, _OUT_KEYBOARD_FULL, _OUT_MOUSE_FULL = 0x01, 0x02, 0x10, 0x20
+_ACK, _RESEND, _SELF_TEST_PASSED = 0xFA, 0xFE, 0xAA
+
+
+class Ps2Device:
+    """What keyboard and mouse have in common: a queue of bytes to the controller, commands with a parameter."""
+
+    def __init__(self) -> None:
+        self.queue: deque[int] = deque()
+        self.awaiting: int | None = None
+
+    def put(self, *values: int) -> None:
+        """Queue bytes for the controller; what does not fit is lost."""
+        if len(self.queue) + len(values) <= _QUEUE_LIMIT:
+            self.queue.extend(values)
+
+    def command(self, value: int) -> None:
+        """A byte from the controller."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """As after power-on."""
+        self.queue.clear()
+        self.awaiting = None
+
+
+class Keyboard(Ps2Device):
+    """An MF2 keyboard. ``leds`` are scroll, num and caps lock from bit 0; ``code_set`` is what it sends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        self.scanning = True
+        self.code_set = 2
+        self.leds = 0
+
+    def command(self, value: int) -> None:
+        awaiting, self.awaiting = self.awaiting, None
+        if awaiting == 0xED:
+            self.leds = value & 7
+            self.put(_ACK)
+        elif awaiting == 0xF0:
+            if value == 0:
+                self.put(_ACK, self.code_set)
+            elif value <= 3:
+                self.code_set = value
+                self.put(_ACK)
+            else:
+                self.put(_RESEND)
+        elif awaiting == 0xF3:
+            self.put(_ACK)
+        elif value == 0xEE:
+            self.put(0xEE)
+        elif value == 0xF2:
+            self.put(_ACK, 0xAB, 0x83)
+        elif value in (0xED, 0xF0, 0xF3):
+            self.awaiting = value
+            self.put(_ACK)
+        elif value == 0xF4:
+            self.scanning = True
+            self.put(_ACK)
+        elif value in (0xF5, 0xF6):
+            self.reset()
+            self.scanning = value == 0xF6
+            self.put(_ACK)
+        elif value == 0xFF:
+            self.reset()
+            self.put(_ACK, _SELF_TEST_PASSED)
+        elif value == 0x00:
+            self.put(_ACK)
+        else:
+            self.put(_RESEND)
+
+
+class Mouse(Ps2Device):
+    """A PS/2 mouse with a wheel (the IntelliMouse protocols)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        self.rate, self.resolution = 100, 2
+        self.reporting = self.remote = self.wrap = self.scaled = False
+        self.kind = 0
+        self._rates: list[int] = []
+
+    def command(self, value: int) -> None:
+        awaiting, self.awaiting = self.awaiting, None
+        if awaiting == 0xF3:
+            self._set_rate(value)
+            self.put(_ACK)
+        elif awaiting == 0xE8:
+            self.resolution = value
+            self.put(_ACK)
+        elif self.wrap and value not in (0xEC, 0xFF):
+            self.put(value)
+        elif value in (0xF3, 0xE8):
+            self.awaiting = value
+            self.put(_ACK)
+        elif value == 0xF2:
+            self.put(_ACK, self.kind)
+        elif value == 0xE9:
+            status = int(self.scaled) << 4 | int(self.reporting) << 5 | int(self.remote) << 6
+            self.put(_ACK, status, self.resolution, self.rate)
+        elif value == 0xEB:
+            self.put(_ACK, 0x08, 0, 0, *([0] if self.kind else []))
+        elif value == 0xFF:
+            self.reset()
+            self.put(_ACK, _SELF_TEST_PASSED, self.kind)
+        elif value in (0xE6, 0xE7, 0xEA, 0xEC, 0xEE, 0xF0, 0xF4, 0xF5, 0xF6):
+            self._set_mode(value)
+            self.put(_ACK)
+        else:
+            self.put(_RESEND)
+
+    def _set_mode(self, value: int) -> None:
+        if value in (0xE6, 0xE7):
+            self.scaled = value == 0xE7
+        elif value in (0xEA, 0xF0):
+            self.remote = value == 0xF0
+        elif value in (0xEC, 0xEE):
+            self.wrap = value == 0xEE
+        elif value in (0xF4, 0xF5):
+            self.reporting = value == 0xF4
+        else:
+            self.rate, self.resolution, self.reporting, self.remote = 100, 2, False, False
+
+    def _set_rate(self, value: int) -> None:
+        # Three rates in a row are the knock that asks for the wheel protocols.
+        self.rate = value
+        self._rates = [*self._rates[-2:], value]
+        if self._rates == [200, 100, 80]:
+            self.kind = 3
+        elif self._rates == [200, 200, 80]:
+            self.kind = 4
+
+
+@registry.register("i8042")
+class I8042(IsaDevice):
+    """Data at port 0x60, commands and status at 0x64."""
+
+    type_name = "i8042"
+    pluggable = False
+
+    extended_state = Bool(True)
+    kbd_irq = Int(1, type="uint8")
+    mouse_irq = Int(12, type="uint8")
+
+    def realize(self) -> None:
+        self.map_ports(0x60, 1, self._read_data, self._write_data, name="i8042-data")
+        self.map_ports(0x64, 1, self._read_status, self._write_command, name="i8042-cmd")
+        self._lines = (self.line(self.kbd_irq), self.line(self.mouse_irq))
+        (self.a20,) = self.add_outputs(1, "a20")
+        self.keyboard, self.mouse = Keyboard(), Mouse()
+        self.reset()
+
+    def reset(self) -> None:
+        self._mode = _MODE_KEYBOARD_IRQ | _MODE_MOUSE_IRQ
+        self._status = _STATUS_COMMAND | _STATUS_UNLOCKED
+        self._output_port = _OUT_RESET | _OUT_A20
+        self._pending: int | None = None
+        self._own: deque[tuple[int, bool]] = deque()
+        self._last = 0
+        self.keyboard.reset()
+        self.mouse.reset()
+        self.update()
+
+    def update(self) -> None:
+        """Show what is queued: the output register's flags and the interrupt lines."""
+        keyboard = mouse = False
+        if self._own:
+            mouse = self._own[0][1]
+            keyboard = not mouse
+        elif self.keyboard.queue and not self._mode & _MODE_NO_KEYBOARD:
+            keyboard = True
+        elif self.mouse.queue and not self._mode & _MODE_NO_MOUSE:
+            mouse = True
+        self._status &= ~(_STATUS_FULL | _STATUS_MOUSE)
+        self._output_port &= ~(_OUT_KEYBOARD_FULL | _OUT_MOUSE_FULL)
+        if keyboard or mouse:
+            self._status |= _STATUS_FULL | (_STATUS_MOUSE if mouse else 0)
+            self._output_port |= _OUT_MOUSE_FULL if mouse else _OUT_KEYBOARD_FULL
+        self._lines[0].set(int(keyboard and bool(self._mode & _MODE_KEYBOARD_IRQ)))
+        self._lines[1].set(int(mouse and bool(self._mode & _MODE_MOUSE_IRQ)))
+
+    def _read_status(self, _offset: int, _width: int) -> int:
+        return self._status
+
+    def _read_data(self, _offset: int, _width: int) -> int:
+        if self._status & _STATUS_FULL:
+            if self._own:
+                self._last = self._own.popleft()[0]
+            elif self._status & _STATUS_MOUSE:
+                self._last = self.mouse.queue.popleft()
+            else:
+                self._last = self.keyboard.queue.popleft()
+            self.update()
+        return self._last
+
+    def _answer(self, value: int, *, mouse: bool = False) -> None:
+        if len(self._own) < _QUEUE_LIMIT:
+            self._own.append((value, mouse))
+        self.update()
+
+    def _write_command(self, _offset: int, _width: int, value: int) -> None:
+        value &= 0xFF
+        if value & 0xF0 == 0xF0:
+            # Pulse output bits: low active, and the first one resets.
+            if not value & 1:
+                self.machine.run_state.request_reset("guest-reset")
+            return
+        if value in (0x60, 0xD1, 0xD2, 0xD3, 0xD4):
+            self._pending = value
+        elif value == 0x20:
+            self._answer(self._mode)
+        elif value == 0xA7:
+            self._mode |= _MODE_NO_MOUSE
+        elif value == 0xA8:
+            self._mode &= ~_MODE_NO_MOUSE
+        elif value == 0xA9:
+            self._answer(0x00)
+        elif value == 0xAA:
+            self._status |= _STATUS_SYSTEM
+            self._answer(0x55)
+        elif value == 0xAB:
+            self._answer(0x00)
+        elif value == 0xAD:
+            self._mode |= _MODE_NO_KEYBOARD
+            self.update()
+        elif value == 0xAE:
+            self._mode &= ~_MODE_NO_KEYBOARD
+            self.update()
+        elif value == 0xC0:
+            self._answer(0x80)
+        elif value == 0xD0:
+            self._answer(self._output_port)
+        elif value in (0xDD, 0xDF):
+            self._write_output_port(self._output_port & ~_OUT_A20 | (_OUT_A20 if value == 0xDF else 0))
+
+    def _write_data(self, _offset: int, _width: int, value: int) -> None:
+        value &= 0xFF
+        pending, self._pending = self._pending, None
+        if pending is None:
+            self.keyboard.command(value)
+            self._mode &= ~_MODE_NO_KEYBOARD
+            self.update()
+        elif pending == 0x60:
+            self._mode = value
+            self.update()
+        elif pending == 0xD1:
+            self._write_output_port(value)
+        elif pending in (0xD2, 0xD3):
+            self._answer(value, mouse=pending == 0xD3)
+        else:
+            self.mouse.command(value)
+            self._mode &= ~_MODE_NO_MOUSE
+            self.update()
+
+    def _write_output_port(self, value: int) -> None:
+        self._output_port = value
+        self.a20.set(value >> 1 & 1)
+        if not value & _OUT_RESET:
+            self.machine.run_state.request_reset("guest-reset")

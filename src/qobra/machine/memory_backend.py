@@ -1,0 +1,105 @@
+"""Memory that users create for machines and devices: what the kinds of memory backend have in common."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.memory import Ram
+from qobra.object.property import Bool, Enum, Int, Property, Size
+from qobra.object.qom import Object
+
+
+class _HostNodes(Property):
+    def check(self, value: Any) -> list[int]:
+        nodes = value if isinstance(value, list) else [value]
+        for node in nodes:
+            if isinstance(node, bool) or not isinstance(node, int):
+                raise self.mismatch("integer")
+            if not 0 <= node < 128:
+                raise QobraError(f"Invalid host-nodes value: {node}")
+        return nodes
+
+    def parse(self, text: str) -> list[int]:
+        nodes: list[int] = []
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            try:
+                nodes.extend(range(int(first), int(last if dash else first) + 1))
+            except ValueError:
+                raise QobraError(f"Parameter '{self.name}' expects integer")
+        return self.check(nodes)
+
+    def show(self, value: Any) -> Any:
+        return value or []
+
+
+class MemoryBackend(Object):
+    """Memory with an id. ``ram`` is the memory; ``mapped`` says that a machine or device has it."""
+
+    type_name = "memory-backend"
+    abstract = True
+
+    merge = Bool(True, description="Mark memory as mergeable")
+    dump = Bool(True, description="Set to 'off' to exclude from core dump")
+    prealloc = Bool(False, description="Preallocate memory")
+    prealloc_threads = Int(1, description="Number of CPU threads to use for prealloc")
+    size = Size(0, type="int", description="Size of the memory region (ex: 500M)")
+    host_nodes = _HostNodes("int", (), description="Binds memory to the list of NUMA host nodes")
+    policy = Enum(
+        "HostMemPolicy", ("default", "preferred", "bind", "interleave"), "default", description="Set the NUMA policy"
+    )
+    share = Bool(False, description="Mark the memory as private to QEMU or shared")
+    reserve = Bool(True, description="Reserve swap space (or huge pages) if applicable")
+
+    ram: Ram | None = None
+    mapped = False
+
+    def complete(self) -> None:
+        if not self.size:
+            raise QobraError("can't create backend with size 0")
+        if self.policy == "default" and self.host_nodes:
+            raise QobraError(
+                "host-nodes must be empty for policy default, or you should explicitly specify a policy other than default"
+            )
+        if self.policy != "default" and not self.host_nodes:
+            raise QobraError(f"host-nodes must be set for policy {self.policy}")
+        try:
+            self.ram = self.allocate()
+        except (OSError, OverflowError, ValueError) as error:
+            text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+            raise QobraError(f"cannot set up guest memory '{self.name}': {text}")
+        if self.prealloc:
+            self._touch()
+
+    def allocate(self) -> Ram:
+        """Get the memory. Raises OSError."""
+        raise NotImplementedError
+
+    def can_be_deleted(self) -> bool:
+        return super().can_be_deleted() and not self.mapped
+
+    def finalize(self) -> None:
+        if self.ram is not None:
+            self.ram.close()
+
+    def _touch(self) -> None:
+        assert self.ram is not None
+        view = self.ram.view
+        for offset in range(0, len(view), 4096):
+            view[offset] = view[offset]
+
+    def describe(self) -> dict[str, Any]:
+        """Memdev of the reference."""
+        return {
+            "id": self.name,
+            "size": self.size,
+            "merge": self.merge,
+            "dump": self.dump,
+            "prealloc": self.prealloc,
+            "share": self.share,
+            "reserve": self.reserve,
+            "host-nodes": list(self.host_nodes),
+            "policy": self.policy,
+        }

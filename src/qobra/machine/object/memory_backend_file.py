@@ -1,0 +1,43 @@
+"""``memory-backend-file``: memory in a file."""
+
+from __future__ import annotations
+
+import os
+
+from qobra.errors import QobraError
+from qobra.machine.memory import Ram
+from qobra.machine.memory_backend import MemoryBackend
+from qobra.machine.ram import open_backing
+from qobra.object.property import Bool, Size, String
+from qobra.object.types import registry
+
+
+@registry.register("memory-backend-file")
+class MemoryBackendFile(MemoryBackend):
+    """Memory that is a file's contents; with ``share`` the file sees what the guest writes."""
+
+    type_name = "memory-backend-file"
+    user_creatable = True
+
+    discard_data = Bool(False)
+    mem_path = String()
+    align = Size(0, type="int")
+    pmem = Bool(False)
+    readonly = Bool(False)
+
+    def complete(self) -> None:
+        if self.mem_path is None:
+            raise QobraError("mem-path property not set")
+        super().complete()
+
+    def allocate(self) -> Ram:
+        try:
+            fd = open_backing(self.mem_path, self.size, read_only=self.readonly)
+        except OSError as error:
+            action = "open" if os.path.exists(self.mem_path) else "create"
+            raise QobraError.from_os(f"can't {action} backing store {self.mem_path} for guest RAM", error)
+        length = os.fstat(fd).st_size
+        if length < self.size:
+            os.close(fd)
+            raise QobraError(f"backing store size 0x{length:x} does not match 'size' option 0x{self.size:x}")
+        return Ram(self.name, self.size, fd=fd, shared=self.share)

@@ -1,0 +1,247 @@
+"""What both kinds of PC have in common: memory, firmware, CPUs, and the devices of the ISA bus."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.machine.board import Board
+from qobra.machine.device.isa_i8259 import I8259
+from qobra.machine.device.isa_pit import Pit
+from qobra.machine.device.mc146818rtc import Rtc
+from qobra.machine.irq import Line
+from qobra.machine.isa import IsaBus
+from qobra.machine.memory import Ram, Registers
+from qobra.object.property import Bool, Enum
+
+if TYPE_CHECKING:
+    from qobra.machine.device.ioapic import IoApic
+    from qobra.machine.fw_cfg import FwCfg
+    from qobra.machine.qdev import Device
+
+BIOS_SIZE = 256 << 10
+_ISA_BIOS_SIZE = 128 << 10
+_FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
+_FOUR_GIB = 1 << 32
+
+
+class PcBoard(Board):
+    """A PC without its chipset."""
+
+    type_name = "generic-pc-machine"
+    abstract = True
+    architectures = frozenset(("x86_64",))
+    max_cpus = 255
+    default_cpu_type = "qemu64-x86_64-cpu"
+    default_ram_id = "pc.ram"
+    dies_supported = True
+    hotpluggable_cpus = True
+    numa_supported = True
+    acpi_supported = True
+
+    acpi = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable ACPI")
+    i8042 = Bool(True)
+    hpet = Bool(True)
+    smbus = Bool(True)
+    sata = Bool(True)
+    pit = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable i8254 PIT")
+    pic = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable i8259 PIC")
+    vmport = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable vmport (pc & q35)")
+    smm = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable SMM")
+
+    firmware_directories: tuple[str, ...] = _FIRMWARE_DIRECTORIES
+    fw_cfg: FwCfg
+    ioapic: IoApic | None = None
+
+    # -- memory
+
+    def low_memory_limit(self) -> int:
+        """Where RAM below 4 GiB ends and the hole for devices begins."""
+        raise NotImplementedError
+
+    def build_memory(self) -> None:
+        """Map RAM below and above the hole, the ROM areas and the firmware."""
+        assert self.ram is not None
+        low = min(self.ram_size, self.low_memory_limit())
+        self.low_memory = low
+        self.memory.map(0, self.ram, size=low)
+        if self.ram_size > low:
+            self.memory.map(_FOUR_GIB, self.ram, offset=low, size=self.ram_size - low)
+        self.memory.map(0xA0000, Registers("vga-hole", 0x20000, lambda _o, _w: 0, _ignore), priority=1)
+        self._option_rom = Ram("pc.rom", 0x20000)
+        self.bios = Ram("pc.bios", BIOS_SIZE, readonly=True)
+        self._load_bios()
+        self.memory.map(_FOUR_GIB - BIOS_SIZE, self.bios)
+        self.shadow = Shadow(self)
+        # The CPUs' window for messages; no CPU listens yet, and from outside nothing answers.
+        self.memory.map(0xFEE00000, Registers("apic-msi", 0x100000, lambda _o, _w: 0, _ignore), priority=4096)
+
+    def _load_bios(self) -> None:
+        name = self.firmware or "bios-256k.bin"
+        path = next((p for d in ("", *self.firmware_directories) if os.path.isfile(p := os.path.join(d, name))), None)
+        if path is None:
+            if self.firmware:
+                raise QobraError(f"could not load PC BIOS '{name}'")
+            return  # a machine without firmware still serves tests, and kernels that are started directly
+        with open(path, "rb") as stream:
+            data = stream.read(BIOS_SIZE + 1)
+        if len(data) > BIOS_SIZE or not data:
+            raise QobraError(f"could not load PC BIOS '{name}'")
+        self.bios.view[BIOS_SIZE - len(data) :] = data
+
+    def shadow_rom(self, start: int) -> tuple[Ram, int]:
+        """What lies at ``start`` (0xc0000 to 0xfffff) while no RAM is shown there."""
+        if start < 0xE0000:
+            return self._option_rom, start - 0xC0000
+        return self.bios, BIOS_SIZE - _ISA_BIOS_SIZE + start - 0xE0000
+
+    # -- CPUs
+
+    def build_cpus(self) -> None:
+        """One object for each CPU of the start."""
+        assert self.topology is not None
+        cls: Any = self.tree.find_type(self.cpu_type)
+        for index in range(self.topology.cpus):
+            cpu = cls(self.tree)
+            cpu.index = index
+            cpu.values["apic-id"] = index
+            self.cpus.append(cpu)
+            self.place(cpu)
+
+    # -- the ISA bus
+
+    def build_isa(self, bus: IsaBus) -> None:
+        """Interrupt controllers and the devices of the standard PC on ``bus``."""
+        tree, new = self.tree, self._new
+        # Both controllers hear of each of the sixteen lines, the I/O APIC of eight more.
+        self.gsi = [Line(_fan_out(self, n)) for n in range(24)]
+        bus.lines = self.gsi[:16]
+        self.isa = bus
+        masters: list[I8259] = []
+        for base, elcr, mask in ((0x20, 0x4D0, 0xF8), (0xA0, 0x4D1, 0xDE)):
+            pic: Any = I8259(tree)
+            pic.values |= {"iobase": base, "elcr_addr": elcr, "elcr_mask": mask, "master": base == 0x20}
+            self.place(pic, bus=bus)
+            masters.append(pic)
+        self.pics = masters
+        masters[1].output.connect(masters[0].gpio_in[None][2])
+        self.rtc = Rtc(tree)
+        self.rtc.start_time, self.rtc.follow_host = self.rtc_start, self.rtc_host
+        self.place(self.rtc, bus=bus)
+        pit = Pit(tree)
+        pit.values["iobase"] = 0x40
+        self.place(pit, bus=bus)
+        pit.output.connect(self.gsi[0])
+        if self.i8042:
+            self.place(new("i8042"), bus=bus)
+        self.place(new("port92"), bus=bus)
+
+    def _new(self, type_name: str) -> Device:
+        cls: Any = self.tree.find_type(type_name)
+        device: Device = cls(self.tree)
+        return device
+
+    def build_fw_cfg(self) -> None:
+        """The firmware configuration, with what every firmware asks for."""
+        from qobra.machine import fw_cfg
+        from qobra.machine.device.fw_cfg_io import FwCfgIo
+
+        assert self.topology is not None
+        self.fw_cfg = FwCfgIo(self.tree)
+        self.place(self.fw_cfg, "fw_cfg")
+        self.fw_cfg.set_number(fw_cfg.NB_CPUS, self.topology.cpus, 2)
+        self.fw_cfg.set_number(fw_cfg.MAX_CPUS, self.topology.max_cpus, 2)
+        self.fw_cfg.set_number(fw_cfg.RAM_SIZE, self.ram_size, 8)
+        self.fw_cfg.add_file("etc/e820", self._e820())
+        for name, data in self.fw_cfg_files:
+            self.fw_cfg.add_file(name, data)
+
+    def _e820(self) -> bytes:
+        ranges = [(0, self.low_memory)]
+        if self.ram_size > self.low_memory:
+            ranges.append((_FOUR_GIB, self.ram_size - self.low_memory))
+        return b"".join(s.to_bytes(8, "little") + n.to_bytes(8, "little") + b"\1\0\0\0" for s, n in ranges)
+
+    def fill_cmos(self) -> None:
+        """What the firmware of old finds in the CMOS memory: sizes, CPUs, boot order."""
+        cmos = self.rtc.cmos
+        base, extended = 640, min(max(self.low_memory - (1 << 20), 0) >> 10, 65535)
+        above = max(self.low_memory - (16 << 20), 0) >> 16
+        high = max(self.ram_size - self.low_memory, 0) >> 16
+        for index, value in (
+            (0x15, base & 0xFF), (0x16, base >> 8),
+            (0x17, extended & 0xFF), (0x18, extended >> 8),
+            (0x30, extended & 0xFF), (0x31, extended >> 8),
+            (0x34, above & 0xFF), (0x35, above >> 8 & 0xFF),
+            (0x5B, high & 0xFF), (0x5C, high >> 8 & 0xFF), (0x5D, high >> 16 & 0xFF),
+            (0x5F, len(self.cpus) - 1),
+            (0x38, 0x30), (0x3D, 0x12), (0x14, 0x06),
+        ):  # fmt: skip
+            cmos[index] = value
+
+    def finalize(self) -> None:
+        if "bios" in self.__dict__:
+            self.bios.close()
+            self._option_rom.close()
+        super().finalize()
+
+
+class Shadow:
+    """Which of the ROM areas from 0xc0000 to 0xfffff show RAM instead (the PAM registers of the chipsets)."""
+
+    def __init__(self, board: PcBoard) -> None:
+        self._board = board
+        assert board.ram is not None
+        self._readable = board.ram.read_only_view()
+        self._mappings: dict[int, Any] = {}
+        starts = [(0xF0000, 0x10000)] + [(0xC0000 + 0x4000 * i, 0x4000) for i in range(12)]
+        self.areas = starts
+        for start, size in starts:
+            self._show(start, size, 0)
+
+    def set(self, registers: bytes | bytearray) -> None:
+        """Follow the seven registers: two bits, read and write, for each area."""
+        for index, (start, size) in enumerate(self.areas):
+            value = registers[(index + 1) // 2]
+            self._show(start, size, value >> (4 if index % 2 == 0 else 0) & 3)
+
+    def _show(self, start: int, size: int, attribute: int) -> None:
+        current = self._mappings.get(start)
+        if current is not None and current[0] == attribute:
+            return
+        if current is not None and current[1] is not None:
+            current[1].remove()
+        memory, mapping = self._board.memory, None
+        rom, offset = self._board.shadow_rom(start)
+        if attribute == 0:
+            mapping = memory.map(start, rom, offset=offset, size=size, priority=1)
+        elif attribute == 1:
+            mapping = memory.map(start, self._readable, offset=start, size=size, priority=1)
+        elif attribute == 2:
+            ram = self._board.ram
+            assert ram is not None
+            split = Registers(
+                "pam-rom",
+                size,
+                lambda at, width: rom.load(offset + at, width),
+                lambda at, width, value: ram.store(start + at, width, value),
+                valid=(1, 8),
+                impl=(1, 8),
+            )
+            mapping = memory.map(start, split, priority=1)
+        self._mappings[start] = (attribute, mapping)
+
+
+def _fan_out(board: PcBoard, number: int) -> Any:
+    def handler(level: int) -> None:
+        if number < 16:
+            board.pics[number >> 3].gpio_in[None][number & 7].set(level)
+        if board.ioapic is not None:
+            board.ioapic.gpio_in[None][number].set(level)
+
+    return handler
+
+
+def _ignore(_offset: int, _width: int, _value: int) -> None:
+    pass

@@ -1,0 +1,147 @@
+"""Bridges: a second bus behind a device, seen through the windows that the guest opens in the bridge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qobra.machine.memory import AddressSpace, Mapping, Region
+from qobra.machine.pci import regs
+from qobra.machine.pci.bus import PciBus
+from qobra.machine.pci.device import PciDevice
+
+if TYPE_CHECKING:
+    from qobra.object.tree import ObjectTree
+
+
+class Window(Region):
+    """A range of an address space, shown in another at the same addresses."""
+
+    __slots__ = ("base", "space")
+
+    def __init__(self, name: str, space: AddressSpace) -> None:
+        super().__init__(name, 0)
+        self.space = space
+        self.base = 0
+
+    def load(self, offset: int, width: int) -> int:
+        return self.space.load(self.base + offset, width)
+
+    def store(self, offset: int, width: int, value: int) -> None:
+        self.space.store(self.base + offset, width, value)
+
+    def chunk(self, address: int, length: int) -> int:
+        width = min(8, address & -address) if address else 8
+        while width > length:
+            width >>= 1
+        return width
+
+
+class _Place:
+    """A window's mapping, which moves and changes its size."""
+
+    def __init__(self, outer: AddressSpace, window: Window) -> None:
+        self._outer = outer
+        self._window = window
+        self._mapping: Mapping | None = None
+
+    def put(self, base: int, limit: int) -> None:
+        """Show ``base`` to ``limit`` inclusive; nothing if there is nothing between."""
+        if self._mapping is not None:
+            self._mapping.remove()
+            self._mapping = None
+        if limit >= base:
+            self._window.base = base
+            self._window.size = limit - base + 1
+            self._mapping = self._outer.map(base, self._window)
+
+    def remove(self) -> None:
+        self.put(1, 0)
+
+
+class PciBridge(PciDevice):
+    """A bridge of the type 1 header. ``secondary`` is the bus behind it."""
+
+    type_name = "pci-bridge-base"
+    abstract = True
+    class_id = 0x0604
+    header_type = 1
+    secondary_type: type[PciBus] = PciBus
+    wide_io = False
+
+    def __init__(self, tree: ObjectTree) -> None:
+        super().__init__(tree)
+        self.secondary = self.secondary_type(tree)
+
+    def realize_bridge(self, bus_name: str) -> None:
+        """Make the header of a bridge and the bus behind it, called ``bus_name``."""
+        for offset, width, mask in (
+            (regs.PRIMARY_BUS, 4, 0xFFFFFFFF),
+            (regs.IO_BASE, 2, 0xF0F0),
+            (regs.MEMORY_BASE, 4, 0xFFF0FFF0),
+            (regs.PREFETCH_BASE, 4, 0xFFF0FFF0),
+            (regs.PREFETCH_BASE_HIGH, 8, (1 << 64) - 1),
+            (regs.BRIDGE_CONTROL, 2, 0x0BFF),
+        ):
+            self.writable[offset : offset + width] = mask.to_bytes(width, "little")
+        self.put(regs.SECONDARY_STATUS, 2, 0x00A0)
+        self.put(regs.PREFETCH_BASE, 2, 1)
+        self.put(regs.PREFETCH_LIMIT, 2, 1)
+        self.put(regs.STATUS, 2, self.word(regs.STATUS) | 0x00A0)
+        bus = self.secondary
+        bus.parent_bridge = self
+        bus.bus_name_given = bus_name
+        self.add_child(bus_name, bus)
+        upper = self.pci_bus
+        memory, ports = bus.memory, bus.ports
+        self._places = [
+            _Place(upper.ports, Window("pci_bridge_io", ports)),
+            _Place(upper.memory, Window("pci_bridge_mem", memory)),
+            _Place(upper.memory, Window("pci_bridge_pref_mem", memory)),
+        ]
+
+    def config_write(self, offset: int, width: int, value: int) -> None:
+        held = self.word(regs.BRIDGE_CONTROL) & 0x40
+        super().config_write(offset, width, value)
+        if offset < regs.COMMAND + 2 or (offset < 0x34 and offset + width > regs.IO_BASE):
+            self.update_windows()
+        if not held and self.word(regs.BRIDGE_CONTROL) & 0x40:
+            self.secondary.reset()
+
+    def update_windows(self) -> None:
+        """Follow the base and limit registers."""
+        command = self.word(regs.COMMAND)
+        io, memory, prefetch = self._places
+        low, high = self.config[regs.IO_BASE], self.config[regs.IO_LIMIT]
+        base, limit = (low & 0xF0) << 8, (high & 0xF0) << 8 | 0xFFF
+        if low & 0xF:
+            base |= self.word(regs.IO_BASE_HIGH) << 16
+            limit |= self.word(regs.IO_LIMIT_HIGH) << 16
+        _show(io, command & regs.COMMAND_IO, base, limit)
+        base = (self.word(regs.MEMORY_BASE) & 0xFFF0) << 16
+        limit = (self.word(regs.MEMORY_LIMIT) & 0xFFF0) << 16 | 0xFFFFF
+        _show(memory, command & regs.COMMAND_MEMORY, base, limit)
+        base = (self.word(regs.PREFETCH_BASE) & 0xFFF0) << 16 | self.dword(regs.PREFETCH_BASE_HIGH) << 32
+        limit = (self.word(regs.PREFETCH_LIMIT) & 0xFFF0) << 16 | 0xFFFFF | self.dword(regs.PREFETCH_LIMIT_HIGH) << 32
+        _show(prefetch, command & regs.COMMAND_MEMORY, base, limit)
+
+    def unrealize(self) -> None:
+        for place in self._places:
+            place.remove()
+        super().unrealize()
+
+    def reset(self) -> None:
+        super().reset()
+        self.put(regs.PRIMARY_BUS, 4, 0)
+        self.put(regs.IO_BASE, 2, self.word(regs.IO_BASE) & 0x0F0F)
+        self.put(regs.MEMORY_BASE, 4, 0)
+        self.put(regs.PREFETCH_BASE, 4, 0x00010001)
+        self.put(regs.PREFETCH_BASE_HIGH, 8, 0)
+        self.put(regs.BRIDGE_CONTROL, 2, 0)
+        self.update_windows()
+
+
+def _show(place: _Place, enabled: int, base: int, limit: int) -> None:
+    if enabled:
+        place.put(base, limit)
+    else:
+        place.remove()

@@ -1,0 +1,42 @@
+"""The PCI Express capability (PCI Express Base 3.0, section 7.8)."""
+
+from __future__ import annotations
+
+from qobra.machine.pci import regs
+from qobra.machine.pci.device import PciDevice
+
+ENDPOINT, ROOT_PORT, UPSTREAM, DOWNSTREAM, TO_PCI, INTEGRATED = 0, 4, 5, 6, 7, 9
+_SIZE = 0x3C
+
+DEVICE_CAPABILITIES, DEVICE_CONTROL, DEVICE_STATUS = 0x04, 0x08, 0x0A
+LINK_CAPABILITIES, LINK_CONTROL, LINK_STATUS = 0x0C, 0x10, 0x12
+SLOT_CAPABILITIES, SLOT_CONTROL, SLOT_STATUS = 0x14, 0x18, 0x1A
+ROOT_CONTROL, ROOT_STATUS = 0x1C, 0x20
+DEVICE_CAPABILITIES_2, DEVICE_CONTROL_2 = 0x24, 0x28
+LINK_CAPABILITIES_2, LINK_CONTROL_2 = 0x2C, 0x30
+
+
+def add_capability(device: PciDevice, port_type: int, *, offset: int | None = None, slot: bool = False) -> int:
+    """The capability for a function of ``port_type``; returns its offset."""
+    start = device.add_capability(regs.CAP_EXPRESS, _SIZE, offset=offset)
+    device.put(start + 2, 2, 2 | port_type << 4 | (0x100 if slot else 0))
+    device.put(start + DEVICE_CAPABILITIES, 4, 0x8000)
+    device.writable[start + DEVICE_CONTROL] = 0x0F
+    device.put(start + DEVICE_CAPABILITIES_2, 4, 0x00300000)
+    device.writable[start + DEVICE_CONTROL_2 + 1] = 0x80
+    return start
+
+
+def add_link(device: PciDevice, start: int, *, speed: int = 1, width: int = 1, port: int = 0) -> None:
+    """A link of ``width`` lanes at the speed grade ``speed``, which is up."""
+    device.put(start + LINK_CAPABILITIES, 4, port << 24 | width << 4 | speed)
+    device.put(start + LINK_STATUS, 2, width << 4 | speed)
+
+
+def add_endpoint_capability(device: PciDevice) -> int:
+    """The capability of an endpoint behind a port."""
+    start = add_capability(device, ENDPOINT)
+    add_link(device, start)
+    device.put(start + LINK_CAPABILITIES_2, 4, 2)
+    device.put(start + LINK_CONTROL_2, 2, 1)
+    return start

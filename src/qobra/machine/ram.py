@@ -1,0 +1,53 @@
+"""Where RAM comes from: anonymous memory, a file, or a memory backend that the user created."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from qobra.errors import QobraError
+from qobra.machine.memory import Ram
+from qobra.machine.memory_backend import MemoryBackend
+
+if TYPE_CHECKING:
+    from qobra.object.tree import ObjectTree
+
+
+def new_ram(name: str, size: int, path: str | None) -> Ram:
+    """RAM of ``size`` bytes, in a file at ``path`` (or a nameless one in that directory) if that is given."""
+    try:
+        if path is None:
+            return Ram(name, size)
+        return Ram(name, size, fd=open_backing(path, size), shared=False)
+    except (OSError, OverflowError, ValueError) as error:
+        text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise QobraError(f"cannot set up guest memory '{name}': {text}")
+
+
+def open_backing(path: str, size: int, *, read_only: bool = False) -> int:
+    """A file for memory, at least ``size`` bytes long; in a directory a file without a name. Raises OSError."""
+    if os.path.isdir(path):
+        fd = os.open(path, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    else:
+        flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    if not read_only and os.fstat(fd).st_size < size:
+        os.ftruncate(fd, size)
+    return fd
+
+
+def backend_ram(tree: ObjectTree, id: str, size: int) -> Ram:
+    """The RAM of the user's memory backend ``id``, which must have ``size`` bytes and be free. Raises QobraError."""
+    backend = tree.find(id)
+    if not isinstance(backend, MemoryBackend):
+        raise QobraError(f"Memory backend '{id}' not found")
+    if backend.mapped:
+        raise QobraError(f"memory backend '{id}' can't be used multiple times.")
+    if backend.size != size:
+        raise QobraError(
+            "Size specified by -m option must match size of explicitly specified 'memory-backend' property"
+        )
+    backend.mapped = True
+    backend.in_use += 1
+    assert backend.ram is not None
+    return backend.ram

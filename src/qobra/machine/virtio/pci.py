@@ -1,0 +1,334 @@
+"""Virtio over PCI (virtio 1.2, section 4.1): the modern registers and, in I/O space, those of before 1.0."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qobra.machine.memory import Registers
+from qobra.machine.pci import regs
+from qobra.machine.pci.device import PciDevice
+from qobra.machine.pci.express import add_endpoint_capability
+from qobra.machine.pci.msix import Msix
+from qobra.machine.virtio.device import STATUS_DRIVER, STATUS_FEATURES_OK, VirtioBus, VirtioDevice
+from qobra.machine.virtio.legacy_pci import LegacyRegisters
+from qobra.machine.virtio.queue import Queue
+from qobra.object.property import Bool, Enum, Int, Property
+
+if TYPE_CHECKING:
+    from qobra.object.qom import Object
+    from qobra.object.tree import ObjectTree
+
+_NO_VECTOR = 0xFFFF
+_CAP_COMMON, _CAP_NOTIFY, _CAP_ISR, _CAP_DEVICE, _CAP_PCI_CFG = 1, 2, 3, 4, 5
+_COMMON, _ISR, _DEVICE, _NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
+_MODERN_BAR, _MSIX_BAR = 4, 1
+_NOTIFY_MULTIPLIER = 4
+ISR_QUEUE, ISR_CONFIG = 1, 2
+
+
+class VirtioPciBus(VirtioBus):
+    """The place for the device on a PCI function."""
+
+    type_name = "virtio-pci-bus"
+
+    def notify_queue(self, queue: Queue) -> None:
+        self._proxy.interrupt(queue.vector, ISR_QUEUE)
+
+    def notify_config(self) -> None:
+        self._proxy.interrupt(self._proxy.config_vector, ISR_QUEUE | ISR_CONFIG)
+
+    @property
+    def _proxy(self) -> VirtioPci:
+        proxy: Any = self.parent
+        return proxy  # type: ignore[no-any-return]
+
+
+class Alias(Property):
+    """A property that is really another object's."""
+
+    def __init__(self, target: Object, prop: Property) -> None:
+        super().__init__(prop.type, prop.default, name=prop.name, description=prop.description)
+        self._target = target
+        self.show_default = prop.show_default
+
+    def read(self, instance: Object) -> Any:
+        return self._target.get(self.name)
+
+    def write(self, instance: Object, value: Any, *, keyval: bool = False) -> None:
+        self._target.set(self.name, value, keyval=keyval)
+
+
+class VirtioPci(PciDevice):
+    """A PCI function that carries a virtio device. Concrete types name the device in ``backend_type``."""
+
+    type_name = "virtio-pci"
+    abstract = True
+    backend_type: ClassVar[str] = ""
+    interrupt_pin = 1
+    default_vectors: ClassVar[int | None] = None
+
+    disable_legacy = Enum("OnOffAuto", ("auto", "on", "off"), "auto")
+    disable_modern = Bool(False)
+    ioeventfd = Bool(True, description="on/off")
+    vectors = Int(0xFFFFFFFF, type="uint32")
+    modern_pio_notify = Bool(False)
+    page_per_vq = Bool(False)
+    ats = Bool(False)
+
+    def __init__(self, tree: ObjectTree) -> None:
+        super().__init__(tree)
+        self.virtio_bus = VirtioPciBus(tree)
+        self.add_child("virtio-bus", self.virtio_bus)
+        cls: Any = tree.find_type(self.backend_type)
+        self.device: VirtioDevice = cls(tree)
+        self.add_child("virtio-backend", self.device)
+        for prop in self.device.properties().values():
+            if prop.name not in self.BASE_PROPERTIES:
+                self.add_property(Alias(self.device, prop))
+        self.config_vector = _NO_VECTOR
+        self.isr = 0
+        self._clear_selectors()
+
+    # -- life
+
+    def realize(self) -> None:
+        behind_port = self.pci_bus.implements("PCIE") and self.pci_bus.parent_bridge is not None
+        self.legacy = self.disable_legacy == "off" or (self.disable_legacy == "auto" and not behind_port)
+        self.modern = not self.disable_modern
+        self.virtio_bus.insert(self.device)
+        self.device.hotplugged = self.hotplugged
+        self.device.set_realized(True)
+        if self.vectors == 0xFFFFFFFF:
+            vectors = self.default_vectors
+            self.values["vectors"] = len(self.device.queues) + 1 if vectors is None else vectors
+        if not self.legacy:
+            self.put(regs.DEVICE_ID, 2, 0x1040 + self.device.device_number)
+            self.put(regs.SUBSYSTEM_ID, 2, 0x1100)
+            self.put(regs.REVISION, 1, 1)
+        else:
+            self.put(regs.SUBSYSTEM_ID, 2, self.device.device_number)
+        if self.modern:
+            self._add_modern()
+        self.msix: Msix | None = None
+        if self.vectors:
+            self.msix = Msix(self, self.vectors, bar=_MSIX_BAR)
+        if behind_port:
+            add_endpoint_capability(self)
+        if self.legacy:
+            LegacyRegisters(self)
+
+    def unrealize(self) -> None:
+        self.device.unparent()
+        super().unrealize()
+
+    def reset(self) -> None:
+        super().reset()
+        self.device.reset()
+        if self.msix is not None:
+            self.msix.reset()
+        self.config_vector = _NO_VECTOR
+        self.isr = 0
+        self._clear_selectors()
+
+    def _clear_selectors(self) -> None:
+        self.device_select = self.driver_select = self.queue_select = 0
+        self._chosen = [0, 0]
+
+    # -- interrupts
+
+    def interrupt(self, vector: int, cause: int) -> None:
+        """Interrupt the driver by message, or by pin where messages are off. From any thread."""
+        self.machine.control.post(self._interrupt, vector, cause)
+
+    def _interrupt(self, vector: int, cause: int) -> None:
+        if not self.realized:
+            return
+        if self.msix is not None and self.msix.enabled:
+            if vector != _NO_VECTOR:
+                self.msix.notify(vector)
+            return
+        self.isr |= cause
+        self.set_pin(1)
+
+    def read_isr(self) -> int:
+        """What happened; reading it acknowledges."""
+        isr, self.isr = self.isr, 0
+        self.set_pin(0)
+        return isr
+
+    def valid_vector(self, vector: int) -> int:
+        """``vector`` if there is one of that number, else none."""
+        return vector if vector < self.vectors else _NO_VECTOR
+
+    def config_write(self, offset: int, width: int, value: int) -> None:
+        super().config_write(offset, width, value)
+        if self.msix is not None:
+            self.msix.config_written(offset, width)
+        if self.modern and self._window <= offset < self._window + 20:
+            if offset + width > self._window + 16:
+                self._access_window(offset - self._window - 16, width, value)
+
+    def config_read(self, offset: int, width: int) -> int:
+        if self.modern and self._window + 16 <= offset < self._window + 20:
+            return self._read_window(width)
+        return super().config_read(offset, width)
+
+    # -- modern registers
+
+    def _add_modern(self) -> None:
+        for kind, offset, length in (
+            (_CAP_COMMON, _COMMON, 0x1000),
+            (_CAP_ISR, _ISR, 0x1000),
+            (_CAP_DEVICE, _DEVICE, 0x1000),
+            (_CAP_NOTIFY, _NOTIFY, 0x1000),
+        ):
+            start = self._add_vendor_capability(kind, 20 if kind == _CAP_NOTIFY else 16)
+            self.put(start + 4, 1, _MODERN_BAR)
+            self.put(start + 8, 4, offset)
+            self.put(start + 12, 4, length)
+            if kind == _CAP_NOTIFY:
+                self.put(start + 16, 4, _NOTIFY_MULTIPLIER)
+        self._window = self._add_vendor_capability(_CAP_PCI_CFG, 20)
+        self.writable[self._window + 4] = 0xFF
+        self.writable[self._window + 8 : self._window + 20] = b"\xff" * 12
+        region = Registers("virtio-pci", 0x4000, self._read_modern, self._write_modern, valid=(1, 4))
+        self.add_bar(_MODERN_BAR, region, wide=True, prefetch=True)
+
+    def _add_vendor_capability(self, kind: int, size: int) -> int:
+        start = self.add_capability(regs.CAP_VENDOR, size)
+        self.put(start + 2, 1, size)
+        self.put(start + 3, 1, kind)
+        return start
+
+    def _read_modern(self, offset: int, width: int) -> int:
+        area = offset & 0x3000
+        if area == _COMMON:
+            return self._read_common(offset)
+        if area == _ISR:
+            return self.read_isr() if offset == _ISR else 0
+        if area == _DEVICE:
+            config = self.device.read_config()
+            return int.from_bytes(config[offset - _DEVICE : offset - _DEVICE + width], "little")
+        return 0
+
+    def _write_modern(self, offset: int, width: int, value: int) -> None:
+        area = offset & 0x3000
+        if area == _COMMON:
+            self._write_common(offset, value)
+        elif area == _DEVICE:
+            if offset - _DEVICE + width <= self.device.config_size:
+                self.device.write_config(offset - _DEVICE, value.to_bytes(width, "little"))
+        elif area == _NOTIFY:
+            self.device.kick((offset - _NOTIFY) // _NOTIFY_MULTIPLIER)
+
+    def _queue(self) -> Queue | None:
+        queues = self.device.queues
+        return queues[self.queue_select] if self.queue_select < len(queues) else None
+
+    def _read_common(self, offset: int) -> int:
+        device = self.device
+        if offset == 0x00:
+            return self.device_select
+        if offset == 0x04:
+            offered = device.offered_features(modern=True)
+            return offered >> 32 * self.device_select & 0xFFFFFFFF if self.device_select < 2 else 0
+        if offset == 0x08:
+            return self.driver_select
+        if offset == 0x0C:
+            return self._chosen[self.driver_select] if self.driver_select < 2 else 0
+        if offset == 0x10:
+            return self.config_vector
+        if offset == 0x12:
+            return len(device.queues)
+        if offset == 0x14:
+            return device.status
+        if offset == 0x15:
+            return device.generation
+        if offset == 0x16:
+            return self.queue_select
+        queue = self._queue()
+        if queue is None:
+            return _NO_VECTOR if offset == 0x1A else 0
+        fields = {
+            0x18: queue.size,
+            0x1A: queue.vector,
+            0x1C: int(queue.ready),
+            0x1E: self.queue_select,
+            0x20: queue.descriptors & 0xFFFFFFFF,
+            0x24: queue.descriptors >> 32,
+            0x28: queue.driver_area & 0xFFFFFFFF,
+            0x2C: queue.driver_area >> 32,
+            0x30: queue.device_area & 0xFFFFFFFF,
+            0x34: queue.device_area >> 32,
+        }
+        return fields.get(offset, 0)
+
+    def _write_common(self, offset: int, value: int) -> None:
+        device = self.device
+        if offset == 0x00:
+            self.device_select = value
+        elif offset == 0x08:
+            self.driver_select = value
+        elif offset == 0x0C:
+            if self.driver_select < 2:
+                self._chosen[self.driver_select] = value & 0xFFFFFFFF
+                device.accept_features(self._chosen[1] << 32 | self._chosen[0], modern=True)
+        elif offset == 0x10:
+            self.config_vector = self.valid_vector(value)
+        elif offset == 0x14:
+            self.write_status(value & 0xFF)
+        elif offset == 0x16:
+            self.queue_select = value & 0xFFFF
+        else:
+            queue = self._queue()
+            if queue is not None:
+                self._write_queue(queue, offset, value)
+
+    def _write_queue(self, queue: Queue, offset: int, value: int) -> None:
+        if offset == 0x18:
+            # A power of two for split rings, any number for packed ones.
+            if 0 < value <= queue.max_size and not queue.ready:
+                queue.size = value
+        elif offset == 0x1A:
+            queue.vector = self.valid_vector(value)
+        elif offset == 0x1C:
+            if value == 1:
+                queue.ready = True
+        elif offset == 0x3A:
+            if value == 1:
+                queue.reset()
+        elif 0x20 <= offset < 0x38 and not queue.ready:
+            name = ("descriptors", "driver_area", "device_area")[(offset - 0x20) // 8]
+            shift = 32 if offset & 4 else 0
+            kept = getattr(queue, name) & ~(0xFFFFFFFF << shift)
+            setattr(queue, name, kept | (value & 0xFFFFFFFF) << shift)
+
+    def write_status(self, status: int) -> None:
+        """The driver sets the status: 0 resets, and with it the vectors and the interrupt."""
+        self.device.write_status(status)
+        if status == 0:
+            self.config_vector = _NO_VECTOR
+            self._chosen = [0, 0]
+            self.read_isr()
+        elif status & STATUS_DRIVER and not status & STATUS_FEATURES_OK and not self.may_master() and self.legacy:
+            # Old drivers never switch bus mastering on.
+            self.put(regs.COMMAND, 2, self.word(regs.COMMAND) | regs.COMMAND_MASTER)
+
+    # -- the window in configuration space (4.1.4.9)
+
+    def _window_access(self) -> tuple[int, int] | None:
+        start = self._window
+        offset, length = self.dword(start + 8), self.dword(start + 12)
+        if self.config[start + 4] != _MODERN_BAR or length not in (1, 2, 4) or offset % length:
+            return None
+        return (offset, length) if offset + length <= 0x4000 else None
+
+    def _read_window(self, width: int) -> int:
+        access = self._window_access()
+        return self._read_modern(*access) if access is not None else 0
+
+    def _access_window(self, _position: int, width: int, value: int) -> None:
+        access = self._window_access()
+        if access is not None:
+            offset, length = access
+            self._write_modern(offset, length, value & ((1 << 8 * length) - 1))

@@ -1,0 +1,49 @@
+"""The thread that does a device's slow work, so that neither the guest nor the control strand waits for it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Worker(Protocol):
+    """What iothreads and :class:`DeviceWorker` have in common."""
+
+    def run(self, call: Callable[[], None]) -> None:
+        """Run ``call`` in the worker's thread, after what was given before."""
+        ...
+
+
+class DeviceWorker:
+    """A thread of one device, started with its first work."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: deque[Callable[[], None]] = deque()
+        self._wake = threading.Semaphore(0)
+        self._thread: threading.Thread | None = None
+
+    def run(self, call: Callable[[], None]) -> None:
+        """Run ``call`` in the thread, after what was given before."""
+        self._calls.append(call)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            self._thread.start()
+        self._wake.release()
+
+    def close(self) -> None:
+        """End the thread once its work is done, and wait for that."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._wake.release()
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            self._wake.acquire()
+            if not self._calls:
+                return
+            self._calls.popleft()()
