@@ -9,6 +9,38 @@ from qobra.qmp import registry
 from qobra.qmp.registry import command
 from qobra.qmp.writer import Encoded, encode
 
+registry.events(
+    "BLOCK_EXPORT_DELETED",
+    "BLOCK_IMAGE_CORRUPTED",
+    "BLOCK_IO_ERROR",
+    "BLOCK_JOB_CANCELLED",
+    "BLOCK_JOB_COMPLETED",
+    "BLOCK_JOB_ERROR",
+    "BLOCK_JOB_PENDING",
+    "BLOCK_JOB_READY",
+    "BLOCK_WRITE_THRESHOLD",
+    "JOB_STATUS_CHANGE",
+    "PR_MANAGER_STATUS_CHANGED",
+    "QUORUM_FAILURE",
+    "QUORUM_REPORT_BAD",
+    "RESUME",
+    "STOP",
+)
+registry.events(
+    "DEVICE_DELETED",
+    "DEVICE_TRAY_MOVED",
+    "GUEST_CRASHLOADED",
+    "GUEST_PANICKED",
+    "POWERDOWN",
+    "RESET",
+    "RTC_CHANGE",
+    "SHUTDOWN",
+    "SUSPEND",
+    "SUSPEND_DISK",
+    "WAKEUP",
+    needs="board",
+)
+
 _schemas: dict[frozenset[str], Encoded] = {}
 
 
