@@ -76,6 +76,15 @@ class Image:
         self.tables.load_l1()
         self.allocator.start(self.file.length)
 
+    def reload(self) -> None:
+        """Read the tables anew and forget what is cached; nothing may be dirty."""
+        with self.lock:
+            self.refcounts.blocks = {}
+            self.tables.drop()
+            self.overlap.rebuild()
+            self.allocator.first_free = 0
+            self.load()
+
     # -- metadata I/O -------------------------------------------------------------------------------------------
 
     def read_meta(self, offset: int, length: int) -> bytes:

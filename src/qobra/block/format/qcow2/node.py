@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qobra.block import permissions
-from qobra.block.extents import COMPUTED, DATA, Extent
+from qobra.block.extents import Extent
 from qobra.block.filename import parse_filename, relative_to
 from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.bitmaps import BitmapStore
 from qobra.block.format.qcow2.compressed import ClusterCache, decompress
 from qobra.block.format.qcow2.compressor import CompressedWriter
 from qobra.block.format.qcow2.header import parse_header
@@ -49,6 +50,7 @@ class Qcow2Node(BlockNode):
         try:
             self.header = parse_header(self._read_file)
             self.snapshots = SnapshotTable(self.header)
+            self.bitmap_store = BitmapStore(self)
             header = self.header
             if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
                 raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
@@ -113,6 +115,22 @@ class Qcow2Node(BlockNode):
         if header.autoclear & ~layout.KNOWN_AUTOCLEAR:
             header.autoclear &= layout.KNOWN_AUTOCLEAR
             self.image.writeback.write_header()
+        if header.incompatible & layout.DIRTY:
+            self._repair_dirty()
+
+    def _repair_dirty(self) -> None:
+        """Lazy refcounts were not written before a crash: count anew."""
+        result = self.check(fix_leaks=True, fix_errors=True)
+        if result.get("corruptions") or result["check-errors"]:
+            raise QobraError("Could not repair dirty image", errno=errno.EIO)
+
+    def check(
+        self, *, fix_leaks: bool = False, fix_errors: bool = False, report: Callable[[str], None] | None = None
+    ) -> Options:
+        """Check the image, and repair it; see :func:`.check.check`."""
+        from qobra.block.format.qcow2.check import check
+
+        return check(self, fix_leaks=fix_leaks, fix_errors=fix_errors, report=report)
 
     def close(self) -> None:
         if hasattr(self, "image") and not self.read_only and not self.image.is_corrupt:
@@ -184,10 +202,6 @@ class Qcow2Node(BlockNode):
         """Zero a range that was just added to the disk."""
         if not self._zeroing.zero(offset, length, False, False):
             self.write_zero_bytes(offset, length)
-
-    def map_kind_is_data(self, offset: int) -> bool:
-        """Whether guest ``offset`` has data in this image."""
-        return self.map(offset, 1)[0].kind in (DATA, COMPUTED)
 
     def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
         from qobra.block.format.qcow2.resize import resize

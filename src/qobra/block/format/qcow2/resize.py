@@ -6,6 +6,7 @@ import errno
 from array import array
 from typing import TYPE_CHECKING
 
+from qobra.block.extents import COMPUTED, DATA
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.header import l1_entries_for
 from qobra.block.format.qcow2.writeback import words_to_bytes
@@ -61,7 +62,7 @@ def _hide_old_tail(node: Qcow2Node, old: int, length: int) -> None:
     """What lies in the last cluster past the old end may be anything."""
     image = node.image
     end = min(length, (old + image.cluster_mask) & ~image.cluster_mask)
-    if old < end and node.map_kind_is_data(old):
+    if old < end and any(extent.kind in (DATA, COMPUTED) for extent in node.map(old, end - old)):
         node.write_zero_bytes(old, end - old)
 
 

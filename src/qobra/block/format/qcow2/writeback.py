@@ -61,14 +61,20 @@ class Writeback:
         if image.tables.crowded() or image.refcounts.crowded() or image.freed_bytes > 64 << 20:
             self.commit()
 
-    def finish(self) -> None:
-        """The last commit: nobody uses the image any more, so freed space is counted down at once."""
+    def settle(self) -> None:
+        """Commit, and count down at once what was freed: for when the image is drained."""
         image = self._image
         with self._lock:
             self._write_all(False, lazy=False)
             image.node.layer.flight.reclaim()
             self._apply_released()
             self._write_all(False, lazy=False)
+
+    def finish(self) -> None:
+        """The last commit: nobody uses the image any more."""
+        self.settle()
+        image = self._image
+        with self._lock:
             if image.header.incompatible & layout.DIRTY and not image.is_corrupt:
                 self.barrier()
                 self.set_incompatible(layout.DIRTY, clear=True)

@@ -1,0 +1,352 @@
+"""Checking an image: every reference is counted anew and compared with the refcounts, every entry looked at.
+
+Memory is a byte or two for each cluster of the image file; an L2 table is read once, however many snapshots share it.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.counts import CompactCounts, differences
+from qobra.block.format.qcow2.refcount import unpack_counts
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.node import Qcow2Node
+    from qobra.block.node import Options
+
+Report = Callable[[str], None]
+
+_COPIED = layout.COPIED
+_OFFSET = layout.OFFSET_MASK
+_COMPRESSED = layout.COMPRESSED_FLAG
+_ZERO = layout.ZERO_FLAG
+_SWAP = sys.byteorder == "little"
+_BATCH = 16
+"""L2 tables read at once where they touch."""
+
+
+class Checker:
+    """One look over an image that nobody changes meanwhile. :meth:`run` fills the counters."""
+
+    def __init__(self, node: Qcow2Node, report: Report) -> None:
+        self.node = node
+        self.image = node.image
+        self._report = report
+        self.file_length = node.file.length
+        clusters = -(-self.file_length >> self.image.cluster_bits)
+        self.seen = CompactCounts(clusters + 1)
+        """References found."""
+        self.stored = CompactCounts(clusters + 1)
+        """Counts that the refcount blocks hold."""
+        self.corruptions = 0
+        self.leaks = 0
+        self.check_errors = 0
+        self.allocated = self.fragmented = self.compressed = 0
+        self.rebuild = False
+        """The refcount structures themselves are damaged."""
+        self.bad_zero: list[tuple[int, int]] = []
+        """(L2 offset, index) of preallocated zero clusters whose place cannot be."""
+        self.too_low: list[int] = []
+        self.too_high: list[int] = []
+
+    # -- counting -----------------------------------------------------------------------------------------------
+
+    def error(self, text: str) -> None:
+        """Damage was found."""
+        self.corruptions += 1
+        self._report(text)
+
+    def count(self, offset: int, size: int, weight: int = 1) -> bool:
+        """Count references to ``size`` bytes from host ``offset``; False where that is past the end of the file."""
+        if size <= 0:
+            return True
+        image = self.image
+        if offset + size - self.file_length >= image.cluster_size:
+            self.error(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset "
+                f"{offset:#x} size {size:#x}"
+            )
+            return False
+        first = offset >> image.cluster_bits
+        self.seen.add(first, ((offset + size - 1) >> image.cluster_bits) - first + 1, weight)
+        return True
+
+    def run(self) -> None:
+        """Look at everything."""
+        image = self.image
+        header = image.header
+        self._load_stored()
+        self.count(0, image.cluster_size)
+        tables: dict[int, list[int]] = {}
+        self._collect_l1(image.tables.l1, header.l1_offset, tables, active=True)
+        for snapshot in self.node.snapshots.entries:
+            if snapshot.l1_offset & image.cluster_mask or snapshot.l1_entries * 8 > layout.MAX_L1_BYTES:
+                self.error(f"ERROR snapshot {snapshot.id} ({snapshot.name}) l1_offset={snapshot.l1_offset:#x}: invalid")
+                continue
+            words = image.read_array(snapshot.l1_offset, snapshot.l1_entries)
+            self._collect_l1(words, snapshot.l1_offset, tables, active=False)
+        self._walk_tables(tables)
+        self.count(header.snapshot_offset, self.node.snapshots.size)
+        if header.crypto is not None:
+            self.count(*header.crypto)
+        self.node.bitmap_store.count_references(self)
+        self.count(header.reftable_offset, header.reftable_clusters << image.cluster_bits)
+        self._count_blocks()
+        self._compare()
+
+    def _load_stored(self) -> None:
+        """Read all refcount blocks, seeing to it that each is a place that can be."""
+        image = self.image
+        refcounts = image.refcounts
+        for index, entry in enumerate(refcounts.table):
+            offset = entry & layout.REFTABLE_MASK
+            if not offset or offset & image.cluster_mask or offset >= self.file_length:
+                continue
+            data = image.read_meta(offset, image.cluster_size)
+            self.stored.take_block(index << refcounts.block_bits, unpack_counts(data, refcounts.order))
+
+    def _count_blocks(self) -> None:
+        image = self.image
+        for index, entry in enumerate(image.refcounts.table):
+            offset = entry & layout.REFTABLE_MASK
+            if entry & layout.REFTABLE_RESERVED:
+                self.error(f"ERROR refcount table entry {index} has reserved bits set")
+                self.rebuild = True
+                continue
+            if offset & image.cluster_mask:
+                self.error(f"ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted")
+                self.rebuild = True
+            elif offset >= self.file_length and offset:
+                self.error(f"ERROR refcount block {index} is outside image")
+                self.rebuild = True
+            elif offset:
+                self.count(offset, image.cluster_size)
+                references = self.seen.get(offset >> image.cluster_bits)
+                if references != 1:
+                    self.error(f"ERROR refcount block {index} refcount={references}")
+                    self.rebuild = True
+
+    # -- tables -------------------------------------------------------------------------------------------------
+
+    def _collect_l1(self, words: array[int], offset: int, tables: dict[int, list[int]], *, active: bool) -> None:
+        """Count an L1 table and note the L2 tables in it: offset to [references, index in the active L1 or -1]."""
+        image = self.image
+        if words:
+            self.count(offset, len(words) * 8)
+        for index, entry in enumerate(words):
+            if not entry:
+                continue
+            if entry & layout.L1_RESERVED:
+                self.error(f"ERROR found L1 entry with reserved bits set: {entry:x}")
+            table = entry & _OFFSET
+            if table & image.cluster_mask:
+                self.error(f"ERROR l2_offset={table:x}: Table is not cluster aligned; L1 entry corrupted")
+                continue
+            if not table or not self.count(table, image.cluster_size):
+                continue
+            known = tables.setdefault(table, [0, -1])
+            known[0] += 1
+            if active:
+                known[1] = index
+                count = self.stored.get(table >> image.cluster_bits)
+                if (count == 1) != bool(entry & _COPIED):
+                    self.error(f"ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}")
+
+    def _walk_tables(self, tables: dict[int, list[int]]) -> None:
+        """Read the tables in the order in which they lie, several at once."""
+        image = self.image
+        size = image.cluster_size
+        batch = max(1, min(_BATCH, (1 << 20) // size))
+        order = sorted(tables)
+        walk = self._walk_extended if image.extended else self._walk_standard
+        empty = bytes(size)
+        position = 0
+        buffer = bytearray(batch * size)
+        while position < len(order):
+            first = order[position]
+            count = 1
+            while count < batch and position + count < len(order) and order[position + count] == first + count * size:
+                count += 1
+            view = memoryview(buffer)[: count * size]
+            inside = max(0, min(len(view), self.file_length - first))
+            image.file.read_into(first, view[:inside])
+            if inside < len(view):
+                view[inside:] = bytes(len(view) - inside)
+            for number in range(count):
+                raw = buffer[number * size : (number + 1) * size]
+                if raw == empty:
+                    continue
+                words = array("Q")
+                words.frombytes(raw)
+                if _SWAP:
+                    words.byteswap()
+                offset = first + number * size
+                weight, l1_index = tables[offset]
+                walk(words, offset, weight, l1_index)
+            position += count
+
+    def _walk_standard(self, words: array[int], table: int, weight: int, l1_index: int) -> None:
+        """Count what the entries of one L2 table refer to."""
+        image = self.image
+        bits, mask, external = image.cluster_bits, image.cluster_mask, image.external
+        low, stored = self.seen.low, self.stored.low
+        limit = min(len(low), self.file_length + mask >> bits)
+        active = l1_index >= 0
+        following = allocated = fragmented = 0
+        zeroes = _ZERO_TABLE
+        index, end = 0, len(words)
+        bad_bits = layout.L2_RESERVED | mask & ~_ZERO | _COMPRESSED
+        while index < end:
+            word = words[index]
+            if not word:
+                index += 1
+                # Skip what is not there by memcmp.
+                while index < end and words[index : index + 64] == zeroes[: min(64, end - index)]:
+                    index += 64
+                continue
+            if word & bad_bits or external or word < 512:
+                following = self._odd_entry(words, index, table, weight, l1_index, following)
+                index += 1
+                continue
+            cluster = (word & _OFFSET) >> bits
+            if cluster >= limit:
+                self.count(word & _OFFSET, image.cluster_size, weight)
+                index += 1
+                continue
+            if active:
+                allocated += 1
+                if following and cluster != following:
+                    fragmented += 1
+                following = cluster + 1
+                if (stored[cluster] == 1) != (word >= _COPIED):
+                    self._copied_error(word)
+            if low[cluster] or weight != 1:
+                self.seen.add(cluster, 1, weight)
+            else:
+                low[cluster] = 1
+            index += 1
+        self.allocated += allocated
+        self.fragmented += fragmented
+
+    def _odd_entry(self, words: array[int], index: int, table: int, weight: int, l1_index: int, following: int) -> int:
+        """An entry that is not a plain data cluster. Returns the next cluster's place if it went on in a row."""
+        image = self.image
+        word = words[index]
+        active = l1_index >= 0
+        if word & _COMPRESSED:
+            self._compressed_entry(word, weight, active)
+            return following
+        if word & layout.L2_RESERVED:
+            self.error(f"ERROR found l2 entry with reserved bits set: {word:x}")
+        host = word & _OFFSET
+        if not host and not (word & _COPIED and image.external):
+            return following
+        if host & image.cluster_mask:
+            self.error(f"ERROR offset={host:x}: Cluster is not properly aligned; L2 entry corrupted.")
+            if word & _ZERO and not image.extended:
+                self.bad_zero.append((table, index))
+            return following
+        if active:
+            self.allocated += 1
+            cluster = host >> image.cluster_bits
+            if following and cluster != following:
+                self.fragmented += 1
+            following = cluster + 1
+        if image.external:
+            guest = (l1_index * len(words) + index) << image.cluster_bits
+            if active and host != guest:
+                self.error(f"ERROR offset={host:x}: data file offset does not match guest offset {guest:x}")
+            return following
+        if self.count(host, image.cluster_size, weight) and active:
+            if (self.stored.get(host >> image.cluster_bits) == 1) != bool(word & _COPIED):
+                self._copied_error(word)
+        return following
+
+    def _compressed_entry(self, word: int, weight: int, active: bool) -> None:
+        image = self.image
+        if word & _COPIED:
+            self.error(f"ERROR: coffset={word & ~_COPIED:x}: copied flag must never be set for compressed clusters")
+        if image.external:
+            self.error(f"ERROR compressed cluster {word & _OFFSET:#x} with data file, entry={word:#x}")
+            return
+        offset, size = layout.compressed_place(word, image.cluster_bits)
+        self.count(offset, size, weight)
+        if active:
+            self.allocated += 1
+            self.compressed += 1
+            self.fragmented += 1
+
+    def _walk_extended(self, words: array[int], table: int, weight: int, l1_index: int) -> None:
+        """As :meth:`_walk_standard`, for extended entries."""
+        plain = words[::2]
+        bitmaps = words[1::2]
+        following = 0
+        for index, word in enumerate(plain):
+            bitmap = bitmaps[index]
+            if not word:
+                if bitmap & layout.ALL_ALLOCATED and not self.image.external:
+                    self.error(f"ERROR offset=0: Unallocated cluster has allocated subclusters, bitmap {bitmap:x}")
+                continue
+            if not word & _COMPRESSED and bitmap & bitmap >> 32 & layout.ALL_ALLOCATED:
+                self.error(f"ERROR offset={word & _OFFSET:x}: Invalid subcluster bitmap {bitmap:x}")
+            following = self._odd_entry(plain, index, table, weight, l1_index, following)
+
+    def _copied_error(self, word: int) -> None:
+        count = self.stored.get((word & _OFFSET) >> self.image.cluster_bits)
+        self.error(f"ERROR OFLAG_COPIED data cluster: l2_entry={word:x} refcount={count}")
+
+    # -- comparing ----------------------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        for cluster in differences(self.stored, self.seen):
+            stored, seen = self.stored.get(cluster), self.seen.get(cluster)
+            if stored > seen:
+                self.leaks += 1
+                self.too_high.append(cluster)
+                self._report(f"Leaked cluster {cluster} refcount={stored} reference={seen}")
+            else:
+                self.too_low.append(cluster)
+                self.error(f"ERROR cluster {cluster} refcount={stored} reference={seen}")
+
+    def result(self) -> Options:
+        """The members of ImageCheck; those that are optional only where they are not 0."""
+        counters = {
+            "image-end-offset": (self.seen.last_used() + 1) << self.image.cluster_bits,
+            "corruptions": self.corruptions,
+            "leaks": self.leaks,
+            "total-clusters": -(-self.node.length >> self.image.cluster_bits),
+            "allocated-clusters": self.allocated,
+            "fragmented-clusters": self.fragmented,
+            "compressed-clusters": self.compressed,
+        }
+        result: Options = {"check-errors": self.check_errors}
+        result.update((name, value) for name, value in counters.items() if value)
+        return result
+
+
+_ZERO_TABLE = array("Q", bytes(8 * 64))
+
+
+def check(
+    node: Qcow2Node, *, fix_leaks: bool = False, fix_errors: bool = False, report: Report | None = None
+) -> Options:
+    """Check the image, and repair leaks or all damage: the members of ImageCheck without file name and format.
+
+    ``report`` gets a line for each thing found. The node must be flushed and drained. Raises OSError where the image
+    cannot be read.
+    """
+    say = report or (lambda _text: None)
+    if not node.read_only:
+        node.image.writeback.settle()
+    checker = Checker(node, say)
+    checker.run()
+    result = checker.result()
+    if fix_leaks or fix_errors:
+        from qobra.block.format.qcow2.repair import repair
+
+        return repair(checker, fix_leaks=fix_leaks, fix_errors=fix_errors, report=say)
+    return result

@@ -1,0 +1,153 @@
+"""Repairing what :mod:`check` found: counts, COPIED flags, and the refcount structures as a whole if need be."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
+from qobra.block.format.qcow2.writeback import words_to_bytes
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.check import Checker, Report
+    from qobra.block.node import Options
+
+
+def repair(checker: Checker, *, fix_leaks: bool, fix_errors: bool, report: Report) -> Options:
+    """Repair, look again, and return what was repaired and what is left: the members of ImageCheck."""
+    from qobra.block.format.qcow2.check import Checker
+
+    image = checker.image
+    node = checker.node
+    structural = checker.rebuild or any(not _has_block(checker, cluster) for cluster in checker.too_low)
+    if fix_errors and structural:
+        report("Rebuilding refcount structure")
+        _rebuild(checker)
+    else:
+        _set_counts(checker, (checker.too_high if fix_leaks else []) + (checker.too_low if fix_errors else []), report)
+    if fix_errors:
+        for table, index in checker.bad_zero:
+            image.file.write(table + index * 8, layout.ZERO_FLAG.to_bytes(8, "big"))
+        _set_copied(checker)
+    image.writeback.barrier()
+    image.reload()
+    second = Checker(node, lambda _text: None)
+    second.run()
+    if fix_errors and not second.corruptions:
+        image.is_corrupt = False
+        clean = layout.CORRUPT | (layout.DIRTY if not second.leaks or fix_leaks else 0)
+        if image.header.incompatible & clean:
+            image.writeback.set_incompatible(clean, clear=True)
+    result = second.result()
+    corruptions_fixed, leaks_fixed = checker.corruptions - second.corruptions, checker.leaks - second.leaks
+    if corruptions_fixed > 0:
+        result["corruptions-fixed"] = corruptions_fixed
+    if leaks_fixed > 0:
+        result["leaks-fixed"] = leaks_fixed
+    return result
+
+
+def _has_block(checker: Checker, cluster: int) -> bool:
+    refcounts = checker.image.refcounts
+    index = cluster >> refcounts.block_bits
+    return index < len(refcounts.table) and bool(refcounts.table[index] & layout.REFTABLE_MASK)
+
+
+def _set_counts(checker: Checker, clusters: list[int], report: Report) -> None:
+    """Give ``clusters`` the counts that were found, block by block."""
+    image = checker.image
+    refcounts = image.refcounts
+    by_block: dict[int, list[int]] = {}
+    for cluster in clusters:
+        if _has_block(checker, cluster):
+            by_block.setdefault(cluster >> refcounts.block_bits, []).append(cluster)
+    for index, members in by_block.items():
+        offset = refcounts.table[index] & layout.REFTABLE_MASK
+        counts = unpack_counts(image.read_meta(offset, image.cluster_size), refcounts.order)
+        for cluster in members:
+            seen = checker.seen.get(cluster)
+            report(f"Repairing cluster {cluster} refcount={checker.stored.get(cluster)} reference={seen}")
+            counts[cluster & (refcounts.entries_per_block - 1)] = min(seen, refcounts.maximum)
+        image.file.write(offset, pack_counts(counts, refcounts.order))
+
+
+def _rebuild(checker: Checker) -> None:
+    """Write refcount blocks and table anew past everything in use, then let the header refer to them."""
+    image = checker.image
+    header = image.header
+    refcounts = image.refcounts
+    bits = image.cluster_bits
+    # The old structures are not worth anything any more: their clusters are free unless something else uses them.
+    seen = checker.seen
+    for entry in refcounts.table:
+        offset = entry & layout.REFTABLE_MASK
+        if offset and not offset & image.cluster_mask and offset < checker.file_length:
+            _drop(checker, offset >> bits, 1)
+    _drop(checker, header.reftable_offset >> bits, header.reftable_clusters)
+    start = seen.last_used() + 1
+    blocks = table = 1
+    while True:
+        total = start + blocks + table
+        need_blocks = -(-total >> refcounts.block_bits)
+        need_table = -(-need_blocks * 8 >> bits)
+        if need_blocks <= blocks and need_table <= table:
+            break
+        blocks, table = max(blocks, need_blocks), max(table, need_table)
+    for index in range(blocks):
+        counts = unpack_counts(bytes(image.cluster_size), refcounts.order)
+        first = index << refcounts.block_bits
+        for at in range(len(counts)):
+            cluster = first + at
+            if cluster >= total:
+                break
+            counts[at] = 1 if cluster >= start else min(seen.get(cluster), refcounts.maximum)
+        image.file.write((start + index) << bits, pack_counts(counts, refcounts.order))
+    words = array("Q", [(start + index) << bits for index in range(blocks)])
+    place = (start + blocks) << bits
+    image.file.write(place, words_to_bytes(words) + bytes((table << bits) - 8 * blocks))
+    image.writeback.barrier()
+    header.reftable_offset, header.reftable_clusters = place, table
+    image.writeback.write_header()
+
+
+def _drop(checker: Checker, first: int, count: int) -> None:
+    low = checker.seen.low
+    for cluster in range(first, min(first + count, len(low))):
+        if 0 < low[cluster] < 255:
+            low[cluster] -= 1
+
+
+def _set_copied(checker: Checker) -> None:
+    """Let COPIED say of each active entry whether its count, as found, is 1."""
+    image = checker.image
+    bits = image.cluster_bits
+    step = 1 << image.tables.word_bits
+    l1 = image.tables.l1
+    for index, entry in enumerate(l1):
+        table = entry & layout.OFFSET_MASK
+        if not table or table & image.cluster_mask or table >= checker.file_length:
+            continue
+        wanted = _flagged(entry, checker.seen.get(table >> bits) == 1)
+        if wanted != entry:
+            image.file.write(image.header.l1_offset + index * 8, wanted.to_bytes(8, "big"))
+        words = image.read_array(table, image.cluster_size // 8)
+        changed = False
+        for at in range(0, len(words), step):
+            word = words[at]
+            host = word & layout.OFFSET_MASK
+            if not host or host & image.cluster_mask:
+                continue
+            if word & layout.COMPRESSED_FLAG:
+                new = word & ~layout.COPIED
+            else:
+                new = _flagged(word, image.external or checker.seen.get(host >> bits) == 1)
+            if new != word:
+                words[at] = new
+                changed = True
+        if changed:
+            image.file.write(table, words_to_bytes(words))
+
+
+def _flagged(entry: int, copied: bool) -> int:
+    return entry | layout.COPIED if copied else entry & ~layout.COPIED
