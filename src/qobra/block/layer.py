@@ -402,7 +402,7 @@ class BlockLayer:
         """A name for a node that was given none: ``#block`` with a number that was not used before."""
         self._node_counter += 1
         tail = self._random.randrange(100) if self._random is not None else os.urandom(1)[0] % 100
-        return f"#block{self._node_counter:x}{tail:02d}"
+        return f"#block{self._node_counter}{tail:02d}"
 
     def resize(self, node: BlockNode, length: int, *, preallocation: str = "off", exact: bool = True) -> None:
         """Change the length of ``node`` on behalf of the monitor. Raises QobraError where a user forbids it."""

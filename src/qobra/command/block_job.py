@@ -73,3 +73,16 @@ def blockdev_create(machine: Machine, args: Args) -> None:
     from qobra.block.job.create import CreateJob
 
     CreateJob(machine.block.jobs, args["job-id"], args["options"]).start()
+
+
+@command("blockdev-mirror")
+def blockdev_mirror(machine: Machine, args: Args) -> None:
+    from qobra.block.job.start_mirror import mirror_plan, root_node, start_mirror
+
+    layer = machine.block
+    source = root_node(layer, args["device"])
+    target = layer.find_device_or_node(args["target"])
+    with layer.drained():
+        plan = mirror_plan(layer, source, target, args)
+        plan.zero_target = plan.sync == "full"
+        start_mirror(layer.jobs, source, target, plan, args).start()

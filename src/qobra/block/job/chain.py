@@ -1,0 +1,97 @@
+"""Backing chains as jobs see them: past filters, by file name, and with read-only images made writable for a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from qobra.block.filename import protocol_of, relative_to
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+    from qobra.block.node import BlockNode
+
+
+def skip_filters(node: BlockNode) -> BlockNode:
+    """``node``, or the first below it that is no filter."""
+    while node.is_filter and node.filtered is not None:
+        node = node.filtered
+    return node
+
+
+def skip_implicit(node: BlockNode) -> BlockNode:
+    """``node``, or the first below it that no job put in unasked."""
+    while node.implicit and node.filtered is not None:
+        node = node.filtered
+    return node
+
+
+def next_below(node: BlockNode) -> BlockNode | None:
+    """The child that holds what ``node`` does not: a filter's only one, or the backing node."""
+    return node.filtered if node.is_filter else node.backing
+
+
+def backing_of(node: BlockNode) -> BlockNode | None:
+    """The next image of the chain below ``node``, past filters on both sides."""
+    below = skip_filters(node).backing
+    return skip_filters(below) if below is not None else None
+
+
+def chain(node: BlockNode | None) -> Iterator[BlockNode]:
+    """``node`` and all below it, filters too."""
+    while node is not None:
+        yield node
+        node = next_below(node)
+
+
+def contains(top: BlockNode, node: BlockNode | None) -> bool:
+    """Whether ``node`` is ``top`` or lies in its chain."""
+    return any(each is node for each in chain(top))
+
+
+def find_overlay(top: BlockNode, node: BlockNode | None) -> BlockNode | None:
+    """The node of the chain of ``top`` that lies right on ``node`` (None: the last one)."""
+    for each in chain(top):
+        if next_below(each) is node:
+            return each
+    return None
+
+
+def find_by_name(top: BlockNode, filename: str) -> BlockNode | None:
+    """The image below ``top`` that ``filename`` names: as it was opened, or as the one above it has it."""
+    current = skip_filters(top)
+    while (below := current.backing) is not None:
+        image = skip_filters(below)
+        names = {image.filename}
+        recorded = getattr(current, "backing_filename", "")
+        if recorded:
+            names.add(recorded)
+        if filename in names:
+            return image
+        if not protocol_of(filename) and not image.filename.startswith("json:"):
+            try:
+                full = relative_to(filename, current.filename)
+            except QobraError:
+                full = filename
+            if os.path.realpath(full) == os.path.realpath(image.filename):
+                return image
+        current = image
+    return None
+
+
+def set_read_only(layer: BlockLayer, node: BlockNode, read_only: bool) -> None:
+    """Reopen ``node``, with the files that are its own, read-only or writable. Raises QobraError."""
+    from qobra.block.reopen import reopen
+
+    if node.read_only == read_only:
+        return
+    options = {key: value for key, value in node.options.items() if key not in node.children}
+    options.update({"driver": node.driver, "node-name": node.node_name, "read-only": read_only})
+    options["auto-read-only"] = False
+    for name, child in node.children.items():
+        options[name] = child.node_name
+    if node.supports_backing and node.backing is None:
+        options["backing"] = None
+    reopen(layer, [options])

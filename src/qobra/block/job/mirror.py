@@ -1,0 +1,383 @@
+"""Mirror: keep a target in step with a node that is being written, and at the end take the node's place with it."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.bitmap import DirtyBitmap
+from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
+from qobra.block.copy.engine import suggested_helpers
+from qobra.block.copy.pool import CopyPool
+from qobra.block.copy.range_locks import RangeLocks
+from qobra.block.copy.ranges import allocated_above
+from qobra.block.copy.slots import ThreadSlots
+from qobra.block.filter.mirror_top import MirrorTopNode
+from qobra.block.filter.placing import take_out_filter
+from qobra.block.job.block_job import REPORT, BlockJob
+from qobra.block.job.chain import chain, set_read_only
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.graph import GraphChange
+    from qobra.block.job.jobs import Jobs
+    from qobra.block.node import BlockNode
+
+_SOURCE_SHARED = permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED | permissions.WRITE
+
+POLL_NS = 100_000_000
+"""How often a job that is in step looks for new writes."""
+DEFAULT_BUFFER = 16 << 20
+"""Bytes in flight at most, unless ``buf-size`` says otherwise."""
+MAX_HELPERS = 16
+
+LEAVE_BACKING = "leave"
+"""The target's backing chain stays as it is."""
+SOURCE_BACKING = "source"
+"""The target gets the source's (sync=top), or the source itself (sync=none)."""
+OPEN_BACKING = "open"
+"""The target's own is opened when the job completes."""
+
+
+class MirrorPlan:
+    """What a mirror is to do; the members are those of blockdev-mirror as far as they have the same names."""
+
+    def __init__(self, sync: str, base: BlockNode | None, granularity: int) -> None:
+        self.sync = sync
+        self.base = base
+        """Data of this node and what is below it is not copied."""
+        self.granularity = granularity
+        self.buffer = DEFAULT_BUFFER
+        self.unmap = True
+        self.write_blocking = False
+        self.zero_target = False
+        """The target may hold anything where the source reads as zeroes."""
+        self.replaces: str | None = None
+        self.backing_mode = LEAVE_BACKING
+        self.on_source_error = REPORT
+        self.on_target_error = REPORT
+
+
+class MirrorJob(BlockJob):
+    """Copies ``source``, on which ``filter_node`` lies, to ``target`` and then what is written meanwhile, until told.
+
+    With ``onto_backing`` the target lies in the source's own chain, as it does for an active commit.
+    """
+
+    kind = "mirror"
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        job_id: str | None,
+        filter_node: MirrorTopNode,
+        target: BlockNode,
+        plan: MirrorPlan,
+        *,
+        kind: str = "mirror",
+        onto_backing: bool = False,
+        **common: Any,
+    ) -> None:
+        self.kind = kind  # type: ignore[misc]
+        self._filter = filter_node
+        self._source = filter_node.below
+        self._target = target
+        self._plan = plan
+        self._onto_backing = onto_backing
+        self._swapped = False
+        self._should_complete = False
+        self._replaced: BlockNode | None = None
+        self._restore_read_only = False
+        self._dirty: DirtyBitmap | None = None
+        self._failures: list[CopyFailed] = []
+        self._in_flight: list[tuple[int, int]] = []
+        self._root: BlockBackend | None = None
+        self.locks = RangeLocks()
+        super().__init__(jobs, job_id, filter_node, perm=permissions.CONSISTENT_READ, shared=_SOURCE_SHARED, **common)
+        try:
+            self._hold_nodes()
+        except BaseException:
+            self.discard()
+            raise
+        self._copier = ChunkCopier(self._source, target, unmap=plan.unmap)
+        self._dirty = DirtyBitmap(self._source, None, plan.granularity, enabled=not plan.write_blocking)
+        if plan.write_blocking:
+            filter_node.target = target
+            filter_node.active = self
+            self.layer.changed()
+
+    def _hold_nodes(self) -> None:
+        perm, shared = permissions.WRITE, permissions.WRITE_UNCHANGED
+        if self._onto_backing:
+            perm |= permissions.CONSISTENT_READ
+            if self._target.length < self._source.length:
+                perm |= permissions.RESIZE
+            shared |= permissions.CONSISTENT_READ | permissions.WRITE
+        self._root = BlockBackend(self.layer, perm=perm, shared=shared, description=f"block job '{self.id}'")
+        self._root.insert(self._target)
+        self.add_node("source", self._source, 0, _SOURCE_SHARED)
+        self.add_node("target", self._target)
+        if self._onto_backing:
+            for node in chain(self._source):
+                if node is self._target:
+                    break
+                if node is not self._source:
+                    self.add_node("intermediate node", node, 0, permissions.WRITE_UNCHANGED | permissions.WRITE)
+
+    # -- the work ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        assert self._root is not None
+        self._slots = ThreadSlots((*self._edges, self._root))
+        pool = CopyPool(self._copy, self._copied, self._helper_count())
+        try:
+            self._check_sizes()
+            self._find_dirty()
+            self._loop(pool)
+        finally:
+            pool.close()
+            self._slots.close()
+
+    def _helper_count(self) -> int:
+        return max(1, min(MAX_HELPERS, self._plan.buffer // CHUNK_SIZE, suggested_helpers(self._source, self._target)))
+
+    def _check_sizes(self) -> None:
+        if self._source.length == self._target.length:
+            return
+        if not self._onto_backing:
+            raise QobraError("Source and target image have different sizes")
+        if self._target.length < self._source.length:
+            with self._slots.entered():
+                self._target.truncate(self._source.length)
+
+    def _find_dirty(self) -> None:
+        """Mark what has to be copied at all."""
+        plan, dirty = self._plan, self._dirty
+        assert dirty is not None
+        if plan.sync == "none":
+            return
+        if plan.zero_target:
+            # Zeroes have to be written too; where they are cheap, all at once and first.
+            if not (plan.unmap and self._target.discard_unmap):
+                dirty.set_all()
+                self._update_total()
+                return
+            for offset in range(0, self._source.length, 1 << 30):
+                self.pause_point()
+                with self._slots.entered():
+                    self._target.write_zeroes(offset, min(1 << 30, self._source.length - offset), may_unmap=True)
+        for offset in range(0, self._source.length, 1 << 30):
+            self.pause_point()
+            with self._slots.entered():
+                for start, length in allocated_above(self._source, plan.base, offset, offset + (1 << 30)):
+                    dirty.set(start, length)
+        self._update_total()
+
+    def _update_total(self) -> None:
+        dirty = self._dirty
+        assert dirty is not None
+        remaining = dirty.count()
+        if dirty.length and dirty.is_dirty(dirty.length - 1):
+            remaining -= -dirty.length % dirty.granularity
+        with self.condition:
+            self.total = self.current + remaining + sum(stop - start for start, stop in self._in_flight)
+
+    def _loop(self, pool: CopyPool) -> None:
+        dirty = self._dirty
+        assert dirty is not None
+        position = 0
+        while True:
+            if self.pause_count or self.force_cancelled:
+                pool.wait_idle()
+            self.pause_point()
+            start = dirty.next_dirty(position)
+            if start < dirty.length:
+                start -= start % dirty.granularity
+                stop = dirty.next_clean(start, min(dirty.length, start + max(CHUNK_SIZE, dirty.granularity)))
+                while self._overlaps(start, stop):
+                    pool.wait_progress()
+                position = stop
+                with self.condition:
+                    self._in_flight.append((start, stop))
+                pool.submit(start, stop - start)
+                self.throttle(stop - start)
+                if not self._failures:
+                    continue
+            position = 0
+            pool.wait_idle()
+            if self._settle_failures():
+                continue
+            self._update_total()
+            if dirty.next_dirty(0) < dirty.length:
+                continue
+            if not self.ready:
+                self._flush()
+                self.layer.control.post(self.become_ready)
+            if self._should_complete or (self.cancelled and not self.force_cancelled):
+                return
+            self.park(POLL_NS)
+
+    def _overlaps(self, start: int, stop: int) -> bool:
+        with self.condition:
+            return any(first < stop and end > start for first, end in self._in_flight)
+
+    def _copy(self, offset: int, length: int) -> None:
+        with self._slots.entered(), self.locks.job(offset, length):
+            self._copy_inside(offset, length)
+
+    def _copy_inside(self, offset: int, length: int) -> None:
+        dirty = self._dirty
+        assert dirty is not None
+        # A write that comes while the copy is made marks it again, so the mark goes first.
+        dirty.clear(offset, length)
+        try:
+            self._copier.copy(offset, length)
+        except CopyFailed:
+            dirty.set(offset, length)
+            raise
+
+    def _copied(self, offset: int, length: int, failure: CopyFailed | None) -> None:
+        with self.condition:
+            self._in_flight.remove((offset, offset + length))
+            if failure is None:
+                self.current += length
+            else:
+                self._failures.append(failure)
+
+    def _settle_failures(self) -> bool:
+        with self.condition:
+            failures, self._failures = self._failures, []
+        if not failures:
+            return False
+        failure = failures[0]
+        policy = self._plan.on_source_error if failure.is_read else self._plan.on_target_error
+        action = self.error_action(policy, failure.is_read, failure.error)
+        if action == REPORT:
+            raise failure.error
+        if action == "ignore":
+            self.park(POLL_NS)
+        self.pause_point()
+        return True
+
+    def _flush(self) -> None:
+        while True:
+            try:
+                with self._slots.entered():
+                    self._target.flush()
+                return
+            except (OSError, QobraError) as error:
+                if self.error_action(self._plan.on_target_error, False, error) == REPORT:
+                    raise
+                self.park(POLL_NS)
+
+    # -- write-blocking ---------------------------------------------------------------------------------------
+
+    def copied(self, offset: int, length: int) -> None:
+        """A write of the guest went to both (in the guest's thread)."""
+        dirty = self._dirty
+        assert dirty is not None
+        unit = dirty.granularity
+        start = -(-offset // unit) * unit
+        stop = (offset + length) // unit * unit if offset + length < dirty.length else dirty.length
+        if start < stop:
+            dirty.clear(start, stop - start)
+
+    def failed(self, offset: int, length: int, error: Exception) -> None:
+        """A write of the guest did not get to the target (in the guest's thread)."""
+        dirty = self._dirty
+        assert dirty is not None
+        dirty.set(offset, length)
+        known = error if isinstance(error, (OSError, QobraError)) else OSError(errno.EIO, str(error))
+        with self.condition:
+            self._failures.append(CopyFailed(known, False))
+            self.condition.notify_all()
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def decide_force(self, force: bool) -> bool:
+        return force or not self.ready
+
+    def complete_hook(self) -> None:
+        if not self.ready:
+            super().complete_hook()
+        if self._plan.replaces is not None:
+            self._replaced = self.layer.graph.find(self._plan.replaces)
+            if self._replaced is None:
+                raise QobraError(f"Node name '{self._plan.replaces}' not found")
+        self._should_complete = True
+
+    def prepare(self) -> None:
+        with self.layer.drained():
+            self._copy_rest()
+            if self._should_complete:
+                self._swap()
+
+    def _copy_rest(self) -> None:
+        """What was written between the last look and the drain."""
+        dirty = self._dirty
+        assert dirty is not None
+        try:
+            for start, length in dirty.dirty_ranges():
+                self._copy_inside(start, length)
+        except CopyFailed as failure:
+            raise failure.error
+        self._target.flush()
+
+    def _swap(self) -> None:
+        """Let everyone who uses the source use the target."""
+        layer, source, target = self.layer, self._source, self._target
+        replaced = self._replaced or source
+        if target.read_only != replaced.read_only:
+            set_read_only(layer, target, replaced.read_only)
+        self._stop_tracking()
+        with layer.graph.change() as change:
+            take_out_filter(change, self._filter)
+            self._let_go(change)
+            self._set_target_backing(change)
+            change.replace(replaced, target)
+        self._edges.clear()
+        self._swapped = True
+
+    def _set_target_backing(self, change: GraphChange) -> None:
+        mode = self._plan.backing_mode
+        target = self._target
+        if mode == SOURCE_BACKING:
+            backing = self._source if self._plan.sync == "none" else self._plan.base
+            if backing is not None and target.backing is not backing:
+                change.attach(target, "backing", backing, permissions.ROLE_COW)
+        elif mode == OPEN_BACKING and target.supports_backing and target.backing is None:
+            options = self.layer.backing_options(target)
+            if options is not None:
+                opened: list[BlockNode] = []
+                backing = self.layer.open_reference(options, opened, {"read-only": True, "auto-read-only": False})
+                for node in opened:
+                    change.insert(node)
+                change.attach(target, "backing", backing, permissions.ROLE_COW)
+
+    def _let_go(self, change: GraphChange) -> None:
+        for edge in self._edges:
+            change.set_root(edge, None)
+        if self._root is not None:
+            change.set_root(self._root, None)
+
+    def _stop_tracking(self) -> None:
+        self._filter.active = None
+        if self._dirty is not None:
+            self._dirty.remove()
+
+    def clean(self) -> None:
+        super().clean()
+        if self._restore_read_only and not self._swapped:
+            set_read_only(self.layer, self._target, True)
+
+    def change_graph(self, change: GraphChange) -> None:
+        if not self._swapped:
+            self._stop_tracking()
+            self._let_go(change)
+            take_out_filter(change, self._filter)
+
+    def restore_read_only(self) -> None:
+        """The target was made writable for this job: undo that unless it takes the source's place."""
+        self._restore_read_only = True

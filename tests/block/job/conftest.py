@@ -1,0 +1,99 @@
+"""Nodes, guests and models for the tests of jobs."""
+
+from __future__ import annotations
+
+import errno
+import random
+
+import pytest
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.testing.jobs import RecordingLayer
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def layer():
+    made = RecordingLayer()
+    yield made
+    with made.control:
+        made.close()
+
+
+class Guest:
+    """A drive over ``node`` with a model of what it holds."""
+
+    def __init__(self, layer, node, name="drive"):
+        self.layer = layer
+        self.backend = BlockBackend(layer, name, perm=permissions.CONSISTENT_READ | permissions.WRITE)
+        self.backend.insert(node)
+        layer.backends[name] = self.backend
+        self.model = bytearray(self.backend.read(0, node.length))
+
+    @property
+    def node(self):
+        return self.backend.node
+
+    def fill(self, seed=1):
+        self.write(0, random.Random(seed).randbytes(len(self.model)))
+
+    def write(self, offset, data):
+        self.backend.write(offset, data)
+        self.model[offset : offset + len(data)] = data
+
+    def random_requests(self, rng, count, largest=100000):
+        size = len(self.model)
+        for _ in range(count):
+            offset = rng.randrange(size - 1)
+            length = min(size - offset, rng.randrange(1, largest))
+            kind = rng.random()
+            if kind < 0.2:
+                self.backend.write_zeroes(offset, length)
+                self.model[offset : offset + length] = bytes(length)
+            elif kind < 0.7:
+                self.write(offset, rng.randbytes(length))
+            else:
+                assert self.backend.read(offset, length) == self.model[offset : offset + length]
+
+    def check(self):
+        assert self.backend.read(0, len(self.model)) == self.model
+
+
+@pytest.fixture
+def make_guest(layer):
+    return lambda node, name="drive": Guest(layer, node, name)
+
+
+@pytest.fixture
+def raw(layer, tmp_path):
+    def make(name, size=MIB, **options):
+        path = tmp_path / name
+        if not path.exists():
+            with open(path, "wb") as file:
+                file.truncate(size)
+        return layer.add_node(
+            {"driver": "raw", "node-name": name, "file": {"driver": "file", "filename": str(path)}, **options}
+        )
+
+    return make
+
+
+@pytest.fixture
+def fail(monkeypatch):
+    """``fail(node, "_write", times)``: let that many requests of the node fail."""
+
+    def make(node, method, times, number=errno.EIO):
+        original = getattr(node, method)
+        left = [times]
+
+        def replaced(*args, **kwargs):
+            if left[0]:
+                left[0] -= 1
+                raise OSError(number, "injected")
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(node, method, replaced)
+
+    return make

@@ -1,0 +1,179 @@
+"""Mirror: in step under writes in both copy modes, taking the source's place, cancelling, errors, refusals."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from qobra.block.job.start_mirror import mirror_plan, root_node, start_mirror
+from qobra.errors import QobraError
+
+MIB = 1 << 20
+
+
+def mirror(layer, device="drive", target="target", **args):
+    args = {"job-id": "m", "sync": "full", **args}
+    with layer.control, layer.drained():
+        source = root_node(layer, device)
+        node = layer.find_device_or_node(target)
+        plan = mirror_plan(layer, source, node, args)
+        plan.zero_target = plan.sync == "full"
+        job = start_mirror(layer.jobs, source, node, plan, args)
+        job.start()
+    return job
+
+
+@pytest.fixture
+def guest(raw, make_guest):
+    made = make_guest(raw("source"))
+    made.fill()
+    return made
+
+
+@pytest.mark.parametrize("mode", ["background", "write-blocking"])
+@pytest.mark.parametrize("seed", range(4))
+def test_completing_puts_the_target_in_the_place_of_the_source(layer, guest, raw, tmp_path, mode, seed):
+    target = raw("target")
+    rng = random.Random(seed)
+    job = mirror(layer, speed=8 * MIB, **{"copy-mode": mode})
+    guest.random_requests(rng, 60)
+    with layer.control:
+        job.set_speed(0)
+    layer.wait_event("BLOCK_JOB_READY")
+    guest.random_requests(rng, 60)
+    with layer.control:
+        job.complete()
+    guest.random_requests(rng, 10)
+    layer.wait_status("m", "null")
+    assert guest.node is target
+    guest.random_requests(rng, 10)
+    guest.check()
+    assert (tmp_path / "target").read_bytes() == guest.model
+    assert layer.story() == [
+        "created", "running", "ready", "BLOCK_JOB_READY", "waiting", "pending", "BLOCK_JOB_COMPLETED", "concluded",
+        "null",
+    ]  # fmt: skip
+
+
+def test_in_write_blocking_mode_a_job_that_is_ready_stays_in_step(layer, guest, raw, tmp_path):
+    raw("target")
+    job = mirror(layer, **{"copy-mode": "write-blocking"})
+    layer.wait_event("BLOCK_JOB_READY")
+    guest.random_requests(random.Random(1), 50)
+    assert (tmp_path / "target").read_bytes() == guest.model
+    with layer.control:
+        job.user_cancel(True)
+
+
+def test_a_soft_cancel_leaves_a_copy_and_the_guest_where_it_was(layer, guest, raw, tmp_path):
+    raw("target")
+    job = mirror(layer)
+    layer.wait_event("BLOCK_JOB_READY")
+    source = guest.backend.node.below
+    guest.write(5, b"last")
+    with layer.control:
+        job.user_cancel(False)
+    layer.wait_status("m", "null")
+    assert guest.node is source
+    assert (tmp_path / "target").read_bytes() == guest.model
+    assert layer.story()[-5:] == ["waiting", "pending", "BLOCK_JOB_COMPLETED", "concluded", "null"]
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_hard_cancel(layer, guest, raw, ready):
+    raw("target")
+    job = mirror(layer, speed=0 if ready else 1)
+    if ready:
+        layer.wait_event("BLOCK_JOB_READY")
+    source = guest.backend.node.below
+    with layer.control:
+        job.user_cancel(ready)
+    layer.wait_status("m", "null")
+    assert guest.node is source
+    assert layer.story()[-4:] == ["aborting", "BLOCK_JOB_CANCELLED", "concluded", "null"]
+    assert not source.trackers
+
+
+def test_standby_and_completing_in_it(layer, guest, raw):
+    raw("target")
+    job = mirror(layer)
+    layer.wait_event("BLOCK_JOB_READY")
+    with layer.control:
+        job.user_pause()
+    layer.wait_status("m", "standby")
+    with layer.control:
+        job.complete()
+        job.user_resume()
+    layer.wait_status("m", "null")
+    assert layer.statuses("m") == [
+        "created", "running", "ready", "standby", "ready", "waiting", "pending", "concluded", "null",
+    ]  # fmt: skip
+
+
+def test_an_error_is_reported(layer, guest, raw, fail):
+    fail(raw("target"), "_write", 1)
+    guest.backend.node.file.cache_direct = True  # no copying in the kernel
+    mirror(layer, **{"auto-dismiss": False})
+    layer.wait_status("m", "concluded")
+    assert layer.wait_event("BLOCK_JOB_ERROR")["operation"] == "write"
+    assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == "Input/output error"
+    assert guest.node.node_name == "source"
+
+
+def test_in_write_blocking_mode_a_target_that_fails_does_not_fail_the_guest(layer, guest, raw, fail, tmp_path):
+    target = raw("target")
+    job = mirror(layer, **{"copy-mode": "write-blocking", "on-target-error": "ignore"})
+    layer.wait_event("BLOCK_JOB_READY")
+    fail(target, "_write", 1)
+    guest.write(100, b"hello")
+    with layer.control:
+        job.complete()
+    layer.wait_status("m", "null")
+    assert (tmp_path / "target").read_bytes() == guest.model
+
+
+REFUSALS = [
+    ({"target": "drive"}, "Can't mirror node into itself"),
+    ({"sync": "incremental"}, "Sync mode 'incremental' not supported"),
+    ({"sync": "bitmap"}, "Sync mode 'bitmap' not supported"),
+    ({"granularity": 100}, "Parameter 'granularity' expects a value in range [512B, 64MB]"),
+    ({"granularity": 1000}, "Parameter 'granularity' expects a power of 2"),
+    ({"buf-size": -1}, "Invalid parameter 'buf-size'"),
+    ({"replaces": "x"}, "Failed to find node with node-name='x'"),
+    (
+        {"replaces": "target"},
+        "Cannot replace 'target' by a node mirrored from 'source', because it cannot be guaranteed that doing so would "
+        "not lead to an abrupt change of visible data",
+    ),
+    ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
+    ({"job-id": "1"}, "Invalid job ID '1'"),
+]
+
+
+@pytest.mark.parametrize(("args", "text"), REFUSALS, ids=[text for _args, text in REFUSALS])
+def test_refusals_leave_nothing(layer, guest, raw, args, text):
+    raw("target")
+    before = dict(layer.graph.nodes), layer.graph.state.roots.keys()
+    with pytest.raises(QobraError) as error:
+        mirror(layer, **args)
+    assert str(error.value) == text
+    assert (layer.graph.nodes, layer.graph.state.roots.keys()) == before
+    assert guest.node.node_name == "source"
+
+
+def test_different_sizes_are_the_jobs_error(layer, guest, raw):
+    raw("target", 65536)
+    mirror(layer, **{"auto-dismiss": False})
+    layer.wait_status("m", "concluded")
+    error = "Source and target image have different sizes"
+    assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == error
+
+
+def test_only_a_root_is_mirrored(layer, guest, raw):
+    raw("target")
+    job = mirror(layer, speed=1)
+    with pytest.raises(QobraError, match="Need a root block node"):
+        mirror(layer, "source", **{"job-id": "n"})
+    with layer.control:
+        job.user_cancel(True)
