@@ -86,3 +86,21 @@ def blockdev_mirror(machine: Machine, args: Args) -> None:
         plan = mirror_plan(layer, source, target, args)
         plan.zero_target = plan.sync == "full"
         start_mirror(layer.jobs, source, target, plan, args).start()
+
+
+@command("block-commit")
+def block_commit(machine: Machine, args: Args) -> None:
+    from qobra.block.job.commit import start_commit
+
+    layer = machine.block
+    with layer.drained():
+        start_commit(layer.jobs, args).start()
+
+
+@command("block-stream")
+def block_stream(machine: Machine, args: Args) -> None:
+    from qobra.block.job.stream import start_stream
+
+    layer = machine.block
+    with layer.drained():
+        start_stream(layer.jobs, args).start()

@@ -97,3 +97,31 @@ def fail(monkeypatch):
         monkeypatch.setattr(node, method, replaced)
 
     return make
+
+
+@pytest.fixture
+def qcow2(layer, tmp_path):
+    """``qcow2(name, backing)``: a new qcow2 node over the node ``backing``, at ``tmp_path / name``."""
+    from qobra.block.format.qcow2.node import Qcow2Node
+
+    def make(name, backing=None, size=MIB, **options):
+        path = tmp_path / name
+        if not path.exists():
+            path.write_bytes(b"")
+            file = layer.add_node({"driver": "file", "node-name": "creating", "filename": str(path)})
+            creating = {"driver": "qcow2", "file": "creating", "size": size, "cluster-size": 4096}
+            if backing is not None:
+                creating.update({"backing-file": str(tmp_path / backing), "backing-fmt": "qcow2"})
+            maker = BlockBackend(layer, perm=permissions.WRITE | permissions.RESIZE)
+            maker.insert(file)
+            Qcow2Node.create(creating, file)
+            maker.remove()
+            layer.delete_node("creating")
+        return layer.add_node(
+            {
+                "driver": "qcow2", "node-name": name, "backing": backing,
+                "file": {"driver": "file", "filename": str(path)}, **options,
+            }
+        )  # fmt: skip
+
+    return make

@@ -18,7 +18,7 @@ class CommitTopNode(FilterNode):
         self.child_resized("backing")
 
     def plain_filename(self) -> str:
-        return self.below.filename
+        return self.below.exact_filename
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         # Between the copying of two parts, what lies above the base is not consistent.

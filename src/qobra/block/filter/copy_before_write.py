@@ -11,7 +11,7 @@ from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.once import OnceCopy
 from qobra.block.extents import DATA, Extent
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Buffer, Opening, drivers
 from qobra.errors import QobraError
 
 MIN_CLUSTER = 65536
@@ -27,6 +27,7 @@ class CopyBeforeWriteNode(FilterNode):
     """
 
     driver = "copy-before-write"
+    strong_options = ()
 
     def open(self, opening: Opening) -> None:
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
@@ -60,9 +61,6 @@ class CopyBeforeWriteNode(FilterNode):
     def target(self) -> BlockNode:
         """Where the old data goes."""
         return self.children["target"]
-
-    def relevant_options(self) -> Options:
-        return {key: value for key, value in super().relevant_options().items() if key not in ("file", "target")}
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         if name == "target":

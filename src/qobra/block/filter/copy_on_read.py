@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from qobra.block import permissions
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import chain_depth
-from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO, Extent, resolve
+from qobra.block.extents import COMPUTED, DATA, Extent, resolve
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Buffer, Opening, drivers
 from qobra.errors import QobraError
 
 
@@ -37,9 +37,6 @@ class CopyOnReadNode(FilterNode):
             if bottom.is_filter:
                 raise QobraError(f"Bottom node '{name}' is a filter")
             self.bottom = bottom
-
-    def relevant_options(self) -> Options:
-        return {key: value for key, value in super().relevant_options().items() if key not in ("file", "backing")}
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         perm, shared = super().child_permissions(name, role, perm, shared)
@@ -80,12 +77,9 @@ class CopyOnReadNode(FilterNode):
         start, size = self._clusters(offset, length)
         size = min(size, top.length - start)
         with self.locks.job(start, size):
-            for run in resolve(top, start, size, want_zero=True):
+            for run in resolve(top, start, size):
                 if 0 < run.depth < held_above_base:
-                    if run.kind in (ZERO, ABSENT):
-                        top.write_zeroes(run.start, run.length)
-                    else:
-                        top.write(run.start, top.read(run.start, run.length))
+                    top.write_unchanged(run.start, top.read(run.start, run.length))
 
     def _write(self, offset: int, data: Buffer) -> None:
         with self.locks.guest(*self._clusters(offset, len(data))):

@@ -43,7 +43,7 @@ class MirrorTopNode(FilterNode):
         self.length = self.below.length
 
     def plain_filename(self) -> str:
-        return self.below.filename
+        return self.below.exact_filename
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         perm, shared = super().child_permissions(name, role, perm, shared)

@@ -1,0 +1,221 @@
+"""Stream: an image takes up what it has from its backing files, and does without them then (block-stream)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.block import permissions
+from qobra.block.copy.chunk import CHUNK_SIZE
+from qobra.block.copy.ranges import allocated_above, in_chunks
+from qobra.block.copy.slots import ThreadSlots
+from qobra.block.filter.copy_on_read import CopyOnReadNode
+from qobra.block.filter.placing import insert_filter, remove_filter, take_out_filter
+from qobra.block.job.block_job import REPORT, STOP, BlockJob
+from qobra.block.job.chain import chain, contains, find_by_name, find_overlay, next_below, set_read_only, skip_filters
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.graph import GraphChange
+    from qobra.block.job.jobs import Jobs
+    from qobra.block.node import BlockNode
+
+Options = dict[str, Any]
+
+_SHARED = permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED
+_STEP = 1 << 30
+
+
+class StreamJob(BlockJob):
+    """Copies into ``filter_node.file`` what it has from the nodes between it and ``base`` (None: from all)."""
+
+    kind = "stream"
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        filter_node: CopyOnReadNode,
+        base: BlockNode | None,
+        above_base: BlockNode,
+        args: Options,
+        was_read_only: bool,
+    ) -> None:
+        self._filter: CopyOnReadNode = filter_node
+        self._in_place = True
+        self._target = filter_node.file
+        self._base = base
+        self._above_base = above_base
+        self._on_error = args.get("on-error", "report")
+        self._backing_file: str | None = args.get("backing-file")
+        self._was_read_only = was_read_only
+        super().__init__(
+            jobs,
+            args.get("job-id"),
+            filter_node,
+            speed=args.get("speed", 0),
+            auto_finalize=args.get("auto-finalize", True),
+            auto_dismiss=args.get("auto-dismiss", True),
+        )
+        try:
+            self.add_node("active node", self._target, 0, _SHARED | permissions.WRITE)
+            for node in chain(next_below(self._target)):
+                if node is base:
+                    break
+                self.add_node("intermediate node", node, 0, _SHARED)
+        except BaseException:
+            self.discard()
+            raise
+
+    def run(self) -> None:
+        target = skip_filters(self._target)
+        if target is self._above_base:
+            return  # there is nothing between the two
+        self.total = self._target.length
+        ignored: QobraError | OSError | None = None
+        slots = ThreadSlots(self._edges)
+        below = next_below(target)
+        try:
+            for step in range(0, self.total, _STEP):
+                self.pause_point()
+                end = min(self.total, step + _STEP)
+                with slots.entered():
+                    wanted = [] if below is None else list(allocated_above(below, self._base, step, end))
+                for offset, length in in_chunks(wanted, CHUNK_SIZE):
+                    self.current = offset
+                    ignored = self._copy(slots, offset, length) or ignored
+                    self.current = offset + length
+                    self.throttle(length)
+                self.current = end
+        finally:
+            slots.close()
+        if ignored is not None:
+            # The image is not complete, so it must keep its backing file.
+            raise ignored
+
+    def _copy(self, slots: ThreadSlots, offset: int, length: int) -> QobraError | OSError | None:
+        while True:
+            try:
+                with slots.entered():
+                    self._filter.copy_up(offset, length, self._base)
+                return None
+            except (OSError, QobraError) as error:
+                action = self.error_action(self._on_error, True, error)
+                if action == REPORT:
+                    raise
+                if action != STOP:
+                    return error
+                self.park(0)
+
+    def prepare(self) -> None:
+        layer = self.layer
+        target = skip_filters(self._target)
+        # What was put between them meanwhile stays.
+        base = next_below(self._above_base)
+        with layer.drained():
+            with layer.graph.change() as change:
+                self._let_go(change)
+                take_out_filter(change, self._filter)
+                if target.backing is not None:
+                    if base is None:
+                        change.detach(target, "backing")
+                    elif target.backing is not base:
+                        change.attach(target, "backing", base, permissions.ROLE_COW)
+            self._in_place = False
+            if target.supports_backing:
+                image = skip_filters(base) if base is not None else None
+                if image is None:
+                    target.change_backing_file("", "")
+                else:
+                    name = self._backing_file if self._backing_file is not None else image.filename
+                    target.change_backing_file(name, image.driver)
+
+    def _let_go(self, change: GraphChange) -> None:
+        for edge in self._edges:
+            change.set_root(edge, None)
+
+    def change_graph(self, change: GraphChange) -> None:
+        if self._in_place:
+            self._let_go(change)
+            take_out_filter(change, self._filter)
+
+    def clean(self) -> None:
+        super().clean()
+        if self._was_read_only:
+            set_read_only(self.layer, self._target, True)
+
+
+def start_stream(jobs: Jobs, args: Options) -> StreamJob:
+    """Make the job that block-stream's ``args`` ask for; the caller starts it. Raises QobraError in QEMU's words."""
+    layer = jobs.layer
+    for one, two in (("base", "base-node"), ("base", "bottom"), ("bottom", "base-node")):
+        if one in args and two in args:
+            raise QobraError(f"'{one}' and '{two}' cannot be specified at the same time")
+    device = args["device"]
+    node = layer.find_device_or_node(device)
+    base, bottom = _find_ends(jobs, node, args)
+    end = next_below(bottom) if bottom is not None else base
+    for each in chain(node):
+        if each is end:
+            break
+        layer.check_blockers(each)
+    if base is None and bottom is None and "backing-file" in args:
+        raise QobraError("backing file specified, but streaming the entire chain")
+    above = bottom if bottom is not None else find_overlay(node, base)
+    if above is None:
+        assert base is not None
+        raise QobraError(f"'{base.node_name}' is not in the backing chain of '{node.node_name}'")
+    was_read_only = node.read_only
+    set_read_only(layer, node, False)
+    options: Options = {"driver": "copy-on-read", "file": node.node_name}
+    overlay = above
+    while overlay.is_filter and overlay is not node:
+        found = find_overlay(node, overlay)
+        assert found is not None
+        overlay = found
+    if not overlay.is_filter:
+        options["bottom"] = overlay.node_name
+    if "filter-node-name" in args:
+        options["node-name"] = args["filter-node-name"]
+
+    def prepare(filter_node: BlockNode) -> None:
+        assert isinstance(filter_node, CopyOnReadNode)
+        filter_node.by_job = True
+
+    try:
+        filter_node, holder = insert_filter(layer, node, options, prepare=prepare)
+    except BaseException:
+        set_read_only(layer, node, was_read_only)
+        raise
+    assert isinstance(filter_node, CopyOnReadNode)
+    try:
+        try:
+            return StreamJob(jobs, filter_node, end, above, args, was_read_only)
+        except BaseException:
+            if layer.graph.find(filter_node.node_name) is filter_node:
+                remove_filter(layer, filter_node)
+            raise
+    finally:
+        holder.remove()
+
+
+def _find_ends(jobs: Jobs, node: BlockNode, args: Options) -> tuple[BlockNode | None, BlockNode | None]:
+    layer, device = jobs.layer, args["device"]
+    if "base" in args:
+        base = find_by_name(node, args["base"])
+        if base is None:
+            raise QobraError(f"Can't find '{args['base']}' in the backing chain")
+        return base, None
+    if "base-node" in args:
+        name = args["base-node"]
+        base = layer.find_device(None, name)
+        if base is node or not contains(node, base):
+            raise QobraError(f"Node '{name}' is not a backing image of '{device}'")
+        return base, None
+    if "bottom" in args:
+        name = args["bottom"]
+        bottom = layer.find_device(None, name)
+        if bottom.is_filter:
+            raise QobraError(f"Node '{name}' is a filter, use a non-filter node as 'bottom'")
+        if not contains(node, bottom):
+            raise QobraError(f"Node '{name}' is not in a chain starting from '{device}'")
+        return None, bottom
+    return None, None

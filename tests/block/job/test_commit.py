@@ -1,0 +1,165 @@
+"""Commit of the active image and of intermediate ones, under writes; names, refusals, errors."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from qobra.block.job.commit import start_commit
+from qobra.errors import QobraError
+
+MIB = 1 << 20
+
+
+def commit(layer, device="top", **args):
+    with layer.control, layer.drained():
+        job = start_commit(layer.jobs, {"job-id": "c", "device": device, **args})
+        job.start()
+    return job
+
+
+@pytest.fixture
+def tree(layer, qcow2, make_guest):
+    """A chain top -> mid -> base with random data in each, and a guest on top."""
+    rng = random.Random(3)
+    for name, backing in (("base", None), ("mid", "base"), ("top", "mid")):
+        node = qcow2(name, backing)
+        writer = make_guest(node, "writer")
+        writer.random_requests(rng, 20, 50000)
+        writer.check()
+        layer.backends.pop("writer").remove()
+    return make_guest(layer.graph.find("top"), "drive")
+
+
+def names(node):
+    chain = []
+    while node is not None:
+        chain.append(node.node_name)
+        node = node.backing
+    return chain
+
+
+def test_an_intermediate_commit(layer, tree, tmp_path):
+    rng = random.Random(1)
+    commit(layer, "drive", **{"top-node": "mid", "base-node": "base"})
+    tree.random_requests(rng, 40)
+    layer.wait_status("c", "null")
+    assert names(tree.node) == ["top", "base"]
+    tree.random_requests(rng, 20)
+    tree.check()
+    assert layer.graph.find("top").backing_filename == str(tmp_path / "base")
+    assert layer.wait_event("BLOCK_JOB_COMPLETED") == {
+        "type": "commit", "device": "c", "len": MIB, "offset": MIB, "speed": 0,
+    }  # fmt: skip
+    assert layer.story() == [
+        "created", "running", "waiting", "pending", "BLOCK_JOB_COMPLETED", "concluded", "null",
+    ]  # fmt: skip
+
+
+def test_the_recorded_name_may_be_another(layer, tree):
+    commit(layer, "drive", top="mid", **{"base-node": "base", "backing-file": "elsewhere"})
+    layer.wait_status("c", "null")
+    assert layer.graph.find("top").backing_filename == "elsewhere"
+
+
+@pytest.mark.parametrize("base", ["mid", "base"])
+def test_an_active_commit(layer, tree, base):
+    rng = random.Random(1)
+    job = commit(layer, "drive", speed=4 * MIB, **{"base-node": base})
+    tree.random_requests(rng, 40)
+    with layer.control:
+        job.set_speed(0)
+    layer.wait_event("BLOCK_JOB_READY")
+    tree.random_requests(rng, 20)
+    with layer.control:
+        job.complete()
+    layer.wait_status("c", "null")
+    assert names(tree.node) == ["mid", "base"][["mid", "base"].index(base) :]
+    tree.random_requests(rng, 20)
+    tree.check()
+    assert layer.statuses("c") == ["created", "running", "ready", "waiting", "pending", "concluded", "null"]
+    assert layer.wait_event("BLOCK_JOB_READY")["type"] == "commit"
+
+
+def test_a_cancelled_active_commit_leaves_the_chain(layer, tree):
+    job = commit(layer, "drive")
+    layer.wait_event("BLOCK_JOB_READY")
+    with layer.control:
+        job.user_cancel(True)
+    layer.wait_status("c", "null")
+    assert names(tree.node) == ["top", "mid", "base"]
+    tree.check()
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_a_read_only_base_is_made_writable_for_the_time(layer, qcow2, make_guest, tmp_path, active):
+    for name, backing in (("base", None), ("mid", "base"), ("top", "mid")):
+        writer = make_guest(qcow2(name, backing), "writer")
+        writer.fill(len(name))
+        layer.backends.pop("writer").remove()
+    for name in ("top", "mid", "base"):
+        layer.delete_node(name)
+    file = {"driver": "file", "filename": str(tmp_path / "top")}
+    guest = make_guest(layer.add_node({"driver": "qcow2", "node-name": "top", "file": file}))
+    base = guest.node.backing.backing
+    assert base.read_only
+    mid = guest.node.backing.node_name
+    job = commit(layer, "drive", **({} if active else {"top-node": mid}))
+    if active:
+        layer.wait_event("BLOCK_JOB_READY")
+        assert not base.read_only
+        with layer.control:
+            job.complete()
+    layer.wait_status("c", "null")
+    assert base.read_only == (not active)
+    guest.check()
+    guest.write(0, b"still writable")
+
+
+def test_an_error_stops_and_goes_on(layer, tree, fail):
+    base = layer.graph.find("base")
+    fail(base, "_write", 1)
+    job = commit(layer, "drive", **{"top-node": "mid", "on-error": "stop"})
+    layer.wait_status("c", "paused")
+    assert job.block_info()["io-status"] == "failed"
+    with layer.control:
+        job.user_resume()
+    layer.wait_status("c", "null")
+    assert "error" not in layer.wait_event("BLOCK_JOB_COMPLETED")
+    tree.check()
+
+
+def test_an_error_is_reported_and_the_chain_stays(layer, tree, fail):
+    fail(layer.graph.find("base"), "_write", 1)
+    commit(layer, "drive", **{"top-node": "mid"})
+    layer.wait_status("c", "null")
+    assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == "Input/output error"
+    assert names(tree.node) == ["top", "mid", "base"]
+    tree.check()
+
+
+REFUSALS = [
+    ({"device": "x"}, "Device 'x' not found"),
+    ({"base": "nosuch"}, "Can't find 'nosuch' in the backing chain"),
+    ({"base-node": "nosuch"}, "Cannot find device='' nor node-name='nosuch'"),
+    ({"base-node": "other"}, "'other' is not in this backing file chain"),
+    ({"top": "nosuch"}, "Top image file nosuch not found"),
+    ({"top-node": "other"}, "'other' is not in this backing file chain"),
+    ({"top": "a", "top-node": "b"}, "'top-node' and 'top' are mutually exclusive"),
+    ({"base": "a", "base-node": "b"}, "'base-node' and 'base' are mutually exclusive"),
+    ({"top-node": "base"}, "cannot commit an image into itself"),
+    ({"backing-file": "x"}, "'backing-file' specified, but 'top' is the active layer"),
+    ({"top-node": "mid", "speed": -1}, "Parameter 'speed' expects a non-negative value"),
+    ({"device": "mid"}, "Need a root block node"),
+]
+
+
+@pytest.mark.parametrize(("args", "text"), REFUSALS, ids=[text for _args, text in REFUSALS])
+def test_refusals_leave_nothing(layer, tree, raw, args, text):
+    raw("other")
+    before = dict(layer.graph.nodes), layer.graph.state.roots.keys()
+    with pytest.raises(QobraError) as error:
+        commit(layer, **{"device": "drive", **args})
+    assert str(error.value) == text
+    assert (layer.graph.nodes, layer.graph.state.roots.keys()) == before

@@ -1,0 +1,134 @@
+"""Stream: all of the chain or a part of it, under writes; what the image records; errors and refusals."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from qobra.block.bitmap import DirtyBitmap
+from qobra.block.job.stream import start_stream
+from qobra.errors import QobraError
+
+MIB = 1 << 20
+
+
+def stream(layer, device="drive", **args):
+    with layer.control, layer.drained():
+        job = start_stream(layer.jobs, {"job-id": "s", "device": device, **args})
+        job.start()
+    return job
+
+
+@pytest.fixture
+def tree(layer, qcow2, make_guest):
+    rng = random.Random(3)
+    for name, backing in (("base", None), ("mid", "base"), ("top", "mid")):
+        writer = make_guest(qcow2(name, backing), "writer")
+        writer.random_requests(rng, 20, 50000)
+        layer.backends.pop("writer").remove()
+    return make_guest(layer.graph.find("top"), "drive")
+
+
+def names(node):
+    chain = []
+    while node is not None:
+        chain.append(node.node_name)
+        node = node.backing
+    return chain
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_streaming_all_leaves_no_backing_file(layer, tree, seed):
+    rng = random.Random(seed)
+    bitmap = DirtyBitmap(tree.node, "b", 4096)
+    job = stream(layer, speed=MIB)
+    assert tree.node.driver == "copy-on-read" and tree.node.implicit
+    tree.random_requests(rng, 60)
+    with layer.control:
+        job.set_speed(0)
+    layer.wait_status("s", "null")
+    assert names(tree.node) == ["top"]
+    assert tree.node.backing_filename == ""
+    tree.random_requests(rng, 20)
+    tree.check()
+    assert bitmap.count() < MIB
+    assert layer.wait_event("BLOCK_JOB_COMPLETED")["len"] == MIB
+
+
+def test_what_is_streamed_is_not_dirty(layer, tree):
+    bitmap = DirtyBitmap(tree.node, "b", 4096)
+    stream(layer)
+    layer.wait_status("s", "null")
+    assert bitmap.count() == 0
+
+
+@pytest.mark.parametrize("how", [{"base-node": "base"}, {"bottom": "mid"}, {"base": "base"}])
+def test_streaming_a_part(layer, tree, tmp_path, how):
+    if "base" in how:
+        how = {"base": str(tmp_path / "base")}
+    stream(layer, **how)
+    layer.wait_status("s", "null")
+    assert names(tree.node) == ["top", "base"]
+    assert tree.node.backing_filename == str(tmp_path / "base")
+    tree.check()
+
+
+def test_the_recorded_name_may_be_another(layer, tree):
+    stream(layer, **{"base-node": "base", "backing-file": "elsewhere"})
+    layer.wait_status("s", "null")
+    assert tree.node.backing_filename == "elsewhere"
+
+
+def test_an_ignored_error_keeps_the_backing_file(layer, tree, fail):
+    fail(layer.graph.find("mid").file, "_read", 1)
+    fail(tree.node, "_write", 1)
+    stream(layer, **{"on-error": "ignore"})
+    layer.wait_status("s", "null")
+    assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == "Input/output error"
+    assert names(tree.node) == ["top", "mid", "base"]
+    tree.check()
+
+
+def test_an_error_stops_and_goes_on(layer, tree, fail):
+    fail(tree.node, "_write", 1)
+    job = stream(layer, **{"on-error": "stop"})
+    layer.wait_status("s", "paused")
+    with layer.control:
+        job.user_resume()
+    layer.wait_status("s", "null")
+    assert names(tree.node) == ["top"]
+    tree.check()
+
+
+def test_cancelling_leaves_the_chain(layer, tree):
+    job = stream(layer, speed=1)
+    with layer.control:
+        job.user_cancel(False)
+    layer.wait_status("s", "null")
+    assert names(tree.node) == ["top", "mid", "base"]
+    tree.check()
+
+
+REFUSALS = [
+    ({"device": "x"}, "Cannot find device='x' nor node-name='x'"),
+    ({"base": "nosuch"}, "Can't find 'nosuch' in the backing chain"),
+    ({"base-node": "top"}, "Node 'top' is not a backing image of 'drive'"),
+    ({"base-node": "other"}, "Node 'other' is not a backing image of 'drive'"),
+    ({"bottom": "other"}, "Node 'other' is not in a chain starting from 'drive'"),
+    ({"base": "a", "base-node": "b"}, "'base' and 'base-node' cannot be specified at the same time"),
+    ({"base": "a", "bottom": "b"}, "'base' and 'bottom' cannot be specified at the same time"),
+    ({"base-node": "a", "bottom": "b"}, "'bottom' and 'base-node' cannot be specified at the same time"),
+    ({"backing-file": "x"}, "backing file specified, but streaming the entire chain"),
+    ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
+]
+
+
+@pytest.mark.parametrize(("args", "text"), REFUSALS, ids=[text for _args, text in REFUSALS])
+def test_refusals_leave_nothing(layer, tree, raw, args, text):
+    raw("other")
+    before = dict(layer.graph.nodes), layer.graph.state.roots.keys()
+    with pytest.raises(QobraError) as error:
+        stream(layer, **args)
+    assert str(error.value) == text
+    assert (layer.graph.nodes, layer.graph.state.roots.keys()) == before
