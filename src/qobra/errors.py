@@ -21,7 +21,8 @@ class QobraError(Exception):
 
     ``desc`` says what failed, on what, and why. ``error_class`` is one of the reference's QapiErrorClass. ``errno``
     is the operating system's error number where one lies underneath, and ``node`` the name of the block node that
-    the error came from, if any.
+    the error came from, if any. ``hint`` is what a person may do about it: tools print it on a line of its own, QMP
+    does not carry it.
     """
 
     def __init__(
@@ -31,19 +32,21 @@ class QobraError(Exception):
         *,
         errno: int | None = None,
         node: str | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(desc)
         self.desc = desc
         self.error_class = error_class
         self.errno = errno
         self.node = node
+        self.hint = hint
 
     def __str__(self) -> str:
-        return self.desc
+        return f"{self.desc}\n{self.hint}" if self.hint else self.desc
 
     def prefixed(self, prefix: str) -> QobraError:
         """The same error with ``prefix`` before its text."""
-        return QobraError(prefix + self.desc, self.error_class, errno=self.errno, node=self.node)
+        return QobraError(prefix + self.desc, self.error_class, errno=self.errno, node=self.node, hint=self.hint)
 
     @classmethod
     def from_os(cls, prefix: str, error: OSError, *, node: str | None = None) -> QobraError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from qobra.block import permissions
+from qobra.block.node import GENERIC_OPTIONS
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 MAX_FILENAME = 1 << 20
 """Longest name that is looked at, in characters (a json: name may hold a whole chain)."""
+PATH_MAX = 4096
+"""Room for a name that is told, in bytes with an end mark."""
 
 
 def protocol_of(filename: str) -> str:
@@ -77,23 +81,97 @@ def unflatten(options: Options) -> Options:
     return result
 
 
-def json_filename(node: BlockNode) -> str:
-    """The ``json:`` name of ``node`` with all that is under it."""
+def refresh(node: BlockNode) -> None:
+    """Work out ``exact_filename`` and ``full_options`` of ``node``, whose children's are right."""
+    shown = node.filtered
+    if node.implicit and shown is not None:
+        node.exact_filename, node.full_options = shown.exact_filename, shown.full_options
+        return
+    children = node.child_options()
+    if node.supports_backing:
+        if not backing_overridden(node):
+            children.pop("backing", None)  # what the image itself says
+        elif node.backing is None:
+            children["backing"] = None
+    node.full_options = {"driver": node.driver, **_strong_options(node), **children}
+    node.exact_filename = node.plain_filename()
+
+
+def format_filename(node: BlockNode) -> str:
+    """The name of the file of a format, if opening that as this format would give the node as it is."""
+    if node.is_filter or _strong_options(node) or backing_overridden(node):
+        return ""
+    file = primary_child(node)
+    return file.exact_filename if file is not None and file.is_protocol() else ""
+
+
+def backing_overridden(node: BlockNode) -> bool:
+    """Whether another backing file was put under ``node`` than the one that its header names."""
+    if not node.supports_backing:
+        return False
+    named: str = node.backing_filename  # type: ignore[attr-defined]
+    if node.backing is None:
+        return bool(named)
+    if node.auto_backing is not None and node.auto_backing[0] == named:
+        named = node.auto_backing[1]
+    return node.backing.filename != named
+
+
+def _strong_options(node: BlockNode) -> Options:
+    """The options that a ``json:`` name has to tell, with dotted keys for what is inside of them."""
+    chosen = node.strong_options
+    if chosen is None:
+        own = {name: value for name, value in node.options.items() if name not in GENERIC_OPTIONS | {"driver"}}
+        return flatten({name: value for name, value in own.items() if name not in node.child_options()})
+    flat = flatten(node.options)
+    return {
+        key: value
+        for name in ("filename", *chosen)
+        for key, value in flat.items()
+        if key == name or (name.endswith(".") and key.startswith(name))
+    }
+
+
+def flatten(options: Options, prefix: str = "") -> Options:
+    """Nested objects and lists turned into dotted keys: the reverse of :func:`unflatten`."""
+    result: Options = {}
+    for key, value in options.items():
+        if isinstance(value, list):
+            value = {str(index): each for index, each in enumerate(value)}
+        if isinstance(value, dict):
+            result.update(flatten(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def json_filename(options: Options) -> str:
+    """The ``json:`` name for a node with these full options, cut short as QEMU does where it would be very long."""
     from qobra.json_text import compact
 
-    return "json:" + compact(full_options(node))
+    text = "json:" + compact(options)
+    return text if len(text) < PATH_MAX else text[: PATH_MAX - 4] + "..."
 
 
-def full_options(node: BlockNode) -> dict[str, Any]:
-    """Options that open ``node`` and its children anew, children inline."""
-    options: dict[str, Any] = {"driver": node.driver}
-    options.update(node.relevant_options())
-    options["driver"] = node.driver
-    for name, child in node.children.items():
-        if name == "backing" and not node.is_filter and "backing" not in node.options:
-            continue  # what the image itself says
-        options[name] = full_options(child)
-    return options
+def full_backing_filename(node: BlockNode) -> str:
+    """The name of the backing file in the header of ``node``, as seen from the image's directory.
+
+    Raises QobraError where that name is relative and the image has no directory.
+    """
+    name: str = node.backing_filename  # type: ignore[attr-defined]
+    if not name or protocol_of(name) or os.path.isabs(name):
+        return name
+    lowest = node
+    while (primary := primary_child(lowest)) is not None:
+        lowest = primary
+    if not lowest.exact_filename:
+        raise QobraError(f"Cannot generate a base directory for {lowest.driver} nodes")
+    return relative_to(name, lowest.exact_filename)
+
+
+def primary_child(node: BlockNode) -> BlockNode | None:
+    """The child that a node takes its file name from."""
+    return next((child for name, child in node.children.items() if node.roles[name] & permissions.ROLE_PRIMARY), None)
 
 
 def relative_to(filename: str, base: str) -> str:

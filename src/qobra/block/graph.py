@@ -118,7 +118,11 @@ class Graph:
                     before = (node, node.perm, node.shared)
                     if node in change.refusals and node.read_only and perm & permissions.WRITE:
                         raise QobraError(change.refusals[node])
-                    node.prepare_permissions(perm, shared)
+                    try:
+                        node.prepare_permissions(perm, shared)
+                    except QobraError as error:
+                        error.node = node.node_name
+                        raise
                     granted.append(before)
                     node.set_permissions(perm, shared)
         except BaseException:
@@ -263,7 +267,8 @@ def _add_user(
                 raise QobraError(
                     f"Permission conflict on node '{node.node_name}': permissions '{permissions.texts(refused)}' are "
                     f"both required by {_user_text(taker, node, taker_name)} and unshared by "
-                    f"{_user_text(refuser, node, refuser_name)}."
+                    f"{_user_text(refuser, node, refuser_name)}.",
+                    node=node.node_name,
                 )
     users[node].append((user, name, perm, shared))
     result[(user, name)] = (perm, shared)

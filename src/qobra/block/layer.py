@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.extents import MAX_DEPTH
-from qobra.block.filename import parse_filename, relative_to
+from qobra.block.filename import full_backing_filename, parse_filename
 from qobra.block.format._magic import candidates
 from qobra.block.graph import Graph
 from qobra.block.node import BlockNode, Opening, Options, drivers
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from qobra.block.throttle import ThrottleGroup
 
 Emit = Callable[[str, dict[str, Any] | None], None]
+
+_BACKING_FAILED = "Could not open backing file: "
 
 PROBE_SIZE = 2048
 """Bytes of an image that are looked at to tell its format."""
@@ -244,8 +246,10 @@ class BlockLayer:
                 if root is not None:
                     change.set_root(root, node)
             return node
-        except BaseException:
+        except BaseException as error:
             self.close_nodes([each for each in reversed(opened) if self.graph.find(each.node_name) is not each])
+            if isinstance(error, QobraError):
+                raise error.prefixed(_BACKING_FAILED * _implicit_depth(opened, error.node))
             raise
 
     def open_image(
@@ -330,9 +334,12 @@ class BlockLayer:
             raise QobraError(f"Backing file '{name}' creates an infinite loop.")
         self._backing_chain.append(reference)
         try:
-            opening.attach("backing", permissions.ROLE_COW, reference)
+            backing = opening.attach("backing", permissions.ROLE_COW, reference)
         except QobraError as error:
-            raise error.prefixed("Could not open backing file: ") if "backing" not in opening.options else error
+            raise error.prefixed(_BACKING_FAILED) if "backing" not in opening.options else error
+        else:
+            if "backing" not in opening.options:
+                node.auto_backing = node.backing_filename, backing.filename  # type: ignore[attr-defined]
         finally:
             self._backing_chain.pop()
 
@@ -341,8 +348,7 @@ class BlockLayer:
         name = node.backing_filename  # type: ignore[attr-defined]
         if not name:
             return None
-        file = node.children["file"]
-        full = relative_to(name, file.filename)
+        full = full_backing_filename(node)
         options = parse_filename(full)
         if full.startswith("json:") and _is_format_options(options):
             return options
@@ -478,6 +484,17 @@ class _Opened(dict[str, Any]):
         self.node = node
 
 
+def _implicit_depth(opened: list[BlockNode], node_name: str | None) -> int:
+    """How many of the nodes above ``node_name`` in ``opened`` have what is under them because their header says so."""
+    node = next((each for each in opened if each.node_name == node_name), None)
+    depth = 0
+    while node is not None and node.opened_by is not None:
+        parent = node.opened_by
+        depth += parent.backing is node and parent.auto_backing is not None
+        node = parent
+    return depth
+
+
 def valid_id(name: str) -> bool:
     """Whether ``name`` is well-formed as QEMU's ids are: a letter, then letters, digits, ``-``, ``.``, ``_``."""
     if not name or not (name[0].isascii() and name[0].isalpha()):
@@ -487,7 +504,7 @@ def valid_id(name: str) -> bool:
 
 def _is_protocol(name: str) -> bool:
     driver = drivers.find(name)
-    return driver is not None and not driver.is_format and not driver.is_filter
+    return driver is not None and driver.is_protocol()
 
 
 def _protocol_options(name: str, filename: str) -> Options:

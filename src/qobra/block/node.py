@@ -62,6 +62,8 @@ class BlockNode:
     """Has a file descriptor ``fd`` from which a DATA run is read at its offset."""
     is_format: ClassVar[bool] = False
     """Interprets a file; the opposite of a protocol."""
+    named_by_prefix: ClassVar[bool] = False
+    """A filter that a file name with a prefix can stand for, so that it may take a protocol's place."""
     is_transparent: ClassVar[bool] = False
     """Holds no data of its own: depth counts what lies below in its place (raw, filters)."""
     supports_backing: ClassVar[bool] = False
@@ -90,8 +92,13 @@ class BlockNode:
         """Made by blockdev-add: lives until blockdev-del."""
         self.implicit = False
         """A filter that a job put in unasked; queries by device skip it."""
-        self.filename = ""
-        """As query-named-block-nodes and ``qemu-img info`` give it; see :meth:`refresh_filename`."""
+        self.exact_filename = ""
+        """The plain name that would open the same node, or "" if none would; see :mod:`qobra.block.filename`."""
+        self.full_options: Options = {}
+        """Options that would open the same node with all that is under it."""
+        self._json_filename: str | None = None
+        self.auto_backing: tuple[str, str] | None = None
+        """The backing file's name in the header and the name of the node that was opened for it."""
         self.perm = 0
         self.shared = permissions.ALL
         self.bitmaps: dict[str, DirtyBitmap] = {}
@@ -156,30 +163,42 @@ class BlockNode:
         """The driver's options for a legacy ``filename`` (a URI or a prefix), or None if it is not this driver's."""
         return None
 
+    @property
+    def filename(self) -> str:
+        """The node's name as queries and tools give it: :attr:`exact_filename`, or else a ``json:`` name."""
+        if self.exact_filename:
+            return self.exact_filename
+        if self._json_filename is None:
+            from qobra.block.filename import json_filename
+
+            self._json_filename = json_filename(self.full_options)
+        return self._json_filename
+
+    strong_options: ClassVar[tuple[str, ...] | None] = None
+    """The driver's options that decide what data the node shows: only a ``json:`` name can tell them. ``x.`` stands for
+    all that begin with it; None for every option that is the driver's own."""
+
     def refresh_filename(self) -> None:
-        """Set ``filename`` from the options and the children's; the default is a format's: its file's own."""
-        self.filename = self.plain_filename() or self.json_filename()
+        """Work the names out anew from the options and the children's."""
+        from qobra.block.filename import refresh
+
+        refresh(self)
+        self._json_filename = None
 
     def plain_filename(self) -> str:
-        """The name that would open the same node, or an empty string if only a ``json:`` one can say it."""
-        if self.is_filter:
-            return ""
-        return self.children["file"].filename if "file" in self.children else ""
+        """The plain name that would open the same node, or ""; a format's is that of its file, a filter has none."""
+        from qobra.block.filename import format_filename
 
-    def json_filename(self) -> str:
-        """The node and its children as a ``json:`` pseudo-protocol name."""
-        from qobra.block.filename import json_filename
+        return format_filename(self)
 
-        return json_filename(self)
+    @classmethod
+    def is_protocol(cls) -> bool:
+        """Whether a plain file name can mean a node of this driver."""
+        return cls.named_by_prefix if cls.is_filter else not cls.is_format
 
-    def relevant_options(self) -> Options:
-        """The options that decide what data the node shows, for ``json:`` names; without the children."""
-        generic = GENERIC_OPTIONS
-        return {
-            key: value
-            for key, value in self.options.items()
-            if key not in generic and key not in self.children and (key != "backing" or self.supports_backing)
-        }
+    def child_options(self) -> Options:
+        """The children as they stand in :attr:`full_options`."""
+        return {name: child.full_options for name, child in self.children.items()}
 
     def take_generic_options(self, options: Options) -> None:
         """Use the options that every node has. Raises QobraError for a combination that makes no sense."""
@@ -304,6 +323,14 @@ class BlockNode:
         self.written(offset, length)
         if fua:
             self.flush()
+
+    def write_unchanged(self, offset: int, data: Buffer) -> None:
+        """Write what the node shows at ``offset`` already, so that it is held here: nobody has to be told."""
+        self.check_write(offset, len(data))
+        if is_zero(data):
+            self._zero(offset, len(data), False, False)
+        else:
+            self._write(offset, data)
 
     def _write(self, offset: int, data: Buffer) -> None:
         raise NotImplementedError
@@ -455,6 +482,10 @@ class BlockNode:
     def stats(self) -> Options | None:
         """BlockStatsSpecific of the driver, or None."""
         return None
+
+    def change_backing_file(self, filename: str, backing_format: str) -> None:
+        """Record in the image that ``filename`` (empty: nothing) of that format is its backing file."""
+        raise QobraError("Image format driver does not support backing files", errno=errno.ENOTSUP)
 
     def invalidate_cache(self) -> None:
         """Forget cached metadata and read it again (incoming migration, reopen)."""

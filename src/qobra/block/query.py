@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.filename import full_backing_filename
 from qobra.block.graph import GraphState
 from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode
+from qobra.errors import QobraError
 
 Info = dict[str, Any]
 
@@ -59,24 +62,12 @@ def image_info(node: BlockNode) -> Info:
     name = getattr(node, "backing_filename", "")
     if name:
         info["backing-filename"] = name
-        full = full_backing_filename(node)
-        if full:
-            info["full-backing-filename"] = full
+        with suppress(QobraError):
+            info["full-backing-filename"] = full_backing_filename(node)
         backing_format = getattr(node, "backing_format", "")
         if backing_format:
             info["backing-filename-format"] = backing_format
     return info
-
-
-def full_backing_filename(node: BlockNode) -> str:
-    """The name of the backing file as the image has it, seen from the image's directory."""
-    from qobra.block.filename import relative_to
-    from qobra.errors import QobraError
-
-    try:
-        return relative_to(node.backing_filename, node.filename)  # type: ignore[attr-defined]
-    except QobraError:
-        return ""
 
 
 def image_chain(node: BlockNode, *, flat: bool) -> Info:
@@ -189,8 +180,8 @@ def block_graph(layer: BlockLayer) -> Info:
                 "parent": number(parent),
                 "child": number(child),
                 "name": edge_name,
-                "perm": permissions.names(perm),
-                "shared-perm": permissions.names(shared & (permissions.ALL & ~permissions.GRAPH_MOD)),
+                "perm": permissions.names(perm)[::-1],
+                "shared-perm": permissions.names(shared & ~permissions.GRAPH_MOD)[::-1],
             }
         )
     return {"nodes": nodes, "edges": edges}

@@ -61,6 +61,8 @@ class BlkdebugNode(FilterNode):
     """See the module. The filtered child is called ``image``."""
 
     driver = "blkdebug"
+    named_by_prefix = True
+    strong_options = ("config", "inject-error.", "set-state.")
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from qobra.block import permissions
 from qobra.block.extents import COMPUTED, ZERO, Extent, resolve
-from qobra.block.node import BlockNode, Buffer, Opening, drivers
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
 from qobra.errors import QobraError, errno_of
 
 _SECTOR = 512
@@ -22,6 +22,7 @@ class QuorumNode(BlockNode):
     """
 
     driver = "quorum"
+    strong_options = ("vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern")
 
     def open(self, opening: Opening) -> None:
         options = opening.options
@@ -44,6 +45,9 @@ class QuorumNode(BlockNode):
         for reference in references:
             opening.attach(self.next_child_name(), permissions.ROLE_DATA | permissions.ROLE_FILTERED, reference)
         self.child_resized("")
+
+    def child_options(self) -> Options:
+        return {"children": [child.full_options for child in self.children.values()]}
 
     def next_child_name(self) -> str:
         """The name of the next child that is added."""

@@ -17,6 +17,7 @@ class ThrottleNode(FilterNode):
     """Every read, write, zeroing and discard waits for its turn in the group; a drain lets all that wait go."""
 
     driver = "throttle"
+    strong_options = ("throttle-group",)
 
     def open(self, opening: Opening) -> None:
         name = opening.options.get("throttle-group")

@@ -19,6 +19,7 @@ class RawNode(BlockNode):
     is_format = True
     is_transparent = True
     creatable = True
+    strong_options = ("offset", "size")
 
     @classmethod
     def probe(cls, data: bytes, filename: str) -> int:
@@ -47,9 +48,6 @@ class RawNode(BlockNode):
 
     def linear_child(self) -> tuple[BlockNode, int] | None:
         return self.file, self._offset
-
-    def plain_filename(self) -> str:
-        return self.file.filename if not self._offset and self._size is None else ""
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
         return (Extent(length, DATA, self.file, offset + self._offset, WRITABLE),)

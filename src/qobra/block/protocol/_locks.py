@@ -108,7 +108,7 @@ def _is_free_of_others(fd: int, offset: int, own: set[int]) -> bool:
 
 def _refused(what: str, name: str, path: str) -> QobraError:
     text = f"Failed to get {what}" if not name else f'Failed to get "{name}" {what}'
-    return QobraError(f"{text}\nIs another process using the image [{path}]?", errno=errno.EAGAIN)
+    return QobraError(text, errno=errno.EAGAIN, hint=f"Is another process using the image [{path}]?")
 
 
 def take_for_creation(fd: int, path: str) -> None:

@@ -33,6 +33,7 @@ class FileNode(BlockNode):
     driver = "file"
     is_leaf = True
     creatable = True
+    strong_options = ()
 
     fd: int = -1
 
@@ -47,8 +48,11 @@ class FileNode(BlockNode):
                 "The 'file' block driver requires a file name" if self.driver == "file" else "A file name is required"
             )
         self.path: str = options["filename"]
-        if self.path.startswith("file:"):
-            self.path = self.path[5:]
+        if options.get("aio") == "native" and not self.cache_direct:
+            raise QobraError(
+                "aio=native was specified, but it requires cache.direct=on, which was not specified.",
+                errno=errno.EINVAL,
+            )
         locking = options.get("locking", "auto")
         self._locking = locking == "on" or (locking == "auto" and locks.available())
         self._held = locks.HeldLocks()

@@ -17,6 +17,7 @@ class NullNode(BlockNode):
     """
 
     driver = "null-co"
+    strong_options = ("size", "read-zeroes")
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
@@ -30,10 +31,7 @@ class NullNode(BlockNode):
             raise QobraError("latency-ns is invalid")
 
     def plain_filename(self) -> str:
-        return f"{self.driver}://" if self.relevant_options().keys() <= {"driver", "filename"} else ""
-
-    def relevant_options(self) -> Options:
-        return {key: value for key, value in super().relevant_options().items() if key != "latency-ns"}
+        return f"{self.driver}://" if self.full_options.keys() <= {"driver", "filename"} else ""
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
         kind = ZERO if self._read_zeroes and not self._latency_ns else COMPUTED

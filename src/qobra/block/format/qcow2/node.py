@@ -13,7 +13,7 @@ from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.bitmaps import BitmapStore
 from qobra.block.format.qcow2.compressed import ClusterCache, decompress
 from qobra.block.format.qcow2.compressor import CompressedWriter
-from qobra.block.format.qcow2.header import parse_header
+from qobra.block.format.qcow2.header import l1_entries_for, l1_shift, parse_header
 from qobra.block.format.qcow2.image import Image
 from qobra.block.format.qcow2.mapping import map_range
 from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
@@ -30,6 +30,7 @@ class Qcow2Node(BlockNode):
     """A qcow2 image. ``header``, ``snapshots`` and ``image`` are its metadata; see :mod:`.image`."""
 
     driver = "qcow2"
+    strong_options = ("encrypt.key-secret",)
     is_format = True
     supports_backing = True
     creatable = True
@@ -213,6 +214,69 @@ class Qcow2Node(BlockNode):
             return
         self.image.writeback.commit()
 
+    # -- snapshots --------------------------------------------------------------------------------------------
+
+    def snapshot_list(self) -> list[Options]:
+        """The internal snapshots, as SnapshotInfo."""
+        from qobra.block.format.qcow2.info import snapshot_info
+
+        return [snapshot_info(each) for each in self.snapshots.entries]
+
+    def snapshot_create(
+        self, name: str, *, vm_state_size: int = 0, vm_clock: int = 0, now_ns: int | None = None
+    ) -> Options:
+        """Take an internal snapshot (the node is drained) and return its SnapshotInfo."""
+        from qobra.block.format.qcow2 import snapshot_ops
+        from qobra.block.format.qcow2.info import snapshot_info
+
+        return snapshot_info(
+            snapshot_ops.create(self, name, vm_state_size=vm_state_size, vm_clock=vm_clock, now_ns=now_ns)
+        )
+
+    def snapshot_delete(self, id: str | None, name: str | None) -> None:
+        """Delete the snapshot with that id and name, as far as given. Raises QobraError (ENOENT)."""
+        from qobra.block.format.qcow2 import snapshot_ops
+
+        snapshot_ops.delete(self, snapshot_ops.find(self, id, name))
+
+    def snapshot_apply(self, id_or_name: str) -> None:
+        """Return the disk to the snapshot with that id or else name (the node is drained)."""
+        from qobra.block.format.qcow2 import snapshot_ops
+
+        snapshot_ops.apply(self, snapshot_ops.find_any(self, id_or_name))
+
+    def snapshot_load(self, id_or_name: str) -> None:
+        """Show a snapshot's contents on this read-only node."""
+        from qobra.block.format.qcow2 import snapshot_ops
+
+        snapshot_ops.load(self, snapshot_ops.find_any(self, id_or_name))
+
+    # -- the state of a machine, which is kept past the end of the disk ------------------------------------------
+
+    def _vm_state_offset(self) -> int:
+        shift = l1_shift(self.header)
+        return -(-self.length >> shift) << shift
+
+    def write_vm_state(self, position: int, data: Buffer) -> None:
+        """Write a machine's saved state, which the next snapshot is to keep, from byte ``position`` of it on."""
+        from qobra.block.format.qcow2.resize import grow_l1
+
+        offset = self._vm_state_offset() + position
+        grow_l1(self.image, l1_entries_for(self.header, offset + len(data)))
+        self._writer.write(offset, memoryview(data).cast("B"))
+
+    def read_vm_state(self, position: int, length: int) -> bytes:
+        """Read the saved state of the snapshot that was applied last."""
+        data = bytearray(length)
+        self._read(self._vm_state_offset() + position, memoryview(data))
+        return bytes(data)
+
+    def forget_vm_state(self) -> None:
+        """Unmap the saved state."""
+        image = self.image
+        first = self._vm_state_offset() >> image.cluster_bits
+        self._zeroing.apply(first, image.header.l1_entries << image.tables.table_bits, FORGET)
+
     # -- what callers ask -------------------------------------------------------------------------------------
 
     def plain_writes(self) -> bool:
@@ -220,6 +284,17 @@ class Qcow2Node(BlockNode):
 
     def cluster_size(self) -> int:
         return self.image.cluster_size
+
+    def change_backing_file(self, filename: str, backing_format: str) -> None:
+        header = self.header
+        before = header.backing_file, header.backing_format
+        header.backing_file, header.backing_format = filename, backing_format
+        try:
+            self.image.writeback.write_header()
+        except BaseException:
+            header.backing_file, header.backing_format = before
+            raise
+        self.backing_filename, self.backing_format = filename, backing_format
 
     def has_zero_init(self) -> bool:
         return not self.image.external or self.image.data.has_zero_init()
@@ -240,9 +315,6 @@ class Qcow2Node(BlockNode):
     def warn(self, text: str) -> None:
         """Tell whoever runs the program."""
         print(text, file=sys.stderr)
-
-    def relevant_options(self) -> Options:
-        return {key: value for key, value in super().relevant_options().items() if not key.startswith("_")}
 
     @classmethod
     def create(cls, options: Options, file: BlockNode, data_file: BlockNode | None = None) -> None:

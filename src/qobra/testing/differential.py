@@ -1,0 +1,272 @@
+"""The same QMP script against two servers, and what differs in their answers.
+
+A script is a function that gets a :class:`Run` and calls it with commands. It is run once for each server, each with a
+directory of its own; what came back is then compared: replies with replies, events with events, after names that
+are made up, times and directories were made equal (:func:`comparable`). A step whose answer is known to differ names
+the reason (``differs="why"``); it is then a fault if the answers are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from qobra.machine.machine import Machine
+from qobra.qmp.monitor import Monitors
+
+TIMEOUT_SECONDS = 30.0
+"""How long a reply or an event may take on a busy machine."""
+
+_TIMES = frozenset(
+    {
+        "idle_time_ns",
+        "rd_total_time_ns",
+        "wr_total_time_ns",
+        "flush_total_time_ns",
+        "unmap_total_time_ns",
+        "date-sec",
+        "date-nsec",
+        "vm-clock-sec",
+        "vm-clock-nsec",
+        "timestamp",
+    }
+)
+_AUTO_NAME = re.compile(r"#block\d+")
+
+Message = dict[str, Any]
+
+
+class Server(Protocol):
+    """One side: something that speaks QMP on the other end of a socket."""
+
+    directory: Path
+
+    def connect(self) -> socket.socket:
+        """The socket of its monitor, which can be asked for once."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class Own:
+    """Our server, in this process."""
+
+    def __init__(self, directory: Path, *, capabilities: frozenset[str] = frozenset()) -> None:
+        self.directory = directory
+        self.machine = Machine(capabilities=capabilities)
+        self._monitors = Monitors(self.machine)
+
+    def connect(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        self._monitors.serve_socket(theirs)
+        return ours
+
+    def close(self) -> None:
+        self.machine.close()
+        self._monitors.close()
+
+
+class Program:
+    """A program that takes ``--chardev`` and the monitor option given, on a passed socket."""
+
+    def __init__(self, directory: Path, command: Sequence[str], monitor: Sequence[str]) -> None:
+        self.directory = directory
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            chardev = f"socket,id=differential,fd={theirs.fileno()}"
+            self._process = subprocess.Popen(
+                [*command, "--chardev", chardev, *monitor],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=directory,
+            )
+
+    def connect(self) -> socket.socket:
+        return self._socket
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Step:
+    """A command and what was answered."""
+
+    def __init__(self, number: int, command: str, arguments: Message | None, reply: Message, differs: str | None):
+        self.number = number
+        self.command = command
+        self.arguments = arguments
+        self.reply = reply
+        self.differs = differs
+
+
+class Run:
+    """One run of a script: call it with a command to carry that out."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._socket = server.connect()
+        self._socket.settimeout(TIMEOUT_SECONDS)
+        self._input = self._socket.makefile("rb")
+        self.steps: list[Step] = []
+        self.events: list[Message] = []
+        self._seen = 0
+        assert "QMP" in self._message()
+        self._request("qmp_capabilities", None)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._input.close()
+        self._socket.close()
+        self._server.close()
+
+    def __call__(self, command: str, arguments: Message | None = None, *, differs: str | None = None) -> Any:
+        """Carry out ``command``; what it returned, or None for an error. ``differs``: why the answers differ."""
+        reply = self._request(command, arguments)
+        self.steps.append(Step(len(self.steps) + 1, command, arguments, reply, differs))
+        return reply.get("return")
+
+    def wait(self, event: str, **data: Any) -> Message:
+        """The next event of that name with these members (underscores for hyphens) that was not waited for before."""
+        wanted = {name.replace("_", "-"): value for name, value in data.items()}
+        while True:
+            while self._seen < len(self.events):
+                found = self.events[self._seen]
+                self._seen += 1
+                if found["event"] == event and wanted.items() <= found.get("data", {}).items():
+                    return found
+            self._message_is_event(self._message())
+
+    def path(self, name: str) -> str:
+        """A file name in the server's directory."""
+        return str(self._server.directory / name)
+
+    def tool(self, *command: str) -> None:
+        """Run another program in the server's directory, to make or to change an image."""
+        done = subprocess.run(command, cwd=self._server.directory, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def finish(self) -> None:
+        """Take in the events that are on their way."""
+        self._request("query-version", None)
+
+    def _request(self, command: str, arguments: Message | None) -> Message:
+        request: Message = {"execute": command}
+        if arguments is not None:
+            request["arguments"] = arguments
+        self._socket.sendall(json.dumps(request).encode())
+        while True:
+            message = self._message()
+            if not self._message_is_event(message):
+                return message
+
+    def _message_is_event(self, message: Message) -> bool:
+        if "event" in message:
+            self.events.append(message)
+            return True
+        return False
+
+    def _message(self) -> Message:
+        line = self._input.readline()
+        assert line, "the server closed the connection"
+        found = json.loads(line)
+        assert isinstance(found, dict)
+        return found
+
+    def result(self) -> tuple[list[Any], list[Any]]:
+        """Replies and events in comparable form."""
+        names: dict[str, str] = {}
+        directory = str(self._server.directory)
+        replies = [comparable(step.reply, names, directory, step.command) for step in self.steps]
+        return replies, [comparable(event, names, directory) for event in self.events]
+
+
+def comparable(value: Any, names: dict[str, str], directory: str, command: str = "") -> Any:
+    """``value`` without what is another on every run: times, made up node names, the directory."""
+    if isinstance(value, dict):
+        value = {key: comparable(each, names, directory) for key, each in value.items() if key not in _TIMES}
+        return _graph(value["return"]) if command == "x-debug-query-block-graph" and "return" in value else value
+    if isinstance(value, list):
+        return [comparable(each, names, directory) for each in value]
+    if isinstance(value, str):
+        text = value.replace(directory, "DIR")
+        return _AUTO_NAME.sub(lambda match: names.setdefault(match[0], f"#auto{len(names) + 1}"), text)
+    return value
+
+
+def _graph(graph: Message) -> Message:
+    """An XDbgBlockGraph whose vertices are known by their names, in an order that does not depend on history."""
+    names = {node["id"]: f"{node['type']} {node['name']}" for node in graph["nodes"]}
+    edges = [{**edge, "parent": names[edge["parent"]], "child": names[edge["child"]]} for edge in graph["edges"]]
+    return {
+        "nodes": sorted(names.values()),
+        "edges": sorted(edges, key=lambda edge: (edge["parent"], edge["name"], edge["child"])),
+    }
+
+
+def differences(script: Callable[[Run], None], servers: Sequence[Server]) -> list[str]:
+    """Run ``script`` against both ``servers`` and say where they differ though they should not, or the reverse."""
+    runs = []
+    for server in servers:
+        with Run(server) as run:
+            script(run)
+            run.finish()
+            runs.append(run)
+    first, second = runs
+    (replies, events), (other_replies, other_events) = first.result(), second.result()
+    found = []
+    if len(replies) != len(other_replies):
+        found.append(f"{len(replies)} steps against {len(other_replies)}")
+    for step, reply, other in zip(first.steps, replies, other_replies, strict=False):
+        if (reply != other) != (step.differs is not None):
+            known = f" (known to differ: {step.differs})" if step.differs else ""
+            found.append(
+                f"step {step.number}: {step.command} {json.dumps(step.arguments)}{known}\n"
+                + _difference(reply, other, "  ")
+            )
+    if events != other_events:
+        found.append("events\n" + _sequence(events) + "\n  against\n" + _sequence(other_events))
+    return found
+
+
+def _sequence(events: list[Message]) -> str:
+    return "\n".join(f"    {event['event']} {json.dumps(event.get('data', {}))}" for event in events)
+
+
+def _difference(value: Any, other: Any, indent: str, path: str = "") -> str:
+    """Both values, cut down to where they differ."""
+    if isinstance(value, dict) and isinstance(other, dict) and value.keys() & other.keys():
+        parts = []
+        for key in [*value, *(key for key in other if key not in value)]:
+            if key not in value or key not in other or value[key] != other[key]:
+                parts.append(_difference(value.get(key, _NONE), other.get(key, _NONE), indent, f"{path}.{key}"))
+        return "\n".join(parts) or f"{indent}the same"
+    if isinstance(value, list) and isinstance(other, list) and value and len(value) == len(other):
+        return "\n".join(
+            _difference(one, two, indent, f"{path}[{index}]")
+            for index, (one, two) in enumerate(zip(value, other, strict=True))
+            if one != two
+        )
+    return f"{indent}{path}: {_text(value)}\n{indent}{' ' * len(path)}| {_text(other)}"
+
+
+_NONE = object()
+
+
+def _text(value: Any) -> str:
+    return "(absent)" if value is _NONE else json.dumps(value, sort_keys=True)
