@@ -1,0 +1,117 @@
+"""What every kind of export is: a user of a node, with an id, that clients outside the process come through."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.errors import QobraError
+from qobra.registry import Registry
+
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
+    from qobra.block.node import BlockNode
+
+kinds: Registry[type[Export]] = Registry("block export", ["qobra.block.export"])
+
+
+class ExportClient(Protocol):
+    """Somebody who uses an export right now."""
+
+    def disconnect(self) -> None:
+        """Leave soon, whatever is in flight; does not wait. Any thread may call."""
+        ...
+
+
+class Export:
+    """One export. Made by :meth:`Exports.add`, which checks what is the same for all kinds.
+
+    A kind is a subclass in a module of its own, registered under its BlockExportType. It implements :meth:`start`, and
+    tells of its clients with :meth:`attach` and :meth:`detach`.
+    """
+
+    type_name: ClassVar[str] = ""
+    share_resize: ClassVar[bool] = True
+    """Whether the node may change its size under the export."""
+
+    def __init__(self, layer: BlockLayer, options: dict[str, Any], node: BlockNode, writable: bool) -> None:
+        self.layer = layer
+        self.id: str = options["id"]
+        self.options = options
+        self.writable = writable
+        self.writethrough: bool = options.get("writethrough", False)
+        self.shutting_down = False
+        shared = permissions.ALL if self.share_resize else permissions.ALL & ~permissions.RESIZE
+        self.backend = BlockBackend(layer, shared=shared, description=f"block export '{self.id}'")
+        self._clients: set[ExportClient] = set()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        perm = permissions.CONSISTENT_READ | (permissions.WRITE if writable else 0)
+        self.backend.insert(node, perm, shared)
+
+    def start(self) -> None:
+        """Let clients in. Raises QobraError where that cannot be; the export is then dropped."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Let no more clients in; those that are there are disconnected besides."""
+
+    def release(self) -> None:
+        """The last client has left: give back what :meth:`start` took. The node is let go of afterwards."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether clients are there."""
+        return bool(self._clients)
+
+    def info(self) -> dict[str, Any]:
+        """The export as a BlockExportInfo."""
+        return {
+            "id": self.id,
+            "type": self.type_name,
+            "node-name": self.backend.node.node_name if self.backend.node else "",
+            "shutting-down": self.shutting_down,
+        }
+
+    # Clients come and go in their own threads -------------------------------------------------------------------------
+
+    def attach(self, client: ExportClient) -> None:
+        """``client`` uses the export from now on. Raises QobraError when it is being shut down."""
+        with self._lock:
+            if self.shutting_down:
+                raise QobraError(f"Export '{self.id}' is already shutting down")
+            self._clients.add(client)
+
+    def detach(self, client: ExportClient) -> None:
+        """``client`` has left. Must not be called inside a slot."""
+        with self._lock:
+            self._clients.discard(client)
+            last = self.shutting_down and not self._clients
+            self._idle.notify_all()
+        if last:
+            self.layer.control.post(self.layer.exports.finish, self)
+
+    def request_shutdown(self) -> None:
+        """Begin to go; :meth:`Exports.finish` runs once the last client has left. Called in the strand."""
+        with self._lock:
+            self.shutting_down = True
+            clients = tuple(self._clients)
+        self.stop()
+        for client in clients:
+            client.disconnect()
+        if not clients:
+            self.layer.exports.finish(self)
+
+    def wait_idle(self) -> None:
+        """Wait until the last client has left."""
+        with self._lock:
+            while self._clients:
+                self._idle.wait()
+
+
+def required_iothread(layer: BlockLayer, name: str) -> None:
+    """Check that the iothread object ``name`` is there. Raises QobraError."""
+    if layer.find_object(name, "iothread") is None:
+        raise QobraError(f'iothread "{name}" not found')

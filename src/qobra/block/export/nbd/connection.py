@@ -1,0 +1,130 @@
+"""One client: a thread that shakes hands, then serves its requests until one of the two has had enough."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, cast
+
+from qobra.block.export.nbd.helpers import Helpers
+from qobra.block.export.nbd.loop import serve
+from qobra.block.export.nbd.requests import Requests, Work
+from qobra.errors import QobraError
+from qobra.nbd import protocol as p
+from qobra.nbd.negotiation import Negotiation
+from qobra.nbd.transport import TlsTransport, Transport
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from qobra.block.export.nbd import NbdExport
+    from qobra.block.export.nbd.server import NbdServer
+
+    Buffer = bytes | bytearray | memoryview
+
+SLOW_NS = 1_000_000
+"""A kind of request that takes longer goes to the helpers, so that the loop can go on meanwhile."""
+
+
+class Connection:
+    """See the module. An :class:`~qobra.block.export.export.ExportClient` once it has chosen its export."""
+
+    export: NbdExport
+    requests: Requests
+
+    def __init__(self, server: NbdServer, sock: socket.socket) -> None:
+        self._server = server
+        self.transport = Transport(sock)
+        self._socket = sock
+        self.structured = False
+        self._send_lock = threading.Lock()
+        self._helpers: Helpers | None = None
+        # How long each command took lately, by its number: what decides who gets a helper.
+        self._pace_ns = [0] * (p.CMD_BLOCK_STATUS + 2)
+        self._thread = threading.Thread(target=self._run, name="nbd-connection", daemon=True)
+
+    def start(self) -> None:
+        """Serve the client in a thread."""
+        self._thread.start()
+
+    def disconnect(self) -> None:
+        """See :class:`~qobra.block.export.export.ExportClient`."""
+        # By the socket, which stays the same when TLS starts, in whatever state the connection is.
+        Transport.shutdown(self.transport)
+
+    # Replies ----------------------------------------------------------------------------------------------------------
+
+    def send(self, parts: Sequence[Buffer]) -> None:
+        """Send one or more whole replies. Raises QobraError when the client is gone. Not inside a slot."""
+        with self._send_lock:
+            self.transport.send(parts)
+
+    # Requests off the fast path ---------------------------------------------------------------------------------------
+
+    def is_slow(self, command: int) -> bool:
+        """Whether requests like this have taken long lately."""
+        return self._pace_ns[min(command, p.CMD_BLOCK_STATUS + 1)] > SLOW_NS
+
+    def perform(self, work: Work, slot: object) -> Sequence[Buffer]:
+        """Do ``work`` in the calling thread and return the reply, noting how long it took."""
+        begin_ns = time.monotonic_ns()
+        reply = self.requests.perform(work, slot)  # type: ignore[arg-type]
+        took_ns = time.monotonic_ns() - begin_ns
+        kind = min(work.command, p.CMD_BLOCK_STATUS + 1)
+        # Quick to see that something has become slow, slow to forget it.
+        self._pace_ns[kind] = max(took_ns, self._pace_ns[kind] * 7 // 8)
+        return reply
+
+    def hand_over(self, work: Work) -> None:
+        """Let a helper do ``work`` and send the reply. Not inside a slot."""
+        if self._helpers is None:
+            self._helpers = Helpers("nbd-helper", self._help, self._retire_helper)
+        if work.payload:
+            work = work._replace(payload=bytes(work.payload))
+        self._helpers.submit(work)
+
+    def _help(self, work: Work) -> None:
+        try:
+            self.send(self.perform(work, self.export.backend.slot()))
+        except QobraError:
+            self.disconnect()  # the loop sees the end of the stream
+
+    def _retire_helper(self) -> None:
+        self.export.backend.slot().close()
+
+    # The thread -------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except QobraError:
+            pass  # the client is gone, or talks nonsense: no one to tell
+        finally:
+            self.disconnect()
+            self._socket.close()
+            self._server.ended(self)
+
+    def _serve(self) -> None:
+        negotiation = Negotiation(self.transport, self._server, tls=self._server.tls, authorize=self._authorize)
+        entered = negotiation.run()
+        if entered is None:
+            return
+        self.transport = entered.transport
+        self.structured = entered.structured
+        export = self.export = cast("NbdExport", entered.export)
+        self.requests = Requests(export, structured=entered.structured, contexts=entered.contexts)
+        export.attach(self)
+        try:
+            slot = export.backend.new_slot()
+            try:
+                serve(self, slot)
+            finally:
+                slot.close()
+                if self._helpers is not None:
+                    self._helpers.close()
+        finally:
+            export.detach(self)
+
+    def _authorize(self, transport: TlsTransport) -> bool:
+        return self._server.authorized(transport.peer_certificate())

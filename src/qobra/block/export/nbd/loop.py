@@ -1,0 +1,424 @@
+"""The batch loop of a connection: everything between two system calls on the socket, done at once.
+
+A batch is every complete request in the receive buffer. Plain hits (the bytes lie raw in a file's page cache, or the
+write goes to space that is there already) are served where they are found: resolved through the root's flat table, read
+straight into the reply arena, and the whole arena is sent with one call. Everything else is put aside and done
+after the batch's slot was left: reads that would wait for the disk in order, with all of them read ahead at once; other
+requests by their node's own methods, in this thread while they are quick and by a helper when they have been slow.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from qobra.block.export.nbd.requests import Work
+from qobra.block.table import PAGE_BITS, PAGE_ENTRIES
+from qobra.errors import QobraError
+from qobra.nbd import protocol as p
+from qobra.nbd.transport import Disconnected
+
+if TYPE_CHECKING:
+    from qobra.block.export.nbd.connection import Connection
+    from qobra.block.slots import Slot
+    from qobra.block.table import ResolvedTable
+
+RECEIVE_SIZE = 256 << 10
+ARENA_SIZE = 4 << 20
+LONGEST_HIT = 2 << 20
+"""Longer reads take the general path, in memory of their own."""
+INLINE_WRITE = 64 << 10
+"""A write up to this long is waited for in the receive buffer; a longer one gets a buffer of its own."""
+
+FILL_UNITS = 64
+"""Units of the table that are resolved at a time around one that was asked for."""
+PROMPT_NS = 200_000
+"""After a request that took longer, the replies that are ready are sent before the next is begun."""
+
+_PAGE_MASK = PAGE_ENTRIES - 1
+_REQUEST = p.REQUEST.size
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+_ZEROES = memoryview(bytes(64 << 10))
+
+
+def serve(connection: Connection, slot: Slot) -> None:
+    """Serve requests until the client disconnects. Raises QobraError when it breaks the protocol or the connection."""
+    loop = _Loop(connection, slot)
+    while loop.batch():
+        pass
+
+
+class _Loop:
+    def __init__(self, connection: Connection, slot: Slot) -> None:
+        self._connection = connection
+        self._slot = slot
+        self._backend = connection.export.backend
+        self._plain = None if connection.transport.tls else connection.transport.socket
+        self._buffer = bytearray(RECEIVE_SIZE)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self._arena = bytearray(ARENA_SIZE)
+        self._arena_view = memoryview(self._arena)
+        self._payload = bytearray()
+        self._again = False
+        """Whether the buffer holds a complete request already."""
+        self._cold: deque[Work] = deque()
+        self._aside: list[Work] = []
+        self._long_write: Work | None = None
+        self._nowait: dict[int, int] = {}
+        """Flags for preadv by file descriptor, where they were found not to be RWF_NOWAIT."""
+        self._generation = -1
+
+    def batch(self) -> bool:
+        """Receive and serve one batch; False when the client has left."""
+        if not self._again and not self._receive():
+            return False
+        self._again = False
+        long_write, self._long_write = self._long_write, None
+        if long_write is not None:
+            long_write = self._receive_payload(long_write)
+        self._slot.enter()
+        try:
+            table = self._backend.table()
+            if table.generation != self._generation:
+                self._generation = table.generation
+                self._nowait.clear()  # the same number may be another file now
+            position = 0 if long_write is None else self._write_long(table, long_write)
+            position, going_on = self._serve_hits(table, position)
+        finally:
+            self._slot.leave()
+        if position:
+            self._send(position)
+        if self._aside:
+            self._serve_aside()
+        return going_on
+
+    # The hot part -----------------------------------------------------------------------------------------------------
+
+    def _serve_hits(self, table: ResolvedTable, position: int) -> tuple[int, bool]:
+        """Serve the batch's plain hits into the arena from ``position`` on; (its end, whether the client stays)."""
+        connection = self._connection
+        export = connection.export
+        structured = connection.structured
+        size = self._backend.length
+        bits = table.unit_bits
+        unit = 1 << bits
+        mask = unit - 1
+        pages = table.pages
+        fds = table.fds
+        linear = table.linear
+        fd, base = linear if linear is not None else (-1, 0)
+        writable = export.writable and table.writable and not export.writethrough
+        view, arena, arena_view = self._view, self._arena, self._arena_view
+        buffer, start, end = self._buffer, self._start, self._end
+        nowait = self._nowait
+        unpack, pack_reply, pack_chunk = p.REQUEST.unpack_from, p.SIMPLE_REPLY.pack_into, p.CHUNK_DATA.pack_into
+        preadv, pwrite = os.preadv, os.pwrite
+        aside = self._aside
+        going_on = True
+        while end - start >= _REQUEST:
+            magic, flags, command, cookie, offset, length = unpack(buffer, start)
+            if magic != p.REQUEST_MAGIC:
+                raise QobraError(f"invalid magic (got 0x{magic:x})")
+            if command == 0:
+                if not 0 < length <= LONGEST_HIT or offset + length > size or flags & ~4:
+                    start += _REQUEST
+                    aside.append(Work(command, flags, cookie, offset, length))
+                    continue
+                if position + length > ARENA_SIZE - 64:
+                    self._again = True
+                    break
+                start += _REQUEST
+                if structured:
+                    pack_chunk(arena, position, p.STRUCTURED_REPLY_MAGIC, 1, 1, cookie, length + 8, offset)
+                    data = position + 28
+                else:
+                    pack_reply(arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
+                    data = position + 16
+                after = data + length
+                if linear is None:
+                    number = offset >> bits
+                    page = pages.get(number >> PAGE_BITS)
+                    entry = page[number & _PAGE_MASK] if page is not None else 0
+                    inside = offset & mask
+                    if entry > 1 and inside + length <= unit:
+                        fd = fds[entry >> 1 & 255]
+                        host = (entry & -512) + inside
+                    else:
+                        if self._read_pieces(table, Work(command, flags, cookie, offset, length), data):
+                            position = after
+                        continue
+                else:
+                    host = offset + base
+                try:
+                    if preadv(fd, (arena_view[data:after],), host, nowait.get(fd, _NOWAIT)) == length:
+                        position = after
+                        continue
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._note_failure(fd)
+                    aside.append(Work(command, flags, cookie, offset, length))
+                    continue
+                self._read_ahead(Work(command, flags, cookie, offset, length), [(fd, host, length)])
+            elif command == 1:
+                need = _REQUEST + length
+                if end - start < need:
+                    if need > INLINE_WRITE:
+                        self._long_write = Work(command, flags, cookie, offset, length)
+                        self._again = True
+                    break
+                payload = view[start + _REQUEST : start + need]
+                start += need
+                if writable and not flags and length and offset + length <= size:
+                    if linear is None:
+                        number = offset >> bits
+                        page = pages.get(number >> PAGE_BITS)
+                        entry = page[number & _PAGE_MASK] if page is not None else 0
+                        inside = offset & mask
+                        if entry & 1 and entry > 1 and inside + length <= unit:
+                            fd = fds[entry >> 1 & 255]
+                            host = (entry & -512) + inside
+                        elif self._write_pieces(table, offset, payload):
+                            pack_reply(arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
+                            position += 16
+                            continue
+                        else:
+                            fd = -1
+                    else:
+                        host = offset + base
+                    if fd >= 0:
+                        try:
+                            if pwrite(fd, payload, host) == length:
+                                pack_reply(arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
+                                position += 16
+                                continue
+                        except OSError:
+                            pass  # the general path finds out what is wrong, and says so
+                aside.append(Work(command, flags, cookie, offset, length, payload))
+            elif command == p.CMD_DISC:
+                going_on = False
+                break
+            else:
+                start += _REQUEST
+                aside.append(Work(command, flags, cookie, offset, length))
+            if position > ARENA_SIZE - 64:
+                self._again = True
+                break
+        self._start = start
+        return position, going_on
+
+    def _read_pieces(self, table: ResolvedTable, work: Work, data: int) -> bool:
+        """Read a range of several units, or one not seen before, into the arena at ``data``.
+
+        False if it could not be done at once; it is then put where it is done later.
+        """
+        pieces = _resolved(table, work.offset, work.length, False)
+        if pieces is None:
+            self._aside.append(work)
+            return False
+        view = self._arena_view[data : data + work.length]
+        may_send_holes = self._connection.structured and not work.flags
+        done = 0
+        fd = -1
+        try:
+            for fd, host, size in pieces:
+                if fd < 0:
+                    if may_send_holes and size > len(_ZEROES):
+                        self._aside.append(work)  # worth a hole in the reply
+                        return False
+                    for start in range(done, done + size, len(_ZEROES)):
+                        part = min(len(_ZEROES), done + size - start)
+                        view[start : start + part] = _ZEROES[:part]
+                elif os.preadv(fd, (view[done : done + size],), host, self._nowait.get(fd, _NOWAIT)) != size:
+                    self._read_ahead(work, pieces)
+                    return False
+                done += size
+        except BlockingIOError:
+            self._read_ahead(work, pieces)
+            return False
+        except OSError:
+            self._note_failure(fd)
+            self._aside.append(work)
+            return False
+        return True
+
+    def _write_pieces(self, table: ResolvedTable, offset: int, payload: memoryview) -> bool:
+        """Write where there is space already; False if that could not be done for all of it."""
+        pieces = _resolved(table, offset, len(payload), True)
+        if pieces is None:
+            return False
+        done = 0
+        try:
+            for fd, host, size in pieces:
+                if os.pwrite(fd, payload[done : done + size], host) != size:
+                    return False
+                done += size
+        except OSError:
+            return False
+        return True
+
+    def _write_long(self, table: ResolvedTable, work: Work) -> int:
+        """Do a write that had to be received apart; the end of the reply in the arena, 0 if there is none yet."""
+        export = self._connection.export
+        payload = memoryview(work.payload)
+        plain = export.writable and table.writable and not export.writethrough and not work.flags
+        if plain and work.offset + work.length <= self._backend.length:
+            if self._write_pieces(table, work.offset, payload):
+                p.SIMPLE_REPLY.pack_into(self._arena, 0, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
+                return p.SIMPLE_REPLY.size
+        self._aside.append(work)
+        return 0
+
+    def _note_failure(self, fd: int) -> None:
+        """A read said that it cannot be done without waiting because the file system does not know waiting."""
+        if fd not in self._nowait:
+            self._nowait[fd] = 0 if _never_waits(fd) else _NOWAIT
+
+    # Off the hot part -------------------------------------------------------------------------------------------------
+
+    def _read_ahead(self, work: Work, pieces: list[tuple[int, int, int]]) -> None:
+        """The data are not in memory: begin to read them, and serve the request once nothing else is waiting."""
+        for fd, host, size in pieces:
+            if fd >= 0:
+                os.posix_fadvise(fd, host, size, os.POSIX_FADV_WILLNEED)
+        self._cold.append(work)
+
+    def _serve_aside(self) -> None:
+        """Do what was put aside: here, or by a helper where that has taken long."""
+        connection = self._connection
+        ready: list[bytes | bytearray | memoryview] = []
+        held = 0
+        begin_ns = time.monotonic_ns()
+        for work in self._aside:
+            if connection.is_slow(work.command):
+                connection.hand_over(work)
+                continue
+            for part in connection.perform(work, self._slot):
+                ready.append(part)
+                held += len(part)
+            now_ns = time.monotonic_ns()
+            if held > RECEIVE_SIZE or now_ns - begin_ns > PROMPT_NS:
+                connection.send(ready)
+                ready, held, begin_ns = [], 0, now_ns
+        self._aside.clear()
+        if ready:
+            connection.send(ready)
+
+    def _receive(self) -> bool:
+        """Get more bytes into the buffer, serving cold reads until there are some; False at the end."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif RECEIVE_SIZE - self._end < INLINE_WRITE + _REQUEST:
+            rest = self._end - self._start
+            self._buffer[:rest] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, rest
+        view = self._view[self._end :]
+        while self._cold:
+            count = self._receive_now(view)
+            if count >= 0:
+                break
+            work = self._cold.popleft()
+            self._connection.send(self._connection.requests.perform(work, self._slot))
+        else:
+            count = self._plain.recv_into(view) if self._plain else self._connection.transport.recv_into(view)
+        self._end += count
+        return count > 0
+
+    def _receive_now(self, view: memoryview) -> int:
+        """Bytes into ``view`` without waiting; 0 at the end, -1 if there are none yet."""
+        transport = self._connection.transport
+        if self._plain is None:
+            return transport.recv_into(view) if transport.has_buffered() or transport.wait(select.POLLIN, 0) else -1
+        try:
+            return self._plain.recv_into(view, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return -1
+
+    def _receive_payload(self, work: Work) -> Work:
+        """The rest of a write that does not fit the buffer; ``work`` with its payload."""
+        if work.length > p.MAX_PAYLOAD:
+            self._connection.send(self._connection.requests.perform(work, self._slot))
+            raise QobraError(f"len ({work.length} ) is larger than max len ({p.MAX_PAYLOAD})")
+        if work.length > len(self._payload):
+            self._payload = bytearray(work.length)
+        payload = memoryview(self._payload)[: work.length]
+        have = self._end - self._start - _REQUEST
+        payload[:have] = self._view[self._start + _REQUEST : self._end]
+        self._start = self._end = 0
+        if self._plain is None:
+            self._connection.transport.fill(payload[have:])
+        else:
+            while have < work.length:
+                count = self._plain.recv_into(payload[have:], 0, socket.MSG_WAITALL)
+                if not count:
+                    raise Disconnected("the client left in the middle of a write")
+                have += count
+        return work._replace(payload=payload)
+
+    def _send(self, length: int) -> None:
+        self._connection.send((self._arena_view[:length],))
+
+
+def _resolved(table: ResolvedTable, offset: int, length: int, to_write: bool) -> list[tuple[int, int, int]] | None:
+    """Where a range lies, as (file descriptor, offset there, length); the descriptor is -1 for zeroes.
+
+    None if some of it is not plain, or, ``to_write``, has no space of its own yet. Resolves what the table lacks.
+    """
+    pieces = _locate(table, offset, length, to_write)
+    if pieces is not None:
+        return pieces
+    window = FILL_UNITS << table.unit_bits
+    begin = offset & -window
+    table.fill(begin, -(-(offset + length - begin) // window) * window)
+    return _locate(table, offset, length, to_write)
+
+
+def _locate(table: ResolvedTable, offset: int, length: int, to_write: bool) -> list[tuple[int, int, int]] | None:
+    """What :func:`_resolved` says, from the table as it is."""
+    if table.linear is not None:
+        return [(table.linear[0], offset + table.linear[1], length)]
+    bits = table.unit_bits
+    unit = 1 << bits
+    pieces: list[tuple[int, int, int]] = []
+    last_fd, next_host = -2, -1
+    while length:
+        number = offset >> bits
+        page = table.pages.get(number >> PAGE_BITS)
+        entry = page[number & _PAGE_MASK] if page is not None else 0
+        if not entry or (to_write and not (entry & 1 and entry > 1)):
+            return None
+        inside = offset & (unit - 1)
+        size = min(unit - inside, length)
+        if entry == 1:
+            fd, host = -1, 0
+        else:
+            fd, host = table.fds[entry >> 1 & 255], (entry & -512) + inside
+        if fd == last_fd and (fd < 0 or host == next_host):
+            _fd, first, before = pieces[-1]
+            pieces[-1] = (fd, first, before + size)
+        else:
+            pieces.append((fd, host, size))
+        last_fd, next_host = fd, host + size
+        offset += size
+        length -= size
+    return pieces
+
+
+def _never_waits(fd: int) -> bool:
+    """Whether the file lies in memory, so that reading it never waits for a disk."""
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo") as mounts:
+            for line in mounts:
+                fields = line.split()
+                if len(fields) > 4 and fields[2] == number:
+                    return fields[fields.index("-") + 1] in ("tmpfs", "ramfs", "hugetlbfs")
+    except (OSError, ValueError):
+        pass
+    return False
