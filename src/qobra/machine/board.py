@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
 
 boards: Registry[type[Board]] = Registry("machine type", ["qobra.machine.board_type"])
+
+
+def find_devices(start: Object, type_name: str) -> Iterator[Device]:
+    """Every realized device of a type at or below ``start``."""
+    if isinstance(start, Device) and start.realized and start.implements(type_name):
+        yield start
+    for child in list(start.children.values()):
+        yield from find_devices(child, type_name)
 
 
 class Board(Object):
@@ -38,9 +47,13 @@ class Board(Object):
     default_cpu_type: str | None = None
     default_ram_size = 128 << 20
     default_ram_id: str | None = None
+    default_drive_interface = "ide"
+    virtio_blk_type = "virtio-blk-pci"
+    firmware_directories: tuple[str, ...] = ()
     dies_supported = False
     hotpluggable_cpus = False
     numa_supported = False
+    numa_mem_supported = False
     acpi_supported = False
     big_endian = False
 
@@ -73,6 +86,11 @@ class Board(Object):
         self.rtc_host = True
         """Whether the clock follows the host's rather than the guest's time."""
         self.fw_cfg_files: list[tuple[str, bytes]] = []
+        self.drives: list[Any] = []
+        self.serial_chardevs: list[str | None] = []
+        self.no_defaults = False
+        self.boot: dict[str, Any] = {}
+        self._globals: list[tuple[str, str, str]] = []
         self.peripheral = Container(tree)
         self.peripheral_anon = Container(tree)
         self.unattached = Container(tree)
@@ -145,6 +163,7 @@ class Board(Object):
         target = self.system_bus if bus is None and device.bus_type == "System" else bus
         if target is not None:
             target.insert(device)
+        self.apply_globals(device)
         if name is None:
             self.unattached.add_child("device[*]", device)
         else:
@@ -175,7 +194,32 @@ class Board(Object):
         if self.ram is not None and self.memory_backend is None:
             self.ram.close()
 
+    def add_global(self, driver: str, name: str, value: str) -> None:
+        """Another default for a property of every device of a type (``-global``)."""
+        self._globals.append((driver, name, value))
+
+    def apply_globals(self, device: Device) -> None:
+        """Give ``device``, new and not realized, the defaults that the user set."""
+        for driver, name, value in self._globals:
+            if device.implements(driver):
+                device.set(name, value, keyval=True)
+
     # -- for boards to fill in
+
+    def inject_nmi(self) -> None:
+        """Send a non-maskable interrupt to the CPUs. Raises QobraError where there is no such thing."""
+        raise QobraError("machine does not provide NMIs")
+
+    def memory_devices(self) -> list[dict[str, Any]]:
+        """The memory devices: ``kind`` and ``info`` of MemoryDeviceInfo, and ``size`` in bytes."""
+        return []
+
+    def ospm_status(self) -> list[dict[str, Any]] | None:
+        """ACPIOSTInfo of each slot, or None without ACPI."""
+        return None
+
+    def plug_drives(self, drives: list[Any]) -> None:
+        """Show the drives of the command line that the board has places for; mark those as claimed."""
 
     def build(self) -> None:
         """Make the board's devices."""

@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import random
     import uuid as uuid_module
+    from collections.abc import Callable
 
     from qobra.block.layer import BlockLayer
     from qobra.chardev.chardevs import Chardevs
@@ -48,6 +49,8 @@ class Machine:
         # True while a program holds the machine back for --preconfig: few commands are served then.
         self.preconfig = False
         self.board: Board | None = None
+        # Builds the board while ``preconfig`` holds the machine back; set by the program.
+        self.exit_preconfig: Callable[[], None] | None = None
         self._exit = threading.Event()
         self._closed = False
 

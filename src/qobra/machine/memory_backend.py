@@ -61,7 +61,8 @@ class MemoryBackend(Object):
             raise QobraError("can't create backend with size 0")
         if self.policy == "default" and self.host_nodes:
             raise QobraError(
-                "host-nodes must be empty for policy default, or you should explicitly specify a policy other than default"
+                "host-nodes must be empty for policy default, "
+                "or you should explicitly specify a policy other than default"
             )
         if self.policy != "default" and not self.host_nodes:
             raise QobraError(f"host-nodes must be set for policy {self.policy}")

@@ -50,7 +50,7 @@ class PcBoard(Board):
     vmport = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable vmport (pc & q35)")
     smm = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable SMM")
 
-    firmware_directories: tuple[str, ...] = _FIRMWARE_DIRECTORIES
+    firmware_directories = _FIRMWARE_DIRECTORIES
     fw_cfg: FwCfg
     ioapic: IoApic | None = None
 
@@ -135,6 +135,11 @@ class PcBoard(Board):
         pit.output.connect(self.gsi[0])
         if self.i8042:
             self.place(new("i8042"), bus=bus)
+        for number, chardev in enumerate(self.serial_chardevs):
+            if chardev is not None:
+                serial = new("isa-serial")
+                serial.values |= {"index": number, "chardev": chardev}
+                self.place(serial, bus=bus)
         self.place(new("port92"), bus=bus)
 
     def _new(self, type_name: str) -> Device:

@@ -220,7 +220,8 @@ class Bus(Object):
     def reset(self) -> None:
         """Reset every device on the bus."""
         for device in list(self.devices):
-            device.reset_tree()
+            if device.bus is self:  # it may have been unplugged by the reset of another
+                device.reset_tree()
 
     # -- for bus types to fill in
 

@@ -60,6 +60,8 @@ class RunState:
         self.autostart = True
         self.wakeup_supported = False
         self.exit_status = 0
+        self.incoming: str | None = None
+        """Where a migration is to come from, if the machine waits for one."""
         self._listeners: list[StateListener] = []
         self._reset_handlers: list[Callable[[], None]] = []
         self._powerdown_handlers: list[Callable[[], None]] = []
@@ -177,6 +179,12 @@ class RunState:
         """The guest suspends itself to RAM (SUSPEND)."""
         if self.state != "suspended":
             self._request("suspend", self._serve_suspend, "")
+
+    def wake_up(self) -> None:
+        """What the command ``system_wakeup`` does."""
+        if not self.wakeup_supported:
+            raise QobraError("wake-up from suspend is not supported by this guest")
+        self.request_wakeup()
 
     def request_wakeup(self, reason: str = "other") -> None:
         """Wake a suspended guest (WAKEUP)."""

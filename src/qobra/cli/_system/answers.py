@@ -1,0 +1,88 @@
+"""What ``-machine help``, ``-device help`` and their like print."""
+
+from __future__ import annotations
+
+_ASK = ("help", "?")
+
+
+def answer(architecture: str, name: str, value: str) -> str | None:
+    """The text for an option that only asks, or None for any other."""
+    first = value.split(",")[0]
+    asks = first in _ASK
+    if name == "machine" and asks:
+        return _machines(architecture)
+    if name == "cpu" and asks:
+        return _cpus(architecture)
+    if name == "accel" and asks:
+        from qobra.cli._system.config import ACCELERATORS
+
+        return "Accelerators supported in this binary:\n" + "".join(f"{each}\n" for each in ACCELERATORS)
+    if name == "device" and (asks or ",help" in value or ",?" in value):
+        return _devices(architecture) if asks else _device(architecture, first)
+    if name == "object" and asks:
+        tree = _tree(architecture)
+        creatable = sorted(n for n, cls in tree.all_types().items() if cls.user_creatable and not cls.abstract)
+        return "List of user creatable objects:\n" + "".join(f"  {each}\n" for each in creatable)
+    if name == "chardev" and asks:
+        from qobra.chardev.chardev import registry
+
+        return "Available chardev backend types: \n" + "".join(f"  {each}\n" for each in registry.names())
+    return None
+
+
+def _tree(architecture: str):  # type: ignore[no-untyped-def]
+    from qobra.machine.launch import attach_board, find_board
+    from qobra.machine.machine import Machine
+
+    machine = Machine(capabilities=frozenset(("board", architecture)))
+    attach_board(machine, find_board(architecture, "none"))
+    return machine.objects
+
+
+def _machines(architecture: str) -> str:
+    from qobra.machine.launch import board_classes
+
+    lines = []
+    for cls in board_classes(architecture):
+        if cls.alias:
+            lines.append(f"{cls.alias:<20} {cls.description} (alias of {cls.machine_name})\n")
+        default = " (default)" if architecture in cls.default_for else ""
+        lines.append(f"{cls.machine_name:<20} {cls.description}{default}\n")
+    return "Supported machines are:\n" + "".join(lines)
+
+
+def _cpus(architecture: str) -> str:
+    suffix = {"x86_64": "-x86_64-cpu", "riscv64": "-riscv-cpu"}[architecture]
+    names = sorted(
+        name.removesuffix(suffix)
+        for name, cls in _tree(architecture).all_types().items()
+        if name.endswith(suffix) and not cls.abstract
+    )
+    return "Available CPUs:\n" + "".join(f"{name}\n" for name in names)
+
+
+def _devices(architecture: str) -> str:
+    from qobra.machine.qdev import Device
+
+    lines = []
+    for name, cls in sorted(_tree(architecture).all_types().items()):
+        if issubclass(cls, Device) and cls.pluggable and not cls.abstract:
+            bus = f", bus {cls.bus_type}" if cls.bus_type else ""
+            description = f', desc "{cls.description}"' if cls.description else ""
+            lines.append(f'name "{name}"{bus}{description}\n')
+    return "".join(lines)
+
+
+def _device(architecture: str, type_name: str) -> str:
+    from qobra.machine.plug import device_class
+    from qobra.machine.qdev import Device
+
+    tree = _tree(architecture)
+    device = device_class(tree, type_name)(tree)
+    lines = []
+    for name, prop in sorted(device.properties().items()):
+        if name not in Device.BASE_PROPERTIES:
+            default = "" if prop.default is None or not prop.show_default else f" (default: {prop.show(prop.default)})"
+            description = f" - {prop.description}" if prop.description else ""
+            lines.append(f"  {name}=<{prop.type}>{description}{default}\n")
+    return f"{device.type_name} options:\n" + "".join(lines)

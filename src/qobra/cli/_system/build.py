@@ -1,0 +1,389 @@
+"""From options to a machine: back ends first, then the board, its drives and devices, and the start."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import uuid as uuid_module
+from typing import TYPE_CHECKING, Any
+
+from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
+from qobra.cli._options import program, structure, tree
+from qobra.cli._system.config import MachineConfig, parse_name
+from qobra.cli._system.drives import DriveInfo, Drives
+from qobra.errors import QobraError
+from qobra.machine.launch import attach_board, find_board
+from qobra.machine.machine import Machine
+from qobra.machine.option_groups import convert
+from qobra.machine.plug import add_device
+from qobra.qmp import dispatch
+from qobra.qmp.monitor import Monitors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SHORT_DRIVES = {
+    "hda": "if=ide,index=0,media=disk",
+    "hdb": "if=ide,index=1,media=disk",
+    "hdc": "if=ide,index=2,media=disk",
+    "hdd": "if=ide,index=3,media=disk",
+    "cdrom": "if=ide,index=2,media=cdrom",
+    "fda": "if=floppy,index=0",
+    "fdb": "if=floppy,index=1",
+    "sd": "if=sd",
+    "pflash": "if=pflash",
+}
+# Objects that other options refer to come early; those that refer to other options come late.
+_LATE_OBJECTS = ("qtest", "rng-egd", "filter-", "colo-compare", "cryptodev-vhost-user", "can-host")
+
+
+class Builder:
+    """Works the options of one program off, stage by stage."""
+
+    def __init__(self, architecture: str, options: list[tuple[str, str]]) -> None:
+        self._architecture = architecture
+        self._options = options
+        self.preconfig = self._has("preconfig")
+        names = [parse_name(value) for value in self._values("name")]
+        uuids = self._values("uuid")
+        self.machine = Machine(
+            name=names[-1].get("guest") if names else None,
+            uuid=_uuid(uuids[-1]) if uuids else None,
+            capabilities=frozenset(("board", architecture)),
+        )
+        self.machine.preconfig = self.preconfig
+        self._monitors = Monitors(self.machine)
+        self._config = MachineConfig()
+        self._late: list[tuple[dict[str, Any], bool]] = []
+        self._drives: Drives | None = None
+        self._continue = threading.Event()
+        self._serials: list[str | None] = []
+
+    def close(self) -> None:
+        """Send no more events."""
+        self._monitors.close()
+
+    def _has(self, name: str) -> bool:
+        return any(each == name for each, _ in self._options)
+
+    def _values(self, name: str) -> list[str]:
+        return [value for each, value in self._options if each == name]
+
+    def _each(self, name: str, do: Callable[[str], Any]) -> None:
+        for value in self._values(name):
+            try:
+                do(value)
+            except QobraError as error:
+                raise error.prefixed(f"-{name} {value}: ")
+
+    # -- before the board
+
+    def build_early(self) -> None:
+        """Descriptors, character devices, monitors, objects, block nodes; and what the board will be."""
+        self._each("add-fd", self._add_fd)
+        self._each("machine", self._config.set_machine)
+        self._each("accel", self._config.set_accelerator)
+        if self._has("enable-kvm"):
+            self._config.set_accelerator("kvm")
+        self._each("smp", self._config.set_smp)
+        self._each("m", self._config.set_memory)
+        for value in self._values("cpu"):
+            self._config.cpu = value
+        for value in self._values("mem-path"):
+            self._config.mem_path = value
+        self._make_board()
+        self._each("chardev", self._add_chardev)
+        self._each("object", self._add_object)
+        self._each("blockdev", self._add_blockdev)
+        self._add_monitors()
+        self._each("overcommit", lambda value: convert("overcommit", split(value)))
+        self._each("trace", lambda value: convert("trace", split(value, "enable")))
+        self._each("msg", lambda value: convert("msg", split(value)))
+        self._set_run_state()
+
+    def _make_board(self) -> None:
+        try:
+            cls = find_board(self._architecture, self._config.board)
+        except QobraError as error:
+            hint = "Use -machine help to list supported machines"
+            if self._config.board is None:
+                raise QobraError(f"{error}\n{hint}")
+            raise QobraError(f"-machine {self._config.board}: {error}\n{hint}")
+        self.board = attach_board(self.machine, cls)
+
+    def _add_fd(self, value: str) -> None:
+        options = convert("add-fd", split(value))
+        if "fd" not in options:
+            raise QobraError("fd option is required and must be non-negative")
+        if "set" not in options:
+            raise QobraError("set option is required")
+        if options["fd"] <= 2:
+            raise QobraError("fd cannot be a standard I/O stream")
+        try:
+            fd = os.dup(options["fd"])
+        except OSError as error:
+            raise QobraError.from_os("error duplicating fd", error)
+        self.machine.fdsets.add(fd, options["set"], options.get("opaque"))
+
+    def _add_chardev(self, value: str) -> None:
+        id, backend = parse(value, warn=warn_on_stderr(f"{program()}: -chardev {value}"))
+        self.machine.chardevs.create(id, backend, failure="")
+
+    def _add_object(self, value: str) -> None:
+        properties, keyval = tree(value, "qom-type")
+        for required in ("qom-type", "id"):
+            if required not in properties:
+                raise QobraError(f"Parameter '{required}' is missing")
+        if str(properties["qom-type"]).startswith(_LATE_OBJECTS):
+            self._late.append((properties, keyval))
+        else:
+            self._create(properties, keyval)
+
+    def _create(self, properties: dict[str, Any], keyval: bool) -> None:
+        rest = {key: value for key, value in properties.items() if key not in ("qom-type", "id")}
+        self.machine.objects.create(properties["qom-type"], properties["id"], rest, keyval=keyval)
+
+    def _add_blockdev(self, value: str) -> None:
+        dispatch.call(self.machine, "blockdev-add", structure(value, "BlockdevOptions", "driver"))
+
+    def _add_monitors(self) -> None:
+        def on(value: str, mode: str, pretty: bool = False) -> None:
+            if value == "none":
+                return
+            self._monitors.add(self._short_chardev(value, "compat_monitor"), mode=mode, pretty=pretty)
+
+        self._each("mon", lambda value: self._monitors.add_options(structure(value, "MonitorOptions", "chardev")))
+        self._each("qmp", lambda value: on(value, "control"))
+        self._each("qmp-pretty", lambda value: on(value, "control", True))
+        self._each("monitor", lambda value: on(value, "readline"))
+
+    def _short_chardev(self, value: str, stem: str) -> str:
+        """The id of the device that a short form describes, made if need be."""
+        if value.startswith("chardev:"):
+            return value[8:]
+        number = 0
+        while self.machine.chardevs.find(f"{stem}{number}") is not None:
+            number += 1
+        self.machine.chardevs.create(f"{stem}{number}", parse_short(value), failure="")
+        return f"{stem}{number}"
+
+    def _set_run_state(self) -> None:
+        state = self.machine.run_state
+        state.autostart = not self._has("S")
+        if self._has("no-reboot"):
+            state.reboot_action = "shutdown"
+        if self._has("no-shutdown"):
+            state.shutdown_action = "pause"
+            state.panic_action = "pause"
+        self._each(
+            "watchdog-action", lambda value: dispatch.call(self.machine, "watchdog-set-action", {"action": value})
+        )
+        self._each("action", self._set_actions)
+        for value in self._values("incoming"):
+            state.set("inmigrate")
+            state.incoming = value
+
+    def _set_actions(self, value: str) -> None:
+        for key, action in convert("action", split(value)).items():
+            setattr(self.machine.run_state, f"{key}_action", action)
+
+    # -- the board
+
+    def build_board(self) -> None:
+        """The board with its drives and devices."""
+        board = self.board
+        self._board_options()
+        try:
+            self._config.apply(board)
+        except QobraError:
+            raise
+        for value in self._values("numa"):
+            dispatch.call(self.machine, "set-numa-node", structure(value, "NumaOptions", "type"))
+        self._drives = Drives(
+            self.machine, default_interface=board.default_drive_interface, snapshot=self._has("snapshot")
+        )
+        drives = self._drives
+        for name, value in self._options:
+            prefix = f"-{name} {value}: "
+            try:
+                if name == "drive":
+                    drives.add_text(value)
+                elif name in _SHORT_DRIVES:
+                    drives.add(split(_SHORT_DRIVES[name]) | {"file": value})
+            except QobraError as error:
+                raise error.prefixed(prefix)
+        board.drives = drives.drives
+        board.serial_chardevs = self._serial_chardevs()
+        board.no_defaults = self._has("nodefaults")
+        for value in self._values("global"):
+            board.add_global(*_global(value))
+        self._each("netdev", self._add_netdev)
+        board.start()
+        for properties, keyval in self._late:
+            self._create(properties, keyval)
+        self._plug_drives(drives.drives)
+        self._each("device", self._add_device)
+        self._add_qtest()
+        board.finish()
+
+    def _board_options(self) -> None:
+        board = self.board
+        for option, name in (
+            ("kernel", "kernel"),
+            ("initrd", "initrd"),
+            ("append", "append"),
+            ("dtb", "dtb"),
+            ("bios", "firmware"),
+        ):
+            for value in self._values(option):
+                board.set(name, value)
+        board.firmware_directories = (*self._values("L"), *board.firmware_directories)
+        if self._has("no-acpi") and "acpi" in board.properties():
+            board.set("acpi", "off")
+        if self._has("usb"):
+            board.set("usb", True)
+        for value in self._values("fw_cfg"):
+            board.fw_cfg_files.append(_fw_cfg(convert("fw_cfg", split(value, "name"))))
+        for value in self._values("rtc"):
+            self._set_rtc(convert("rtc", split(value)))
+        for value in self._values("boot"):
+            board.boot = convert("boot-opts", split(value, "order"))
+        for option in ("vga", "display"):
+            for value in self._values(option):
+                if value.split(",")[0] not in ("none", "std" if option == "vga" else "none"):
+                    raise QobraError(f"-{option} {value}: there is no such {'card' if option == 'vga' else 'display'}")
+        for value in self._values("parallel"):
+            if value not in ("none", "null"):
+                raise QobraError(f"-parallel {value}: this machine has no parallel port")
+
+    def _set_rtc(self, options: dict[str, Any]) -> None:
+        import calendar
+        import time
+
+        base, clock = options.get("base", "utc"), options.get("clock", "host")
+        if clock not in ("host", "rt", "vm"):
+            raise QobraError(f"invalid option value '{clock}'")
+        self.board.rtc_host = clock != "vm"
+        if base == "localtime":
+            self.board.rtc_start = calendar.timegm(time.localtime(self.machine.clock.time_ns() // 10**9))
+        elif base != "utc":
+            for form in ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"):
+                try:
+                    self.board.rtc_start = calendar.timegm(time.strptime(base, form))
+                    return
+                except ValueError:
+                    continue
+            raise QobraError("invalid datetime format\nvalid formats: 2006-06-17T16:01:21 or 2006-06-17")
+
+    def _serial_chardevs(self) -> list[str | None]:
+        values = self._values("serial")
+        if not values and self._has("nographic") and not self._has("nodefaults"):
+            values = ["stdio"]
+        ids: list[str | None] = []
+        for value in values:
+            ids.append(None if value == "none" else self._short_chardev(value, "serial"))
+        return ids
+
+    def _add_netdev(self, value: str) -> None:
+        dispatch.call(self.machine, "netdev_add", structure(value, "Netdev", "type"))
+
+    def _add_device(self, value: str) -> None:
+        if value.startswith("{"):
+            from qobra.cli._options import json_object
+
+            add_device(self.machine, json_object(value), keyval=False)
+        else:
+            add_device(self.machine, split(value, "driver"), keyval=True)
+
+    def _plug_drives(self, drives: list[DriveInfo]) -> None:
+        for drive in drives:
+            if drive.interface == "virtio":
+                type_name = self.board.virtio_blk_type
+                options = {"driver": type_name, "drive": drive.backend.name, **drive.on_error}
+                add_device(self.machine, options, keyval=True)
+                drive.claimed = True
+        self.board.plug_drives(drives)
+        for drive in drives:
+            if not drive.claimed and drive.interface != "none":
+                raise QobraError(
+                    f"machine type does not support if={drive.interface},bus={drive.bus},unit={drive.unit}"
+                )
+
+    def _add_qtest(self) -> None:
+        logs = self._values("qtest-log")
+        for value in self._values("qtest"):
+            chardev = self._short_chardev(value, "qtest")
+            options = {"chardev": chardev} | ({"log": logs[-1]} if logs else {})
+            found = self.machine.objects.find_type("qtest")
+            assert found is not None
+            server = found(self.machine.objects)
+            self.board.add_child("qtest", server)
+            for name, text in options.items():
+                server.set(name, text)
+            server.complete()
+
+    # -- the start
+
+    def wait_for_preconfig(self) -> None:
+        """Serve commands until x-exit-preconfig, then build the board."""
+        self.machine.exit_preconfig = self._exit_preconfig
+        while not self._continue.wait(0.1):
+            if self.machine.wait_for_exit(0):
+                return
+
+    def _exit_preconfig(self) -> None:
+        self.machine.preconfig = False
+        self.build_board()
+        self._continue.set()
+
+    def start(self) -> None:
+        """Let the machine run, unless it is to wait."""
+        state = self.machine.run_state
+        if state.autostart and state.state == "prelaunch":
+            state.start()
+
+    def drop_privileges(self) -> None:
+        """``-chroot`` and ``-runas``."""
+        for directory in self._values("chroot"):
+            try:
+                os.chroot(directory)
+                os.chdir("/")
+            except OSError as error:
+                raise QobraError.from_os("chroot failed", error)
+        for user in self._values("runas"):
+            from qobra.cli._system.runas import become
+
+            become(user)
+
+
+def _uuid(text: str) -> uuid_module.UUID:
+    try:
+        return uuid_module.UUID(text)
+    except ValueError:
+        print(f"{program()}: failed to parse UUID string: wrong format", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _global(text: str) -> tuple[str, str, str]:
+    if "=" in text and text.partition("=")[0] in ("driver", "property", "value"):
+        options = convert("global", split(text))
+        return options.get("driver", ""), options.get("property", ""), options.get("value", "")
+    left, equals, value = text.partition("=")
+    driver, dot, name = left.rpartition(".")
+    if not equals or not dot:
+        raise QobraError(f"-global {text}: Invalid 'global' value")
+    return driver, name, value
+
+
+def _fw_cfg(options: dict[str, str]) -> tuple[str, bytes]:
+    name = options.get("name")
+    if name is None or ("file" in options) == ("string" in options):
+        raise QobraError("-fw_cfg: invalid argument(s)")
+    if "string" in options:
+        return name, options["string"].encode()
+    try:
+        with open(options["file"], "rb") as stream:
+            return name, stream.read(64 << 20)
+    except OSError as error:
+        raise QobraError.from_os(f"-fw_cfg: can't load {options['file']}", error)

@@ -1,0 +1,130 @@
+"""``qobra-system-x86_64`` and ``qobra-system-riscv64``: a machine from QEMU's options, driven over QMP."""
+
+from __future__ import annotations
+
+import _signal as signal  # type: ignore[import-not-found]
+import sys
+
+from qobra.cli._options import Background, fail, program, write_pidfile
+from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+
+def main_x86_64() -> int:
+    """The program ``qobra-system-x86_64``."""
+    return main("x86_64", sys.argv[1:])
+
+
+def main_riscv64() -> int:
+    """The program ``qobra-system-riscv64``."""
+    return main("riscv64", sys.argv[1:])
+
+
+class _Terminate(BaseException):
+    """A signal asks the program to end."""
+
+
+def main(architecture: str, arguments: list[str]) -> int:
+    """Run a machine until it quits; the exit status."""
+    from qobra.cli._system import table
+
+    try:
+        options = table.scan(arguments)
+        options = _with_config_files(options)
+    except QobraError as error:
+        fail(str(error))
+    names = {name for name, _ in options}
+    if "h" in names:
+        print(table.help_text(program()), end="")
+        return 0
+    if "version" in names:
+        from qobra.qmp.version import PACKAGE
+
+        print(f"{program()}: Qobra emulator version 5.2.0 ({PACKAGE})")
+        return 0
+    text = _help_answer(architecture, options)
+    if text is not None:
+        print(text, end="")
+        return 0
+    background = Background() if "daemonize" in names else None
+    return _run(architecture, options, background)
+
+
+def _with_config_files(options: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    # The options of a file take the place of -readconfig.
+    result: list[tuple[str, str]] = []
+    for name, value in options:
+        if name == "readconfig":
+            from qobra.cli._system.readconfig import read_config
+
+            result.extend(read_config(value))
+        else:
+            result.append((name, value))
+    return result
+
+
+def _help_answer(architecture: str, options: list[tuple[str, str]]) -> str | None:
+    """The answer to options that only ask what there is."""
+    from qobra.cli._system import answers
+
+    for name, value in options:
+        text = answers.answer(architecture, name, value)
+        if text is not None:
+            return text
+    return None
+
+
+def _run(architecture: str, options: list[tuple[str, str]], background: Background | None) -> int:
+    from qobra.cli._system.build import Builder
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _on_signal)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    builder = Builder(architecture, options)
+    machine = builder.machine
+    remove_pidfile: Callable[[], None] | None = None
+    status = 0
+    try:
+        with machine.control:
+            builder.build_early()
+            if not builder.preconfig:
+                builder.build_board()
+        for name, value in options:
+            if name == "pidfile":
+                remove_pidfile = write_pidfile(value)
+        builder.drop_privileges()
+        if background is not None:
+            background.ready()
+        if builder.preconfig:
+            builder.wait_for_preconfig()
+        with machine.control:
+            builder.start()
+        machine.wait_for_exit()
+        status = machine.run_state.exit_status
+    except _Terminate:
+        machine.events.emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})
+    except QobraError as error:
+        status = 1
+        print(f"{program()}: {error}", file=sys.stderr)
+    except SystemExit as exit:
+        status = int(exit.code or 0)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        machine.close()
+        builder.close()
+        if remove_pidfile is not None:
+            remove_pidfile()
+    return status
+
+
+def _on_signal(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminate
+
+
+if __name__ == "__main__":
+    sys.exit(main_x86_64())

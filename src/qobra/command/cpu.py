@@ -1,0 +1,80 @@
+"""CPUs over QMP: which there are, which could be plugged in, which models there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.command.machine import architecture
+from qobra.errors import QobraError
+from qobra.machine.cpu import Cpu
+from qobra.machine.machine import Machine
+from qobra.qmp.registry import command
+
+_SUFFIXES = {"x86_64": "-x86_64-cpu", "riscv64": "-riscv-cpu"}
+
+
+@command("query-cpus-fast", needs="board")
+def query_cpus_fast(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The CPUs, without disturbing them."""
+    assert machine.board is not None
+    return [cpu.describe_fast() for cpu in machine.board.cpus]
+
+
+@command("query-cpus", needs="board")
+def query_cpus(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The CPUs, with their state."""
+    assert machine.board is not None
+    return [
+        {
+            "CPU": cpu.index,
+            "current": cpu.index == 0,
+            "halted": cpu.halted,
+            "qom_path": cpu.path(),
+            "thread_id": cpu.thread_id,
+            "arch": cpu.legacy_architecture,
+            "pc": 0,
+        }
+        for cpu in machine.board.cpus
+    ]
+
+
+@command("cpu", needs="board")
+def cpu(machine: Machine, args: dict[str, Any]) -> None:
+    """Long without effect: the monitor's current CPU is a matter of each command."""
+
+
+@command("query-hotpluggable-cpus", needs="board")
+def query_hotpluggable_cpus(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every place for a CPU, filled or free."""
+    board = machine.board
+    assert board is not None
+    if not board.hotpluggable_cpus or board.topology is None:
+        raise QobraError("machine does not support hot-plugging CPUs")
+    result = []
+    for index in reversed(range(board.topology.max_cpus)):
+        place: dict[str, Any] = {"type": board.cpu_type, "vcpus-count": 1, "props": board.topology.place(index)}
+        present = next((cpu for cpu in board.cpus if cpu.index == index), None)
+        if present is not None:
+            place["qom-path"] = present.path()
+        result.append(place)
+    return result
+
+
+@command("query-cpu-definitions", needs="board")
+def query_cpu_definitions(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The models that ``-cpu`` takes."""
+    suffix = _SUFFIXES[architecture(machine)]
+    result = []
+    for name, cls in sorted(machine.objects.all_types().items()):
+        if issubclass(cls, Cpu) and not cls.abstract and name.endswith(suffix):
+            result.append(
+                {
+                    "name": name.removesuffix(suffix),
+                    "typename": name,
+                    "static": False,
+                    "migration-safe": not name.startswith("max-"),
+                    "unavailable-features": [],
+                    "deprecated": False,
+                }
+            )
+    return result

@@ -1,0 +1,108 @@
+"""The machine over QMP: its type, its target, its options, its memory backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.launch import board_classes
+from qobra.machine.machine import Machine
+from qobra.machine.option_groups import GROUPS
+from qobra.qmp.registry import command
+
+
+def architecture(machine: Machine) -> str:
+    """The SysEmuTarget of the machine."""
+    return next(each for each in ("x86_64", "riscv64") if each in machine.capabilities)
+
+
+@command("query-machines", needs="board")
+def query_machines(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The boards there are."""
+    target = architecture(machine)
+    result = []
+    for cls in board_classes(target):
+        info: dict[str, Any] = {
+            "name": cls.machine_name,
+            "cpu-max": cls.max_cpus,
+            "hotpluggable-cpus": cls.hotpluggable_cpus,
+            "numa-mem-supported": cls.numa_mem_supported,
+            "deprecated": False,
+        }
+        if target in cls.default_for:
+            info["is-default"] = True
+        if cls.alias is not None:
+            info["alias"] = cls.alias
+        if cls.default_cpu_type is not None:
+            info["default-cpu-type"] = cls.default_cpu_type
+        if cls.default_ram_id is not None:
+            info["default-ram-id"] = cls.default_ram_id
+        result.append(info)
+    return result
+
+
+@command("query-current-machine", needs="board")
+def query_current_machine(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """What the machine of this process can do."""
+    return {"wakeup-suspend-support": machine.run_state.wakeup_supported}
+
+
+@command("query-target", needs="board")
+def query_target(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """The architecture."""
+    return {"arch": architecture(machine)}
+
+
+@command("query-kvm", needs="board")
+def query_kvm(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """Whether KVM could run the CPUs, and does."""
+    return {"enabled": False, "present": False}
+
+
+@command("query-command-line-options", needs="board")
+def query_command_line_options(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The options of the programs, with their parameters."""
+    wanted = args.get("option")
+    if wanted is not None and wanted not in GROUPS:
+        raise QobraError(f"invalid option name: {wanted}")
+    return [
+        {"option": name, "parameters": [{"name": key, "type": kind} for key, kind in parameters]}
+        for name, parameters in GROUPS.items()
+        if wanted in (None, name)
+    ]
+
+
+@command("query-memdev", needs="board")
+def query_memdev(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The user's memory backends."""
+    from qobra.machine.memory_backend import MemoryBackend
+
+    backends = machine.objects.objects.children.values()
+    return [backend.describe() for backend in backends if isinstance(backend, MemoryBackend)]
+
+
+@command("query-memory-size-summary", needs="board")
+def query_memory_size_summary(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """How much memory is there, from the start and plugged in."""
+    board = machine.board
+    assert board is not None
+    return {"base-memory": board.ram_size, "plugged-memory": sum(d["size"] for d in board.memory_devices())}
+
+
+@command("query-memory-devices", needs="board")
+def query_memory_devices(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The memory devices that are plugged in."""
+    board = machine.board
+    assert board is not None
+    return [{"type": device["kind"], "data": device["info"]} for device in board.memory_devices()]
+
+
+@command("query-vm-generation-id", needs="board")
+def query_vm_generation_id(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """The identity that a vmgenid device shows to the guest."""
+    from qobra.machine.board import find_devices
+
+    assert machine.board is not None
+    for device in find_devices(machine.board, "vmgenid"):
+        return {"guid": device.get("guid")}
+    raise QobraError("VM Generation ID device not found")

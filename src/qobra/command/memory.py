@@ -1,0 +1,45 @@
+"""Guest memory over QMP: save a part of it to a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError, strerror
+from qobra.machine.machine import Machine
+from qobra.machine.memory import AddressSpace
+from qobra.qmp.registry import command
+
+_CHUNK = 1 << 20
+
+
+@command("pmemsave", needs="board")
+def pmemsave(machine: Machine, args: dict[str, Any]) -> None:
+    """Write ``size`` bytes of physical memory from ``val`` on to a file."""
+    assert machine.board is not None
+    _save(machine.board.memory, args["val"], args["size"], args["filename"])
+
+
+@command("memsave", needs="board")
+def memsave(machine: Machine, args: dict[str, Any]) -> None:
+    """The same for virtual memory, as a CPU sees it."""
+    board = machine.board
+    assert board is not None
+    index = args.get("cpu-index", 0)
+    if not any(cpu.index == index for cpu in board.cpus):
+        raise QobraError("Parameter 'cpu-index' expects a CPU number")
+    # After a reset, and so while no CPU has run, paging is off: virtual addresses are physical ones.
+    _save(board.memory, args["val"], args["size"], args["filename"])
+
+
+def _save(memory: AddressSpace, address: int, size: int, filename: str) -> None:
+    if size < 0 or address < 0:
+        raise QobraError("Parameter 'size' expects a non-negative number")
+    try:
+        with open(filename, "wb") as stream:
+            while size:
+                chunk = min(size, _CHUNK)
+                stream.write(memory.read(address, chunk))
+                address += chunk
+                size -= chunk
+    except OSError as error:
+        raise QobraError(f"Could not open '{filename}': {strerror(error)}", errno=error.errno)
