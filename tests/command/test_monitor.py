@@ -116,7 +116,6 @@ class TestHmp:
         return text
 
     def test_texts(self, monitored: Any) -> None:
-        more = 'Try "help ringbuf_read" for more information\r\n'
         for line, text in (
             ("", ""),
             ("foo", "unknown command: 'foo'\r\n"),

@@ -69,7 +69,10 @@ def find(machine: Machine, name: str) -> Command | None:
 
 def served(machine: Machine) -> dict[str, Command]:
     """Every command that ``machine`` serves, by name, sorted."""
-    return {name: item for name, item in sorted(commands().items()) if item.served_by(machine)}
+    from qobra.qapi.contract import contract
+
+    known = contract().commands
+    return {name: item for name, item in sorted(commands().items()) if name in known and item.served_by(machine)}
 
 
 def served_events(machine: Machine) -> list[str]:

@@ -23,6 +23,13 @@ class _LimitsProperty(Property):
             raise self.mismatch()
         return contract().check("ThrottleLimits", value, path=self.name)  # type: ignore[no-any-return]
 
+    def write(self, instance: Object, value: Any, *, keyval: bool = False) -> None:
+        if keyval and isinstance(value, dict):
+            from qobra.qapi.contract import contract
+
+            value = contract().check("ThrottleLimits", value, path=self.name, keyval=True)
+        super().write(instance, value)
+
 
 class _Member(Int):
     """``x-NAME``: one member of the limits, as options set them one by one."""

@@ -1,0 +1,248 @@
+"""qobra-storage-daemon: options in order, errors in one line, readiness, signals, the background."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = [
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'qobra-storage-daemon'; from qobra.cli.storage_daemon import main; sys.exit(main())",
+]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+class Daemon:
+    def __init__(self, *arguments: str, **options: Any) -> None:
+        self.process = subprocess.Popen([*PROGRAM, *arguments], stdin=subprocess.DEVNULL, **options)
+
+    def connect(self, path: Path) -> Any:
+        deadline = time.monotonic() + 60
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.connect(str(path))
+                break
+            except OSError:
+                sock.close()
+                assert self.process.poll() is None and time.monotonic() < deadline
+                threading.Event().wait(0.005)
+        sock.settimeout(60)
+        stream = sock.makefile("rwb", buffering=0)
+        assert b"QMP" in stream.readline()
+        sock.close()
+        self.call(stream, "qmp_capabilities")
+        return stream
+
+    def call(self, stream: Any, command: str, **arguments: Any) -> Any:
+        stream.write(json.dumps({"execute": command, "arguments": arguments}).encode())
+        while True:
+            reply = json.loads(stream.readline())
+            if "event" not in reply:
+                return reply.get("return", reply.get("error", {}).get("desc"))
+
+
+@pytest.fixture
+def daemon() -> Iterator[Callable[..., Daemon]]:
+    started: list[Daemon] = []
+
+    def start(*arguments: str, **options: Any) -> Daemon:
+        started.append(Daemon(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+def monitor(path: Path) -> tuple[str, ...]:
+    return ("--chardev", f"socket,id=qmp,path={path},server=on,wait=off", "--monitor", "chardev=qmp")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--foo"], "unrecognized option '--foo'"),
+        (["-x"], "invalid option -- 'x'"),
+        (["extra"], "extra: Unexpected argument"),
+        (["--blockdev"], "option '--blockdev' requires an argument"),
+        (["--daemonize=1"], "option '--daemonize' doesn't allow an argument"),
+        (
+            ["--blockdev", "driver=null-co"],
+            "--blockdev driver=null-co: 'node-name' must be specified for the root node",
+        ),
+        (
+            ["--blockdev", '{"driver":"null-co"}'],
+            '--blockdev {"driver":"null-co"}: \'node-name\' must be specified for the root node',
+        ),
+        (["--blockdev", '{"driver":'], '--blockdev {"driver":: JSON parse error, premature EOI'),
+        (["--blockdev", "{bad}"], "--blockdev {bad}: JSON parse error, invalid keyword 'bad'"),
+        (["--blockdev", "{}x"], "--blockdev {}x: JSON parse error, expecting value"),
+        (
+            ["--blockdev", "null-co,node-name=a,size=x"],
+            "--blockdev null-co,node-name=a,size=x: Parameter 'size' expects integer",
+        ),
+        (["--blockdev", "help"], "--blockdev help: Help is not available for this option"),
+        (["--export", "nbd,id=e"], "--export nbd,id=e: Parameter 'node-name' is missing"),
+        (
+            ["--blockdev", "null-co,node-name=a", "--export", "nbd,id=e,node-name=a"],
+            "--export nbd,id=e,node-name=a: NBD server not running",
+        ),
+        (["--nbd-server", "addr.type=unix"], "--nbd-server addr.type=unix: Parameter 'addr.path' is missing"),
+        (
+            ["--nbd-server", "addr.type=unix,addr.path=/nonexist/x"],
+            "--nbd-server addr.type=unix,addr.path=/nonexist/x: "
+            "Failed to bind socket to /nonexist/x: No such file or directory",
+        ),
+        (["--object", "secret"], "--object secret: Parameter 'id' is missing"),
+        (["--object", "id=x"], "--object id=x: Parameter 'qom-type' is missing"),
+        (["--object", "secret,id=s"], "--object secret,id=s: Either 'file' or 'data' must be provided"),
+        (["--chardev", "null"], "--chardev null: chardev: no id specified"),
+        (
+            ["--chardev", "ringbuf,id=r,size=1000"],
+            "--chardev ringbuf,id=r,size=1000: size of ringbuf chardev must be power of two",
+        ),
+        (["--monitor", "foo"], '--monitor foo: chardev "foo" not found'),
+        (["--monitor", "pretty=on"], "--monitor pretty=on: Parameter 'chardev' is missing"),
+        (
+            ["--chardev", "null,id=a", "--monitor", "chardev=a,pretty=foo"],
+            "--monitor chardev=a,pretty=foo: Parameter 'pretty' expects 'on' or 'off'",
+        ),
+        (
+            ["--chardev", "null,id=a", "--monitor", "a", "--monitor", '{"chardev":"a"}'],
+            '--monitor {"chardev":"a"}: Device \'a\' is in use',
+        ),
+        (
+            ["--pidfile", "/nonexist/p"],
+            "cannot create PID file: Could not create '/nonexist/p': No such file or directory",
+        ),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], text: str) -> None:
+    ended = run(*arguments)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"qobra-storage-daemon: {text}\n")
+
+
+def test_information() -> None:
+    for option in ("-h", "--help", "--hel"):
+        assert "--blockdev" in run(option).stdout
+    assert run("-V").stdout.startswith("qobra-storage-daemon version 5.2.0 (qobra-")
+    assert "  secret\n" in run("--object", "help").stdout
+    assert "  data=<string>\n" in run("--object", "secret,help").stdout
+    assert "  socket\n" in run("--chardev", "help").stdout
+
+
+def test_options_and_monitors(daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    running = daemon(
+        *("--trace", "anything"),
+        *("--object", '{"qom-type":"secret","id":"s","data":"x"}'),
+        *("--object", "throttle-group,id=tg,limits.iops-total=10"),
+        *("--blockdev", "null-co,node-name=n,size=1048576,read-zeroes=on"),
+        *("--blockdev", '{"driver":"raw","node-name":"r","file":"n"}'),
+        *("--nbd-server", f"addr.type=unix,addr.path={tmp_path}/nbd"),
+        *("--export", "nbd,id=e,node-name=r,writable=on"),
+        *monitor(tmp_path / "one"),
+        *("--chardev", f"socket,id=second,path={tmp_path}/two,server=on,wait=off"),
+        *("--monitor", "second,pretty=off"),
+    )
+    one, two = running.connect(tmp_path / "one"), running.connect(tmp_path / "two")
+    assert {node["node-name"] for node in running.call(two, "query-named-block-nodes")} == {"n", "r"}
+    assert [export["id"] for export in running.call(one, "query-block-exports")] == ["e"]
+    assert (tmp_path / "nbd").is_socket()
+    assert running.call(one, "quit") == {}
+    assert running.process.wait(60) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_end_it_cleanly(daemon: Callable[..., Daemon], tmp_path: Path, number: int) -> None:
+    image, pidfile = tmp_path / "image", tmp_path / "pid"
+    image.write_bytes(bytes(1 << 20))
+    running = daemon(
+        *monitor(tmp_path / "qmp"),
+        *("--pidfile", str(pidfile)),
+        *("--blockdev", f"file,node-name=f,filename={image}"),
+        *("--nbd-server", f"addr.type=unix,addr.path={tmp_path}/nbd"),
+        *("--export", "nbd,id=e,node-name=f,writable=on"),
+        stderr=subprocess.PIPE,
+    )
+    running.connect(tmp_path / "qmp")
+    deadline = time.monotonic() + 60
+    while not pidfile.exists() or not pidfile.read_text():
+        assert running.process.poll() is None and time.monotonic() < deadline
+        threading.Event().wait(0.005)
+    assert int(pidfile.read_text()) == running.process.pid
+    running.process.send_signal(number)
+    _, errors = running.process.communicate(timeout=60)
+    assert (running.process.returncode, errors) == (0, b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["image"]
+
+
+def test_in_the_background(tmp_path: Path) -> None:
+    pidfile = tmp_path / "pid"
+    ended = run("--daemonize", "--pidfile", str(pidfile), *monitor(tmp_path / "qmp"))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    # The parent has ended, so everything is up.
+    pid = int(pidfile.read_text())
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(60)
+            sock.connect(str(tmp_path / "qmp"))
+            assert b"QMP" in sock.recv(4096)
+            assert os.readlink(f"/proc/{pid}/cwd") == "/"
+            assert os.getsid(pid) != os.getsid(0)
+            sock.sendall(b'{"execute":"qmp_capabilities"}{"execute":"quit"}')
+            while sock.recv(4096):
+                pass
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    deadline = time.monotonic() + 60
+    while pidfile.exists():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
+
+
+def test_failing_in_the_background_is_the_parents_failure() -> None:
+    ended = run("--daemonize", "--monitor", "foo")
+    assert ended.returncode == 1
+    assert ended.stderr == 'qobra-storage-daemon: --monitor foo: chardev "foo" not found\n'
+
+
+def test_stdio(tmp_path: Path) -> None:
+    talk = b'{"execute":"qmp_capabilities"}\n{"execute":"query-version","id":1}\n{"execute":"quit","id":2}\n'
+    ended = subprocess.run(
+        [*PROGRAM, "--chardev", "stdio,id=s", "--monitor", "s"], input=talk, capture_output=True, timeout=60
+    )
+    assert ended.returncode == 0
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [line.get("id") for line in lines] == [None, None, 1, 2]
+
+
+def test_an_inherited_descriptor(daemon: Callable[..., Daemon]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        running = daemon(
+            *("--chardev", f"socket,id=c,fd={theirs.fileno()}", "--monitor", "c"), pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+        ours.settimeout(60)
+        assert b"QMP" in ours.recv(4096)
+        ours.sendall(b'{"execute":"qmp_capabilities"}{"execute":"quit"}')
+        assert running.process.wait(60) == 0
