@@ -15,13 +15,13 @@ def query_status(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
     return machine.run_state.query()
 
 
-@command("stop", needs="board")
+@command("stop")
 def stop(machine: Machine, args: dict[str, Any]) -> None:
     """Stop the guest."""
     machine.run_state.stop()
 
 
-@command("cont", needs="board")
+@command("cont")
 def cont(machine: Machine, args: dict[str, Any]) -> None:
     """Let the guest run."""
     machine.run_state.cont()
