@@ -38,6 +38,7 @@ registry.events(
     "SUSPEND",
     "SUSPEND_DISK",
     "WAKEUP",
+    "WATCHDOG",
     needs="board",
 )
 

@@ -1,0 +1,162 @@
+"""The human monitor's commands for nodes, block devices and jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.machine.machine import Machine
+from qobra.qmp import dispatch
+from qobra.qmp.hmp import hmp_command
+
+_THROTTLE = (
+    *("bps", "bps_rd", "bps_wr", "bps_max", "bps_rd_max", "bps_wr_max"),
+    *("iops", "iops_rd", "iops_wr", "iops_max", "iops_rd_max", "iops_wr_max", "iops_size"),
+)
+
+
+@hmp_command(
+    "info block",
+    args="nodes:-n,verbose:-v,device:B?",
+    params="[-n] [-v] [device]",
+    help="show info of one block device or all block devices (-n: show named nodes; -v: show details)",
+)
+def info_block(machine: Machine, args: dict[str, Any]) -> str:
+    """Block devices, or nodes."""
+    wanted, verbose = args.get("device"), args.get("verbose", False)
+    entries = []
+    if not args.get("nodes"):
+        for info in dispatch.call(machine, "query-block", {}):
+            if wanted in (None, info["device"]):
+                entries.append(_device(info, verbose))
+    if args.get("nodes") or (wanted is not None and not entries):
+        for info in dispatch.call(machine, "query-named-block-nodes", {}):
+            if wanted in (None, info["node-name"]):
+                entries.append(f"{info['node-name']}{_inserted(info)}{_state(info, verbose)}")
+    return "\n".join(entries)
+
+
+def _device(info: dict[str, Any], verbose: bool) -> str:
+    inserted = info.get("inserted")
+    text: str = info["device"] or info.get("qdev", "")
+    if inserted is not None and inserted.get("node-name"):
+        text += f" ({inserted['node-name']})"
+    text += _inserted(inserted)
+    if "qdev" in info:
+        text += f"    Attached to:      {info['qdev']}\n"
+    if info.get("io-status", "ok") != "ok":
+        text += f"    I/O status:       {info['io-status']}\n"
+    if info["removable"]:
+        locked = "" if info["locked"] else "not "
+        text += f"    Removable device: {locked}locked, tray {'open' if info.get('tray_open') else 'closed'}\n"
+    return text + (_state(inserted, verbose) if inserted is not None else "")
+
+
+def _inserted(info: dict[str, Any] | None) -> str:
+    if info is None:
+        return ": [not inserted]\n"
+    flags = (", read-only" if info["ro"] else "") + (", encrypted" if info["encrypted"] else "")
+    return f": {info['file']} ({info['drv']}{flags})\n"
+
+
+def _state(info: dict[str, Any], verbose: bool) -> str:
+    cache = info["cache"]
+    text = f"    Cache mode:       {'writeback' if cache['writeback'] else 'writethrough'}"
+    text += (", direct" if cache["direct"] else "") + (", ignore flushes" if cache["no-flush"] else "") + "\n"
+    if info.get("backing_file"):
+        text += f"    Backing file:     {info['backing_file']} (chain depth: {info['backing_file_depth']})\n"
+    if info["detect_zeroes"] != "off":
+        text += f"    Detect zeroes:    {info['detect_zeroes']}\n"
+    if any(info.get(name) for name in _THROTTLE[:3] + _THROTTLE[6:9]):
+        limits = " ".join(f"{name}={info.get(name, 0)}" for name in _THROTTLE)
+        text += f"    I/O throttling:   {limits} group={info.get('group', '')}\n"
+    if verbose:
+        text += "\nImages:\n"
+        image: dict[str, Any] | None = info["image"]
+        while image is not None:
+            text += _image(image)
+            image = image.get("backing-image")
+    return text
+
+
+def _image(image: dict[str, Any]) -> str:
+    text = f"image: {image['filename']}\nfile format: {image['format']}\n"
+    text += f"virtual size: {_size(image['virtual-size'])} ({image['virtual-size']} bytes)\n"
+    if "actual-size" in image:
+        text += f"disk size: {_size(image['actual-size'])}\n"
+    if "cluster-size" in image:
+        text += f"cluster_size: {image['cluster-size']}\n"
+    if "backing-filename" in image:
+        text += f"backing file: {image['backing-filename']}\n"
+    if "backing-filename-format" in image:
+        text += f"backing file format: {image['backing-filename-format']}\n"
+    return text
+
+
+def _size(size: float) -> str:
+    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    unit = 0
+    while size >= 1000 and unit < len(units) - 1:
+        size /= 1024
+        unit += 1
+    return f"{size:.3g} {units[unit]}"
+
+
+@hmp_command("info block-jobs", help="show progress of ongoing block device operations")
+def info_block_jobs(machine: Machine, args: dict[str, Any]) -> str:
+    """Block jobs."""
+    text = ""
+    for job in dispatch.call(machine, "query-block-jobs", {}):
+        what = "Streaming" if job["type"] == "stream" else f"Type {job['type']},"
+        progress = f"Completed {job['offset']} of {job['len']} bytes, speed limit {job['speed']} bytes/s"
+        text += f"{what} device {job['device']}: {progress}\n"
+    return text or "No active jobs\n"
+
+
+@hmp_command("info jobs", help="show all jobs")
+def info_jobs(machine: Machine, args: dict[str, Any]) -> str:
+    """Jobs of every kind."""
+    text = ""
+    for job in dispatch.call(machine, "query-jobs", {}):
+        progress = f"{job['current-progress']} of {job['total-progress']}"
+        text += f"{job['id']}: type {job['type']}, {job['status']}, {progress}"
+        text += f", error: {job['error']}\n" if "error" in job else "\n"
+    return text or "No jobs\n"
+
+
+@hmp_command("block_resize", args="device:B,size:o", params="device size", help="resize a block image")
+def block_resize(machine: Machine, args: dict[str, Any]) -> None:
+    """Give a node another size."""
+    dispatch.call(machine, "block_resize", {"device": args["device"], "size": args["size"]})
+
+
+@hmp_command(
+    "block_job_set_speed",
+    args="device:B,speed:o",
+    params="device speed",
+    help="set maximum speed for a background block operation",
+)
+def block_job_set_speed(machine: Machine, args: dict[str, Any]) -> None:
+    """Limit a job's speed."""
+    dispatch.call(machine, "block-job-set-speed", {"device": args["device"], "speed": args["speed"]})
+
+
+@hmp_command(
+    "block_job_cancel",
+    args="force:-f,device:B",
+    params="[-f] device",
+    help="stop an active background block operation (use -f\n\t\t\t if you want to abort the operation at once)",
+)
+def block_job_cancel(machine: Machine, args: dict[str, Any]) -> None:
+    """Cancel a job."""
+    dispatch.call(machine, "block-job-cancel", {"device": args["device"], "force": args.get("force", False)})
+
+
+def _verb(name: str, command: str, help: str) -> None:
+    @hmp_command(name, args="device:B", params="device", help=help)
+    def handler(machine: Machine, args: dict[str, Any]) -> None:
+        dispatch.call(machine, command, {"device": args["device"]})
+
+
+_verb("block_job_complete", "block-job-complete", "stop an active background block operation")
+_verb("block_job_pause", "block-job-pause", "pause an active background block operation")
+_verb("block_job_resume", "block-job-resume", "resume a paused background block operation")
