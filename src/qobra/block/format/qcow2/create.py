@@ -7,7 +7,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.header import Header, l1_entries_for, l1_shift
+from qobra.block.format.qcow2.header import Header, l1_entries_for
 from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.block.node import Opening
@@ -65,7 +65,7 @@ def header_for(options: Options, data_file: BlockNode | None) -> Header:
     backing = options.get("backing-file")
     if preallocation != "off" and backing is not None and not extended:
         raise QobraError(
-            "Backing file and preallocation can only be used at the same time if extended_l2 is enabled",
+            "Backing file and preallocation can only be used at the same time if extended_l2 is on",
             errno=errno.EINVAL,
         )
     if options.get("backing-fmt") is not None and backing is None:
@@ -111,15 +111,12 @@ def header_for(options: Options, data_file: BlockNode | None) -> Header:
     if options.get("lazy-refcounts"):
         header.compatible |= layout.LAZY_REFCOUNTS
     if l1_entries_for(header, size) * 8 > layout.MAX_L1_BYTES:
-        raise QobraError(_too_large(header), errno=errno.EFBIG)
+        raise QobraError(
+            "The image size is too large for file format 'qcow2' (try using a larger cluster size)", errno=errno.EFBIG
+        )
     header.backing_file = backing or ""
     header.backing_format = options.get("backing-fmt") or ""
     return header
-
-
-def _too_large(header: Header) -> str:
-    largest = (layout.MAX_L1_BYTES // 8) << l1_shift(header)
-    return f"The image size is too large for file format 'qcow2' (try using a larger cluster size, at most {largest})"
 
 
 def cluster_bits(size: int, extended: bool) -> int:

@@ -79,7 +79,6 @@ class Image:
     def reload(self) -> None:
         """Read the tables anew and forget what is cached; nothing may be dirty."""
         with self.lock:
-            self.refcounts.blocks = {}
             self.tables.drop()
             self.overlap.rebuild()
             self.allocator.first_free = 0

@@ -285,17 +285,6 @@ class Qcow2Node(BlockNode):
     def cluster_size(self) -> int:
         return self.image.cluster_size
 
-    def change_backing_file(self, filename: str, backing_format: str) -> None:
-        header = self.header
-        before = header.backing_file, header.backing_format
-        header.backing_file, header.backing_format = filename, backing_format
-        try:
-            self.image.writeback.write_header()
-        except BaseException:
-            header.backing_file, header.backing_format = before
-            raise
-        self.backing_filename, self.backing_format = filename, backing_format
-
     def has_zero_init(self) -> bool:
         return not self.image.external or self.image.data.has_zero_init()
 
@@ -315,6 +304,34 @@ class Qcow2Node(BlockNode):
     def warn(self, text: str) -> None:
         """Tell whoever runs the program."""
         print(text, file=sys.stderr)
+
+    def amend(self, options: Options, progress: Callable[[int, int], None] | None = None) -> None:
+        """Change what can be changed (the node is drained); see :func:`.amend.amend`."""
+        from qobra.block.format.qcow2.amend import amend
+
+        amend(self, options, progress)
+
+    def change_backing_file(self, filename: str, backing_format: str) -> None:
+        if len(filename.encode("utf-8", "surrogateescape")) > layout.MAX_BACKING_NAME:
+            raise QobraError("Backing file name too long", errno=errno.EINVAL)
+        if filename and self.data_file_raw:
+            raise QobraError("Cannot set a backing file with a raw external data file", errno=errno.EINVAL)
+        header = self.header
+        before = header.backing_file, header.backing_format
+        header.backing_file, header.backing_format = filename, backing_format if filename else ""
+        try:
+            self.image.writeback.write_header()
+        except QobraError:
+            header.backing_file, header.backing_format = before
+            raise
+        self.backing_filename, self.backing_format = header.backing_file, header.backing_format
+
+    @classmethod
+    def measure(cls, options: Options, source: BlockNode | None = None) -> Options:
+        """BlockMeasureInfo of a new image; see :func:`.measure.measure`."""
+        from qobra.block.format.qcow2.measure import measure
+
+        return measure(options, source)
 
     @classmethod
     def create(cls, options: Options, file: BlockNode, data_file: BlockNode | None = None) -> None:

@@ -80,16 +80,20 @@ class Refcounts:
     def __init__(self, image: Image, cache_bytes: int) -> None:
         header = image.header
         self._image = image
-        self.order = header.refcount_order
-        self.maximum = (1 << (1 << self.order)) - 1
-        self.block_bits = header.cluster_bits + 3 - self.order
+        self._cache_bytes = cache_bytes
+        self._take_order(header.refcount_order)
         self.table: array[int] = array("Q")
         self.fresh: set[int] = set()
         """Indexes of table entries that the table on disk does not have yet."""
         self.blocks: dict[int, Block] = {}
         self.dirty: dict[int, Block] = {}
-        entry_bytes = max(1, (1 << self.order) >> 3)
-        self._capacity = max(4, cache_bytes // ((1 << self.block_bits) * entry_bytes))
+
+    def _take_order(self, order: int) -> None:
+        self.order = order
+        self.maximum = (1 << (1 << order)) - 1
+        self.block_bits = self._image.header.cluster_bits + 3 - order
+        entry_bytes = max(1, (1 << order) >> 3)
+        self._capacity = max(4, self._cache_bytes // ((1 << self.block_bits) * entry_bytes))
 
     @property
     def entries_per_block(self) -> int:
@@ -104,6 +108,8 @@ class Refcounts:
     def load_table(self) -> None:
         """Read the table, whose place and size the header gives (checked there)."""
         header = self._image.header
+        self._take_order(header.refcount_order)
+        self.blocks = {}
         size = header.reftable_clusters << header.cluster_bits
         self.table = self._image.read_array(header.reftable_offset, size // 8)
 

@@ -23,7 +23,7 @@ def repair(checker: Checker, *, fix_leaks: bool, fix_errors: bool, report: Repor
     structural = checker.rebuild or any(not _has_block(checker, cluster) for cluster in checker.too_low)
     if fix_errors and structural:
         report("Rebuilding refcount structure")
-        _rebuild(checker)
+        rebuild_refcounts(checker, image.header.refcount_order)
     else:
         _set_counts(checker, (checker.too_high if fix_leaks else []) + (checker.too_low if fix_errors else []), report)
     if fix_errors:
@@ -72,12 +72,17 @@ def _set_counts(checker: Checker, clusters: list[int], report: Report) -> None:
         image.file.write(offset, pack_counts(counts, refcounts.order))
 
 
-def _rebuild(checker: Checker) -> None:
-    """Write refcount blocks and table anew past everything in use, then let the header refer to them."""
+def rebuild_refcounts(checker: Checker, order: int) -> None:
+    """Write refcount blocks and table anew past everything in use, then let the header refer to them.
+
+    The counts, of ``1 << order`` bits, are those that the checker has found. :meth:`Image.reload` must follow.
+    """
     image = checker.image
     header = image.header
     refcounts = image.refcounts
     bits = image.cluster_bits
+    block_bits = bits + 3 - order
+    maximum = (1 << (1 << order)) - 1
     # The old structures are not worth anything any more: their clusters are free unless something else uses them.
     seen = checker.seen
     for entry in refcounts.table:
@@ -89,25 +94,25 @@ def _rebuild(checker: Checker) -> None:
     blocks = table = 1
     while True:
         total = start + blocks + table
-        need_blocks = -(-total >> refcounts.block_bits)
+        need_blocks = -(-total >> block_bits)
         need_table = -(-need_blocks * 8 >> bits)
         if need_blocks <= blocks and need_table <= table:
             break
         blocks, table = max(blocks, need_blocks), max(table, need_table)
     for index in range(blocks):
-        counts = unpack_counts(bytes(image.cluster_size), refcounts.order)
-        first = index << refcounts.block_bits
+        counts = unpack_counts(bytes(image.cluster_size), order)
+        first = index << block_bits
         for at in range(len(counts)):
             cluster = first + at
             if cluster >= total:
                 break
-            counts[at] = 1 if cluster >= start else min(seen.get(cluster), refcounts.maximum)
-        image.file.write((start + index) << bits, pack_counts(counts, refcounts.order))
+            counts[at] = 1 if cluster >= start else min(seen.get(cluster), maximum)
+        image.file.write((start + index) << bits, pack_counts(counts, order))
     words = array("Q", [(start + index) << bits for index in range(blocks)])
     place = (start + blocks) << bits
     image.file.write(place, words_to_bytes(words) + bytes((table << bits) - 8 * blocks))
     image.writeback.barrier()
-    header.reftable_offset, header.reftable_clusters = place, table
+    header.reftable_offset, header.reftable_clusters, header.refcount_order = place, table, order
     image.writeback.write_header()
 
 

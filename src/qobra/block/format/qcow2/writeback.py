@@ -52,7 +52,7 @@ class Writeback:
         image = self._image
         with self._lock:
             self._apply_released()
-            lazy = bool(image.header.incompatible & layout.DIRTY)
+            lazy = image.node.lazy_refcounts and bool(image.header.incompatible & layout.DIRTY)
             self._write_all(durable, lazy=lazy and not image.refcounts.crowded())
 
     def commit_if_crowded(self) -> None:
@@ -73,6 +73,10 @@ class Writeback:
     def finish(self) -> None:
         """The last commit: nobody uses the image any more."""
         self.settle()
+        self.mark_clean()
+
+    def mark_clean(self) -> None:
+        """Clear the dirty bit: all counts are written."""
         image = self._image
         with self._lock:
             if image.header.incompatible & layout.DIRTY and not image.is_corrupt:

@@ -178,10 +178,9 @@ class Zeroing:
             for offset, length in discards:
                 image.data.discard(offset, length)
             first = stop
-        image.node.moved(
-            start << image.cluster_bits,
-            min(end << image.cluster_bits, image.node.length) - (start << image.cluster_bits),
-        )
+        low, high = start << image.cluster_bits, min(end << image.cluster_bits, image.node.length)
+        if low < high:
+            image.node.moved(low, high - low)
 
     def _has_table(self, cluster: int) -> bool:
         return bool(self._image.tables.l1[cluster >> self._image.tables.table_bits] & _OFFSET)

@@ -1,0 +1,59 @@
+"""Replacing zero clusters, which version 2 does not know, by what it does know."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.writeback import words_to_bytes
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.image import Image
+    from qobra.block.format.qcow2.node import Qcow2Node
+
+
+def expand_zero_clusters(node: Qcow2Node, tell: Callable[[int, int], None]) -> None:
+    """Unmap zero clusters where nothing lies below, fill them with zeroes where a backing file does.
+
+    In all L2 tables, those of snapshots too. The image is settled and drained.
+    """
+    image = node.image
+    tables: dict[int, int] = {}
+    for l1 in [image.tables.l1, *(image.read_array(s.l1_offset, s.l1_entries) for s in node.snapshots.entries)]:
+        for entry in l1:
+            table = entry & layout.OFFSET_MASK
+            if table:
+                tables[table] = tables.get(table, 0) + 1
+    for number, (table, references) in enumerate(sorted(tables.items())):
+        tell(number, len(tables))
+        words = image.read_array(table, image.cluster_size // 8)
+        if _expand_table(image, words, references, node.backing is not None):
+            image.writeback.settle()
+            image.file.write(table, words_to_bytes(words))
+    image.tables.drop()
+    image.writeback.settle()
+    node.moved(0, max(node.length, 1))
+
+
+def _expand_table(image: Image, words: array[int], references: int, backed: bool) -> bool:
+    changed = False
+    for at, word in enumerate(words):
+        if not word & layout.ZERO_FLAG or word & layout.COMPRESSED_FLAG:
+            continue
+        host = word & layout.OFFSET_MASK
+        if not host and not backed:
+            words[at] = 0
+        else:
+            if not host:
+                with image.lock:
+                    first, _count = image.allocator.allocate(1)
+                    if references > 1:
+                        image.refcounts.add(first, 1, references - 1)
+                host = first << image.cluster_bits
+                word = host | (layout.COPIED if references == 1 else 0)
+            image.file.write_zeroes(host, image.cluster_size)
+            words[at] = word & ~layout.ZERO_FLAG
+        changed = True
+    return changed

@@ -1,0 +1,205 @@
+"""Taking, applying and deleting internal snapshots. The node is drained while this runs.
+
+A snapshot is a copy of the L1 table; all that it refers to is counted once more, so that a write copies it. In images
+of version 3 the dirty bit is set meanwhile: counts and COPIED flags lie in different places and cannot change as one,
+so whoever opens the image for writing after a crash counts anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.references import change_counts, clear_copied, references_of, set_copied
+from qobra.block.format.qcow2.resize import grow_l1
+from qobra.block.format.qcow2.snapshots import Snapshot
+from qobra.block.format.qcow2.writeback import words_to_bytes
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.image import Image
+    from qobra.block.format.qcow2.node import Qcow2Node
+
+
+@contextmanager
+def _changing(node: Qcow2Node) -> Iterator[Image]:
+    image = node.image
+    if node.read_only:
+        raise QobraError("Image is read-only", errno=errno.EACCES)
+    if image.external:
+        raise QobraError("Snapshots are not supported with an external data file", errno=errno.ENOTSUP)
+    image.check_usable()
+    image.writeback.settle()
+    marked = image.header.version >= 3 and not image.header.incompatible & layout.DIRTY
+    if marked:
+        image.writeback.set_incompatible(layout.DIRTY)
+    try:
+        yield image
+    finally:
+        image.overlap.rebuild()
+        node.moved(0, max(node.length, 1))
+    image.writeback.settle()
+    image.writeback.barrier()
+    if marked and not node.lazy_refcounts:
+        image.writeback.set_incompatible(layout.DIRTY, clear=True)
+
+
+def find(node: Qcow2Node, id: str | None, name: str | None = None) -> Snapshot:
+    """The snapshot with that id and name, as far as they are given. Raises QobraError (ENOENT)."""
+    for each in node.snapshots.entries:
+        if (id is None or each.id == id) and (name is None or each.name == name):
+            return each
+    raise QobraError("Can't find the snapshot", errno=errno.ENOENT)
+
+
+def find_any(node: Qcow2Node, text: str) -> Snapshot:
+    """The snapshot with the id ``text``, or else with that name."""
+    try:
+        return find(node, text)
+    except QobraError:
+        return find(node, None, text)
+
+
+def create(
+    node: Qcow2Node, name: str, *, vm_state_size: int = 0, vm_clock: int = 0, now_ns: int | None = None
+) -> Snapshot:
+    """Take a snapshot called ``name``; its id is the next free number. Raises QobraError."""
+    now_ns = time.time_ns() if now_ns is None else now_ns
+    if len(node.snapshots.entries) >= layout.MAX_SNAPSHOTS:
+        raise QobraError("Too many snapshots", errno=errno.EFBIG)
+    numbers = [int(each.id) for each in node.snapshots.entries if each.id.isascii() and each.id.isdigit()]
+    snapshot = Snapshot(str(max(numbers, default=0) + 1), name)
+    snapshot.seconds, snapshot.nanoseconds = divmod(now_ns, 1_000_000_000)
+    snapshot.vm_clock, snapshot.vm_state_size = vm_clock, vm_state_size
+    snapshot.disk_size = node.length
+    with _changing(node) as image:
+        l1 = image.tables.l1
+        change_counts(image, references_of(image, l1), 1)
+        snapshot.l1_entries = len(l1)
+        snapshot.l1_offset = _allocate(image, len(l1) * 8)
+        image.writeback.commit()
+        copy = array("Q", [entry & ~layout.COPIED for entry in l1])
+        _write_whole(image, snapshot.l1_offset, words_to_bytes(copy))
+        clear_copied(image, l1)
+        image.file.write(image.header.l1_offset, words_to_bytes(l1))
+        image.writeback.barrier()
+        _write_table(node, [*node.snapshots.entries, snapshot])
+    if vm_state_size:
+        # It belongs to the snapshot alone from here on.
+        node.forget_vm_state()
+    return snapshot
+
+
+def delete(node: Qcow2Node, snapshot: Snapshot) -> None:
+    """Remove a snapshot and free what only it used."""
+    with _changing(node) as image:
+        l1 = _read_l1(image, snapshot)
+        references = references_of(image, l1)
+        _write_table(node, [each for each in node.snapshots.entries if each is not snapshot])
+        freed = change_counts(image, references, -1)
+        image.free(snapshot.l1_offset, -(-len(l1) * 8 // image.cluster_size) * image.cluster_size)
+        image.writeback.commit()
+        set_copied(image, image.tables.l1)
+        image.file.write(image.header.l1_offset, words_to_bytes(image.tables.l1))
+        if node.pass_discard_snapshot:
+            for first, end in freed:
+                image.file.discard(first << image.cluster_bits, (end - first) << image.cluster_bits)
+
+
+def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
+    """Let the disk be what it was when ``snapshot`` was taken; what was written since is lost."""
+    if snapshot.disk_size != node.length:
+        node.truncate(snapshot.disk_size)
+    grow_l1(node.image, snapshot.l1_entries)
+    with _changing(node) as image:
+        new = _read_l1(image, snapshot)
+        old = image.tables.l1
+        old_references = references_of(image, old)
+        change_counts(image, references_of(image, new), 1)
+        new = array("Q", [entry & ~layout.COPIED for entry in new])
+        new.frombytes(bytes(8 * (len(old) - len(new))))
+        offset = _allocate(image, len(new) * 8)
+        image.writeback.commit()
+        clear_copied(image, new)
+        _write_whole(image, offset, words_to_bytes(new))
+        image.writeback.barrier()
+        header = image.header
+        old_offset, header.l1_offset = header.l1_offset, offset
+        image.writeback.write_header()
+        image.tables.l1 = new
+        image.tables.drop()
+        change_counts(image, old_references, -1)
+        if old_offset:
+            image.free(old_offset, -(-len(old) * 8 // image.cluster_size) * image.cluster_size)
+    node.forget_decompressed()
+    node.written(0, node.length)
+
+
+def load(node: Qcow2Node, snapshot: Snapshot) -> None:
+    """Show, on a read-only node, what ``snapshot`` holds instead of the disk's present state."""
+    if not node.read_only:
+        raise QobraError("Device is not readonly", errno=errno.EINVAL)
+    image = node.image
+    l1 = _read_l1(image, snapshot)
+    with image.lock:
+        missing = image.header.l1_entries - len(l1)
+        if missing > 0:
+            l1.frombytes(bytes(8 * missing))
+        image.tables.l1 = l1
+        image.tables.drop()
+    node.moved(0, max(node.length, 1))
+
+
+def _read_l1(image: Image, snapshot: Snapshot) -> array[int]:
+    if snapshot.l1_entries * 8 > layout.MAX_L1_BYTES:
+        raise QobraError("Snapshot L1 table too large", errno=errno.EFBIG)
+    if snapshot.l1_offset & image.cluster_mask or snapshot.l1_offset > image.file.length:
+        raise QobraError("Snapshot L1 table offset invalid", errno=errno.EINVAL)
+    return image.read_array(snapshot.l1_offset, snapshot.l1_entries)
+
+
+def _allocate(image: Image, size: int) -> int:
+    if not size:
+        return 0
+    count = -(-size >> image.cluster_bits)
+    with image.lock:
+        first, _count = image.allocator.allocate(count, count)
+        image.overlap.guard(first << image.cluster_bits, count << image.cluster_bits)
+    return first << image.cluster_bits
+
+
+def _write_whole(image: Image, offset: int, data: bytes) -> None:
+    """Write ``data`` with zeroes up to the end of its last cluster."""
+    if data:
+        image.file.write(offset, data + bytes(-len(data) & image.cluster_mask))
+
+
+def rewrite_table(node: Qcow2Node) -> None:
+    """Write the snapshot table anew, with all the extra data that we know."""
+    _write_table(node, node.snapshots.entries)
+    node.image.writeback.settle()
+
+
+def _write_table(node: Qcow2Node, entries: list[Snapshot]) -> None:
+    """Put a new snapshot table in place of the old one."""
+    image = node.image
+    header = image.header
+    data = b"".join(each.pack() for each in entries)
+    if len(data) > layout.MAX_SNAPSHOT_TABLE_BYTES:
+        raise QobraError("Snapshot table is too big", errno=errno.EFBIG)
+    offset = _allocate(image, len(data))
+    image.writeback.commit()
+    _write_whole(image, offset, data)
+    image.writeback.barrier()
+    old_offset, old_size = header.snapshot_offset, node.snapshots.size
+    header.snapshot_offset, header.snapshot_count = offset, len(entries)
+    image.writeback.write_header()
+    node.snapshots.entries, node.snapshots.size = entries, len(data)
+    image.overlap.rebuild()
+    if old_size:
+        image.free(old_offset, -(-old_size // image.cluster_size) * image.cluster_size)
