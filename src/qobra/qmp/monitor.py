@@ -37,9 +37,9 @@ class Monitors:
         else:
             device.attach(Session(self._machine, device, self._router, pretty=pretty))
 
-    def add_options(self, options: dict[str, Any]) -> None:
+    def add_options(self, options: dict[str, Any], *, default_mode: str = "control") -> None:
         """Add the monitor that MonitorOptions describe."""
-        self.add(options["chardev"], mode=options.get("mode", "control"), pretty=options.get("pretty", False))
+        self.add(options["chardev"], mode=options.get("mode", default_mode), pretty=options.get("pretty", False))
 
     def serve_socket(self, sock: socket.socket, *, pretty: bool = False) -> Chardev:
         """Speak QMP on a connected stream socket, which is the monitor's from now on, until its peer leaves."""

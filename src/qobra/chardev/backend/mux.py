@@ -48,6 +48,7 @@ class MuxChardev(Chardev):
         self._base = base
         self._frontend = _BaseFrontEnd(self)
         base.attach(self._frontend)
+        base.set_frontend_open(False)  # until somebody is there behind the mux
 
     def stop(self) -> None:
         if "_base" in self.__dict__ and self._base.frontend is self._frontend:
@@ -71,9 +72,13 @@ class MuxChardev(Chardev):
         self._set_focus(len(self._front_ends) - 1)
         self.set_frontend_open(bool(self._front_ends))
 
+    def set_frontend_open(self, is_open: bool) -> None:
+        super().set_frontend_open(is_open)
+        self._base.set_frontend_open(is_open)
+
     @property
     def busy(self) -> bool:
-        return bool(self._front_ends)
+        return True  # a mux cannot be removed, as in QEMU
 
     def _set_focus(self, index: int) -> None:
         self._focus = index

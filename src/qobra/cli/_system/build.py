@@ -153,7 +153,11 @@ class Builder:
                 return
             self._monitors.add(self._short_chardev(value, "compat_monitor"), mode=mode, pretty=pretty)
 
-        self._each("mon", lambda value: self._monitors.add_options(structure(value, "MonitorOptions", "chardev")))
+        def add(value: str) -> None:
+            options = structure(value, "MonitorOptions", "chardev")
+            self._monitors.add_options(options, default_mode="readline")
+
+        self._each("mon", add)
         self._each("qmp", lambda value: on(value, "control"))
         self._each("qmp-pretty", lambda value: on(value, "control", True))
         self._each("monitor", lambda value: on(value, "readline"))
