@@ -24,6 +24,8 @@ WRITABLE = 1
 """A write may go straight to that place: it is allocated, not shared, and needs no metadata change."""
 COMPRESSED = 2
 """A compressed cluster."""
+UNALLOCATED = 4
+"""DATA to be read like any other, of which its protocol says that no space is allocated for it."""
 
 MAX_DEPTH = 400
 """Nodes that may lie on one another; a longer backing chain is refused."""

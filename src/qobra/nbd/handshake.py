@@ -28,8 +28,8 @@ _MAX_INFOS = 64
 class OptionRefused(QobraError):
     """The server answered an option with an error; ``reply`` is its number."""
 
-    def __init__(self, desc: str, reply: int) -> None:
-        super().__init__(desc, errno=errno.ENOENT if reply == p.REP_ERR_UNKNOWN else errno.EINVAL)
+    def __init__(self, desc: str, reply: int, hint: str | None = None) -> None:
+        super().__init__(desc, errno=errno.ENOENT if reply == p.REP_ERR_UNKNOWN else errno.EINVAL, hint=hint)
         self.reply = reply
 
 
@@ -246,7 +246,7 @@ def _refuse(option: int, reply: int, body: bytes) -> NoReturn:
         p.REP_ERR_BLOCK_SIZE_REQD: f"Server requires INFO_BLOCK_SIZE for {name}",
     }.get(reply, f"Unknown error code 0x{reply:x} when asking for {name}")
     said = _text(body[: p.MAX_STRING])
-    raise OptionRefused(f"{text} (server reported: {said})" if said else text, reply)
+    raise OptionRefused(text, reply, f"server reported: {said}" if said else None)
 
 
 def _checked(info: ExportInfo) -> ExportInfo:

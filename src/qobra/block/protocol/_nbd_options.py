@@ -1,0 +1,80 @@
+"""The many ways to say where an NBD export is: ``server``, older options, ``nbd:`` names and URIs."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from qobra.errors import QobraError
+from qobra.nbd import uri as uris
+from qobra.nbd.protocol import DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from qobra.block.node import Options
+
+_EXPORT = ":exportname="
+
+
+def server_address(options: Options) -> dict[str, Any]:
+    """The SocketAddress of the server, from ``server`` or the older ``host``, ``port``, ``path``. Raises QobraError."""
+    server = options.get("server")
+    old = [name for name in ("path", "host", "port") if name in options]
+    if server is not None:
+        if old:
+            raise QobraError("Cannot use 'server' and path/host/port at the same time", errno=errno.EINVAL)
+        return dict(server)
+    if "path" in options and "host" in options:
+        raise QobraError("path and host may not be used at the same time", errno=errno.EINVAL)
+    if "path" in options:
+        if "port" in options:
+            raise QobraError("port may not be used without host", errno=errno.EINVAL)
+        return {"type": "unix", "path": options["path"]}
+    if "host" in options:
+        return {"type": "inet", "host": options["host"], "port": str(options.get("port", DEFAULT_PORT))}
+    raise QobraError("NBD server address missing", errno=errno.EINVAL)
+
+
+def parse_filename(filename: str) -> Options:
+    """``server`` and ``export`` from a URI, ``nbd:HOST:PORT``, ``nbd:unix:PATH``, these with ``:exportname=NAME``."""
+    if "://" in filename:
+        return _parse_uri(filename)
+    place, found, export = filename.removeprefix("nbd:").partition(_EXPORT)
+    options: Options = {"server": _parse_place(place)}
+    if found and export:
+        options["export"] = export
+    return options
+
+
+def uri(address: dict[str, Any], export: str) -> str:
+    """The URI that means the same, or "" where none does."""
+    name = "/" + quote(export, safe="/") if export else ""
+    if address["type"] == "unix" and not address.get("abstract"):
+        return f"nbd+unix://{name}?socket={address['path']}"
+    if address["type"] == "inet":
+        return f"nbd://{address['host']}:{address['port']}{name}"
+    return ""
+
+
+def _parse_uri(text: str) -> Options:
+    try:
+        parsed = uris.parse(text)
+    except QobraError:
+        raise QobraError("No valid URL specified", errno=errno.EINVAL)
+    # An inet URI without a host means this one to the library; here it is an error.
+    if parsed.tls or (parsed.address["type"] == "inet" and text.split("://", 1)[1][:1] in ("", "/", ":")):
+        raise QobraError("No valid URL specified", errno=errno.EINVAL)
+    options: Options = {"server": parsed.address}
+    if parsed.export:
+        options["export"] = parsed.export
+    return options
+
+
+def _parse_place(place: str) -> dict[str, Any]:
+    if place.startswith("unix:"):
+        return {"type": "unix", "path": place[5:]}
+    host, colon, rest = place.rpartition(":") if place.startswith("[") else place.partition(":")
+    port = rest.partition(",")[0]
+    if not colon or not port or len(place) > 512:
+        raise QobraError(f"error parsing address '{place}'", errno=errno.EINVAL)
+    return {"type": "inet", "host": host.strip("[]") if host.startswith("[") else host, "port": port}
