@@ -108,8 +108,8 @@ def device_class(tree: ObjectTree, driver: str) -> type[Device]:
 def all_buses(bus: Bus) -> Iterator[Bus]:
     """``bus`` and every bus that hangs off it, in the order in which QEMU looks for a free one."""
     yield bus
-    for device in bus.devices:
-        for child in device.buses():
+    for device in reversed(bus.devices):
+        for child in reversed(list(device.buses())):
             yield from all_buses(child)
 
 

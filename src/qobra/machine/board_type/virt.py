@@ -1,0 +1,145 @@
+"""``virt``: the board of RISC-V that no hardware ever was: CLINT, PLIC, UART, virtio slots, PCI Express."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.machine.board import Board, boards
+from qobra.machine.device.cfi_pflash01 import Pflash
+from qobra.machine.device.fw_cfg_mem import FwCfgMem
+from qobra.machine.device.goldfish_rtc import GoldfishRtc
+from qobra.machine.device.gpex import GpexHost
+from qobra.machine.device.riscv_aclint import AclintSwi, AclintTimer
+from qobra.machine.device.riscv_sifive_plic import Plic
+from qobra.machine.device.riscv_sifive_test import SifiveTest
+from qobra.machine.device.serial_mm import SerialMm
+from qobra.machine.memory import Ram
+from qobra.machine.virtio.mmio import VirtioMmio
+from qobra.object.property import Bool
+from qobra.object.qom import Container
+
+if TYPE_CHECKING:
+    from qobra.machine.fw_cfg import FwCfg
+
+MROM, TEST, RTC, CLINT, PIO, PLIC = 0x1000, 0x100000, 0x101000, 0x2000000, 0x3000000, 0xC000000
+UART, VIRTIO, FW_CFG, FLASH = 0x10000000, 0x10001000, 0x10100000, 0x20000000
+ECAM, PCI_MEMORY, RAM = 0x30000000, 0x40000000, 0x80000000
+MROM_SIZE, FLASH_SIZE, PCI_MEMORY_SIZE, PCI_HIGH_SIZE = 0xF000, 32 << 20, 0x40000000, 0x400000000
+VIRTIO_COUNT, SOURCES = 8, 96
+IRQ_VIRTIO, IRQ_UART, IRQ_RTC, IRQ_PCIE = 1, 10, 11, 32
+
+
+@boards.register("virt")
+class Virt(Board):
+    """RISC-V VirtIO board."""
+
+    type_name = "virt-machine"
+    description = "RISC-V VirtIO board"
+    machine_name = "virt"
+    architectures = frozenset(("riscv64",))
+    max_cpus = 512
+    default_cpu_type = "rv64-riscv-cpu"
+    default_ram_id = "riscv_virt_board.ram"
+    default_drive_interface = "virtio"
+    numa_mem_supported = True
+
+    aclint = Bool(False, description="Set on/off to enable/disable emulating ACLINT devices")
+
+    fw_cfg: FwCfg
+
+    def build(self) -> None:
+        self._build_harts()
+        self._build_interrupts()
+        self._build_memory()
+        self._at(SifiveTest(self.tree), TEST)
+        for i in range(VIRTIO_COUNT):
+            slot = VirtioMmio(self.tree)
+            slot.irq.connect(self.sources[IRQ_VIRTIO + i])
+            slot.bus_below.bus_name_given = f"virtio-mmio-bus.{i}"
+            slot.add_child(f"virtio-mmio-bus.{i}", slot.bus_below)
+            self._at(slot, VIRTIO + 0x1000 * i)
+        host = GpexHost(self.tree)
+        host.ecam_base, host.port_window = ECAM, PIO
+        host.windows = ((PCI_MEMORY, PCI_MEMORY_SIZE), (self.high_window, PCI_HIGH_SIZE))
+        host.lines = self.sources[IRQ_PCIE : IRQ_PCIE + 4]
+        self.place(host)
+        self.pci_root = host.root
+        serial = SerialMm(self.tree)
+        if self.serial_chardevs:
+            serial.values["chardev"] = self.serial_chardevs[0]
+        self._at(serial, UART).irq.connect(self.sources[IRQ_UART])
+        self._at(GoldfishRtc(self.tree), RTC).irq.connect(self.sources[IRQ_RTC])
+        self._build_fw_cfg()
+        self._build_flash()
+
+    def _at(self, device: Any, base: int) -> Any:
+        device.base = base
+        return self.place(device)
+
+    def _build_harts(self) -> None:
+        assert self.topology is not None
+        cls: Any = self.tree.find_type(self.cpu_type)
+        array = Container(self.tree)
+        self.add_child("soc0", array)
+        for index in range(self.topology.cpus):
+            cpu = cls(self.tree)
+            cpu.index = index
+            self.cpus.append(cpu)
+            array.add_child(f"harts[{index}]", cpu)
+            cpu.set_realized(True)
+
+    def _build_interrupts(self) -> None:
+        harts = len(self.cpus)
+        software, timer = AclintSwi(self.tree), AclintTimer(self.tree)
+        software.values["num-harts"] = timer.values["num-harts"] = harts
+        self._at(software, CLINT)
+        self._at(timer, CLINT + 0x4000)
+        plic = Plic(self.tree)
+        plic.values |= {"num-sources": SOURCES, "num-priorities": 7, "hart-config": ",".join(["MS"] * harts)}
+        self._at(plic, PLIC)
+        self.sources = plic.gpio_in[None]
+
+    def _build_memory(self) -> None:
+        if self.ram is None:
+            raise QobraError("the board 'virt' needs memory")
+        self.memory.map(RAM, self.ram)
+        self.mrom = Ram("riscv_virt_board.mrom", MROM_SIZE + 0x1000 - MROM_SIZE % 0x1000, readonly=True)
+        self.memory.map(MROM, self.mrom, size=MROM_SIZE)
+        end = RAM + self.ram_size
+        self.high_window = max(PCI_HIGH_SIZE, (end + PCI_HIGH_SIZE - 1) // PCI_HIGH_SIZE * PCI_HIGH_SIZE)
+
+    def _build_fw_cfg(self) -> None:
+        from qobra.machine import fw_cfg
+
+        assert self.topology is not None
+        device = FwCfgMem(self.tree)
+        device.base = FW_CFG
+        self.fw_cfg = device
+        self.place(device, "fw_cfg")
+        device.set_number(fw_cfg.NB_CPUS, self.topology.cpus, 2)
+        for name, data in self.fw_cfg_files:
+            device.add_file(name, data)
+
+    def _build_flash(self) -> None:
+        images = {drive.index: drive for drive in self.drives if drive.interface == "pflash"}
+        for number in (0, 1):
+            flash = Pflash(self.tree)
+            flash.values |= {"num-blocks": FLASH_SIZE >> 18, "sector-length": 1 << 18}
+            flash.base = FLASH + FLASH_SIZE * number
+            self.add_child(f"virt.flash{number}", flash)
+            if number in images:
+                flash.set("drive", images[number].backend.name)
+                images[number].claimed = True
+            self.system_bus.insert(flash)
+            flash.set_realized(True)
+
+    def reset_all(self) -> None:
+        for cpu in self.cpus:
+            cpu.reset()
+        super().reset_all()
+
+    def finalize(self) -> None:
+        if "mrom" in self.__dict__:
+            self.mrom.close()
+        super().finalize()

@@ -1,0 +1,61 @@
+"""The generic PCI Express host of boards without a chipset: ECAM, two windows of memory, one of ports."""
+
+from __future__ import annotations
+
+from qobra.machine.devices import registry
+from qobra.machine.irq import Line
+from qobra.machine.memory import AddressSpace
+from qobra.machine.pci import regs
+from qobra.machine.pci.bridge import Window
+from qobra.machine.pci.bus import PcieBus
+from qobra.machine.pci.device import PciDevice
+from qobra.machine.pci.host import Ecam
+from qobra.machine.qdev import SysBusDevice
+
+
+@registry.register("gpex-pcihost")
+class GpexHost(SysBusDevice):
+    """The host with the root bus ``pcie.0``. The board sets where things are and what the four lines drive."""
+
+    type_name = "gpex-pcihost"
+
+    ecam_base = 0
+    ecam_size = 0x10000000
+    windows: tuple[tuple[int, int], ...] = ()
+    port_window = 0
+    lines: list[Line]
+
+    def realize(self) -> None:
+        bus = PcieBus(self.tree)
+        # Base addresses live in a space of their own, of which the board shows the windows.
+        bus.memory = AddressSpace("gpex_mmio")
+        bus.ports = AddressSpace("gpex_ioport", unassigned=0xFF)
+        self.add_child("pcie.0", bus)
+        self.root = bus
+        memory = self.board.memory
+        memory.map(self.ecam_base, Ecam("pcie-mmcfg-mmio", bus, self.ecam_size >> 20))
+        for base, size in self.windows:
+            window = Window("gpex_mmio_window", bus.memory)
+            window.base, window.size = base, size
+            memory.map(base, window)
+        ports = Window("gpex_ioport_window", bus.ports)
+        ports.size = 0x10000
+        memory.map(self.port_window, ports)
+        bus.line_handler = lambda number, level: self.lines[number].set(level)
+        root = GpexRoot(self.tree)
+        root.values["addr"] = 0
+        bus.insert(root)
+        self.add_child("gpex_root", root)
+        root.set_realized(True)
+
+
+@registry.register("gpex-root")
+class GpexRoot(PciDevice):
+    """The host bridge at 00:00.0."""
+
+    type_name = "gpex-root"
+    pluggable = False
+    hotpluggable_class = False
+    vendor_id = regs.RED_HAT
+    device_id = 0x0008
+    class_id = 0x0600
