@@ -148,6 +148,7 @@ class SocketChardev(Chardev):
         try:
             fd, _peer = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
+            self._wake.wait(_PAUSE)  # closed; or out of descriptors, which may pass
             return None
         try:
             return self._open(socket.socket(fileno=fd))
@@ -252,6 +253,7 @@ class SocketChardev(Chardev):
         return name + peer if connected else "disconnected:" + name
 
 
+_PAUSE = 0.1
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 
