@@ -38,8 +38,11 @@ def query_iothreads(machine: Machine, args: dict[str, Any]) -> list[dict[str, An
 @command("human-monitor-command")
 def human_monitor_command(machine: Machine, args: dict[str, Any]) -> str:
     """Run one line as the human monitor would."""
-    from qobra.qmp import hmp
+    from qobra.qmp import dispatch, hmp
 
-    if "cpu-index" in args and "board" not in machine.capabilities:
-        raise QobraError("Parameter 'cpu-index' expects a CPU number")
+    # Without a board there is no CPU, and no command that would be about one.
+    if "cpu-index" in args and "board" in machine.capabilities:
+        numbers = [cpu["cpu-index"] for cpu in dispatch.call(machine, "query-cpus-fast", {})]
+        if args["cpu-index"] not in numbers:
+            raise QobraError("Parameter 'cpu-index' expects a CPU number")
     return hmp.execute(machine, args["command-line"])
