@@ -144,6 +144,13 @@ class BlockNode:
     def activate(self) -> None:
         """Called once the node is in the graph with its permissions: repairs and marks that opening calls for."""
 
+    def inactivate(self) -> None:
+        """Write out all that is cached, as if to be closed: the node is about to turn read-only or to be handed over.
+
+        Drained. A write that comes nevertheless must find the node usable.
+        """
+        self.flush()
+
     def close(self) -> None:
         """Write out what is cached and let go of the host's resources. Children are closed after this."""
 

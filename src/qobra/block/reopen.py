@@ -48,12 +48,13 @@ def _prepare(
 ) -> None:
     if node.supports_backing and "backing" not in options and node.backing_filename:  # type: ignore[attr-defined]
         raise QobraError(f"backing is missing for '{node.node_name}'")
+    if not node.read_only and options.get("read-only", False):
+        # Before the children, which it writes to, turn read-only.
+        node.inactivate()
     for name in node.children.keys() | {key for key in options if key in _REPLACEABLE}:
         _prepare_child(layer, change, node, name, options, undo)
     _check_unchanged(node, options)
     old = node.options
-    if not node.read_only and options.get("read-only", False):
-        node.flush()
     undo.append(lambda: _take(node, old))
     _take(node, options)
     change.recheck.add(node)
