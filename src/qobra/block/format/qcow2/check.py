@@ -93,7 +93,7 @@ class Checker:
         self.count(header.snapshot_offset, self.node.snapshots.size)
         if header.crypto is not None:
             self.count(*header.crypto)
-        self.node.bitmap_store.count_references(self)
+        self.node.stored_bitmaps.count_references(self)
         self.count(header.reftable_offset, header.reftable_clusters << image.cluster_bits)
         self._count_blocks()
         self._compare()

@@ -46,6 +46,7 @@ def _preallocate(file: BlockNode, data_file: BlockNode | None, mode: str, size: 
     node = Qcow2Node(layer, layer.new_node_name(), options)
     node.open(Opening(node, layer, options, []))
     try:
+        node.activate()
         preallocate(node, 0, size, mode)
     finally:
         node.close_node()

@@ -42,6 +42,8 @@ class Header:
         self.data_file: str | None = None
         self.bitmaps: tuple[int, int, int] | None = None
         """(number of bitmaps, directory offset, directory bytes) or None without the extension."""
+        self.stale_bitmaps = False
+        """There is an extension of bitmaps that were not kept up to date, and so mean nothing."""
         self.crypto: tuple[int, int] | None = None
         """(offset, length) of the encryption header."""
         self.feature_names: dict[tuple[int, int], str] = {}
@@ -299,7 +301,8 @@ def _take_bitmaps(header: Header, data: bytes) -> None:
     if len(data) != layout.BITMAPS_EXTENSION.size:
         raise QobraError("bitmaps_ext: Invalid extension length", errno=errno.EINVAL)
     if not header.autoclear & layout.BITMAPS_VALID:
-        return  # some program that does not know bitmaps wrote to the image: they are stale, and go
+        header.stale_bitmaps = True  # some program that does not know bitmaps wrote to the image
+        return
     count, reserved, size, offset = layout.BITMAPS_EXTENSION.unpack(data)
     if reserved:
         raise QobraError("bitmaps_ext: Reserved field is not zero", errno=errno.EINVAL)

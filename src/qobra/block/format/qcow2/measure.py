@@ -46,7 +46,7 @@ def measure(options: Options, source: BlockNode | None) -> Options:
         required = 0
     full = _preallocated_size(size, cluster, order, entry)
     result: Options = {"required": full - size + required, "fully-allocated": full}
-    if version >= 3 and source is not None and hasattr(source, "bitmap_store"):
+    if version >= 3 and source is not None and hasattr(source, "stored_bitmaps"):
         result["bitmaps"] = _bitmap_bytes(source, cluster)
     return result
 

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from qobra.block import permissions
+from qobra.block.bitmap import BitmapStore
 from qobra.block.extents import Extent
 from qobra.block.filename import parse_filename, relative_to
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.bitmaps import BitmapStore
+from qobra.block.format.qcow2.bitmaps import StoredBitmaps
 from qobra.block.format.qcow2.compressed import ClusterCache, decompress
 from qobra.block.format.qcow2.compressor import CompressedWriter
 from qobra.block.format.qcow2.header import l1_entries_for, l1_shift, parse_header
@@ -26,7 +27,7 @@ from qobra.errors import QobraError
 
 
 @drivers.register("qcow2")
-class Qcow2Node(BlockNode):
+class Qcow2Node(BlockNode, BitmapStore):
     """A qcow2 image. ``header``, ``snapshots`` and ``image`` are its metadata; see :mod:`.image`."""
 
     driver = "qcow2"
@@ -51,7 +52,6 @@ class Qcow2Node(BlockNode):
         try:
             self.header = parse_header(self._read_file)
             self.snapshots = SnapshotTable(self.header)
-            self.bitmap_store = BitmapStore(self)
             header = self.header
             if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
                 raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
@@ -59,10 +59,12 @@ class Qcow2Node(BlockNode):
                 raise QobraError("Encrypted qcow2 images are not supported", errno=errno.ENOTSUP)
             self._take_options(options)
             self.image = Image(self, self.file, header, cache_sizes(header, options))
+            self.stored_bitmaps = StoredBitmaps(self)
             self.image.overlap.checks = overlap_checks(options)
             self._open_data_file(opening)
             self.image.load()
             self.snapshots.load(self._read_file)
+            self.stored_bitmaps.load_directory()
         except OSError as error:
             raise QobraError.from_os("Could not read qcow2 header", error)
         self.backing_filename = header.backing_file
@@ -72,6 +74,10 @@ class Qcow2Node(BlockNode):
         self._zeroing = Zeroing(self.image)
         self._compressor = CompressedWriter(self.image)
         self._decompressed = ClusterCache(self.image.cluster_size)
+        self._ready = False
+        """What has to be written before the image may change is written."""
+        if not options.get("_no-io"):
+            self.stored_bitmaps.load()
 
     def _read_file(self, offset: int, length: int) -> bytes:
         inside = max(0, min(length, self.file.length - offset))
@@ -110,14 +116,28 @@ class Qcow2Node(BlockNode):
         self.image.data = self.children["data-file"]
 
     def activate(self) -> None:
-        header = self.header
-        if self.read_only or self.checking:
+        if not self.read_only and not self.checking:
+            self.get_ready()
+
+    def get_ready(self) -> None:
+        """The image is about to be changed: repair it if it is dirty, and drop what would not follow the changes."""
+        if self._ready:
             return
-        if header.autoclear & ~layout.KNOWN_AUTOCLEAR:
+        header = self.header
+        if header.autoclear & ~layout.KNOWN_AUTOCLEAR or header.stale_bitmaps:
             header.autoclear &= layout.KNOWN_AUTOCLEAR
+            header.stale_bitmaps = False
             self.image.writeback.write_header()
         if header.incompatible & layout.DIRTY:
             self._repair_dirty()
+        self.stored_bitmaps.mark_in_use()
+        self._ready = True
+
+    def inactivate(self) -> None:
+        if not self.read_only and not self.image.is_corrupt:
+            self.stored_bitmaps.store()
+            self.image.writeback.finish()
+            self._ready = False
 
     def _repair_dirty(self) -> None:
         """Lazy refcounts were not written before a crash: count anew."""
@@ -134,8 +154,8 @@ class Qcow2Node(BlockNode):
         return check(self, fix_leaks=fix_leaks, fix_errors=fix_errors, report=report)
 
     def close(self) -> None:
-        if hasattr(self, "image") and not self.read_only and not self.image.is_corrupt:
-            self.image.writeback.finish()
+        if hasattr(self, "_ready") and self._ready:
+            self.inactivate()
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -175,6 +195,8 @@ class Qcow2Node(BlockNode):
     # -- writing ----------------------------------------------------------------------------------------------
 
     def _write(self, offset: int, data: Buffer) -> None:
+        if not self._ready:
+            self.get_ready()
         view = memoryview(data)
         self._writer.write(offset, view if view.format == "B" and view.contiguous else view.cast("B"))
 
@@ -183,6 +205,8 @@ class Qcow2Node(BlockNode):
         self._writer.write(offset, view)
 
     def _write_compressed(self, offset: int, data: Buffer) -> None:
+        if not self._ready:
+            self.get_ready()
         self._compressor.write(offset, memoryview(data).cast("B"))
 
     def forget_decompressed(self) -> None:
@@ -190,9 +214,13 @@ class Qcow2Node(BlockNode):
         self._decompressed.clear()
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        if not self._ready:
+            self.get_ready()
         return self._zeroing.zero(offset, length, may_unmap, no_fallback)
 
     def _discard(self, offset: int, length: int) -> None:
+        if not self._ready:
+            self.get_ready()
         self._zeroing.discard(offset, length)
 
     def forget_range(self, first: int, end: int) -> None:
@@ -207,12 +235,27 @@ class Qcow2Node(BlockNode):
     def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
         from qobra.block.format.qcow2.resize import resize
 
+        if not self._ready:
+            self.get_ready()
         resize(self, length, preallocation, exact)
 
     def flush(self) -> None:
         if self.read_only:
             return
         self.image.writeback.commit()
+
+    # -- bitmaps ----------------------------------------------------------------------------------------------
+
+    def check_new_bitmap(self, name: str, granularity: int) -> None:
+        try:
+            self.stored_bitmaps.check_new(name, granularity)
+        except QobraError as error:
+            where = self.layer.device_or_node_name(self)
+            raise error.prefixed(f"Can't make bitmap '{name}' persistent in '{where}': ")
+
+    def remove_stored_bitmap(self, name: str) -> None:
+        self.get_ready()
+        self.stored_bitmaps.remove(name)
 
     # -- snapshots --------------------------------------------------------------------------------------------
 
@@ -261,6 +304,7 @@ class Qcow2Node(BlockNode):
         """Write a machine's saved state, which the next snapshot is to keep, from byte ``position`` of it on."""
         from qobra.block.format.qcow2.resize import grow_l1
 
+        self.get_ready()
         offset = self._vm_state_offset() + position
         grow_l1(self.image, l1_entries_for(self.header, offset + len(data)))
         self._writer.write(offset, memoryview(data).cast("B"))
@@ -309,9 +353,11 @@ class Qcow2Node(BlockNode):
         """Change what can be changed (the node is drained); see :func:`.amend.amend`."""
         from qobra.block.format.qcow2.amend import amend
 
+        self.get_ready()
         amend(self, options, progress)
 
     def change_backing_file(self, filename: str, backing_format: str) -> None:
+        self.get_ready()
         if len(filename.encode("utf-8", "surrogateescape")) > layout.MAX_BACKING_NAME:
             raise QobraError("Backing file name too long", errno=errno.EINVAL)
         if filename and self.data_file_raw:

@@ -34,6 +34,7 @@ def _changing(node: Qcow2Node) -> Iterator[Image]:
     if image.external:
         raise QobraError("Snapshots are not supported with an external data file", errno=errno.ENOTSUP)
     image.check_usable()
+    node.get_ready()
     image.writeback.settle()
     marked = image.header.version >= 3 and not image.header.incompatible & layout.DIRTY
     if marked:
