@@ -84,6 +84,27 @@ def test_a_peer_that_does_not_read_gets_no_more(
         assert device.wait_writable(30)
 
 
+def test_a_front_end_that_comes_late_hears_of_the_peer_before_its_data(
+    machine: Machine, recorder: Any, eventually: Any, tmp_path: Path
+) -> None:
+    class Log(recorder):  # type: ignore[misc]
+        def receive(self, data: bytes) -> None:
+            self.events.append(data.decode())
+
+    for turn in range(20):
+        path = tmp_path / str(turn)
+        options = {"addr": unix(path), "server": True, "wait": False}
+        device = machine.chardevs.create(f"d{turn}", {"type": "socket", "data": options})
+        with dial(path) as client:
+            client.sendall(b"data")
+            if turn % 2:
+                eventually(lambda device=device: device.is_open)
+            front = Log()
+            device.attach(front)
+            eventually(lambda front=front: len(front.events) == 2)
+            assert front.events == ["opened", "data"]
+
+
 def test_client_and_names(machine: Machine, recorder: Any, eventually: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

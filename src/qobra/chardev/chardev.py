@@ -65,6 +65,8 @@ class Chardev:
         self.frontend_open = False
         self.log: Log | None = None
         self.when_over: Callable[[], object] | None = None  # called once nobody can ever be there any more
+        # Held while a peer or a front end comes or goes, so that the front end hears of each peer exactly once.
+        self._state = threading.RLock()
         self._input_wanted = threading.Condition()
 
     # -- what backends implement
@@ -108,12 +110,13 @@ class Chardev:
 
     def attach(self, frontend: FrontEnd) -> None:
         """Give the device its front end; QobraError if it has one."""
-        if self.frontend is not None:
-            raise QobraError(f"Device '{self.id}' is in use")
-        self.frontend = frontend
-        self.set_frontend_open(True)
-        if self.is_open:
-            frontend.event("opened")
+        with self._state:
+            if self.frontend is not None:
+                raise QobraError(f"Device '{self.id}' is in use")
+            if self.is_open:
+                frontend.event("opened")
+            self.frontend = frontend  # only now: what has come in already must not be received before
+            self.set_frontend_open(True)
         self.accept_input()
 
     def detach(self) -> None:
@@ -166,10 +169,11 @@ class Chardev:
 
     def set_open(self, is_open: bool) -> None:
         """A peer is there, or gone: tell the front end."""
-        if self.is_open != is_open:
-            self.is_open = is_open
-            if self.frontend is not None:
-                self.frontend.event("opened" if is_open else "closed")
+        with self._state:
+            if self.is_open != is_open:
+                self.is_open = is_open
+                if self.frontend is not None:
+                    self.frontend.event("opened" if is_open else "closed")
 
     def room(self) -> int:
         """Wait until the front end takes input, and say how much; 0 once the device is closed."""

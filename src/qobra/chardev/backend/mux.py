@@ -57,13 +57,14 @@ class MuxChardev(Chardev):
     # -- front ends
 
     def attach(self, frontend: FrontEnd) -> None:
-        if len(self._front_ends) >= MAX_FRONT_ENDS:
-            raise QobraError(f"too many uses of multiplexed chardev '{self.id}' (maximum is {MAX_FRONT_ENDS})")
-        self._front_ends.append(frontend)
-        self.set_frontend_open(True)
-        if self.is_open:
-            frontend.event("opened")
-        self._set_focus(len(self._front_ends) - 1)
+        with self._state:
+            if len(self._front_ends) >= MAX_FRONT_ENDS:
+                raise QobraError(f"too many uses of multiplexed chardev '{self.id}' (maximum is {MAX_FRONT_ENDS})")
+            if self.is_open:
+                frontend.event("opened")
+            self._front_ends.append(frontend)
+            self.set_frontend_open(True)
+            self._set_focus(len(self._front_ends) - 1)
         self.accept_input()
 
     def detach(self) -> None:
@@ -85,10 +86,11 @@ class MuxChardev(Chardev):
         self.frontend = self._front_ends[index] if index >= 0 else None
 
     def set_open(self, is_open: bool) -> None:
-        if self.is_open != is_open:
-            self.is_open = is_open
-            for frontend in tuple(self._front_ends):
-                frontend.event("opened" if is_open else "closed")
+        with self._state:
+            if self.is_open != is_open:
+                self.is_open = is_open
+                for frontend in tuple(self._front_ends):
+                    frontend.event("opened" if is_open else "closed")
 
     # -- input
 
