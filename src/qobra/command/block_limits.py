@@ -7,6 +7,7 @@ from typing import Any
 
 from qobra.block import accounting
 from qobra.block.media import find_backend, leave_throttle
+from qobra.block.object.pr_manager_helper import PRManagerHelper
 from qobra.block.throttle import Membership, limits_from_throttle
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
@@ -86,5 +87,5 @@ def query_pr_managers(machine: Machine, args: dict[str, Any]) -> list[dict[str, 
     return [
         {"id": each.id, "connected": each.is_connected()}
         for each in machine.objects.objects.children.values()
-        if each.implements("pr-manager")
+        if isinstance(each, PRManagerHelper)
     ]
