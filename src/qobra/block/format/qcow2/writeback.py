@@ -66,7 +66,6 @@ class Writeback:
         image = self._image
         with self._lock:
             self._write_all(False, lazy=False)
-            image.node.layer.flight.reclaim()
             self._apply_released()
             self._write_all(False, lazy=False)
 
@@ -184,6 +183,7 @@ class Writeback:
     def _apply_released(self) -> None:
         """Count down what is free for good; give its space back to the host where that was asked for."""
         image = self._image
+        image.node.layer.flight.reclaim()
         released = self.released
         while released:
             for offset, length, discard in released.popleft():
