@@ -206,6 +206,9 @@ class Board(Object):
 
     # -- for boards to fill in
 
+    def bridge_added(self, bus: Any) -> None:
+        """A bridge has come with ``bus`` behind it: take care of its hot-plug."""
+
     def inject_nmi(self) -> None:
         """Send a non-maskable interrupt to the CPUs. Raises QobraError where there is no such thing."""
         raise QobraError("machine does not provide NMIs")

@@ -49,6 +49,10 @@ class PcI440Fx(PcBoard):
         device.values["addr"] = devfn
         self.place(device, bus=self.pci_root)
 
+    def bridge_added(self, bus: Any) -> None:
+        if not self.ready:
+            self.power.hotplug.manage(bus)
+
     def reset_all(self) -> None:
         super().reset_all()
         self.fill_cmos()

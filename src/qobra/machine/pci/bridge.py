@@ -52,7 +52,8 @@ class _Place:
         if limit >= base:
             self._window.base = base
             self._window.size = limit - base + 1
-            self._mapping = self._outer.map(base, self._window)
+            # Below all else: where nothing behind the bridge answers, what is before it does.
+            self._mapping = self._outer.map(base, self._window, priority=-2)
 
     def remove(self) -> None:
         self.put(1, 0)
@@ -80,13 +81,14 @@ class PciBridge(PciDevice):
             (regs.MEMORY_BASE, 4, 0xFFF0FFF0),
             (regs.PREFETCH_BASE, 4, 0xFFF0FFF0),
             (regs.PREFETCH_BASE_HIGH, 8, (1 << 64) - 1),
-            (regs.BRIDGE_CONTROL, 2, 0x0BFF),
+            (regs.BRIDGE_CONTROL, 2, 0x005F if self.is_express else 0x0BFF),
         ):
             self.writable[offset : offset + width] = mask.to_bytes(width, "little")
-        self.put(regs.SECONDARY_STATUS, 2, 0x00A0)
-        self.put(regs.PREFETCH_BASE, 2, 1)
-        self.put(regs.PREFETCH_LIMIT, 2, 1)
-        self.put(regs.STATUS, 2, self.word(regs.STATUS) | 0x00A0)
+        if not self.is_express:
+            # 66 MHz, fast back-to-back transfers.
+            self.put(regs.SECONDARY_STATUS, 2, 0x00A0)
+            self.put(regs.STATUS, 2, self.word(regs.STATUS) | 0x00A0)
+        self._close_windows()
         bus = self.secondary
         bus.parent_bridge = self
         bus.bus_name_given = bus_name
@@ -132,12 +134,17 @@ class PciBridge(PciDevice):
     def reset(self) -> None:
         super().reset()
         self.put(regs.PRIMARY_BUS, 4, 0)
-        self.put(regs.IO_BASE, 2, self.word(regs.IO_BASE) & 0x0F0F)
-        self.put(regs.MEMORY_BASE, 4, 0)
-        self.put(regs.PREFETCH_BASE, 4, 0x00010001)
-        self.put(regs.PREFETCH_BASE_HIGH, 8, 0)
+        self._close_windows()
         self.put(regs.BRIDGE_CONTROL, 2, 0)
         self.update_windows()
+
+    def _close_windows(self) -> None:
+        # Ports begin with limits below their bases; conventional bridges with all at zero.
+        closed = self.is_express
+        self.put(regs.IO_BASE, 2, 0x00F0 if closed else 0)
+        self.put(regs.MEMORY_BASE, 4, 0xFFF0 if closed else 0)
+        self.put(regs.PREFETCH_BASE, 4, 0x0001FFF1 if closed else 0x00010001)
+        self.put(regs.PREFETCH_BASE_HIGH, 8, 0)
 
 
 def _show(place: _Place, enabled: int, base: int, limit: int) -> None:

@@ -29,7 +29,7 @@ class PciBus(Bus):
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
         self.memory = AddressSpace("pci")
-        self.ports = AddressSpace("pci-io")
+        self.ports = AddressSpace("pci-io", unassigned=0xFF)
         self.functions: dict[int, PciDevice] = {}
         self.parent_bridge: Any = None
         self.unplug_handler: Callable[[PciDevice], None] | None = None

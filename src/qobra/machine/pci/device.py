@@ -72,7 +72,7 @@ class PciDevice(Device):
     prog_if = 0
     subsystem_vendor_id = regs.QUMRANET
     subsystem_id = regs.SUBSYSTEM_DEFAULT
-    express = False
+    is_express = False
     header_type = 0
     interrupt_pin = 0
 
@@ -131,7 +131,7 @@ class PciDevice(Device):
 
     def set_up_config(self) -> None:
         """Fill in the header. The bus calls it before the model's realize()."""
-        size = 4096 if self.express else 256
+        size = 4096 if self.is_express else 256
         self.config, self.writable, self.clear_by_one = bytearray(size), bytearray(size), bytearray(size)
         self.put(regs.VENDOR_ID, 2, self.vendor_id)
         self.put(regs.DEVICE_ID, 2, self.device_id)

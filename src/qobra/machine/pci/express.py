@@ -7,6 +7,8 @@ from qobra.machine.pci.device import PciDevice
 
 ENDPOINT, ROOT_PORT, UPSTREAM, DOWNSTREAM, TO_PCI, INTEGRATED = 0, 4, 5, 6, 7, 9
 _SIZE = 0x3C
+_ASPM_L0S = 0x400
+LINK_ACTIVE_REPORTING = 0x00300000
 
 DEVICE_CAPABILITIES, DEVICE_CONTROL, DEVICE_STATUS = 0x04, 0x08, 0x0A
 LINK_CAPABILITIES, LINK_CONTROL, LINK_STATUS = 0x0C, 0x10, 0x12
@@ -22,21 +24,23 @@ def add_capability(device: PciDevice, port_type: int, *, offset: int | None = No
     device.put(start + 2, 2, 2 | port_type << 4 | (0x100 if slot else 0))
     device.put(start + DEVICE_CAPABILITIES, 4, 0x8000)
     device.writable[start + DEVICE_CONTROL] = 0x0F
-    device.put(start + DEVICE_CAPABILITIES_2, 4, 0x00300000)
-    device.writable[start + DEVICE_CONTROL_2 + 1] = 0x80
+    # End-to-end prefixes; ports forward to alternative routing ids as well.
+    forwards = 0x20 if port_type in (ROOT_PORT, DOWNSTREAM) else 0
+    device.put(start + DEVICE_CAPABILITIES_2, 4, 0x00300000 | forwards)
+    device.writable[start + DEVICE_CONTROL_2 : start + DEVICE_CONTROL_2 + 2] = bytes((forwards, 0x80))
     return start
 
 
 def add_link(device: PciDevice, start: int, *, speed: int = 1, width: int = 1, port: int = 0) -> None:
     """A link of ``width`` lanes at the speed grade ``speed``, which is up."""
-    device.put(start + LINK_CAPABILITIES, 4, port << 24 | width << 4 | speed)
-    device.put(start + LINK_STATUS, 2, width << 4 | speed)
+    device.put(start + LINK_CAPABILITIES, 4, port << 24 | _ASPM_L0S | width << 4 | speed)
+    device.put(start + LINK_STATUS, 2, 1 << 4 | 1)
 
 
 def add_endpoint_capability(device: PciDevice) -> int:
     """The capability of an endpoint behind a port."""
     start = add_capability(device, ENDPOINT)
-    add_link(device, start)
+    add_link(device, start, speed=1, width=1)
     device.put(start + LINK_CAPABILITIES_2, 4, 2)
     device.put(start + LINK_CONTROL_2, 2, 1)
     return start

@@ -170,7 +170,7 @@ class VirtioPci(PciDevice):
 
     def config_read(self, offset: int, width: int) -> int:
         if self.modern and self._window + 16 <= offset < self._window + 20:
-            return self._read_window(width)
+            return self._read_window(offset, width)
         return super().config_read(offset, width)
 
     # -- modern registers
@@ -323,9 +323,9 @@ class VirtioPci(PciDevice):
             return None
         return (offset, length) if offset + length <= 0x4000 else None
 
-    def _read_window(self, width: int) -> int:
+    def _read_window(self, offset: int, width: int) -> int:
         access = self._window_access()
-        return self._read_modern(*access) if access is not None else 0
+        return self._read_modern(*access) if access is not None else super().config_read(offset, width)
 
     def _access_window(self, _position: int, width: int, value: int) -> None:
         access = self._window_access()

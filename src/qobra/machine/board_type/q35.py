@@ -1,0 +1,60 @@
+"""``q35``: the PC of 2009, with PCI Express: Q35 and ICH9."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.machine.board import boards
+from qobra.machine.device.ich9_lpc import Ich9Lpc
+from qobra.machine.device.ioapic import IoApic
+from qobra.machine.device.q35 import Mch, Q35Host
+from qobra.machine.pc import PcBoard
+
+
+@boards.register("q35", "pc-q35-7.2")
+class Q35(PcBoard):
+    """Standard PC (Q35 + ICH9, 2009)."""
+
+    type_name = "pc-q35-7.2-machine"
+    description = "Standard PC (Q35 + ICH9, 2009)"
+    machine_name = "pc-q35-7.2"
+    alias = "q35"
+    max_cpus = 288
+
+    def low_memory_limit(self) -> int:
+        return 0x80000000 if self.ram_size >= 0xB0000000 else 0xB0000000
+
+    def build(self) -> None:
+        self.build_cpus()
+        self.build_memory()
+        host = Q35Host(self.tree)
+        self.place(host, "q35")
+        self.pci_root = host.root
+        mch = Mch(self.tree)
+        mch.values["addr"] = 0
+        self.pci_root.insert(mch)
+        host.add_child("mch", mch)
+        mch.set_realized(True)
+        self.lpc = Ich9Lpc(self.tree)
+        self.lpc.values["multifunction"] = True
+        self._function(self.lpc, 0x1F << 3)
+        self.build_isa(self.lpc.isa)
+        ioapic = IoApic(self.tree)
+        self.system_bus.insert(ioapic)
+        host.add_child("ioapic", ioapic)
+        ioapic.set_realized(True)
+        self.ioapic = ioapic
+        self.lpc.start_acpi()
+        self.build_fw_cfg()
+
+    def _function(self, device: Any, devfn: int) -> None:
+        device.values["addr"] = devfn
+        self.place(device, bus=self.pci_root)
+
+    def bridge_added(self, bus: Any) -> None:
+        if not self.ready and self.lpc.acpi_hotplug:
+            self.lpc.hotplug.manage(bus)
+
+    def reset_all(self) -> None:
+        super().reset_all()
+        self.fill_cmos()

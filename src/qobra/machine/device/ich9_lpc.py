@@ -1,0 +1,138 @@
+"""The ISA bridge of the ``q35`` board: ICH9's LPC function, with interrupt routing, ACPI and the reset register."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.machine.acpi import AcpiRegisters
+from qobra.machine.acpi_pcihp import GPE_BIT, AcpiPciHotplug
+from qobra.machine.devices import registry
+from qobra.machine.isa import IsaBus
+from qobra.machine.memory import Registers
+from qobra.machine.pci import regs
+from qobra.machine.pci.device import PciDevice
+from qobra.object.property import Bool
+
+_PMBASE, _ACPI_CONTROL, _PIRQ_A, _PIRQ_E, _RCBA = 0x40, 0x44, 0x60, 0x68, 0xF0
+_HOTPLUG_BASE = 0x0CC0
+_ENABLE_COMMAND, _DISABLE_COMMAND = 0x02, 0x03
+_PM_REGION, _GPE_OFFSET = 0x80, 0x20
+
+
+@registry.register("ICH9-LPC")
+class Ich9Lpc(PciDevice):
+    """Function 1f.0. The eight PCI lines go to ISA lines as routed, and to lines 16 to 23 of the I/O APIC."""
+
+    type_name = "ICH9-LPC"
+    pluggable = False
+    hotpluggable_class = False
+    vendor_id = regs.INTEL
+    device_id = 0x2918
+    revision = 2
+    class_id = 0x0601
+
+    acpi_hotplug = Bool(True, name="acpi-pci-hotplug-with-bridge-support")
+
+    def realize(self) -> None:
+        board: Any = self.board
+        self.isa = IsaBus(self.tree)
+        self.add_child("isa.0", self.isa)
+        self._levels = [0] * 8
+        self._routed: set[int] = set()
+        self._reset_control = 0
+        self.pci_bus.line_handler = self._set_line
+        ports = board.ports
+        ports.map(
+            0xCF9, Registers("lpc-reset-control", 1, lambda _o, _w: self._reset_control, self._write_reset), priority=1
+        )
+        ports.map(0xB2, Registers("apm-io", 2, self._read_apm, self._write_apm, impl=(1, 1)))
+        self._apm = bytearray(2)
+        self._fill()
+
+    def start_acpi(self) -> None:
+        """The interrupt controllers are there: make the ACPI registers."""
+        board: Any = self.board
+        ports = board.ports
+        self.acpi = AcpiRegisters(board, board.gsi[9], 16)
+        self._places = [
+            (0, ports.map(0, self.acpi.events, enabled=False)),
+            (4, ports.map(0, self.acpi.controls, enabled=False)),
+            (8, ports.map(0, self.acpi.timer, enabled=False)),
+            (_GPE_OFFSET, ports.map(0, self.acpi.general, enabled=False)),
+        ]
+        self.hotplug = AcpiPciHotplug(lambda: self.acpi.raise_gpe(GPE_BIT))
+        if self.acpi_hotplug:
+            ports.map(_HOTPLUG_BASE, self.hotplug.registers)
+
+    def _fill(self) -> None:
+        self.put(_PMBASE, 4, 1)
+        self.writable[_PMBASE : _PMBASE + 4] = b"\x87\xff\x00\x00"
+        self.config[_ACPI_CONTROL] = 0
+        self.writable[0xA0] = 0xEF
+        self.config[_PIRQ_A : _PIRQ_A + 4] = b"\x80" * 4
+        self.config[_PIRQ_E : _PIRQ_E + 4] = b"\x80" * 4
+        self.put(_RCBA, 4, 0)
+
+    def unrealize(self) -> None:
+        self.acpi.close()
+        super().unrealize()
+
+    def reset(self) -> None:
+        super().reset()
+        self._fill()
+        self._reset_control = 0
+        self.acpi.reset()
+        self.hotplug.reset()
+        self._place()
+        self._route()
+
+    def config_write(self, offset: int, width: int, value: int) -> None:
+        super().config_write(offset, width, value)
+        end = offset + width
+        if offset < _ACPI_CONTROL + 1 and end > _PMBASE:
+            self._place()
+        if offset < _PIRQ_E + 4 and end > _PIRQ_A:
+            self._route()
+
+    def _place(self) -> None:
+        base = self.dword(_PMBASE) & 0xFF80
+        enabled = self.config[_ACPI_CONTROL] & 0x80 or base
+        for offset, mapping in self._places:
+            mapping.place(base + offset if enabled else None)
+
+    # -- interrupts
+
+    def _set_line(self, number: int, level: int) -> None:
+        self._levels[number] = level
+        board: Any = self.board
+        if board.ioapic is not None:
+            board.ioapic.gpio_in[None][16 + number].set(level)
+        self._route()
+
+    def _route(self) -> None:
+        high: dict[int, int] = {}
+        for number, level in enumerate(self._levels):
+            route = self.config[_PIRQ_A + number] if number < 4 else self.config[_PIRQ_E + number - 4]
+            if not route & 0x80:
+                route &= 0x0F
+                high[route] = high.get(route, 0) | level
+        for route in self._routed - set(high):
+            self.isa.lines[route].set(0)
+        for route, level in high.items():
+            self.isa.lines[route].set(level)
+        self._routed = set(high)
+
+    # -- ports
+
+    def _read_apm(self, offset: int, _width: int) -> int:
+        return self._apm[offset]
+
+    def _write_apm(self, offset: int, _width: int, value: int) -> None:
+        self._apm[offset] = value & 0xFF
+        if offset == 0 and value in (_ENABLE_COMMAND, _DISABLE_COMMAND):
+            self.acpi.set_sci_enabled(value == _ENABLE_COMMAND)
+
+    def _write_reset(self, _offset: int, _width: int, value: int) -> None:
+        if value & 4:
+            self.machine.run_state.request_reset("guest-reset")
+        self._reset_control = value & 0x0A
