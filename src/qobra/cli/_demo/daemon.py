@@ -29,8 +29,12 @@ class Daemon:
         command = [sys.executable, "-m", "qobra.cli.storage_daemon"]
         command += ["--chardev", f"socket,id=qmp,path={self._qmp_path},server=on,wait=off"]
         command += ["--monitor", "chardev=qmp"]
-        # A session of its own: it outlives us where it is to stay.
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._log_path = os.path.join(directory, "daemon.log")
+        # A session and outputs of its own: it outlives us where it is to stay.
+        with open(self._log_path, "wb") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             self.qmp = self._connect(began + START_TIMEOUT)
         except BaseException:
@@ -117,7 +121,8 @@ The daemon stays up (process {self._process.pid}, files in {self._directory}).
                 return Client.connect(self._qmp_path, timeout=max(0.1, deadline - time.monotonic()))
             except QobraError:
                 if self._process.poll() is not None:
-                    raise QobraError("the storage daemon did not start") from None
+                    with open(self._log_path, errors="replace") as log:
+                        raise QobraError(f"the storage daemon did not start: {log.read().strip()}") from None
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.002)
