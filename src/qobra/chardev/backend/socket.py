@@ -56,7 +56,7 @@ class SocketChardev(Chardev):
             self._listener = address.listen(self.machine, self._address)
             self._note_bound_path()
             if self.options.get("wait", False):
-                print(f"{_program()}: info: QEMU waiting for connection on: {self.filename()}", file=sys.stderr)
+                _say(f"info: QEMU waiting for connection on: {self.filename()}")
                 first = self._accept()
         elif not reconnect:
             first = self._open(address.connect(self.machine, self._address))
@@ -138,7 +138,7 @@ class SocketChardev(Chardev):
             return self._open(address.connect(self.machine, self._address))
         except QobraError as error:
             if not self.closed:
-                print(f"{_program()}: Unable to connect character device {self.id}: {error}", file=sys.stderr)
+                _say(f"Unable to connect character device {self.id}: {error}")
             self._wake.wait(self.options["reconnect"])
             return None
 
@@ -153,7 +153,7 @@ class SocketChardev(Chardev):
         try:
             return self._open(socket.socket(fileno=fd))
         except QobraError as error:
-            print(f"{_program()}: {error}", file=sys.stderr)
+            _say(str(error))
             return None
 
     def _open(self, sock: socket.socket) -> Connection:
@@ -262,5 +262,10 @@ def _endpoint(name: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _program() -> str:
-    return os.path.basename(sys.argv[0]) or "qobra"
+def _say(text: str) -> None:
+    """Tell whoever runs the program; the device goes on also if nobody can be told."""
+    line = f"{os.path.basename(sys.argv[0]) or 'qobra'}: {text}\n"
+    try:
+        os.write(2, line.encode("utf-8", "replace"))
+    except OSError:
+        pass
