@@ -160,6 +160,23 @@ def test_descriptor_by_name(machine: Machine, recorder: Any, eventually: Any) ->
     ours.close()
 
 
+def test_a_listening_descriptor(machine: Machine, recorder: Any, eventually: Any, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        device = make(machine, addr={"type": "fd", "data": {"str": str(os.dup(listener.fileno()))}}, wait=False)
+    front = recorder()
+    device.attach(front)
+    assert device.filename() == f"disconnected:unix:{tmp_path}/s,server=on"
+    for _ in range(2):
+        with dial(tmp_path / "s") as client:
+            client.sendall(b"x")
+            eventually(lambda: front.events[-1:] == ["opened"])
+            assert device.filename() == f"unix:{tmp_path}/s,server=on"
+        eventually(lambda: front.events[-1] == "closed")
+    assert front.data == b"xx"
+
+
 def test_descriptors_come_along(machine: Machine, recorder: Any, eventually: Any, tmp_path: Path) -> None:
     device = make(machine, addr=unix(tmp_path / "s"), server=True, wait=False)
     taken: list[list[int]] = []

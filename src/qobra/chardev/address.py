@@ -74,6 +74,8 @@ def describe(address: Address, sock: socket.socket | None = None, *, passive: bo
     """``tcp:HOST:PORT``, ``unix:PATH``, ...: the configured address, or the one that ``sock`` is bound to."""
     data = address["data"]
     kind = address["type"]
+    if sock is not None and sock.fileno() < 0:
+        sock = None
     if kind == "inet":
         host, port = data.get("host", ""), data.get("port", "")
         if sock is not None and passive:
@@ -85,6 +87,12 @@ def describe(address: Address, sock: socket.socket | None = None, *, passive: bo
         return f"unix:{data['path']}{abstract}"
     if kind == "vsock":
         return f"vsock:{data['cid']}:{data['port']}"
+    if sock is not None:
+        local = sock.getsockname()
+        if not isinstance(local, tuple):
+            return f"unix:{os.fsdecode(local)}"
+        if sock.family != socket.AF_UNIX:
+            return f"tcp:{local[0]}:{local[1]}"
     return f"fd:{data['str']}"
 
 

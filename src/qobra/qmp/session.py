@@ -146,18 +146,20 @@ class Session:
 
     def take_fd(self) -> int | None:
         """The first of the file descriptors that came with the latest message, for the caller to own."""
-        if not self.peer_fds:
-            return None
-        fd, *rest = self.peer_fds
-        self.peer_fds = []
-        for other in rest:
+        fds = self._exchange_fds([])
+        for other in fds[1:]:
             os.close(other)
-        return fd
+        return fds[0] if fds else None
 
     def _own_fds(self, fds: list[int]) -> None:
-        stale, self.peer_fds = self.peer_fds, fds
-        for fd in stale:
+        for fd in self._exchange_fds(fds):
             os.close(fd)
+
+    def _exchange_fds(self, fds: list[int]) -> list[int]:
+        # The end of the connection and a command that still runs may both want them.
+        with self._lock:
+            former, self.peer_fds = self.peer_fds, fds
+            return former
 
     # -- output
 

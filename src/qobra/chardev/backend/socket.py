@@ -238,7 +238,10 @@ class SocketChardev(Chardev):
         protocol = next((name for name in ("telnet", "websocket") if self.options.get(name)), None)
         connection = self._connection
         connected = connection is not None and self.is_open
-        name = address.describe(self._address, self._listener, passive=self._server)
+        own = self._listener
+        if own is None and connection is not None:
+            own = connection.sock
+        name = address.describe(self._address, own, passive=self._server)
         peer = ""
         if connected and connection is not None and connection.sock.family in _INTERNET:
             try:
