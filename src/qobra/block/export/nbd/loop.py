@@ -104,6 +104,7 @@ class _Loop:
         connection = self._connection
         export = connection.export
         structured = connection.structured
+        unknown_flags = ~p.CMD_FLAG_DF if structured else -1
         size = self._backend.length
         bits = table.unit_bits
         unit = 1 << bits
@@ -125,7 +126,7 @@ class _Loop:
             if magic != p.REQUEST_MAGIC:
                 raise QobraError(f"invalid magic (got 0x{magic:x})")
             if command == 0:
-                if not 0 < length <= LONGEST_HIT or offset + length > size or flags & ~4:
+                if not 0 < length <= LONGEST_HIT or offset + length > size or flags & unknown_flags:
                     start += _REQUEST
                     aside.append(Work(command, flags, cookie, offset, length))
                     continue
