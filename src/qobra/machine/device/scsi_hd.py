@@ -1,0 +1,101 @@
+"""``scsi-hd``: a SCSI disk."""
+
+from __future__ import annotations
+
+from qobra.machine.devices import registry
+from qobra.machine.scsi import sense
+from qobra.machine.scsi.disk import UNMAP, WRITE_SAME, WRITE_SAME_16, ScsiDisk, block_range
+from qobra.machine.scsi.sense import Sense
+from qobra.object.property import Bool
+
+_UNMAP_BIT = 0x08
+
+
+@registry.register("scsi-hd")
+class ScsiHd(ScsiDisk):
+    """A direct-access block device."""
+
+    type_name = "scsi-hd"
+    description = "virtual SCSI disk"
+
+    removable = Bool(False)
+    dpofua = Bool(False)
+
+    def realize(self) -> None:
+        backend = self.realize_disk(512)
+        if backend.node is None:
+            from qobra.errors import QobraError
+
+            raise QobraError("Device needs media, but drive is empty")
+        backend.resized.append(self._resized)
+
+    def unrealize(self) -> None:
+        if self.backend is not None and self._resized in self.backend.resized:
+            self.backend.resized.remove(self._resized)
+
+    def _resized(self) -> None:
+        self.attention = sense.CAPACITY_CHANGED
+
+    def mode_pages(self) -> dict[int, bytes]:
+        cylinders = min(max(self.blocks // (16 * 63), 2), 0xFFFFFF)
+        rigid = bytearray(22)
+        rigid[0:3] = cylinders.to_bytes(3, "big")
+        rigid[3] = 16
+        rigid[18:20] = (5400).to_bytes(2, "big")
+        flexible = bytearray(30)
+        flexible[0:2] = (5000).to_bytes(2, "big")
+        flexible[2], flexible[3] = 16, 63
+        flexible[4:6] = self.logical_size.to_bytes(2, "big")
+        flexible[6:8] = min(cylinders, 0xFFFF).to_bytes(2, "big")
+        return super().mode_pages() | {0x04: bytes(rigid), 0x05: bytes(flexible)}
+
+    def other_command(self, cdb: bytes, data: bytes) -> bytes:
+        if cdb[0] == UNMAP:
+            return self._unmap(cdb, data)
+        if cdb[0] in (WRITE_SAME, WRITE_SAME_16):
+            return self._write_same(cdb, data)
+        return super().other_command(cdb, data)
+
+    def _unmap(self, cdb: bytes, data: bytes) -> bytes:
+        backend = self._writable()
+        if cdb[1] & 1:
+            raise Sense(*sense.INVALID_FIELD)
+        data = data[: int.from_bytes(cdb[7:9], "big")]
+        if not data:
+            return b""
+        if len(data) < 8:
+            raise Sense(*sense.INVALID_PARAMETER_LENGTH)
+        if len(data) < int.from_bytes(data[0:2], "big") + 2 or len(data) < int.from_bytes(data[2:4], "big") + 8:
+            raise Sense(*sense.INVALID_PARAMETER_LENGTH)
+        ranges = []
+        for at in range(8, 8 + int.from_bytes(data[2:4], "big") // 16 * 16, 16):
+            block, count = int.from_bytes(data[at : at + 8], "big"), int.from_bytes(data[at + 8 : at + 12], "big")
+            if block + count > self.blocks:
+                raise Sense(*sense.LBA_OUT_OF_RANGE)
+            ranges.append((block * self.logical_size, count * self.logical_size))
+        for offset, length in ranges:
+            if length:
+                backend.discard(offset, length)
+        return b""
+
+    def _write_same(self, cdb: bytes, data: bytes) -> bytes:
+        backend = self._writable()
+        block, count = block_range(cdb)
+        if cdb[1] & 0x16 or not count:
+            raise Sense(*sense.INVALID_FIELD)
+        if block + count > self.blocks:
+            raise Sense(*sense.LBA_OUT_OF_RANGE)
+        offset, length = block * self.logical_size, count * self.logical_size
+        pattern = data[: self.logical_size]
+        if cdb[1] & 1 or not any(pattern):
+            backend.write_zeroes(offset, length, may_unmap=bool(cdb[1] & _UNMAP_BIT))
+            return b""
+        if len(pattern) < self.logical_size:
+            raise Sense(*sense.INVALID_FIELD)
+        step = max(1, (512 << 10) // self.logical_size)
+        while count:
+            now = min(count, step)
+            backend.write(offset, pattern * now)
+            offset += now * self.logical_size
+            count -= now
+        return b""

@@ -1,0 +1,317 @@
+"""virtio-scsi: a SCSI host adapter (virtio 1.2, section 5.6)."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from struct import Struct
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError, errno_of
+from qobra.machine.blockdev import BlockFrontEnd
+from qobra.machine.devices import registry
+from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
+from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
+from qobra.machine.virtio.device import VirtioDevice
+from qobra.machine.virtio.pci import VirtioPci
+from qobra.machine.virtio.queue import Buffer, Queue, VirtioError, split_views
+from qobra.machine.worker import DeviceWorker, Worker
+from qobra.object.property import Bool, Int, Link
+
+if TYPE_CHECKING:
+    from qobra.machine.qdev import Device
+
+F_HOTPLUG, F_CHANGE = 1, 2
+_CONTROL, _EVENT, _FIRST_REQUEST = 0, 1, 2
+_CONFIG = Struct("<IIIIIIIHHI")
+_RESPONSE = Struct("<IIHBB")
+_REQUEST_HEADER = 19
+_S_OK, _S_OVERRUN, _S_BAD_TARGET, _S_FAILURE, _S_INCORRECT_LUN = 0, 1, 3, 9, 12
+_T_TMF, _T_AN_QUERY, _T_AN_SUBSCRIBE = 0, 1, 2
+_EVENT_TRANSPORT_RESET, _EVENT_PARAM_CHANGE, _EVENTS_MISSED = 1, 3, 0x80000000
+_RESCAN, _REMOVED = 1, 2
+_AUTO_QUEUES = 0xFFFFFFFF
+_MAX_DATA = 1 << 30
+
+
+@registry.register("virtio-scsi-device")
+class VirtioScsi(VirtioDevice):
+    """A host adapter with the bus ``ID.0``. Commands run in the iothread, or in the adapter's own thread."""
+
+    type_name = "virtio-scsi-device"
+    device_number = 8
+    config_size = 36
+
+    num_queues = Int(_AUTO_QUEUES, type="uint32", name="num_queues")
+    virtqueue_size = Int(256, type="uint32", name="virtqueue_size")
+    seg_max_adjust = Bool(True, name="seg_max_adjust")
+    max_sectors = Int(0xFFFF, type="uint32", name="max_sectors")
+    cmd_per_lun = Int(128, type="uint32", name="cmd_per_lun")
+    hotplug = Bool(True)
+    param_change = Bool(True, name="param_change")
+    iothread = Link("iothread")
+
+    def realize(self) -> None:
+        if self.num_queues == _AUTO_QUEUES:
+            self.values["num_queues"] = max(1, len(self.board.cpus))
+        if not 0 < self.num_queues <= 1024 - _FIRST_REQUEST:
+            raise QobraError(
+                f"Invalid number of queues (= {self.num_queues}), must be a positive integer less than "
+                f"{1024 - _FIRST_REQUEST}."
+            )
+        if not 2 < self.virtqueue_size <= 1024:
+            raise QobraError(f"invalid virtqueue_size property (= {self.virtqueue_size}), must be > 2")
+        for _ in range(_FIRST_REQUEST + self.num_queues):
+            self.add_queue(self.virtqueue_size)
+        self.sense_size, self.cdb_size = 96, 32
+        proxy: Any = self.parent
+        name = proxy.user_id if proxy is not None and proxy.user_id else self.user_id
+        self.scsi_bus = ScsiBus(self.tree)
+        self.scsi_bus.bus_name_given = f"{name}.0" if name else self._free_bus_name()
+        self.add_child(self.scsi_bus.bus_name_given, self.scsi_bus)
+        self._own_worker = DeviceWorker("scsi") if self.iothread is None else None
+        self._worker: Worker = self._own_worker or self.iothread
+        if self.iothread is not None:
+            self.iothread.in_use += 1
+        self._busy = threading.Lock()
+        self._epoch = 0
+        self._held: list[tuple[Queue, Buffer]] = []
+        self._events_missed = False
+        self._unsubscribe = self.machine.run_state.subscribe(self._run_state_changed)
+
+    def _free_bus_name(self) -> str:
+        from qobra.machine.plug import all_buses
+
+        taken = {bus.bus_name for bus in all_buses(self.board.system_bus)}
+        number = 0
+        while f"scsi.{number}" in taken:
+            number += 1
+        return f"scsi.{number}"
+
+    def unrealize(self) -> None:
+        self._unsubscribe()
+        self.device_reset()
+        if self._own_worker is not None:
+            self._own_worker.close()
+        else:
+            self.iothread.in_use -= 1
+        self.queues.clear()
+
+    def device_reset(self) -> None:
+        self._epoch += 1
+        self._held.clear()
+        with self._busy:
+            pass
+        self.sense_size, self.cdb_size = 96, 32
+        self._events_missed = False
+        self.scsi_bus.reset()
+
+    def device_features(self) -> int:
+        return (1 << F_HOTPLUG if self.hotplug else 0) | (1 << F_CHANGE if self.param_change else 0)
+
+    def read_config(self) -> bytes:
+        return _CONFIG.pack(
+            self.num_queues,
+            self.virtqueue_size - 2 if self.seg_max_adjust else 126,
+            self.max_sectors,
+            self.cmd_per_lun,
+            16,
+            self.sense_size,
+            self.cdb_size,
+            self.scsi_bus.max_channel,
+            self.scsi_bus.max_target,
+            self.scsi_bus.max_lun,
+        )
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        config = bytearray(self.read_config())
+        config[offset : offset + len(data)] = data
+        sense_size, cdb_size = int.from_bytes(config[20:24], "little"), int.from_bytes(config[24:28], "little")
+        if sense_size >= 65536 or cdb_size > 256:
+            self.fail(VirtioError("bad data written to virtio-scsi configuration space"))
+            return
+        self.sense_size, self.cdb_size = sense_size, cdb_size
+
+    # -- queues
+
+    def kicked(self, queue: Queue) -> None:
+        if queue.number == _CONTROL:
+            for buffer in self.buffers(queue):
+                try:
+                    written = self._control(buffer)
+                except VirtioError as error:
+                    self.fail(error)
+                    return
+                self.push(queue, buffer, written)
+            self.notify(queue)
+        elif queue.number == _EVENT:
+            if self._events_missed:
+                self._send_event(None, 0, 0)
+        else:
+            self._worker.run(partial(self._serve, queue, self._epoch))
+
+    def _run_state_changed(self, running: bool, _state: str) -> None:
+        if running and self._held:
+            for device in self.scsi_bus.devices:
+                if (
+                    isinstance(device, BlockFrontEnd)
+                    and device.backend is not None
+                    and device.backend.policy is not None
+                ):
+                    device.backend.policy.reset()
+            self._worker.run(partial(self._retry, self._epoch))
+
+    def _retry(self, epoch: int) -> None:
+        with self._busy:
+            held, self._held = self._held, []
+            for queue, buffer in held:
+                if epoch == self._epoch:
+                    self._serve_one(queue, buffer)
+                    self.notify(queue)
+
+    def _serve(self, queue: Queue, epoch: int) -> None:
+        with self._busy:
+            while epoch == self._epoch and (buffer := self.pop(queue)) is not None:
+                try:
+                    self._serve_one(queue, buffer)
+                except VirtioError as error:
+                    self.machine.control.post(self.fail, error)
+                    return
+            if epoch == self._epoch:
+                self.notify(queue)
+
+    def _serve_one(self, queue: Queue, buffer: Buffer) -> None:
+        header_size = _REQUEST_HEADER + self.cdb_size
+        answer_size = _RESPONSE.size + self.sense_size
+        header, data = split_views(buffer.readable, header_size)
+        request = b"".join(header)
+        if len(request) < header_size or buffer.writable_length < answer_size:
+            raise VirtioError("wrong size for virtio-scsi headers")
+        room = buffer.writable_length - answer_size
+        sent = sum(map(len, data))
+        if sent and room:
+            # Data both ways was not negotiated.
+            self._answer(queue, buffer, Result(), _S_FAILURE, 0)
+            return
+        if sent > _MAX_DATA:
+            raise VirtioError("virtio-scsi request is too long")
+        lun = request[0:8]
+        if lun[0] != 1 or (lun[2] and not 0x40 <= lun[2] < 0x80):
+            self._answer(queue, buffer, Result(), _S_BAD_TARGET, 0)
+            return
+        target, unit = lun[1], (lun[2] << 8 | lun[3]) & 0x3FFF
+        cdb = request[_REQUEST_HEADER:].ljust(16, b"\0")
+        try:
+            result = self.scsi_bus.execute(target, unit, cdb, b"".join(data), room)
+        except (OSError, QobraError) as error:
+            found = self._failed(error, target, unit, is_read=not sent)
+            if found is None:
+                self._held.append((queue, buffer))
+                return
+            result = found
+        if result is None:
+            self._answer(queue, buffer, Result(), _S_BAD_TARGET, 0)
+        else:
+            self._answer(queue, buffer, result, _S_OK, room + sent)
+
+    def _failed(self, error: Exception, target: int, unit: int, *, is_read: bool) -> Result | None:
+        """What the guest is told of failed storage; None while the machine is stopped for it."""
+        device: Any = self.scsi_bus.find(0, target, unit)
+        policy = device.backend.policy if device is not None and device.backend is not None else None
+        action = policy.decide(error, is_read=is_read) if policy is not None else "report"
+        if action == "stop":
+            return None
+        if action == "ignore":
+            return Result()
+        import errno
+
+        why = SPACE_ALLOCATION_FAILED if errno_of(error) == errno.ENOSPC else IO_ERROR
+        return Result(CHECK_CONDITION, sense=Sense(*why).data())
+
+    def _answer(self, queue: Queue, buffer: Buffer, result: Result, response: int, expected: int) -> None:
+        sense = result.sense[: self.sense_size]
+        residual = (
+            max(0, expected - len(result.data)) if buffer.writable_length > _RESPONSE.size + self.sense_size else 0
+        )
+        header = _RESPONSE.pack(len(sense), residual, 0, result.status, response) + sense.ljust(self.sense_size, b"\0")
+        written = buffer.scatter(header + result.data)
+        self.push(queue, buffer, written)
+
+    # -- control and events
+
+    def _control(self, buffer: Buffer) -> int:
+        request = buffer.gather(64)
+        kind = int.from_bytes(request[0:4], "little")
+        if kind == _T_TMF:
+            if len(request) < 24 or buffer.writable_length < 1:
+                raise VirtioError("wrong size for virtio-scsi headers")
+            return buffer.scatter(bytes((self._task_management(request),)))
+        if kind in (_T_AN_QUERY, _T_AN_SUBSCRIBE):
+            if len(request) < 16 or buffer.writable_length < 5:
+                raise VirtioError("wrong size for virtio-scsi headers")
+            return buffer.scatter(bytes(5))  # no asynchronous notifications
+        raise VirtioError("unknown virtio-scsi control request")
+
+    def _task_management(self, request: bytes) -> int:
+        subtype, lun = int.from_bytes(request[4:8], "little"), request[8:16]
+        target, unit = lun[1], (lun[2] << 8 | lun[3]) & 0x3FFF
+        if subtype == 3:  # nexus reset: every unit of the target
+            for device in list(self.scsi_bus.devices):
+                if isinstance(device, ScsiDevice) and device.scsi_id == target:
+                    device.reset()
+            return _S_OK
+        if lun[0] != 1 or not self.scsi_bus.has_target(target):
+            return _S_BAD_TARGET
+        found = self.scsi_bus.find(0, target, unit)
+        if found is None:
+            return _S_INCORRECT_LUN
+        if subtype == 5:
+            found.reset()
+        # Commands run to their end one after the other: there is never one to abort.
+        return _S_OK if subtype <= 7 else _S_FAILURE
+
+    def unit_plugged(self, device: Device) -> None:
+        """A unit has come: tell the guest."""
+        if self.has(F_HOTPLUG):
+            self._send_event(device, _EVENT_TRANSPORT_RESET, _RESCAN)
+
+    def unit_unplugged(self, device: Device) -> None:
+        """A unit has gone: tell the guest."""
+        if self.has(F_HOTPLUG):
+            self._send_event(device, _EVENT_TRANSPORT_RESET, _REMOVED)
+
+    def _send_event(self, device: Device | None, event: int, reason: int) -> None:
+        if not self.running:
+            return
+        queue = self.queues[_EVENT]
+        buffer = self.pop(queue)
+        if buffer is None:
+            self._events_missed = True
+            return
+        if self._events_missed:
+            event |= _EVENTS_MISSED
+            self._events_missed = False
+        lun = bytes(8)
+        if isinstance(device, ScsiDevice):
+            unit = device.lun | (0x4000 if device.lun >= 256 else 0)
+            lun = bytes((1, device.scsi_id)) + unit.to_bytes(2, "big") + bytes(4)
+        written = buffer.scatter(event.to_bytes(4, "little") + lun + reason.to_bytes(4, "little"))
+        self.push(queue, buffer, written)
+        self.notify(queue)
+
+
+class VirtioScsiPciBase(VirtioPci):
+    """virtio-scsi as a PCI function."""
+
+    type_name = "virtio-scsi-pci-base"
+    abstract = True
+    backend_type = "virtio-scsi-device"
+    device_id = 0x1004
+    class_id = 0x0100
+
+
+@registry.register("virtio-scsi-pci")
+class VirtioScsiPci(VirtioScsiPciBase):
+    """A host adapter that old and new drivers can use."""
+
+    type_name = "virtio-scsi-pci"

@@ -1,0 +1,171 @@
+"""The SCSI bus: devices by channel, target and logical unit; and what a host adapter asks of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.machine.qdev import Bus, Device
+from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, INVALID_FIELD, INVALID_OPCODE, LUN_NOT_SUPPORTED, Sense
+from qobra.object.property import Int
+
+if TYPE_CHECKING:
+    from qobra.object.tree import ObjectTree
+
+TEST_UNIT_READY, REQUEST_SENSE, INQUIRY, REPORT_LUNS = 0x00, 0x03, 0x12, 0xA0
+
+
+class Result:
+    """How a command ended: status, the data that it returned, sense for CHECK CONDITION."""
+
+    __slots__ = ("data", "sense", "status")
+
+    def __init__(self, status: int = GOOD, data: bytes = b"", sense: bytes = b"") -> None:
+        self.status = status
+        self.data = data
+        self.sense = sense
+
+
+class ScsiDevice(Device):
+    """A logical unit. ``execute`` carries out commands; host adapters call it in their worker."""
+
+    type_name = "scsi-device"
+    abstract = True
+    bus_type = "SCSI"
+
+    channel = Int(0, type="uint32")
+    scsi_id = Int(0xFFFFFFFF, type="uint32")
+    lun = Int(0xFFFFFFFF, type="uint32")
+
+    def __init__(self, tree: ObjectTree) -> None:
+        super().__init__(tree)
+        self.attention: tuple[int, int, int] | None = None
+        """What the next command is told instead of being carried out (a unit attention)."""
+
+    @property
+    def scsi_bus(self) -> ScsiBus:
+        """The bus that the unit is on."""
+        bus: Any = self.bus
+        return bus  # type: ignore[no-any-return]
+
+    def execute(self, cdb: bytes, data: bytes, room: int) -> Result:
+        """Carry out the command ``cdb`` with ``data`` sent along; at most ``room`` bytes come back.
+
+        Raises OSError or QobraError where the storage failed: the host adapter asks the error policy.
+        """
+        try:
+            if self.attention is not None and cdb[0] not in (INQUIRY, REPORT_LUNS, REQUEST_SENSE):
+                attention, self.attention = self.attention, None
+                raise Sense(*attention)
+            if cdb[0] == REPORT_LUNS:
+                return Result(data=self.scsi_bus.report_luns(self.scsi_id, cdb)[:room])
+            return Result(data=self.command(cdb, data, room)[:room])
+        except Sense as sense:
+            return Result(CHECK_CONDITION, sense=sense.data())
+
+    def command(self, cdb: bytes, data: bytes, room: int) -> bytes:
+        """The data that a command returns. Raises Sense."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        from qobra.machine.scsi.sense import RESET_OCCURRED
+
+        self.attention = RESET_OCCURRED
+
+
+class ScsiBus(Bus):
+    """A bus of ``max_channel``, ``max_target`` and ``max_lun``, all inclusive."""
+
+    type_name = "SCSI"
+    max_channel = 0
+    max_target = 255
+    max_lun = 16383
+    hotplug = True
+
+    def find(self, channel: int, target: int, lun: int) -> ScsiDevice | None:
+        """The unit at this address."""
+        for device in self._units():
+            if (device.channel, device.scsi_id, device.lun) == (channel, target, lun):
+                return device
+        return None
+
+    def has_target(self, target: int) -> bool:
+        """Whether any unit of the target is there."""
+        return any(device.scsi_id == target for device in self._units())
+
+    def execute(self, target: int, lun: int, cdb: bytes, data: bytes, room: int) -> Result | None:
+        """Have the unit carry out a command; None where there is no such target.
+
+        A target answers itself for units that it has not: by their absence.
+        """
+        device = self.find(0, target, lun)
+        if device is not None:
+            return device.execute(cdb, data, room)
+        if not self.has_target(target):
+            return None
+        try:
+            return Result(data=self._absent_unit(target, cdb)[:room])
+        except Sense as sense:
+            return Result(CHECK_CONDITION, sense=sense.data())
+
+    def report_luns(self, target: int, cdb: bytes) -> bytes:
+        """The list of a target's units. Raises Sense."""
+        length = int.from_bytes(cdb[6:10], "big")
+        if length < 16 or cdb[2] > 2:
+            raise Sense(*INVALID_FIELD)
+        luns = sorted({0} | {d.lun for d in self._units() if d.scsi_id == target})
+        entries = b"".join((lun if lun < 256 else 0x4000 | lun).to_bytes(2, "big") + bytes(6) for lun in luns)
+        return (len(entries).to_bytes(4, "big") + bytes(4) + entries)[:length]
+
+    def _absent_unit(self, target: int, cdb: bytes) -> bytes:
+        if cdb[0] == REPORT_LUNS:
+            return self.report_luns(target, cdb)
+        if cdb[0] == INQUIRY:
+            if cdb[1] & 1 or cdb[2]:
+                raise Sense(*INVALID_FIELD)
+            # Peripheral qualifier 3: nothing here, nor could there be.
+            answer = bytes((0x7F, 0, 5, 0x12, 31, 0, 0, 0x02)) + b"QEMU".ljust(8) + b"QEMU TARGET".ljust(16) + b"1.0 "
+            return answer[: int.from_bytes(cdb[3:5], "big")]
+        if cdb[0] == REQUEST_SENSE:
+            return Sense(*LUN_NOT_SUPPORTED).data()[: cdb[4]]
+        if cdb[0] == TEST_UNIT_READY:
+            raise Sense(*LUN_NOT_SUPPORTED)
+        raise Sense(*(LUN_NOT_SUPPORTED if cdb[0] else INVALID_OPCODE))
+
+    def _units(self) -> list[ScsiDevice]:
+        return [device for device in self.devices if isinstance(device, ScsiDevice) and device.realized]
+
+    # -- plugging
+
+    def check(self, device: Device) -> None:
+        assert isinstance(device, ScsiDevice)
+        channel, target, lun = device.channel, device.scsi_id, device.lun
+        if channel > self.max_channel:
+            raise QobraError(f"bad scsi channel id: {channel}")
+        if target != 0xFFFFFFFF and target > self.max_target:
+            raise QobraError(f"bad scsi device id: {target}")
+        if lun != 0xFFFFFFFF and lun > self.max_lun:
+            raise QobraError(f"bad scsi device lun: {lun}")
+        if target == 0xFFFFFFFF:
+            lun = 0 if lun == 0xFFFFFFFF else lun
+            target = next((t for t in range(self.max_target + 1) if self.find(channel, t, lun) is None), -1)
+            if target < 0:
+                raise QobraError("no free target")
+        elif lun == 0xFFFFFFFF:
+            lun = next((n for n in range(self.max_lun + 1) if self.find(channel, target, n) is None), -1)
+            if lun < 0:
+                raise QobraError("no free lun")
+        other = self.find(channel, target, lun)
+        if other is not None:
+            raise QobraError(f"lun already used by '{other.user_id or ''}'")
+        device.values["scsi-id"], device.values["lun"] = target, lun
+
+    def plugged(self, device: Device) -> None:
+        adapter: Any = self.owner
+        if device.hotplugged:
+            adapter.unit_plugged(device)
+
+    def unplugged(self, device: Device) -> None:
+        adapter: Any = self.owner
+        if adapter.realized and not self.tree.closing:
+            adapter.unit_unplugged(device)
