@@ -44,13 +44,14 @@ def qemu(peer: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -
     running.process.wait()
 
 
-def ask(sock: socket.socket, *pieces: bytes, negotiated: bool = True) -> list[Any]:
+def ask(sock: socket.socket, *pieces: bytes, negotiated: bool = True, oob: bool = False) -> list[Any]:
     """All replies to ``pieces`` on a new connection, without those to what is sent around them."""
     sock.settimeout(30)
     with sock, sock.makefile("rb") as replies:
         assert b"QMP" in replies.readline()
         if negotiated:
-            sock.sendall(b'{"execute":"qmp_capabilities"}')
+            enabled = b'"oob"' if oob else b""
+            sock.sendall(b'{"execute":"qmp_capabilities","arguments":{"enable":[%s]}}' % enabled)
             assert replies.readline() == b'{"return": {}}\r\n'
         for piece in pieces:
             sock.sendall(piece)
@@ -164,6 +165,27 @@ def test_known_cases(qemu: Peer, monitored: Any, text: bytes) -> None:
 )
 def test_before_negotiation(qemu: Peer, monitored: Any, text: bytes) -> None:
     assert ask(monitored.connect().sock, text, negotiated=False) == ask(qemu.connect(), text, negotiated=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"exec-oob":"query-version","id":2}',
+        b'{"exec-oob":"nope","id":2}',
+        b'{"exec-oob":1,"id":2}',
+        b'{"exec-oob":"x","x":2}',
+        b'{"exec-oob":"x","arguments":2}',
+        b'{"exec-oob":"x","execute":"x"}',
+        b'{"execute":1,"exec-oob":"x"}',
+        b'{"exec-oob":"qmp_capabilities"}',
+        b'{"execute":"x"}',
+        b"{}",
+        b"[]",
+        b"xxx\n",
+    ],
+)
+def test_out_of_band(qemu: Peer, monitored: Any, text: bytes) -> None:
+    assert ask(monitored.connect().sock, text, oob=True) == ask(qemu.connect(), text, oob=True)
 
 
 fragments = st.sampled_from(
