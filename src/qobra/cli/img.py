@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from qobra.cli._tool.getopt import HelpWanted, UsageError, parse
+from qobra.getopt import HelpWanted, UsageError, parse
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
 
@@ -54,9 +54,9 @@ def _run(program: Program, arguments: list[str]) -> int:
         if option == "h":
             return _help(program)
         if option == "V":
-            from qobra import __version__
+            from qobra.cli._tool.report import version_text
 
-            print(f"{program.name} version {__version__}")
+            print(version_text(program))
             return 0
         if option == "T":
             from qobra.cli._tool.trace import start

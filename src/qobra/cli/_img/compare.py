@@ -8,8 +8,9 @@ from qobra.block.extents import COMPUTED, DATA, Run, resolve
 from qobra.block.node import is_zero
 from qobra.cli._img._pieces import Pieces, disk_size
 from qobra.cli._img.map import Entry, walk
-from qobra.cli._tool.getopt import parse_command
-from qobra.cli._tool.opening import CACHE_MODES, Images, node_of
+from qobra.getopt import parse_command
+from qobra.block.cache_modes import CACHE_MODES
+from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror

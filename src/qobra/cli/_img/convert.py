@@ -6,8 +6,9 @@ from typing import Any
 
 from qobra.cli._img._convert import Conversion
 from qobra.cli._img.create import option_pairs, print_options, wants_help
-from qobra.cli._tool.getopt import parse_command
-from qobra.cli._tool.opening import CACHE_MODES, Images
+from qobra.getopt import parse_command
+from qobra.block.cache_modes import CACHE_MODES
+from qobra.cli._tool.opening import Images
 from qobra.cli._tool.report import Program, ToolError
 
 HELP = """\

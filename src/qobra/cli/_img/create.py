@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from qobra.cli._tool.getopt import parse_command
+from qobra.getopt import parse_command
 from qobra.cli._tool.image_opts import split_options
 from qobra.cli._tool.opening import Images
 from qobra.cli._tool.report import Program, ToolError, flush_output, usage

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from qobra.block.describe import describe
 from qobra.block.query import image_info
-from qobra.cli._tool.getopt import parse_command
+from qobra.getopt import parse_command
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
-from qobra.units import size_text
 
 Info = dict[str, Any]
 
@@ -58,7 +58,7 @@ def main(program: Program, arguments: list[str]) -> int:
 
             print(dumps(infos if chain else infos[0]))
         else:
-            print("\n\n".join("\n".join(human_lines(info)) for info in infos))
+            print("\n\n".join("\n".join(describe(info)) for info in infos))
     return 0
 
 
@@ -97,61 +97,3 @@ def collect(
             raise ToolError("Could not determine the backing file's full name")
         filename = info["full-backing-filename"]
         fmt = info.get("backing-filename-format")
-
-
-def human_lines(info: Info) -> list[str]:
-    """The text for a person, as QEMU has it."""
-    size = info["virtual-size"]
-    actual = info.get("actual-size")
-    lines = [
-        f"image: {info['filename']}",
-        f"file format: {info['format']}",
-        f"virtual size: {size_text(size)} ({size} bytes)",
-        f"disk size: {'unavailable' if actual is None else size_text(actual)}",
-    ]
-    if info.get("encrypted"):
-        lines.append("encrypted: yes")
-    if "cluster-size" in info:
-        lines.append(f"cluster_size: {info['cluster-size']}")
-    if info.get("dirty-flag"):
-        lines.append("cleanly shut down: no")
-    if "backing-filename" in info:
-        name = info["backing-filename"]
-        full = info.get("full-backing-filename")
-        if full is None:
-            note = " (cannot determine actual path)"
-        else:
-            note = f" (actual path: {full})" if full != name else ""
-        lines.append(f"backing file: {name}{note}")
-        if "backing-filename-format" in info:
-            lines.append(f"backing file format: {info['backing-filename-format']}")
-    if info.get("snapshots"):
-        from qobra.cli._img.snapshot import snapshot_lines
-
-        lines.append("Snapshot list:")
-        lines += snapshot_lines(info["snapshots"])
-    specific = info.get("format-specific")
-    if specific and specific.get("data"):
-        lines.append("Format specific information:")
-        lines += value_lines(specific["data"], 1)
-    return lines
-
-
-def value_lines(value: Any, indent: int) -> list[str]:
-    """The members of an object, or the items of a list, each on its line."""
-    from qobra.json_text import ordered
-
-    if isinstance(value, dict):
-        items = [(key.replace("-", " "), each) for key, each in ordered(value)]
-    else:
-        items = [(f"[{number}]", each) for number, each in enumerate(value)]
-    lines = []
-    for key, each in items:
-        text = "    " * indent + key + ":"
-        if isinstance(each, dict | list):
-            lines.append(text)
-            lines += value_lines(each, indent + 1)
-        else:
-            shown = ("true" if each else "false") if isinstance(each, bool) else each
-            lines.append(f"{text} {shown}")
-    return lines

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.getopt import parse_command
+from qobra.getopt import parse_command
 from qobra.cli._tool.opening import Images, node_of
 from qobra.json_text import quoted
 from qobra.cli._tool.report import Program, ToolError, usage

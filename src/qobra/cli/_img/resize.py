@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.cli._img._pieces import disk_size
-from qobra.cli._tool.getopt import HelpWanted, parse_command
+from qobra.getopt import HelpWanted, parse_command
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
 
 if TYPE_CHECKING:
+    from typing import TypedDict, Unpack
+
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode
 
 Options = dict[str, Any]
-
-CACHE_MODES = {
-    # name: (write through, direct, no flush)
-    "none": (False, True, False),
-    "off": (False, True, False),
-    "writeback": (False, False, False),
-    "writethrough": (True, False, False),
-    "directsync": (True, True, False),
-    "unsafe": (False, False, True),
-}
 
 
 def cache_options(mode: str, error: str) -> tuple[Options, bool]:
@@ -33,6 +27,31 @@ def cache_options(mode: str, error: str) -> tuple[Options, bool]:
         raise ToolError(error)
     through, direct, no_flush = CACHE_MODES[mode]
     return {"direct": direct, "no-flush": no_flush}, through
+
+
+if TYPE_CHECKING:
+
+    class Request(TypedDict, total=False):
+        """How to open an image."""
+
+        fmt: str | None
+        """The format, or None to tell it from the first bytes."""
+        image_opts: bool
+        """The name is a list of options."""
+        writable: bool
+        cache: str
+        """A mode's name."""
+        force_share: bool
+        backing: bool
+        """False: without the backing file."""
+        metadata_only: bool
+        """No data is going to be read."""
+        resize: bool
+        snapshot: bool
+        """Write to a temporary file instead."""
+        copy_on_read: bool
+        options: Options | None
+        """Further options of the node."""
 
 
 class Images:
@@ -89,86 +108,111 @@ class Images:
             machine.objects.create(kind, options.pop("id"), options, keyval=not definition.startswith("{"))
         return machine.block
 
-    def open(
-        self,
-        filename: str,
-        *,
-        fmt: str | None = None,
-        image_opts: bool = False,
-        writable: bool = False,
-        cache: str = "writeback",
-        force_share: bool = False,
-        backing: bool = True,
-        metadata_only: bool = False,
-        resize: bool = False,
-        options: Options | None = None,
-    ) -> BlockBackend:
-        """Open the image that a command line names. Raises ToolError with QEMU's ``Could not open 'NAME': ...``.
-
-        ``cache`` is a mode's name; ``metadata_only`` promises that no data is read. ``options`` are further ones.
-        """
+    def open(self, filename: str, **request: Unpack[Request]) -> BlockBackend:
+        """Open the image that a command line names. Raises ToolError with QEMU's ``Could not open 'NAME': ...``."""
         try:
-            return self._open(
-                filename, fmt, image_opts, writable, cache, force_share, backing, metadata_only, resize, options
-            )
+            return self._open(filename, request)
         except QobraError as error:
             raise ToolError(f"Could not open '{filename}': {error}")
         except OSError as error:
             raise ToolError(f"Could not open '{filename}': {strerror(error)}")
 
-    def _open(
-        self,
-        filename: str,
-        fmt: str | None,
-        image_opts: bool,
-        writable: bool,
-        cache: str,
-        force_share: bool,
-        backing: bool,
-        metadata_only: bool,
-        resize: bool,
-        more: Options | None,
-    ) -> BlockBackend:
-        cache_setting, through = cache_options(cache, f"Invalid cache option: {cache}")
-        options: Options = dict(more or {})
-        if cache_setting != {"direct": False, "no-flush": False}:
-            options["cache"] = cache_setting
-        if force_share:
+    def _open(self, filename: str, request: Request) -> BlockBackend:
+        mode = request.get("cache", "writeback")
+        cache, through = cache_options(mode, f"Invalid cache option: {mode}")
+        writable = request.get("writable", False)
+        metadata_only = request.get("metadata_only", False)
+        fmt = request.get("fmt")
+        image_opts = request.get("image_opts", False)
+        if image_opts and fmt is not None:
+            raise ToolError("--image-opts and --format are mutually exclusive")
+        options: Options = dict(request.get("options") or {})
+        if cache["direct"] or cache["no-flush"]:
+            options["cache"] = cache
+        if request.get("force_share"):
             options["force-share"] = True
-        if not backing:
-            options["backing"] = None
-        perm, shared = 0, permissions.ALL
-        if not metadata_only:
-            perm = permissions.CONSISTENT_READ | (permissions.WRITE if writable else 0)
-        if resize:
+        if not request.get("backing", True):
+            options["_no-backing"] = True
+        if metadata_only:
+            options["_no-io"] = True
+        perm = 0 if metadata_only else permissions.CONSISTENT_READ | (permissions.WRITE if writable else 0)
+        if request.get("resize"):
             perm |= permissions.RESIZE
-        backend = BlockBackend(self.layer, perm=perm, shared=shared)
+        backend = BlockBackend(self.layer, perm=perm)
         backend.writeback = not through
-        if image_opts:
-            from qobra.cli._tool.image_opts import parse_image_opts
-
-            given = parse_image_opts(filename, self.program)
-            # An option in the text is the user's own word; the rest are this command's defaults.
-            options = {**options, **given}
-            options.setdefault("read-only", not writable)
-            if not backing and given.get("backing") is None:
-                options["backing"] = None
+        if request.get("snapshot"):
+            self._open_snapshot(backend, filename, fmt, image_opts, options)
+            return backend
+        options["read-only"] = not writable
+        if request.get("copy_on_read") and writable:
+            options = {
+                "driver": "copy-on-read",
+                "read-only": False,
+                "file": self._top(filename, fmt, image_opts, options),
+            }
             self.layer.open(options, root=backend)
+        elif image_opts:
+            self.layer.open(self._top(filename, fmt, image_opts, options), root=backend)
         else:
-            options["read-only"] = not writable
             if fmt is not None:
                 options["driver"] = fmt
             self.layer.open_image(filename, options, root=backend)
         node = backend.inserted()
         if writable and node.probed and node.driver == "raw":
-            flush_output()
-            sys.stderr.write(
-                f"WARNING: Image format was not specified for '{node.filename}' and probing guessed raw.\n"
-                "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
-                "will be restricted.\n"
-                "         Specify the 'raw' format explicitly to remove the restrictions.\n"
-            )
+            self._warn_probed(node)
         return backend
+
+    def _top(self, filename: str, fmt: str | None, image_opts: bool, options: Options) -> Options:
+        """All options of the node that the command line means."""
+        if image_opts:
+            from qobra.cli._tool.image_opts import parse_image_opts
+
+            given = parse_image_opts(filename, self.program)
+            if options.get("force-share") and given.get("force-share") is False:
+                raise ToolError("--force-share/-U conflicts with image options")
+            # What the text says is the user's own word; the rest are this command's defaults.
+            return {**options, **given}
+        from qobra.block.filename import parse_filename
+
+        named = parse_filename(filename)
+        if fmt is not None:
+            options = {**options, "driver": fmt}
+        return {**options, **named} if filename.startswith("json:") else {**options, "file": named}
+
+    def _open_snapshot(
+        self, backend: BlockBackend, filename: str, fmt: str | None, image_opts: bool, options: Options
+    ) -> None:
+        """Open the image read-only under a temporary one, which goes away when it is closed."""
+        import tempfile
+
+        below = self._top(filename, fmt, image_opts, {**options, "read-only": True})
+        size_root = BlockBackend(self.layer, perm=0)
+        size = self.layer.open(dict(below), root=size_root).length
+        size_root.remove()
+        handle, path = tempfile.mkstemp(prefix="vl.")
+        os.close(handle)
+        try:
+            from qobra.block.creation._image import plan
+
+            plan(self.layer, path, "qcow2", size=size).run(self.layer)
+            top = {
+                "driver": "qcow2",
+                "read-only": False,
+                "file": {"driver": "file", "filename": path},
+                "backing": below,
+            }
+            self.layer.open(top, root=backend)
+        finally:
+            os.unlink(path)
+
+    def _warn_probed(self, node: BlockNode) -> None:
+        flush_output()
+        sys.stderr.write(
+            f"WARNING: Image format was not specified for '{node.filename}' and probing guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
+            "will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions.\n"
+        )
 
     def close(self) -> None:
         """Close everything, flushing it first. Raises QobraError or OSError where that fails."""

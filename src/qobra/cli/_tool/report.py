@@ -72,3 +72,14 @@ def flush_output() -> None:
 def usage(text: str) -> ToolError:
     """A command line that cannot be."""
     return ToolError(text, hint=True)
+
+
+QEMU_VERSION = "7.2.0"
+"""The version of QEMU whose command lines and answers these are; scripts look at it to know what they may ask."""
+
+
+def version_text(program: Program) -> str:
+    """What ``--version`` prints."""
+    from qobra import __version__
+
+    return f"{program.name} version {QEMU_VERSION} (Qobra {__version__})"

@@ -1,0 +1,221 @@
+"""The commands that are about the file: ``open``, ``close``, ``reopen``, ``info``, ``length``, ``map``, ``truncate``, ..."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.block import permissions
+from qobra.block.extents import ABSENT
+from qobra.block.io_commands._interpreter import SECTOR, Interpreter, Misused, io_command
+from qobra.block.node import BlockNode
+from qobra.errors import QobraError
+from qobra.units import io_size_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_OPEN_HELP = """
+ opens a file, with what it lies on
+
+ Example:
+ 'open -n -o driver=raw /tmp/data' - opens a raw file for reading and writing, past the host's cache
+
+ -r, -- read-only
+ -s, -- write to a temporary file instead, which is gone afterwards
+ -C, -- copy what is read from the backing file
+ -n, -- past the host's cache, short for -t none
+ -U, -- even if others write to it
+ -k, -- Linux AIO
+ -i, -- way of doing I/O (threads, native, io_uring)
+ -t, -- cache mode
+ -d, -- discard mode
+ -o, -- options of the node"""
+
+_REOPEN_HELP = """
+ changes the options of the open file
+
+ Example:
+ 'reopen -o lazy-refcounts=on' - lets a qcow2 image write its reference counts late
+
+ -r, -- read-only
+ -w, -- writable
+ -c, -- cache mode
+ -o, -- options of the node
+"""
+
+MAP_STEP = 1 << 30
+
+
+@io_command("open", "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path",
+            alias="o", least=1, details=_OPEN_HELP, needs_file=False)  # fmt: skip
+def open_file(interpreter: Interpreter, words: list[str]) -> None:
+    """Open a file to work on."""
+    if interpreter.open_file is None:
+        raise QobraError("Operation not supported")
+    if interpreter.backend is not None and interpreter.backend.node is not None:
+        raise QobraError("file open already, try 'help close'")
+    interpreter.backend = interpreter.open_file(words)
+
+
+@io_command("close", "", "close the current open file", alias="c", most=0)
+def close_file(interpreter: Interpreter, words: list[str]) -> None:
+    """Close it."""
+    if interpreter.close_file is None:
+        raise QobraError("Operation not supported")
+    from qobra.block.io_commands.asynchronous import wait_all
+
+    wait_all(interpreter)
+    interpreter.backend = None
+    interpreter.close_file()
+
+
+@io_command("reopen", "[(-r|-w)] [-c cache] [-o options]", "reopens an image with new options", details=_REOPEN_HELP)
+def reopen(interpreter: Interpreter, words: list[str]) -> None:
+    """Change options in place."""
+    options, operands = interpreter.options(words, "c:o:rw")
+    if operands:
+        raise Misused
+    if "r" in options and "w" in options:
+        raise QobraError("Only one -r/-w option may be given")
+    changes: dict[str, Any] = {}
+    if "r" in options or "w" in options:
+        changes["read-only"] = "r" in options
+    if "c" in options:
+        from qobra.block.cache_modes import CACHE_MODES
+
+        if options["c"] not in CACHE_MODES:
+            raise QobraError(f"Invalid cache option: {options['c']}")
+        through, direct, no_flush = CACHE_MODES[options["c"]]
+        changes["cache"] = {"direct": direct, "no-flush": no_flush}
+        interpreter.root.writeback = not through
+    if "o" in options:
+        from qobra.block.filename import unflatten
+        from qobra.block.typed_options import typed
+
+        pairs = dict(part.partition("=")[::2] for part in options["o"].split(","))
+        driver = interpreter.node.driver
+        known = _known_options(driver)
+        for name in pairs:
+            if name.split(".")[0] not in known:
+                raise QobraError(f"Cannot change the option '{name}'")
+        changes.update(typed(unflatten({**pairs, "driver": driver})))
+    root = interpreter.root
+    if changes.get("read-only"):
+        root.set_permissions(root.perm & ~(permissions.WRITE | permissions.WRITE_UNCHANGED), root.shared)
+    if changes:
+        _reopen(interpreter.node, changes)
+    if "w" in options:
+        root.set_permissions(root.perm | permissions.WRITE, root.shared)
+
+
+def _known_options(driver: str) -> set[str]:
+    from qobra.qapi.contract import contract
+
+    types = contract().types
+    union = types["BlockdevOptions"]
+    branch = union.branches.get(driver)
+    members = [*union.members, *(types[branch].members if branch else ())]
+    return {member.name for member in members}
+
+
+def _reopen(node: BlockNode, changes: dict[str, Any]) -> None:
+    """The node with ``changes``; its file follows in what it inherits."""
+    from qobra.block.reopen import reopen as reopen_nodes
+
+    options = {key: value for key, value in node.options.items() if key not in node.children}
+    options.update({name: child.node_name for name, child in node.children.items()})
+    reopen_nodes(node.layer, [{**options, **changes, "node-name": node.node_name, "driver": node.driver}])
+
+
+@io_command("truncate", "[-m prealloc_mode] off", "truncates the current file at the given offset",
+            alias="t", least=1, most=3, writes=True)  # fmt: skip
+def truncate(interpreter: Interpreter, words: list[str]) -> None:
+    """Change the size."""
+    options, operands = interpreter.options(words, "m:")
+    mode = options.get("m", "off")
+    if mode not in ("off", "metadata", "falloc", "full"):
+        raise QobraError(f"Invalid preallocation mode '{mode}'")
+    if len(operands) != 1:
+        raise Misused
+    length = interpreter.number(operands[0])
+    root = interpreter.root
+    perm = root.perm
+    root.set_permissions(perm | permissions.RESIZE, root.shared)
+    try:
+        interpreter.node.truncate(length, preallocation=mode, exact=False)
+    finally:
+        root.set_permissions(perm, root.shared)
+
+
+@io_command("length", "", "gets the length of the current file", alias="l", most=0)
+def length(interpreter: Interpreter, words: list[str]) -> None:
+    """The size, for a person."""
+    interpreter.out(io_size_text(_disk_size(interpreter.node)) + "\n")
+
+
+@io_command("flush", "", "flush all in-core file state to disk", alias="f", most=0)
+def flush(interpreter: Interpreter, words: list[str]) -> None:
+    """See that everything is on stable storage."""
+    interpreter.root.flush()
+
+
+@io_command("info", "", "prints information about the current file", alias="i", most=0)
+def info(interpreter: Interpreter, words: list[str]) -> None:
+    """Format, cluster size, and what the format has to tell."""
+    from qobra.block.describe import value_lines
+
+    node = interpreter.node
+    interpreter.out(
+        f"format name: {node.driver}\n"
+        f"cluster size: {io_size_text(node.cluster_size())}\n"
+        f"vm state offset: {io_size_text(getattr(node, 'vm_state_offset', 0))}\n"
+    )
+    specific = node.info().get("format-specific")
+    if specific and specific.get("data"):
+        interpreter.out("Format specific information:\n")
+        interpreter.out("".join(f"{line}\n" for line in value_lines(specific["data"], 1)))
+
+
+@io_command("alloc", "offset [count]", "checks if offset is allocated in the file", alias="a", least=1, most=2)
+def alloc(interpreter: Interpreter, words: list[str]) -> None:
+    """How much of a range the node holds itself."""
+    start = interpreter.number(words[1])
+    count = interpreter.number(words[2]) if len(words) > 2 else SECTOR
+    end = min(_disk_size(interpreter.node), start + count)
+    total = max(0, end - start)
+    held = sum(size for _offset, size, held in _allocation(interpreter.node, start, end) if held)
+    interpreter.out(f"{held}/{total} bytes allocated at offset {io_size_text(start)}\n")
+
+
+@io_command("map", "", "prints the allocated areas of a file", most=0)
+def show_map(interpreter: Interpreter, words: list[str]) -> None:
+    """What the node holds itself, and what it does not."""
+    for offset, size, held in _allocation(interpreter.node, 0, _disk_size(interpreter.node)):
+        interpreter.out(
+            f"{io_size_text(size)} (0x{size:x}) bytes {'    allocated' if held else 'not allocated'} "
+            f"at offset {io_size_text(offset)} (0x{offset:x})\n"
+        )
+
+
+def _disk_size(node: BlockNode) -> int:
+    return -(-node.length // SECTOR) * SECTOR
+
+
+def _allocation(node: BlockNode, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Runs ``(offset, size, held)`` of a range, merged."""
+    while node.is_filter and node.filtered is not None:
+        node = node.filtered
+    last: tuple[int, int, bool] | None = None
+    while start < end:
+        inside = min(MAP_STEP, end - start, max(0, node.length - start))
+        runs = [(each.length, each.kind != ABSENT) for each in node.map(start, inside)] if inside else []
+        for size, held in runs or [(end - start, True)]:
+            if last is not None and last[2] == held:
+                last = (last[0], last[1] + size, held)
+            else:
+                if last is not None:
+                    yield last
+                last = (start, size, held)
+            start += size
+    if last is not None:
+        yield last

@@ -1,0 +1,70 @@
+"""The commands that are about the program: ``help``, ``quit``, ``sleep``, ``sigraise``, ``abort``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from qobra.block.io_commands._interpreter import Command, Failed, Interpreter, Misused, commands, io_command
+from qobra.errors import strerror
+
+_SIGRAISE_HELP = """
+ raises a signal
+
+ Example:
+ 'sigraise 15' - raises SIGTERM
+"""
+
+
+@io_command("help", "[command]", "help for one or all commands", alias="?", most=1, needs_file=False)
+def show_help(interpreter: Interpreter, words: list[str]) -> None:
+    """The list of commands, or one in full."""
+    if len(words) > 1:
+        command = commands.get(words[1])
+        if command is None:
+            raise Failed(f"command {words[1]} not found")
+        interpreter.out(command.usage_line(words[1]) + "\n")
+        if command.details:
+            interpreter.out(command.details + "\n")
+        return
+    listed: dict[str, Command] = {command.name: command for command in commands.values()}
+    interpreter.out("".join(f"{listed[name].usage_line()}\n" for name in sorted(listed)))
+    interpreter.out("\nUse 'help commandname' for extended help.\n")
+
+
+@io_command("quit", "", "exit the program", alias="q", most=0, needs_file=False)
+def end(interpreter: Interpreter, words: list[str]) -> None:
+    """No more lines."""
+    interpreter.quit = True
+
+
+@io_command("sleep", "", "waits for the given value in milliseconds", least=1, most=1, needs_file=False)
+def sleep(interpreter: Interpreter, words: list[str]) -> None:
+    """Wait, while requests that were started go on."""
+    from qobra.block.io_commands.asynchronous import report_ended
+
+    try:
+        milliseconds = int(words[1], 0)
+    except ValueError:
+        raise Failed(f"{words[1]} is not a valid number")
+    time.sleep(max(0, milliseconds) / 1000)
+    report_ended(interpreter)
+
+
+@io_command("sigraise", "signal", "raises a signal", least=1, most=1, needs_file=False, details=_SIGRAISE_HELP)
+def sigraise(interpreter: Interpreter, words: list[str]) -> None:
+    """Send the process a signal."""
+    number = interpreter.number(words[1])
+    if not 0 < number < signal.NSIG:
+        raise Misused
+    try:
+        os.kill(os.getpid(), number)
+    except OSError as error:
+        raise Failed(f"sigraise failed: {strerror(error)}")
+
+
+@io_command("abort", "", "simulate a program crash using abort(3)", most=0, needs_file=False)
+def abort(interpreter: Interpreter, words: list[str]) -> None:
+    """Die at once, with nothing written out."""
+    os.abort()

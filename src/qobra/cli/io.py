@@ -1,0 +1,260 @@
+"""``qobra-io``: requests to an image by hand, with qemu-io's commands, options and answers.
+
+The commands themselves are in :mod:`qobra.block.io_commands`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from qobra.block.cache_modes import CACHE_MODES
+from qobra.block.io_commands._interpreter import Interpreter, Misused
+from qobra.cli._tool.opening import Images
+from qobra.cli._tool.report import Program, ToolError, flush_output
+from qobra.errors import QobraError
+from qobra.getopt import UsageError, parse
+
+HELP = "single requests to an image, with patterns (qemu-io's command line)"
+
+_USAGE = """\
+Usage: {name} [OPTIONS]... [-c STRING]... [file]
+Requests to a disk image by hand
+
+  --object OBJECTDEF   create an object first, as a 'secret'
+  --image-opts         file is a list of options
+  -c, --cmd STRING     run a command; may be given again
+  -f, --format FMT     format of the image
+  -r, --read-only      open it read-only
+  -s, --snapshot       write to a temporary file, which is gone afterwards
+  -n, --nocache        past the host's cache, short for -t none
+  -C, --copy-on-read   copy what is read from the backing file
+  -m, --misalign       misalign buffers (accepted; buffers are aligned where they must be)
+  -k, --native-aio     Linux AIO (accepted)
+  -i, --aio=MODE       way of doing I/O: threads, native or io_uring (accepted)
+  -t, --cache=MODE     cache mode
+  -d, --discard=MODE   discard mode
+  -T, --trace PATTERN  accepted
+  -U, --force-share    open it even if others write to it
+  -h, --help           display this help and exit
+  -V, --version        output version information and exit
+
+See '{name} -c help' for information on available commands.
+"""
+
+_SHORT = "hVc:d:f:rsnCmki:t:T:U"
+_LONG = (
+    "help|h", "version|V", "cmd=|c", "format=|f", "read-only|r", "snapshot|s", "nocache|n", "copy-on-read|C",
+    "misalign|m", "native-aio|k", "aio=|i", "cache=|t", "discard=|d", "trace=|T", "object=", "image-opts",
+    "force-share|U",
+)  # fmt: skip
+
+DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
+AIO_MODES = ("threads", "native", "io_uring")
+
+
+def main(argv: list[str] | None = None, name: str | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    if argv is not None:
+        return run(name or "qobra-io", argv)
+    from qobra.cli._tool.process import run_program
+
+    return run_program(lambda: run(name or sys.argv[0], sys.argv[1:]))
+
+
+def run(called: str, arguments: list[str]) -> int:
+    """Open the file, run the commands of ``-c`` or those on standard input."""
+    program = Program(os.path.basename(called))
+    try:
+        options, operands = parse(arguments, _SHORT, _LONG, raw_texts=True)
+    except UsageError as error:
+        flush_output()
+        sys.stderr.write(f"{called}: {error}\n")
+        return _usage(program)
+    try:
+        return Shell(program, options, operands).run()
+    except ToolError as error:
+        return program.fail(error)
+    except QobraError as error:
+        return program.fail(ToolError(str(error)))
+
+
+def _usage(program: Program, status: int = 1) -> int:
+    print(_USAGE.format(name=program.name), end="")
+    return status
+
+
+class Shell:
+    """One run of the program."""
+
+    def __init__(self, program: Program, options: list[tuple[str, str]], operands: list[str]) -> None:
+        self._program = program
+        self._options = options
+        self._operands = operands
+        self._images = Images(program)
+        self._objects: list[str] = []
+
+    def run(self) -> int:
+        """Returns the exit status."""
+        given = dict(self._options)
+        if "h" in given:
+            return _usage(self._program, 0)
+        if "V" in given:
+            from qobra.cli._tool.report import version_text
+
+            print(version_text(self._program))
+            return 0
+        lines = [value for option, value in self._options if option == "c"]
+        self._objects = [value for option, value in self._options if option == "object"]
+        settings = self.settings(self._options)
+        if len(self._operands) > 1:
+            return _usage(self._program)
+        if "f" in given and "image-opts" in given:
+            raise ToolError("--image-opts and -f are mutually exclusive")
+        self._new_images()
+        interpreter = Interpreter(
+            None,
+            sys.stdout.write,
+            self._complain,
+            program=self._program.name,
+            open_file=self._open_command,
+            close_file=self._close,
+        )
+        status = 0
+        try:
+            if self._operands:
+                interpreter.backend = self._open(
+                    self._operands[0], given.get("f"), "image-opts" in given, settings, "can't open device {}: "
+                )
+            status = self._run_lines(interpreter, lines) if lines else self._converse(interpreter)
+        finally:
+            self._close()
+        return status
+
+    def _run_lines(self, interpreter: Interpreter, lines: list[str]) -> int:
+        status = 0
+        for line in lines:
+            if not self._run_line(interpreter, line):
+                status = 1
+            if interpreter.quit:
+                break
+        self._drain(interpreter)
+        return status
+
+    def _converse(self, interpreter: Interpreter) -> int:
+        status = 0
+        prompt = f"{self._program.name}> "
+        terminal = sys.stdin.isatty()
+        if terminal:
+            import readline  # line editing for input()
+
+            del readline
+        while not interpreter.quit:
+            if terminal:
+                try:
+                    line = input(prompt)
+                except EOFError:
+                    break
+            else:
+                sys.stdout.write(prompt)
+                flush_output()
+                line = sys.stdin.readline()
+                if not line:
+                    break
+            if not self._run_line(interpreter, line.rstrip("\n")):
+                status = 1
+        self._drain(interpreter)
+        return status
+
+    def _run_line(self, interpreter: Interpreter, line: str) -> bool:
+        from qobra.block.io_commands.asynchronous import report_ended
+
+        good = interpreter.run(line)
+        report_ended(interpreter)
+        flush_output()
+        return good
+
+    def _drain(self, interpreter: Interpreter) -> None:
+        from qobra.block.io_commands.asynchronous import wait_all
+
+        wait_all(interpreter)
+
+    def _complain(self, text: str) -> None:
+        flush_output()
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    # -- opening ----------------------------------------------------------------------------------------------
+
+    def settings(self, options: list[tuple[str, str]]) -> dict[str, Any]:
+        """How to open, from options that the program and its ``open`` have in common. Raises ToolError."""
+        result: dict[str, Any] = {"cache": "writeback", "writable": True, "options": {}}
+        for option, value in options:
+            if option == "r":
+                result["writable"] = False
+            elif option == "n":
+                result["cache"] = "none"
+            elif option == "t":
+                if value not in CACHE_MODES:
+                    raise ToolError(f"Invalid cache option: {value}")
+                result["cache"] = value
+            elif option == "d":
+                if value not in DISCARD_MODES:
+                    raise ToolError(f"Invalid discard option: {value}")
+                result["options"]["discard"] = DISCARD_MODES[value]
+            elif option == "i":
+                if value not in AIO_MODES:
+                    raise ToolError(f"Invalid aio option: {value}")
+            elif option == "U":
+                result["force_share"] = True
+            elif option == "s":
+                result["snapshot"] = True
+            elif option == "C":
+                result["copy_on_read"] = True
+        return result
+
+    def _open(self, filename: str, fmt: str | None, image_opts: bool, settings: dict[str, Any], prefix: str) -> Any:
+        try:
+            return self._images.open(filename, fmt=fmt, image_opts=image_opts, **settings)
+        except ToolError as error:
+            text = error.text.removeprefix(f"Could not open '{filename}': ")
+            raise ToolError(f"{prefix.format(filename)}{text}")
+
+    def _open_command(self, words: list[str]) -> Any:
+        try:
+            options, operands = parse(words[1:], "snCro:ki:t:d:U", raw_texts=True)
+        except UsageError as error:
+            self._complain(f"{words[0]}: {error}")
+            raise Misused
+        try:
+            settings = self.settings(options)
+            text = dict(options).get("o")
+            if len(operands) > 1 or (not operands and text is None):
+                if operands:
+                    raise Misused
+            if text is not None:
+                from qobra.cli._tool.image_opts import parse_image_opts
+
+                settings["options"].update(parse_image_opts(text, self._program))
+            self._new_images()
+            if not operands:
+                if text is None:
+                    raise ToolError("can't open: Must specify either driver or file")
+                return self._open(text, None, True, {**settings, "options": {}}, "can't open: ")
+            return self._open(operands[0], None, False, settings, "can't open device {}: ")
+        except ToolError as error:
+            raise QobraError(error.text)
+
+    def _new_images(self) -> None:
+        self._images = Images(self._program)
+        for definition in self._objects:
+            self._images.add_object(definition)
+        self._images.create_objects()
+
+    def _close(self) -> None:
+        self._images.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
