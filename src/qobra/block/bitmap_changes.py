@@ -1,33 +1,19 @@
 """Changes of named bitmaps that can be undone: what the bitmap commands and the transaction's actions have in common.
 
-Each function makes its change at once and returns a :class:`Change`. A command commits it; a transaction does so
-once all its actions have succeeded, and undoes it otherwise.
+Each function makes its change at once and returns what commits or undoes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.bitmap import BitmapStore, DirtyBitmap, default_granularity
+from qobra.block.transaction.change import Change
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
-
-
-def _nothing() -> None:
-    pass
-
-
-class Change:
-    """A change that was made: exactly one of ``commit`` and ``undo`` is to be called."""
-
-    __slots__ = ("commit", "undo")
-
-    def __init__(self, undo: Callable[[], None] = _nothing, commit: Callable[[], None] = _nothing) -> None:
-        self.undo = undo
-        self.commit = commit
 
 
 def find_bitmap(layer: BlockLayer, node_name: str, name: str) -> DirtyBitmap:
@@ -95,7 +81,7 @@ def enable_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
     bitmap.check(read_only=False)
     was_enabled = bitmap.enabled
     bitmap.enable()
-    return Change(undo=_nothing if was_enabled else bitmap.disable)
+    return Change() if was_enabled else Change(undo=bitmap.disable)
 
 
 def disable_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
@@ -104,7 +90,7 @@ def disable_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
     bitmap.check(read_only=False)
     was_enabled = bitmap.enabled
     bitmap.disable()
-    return Change(undo=bitmap.enable if was_enabled else _nothing)
+    return Change(undo=bitmap.enable) if was_enabled else Change()
 
 
 def merge_bitmaps(layer: BlockLayer, node_name: str, target: str, sources: Sequence[str | dict[str, str]]) -> Change:

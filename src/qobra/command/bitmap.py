@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 
 @command("block-dirty-bitmap-add")
 def block_dirty_bitmap_add(machine: Machine, args: BlockDirtyBitmapAdd) -> None:
-    changes.add_bitmap(machine.block, args).commit()  # type: ignore[arg-type]
+    changes.add_bitmap(machine.block, args).settle()  # type: ignore[arg-type]
 
 
 @command("block-dirty-bitmap-remove")
 def block_dirty_bitmap_remove(machine: Machine, args: BlockDirtyBitmap) -> None:
-    changes.remove_bitmap(machine.block, args["node"], args["name"]).commit()
+    changes.remove_bitmap(machine.block, args["node"], args["name"]).settle()
 
 
 @command("block-dirty-bitmap-clear")
 def block_dirty_bitmap_clear(machine: Machine, args: BlockDirtyBitmap) -> None:
-    changes.clear_bitmap(machine.block, args["node"], args["name"]).commit()
+    changes.clear_bitmap(machine.block, args["node"], args["name"]).settle()
 
 
 @command("block-dirty-bitmap-enable")
 def block_dirty_bitmap_enable(machine: Machine, args: BlockDirtyBitmap) -> None:
-    changes.enable_bitmap(machine.block, args["node"], args["name"]).commit()
+    changes.enable_bitmap(machine.block, args["node"], args["name"]).settle()
 
 
 @command("block-dirty-bitmap-disable")
 def block_dirty_bitmap_disable(machine: Machine, args: BlockDirtyBitmap) -> None:
-    changes.disable_bitmap(machine.block, args["node"], args["name"]).commit()
+    changes.disable_bitmap(machine.block, args["node"], args["name"]).settle()
 
 
 @command("block-dirty-bitmap-merge")
 def block_dirty_bitmap_merge(machine: Machine, args: BlockDirtyBitmapMerge) -> None:
-    changes.merge_bitmaps(machine.block, args["node"], args["target"], args["bitmaps"]).commit()  # type: ignore[arg-type]
+    changes.merge_bitmaps(machine.block, args["node"], args["target"], args["bitmaps"]).settle()  # type: ignore[arg-type]
 
 
 @command("x-debug-block-dirty-bitmap-sha256")

@@ -65,7 +65,29 @@ def blockdev_backup(machine: Machine, args: Args) -> None:
     source = layer.find_device_or_node(args["device"])
     target = layer.find_device_or_node(args["target"])
     with layer.drained():
-        start_backup(layer.jobs, source, target, args).start()
+        job = start_backup(layer.jobs, source, target, args)
+        job.start()
+    job.drain_over()
+
+
+@command("drive-backup")
+def drive_backup(machine: Machine, args: Args) -> None:
+    from qobra.block.job.drive import start_drive_backup
+
+    layer = machine.block
+    with layer.drained():
+        job = start_drive_backup(layer.jobs, args)
+        job.start()
+    job.drain_over()
+
+
+@command("drive-mirror")
+def drive_mirror(machine: Machine, args: Args) -> None:
+    from qobra.block.job.drive import start_drive_mirror
+
+    layer = machine.block
+    with layer.drained():
+        start_drive_mirror(layer.jobs, args).start()
 
 
 @command("blockdev-create")

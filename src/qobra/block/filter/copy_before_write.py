@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 from qobra.block import permissions
+from qobra.block.bitmap import DirtyBitmap
 from qobra.block.bitmap_changes import find_bitmap
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.once import OnceCopy
@@ -44,9 +46,13 @@ class CopyBeforeWriteNode(FilterNode):
             chosen = find_bitmap(self.layer, bitmap["node"], bitmap["name"])
             chosen.check(busy=False, read_only=False)
             self.once.todo.merge(chosen)
+            self._readable = DirtyBitmap(self, None, self.once.cluster, enabled=False)
+            self._readable.merge(chosen)
         else:
             self.once.todo.set_all()
 
+    _readable: DirtyBitmap | None = None
+    """What can be read of the point in time, in whole clusters; None: everything."""
     compress = False
     guards = False
     """Whether nobody may write past the filter even while nobody uses it; a job says so."""
@@ -72,6 +78,49 @@ class CopyBeforeWriteNode(FilterNode):
         if self.guards or perm:
             shared &= ~(permissions.WRITE | permissions.RESIZE)
         return perm, shared
+
+    # -- the point in time ------------------------------------------------------------------------------------
+
+    def read_snapshot(self, offset: int, view: memoryview) -> None:
+        """Read what was there when the filter was put in place. Raises EACCES where that is not kept."""
+        end = offset + len(view)
+        if self.broken is not None or (self._readable is not None and self._readable.next_clean(offset, end) < end):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        for place, start, size in self.snapshot_places(offset, len(view)):
+            part = view[start - offset : start - offset + size]
+            place.read_into(start, part)
+            # A write first takes its part from what is to be copied: if that did not happen, none came in between.
+            if place is self.file and self.once.todo.next_clean(start, start + size) < start + size:
+                self.read_snapshot(start, part)
+
+    def snapshot_places(self, offset: int, length: int) -> Iterator[tuple[BlockNode, int, int]]:
+        """The node that holds each part of the range (start and length) of the point in time right now."""
+        end = offset + length
+        while offset < end:
+            stop = self.once.todo.next_clean(offset, end)
+            if stop > offset:
+                yield self.file, offset, stop - offset
+            else:
+                stop = self.once.todo.next_dirty(offset, end)
+                self.once.wait(offset, stop - offset)
+                if self.once.todo.next_dirty(offset, stop) < stop:
+                    continue  # the copy failed, and with it the write
+                yield self.target, offset, stop - offset
+            offset = stop
+
+    def discard_snapshot(self, offset: int, length: int) -> None:
+        """Nobody is going to read this part of the point in time any more, as far as it is whole clusters."""
+        cluster = self.once.cluster
+        start = -(-offset // cluster) * cluster
+        end = offset + length
+        end = end if end == self.length else end - end % cluster
+        if start < end:
+            if self._readable is None:
+                self._readable = DirtyBitmap(self, None, cluster, enabled=False)
+                self._readable.set_all()
+            self._readable.clear(start, end - start)
+            self.once.skip(start, end - start)
+            self.target.discard(start, end - start)
 
     # -- requests ---------------------------------------------------------------------------------------------
 

@@ -99,10 +99,14 @@ class BackupJob(BlockJob):
             self.current += length
 
     def start(self) -> None:
-        """Begin, as QEMU's job does, in a drained section: its first pause is over once that ends."""
+        """Begin in a drained section; as QEMU's job does, it is paused until that ends (:meth:`drain_over`)."""
         super().start()
         self.transition(state.PAUSED)
-        self.transition(state.RUNNING)
+
+    def drain_over(self) -> None:
+        """The drained section in which the job was started has ended."""
+        if self.status == state.PAUSED and not self.pause_count:
+            self.transition(state.RUNNING)
 
     # -- the work ---------------------------------------------------------------------------------------------
 
@@ -289,7 +293,10 @@ def start_backup(
     options: Options = {"driver": "copy-before-write", "file": source.node_name, "target": target.node_name}
     if "filter-node-name" in args:
         options["node-name"] = args["filter-node-name"]
-    filter_node, holder = insert_filter(layer, source, options, prepare=prepare)
+    try:
+        filter_node, holder = insert_filter(layer, source, options, prepare=prepare)
+    except QobraError as error:
+        raise error.prefixed("Could not create node: ")
     assert isinstance(filter_node, CopyBeforeWriteNode)
     try:
         try:

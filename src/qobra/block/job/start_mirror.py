@@ -45,7 +45,7 @@ def mirror_plan(layer: BlockLayer, source: BlockNode, target: BlockNode, args: O
         if plain is not source:
             replaces = plain.node_name
     if replaces is not None:
-        node = _replaceable(layer, source, replaces)
+        node = replaceable(layer, source, replaces)
         if node.length != source.length:
             raise QobraError("cannot replace image with a mirror image of different size")
     if sync in ("incremental", "bitmap"):
@@ -64,7 +64,8 @@ def mirror_plan(layer: BlockLayer, source: BlockNode, target: BlockNode, args: O
     return plan
 
 
-def _replaceable(layer: BlockLayer, source: BlockNode, name: str) -> BlockNode:
+def replaceable(layer: BlockLayer, source: BlockNode, name: str) -> BlockNode:
+    """The node ``name``, whose place a mirror of ``source`` may take. Raises QobraError where it may not."""
     node = layer.graph.find(name)
     if node is None:
         raise QobraError(f"Failed to find node with node-name='{name}'")

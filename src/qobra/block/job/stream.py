@@ -182,9 +182,9 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
 
     try:
         filter_node, holder = insert_filter(layer, node, options, prepare=prepare)
-    except BaseException:
+    except BaseException as error:
         set_read_only(layer, node, was_read_only)
-        raise
+        raise error.prefixed("Could not create node: ") if isinstance(error, QobraError) else error
     assert isinstance(filter_node, CopyOnReadNode)
     try:
         try:

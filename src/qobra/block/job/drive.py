@@ -1,0 +1,93 @@
+"""drive-backup and drive-mirror: the older commands, which make or open their target by a file name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.job.backup import BackupJob, start_backup
+from qobra.block.job.chain import skip_filters, skip_implicit
+from qobra.block.job.mirror import OPEN_BACKING, SOURCE_BACKING, MirrorJob
+from qobra.block.job.start_mirror import mirror_plan, replaceable, root_node, start_mirror
+from qobra.block.snapshot import create_image, open_image_over
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.job.group import JobGroup
+    from qobra.block.job.jobs import Jobs
+
+Options = dict[str, Any]
+
+
+def start_drive_backup(jobs: Jobs, args: Options, group: JobGroup | None = None) -> BackupJob:
+    """Make the target and the job; the caller starts it. The layer is drained. Raises QobraError in QEMU's words."""
+    layer = jobs.layer
+    source = layer.find_device_or_node(args["device"])
+    existing = args.get("mode", "absolute-paths") == "existing"
+    fmt = args.get("format") or (None if existing else source.driver)
+    layer.check_blockers(source)
+    sync = args["sync"]
+    backing = None
+    if sync == "top":
+        backing = skip_filters(source).backing
+        if backing is None:
+            sync = "full"
+    if sync == "none":
+        backing = source
+    if not existing:
+        assert fmt is not None
+        create_image(layer, args["target"], fmt, source.length, skip_implicit(backing) if backing else None)
+    options: Options = {"discard": "unmap", "detect-zeroes": "unmap"}
+    if fmt is not None:
+        options["driver"] = fmt
+    if sync == "none":
+        options["backing"] = None
+    holder = BlockBackend(layer, perm=0, description="a backup's target")
+    target = open_image_over(layer, args["target"], options, source, holder)
+    try:
+        if sync == "none" and target.supports_backing:
+            with layer.graph.change() as change:
+                change.attach(target, "backing", source, permissions.ROLE_COW)
+        return start_backup(jobs, source, target, {**args, "sync": sync}, group)
+    finally:
+        holder.remove()
+
+
+def start_drive_mirror(jobs: Jobs, args: Options) -> MirrorJob:
+    """Make the target and the job; the caller starts it. The layer is drained. Raises QobraError in QEMU's words."""
+    layer = jobs.layer
+    source = root_node(layer, args["device"])
+    layer.check_blockers(source)
+    existing = args.get("mode", "absolute-paths") == "existing"
+    fmt = args.get("format") or (None if existing else source.driver)
+    sync = args["sync"]
+    backing = skip_filters(source).backing
+    if backing is None and sync == "top":
+        sync = "full"
+    if sync == "none":
+        backing = source
+    if "replaces" in args:
+        if "node-name" not in args:
+            raise QobraError("a node-name must be provided when replacing a named node of the graph")
+        if replaceable(layer, source, args["replaces"]).length != source.length:
+            raise QobraError("cannot replace image with a mirror image of different size")
+    if not existing:
+        assert fmt is not None
+        below = None if sync == "full" or backing is None else skip_implicit(backing)
+        create_image(layer, args["target"], fmt, source.length, below)
+    options: Options = {"backing": None}
+    if fmt is not None:
+        options["driver"] = fmt
+    if "node-name" in args:
+        options["node-name"] = args["node-name"]
+    holder = BlockBackend(layer, perm=0, description="a mirror's target")
+    target = open_image_over(layer, args["target"], options, source, holder)
+    try:
+        arguments = {**args, "sync": sync}
+        plan = mirror_plan(layer, source, target, arguments)
+        plan.backing_mode = OPEN_BACKING if existing else SOURCE_BACKING
+        plan.zero_target = sync == "full" and (existing or not target.has_zero_init())
+        return start_mirror(jobs, source, target, plan, arguments)
+    finally:
+        holder.remove()

@@ -1,0 +1,1 @@
+"""Several changes at one instant, all or none: the ``transaction`` command."""
