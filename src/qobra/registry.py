@@ -7,8 +7,8 @@ listing the names reads a directory and imports nothing.
 
 from __future__ import annotations
 
-import importlib
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Registry(Generic[T]):
             return None
         for package in self._packages:
             if _has_module(package, module):
-                importlib.import_module(f"{package}.{module}")
+                __import__(f"{package}.{module}")
                 if name in self._items:
                     return self._items[name]
         return None
@@ -70,7 +70,7 @@ class Registry(Generic[T]):
         """Import every module and return all that has registered, by name."""
         for package in self._packages:
             for module in _modules(package):
-                importlib.import_module(f"{package}.{module}")
+                __import__(f"{package}.{module}")
         return dict(sorted(self._items.items()))
 
     def names(self) -> list[str]:
@@ -81,7 +81,8 @@ class Registry(Generic[T]):
 def _directories(package: str) -> list[str]:
     """Where the modules of ``package`` are; nowhere if there is no such package."""
     try:
-        return list(importlib.import_module(package).__path__)
+        __import__(package)  # importlib, for all that it is called, would have to be imported first
+        return list(sys.modules[package].__path__)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{package}.".startswith(f"{error.name}."):
             return []

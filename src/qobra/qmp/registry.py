@@ -7,7 +7,7 @@ its handler exists and the machine has what the handler ``needs``.
 
 from __future__ import annotations
 
-import importlib
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def commands() -> dict[str, Command]:
     global _loaded
     if not _loaded:
         # The one import that points up: the handlers stand above the protocol that carries their calls.
-        importlib.import_module("qobra.command").load_all()
+        __import__("qobra.command")
+        sys.modules["qobra.command"].load_all()
         _loaded = True
     return _commands
