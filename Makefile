@@ -40,8 +40,9 @@ generate: $(VENV)/.test
 	$(BIN)/python -m qobra.qapi.generate
 	$(BIN)/python -m qobra.client.generate
 
+# Ratios to QEMU, interleaved in one run; each script takes options of its own, see its --help.
 bench: $(VENV)/.test
-	$(BIN)/python -m bench $(BENCH_ARGS)
+	@status=0; for script in bench/*.py; do $(BIN)/python $$script || status=$$?; done; exit $$status
 
 # The tests marked `soak` at full length: hours of random operations, crashes and concurrency.
 soak: $(VENV)/.test
