@@ -35,22 +35,10 @@ def blockdev_remove_medium(machine: Machine, args: dict[str, Any]) -> None:
     media.remove_medium(machine.block.find_qdev(args["id"]))
 
 
-@command("x-blockdev-remove-medium")
-def x_blockdev_remove_medium(machine: Machine, args: dict[str, Any]) -> None:
-    """Take the medium out: the older name."""
-    media.remove_medium(_backend(machine, args))
-
-
 @command("blockdev-insert-medium")
 def blockdev_insert_medium(machine: Machine, args: dict[str, Any]) -> None:
     """Put a node into a drive."""
     _insert(machine, machine.block.find_qdev(args["id"]), args["node-name"])
-
-
-@command("x-blockdev-insert-medium")
-def x_blockdev_insert_medium(machine: Machine, args: dict[str, Any]) -> None:
-    """Put a node into a drive: the older name."""
-    _insert(machine, _backend(machine, args), args["node-name"])
 
 
 def _insert(machine: Machine, backend: Any, node_name: str) -> None:
