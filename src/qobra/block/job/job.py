@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from qobra.block.job.jobs import Jobs
 
 
+END_TIMEOUT = 0.1
+"""Seconds that a cancel waits for a job that sleeps: its thread has only to wake up."""
+
+
 class JobCancelled(Exception):
     """Raised in the job's thread to end the work of a job that was cancelled."""
 
@@ -35,8 +39,8 @@ class Job:
 
     kind: ClassVar[str] = ""
     """JobType."""
-    soft_cancel: ClassVar[bool] = False
-    """Whether a cancel without force means to complete without the last step, when the job is ready."""
+    ends_at_once: ClassVar[bool] = True
+    """Whether a job that sleeps has ended when the command that cancels it replies."""
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class Job:
         self._parked = False
         self._thread: threading.Thread | None = None
         self._ended = False
+        self._failure: Exception | None = None
         self.group = group if group is not None else JobGroup()
         self.group.add(self)
         jobs.add(self)
@@ -170,6 +175,7 @@ class Job:
             sys.excepthook(*sys.exc_info())
             failure = QobraError(f"Internal error: {error}", errno=errno.EIO)
         self.busy = False
+        self._failure = failure
         self.layer.control.post(self.end, failure)
 
     def end(self, failure: Exception | None = None) -> None:
@@ -305,7 +311,18 @@ class Job:
             if self.force_cancelled:
                 self.group.abort(self)
         else:
+            parked = self._parked
             self.wake()
+            if parked and self.ends_at_once and self.force_cancelled:
+                self._end_now()
+
+    def _end_now(self) -> None:
+        """Let a job that was asleep end before the command that cancelled it does, as QEMU's do."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(END_TIMEOUT)
+            if not thread.is_alive():
+                self.end(self._failure)
 
     def request_cancel(self, force: bool) -> None:
         """Mark the job as cancelled; the caller sees to it that it ends."""

@@ -67,6 +67,7 @@ class MirrorJob(BlockJob):
     """
 
     kind = "mirror"
+    ends_at_once = False
 
     def __init__(
         self,
