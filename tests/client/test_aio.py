@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -154,6 +155,37 @@ def test_fds_are_passed(scripted: Scripted) -> None:
     assert os.read(read_end, 10) == b"through"
     for fd in (read_end, write_end, *server.fds):
         os.close(fd)
+
+
+def test_giving_up_in_the_middle_of_a_message_spoils_nothing(scripted: Scripted) -> None:
+    """A server that does not read yet: of two commands that are too long for the socket the first is given up."""
+    server = scripted()
+    reading = threading.Event()
+    server.answers["hold"] = lambda request: {} if reading.wait(30) else None
+    server.answers["x"] = lambda request: len(request["arguments"]["long"])
+    server.answers["getfd"] = {}
+
+    async def test() -> None:
+        async with await Client.connect(server.client_end) as client:
+            held = asyncio.create_task(client.execute("hold"))
+            await asyncio.sleep(0)
+            first = asyncio.create_task(client.execute("x", {"long": "a" * (1 << 22)}))
+            await asyncio.sleep(0.01)
+            second = asyncio.create_task(client.execute("x", {"long": "b" * 1000}))
+            with open(os.devnull) as file:
+                third = asyncio.create_task(client.execute("getfd", {"fdname": "x"}, fds=[file.fileno()]))
+                await asyncio.sleep(0.01)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            reading.set()
+            await held
+            assert await second == 1000
+            assert await third == {}
+
+    run(test())
+    assert len(server.fds) == 1
+    os.close(server.fds[0])
 
 
 def test_oob(scripted: Scripted) -> None:

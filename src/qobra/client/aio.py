@@ -171,19 +171,41 @@ class Client(Commands):
         self._can_oob = bool(enable)
 
     async def _send(self, data: bytes, fds: Sequence[int], request: Request) -> None:
+        # A message cut in the middle would spoil the connection for all, so one that is begun is sent whole, by a task
+        # that goes on, and keeps others from writing, when whoever waits for the answer gives up.
+        sending = asyncio.create_task(self._send_whole(data, fds))
+        sending.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            await asyncio.shield(sending)
+        except OSError as error:
+            desc = f"{self._link.name}: {error.strerror}"
+            raise ConnectionLost(desc, request.command, request.arguments) from None
+
+    async def _send_whole(self, data: bytes, fds: Sequence[int]) -> None:
         loop = asyncio.get_running_loop()
+        # Ours until the message is sent, whatever the caller does with them meanwhile.
+        owned = [os.dup(fd) for fd in fds]
         try:
             async with self._write_lock:
-                if fds:
-                    sent = send_with_fds(self._link.socket, data, fds)
-                    data = data[sent:]
-                if data:
-                    # A message cut in the middle would spoil the connection for all: once begun it is sent whole.
-                    await asyncio.shield(loop.sock_sendall(self._link.socket, data))
-        except OSError as error:
-            raise ConnectionLost(
-                f"{self._link.name}: {os.strerror(error.errno or 0)}", request.command, request.arguments
-            ) from None
+                while owned:
+                    try:
+                        data = data[send_with_fds(self._link.socket, data, owned) :]
+                        break
+                    except BlockingIOError:
+                        await self._writable()
+                await loop.sock_sendall(self._link.socket, data)
+        finally:
+            for fd in owned:
+                os.close(fd)
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        loop.add_writer(self._link.socket, lambda: None if ready.done() else ready.set_result(None))
+        try:
+            await ready
+        finally:
+            loop.remove_writer(self._link.socket)
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
