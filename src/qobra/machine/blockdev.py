@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from qobra.block import permissions
@@ -141,6 +142,7 @@ class BlockFrontEnd(Device):
         backend.set_permissions(perm, shared)
         if self.write_cache != "auto":
             backend.writeback = self.write_cache == "on"
+        self.machine.block.stop_machine = partial(self.machine.run_state.stop, "io-error")
         backend.policy = ErrorPolicy(backend, on_read_error=self.rerror, on_write_error=self.werror)
         self.logical_size: int = self.logical_block_size or 512
         self.physical_size: int = self.physical_block_size or 512

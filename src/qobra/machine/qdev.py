@@ -56,6 +56,7 @@ class Device(Object):
         self.hotplugged = False
         self.user_id: str | None = None
         self.unplug_pending = False
+        self._was_realized = False
         self.gpio_in: dict[str | None, list[Line]] = {}
         self.gpio_out: dict[str | None, list[Line]] = {}
 
@@ -126,12 +127,12 @@ class Device(Object):
                     device.set_realized(False)
             self.unrealize()
             self.realized = False
+            self._was_realized = True
             if self.bus is not None:
                 self.bus.unplugged(self)
 
     def unparent(self) -> None:
         """Stop working, leave the bus and the tree, and say so (DEVICE_DELETED)."""
-        was_realized = self.realized
         self.set_realized(False)
         path = self.path()
         for bus in list(self.buses()):
@@ -140,7 +141,7 @@ class Device(Object):
         if self.bus is not None:
             self.bus.remove(self)
         super().unparent()
-        if was_realized and not self.tree.closing:
+        if self._was_realized and not self.tree.closing:
             data = {"path": path}
             if self.user_id is not None:
                 data["device"] = self.user_id

@@ -142,7 +142,7 @@ class QtestSession:
     def _b64write(self, words: list[str]) -> str:
         address, length = _range(words)
         try:
-            data = binascii.a2b_base64(_word(words, 2))
+            data = binascii.a2b_base64(_word(words, 2) + "==")  # padding may be missing
         except binascii.Error as error:
             raise Refusal(f"invalid base64: {error}")
         self.board.memory.write(address, data[:length])
@@ -241,6 +241,8 @@ def _numbers(words: list[str], count: int) -> list[int]:
         word = _word(words, i)
         try:
             # As strtoull() with base 0: a leading zero means octal.
+            if "_" in word:
+                raise ValueError(word)
             octal = len(word) > 1 and word[0] == "0" and word.isdigit()
             number = int(word, 8 if octal else 0)
         except ValueError:
