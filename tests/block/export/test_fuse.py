@@ -1,0 +1,131 @@
+"""The FUSE export, through the kernel where it lets us mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import pytest
+
+from qobra.block.layer import BlockLayer
+from qobra.errors import QobraError
+
+SIZE = 1 << 20
+
+pytestmark = pytest.mark.skipif(
+    not os.path.exists("/dev/fuse") or os.geteuid() != 0, reason="mounting needs /dev/fuse and root"
+)
+
+
+@pytest.fixture
+def events():
+    return []
+
+
+@pytest.fixture
+def layer(events):
+    made = BlockLayer(emit=lambda name, data: events.append((name, data)))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def export(layer, tmp_path):
+    (tmp_path / "image").write_bytes(b"x" * 65536)
+    os.truncate(tmp_path / "image", SIZE)
+    layer.add_node(
+        {
+            "driver": "raw",
+            "node-name": "disk",
+            "discard": "unmap",
+            "file": {"driver": "file", "filename": str(tmp_path / "image"), "discard": "unmap"},
+        }
+    )
+    mountpoint = tmp_path / "mount"
+    mountpoint.touch()
+
+    def add(**options):
+        try:
+            with layer.control:
+                layer.exports.add(
+                    {"type": "fuse", "id": "fuse0", "node-name": "disk", "mountpoint": str(mountpoint), **options}
+                )
+        except QobraError as error:
+            if error.errno in (errno.EPERM, errno.ENODEV):
+                pytest.skip(f"no mounting here: {error}")
+            raise
+        return mountpoint
+
+    return add
+
+
+def _gone(layer, events):
+    deadline = time.monotonic() + 20
+    while ("BLOCK_EXPORT_DELETED", {"id": "fuse0"}) not in events:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_file_is_the_node(layer, export, events):
+    path = export(writable=True)
+    assert os.stat(path).st_size == SIZE
+    with open(path, "r+b", buffering=0) as file:
+        assert file.read(10) == b"x" * 10
+        file.seek(4096)
+        file.write(b"hello")
+        os.fsync(file.fileno())
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 65536
+        with pytest.raises(OSError) as error:
+            os.lseek(file.fileno(), 65536, os.SEEK_DATA)
+        assert error.value.errno == errno.ENXIO
+    assert layer.find_node("disk").read(4094, 8) == b"xxhellox"
+    with layer.control:
+        layer.exports.remove("fuse0")
+    _gone(layer, events)
+    assert os.stat(path).st_size == 0
+
+
+def test_writes_end_at_the_end_unless_the_export_grows(layer, export):
+    path = export(writable=True)
+    fd = os.open(path, os.O_RDWR)
+    try:
+        assert os.pwrite(fd, b"12345678", SIZE - 4) == 4
+        with pytest.raises(OSError) as error:
+            os.pwrite(fd, b"x", SIZE)
+        assert error.value.errno == errno.ENOSPC
+        os.ftruncate(fd, 2 * SIZE)
+        assert layer.find_node("disk").length == 2 * SIZE
+    finally:
+        os.close(fd)
+
+
+def test_a_growable_export_grows(layer, export):
+    path = export(writable=True, growable=True)
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(2 * SIZE)
+        file.write(b"end")
+    assert layer.find_node("disk").length == 2 * SIZE + 3
+
+
+def test_a_read_only_export_cannot_be_written(layer, export):
+    path = export()
+    assert path.stat().st_mode & 0o222 == 0
+    with pytest.raises(OSError) as error:
+        os.open(path, os.O_RDWR)
+    assert error.value.errno == errno.EROFS
+    with pytest.raises(OSError):
+        os.truncate(path, 0)
+
+
+def test_refusals(layer, export, tmp_path):
+    path = export()
+    with layer.control:
+        for mountpoint, text in (
+            (tmp_path / "absent", "Failed to mount on '.*absent': No such file or directory"),
+            (tmp_path, "is not a regular file"),
+            (path, "There already is a FUSE export on"),
+        ):
+            with pytest.raises(QobraError, match=text):
+                layer.exports.add({"type": "fuse", "id": "other", "node-name": "disk", "mountpoint": str(mountpoint)})
+    assert [each["id"] for each in layer.exports.query()] == ["fuse0"]
