@@ -62,6 +62,16 @@ def test_only_the_first_of_many_is_used(monitored: Any, files: tuple[int, int, i
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("capabilities", [(), ("oob",)])
+def test_a_descriptor_may_come_ahead_of_its_command(
+    monitored: Any, files: tuple[int, int, int], capabilities: tuple[str, ...]
+) -> None:
+    client = monitored.client(*capabilities)
+    socket.send_fds(client.sock, [b" "], [files[0]])
+    assert client.call("getfd", {"fdname": "a"}) == {"return": {}}
+    assert client.call("getfd", {"fdname": "b"}) == error(MISSING)
+
+
 def test_sets(monitored: Any, files: tuple[int, int, int]) -> None:
     client = monitored.client()
     sets = monitored.machine.fdsets

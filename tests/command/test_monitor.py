@@ -31,6 +31,14 @@ def test_a_command_is_advertised_exactly_where_it_is_served(make_monitored: Call
                 assert client.call(name) == {"error": refused}
 
 
+def test_no_command_breaks_for_want_of_arguments(monitored: Any) -> None:
+    client = monitored.client()
+    for name in names(client, "query-commands"):
+        if name != "quit":
+            reply = client.call(name)
+            assert "Internal error" not in reply.get("error", {}).get("desc", ""), (name, reply)
+
+
 def test_every_command_is_in_the_contract() -> None:
     assert registry.commands().keys() <= contract().commands.keys()
 
