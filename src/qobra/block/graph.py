@@ -109,13 +109,12 @@ class Graph:
         new.permissions = compute_permissions(new)
         cumulative = _cumulative(new)
         granted: list[tuple[BlockNode, int, int]] = []
-        # Parents before children would ask a file for locks before its format agreed; any order is safe to undo.
+        # Parents before children: a file takes its locks once all above have agreed.
         try:
-            for node in new.nodes.values():
+            for node in reversed(list(_children_first(new))):
                 perm, shared = cumulative[node]
                 known = node.node_name in old.nodes and node not in change.recheck
                 if (perm, shared) != (node.perm, node.shared) or not known:
-                    before = (node, node.perm, node.shared)
                     if node in change.refusals and node.read_only and perm & permissions.WRITE:
                         raise QobraError(change.refusals[node])
                     try:
@@ -123,12 +122,26 @@ class Graph:
                     except QobraError as error:
                         error.node = node.node_name
                         raise
-                    granted.append(before)
-                    node.set_permissions(perm, shared)
+                    granted.append((node, perm, shared))
         except BaseException:
-            for node, perm, shared in reversed(granted):
-                node.set_permissions(perm, shared)
+            for node, _perm, _shared in granted:
+                node.set_permissions(node.perm, node.shared)
             raise
+        self._install(old, new)
+        try:
+            # What is closed may still write to what stays, so permissions are given up after that.
+            self._layer.close_nodes(gone)
+        finally:
+            for node, perm, shared in granted:
+                node.set_permissions(perm, shared)
+            for node in new.nodes.values():
+                if node.node_name not in old.nodes:
+                    node.activate()
+            for node in _children_first(new):
+                node.refresh_filename()
+            self._layer.changed()
+
+    def _install(self, old: GraphState, new: GraphState) -> None:
         self.state = new
         for node, links in new.links.items():
             children = {name: child for name, (child, _role) in links.items()}
@@ -140,13 +153,6 @@ class Graph:
             root.node = entry[0] if entry else None
             if entry:
                 root.perm, root.shared = entry[1], entry[2]
-        for node in new.nodes.values():
-            if node.node_name not in old.nodes:
-                node.activate()
-        self._layer.close_nodes(gone)
-        for node in _children_first(new):
-            node.refresh_filename()
-        self._layer.changed()
 
 
 class GraphChange:
@@ -240,6 +246,7 @@ def compute_permissions(state: GraphState) -> dict[tuple[object, str], tuple[int
         _add_user(users, result, node, root, "root", perm, shared)
     for node in reversed(list(_children_first(state))):
         perm, shared = _combine(users[node])
+        node.has_users = bool(users[node])
         for name, (child, role) in state.links[node].items():
             child_perm, child_shared = node.child_permissions(name, role, perm, shared)
             if node.force_share:

@@ -57,6 +57,7 @@ class BlockLayer:
         self.open_path = open_path
         self._random = random
         self._node_counter = 0
+        self._serial = 0
         self._backing_chain: list[str | Options] = []
         """What the backing files that are being opened were named by, to notice a loop."""
         self.flight = Flight()
@@ -241,7 +242,7 @@ class BlockLayer:
             node = self.open_reference(options, opened, {})
             node.monitor_owned = node.monitor_owned or monitor_owned
             with self.graph.change() as change:
-                for each in opened:
+                for each in sorted(opened, key=lambda node: node.serial):
                     change.insert(each)
                 if root is not None:
                     change.set_root(root, node)
@@ -314,8 +315,9 @@ class BlockLayer:
         except BaseException:
             node.close_node()
             raise
+        opening.take_place()
         opened.append(node)
-        if driver.supports_backing and "backing" not in node.children:
+        if driver.supports_backing and "backing" not in node.children and not options.get("_no-backing"):
             self._open_backing(node, opening)
         node.refresh_filename()
         return node
@@ -410,11 +412,14 @@ class BlockLayer:
         tail = self._random.randrange(100) if self._random is not None else os.urandom(1)[0] % 100
         return f"#block{self._node_counter}{tail:02d}"
 
+    def next_serial(self) -> int:
+        """A number for a new node; see :attr:`BlockNode.serial`."""
+        self._serial += 1
+        return self._serial
+
     def resize(self, node: BlockNode, length: int, *, preallocation: str = "off", exact: bool = True) -> None:
         """Change the length of ``node`` on behalf of the monitor. Raises QobraError where a user forbids it."""
-        user = BlockBackend(
-            self, perm=permissions.RESIZE, shared=permissions.ALL, description="the block_resize command"
-        )
+        user = BlockBackend(self, perm=permissions.RESIZE, shared=permissions.ALL)
         user.insert(node)
         try:
             with self.drained():

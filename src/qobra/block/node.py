@@ -67,6 +67,8 @@ class BlockNode:
     is_transparent: ClassVar[bool] = False
     """Holds no data of its own: depth counts what lies below in its place (raw, filters)."""
     supports_backing: ClassVar[bool] = False
+    reports_info: ClassVar[bool] = True
+    """Whether the driver can tell of a dirty image; what it shows unchanged of another is asked of that."""
     creatable: ClassVar[bool] = False
     """Has :meth:`create` for blockdev-create."""
     fd: int = -1
@@ -85,6 +87,8 @@ class BlockNode:
         """The options that the user gave, without those inherited from a parent."""
         self.opened_by: BlockNode | None = None
         """The parent that this node was opened inline with, whose options it follows."""
+        self.serial = 0
+        """Counts nodes in the order in which lists of nodes have them."""
         self.request_alignment = 1
         self.probed = False
         """Nobody said which format it is; it was told from its first bytes."""
@@ -101,6 +105,8 @@ class BlockNode:
         """The backing file's name in the header and the name of the node that was opened for it."""
         self.perm = 0
         self.shared = permissions.ALL
+        self.has_users = False
+        """Whether anybody uses the node in the graph whose permissions are being computed."""
         self.bitmaps: dict[str, DirtyBitmap] = {}
         self.trackers: tuple[WriteTracker, ...] = ()
         """Told of every write after it was done: enabled dirty bitmaps, jobs, the write threshold."""
@@ -476,7 +482,14 @@ class BlockNode:
 
     def allocated_size(self) -> int | None:
         """Bytes that the node takes on the host, or None where nobody can tell."""
-        return self.children["file"].allocated_size() if "file" in self.children else None
+        total = None
+        for name, child in self.children.items():
+            if self.roles[name] & (permissions.ROLE_DATA | permissions.ROLE_METADATA | permissions.ROLE_FILTERED):
+                size = child.allocated_size()
+                if size is None:
+                    return None
+                total = (total or 0) + size
+        return total
 
     def info(self) -> Options:
         """Driver-specific members of ImageInfo (``cluster-size``, ``format-specific``, ``encrypted``, ...)."""
@@ -485,6 +498,15 @@ class BlockNode:
     def has_zero_init(self) -> bool:
         """Whether a freshly created image of this kind reads as zeroes."""
         return False
+
+    def primary(self) -> BlockNode | None:
+        """The child that stands for the node's data, or None where several do."""
+        for name, child in self.children.items():
+            if self.roles[name] & permissions.ROLE_PRIMARY:
+                if self.roles[name] & (permissions.ROLE_DATA | permissions.ROLE_FILTERED):
+                    return child
+        data = [child for name, child in self.children.items() if self.roles[name] & permissions.ROLE_DATA]
+        return data[0] if len(data) == 1 else None
 
     def stats(self) -> Options | None:
         """BlockStatsSpecific of the driver, or None."""
@@ -531,6 +553,8 @@ class Opening:
 
     def attach(self, name: str, role: int, reference: str | Options, inherit: Options | None = None) -> BlockNode:
         """Attach the node that ``reference`` (a node name, or options to open) stands for as child ``name``."""
+        if name != "file":
+            self.take_place()
         child = self._layer.open_reference(
             reference, self._opened, inherit if inherit is not None else self.inherited(role)
         )
@@ -539,6 +563,11 @@ class Opening:
         self.node.children[name] = child
         self.node.roles[name] = role
         return child
+
+    def take_place(self) -> None:
+        """Give the node its place in lists of nodes: after the file that it lies on, before all other children."""
+        if not self.node.serial:
+            self.node.serial = self._layer.next_serial()
 
     def inherited(self, role: int) -> Options:
         """The options that a child takes from this node unless it sets its own."""

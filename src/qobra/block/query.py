@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from qobra.block import permissions
+from qobra.block.accounting import Accounting
 from qobra.block.backend import BlockBackend
 from qobra.block.filename import full_backing_filename
 from qobra.block.graph import GraphState
@@ -32,15 +33,12 @@ def cow_backing(node: BlockNode) -> BlockNode | None:
 
 
 def backing_depth(node: BlockNode) -> int:
-    """How many backing files lie under ``node``."""
+    """How many images lie under ``node``, backing files and filters."""
     depth = 0
-    current: BlockNode | None = node
+    current = _filtered_or_backing(node)
     while current is not None:
-        while current.is_filter and current.filtered is not None:
-            current = current.filtered
-        current = current.backing
-        if current is not None:
-            depth += 1
+        depth += 1
+        current = _filtered_or_backing(current)
     return depth
 
 
@@ -57,7 +55,8 @@ def image_info(node: BlockNode) -> Info:
     cluster = node.cluster_size()
     if cluster:
         info["cluster-size"] = cluster
-    info["dirty-flag"] = False
+    if _reports_info(node):
+        info["dirty-flag"] = False
     info.update(node.info())
     name = getattr(node, "backing_filename", "")
     if name:
@@ -70,16 +69,29 @@ def image_info(node: BlockNode) -> Info:
     return info
 
 
+def _reports_info(node: BlockNode) -> bool:
+    below = node.filtered
+    while below is not None or node.driver == "raw":
+        node = below or node.file
+        below = node.filtered
+    return node.reports_info
+
+
 def image_chain(node: BlockNode, *, flat: bool) -> Info:
     """ImageInfo of ``node``, with ``backing-image`` all the way down unless ``flat``."""
     top = info = image_info(node)
-    backing = cow_backing(node)
-    while backing is not None and not flat:
-        below = image_info(backing)
-        info["backing-image"] = below
-        info = below
-        backing = cow_backing(backing)
+    below = _filtered_or_backing(node)
+    while below is not None and not flat:
+        info["backing-image"] = info = image_info(below)
+        below = _filtered_or_backing(below)
     return top
+
+
+def _filtered_or_backing(node: BlockNode) -> BlockNode | None:
+    """What a chain of images goes on with: for a filter what it shows, for others their backing file."""
+    if node.is_filter:
+        return node.filtered
+    return node.backing if node.supports_backing else None
 
 
 def device_info(node: BlockNode, *, flat: bool = False, backend: BlockBackend | None = None) -> Info:
@@ -104,8 +116,6 @@ def device_info(node: BlockNode, *, flat: bool = False, backend: BlockBackend | 
     backing = cow_backing(node)
     if backing is not None:
         info["backing_file"] = backing.filename
-    elif not node.supports_backing and node.is_filter and node.filtered is not None:
-        info["backing_file"] = node.filtered.filename
     if node.bitmaps:
         info["dirty-bitmaps"] = [bitmap.info() for bitmap in node.bitmaps.values()]
     if backend is not None and backend.throttle is not None:
@@ -188,21 +198,23 @@ def block_graph(layer: BlockLayer) -> Info:
 
 
 def node_stats(node: BlockNode, *, chain: bool) -> Info:
-    """BlockStats of a node: what it counts itself, its file's under ``parent``, with ``chain`` its backing's."""
-    from qobra.block.accounting import Accounting
-
+    """BlockStats of a node, with that of its file under ``parent``; ``chain``: as for a device, with its backing file."""
+    if chain:
+        node = without_implicit(node)
     stats = Accounting().stats()
+    # Only devices are accounted.
+    stats["account_invalid"] = stats["account_failed"] = False
     stats["wr_highest_offset"] = node.highest_write_offset
     info: Info = {"stats": stats, "node-name": node.node_name}
     specific = node.stats()
     if specific is not None:
         info["driver-specific"] = specific
-    primary = node.children.get("file")
+    primary = node.primary()
     if primary is not None:
         info["parent"] = node_stats(primary, chain=chain)
-    backing = cow_backing(node)
-    if chain and backing is not None:
-        info["backing"] = node_stats(backing, chain=True)
+    below = _filtered_or_backing(node)
+    if chain and below is not None:
+        info["backing"] = node_stats(below, chain=True)
     return info
 
 

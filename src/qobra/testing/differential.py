@@ -256,6 +256,8 @@ def _difference(value: Any, other: Any, indent: str, path: str = "") -> str:
             if key not in value or key not in other or value[key] != other[key]:
                 parts.append(_difference(value.get(key, _NONE), other.get(key, _NONE), indent, f"{path}.{key}"))
         return "\n".join(parts) or f"{indent}the same"
+    if isinstance(value, dict) and isinstance(other, dict) and "parent" in value and "child" in value:
+        return f"{indent}{path}: {_text(value)}\n{indent}{' ' * len(path)}| {_text(other)}"
     if isinstance(value, list) and isinstance(other, list) and value and len(value) == len(other):
         return "\n".join(
             _difference(one, two, indent, f"{path}[{index}]")

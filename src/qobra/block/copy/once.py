@@ -77,6 +77,12 @@ class OnceCopy:
             self.todo.clear(offset, length)
         return skipped
 
+    def wait(self, offset: int, length: int) -> None:
+        """Wait until no part of this range is under way."""
+        with self._condition:
+            while any(first < offset + length and stop > offset for first, stop in self._claims.items()):
+                self._condition.wait()
+
     def copy_before(self, offset: int, length: int) -> None:
         """See that the old data of this range is copied when this returns. Raises CopyFailed where it cannot be."""
         start = offset - offset % self.cluster

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 from qobra.block.extents import DATA, WRITABLE, Extent
@@ -23,6 +24,17 @@ class FilterNode(BlockNode):
 
     def child_resized(self, name: str) -> None:
         self.length = self.below.length
+
+    def check_write(self, offset: int, length: int) -> None:
+        if self.read_only:
+            raise OSError(errno.EPERM, "Block node is read-only")
+        # Whether it may go past the end is for the file to say: it grows under its format whatever lies between.
+        self.below.check_write(offset, length)
+
+    def written(self, offset: int, length: int) -> None:
+        if offset + length > self.length:
+            self.length = self.below.length
+        super().written(offset, length)
 
     def linear_child(self) -> tuple[BlockNode, int] | None:
         return (self.below, 0) if self.plain_writes() else None

@@ -62,7 +62,7 @@ class BlkdebugNode(FilterNode):
 
     driver = "blkdebug"
     named_by_prefix = True
-    strong_options = ("config", "inject-error.", "set-state.")
+    strong_options = ("config", "inject-error.", "set-state.", "align", *_LIMITS)
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
@@ -77,6 +77,12 @@ class BlkdebugNode(FilterNode):
         if config:
             options["config"] = config
         return options
+
+    def plain_filename(self) -> str:
+        image = self.file.exact_filename
+        if not image or not self.full_options.keys() <= {"driver", "config", "image"}:
+            return ""
+        return f"blkdebug:{self.options.get('config') or ''}:{image}"
 
     @property
     def filtered(self) -> BlockNode | None:
@@ -197,6 +203,9 @@ class BlkdebugNode(FilterNode):
                 self._active.remove(rule)
                 self._rules = [each for each in self._rules if each is not rule]
         raise OSError(rule.errno, os.strerror(rule.errno))
+
+    def allocated_size(self) -> int | None:
+        return None  # as of a protocol that cannot tell
 
     # -- requests -----------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ class BlklogwritesNode(FilterNode):
     """``file`` is what is written to, ``log`` where it is noted down."""
 
     driver = "blklogwrites"
+    strong_options = ()
 
     def open(self, opening: Opening) -> None:
         options = opening.options
@@ -46,7 +47,6 @@ class BlklogwritesNode(FilterNode):
             self._read_super()
         if self._sector < 512 or self._sector > 8 << 20 or self._sector & (self._sector - 1):
             raise QobraError(f"Invalid log sector size {self._sector}")
-        self._resume = options.get("log-append", False)
         self.child_resized("file")
 
     def _read_super(self) -> None:
@@ -67,15 +67,6 @@ class BlklogwritesNode(FilterNode):
             if position * sector > self._log.length + sector:
                 raise QobraError("Log entry points past the end of the log")
         self._next = position
-
-    def activate(self) -> None:
-        if not self._resume:
-            self._write_super()
-
-    def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
-        if name == "log":
-            return permissions.WRITE | permissions.CONSISTENT_READ | permissions.RESIZE, permissions.CONSISTENT_READ
-        return super().child_permissions(name, role, perm, shared)
 
     def plain_writes(self) -> bool:
         return False

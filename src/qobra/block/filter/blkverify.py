@@ -31,7 +31,14 @@ class BlkverifyNode(BlockNode):
 
     @property
     def filtered(self) -> BlockNode | None:
-        return self.children.get("test")
+        return self.children.get("raw")
+
+    def plain_filename(self) -> str:
+        raw, test = self._raw.exact_filename, self._test.exact_filename
+        return f"blkverify:{raw}:{test}" if raw and test else ""
+
+    def allocated_size(self) -> int | None:
+        return None  # as of a protocol that cannot tell
 
     def open(self, opening: Opening) -> None:
         opening.child("raw", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)

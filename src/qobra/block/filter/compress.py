@@ -23,7 +23,8 @@ class CompressNode(FilterNode):
         while node is not None and node.is_filter:
             node = node.filtered
         if node is None or type(node)._write_compressed is BlockNode._write_compressed:
-            raise QobraError("Compression is not supported for this image format", errno=errno.ENOTSUP)
+            name = node.driver if node is not None else "none"
+            raise QobraError(f"Compression is not supported for underlying format: {name}", errno=errno.ENOTSUP)
         self._lock = threading.Lock()
         self.child_resized("file")
         self.request_alignment = max(1, self.file.cluster_size())

@@ -68,6 +68,9 @@ class CopyBeforeWriteNode(FilterNode):
         """Where the old data goes."""
         return self.children["target"]
 
+    def plain_filename(self) -> str:
+        return self.file.filename
+
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         if name == "target":
             # The guest's disk may be the backing of the target, so that writes to it are shared.
@@ -75,7 +78,7 @@ class CopyBeforeWriteNode(FilterNode):
         perm, shared = super().child_permissions(name, role, perm, shared)
         if perm & permissions.WRITE:
             perm |= permissions.CONSISTENT_READ
-        if self.guards or perm:
+        if self.guards or self.has_users:
             shared &= ~(permissions.WRITE | permissions.RESIZE)
         return perm, shared
 

@@ -21,6 +21,7 @@ class CopyOnReadNode(FilterNode):
     """
 
     driver = "copy-on-read"
+    strong_options = ()
     by_job = False
     """Put in by a job, which does the copying: reads just pass."""
 
@@ -77,7 +78,7 @@ class CopyOnReadNode(FilterNode):
         start, size = self._clusters(offset, length)
         size = min(size, top.length - start)
         with self.locks.job(start, size):
-            for run in resolve(top, start, size):
+            for run in resolve(top, start, size, want_zero=True):
                 if 0 < run.depth < held_above_base:
                     top.write_unchanged(run.start, top.read(run.start, run.length))
 

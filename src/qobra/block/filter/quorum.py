@@ -23,6 +23,7 @@ class QuorumNode(BlockNode):
 
     driver = "quorum"
     strong_options = ("vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern")
+    reports_info = False
 
     def open(self, opening: Opening) -> None:
         options = opening.options
@@ -48,6 +49,14 @@ class QuorumNode(BlockNode):
 
     def child_options(self) -> Options:
         return {"children": [child.full_options for child in self.children.values()]}
+
+    def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
+        perm, _shared = super().child_permissions(name, permissions.ROLE_FILTERED, perm, shared)
+        if self._rewrite:
+            perm |= permissions.WRITE
+        # Written or resized by others, the children would come to differ.
+        keep = permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED
+        return perm, shared & keep | permissions.GRAPH_MOD
 
     def next_child_name(self) -> str:
         """The name of the next child that is added."""

@@ -33,18 +33,33 @@ class RawNode(BlockNode):
         role = permissions.ROLE_DATA if window else permissions.ROLE_FILTERED
         opening.child("file", role | permissions.ROLE_PRIMARY)
         real = self.file.length
+        if self._size is not None and self._size % 512:
+            raise QobraError("Specified size is not multiple of 512")
         if real < self._offset:
             raise QobraError(f"Offset ({self._offset}) cannot be greater than size of the containing file ({real})")
         if self._size is not None and real - self._offset < self._size:
             raise QobraError(
-                f"The sum of offset ({self._offset}) and size ({self._size}) has to be smaller or equal to the actual "
-                f"size of the containing file ({real})"
+                f"The sum of offset ({self._offset}) and size ({self._size}) has to be smaller or equal to the  "
+                f"actual size of the containing file ({real})"
             )
         self.child_resized("file")
 
     def child_resized(self, name: str) -> None:
         rest = max(0, self.file.length - self._offset)
         self.length = rest if self._size is None else min(self._size, rest)
+
+    def check_write(self, offset: int, length: int) -> None:
+        super().check_write(offset, min(length, max(0, self.length - offset)))
+        if offset + length > self.length:
+            if self._size is not None:
+                raise OSError(errno.EIO, "Request beyond the end of the node")
+            # As a file does, it grows under a format.
+            self.file.check_write(offset + self._offset, length)
+
+    def written(self, offset: int, length: int) -> None:
+        if offset + length > self.length:
+            self.child_resized("file")
+        super().written(offset, length)
 
     def linear_child(self) -> tuple[BlockNode, int] | None:
         return self.file, self._offset
@@ -61,7 +76,7 @@ class RawNode(BlockNode):
         self.file.write(offset + self._offset, data)
 
     def _check_first_sector(self, offset: int, data: Buffer) -> None:
-        """A guest must not turn a disk that was taken for raw into something else, with a backing file of its choice."""
+        """A guest must not turn a disk that was taken for raw into a format with a backing file of its choice."""
         sector = bytearray(512)
         self.file.read_into(self._offset, memoryview(sector)[: min(512, self.length)])
         size = min(512 - offset, len(data))

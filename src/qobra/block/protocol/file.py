@@ -65,7 +65,7 @@ class FileNode(BlockNode):
             self.length = self._host_length()
         except OSError as error:
             raise QobraError(f"Could not open '{self.path}': {strerror(error)}", errno=error.errno)
-        self.highest_write_offset = 0
+        self._discards = self._discards_failed = self._discarded_bytes = 0
         self.request_alignment = DIRECT_ALIGNMENT if self.cache_direct else 1
 
     def _open_fd(self) -> None:
@@ -268,7 +268,28 @@ class FileNode(BlockNode):
         return False
 
     def _discard(self, offset: int, length: int) -> None:
-        self._fallocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, min(length, max(0, self.length - offset)))
+        length = min(length, max(0, self.length - offset))
+        done = False
+        try:
+            done = self._fallocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length)
+        finally:
+            self.count_discard(length if done else None)
+
+    def count_discard(self, length: int | None) -> None:
+        """A discard of ``length`` bytes succeeded; None: one failed."""
+        if length is None:
+            self._discards_failed += 1
+        else:
+            self._discards += 1
+            self._discarded_bytes += length
+
+    def stats(self) -> Options:
+        return {
+            "driver": self.driver,
+            "discard-nb-ok": self._discards,
+            "discard-nb-failed": self._discards_failed,
+            "discard-bytes-ok": self._discarded_bytes,
+        }
 
     def _fallocate(self, mode: int, offset: int, length: int) -> bool:
         """fallocate(2) with a mode; False where the host or file system has none."""

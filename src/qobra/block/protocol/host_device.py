@@ -37,7 +37,11 @@ class HostDeviceNode(FileNode):
         return super()._write_zeroes(offset, length, may_unmap, no_fallback) or self._ask(_BLKZEROOUT, offset, length)
 
     def _discard(self, offset: int, length: int) -> None:
-        self._ask(_BLKDISCARD, offset, length)
+        done = False
+        try:
+            done = self._ask(_BLKDISCARD, offset, length)
+        finally:
+            self.count_discard(length if done else None)
 
     def _ask(self, request: int, offset: int, length: int) -> bool:
         """An ioctl on a range; False where the device does not know it."""

@@ -18,6 +18,7 @@ class NullNode(BlockNode):
 
     driver = "null-co"
     strong_options = ("size", "read-zeroes")
+    reports_info = False
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
