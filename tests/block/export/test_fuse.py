@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from qobra.block.export.fuse.mount import unmount
 from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
 
@@ -116,6 +117,13 @@ def test_a_read_only_export_cannot_be_written(layer, export):
     assert error.value.errno == errno.EROFS
     with pytest.raises(OSError):
         os.truncate(path, 0)
+
+
+def test_an_export_that_is_unmounted_is_gone(layer, export, events):
+    path = export()
+    unmount(str(path))
+    _gone(layer, events)
+    assert layer.exports.query() == []
 
 
 def test_refusals(layer, export, tmp_path):

@@ -93,15 +93,16 @@ class Exports:
 
     def finish(self, export: Export) -> None:
         """The last client of an export that shuts down has left: let go of its node and tell."""
-        if export.in_use or self._exports.get(export.id) is not export:
-            return
-        export.release()
-        try:
-            export.backend.remove()
-        except (OSError, QobraError):
-            pass  # a node that could not be flushed when nobody used it any more; it is closed all the same
-        del self._exports[export.id]
-        self._layer.emit("BLOCK_EXPORT_DELETED", {"id": export.id})
+        with self._layer.control:
+            if export.in_use or self._exports.get(export.id) is not export:
+                return
+            del self._exports[export.id]
+            export.release()
+            try:
+                export.backend.remove()
+            except (OSError, QobraError):
+                pass  # a node that could not be flushed when nobody used it any more; it is closed all the same
+            self._layer.emit("BLOCK_EXPORT_DELETED", {"id": export.id})
 
     # The NBD server ---------------------------------------------------------------------------------------------------
 

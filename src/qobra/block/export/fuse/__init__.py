@@ -54,6 +54,7 @@ class FuseExport(Export):
         client = _Kernel(self)
         self.attach(client)
         self._left = THREADS
+        self._ending = threading.Lock()
         for number in range(THREADS):
             threading.Thread(
                 target=self._serve, args=(requests, client), name=f"fuse {self.id} {number}", daemon=True
@@ -78,15 +79,19 @@ class FuseExport(Export):
             requests.serve(self.fd)
         except Ended:
             pass
-        self.layer.control.defer(self._thread_ended, client)
-
-    def _thread_ended(self, client: _Kernel) -> None:
-        self._left -= 1
-        if not self._left:
+        with self._ending:
+            self._left -= 1
+            last = not self._left
+        if last:
             os.close(self.fd)
             self.fd = -1
-            super().detach(client)
-            self.layer.exports.finish(self)
+            # Unmounted by someone else, the export has nothing left to be.
+            self.layer.control.post(self._unmounted)
+            self.detach(client)
+
+    def _unmounted(self) -> None:
+        if not self.shutting_down:
+            self.request_shutdown()
 
     def release(self) -> None:
         _mounted.discard(self._key)
