@@ -31,6 +31,7 @@ registry.events(
     "DEVICE_TRAY_MOVED",
     "GUEST_CRASHLOADED",
     "GUEST_PANICKED",
+    "NIC_RX_FILTER_CHANGED",
     "POWERDOWN",
     "RESET",
     "RTC_CHANGE",
