@@ -54,7 +54,7 @@ def _snapshot_source(layer: BlockLayer, device: str | None, node_name: str | Non
         device = node_name
     node = _find(layer, device, node_name)
     layer.check_blockers(node)
-    for parent, name in layer.graph.parents(node):
+    for parent, name in reversed(layer.graph.parents(node)):
         if name == "backing" and not parent.is_filter:
             raise QobraError(
                 f"Node '{layer.device_or_node_name(node)}' is busy: "

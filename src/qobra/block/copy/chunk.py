@@ -66,32 +66,60 @@ class ChunkCopier:
         self._plain: tuple[int, int] | None = None
         self._local = threading.local()
 
-    def copy(self, offset: int, length: int) -> None:
-        """Copy ``length`` bytes at ``offset``. Raises CopyFailed; what was copied till then stays."""
+    def copy(self, offset: int, length: int) -> int:
+        """Copy ``length`` bytes at ``offset`` and return how many were not just zeroes that the source knows of.
+
+        Raises CopyFailed; what was copied till then stays.
+        """
         end = offset + length
         source_end = self.source.length
+        moved = 0
         while offset < end:
             size = min(CHUNK_SIZE, end - offset) if self._compress else end - offset
             inside = max(0, min(size, source_end - offset))
             if self._compress:
                 self._copy_compressed(offset, size, inside)
+                moved += inside
             else:
                 if inside:
-                    self._copy_runs(offset, inside)
+                    moved += self._copy_runs(offset, inside)
                 if inside < size:
                     self._zero(offset + inside, size - inside)
             offset += size
+        return moved
 
-    def _copy_runs(self, offset: int, length: int) -> None:
+    def _copy_runs(self, offset: int, length: int) -> int:
+        moved = 0
+        for start, size, zero in self._look(offset, length):
+            if zero:
+                self._zero(start, size)
+                continue
+            moved += size
+            # Where to read is another question than what is there: some filters have to see the reads.
+            for run in self._resolve(start, size, False):
+                if run.kind in (ZERO, ABSENT):
+                    self._zero(run.start, run.length)
+                elif not (run.kind == DATA and self._copy_range and self._in_kernel(run)):
+                    self._through_buffer(run)
+        return moved
+
+    def _look(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """What is known to be zero and what is not, as ``(start, size, is zero)``."""
+        pieces: list[tuple[int, int, bool]] = []
+        for run in self._resolve(offset, length, True):
+            zero = run.kind in (ZERO, ABSENT)
+            if pieces and pieces[-1][2] == zero:
+                start, size, _zero = pieces[-1]
+                pieces[-1] = (start, size + run.length, zero)
+            else:
+                pieces.append((run.start, run.length, zero))
+        return pieces
+
+    def _resolve(self, offset: int, length: int, want_zero: bool) -> list[Run]:
         try:
-            runs = resolve(self.source, offset, length, want_zero=True)
+            return resolve(self.source, offset, length, want_zero=want_zero)
         except (OSError, QobraError) as error:
             raise CopyFailed(error, True)
-        for run in runs:
-            if run.kind in (ZERO, ABSENT):
-                self._zero(run.start, run.length)
-            elif not (run.kind == DATA and self._copy_range and self._in_kernel(run)):
-                self._through_buffer(run)
 
     def _zero(self, offset: int, length: int) -> None:
         if self._target_is_zero:

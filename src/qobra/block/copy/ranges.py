@@ -51,7 +51,7 @@ def _select(node: BlockNode, base: BlockNode | None, offset: int, end: int, want
 
     def pieces() -> Ranges:
         for start in range(offset, end, STEP):
-            for run in resolve(node, start, min(STEP, end - start)):
+            for run in resolve(node, start, min(STEP, end - start), want_zero=True):
                 if (0 <= run.depth < limit) == wanted:
                     yield run.start, run.length
 

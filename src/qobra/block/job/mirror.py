@@ -93,6 +93,7 @@ class MirrorJob(BlockJob):
         self._restore_read_only = False
         self._dirty: DirtyBitmap | None = None
         self._failures: list[CopyFailed] = []
+        self._moved = 0
         self._in_flight: list[tuple[int, int]] = []
         self._root: BlockBackend | None = None
         self.locks = RangeLocks()
@@ -203,7 +204,7 @@ class MirrorJob(BlockJob):
                 with self.condition:
                     self._in_flight.append((start, stop))
                 pool.submit(start, stop - start)
-                self.throttle(stop - start)
+                self._throttle_moved()
                 if not self._failures:
                     continue
             position = 0
@@ -220,6 +221,12 @@ class MirrorJob(BlockJob):
                 return
             self.park(POLL_NS)
 
+    def _throttle_moved(self) -> None:
+        """The speed limit is about data; zeroes are free."""
+        with self.condition:
+            moved, self._moved = self._moved, 0
+        self.throttle(moved)
+
     def _overlaps(self, start: int, stop: int) -> bool:
         with self.condition:
             return any(first < stop and end > start for first, end in self._in_flight)
@@ -234,10 +241,12 @@ class MirrorJob(BlockJob):
         # A write that comes while the copy is made marks it again, so the mark goes first.
         dirty.clear(offset, length)
         try:
-            self._copier.copy(offset, length)
+            moved = self._copier.copy(offset, length)
         except CopyFailed:
             dirty.set(offset, length)
             raise
+        with self.condition:
+            self._moved += moved
 
     def _copied(self, offset: int, length: int, failure: CopyFailed | None) -> None:
         with self.condition:
