@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -139,12 +140,15 @@ def start_qemu(image: str, sock: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["qemu-nbd", "-t", "-e", "16", "-f", "qcow2", "-k", sock, "-x", "disk", image])
 
 
-def wait_for(sock: str) -> None:
-    """Wait until somebody listens on ``sock``."""
+def wait_for(path: str) -> None:
+    """Wait until somebody listens on the unix socket ``path``."""
     deadline = time.monotonic() + 20
-    while not os.path.exists(sock):
+    while True:
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(path) == 0:
+                return
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody listens on {sock}")
+            raise TimeoutError(f"nobody listens on {path}")
         time.sleep(0.05)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def distinguished_name(certificate: bytes) -> str:
-    """``CN=client,O=Example,C=GB`` for a certificate in DER. Raises ValueError where it cannot be parsed."""
+    """``C=GB,O=Example,CN=client``, in the order of the certificate, which is in DER. Raises ValueError if it is not."""
     from cryptography import x509
 
     subject = x509.load_der_x509_certificate(certificate).subject
-    return subject.rfc4514_string()
+    return ",".join(each.rfc4514_string() for each in subject.rdns)
