@@ -87,6 +87,7 @@ class Board(Object):
         """Whether the clock follows the host's rather than the guest's time."""
         self.fw_cfg_files: list[tuple[str, bytes]] = []
         self.drives: list[Any] = []
+        self.balloon: Any = None
         self.serial_chardevs: list[str | None] = []
         self.no_defaults = False
         self.boot: dict[str, Any] = {}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qobra.machine.board import Board
     from qobra.machine.fdsets import FdSets
     from qobra.machine.run_state import RunState
+    from qobra.net.netdevs import Netdevs
     from qobra.object.tree import ObjectTree
 
 
@@ -89,6 +90,13 @@ class Machine:
         return Chardevs(self)
 
     @cached_property
+    def netdevs(self) -> Netdevs:
+        """The network backends by id."""
+        from qobra.net.netdevs import Netdevs
+
+        return Netdevs(self)
+
+    @cached_property
     def fdsets(self) -> FdSets:
         """File descriptors that clients passed: ``/dev/fdset/N`` and named ones."""
         from qobra.machine.fdsets import FdSets
@@ -118,7 +126,7 @@ class Machine:
         if self.board is not None:
             self.board.power_off()
         # Only what was ever used is there to be closed.
-        for part in ("block", "chardevs", "fdsets", "objects"):
+        for part in ("block", "netdevs", "chardevs", "fdsets", "objects"):
             if part in self.__dict__:
                 self.__dict__[part].close()
         self.control.close()

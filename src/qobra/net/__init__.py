@@ -1,0 +1,1 @@
+"""Network backends: where a guest's network card is plugged in."""

@@ -49,6 +49,7 @@ class PciBus(Bus):
         device.devfn = self._choose(device)
         self.functions[device.devfn] = device
         device.set_up_config()
+        device.load_rom()
 
     def remove(self, device: Device) -> None:
         assert isinstance(device, PciDevice)

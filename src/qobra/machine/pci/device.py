@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
-from qobra.machine.memory import Mapping, Region
+from qobra.machine.memory import Mapping, Ram, Region
 from qobra.machine.pci import regs
 from qobra.machine.qdev import Device
 from qobra.object.property import Bool, Int, Property, String
@@ -13,6 +13,8 @@ from qobra.object.property import Bool, Int, Property, String
 if TYPE_CHECKING:
     from qobra.machine.pci.bus import PciBus
     from qobra.object.tree import ObjectTree
+
+_MAX_ROM = 2 << 20
 
 
 class PciAddress(Property):
@@ -93,6 +95,7 @@ class PciDevice(Device):
         self.bars: dict[int, Bar] = {}
         self._capability_end = 0x40
         self._pin_level = 0
+        self._rom: Ram | None = None
 
     @property
     def pci_bus(self) -> PciBus:
@@ -150,6 +153,22 @@ class PciDevice(Device):
         # What lies behind the header is the device's own, and free to the guest where no capability takes it.
         self.writable[0x40:] = b"\xff" * (size - 0x40)
         self._capability_end = 0x40
+
+    def load_rom(self) -> None:
+        """Show the option ROM that the user named."""
+        if not self.romfile or not self.rombar:
+            return
+        try:
+            with open(self.romfile, "rb") as stream:
+                data = stream.read(_MAX_ROM + 1)
+        except OSError:
+            raise QobraError(f'failed to find romfile "{self.romfile}"')
+        if not data or len(data) > _MAX_ROM:
+            raise QobraError(f'romfile "{self.romfile}" is ' + ("too large" if data else "empty"))
+        size = max(1 << (len(data) - 1).bit_length(), 2048)
+        self._rom = Ram(f"{self.type_name}.rom", size, readonly=True)
+        self._rom.view[: len(data)] = data
+        self.add_bar(6, self._rom)
 
     def config_read(self, offset: int, width: int) -> int:
         """What the guest reads from configuration space."""
@@ -263,6 +282,9 @@ class PciDevice(Device):
         for bar in self.bars.values():
             bar.mapping.remove()
         self.bars.clear()
+        if self._rom is not None:
+            self._rom.close()
+            self._rom = None
 
     def reset(self) -> None:
         """The registers that the guest sets go back; models extend it."""

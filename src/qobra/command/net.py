@@ -1,0 +1,69 @@
+"""Networking over QMP: backends, links, receive filters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
+from qobra.machine.board import find_devices
+from qobra.machine.machine import Machine
+from qobra.machine.nic import Nic
+from qobra.qmp.registry import command
+
+
+@command("netdev_add", needs="board")
+def netdev_add(machine: Machine, args: dict[str, Any]) -> None:
+    """Make a network backend."""
+    machine.netdevs.create(args)
+
+
+@command("netdev_del", needs="board")
+def netdev_del(machine: Machine, args: dict[str, Any]) -> None:
+    """Remove a network backend."""
+    machine.netdevs.remove(args["id"])
+
+
+@command("set_link", needs="board")
+def set_link(machine: Machine, args: dict[str, Any]) -> None:
+    """Pull or plug the cable of a backend or a card."""
+    name, up = args["name"], args["up"]
+    backend = machine.netdevs.find(name)
+    if backend is not None:
+        backend.link_up = up
+        if backend.peer is not None:
+            backend.peer.link_changed()
+        return
+    for nic in _nics(machine):
+        if name in _names(nic):
+            nic.link_forced_down = not up
+            nic.link_changed()
+            return
+    raise QobraError(f"Device '{name}' not found", DEVICE_NOT_FOUND)
+
+
+@command("query-rx-filter", needs="board")
+def query_rx_filter(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each card receives."""
+    wanted, result = args.get("name"), []
+    for nic in _nics(machine):
+        if wanted is not None and wanted not in _names(nic):
+            continue
+        info = nic.rx_filter()
+        if info is not None:
+            result.append(info)
+        elif wanted is not None:
+            raise QobraError(f"net client({wanted}) doesn't support rx-filter querying")
+    if wanted is not None and not result:
+        raise QobraError(f"invalid net client name: {wanted}")
+    return result
+
+
+def _nics(machine: Machine) -> list[Nic]:
+    if machine.board is None:
+        return []
+    return [device for device in find_devices(machine.board, "device") if isinstance(device, Nic)]
+
+
+def _names(nic: Nic) -> set[str | None]:
+    proxy: Any = nic.parent
+    return {nic.user_id, getattr(proxy, "user_id", None)} - {None}

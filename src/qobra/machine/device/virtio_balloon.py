@@ -1,0 +1,203 @@
+"""virtio-balloon: takes memory from the guest and gives it back (virtio 1.2, section 5.5)."""
+
+from __future__ import annotations
+
+import ctypes
+from struct import Struct
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.devices import registry
+from qobra.machine.virtio.device import VirtioDevice
+from qobra.machine.virtio.pci import VirtioPci
+from qobra.machine.virtio.queue import Buffer, Queue
+from qobra.object.property import Bool, Int, Property
+
+F_MUST_TELL_HOST, F_STATS_VQ, F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_PAGE_POISON, F_REPORTING = range(6)
+_INFLATE, _DEFLATE, _STATS = 0, 1, 2
+_CONFIG = Struct("<IIII")
+_STAT = Struct("<HQ")
+_PAGE = 4096
+_MADV_DONTNEED = 4
+_SECOND = 10**9
+_UNKNOWN = (1 << 64) - 1
+_STAT_NAMES = (
+    "stat-swap-in",
+    "stat-swap-out",
+    "stat-major-faults",
+    "stat-minor-faults",
+    "stat-free-memory",
+    "stat-total-memory",
+    "stat-available-memory",
+    "stat-disk-caches",
+    "stat-htlb-pgalloc",
+    "stat-htlb-pgfail",
+)
+
+
+@registry.register("virtio-balloon-device")
+class VirtioBalloon(VirtioDevice):
+    """The balloon. What the guest puts into it goes back to the host."""
+
+    type_name = "virtio-balloon-device"
+    device_number = 5
+    config_size = 16
+
+    deflate_on_oom = Bool(False)
+    page_poison = Bool(True)
+    guest_stats = Property("guest statistics", get=lambda self: self.statistics(), writable=False, show_default=False)
+    polling_interval = Int(
+        0,
+        name="guest-stats-polling-interval",
+        get=lambda self: self.interval,
+        set=lambda self, seconds: self.set_interval(seconds),
+        show_default=False,
+    )
+
+    interval = 0
+
+    def realize(self) -> None:
+        board: Any = self.board
+        if getattr(board, "balloon", None) is not None:
+            raise QobraError("Only one balloon device is supported")
+        board.balloon = self
+        for _ in range(3):
+            self.add_queue(128)
+        self.target_pages = 0
+        self.actual_pages = 0
+        self._poison = 0
+        self._stats: dict[str, int] = dict.fromkeys(_STAT_NAMES, _UNKNOWN)
+        self._stats_time = 0
+        self._stats_buffer: Buffer | None = None
+        self._timer = board.clock.timer(self._poll)
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._madvise = libc.madvise
+        self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def unrealize(self) -> None:
+        board: Any = self.board
+        board.balloon = None
+        self._timer.cancel()
+        self.queues.clear()
+
+    def device_reset(self) -> None:
+        self._stats_buffer = None
+        self._poison = 0
+
+    def device_features(self) -> int:
+        poison = 1 << F_PAGE_POISON if self.page_poison else 0
+        return 1 << F_STATS_VQ | poison | (1 << F_DEFLATE_ON_OOM if self.deflate_on_oom else 0)
+
+    def read_config(self) -> bytes:
+        return _CONFIG.pack(self.target_pages, self.actual_pages, 0, self._poison)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        config = bytearray(self.read_config())
+        config[offset : offset + len(data)] = data
+        _target, actual, _hint, poison = _CONFIG.unpack(config)
+        if self.has(F_PAGE_POISON):
+            self._poison = poison
+        if actual != self.actual_pages:
+            self.actual_pages = actual
+            self.machine.events.emit("BALLOON_CHANGE", {"actual": self.actual})
+
+    # -- what users ask
+
+    @property
+    def actual(self) -> int:
+        """Bytes that the guest has left."""
+        return int(self.board.ram_size - self.actual_pages * _PAGE)
+
+    def set_target(self, size: int) -> None:
+        """Ask the guest to keep ``size`` bytes."""
+        size = min(size, self.board.ram_size)
+        self.target_pages = (self.board.ram_size - size) // _PAGE
+        self.notify_config()
+
+    def statistics(self) -> dict[str, Any]:
+        """What the guest told of its memory, and when."""
+        if not self._stats_time and not self.interval:
+            return {"stats": dict(self._stats), "last-update": 0}
+        return {"stats": dict(self._stats), "last-update": self._stats_time}
+
+    def set_interval(self, seconds: int) -> None:
+        """Ask the guest for statistics every ``seconds``; 0: not at all."""
+        if seconds < 0:
+            raise QobraError("timer value must be greater than zero")
+        if seconds > 0xFFFFFFFF:
+            raise QobraError("timer value is too big")
+        self.interval = seconds
+        if seconds == 0:
+            self._timer.cancel()
+        else:
+            self._timer.set(self.board.clock.now_ns())
+
+    def settable_when_realized(self, name: str) -> bool:
+        return name == "guest-stats-polling-interval"
+
+    # -- queues
+
+    def kicked(self, queue: Queue) -> None:
+        if queue.number == _STATS:
+            self._take_statistics(queue)
+            return
+        for buffer in self.buffers(queue):
+            pages = buffer.gather(1 << 20)
+            if queue.number == _INFLATE:
+                for at in range(0, len(pages) - 3, 4):
+                    self._discard(int.from_bytes(pages[at : at + 4], "little") * _PAGE)
+            self.push(queue, buffer, 0)
+        self.notify(queue)
+
+    def _discard(self, address: int) -> None:
+        view = self.board.memory.ram(address, _PAGE, writable=True)
+        if view is None:
+            return
+        here = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        if here % _PAGE == 0:
+            self._madvise(here, _PAGE, _MADV_DONTNEED)
+
+    def _take_statistics(self, queue: Queue) -> None:
+        for buffer in self.buffers(queue):
+            if self._stats_buffer is not None:
+                # One at a time: the driver gave a second one without being asked.
+                self.push(queue, self._stats_buffer, 0)
+                self.notify(queue)
+            self._stats_buffer = buffer
+            data = buffer.gather(4096)
+            self._stats = dict.fromkeys(_STAT_NAMES, _UNKNOWN)
+            for at in range(0, len(data) - _STAT.size + 1, _STAT.size):
+                tag, value = _STAT.unpack_from(data, at)
+                if tag < len(_STAT_NAMES):
+                    self._stats[_STAT_NAMES[tag]] = value
+            self._stats_time = self.machine.clock.time_ns() // _SECOND
+        if self.interval:
+            self._timer.set(self.board.clock.now_ns() + self.interval * _SECOND)
+
+    def _poll(self) -> None:
+        buffer, self._stats_buffer = self._stats_buffer, None
+        if buffer is None:
+            if self.interval:
+                self._timer.set(self.board.clock.now_ns() + self.interval * _SECOND)
+            return
+        queue = self.queues[_STATS]
+        self.push(queue, buffer, 0)
+        self.notify(queue)
+
+
+class VirtioBalloonPciBase(VirtioPci):
+    """virtio-balloon as a PCI function."""
+
+    type_name = "virtio-balloon-pci-base"
+    abstract = True
+    backend_type = "virtio-balloon-device"
+    device_id = 0x1002
+    class_id = 0x00FF
+    default_vectors = 0
+
+
+@registry.register("virtio-balloon-pci")
+class VirtioBalloonPci(VirtioBalloonPciBase):
+    """A balloon for old and new drivers."""
+
+    type_name = "virtio-balloon-pci"

@@ -1,0 +1,327 @@
+"""virtio-net: a network card (virtio 1.2, section 5.1)."""
+
+from __future__ import annotations
+
+import threading
+from struct import Struct
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.devices import registry
+from qobra.machine.nic import Nic
+from qobra.machine.virtio.device import F_VERSION_1, VirtioDevice
+from qobra.machine.virtio.pci import VirtioPci
+from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
+from qobra.object.property import Bool, Int, String
+
+F_MTU, F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN = 3, 5, 15, 16, 17, 18, 19
+F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE, F_CTRL_MAC = 20, 21, 23
+_RX, _TX, _CTRL = 0, 1, 2
+_CONFIG = Struct("<6sHHH")
+_LINK_UP, _ANNOUNCE = 1, 2
+_HEADER, _HEADER_MRG = 10, 12
+_OK, _ERROR = 0, 1
+_BROADCAST = b"\xff" * 6
+_MAX_TABLE = 64
+_MAX_PACKET = 68 << 10
+
+
+@registry.register("virtio-net-device")
+class VirtioNet(VirtioDevice, Nic):
+    """A card with one pair of queues and a control queue, which filters what it receives as the driver says."""
+
+    type_name = "virtio-net-device"
+    device_number = 1
+    config_size = 8
+
+    mrg_rxbuf = Bool(True, name="mrg_rxbuf")
+    status_feature = Bool(True, name="status")
+    ctrl_vq = Bool(True, name="ctrl_vq")
+    ctrl_rx = Bool(True, name="ctrl_rx")
+    ctrl_vlan = Bool(True, name="ctrl_vlan")
+    ctrl_rx_extra = Bool(True, name="ctrl_rx_extra")
+    ctrl_mac_addr = Bool(True, name="ctrl_mac_addr")
+    guest_announce = Bool(True, name="guest_announce")
+    x_txburst = Int(256, type="int32", name="x-txburst")
+    tx = String(type="str")
+    rx_queue_size = Int(256, type="uint16", name="rx_queue_size")
+    tx_queue_size = Int(256, type="uint16", name="tx_queue_size")
+    host_mtu = Int(0, type="uint16", name="host_mtu")
+
+    def realize(self) -> None:
+        for name, limit in (("rx_queue_size", 256), ("tx_queue_size", 256)):
+            size = self.values.get(name, 256)
+            if not limit <= size <= 1024 or size & (size - 1):
+                raise QobraError(f"Invalid {name} (= {size}), must be a power of 2 between {limit} and 1024.")
+        self.realize_nic()
+        self.config_size = 12 if self.host_mtu else 8
+        for size in (self.rx_queue_size, self.tx_queue_size, 64):
+            self.add_queue(size)
+        self._receive_lock = threading.Lock()
+        self._clear_filter()
+
+    def unrealize(self) -> None:
+        self.unrealize_nic()
+        self.queues.clear()
+
+    def _clear_filter(self) -> None:
+        self.promiscuous, self.all_multicast, self.all_unicast = True, False, False
+        self.no_multicast = self.no_unicast = self.no_broadcast = False
+        self.unicast: list[bytes] = []
+        self.multicast: list[bytes] = []
+        self.unicast_overflow = self.multicast_overflow = False
+        self.vlans: set[int] = set()
+        self._announce = False
+
+    def device_reset(self) -> None:
+        self._clear_filter()
+        self.address = self.mac
+
+    # -- features and configuration
+
+    def device_features(self) -> int:
+        bits = [F_MAC]
+        for enabled, bit in (
+            (self.mrg_rxbuf, F_MRG_RXBUF),
+            (self.status_feature, F_STATUS),
+            (self.ctrl_vq, F_CTRL_VQ),
+            (self.ctrl_rx, F_CTRL_RX),
+            (self.ctrl_vlan, F_CTRL_VLAN),
+            (self.ctrl_rx_extra, F_CTRL_RX_EXTRA),
+            (self.ctrl_mac_addr, F_CTRL_MAC),
+            (self.guest_announce, F_GUEST_ANNOUNCE),
+            (self.host_mtu, F_MTU),
+        ):
+            if enabled:
+                bits.append(bit)
+        return sum(1 << bit for bit in bits)
+
+    def features_accepted(self) -> None:
+        self.vlans = set() if self.has(F_CTRL_VLAN) else set(range(4096))
+
+    def read_config(self) -> bytes:
+        status = (_LINK_UP if self.link_up else 0) | (_ANNOUNCE if self._announce else 0)
+        return _CONFIG.pack(self.address, status, 1, self.host_mtu)[: self.config_size]
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        # Before 1.0 a driver might set the address here.
+        if not self.has(F_VERSION_1) and not self.has(F_CTRL_MAC) and offset + len(data) <= 6:
+            self.address = self.address[:offset] + data + self.address[offset + len(data) :]
+
+    def link_changed(self) -> None:
+        if self.has(F_STATUS):
+            self.notify_config()
+
+    def announce(self) -> None:
+        """Ask the driver to make itself known to the network."""
+        if self.has(F_GUEST_ANNOUNCE) and self.has(F_CTRL_VQ):
+            self._announce = True
+            self.notify_config()
+
+    @property
+    def _header_size(self) -> int:
+        return _HEADER_MRG if self.has(F_MRG_RXBUF) or self.has(F_VERSION_1) else _HEADER
+
+    # -- sending
+
+    def kicked(self, queue: Queue) -> None:
+        if queue.number == _TX:
+            self._transmit_all(queue)
+        elif queue.number == _CTRL:
+            self._serve_control(queue)
+
+    def _transmit_all(self, queue: Queue) -> None:
+        size = self._header_size
+        for buffer in self.buffers(queue):
+            if buffer.readable_length < size or buffer.writable:
+                self.fail(VirtioError("virtio-net header not in first element"))
+                return
+            packet = buffer.gather(_MAX_PACKET + size)[size:]
+            if packet and self.running:
+                self.transmit(packet)
+            self.push(queue, buffer, 0)
+        self.notify(queue)
+
+    # -- receiving
+
+    def receive_packet(self, packet: bytes) -> None:
+        if not self.running or not self.link_up or not self._accepts(packet):
+            return
+        queue, size = self.queues[_RX], self._header_size
+        with self._receive_lock:
+            merge = self.has(F_MRG_RXBUF)
+            buffers: list[tuple[Buffer, int]] = []
+            rest = memoryview(packet)
+            while rest or not buffers:
+                buffer = self.pop(queue)
+                if buffer is None:
+                    self._give_back(queue, buffers)
+                    return
+                room = buffer.writable_length
+                if (not buffers and room < size) or not room:
+                    self.machine.control.post(self.fail, VirtioError("virtio-net receive buffer too small"))
+                    return
+                header = bytes(size) if not buffers else b""
+                part = rest[: room - len(header)]
+                if not merge and len(part) < len(rest):
+                    # A packet that does not fit into one buffer is lost.
+                    self._give_back(queue, [*buffers, (buffer, 0)])
+                    return
+                written = buffer.scatter(header + bytes(part))
+                rest = rest[len(part) :]
+                buffers.append((buffer, written))
+            if size == _HEADER_MRG:
+                _store(buffers[0][0], 10, len(buffers).to_bytes(2, "little"))
+            for buffer, written in buffers:
+                self.push(queue, buffer, written)
+        self.machine.control.post(self.notify, queue)
+
+    def _give_back(self, queue: Queue, buffers: list[tuple[Buffer, int]]) -> None:
+        for buffer, _written in reversed(buffers):
+            if queue.ring is not None:
+                queue.ring.unpop(buffer)
+
+    def _accepts(self, packet: bytes) -> bool:
+        if self.promiscuous:
+            return True
+        target = packet[0:6]
+        if packet[12:14] == b"\x81\x00" and int.from_bytes(packet[14:16], "big") & 0xFFF not in self.vlans:
+            return False
+        if target[:1] and target[0] & 1:
+            if target == _BROADCAST:
+                return not self.no_broadcast
+            if self.no_multicast:
+                return False
+            return self.all_multicast or self.multicast_overflow or target in self.multicast
+        if self.no_unicast:
+            return False
+        return self.all_unicast or self.unicast_overflow or target == self.address or target in self.unicast
+
+    # -- control
+
+    def _serve_control(self, queue: Queue) -> None:
+        for buffer in self.buffers(queue):
+            if buffer.readable_length < 2 or buffer.writable_length < 1:
+                self.fail(VirtioError("virtio-net ctrl missing headers"))
+                return
+            request = buffer.gather(_MAX_PACKET)
+            status = self._control(request[0], request[1], request[2:])
+            self.push(queue, buffer, buffer.scatter(bytes((status,))))
+        self.notify(queue)
+
+    def _control(self, kind: int, command: int, data: bytes) -> int:
+        if kind == 0:
+            return self._control_mode(command, data)
+        if kind == 1:
+            return self._control_address(command, data)
+        if kind == 2 and len(data) >= 2:
+            vlan = int.from_bytes(data[:2], "little")
+            if vlan >= 4096 or command > 1:
+                return _ERROR
+            (self.vlans.add if command == 0 else self.vlans.discard)(vlan)
+            self._filter_changed()
+            return _OK
+        if kind == 3 and command == 0:
+            self._announce = False
+            return _OK
+        return _ERROR
+
+    def _control_mode(self, command: int, data: bytes) -> int:
+        names = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")
+        if command >= len(names) or not data:
+            return _ERROR
+        setattr(self, names[command], bool(data[0]))
+        self._filter_changed()
+        return _OK
+
+    def _control_address(self, command: int, data: bytes) -> int:
+        if command == 1:
+            if len(data) != 6:
+                return _ERROR
+            self.address = data
+            self._filter_changed()
+            return _OK
+        if command != 0:
+            return _ERROR
+        tables = []
+        for _ in range(2):
+            if len(data) < 4:
+                return _ERROR
+            count = int.from_bytes(data[:4], "little")
+            if len(data) < 4 + 6 * count:
+                return _ERROR
+            tables.append([data[4 + 6 * i : 10 + 6 * i] for i in range(count)])
+            data = data[4 + 6 * count :]
+        if data:
+            return _ERROR
+        unicast, multicast = tables
+        self.unicast_overflow = len(unicast) > _MAX_TABLE
+        self.unicast = [] if self.unicast_overflow else unicast
+        self.multicast_overflow = len(multicast) + len(self.unicast) > _MAX_TABLE
+        self.multicast = [] if self.multicast_overflow else multicast
+        self._filter_changed()
+        return _OK
+
+    _filter_told = False
+
+    def _filter_changed(self) -> None:
+        # One event until someone has asked what changed.
+        if not self._filter_told:
+            self._filter_told = True
+            proxy: Any = self.parent
+            data = {"path": self.path()}
+            name = proxy.user_id if proxy is not None and proxy.user_id else self.user_id
+            if name:
+                data["name"] = name
+            self.machine.events.emit("NIC_RX_FILTER_CHANGED", data)
+
+    def rx_filter(self) -> dict[str, Any]:
+        self._filter_told = False
+        proxy: Any = self.parent
+
+        def state(none: bool, all_of_it: bool) -> str:
+            return "none" if none else "all" if all_of_it else "normal"
+
+        return {
+            "name": (proxy.user_id if proxy is not None else None) or self.user_id or "",
+            "promiscuous": self.promiscuous,
+            "multicast": state(self.no_multicast, self.all_multicast),
+            "unicast": state(self.no_unicast, self.all_unicast),
+            "vlan": "normal" if self.has(F_CTRL_VLAN) else "all",
+            "broadcast-allowed": not self.no_broadcast,
+            "multicast-overflow": self.multicast_overflow,
+            "unicast-overflow": self.unicast_overflow,
+            "main-mac": self.address.hex(":"),
+            "vlan-table": sorted(self.vlans) if self.has(F_CTRL_VLAN) else [],
+            "unicast-table": [each.hex(":") for each in self.unicast],
+            "multicast-table": [each.hex(":") for each in self.multicast],
+        }
+
+
+def _store(buffer: Buffer, offset: int, data: bytes) -> None:
+    for byte in data:
+        position = offset
+        for view in buffer.writable:
+            if position < len(view):
+                view[position] = byte
+                break
+            position -= len(view)
+        offset += 1
+
+
+class VirtioNetPciBase(VirtioPci):
+    """virtio-net as a PCI function."""
+
+    type_name = "virtio-net-pci-base"
+    abstract = True
+    backend_type = "virtio-net-device"
+    device_id = 0x1000
+    class_id = 0x0200
+    default_vectors = 4
+
+
+@registry.register("virtio-net-pci")
+class VirtioNetPci(VirtioNetPciBase):
+    """A network card that old and new drivers can use."""
+
+    type_name = "virtio-net-pci"

@@ -1,0 +1,105 @@
+"""What every network card has: an address, a backend, a link."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.machine.qdev import Device
+from qobra.object.property import Int, Property
+
+if TYPE_CHECKING:
+    from qobra.net.netdev import Netdev
+
+_MAC = re.compile(r"[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}\Z")
+
+
+class MacAddress(Property):
+    """Six bytes as hexadecimal digits with colons."""
+
+    expected = "string"
+
+    def write(self, instance: Any, value: Any, *, keyval: bool = False) -> None:
+        if isinstance(value, str) and not _MAC.match(value):
+            raise QobraError(f"Property '{instance.type_name}.{self.name}' doesn't take value '{value}'")
+        super().write(instance, value, keyval=keyval)
+
+    def check(self, value: Any) -> bytes:
+        if not isinstance(value, str):
+            raise self.mismatch()
+        return bytes.fromhex(value.replace(":", "").replace("-", ""))
+
+    def show(self, value: Any) -> Any:
+        return (value or bytes(6)).hex(":")
+
+
+class NetdevProperty(Property):
+    """The backend of a card, by id."""
+
+    expected = "string"
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self.mismatch()
+        return value
+
+    def show(self, value: Any) -> Any:
+        return value or ""
+
+
+class Nic(Device):
+    """A network card. Models implement ``receive_packet`` and send with :meth:`transmit`."""
+
+    mac = MacAddress("str", None, description="Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56")
+    netdev = NetdevProperty("str", None, description="ID of a netdev to use as a backend")
+    bootindex = Int(-1, type="int32")
+
+    backend: Netdev | None = None
+    link_forced_down = False
+
+    def realize_nic(self) -> None:
+        """Take the backend and an address."""
+        netdevs = self.machine.netdevs
+        name = self.netdev
+        if name:
+            backend = netdevs.find(name)
+            if backend is None:
+                raise QobraError(f"Property '{self.type_name}.netdev' can't find value '{name}'")
+            if backend.peer is not None:
+                raise QobraError(f"Property '{self.type_name}.netdev' can't take value '{name}', it's in use")
+            backend.peer = self
+            self.backend = backend
+        if self.mac is None:
+            self.values["mac"] = self._default_mac()
+        self.address: bytes = self.mac
+
+    def _default_mac(self) -> bytes:
+        return bytes.fromhex(self.machine.netdevs.default_address().replace(":", ""))
+
+    def unrealize_nic(self) -> None:
+        """Let the backend go."""
+        if self.backend is not None:
+            self.backend.peer = None
+            self.backend = None
+
+    @property
+    def link_up(self) -> bool:
+        """Whether packets come and go."""
+        return not self.link_forced_down and (self.backend is None or self.backend.link_up)
+
+    def transmit(self, packet: bytes) -> None:
+        """Send a packet; without a link it is lost."""
+        if self.backend is not None and self.link_up:
+            self.backend.send(packet)
+
+    def receive_packet(self, packet: bytes) -> None:
+        """A packet came in. Called in the backend's thread."""
+        raise NotImplementedError
+
+    def link_changed(self) -> None:
+        """The link went up or down."""
+
+    def rx_filter(self) -> dict[str, Any] | None:
+        """RxFilterInfo, for models that can tell."""
+        return None

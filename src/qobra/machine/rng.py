@@ -1,0 +1,27 @@
+"""Sources of entropy that users create for devices."""
+
+from __future__ import annotations
+
+from qobra.object.property import Bool
+from qobra.object.qom import Object
+
+
+class RngBackend(Object):
+    """A source. ``random`` gives bytes; it may wait, so devices ask in a worker."""
+
+    type_name = "rng-backend"
+    abstract = True
+
+    opened = Bool(get=lambda self: self.is_open, writable=False)
+    is_open = False
+
+    def complete(self) -> None:
+        self.open()
+        self.is_open = True
+
+    def open(self) -> None:
+        """Get ready. Raises QobraError."""
+
+    def random(self, length: int) -> bytes:
+        """``length`` bytes or fewer, at least one unless the source is at its end."""
+        raise NotImplementedError

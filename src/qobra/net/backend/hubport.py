@@ -1,0 +1,55 @@
+"""``hubport``: a port of a hub, which passes each packet on to all its other ports."""
+
+from __future__ import annotations
+
+from qobra.errors import QobraError
+from qobra.net.netdev import Netdev, registry
+
+
+@registry.register("hubport")
+class Hubport(Netdev):
+    """One port. With ``netdev`` another backend is plugged into it, otherwise a card may be."""
+
+    kind = "hubport"
+    _lower: Netdev | None = None
+
+    def start(self) -> None:
+        ports = self.machine.netdevs.hubs.setdefault(self.options["hubid"], [])
+        name = self.options.get("netdev")
+        if name is not None:
+            lower = self.machine.netdevs.find(name)
+            if lower is None:
+                raise QobraError(f"netdev '{name}' not found")
+            if lower.peer is not None:
+                raise QobraError(f"netdev '{name}' is in use")
+            lower.peer = self
+            self._lower = lower
+        ports.append(self)
+
+    def close(self) -> None:
+        ports = self.machine.netdevs.hubs.get(self.options["hubid"], [])
+        if self in ports:
+            ports.remove(self)
+        if self._lower is not None:
+            self._lower.peer = None
+
+    def send(self, packet: bytes) -> None:
+        for port in tuple(self.machine.netdevs.hubs[self.options["hubid"]]):
+            if isinstance(port, Hubport) and port is not self:
+                port.forward(packet)
+
+    def forward(self, packet: bytes) -> None:
+        """A packet of another port leaves by this one."""
+        if self._lower is not None:
+            self._lower.send(packet)
+        else:
+            self.deliver(packet)
+
+    # -- as the peer of the backend that is plugged in
+
+    def receive_packet(self, packet: bytes) -> None:
+        """A packet of that backend: to all other ports."""
+        self.send(packet)
+
+    def link_changed(self) -> None:
+        """That backend is gone, or its link changed: nothing to tell the others."""

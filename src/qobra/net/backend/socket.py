@@ -1,0 +1,156 @@
+"""``socket``: packets over a stream (each after its length, 4 bytes, big-endian), over UDP, or by multicast."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+
+from qobra.errors import QobraError
+from qobra.net.netdev import MAX_PACKET, Netdev, registry
+
+
+@registry.register("socket")
+class SocketNetdev(Netdev):
+    """Exactly one of ``fd``, ``listen``, ``connect``, ``mcast`` and ``udp`` says what kind of socket it is."""
+
+    kind = "socket"
+
+    def start(self) -> None:
+        options = self.options
+        self._socket: socket.socket | None = None
+        self._listener: socket.socket | None = None
+        self._target: tuple[str, int] | None = None
+        self._lock = threading.Lock()
+        self._closing = False
+        chosen = [key for key in ("fd", "listen", "connect", "mcast", "udp") if key in options]
+        if len(chosen) != 1:
+            raise QobraError("exactly one of listen=, connect=, mcast= or udp= is required")
+        if "localaddr" in options and chosen[0] not in ("mcast", "udp"):
+            raise QobraError("localaddr= is only valid with mcast= or udp=")
+        try:
+            getattr(self, f"_start_{chosen[0]}")(options[chosen[0]])
+        except OSError as error:
+            raise QobraError.from_os(f"can't set up netdev '{self.id}'", error)
+
+    def close(self) -> None:
+        self._closing = True
+        for each in (self._listener, self._socket):
+            if each is not None:
+                try:
+                    each.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+                each.close()
+
+    def send(self, packet: bytes) -> None:
+        connection = self._socket
+        if connection is None:
+            return
+        try:
+            if self._target is not None:
+                connection.sendto(packet, self._target)
+            elif connection.type == socket.SOCK_DGRAM:
+                connection.send(packet)
+            else:
+                with self._lock:
+                    connection.sendall(struct.pack(">I", len(packet)) + packet)
+        except OSError:
+            pass  # a network loses packets
+
+    # -- the ways to begin
+
+    def _start_fd(self, text: str) -> None:
+        fd = self.machine.fdsets.take_named_or_number(text)
+        connection = socket.socket(fileno=fd)
+        self._use(connection)
+
+    def _start_listen(self, text: str) -> None:
+        self._listener = socket.create_server(_host_port(text), reuse_port=False)
+        self._spawn(self._accept)
+
+    def _start_connect(self, text: str) -> None:
+        self._use(socket.create_connection(_host_port(text)))
+
+    def _start_mcast(self, text: str) -> None:
+        group, port = _host_port(text)
+        connection = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket = connection
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connection.bind((group, port))
+        interface = self.options.get("localaddr", "0.0.0.0")
+        membership = socket.inet_aton(group) + socket.inet_aton(interface)
+        connection.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        connection.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
+        self._target = (group, port)
+        self._spawn(self._read_datagrams)
+
+    def _start_udp(self, text: str) -> None:
+        if "localaddr" not in self.options:
+            raise QobraError("localaddr= is mandatory with udp=")
+        connection = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket = connection
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connection.bind(_host_port(self.options["localaddr"]))
+        self._target = _host_port(text)
+        self._spawn(self._read_datagrams)
+
+    # -- threads
+
+    def _spawn(self, call: object) -> None:
+        assert callable(call)
+        threading.Thread(target=call, name=f"net {self.id}", daemon=True).start()
+
+    def _use(self, connection: socket.socket) -> None:
+        self._socket = connection
+        datagrams = connection.type == socket.SOCK_DGRAM
+        self._spawn(self._read_datagrams if datagrams else self._read_stream)
+
+    def _accept(self) -> None:
+        # One peer at a time; when it leaves, the next may come.
+        listener = self._listener
+        assert listener is not None
+        while not self._closing:
+            try:
+                connection, _address = listener.accept()
+            except OSError:
+                return
+            self._socket = connection
+            self._read_stream()
+
+    def _read_stream(self) -> None:
+        connection = self._socket
+        assert connection is not None
+        with connection.makefile("rb") as stream:
+            while not self._closing:
+                try:
+                    header = stream.read(4)
+                    length = struct.unpack(">I", header)[0] if len(header) == 4 else 0
+                    if not 0 < length <= MAX_PACKET:
+                        break
+                    packet = stream.read(length)
+                except OSError:
+                    break
+                if len(packet) < length:
+                    break
+                self.deliver(packet)
+        if self._socket is connection:
+            self._socket = None
+        connection.close()
+
+    def _read_datagrams(self) -> None:
+        connection = self._socket
+        assert connection is not None
+        while not self._closing:
+            try:
+                packet = connection.recv(MAX_PACKET + 1)
+            except OSError:
+                return
+            self.deliver(packet)
+
+
+def _host_port(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise QobraError(f"host address '{text}' doesn't contain ':' separating host from port")
+    return host or "0.0.0.0", int(port)

@@ -1,0 +1,73 @@
+"""The network backends of a machine, by id, and the hubs between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
+from qobra.net.netdev import Netdev, registry
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
+
+
+class Netdevs:
+    """The owner of a machine's network backends."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._backends: dict[str, Netdev] = {}
+        self.hubs: dict[int, list[Netdev]] = {}
+        self.announced = 0
+        """Default addresses that were given to cards so far."""
+
+    def __iter__(self) -> Any:
+        return iter(tuple(self._backends.values()))
+
+    def create(self, options: dict[str, Any]) -> Netdev:
+        """Make the backend that ``options``, a Netdev of the contract, describes. Raises QobraError."""
+        rest = dict(options)
+        kind, id = rest.pop("type"), rest.pop("id")
+        if id in self._backends:
+            raise QobraError(f"Duplicate ID '{id}' for netdev")
+        cls = registry.find(kind)
+        if cls is None:
+            raise QobraError(
+                "Parameter 'type' expects a netdev backend type (maybe it is not compiled into this binary)"
+            )
+        backend = cls(self._machine, id, rest)
+        try:
+            backend.start()
+        except BaseException:
+            backend.close()
+            raise
+        self._backends[id] = backend
+        return backend
+
+    def find(self, id: str) -> Netdev | None:
+        """The backend ``id``, or None."""
+        return self._backends.get(id)
+
+    def remove(self, id: str) -> None:
+        """Remove a backend; a card on it loses its link. Raises QobraError."""
+        backend = self._backends.pop(id, None)
+        if backend is None:
+            raise QobraError(f"Device '{id}' not found", DEVICE_NOT_FOUND)
+        peer, backend.peer = backend.peer, None
+        backend.link_up = False
+        backend.close()
+        if peer is not None:
+            peer.link_changed()
+
+    def default_address(self) -> str:
+        """The next of the default Ethernet addresses."""
+        number = 0x56 + self.announced
+        self.announced += 1
+        return f"52:54:00:12:34:{number & 0xFF:02x}"
+
+    def close(self) -> None:
+        """Close every backend."""
+        for backend in self._backends.values():
+            backend.peer = None
+            backend.close()
+        self._backends.clear()
