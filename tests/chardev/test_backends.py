@@ -36,7 +36,7 @@ def test_ring_buffer_keeps_the_latest(machine: Machine) -> None:
     assert ring.read(3) == b"234"
     with pytest.raises(QobraError, match=r"^Failed to add chardev 'q': size of ringbuf chardev must be power of two$"):
         make(machine, "q", "ringbuf", size=12)
-    assert make(machine, "m", "memory").filename() == "ringbuf"
+    assert make(machine, "m", "memory").filename() == "memory"
 
 
 def test_file(machine: Machine, recorder: Any, eventually: Any, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class Chardev:
     :meth:`transmit`, :meth:`filename` and what else it can do.
     """
 
-    kind: ClassVar[str]
+    kind: str
     hotswap: ClassVar[bool] = True
 
     def __init__(self, machine: Machine, id: str, options: dict[str, Any]) -> None:

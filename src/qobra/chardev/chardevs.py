@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from qobra.machine.machine import Machine
+    from qobra.object.tree import ObjectTree
 
 
 class Chardevs:
@@ -18,6 +19,7 @@ class Chardevs:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._devices: dict[str, Chardev] = {}
+        self._tree: ObjectTree | None = None
 
     def __iter__(self) -> Any:
         return iter(tuple(self._devices.values()))
@@ -30,7 +32,7 @@ class Chardevs:
         if id in self._devices:
             raise QobraError(f"Chardev with id '{id}' already exists")
         device = self._open(id, backend, f"Failed to add chardev '{id}': " if failure is None else failure)
-        self._devices[id] = device
+        self._keep(device)
         return device
 
     def _open(self, id: str, backend: dict[str, Any], failure: str) -> Chardev:
@@ -39,6 +41,7 @@ class Chardevs:
             raise QobraError(f"{failure}'{backend['type']}' is not a valid char driver name")
         options = backend.get("data", {})
         device = kind(self._machine, id, options)
+        device.kind = backend["type"]  # a kind may have an older name
         try:
             if "logfile" in options:
                 from qobra.chardev.log import Log
@@ -54,8 +57,32 @@ class Chardevs:
         """Own ``device``, which someone else made and started, until it ends by itself."""
         if device.id in self._devices:
             raise QobraError(f"Chardev with id '{device.id}' already exists")
+        self._keep(device)
+        device.when_over = lambda: self._machine.control.post(self._forget, device)
+
+    def _keep(self, device: Chardev) -> None:
         self._devices[device.id] = device
-        device.when_over = lambda: self._devices.pop(device.id, None)
+        if self._tree is not None:
+            from qobra.chardev import qom
+
+            qom.show(self._tree, device)
+
+    def _forget(self, device: Chardev) -> None:
+        if self._devices.get(device.id) is device:
+            del self._devices[device.id]
+            if self._tree is not None:
+                from qobra.chardev import qom
+
+                qom.hide(self._tree, device.id)
+
+    def show_in(self, tree: ObjectTree) -> None:
+        """Show all devices, of now and later, in ``tree``."""
+        from qobra.chardev import qom
+
+        tree.registries.append(qom.types)
+        self._tree = tree
+        for device in self:
+            self._keep(device)
 
     def get(self, id: str) -> Chardev:
         """The device ``id``; QobraError if there is none."""
@@ -72,7 +99,7 @@ class Chardevs:
         device = self.get(id)
         if device.busy:
             raise QobraError(f"Chardev '{id}' is busy")
-        del self._devices[id]
+        self._forget(device)
         device.close()
 
     def change(self, id: str, backend: dict[str, Any]) -> Chardev:
@@ -87,7 +114,7 @@ class Chardevs:
             raise QobraError("Chardev user does not support chardev hotswap")
         # The new one may want what the old one holds (an address, a file): the old goes first only if it must.
         new = self._open(id, backend, f"Failed to change chardev '{id}': ")
-        self._devices[id] = new
+        self._keep(new)
         if frontend is not None:
             old.detach()
         old.close()

@@ -67,7 +67,9 @@ class Machine:
         """The composition tree, with the user's objects under ``/objects``."""
         from qobra.object.tree import ObjectTree
 
-        return ObjectTree(self)
+        tree = ObjectTree(self)
+        self.chardevs.show_in(tree)
+        return tree
 
     @cached_property
     def block(self) -> BlockLayer:
