@@ -27,6 +27,7 @@ registry.events(
     "STOP",
 )
 registry.events(
+    "BALLOON_CHANGE",
     "DEVICE_DELETED",
     "DEVICE_TRAY_MOVED",
     "GUEST_CRASHLOADED",
@@ -38,6 +39,7 @@ registry.events(
     "SHUTDOWN",
     "SUSPEND",
     "SUSPEND_DISK",
+    "VSERPORT_CHANGE",
     "WAKEUP",
     "WATCHDOG",
     needs="board",
