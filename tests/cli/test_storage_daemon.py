@@ -118,6 +118,7 @@ def monitor(path: Path) -> tuple[str, ...]:
             ["--chardev", "ringbuf,id=r,size=1000"],
             "--chardev ringbuf,id=r,size=1000: size of ringbuf chardev must be power of two",
         ),
+        (["--daemonize", "--chardev", "stdio,id=s"], "--chardev stdio,id=s: cannot use stdio with -daemonize"),
         (["--monitor", "foo"], '--monitor foo: chardev "foo" not found'),
         (["--monitor", "pretty=on"], "--monitor pretty=on: Parameter 'chardev' is missing"),
         (

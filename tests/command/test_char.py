@@ -48,6 +48,20 @@ def test_break(monitored: Any) -> None:
     assert client.call("chardev-send-break", {"id": "n"}) == {"return": {}}
     assert client.call("chardev-send-break", {"id": "zz"}) == error("Chardev 'zz' not found")
 
+    class Port:
+        hotswap = False
+
+        def __init__(self) -> None:
+            self.events: list[str] = []
+
+        def event(self, name: str) -> None:
+            self.events.append(name)
+
+    port = Port()
+    monitored.machine.chardevs.get("n").attach(port)
+    assert client.call("chardev-send-break", {"id": "n"}) == {"return": {}}
+    assert port.events == ["break"]
+
 
 def test_what_is_served_can_be_made(monitored: Any) -> None:
     names = {each["name"] for each in monitored.client().call("query-chardev-backends")["return"]}

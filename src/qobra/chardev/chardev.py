@@ -100,7 +100,7 @@ class Chardev:
         return []
 
     def send_break(self) -> None:
-        """Send a break to the peer, where there is such a thing."""
+        """The front end (a guest's serial port) sends a break; it goes out where there is such a thing."""
 
     def set_frontend_open(self, is_open: bool) -> None:
         """The front end's side (a guest's driver, say) is open, or no longer."""

@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         first = next(name for name in names if name in ("help", "version"))
         print(_HELP.format(program=program()) if first == "help" else _version(), end="")
         return 0
+    if "daemonize" in names:
+        _refuse_stdio(options)
     background = Background() if "daemonize" in names else None
     return _run(options, background)
 
@@ -175,6 +177,13 @@ def _add_chardev(machine: Machine, value: str, prefix: str) -> None:
     id, backend = parse(value, warn=warn_on_stderr(prefix))
     with machine.control:
         machine.chardevs.create(id, backend, failure="")
+
+
+def _refuse_stdio(options: list[tuple[str, str]]) -> None:
+    """A program in the background has no standard input and output."""
+    for name, value in options:
+        if name == "chardev" and value.removeprefix("backend=").split(",")[0] == "stdio":
+            fail(f"--chardev {value}: cannot use stdio with -daemonize")
 
 
 def _add_object(machine: Machine, value: str) -> None:

@@ -30,8 +30,8 @@ def chardev_remove(machine: Machine, args: dict[str, Any]) -> None:
 
 @command("chardev-send-break")
 def chardev_send_break(machine: Machine, args: dict[str, Any]) -> None:
-    """Send a break to whoever is connected, where the device knows such a thing."""
-    machine.chardevs.get(args["id"]).send_break()
+    """Let the device's user (a serial port, say) see a break, as if the peer had sent it."""
+    machine.chardevs.get(args["id"]).deliver_event("break")
 
 
 @command("query-chardev")
