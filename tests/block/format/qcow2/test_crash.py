@@ -120,7 +120,13 @@ def test_power_loss_with_caches_too_small(lab, soak_scale):
     for seed in range(2 * soak_scale):
         lab.create("a", size=400 * 1024, cluster_size=512)
         before, log, versions = _exercise(
-            lab, "a", seed, 60, l2_cache_size=2048, l2_cache_entry_size=512, refcount_cache_size=512
+            lab,
+            "a",
+            seed,
+            60,
+            l2_cache_size=2048,
+            l2_cache_entry_size=512,
+            refcount_cache_size=512,
         )
         _replay(lab, before, log, versions, random.Random(seed), 12)
 
@@ -129,7 +135,13 @@ def test_power_loss_over_a_backing_file_keeps_its_data(lab, soak_scale):
     for seed in range(2 * soak_scale):
         with open(lab.path("base"), "wb") as file:
             file.write(random.Random(seed).randbytes(300 * 1024))
-        lab.create("a", size=400 * 1024, cluster_size=4096, backing_file="base", backing_fmt="raw")
+        lab.create(
+            "a",
+            size=400 * 1024,
+            cluster_size=4096,
+            backing_file="base",
+            backing_fmt="raw",
+        )
         before, log, versions = _exercise(lab, "a", seed, 60)
         _replay(lab, before, log, versions, random.Random(seed), 12)
 

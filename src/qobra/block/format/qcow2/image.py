@@ -76,6 +76,17 @@ class Image:
         self.tables.load_l1()
         self.allocator.start(self.file.length)
 
+    def check_places(self) -> None:
+        """Raise if a table that is written in place lies where the image file has never been."""
+        header = self.header
+        end = self.file.length + self.cluster_size
+        for name, offset, size in (
+            ("L1 table", header.l1_offset, header.l1_entries * 8),
+            ("Refcount table", header.reftable_offset, header.reftable_clusters << self.cluster_bits),
+        ):
+            if offset + size > end:
+                self.corrupt(f"{name} at {offset:#x} is past the end of the image file", fatal=True)
+
     def reload(self) -> None:
         """Read the tables anew and forget what is cached; nothing may be dirty."""
         with self.lock:

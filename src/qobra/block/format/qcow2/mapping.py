@@ -211,6 +211,13 @@ def check_host(image: Image, part: Slice, index: int, host: int, cluster: int) -
         )
 
 
+def check_inside(image: Image, host: int, size: int) -> None:
+    """Refuse to write in place where the image file has never been: a damaged entry, or the file lost its end."""
+    end = (image.data.length + image.cluster_mask) & ~image.cluster_mask
+    if host + size > end and not image.external:
+        image.corrupt(f"Cluster at host offset {host:#x} is past the end of the image file", fatal=True)
+
+
 def check_zero(image: Image, part: Slice, index: int) -> None:
     """Refuse a zero flag in a version 2 image."""
     if image.header.version < 3:

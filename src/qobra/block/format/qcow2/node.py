@@ -124,6 +124,7 @@ class Qcow2Node(BlockNode, BitmapStore):
         if self._ready:
             return
         header = self.header
+        self.image.check_places()
         if header.autoclear & ~layout.KNOWN_AUTOCLEAR or header.stale_bitmaps:
             header.autoclear &= layout.KNOWN_AUTOCLEAR
             header.stale_bitmaps = False
@@ -321,6 +322,12 @@ class Qcow2Node(BlockNode, BitmapStore):
         first = self._vm_state_offset() >> image.cluster_bits
         self._zeroing.apply(first, image.header.l1_entries << image.tables.table_bits, FORGET)
 
+    def make_empty(self) -> None:
+        """Give up all that the image holds itself, so that it shows its backing file (the node is drained)."""
+        self.get_ready()
+        self._zeroing.apply(0, -(-self.length >> self.image.cluster_bits), FORGET)
+        self.written(0, self.length)
+
     # -- what callers ask -------------------------------------------------------------------------------------
 
     def plain_writes(self) -> bool:
@@ -328,6 +335,12 @@ class Qcow2Node(BlockNode, BitmapStore):
 
     def cluster_size(self) -> int:
         return self.image.cluster_size
+
+    def data_may_be_holes(self) -> bool:
+        """Whether it is worth asking the file which of the data are holes."""
+        from qobra.block.format.qcow2.holes import looks_preallocated
+
+        return looks_preallocated(self.image)
 
     def has_zero_init(self) -> bool:
         return not self.image.external or self.image.data.has_zero_init()

@@ -100,8 +100,8 @@ class Overlap:
             ("main-header", 0, size),
             ("active-l1", header.l1_offset, header.l1_entries * 8),
         ]
-        areas += [("active-l2", entry & layout.OFFSET_MASK, size) for entry in image.tables.l1]
-        areas += [("refcount-block", entry & layout.REFTABLE_MASK, size) for entry in image.refcounts.table]
+        areas += [("active-l2", entry & layout.OFFSET_MASK, size) for entry in image.tables.l1 if entry]
+        areas += [("refcount-block", entry & layout.REFTABLE_MASK, size) for entry in image.refcounts.table if entry]
         areas.append(("refcount-table", header.reftable_offset, header.reftable_clusters * size))
         areas += image.node.snapshots.areas()
         if header.bitmaps is not None:
@@ -111,9 +111,11 @@ class Overlap:
     def _collect(self) -> set[int]:
         clusters: set[int] = set()
         bits = self._image.cluster_bits
+        # What a damaged table puts past the end of the file needs no guard, and might be anything in size.
+        end = -(-self._image.file.length >> bits)
         for _check, offset, size in self._areas():
-            first, last = offset >> bits, (offset + size - 1) >> bits
-            if first == last:
+            first, last = offset >> bits, min((offset + size - 1) >> bits, end)
+            if first >= last:
                 clusters.add(first)
             else:
                 clusters.update(range(first, last + 1))

@@ -127,6 +127,8 @@ class Refcounts:
         image = self._image
         if offset & image.cluster_mask:
             image.corrupt(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})", fatal=True)
+        if offset >= image.file.length:
+            image.corrupt(f"Refblock offset {offset:#x} is past the end of the image file", fatal=True)
         block = Block(offset, unpack_counts(image.read_meta(offset, image.cluster_size), self.order))
         self.insert(index, block)
         return block

@@ -79,8 +79,10 @@ def _shrink(node: Qcow2Node, length: int) -> None:
             _drop_table(image, index)
     node.length = length
     _set_size(node, length)
-    image.writeback.finish()
+    image.writeback.settle()
     image.tables.drop()
+    _drop_empty_blocks(image)
+    image.writeback.settle()
     end = image.last_used_cluster() + 1 << bits
     if end < image.file.length:
         image.file.truncate(end)
@@ -98,6 +100,30 @@ def _drop_table(image: Image, index: int) -> None:
         tables.l1_dirty.add(index)
         tables.forget_table(index)
         image.free(entry & layout.OFFSET_MASK, image.cluster_size)
+        image.overlap.rebuild()
+
+
+def _drop_empty_blocks(image: Image) -> None:
+    """Take the refcount blocks that count nothing, but perhaps themselves, out of the refcount table."""
+    refcounts = image.refcounts
+    with image.lock:
+        for index in range(len(refcounts.table)):
+            block = refcounts.block(index)
+            if block is None:
+                continue
+            own = (block.offset >> image.cluster_bits) - (index << refcounts.block_bits)
+            counts_itself = 0 <= own < len(block.counts)
+            zeroes = block.counts.count(0)
+            if zeroes < len(block.counts) - 1 or (zeroes < len(block.counts) and not counts_itself):
+                continue
+            if zeroes < len(block.counts) and not block.counts[own]:
+                continue
+            refcounts.table[index] = 0
+            refcounts.fresh.add(index)
+            refcounts.blocks.pop(index, None)
+            refcounts.dirty.pop(index, None)
+            if not counts_itself:
+                image.free(block.offset, image.cluster_size)
         image.overlap.rebuild()
 
 
@@ -141,9 +167,10 @@ def preallocate(node: Qcow2Node, start: int, end: int, mode: str) -> None:
     bits = image.cluster_bits
     tables = image.tables
     cluster, last = start >> bits, (end + image.cluster_mask) >> bits
-    top = 0
+    file_mode = mode if mode != "metadata" else "off"
     while cluster < last:
         image.writeback.commit_if_crowded()
+        top = 0
         with image.lock:
             image.before_allocating()
             stop = min((cluster | tables.slice_mask) + 1, last)
@@ -151,12 +178,12 @@ def preallocate(node: Qcow2Node, start: int, end: int, mode: str) -> None:
                 done, host_end = _fill_entries(image, cluster, stop)
                 top = max(top, host_end)
                 cluster += done
+        # Before the mapping is written: it must not refer to what is past the end of the file.
+        if not image.external and top > image.file.length:
+            image.file.truncate(top, preallocation=file_mode)
     image.writeback.commit()
-    if image.external:
-        return
-    if top > image.file.length:
-        image.file.truncate(top, preallocation=mode if mode != "metadata" else "off")
-    image.allocator.virgin = max(image.allocator.virgin, image.file.length >> bits)
+    with image.lock:
+        image.allocator.virgin = max(image.allocator.virgin, image.file.length >> bits)
 
 
 def _fill_entries(image: Image, cluster: int, stop: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.mapping import check_host
+from qobra.block.format.qcow2.mapping import check_host, check_inside
 from qobra.block.format.qcow2.writer import Claim, Writer
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class SubclusterWriter(Writer):
         if part is not None:
             size, host = self._in_place(part, offset, length)
             if size:
+                check_inside(image, host & ~image.cluster_mask, image.cluster_size)
+                check_inside(image, (host + size - 1) & ~image.cluster_mask, image.cluster_size)
                 if not image.external:
                     image.overlap.guard(host, size)
                 return size, host, None
@@ -52,6 +54,7 @@ class SubclusterWriter(Writer):
         size = min(image.cluster_size - inside, length)
         if word & _COPIED and not word & _COMPRESSED and (word & _OFFSET or image.external):
             check_host(image, part, index, word & _OFFSET, cluster)
+            check_inside(image, word & _OFFSET, image.cluster_size)
             if not image.external:
                 image.overlap.guard(word & _OFFSET, image.cluster_size)
             claim = Claim(cluster, cluster, word & _OFFSET, owned=False, clean=False)

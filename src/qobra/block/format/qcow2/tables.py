@@ -105,8 +105,13 @@ class Tables:
     def writable(self, cluster: int) -> Slice:
         """The slice that maps guest cluster ``cluster``, in an L2 table of this L1's own: made or copied if need be."""
         l1_index = cluster >> self.table_bits
-        if not self.l1[l1_index] & layout.COPIED:
+        entry = self.l1[l1_index]
+        if not entry & layout.COPIED:
             self._own_table(l1_index)
+        elif entry & layout.OFFSET_MASK >= self._image.file.length:
+            self._image.corrupt(
+                f"L2 table offset {entry & layout.OFFSET_MASK:#x} is past the end of the image file", fatal=True
+            )
         found = self.find(cluster)
         assert found is not None
         return found

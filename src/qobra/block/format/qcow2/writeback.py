@@ -63,7 +63,6 @@ class Writeback:
 
     def settle(self) -> None:
         """Commit, and count down at once what was freed: for when the image is drained."""
-        image = self._image
         with self._lock:
             self._write_all(False, lazy=False)
             self._apply_released()

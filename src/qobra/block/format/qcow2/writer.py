@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.mapping import check_host
+from qobra.block.format.qcow2.mapping import check_host, check_inside
 
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
@@ -90,6 +90,7 @@ class Writer:
             stop = _contiguous(part, index, limit, word, image.cluster_size)
             host = word & _OFFSET
             check_host(image, part, index, host, cluster)
+            check_inside(image, host, (stop - index) << bits)
             if not image.external:
                 image.overlap.guard(host, (stop - index) << bits)
             return min(((stop - index) << bits) - inside, length), host + inside, None
@@ -110,6 +111,7 @@ class Writer:
             check_host(image, part, index, word & _OFFSET, cluster)
             stop = _contiguous(part, index, limit, word, image.cluster_size)
             stop = self._before_in_flight(cluster, index, stop)
+            check_inside(image, word & _OFFSET, (stop - index) << image.cluster_bits)
             if not image.external:
                 image.overlap.guard(word & _OFFSET, (stop - index) << image.cluster_bits)
             return Claim(cluster, cluster + stop - index - 1, word & _OFFSET, owned=False, clean=False)

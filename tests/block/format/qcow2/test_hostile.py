@@ -1,0 +1,117 @@
+"""Damaged images: a clear error, in bounded time and memory, whatever is done with them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from qobra.block.bitmap import DirtyBitmap
+from qobra.errors import QobraError
+
+SHAPES = [
+    {"cluster_size": 4096},
+    {"cluster_size": 512, "version": "v2"},
+    {"cluster_size": 16384, "extended_l2": True},
+    {"cluster_size": 65536, "compression_type": "zstd", "refcount_bits": 8},
+    {"cluster_size": 4096, "data_file": "data"},
+]
+
+
+def _image(lab, shape):
+    chosen = random.Random(1)
+    lab.create("good", size=4 << 20, **shape)
+    with lab.open("good") as disk:
+        for _ in range(15):
+            disk.write(chosen.randrange(6000) * 512, chosen.randbytes(9000))
+        if "data_file" not in shape:
+            disk.node.write_compressed(3584 << 10, b"abcd" * (shape["cluster_size"] // 4))
+            disk.node.snapshot_create("s")
+        if shape.get("version") != "v2":
+            DirtyBitmap(disk.node, "b", 65536, persistent=True)
+        disk.write(0, b"after the snapshot")
+    with open(lab.path("good"), "rb") as file:
+        return file.read()
+
+
+def _damage(content, cluster, chosen):
+    damaged = bytearray(content)
+    area = chosen.choice([256, 8 * cluster, 8 * cluster, len(damaged)])
+    for _ in range(chosen.choice([1, 1, 3])):
+        at = chosen.randrange(min(area, len(damaged)))
+        damaged[at] = chosen.choice([damaged[at] ^ 1 << chosen.randrange(8), 0, 255, chosen.randrange(256)])
+    if chosen.random() < 0.15:
+        del damaged[chosen.randrange(len(damaged)) :]
+    return damaged
+
+
+def _try(action, *args, **kwargs):
+    try:
+        return action(*args, **kwargs)
+    except (QobraError, OSError):
+        return None
+
+
+def _use(disk, chosen):
+    node, backend = disk.node, disk.backend
+    length = node.length
+    _try(disk.read, 0, min(length, 6 << 20))
+    _try(node.map, 0, length)
+    _try(node.check)
+    _try(node.info)
+    for _ in range(3):
+        offset = chosen.randrange(max(1, min(length, 6 << 20) // 512)) * 512
+        size = max(0, min(70000, length - offset))
+        _try(disk.write, offset, b"w" * min(size, 3000))
+        _try(backend.write_zeroes, offset, size, may_unmap=True)
+        _try(backend.discard, offset, size)
+    _try(node.snapshot_create, "t")
+    _try(node.snapshot_apply, "s")
+    _try(node.snapshot_delete, None, "s")
+    _try(backend.flush)
+    _try(node.truncate, 5 << 20)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_damaged_images(lab, shape, soak_scale, capsys):
+    content = _image(lab, shape)
+    chosen = random.Random(2)
+    for _ in range(40 * soak_scale):
+        with open(lab.path("bad"), "wb") as file:
+            file.write(_damage(content, shape["cluster_size"], chosen))
+        for options in ({"read_only": True}, {"discard": "unmap"}, {"_check": True}):
+            disk = _try(lab.open, "bad", **options)
+            if disk is None:
+                continue
+            if "_check" in options:
+                _try(disk.node.check, fix_leaks=True, fix_errors=True)
+            else:
+                _use(disk, chosen)
+            _try(disk.close)
+    capsys.readouterr()
+
+
+def test_a_compressed_cluster_cannot_blow_up(lab):
+    """A deflate stream that would unpack to a gigabyte gives one cluster's worth, and no more is unpacked."""
+    import zlib
+
+    from qobra.block.format.qcow2.compressed import ZLIB, ZSTD, decompress
+
+    bomb = zlib.compressobj(9, zlib.DEFLATED, -12)
+    packed = b"".join(bomb.compress(bytes(1 << 20)) for _ in range(64)) + bomb.flush()
+    assert decompress(packed, 65536, ZLIB) == bytes(65536)
+    zstandard = pytest.importorskip("zstandard")
+    assert decompress(zstandard.compress(bytes(64 << 20)), 65536, ZSTD) == bytes(65536)
+    with pytest.raises(QobraError, match="Could not decompress"):
+        decompress(b"\xff" * 100, 65536, ZLIB)
+
+
+def test_a_snapshot_table_of_absurd_size_is_refused(lab):
+    lab.create("a", size=1 << 20)
+    with open(lab.path("a"), "r+b") as file:
+        file.seek(60)
+        file.write((65536).to_bytes(4, "big") + (4 << 16).to_bytes(8, "big"))
+        file.seek(4 << 16)
+        file.write(b"\xff" * 4096)
+    with pytest.raises(QobraError, match="Too much extra metadata"):
+        lab.open("a", read_only=True)

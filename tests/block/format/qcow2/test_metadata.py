@@ -1,0 +1,244 @@
+"""Refcounts in all widths, allocation and growth, check and repair, overlap protection."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.counts import CompactCounts, differences
+from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
+from qobra.errors import QobraError
+
+CLUSTER = 65536
+
+
+@pytest.mark.parametrize("order", range(7))
+def test_counts_of_every_width(order):
+    data = random.Random(order).randbytes(512)
+    counts = unpack_counts(data, order)
+    width = 1 << order
+    assert len(counts) == 4096 // width
+    for index in (0, 1, 7, len(counts) - 1):
+        if width >= 8:
+            want = int.from_bytes(data[index * width // 8 : (index + 1) * width // 8], "big")
+        else:
+            want = data[index * width // 8] >> (index * width % 8) & ((1 << width) - 1)
+        assert counts[index] == want
+    assert pack_counts(counts, order) == data
+
+
+def test_compact_counts_keep_large_ones_aside():
+    counts = CompactCounts(100)
+    counts.add(10, 5, 200)
+    counts.add(12, 1, 100)
+    counts.add(12, 1)
+    assert [counts.get(at) for at in range(9, 16)] == [0, 200, 200, 301, 200, 200, 0]
+    other = CompactCounts(100)
+    other.take_block(8, unpack_counts(struct.pack(">8H", 0, 0, 200, 200, 301, 200, 199, 0), 4))
+    assert differences(counts, other) == [14]
+    other.large[12] = 302
+    assert differences(counts, other) == [12, 14]
+    assert counts.last_used() == 14
+
+
+@pytest.mark.parametrize(("cluster_size", "bits"), [(512, 64), (512, 1), (1024, 16)])
+def test_refcount_structures_grow_with_the_image(lab, cluster_size, bits):
+    """512-byte clusters with 64-bit counts: a table of one cluster counts 2 MiB, so it must grow."""
+    lab.create("a", size=6 << 20, cluster_size=cluster_size, refcount_bits=bits)
+    with lab.open("a") as disk:
+        for offset in range(0, 6 << 20, 1 << 18):
+            disk.write(offset, bytes((offset >> 18 or 99,)) * (1 << 18))
+        assert disk.node.header.reftable_clusters > 1 or bits < 64
+    with lab.open("a", read_only=True) as disk:
+        assert all(disk.read(offset, 1)[0] == (offset >> 18 or 99) for offset in range(0, 6 << 20, 1 << 18))
+        result = disk.node.check()
+    assert "corruptions" not in result and "leaks" not in result
+
+
+def test_a_table_larger_than_a_refcount_block_can_be_placed(lab):
+    """An L1 table of 64 clusters, where a block counts 64: it needs blocks of its own in front."""
+    lab.create("a", size=1 << 20, cluster_size=512, refcount_bits=64)
+    with lab.open("a") as disk:
+        disk.write(0, b"here" * 128)
+        disk.node.truncate(128 << 20)
+        assert disk.node.header.l1_entries == 4096
+        disk.write((128 << 20) - 512, b"there" * 100)
+        assert disk.read(0, 4) == b"here" and disk.read((128 << 20) - 512, 5) == b"there"
+    with lab.open("a", read_only=True) as disk:
+        result = disk.node.check()
+    assert "corruptions" not in result and "leaks" not in result
+
+
+def _patch(lab, offset, data):
+    with open(lab.path("a"), "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def _places(lab):
+    with lab.open("a", read_only=True) as disk:
+        image = disk.node.image
+        block = image.refcounts.table[0]
+        l2 = image.tables.l1[0] & layout.OFFSET_MASK
+        data = [extent.offset for extent in disk.node.map(0, disk.node.length) if extent.child is not None]
+    return block, l2, data[0] if data else 0
+
+
+def _written(lab, **options):
+    lab.create("a", size=1 << 20, **options)
+    with lab.open("a") as disk:
+        disk.write(0, b"data" * 1000)
+    return _places(lab)
+
+
+def test_check_tells_a_leak_from_damage(lab):
+    block, _l2, data = _written(lab)
+    _patch(lab, block + 2 * 9, b"\0\1")  # cluster 9 is nobody's
+    _patch(lab, block + 2 * (data // CLUSTER), b"\0\0")  # the data's is not counted
+    texts = []
+    with open(lab.path("a"), "ab") as file:
+        file.truncate(10 * CLUSTER)
+    with lab.open("a", read_only=True, _check=True) as disk:
+        result = disk.node.check(report=texts.append)
+    assert result["leaks"] == 1 and result["corruptions"] == 2
+    assert "Leaked cluster 9 refcount=1 reference=0" in texts
+    assert f"ERROR cluster {data // CLUSTER} refcount=0 reference=1" in texts
+    with lab.open("a", _check=True) as disk:
+        result = disk.node.check(fix_leaks=True)
+        assert result["leaks-fixed"] == 1 and result["corruptions"] == 2 and "leaks" not in result
+        result = disk.node.check(fix_errors=True)
+        assert result["corruptions-fixed"] == 2 and "corruptions" not in result
+        assert "corruptions" not in disk.node.check()
+
+
+@pytest.mark.parametrize("damage", ["table entry gone", "table entry wild", "block shared"])
+def test_refcount_structures_are_rebuilt(lab, damage):
+    block, _l2, data = _written(lab)
+    content = {
+        "table entry gone": 0,
+        "table entry wild": block + 0x700,
+        "block shared": data,
+    }[damage]
+    _patch(lab, CLUSTER, content.to_bytes(8, "big"))
+    with lab.open("a", _check=True) as disk:
+        assert disk.node.check().get("corruptions")
+        texts = []
+        disk.node.check(fix_leaks=True, fix_errors=True, report=texts.append)
+        assert "Rebuilding refcount structure" in texts
+        result = disk.node.check()
+        assert "corruptions" not in result and "leaks" not in result
+    with lab.open("a") as disk:
+        assert disk.read(0, 4000) == b"data" * 1000
+        disk.write(CLUSTER * 3, b"more")
+        assert disk.read(CLUSTER * 3, 4) == b"more"
+
+
+def test_a_write_that_would_hit_metadata_marks_the_image_corrupt(lab, capsys):
+    block, l2, _data = _written(lab)
+    _patch(lab, l2, (layout.COPIED | l2).to_bytes(8, "big"))  # guest cluster 0 lies in its own L2 table
+    events = []
+    with lab.open("a", node_name="disk") as disk:
+        disk.layer.emit_from_request = lambda name, data: events.append((name, data))
+        with pytest.raises(QobraError, match="overlaps with active L2 table"):
+            disk.write(0, b"x" * 512)
+        with pytest.raises(QobraError):
+            disk.read(0, 512)
+    assert events == [
+        (
+            "BLOCK_IMAGE_CORRUPTED",
+            {
+                "device": "",
+                "node-name": "disk",
+                "msg": "Preventing invalid write on metadata (overlaps with active L2 table)",
+                "fatal": True,
+                "offset": l2,
+                "size": CLUSTER,
+            },
+        )
+    ]
+    assert "Marking image as corrupt" in capsys.readouterr().err
+    with pytest.raises(QobraError, match="qcow2: Image is corrupt; cannot be opened read/write"):
+        lab.open("a")
+    with lab.open("a", read_only=True) as disk:
+        assert disk.node.info()["format-specific"]["data"]["corrupt"]
+    del block
+
+
+def test_the_overlap_check_can_be_switched_off(lab):
+    _block, l2, _data = _written(lab)
+    _patch(lab, l2, (layout.COPIED | l2).to_bytes(8, "big"))
+    with lab.open("a", overlap_check="none") as disk:
+        disk.write(0x1000, b"x" * 512)
+    with pytest.raises(QobraError, match="Unsupported value 'some' for qcow2 option 'overlap-check'"):
+        lab.open("a", overlap_check="some")
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (layout.COPIED | 0x50200, "Cluster allocation offset 0x50200 unaligned"),
+        (
+            layout.COPIED | 0x50200 | 1,
+            "Preallocated zero cluster offset 0x50200 unaligned",
+        ),
+        (layout.COPIED | 1 << 50, "past the end of the image file"),
+    ],
+)
+def test_entries_that_cannot_be(lab, entry, text):
+    _block, l2, _data = _written(lab)
+    _patch(lab, l2, entry.to_bytes(8, "big"))
+    with lab.open("a") as disk, pytest.raises(QobraError, match=text):
+        disk.write(512, b"x" * 512)
+
+
+def test_a_dirty_image_is_repaired_when_it_is_opened_for_writing(lab):
+    lab.create("a", size=1 << 20, lazy_refcounts=True)
+    with lab.open("a", recording=True) as disk:
+        disk.write(0, b"data" * 1000)
+        disk.backend.flush()
+        assert disk.node.header.incompatible & layout.DIRTY
+        with open(lab.path("a"), "rb") as file:
+            crashed = file.read()
+    with open(lab.path("a"), "wb") as file:
+        file.write(crashed)
+    with lab.open("a", read_only=True) as disk:
+        assert disk.node.info()["dirty-flag"] and disk.node.check()["corruptions"]
+    with lab.open("a") as disk:
+        assert disk.read(0, 4000) == b"data" * 1000 and not disk.node.info()["dirty-flag"]
+    with lab.open("a", read_only=True) as disk:
+        result = disk.node.check()
+    assert "corruptions" not in result and "leaks" not in result
+
+
+CACHES = [
+    (
+        {
+            "cache_size": 1 << 20,
+            "l2_cache_size": 1 << 19,
+            "refcount_cache_size": 1 << 19,
+        },
+        "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
+    ),
+    (
+        {"cache_size": 1 << 16, "l2_cache_size": 1 << 20},
+        "l2-cache-size may not exceed cache-size",
+    ),
+    (
+        {"cache_size": 1 << 16, "refcount_cache_size": 1 << 20},
+        "refcount-cache-size may not exceed cache-size",
+    ),
+    (
+        {"l2_cache_entry_size": 1000},
+        "L2 cache entry size must be a power of two between 512 and the cluster size",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), CACHES)
+def test_cache_sizes_that_contradict_one_another(lab, options, text):
+    lab.create("a", size=1 << 20)
+    with pytest.raises(QobraError, match=text):
+        lab.open("a", **options)
