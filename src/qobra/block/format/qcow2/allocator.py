@@ -44,6 +44,7 @@ class Allocator:
         ``virgin``: only ones that read as zeroes.
         """
         refcounts = self._refcounts
+        self._image.file.debug_event("cluster_alloc")
         # A run longer than a block needs blocks of its own; they go into clusters left free before it.
         spare = (least >> refcounts.block_bits) + 2 if least > refcounts.entries_per_block >> 1 else 0
         at = max(self.first_free, self.virgin) if virgin else self.first_free
@@ -115,6 +116,7 @@ class Allocator:
 
     def release(self, first: int, count: int) -> None:
         """Take one reference from each of ``count`` clusters."""
+        self._image.file.debug_event("cluster_free")
         self._refcounts.add(first, count, -1)
         if first < self.first_free:
             self.first_free = first
@@ -127,6 +129,7 @@ class Allocator:
     def allocate_bytes(self, size: int) -> int:
         """The host offset of ``size`` bytes (at most two clusters) for compressed data, their clusters counted."""
         image = self._image
+        image.file.debug_event("cluster_alloc_bytes")
         bits = image.cluster_bits
         refcounts = self._refcounts
         partial = self._partial
@@ -167,6 +170,7 @@ class Allocator:
         """Make block ``index`` in the free cluster ``place``, which is counted already or by the new block itself."""
         refcounts = self._refcounts
         image = self._image
+        image.file.debug_event("refblock_alloc")
         if place == 0:
             image.corrupt("Preventing invalid allocation of refcount block at offset 0", fatal=True)
         image.note_metadata(place << image.cluster_bits, 1)
@@ -198,6 +202,7 @@ class Allocator:
         image = self._image
         refcounts = self._refcounts
         bits = image.cluster_bits
+        image.file.debug_event("reftable_grow")
         first = refcounts.capacity
         wanted = max(entries, len(refcounts.table) + len(refcounts.table) // 2)
         blocks = 1

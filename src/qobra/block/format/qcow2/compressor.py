@@ -83,6 +83,7 @@ class CompressedWriter:
                 raise
             image.take_off(first, last)
         try:
+            image.file.debug_event("write_compressed")
             for offset, data in _joined(places, pieces):
                 image.file.write(offset, data)
         except BaseException:

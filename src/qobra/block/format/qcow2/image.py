@@ -76,6 +76,14 @@ class Image:
         self.tables.load_l1()
         self.allocator.start(self.file.length)
 
+    def resize_caches(self, sizes: CacheSizes) -> None:
+        """Start with new caches of other sizes; nothing may be dirty."""
+        with self.lock:
+            l1 = self.tables.l1
+            self.tables = Tables(self, sizes.l2, sizes.l2_entry)
+            self.tables.l1 = l1
+            self.refcounts.resize_cache(sizes.refcount)
+
     def check_places(self) -> None:
         """Raise if a table that is written in place lies where the image file has never been."""
         header = self.header

@@ -84,6 +84,34 @@ class Qcow2Node(BlockNode, BitmapStore):
         data = self.file.read(offset, inside) if inside else b""
         return data + bytes(length - inside)
 
+    changeable_options = frozenset(
+        {
+            "lazy-refcounts",
+            "pass-discard-request",
+            "pass-discard-snapshot",
+            "pass-discard-other",
+            "overlap-check",
+            "cache-size",
+            "l2-cache-size",
+            "l2-cache-entry-size",
+            "refcount-cache-size",
+            "cache-clean-interval",
+        }
+    )
+
+    def take_options(self, options: Options) -> None:
+        was_lazy = self.lazy_refcounts
+        sizes = cache_sizes(self.header, options)
+        checks = overlap_checks(options)
+        self._take_options(options)
+        if self._ready and not self.read_only:
+            self.image.writeback.settle()
+            if was_lazy and not self.lazy_refcounts:
+                self.image.writeback.mark_clean()
+        self.image.resize_caches(sizes)
+        self.image.overlap.checks = checks
+        self.image.overlap.rebuild()
+
     def _take_options(self, options: Options) -> None:
         header = self.header
         self.lazy_refcounts = bool(options.get("lazy-refcounts", header.compatible & layout.LAZY_REFCOUNTS))
@@ -188,6 +216,7 @@ class Qcow2Node(BlockNode, BitmapStore):
         place = layout.compressed_place(word, image.cluster_bits)
         data = self._decompressed.get(place)
         if data is None:
+            self.file.debug_event("read_compressed")
             packed = image.read_meta(*place)
             data = decompress(packed, image.cluster_size, image.header.compression)
             self._decompressed.put(place, data)
@@ -243,6 +272,7 @@ class Qcow2Node(BlockNode, BitmapStore):
     def flush(self) -> None:
         if self.read_only:
             return
+        self.file.debug_event("flush_to_os")
         self.image.writeback.commit()
 
     # -- bitmaps ----------------------------------------------------------------------------------------------
@@ -306,12 +336,14 @@ class Qcow2Node(BlockNode, BitmapStore):
         from qobra.block.format.qcow2.resize import grow_l1
 
         self.get_ready()
+        self.file.debug_event("vmstate_save")
         offset = self._vm_state_offset() + position
         grow_l1(self.image, l1_entries_for(self.header, offset + len(data)))
         self._writer.write(offset, memoryview(data).cast("B"))
 
     def read_vm_state(self, position: int, length: int) -> bytes:
         """Read the saved state of the snapshot that was applied last."""
+        self.file.debug_event("vmstate_load")
         data = bytearray(length)
         self._read(self._vm_state_offset() + position, memoryview(data))
         return bytes(data)

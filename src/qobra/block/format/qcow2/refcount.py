@@ -95,6 +95,12 @@ class Refcounts:
         entry_bytes = max(1, (1 << order) >> 3)
         self._capacity = max(4, self._cache_bytes // ((1 << self.block_bits) * entry_bytes))
 
+    def resize_cache(self, cache_bytes: int) -> None:
+        """Start with an empty cache of another size; nothing may be dirty."""
+        self._cache_bytes = cache_bytes
+        self._take_order(self.order)
+        self.blocks = {}
+
     @property
     def entries_per_block(self) -> int:
         """Clusters that one block counts."""
@@ -110,6 +116,7 @@ class Refcounts:
         header = self._image.header
         self._take_order(header.refcount_order)
         self.blocks = {}
+        self._image.file.debug_event("reftable_load")
         size = header.reftable_clusters << header.cluster_bits
         self.table = self._image.read_array(header.reftable_offset, size // 8)
 
@@ -129,6 +136,7 @@ class Refcounts:
             image.corrupt(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})", fatal=True)
         if offset >= image.file.length:
             image.corrupt(f"Refblock offset {offset:#x} is past the end of the image file", fatal=True)
+        image.file.debug_event("refblock_load")
         block = Block(offset, unpack_counts(image.read_meta(offset, image.cluster_size), self.order))
         self.insert(index, block)
         return block

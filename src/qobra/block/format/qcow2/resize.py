@@ -141,6 +141,7 @@ def grow_l1(image: Image, entries: int) -> None:
         return
     image.writeback.commit()
     bits = image.cluster_bits
+    image.file.debug_event("l1_grow_alloc_table")
     with image.lock:
         old_offset, old_clusters = header.l1_offset, -(-header.l1_entries * 8 >> bits)
         table = array("Q", image.tables.l1)
@@ -150,11 +151,13 @@ def grow_l1(image: Image, entries: int) -> None:
         offset = first << bits
         image.overlap.guard(offset, clusters << bits)
     image.writeback.commit()
+    image.file.debug_event("l1_grow_write_table")
     image.file.write(offset, words_to_bytes(table) + bytes((clusters << bits) - 8 * entries))
     with image.lock:
         image.writeback.barrier()
         image.tables.l1 = table
         header.l1_offset, header.l1_entries = offset, entries
+        image.file.debug_event("l1_grow_activate_table")
         image.writeback.write_header()
         image.overlap.rebuild()
         if old_clusters:

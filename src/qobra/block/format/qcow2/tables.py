@@ -80,6 +80,7 @@ class Tables:
         image = self._image
         if table & image.cluster_mask:
             image.corrupt(f"L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x})", fatal=True)
+        image.file.debug_event("l2_load")
         offset = table + (key & ((1 << self._slices_bits) - 1)) * self.slice_bytes
         fresh = Slice(offset, image.read_array(offset, self.slice_bytes // 8))
         self._insert(key, fresh)
@@ -124,8 +125,12 @@ class Tables:
         image.note_metadata(new, 1)
         if old:
             # Shared with a snapshot, and so never dirty: the copy on disk is current.
-            image.file.write(new, image.read_meta(old, image.cluster_size))
+            image.file.debug_event("l2_alloc_cow_read")
+            content = image.read_meta(old, image.cluster_size)
+            image.file.debug_event("l2_alloc_write")
+            image.file.write(new, content)
         else:
+            image.file.debug_event("l2_alloc_write")
             image.zero_fill(new, image.cluster_size)
         self.l1[l1_index] = new | layout.COPIED
         self.l1_dirty.add(l1_index)

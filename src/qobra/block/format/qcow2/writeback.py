@@ -121,14 +121,18 @@ class Writeback:
 
     def _write_ordered(self, first: list[Write], reftable: list[Write], second: list[Write]) -> None:
         file = self._image.file
+        if first:
+            file.debug_event("refblock_update_part")
         for offset, data in _merged(first):
             file.write(offset, data)
         if reftable:
             self.barrier()
+            file.debug_event("refblock_alloc_hookup")
             for offset, data in reftable:
                 file.write(offset, data)
         if second:
             self.barrier()
+            file.debug_event("l2_update")
             for offset, data in _merged(second):
                 file.write(offset, data)
 

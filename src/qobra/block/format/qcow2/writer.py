@@ -69,6 +69,7 @@ class Writer:
 
     def write_data(self, offset: int, host: int, data: memoryview) -> None:
         """Put guest data (for guest ``offset``) at ``host`` of the data file."""
+        self._image.file.debug_event("write_aio")
         crypt = self._image.crypt
         self._image.data.write(host, data if crypt is None else crypt.encrypt(offset, host, data))
 
@@ -193,6 +194,7 @@ class Writer:
         """Fill ``view`` with what guest ``offset`` holds so far; zeroes past the end of the disk."""
         if zero or not len(view):
             return  # fresh memory is zeroes
+        self._image.file.debug_event("cow_read")
         inside = max(0, min(len(view), self._image.node.length - offset))
         if inside:
             self._image.node.read_old(offset, view[:inside])
@@ -203,6 +205,7 @@ class Writer:
         if zero and self._image.crypt is None:
             self._image.data.write_zeroes(host, length)
             return
+        self._image.file.debug_event("cow_write")
         old = memoryview(bytearray(length))
         self._read_old(offset, old, zero)
         self.write_data(offset, host, old)
