@@ -67,7 +67,7 @@ def value_lines(value: Any, indent: int) -> list[str]:
 
 def snapshot_lines(snapshots: list[Info]) -> list[str]:
     """A table of SnapshotInfo, with a headline."""
-    lines = [f"{'ID':<10}{'TAG':<17} {'VM SIZE':>8} {'DATE':>19} {'VM CLOCK':>12} {'ICOUNT':>10}"]
+    lines = [f"{'ID':<10}{'TAG':<17}{'VM SIZE':>8} {'DATE':>19} {'VM CLOCK':>12} {'ICOUNT':>10}"]
     for each in snapshots:
         date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["date-sec"]))
         seconds = each["vm-clock-sec"]

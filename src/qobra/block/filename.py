@@ -111,7 +111,8 @@ def backing_overridden(node: BlockNode) -> bool:
         return False
     named: str = node.backing_filename  # type: ignore[attr-defined]
     if node.backing is None:
-        return bool(named)
+        # Left out by whoever does not read data is not the same as said to be none.
+        return bool(named) and not node.options.get("_no-backing")
     if node.auto_backing is not None and node.auto_backing[0] == named:
         named = node.auto_backing[1]
     return node.backing.filename != named

@@ -46,6 +46,10 @@ def run(program: Program, arguments: list[str]) -> int:
         return program.fail(ToolError(strerror(error)))
     except MemoryError:
         return program.fail(ToolError("Cannot allocate memory"))
+    except Exception as error:
+        if os.environ.get("QOBRA_TRACEBACK"):
+            raise
+        return program.fail(ToolError(f"internal error: {type(error).__name__}: {error}"))
 
 
 def _run(program: Program, arguments: list[str]) -> int:

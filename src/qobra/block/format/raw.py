@@ -104,6 +104,12 @@ class RawNode(BlockNode):
         return self.file.has_zero_init()
 
     @classmethod
+    def measure(cls, options: Options, source: BlockNode | None = None) -> Options:
+        """BlockMeasureInfo of a new image: ``size`` bytes, whatever ``source`` holds."""
+        size = -(-options["size"] // 512) * 512
+        return {"required": size, "fully-allocated": size}
+
+    @classmethod
     def create(cls, options: Options, file: BlockNode) -> None:
         """blockdev-create (BlockdevCreateOptionsRaw): give ``file`` the size ``size``."""
         file.truncate(options["size"], preallocation=options.get("preallocation", "off"))

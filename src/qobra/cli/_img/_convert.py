@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.copy.chunk import CHUNK_SIZE, CopyFailed
@@ -10,7 +9,9 @@ from qobra.block.copy.engine import copy_ranges
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.node import drivers
 from qobra.cli._img._pieces import SECTOR, Pieces, disk_size
+from qobra.cli._img._snapshot_param import load_snapshot
 from qobra.cli._img._target import Guard, check_format, create_target, open_target, read_failed, reason, write_failed
+from qobra.cli._img._throttle import Throttle
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.process import collect_garbage
 from qobra.cli._tool.progress import Progress
@@ -50,7 +51,7 @@ class Conversion:
             )
             self._nodes.append(node_of(backend))
         if order.snapshot is not None:
-            self._load_snapshot(order.snapshot)
+            load_snapshot(self._program, self._nodes[0], order.snapshot)
         source = Pieces(self._images.layer, [(node, 0, disk_size(node)) for node in self._nodes])
         backing = self._check_target()
         if order.create:
@@ -58,29 +59,6 @@ class Conversion:
         with Guard(self._output, created=order.create):
             self._fill(source)
             self._images.close()
-
-    def _load_snapshot(self, text: str) -> None:
-        from qobra.cli._img.convert import snapshot_of
-
-        node = self._nodes[0]
-        load = getattr(node, "load_snapshot", None)
-        if load is None:
-            raise ToolError(
-                f"Failed to load snapshot: Block format '{node.driver}' used by device '' does not support "
-                "temporarily loading internal snapshots"
-            )
-        id, name, either = snapshot_of(self._program, text)
-        found = [
-            each
-            for each in node.snapshots.entries  # type: ignore[attr-defined]
-            if (id is None or each.id == id) and (name is None or each.name == name)
-        ]
-        if either is not None:
-            by_id = [each for each in found if each.id == either]
-            found = by_id or [each for each in found if each.name == either]
-        if not found:
-            raise ToolError("Failed to load snapshot: Can't find snapshot")
-        load(found[0])
 
     # -- the target -------------------------------------------------------------------------------------------
 
@@ -112,10 +90,13 @@ class Conversion:
         if order.bitmaps:
             if len(self._nodes) > 1:
                 raise ToolError("Copying bitmaps only possible with single source")
-            if not hasattr(self._nodes[0], "persist_bitmaps"):
+            if not hasattr(self._nodes[0], "check_new_bitmap"):
                 raise ToolError("Source lacks bitmap support")
-            if driver is None or not hasattr(driver, "persist_bitmaps"):
+            if driver is None or not hasattr(driver, "check_new_bitmap"):
                 raise ToolError(f"Format driver '{fmt}' does not support bitmaps")
+            from qobra.cli._img._bitmaps import check_bitmaps
+
+            check_bitmaps(self._program, self._nodes[0], skip_broken=order.skip_broken_bitmaps)
         return backing
 
     def _check_compression(self, driver: Any, values: dict[str, str]) -> None:
@@ -231,7 +212,7 @@ class Conversion:
         progress: Progress,
     ) -> None:
         order = self._order
-        throttle = _Throttle(order.rate) if order.rate else None
+        throttle = Throttle(order.rate) if order.rate else None
 
         def failed(failure: CopyFailed, offset: int, length: int) -> bool:
             if order.salvage and failure.is_read:
@@ -256,7 +237,7 @@ class Conversion:
     def _copy_all(self, source: Pieces, target: BlockNode, progress: Progress) -> None:
         """``-S 0``: write everything, zeroes too."""
         order = self._order
-        throttle = _Throttle(order.rate) if order.rate else None
+        throttle = Throttle(order.rate) if order.rate else None
         buffer = memoryview(bytearray(CHUNK_SIZE))
         write = target.write_compressed if order.compress else target.write
         for offset in range(0, source.length, CHUNK_SIZE):
@@ -310,19 +291,4 @@ class Conversion:
     def _copy_bitmaps(self, target: BlockNode) -> None:
         from qobra.cli._img._bitmaps import copy_bitmaps
 
-        copy_bitmaps(self._nodes[0], target, skip_broken=self._order.skip_broken_bitmaps)
-
-
-class _Throttle:
-    """Keeps a copy to ``rate`` bytes a second."""
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._due = time.monotonic()
-
-    def wait(self, length: int) -> None:
-        """``length`` bytes were copied."""
-        now = time.monotonic()
-        self._due = max(self._due, now - 0.1) + length / self._rate
-        if self._due > now:
-            time.sleep(self._due - now)
+        copy_bitmaps(self._program, self._nodes[0], target, skip_broken=self._order.skip_broken_bitmaps)

@@ -20,17 +20,19 @@ def disk_size(node: BlockNode) -> int:
 
 
 class Pieces(BlockNode):
-    """Shows ``pieces``, each ``(node, offset, length)``, one after another; what lies past a node's end is zero.
+    """Shows ``pieces``, each ``(node, offset, length)``, one after another.
+
+    What lies past a node's end is zero, and so is a piece that has None for its node.
 
     It stays outside of the graph: whoever makes it holds the nodes.
     """
 
     driver = "pieces"
 
-    def __init__(self, layer: BlockLayer, pieces: Sequence[tuple[BlockNode, int, int]]) -> None:
+    def __init__(self, layer: BlockLayer, pieces: Sequence[tuple[BlockNode | None, int, int]]) -> None:
         super().__init__(layer, "#pieces", {"read-only": True})
         self._pieces = [piece for piece in pieces if piece[2]]
-        self.children = {str(number): node for number, (node, _offset, _length) in enumerate(pieces)}
+        self.children = {str(number): node for number, (node, _, _) in enumerate(pieces) if node is not None}
         self.length = sum(length for _node, _offset, length in pieces)
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
@@ -41,7 +43,7 @@ class Pieces(BlockNode):
             low, high = max(offset, start), min(end, start + size)
             if low < high:
                 place = base + low - start
-                inside = max(0, min(high - low, node.length - place))
+                inside = max(0, min(high - low, node.length - place)) if node is not None else 0
                 if inside:
                     extents.append(Extent(inside, DATA, node, place))
                 if inside < high - low:

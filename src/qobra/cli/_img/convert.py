@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img._convert import Conversion
 from qobra.cli._img.create import option_pairs, print_options, wants_help
-from qobra.getopt import parse_command
-from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._tool.opening import Images
 from qobra.cli._tool.report import Program, ToolError
+from qobra.getopt import parse_command
 
 HELP = """\
 convert [-f FMT | --image-opts] [-T CACHE] [-O OUTPUT_FMT] [-t CACHE] [-o OPTIONS] [-B BACKING [-F BACKING_FMT]]
@@ -182,16 +180,3 @@ def _check(order: Order, operands: list[str]) -> None:
         raise ToolError("Cannot use copy offloading in salvaging mode")
     if order.source_cache not in CACHE_MODES:
         raise ToolError(f"Invalid source cache option: {order.source_cache}")
-
-
-def snapshot_of(program: Program, text: str) -> tuple[str | None, str | None, str | None]:
-    """(id, name, id or name) that ``-l`` means. Raises ToolError."""
-    if not text.startswith("snapshot."):
-        return None, None, text
-    values: dict[str, Any] = {}
-    for name, value in option_pairs([text]):
-        if name not in ("snapshot.id", "snapshot.name"):
-            program.error(f"Invalid parameter '{name}'")
-            raise ToolError(f"Failed in parsing snapshot param '{text}'")
-        values[name] = value
-    return values.get("snapshot.id"), values.get("snapshot.name"), None

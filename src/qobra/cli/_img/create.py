@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from qobra.getopt import parse_command
 from qobra.cli._tool.image_opts import split_options
 from qobra.cli._tool.opening import Images
 from qobra.cli._tool.report import Program, ToolError, flush_output, usage
 from qobra.errors import QobraError, strerror
+from qobra.getopt import parse_command
 
 HELP = """\
 create [-q] [-f FMT] [-b BACKING [-F BACKING_FMT]] [-u] [-o OPTIONS] [--object DEF] FILENAME [SIZE]

@@ -8,9 +8,9 @@ from qobra.block.copy.chunk import CopyFailed
 from qobra.block.copy.engine import copy_ranges
 from qobra.cli._img._pieces import Pieces, disk_size
 from qobra.cli._img._target import Guard, check_format, create_target, open_target, read_failed, write_failed
-from qobra.getopt import parse_command
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError
+from qobra.getopt import parse_command
 from qobra.units import INT64_MAX
 
 if TYPE_CHECKING:

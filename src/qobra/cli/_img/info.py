@@ -6,9 +6,9 @@ from typing import Any
 
 from qobra.block.describe import describe
 from qobra.block.query import image_info
-from qobra.getopt import parse_command
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.getopt import parse_command
 
 Info = dict[str, Any]
 

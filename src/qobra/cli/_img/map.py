@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img.info import check_output
-from qobra.getopt import parse_command
 from qobra.cli._tool.opening import Images, node_of
-from qobra.json_text import quoted
 from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.getopt import parse_command
+from qobra.json_text import quoted
 
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
@@ -181,7 +181,7 @@ def _entries(node: BlockNode, start: int, length: int, shift: int, depth: int) -
                 yield Entry(start + shift + inside, size - inside, depth, False, True, False, None, None)
         elif kind == COMPUTED:
             yield Entry(start + shift, size, depth, True, False, True, None, None)
-        elif kind == DATA and child is not None and child is not node and (node.is_transparent or not child.is_leaf):
+        elif kind == DATA and child is not None and child is not node:
             yield from _below(node, child, start + shift, extent.offset, size, depth)
         else:
             place = extent.offset if child is not None else None
@@ -197,5 +197,21 @@ def _below(node: BlockNode, child: BlockNode, start: int, offset: int, length: i
             yield from _entries(child, offset, inside, start - offset, depth)
         if inside < length:
             yield Entry(start + inside, length - inside, depth, True, True, False, None, None)
+    elif child.is_leaf and _may_be_holes(node):
+        inside = max(0, min(length, child.length - offset))
+        for extent in child.map(offset, inside) if inside else ():
+            yield Entry(start, extent.length, depth, True, extent.kind == ZERO, True, offset, child)
+            start, offset = start + extent.length, offset + extent.length
+        if inside < length:
+            yield Entry(start, length - inside, depth, True, True, True, offset, child)
     else:
         yield Entry(start, length, depth, True, False, True, offset, child)
+
+
+def _may_be_holes(node: BlockNode) -> bool:
+    """Whether the driver thinks that its data may be holes of the file; asked once for each node."""
+    known: bool | None = node.__dict__.get("_data_may_be_holes")
+    if known is None:
+        ask = getattr(node, "data_may_be_holes", None)
+        known = node.__dict__["_data_may_be_holes"] = bool(ask is not None and ask())
+    return known

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from qobra.cli._img._pieces import disk_size
-from qobra.getopt import HelpWanted, parse_command
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
+from qobra.getopt import HelpWanted, parse_command
 from qobra.units import INT64_MAX, NotANumber, OutOfRange, parse_size
 
 HELP = """\

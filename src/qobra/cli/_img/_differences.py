@@ -1,0 +1,175 @@
+"""Two images side by side: where they may differ, and where they do.
+
+What reads as zeroes in both, or lies at the same place of the same file in both, is the same without being read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from qobra.block.extents import COMPUTED, DATA, Run, resolve
+from qobra.block.node import is_zero
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+SECTOR = 512
+BUFFER_SIZE = 512 << 10
+STEP = 256 << 20
+"""Bytes of both images whose maps are held at a time."""
+
+
+class SideError(Exception):
+    """An image could not be read, or (``is_map``) could not say where its data is."""
+
+    def __init__(self, side: Side, offset: int, error: OSError | QobraError, *, is_map: bool) -> None:
+        super().__init__(str(error))
+        self.side = side
+        self.offset = offset
+        self.error = error
+        self.is_map = is_map
+
+
+class Side:
+    """One of the images, with a buffer of its own."""
+
+    def __init__(self, node: BlockNode, name: str) -> None:
+        self.node = node
+        self.name = name
+        self.buffer = bytearray(BUFFER_SIZE)
+        self._identities: dict[BlockNode, object] = {}
+
+    def runs(self, start: int, length: int) -> list[Run]:
+        """Where a range lies. Raises SideError."""
+        try:
+            return resolve(self.node, start, length, want_zero=True)
+        except (OSError, QobraError) as error:
+            raise SideError(self, start, error, is_map=True)
+
+    def read(self, run: Run, start: int, size: int) -> memoryview:
+        """``size`` bytes (at most BUFFER_SIZE) at ``start``, which lie in ``run``. Raises SideError."""
+        view = memoryview(self.buffer)[:size]
+        assert run.leaf is not None
+        try:
+            run.leaf.read_into(run.offset + start - run.start, view)
+        except (OSError, QobraError) as error:
+            raise SideError(self, start, error, is_map=False)
+        return view
+
+    def identity(self, leaf: BlockNode) -> object:
+        """The same for two nodes on the same file of the host."""
+        known = self._identities.get(leaf)
+        if known is None:
+            known = leaf
+            if leaf.is_leaf and leaf.fd >= 0:
+                status = os.fstat(leaf.fd)
+                known = (status.st_dev, status.st_ino)
+            self._identities[leaf] = known
+        return known
+
+
+def has_data(run: Run) -> bool:
+    """Whether a run must be read to know what is in it."""
+    return run.kind in (DATA, COMPUTED)
+
+
+def candidates(one: Side, two: Side, start: int, length: int) -> Iterator[tuple[int, int, Run, Run]]:
+    """``(start, length, run of one, run of two)`` for the parts of a range that may differ. Raises SideError."""
+    end = start + length
+    while start < end:
+        stop = min(end, start + STEP)
+        runs_one, runs_two = one.runs(start, stop - start), two.runs(start, stop - start)
+        first = second = 0
+        while start < stop:
+            a, b = runs_one[first], runs_two[second]
+            a_end, b_end = a.start + a.length, b.start + b.length
+            until = min(a_end, b_end)
+            if not _same_place(one, a, two, b):
+                yield start, until - start, a, b
+            first += a_end == until
+            second += b_end == until
+            start = until
+
+
+def _same_place(one: Side, a: Run, two: Side, b: Run) -> bool:
+    if not has_data(a) or not has_data(b):
+        return not has_data(a) and not has_data(b)
+    if a.leaf is None or b.leaf is None or a.offset - a.start != b.offset - b.start or a.kind != b.kind:
+        return False
+    return a.leaf is b.leaf or (a.kind == DATA and one.identity(a.leaf) == two.identity(b.leaf))
+
+
+def first_difference(one: Side, two: Side, start: int, length: int, a: Run, b: Run) -> int:
+    """The first sector of a candidate in which the images differ, or -1. Raises SideError."""
+    end = start + length
+    while start < end:
+        size = min(BUFFER_SIZE, end - start)
+        if has_data(a) and has_data(b):
+            first, second = one.read(a, start, size), two.read(b, start, size)
+            # bytearray against memoryview is memcmp; between two views, Python goes byte by byte.
+            same = one.buffer == second if size == BUFFER_SIZE else first.tobytes() == second
+        else:
+            first = one.read(a, start, size) if has_data(a) else two.read(b, start, size)
+            same = is_zero(first)
+            second = memoryview(bytes(size)) if not same else first
+        if not same:
+            return start + _first_unequal(first, second)
+        start += size
+    return -1
+
+
+def _first_unequal(first: memoryview, second: memoryview) -> int:
+    low, high = 0, len(first)
+    while high - low > SECTOR:
+        middle = low + max(SECTOR, (high - low) // 2 // SECTOR * SECTOR)
+        if first[low:middle].tobytes() == second[low:middle].tobytes():
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def differences(
+    one: Side, two: Side, start: int, length: int, unit: int
+) -> Iterator[tuple[int, int, memoryview | None]]:
+    """``(start, size, data of one)`` for each run of units in which the images differ; None for zeroes.
+
+    The data is good until the next is asked for. Raises SideError.
+    """
+    for begin, size, a, b in candidates(one, two, start, length):
+        end = begin + size
+        while begin < end:
+            part = min(BUFFER_SIZE - begin % unit if unit <= BUFFER_SIZE else BUFFER_SIZE, end - begin)
+            if not has_data(a):
+                other = two.read(b, begin, part)
+                for low, high in _unequal_units(memoryview(bytes(part)), other, begin, unit):
+                    yield begin + low, high - low, None
+            else:
+                view = one.read(a, begin, part)
+                other = two.read(b, begin, part) if has_data(b) else memoryview(bytes(part))
+                for low, high in _unequal_units(view, other, begin, unit):
+                    yield begin + low, high - low, view[low:high]
+            begin += part
+
+
+def _unequal_units(first: memoryview, second: memoryview, phase: int, unit: int) -> Iterator[tuple[int, int]]:
+    """Runs of units, as ``(start, end)`` in the views, that are not the same; ``phase`` is where the views begin."""
+    if first.tobytes() == second:
+        return
+    low = at = 0
+    length = len(first)
+    open_run = False
+    while at < length:
+        stop = min(length, at + unit - (phase + at) % unit)
+        if first[at:stop].tobytes() == second[at:stop]:
+            if open_run:
+                yield low, at
+            open_run = False
+        elif not open_run:
+            low, open_run = at, True
+        at = stop
+    if open_run:
+        yield low, length

@@ -1,0 +1,45 @@
+"""``-l SNAPSHOT``: an internal snapshot in place of the disk's present state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qobra.cli._img._target import reason
+from qobra.cli._img.create import option_pairs
+from qobra.cli._tool.report import Program, ToolError
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+
+def load_snapshot(program: Program, node: BlockNode, text: str) -> None:
+    """Let ``node`` (read-only) show the snapshot that ``text`` means. Raises ToolError.
+
+    ``text`` is an id or a name, or ``snapshot.id=ID,snapshot.name=NAME``.
+    """
+    wanted: dict[str, str] = {}
+    if text.startswith("snapshot."):
+        for name, value in option_pairs([text]):
+            if name not in ("snapshot.id", "snapshot.name"):
+                program.error(f"Invalid parameter '{name}'")
+                raise ToolError(f"Failed in parsing snapshot param '{text}'")
+            wanted[name.removeprefix("snapshot.")] = value
+    if not hasattr(node, "snapshot_load"):
+        raise ToolError(
+            f"Failed to load snapshot: Block format '{node.driver}' used by device '' does not support temporarily "
+            "loading internal snapshots"
+        )
+    snapshots = node.snapshot_list()
+    if wanted:
+        found = [each for each in snapshots if all(each[name] == value for name, value in wanted.items())]
+    else:
+        found = [each for each in snapshots if each["id"] == text] or [
+            each for each in snapshots if each["name"] == text
+        ]
+    if not found:
+        raise ToolError("Failed to load snapshot: Can't find snapshot")
+    try:
+        node.snapshot_load(found[0]["id"])
+    except (OSError, QobraError) as error:
+        raise ToolError(f"Failed to load snapshot: {reason(error)}")

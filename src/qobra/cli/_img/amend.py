@@ -1,0 +1,123 @@
+"""``amend``: change options of an image that were chosen when it was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.block.cache_modes import CACHE_MODES
+from qobra.block.creation._options import Format, Option, formats, listed, parse_values
+from qobra.block.node import drivers
+from qobra.cli._img.create import option_pairs, wants_help
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.progress import Progress
+from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.errors import QobraError, strerror
+from qobra.getopt import parse_command
+
+HELP = """\
+amend -o OPTIONS [-f FMT | --image-opts] [-t CACHE] [-p] [-q] [--force] [--object DEF] FILENAME
+
+Change options of an image, name=value,...; '-o help' lists those that can be changed.
+
+  --force   allow what may make data unreadable, as to remove the last key
+"""
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(arguments, "o:f:t:pq", ("object=", "image-opts", "force"))
+    fmt = None
+    cache = "writeback"
+    texts: list[str] = []
+    image_opts = quiet = show_progress = force = False
+    with Images(program) as images:
+        for option, value in options:
+            if option == "o":
+                texts.append(value)
+            elif option == "f":
+                fmt = value
+            elif option == "t":
+                cache = value
+            elif option == "p":
+                show_progress = True
+            elif option == "q":
+                quiet = True
+            elif option == "object":
+                images.add_object(value)
+            elif option == "image-opts":
+                image_opts = True
+            elif option == "force":
+                force = True
+        if not texts:
+            raise usage("Must specify options (-o)")
+        images.create_objects()
+        help_wanted = any(wants_help(text) for text in texts)
+        if help_wanted and fmt is not None:
+            return _print_options(fmt)
+        if len(operands) != 1:
+            raise ToolError("Expecting one image file name")
+        if cache not in CACHE_MODES:
+            raise ToolError(f"Invalid cache option: {cache}")
+        backend = images.open(operands[0], fmt=fmt, image_opts=image_opts, writable=True, resize=True, cache=cache)
+        node: Any = node_of(backend)
+        if help_wanted:
+            return _print_options(node.driver)
+        target = _format(node.driver)
+        with Progress(show_progress and not quiet) as progress:
+            pairs = option_pairs(texts)
+            for name, _value in pairs:
+                if name not in target.amend_options and name in target.options:
+                    raise ToolError(f"Invalid parameter '{name}'\nThis option is only supported for image creation")
+            try:
+                values = parse_values(target.amend_options, pairs)
+                order = amendment(values)
+                if "encrypt" in order and force:
+                    order["_force"] = True
+                with images.layer.drained():
+                    node.amend(order, lambda done, total: _tell(progress, done, total))
+            except QobraError as error:
+                if str(error) == "Cannot amend the backing file":
+                    raise ToolError(f"{error}\nYou can use '{program.name} rebase' instead.")
+                raise ToolError(str(error))
+            except OSError as error:
+                raise ToolError(strerror(error))
+            progress.finish()
+    return 0
+
+
+def amendment(values: dict[str, Any]) -> dict[str, Any]:
+    """Option values as members of the driver's amend options. Raises QobraError."""
+    order: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "compat":
+            version = {"0.10": "v2", "v2": "v2", "1.1": "v3", "v3": "v3"}.get(value)
+            if version is None:
+                raise QobraError(f"Unknown compatibility level {value}")
+            order["version"] = version
+        elif name.startswith("encrypt."):
+            order.setdefault("encrypt", {})[name.removeprefix("encrypt.")] = value
+        else:
+            order[name.replace("_", "-")] = value
+    return order
+
+
+def _format(name: str) -> Format:
+    driver = drivers.find(name)
+    if driver is None:
+        raise ToolError(f"Unknown file format '{name}'")
+    target = formats.find(name)
+    if target is None or not target.amend_options or not hasattr(driver, "amend"):
+        raise ToolError(f"Format driver '{name}' does not support option amendment")
+    return target
+
+
+def _print_options(name: str) -> int:
+    known: dict[str, Option] = _format(name).amend_options
+    print(f"Amend options for '{name}':")
+    print("\n".join(listed(known)))
+    return 0
+
+
+def _tell(progress: Progress, done: int, total: int) -> None:
+    progress.start(total)
+    progress.to(done)

@@ -1,0 +1,103 @@
+"""``bitmap``: change the persistent dirty bitmaps of an image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qobra.block import bitmap_changes as changes
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.report import Program, ToolError
+from qobra.errors import QobraError, strerror
+from qobra.getopt import parse_command
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+HELP = """\
+bitmap (--add [-g GRANULARITY] | --remove | --clear | --enable | --disable | --merge SOURCE)...
+       [-b SOURCE_FILE [-F SOURCE_FMT]] [-f FMT | --image-opts] [--object DEF] FILENAME BITMAP
+
+Change a persistent bitmap of an image; several actions are done one after another.
+
+  -g GRANULARITY   bytes that a bit stands for, with --add
+  --merge SOURCE   add what the bitmap SOURCE has, of the same image or, with -b, of another
+"""
+
+ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(
+        arguments,
+        "b:f:F:g:",
+        (
+            "object=", "image-opts", "add", "remove", "clear", "enable", "disable", "merge=", "source-file=|b",
+            "source-format=|F", "granularity=|g",
+        ),
+    )  # fmt: skip
+    fmt = source_file = source_format = None
+    granularity = 0
+    image_opts = False
+    actions: list[tuple[str, str]] = []
+    with Images(program) as images:
+        for option, value in options:
+            if option in ACTIONS:
+                actions.append((option, value))
+            elif option == "b":
+                source_file = value
+            elif option == "f":
+                fmt = value
+            elif option == "F":
+                source_format = value
+            elif option == "g":
+                granularity = program.number("granularity", value, 1)
+            elif option == "object":
+                images.add_object(value)
+            elif option == "image-opts":
+                image_opts = True
+        kinds = {action for action, _value in actions}
+        if not actions:
+            raise ToolError("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")
+        if granularity and "add" not in kinds:
+            raise ToolError("granularity only supported with --add")
+        if source_format is not None and source_file is None:
+            raise ToolError("-F only supported with -b")
+        if source_file is not None and "merge" not in kinds:
+            raise ToolError("Merge bitmap source file only supported with --merge")
+        if len(operands) != 2:
+            raise ToolError("Expecting filename and bitmap name")
+        images.create_objects()
+        filename, name = operands
+        # No data is touched, but where bitmaps are kept is.
+        node = node_of(images.open(filename, fmt=fmt, image_opts=image_opts, writable=True, backing=False))
+        source = node
+        if source_file is not None:
+            source = node_of(images.open(source_file, fmt=source_format, backing=False))
+        for action, value in actions:
+            try:
+                _act(node, source, action, name, value, granularity)
+            except QobraError as error:
+                raise ToolError(f"Operation {action} on bitmap {name} failed: {error}")
+            except OSError as error:
+                raise ToolError(f"Operation {action} on bitmap {name} failed: {strerror(error)}")
+    return 0
+
+
+def _act(node: BlockNode, source: BlockNode, action: str, name: str, value: str, granularity: int) -> None:
+    layer = node.layer
+    if action == "add":
+        order = {"node": node.node_name, "name": name, "persistent": True}
+        if granularity:
+            order["granularity"] = granularity
+        changes.add_bitmap(layer, order).settle()
+    elif action == "merge":
+        changes.merge_bitmaps(layer, node.node_name, name, [{"node": source.node_name, "name": value}]).settle()
+    else:
+        change = {
+            "remove": changes.remove_bitmap,
+            "clear": changes.clear_bitmap,
+            "enable": changes.enable_bitmap,
+            "disable": changes.disable_bitmap,
+        }[action]
+        change(layer, node.node_name, name).settle()

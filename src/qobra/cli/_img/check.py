@@ -1,0 +1,154 @@
+"""``check``: see whether an image is consistent, and repair it."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+from qobra.block.cache_modes import CACHE_MODES
+from qobra.cli._img.info import check_output
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.report import Program, ToolError, flush_output, usage
+from qobra.errors import QobraError, strerror
+from qobra.getopt import parse_command
+
+HELP = """\
+check [-f FMT | --image-opts] [-T CACHE] [-r leaks|all] [--output human|json] [-q] [-U] [--object DEF] FILENAME
+
+See whether the metadata of an image is consistent.
+Exit status: 0 it is, 1 the check itself failed, 2 it is corrupt, 3 it has leaked clusters only, 63 its format cannot
+be checked.
+
+  -r leaks   give leaked clusters back
+  -r all     repair whatever can be repaired; what the image means may change where it was damaged
+"""
+
+CORRUPT, LEAKED, UNSUPPORTED = 2, 3, 63
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(
+        arguments, "f:r:T:qU", ("format=|f", "repair=|r", "output=", "object=", "image-opts", "force-share|U")
+    )
+    fmt = output = repair = None
+    cache = "writeback"
+    image_opts = quiet = force_share = False
+    with Images(program) as images:
+        for option, value in options:
+            if option == "f":
+                fmt = value
+            elif option == "r":
+                if value not in ("leaks", "all"):
+                    raise usage(f"Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
+                repair = value
+            elif option == "T":
+                cache = value
+            elif option == "output":
+                output = value
+            elif option == "q":
+                quiet = True
+            elif option == "U":
+                force_share = True
+            elif option == "object":
+                images.add_object(value)
+            elif option == "image-opts":
+                image_opts = True
+        if len(operands) != 1:
+            raise usage("Expecting one image file name")
+        is_json = check_output(output)
+        images.create_objects()
+        if cache not in CACHE_MODES:
+            raise ToolError(f"Invalid source cache option: {cache}")
+        backend = images.open(
+            operands[0],
+            fmt=fmt,
+            image_opts=image_opts,
+            writable=repair is not None,
+            cache=cache,
+            force_share=force_share,
+            options={"_check": True},
+        )
+        node = node_of(backend)
+        examine: Any = getattr(node, "check", None)
+        if examine is None:
+            program.error("This image format does not support checks")
+            return UNSUPPORTED
+
+        def report(text: str) -> None:
+            flush_output()
+            sys.stderr.write(text + "\n")
+
+        def run(leaks: bool, errors: bool) -> dict[str, Any]:
+            try:
+                return dict(examine(fix_leaks=leaks, fix_errors=errors, report=report))
+            except QobraError as error:
+                if error.errno == errno.ENOTSUP:
+                    raise ToolError("This image format does not support checks", status=UNSUPPORTED)
+                raise ToolError(f"Check failed: {error}")
+            except OSError as error:
+                raise ToolError(f"Check failed: {strerror(error)}")
+
+        result = run(repair is not None, repair == "all")
+        fixed = result.pop("corruptions-fixed", 0), result.pop("leaks-fixed", 0)
+        if any(fixed) and not is_json:
+            if not quiet:
+                print(
+                    "The following inconsistencies were found and repaired:\n\n"
+                    f"    {fixed[1]} leaked clusters\n    {fixed[0]} corruptions\n\n"
+                    "Double checking the fixed image now..."
+                )
+            result = run(False, False)
+        elif any(fixed):
+            result = run(False, False)
+        if is_json:
+            if any(fixed):
+                result.update(
+                    {
+                        name: count
+                        for name, count in zip(("corruptions-fixed", "leaks-fixed"), fixed, strict=True)
+                        if count
+                    }
+                )
+            from qobra.json_text import dumps
+
+            print(dumps({"filename": operands[0], "format": node.driver, **result}))
+        elif not quiet:
+            print("\n".join(summary(result)))
+    if result.get("corruptions"):
+        return CORRUPT
+    if result.get("leaks"):
+        return LEAKED
+    return 1 if result["check-errors"] else 0
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """What ImageCheck says, as lines for a person."""
+    lines = []
+    corruptions, leaks, errors = (result.get(name, 0) for name in ("corruptions", "leaks", "check-errors"))
+    if not (corruptions or leaks or errors):
+        lines.append("No errors were found on the image.")
+    if corruptions:
+        lines += [
+            f"\n{corruptions} errors were found on the image.",
+            "Data may be corrupted, or further writes to the image may corrupt it.",
+        ]
+    if leaks:
+        lines += [
+            f"\n{leaks} leaked clusters were found on the image.",
+            "This means waste of disk space, but no harm to data.",
+        ]
+    if errors:
+        lines.append(f"\n{errors} internal errors have occurred during the check.")
+    total, allocated = result.get("total-clusters", 0), result.get("allocated-clusters", 0)
+    if total and allocated:
+        fragmented = 100 * result.get("fragmented-clusters", 0) / allocated
+        compressed = 100 * result.get("compressed-clusters", 0) / allocated
+        lines.append(
+            f"{allocated}/{total} = {100 * allocated / total:.2f}% allocated, {fragmented:.2f}% fragmented, "
+            f"{compressed:.2f}% compressed clusters"
+        )
+    if result.get("image-end-offset"):
+        lines.append(f"Image end offset: {result['image-end-offset']}")
+    return lines

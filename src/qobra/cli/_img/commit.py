@@ -1,0 +1,144 @@
+"""``commit``: put what an image holds into the image that it lies on."""
+
+from __future__ import annotations
+
+import errno
+
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
+from qobra.block.cache_modes import CACHE_MODES
+from qobra.block.copy.chunk import CopyFailed
+from qobra.block.copy.engine import copy_ranges
+from qobra.block.copy.ranges import allocated_above
+from qobra.block.job.chain import backing_of, find_by_name, set_read_only, skip_filters
+from qobra.block.node import BlockNode
+from qobra.cli._img._target import read_failed, reason, write_failed
+from qobra.cli._img._throttle import Throttle
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.process import collect_garbage
+from qobra.cli._tool.progress import Progress
+from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.errors import QobraError, strerror
+from qobra.getopt import parse_command
+
+HELP = """\
+commit [-f FMT | --image-opts] [-t CACHE] [-b BASE] [-r RATE] [-d] [-p] [-q] [--object DEF] FILENAME
+
+Put what an image holds into its backing file, or, with those between, into BASE further down. Without -b and -d the
+image is empty afterwards.
+
+  -d       leave the image as it is
+  -r RATE  copy no more than RATE bytes a second
+"""
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(arguments, "f:t:b:r:dpq", ("object=", "image-opts"))
+    fmt = base_name = None
+    cache = "writeback"
+    rate = 0
+    image_opts = quiet = drop = show_progress = False
+    with Images(program) as images:
+        for option, value in options:
+            if option == "f":
+                fmt = value
+            elif option == "t":
+                cache = value
+            elif option == "b":
+                base_name = value
+                # What lies between would have to be emptied too.
+                drop = True
+            elif option == "r":
+                rate = program.number("rate limit", value)
+            elif option == "d":
+                drop = True
+            elif option == "p":
+                show_progress = True
+            elif option == "q":
+                quiet = True
+            elif option == "object":
+                images.add_object(value)
+            elif option == "image-opts":
+                image_opts = True
+        if len(operands) != 1:
+            raise usage("Expecting one image file name")
+        images.create_objects()
+        if cache not in CACHE_MODES:
+            raise ToolError(f"Invalid cache option: {cache}")
+        backend = images.open(
+            operands[0], fmt=fmt, image_opts=image_opts, writable=True, cache=cache, options={"discard": "unmap"}
+        )
+        with Progress(show_progress and not quiet) as progress:
+            top = node_of(backend)
+            base = _find_base(top, base_name, operands[0])
+            collect_garbage()
+            _commit(images, top, base, progress, Throttle(rate) if rate else None)
+            if not drop:
+                _empty(top)
+            progress.finish()
+        if not quiet:
+            print("Image committed.")
+    return 0
+
+
+def _find_base(top: BlockNode, name: str | None, filename: str) -> BlockNode:
+    below = backing_of(top)
+    if name is None:
+        if below is None:
+            raise ToolError("Image does not have a backing file")
+        return below
+    base = find_by_name(top, name)
+    if base is None:
+        raise ToolError(f"Did not find '{name}' in the backing chain of '{filename}'")
+    return base
+
+
+def _commit(images: Images, top: BlockNode, base: BlockNode, progress: Progress, throttle: Throttle | None) -> None:
+    layer = images.layer
+    root = BlockBackend(
+        layer,
+        perm=permissions.CONSISTENT_READ | permissions.WRITE | permissions.RESIZE,
+        description="commit",
+    )
+    try:
+        set_read_only(layer, base, False)
+        root.insert(base)
+        base.discard_unmap = True  # what is zero above is to be a hole below
+        if base.length < top.length:
+            base.truncate(top.length)
+    except QobraError as error:
+        raise ToolError(str(error))
+    except OSError as error:
+        raise ToolError(strerror(error))
+
+    def failed(failure: CopyFailed, offset: int, length: int) -> bool:
+        raise (read_failed if failure.is_read else write_failed)(offset, failure.error)
+
+    progress.start(top.length)
+    copy_ranges(
+        top,
+        base,
+        allocated_above(top, base),
+        progress=progress.add,
+        throttle=throttle.wait if throttle is not None else None,
+        on_error=failed,
+    )
+    try:
+        base.flush()
+    except (OSError, QobraError) as error:
+        raise ToolError(f"error while writing: {reason(error)}")
+
+
+def _empty(top: BlockNode) -> None:
+    """Nothing of the image is needed any more; a format that cannot give it up keeps it."""
+    node = skip_filters(top)
+    empty = getattr(node, "make_empty", None)
+    if empty is None:
+        return
+    try:
+        empty()
+        node.flush()
+    except (OSError, QobraError) as error:
+        if error.errno != errno.ENOTSUP:
+            raise ToolError(f"Could not empty {node.filename}: {reason(error)}")

@@ -1,0 +1,103 @@
+"""``measure``: how large an image would be before it is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.block.creation._image import find_format
+from qobra.block.creation._options import parse_values
+from qobra.block.node import drivers
+from qobra.cli._img._pieces import disk_size
+from qobra.cli._img._snapshot_param import load_snapshot
+from qobra.cli._img.create import option_pairs
+from qobra.cli._img.info import check_output
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.report import Program, ToolError
+from qobra.errors import QobraError, strerror
+from qobra.getopt import parse_command
+
+HELP = """\
+measure [-O OUTPUT_FMT] [-o OPTIONS] [--output human|json]
+        (--size N | [-f FMT | --image-opts] [-l SNAPSHOT] [-U] [--object DEF] FILENAME)
+
+Say how many bytes a new image of OUTPUT_FMT (raw) would take: at once, and when all of it is allocated. It is made
+for a disk of N bytes, or for what FILENAME, or a snapshot in it, holds.
+"""
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(
+        arguments, "f:l:o:O:U", ("image-opts", "object=", "output=", "size=", "force-share|U")
+    )
+    fmt = output = snapshot = None
+    output_format = "raw"
+    texts: list[str] = []
+    size: int | None = None
+    image_opts = force_share = False
+    with Images(program) as images:
+        for option, value in options:
+            if option == "f":
+                fmt = value
+            elif option == "l":
+                snapshot = value
+            elif option == "o":
+                texts.append(value)
+            elif option == "O":
+                output_format = value
+            elif option == "U":
+                force_share = True
+            elif option == "object":
+                images.add_object(value)
+            elif option == "output":
+                output = value
+            elif option == "size":
+                size = program.number("image size", value)
+            elif option == "image-opts":
+                image_opts = True
+        is_json = check_output(output)
+        if len(operands) > 1:
+            raise ToolError("At most one filename argument is allowed.")
+        if not operands and (fmt is not None or snapshot is not None or image_opts):
+            raise ToolError("--image-opts, -f, and -l require a filename argument.")
+        if not operands and size is None:
+            raise ToolError("Either --size N or one filename must be specified.")
+        if operands and size is not None:
+            raise ToolError("--size N cannot be used together with a filename.")
+        images.create_objects()
+        source = None
+        if operands:
+            source = node_of(images.open(operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share))
+            if snapshot is not None:
+                load_snapshot(program, source, snapshot)
+        driver: Any = drivers.find(output_format)
+        if driver is None:
+            raise ToolError(f"Unknown file format '{output_format}'")
+        try:
+            target = find_format(output_format)
+        except QobraError as error:
+            raise ToolError(str(error))
+        try:
+            values = parse_values(target.options, option_pairs(texts))
+        except QobraError as error:
+            program.error(str(error))
+            raise ToolError(f"Invalid options for file format '{output_format}'")
+        values["size"] = size if size is not None else disk_size(source) if source is not None else 0
+        if not hasattr(driver, "measure"):
+            raise ToolError(f"Block driver '{output_format}' does not support size measurement")
+        try:
+            info = driver.measure(target.convert(values), source)
+        except QobraError as error:
+            raise ToolError(str(error))
+        except OSError as error:
+            raise ToolError(strerror(error))
+        if is_json:
+            from qobra.json_text import dumps
+
+            print(dumps(info))
+        else:
+            print(f"required size: {info['required']}")
+            print(f"fully allocated size: {info['fully-allocated']}")
+            if "bitmaps" in info:
+                print(f"bitmaps size: {info['bitmaps']}")
+    return 0

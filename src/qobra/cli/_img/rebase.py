@@ -1,0 +1,153 @@
+"""``rebase``: let an image lie on another backing file."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from qobra.block.cache_modes import CACHE_MODES
+from qobra.block.copy.ranges import unallocated_above
+from qobra.block.filename import relative_to
+from qobra.block.node import drivers
+from qobra.cli._img._differences import Side, SideError, differences
+from qobra.cli._img._pieces import Pieces
+from qobra.cli._img._target import read_failed, reason, write_failed
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.process import collect_garbage
+from qobra.cli._tool.progress import Progress
+from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.errors import QobraError
+from qobra.getopt import parse_command
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+HELP = """\
+rebase -b BACKING [-F BACKING_FMT] [-u] [-f FMT | --image-opts] [-t CACHE] [-T CACHE] [-p] [-q] [-U] [--object DEF] FILENAME
+
+Let an image lie on BACKING ('' for none) instead of its present backing file. Its contents stay what they are: where
+the two backing files differ, the image gets a copy of the old one's data.
+
+  -u  only change the name in the image, without a look at either backing file
+"""
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(arguments, "f:F:b:upt:T:qU", ("object=", "image-opts", "force-share|U"))
+    fmt = backing = backing_format = None
+    cache = source_cache = "writeback"
+    image_opts = quiet = unsafe = show_progress = force_share = False
+    with Images(program) as images:
+        for option, value in options:
+            if option == "f":
+                fmt = value
+            elif option == "F":
+                backing_format = value
+            elif option == "b":
+                backing = value
+            elif option == "u":
+                unsafe = True
+            elif option == "p":
+                show_progress = True
+            elif option == "t":
+                cache = value
+            elif option == "T":
+                source_cache = value
+            elif option == "q":
+                quiet = True
+            elif option == "U":
+                force_share = True
+            elif option == "object":
+                images.add_object(value)
+            elif option == "image-opts":
+                image_opts = True
+        if len(operands) != 1:
+            raise usage("Expecting one image file name")
+        if not unsafe and backing is None:
+            raise usage("Must specify backing file (-b) or use unsafe mode (-u)")
+        images.create_objects()
+        if cache not in CACHE_MODES:
+            raise ToolError(f"Invalid cache option: {cache}")
+        if source_cache not in CACHE_MODES:
+            raise ToolError(f"Invalid source cache option: {source_cache}")
+        backend = images.open(
+            operands[0], fmt=fmt, image_opts=image_opts, writable=True, cache=cache, backing=not unsafe
+        )
+        top = node_of(backend)
+        if backing_format is not None and drivers.find(backing_format) is None:
+            raise ToolError(f"Invalid format name: '{backing_format}'")
+        with Progress(show_progress and not quiet) as progress:
+            if not unsafe:
+                assert backing is not None
+                new = _open_new(images, operands[0], backing, backing_format, source_cache, force_share)
+                collect_garbage()
+                _copy_differences(images, top, new, progress)
+            _change(top, backing, backing_format)
+            progress.finish()
+    return 0
+
+
+def _open_new(
+    images: Images, filename: str, backing: str, fmt: str | None, cache: str, force_share: bool
+) -> BlockNode | None:
+    """The new backing file, read-only; None where there is to be none."""
+    if not backing:
+        return None
+    try:
+        full = relative_to(backing, filename)
+    except QobraError as error:
+        raise ToolError(f"Could not resolve backing filename: {error}")
+    try:
+        return node_of(images.open(full, fmt=fmt, cache=cache, force_share=force_share))
+    except ToolError as error:
+        text = error.text.removeprefix(f"Could not open '{full}': ")
+        raise ToolError(f"Could not open new backing file '{backing}': {text}")
+
+
+def _copy_differences(images: Images, top: BlockNode, new: BlockNode | None, progress: Progress) -> None:
+    """Give the image itself what it sees through its old backing file and would not through the new one."""
+    old = top.backing
+    length = top.length
+    progress.start(length)
+    if old is None and new is None:
+        return
+    sides = [
+        Side(Pieces(images.layer, [(node, 0, length)]), name)
+        for node, name in ((old, "the old backing file"), (new, "the new backing file"))
+    ]
+    unit = top.cluster_size() or 65536
+    done = 0
+    for offset, size in unallocated_above(top, old):
+        try:
+            for start, part, view in differences(sides[0], sides[1], offset, size, unit):
+                _write(top, start, part, view)
+        except SideError as error:
+            raise read_failed(error.offset, error.error)
+        progress.add(offset + size - done)
+        done = offset + size
+
+
+def _write(top: BlockNode, start: int, size: int, view: memoryview | None) -> None:
+    try:
+        if view is None:
+            top.write_zeroes(start, size)
+        else:
+            top.write(start, view)
+    except (OSError, QobraError) as error:
+        raise write_failed(start, error)
+
+
+def _change(top: BlockNode, backing: str | None, fmt: str | None) -> None:
+    if backing and not fmt:
+        raise ToolError(f"Could not change the backing file to '{backing}': backing format must be specified")
+    try:
+        if not top.supports_backing:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        top.change_backing_file(backing or "", fmt or "")
+        top.flush()
+    except (OSError, QobraError) as error:
+        if error.errno == errno.ENOSPC:
+            raise ToolError(f"Could not change the backing file to '{backing}': No space left in the file header")
+        raise ToolError(f"Could not change the backing file to '{backing or ''}': {reason(error)}")

@@ -1,0 +1,101 @@
+"""``snapshot``: list, take, apply and delete the internal snapshots of an image."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from qobra.block.describe import snapshot_lines
+from qobra.cli._img._target import reason
+from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.errors import QobraError, errno_of
+from qobra.getopt import parse_command
+
+HELP = """\
+snapshot [-l | -a SNAPSHOT | -c NAME | -d NAME] [-f FMT | --image-opts] [-q] [-U] [--object DEF] FILENAME
+
+List the snapshots inside an image (-l), return to one by its id or name (-a), take one (-c)
+or delete one (-d).
+"""
+
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    options, operands = parse_command(arguments, "la:c:d:qUf:", ("object=", "image-opts", "force-share|U", "format=|f"))
+    fmt = None
+    action, name = "", ""
+    image_opts = force_share = False
+    with Images(program) as images:
+        for option, value in options:
+            if option in "lacd":
+                if action:
+                    raise usage("Cannot mix '-l', '-a', '-c', '-d'")
+                action, name = option, value
+            elif option == "f":
+                fmt = value
+            elif option == "U":
+                force_share = True
+            elif option == "object":
+                images.add_object(value)
+            elif option == "image-opts":
+                image_opts = True
+        if len(operands) != 1:
+            raise usage("Expecting one image file name")
+        images.create_objects()
+        if not action:
+            return 0
+        writes = action in ("a", "c", "d")
+        backend = images.open(
+            operands[0],
+            fmt=fmt,
+            image_opts=image_opts,
+            writable=writes,
+            resize=writes,
+            force_share=force_share,
+            options={"discard": "unmap"} if writes else None,
+        )
+        node = node_of(backend)
+        if action == "l":
+            snapshots = node.snapshot_list() if hasattr(node, "snapshot_list") else []
+            if snapshots:
+                print("\n".join(["Snapshot list:", *snapshot_lines(snapshots)]))
+            return 0
+        with images.layer.drained():
+            _ACTIONS[action](node, name)
+    return 0
+
+
+def _create(node: object, name: str) -> None:
+    try:
+        if not hasattr(node, "snapshot_create"):
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+        node.snapshot_create(name)
+    except (OSError, QobraError) as error:
+        number = errno_of(error)
+        raise ToolError(f"Could not create snapshot '{name}': -{number} ({os.strerror(number)})")
+
+
+def _apply(node: object, name: str) -> None:
+    if not hasattr(node, "snapshot_apply"):
+        raise ToolError(f"Could not apply snapshot '{name}': Block driver does not support snapshots")
+    try:
+        node.snapshot_apply(name)
+    except (OSError, QobraError) as error:
+        if error.errno == errno.ENOENT:
+            raise ToolError(f"Could not apply snapshot '{name}': Failed to load snapshot: {os.strerror(errno.ENOENT)}")
+        raise ToolError(f"Could not apply snapshot '{name}': Failed to load snapshot: {reason(error)}")
+
+
+def _delete(node: object, name: str) -> None:
+    snapshots = node.snapshot_list() if hasattr(node, "snapshot_list") else []
+    found = [each for each in snapshots if each["name"] == name]
+    if not found:
+        raise ToolError(f"Could not delete snapshot '{name}': snapshot not found")
+    try:
+        node.snapshot_delete(found[0]["id"], name)  # type: ignore[attr-defined]
+    except (OSError, QobraError) as error:
+        raise ToolError(f"Could not delete snapshot '{name}': {reason(error)}")
+
+
+_ACTIONS = {"c": _create, "a": _apply, "d": _delete}
