@@ -265,11 +265,11 @@ def _add_user(
     shared: int,
 ) -> None:
     for other, other_name, other_perm, other_shared in users[node]:
-        for taker, taker_name, taken, refuser, refuser_name, refused in (
-            (user, name, perm, other, other_name, perm & ~other_shared),
-            (other, other_name, other_perm, user, name, other_perm & ~shared),
+        # Where each disturbs the other, the one who was there is named as the one who needs, as in QEMU.
+        for taker, taker_name, refuser, refuser_name, refused in (
+            (other, other_name, user, name, other_perm & ~shared),
+            (user, name, other, other_name, perm & ~other_shared),
         ):
-            del taken
             if refused:
                 raise QobraError(
                     f"Permission conflict on node '{node.node_name}': permissions '{permissions.texts(refused)}' are "
