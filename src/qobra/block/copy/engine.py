@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 OnError = Callable[[CopyFailed, int, int], bool]
 
+NEAR_HELPERS = 2
+"""Chunks in flight between local files: one is read while another is written."""
 FAR_HELPERS = 8
 """Chunks in flight where an end is not a local file."""
 COMPRESS_HELPERS = 2
@@ -101,11 +103,11 @@ def suggested_helpers(source: BlockNode, target: BlockNode, compress: bool = Fal
     """Chunks in flight that suit the two ends."""
     if compress:
         return COMPRESS_HELPERS
-    return 1 if _is_local(source) and _is_local(target) else FAR_HELPERS
+    return NEAR_HELPERS if _is_local(source) and _is_local(target) else FAR_HELPERS
 
 
 def _is_local(node: BlockNode) -> bool:
-    """Whether all that lies under ``node`` is in local files, where one thread at a time is quickest."""
+    """Whether all that lies under ``node`` is in local files."""
     pending = [node]
     while pending:
         each = pending.pop()

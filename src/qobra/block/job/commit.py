@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import default_granularity
-from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
-from qobra.block.copy.ranges import allocated_above, in_chunks
+from qobra.block.copy.chunk import ChunkCopier, CopyFailed
+from qobra.block.copy.engine import suggested_helpers
+from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
 from qobra.block.filter.placing import insert_filter, take_out_filter
 from qobra.block.job.block_job import REPORT, BlockJob, device_name
 from qobra.block.job.chain import chain, contains, find_by_name, find_overlay, next_below, set_read_only, skip_filters
 from qobra.block.job.mirror import MirrorPlan
 from qobra.block.job.start_mirror import root_node, start_mirror
+from qobra.block.job.sweep import Sweep
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 Options = dict[str, Any]
-
-_STEP = 1 << 30
 
 
 class CommitJob(BlockJob):
@@ -92,37 +92,21 @@ class CommitJob(BlockJob):
     def run(self) -> None:
         top, base = self._top, self._base
         self.total = top.length
-        slots = ThreadSlots((*self._edges, *self._roots))
-        copier = ChunkCopier(top, base)
-        try:
-            if base.length < top.length:
-                with slots.entered():
-                    base.truncate(top.length)
-            for step in range(0, top.length, _STEP):
-                self.pause_point()
-                end = min(top.length, step + _STEP)
-                with slots.entered():
-                    held = list(allocated_above(top, base, step, end))
-                for offset, length in in_chunks(held, CHUNK_SIZE):
-                    self.current = offset
-                    self._copy(copier, slots, offset, length)
-                    self.current = offset + length
-                    self.throttle(length)
-                self.current = end
-        finally:
+        roots = (*self._edges, *self._roots)
+        if base.length < top.length:
+            slots = ThreadSlots(roots)
+            with slots.entered():
+                base.truncate(top.length)
             slots.close()
+        copier = ChunkCopier(top, base)
+        Sweep(self, roots, suggested_helpers(top, base)).run(
+            top.length, lambda start, end: list(allocated_above(top, base, start, end)), copier.copy, self._failed
+        )
 
-    def _copy(self, copier: ChunkCopier, slots: ThreadSlots, offset: int, length: int) -> None:
-        while True:
-            try:
-                with slots.entered():
-                    copier.copy(offset, length)
-                return
-            except CopyFailed as failure:
-                if self.error_action(self._on_error, failure.is_read, failure.error) == REPORT:
-                    raise failure.error
-                # Stopped or ignored: once it goes on, the same again, but not in a tight loop.
-                self.park(10_000_000)
+    def _failed(self, failure: CopyFailed) -> bool:
+        if self.error_action(self._on_error, failure.is_read, failure.error) == REPORT:
+            raise failure.error
+        return True
 
     def prepare(self) -> None:
         layer, base, filter_node = self.layer, self._base, self._filter

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
-from qobra.block.copy.chunk import CHUNK_SIZE
-from qobra.block.copy.ranges import allocated_above, in_chunks
-from qobra.block.copy.slots import ThreadSlots
+from qobra.block.copy.chunk import CopyFailed
+from qobra.block.copy.engine import suggested_helpers
+from qobra.block.copy.ranges import allocated_above
 from qobra.block.filter.copy_on_read import CopyOnReadNode
 from qobra.block.filter.placing import insert_filter, remove_filter, take_out_filter
 from qobra.block.job.block_job import REPORT, STOP, BlockJob
 from qobra.block.job.chain import chain, contains, find_by_name, find_overlay, next_below, set_read_only, skip_filters
+from qobra.block.job.sweep import Sweep
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 Options = dict[str, Any]
 
 _SHARED = permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED
-_STEP = 1 << 30
 
 
 class StreamJob(BlockJob):
@@ -41,6 +41,7 @@ class StreamJob(BlockJob):
     ) -> None:
         self._filter: CopyOnReadNode = filter_node
         self._in_place = True
+        self._ignored: QobraError | OSError | None = None
         self._target = filter_node.file
         self._base = base
         self._above_base = above_base
@@ -66,44 +67,29 @@ class StreamJob(BlockJob):
             raise
 
     def run(self) -> None:
-        target = skip_filters(self._target)
-        if target is self._above_base:
+        target, base = skip_filters(self._target), self._base
+        below = next_below(target)
+        if target is self._above_base or below is None:
             return  # there is nothing between the two
         self.total = self._target.length
-        ignored: QobraError | OSError | None = None
-        slots = ThreadSlots(self._edges)
-        below = next_below(target)
-        try:
-            for step in range(0, self.total, _STEP):
-                self.pause_point()
-                end = min(self.total, step + _STEP)
-                with slots.entered():
-                    wanted = [] if below is None else list(allocated_above(below, self._base, step, end))
-                for offset, length in in_chunks(wanted, CHUNK_SIZE):
-                    self.current = offset
-                    ignored = self._copy(slots, offset, length) or ignored
-                    self.current = offset + length
-                    self.throttle(length)
-                self.current = end
-        finally:
-            slots.close()
-        if ignored is not None:
+        Sweep(self, self._edges, suggested_helpers(target, target)).run(
+            self.total,
+            lambda start, end: list(allocated_above(below, base, start, end)),
+            lambda offset, length: self._filter.copy_up(offset, length, base),
+            self._failed,
+        )
+        if self._ignored is not None:
             # The image is not complete, so it must keep its backing file.
-            raise ignored
+            raise self._ignored
 
-    def _copy(self, slots: ThreadSlots, offset: int, length: int) -> QobraError | OSError | None:
-        while True:
-            try:
-                with slots.entered():
-                    self._filter.copy_up(offset, length, self._base)
-                return None
-            except (OSError, QobraError) as error:
-                action = self.error_action(self._on_error, True, error)
-                if action == REPORT:
-                    raise
-                if action != STOP:
-                    return error
-                self.park(0)
+    def _failed(self, failure: CopyFailed) -> bool:
+        action = self.error_action(self._on_error, True, failure.error)
+        if action == REPORT:
+            raise failure.error
+        if action == STOP:
+            return True
+        self._ignored = self._ignored or failure.error
+        return False
 
     def prepare(self) -> None:
         layer = self.layer

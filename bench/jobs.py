@@ -1,0 +1,198 @@
+"""Jobs: backup, mirror, stream and commit of a half-full qcow2 image against qemu-storage-daemon's.
+
+    python bench/jobs.py [--runs 3] [--size 4G] [--rows backup,mirror,stream,commit,merge] [--json FILE]
+
+Each run has fresh images, page-cached, and the runs are interleaved. For each row the medians in seconds and their
+ratio (above 1: Qobra is faster) are printed with the goal; ``merge`` is the time for merging two bitmaps of a 1 TiB
+disk, in milliseconds. The exit code is 1 if a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+GOAL = 1.3
+MERGE_GOAL_MS = 50.0
+ROWS = ("backup", "mirror", "stream", "commit", "merge")
+
+DAEMONS = {
+    "qobra": [sys.executable, "-c", "import sys; from qobra.cli.storage_daemon import main; sys.exit(main())"],
+    "qemu": ["qemu-storage-daemon"],
+}
+
+
+class Daemon:
+    """A storage daemon and a connection to it."""
+
+    def __init__(self, command: list[str], directory: str) -> None:
+        path = os.path.join(directory, "qmp")
+        if os.path.exists(path):
+            os.unlink(path)
+        listening = f"socket,id=c,path={path},server=on,wait=off"
+        self.process = subprocess.Popen(
+            [*command, "--chardev", listening, "--monitor", "chardev=c"], stderr=subprocess.DEVNULL
+        )
+        self.sock = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                self.sock.connect(path)
+                break
+            except OSError:
+                time.sleep(0.001)
+        self.lines = self.sock.makefile("rb")
+        self.lines.readline()
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Run a command; events on the way are dropped."""
+        names = {name.replace("_", "-"): value for name, value in arguments.items()}
+        self.sock.sendall(json.dumps({"execute": command, "arguments": names}).encode())
+        while True:
+            answer = json.loads(self.lines.readline())
+            if "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']['desc']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def job_seconds(self, command: str, **arguments: Any) -> float:
+        """How long a job takes to its end, or until it is ready."""
+        begin = time.perf_counter()
+        self.execute(command, job_id="j", auto_dismiss=False, **arguments)
+        while True:
+            job = self.execute("query-jobs")[0]
+            if job["status"] in ("concluded", "ready"):
+                assert "error" not in job, job
+                return time.perf_counter() - begin
+            time.sleep(0.01)
+
+    def add(self, name: str, path: str, backing: str | None = None) -> None:
+        """Open a qcow2 image as a node."""
+        file = {"driver": "file", "filename": path}
+        self.execute("blockdev-add", driver="qcow2", node_name=name, file=file, backing=backing)
+
+    def close(self) -> None:
+        """End the daemon, whatever it still does."""
+        self.sock.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def main() -> int:
+    """Run, print, and say whether every goal was reached."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--size", default="4G")
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    for program in ("qemu-storage-daemon", "qemu-img", "qemu-io"):
+        if shutil.which(program) is None:
+            print(f"bench/jobs.py: {program} is not installed", file=sys.stderr)
+            return 2
+    with tempfile.TemporaryDirectory(prefix="qobra-bench-") as directory:
+        return bench(directory, arguments)
+
+
+def bench(directory: str, arguments: argparse.Namespace) -> int:
+    """Measure the rows that were asked for, with images in ``directory``."""
+    units = {"M": 1 << 20, "G": 1 << 30}
+    size = int(arguments.size[:-1]) * units[arguments.size[-1]]
+    full = os.path.join(directory, "full")
+    run("qemu-img", "create", "-q", "-f", "qcow2", full, str(size))
+    step = 64 << 20
+    writes = [f"write -q -P {1 + offset // step % 200} {offset} {step // 2}" for offset in range(0, size, step)]
+    run("qemu-io", *(part for write in writes for part in ("-c", write)), full)
+    rows: dict[str, dict[str, float]] = {}
+    missed = False
+    for row in arguments.rows.split(","):
+        if row == "merge":
+            took = merge_ms()
+            rows[row] = {"qobra_ms": took}
+            met = took <= MERGE_GOAL_MS
+            print(f"{row:8} {took:9.1f} ms  goal {MERGE_GOAL_MS:g} ms {'' if met else 'MISSED'}")
+            missed = missed or not met
+            continue
+        times: dict[str, list[float]] = {name: [] for name in DAEMONS}
+        for _ in range(arguments.runs):
+            for name, command in DAEMONS.items():
+                times[name].append(one(directory, command, row, full, size))
+        medians = {name: statistics.median(each) for name, each in times.items()}
+        ratio = medians["qemu"] / medians["qobra"]
+        rows[row] = {**medians, "ratio": ratio}
+        met = ratio >= GOAL
+        missed = missed or not met
+        print(
+            f"{row:8} qobra {medians['qobra']:7.3f} s  qemu {medians['qemu']:7.3f} s  ratio {ratio:5.2f}  "
+            f"goal {GOAL:g} {'' if met else 'MISSED'}",
+            flush=True,
+        )
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(rows, file, indent=2)
+    return 1 if missed else 0
+
+
+def one(directory: str, command: list[str], row: str, full: str, size: int) -> float:
+    """Seconds of one job on fresh images."""
+    source, other = os.path.join(directory, "source"), os.path.join(directory, "other")
+    for path in (source, other):
+        if os.path.exists(path):
+            os.unlink(path)
+    if row != "stream":
+        shutil.copyfile(full, source)
+    if row in ("backup", "mirror", "commit"):
+        run("qemu-img", "create", "-q", "-f", "qcow2", other, str(size))
+    os.sync()
+    daemon = Daemon(command, directory)
+    try:
+        if row == "stream":
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", full, source, str(size))
+            daemon.add("base", full)
+            daemon.add("source", source, "base")
+            return daemon.job_seconds("block-stream", device="source")
+        if row == "commit":
+            daemon.add("base", other)
+            daemon.add("source", source, "base")
+            return daemon.job_seconds("block-commit", device="source")
+        daemon.add("source", source)
+        daemon.add("target", other)
+        return daemon.job_seconds(f"blockdev-{row}", device="source", target="target", sync="full")
+    finally:
+        daemon.close()
+
+
+def merge_ms() -> float:
+    """Milliseconds for merging two bitmaps of a 1 TiB disk, 64 KiB granularity, a third of it dirty in each."""
+    from qobra.block.bitmap import DirtyBitmap
+    from qobra.block.layer import BlockLayer
+
+    layer = BlockLayer()
+    node = layer.add_node({"driver": "null-co", "node-name": "disk", "size": 1 << 40})
+    bitmaps = [DirtyBitmap(node, name, 65536, enabled=False) for name in ("one", "two")]
+    for index, bitmap in enumerate(bitmaps):
+        for offset in range(index << 20, 1 << 40, 3 << 20):
+            bitmap.set(offset, 1 << 20)
+    begin = time.perf_counter()
+    bitmaps[0].merge(bitmaps[1])
+    took = (time.perf_counter() - begin) * 1e3
+    layer.close()
+    return took
+
+
+def run(*command: str) -> None:
+    """Run a program that has to succeed."""
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

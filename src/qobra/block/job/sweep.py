@@ -1,0 +1,86 @@
+"""One pass over an image, chunk after chunk, with some in flight: the work of commit and stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from qobra.block.copy.chunk import CHUNK_SIZE, CopyFailed
+from qobra.block.copy.pool import CopyPool
+from qobra.block.copy.ranges import in_chunks
+from qobra.block.copy.slots import ThreadSlots
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.backend import BlockBackend
+    from qobra.block.job.block_job import BlockJob
+
+STEP = 1 << 30
+"""Bytes whose map is asked for at a time."""
+RETRY_NS = 10_000_000
+"""Rest before a chunk that failed is tried again, so that it is not in a tight loop."""
+
+Find = Callable[[int, int], list[tuple[int, int]]]
+Failed = Callable[[CopyFailed], bool]
+
+
+class Sweep:
+    """Copies with ``work(offset, length)`` what ``find(offset, end)`` says, all of ``length`` bytes.
+
+    ``failed(failure)`` is called in the job's thread for each chunk that failed: True to try it again, False to leave
+    it out; or it raises, which ends the pass. ``roots`` are entered for the finding and for each chunk.
+    """
+
+    def __init__(self, job: BlockJob, roots: Sequence[BlockBackend], helpers: int) -> None:
+        self._job = job
+        self._slots = ThreadSlots(roots)
+        self._helpers = helpers
+        self._failures: list[tuple[int, int, CopyFailed]] = []
+
+    def run(self, length: int, find: Find, work: Callable[[int, int], object], failed: Failed) -> None:
+        """Make the pass. Raises what ``failed`` raises, and JobCancelled."""
+        job = self._job
+
+        def guarded(offset: int, size: int) -> None:
+            with self._slots.entered():
+                try:
+                    work(offset, size)
+                except (OSError, QobraError) as error:
+                    raise CopyFailed(error, True)
+
+        pool = CopyPool(guarded, self._done, self._helpers)
+        try:
+            for step in range(0, length, STEP):
+                job.pause_point()
+                end = min(length, step + STEP)
+                with self._slots.entered():
+                    wanted = find(step, end)
+                for offset, size in in_chunks(wanted, CHUNK_SIZE):
+                    job.current = max(job.current, offset)
+                    pool.submit(offset, size)
+                    self._settle(pool, failed)
+                    job.throttle(size)
+                    if job.pause_count:
+                        pool.wait_idle()
+                pool.wait_idle()
+                self._settle(pool, failed)
+                job.current = end
+        finally:
+            pool.close()
+            self._slots.close()
+
+    def _done(self, offset: int, length: int, failure: CopyFailed | None) -> None:
+        if failure is None:
+            self._job.current = max(self._job.current, offset + length)
+        else:
+            self._failures.append((offset, length, failure))
+
+    def _settle(self, pool: CopyPool, failed: Failed) -> None:
+        while self._failures:
+            pool.wait_idle()
+            failures, self._failures = self._failures, []
+            for offset, length, failure in failures:
+                if failed(failure):
+                    self._job.park(RETRY_NS)
+                    pool.submit(offset, length)
+            pool.wait_idle()
