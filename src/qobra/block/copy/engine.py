@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 OnError = Callable[[CopyFailed, int, int], bool]
 
-NEAR_HELPERS = 2
-"""Chunks in flight between local files: one is read while another is written."""
+NEAR_HELPERS = 4
+"""Chunks in flight between local files: some are read while others are written."""
 FAR_HELPERS = 8
 """Chunks in flight where an end is not a local file."""
 COMPRESS_HELPERS = 2
