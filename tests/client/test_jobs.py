@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,36 @@ def test_an_id_used_again_is_a_new_job(scripted: Scripted) -> None:
         backup(server, *status("created", "running"), block("COMPLETED"), *status("concluded", "null"))
         client.execute("backup")
         client.jobs["j"].wait()
+
+
+def running_then_over(server: Any) -> None:
+    """Let the server tell that a job is running, and with the same packet that it is over."""
+    info = {"id": "j", "type": "create", "status": "running", "current-progress": 0, "total-progress": 1}
+
+    def query(request: dict[str, Any]) -> None:
+        messages: list[Any] = [{"return": [info], "id": request["id"]}]
+        messages += [{"event": name, "data": data} for name, data in status("waiting", "null")]
+        server.send(b"".join(json.dumps(message).encode() + b"\r\n" for message in messages))
+
+    server.answers["query-jobs"] = query
+
+
+def test_an_answer_does_not_undo_the_events_behind_it(scripted: Scripted) -> None:
+    server = scripted()
+    running_then_over(server)
+    with SyncClient.connect(server.client_end) as client:
+        assert client.jobs["j"].wait(timeout=10).status == "null"
+
+
+def test_an_answer_does_not_undo_the_events_behind_it_with_asyncio(scripted: Scripted) -> None:
+    server = scripted()
+    running_then_over(server)
+
+    async def test() -> None:
+        async with await Client.connect(server.client_end) as client:
+            assert (await client.jobs["j"].wait(timeout=10)).status == "null"
+
+    asyncio.run(asyncio.wait_for(test(), 30))
 
 
 def test_no_such_job(scripted: Scripted) -> None:

@@ -35,8 +35,6 @@ class Jobs:
         except CommandNotFound:
             block_jobs = await self._client.execute("query-block-jobs")
             jobs = [{**info, "id": info["device"]} for info in block_jobs]
-        for info in jobs:
-            self._client._exchange.jobs.state(info["id"]).update(info)
         return jobs
 
 
@@ -57,11 +55,9 @@ class Job:
 
     async def refresh(self) -> JobState:
         """Ask the server. Raises JobNotFound if it knows no such job and none was heard of."""
-        jobs = await self._client.jobs.query()
-        if not any(info["id"] == self.id for info in jobs) and not self.state.ended:
-            if self.state.status == "unknown":
-                raise JobNotFound(self.id, "there is no such job")
-            self.state.status = "null"
+        await self._client.jobs.query()
+        if self.state.status == "unknown":
+            raise JobNotFound(self.id, "there is no such job")
         return self.state
 
     async def wait(self, timeout: float | None = None) -> JobState:

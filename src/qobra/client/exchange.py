@@ -93,6 +93,8 @@ class Exchange:
         request = self._pending.pop(request_id, None) if isinstance(request_id, int) else None
         if request is not None:
             request.response = message
+            # Now, not when whoever asked looks at it: events behind the answer may tell newer things.
+            self.jobs.answered(request.command, message.get("return"))
             if request.on_end is not None:
                 request.on_end()
 

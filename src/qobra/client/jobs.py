@@ -121,6 +121,19 @@ class JobTracker:
             elif event.name == "BLOCK_JOB_READY":
                 state.status = "ready"
 
+    def answered(self, command: str, result: Any) -> None:
+        """Take note of what a command returned if it lists jobs."""
+        if command not in ("query-jobs", "query-block-jobs") or not isinstance(result, list):
+            return
+        listed = {info.get("id") or info.get("device"): info for info in result}
+        for job_id, info in listed.items():
+            self.state(job_id).update(info)
+        # Where both commands exist the older one leaves out the jobs that are no block jobs.
+        if command == "query-jobs" or not self.has_status_events:
+            for job_id, state in self.states.items():
+                if job_id not in listed and state.status != "unknown":
+                    state.status = "null"
+
     def _begin(self, job_id: str) -> None:
         self.states.pop(job_id, None)
         if len(self.states) >= MAX_STATES:
