@@ -13,13 +13,15 @@ from qobra.client.address import SshAddress, TcpAddress, UnixAddress, parse_addr
     [
         ("/run/vm.sock", UnixAddress("/run/vm.sock")),
         ("./vm.sock", UnixAddress("./vm.sock")),
+        ("vm.sock", UnixAddress("vm.sock")),
+        ("./a:1", UnixAddress("./a:1")),
         ("unix:vm.sock,server=on,wait=off", UnixAddress("vm.sock")),
         ("@abstract", UnixAddress("@abstract")),
         ("localhost:4444", TcpAddress("localhost", 4444)),
         (":4444", TcpAddress("localhost", 4444)),
         ("tcp:[::1]:4444", TcpAddress("::1", 4444)),
         ("ssh://root@host/run/vm.sock", SshAddress("root@host", None, UnixAddress("/run/vm.sock"))),
-        ("ssh://host:2222/run/vm:1", SshAddress("host", 2222, UnixAddress("/run/vm:1"))),
+        ("ssh://host:2222/run/vm:1", SshAddress(2222, UnixAddress("/run/vm:1"))),
         ("ssh://[fe80::1]:22/localhost:4444", SshAddress("fe80::1", 22, TcpAddress("localhost", 4444))),
     ],
 )
@@ -29,7 +31,7 @@ def test_parse(text: str, address: object) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "unix:", "host", "host:99999", "tcp:host", "ssh://host", "ssh:///x", "ssh://-oProxy=x/y", "ssh://h:x/y"],
+    ["", "unix:", "host:99999", "tcp:host", "ssh://host", "ssh:///x", "ssh://-oProxy=x/y", "ssh://h:x/y"],
 )
 def test_refused(text: str) -> None:
     with pytest.raises(ConnectError):

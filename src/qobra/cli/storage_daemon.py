@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
+HELP = "serve block nodes, exports and QMP without a machine (qemu-storage-daemon's command line)"
+
 _OPTIONS = (
     Option("blockdev"),
     Option("chardev"),

@@ -1,7 +1,7 @@
 """Where a QMP server listens.
 
 =============================  ==============================================
-``/run/vm.sock``, ``unix:…``   a unix socket
+``vm.sock``, ``unix:vm.sock``  a unix socket
 ``host:port``, ``tcp:…``       TCP; IPv6 addresses in brackets
 ``ssh://[user@]host[:port]/run/vm.sock``     a unix socket on another host, forwarded by ssh
 ``ssh://[user@]host[:port]/remotehost:port``   a TCP port as that host reaches it, forwarded by ssh
@@ -62,9 +62,10 @@ def parse_address(text: str) -> Address:
             return UnixAddress(path)
     elif text.startswith("tcp:"):
         return _parse_tcp(text[4:].split(",", 1)[0], text)
-    elif "/" in text or text.startswith("@"):
-        return UnixAddress(text)
-    elif ":" in text:
+    elif text.startswith("@") or "/" in text or ":" not in text:
+        if text:
+            return UnixAddress(text)
+    else:
         return _parse_tcp(text, text)
     raise ConnectError(f"'{text}' is not the address of a QMP server: give unix:PATH, HOST:PORT or ssh://HOST/PATH")
 
