@@ -68,7 +68,7 @@ class NbdExport(Export):
             flags |= p.FLAG_SEND_TRIM | p.FLAG_SEND_WRITE_ZEROES | p.FLAG_SEND_FAST_ZERO
         else:
             flags |= p.FLAG_READ_ONLY
-        if not self.writable or self._server.max_connections != 1:
+        if self._server.max_connections != 1:
             # All connections share one node and its caches, so a flush on one is a flush of all.
             flags |= p.FLAG_CAN_MULTI_CONN
         if structured:

@@ -1,0 +1,128 @@
+"""Serve one image over NBD until the last client has left, or for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.backend import BlockBackend
+from qobra.block.export.nbd.server import NbdServer
+from qobra.cli._tool.report import Program, ToolError
+from qobra.errors import QobraError, strerror
+
+if TYPE_CHECKING:
+    from qobra.block.export.nbd.connection import Connection
+    from qobra.block.layer import BlockLayer
+
+EXPORT_ID = "qobra-nbd-export"
+FIRST_ACTIVATION_FD = 3
+
+
+class Server(NbdServer):
+    """Tells when the last client that had chosen an export has left."""
+
+    def __init__(self, layer: BlockLayer, **arguments: Any) -> None:
+        super().__init__(layer, **arguments)
+        self.left = threading.Event()
+
+    def ended(self, connection: Connection) -> None:
+        """See :meth:`NbdServer.ended`."""
+        chose = getattr(connection, "export", None) is not None
+        super().ended(connection)
+        if chose and not self.connections:
+            self.left.set()
+
+
+def start(
+    layer: BlockLayer,
+    backend: BlockBackend,
+    address: dict[str, Any],
+    *,
+    writable: bool,
+    name: str,
+    description: str,
+    bitmap: str | None,
+    allocation_depth: bool,
+    shared: int,
+    tls_creds: str | None,
+    tls_authz: str | None,
+) -> Server:
+    """Export the node in ``backend`` and listen at ``address`` (none: only what is handed to the server is served)."""
+    if tls_creds is not None:
+        try:
+            server = Server(layer, tls_creds=tls_creds, tls_authz=tls_authz, max_connections=shared)
+        except QobraError as error:
+            raise ToolError(f"Failed to get TLS creds: {error}")
+    else:
+        server = Server(layer, max_connections=shared)
+    layer.exports.nbd_server = server
+    options: dict[str, Any] = {
+        "type": "nbd",
+        "id": EXPORT_ID,
+        "node-name": backend.inserted().node_name,
+        "name": name,
+        "description": description,
+        "writable": writable,
+        "writethrough": not backend.writeback,
+        "allocation-depth": allocation_depth,
+    }
+    if bitmap is not None:
+        options["bitmaps"] = [bitmap]
+    layer.exports.add(options)
+    if address:
+        server.listen(address, int)
+    return server
+
+
+def wait(server: Server, *, persistent: bool) -> None:
+    """Wait until a signal ends the server or, unless ``persistent``, the last client has left."""
+    ended = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        ended.set()
+        server.left.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    while not ended.is_set():
+        server.left.wait()
+        if not persistent:
+            return
+        server.left.clear()
+
+
+def activation_address(program: Program, explicit: bool) -> dict[str, Any] | None:
+    """The socket that a service manager has passed (sd_listen_fds(3)), or None. Raises ToolError."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    try:
+        count = int(os.environ.get("LISTEN_FDS", "0"))
+    except ValueError:
+        count = 0
+    if count == 0:
+        return None
+    if explicit:
+        raise ToolError("Socket activation and -p/-b/-k cannot be used together")
+    if count != 1:
+        raise ToolError(f"{program.name} does not support socket activation with LISTEN_FDS > 1")
+    return {"type": "fd", "str": str(FIRST_ACTIVATION_FD)}
+
+
+def write_pid_file(path: str) -> int:
+    """Write the process id into ``path`` and keep it locked; the descriptor. Raises ToolError."""
+    import fcntl
+
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ToolError(f"Could not create '{path}': {strerror(error)}")
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ToolError(f"cannot create PID file: Cannot lock '{path}': it is in use by another process")
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd

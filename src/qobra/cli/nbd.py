@@ -1,0 +1,318 @@
+"""``qobra-nbd``: serve an image over NBD, list what a server has, with qemu-nbd's command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.cache_modes import CACHE_MODES
+from qobra.cli._tool.opening import Images
+from qobra.cli._tool.report import Program, ToolError, flush_output
+from qobra.errors import QobraError, strerror
+from qobra.getopt import UsageError, parse
+
+if TYPE_CHECKING:
+    from qobra.block.backend import BlockBackend
+
+HELP = "serve an image over NBD (qemu-nbd's command line)"
+
+_USAGE = """\
+Usage: {name} [OPTIONS] FILE
+  or:  {name} -L [OPTIONS]
+Serve a disk image over NBD
+
+  -h, --help                display this help and exit
+  -V, --version             output version information and exit
+
+Connection:
+  -p, --port=PORT           port to listen on (10809)
+  -b, --bind=IFACE          address to bind to (0.0.0.0)
+  -k, --socket=PATH         unix socket to listen on instead
+  -e, --shared=NUM          how many clients may be connected (1); 0 for any number
+  -t, --persistent          go on when the last client has left
+  -v, --verbose             accepted
+  -x, --export-name=NAME    name of the export (empty)
+  -D, --description=TEXT    description of the export
+
+What is served:
+  -o, --offset=OFFSET       begin at this byte of the image
+  -A, --allocation-depth    tell from which image of the chain data comes
+  -B, --bitmap=NAME         tell what a persistent dirty bitmap has
+
+General:
+  -L, --list                list the exports of another server
+  --object TYPE,id=ID,...   create an object first, as a 'secret'
+  --tls-creds=ID            credentials object for TLS
+  --tls-hostname=NAME       name to check a server's certificate against, with -L
+  --tls-authz=ID            authorization object for clients
+  -T, --trace PATTERN       accepted
+  --fork                    go to the background once the server is running
+  --pid-file=PATH           write the process id there
+
+The kernel's client:
+  -c, --connect=DEV         let the kernel use the image as the block device DEV
+  -d, --disconnect          disconnect the device FILE
+
+Image:
+  -f, --format=FORMAT       format (raw, qcow2, ...)
+  -r, --read-only           serve it read-only
+  -s, --snapshot            write to a temporary file instead
+  -l, --load-snapshot=SNAP  serve an internal snapshot, by id or name or as
+                            'snapshot.id=ID,snapshot.name=NAME'
+  -n, --nocache             past the host's cache
+      --cache=MODE          none, writeback, writethrough, directsync or unsafe
+      --aio=MODE            threads, native or io_uring (accepted)
+      --discard=MODE        ignore or unmap
+      --detect-zeroes=MODE  off, on or unmap
+      --image-opts          FILE is a list of options
+"""
+
+_SHORT = "hVb:o:p:rsnc:dvk:e:f:tl:x:T:D:AB:L"
+_LONG = (
+    "help|h", "version|V", "bind=|b", "port=|p", "socket=|k", "offset=|o", "read-only|r", "allocation-depth|A",
+    "bitmap=|B", "connect=|c", "disconnect|d", "list|L", "snapshot|s", "load-snapshot=|l", "nocache|n", "cache=", "aio=",
+    "discard=", "detect-zeroes=", "shared=|e", "format=|f", "persistent|t", "verbose|v", "object=", "export-name=|x",
+    "description=|D", "tls-creds=", "tls-hostname=", "tls-authz=", "image-opts", "trace=|T", "fork", "pid-file=",
+    "selinux-label=",
+)  # fmt: skip
+
+DEFAULT_PORT = "10809"
+DEFAULT_BIND = "0.0.0.0"
+MAX_STRING = 4096
+AIO_MODES = ("threads", "native", "io_uring")
+DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
+
+
+def main(argv: list[str] | None = None, name: str | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    if argv is not None:
+        return run(name or "qobra-nbd", argv)
+    from qobra.cli._tool.process import run_program
+
+    return run_program(lambda: run(name or sys.argv[0], sys.argv[1:]))
+
+
+def run(called: str, arguments: list[str]) -> int:
+    """Serve, list or connect, as ``arguments`` say."""
+    program = Program(os.path.basename(called))
+    try:
+        options, operands = parse(arguments, _SHORT, _LONG, raw_texts=True)
+    except UsageError as error:
+        flush_output()
+        sys.stderr.write(f"{called}: {error}\n")
+        return program.fail(ToolError(f"Try `{called} --help' for more information."))
+    try:
+        return Task(program, called, options, operands).run()
+    except ToolError as error:
+        return program.fail(error)
+    except QobraError as error:
+        return program.fail(ToolError(str(error)))
+    except OSError as error:
+        return program.fail(ToolError(strerror(error)))
+
+
+class Task:
+    """One run of the program."""
+
+    def __init__(self, program: Program, called: str, options: list[tuple[str, str]], operands: list[str]) -> None:
+        self._program = program
+        self._called = called
+        self._options = options
+        self._given = dict(options)
+        self._operands = operands
+        self._images = Images(program)
+
+    def run(self) -> int:
+        """Returns the exit status."""
+        given = self._given
+        if "h" in given:
+            print(_USAGE.format(name=self._called), end="")
+            return 0
+        if "V" in given:
+            from qobra import __version__
+            from qobra.cli._tool.report import QEMU_VERSION
+
+            print(f"{self._program.name} {QEMU_VERSION} (Qobra {__version__})")
+            return 0
+        self._check()
+        for option, value in self._options:
+            if option == "object":
+                self._images.add_object(value)
+        self._images.create_objects()
+        if "L" in given:
+            return self._list()
+        if len(self._operands) != 1:
+            raise ToolError(f"Invalid number of arguments\nTry `{self._called} --help' for more information.")
+        if "d" in given:
+            from qobra.cli._nbd.kernel import disconnect
+
+            disconnect(self._operands[0])
+            print(f"{self._operands[0]} disconnected")
+            return 0
+        return self._serve(self._operands[0])
+
+    def _check(self) -> None:
+        """Refuse values that cannot be. Raises ToolError in QEMU's words."""
+        given = self._given
+        if "n" in given and "cache" in given or self._count("cache") > 1:
+            raise ToolError("-n and --cache can only be specified once")
+        if given.get("cache", "writeback") not in CACHE_MODES:
+            raise ToolError(f"Invalid cache mode `{given['cache']}'")
+        if given.get("aio", "threads") not in AIO_MODES:
+            raise ToolError(f"Invalid aio mode '{given['aio']}'")
+        if given.get("discard", "ignore") not in DISCARD_MODES:
+            raise ToolError(f"Invalid discard mode `{given['discard']}'")
+        mode = given.get("detect-zeroes", "off")
+        if mode not in ("off", "on", "unmap"):
+            raise ToolError(f"Failed to parse detect_zeroes mode: invalid parameter value: {mode}")
+        if mode == "unmap" and DISCARD_MODES[given.get("discard", "ignore")] != "unmap":
+            raise ToolError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+        self._number("o", "offset")
+        self._number("e", "shared device number")
+        if "k" in given and not given["k"].startswith("/"):
+            raise ToolError("socket path must be absolute")
+        for option, what in (("x", "name"), ("D", "description")):
+            if len(given.get(option, "").encode("utf-8", "surrogateescape")) > MAX_STRING:
+                raise ToolError(f"export {what} '{given[option]}' too long")
+        if "selinux-label" in given:
+            raise ToolError("SELinux labels are not supported")
+        if "tls-authz" in given and "tls-creds" not in given:
+            raise ToolError("--tls-authz is not permitted without --tls-creds")
+        if "L" in given and self._operands:
+            raise ToolError("List mode is incompatible with a file name")
+        if "f" in given and "image-opts" in given:
+            raise ToolError("--image-opts and -f are mutually exclusive")
+        if "c" in given and "tls-creds" in given:
+            raise ToolError("TLS is not supported with a host device")
+
+    def _count(self, option: str) -> int:
+        return sum(name == option for name, _value in self._options)
+
+    def _number(self, option: str, what: str) -> int:
+        text = self._given.get(option)
+        if text is None:
+            return 0
+        try:
+            value = int(text, 0)
+        except ValueError:
+            value = -1
+        if value < 0:
+            raise ToolError(f"Invalid {what} '{text}'")
+        return value
+
+    @property
+    def _address(self) -> dict[str, Any]:
+        given = self._given
+        if "k" in given:
+            return {"type": "unix", "path": given["k"]}
+        return {"type": "inet", "host": given.get("b", DEFAULT_BIND), "port": given.get("p", DEFAULT_PORT)}
+
+    def _list(self) -> int:
+        from qobra.cli._nbd.listing import print_list
+
+        context = None
+        if "tls-creds" in self._given:
+            from qobra.crypto.tls import find_creds
+
+            try:
+                context = find_creds(
+                    self._images.layer.find_object, self._given["tls-creds"], "client"
+                ).client_context()
+            except QobraError as error:
+                raise ToolError(f"Failed to get TLS creds: {error}")
+        print_list(self._address, context, self._given.get("tls-hostname"))
+        return 0
+
+    def _serve(self, filename: str) -> int:
+        from qobra.cli._nbd.serve import activation_address, start, wait, write_pid_file
+
+        given = self._given
+        activated = activation_address(self._program, any(each in given for each in "pbk"))
+        background = None
+        if "fork" in given or ("c" in given and "v" not in given):
+            from qobra.cli._nbd.background import fork
+
+            background = fork()
+            self._images = self._fresh_images()
+        backend = self._open(filename)
+        device = given.get("c")
+        server = start(
+            self._images.layer,
+            backend,
+            {} if device is not None else activated or self._address,
+            writable="r" not in given and "l" not in given,
+            name=given.get("x", ""),
+            description=given.get("D", ""),
+            bitmap=given.get("B"),
+            allocation_depth="A" in given,
+            shared=self._number("e", "shared device number") if "e" in given else 1,
+            tls_creds=given.get("tls-creds"),
+            tls_authz=given.get("tls-authz"),
+        )
+        if device is not None:
+            from qobra.cli._nbd.kernel import connect
+
+            connect(server, device, given.get("x", ""))
+            print(f"NBD device {device} is now connected to {filename}")
+            flush_output()
+        if "pid-file" in given:
+            write_pid_file(given["pid-file"])
+        if background is not None:
+            background.running()
+        wait(server, persistent="t" in given)
+        self._images.layer.exports.close()
+        backend.remove()
+        self._images.close()
+        return 0
+
+    def _fresh_images(self) -> Images:
+        """What was made before the fork has its threads in the parent."""
+        images = Images(self._program)
+        for option, value in self._options:
+            if option == "object":
+                images.add_object(value)
+        images.create_objects()
+        return images
+
+    def _open(self, filename: str) -> BlockBackend:
+        given = self._given
+        read_only = "r" in given or "l" in given
+        options: dict[str, Any] = {}
+        if "discard" in given:
+            options["discard"] = DISCARD_MODES[given["discard"]]
+        if "detect-zeroes" in given:
+            options["detect-zeroes"] = given["detect-zeroes"]
+        try:
+            backend = self._images.open(
+                filename,
+                fmt=given.get("f"),
+                image_opts="image-opts" in given,
+                writable=not read_only,
+                cache="none" if "n" in given else given.get("cache", "writeback"),
+                snapshot="s" in given,
+                options=options,
+            )
+        except ToolError as error:
+            text = error.text.removeprefix(f"Could not open '{filename}': ")
+            raise ToolError(f"Failed to blk_new_open '{filename}': {text}")
+        if "l" in given:
+            from qobra.cli._img._snapshot_param import load_snapshot
+
+            load_snapshot(self._program, backend.inserted(), given["l"])
+        offset = self._number("o", "offset")
+        if offset:
+            self._shift(backend, offset)
+        return backend
+
+    def _shift(self, backend: BlockBackend, offset: int) -> None:
+        """Let the export begin at ``offset`` of the image."""
+        layer = self._images.layer
+        node = backend.inserted()
+        layer.open(
+            {"driver": "raw", "file": node.node_name, "offset": offset, "read-only": node.read_only}, root=backend
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
