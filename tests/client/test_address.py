@@ -21,7 +21,7 @@ from qobra.client.address import SshAddress, TcpAddress, UnixAddress, parse_addr
         (":4444", TcpAddress("localhost", 4444)),
         ("tcp:[::1]:4444", TcpAddress("::1", 4444)),
         ("ssh://root@host/run/vm.sock", SshAddress("root@host", None, UnixAddress("/run/vm.sock"))),
-        ("ssh://host:2222/run/vm:1", SshAddress(2222, UnixAddress("/run/vm:1"))),
+        ("ssh://host:2222/run/vm:1", SshAddress("host", 2222, UnixAddress("/run/vm:1"))),
         ("ssh://[fe80::1]:22/localhost:4444", SshAddress("fe80::1", 22, TcpAddress("localhost", 4444))),
     ],
 )
