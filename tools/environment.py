@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     link_source(python, venv)
     if extras:
         install(python, venv, extras)
-    # Where PYTHONDONTWRITEBYTECODE is set, every start would compile what it imports, which takes longer than the start.
+    # Where PYTHONDONTWRITEBYTECODE is set, every start would compile what it imports, which takes longer than that.
     run(python, "-m", "compileall", "-q", os.path.join(ROOT, "src"))
     return 0
 
