@@ -215,6 +215,26 @@ def test_events_and_quit_in_a_script(qobra_server: QobraServer, capsys: pytest.C
     assert qobra_server.wait_for_quit(timeout=30)
 
 
+def test_jobs_events_and_hmp_in_a_script(qobra_server: QobraServer, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        "blockdev-add driver=null-co node-name=a size=1M read-zeroes=on",
+        "blockdev-add driver=null-co node-name=b size=1M",
+        "blockdev-backup job-id=j device=a target=b sync=full",
+        "wait j",
+        "wait-event JOB_STATUS_CHANGE id=j status=null",
+        "hmp info name",
+        "events JOB_STATUS_CHANGE STOP",
+        "blockdev-add driver=raw node-name=r file={'driver': 'null-co'}",
+    ]
+    arguments = [word for line in lines for word in ("-c", line)]
+    assert shell.main([qobra_server.address, *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert "job j (backup) is done: 1048576 of 1048576\n" in out
+    assert "] JOB_STATUS_CHANGE id=j status=null\n" in out
+    assert "events shown: JOB_STATUS_CHANGE, STOP\n" in out
+    assert "bad JSON" in err
+
+
 def test_no_connection_and_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shell.main([str(tmp_path / "none"), "-c", "stop"]) == 3
     assert "No such file" in capsys.readouterr().err
