@@ -46,6 +46,8 @@ class Checker:
         self.leaks = 0
         self.check_errors = 0
         self.allocated = self.fragmented = self.compressed = 0
+        self._following = 0
+        """Where the next cluster of the table that is walked lies if it goes on in a row; 0 at its beginning."""
         self.rebuild = False
         """The refcount structures themselves are damaged."""
         self.bad_zero: list[tuple[int, int]] = []
@@ -177,94 +179,95 @@ class Checker:
             if inside < len(view):
                 view[inside:] = bytes(len(view) - inside)
             for number in range(count):
-                raw = buffer[number * size : (number + 1) * size]
-                if raw == empty:
-                    continue
-                words = array("Q")
-                words.frombytes(raw)
-                if _SWAP:
-                    words.byteswap()
                 offset = first + number * size
                 weight, l1_index = tables[offset]
-                walk(words, offset, weight, l1_index)
+                start = number * size
+                for index, words in _regions(buffer, start, start + size, empty, whole=image.extended):
+                    walk(words, index, offset, weight, l1_index)
+                self._following = 0
             position += count
 
-    def _walk_standard(self, words: array[int], table: int, weight: int, l1_index: int) -> None:
-        """Count what the entries of one L2 table refer to."""
+    def _walk_standard(self, words: array[int], index: int, table: int, weight: int, l1_index: int) -> None:
+        """Count what ``words``, the entries from ``index`` on of one L2 table, refer to."""
         image = self.image
-        bits, mask, external = image.cluster_bits, image.cluster_mask, image.external
+        bits, external = image.cluster_bits, image.external
         low, stored = self.seen.low, self.stored.low
-        limit = min(len(low), self.file_length + mask >> bits)
+        limit = min(len(low), (self.file_length + image.cluster_mask) >> bits)
         active = l1_index >= 0
-        following = allocated = fragmented = 0
-        zeroes = _ZERO_TABLE
-        index, end = 0, len(words)
-        bad_bits = layout.L2_RESERVED | mask & ~_ZERO | _COMPRESSED
-        while index < end:
-            word = words[index]
-            if not word:
-                index += 1
-                # Skip what is not there by memcmp.
-                while index < end and words[index : index + 64] == zeroes[: min(64, end - index)]:
-                    index += 64
-                continue
+        bad_bits = layout.L2_RESERVED | image.cluster_mask & ~_ZERO | _COMPRESSED
+        word = words[0]
+        count = len(words)
+        cluster = (word & _OFFSET) >> bits
+        step = image.cluster_size
+        if (
+            word >= _COPIED | step
+            and not word & (bad_bits | _ZERO)
+            and not external
+            and cluster + count <= limit
+            and words[-1] == word + (count - 1) * step
+            and stored.count(1, cluster, cluster + count) == count
+            and low.count(0, cluster, cluster + count) == count
+            and (count < 3 or words == array("Q", range(word, word + count * step, step)))
+        ):
+            # All in a row, each counted once so far and each its only user's.
+            low[cluster : cluster + count] = b"\1" * count
+            if weight > 1:
+                self.seen.add(cluster, count, weight - 1)
+            if active:
+                self.allocated += count
+                self.fragmented += self._following not in (0, cluster)
+                self._following = cluster + count
+            return
+        for at, word in enumerate(words, index):
             if word & bad_bits or external or word < 512:
-                following = self._odd_entry(words, index, table, weight, l1_index, following)
-                index += 1
+                if word:
+                    self._odd_entry(word, at, table, weight, l1_index)
                 continue
             cluster = (word & _OFFSET) >> bits
             if cluster >= limit:
-                self.count(word & _OFFSET, image.cluster_size, weight)
-                index += 1
+                self.count(word & _OFFSET, step, weight)
                 continue
             if active:
-                allocated += 1
-                if following and cluster != following:
-                    fragmented += 1
-                following = cluster + 1
+                self.allocated += 1
+                self.fragmented += self._following not in (0, cluster)
+                self._following = cluster + 1
                 if (stored[cluster] == 1) != (word >= _COPIED):
                     self._copied_error(word)
             if low[cluster] or weight != 1:
                 self.seen.add(cluster, 1, weight)
             else:
                 low[cluster] = 1
-            index += 1
-        self.allocated += allocated
-        self.fragmented += fragmented
 
-    def _odd_entry(self, words: array[int], index: int, table: int, weight: int, l1_index: int, following: int) -> int:
-        """An entry that is not a plain data cluster. Returns the next cluster's place if it went on in a row."""
+    def _odd_entry(self, word: int, index: int, table: int, weight: int, l1_index: int) -> None:
+        """An entry, the ``index``-th of its table, that is not a plain data cluster."""
         image = self.image
-        word = words[index]
         active = l1_index >= 0
         if word & _COMPRESSED:
             self._compressed_entry(word, weight, active)
-            return following
+            return
         if word & layout.L2_RESERVED:
             self.error(f"ERROR found l2 entry with reserved bits set: {word:x}")
         host = word & _OFFSET
         if not host and not (word & _COPIED and image.external):
-            return following
+            return
         if host & image.cluster_mask:
             self.error(f"ERROR offset={host:x}: Cluster is not properly aligned; L2 entry corrupted.")
             if word & _ZERO and not image.extended:
                 self.bad_zero.append((table, index))
-            return following
+            return
         if active:
             self.allocated += 1
             cluster = host >> image.cluster_bits
-            if following and cluster != following:
-                self.fragmented += 1
-            following = cluster + 1
+            self.fragmented += self._following not in (0, cluster)
+            self._following = cluster + 1
         if image.external:
-            guest = (l1_index * len(words) + index) << image.cluster_bits
+            guest = ((l1_index << image.tables.table_bits) + index) << image.cluster_bits
             if active and host != guest:
                 self.error(f"ERROR offset={host:x}: data file offset does not match guest offset {guest:x}")
-            return following
+            return
         if self.count(host, image.cluster_size, weight) and active:
             if (self.stored.get(host >> image.cluster_bits) == 1) != bool(word & _COPIED):
                 self._copied_error(word)
-        return following
 
     def _compressed_entry(self, word: int, weight: int, active: bool) -> None:
         image = self.image
@@ -280,20 +283,17 @@ class Checker:
             self.compressed += 1
             self.fragmented += 1
 
-    def _walk_extended(self, words: array[int], table: int, weight: int, l1_index: int) -> None:
-        """As :meth:`_walk_standard`, for extended entries."""
-        plain = words[::2]
-        bitmaps = words[1::2]
-        following = 0
-        for index, word in enumerate(plain):
-            bitmap = bitmaps[index]
+    def _walk_extended(self, words: array[int], index: int, table: int, weight: int, l1_index: int) -> None:
+        """As :meth:`_walk_standard`, for extended entries; ``index`` counts words."""
+        for at in range(0, len(words), 2):
+            word, bitmap = words[at], words[at + 1]
             if not word:
                 if bitmap & layout.ALL_ALLOCATED and not self.image.external:
                     self.error(f"ERROR offset=0: Unallocated cluster has allocated subclusters, bitmap {bitmap:x}")
                 continue
             if not word & _COMPRESSED and bitmap & bitmap >> 32 & layout.ALL_ALLOCATED:
                 self.error(f"ERROR offset={word & _OFFSET:x}: Invalid subcluster bitmap {bitmap:x}")
-            following = self._odd_entry(plain, index, table, weight, l1_index, following)
+            self._odd_entry(word, (index + at) // 2, table, weight, l1_index)
 
     def _copied_error(self, word: int) -> None:
         count = self.stored.get((word & _OFFSET) >> self.image.cluster_bits)
@@ -328,7 +328,34 @@ class Checker:
         return result
 
 
-_ZERO_TABLE = array("Q", bytes(8 * 64))
+def _regions(buffer: bytearray, start: int, end: int, empty: bytes, *, whole: bool) -> list[tuple[int, array[int]]]:
+    """The parts of an L2 table, ``buffer[start:end]``, that are not zeroes: (index of the first word, words).
+
+    A table of plain clusters consists of regions that begin with a COPIED entry, which memchr finds, and end with a
+    zero one. Where there is anything else, or with ``whole``, all of the table is one region. The buffer is cleared.
+    """
+    regions: list[tuple[int, array[int]]] = []
+    at = buffer.find(0x80, start, end) if not whole else -1
+    while at >= 0 and not at & 7:
+        stop = buffer.find(_NO_ENTRY, at, end)
+        stop = end if stop < 0 else (stop + 7) & ~7
+        words = array("Q", buffer[at:stop])
+        buffer[at:stop] = empty[: stop - at]
+        if _SWAP:
+            words.byteswap()
+        regions.append(((at - start) >> 3, words))
+        at = buffer.find(0x80, stop, end)
+    if at < 0 and buffer[start:end] == empty:
+        return regions
+    table = array("Q", buffer[start:end])
+    if _SWAP:
+        table.byteswap()
+    for index, words in regions:
+        table[index : index + len(words)] = words
+    return [(0, table)]
+
+
+_NO_ENTRY = bytes(8)
 
 
 def check(
