@@ -222,14 +222,17 @@ class FileNode(BlockNode):
                 size = min(len(bounce), -(-end // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - start)
                 low, high = max(offset, start), min(end, start + size)
                 partial = low != start or high != start + size
-                with self._edge_lock() if partial else _NO_LOCK:
+                # Whoever makes the file longer does so alone, so that nobody's end is cut off below.
+                extends = start + size > self.length
+                with self._edge_lock() if partial or extends else _NO_LOCK:
+                    before = os.fstat(self.fd).st_size if extends else 0
                     if partial:
                         got = os.preadv(self.fd, (bounce[:size],), start)
                         fill_zero(bounce[got:size])
                     bounce[low - start : high - start] = view[low - offset : high - offset]
                     self._write_all(start, bounce[:size])
-                    if start + size > self.length and high == end:
-                        os.ftruncate(self.fd, max(self.length, end))
+                    if extends and high < start + size:
+                        os.ftruncate(self.fd, max(before, high))
                 start += size
 
     def _edge_lock(self) -> locks.Lock:
