@@ -155,7 +155,7 @@ class Task:
     def _check(self) -> None:
         """Refuse values that cannot be. Raises ToolError in QEMU's words."""
         given = self._given
-        if "n" in given and "cache" in given or self._count("cache") > 1:
+        if ("n" in given and "cache" in given) or self._count("cache") > 1:
             raise ToolError("-n and --cache can only be specified once")
         if given.get("cache", "writeback") not in CACHE_MODES:
             raise ToolError(f"Invalid cache mode `{given['cache']}'")

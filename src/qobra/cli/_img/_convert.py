@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qobra.block.copy.chunk import CHUNK_SIZE, CopyFailed
-from qobra.block.copy.engine import copy_ranges
+from qobra.block.copy.chunk import CHUNK_SIZE
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.node import drivers
+from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import SECTOR, Pieces, disk_size
 from qobra.cli._img._snapshot_param import load_snapshot
-from qobra.cli._img._target import Guard, check_format, create_target, open_target, read_failed, reason, write_failed
+from qobra.cli._img._target import (
+    Guard,
+    check_format,
+    create_target,
+    open_target,
+    read_failed,
+    reason,
+    refuse_source,
+    write_failed,
+)
 from qobra.cli._img._throttle import Throttle
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.process import collect_garbage
@@ -54,6 +63,9 @@ class Conversion:
             load_snapshot(self._program, self._nodes[0], order.snapshot)
         source = Pieces(self._images.layer, [(node, 0, disk_size(node)) for node in self._nodes])
         backing = self._check_target()
+        if order.target_is_zero and backing is not None:
+            raise ToolError("Cannot use --target-is-zero when the destination image has a backing file")
+        refuse_source(self._nodes, self._output, f"error while converting {order.output_format}")
         if order.create:
             self._create(source.length, backing)
         with Guard(self._output, created=order.create):
@@ -163,8 +175,6 @@ class Conversion:
         if not order.create and disk_size(target) < source.length:
             raise ToolError("output file is smaller than input file")
         has_backing = target.backing is not None
-        if order.target_is_zero and has_backing:
-            self._program.error("Cannot use --target-is-zero when the destination image has a backing file")
         is_zero = order.create and target.has_zero_init() and not has_backing
         if order.target_is_zero:
             is_zero = not has_backing
@@ -214,24 +224,17 @@ class Conversion:
         order = self._order
         throttle = Throttle(order.rate) if order.rate else None
 
-        def failed(failure: CopyFailed, offset: int, length: int) -> bool:
-            if order.salvage and failure.is_read:
-                self._salvage(source, target, offset, length)
-                progress.add(length)
-                return True
-            raise (read_failed if failure.is_read else write_failed)(offset, failure.error)
-
-        copy_ranges(
+        copy(
             source,
             target,
             ranges,
+            salvage=(lambda offset, length: self._salvage(source, target, offset, length)) if order.salvage else None,
             compress=order.compress,
             detect_zeroes=0 if order.copy_range else order.min_sparse,
             target_is_zero=target_is_zero,
             use_copy_range=order.copy_range,
             progress=progress.add,
             throttle=throttle.wait if throttle is not None else None,
-            on_error=failed,
         )
 
     def _copy_all(self, source: Pieces, target: BlockNode, progress: Progress) -> None:

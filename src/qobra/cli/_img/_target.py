@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.creation._image import ImageCreation, find_format, known_options
@@ -15,6 +16,7 @@ from qobra.errors import QobraError, strerror
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
+    from qobra.block.node import BlockNode
 
 Options = dict[str, Any]
 
@@ -44,6 +46,23 @@ def create_target(
         raise ToolError(f"{filename}: {failure}: {error}")
     except OSError as error:
         raise ToolError(f"{filename}: {failure}: {strerror(error)}")
+
+
+def refuse_source(nodes: Sequence[BlockNode], filename: str, failure: str) -> None:
+    """A new image must not take the place of what it is made from. Raises ToolError in the words of a lock."""
+    path = filename.removeprefix("file:")
+    try:
+        status = os.stat(path)
+    except OSError:
+        return
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        pending.extend(node.children.values())
+        if node.is_leaf and node.fd >= 0 and os.path.samestat(os.fstat(node.fd), status):
+            raise ToolError(
+                f'{filename}: {failure}: Failed to get "write" lock\nIs another process using the image [{path}]?'
+            )
 
 
 class Guard:

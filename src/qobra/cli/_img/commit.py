@@ -7,12 +7,11 @@ import errno
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.cache_modes import CACHE_MODES
-from qobra.block.copy.chunk import CopyFailed
-from qobra.block.copy.engine import copy_ranges
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.job.chain import backing_of, find_by_name, set_read_only, skip_filters
 from qobra.block.node import BlockNode
-from qobra.cli._img._target import read_failed, reason, write_failed
+from qobra.cli._img._copying import copy
+from qobra.cli._img._target import reason
 from qobra.cli._img._throttle import Throttle
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.process import collect_garbage
@@ -112,17 +111,13 @@ def _commit(images: Images, top: BlockNode, base: BlockNode, progress: Progress,
     except OSError as error:
         raise ToolError(strerror(error))
 
-    def failed(failure: CopyFailed, offset: int, length: int) -> bool:
-        raise (read_failed if failure.is_read else write_failed)(offset, failure.error)
-
     progress.start(top.length)
-    copy_ranges(
+    copy(
         top,
         base,
         allocated_above(top, base),
         progress=progress.add,
         throttle=throttle.wait if throttle is not None else None,
-        on_error=failed,
     )
     try:
         base.flush()

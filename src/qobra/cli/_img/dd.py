@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qobra.block.copy.chunk import CopyFailed
-from qobra.block.copy.engine import copy_ranges
+from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import Pieces, disk_size
-from qobra.cli._img._target import Guard, check_format, create_target, open_target, read_failed, write_failed
+from qobra.cli._img._target import Guard, check_format, create_target, open_target
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError
 from qobra.getopt import parse_command
@@ -78,8 +77,4 @@ def main(program: Program, arguments: list[str]) -> int:
 
 def copy_all(source: BlockNode, target: BlockNode) -> None:
     """Copy all of ``source`` to a new ``target``. Raises ToolError."""
-
-    def failed(failure: CopyFailed, offset: int, length: int) -> bool:
-        raise (read_failed if failure.is_read else write_failed)(offset, failure.error)
-
-    copy_ranges(source, target, detect_zeroes=4096, target_is_zero=target.has_zero_init(), on_error=failed)
+    copy(source, target, detect_zeroes=4096, target_is_zero=target.has_zero_init())

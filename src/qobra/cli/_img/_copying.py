@@ -1,0 +1,51 @@
+"""Copying for the subcommands: the copy engine, with its failures as errors of the program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.copy.chunk import CopyFailed
+from qobra.block.copy.engine import copy_ranges
+from qobra.cli._img._target import read_failed, write_failed
+from qobra.cli._tool.report import ToolError
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qobra.block.node import BlockNode
+
+
+def copy(
+    source: BlockNode,
+    target: BlockNode,
+    ranges: Any = None,
+    *,
+    salvage: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> None:
+    """:func:`copy_ranges`; raises ToolError that says where it failed.
+
+    ``salvage(offset, length)`` is called for a chunk that cannot be read, and copies what it can of it.
+    """
+    stopped: list[ToolError] = []
+
+    def failed(failure: CopyFailed, offset: int, length: int) -> bool:
+        # This may run in a helper's thread, which has nobody to raise to.
+        if salvage is not None and failure.is_read:
+            try:
+                salvage(offset, length)
+                return True
+            except ToolError as error:
+                stopped.append(error)
+                return False
+        stopped.append((read_failed if failure.is_read else write_failed)(offset, failure.error))
+        return False
+
+    try:
+        copy_ranges(source, target, ranges, on_error=failed, **options)
+    except (OSError, QobraError):
+        if not stopped:
+            raise
+    if stopped:
+        raise stopped[0]
