@@ -39,7 +39,7 @@ class BlockLayer:
     """Everything of block devices that a machine has. Made without arguments it serves a tool or a test.
 
     ``emit`` sends an event (inside the strand), ``find_object(id, type_name)`` looks up a user-created object,
-    ``open_path(path, flags)`` opens a path that may be ``/dev/fdset/N``.
+    ``open_path(path, flags)`` opens a path that may be ``/dev/fdset/N``, ``find_fd(name)`` takes a passed descriptor.
     """
 
     def __init__(
@@ -50,11 +50,13 @@ class BlockLayer:
         find_object: Callable[..., Any] | None = None,
         random: random.Random | None = None,
         open_path: Callable[[str, int], int] | None = None,
+        find_fd: Callable[[str], int] | None = None,
     ) -> None:
         self.control = control or Control(HostClock())
         self.emit: Emit = emit or _ignore_event
         self.find_object: Callable[..., Any] = find_object or (lambda *_args, **_kwargs: None)
         self.open_path = open_path
+        self.find_fd = find_fd
         self._random = random
         self._node_counter = 0
         self._serial = 0
@@ -351,10 +353,13 @@ class BlockLayer:
         if not name:
             return None
         full = full_backing_filename(node)
-        options = parse_filename(full)
-        if full.startswith("json:") and _is_format_options(options):
-            return options
+        try:
+            options = parse_filename(full)
+        except QobraError as error:
+            raise error.prefixed(_BACKING_FAILED)
         backing_format = node.backing_format  # type: ignore[attr-defined]
+        if full.startswith("json:"):
+            return {**options, "driver": backing_format} if backing_format else options
         if backing_format == options["driver"]:
             return options
         result: Options = {"file": options}
@@ -518,11 +523,6 @@ def _protocol_options(name: str, filename: str) -> Options:
     if options is None:
         raise QobraError(f"The only allowed filename for this driver is '{name}://'")
     return options
-
-
-def _is_format_options(options: Options) -> bool:
-    driver = drivers.find(options["driver"]) if "driver" in options else None
-    return "driver" not in options or (driver is not None and (driver.is_format or driver.is_filter))
 
 
 def _ignore_event(_name: str, _data: dict[str, Any] | None) -> None:

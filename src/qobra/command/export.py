@@ -17,7 +17,6 @@ def nbd_server_start(machine: Machine, args: dict[str, Any]) -> None:
         tls_creds=args.get("tls-creds"),
         tls_authz=args.get("tls-authz"),
         max_connections=args.get("max-connections", 0),
-        find_fd=machine.fdsets.take_named_or_number,
     )
 
 

@@ -82,6 +82,7 @@ class Machine:
             find_object=self.objects.find,
             random=self.random,
             open_path=lambda path, flags: self.fdsets.open_image(path, flags),
+            find_fd=lambda name: self.fdsets.take_named_or_number(name),
         )
 
     @cached_property

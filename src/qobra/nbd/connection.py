@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qobra.nbd.export_info import ExportInfo
+    from qobra.nbd.sockets import FindFd
 
     Target = str | dict[str, Any] | socket.socket
     Tls = bool | ssl.SSLContext | None
@@ -35,6 +36,7 @@ def connect(
     structured: bool = True,
     timeout: float | None = None,
     handshake_timeout: float = HANDSHAKE_SECONDS,
+    find_fd: FindFd | None = None,
 ) -> Client:
     """Connect to an NBD export.
 
@@ -42,10 +44,11 @@ def connect(
     owns. ``export`` overrides the URI's. ``tls`` is an ``ssl.SSLContext``, or True for one made from the URI's
     parameters and the system's authorities; None follows the URI's scheme. ``meta_contexts`` are asked for, and
     :attr:`Client.meta_contexts` tells which were granted. ``timeout`` (seconds) breaks the connection when an answer is
-    due and the server sends nothing for so long; None waits for ever. Raises QobraError.
+    due and the server sends nothing for so long; None waits for ever. ``find_fd`` gives the descriptor that an address
+    of type fd names. Raises QobraError.
     """
     handshake, name = open_handshake(
-        target, export, tls=tls, tls_hostname=tls_hostname, handshake_timeout=handshake_timeout
+        target, export, tls=tls, tls_hostname=tls_hostname, handshake_timeout=handshake_timeout, find_fd=find_fd
     )
     try:
         if structured or meta_contexts:
@@ -101,6 +104,7 @@ def open_handshake(
     tls: Tls = None,
     tls_hostname: str | None = None,
     handshake_timeout: float = HANDSHAKE_SECONDS,
+    find_fd: FindFd | None = None,
 ) -> tuple[Handshake, str]:
     """Connect, go over to TLS if asked, and stop there; the handshake, and the name of the export."""
     parameters: dict[str, str] = {}
@@ -114,7 +118,7 @@ def open_handshake(
     if context is not None and tls_hostname is None:
         tls_hostname = parameters.get("tls-hostname") or _hostname(target)
     deadline = time.monotonic() + handshake_timeout
-    sock = connect_socket(target, timeout=handshake_timeout) if isinstance(target, dict) else target
+    sock = connect_socket(target, timeout=handshake_timeout, find_fd=find_fd) if isinstance(target, dict) else target
     transport = Transport(sock)
     transport.deadline = deadline
     try:

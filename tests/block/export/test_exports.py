@@ -187,9 +187,8 @@ def test_listening_on_a_passed_descriptor(exporter: Any) -> None:
     path = str(exporter.tmp_path / "passed.sock")
     listener.bind(path)
     with exporter.layer.control:
-        exporter.exports.start_nbd_server(
-            {"type": "fd", "str": "sock"}, find_fd={"sock": os.dup(listener.fileno())}.__getitem__
-        )
+        exporter.layer.find_fd = {"sock": os.dup(listener.fileno())}.__getitem__
+        exporter.exports.start_nbd_server({"type": "fd", "str": "sock"})
     exporter.export("n")
     with connect(f"nbd+unix:///n?socket={path}") as client:
         assert client.pread(4, 0) == bytes(4)

@@ -8,8 +8,6 @@ from qobra.block.export.export import Export, kinds, required_iothread
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from qobra.block.export.nbd.server import NbdServer
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode
@@ -113,7 +111,6 @@ class Exports:
         tls_creds: str | None = None,
         tls_authz: str | None = None,
         max_connections: int = 0,
-        find_fd: Callable[[str], int] | None = None,
     ) -> NbdServer:
         """nbd-server-start: listen on ``address`` (a SocketAddress). Raises QobraError."""
         from qobra.block.export.nbd.server import NbdServer
@@ -121,7 +118,7 @@ class Exports:
         if self.nbd_server is not None:
             raise QobraError("NBD server already running")
         server = NbdServer(self._layer, tls_creds=tls_creds, tls_authz=tls_authz, max_connections=max_connections)
-        server.listen(address, find_fd)
+        server.listen(address, self._layer.find_fd)
         self.nbd_server = server
         return server
 

@@ -122,6 +122,7 @@ class NbdNode(BlockNode):
             tls=self._tls or False,
             tls_hostname=self._tls_hostname,
             meta_contexts=[self._context],
+            find_fd=self.layer.find_fd,
         )
         if self._context != p.CONTEXT_BASE_ALLOCATION and self._context not in client.meta_contexts:
             client.close()

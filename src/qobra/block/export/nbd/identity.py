@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def distinguished_name(certificate: bytes) -> str:
-    """``C=GB,O=Example,CN=client``, in the order of the certificate, which is in DER. Raises ValueError if it is not."""
+    """``C=GB,O=Example,CN=client``, in the order of the certificate. Raises ValueError if that is no DER."""
     from cryptography import x509
 
     subject = x509.load_der_x509_certificate(certificate).subject
