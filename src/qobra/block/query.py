@@ -198,7 +198,7 @@ def block_graph(layer: BlockLayer) -> Info:
 
 
 def node_stats(node: BlockNode, *, chain: bool) -> Info:
-    """BlockStats of a node, with that of its file under ``parent``; ``chain``: as for a device, with its backing file."""
+    """BlockStats of a node, with that of its file under ``parent``; ``chain``: as for a device, with its backing."""
     if chain:
         node = without_implicit(node)
     stats = Accounting().stats()

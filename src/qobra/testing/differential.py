@@ -88,6 +88,7 @@ class Program:
                 [*command, "--chardev", chardev, *monitor],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd=directory,
             )
@@ -133,7 +134,6 @@ class Run:
     ) -> None:
         self._input.close()
         self._socket.close()
-        self._server.close()
 
     def __call__(self, command: str, arguments: Message | None = None, *, differs: str | None = None) -> Any:
         """Carry out ``command``; what it returned, or None for an error. ``differs``: why the answers differ."""
@@ -222,11 +222,15 @@ def _graph(graph: Message) -> Message:
 def differences(script: Callable[[Run], None], servers: Sequence[Server]) -> list[str]:
     """Run ``script`` against both ``servers`` and say where they differ though they should not, or the reverse."""
     runs = []
-    for server in servers:
-        with Run(server) as run:
-            script(run)
-            run.finish()
-            runs.append(run)
+    try:
+        for server in servers:
+            with Run(server) as run:
+                script(run)
+                run.finish()
+                runs.append(run)
+    finally:
+        for server in servers:
+            server.close()
     first, second = runs
     (replies, events), (other_replies, other_events) = first.result(), second.result()
     found = []
