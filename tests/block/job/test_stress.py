@@ -9,11 +9,13 @@ from __future__ import annotations
 import random
 import threading
 import time
+from functools import partial
 
 import pytest
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.job import state
 from qobra.block.job.backup import start_backup
 from qobra.block.job.commit import start_commit
 from qobra.block.job.start_mirror import mirror_plan, root_node, start_mirror
@@ -71,14 +73,13 @@ class Writers:
             self._hold.notify_all()
 
     def frozen(self, call):
-        """Run ``call`` while no guest is between a write and its model, and return what they have then."""
+        """What ``call`` returns, made while no guest is between a write and its model, and the model then."""
         with self._hold:
             self._held = True
             while self._idle < len(self.threads):
                 self._hold.wait()
             try:
-                call()
-                return bytes(self.model)
+                return call(), bytes(self.model)
             finally:
                 self._held = False
                 self._hold.notify_all()
@@ -97,8 +98,7 @@ def disturb(layer, rng, job, deadline):
     while time.monotonic() < deadline:
         with layer.control:
             if job.status in ("ready", "standby", "pending", "concluded", "null", "waiting", "aborting"):
-                if job.user_paused:
-                    job.user_resume()
+                resume(job)
                 return
             kind = rng.random()
             if kind < 0.3 and not job.user_paused:
@@ -116,10 +116,15 @@ def disturb(layer, rng, job, deadline):
                 layer.delete_node(other.node_name)
         time.sleep(rng.random() * 0.01)
     with layer.control:
-        if job.user_paused:
-            job.user_resume()
+        resume(job)
         if job.status == "running":
             job.set_speed(0)
+
+
+def resume(job):
+    # A pause that came too late for a job that was about to end is over with it.
+    if job.user_paused and job.status in state.ACCEPTS["resume"]:
+        job.user_resume()
 
 
 def end(layer, job, rng, deadline):
@@ -180,14 +185,12 @@ def start_job(layer, kind, rng, qcow2, run):
 @pytest.mark.parametrize("kind", ["backup", "mirror", "commit", "stream"])
 def test_jobs_under_stress(stage, qcow2, kind, soak_scale, tmp_path):
     for seed in range(2 * soak_scale):
-        if seed and kind in ("commit", "stream") and len([n for n in chain_names(stage)]) < 3:
+        if seed and kind in ("commit", "stream") and len(list(chain_names(stage))) < 3:
             break  # the chain is used up
         print(f"seed {seed}")
         rng = random.Random(seed)
         writers = Writers(stage, seed)
-        started = []
-        before = writers.frozen(lambda: started.append(start_job(stage, kind, rng, qcow2, seed)))
-        job = started[0]
+        job, before = writers.frozen(partial(start_job, stage, kind, rng, qcow2, seed))
         deadline = time.monotonic() + 2
         disturb(stage, rng, job, deadline)
         end(stage, job, rng, deadline)
