@@ -252,6 +252,40 @@ def test_images_that_qemu_made_read_the_same(tmp_path, options):
     _must("qemu-img", "check", image)
 
 
+def test_check_of_damaged_images_agrees(tmp_path, soak_scale):
+    lab = ImageLab(tmp_path)
+    chosen = random.Random(5)
+    for _ in range(8 * soak_scale):
+        cluster = chosen.choice([512, 4096, 65536])
+        image = lab.create(
+            "a", size=16 << 20, cluster_size=cluster, extended_l2=cluster > 4096 and chosen.random() < 0.5
+        )
+        with lab.open("a", discard="unmap") as disk:
+            for number in range(40):
+                disk.write(chosen.randrange(30000) * 512, bytes((number + 1,)) * chosen.choice([512, 4096, 65536]))
+                if number in (20, 30) and chosen.random() < 0.4:
+                    disk.node.snapshot_create(str(number))
+        with open(image, "r+b") as file:
+            size = os.path.getsize(image)
+            for _ in range(chosen.randrange(4)):
+                at = chosen.randrange(cluster, min(size, 20 * cluster))
+                file.seek(at)
+                old = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes((old ^ 1 << chosen.randrange(8),)))
+        try:
+            with lab.open("a", read_only=True, _check=True) as disk:
+                ours = disk.node.check()
+        except QobraError:
+            assert _run("qemu-img", "check", image).returncode == 1
+            continue
+        theirs = json.loads(_run("qemu-img", "check", "--output=json", image).stdout)
+        assert ours == {key: value for key, value in theirs.items() if key not in ("filename", "format")}
+        with lab.open("a", _check=True) as disk:
+            disk.node.check(fix_leaks=True, fix_errors=True)
+        assert _run("qemu-img", "check", image).returncode in (0, 2)
+
+
 def test_info_says_what_qemu_says(tmp_path):
     lab = ImageLab(tmp_path)
     for options in ({}, {"version": "v2"}, {"extended_l2": True}, {"data_file": "d"}, {"lazy_refcounts": True}):

@@ -165,6 +165,7 @@ class Checker:
         batch = max(1, min(_BATCH, (1 << 20) // size))
         order = sorted(tables)
         walk = self._walk_extended if image.extended else self._walk_standard
+        plain = not image.extended and not image.external
         empty = bytes(size)
         position = 0
         buffer = bytearray(batch * size)
@@ -182,50 +183,87 @@ class Checker:
                 offset = first + number * size
                 weight, l1_index = tables[offset]
                 start = number * size
-                for index, words in _regions(buffer, start, start + size, empty, whole=image.extended):
-                    walk(words, index, offset, weight, l1_index)
-                self._following = 0
+                if plain and weight == 1 and l1_index >= 0 and self._walk_runs(buffer, start, start + size, empty):
+                    continue
+                raw = buffer[start : start + size]
+                if raw != empty:
+                    words = array("Q", raw)
+                    if _SWAP:
+                        words.byteswap()
+                    self._following = 0
+                    walk(words, offset, weight, l1_index)
             position += count
 
-    def _walk_standard(self, words: array[int], index: int, table: int, weight: int, l1_index: int) -> None:
-        """Count what ``words``, the entries from ``index`` on of one L2 table, refer to."""
+    def _walk_runs(self, buffer: bytearray, start: int, end: int, empty: bytes) -> bool:
+        """Count an L2 table, ``buffer[start:end]``, of nothing but runs of plain clusters that nobody else uses.
+
+        False where there is anything else: then nothing was counted. An entry of a run begins with the byte 0x80, which
+        memchr finds; a zero entry ends it; and big integers tell whether what is between goes up in steps.
+        """
+        bits, step = self.image.cluster_bits, self.image.cluster_size
+        seen, stored = self.seen.low, self.stored.low
+        limit = min(len(seen), (self.file_length + step - 1) >> bits)
+        find, from_bytes = buffer.find, int.from_bytes
+        base = _COPIED >> bits
+        runs: list[tuple[int, int]] = []
+        places: list[tuple[int, int]] = []
+        at = find(0x80, start, end)
+        while at >= 0 and not at & 7:
+            stop = find(_NO_ENTRY, at, end)
+            stop = end if stop < 0 else (stop + 7) & ~7
+            raw = buffer[at:stop]
+            count = (stop - at) >> 3
+            value = from_bytes(raw, "big")
+            word = value >> ((count - 1) << 6)
+            cluster = (word >> bits) - base
+            if word != (cluster + base) << bits or not 0 < cluster <= limit - count:
+                break
+            if count > 1:
+                ones, ramp = _LANES.get(count) or _lanes(count)
+                if value != word * ones + ramp * step:
+                    break
+            buffer[at:stop] = empty[: stop - at]
+            places.append((at, stop))
+            runs.append((cluster, count))
+            if stored.count(1, cluster, cluster + count) != count:
+                break
+            at = find(0x80, stop, end)
+        if at >= 0 or buffer[start:end] != empty:
+            for (at, stop), (cluster, count) in zip(places, runs, strict=True):
+                words = array("Q", range((cluster + base) << bits, (cluster + base + count) << bits, step))
+                if _SWAP:
+                    words.byteswap()
+                buffer[at:stop] = words.tobytes()
+            return False
+        following = runs[0][0] if runs else 0
+        for cluster, count in runs:
+            if seen.count(0, cluster, cluster + count) == count:
+                seen[cluster : cluster + count] = b"\1" * count
+            else:
+                self.seen.add(cluster, count)
+            self.allocated += count
+            if cluster != following:
+                self.fragmented += 1
+            following = cluster + count
+        return True
+
+    def _walk_standard(self, words: array[int], table: int, weight: int, l1_index: int) -> None:
+        """Count what the entries of one L2 table refer to."""
         image = self.image
         bits, external = image.cluster_bits, image.external
         low, stored = self.seen.low, self.stored.low
         limit = min(len(low), (self.file_length + image.cluster_mask) >> bits)
         active = l1_index >= 0
         bad_bits = layout.L2_RESERVED | image.cluster_mask & ~_ZERO | _COMPRESSED
-        word = words[0]
-        count = len(words)
-        cluster = (word & _OFFSET) >> bits
-        step = image.cluster_size
-        if (
-            word >= _COPIED | step
-            and not word & (bad_bits | _ZERO)
-            and not external
-            and cluster + count <= limit
-            and words[-1] == word + (count - 1) * step
-            and stored.count(1, cluster, cluster + count) == count
-            and low.count(0, cluster, cluster + count) == count
-            and (count < 3 or words == array("Q", range(word, word + count * step, step)))
-        ):
-            # All in a row, each counted once so far and each its only user's.
-            low[cluster : cluster + count] = b"\1" * count
-            if weight > 1:
-                self.seen.add(cluster, count, weight - 1)
-            if active:
-                self.allocated += count
-                self.fragmented += self._following not in (0, cluster)
-                self._following = cluster + count
-            return
-        for at, word in enumerate(words, index):
+        for index, word in enumerate(words):
+            if not word:
+                continue
             if word & bad_bits or external or word < 512:
-                if word:
-                    self._odd_entry(word, at, table, weight, l1_index)
+                self._odd_entry(word, index, table, weight, l1_index)
                 continue
             cluster = (word & _OFFSET) >> bits
             if cluster >= limit:
-                self.count(word & _OFFSET, step, weight)
+                self.count(word & _OFFSET, image.cluster_size, weight)
                 continue
             if active:
                 self.allocated += 1
@@ -283,8 +321,8 @@ class Checker:
             self.compressed += 1
             self.fragmented += 1
 
-    def _walk_extended(self, words: array[int], index: int, table: int, weight: int, l1_index: int) -> None:
-        """As :meth:`_walk_standard`, for extended entries; ``index`` counts words."""
+    def _walk_extended(self, words: array[int], table: int, weight: int, l1_index: int) -> None:
+        """As :meth:`_walk_standard`, for extended entries."""
         for at in range(0, len(words), 2):
             word, bitmap = words[at], words[at + 1]
             if not word:
@@ -293,7 +331,7 @@ class Checker:
                 continue
             if not word & _COMPRESSED and bitmap & bitmap >> 32 & layout.ALL_ALLOCATED:
                 self.error(f"ERROR offset={word & _OFFSET:x}: Invalid subcluster bitmap {bitmap:x}")
-            self._odd_entry(word, (index + at) // 2, table, weight, l1_index)
+            self._odd_entry(word, at // 2, table, weight, l1_index)
 
     def _copied_error(self, word: int) -> None:
         count = self.stored.get((word & _OFFSET) >> self.image.cluster_bits)
@@ -328,31 +366,16 @@ class Checker:
         return result
 
 
-def _regions(buffer: bytearray, start: int, end: int, empty: bytes, *, whole: bool) -> list[tuple[int, array[int]]]:
-    """The parts of an L2 table, ``buffer[start:end]``, that are not zeroes: (index of the first word, words).
+_LANES: dict[int, tuple[int, int]] = {}
 
-    A table of plain clusters consists of regions that begin with a COPIED entry, which memchr finds, and end with a
-    zero one. Where there is anything else, or with ``whole``, all of the table is one region. The buffer is cleared.
-    """
-    regions: list[tuple[int, array[int]]] = []
-    at = buffer.find(0x80, start, end) if not whole else -1
-    while at >= 0 and not at & 7:
-        stop = buffer.find(_NO_ENTRY, at, end)
-        stop = end if stop < 0 else (stop + 7) & ~7
-        words = array("Q", buffer[at:stop])
-        buffer[at:stop] = empty[: stop - at]
-        if _SWAP:
-            words.byteswap()
-        regions.append(((at - start) >> 3, words))
-        at = buffer.find(0x80, stop, end)
-    if at < 0 and buffer[start:end] == empty:
-        return regions
-    table = array("Q", buffer[start:end])
-    if _SWAP:
-        table.byteswap()
-    for index, words in regions:
-        table[index : index + len(words)] = words
-    return [(0, table)]
+
+def _lanes(count: int) -> tuple[int, int]:
+    """Two integers of ``count`` words of 64 bits, the first word the highest: 1, 1, 1, ... and 0, 1, 2, ..."""
+    ones = sum(1 << 64 * at for at in range(count))
+    ramp = int.from_bytes(b"".join(at.to_bytes(8, "big") for at in range(count)), "big")
+    if len(_LANES) < 64 or count.bit_count() == 1:
+        _LANES[count] = ones, ramp
+    return ones, ramp
 
 
 _NO_ENTRY = bytes(8)

@@ -327,7 +327,9 @@ class Qcow2Node(BlockNode, BitmapStore):
 
     # -- the state of a machine, which is kept past the end of the disk ------------------------------------------
 
-    def _vm_state_offset(self) -> int:
+    @property
+    def vm_state_offset(self) -> int:
+        """Where on the disk a machine's saved state begins: past its end."""
         shift = l1_shift(self.header)
         return -(-self.length >> shift) << shift
 
@@ -337,7 +339,7 @@ class Qcow2Node(BlockNode, BitmapStore):
 
         self.get_ready()
         self.file.debug_event("vmstate_save")
-        offset = self._vm_state_offset() + position
+        offset = self.vm_state_offset + position
         grow_l1(self.image, l1_entries_for(self.header, offset + len(data)))
         self._writer.write(offset, memoryview(data).cast("B"))
 
@@ -345,13 +347,13 @@ class Qcow2Node(BlockNode, BitmapStore):
         """Read the saved state of the snapshot that was applied last."""
         self.file.debug_event("vmstate_load")
         data = bytearray(length)
-        self._read(self._vm_state_offset() + position, memoryview(data))
+        self._read(self.vm_state_offset + position, memoryview(data))
         return bytes(data)
 
     def forget_vm_state(self) -> None:
         """Unmap the saved state."""
         image = self.image
-        first = self._vm_state_offset() >> image.cluster_bits
+        first = self.vm_state_offset >> image.cluster_bits
         self._zeroing.apply(first, image.header.l1_entries << image.tables.table_bits, FORGET)
 
     def make_empty(self) -> None:
