@@ -1,0 +1,310 @@
+"""One front end: its messages in one thread, each of its queues in another."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from qobra.block.export.vhost_user_blk import protocol as vu
+from qobra.block.export.vhost_user_blk import requests as blk
+from qobra.block.export.vhost_user_blk.memory import Memory, map_region
+from qobra.block.export.vhost_user_blk.vring import Vring
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qobra.block.export.vhost_user_blk import VhostUserBlkExport
+
+_PROTOCOL_FEATURES = (
+    1 << vu.PROTOCOL_F_MQ
+    | 1 << vu.PROTOCOL_F_REPLY_ACK
+    | 1 << vu.PROTOCOL_F_CONFIG
+    | 1 << vu.PROTOCOL_F_CONFIGURE_MEM_SLOTS
+)
+_ONE = (1).to_bytes(8, "little")
+
+
+class Queue:
+    """One virtqueue: what the front end has said of it, and the thread that serves it while it runs."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.size = 0
+        self.base = 0
+        self.addresses: tuple[int, int, int] | None = None
+        """Descriptors, available ring, used ring."""
+        self.kick = -1
+        self.call = -1
+        self.enabled = False
+        self._thread: threading.Thread | None = None
+        self._stop_read = self._stop_write = -1
+
+    def set_kick(self, fd: int) -> None:
+        self.stop()
+        _close(self.kick)
+        self.kick = fd
+
+    def set_call(self, fd: int) -> None:
+        old, self.call = self.call, fd
+        _close(old)
+
+    def start(self) -> None:
+        """Serve the queue if everything that it needs is there."""
+        if self._thread is None and self.enabled and self.kick >= 0 and self.addresses is not None:
+            descriptors, available, used = self.addresses
+            event_idx = bool(self._session.features >> blk.RING_F_EVENT_IDX & 1)
+            ring = Vring(self._session.memory, self.size, descriptors, available, used, self.base, event_idx=event_idx)
+            self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._thread = threading.Thread(target=self._run, args=(ring,), name="vhost-user-queue", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop serving; no request is in flight when this returns."""
+        if self._thread is not None:
+            os.write(self._stop_write, b"\0")
+            self._thread.join()
+            self._thread = None
+            _close(self._stop_read)
+            _close(self._stop_write)
+
+    def close(self) -> None:
+        """Stop, and let go of the descriptors."""
+        self.stop()
+        _close(self.kick)
+        _close(self.call)
+        self.kick = self.call = -1
+
+    def _run(self, ring: Vring) -> None:
+        slot = self._session.export.backend.new_slot()
+        requests = blk.Requests(self._session.export, slot, self._session.export.block_size)
+        poller = select.poll()
+        poller.register(self._stop_read, select.POLLIN)
+        poller.register(self.kick, select.POLLIN)
+        try:
+            while True:
+                # A driver that does not know flushes has to have every write on stable storage.
+                knows_flush = bool(self._session.features >> blk.F_FLUSH & 1)
+                requests.write_cache = self._session.write_cache and knows_flush
+                self._serve(ring, requests)
+                ready = [fd for fd, _event in poller.poll()]
+                if self._stop_read in ready:
+                    return
+                os.read(self.kick, 8)
+        except (QobraError, OSError):
+            self._session.disconnect()  # a driver that breaks the rules, or a descriptor that is none
+        finally:
+            self.base = ring.next
+            slot.close()
+
+    def _serve(self, ring: Vring, requests: blk.Requests) -> None:
+        """Everything that is in the ring, until nothing has come while we asked to be told."""
+        while True:
+            ring.expect_kicks(False)
+            while (chain := ring.take()) is not None:
+                ring.put(chain.head, requests.perform(chain))
+                if ring.should_signal() and self.call >= 0:
+                    os.write(self.call, _ONE)
+            ring.expect_kicks(True)
+            chain = ring.take()
+            if chain is None:
+                return
+            ring.put(chain.head, requests.perform(chain))
+            if ring.should_signal() and self.call >= 0:
+                os.write(self.call, _ONE)
+
+
+class Session:
+    """See the module. An :class:`~qobra.block.export.export.ExportClient`."""
+
+    def __init__(self, export: VhostUserBlkExport, sock: socket.socket, ended: Callable[[Session], None]) -> None:
+        self.export = export
+        self.features = 0
+        self.memory = Memory()
+        self.write_cache = not export.writethrough
+        self._socket = sock
+        self._ended = ended
+        self._protocol_features = 0
+        self._queues = [Queue(self) for _ in range(export.num_queues)]
+        self._thread = threading.Thread(target=self._run, name="vhost-user", daemon=True)
+
+    def start(self) -> None:
+        """Serve in a thread."""
+        self._thread.start()
+
+    def disconnect(self) -> None:
+        """See :class:`~qobra.block.export.export.ExportClient`."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def _run(self) -> None:
+        try:
+            while (message := vu.receive(self._socket)) is not None:
+                self._handle(message)
+        except (QobraError, OSError):
+            pass  # the front end is gone or talks nonsense: no one to tell
+        finally:
+            for queue in self._queues:
+                queue.close()
+            self._socket.close()
+            self._ended(self)
+
+    def _handle(self, message: vu.Message) -> None:
+        fds = list(message.fds)
+        try:
+            answer = self._answer(message.request, message.payload, fds)
+            failed = 0
+        except QobraError:
+            if not self._acknowledges(message):
+                raise
+            answer, failed = None, 1
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if answer is not None:
+            vu.reply(self._socket, message.request, answer)
+        elif self._acknowledges(message):
+            vu.reply(self._socket, message.request, vu.U64.pack(failed))
+
+    def _acknowledges(self, message: vu.Message) -> bool:
+        return bool(message.flags & vu.FLAG_NEED_REPLY and self._protocol_features >> vu.PROTOCOL_F_REPLY_ACK & 1)
+
+    def _answer(self, request: int, payload: bytes, fds: list[int]) -> bytes | None:
+        """Do what ``request`` says and return the reply, if it has one. Descriptors that are kept leave ``fds``."""
+        match request:
+            case vu.GET_FEATURES:
+                return vu.U64.pack(blk.features(self.export) | 1 << vu.F_PROTOCOL_FEATURES)
+            case vu.SET_FEATURES:
+                self._set_features(_u64(payload))
+            case vu.GET_PROTOCOL_FEATURES:
+                return vu.U64.pack(_PROTOCOL_FEATURES)
+            case vu.SET_PROTOCOL_FEATURES:
+                self._protocol_features = _u64(payload) & _PROTOCOL_FEATURES
+            case vu.GET_QUEUE_NUM:
+                return vu.U64.pack(len(self._queues))
+            case vu.GET_CONFIG:
+                return self._get_config(payload)
+            case vu.SET_CONFIG:
+                self._set_config(payload)
+            case vu.SET_OWNER | vu.SET_VRING_ERR:
+                pass
+            case vu.RESET_OWNER:
+                for queue in self._queues:
+                    queue.stop()
+            case vu.SET_MEM_TABLE:
+                self._set_memory(payload, fds)
+            case vu.GET_MAX_MEM_SLOTS:
+                return vu.U64.pack(vu.MAX_REGIONS)
+            case vu.ADD_MEM_REG | vu.REM_MEM_REG:
+                self._change_memory(request, payload, fds)
+            case _:
+                return self._answer_vring(request, payload, fds)
+        return None
+
+    def _answer_vring(self, request: int, payload: bytes, fds: list[int]) -> bytes | None:
+        if request == vu.SET_VRING_ADDR:
+            index, _flags, descriptors, used, available, _log = _unpack(vu.VRING_ADDR, payload)
+            queue = self._queue(index)
+            queue.stop()
+            queue.addresses = (descriptors, available, used)
+        elif request in (vu.SET_VRING_KICK, vu.SET_VRING_CALL):
+            value = _u64(payload)
+            queue = self._queue(value & vu.VRING_INDEX_MASK)
+            fd = fds.pop() if not value & vu.VRING_NO_FD and fds else -1
+            if request == vu.SET_VRING_CALL:
+                queue.set_call(fd)
+            else:
+                queue.set_kick(fd)
+                if not self.features >> vu.F_PROTOCOL_FEATURES & 1:
+                    queue.enabled = True
+        elif request in (vu.SET_VRING_NUM, vu.SET_VRING_BASE, vu.GET_VRING_BASE, vu.SET_VRING_ENABLE):
+            index, number = _unpack(vu.VRING_STATE, payload)
+            queue = self._queue(index)
+            queue.stop()
+            if request == vu.SET_VRING_NUM:
+                queue.size = number
+            elif request == vu.SET_VRING_BASE:
+                queue.base = number & 0xFFFF
+            elif request == vu.SET_VRING_ENABLE:
+                queue.enabled = bool(number)
+            else:
+                queue.set_kick(-1)
+                return vu.VRING_STATE.pack(index, queue.base)
+        else:
+            raise QobraError(f"vhost-user: message {request} is not supported", errno=errno.ENOTSUP)
+        queue.start()
+        return None
+
+    def _set_features(self, features: int) -> None:
+        offered = blk.features(self.export) | 1 << vu.F_PROTOCOL_FEATURES
+        if features & ~offered:
+            raise QobraError("vhost-user: features that were not offered", errno=errno.EPROTO)
+        self.features = features
+
+    def _get_config(self, payload: bytes) -> bytes:
+        offset, size, flags = _unpack(vu.CONFIG, payload[: vu.CONFIG.size])
+        space = blk.config(self.export, self.export.block_size, len(self._queues), self.write_cache)
+        # Newer front ends ask for fields that came later, which read as zero.
+        data = space[offset : offset + size].ljust(min(size, vu.MAX_PAYLOAD - vu.CONFIG.size), b"\0")
+        return vu.CONFIG.pack(offset, len(data), flags) + data
+
+    def _set_config(self, payload: bytes) -> None:
+        offset, size, _flags = _unpack(vu.CONFIG, payload[: vu.CONFIG.size])
+        body = payload[vu.CONFIG.size :]
+        if offset != blk.WCE_OFFSET or size != 1 or len(body) < 1:
+            raise QobraError("vhost-user-blk: only the write cache can be configured", errno=errno.EPROTO)
+        self.write_cache = bool(body[0]) and not self.export.writethrough
+
+    def _set_memory(self, payload: bytes, fds: list[int]) -> None:
+        count, _padding = _unpack(vu.MEM_HEADER, payload[: vu.MEM_HEADER.size])
+        if count > vu.MAX_FDS or count != len(fds) or len(payload) < vu.MEM_HEADER.size + count * vu.MEM_REGION.size:
+            raise QobraError("vhost-user: malformed memory table", errno=errno.EPROTO)
+        memory = Memory()
+        for number, fd in enumerate(fds):
+            fields = vu.MEM_REGION.unpack_from(payload, vu.MEM_HEADER.size + number * vu.MEM_REGION.size)
+            memory = memory.plus(map_region(fd, *fields))
+        self._use_memory(memory)
+
+    def _change_memory(self, request: int, payload: bytes, fds: list[int]) -> None:
+        _padding, guest, size, user, offset = _unpack(vu.MEM_SINGLE, payload)
+        if request == vu.REM_MEM_REG:
+            self._use_memory(self.memory.minus(guest, size, user))
+        elif len(fds) != 1:
+            raise QobraError("vhost-user: a memory region comes with one descriptor", errno=errno.EPROTO)
+        else:
+            self._use_memory(self.memory.plus(map_region(fds[0], guest, size, user, offset)))
+
+    def _use_memory(self, memory: Memory) -> None:
+        for queue in self._queues:
+            queue.stop()
+        self.memory = memory
+        for queue in self._queues:
+            queue.start()
+
+    def _queue(self, index: int) -> Queue:
+        if index >= len(self._queues):
+            raise QobraError(f"vhost-user: no queue {index}", errno=errno.EPROTO)
+        return self._queues[index]
+
+
+def _u64(payload: bytes) -> int:
+    return int(_unpack(vu.U64, payload)[0])
+
+
+def _unpack(struct: Struct, payload: bytes) -> tuple[int, ...]:
+    if len(payload) != struct.size:
+        raise QobraError("vhost-user: message of a wrong length", errno=errno.EPROTO)
+    fields: tuple[int, ...] = struct.unpack(payload)
+    return fields
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
