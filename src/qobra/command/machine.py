@@ -106,3 +106,9 @@ def query_vm_generation_id(machine: Machine, args: dict[str, Any]) -> dict[str, 
     for device in find_devices(machine.board, "vmgenid"):
         return {"guid": device.get("guid")}
     raise QobraError("VM Generation ID device not found")
+
+
+@command("query-migrate-capabilities", needs="board")
+def query_migrate_capabilities(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The optional ways of migrating: there are none."""
+    return []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.machine import accelerator
 from qobra.machine.memory import AddressSpace, Ram
 from qobra.machine.qdev import Device, SystemBus
 from qobra.machine.vclock import VirtualClock
@@ -147,7 +148,8 @@ class Board(Object):
     def start(self) -> None:
         """Make the devices and the CPUs. The properties are set; users' devices come next."""
         machine: Machine = self.tree.machine
-        self._clock = VirtualClock(machine, driven=self.accelerator == "qtest")
+        chosen = accelerator.find(self.accelerator)
+        self._clock = VirtualClock(machine, driven=chosen is not None and chosen.drives_clock)
         self.unattached.add_child("sysbus", self.system_bus)
         self.system_bus.bus_name_given = "main-system-bus"
         machine.run_state.on_reset(self.reset_all)

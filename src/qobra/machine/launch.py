@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
+from qobra.machine.accelerator import registry as accelerators
 from qobra.machine.board import Board, boards
 from qobra.machine.devices import registry as devices
 
@@ -38,6 +39,7 @@ def attach_board(machine: Machine, board_class: type[Board]) -> Board:
     tree = machine.objects
     if devices not in tree.registries:
         tree.registries.append(devices)
+        tree.registries.append(accelerators)
         tree.registries.append(boards)  # type: ignore[arg-type]
     board = board_class(tree)
     tree.root.add_child("machine", board)

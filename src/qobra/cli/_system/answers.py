@@ -14,9 +14,9 @@ def answer(architecture: str, name: str, value: str) -> str | None:
     if name == "cpu" and asks:
         return _cpus(architecture)
     if name == "accel" and asks:
-        from qobra.cli._system.config import ACCELERATORS
+        from qobra.machine.accelerator import names
 
-        return "Accelerators supported in this binary:\n" + "".join(f"{each}\n" for each in ACCELERATORS)
+        return "Accelerators supported in this binary:\n" + "".join(f"{each}\n" for each in names())
     if name == "device" and (asks or ",help" in value or ",?" in value):
         return _devices(architecture) if asks else _device(architecture, first)
     if name == "object" and asks:

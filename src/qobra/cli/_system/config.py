@@ -6,10 +6,9 @@ from typing import Any
 
 from qobra.chardev.options import split
 from qobra.errors import QobraError
+from qobra.machine import accelerator
 from qobra.machine.option_groups import convert
 
-ACCELERATORS = ("qtest", "tcg")
-_KNOWN_ACCELERATORS = ("qtest", "tcg", "kvm", "xen", "hax", "hvf", "nvmm", "whpx")
 _MIB = 1 << 20
 
 
@@ -57,10 +56,8 @@ class MachineConfig:
     def accelerator(self) -> str:
         """The first of the named accelerators that there is. Raises QobraError."""
         for name in self.accelerators:
-            if name in ACCELERATORS:
+            if accelerator.find(name) is not None:
                 return name
-            if name not in _KNOWN_ACCELERATORS:
-                raise QobraError(f"invalid accelerator {name}")
         if self.accelerators:
             raise QobraError(f"invalid accelerator {self.accelerators[-1]}")
         return "tcg"
