@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from qobra.block import permissions
@@ -37,12 +38,21 @@ def parse_filename(filename: str) -> Options:
         return _parse_json(filename[5:])
     protocol = protocol_of(filename)
     if not protocol:
-        return {"driver": "file", "filename": filename}
+        return {"driver": _driver_of_path(filename), "filename": filename}
     driver = drivers.find(protocol.split("+", 1)[0])
     options = driver.parse_filename(filename) if driver else None
     if options is None:
         raise QobraError(f"Unknown protocol '{protocol}'")
     return options
+
+
+def _driver_of_path(path: str) -> str:
+    """A device is no regular file."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return "file"
+    return "host_device" if stat.S_ISBLK(mode) or stat.S_ISCHR(mode) else "file"
 
 
 def _parse_json(text: str) -> Options:

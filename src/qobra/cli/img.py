@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 
-from qobra.getopt import HelpWanted, UsageError, parse
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
+from qobra.getopt import HelpWanted, UsageError, parse
 
 HELP = "create, inspect, convert and repair disk images (qemu-img's command line)"
 

@@ -27,8 +27,7 @@ class BackingError(QobraError):
     """The backing file of a new image cannot be opened, or its format was not said; ``hint`` is a line to add."""
 
     def __init__(self, error: QobraError | str, hint: str) -> None:
-        super().__init__(str(error))
-        self.hint = hint
+        super().__init__(str(error), hint=hint)
 
 
 class ImageCreation:

@@ -72,10 +72,10 @@ def read(interpreter: Interpreter, words: list[str]) -> None:
     start = now()
     try:
         if "b" in options:
-            load = getattr(interpreter.node, "load_vm_state", None)
+            load = getattr(interpreter.node, "read_vm_state", None)
             if load is None:
                 raise OSError(errno.ENOTSUP, "Operation not supported")
-            load(offset, view)
+            view[:] = load(offset, count)
         else:
             interpreter.read(offset, view)
     except (OSError, QobraError) as error:

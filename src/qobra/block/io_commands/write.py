@@ -120,7 +120,7 @@ def _contents(interpreter: Interpreter, options: dict[str, str], pattern: int, c
 def _write(interpreter: Interpreter, options: dict[str, str], offset: int, count: int, data: bytes) -> None:
     root = interpreter.root
     if "b" in options:
-        save: Any = getattr(interpreter.node, "save_vm_state", None)
+        save: Any = getattr(interpreter.node, "write_vm_state", None)
         if save is None:
             raise OSError(errno.ENOTSUP, "Operation not supported")
         save(offset, data)

@@ -65,7 +65,7 @@ class Conversion:
         backing = self._check_target()
         if order.target_is_zero and backing is not None:
             raise ToolError("Cannot use --target-is-zero when the destination image has a backing file")
-        refuse_source(self._nodes, self._output, f"error while converting {order.output_format}")
+        refuse_source(self._nodes, self._output, f"error while converting {order.output_format}", create=order.create)
         if order.create:
             self._create(source.length, backing)
         with Guard(self._output, created=order.create):

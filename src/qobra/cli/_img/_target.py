@@ -48,8 +48,8 @@ def create_target(
         raise ToolError(f"{filename}: {failure}: {strerror(error)}")
 
 
-def refuse_source(nodes: Sequence[BlockNode], filename: str, failure: str) -> None:
-    """A new image must not take the place of what it is made from. Raises ToolError in the words of a lock."""
+def refuse_source(nodes: Sequence[BlockNode], filename: str, failure: str, *, create: bool = True) -> None:
+    """The target must not be what it is made from. Raises ToolError in the words of a lock."""
     path = filename.removeprefix("file:")
     try:
         status = os.stat(path)
@@ -60,9 +60,8 @@ def refuse_source(nodes: Sequence[BlockNode], filename: str, failure: str) -> No
         node = pending.pop()
         pending.extend(node.children.values())
         if node.is_leaf and node.fd >= 0 and os.path.samestat(os.fstat(node.fd), status):
-            raise ToolError(
-                f'{filename}: {failure}: Failed to get "write" lock\nIs another process using the image [{path}]?'
-            )
+            reason = f'Failed to get "write" lock\nIs another process using the image [{path}]?'
+            raise ToolError(f"{filename}: {failure}: {reason}" if create else f"Could not open '{filename}': {reason}")
 
 
 class Guard:

@@ -131,8 +131,9 @@ def create(
             flush_output()
         creation.run(images.layer)
     except BackingError as error:
-        program.error(f"{filename}: {error}")
-        sys.stderr.write(error.hint)
+        program.error(f"{filename}: {error.desc}")
+        sys.stderr.write(error.hint or "")
+        sys.stderr.flush()
         raise ToolError("")
     except QobraError as error:
         raise ToolError(f"{filename}: {error}")
