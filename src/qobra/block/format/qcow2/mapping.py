@@ -104,18 +104,19 @@ def standard_run(image: Image, part: Slice, offset: int, end: int) -> Extent:
 def _run_of(words: array[int], index: int, limit: int, word: int, pattern: array[int]) -> int:
     """Where the run of ``word`` that begins at ``index`` ends, at most at ``limit``; by memcmp of growing pieces."""
     at = index + 1
-    size = 8
+    size = 16
     while at < limit:
-        piece = min(size, limit - at)
-        if words[at : at + piece] == pattern[:piece]:
-            at += piece
-            size = min(size * 4, len(pattern))
-        elif piece <= 8:
-            while words[at] == word:
+        piece = words[at : at + size] if at + size <= limit else words[at:limit]
+        count = len(piece)
+        if piece != pattern[:count]:
+            if not word:
+                return at + ((8 * count - len(piece.tobytes().lstrip(b"\0"))) >> 3)
+            for value in piece:
+                if value != word:
+                    return at
                 at += 1
-            return at
-        else:
-            size = max(8, piece >> 2)
+        at += count
+        size = min(size * 8, len(pattern))
     return at
 
 
