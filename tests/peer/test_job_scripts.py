@@ -60,10 +60,11 @@ class Daemon:
 
     def wait(self, job: str, status: str) -> None:
         def arrived() -> bool:
-            return any(
-                event["event"] == "JOB_STATUS_CHANGE" and event["id"] == job and event["status"] == status
-                for event in self.events
-            )
+            last = None
+            for event in self.events:
+                if event["event"] == "JOB_STATUS_CHANGE" and event["id"] == job:
+                    last = event["status"]
+            return last == status
 
         while not arrived():
             self.note(json.loads(self.lines.readline()))
