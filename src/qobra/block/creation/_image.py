@@ -172,7 +172,7 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
 def _format(layer: BlockLayer, protocol: Options, fmt: str, options: Options, filename: str) -> None:
     driver = drivers.find(fmt)
     assert driver is not None
-    roots = []
+    roots: list[BlockBackend] = []
     try:
         file = _open_for_creation(layer, protocol, roots)
         if "data-file" in options:

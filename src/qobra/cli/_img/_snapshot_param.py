@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from qobra.cli._img._target import reason
 from qobra.cli._img.create import option_pairs
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError
 
-if TYPE_CHECKING:
-    from qobra.block.node import BlockNode
 
-
-def load_snapshot(program: Program, node: BlockNode, text: str) -> None:
+def load_snapshot(program: Program, node: Any, text: str) -> None:
     """Let ``node`` (read-only) show the snapshot that ``text`` means. Raises ToolError.
 
     ``text`` is an id or a name, or ``snapshot.id=ID,snapshot.name=NAME``.

@@ -101,16 +101,11 @@ def _print_json(entries: Iterator[Entry], start: int) -> None:
         write(
             f'{opening}{{ "start": {entry.start}, "length": {entry.length}, "depth": {entry.depth}, '
             f'"present": {_word(entry.present)}, "zero": {_word(entry.zero)}, "data": {_word(entry.data)}{place}'
-            + (f', "filename": {quoted(entry.file.filename)}' if _is_elsewhere(entry) else "")
         )
         opening = "},\n"
     if opening == "[":
         write(f'[{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false')
     write("}]\n")
-
-
-def _is_elsewhere(entry: Entry) -> bool:
-    return False
 
 
 def _word(value: bool) -> str:
