@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from qobra.block import permissions
 from qobra.block.bitmap import BitmapStore
@@ -12,18 +13,17 @@ from qobra.block.extents import Extent
 from qobra.block.filename import parse_filename, relative_to
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.bitmaps import StoredBitmaps
-from qobra.block.format.qcow2.compressed import ClusterCache, decompress
-from qobra.block.format.qcow2.compressor import CompressedWriter
 from qobra.block.format.qcow2.header import l1_entries_for, l1_shift, parse_header
 from qobra.block.format.qcow2.image import Image
 from qobra.block.format.qcow2.mapping import map_range
 from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
 from qobra.block.format.qcow2.snapshots import SnapshotTable
-from qobra.block.format.qcow2.subclusters import SubclusterWriter
-from qobra.block.format.qcow2.writer import Writer
-from qobra.block.format.qcow2.zeroing import FORGET, Zeroing
 from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
 from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.compressed import ClusterCache
+    from qobra.block.format.qcow2.writer import Writer
 
 
 @drivers.register("qcow2")
@@ -70,10 +70,7 @@ class Qcow2Node(BlockNode, BitmapStore):
         self.backing_filename = header.backing_file
         self.backing_format = header.backing_format
         self.length = header.size
-        self._writer = SubclusterWriter(self.image) if header.extended_l2 else Writer(self.image)
-        self._zeroing = Zeroing(self.image)
-        self._compressor = CompressedWriter(self.image)
-        self._decompressed = ClusterCache(self.image.cluster_size)
+        self._decompressed: ClusterCache | None = None
         self._ready = False
         """What has to be written before the image may change is written."""
         if not options.get("_no-io"):
@@ -151,6 +148,7 @@ class Qcow2Node(BlockNode, BitmapStore):
         """The image is about to be changed: repair it if it is dirty, and drop what would not follow the changes."""
         if self._ready:
             return
+        self._make_writers()
         header = self.header
         self.image.check_places()
         if header.autoclear & ~layout.KNOWN_AUTOCLEAR or header.stale_bitmaps:
@@ -161,6 +159,23 @@ class Qcow2Node(BlockNode, BitmapStore):
             self._repair_dirty()
         self.stored_bitmaps.mark_in_use()
         self._ready = True
+
+    def _make_writers(self) -> None:
+        """What only writing needs, so that whoever only reads starts sooner."""
+        from qobra.block.format.qcow2.compressor import CompressedWriter
+        from qobra.block.format.qcow2.zeroing import Zeroing
+
+        self._writer: Writer
+        if self.header.extended_l2:
+            from qobra.block.format.qcow2.subclusters import SubclusterWriter
+
+            self._writer = SubclusterWriter(self.image)
+        else:
+            from qobra.block.format.qcow2.writer import Writer
+
+            self._writer = Writer(self.image)
+        self._zeroing = Zeroing(self.image)
+        self._compressor = CompressedWriter(self.image)
 
     def inactivate(self) -> None:
         if not self.read_only and not self.image.is_corrupt:
@@ -213,7 +228,11 @@ class Qcow2Node(BlockNode, BitmapStore):
             word = part.words[(cluster & image.tables.slice_mask) << image.tables.word_bits] if part is not None else 0
         if not word & layout.COMPRESSED_FLAG:
             return self.read(cluster << image.cluster_bits, image.cluster_size)  # it was overwritten just now
+        from qobra.block.format.qcow2.compressed import ClusterCache, decompress
+
         place = layout.compressed_place(word, image.cluster_bits)
+        if self._decompressed is None:
+            self._decompressed = ClusterCache(image.cluster_size)
         data = self._decompressed.get(place)
         if data is None:
             self.file.debug_event("read_compressed")
@@ -241,7 +260,8 @@ class Qcow2Node(BlockNode, BitmapStore):
 
     def forget_decompressed(self) -> None:
         """Compressed data was written: places may hold other clusters than before."""
-        self._decompressed.clear()
+        if self._decompressed is not None:
+            self._decompressed.clear()
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
         if not self._ready:
@@ -255,7 +275,7 @@ class Qcow2Node(BlockNode, BitmapStore):
 
     def forget_range(self, first: int, end: int) -> None:
         """Unmap guest clusters ``first`` up to ``end``."""
-        self._zeroing.apply(first, end, FORGET)
+        self._zeroing.forget_clusters(first, end)
 
     def zero_new(self, offset: int, length: int) -> None:
         """Zero a range that was just added to the disk."""
@@ -354,12 +374,12 @@ class Qcow2Node(BlockNode, BitmapStore):
         """Unmap the saved state."""
         image = self.image
         first = self.vm_state_offset >> image.cluster_bits
-        self._zeroing.apply(first, image.header.l1_entries << image.tables.table_bits, FORGET)
+        self._zeroing.forget_clusters(first, image.header.l1_entries << image.tables.table_bits)
 
     def make_empty(self) -> None:
         """Give up all that the image holds itself, so that it shows its backing file (the node is drained)."""
         self.get_ready()
-        self._zeroing.apply(0, -(-self.length >> self.image.cluster_bits), FORGET)
+        self._zeroing.forget_clusters(0, -(-self.length >> self.image.cluster_bits))
         self.written(0, self.length)
 
     # -- what callers ask -------------------------------------------------------------------------------------

@@ -46,10 +46,9 @@ class Zeroing:
         if first < last:
             self.apply(first, last, DISCARD)
 
-    def forget(self, offset: int, length: int) -> None:
-        """Let the backing file show through in the clusters of this range, which it covers wholly."""
-        image = self._image
-        self.apply(offset >> image.cluster_bits, self._whole_end(offset + length), FORGET)
+    def forget_clusters(self, first: int, end: int) -> None:
+        """Unmap guest clusters ``first`` up to ``end``; the backing file shows through."""
+        self.apply(first, end, FORGET)
 
     def _whole_end(self, end: int) -> int:
         """The guest cluster before which everything up to ``end`` lies in whole clusters."""
