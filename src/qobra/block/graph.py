@@ -42,7 +42,7 @@ class Root(Protocol):
 class GraphState:
     """One state of the graph. Do not modify."""
 
-    __slots__ = ("links", "nodes", "permissions", "roots")
+    __slots__ = ("ages", "links", "nodes", "permissions", "roots")
 
     def __init__(
         self,
@@ -55,6 +55,8 @@ class GraphState:
         self.roots = roots
         self.permissions: dict[tuple[object, str], tuple[int, int]] = {}
         """(parent, child name) to (permissions taken, permissions shared); roots have the name ``root``."""
+        self.ages: dict[tuple[object, str, BlockNode], int] = {}
+        """When each link came to be, as a count."""
 
     def parents(self, node: BlockNode) -> list[tuple[BlockNode, str]]:
         """The nodes that have ``node`` as a child, with the child's name."""
@@ -106,6 +108,7 @@ class Graph:
         new = change.build()
         _check_depth(new)
         gone = _prune(new)
+        new.ages = _ages(new, old.ages)
         new.permissions = compute_permissions(new)
         cumulative = _cumulative(new)
         granted: list[tuple[BlockNode, int, int]] = []
@@ -240,45 +243,53 @@ class GraphChange:
 
 def compute_permissions(state: GraphState) -> dict[tuple[object, str], tuple[int, int]]:
     """What each link of ``state`` takes and shares. Raises QobraError naming both users where two conflict."""
-    users: dict[BlockNode, list[tuple[object, str, int, int]]] = {node: [] for node in state.nodes.values()}
+    users: dict[BlockNode, list[_User]] = {node: [] for node in state.nodes.values()}
     result: dict[tuple[object, str], tuple[int, int]] = {}
     for root, (node, perm, shared) in state.roots.items():
-        _add_user(users, result, node, root, "root", perm, shared)
+        users[node].append((root, "root", perm, shared))
+        result[(root, "root")] = (perm, shared)
     for node in reversed(list(_children_first(state))):
         perm, shared = _combine(users[node])
+        if perm & ~shared:
+            _check_conflicts(node, users[node], state.ages)
         node.has_users = bool(users[node])
         for name, (child, role) in state.links[node].items():
             child_perm, child_shared = node.child_permissions(name, role, perm, shared)
             if node.force_share:
                 child_shared = permissions.ALL
-            _add_user(users, result, child, node, name, child_perm, child_shared)
+            users[child].append((node, name, child_perm, child_shared))
+            result[(node, name)] = (child_perm, child_shared)
     return result
 
 
-def _add_user(
-    users: dict[BlockNode, list[tuple[object, str, int, int]]],
-    result: dict[tuple[object, str], tuple[int, int]],
-    node: BlockNode,
-    user: object,
-    name: str,
-    perm: int,
-    shared: int,
-) -> None:
-    for other, other_name, other_perm, other_shared in users[node]:
-        # Where each disturbs the other, the one who was there is named as the one who needs, as in QEMU.
-        for taker, taker_name, refuser, refuser_name, refused in (
-            (other, other_name, user, name, other_perm & ~shared),
-            (user, name, other, other_name, perm & ~other_shared),
-        ):
-            if refused:
+_User = tuple[object, str, int, int]
+"""A user of a node, the name of the link, what it takes and what it shares."""
+
+
+def _check_conflicts(node: BlockNode, users: list[_User], ages: dict[tuple[object, str, BlockNode], int]) -> None:
+    """Raise QobraError if one takes what another does not share. The latest to come is the first to be asked."""
+    users = sorted(users, key=lambda user: ages.get((user[0], user[1], node), 0), reverse=True)
+    for refuser in users:
+        for taker in users:
+            refused = taker[2] & ~refuser[3]
+            if refused and taker is not refuser:
                 raise QobraError(
                     f"Permission conflict on node '{node.node_name}': permissions '{permissions.texts(refused)}' are "
-                    f"both required by {_user_text(taker, node, taker_name)} and unshared by "
-                    f"{_user_text(refuser, node, refuser_name)}.",
+                    f"both required by {_user_text(taker[0], node, taker[1])} and unshared by "
+                    f"{_user_text(refuser[0], node, refuser[1])}.",
                     node=node.node_name,
                 )
-    users[node].append((user, name, perm, shared))
-    result[(user, name)] = (perm, shared)
+
+
+def _ages(
+    state: GraphState, before: dict[tuple[object, str, BlockNode], int]
+) -> dict[tuple[object, str, BlockNode], int]:
+    keys: list[tuple[object, str, BlockNode]] = [
+        (parent, name, child) for parent, links in state.links.items() for name, (child, _role) in links.items()
+    ]
+    keys += [(root, "root", node) for root, (node, _perm, _shared) in state.roots.items()]
+    fresh = 1 + max(before.values(), default=0)
+    return {key: before.get(key, fresh + number) for number, key in enumerate(keys)}
 
 
 def _user_text(user: object, node: BlockNode, name: str) -> str:

@@ -227,6 +227,8 @@ class BlockNode:
         self.cache_direct = bool(cache.get("direct", False))
         self.cache_no_flush = bool(cache.get("no-flush", False))
 
+    can_reopen: ClassVar[bool] = True
+    """Whether blockdev-reopen takes nodes of this driver at all."""
     changeable_options: ClassVar[frozenset[str]] = frozenset()
     """Driver options that blockdev-reopen may change; :meth:`take_options` takes them."""
 
@@ -421,10 +423,10 @@ class BlockNode:
         """Change the size to ``length`` bytes; ``exact`` False lets it become larger."""
         if self.read_only:
             raise QobraError("Image is read-only", errno=errno.EACCES)
-        if length < 0 or length > MAX_LENGTH:
-            raise QobraError(
-                "Image size is too large" if length > 0 else "Image size cannot be negative", errno=errno.EINVAL
-            )
+        if length < 0:
+            raise QobraError("Image size cannot be negative", errno=errno.EINVAL)
+        if length > MAX_LENGTH:
+            raise QobraError(f"offset({length}) exceeds maximum({MAX_LENGTH})", errno=errno.EIO)
         old = self.length
         self._truncate(length, preallocation, exact)
         self.moved(min(old, self.length), max(old, self.length) - min(old, self.length))
@@ -576,7 +578,7 @@ class Opening:
         return inherited_options(self.node, self.options, role)
 
 
-MAX_LENGTH = (1 << 63) - 512
+MAX_LENGTH = (1 << 63) - (1 << 30)
 """Largest size of a node in bytes."""
 
 GENERIC_OPTIONS = frozenset(

@@ -8,6 +8,7 @@ from typing import Any
 from qobra.block import permissions
 from qobra.block.accounting import Accounting
 from qobra.block.backend import BlockBackend
+from qobra.block.bitmap import dirty_bitmaps
 from qobra.block.filename import full_backing_filename
 from qobra.block.graph import GraphState
 from qobra.block.layer import BlockLayer
@@ -117,7 +118,7 @@ def device_info(node: BlockNode, *, flat: bool = False, backend: BlockBackend | 
     if backing is not None:
         info["backing_file"] = backing.filename
     if node.bitmaps:
-        info["dirty-bitmaps"] = [bitmap.info() for bitmap in node.bitmaps.values()]
+        info["dirty-bitmaps"] = dirty_bitmaps(node)
     if backend is not None and backend.throttle is not None:
         info.update(backend.throttle.limits())
     return info
@@ -153,7 +154,7 @@ def _backend_info(backend: BlockBackend) -> Info:
         node = without_implicit(backend.node)
         info["inserted"] = device_info(node, backend=backend)
         if node.bitmaps:
-            info["dirty-bitmaps"] = [bitmap.info() for bitmap in node.bitmaps.values()]
+            info["dirty-bitmaps"] = dirty_bitmaps(node)
     return info
 
 

@@ -46,7 +46,12 @@ def reopen(layer: BlockLayer, all_options: list[Options]) -> None:
 def _prepare(
     layer: BlockLayer, change: GraphChange, node: BlockNode, options: Options, undo: list[Callable[[], None]]
 ) -> None:
-    if node.supports_backing and "backing" not in options and node.backing_filename:  # type: ignore[attr-defined]
+    if not node.can_reopen:
+        raise QobraError(
+            f"Block format '{node.driver}' used by node '{node.node_name}' does not support reopening files"
+        )
+    named = node.supports_backing and (node.backing is not None or node.backing_filename)  # type: ignore[attr-defined]
+    if named and "backing" not in options:
         raise QobraError(f"backing is missing for '{node.node_name}'")
     if not node.read_only and options.get("read-only", False):
         # Before the children, which it writes to, turn read-only.

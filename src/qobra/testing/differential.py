@@ -24,8 +24,9 @@ from qobra.qmp.monitor import Monitors
 TIMEOUT_SECONDS = 30.0
 """How long a reply or an event may take on a busy machine."""
 
-_TIMES = frozenset(
+_CHANCE = frozenset(
     {
+        "actual-size",  # what the host's file system gave
         "idle_time_ns",
         "rd_total_time_ns",
         "wr_total_time_ns",
@@ -38,6 +39,8 @@ _TIMES = frozenset(
         "timestamp",
     }
 )
+_REPHRASED = re.compile(r"Parameter '[\w.-]+' does not accept value '([^']*)'")
+_EXPORT = re.compile("block export '[^']*'")
 _AUTO_NAME = re.compile(r"#block\d+")
 
 Message = dict[str, Any]
@@ -135,9 +138,21 @@ class Run:
         self._input.close()
         self._socket.close()
 
-    def __call__(self, command: str, arguments: Message | None = None, *, differs: str | None = None) -> Any:
-        """Carry out ``command``; what it returned, or None for an error. ``differs``: why the answers differ."""
+    def __call__(
+        self,
+        command: str,
+        arguments: Message | None = None,
+        *,
+        differs: str | None = None,
+        pick: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Carry out ``command``; what it returned, or None for an error.
+
+        ``differs`` says why the answers are not the same; ``pick`` takes from what is returned what is to be compared.
+        """
         reply = self._request(command, arguments)
+        if pick is not None and "return" in reply:
+            reply = {"return": pick(reply["return"])}
         self.steps.append(Step(len(self.steps) + 1, command, arguments, reply, differs))
         return reply.get("return")
 
@@ -183,7 +198,7 @@ class Run:
 
     def _message(self) -> Message:
         line = self._input.readline()
-        assert line, "the server closed the connection"
+        assert line, f"the server closed the connection after {len(self.steps)} steps"
         found = json.loads(line)
         assert isinstance(found, dict)
         return found
@@ -199,12 +214,15 @@ class Run:
 def comparable(value: Any, names: dict[str, str], directory: str, command: str = "") -> Any:
     """``value`` without what is another on every run: times, made up node names, the directory."""
     if isinstance(value, dict):
-        value = {key: comparable(each, names, directory) for key, each in value.items() if key not in _TIMES}
+        if "recording" in value and "persistent" in value:
+            value = {key: each for key, each in value.items() if key != "status"}
+        value = {key: comparable(each, names, directory) for key, each in value.items() if key not in _CHANCE}
         return _graph(value["return"]) if command == "x-debug-query-block-graph" and "return" in value else value
     if isinstance(value, list):
         return [comparable(each, names, directory) for each in value]
     if isinstance(value, str):
-        text = value.replace(directory, "DIR")
+        text = _REPHRASED.sub(r"Invalid parameter '\1'", value.replace(directory, "DIR"))
+        text = _EXPORT.sub("an unnamed block device", text)
         return _AUTO_NAME.sub(lambda match: names.setdefault(match[0], f"#auto{len(names) + 1}"), text)
     return value
 
@@ -215,7 +233,7 @@ def _graph(graph: Message) -> Message:
     edges = [{**edge, "parent": names[edge["parent"]], "child": names[edge["child"]]} for edge in graph["edges"]]
     return {
         "nodes": sorted(names.values()),
-        "edges": sorted(edges, key=lambda edge: (edge["parent"], edge["name"], edge["child"])),
+        "edges": sorted(edges, key=lambda edge: json.dumps(edge, sort_keys=True)),
     }
 
 

@@ -27,6 +27,7 @@ class BlklogwritesNode(FilterNode):
     """``file`` is what is written to, ``log`` where it is noted down."""
 
     driver = "blklogwrites"
+    can_reopen = False
     strong_options = ()
 
     def open(self, opening: Opening) -> None:

@@ -16,6 +16,7 @@ class CompressNode(FilterNode):
     """Over a format that compresses (qcow2). Parts of a cluster are read, completed and compressed again."""
 
     driver = "compress"
+    can_reopen = False
 
     def open(self, opening: Opening) -> None:
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)

@@ -29,6 +29,7 @@ class CopyBeforeWriteNode(FilterNode):
     """
 
     driver = "copy-before-write"
+    can_reopen = False
     strong_options = ()
 
     def open(self, opening: Opening) -> None:

@@ -21,6 +21,7 @@ class CopyOnReadNode(FilterNode):
     """
 
     driver = "copy-on-read"
+    can_reopen = False
     strong_options = ()
     by_job = False
     """Put in by a job, which does the copying: reads just pass."""

@@ -22,6 +22,7 @@ class QuorumNode(BlockNode):
     """
 
     driver = "quorum"
+    can_reopen = False
     strong_options = ("vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern")
     reports_info = False
 

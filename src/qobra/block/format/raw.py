@@ -27,21 +27,28 @@ class RawNode(BlockNode):
         return 1
 
     def open(self, opening: Opening) -> None:
-        self._offset = opening.options.get("offset", 0)
-        self._size: int | None = opening.options.get("size")
-        window = self._offset or self._size is not None
+        options = opening.options
+        window = options.get("offset", 0) or "size" in options
         role = permissions.ROLE_DATA if window else permissions.ROLE_FILTERED
         opening.child("file", role | permissions.ROLE_PRIMARY)
+        self.take_options(options)
+
+    changeable_options = frozenset({"offset", "size"})
+
+    def take_options(self, options: Options) -> None:
         real = self.file.length
-        if self._size is not None and self._size % 512:
+        offset: int = options.get("offset", 0)
+        size: int | None = options.get("size")
+        if size is not None and size % 512:
             raise QobraError("Specified size is not multiple of 512")
-        if real < self._offset:
-            raise QobraError(f"Offset ({self._offset}) cannot be greater than size of the containing file ({real})")
-        if self._size is not None and real - self._offset < self._size:
+        if real < offset:
+            raise QobraError(f"Offset ({offset}) cannot be greater than size of the containing file ({real})")
+        if size is not None and real - offset < size:
             raise QobraError(
-                f"The sum of offset ({self._offset}) and size ({self._size}) has to be smaller or equal to the  "
+                f"The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  "
                 f"actual size of the containing file ({real})"
             )
+        self._offset, self._size = offset, size
         self.child_resized("file")
 
     def child_resized(self, name: str) -> None:

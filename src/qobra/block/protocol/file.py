@@ -105,9 +105,10 @@ class FileNode(BlockNode):
 
     def prepare_permissions(self, perm: int, shared: int) -> None:
         if perm & _WRITES and not self._writable:
-            if self.read_only:
+            if not self.read_only:
+                self.reopen_writable()
+            elif perm & ~permissions.RESIZE & _WRITES:
                 raise QobraError("Block node is read-only")
-            self.reopen_writable()
         if self._locking:
             self._held.take(self.fd, perm, permissions.ALL if self.force_share else shared, self.path)
 
