@@ -18,8 +18,6 @@ b     ``on`` or ``off``
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,9 +33,6 @@ _H = TypeVar("_H", bound=Callable[..., Any])
 _TEXT_NAMES = {"s": "string", "F": "filename", "B": "block device name"}
 _ESCAPES = {"n": "\n", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 _SUFFIXES = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-
-# Modules of programs that bring commands of their own; used where they are installed.
-_CONTRIBUTORS = ("qobra.cli._io.hmp",)
 
 
 class HmpCommand:
@@ -88,9 +83,6 @@ def commands(machine: Machine) -> dict[str, HmpCommand]:
     global _loaded
     if not _loaded:
         registry.commands()
-        for module in _CONTRIBUTORS:
-            if importlib.util.find_spec(module) is not None:
-                importlib.import_module(module)
         _loaded = True
     return {
         name: entry

@@ -66,6 +66,8 @@ class Command:
 
 commands: dict[str, Command] = {}
 
+_OF_PROGRAMS = ("open", "close", "quit")
+
 
 def io_command(
     name: str,
@@ -102,7 +104,9 @@ def load_commands() -> dict[str, Command]:
 class Interpreter:
     """Runs lines. ``out`` takes text of results, ``complain`` one error without a newline.
 
-    ``open_file`` and ``close_file`` serve the commands of those names, where the caller has them.
+    ``open_file`` and ``close_file`` serve the commands of those names, where the caller has them; without them there is
+    no ``quit`` either. Refusals and details of formats have ways of their own, :attr:`refuse` and :attr:`detail`: a
+    monitor shows them to its user, and the rest on the terminal of the program.
     """
 
     def __init__(
@@ -124,7 +128,13 @@ class Interpreter:
         self.quit = False
         self.pending: list[Any] = []
         """Asynchronous requests that have not been reported; see :mod:`.asynchronous`."""
-        self._commands = load_commands()
+        self.ended: Callable[[], None] = _ignore
+        """Called in a request's thread when an asynchronous request has ended."""
+        self.refuse: Callable[[str], Any] = lambda text: complain(f"{program}: {text}")
+        self.detail: Callable[[str], Any] = out
+        self.commands = load_commands()
+        if open_file is None:
+            self.commands = {key: each for key, each in self.commands.items() if each.name not in _OF_PROGRAMS}
 
     def run(self, line: str) -> bool:
         """Run one line; False if it failed."""
@@ -132,7 +142,7 @@ class Interpreter:
         words = [word for word in words if word]
         if not words:
             return True
-        command = self._commands.get(words[0])
+        command = self.commands.get(words[0])
         if command is None:
             self.complain(f'command "{words[0]}" not found')
             return False
@@ -145,14 +155,14 @@ class Interpreter:
             if failure.text:
                 self.out(failure.text + "\n")
         except QobraError as error:
-            self.complain(f"{self.program}: {error}")
+            self.refuse(str(error))
         except OSError as error:
-            self.complain(f"{self.program}: {strerror(error)}")
+            self.refuse(strerror(error))
         return False
 
     def _run(self, command: Command, words: list[str]) -> None:
         count = len(words) - 1
-        if command.needs_file and (self.backend is None or self.backend.node is None):
+        if command.needs_file and self.backend is None:
             self.complain("no file open, try 'help open'")
             raise Failed
         if count < command.least or (command.most != UNLIMITED and count > command.most):
@@ -164,7 +174,7 @@ class Interpreter:
                 wanted = f"between {command.least} and {command.most} arguments"
             self.complain(f"bad argument count {count} to {words[0]}, expected {wanted}")
             raise Failed
-        if command.writes and self.node.read_only:
+        if command.writes and self.root.node is not None and self.root.node.read_only:
             raise QobraError("Block node is read-only")
         command.run(self, words)
 
@@ -246,6 +256,10 @@ class Interpreter:
             text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
             lines.append(f"{offset + start:08x}:  {''.join(f'{byte:02x} ' for byte in row)} {text}\n")
         self.out("".join(lines))
+
+
+def _ignore() -> None:
+    pass
 
 
 def short_time(seconds: float) -> str:

@@ -45,13 +45,22 @@ _WRITE_HELP = """
 class _Request:
     """A request in a thread of its own. ``report`` prints what came of it, in the interpreter's thread."""
 
-    def __init__(self, work: Callable[[], None], report: Callable[[float, float], None], failure: str) -> None:
+    def __init__(
+        self,
+        interpreter: Interpreter,
+        work: Callable[[], None],
+        report: Callable[[float, float], None],
+        failure: str,
+    ) -> None:
+        self._interpreter = interpreter
         self._work = work
         self._report = report
         self._failure = failure
         self._error: OSError | QobraError | None = None
         self._start = now()
         self._end = 0.0
+        self.done = False
+        """Whether it has ended."""
         self._thread = threading.Thread(target=self._run, name="qemu-io request", daemon=True)
         self._thread.start()
 
@@ -61,15 +70,13 @@ class _Request:
         except (OSError, QobraError) as error:
             self._error = error
         self._end = now()
+        self.done = True
+        self._interpreter.ended()
 
-    @property
-    def done(self) -> bool:
-        """Whether it has ended."""
-        return not self._thread.is_alive()
-
-    def finish(self, interpreter: Interpreter) -> None:
+    def finish(self) -> None:
         """Wait for it, and report."""
         self._thread.join()
+        interpreter = self._interpreter
         if self._error is not None:
             interpreter.out(f"{self._failure} failed: {why(self._error)}\n")
             return
@@ -84,13 +91,13 @@ def report_ended(interpreter: Interpreter) -> None:
     """Report the requests that have ended, in their order."""
     for request in [each for each in interpreter.pending if each.done]:
         interpreter.pending.remove(request)
-        request.finish(interpreter)
+        request.finish()
 
 
 def wait_all(interpreter: Interpreter) -> None:
     """Wait for every request, and report."""
     while interpreter.pending:
-        interpreter.pending.pop(0).finish(interpreter)
+        interpreter.pending.pop(0).finish()
 
 
 @io_command(
@@ -114,6 +121,7 @@ def aio_read(interpreter: Interpreter, words: list[str]) -> None:
     view = memoryview(bytearray(vector_length(interpreter, operands[1:])))
     interpreter.pending.append(
         _Request(
+            interpreter,
             lambda: interpreter.read(offset, view),
             lambda start, end: finish_read(interpreter, options, view, offset, start, end, pattern, 0, len(view)),
             "readv",
@@ -161,7 +169,7 @@ def aio_write(interpreter: Interpreter, words: list[str]) -> None:
         if "q" not in options:
             interpreter.report("wrote", start, end, offset, count, count, terse="C" in options)
 
-    interpreter.pending.append(_Request(work, report, "aio_write"))
+    interpreter.pending.append(_Request(interpreter, work, report, "aio_write"))
 
 
 @io_command("aio_flush", "", "completes all outstanding aio requests", most=0)

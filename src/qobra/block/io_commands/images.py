@@ -1,4 +1,4 @@
-"""The commands that are about the file: ``open``, ``close``, ``reopen``, ``info``, ``length``, ``map``, ``truncate``, ..."""
+"""The commands that are about the file: ``open``, ``close``, ``reopen``, ``info``, ``length``, ``map``, ``truncate``."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def info(interpreter: Interpreter, words: list[str]) -> None:
     specific = node.info().get("format-specific")
     if specific and specific.get("data"):
         interpreter.out("Format specific information:\n")
-        interpreter.out("".join(f"{line}\n" for line in value_lines(specific["data"], 1)))
+        interpreter.detail("".join(f"{line}\n" for line in value_lines(specific["data"], 1)))
 
 
 @io_command("alloc", "offset [count]", "checks if offset is allocated in the file", alias="a", least=1, most=2)

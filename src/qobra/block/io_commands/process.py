@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from qobra.block.io_commands._interpreter import Command, Failed, Interpreter, Misused, commands, io_command
+from qobra.block.io_commands._interpreter import Command, Failed, Interpreter, Misused, io_command
 from qobra.errors import strerror
 
 _SIGRAISE_HELP = """
@@ -21,14 +21,14 @@ _SIGRAISE_HELP = """
 def show_help(interpreter: Interpreter, words: list[str]) -> None:
     """The list of commands, or one in full."""
     if len(words) > 1:
-        command = commands.get(words[1])
+        command = interpreter.commands.get(words[1])
         if command is None:
             raise Failed(f"command {words[1]} not found")
         interpreter.out(command.usage_line(words[1]) + "\n")
         if command.details:
             interpreter.out(command.details + "\n")
         return
-    listed: dict[str, Command] = {command.name: command for command in commands.values()}
+    listed: dict[str, Command] = {command.name: command for command in interpreter.commands.values()}
     interpreter.out("".join(f"{listed[name].usage_line()}\n" for name in sorted(listed)))
     interpreter.out("\nUse 'help commandname' for extended help.\n")
 
