@@ -126,3 +126,10 @@ def block_stream(machine: Machine, args: Args) -> None:
     layer = machine.block
     with layer.drained():
         start_stream(layer.jobs, args).start()
+
+
+@command("x-blockdev-amend")
+def x_blockdev_amend(machine: Machine, args: Args) -> None:
+    from qobra.block.job.amend import AmendJob
+
+    AmendJob(machine.block.jobs, args["job-id"], args["node-name"], args["options"], args.get("force", False)).start()
