@@ -209,7 +209,7 @@ def test_indirect_descriptors(guest: Guest) -> None:
     guest.access.write(table, entries)
     queue.describe(0, table, 48, 4)
     queue.offer(0)
-    assert queue.wait_used() == (0, 21)
+    assert queue.wait_used() == (0, 8)
     assert guest.access.read(data, 6) == b"abc123"
 
 

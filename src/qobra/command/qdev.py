@@ -31,9 +31,7 @@ def device_list_properties(machine: Machine, args: dict[str, Any]) -> list[dict[
     cls = machine.objects.find_type(name)
     if cls is None:
         raise QobraError(f"Device '{name}' not found", DEVICE_NOT_FOUND)
-    if not issubclass(cls, Device):
-        raise QobraError("Parameter 'typename' expects a device type")
-    if cls.abstract:
+    if not issubclass(cls, Device) or cls.abstract:
         raise QobraError("Parameter 'typename' expects a non-abstract device type")
     device = cls(machine.objects)
     return [

@@ -128,16 +128,14 @@ class Board(Object):
 
     def set_memory(self, size: int, *, backend: str | None = None, path: str | None = None) -> None:
         """Get the RAM: ``size`` bytes, of the memory backend ``backend`` or the file ``path``. Raises QobraError."""
-        from qobra.machine.ram import backend_ram, new_ram
+        from qobra.machine.ram import backend_ram, default_backend
 
         size = (size + 8191) & ~8191
         self.ram_size = size
         self.max_ram_size = max(self.max_ram_size, size)
-        if backend is not None:
-            self.ram = backend_ram(self.tree, backend, size)
-            self.memory_backend = backend
-        elif size:
-            self.ram = new_ram(self.default_ram_id or "ram", size, path)
+        if size:
+            self.memory_backend = backend or default_backend(self.tree, self.default_ram_id or "ram", size, path)
+            self.ram = backend_ram(self.tree, self.memory_backend, size)
 
     @property
     def clock(self) -> VirtualClock:
@@ -194,8 +192,6 @@ class Board(Object):
     def finalize(self) -> None:
         if self._clock is not None:
             self._clock.close()
-        if self.ram is not None and self.memory_backend is None:
-            self.ram.close()
 
     def add_global(self, driver: str, name: str, value: str) -> None:
         """Another default for a property of every device of a type (``-global``)."""

@@ -65,12 +65,14 @@ class Topology:
     def place(self, index: int) -> dict[str, int]:
         """Where CPU ``index`` sits."""
         per_die = self.cores * self.threads
-        return {
+        place = {
             "socket-id": index // (self.dies * per_die),
-            "die-id": index // per_die % self.dies,
             "core-id": index // self.threads % self.cores,
             "thread-id": index % self.threads,
         }
+        if self.dies > 1:
+            place["die-id"] = index // per_die % self.dies
+        return place
 
 
 def parts_text(sockets: int, dies: int, cores: int, threads: int, dies_supported: bool) -> str:

@@ -109,6 +109,11 @@ class PcBoard(Board):
             self.cpus.append(cpu)
             self.place(cpu)
 
+    def request_unplug(self, device: Device) -> None:
+        if device in self.cpus:
+            raise QobraError("Boot CPU is unpluggable" if device is self.cpus[0] else "CPU hot-unplug is not supported")
+        super().request_unplug(device)
+
     # -- the ISA bus
 
     def build_isa(self, bus: IsaBus) -> None:

@@ -85,14 +85,14 @@ def unplug(device: Device) -> None:
     board = device.board
     if device.unplug_pending:
         raise QobraError(f"Device {device.describe()} is already in the process of unplug")
-    if device.bus is not None and not device.bus.hotplug:
+    if device.bus is None:
+        board.request_unplug(device)
+        return
+    if not device.bus.hotplug:
         raise QobraError(f"Bus '{device.bus.bus_name}' does not support hotplugging")
     if not device.hotpluggable_class or not device.pluggable:
         raise QobraError(f"Device '{device.type_name}' does not support hotplugging")
-    if device.bus is None:
-        board.request_unplug(device)
-    else:
-        device.bus.request_unplug(device)
+    device.bus.request_unplug(device)
 
 
 def device_class(tree: ObjectTree, driver: str) -> type[Device]:

@@ -91,7 +91,9 @@ class Device(Object):
 
     def set(self, name: str, value: Any, *, keyval: bool = False) -> None:
         if self.realized and name not in self.BASE_PROPERTIES and not self.settable_when_realized(name):
-            self.find_property(name)
+            if self.find_property(name).forwarded:
+                super().set(name, value, keyval=keyval)
+                return
             who = f"device '{self.user_id}'" if self.user_id else "anonymous device"
             raise QobraError(
                 f"Attempt to set property '{name}' on {who} (type '{self.type_name}') after it was realized"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine.memory import Ram
@@ -13,15 +13,13 @@ if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
 
 
-def new_ram(name: str, size: int, path: str | None) -> Ram:
-    """RAM of ``size`` bytes, in a file at ``path`` (or a nameless one in that directory) if that is given."""
-    try:
-        if path is None:
-            return Ram(name, size)
-        return Ram(name, size, fd=open_backing(path, size), shared=False)
-    except (OSError, OverflowError, ValueError) as error:
-        text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise QobraError(f"cannot set up guest memory '{name}': {text}")
+def default_backend(tree: ObjectTree, name: str, size: int, path: str | None) -> str:
+    """Create the backend that a machine has unless its user brings one; in a file if ``path`` is given."""
+    properties: dict[str, Any] = {"size": size}
+    if path is not None:
+        properties["mem-path"] = path
+    tree.create("memory-backend-ram" if path is None else "memory-backend-file", name, properties)
+    return name
 
 
 def open_backing(path: str, size: int, *, read_only: bool = False) -> int:

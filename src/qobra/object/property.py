@@ -27,6 +27,8 @@ class Property:
     """One property. Subclasses say which values it takes."""
 
     expected = "value"
+    forwarded = False
+    """Whether reading and setting is another object's business."""
 
     def __init__(
         self,

@@ -473,7 +473,7 @@ class ScsiDriver:
         _head, written = self.queue.wait_used()
         answer = self.guest.read(self._response, 108)
         sense_length = int.from_bytes(answer[0:4], "little")
-        got = self.guest.read(self._buffer, min(read, max(0, written - 108))) if written > 108 else b""
+        got = self.guest.read(self._buffer, min(read, written - 108)) if read and written > 108 else b""
         return answer[11], answer[10], answer[12 : 12 + sense_length], got
 
     def await_event(self) -> None:

@@ -119,7 +119,6 @@ class Plic(SysBusDevice):
             if position < 4 * self._words:
                 mask = 0xFFFFFFFF << 8 * position
                 self._enabled[context] = self._enabled[context] & ~mask | value << 8 * position
-                self._enabled[context] &= ~1
         else:
             context, position = divmod(offset - _CONTEXT, _CONTEXT_STRIDE)
             if not 0 <= context < len(self._contexts):

@@ -9,6 +9,7 @@ from qobra.machine.scsi.sense import Sense
 from qobra.object.property import Bool
 
 _UNMAP_BIT = 0x08
+_HEADS, _STEP_RATE, _ROTATIONS = 16, 200, 5400
 
 
 @registry.register("scsi-hd")
@@ -27,6 +28,7 @@ class ScsiHd(ScsiDisk):
             from qobra.errors import QobraError
 
             raise QobraError("Device needs media, but drive is empty")
+        self.takes_fua = self.dpofua
         backend.resized.append(self._resized)
 
     def unrealize(self) -> None:
@@ -38,15 +40,20 @@ class ScsiHd(ScsiDisk):
 
     def mode_pages(self) -> dict[int, bytes]:
         cylinders = min(max(self.blocks // (16 * 63), 2), 0xFFFFFF)
+        # Precompensation and reduced current from the last cylinder on, that is never.
         rigid = bytearray(22)
-        rigid[0:3] = cylinders.to_bytes(3, "big")
-        rigid[3] = 16
-        rigid[18:20] = (5400).to_bytes(2, "big")
+        rigid[0:3] = rigid[4:7] = rigid[7:10] = cylinders.to_bytes(3, "big")
+        rigid[3] = _HEADS
+        rigid[10:12] = _STEP_RATE.to_bytes(2, "big")
+        rigid[12:15] = b"\xff\xff\xff"
+        rigid[18:20] = _ROTATIONS.to_bytes(2, "big")
         flexible = bytearray(30)
         flexible[0:2] = (5000).to_bytes(2, "big")
-        flexible[2], flexible[3] = 16, 63
+        flexible[2], flexible[3] = _HEADS, 63
         flexible[4:6] = self.logical_size.to_bytes(2, "big")
-        flexible[6:8] = min(cylinders, 0xFFFF).to_bytes(2, "big")
+        flexible[6:8] = flexible[8:10] = flexible[10:12] = min(cylinders, 0xFFFF).to_bytes(2, "big")
+        flexible[12:19] = bytes((0, 1, 1, 0, 1, 1, 1))
+        flexible[26:28] = _ROTATIONS.to_bytes(2, "big")
         return super().mode_pages() | {0x04: bytes(rigid), 0x05: bytes(flexible)}
 
     def other_command(self, cdb: bytes, data: bytes) -> bytes:

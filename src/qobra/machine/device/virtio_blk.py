@@ -23,7 +23,7 @@ S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
 
 _HEADER = Struct("<IIQ")
 _SEGMENT = Struct("<QII")
-_CONFIG = Struct("<QIIHBBIBBHIBxHIIIIIBxxx")
+_CONFIG = Struct("<QIIHBBIBBHIBxHIIIIIB")
 _SECTOR = 512
 _ID_LENGTH = 20
 _UNMAP = 1
@@ -39,7 +39,7 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
 
     type_name = "virtio-blk-device"
     device_number = 2
-    config_size = 60
+    config_size = 57
 
     config_wce = Bool(True)
     scsi = Bool(False)
@@ -246,7 +246,7 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
             backend.flush()
             return S_OK, 0
         if kind == T_GET_ID:
-            name = (self.serial or "").encode()[:_ID_LENGTH].ljust(_ID_LENGTH, b"\0")[:room]
+            name = ((self.serial or "").encode() + b"\0")[: min(_ID_LENGTH, room)]
             position = 0
             for view in answer:
                 part = name[position : position + len(view)]

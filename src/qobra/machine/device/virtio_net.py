@@ -14,7 +14,8 @@ from qobra.machine.virtio.pci import VirtioPci
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
 from qobra.object.property import Bool, Int, String
 
-F_MTU, F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN = 3, 5, 15, 16, 17, 18, 19
+F_CTRL_OFFLOADS, F_MTU, F_MAC, F_MRG_RXBUF, F_STATUS = 2, 3, 5, 15, 16
+F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN = 17, 18, 19
 F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE, F_CTRL_MAC = 20, 21, 23
 _RX, _TX, _CTRL = 0, 1, 2
 _CONFIG = Struct("<6sHHH")
@@ -42,6 +43,7 @@ class VirtioNet(VirtioDevice, Nic):
     ctrl_rx_extra = Bool(True, name="ctrl_rx_extra")
     ctrl_mac_addr = Bool(True, name="ctrl_mac_addr")
     guest_announce = Bool(True, name="guest_announce")
+    ctrl_guest_offloads = Bool(True, name="ctrl_guest_offloads")
     x_txburst = Int(256, type="int32", name="x-txburst")
     tx = String(type="str")
     rx_queue_size = Int(256, type="uint16", name="rx_queue_size")
@@ -82,6 +84,7 @@ class VirtioNet(VirtioDevice, Nic):
     def device_features(self) -> int:
         bits = [F_MAC]
         for enabled, bit in (
+            (self.ctrl_guest_offloads, F_CTRL_OFFLOADS),
             (self.mrg_rxbuf, F_MRG_RXBUF),
             (self.status_feature, F_STATUS),
             (self.ctrl_vq, F_CTRL_VQ),
@@ -224,6 +227,9 @@ class VirtioNet(VirtioDevice, Nic):
         if kind == 3 and command == 0:
             self._announce = False
             return _OK
+        if kind == 5 and command == 0 and len(data) == 8:
+            # The backends offload nothing, so there is nothing to switch on.
+            return _ERROR if any(data) else _OK
         return _ERROR
 
     def _control_mode(self, command: int, data: bytes) -> int:

@@ -112,7 +112,7 @@ class VirtioSerial(VirtioDevice):
         elif port.nr >= self.max_ports:
             raise QobraError(f"virtio-serial-bus: Out-of-range port id specified, max. allowed: {self.max_ports - 1}")
         elif port.nr == 0 and not port.is_console:
-            raise QobraError(f"virtio-serial-bus: {_RESERVED}")
+            raise QobraError(_RESERVED)
         if port.port_name is not None and any(port.port_name == other.port_name for other in self.ports.values()):
             raise QobraError(f"virtio-serial-bus: A port already exists by name {port.port_name}")
 

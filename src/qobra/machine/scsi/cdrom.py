@@ -29,6 +29,10 @@ class CdDrive(ScsiDisk):
     is_removable = True
     has_tray = True
 
+    # A medium that is only read is not unmapped, and turns as it likes.
+    max_unmap_size = None
+    rotation_rate = None
+
     _media_event = 0
     _eject_requested = False
 

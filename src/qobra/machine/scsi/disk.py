@@ -21,6 +21,7 @@ START_STOP, PREVENT_REMOVAL, READ_CAPACITY, SERVICE_ACTION_IN = 0x1B, 0x1E, 0x25
 SYNCHRONIZE, SYNCHRONIZE_16, UNMAP, WRITE_SAME, WRITE_SAME_16 = 0x35, 0x91, 0x42, 0x41, 0x93
 RESERVE, RELEASE, RESERVE_10, RELEASE_10, SEND_DIAGNOSTIC, REZERO, SEEK_10 = 0x16, 0x17, 0x56, 0x57, 0x1D, 0x01, 0x2B
 _MAX_TRANSFER = 1 << 30
+_DEFAULT_GRANULARITY = 4096
 
 
 class ScsiDisk(ScsiDevice, BlockFrontEnd):
@@ -30,16 +31,18 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
     abstract = True
     peripheral_type = 0
     default_product = "QEMU HARDDISK"
+    takes_fua = False
+    """Whether mode sense says that writes may ask for stable storage."""
 
     ver = String(type="str")
     vendor = String(type="str")
     product = String(type="str")
     device_id = String(type="str", name="device_id")
     wwn = Int(0, type="uint64")
-    port_wwn = Int(0, type="uint64")
-    port_index = Int(0, type="uint16")
-    max_unmap_size = Size(1 << 30, name="max_unmap_size")
-    max_io_size = Size((1 << 31) - 1, name="max_io_size")
+    port_wwn = Int(0, type="uint64", name="port_wwn")
+    port_index = Int(0, type="uint16", name="port_index")
+    max_unmap_size = Size(1 << 30, type="uint64", name="max_unmap_size")
+    max_io_size = Size((1 << 31) - 1, type="uint64", name="max_io_size")
     scsi_version = Int(5, type="int32", name="scsi_version")
     rotation_rate = Int(0, type="uint16", name="rotation_rate")
 
@@ -48,6 +51,8 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         backend = self.realize_block()
         if not self.logical_block_size:
             self.logical_size = block_size
+        if self.discard_granularity == 0xFFFFFFFF:
+            self.granularity = max(_DEFAULT_GRANULARITY, self.logical_size)
         if self.serial is not None and len(self.serial) > 36:
             raise QobraError("The serial number can't be longer than 36 characters")
         self._mode_values: dict[int, bytes] = {}
@@ -141,6 +146,9 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         if self.peripheral_type == 0:
             pages |= {0xB0: self._block_limits(), 0xB1: self._characteristics(), 0xB2: self._provisioning()}
         pages[0x00] = bytes(sorted(pages))
+        # Answered by every kind of drive, though only disks list them.
+        pages.setdefault(0xB1, self._characteristics())
+        pages.setdefault(0xB2, self._provisioning())
         if page not in pages:
             raise Sense(*sense.INVALID_FIELD)
         body = pages[page]
@@ -166,11 +174,11 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         body[16:20] = (self.max_unmap_size // block).to_bytes(4, "big")
         body[20:24] = (255).to_bytes(4, "big")
         body[24:28] = (max(self.granularity, block) // block).to_bytes(4, "big")
-        body[32:40] = (self.max_unmap_size // block).to_bytes(8, "big")
+        body[32:40] = (self.max_io_size // block).to_bytes(8, "big")
         return bytes(body)
 
     def _characteristics(self) -> bytes:
-        return int(self.rotation_rate).to_bytes(2, "big") + bytes(58)
+        return int(self.rotation_rate or 0).to_bytes(2, "big") + bytes(58)
 
     def _provisioning(self) -> bytes:
         # UNMAP and WRITE SAME may deallocate.
@@ -256,7 +264,7 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
             page = self.changeable(each, pages[each]) if control == 1 else pages[each]
             body += bytes((each, len(page))) + page
         descriptor = b"" if cdb[1] & 0x08 or self.peripheral_type == 5 else self._block_descriptor()
-        specific = 0x10 if self.peripheral_type == 0 else 0
+        specific = 0x10 if self.takes_fua else 0
         if self.backend is not None and self.backend.node is not None and self.backend.node.read_only:
             specific |= 0x80
         if cdb[0] == MODE_SENSE:

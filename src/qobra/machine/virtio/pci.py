@@ -46,6 +46,8 @@ class VirtioPciBus(VirtioBus):
 class Alias(Property):
     """A property that is really another object's."""
 
+    forwarded = True
+
     def __init__(self, target: Object, prop: Property) -> None:
         super().__init__(prop.type, prop.default, name=prop.name, description=prop.description)
         self._target = target
@@ -207,8 +209,9 @@ class VirtioPci(PciDevice):
         if area == _ISR:
             return self.read_isr() if offset == _ISR else 0
         if area == _DEVICE:
-            config = self.device.read_config()
-            return int.from_bytes(config[offset - _DEVICE : offset - _DEVICE + width], "little")
+            config = self.device.read_config()[offset - _DEVICE : offset - _DEVICE + width]
+            # Beyond the configuration nothing answers.
+            return int.from_bytes(config.ljust(width, b"\xff"), "little")
         return 0
 
     def _write_modern(self, offset: int, width: int, value: int) -> None:
