@@ -416,6 +416,11 @@ class Qcow2Node(BlockNode, BitmapStore):
         """Tell whoever runs the program."""
         print(text, file=sys.stderr)
 
+    def amend_encryption(self, options: Options, force: bool) -> None:
+        """x-blockdev-amend (BlockdevAmendOptionsQcow2)."""
+        if "encrypt" in options:
+            raise QobraError("image is not encrypted, can't amend")
+
     def amend(self, options: Options, progress: Callable[[int, int], None] | None = None) -> None:
         """Change what can be changed (the node is drained); see :func:`.amend.amend`."""
         from qobra.block.format.qcow2.amend import amend
