@@ -104,9 +104,21 @@ class Overlap:
         areas += [("refcount-block", entry & layout.REFTABLE_MASK, size) for entry in image.refcounts.table if entry]
         areas.append(("refcount-table", header.reftable_offset, header.reftable_clusters * size))
         areas += image.node.snapshots.areas()
+        if "inactive-l2" in self.checks:
+            areas += [("inactive-l2", table, size) for table in self._inactive_tables()]
         if header.bitmaps is not None:
             areas.append(("bitmap-directory", header.bitmaps[1], header.bitmaps[2]))
         return [area for area in areas if area[0] in self.checks and area[2] and (area[1] or area[0] == "main-header")]
+
+    def _inactive_tables(self) -> set[int]:
+        """The L2 tables of snapshots, read from disk."""
+        image = self._image
+        tables: set[int] = set()
+        for snapshot in image.node.snapshots.entries:
+            if snapshot.l1_entries * 8 <= layout.MAX_L1_BYTES and snapshot.l1_offset <= image.file.length:
+                words = image.read_array(snapshot.l1_offset, snapshot.l1_entries)
+                tables.update(word & layout.OFFSET_MASK for word in words)
+        return tables
 
     def _collect(self) -> set[int]:
         clusters: set[int] = set()
