@@ -1,4 +1,4 @@
-"""The commands that are about the file: ``open``, ``close``, ``reopen``, ``info``, ``length``, ``map``, ``truncate``."""
+"""The commands that are about the file: ``open``, ``close``, ``reopen``, ``info``, ``map``, ``truncate`` and others."""
 
 from __future__ import annotations
 
