@@ -83,7 +83,7 @@ def listen(address: dict[str, Any], *, backlog: int = 16, find_fd: FindFd | None
 
 
 def _listen_inet(address: dict[str, Any], backlog: int) -> list[socket.socket]:
-    first = _port(address["port"], empty=0)
+    first = _port(address)
     last = int(address.get("to") or first)
     error: OSError | None = None
     for port in range(first, last + 1):
@@ -149,16 +149,12 @@ def _family(address: dict[str, Any]) -> int:
     return int(socket.AF_UNSPEC)
 
 
-def _port(text: Any, *, empty: int) -> int:
-    if text in ("", None):
-        return empty
-    try:
+def _port(address: dict[str, Any]) -> int:
+    """The number of a port that may be a service's name; 0, any free one, for an empty text."""
+    text = str(address["port"])
+    if text.isdecimal() and len(text) < 6:
         return int(text)
-    except ValueError:
-        try:
-            return socket.getservbyname(str(text), "tcp")
-        except OSError:
-            raise QobraError(f"can't convert to a number: {text}")
+    return int(_targets(address, passive=True)[0][1][1]) if text else 0
 
 
 def _tune(sock: socket.socket, address: dict[str, Any]) -> None:

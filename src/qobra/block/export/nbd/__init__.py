@@ -101,6 +101,8 @@ def _find_bitmaps(
             if named is None:
                 raise QobraError(f"Node '{each['node']}' not found")
             bitmap = named.bitmaps.get(name)
+            if bitmap is None:
+                raise QobraError(f"Dirty bitmap '{name}' not found", errno=errno.ENOENT)
         else:
             name = each
             holder: BlockNode | None = node
