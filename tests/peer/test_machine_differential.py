@@ -148,7 +148,7 @@ def test_scsi_commands(both: tuple[SystemProgram, SystemProgram], target: int) -
         for name, (cdb, read, write) in _COMMANDS.items():
             response, status, sense, data = adapter.command(cdb, target=target, data=bytes(write), read=read)
             key_and_code = (sense[2:3], sense[12:14]) if status == 2 else None
-            found[name] = (response, status, key_and_code, b"" if status else data.rstrip(b"\0"))
+            found[name] = (response, status, key_and_code, b"" if status or response else data.rstrip(b"\0"))
         answers.append(found)
         function.set_config(4, 2, 0)
     for name in _COMMANDS:

@@ -470,10 +470,11 @@ class ScsiDriver:
         if read:
             parts.append((self._buffer, read, True))
         self.queue.send(parts)
-        _head, written = self.queue.wait_used()
+        self.queue.wait_used()
         answer = self.guest.read(self._response, 108)
+        returned = max(0, read - int.from_bytes(answer[4:8], "little"))
         sense_length = int.from_bytes(answer[0:4], "little")
-        got = self.guest.read(self._buffer, min(read, written - 108)) if read and written > 108 else b""
+        got = self.guest.read(self._buffer, returned) if returned else b""
         return answer[11], answer[10], answer[12 : 12 + sense_length], got
 
     def await_event(self) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.errors import QobraError, errno_of
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
+from qobra.machine.scsi import transfer
 from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
 from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
 from qobra.machine.virtio.device import VirtioDevice
@@ -201,6 +202,13 @@ class VirtioScsi(VirtioDevice):
             return
         target, unit = lun[1], (lun[2] << 8 | lun[3]) & 0x3FFF
         cdb = request[_REQUEST_HEADER:].ljust(16, b"\0")
+        found_unit: Any = self.scsi_bus.find(0, target, unit)
+        if found_unit is not None:
+            way, length = transfer.expected(cdb, found_unit.logical_size)
+            there = {transfer.NONE: 0, transfer.TO_HOST: room, transfer.TO_DEVICE: sent}[way]
+            if length > there:
+                self._answer(queue, buffer, Result(), _S_OVERRUN, 0)
+                return
         try:
             result = self.scsi_bus.execute(target, unit, cdb, b"".join(data), room)
         except (OSError, QobraError) as error:

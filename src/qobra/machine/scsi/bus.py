@@ -41,6 +41,8 @@ class ScsiDevice(Device):
         super().__init__(tree)
         self.attention: tuple[int, int, int] | None = None
         """What the next command is told instead of being carried out (a unit attention)."""
+        self.last_sense: Sense | None = None
+        """Why the last command failed."""
 
     @property
     def scsi_bus(self) -> ScsiBus:
@@ -59,8 +61,11 @@ class ScsiDevice(Device):
                 raise Sense(*attention)
             if cdb[0] == REPORT_LUNS:
                 return Result(data=self.scsi_bus.report_luns(self.scsi_id, cdb)[:room])
-            return Result(data=self.command(cdb, data, room)[:room])
+            result = Result(data=self.command(cdb, data, room)[:room])
+            self.last_sense = None
+            return result
         except Sense as sense:
+            self.last_sense = sense
             return Result(CHECK_CONDITION, sense=sense.data())
 
     def command(self, cdb: bytes, data: bytes, room: int) -> bytes:

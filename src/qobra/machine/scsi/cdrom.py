@@ -108,8 +108,8 @@ class CdDrive(ScsiDisk):
         capabilities[12:14] = (16 * 176).to_bytes(2, "big")
         capabilities[16:18] = (16 * 176).to_bytes(2, "big")
         capabilities[18:20] = (16 * 176).to_bytes(2, "big")
-        audio = bytes((0x04, 0, 0, 0, 0, 0, 1, 0xFF, 2, 0xFF, 0, 0, 0, 0))
-        return super().mode_pages() | {0x0E: audio, 0x2A: bytes(capabilities)}
+        # Retries on reading; no audio is played.
+        return super().mode_pages() | {0x01: bytes((0x80, 0x20)) + bytes(8), 0x0E: bytes(14), 0x2A: bytes(capabilities)}
 
     @property
     def _sectors(self) -> int:

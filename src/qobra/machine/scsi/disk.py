@@ -186,6 +186,8 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
 
     def _request_sense(self, cdb: bytes) -> bytes:
         attention, self.attention = self.attention, None
+        if self.last_sense is not None:
+            return self.last_sense.data()[: cdb[4]]
         return Sense(*(attention or (sense.NO_SENSE, 0, 0))).data()[: cdb[4]]
 
     # -- reading and writing
@@ -312,22 +314,3 @@ def block_range(cdb: bytes) -> tuple[int, int]:
     if group == 5:
         return int.from_bytes(cdb[2:6], "big"), int.from_bytes(cdb[6:10], "big")
     return int.from_bytes(cdb[2:10], "big"), int.from_bytes(cdb[10:14], "big")
-
-
-def cdb_length(code: int) -> int:
-    """Bytes of a command block, by its first."""
-    return {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}.get(code >> 5, 16)
-
-
-def transfer_out_length(cdb: bytes, block: int) -> int:
-    """Bytes that a command takes from the host, for adapters that must know before."""
-    code = cdb[0]
-    if code in WRITE:
-        return block_range(cdb)[1] * block
-    if code in (MODE_SELECT, 0x1D):
-        return cdb[4]
-    if code in (MODE_SELECT_10, UNMAP):
-        return int.from_bytes(cdb[7:9], "big")
-    if code in (WRITE_SAME, WRITE_SAME_16):
-        return block
-    return 0
