@@ -13,6 +13,7 @@ Both rely on stores and loads being seen in order by all threads, as CPython gua
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,6 +128,21 @@ class Flight:
                 for gate in closed:
                     gate.closed -= 1
                 self._condition.notify_all()
+
+    def fence(self, gates: set[Gate]) -> None:
+        """Wait until whoever is inside a slot behind one of ``gates`` now has left it.
+
+        Requests are short, so this looks again soon rather than being told. The caller is in none of those slots.
+        """
+        self.epoch += 1
+        epoch = self.epoch
+        inside = [slot for slot in tuple(self._slots) if slot.gate in gates and slot.busy]
+        pause = 10e-6
+        while inside:
+            inside = [slot for slot in inside if 0 < slot.busy < epoch]
+            if inside:
+                time.sleep(pause)
+                pause = min(2 * pause, 1e-3)
 
     def retire(self, release: Callable[[], None]) -> None:
         """Call ``release`` once no request that is in flight now can still know what it gives back."""

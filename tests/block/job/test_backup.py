@@ -270,3 +270,39 @@ def test_refusals_leave_nothing(layer, guest, target, tmp_path, args, text):
     assert str(error.value) == text
     assert (layer.graph.nodes, layer.graph.state.roots.keys()) == before
     assert layer.jobs.all() == [] and not bitmap.busy
+
+
+def test_fleecing_readers_see_the_point_in_time_while_it_is_overwritten(layer, tmp_path, qcow2, make_guest):
+    writer = make_guest(qcow2("disk"))
+    writer.fill()
+    before = bytes(writer.model)
+    fleece = qcow2("fleece", "disk")
+    job = backup(layer, "drive", "fleece", sync="none")
+    reader = BlockBackend(layer)
+    reader.insert(fleece)
+    wrong = []
+    done = threading.Event()
+
+    def read(seed):
+        rng = random.Random(seed)
+        while not done.is_set():
+            offset = rng.randrange(MIB - 20000)
+            if reader.read(offset, 20000) != before[offset : offset + 20000]:
+                wrong.append(offset)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    rng = random.Random(1)
+    for start in range(0, MIB, 16384):
+        writer.write(start + rng.randrange(8000), rng.randbytes(8000))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert reader.read(0, MIB) == before
+    reader.remove()
+    with layer.control:
+        job.user_cancel(True)
+    layer.wait_status("j", "null")
+    writer.check()

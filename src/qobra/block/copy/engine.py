@@ -103,10 +103,10 @@ def suggested_helpers(source: BlockNode, target: BlockNode, compress: bool = Fal
     """Chunks in flight that suit the two ends."""
     if compress:
         return COMPRESS_HELPERS
-    return NEAR_HELPERS if _is_local(source) and _is_local(target) else FAR_HELPERS
+    return NEAR_HELPERS if is_local(source) and is_local(target) else FAR_HELPERS
 
 
-def _is_local(node: BlockNode) -> bool:
+def is_local(node: BlockNode) -> bool:
     """Whether all that lies under ``node`` is in local files."""
     pending = [node]
     while pending:

@@ -32,6 +32,8 @@ class OnceCopy:
         self.todo = DirtyBitmap(source, None, cluster, enabled=False)
         self.copied: Callable[[int], None] | None = None
         """Told of the number of bytes of each part that was copied."""
+        self.settled: Callable[[], None] | None = None
+        """Called after a part was copied and before its old data may change."""
         self._claims: dict[int, int] = {}
         self._condition = threading.Condition()
         self.waits = 0
@@ -59,6 +61,8 @@ class OnceCopy:
         """Copy a claimed part and let go of it. Raises CopyFailed; the part is to be copied again then."""
         try:
             self.copier.copy(offset, length)
+            if self.settled is not None:
+                self.settled()
         except BaseException:
             self.todo.set(offset, length)
             raise

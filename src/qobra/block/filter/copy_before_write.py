@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from qobra.block import permissions
+from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.bitmap_changes import find_bitmap
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
@@ -14,6 +15,7 @@ from qobra.block.copy.once import OnceCopy
 from qobra.block.extents import DATA, Extent
 from qobra.block.filter._filter import FilterNode
 from qobra.block.node import BlockNode, Buffer, Opening, drivers
+from qobra.block.slots import Gate
 from qobra.errors import QobraError
 
 MIN_CLUSTER = 65536
@@ -63,6 +65,40 @@ class CopyBeforeWriteNode(FilterNode):
         target = self.target
         copier = ChunkCopier(self.file, target, compress=compress, use_copy_range=use_copy_range)
         self.once = OnceCopy(self.file, copier, copy_cluster(target))
+        self.once.settled = self._settle
+        self._readers: set[Gate] = set()
+        self._readers_generation = -1
+
+    def _settle(self) -> None:
+        """Let requests end that may have found, just before the copy, that the target has its data from ``file``."""
+        layer = self.layer
+        if self._readers_generation != layer.generation:
+            self._readers_generation = layer.generation
+            self._readers = self._find_readers()
+        if self._readers:
+            layer.flight.fence(self._readers)
+
+    def _find_readers(self) -> set[Gate]:
+        """The gates of those who read the target, which shows ``file`` where nothing was copied yet (fleecing)."""
+        if self.target.backing is None:
+            return set()
+        return {
+            root.gate
+            for root, (node, _perm, _shared) in self.layer.graph.state.roots.items()
+            if isinstance(root, BlockBackend) and getattr(root, "job", None) is None and self._leads_to_target(node)
+        }
+
+    def _leads_to_target(self, start: BlockNode) -> bool:
+        pending: list[BlockNode] = [start]
+        seen: set[BlockNode] = {self}
+        while pending:
+            node = pending.pop()
+            if node is self.target:
+                return True
+            if node not in seen:
+                seen.add(node)
+                pending.extend(node.children.values())
+        return False
 
     @property
     def target(self) -> BlockNode:
