@@ -146,7 +146,8 @@ def _strong_options(node: BlockNode) -> Options:
 def flatten(options: Options, prefix: str = "") -> Options:
     """Nested objects and lists turned into dotted keys: the reverse of :func:`unflatten`."""
     result: Options = {}
-    for key, value in options.items():
+    # Members of an object inside come in the reverse order, which shows where two share a place in QEMU's tables.
+    for key, value in reversed(options.items()) if prefix else options.items():
         if isinstance(value, list):
             value = {str(index): each for index, each in enumerate(value)}
         if isinstance(value, dict):

@@ -92,6 +92,16 @@ class Graph:
         """The roots whose node is ``node``."""
         return [root for root, (target, _perm, _shared) in self.state.roots.items() if target is node]
 
+    def check_user(self, node: BlockNode, user: BlockNode, name: str, perm: int, shared: int) -> None:
+        """Raise QobraError where one more user of ``node`` is in conflict with those that it has."""
+        state = self.state
+        users: list[_User] = [
+            (parent, child_name, *state.permissions[(parent, child_name)]) for parent, child_name in state.parents(node)
+        ]
+        users += [(root, "root", *state.permissions[(root, "root")]) for root in self.roots_of(node)]
+        newest = {**state.ages, (user, name, node): 1 + max(state.ages.values(), default=0)}
+        _check_conflicts(node, [*users, (user, name, perm, shared)], newest)
+
     @contextmanager
     def change(self) -> Iterator[GraphChange]:
         """Collect changes in the body and apply them at its end, all or none."""

@@ -14,7 +14,7 @@ from qobra.block.extents import MAX_DEPTH
 from qobra.block.filename import full_backing_filename, parse_filename
 from qobra.block.format._magic import candidates
 from qobra.block.graph import Graph
-from qobra.block.node import BlockNode, Opening, Options, drivers
+from qobra.block.node import BlockNode, OpenedNodes, Opening, Options, drivers
 from qobra.block.slots import Flight, Gate
 from qobra.clock import HostClock
 from qobra.control import Control
@@ -239,7 +239,7 @@ class BlockLayer:
 
         Without ``driver``, the format is probed as for a legacy file name. Raises QobraError; then nothing is left.
         """
-        opened: list[BlockNode] = []
+        opened = OpenedNodes()
         try:
             node = self.open_reference(options, opened, {})
             node.monitor_owned = node.monitor_owned or monitor_owned
@@ -251,6 +251,7 @@ class BlockLayer:
             return node
         except BaseException as error:
             self.close_nodes([each for each in reversed(opened) if self.graph.find(each.node_name) is not each])
+            opened.withdraw()
             if isinstance(error, QobraError):
                 raise error.prefixed(_BACKING_FAILED * _implicit_depth(opened, error.node))
             raise
@@ -329,7 +330,11 @@ class BlockLayer:
             reference = opening.options["backing"]
             if reference is None or reference == "":
                 return
+            from_header = isinstance(reference, dict) and self._is_partial(node, reference)
+            if from_header:
+                reference = self._completed(node, reference)
         else:
+            from_header = True
             reference = self.backing_options(node)
             if reference is None:
                 return
@@ -340,12 +345,31 @@ class BlockLayer:
         try:
             backing = opening.attach("backing", permissions.ROLE_COW, reference)
         except QobraError as error:
-            raise error.prefixed(_BACKING_FAILED) if "backing" not in opening.options else error
+            raise error.prefixed(_BACKING_FAILED) if from_header else error
         else:
-            if "backing" not in opening.options:
+            if from_header:
                 node.auto_backing = node.backing_filename, backing.filename  # type: ignore[attr-defined]
         finally:
             self._backing_chain.pop()
+
+    def _is_partial(self, node: BlockNode, options: Options) -> bool:
+        """Whether ``options`` (``backing.x=y`` of a command line) only add to what the header of ``node`` names."""
+        driver = drivers.find(options.get("driver", "raw"))
+        file = options.get("file")
+        in_parts = file is None or (isinstance(file, dict) and not file.keys() & {"driver", "filename"})
+        return bool(node.backing_filename) and in_parts and driver is not None and driver.is_format  # type: ignore[attr-defined]
+
+    def _completed(self, node: BlockNode, options: Options) -> Options:
+        """``options`` with the rest from the header of ``node``."""
+        from qobra.block.typed_options import typed
+
+        named = self.backing_options(node) or {}
+        if "file" not in named and "file" in options:
+            named = {"file": named}
+        merged = {**named, **options}
+        if isinstance(named.get("file"), dict) and "file" in options:
+            merged["file"] = {**named["file"], **options["file"]}
+        return typed(merged)
 
     def backing_options(self, node: BlockNode) -> Options | None:
         """Options that open what the header of ``node`` names as its backing file, or None if it names nothing."""

@@ -530,6 +530,34 @@ class WriteTracker:
         raise NotImplementedError
 
 
+class OpenedNodes(list["BlockNode"]):
+    """Nodes that are being opened, which take the permissions that they will need before they read anything.
+
+    So an image that somebody else is writing is refused before its metadata is looked at.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked: set[BlockNode] = set()
+
+    def admit(self, layer: BlockLayer, node: BlockNode, name: str, perm: int, shared: int) -> None:
+        """Let ``node`` use its child ``name``. Raises QobraError where others who use it object."""
+        child = node.children[name]
+        if layer.graph.find(child.node_name) is child:
+            layer.graph.check_user(child, node, name, perm, shared)
+            self._asked.add(child)
+        child.prepare_permissions(child.perm | perm, child.shared & shared)
+        if child not in self._asked:
+            child.set_permissions(child.perm | perm, child.shared & shared)
+            if child.is_leaf:
+                child.invalidate_cache()  # it may have changed until the locks were taken
+
+    def withdraw(self) -> None:
+        """It came to nothing: nodes that were there before get back what they had."""
+        for node in self._asked:
+            node.set_permissions(node.perm, node.shared)
+
+
 class Opening:
     """What a driver's :meth:`BlockNode.open` gets: the options, and the way to children."""
 
@@ -564,6 +592,9 @@ class Opening:
             child.opened_by = self.node
         self.node.children[name] = child
         self.node.roles[name] = role
+        if isinstance(self._opened, OpenedNodes):
+            perm, shared = self.node.child_permissions(name, role, 0, permissions.ALL)
+            self._opened.admit(self._layer, self.node, name, perm, permissions.ALL if self.node.force_share else shared)
         return child
 
     def take_place(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
@@ -156,6 +157,18 @@ class Run:
         self.steps.append(Step(len(self.steps) + 1, command, arguments, reply, differs))
         return reply.get("return")
 
+    def do(self, command: str, *, differs: str | None = None, **arguments: Any) -> Any:
+        """Carry out ``command`` with arguments by name, underscores for hyphens."""
+        return self(command, {name.replace("_", "-"): value for name, value in arguments.items()}, differs=differs)
+
+    def add(self, driver: str, *, differs: str | None = None, **options: Any) -> None:
+        """blockdev-add, with options by name, underscores for hyphens."""
+        self.do("blockdev-add", differs=differs, driver=driver, **options)
+
+    def file(self, name: str, **options: Any) -> Message:
+        """Options of a ``file`` node for a file in the server's directory."""
+        return {"driver": "file", "filename": self.path(name), **options}
+
     def wait(self, event: str, **data: Any) -> Message:
         """The next event of that name with these members (underscores for hyphens) that was not waited for before."""
         wanted = {name.replace("_", "-"): value for name, value in data.items()}
@@ -216,6 +229,10 @@ def comparable(value: Any, names: dict[str, str], directory: str, command: str =
     if isinstance(value, dict):
         if "recording" in value and "persistent" in value:
             value = {key: each for key, each in value.items() if key != "status"}
+        if "dirty-bitmaps" in value:
+            named = [bitmap for bitmap in value["dirty-bitmaps"] if "name" in bitmap]
+            value = {key: each for key, each in value.items() if key != "dirty-bitmaps"}
+            value |= {"dirty-bitmaps": named} if named else {}
         value = {key: comparable(each, names, directory) for key, each in value.items() if key not in _CHANCE}
         return _graph(value["return"]) if command == "x-debug-query-block-graph" and "return" in value else value
     if isinstance(value, list):
@@ -264,6 +281,47 @@ def differences(script: Callable[[Run], None], servers: Sequence[Server]) -> lis
     if events != other_events:
         found.append("events\n" + _sequence(events) + "\n  against\n" + _sequence(other_events))
     return found
+
+
+def against_storage_daemon(script: Callable[[Run], None]) -> Callable[[Path], None]:
+    """Decorator: a test that the script has the same effects on QEMU's storage daemon and on ours."""
+
+    def test(tmp_path: Path) -> None:
+        command = [find_program("qemu-storage-daemon")]
+        monitor = ["--monitor", "chardev=differential"]
+        _check(script, tmp_path, lambda place: Own(place), lambda place: Program(place, command, monitor))
+
+    return _named(test, script)
+
+
+def find_program(name: str) -> str:
+    """The path of another project's program; the test is skipped where it is missing."""
+    import pytest
+
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def _named(test: Callable[[Path], None], script: Callable[[Run], None]) -> Callable[[Path], None]:
+    test.__name__ = script.__name__
+    test.__doc__ = script.__doc__
+    test.__module__ = script.__module__
+    return test
+
+
+def _check(
+    script: Callable[[Run], None],
+    directory: Path,
+    own: Callable[[Path], Server],
+    other: Callable[[Path], Server],
+) -> None:
+    places = [directory / "a", directory / "b"]
+    for place in places:
+        place.mkdir()
+    found = differences(script, [own(places[0]), other(places[1])])
+    assert not found, "ours | theirs\n" + "\n".join(found)
 
 
 def _sequence(events: list[Message]) -> str:

@@ -103,9 +103,9 @@ class BlkdebugNode(FilterNode):
             self._rules += _read_config(options["config"])
         self._rules += [_InjectError(rule) for rule in options.get("inject-error", [])]
         self._rules += [_SetState(rule) for rule in options.get("set-state", [])]
-        opening.child("image", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         self._take_perms = _mask(options.get("take-child-perms", []))
         self._unshare_perms = _mask(options.get("unshare-child-perms", []))
+        opening.child("image", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         self._set_alignment(options)
         self.child_resized("image")
         self.debug_event("none")
