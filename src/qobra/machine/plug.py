@@ -109,7 +109,7 @@ def all_buses(bus: Bus) -> Iterator[Bus]:
     """``bus`` and every bus that hangs off it, in the order in which QEMU looks for a free one."""
     yield bus
     for device in reversed(bus.devices):
-        for child in reversed(list(device.buses())):
+        for child in reversed(device.buses()):
             yield from all_buses(child)
 
 

@@ -6,7 +6,6 @@ A device is an :class:`~qobra.object.qom.Object` that is *realized*: its propert
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +66,9 @@ class Device(Object):
         assert board is not None
         return board
 
-    def buses(self) -> Iterator[Bus]:
+    def buses(self) -> list[Bus]:
         """The buses that this device provides."""
-        for child in self.children.values():
-            if isinstance(child, Bus):
-                yield child
+        return [child for child in self.children.values() if isinstance(child, Bus)] if self.children else []
 
     def describe(self) -> str:
         """How error texts call the device: its id, or its path."""

@@ -23,6 +23,7 @@ class ObjectTree:
         self.machine = machine
         self.closing = False
         self.registries: list[Registry[type[Object]]] = [registry]
+        self._found: dict[str, type[Object]] = {}
         self.root = Container(self)
         self.objects = self.container("objects")
         self.container("chardevs")
@@ -75,11 +76,14 @@ class ObjectTree:
 
     def find_type(self, type_name: str) -> type[Object] | None:
         """The class of a type, abstract ones included."""
-        for types in self.registries:
-            found = types.find(type_name)
+        found = self._found.get(type_name)
+        if found is None:
+            # A look into each package costs; what was found once stays.
+            candidates = (types.find(type_name) for types in self.registries)
+            found = next((each for each in candidates if each is not None), None) or self.all_types().get(type_name)
             if found is not None:
-                return found
-        return self.all_types().get(type_name)
+                self._found[type_name] = found
+        return found
 
     def all_types(self) -> dict[str, type[Object]]:
         """Every type by name, with the abstract ones that they derive from."""

@@ -1,0 +1,55 @@
+"""Cylinders, heads and sectors: what a disk is said to have that has none of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.backend import BlockBackend
+
+_HEADS, _SECTORS, _MAX_CYLINDERS = 16, 63, 16383
+
+Geometry = tuple[int, int, int]
+
+
+def choose(device: Any, limits: Geometry) -> Geometry:
+    """The user's geometry of a device, checked against ``limits``, or one guessed from the medium. Raises QobraError."""
+    asked = (device.cyls, device.heads, device.secs)
+    if not any(asked):
+        return guess(device.backend)
+    for name, value, limit in zip(("cyls", "heads", "secs"), asked, limits, strict=True):
+        if not 1 <= value <= limit:
+            raise QobraError(f"{name} must be between 1 and {limit}")
+    return asked
+
+
+def guess(backend: BlockBackend) -> Geometry:
+    """What a partition table was made for, if there is one that can be used; else the usual geometry."""
+    sectors = backend.length // 512
+    usual = (min(max(sectors // (_HEADS * _SECTORS), 2), _MAX_CYLINDERS), _HEADS, _SECTORS)
+    if backend.length < 512 or backend.node is None:
+        return usual
+    try:
+        table = backend.read(0, 512)
+    except (OSError, QobraError):
+        return usual
+    found = _from_partitions(table, sectors)
+    return usual if found is None or found[1] > _HEADS else found
+
+
+def _from_partitions(table: bytes, sectors: int) -> Geometry | None:
+    # The last head and sector of the first partition that has any are the highest there are.
+    if table[510:512] != b"\x55\xaa":
+        return None
+    for at in range(446, 510, 16):
+        entry = table[at : at + 16]
+        heads, per_track, size = entry[5] + 1, entry[6] & 63, int.from_bytes(entry[12:16], "little")
+        if size and entry[5]:
+            if not per_track:
+                continue
+            cylinders = sectors // (heads * per_track)
+            if 1 <= cylinders <= _MAX_CYLINDERS:
+                return cylinders, heads, per_track
+    return None
