@@ -6,7 +6,12 @@ between options, and ``--`` ends the options. argparse knows neither QEMU's text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Parsed = tuple[list[tuple[str, str]], list[str]]
+    """Options with their values ("" for those that take none), in order, and the operands."""
 
 
 class UsageError(Exception):
@@ -15,10 +20,6 @@ class UsageError(Exception):
 
 class HelpWanted(Exception):
     """``-h`` was among the options."""
-
-
-Parsed = tuple[list[tuple[str, str]], list[str]]
-"""Options with their values ("" for those that take none), in order, and the operands."""
 
 
 def parse(

@@ -6,7 +6,9 @@ texts rely on it, so the order is computed here in the same way (the hash is tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Json = object
 
@@ -36,9 +38,9 @@ def dumps(value: Json, indent: int = 0) -> str:
 
 def compact(value: Json) -> str:
     """``value`` as JSON text on one line."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return "{" + ", ".join(f"{quoted(key)}: {compact(each)}" for key, each in ordered(value)) + "}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(compact, value)) + "]"
     return dumps(value)
 
@@ -73,9 +75,9 @@ def _dump(value: Json, indent: int, parts: list[str]) -> None:
         parts.append("false")
     elif isinstance(value, str):
         parts.append(quoted(value))
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         _dump_group("{", "}", [(quoted(key) + ": ", each) for key, each in ordered(value)], indent, parts)
-    elif isinstance(value, Sequence):
+    elif isinstance(value, list | tuple):
         _dump_group("[", "]", [("", each) for each in value], indent, parts)
     elif isinstance(value, float):
         parts.append(f"{value:.17g}")

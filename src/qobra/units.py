@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INT64_MAX = (1 << 63) - 1
 UINT64_MAX = (1 << 64) - 1
@@ -70,19 +72,9 @@ def three_digits(value: float) -> str:
 
 def io_size_text(value: float) -> str:
     """``value`` bytes as qemu-io prints quantities: ``64 KiB``, ``1.500 MiB``, ``512 bytes``."""
-    for shift, unit in ((60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if value >= 1 << shift:
-            value /= 1 << shift
-            break
-    else:
-        unit = "bytes"
-    text = f"{value:.3f}"
-    return f"{text.removesuffix('.000')} {unit}"
-
-
-def io_number(text: str) -> int:
-    """An offset or length as qemu-io reads it. Raises NotANumber or OutOfRange beyond 63 bits."""
-    value = parse_size(text)
-    if value > INT64_MAX:
-        raise OutOfRange(text)
-    return value
+    unit = 0
+    while unit < len(_UNITS) - 1 and value >= 1024:
+        value /= 1024
+        unit += 1
+    text = f"{value:.3f}".removesuffix(".000")
+    return f"{text} {_UNITS[unit]}B" if unit else f"{text if isinstance(value, int) else f'{value:f}'} bytes"

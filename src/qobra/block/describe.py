@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 from qobra.json_text import ordered
 from qobra.units import size_text
 
-Info = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Info = dict[str, Any]
 
 
 def describe(info: Info) -> list[str]:
@@ -67,6 +68,8 @@ def value_lines(value: Any, indent: int) -> list[str]:
 
 def snapshot_lines(snapshots: list[Info]) -> list[str]:
     """A table of SnapshotInfo, with a headline."""
+    import time
+
     lines = [f"{'ID':<10}{'TAG':<17}{'VM SIZE':>8} {'DATE':>19} {'VM CLOCK':>12} {'ICOUNT':>10}"]
     for each in snapshots:
         date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each["date-sec"]))

@@ -84,7 +84,7 @@ class ChunkCopier:
                 if inside:
                     moved += self._copy_runs(offset, inside)
                 if inside < size:
-                    self._zero(offset + inside, size - inside)
+                    self.write_zeroes(offset + inside, size - inside)
             offset += size
         return moved
 
@@ -92,13 +92,13 @@ class ChunkCopier:
         moved = 0
         for start, size, zero in self._look(offset, length):
             if zero:
-                self._zero(start, size)
+                self.write_zeroes(start, size)
                 continue
             moved += size
             # Where to read is another question than what is there: some filters have to see the reads.
             for run in self._resolve(start, size, False):
                 if run.kind in (ZERO, ABSENT):
-                    self._zero(run.start, run.length)
+                    self.write_zeroes(run.start, run.length)
                 elif not (run.kind == DATA and self._copy_range and self._in_kernel(run)):
                     self._through_buffer(run)
         return moved
@@ -121,7 +121,8 @@ class ChunkCopier:
         except (OSError, QobraError) as error:
             raise CopyFailed(error, True)
 
-    def _zero(self, offset: int, length: int) -> None:
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Zero a range, unless it is zero already. Raises CopyFailed."""
         if self._target_is_zero:
             return
         try:
@@ -140,7 +141,7 @@ class ChunkCopier:
                 leaf.read_into(run.offset + position, view)
             except (OSError, QobraError) as error:
                 raise CopyFailed(error, True)
-            self._write(run.start + position, view)
+            self.write_data(run.start + position, view)
             position += size
 
     def _buffer(self, size: int) -> memoryview:
@@ -149,7 +150,8 @@ class ChunkCopier:
             buffer = self._local.buffer = memoryview(bytearray(max(size, CHUNK_SIZE)))
         return buffer[:size]
 
-    def _write(self, offset: int, view: memoryview) -> None:
+    def write_data(self, offset: int, view: memoryview) -> None:
+        """Write ``view`` (a whole bytearray's beginning), zeroes in it as such. Raises CopyFailed."""
         try:
             if not self._detect_zeroes:
                 self.target.write(offset, view)

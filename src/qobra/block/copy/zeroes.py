@@ -16,15 +16,21 @@ def zero_pieces(buffer: bytearray, size: int, unit: int, phase: int = 0) -> list
     zeroes = _ZEROES.get(unit)
     if zeroes is None:
         zeroes = _ZEROES[unit] = bytes(unit)
-    # bytearray.startswith at an offset is a memcmp without a copy; data mostly fails on its first byte.
+    # bytearray.startswith at an offset is a memcmp without a copy.
     starts_with = buffer.startswith
     head = min(size, (unit - phase) % unit)
     whole_end = head + (size - head) // unit * unit
-    flags = [starts_with(zeroes, at) for at in range(head, whole_end, unit)]
+    # Only a unit whose first byte is zero can be all zeroes; one slice fetches all first bytes.
+    firsts = buffer[head:whole_end:unit]
+    flags = bytearray(len(firsts))
+    number = firsts.find(0)
+    while number >= 0:
+        flags[number] = starts_with(zeroes, head + number * unit)
+        number = firsts.find(0, number + 1)
     if head == 0 and whole_end == size:
-        if True not in flags:
+        if 1 not in flags:
             return [(0, size, False)]
-        if False not in flags:
+        if 0 not in flags:
             return [(0, size, True)]
     pieces: list[Piece] = []
     if head:
@@ -32,11 +38,10 @@ def zero_pieces(buffer: bytearray, size: int, unit: int, phase: int = 0) -> list
     start, number, count = head, 0, len(flags)
     while number < count:
         flag = flags[number]
-        try:
-            stop = flags.index(not flag, number)
-        except ValueError:
+        stop = flags.find(not flag, number)
+        if stop < 0:
             stop = count
-        _append(pieces, start, (stop - number) * unit, flag)
+        _append(pieces, start, (stop - number) * unit, bool(flag))
         start += (stop - number) * unit
         number = stop
     if whole_end < size:

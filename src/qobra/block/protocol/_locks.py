@@ -7,7 +7,6 @@ share it. Permission N is the bit number in :mod:`qobra.block.permissions`.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -16,6 +15,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from qobra.block import permissions
 from qobra.errors import QobraError, strerror
@@ -117,11 +117,16 @@ def take_for_creation(fd: int, path: str) -> None:
     HeldLocks().take(fd, perm, permissions.ALL & ~permissions.RESIZE, path)
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc: Any = None
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2). Raises OSError."""
+    import ctypes  # dear, and a reader never needs it
+
+    global _libc
+    if _libc is None:
+        _libc = ctypes.CDLL(None, use_errno=True)
     while True:
         if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
             return

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qobra.block.copy.chunk import CopyFailed
-from qobra.block.copy.engine import copy_ranges
+from qobra.block.copy.chunk import ChunkCopier, CopyFailed
+from qobra.block.copy.engine import copy_ranges, is_local
+from qobra.block.copy.in_order import copy_in_order
 from qobra.cli._img._target import read_failed, write_failed
 from qobra.cli._tool.report import ToolError
 from qobra.errors import QobraError
@@ -42,8 +43,13 @@ def copy(
         stopped.append((read_failed if failure.is_read else write_failed)(offset, failure.error))
         return False
 
+    local = is_local(source) and is_local(target)
     try:
-        copy_ranges(source, target, ranges, on_error=failed, **options)
+        if local and not options.get("compress") and options.get("detect_zeroes"):
+            calls = {name: options.pop(name, None) for name in ("progress", "throttle")}
+            copy_in_order(ChunkCopier(source, target, **options), ranges, on_error=failed, **calls)
+        else:
+            copy_ranges(source, target, ranges, on_error=failed, **options)
     except (OSError, QobraError):
         if not stopped:
             raise

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.block.describe import describe
 from qobra.block.query import image_info
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.getopt import parse_command
 
-Info = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Info = dict[str, Any]
 
 HELP = """\
 info [-f FMT | --image-opts] [--output human|json] [--backing-chain] [-U] [--object DEF] FILENAME

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
-
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypedDict, Unpack
+    from typing import Any, TypedDict, Unpack
 
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode
-
-Options = dict[str, Any]
 
 
 def cache_options(mode: str, error: str) -> tuple[Options, bool]:
@@ -30,6 +27,7 @@ def cache_options(mode: str, error: str) -> tuple[Options, bool]:
 
 
 if TYPE_CHECKING:
+    Options = dict[str, Any]
 
     class Request(TypedDict, total=False):
         """How to open an image."""

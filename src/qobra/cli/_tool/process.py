@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
-from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INTERRUPTED = 130
 
 
 def run_program(main: Callable[[], int]) -> int:
@@ -19,7 +23,7 @@ def run_program(main: Callable[[], int]) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         interrupted = True
-        status = 128 + signal.SIGINT
+        status = INTERRUPTED
     except BrokenPipeError:
         status = 1
     try:
@@ -28,6 +32,8 @@ def run_program(main: Callable[[], int]) -> int:
         pass
     if interrupted:
         # Die of the signal, so that a shell sees why.
+        import signal  # dear: it brings the enum module
+
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     os._exit(status)
