@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.export.nbd.helpers import Pace
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 
@@ -232,16 +233,8 @@ def test_a_slow_request_does_not_hold_up_the_others(exporter: Any) -> None:
     exporter.export("slow")
     client = exporter.connect("slow")
     node.hold = threading.Event()
-    first = client.aio_pread(10, 0)  # nobody knows yet that reads are slow: this one holds the loop
-    assert node.entered.acquire(timeout=30)
-    node.hold.set()
-    threading.Event().wait(0.002)
-    first.result(30)
-    node.hold = threading.Event()
-    client._link.transport.timeout = 60
-    export = exporter.exports.of_type("nbd")[0]
-    (connection,) = export._clients
-    connection._pace_ns[p.CMD_READ] = 10**12
+    (connection,) = exporter.exports.of_type("nbd")[0]._clients
+    connection._pace(p.CMD_READ).note(10**9)  # as if reads had taken long
     held = [client.aio_pread(10, 0) for _ in range(3)]
     for _ in held:
         assert node.entered.acquire(timeout=30)  # all three are inside the node at once
@@ -253,17 +246,20 @@ def test_a_slow_request_does_not_hold_up_the_others(exporter: Any) -> None:
         each.result(30)
 
 
-def test_the_pace_is_learnt_and_forgotten(exporter: Any) -> None:
-    exporter.told("n")
-    exporter.export("n")
-    client = exporter.connect("n")
-    client.pread(1, 0)
-    (connection,) = exporter.exports.of_type("nbd")[0]._clients
-    connection._pace_ns[p.CMD_READ] = 3_000_000
-    for _ in range(50):
-        client.pread(1, 0)
-        client.flush()
-    assert not connection.is_slow(p.CMD_READ) or connection._pace_ns[p.CMD_READ] < 3_000_000
+def test_pace() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.note(900_000)
+    assert not pace.slow
+    for _ in range(20):
+        pace.note(3_000_000)
+    assert pace.slow
+    for _ in range(100):
+        pace.note(8_000_000, 16)  # slow, though many at a time: they wait for something outside
+    assert pace.slow
+    for _ in range(100):
+        pace.note(1_600_000, 16)  # they wait for one another
+    assert not pace.slow
 
 
 def test_draining_waits_for_requests_and_holds_new_ones(exporter: Any) -> None:

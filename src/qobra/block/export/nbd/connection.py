@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, cast
 
-from qobra.block.export.nbd.helpers import Helpers
+from qobra.block.export.nbd.helpers import Helpers, Pace
 from qobra.block.export.nbd.loop import serve
 from qobra.block.export.nbd.requests import Requests, Work
 from qobra.errors import QobraError
@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 
     from qobra.block.export.nbd import NbdExport
     from qobra.block.export.nbd.server import NbdServer
+    from qobra.block.slots import Slot
 
     Buffer = bytes | bytearray | memoryview
-
-SLOW_NS = 1_000_000
-"""A kind of request that takes longer goes to the helpers, so that the loop can go on meanwhile."""
 
 
 class Connection:
@@ -40,8 +38,8 @@ class Connection:
         self.structured = False
         self._send_lock = threading.Lock()
         self._helpers: Helpers | None = None
-        # How long each command took lately, by its number: what decides who gets a helper.
-        self._pace_ns = [0] * (p.CMD_BLOCK_STATUS + 2)
+        # By command number; the last one stands for all that are unknown.
+        self._paces = [Pace() for _ in range(p.CMD_BLOCK_STATUS + 2)]
         self._thread = threading.Thread(target=self._run, name="nbd-connection", daemon=True)
 
     def start(self) -> None:
@@ -63,17 +61,14 @@ class Connection:
     # Requests off the fast path ---------------------------------------------------------------------------------------
 
     def is_slow(self, command: int) -> bool:
-        """Whether requests like this have taken long lately."""
-        return self._pace_ns[min(command, p.CMD_BLOCK_STATUS + 1)] > SLOW_NS
+        """Whether requests like this have taken long lately, so that a helper should do them."""
+        return self._pace(command).slow
 
-    def perform(self, work: Work, slot: object) -> Sequence[Buffer]:
+    def perform(self, work: Work, slot: Slot, active: int = 1) -> Sequence[Buffer]:
         """Do ``work`` in the calling thread and return the reply, noting how long it took."""
         begin_ns = time.monotonic_ns()
-        reply = self.requests.perform(work, slot)  # type: ignore[arg-type]
-        took_ns = time.monotonic_ns() - begin_ns
-        kind = min(work.command, p.CMD_BLOCK_STATUS + 1)
-        # Quick to see that something has become slow, slow to forget it.
-        self._pace_ns[kind] = max(took_ns, self._pace_ns[kind] * 7 // 8)
+        reply = self.requests.perform(work, slot)
+        self._pace(work.command).note(time.monotonic_ns() - begin_ns, active)
         return reply
 
     def hand_over(self, work: Work) -> None:
@@ -84,9 +79,12 @@ class Connection:
             work = work._replace(payload=bytes(work.payload))
         self._helpers.submit(work)
 
-    def _help(self, work: Work) -> None:
+    def _pace(self, command: int) -> Pace:
+        return self._paces[min(command, p.CMD_BLOCK_STATUS + 1)]
+
+    def _help(self, work: Work, active: int) -> None:
         try:
-            self.send(self.perform(work, self.export.backend.slot()))
+            self.send(self.perform(work, self.export.backend.slot(), active))
         except QobraError:
             self.disconnect()  # the loop sees the end of the stream
 

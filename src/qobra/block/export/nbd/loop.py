@@ -375,7 +375,13 @@ def _resolved(table: ResolvedTable, offset: int, length: int, to_write: bool) ->
         return pieces
     window = FILL_UNITS << table.unit_bits
     begin = offset & -window
-    table.fill(begin, -(-(offset + length - begin) // window) * window)
+    page = table.pages.get(offset >> table.unit_bits + PAGE_BITS)
+    first = begin >> table.unit_bits & _PAGE_MASK
+    if page is not None and any(page[first : first + FILL_UNITS]):
+        # The neighbours are known: only this has moved.
+        table.fill(offset, length)
+    else:
+        table.fill(begin, -(-(offset + length - begin) // window) * window)
     return _locate(table, offset, length, to_write)
 
 
