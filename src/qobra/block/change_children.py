@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.block import permissions
+from qobra.block.filter.quorum import QuorumNode
+from qobra.block.graph import reaches
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 
@@ -14,24 +16,25 @@ if TYPE_CHECKING:
 
 def add(layer: BlockLayer, parent: BlockNode, node: BlockNode) -> None:
     """Make ``node`` one more child of ``parent``. Raises QobraError where the driver has no such children."""
-    name_next = getattr(parent, "next_child_name", None)
-    if name_next is None:
+    if not isinstance(parent, QuorumNode):
         raise QobraError(f"The node {parent.node_name} does not support adding a child")
     if layer.graph.parents(node):
         raise QobraError(f"The node {node.node_name} already has a parent")
+    name = parent.next_child_name()
+    if reaches(node, parent):
+        raise QobraError(f"Making '{node.node_name}' a {name} child of '{parent.node_name}' would create a cycle")
     with layer.graph.change() as change:
-        change.attach(parent, name_next(), node, permissions.ROLE_DATA | permissions.ROLE_FILTERED)
-    parent.child_resized("")
+        change.attach(parent, name, node, permissions.ROLE_DATA | permissions.ROLE_FILTERED)
+    parent.child_added()
 
 
 def remove(layer: BlockLayer, parent: BlockNode, child: str) -> None:
     """Take the child called ``child`` from ``parent``. Raises QobraError where it cannot do without."""
     if child not in parent.children:
         raise QobraError(f"Node '{parent.node_name}' does not have child '{child}'")
-    check = getattr(parent, "check_removal", None)
-    if check is None:
+    if not isinstance(parent, QuorumNode):
         raise QobraError(f"The node {parent.node_name} does not support removing a child")
-    check()
+    parent.check_removal()
     with layer.graph.change() as change:
         change.detach(parent, child)
     parent.child_resized("")

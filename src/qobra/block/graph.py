@@ -329,6 +329,20 @@ def _cumulative(state: GraphState) -> dict[BlockNode, tuple[int, int]]:
     return {node: _combine(each) for node, each in users.items()}
 
 
+def reaches(start: BlockNode, goal: BlockNode) -> bool:
+    """Whether ``goal`` is ``start`` or lies under it."""
+    pending, seen = [start], {start}
+    while pending:
+        node = pending.pop()
+        if node is goal:
+            return True
+        for child in node.children.values():
+            if child not in seen:
+                seen.add(child)
+                pending.append(child)
+    return False
+
+
 def _children_first(state: GraphState) -> Iterator[BlockNode]:
     """All nodes, each after its children. Iterative: a chain may be longer than Python's stack is deep."""
     done: set[BlockNode] = set()

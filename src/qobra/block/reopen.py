@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qobra.block import permissions
-from qobra.block.graph import GraphChange
+from qobra.block.graph import GraphChange, reaches
 from qobra.block.node import GENERIC_OPTIONS, BlockNode, Options
 from qobra.errors import QobraError
 
@@ -103,7 +103,7 @@ def _prepare_child(
             kept = {key: value for key, value in child.options.items() if key not in GENERIC_OPTIONS}
             _prepare(layer, change, child, {**inherited, **kept, **child.explicit_options}, undo)
         return
-    if _reaches(child, node):
+    if reaches(child, node):
         raise QobraError(f"Making '{child.node_name}' a {name} child of '{node.node_name}' would create a cycle")
     if name not in _REPLACEABLE or (name == "backing" and not (node.supports_backing or node.is_filter)):
         raise QobraError(f"Cannot change the option '{name}'")
@@ -152,16 +152,3 @@ def inherited_options(node: BlockNode, options: Options, role: int) -> Options:
         # A format passes on the discards that it wants; only the top decides whether there are any.
         inherited["discard"] = "unmap"
     return inherited
-
-
-def _reaches(start: BlockNode, goal: BlockNode) -> bool:
-    pending, seen = [start], {start}
-    while pending:
-        node = pending.pop()
-        if node is goal:
-            return True
-        for child in node.children.values():
-            if child not in seen:
-                seen.add(child)
-                pending.append(child)
-    return False

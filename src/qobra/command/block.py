@@ -52,7 +52,10 @@ def x_blockdev_change(machine: Machine, args: dict[str, Any]) -> None:
 @command("block-set-write-threshold")
 def block_set_write_threshold(machine: Machine, args: dict[str, Any]) -> None:
     """Send BLOCK_WRITE_THRESHOLD once a write to the node goes past an offset."""
-    set_write_threshold(machine.block.find_node(args["node-name"]), args["write-threshold"])
+    node = machine.block.graph.find(args["node-name"])
+    if node is None:
+        raise QobraError(f"Device '{args['node-name']}' not found")
+    set_write_threshold(node, args["write-threshold"])
 
 
 @command("blockdev-del")

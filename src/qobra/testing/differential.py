@@ -234,6 +234,8 @@ def comparable(value: Any, names: dict[str, str], directory: str, command: str =
             value = {key: each for key, each in value.items() if key != "dirty-bitmaps"}
             value |= {"dirty-bitmaps": named} if named else {}
         value = {key: comparable(each, names, directory) for key, each in value.items() if key not in _CHANCE}
+        if command == "qom-list" and "return" in value:
+            value["return"].sort(key=lambda found: found["name"])
         return _graph(value["return"]) if command == "x-debug-query-block-graph" and "return" in value else value
     if isinstance(value, list):
         return [comparable(each, names, directory) for each in value]

@@ -46,7 +46,7 @@ class QuorumNode(BlockNode):
             raise QobraError("rewrite-corrupted=on cannot be used with blkverify=on")
         for reference in references:
             opening.attach(self.next_child_name(), permissions.ROLE_DATA | permissions.ROLE_FILTERED, reference)
-        self.child_resized("")
+            self.child_added()
 
     def child_options(self) -> Options:
         return {"children": [child.full_options for child in self.children.values()]}
@@ -61,8 +61,12 @@ class QuorumNode(BlockNode):
 
     def next_child_name(self) -> str:
         """The name of the next child that is added."""
+        return f"children.{self._count}"
+
+    def child_added(self) -> None:
+        """The child of that name is there."""
         self._count += 1
-        return f"children.{self._count - 1}"
+        self.child_resized("")
 
     def child_resized(self, name: str) -> None:
         self.length = min((child.length for child in self.children.values()), default=0)

@@ -42,6 +42,8 @@ class _Member(Int):
         assert isinstance(group, ThrottleGroupObject)
         if group.group is not None:
             raise QobraError("Property cannot be set after initialization")
+        if value < 0:
+            raise QobraError("Property values cannot be negative")
         group.pending.set(self._member, value)
 
 
