@@ -391,3 +391,35 @@ def test_kill_at_any_moment(tmp_path, soak_scale):
             assert int.from_bytes(disk.read(4 << 20, 512), "big") >= last
         _must("qemu-img", "check", "-q", "-r", "leaks", lab.path("a"))
         os.unlink(lab.path("a"))
+
+
+@pytest.mark.parametrize("form", ["luks", "luks,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv", "aes"])
+def test_encrypted_images_go_to_and_fro(tmp_path, form):
+    from qobra.crypto.object.secret import Secret
+
+    secret = Secret.__new__(Secret)
+    secret.raw = b"open sesame"
+    lab = ImageLab(tmp_path, lambda _id, _type: secret)
+    image = lab.path("a")
+    fmt = form.split(",")[0]
+    given = ("--object", "secret,id=s,data=open sesame")
+    options = f"encrypt.format={form},encrypt.key-secret=s"
+    if fmt == "luks":
+        options += ",encrypt.iter-time=10,encrypt.ivgen-hash-alg=sha256"
+    _must("qemu-img", "create", "-q", "-f", "qcow2", *given, "-o", options, image, "4M")
+    opened = f"driver=qcow2,file.filename={image},encrypt.format={fmt},encrypt.key-secret=s"
+    _must("qemu-io", *given, "-c", "write -P 7 1000k 100k", "--image-opts", opened)
+    with lab.open("a", encrypt={"format": fmt, "key-secret": "s"}) as disk:
+        assert disk.read(1000 << 10, 100 << 10) == b"\7" * (100 << 10)
+        disk.write(5000, b"\x09" * 100_000)
+    out = _must("qemu-io", *given, "-c", "read -P 9 5000 100000", "-c", "read -P 7 1M 10k", "--image-opts", opened)
+    assert "Pattern verification failed" not in out
+    if fmt == "luks":
+        created = {"format": "luks", "key-secret": "s", "iter-time": 10}
+        lab.create("b", size=1 << 20, encrypt=created)
+        with lab.open("b", encrypt={"format": fmt, "key-secret": "s"}) as disk:
+            disk.write(0, b"\x0b" * 4096)
+        opened = opened.replace(image, lab.path("b"))
+        out = _must("qemu-io", *given, "-c", "read -P 11 0 4k", "--image-opts", opened)
+        assert "Pattern verification failed" not in out
+        _must("qemu-img", "check", *given, "--image-opts", opened)

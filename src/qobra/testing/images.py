@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from qobra.block import permissions
@@ -78,8 +79,10 @@ def after_power_loss(base: bytes, log: list[Event], cut: int, random: Any) -> by
 class Disk:
     """An open image: ``node``, a ``backend`` to go through, and ``layer``, which owns both. Use ``with``."""
 
-    def __init__(self, options: dict[str, Any], *, read_only: bool = False) -> None:
-        self.layer = BlockLayer()
+    def __init__(
+        self, options: dict[str, Any], *, read_only: bool = False, find_object: Callable[..., Any] | None = None
+    ) -> None:
+        self.layer = BlockLayer(find_object=find_object)
         perm = permissions.CONSISTENT_READ
         if not read_only:
             perm |= permissions.WRITE | permissions.RESIZE
@@ -116,10 +119,11 @@ class Disk:
 
 
 class ImageLab:
-    """Makes and opens images in ``directory``."""
+    """Makes and opens images in ``directory``; ``find_object`` finds the secrets that their options name."""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], find_object: Callable[..., Any] | None = None) -> None:
         self.directory = os.fspath(directory)
+        self._find_object = find_object
 
     def path(self, name: str) -> str:
         """The path of the image ``name``."""
@@ -131,7 +135,7 @@ class ImageLab:
         ``data_file`` is the name of a file to make as well.
         """
         wanted = {key.replace("_", "-"): value for key, value in options.items()}
-        layer = BlockLayer()
+        layer = BlockLayer(find_object=self._find_object)
         backends: list[BlockBackend] = []
         try:
             file = _new_file(layer, self.path(name), backends)
@@ -152,7 +156,8 @@ class ImageLab:
         """Open the image ``name`` with more options of its driver (underscores for hyphens)."""
         wanted = {key.replace("_", "-") if key[0] != "_" else key: value for key, value in options.items()}
         file = {"driver": "recording-file" if recording else "file", "filename": self.path(name)}
-        return Disk({"driver": driver, "file": file, **wanted}, read_only=read_only)
+        options = {"driver": driver, "file": file, **wanted}
+        return Disk(options, read_only=read_only, find_object=self._find_object)
 
 
 def _new_file(layer: BlockLayer, path: str, backends: list[BlockBackend]) -> BlockNode:

@@ -20,8 +20,10 @@ Progress = Callable[[int, int], None]
 """Told (bytes or clusters done, all of them)."""
 
 
-def amend(node: Qcow2Node, options: Options, progress: Progress | None = None) -> None:
+def amend(node: Qcow2Node, options: Options, progress: Progress | None = None, *, force: bool = False) -> None:
     """Amend the image (the node is drained) as ``options`` say: those of creation that are to change.
+
+    ``force`` lets encryption keys be overwritten and the last of them be erased.
 
     Raises QobraError in QEMU's words for what cannot be changed.
     """
@@ -64,6 +66,10 @@ def amend(node: Qcow2Node, options: Options, progress: Progress | None = None) -
         node.truncate(options["size"])
     if version < header.version:
         _downgrade(node, tell)
+    if options.get("encrypt") is not None:
+        from qobra.block.format.qcow2.crypt import amend_crypt
+
+        amend_crypt(node, options["encrypt"], force=force)
     tell(1, 1)
 
 

@@ -85,6 +85,14 @@ def _zstd_compressor(level: int) -> ZstdCompressor:
 def _zstd_read(data: Buffer, size: int) -> bytes:
     import zstandard
 
+    # A header may claim any size, and that much would be allocated; one that fits, or claims none, is harmless.
+    claimed = zstandard.get_frame_parameters(data).content_size
+    if claimed <= size or claimed == zstandard.CONTENTSIZE_UNKNOWN:
+        made: ZstdDecompressor | None = getattr(_local, "unzstd", None)
+        if made is None:
+            made = _local.unzstd = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        result: bytes = made.decompress(data, max_output_size=size)
+        return result
     reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(bytes(data))
     parts = []
     while size:
@@ -97,7 +105,7 @@ def _zstd_read(data: Buffer, size: int) -> bytes:
 
 
 if TYPE_CHECKING:
-    from zstandard import ZstdCompressor
+    from zstandard import ZstdCompressor, ZstdDecompressor
 
 
 class ClusterCache:

@@ -24,6 +24,8 @@ class CompressedWriter:
         image = self._image
         if image.external:
             raise QobraError("Compressed clusters need the data in the image file itself", errno=errno.ENOTSUP)
+        if image.encrypted:
+            raise QobraError("Compression and encryption not supported at the same time", errno=errno.ENOTSUP)
         if offset & image.cluster_mask:
             raise QobraError("Compressed writes must begin at a cluster", errno=errno.EINVAL)
         if len(view) & image.cluster_mask and offset + len(view) != image.node.length:

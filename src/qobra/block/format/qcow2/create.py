@@ -23,8 +23,13 @@ def create(options: Options, file: BlockNode, data_file: BlockNode | None) -> No
     Raises QobraError in QEMU's words for options that cannot be.
     """
     header = header_for(options, data_file)
+    area = b""
+    if options.get("encrypt") is not None:
+        from qobra.block.format.qcow2.crypt import create_area
+
+        header.crypt_method, area = create_area(file.layer, options["encrypt"])
     file.truncate(0)
-    _write_empty(header, file)
+    _write_empty(header, file, area)
     preallocation = options.get("preallocation", "off")
     if data_file is not None:
         data_file.truncate(header.size, preallocation=preallocation if preallocation in ("falloc", "full") else "off")
@@ -40,7 +45,7 @@ def _preallocate(file: BlockNode, data_file: BlockNode | None, mode: str, size: 
     from qobra.block.format.qcow2.resize import preallocate
 
     layer = file.layer
-    options: Options = {"driver": "qcow2", "file": file.node_name, "backing": None}
+    options: Options = {"driver": "qcow2", "file": file.node_name, "backing": None, "_keyless": True}
     if data_file is not None:
         options["data-file"] = data_file.node_name
     node = Qcow2Node(layer, layer.new_node_name(), options)
@@ -151,16 +156,17 @@ def refcount_order(bits: int, version: int) -> int:
     return bits.bit_length() - 1
 
 
-def _write_empty(header: Header, file: BlockNode) -> None:
-    """Lay out header, refcount table, its first blocks and L1, in this order, and write them."""
+def _write_empty(header: Header, file: BlockNode, crypto: bytes) -> None:
+    """Lay out header, refcount table, its first blocks, L1 and the encryption header, in this order; write them."""
     bits = header.cluster_bits
     size = header.cluster_size
     header.l1_entries = l1_entries_for(header, header.size)
     l1_clusters = -(-header.l1_entries * 8 >> bits)
+    crypto_clusters = -(-len(crypto) >> bits)
     entries = (size * 8) >> header.refcount_order
     blocks, table = 1, 1
     while True:
-        total = 1 + table + blocks + l1_clusters
+        total = 1 + table + blocks + l1_clusters + crypto_clusters
         need_blocks = -(-total // entries)
         need_table = -(-need_blocks * 8 >> bits)
         if need_blocks <= blocks and need_table <= table:
@@ -176,6 +182,9 @@ def _write_empty(header: Header, file: BlockNode) -> None:
     end = total << bits
     if header.l1_entries:
         file.write_zeroes(header.l1_offset, end - header.l1_offset)
+    if crypto:
+        header.crypto = (end - (crypto_clusters << bits), len(crypto))
+        file.write(header.crypto[0], crypto)
     file.write(size, words_to_bytes(reftable) + bytes((table << bits) - 8 * blocks))
     file.write(first_block, pack_counts(counts, header.refcount_order))
     head = header.pack()

@@ -31,7 +31,10 @@ def image_info(node: Qcow2Node) -> Options:
         specific["bitmaps"] = bitmaps
     info: Options = {"cluster-size": header.cluster_size, "format-specific": {"type": "qcow2", "data": specific}}
     if header.crypt_method != layout.CRYPT_NONE:
+        from qobra.block.format.qcow2.crypt import crypt_info
+
         info["encrypted"] = True
+        specific["encrypt"] = crypt_info(node)
     info["dirty-flag"] = bool(header.incompatible & layout.DIRTY)
     if node.snapshots.entries:
         info["snapshots"] = [snapshot_info(each) for each in node.snapshots.entries]

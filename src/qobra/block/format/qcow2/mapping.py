@@ -20,8 +20,12 @@ _ABSENT_WORDS = array("Q", bytes(8 << 13))
 _ZERO_WORDS = array("Q", [_PLAIN_ZERO]) * (1 << 13)
 
 
-def map_range(image: Image, offset: int, length: int) -> list[Extent]:
-    """The extents of ``length`` bytes from guest ``offset``, merged where they touch."""
+def map_range(image: Image, offset: int, length: int, *, raw: bool = False) -> list[Extent]:
+    """The extents of ``length`` bytes from guest ``offset``, merged where they touch.
+
+    Encrypted data is COMPUTED, with ``raw`` the DATA that it is.
+    """
+    hidden = image.encrypted and not raw
     tables = image.tables
     bits = image.cluster_bits
     run_of = extended_run if image.extended else standard_run
@@ -37,7 +41,7 @@ def map_range(image: Image, offset: int, length: int) -> list[Extent]:
                 size = min(((cluster >> tables.table_bits) + 1) << (tables.table_bits + bits), end) - offset
                 extent = Extent(size, ABSENT)
             else:
-                extent = run_of(image, part, offset, end)
+                extent = run_of(image, part, offset, end, hidden)
             if extents:
                 last = extents[-1]
                 if (
@@ -54,7 +58,7 @@ def map_range(image: Image, offset: int, length: int) -> list[Extent]:
     return extents
 
 
-def standard_run(image: Image, part: Slice, offset: int, end: int) -> Extent:
+def standard_run(image: Image, part: Slice, offset: int, end: int, hidden: bool) -> Extent:
     """The longest extent at guest ``offset`` within its slice, up to guest offset ``end``; plain L2 entries."""
     bits = image.cluster_bits
     words = part.words
@@ -92,7 +96,7 @@ def standard_run(image: Image, part: Slice, offset: int, end: int) -> Extent:
         check_host(image, part, index, host, cluster)
         return Extent(size, ZERO, image.data, host + inside)
     check_host(image, part, index, host, cluster)
-    if image.encrypted:
+    if hidden:
         return Extent(size, COMPUTED)
     flags = 0
     if word & _COPIED and not image.node.read_only:
@@ -120,7 +124,7 @@ def _run_of(words: array[int], index: int, limit: int, word: int, pattern: array
     return at
 
 
-def extended_run(image: Image, part: Slice, offset: int, end: int) -> Extent:
+def extended_run(image: Image, part: Slice, offset: int, end: int, hidden: bool) -> Extent:
     """As :func:`standard_run`, of extended L2 entries: runs of subclusters."""
     bits = image.cluster_bits
     sub_bits = bits - 5
@@ -149,7 +153,7 @@ def extended_run(image: Image, part: Slice, offset: int, end: int) -> Extent:
         return Extent(size, ABSENT)
     if kind == ZERO:
         return Extent(size, ZERO, image.data, place) if place > inside else Extent(size, ZERO)
-    if image.encrypted:
+    if hidden:
         return Extent(size, COMPUTED)
     flags = 0
     if copied and not image.node.read_only:

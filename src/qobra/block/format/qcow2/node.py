@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from qobra.block import permissions
 from qobra.block.bitmap import BitmapStore
-from qobra.block.extents import Extent
+from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.filename import parse_filename, relative_to
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.bitmaps import StoredBitmaps
@@ -18,7 +19,7 @@ from qobra.block.format.qcow2.image import Image
 from qobra.block.format.qcow2.mapping import map_range
 from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
 from qobra.block.format.qcow2.snapshots import SnapshotTable
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers, read_or_zero
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ class Qcow2Node(BlockNode, BitmapStore):
             header = self.header
             if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
                 raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
-            if header.crypt_method != layout.CRYPT_NONE and not options.get("_no-io"):
-                raise QobraError("Encrypted qcow2 images are not supported", errno=errno.ENOTSUP)
+            self._check_encryption(options)
             self._take_options(options)
             self.image = Image(self, self.file, header, cache_sizes(header, options))
             self.stored_bitmaps = StoredBitmaps(self)
             self.image.overlap.checks = overlap_checks(options)
             self._open_data_file(opening)
+            if header.crypt_method != layout.CRYPT_NONE and not options.get("_no-io") and not options.get("_keyless"):
+                from qobra.block.format.qcow2.crypt import open_crypt
+
+                self.image.crypt = open_crypt(self, options)
             self.image.load()
             self.snapshots.load(self._read_file)
             self.stored_bitmaps.load_directory()
@@ -75,6 +79,12 @@ class Qcow2Node(BlockNode, BitmapStore):
         """What has to be written before the image may change is written."""
         if not options.get("_no-io"):
             self.stored_bitmaps.load()
+
+    def _check_encryption(self, options: Options) -> None:
+        if self.header.crypt_method != layout.CRYPT_NONE or options.get("encrypt") is not None:
+            from qobra.block.format.qcow2.crypt import check_format
+
+            check_format(self.header.crypt_method, options)
 
     def _read_file(self, offset: int, length: int) -> bytes:
         inside = max(0, min(length, self.file.length - offset))
@@ -176,6 +186,7 @@ class Qcow2Node(BlockNode, BitmapStore):
             self._writer = Writer(self.image)
         self._zeroing = Zeroing(self.image)
         self._compressor = CompressedWriter(self.image)
+        self._sector_lock = threading.Lock()
 
     def inactivate(self) -> None:
         if not self.read_only and not self.image.is_corrupt:
@@ -212,6 +223,35 @@ class Qcow2Node(BlockNode, BitmapStore):
 
     def read_computed(self, offset: int, view: memoryview) -> None:
         image = self.image
+        if image.encrypted:
+            self._read_encrypted(offset, view)
+        else:
+            self._read_clusters(offset, view)
+
+    def _read_encrypted(self, offset: int, view: memoryview) -> None:
+        image = self.image
+        position = 0
+        for extent in map_range(image, offset, len(view), raw=True):
+            part = view[position : position + extent.length]
+            here = offset + position
+            if extent.kind == COMPUTED:
+                self._read_clusters(here, part)
+            elif extent.kind == DATA:
+                if image.crypt is None:
+                    raise QobraError("The image is encrypted and was opened without its key", errno=errno.EACCES)
+                low = here & 511
+                size = (low + len(part) + 511) & ~511
+                stored = bytearray(size)
+                read_or_zero(image.data, extent.offset - low, memoryview(stored))
+                plain = image.crypt.decrypt(here - low, extent.offset - low, memoryview(stored))
+                part[:] = plain[low : low + len(part)]
+            else:
+                self._read(here, part)  # it was changed just now
+            position += extent.length
+
+    def _read_clusters(self, offset: int, view: memoryview) -> None:
+        """Fill ``view``, which lies in compressed clusters."""
+        image = self.image
         size = image.cluster_size
         position = 0
         while position < len(view):
@@ -247,7 +287,21 @@ class Qcow2Node(BlockNode, BitmapStore):
         if not self._ready:
             self.get_ready()
         view = memoryview(data)
-        self._writer.write(offset, view if view.format == "B" and view.contiguous else view.cast("B"))
+        if view.format != "B":
+            view = view.cast("B")
+        if self.image.encrypted and (offset | len(view)) & 511:
+            self._write_unaligned(offset, view)
+        else:
+            self._writer.write(offset, view)
+
+    def _write_unaligned(self, offset: int, view: memoryview) -> None:
+        """Encryption works on whole sectors: read what is around, and write it with the data."""
+        start, end = offset & ~511, (offset + len(view) + 511) & ~511
+        with self._sector_lock:
+            whole = memoryview(bytearray(end - start))
+            self._read(start, whole[: min(end, self.length) - start])
+            whole[offset - start : offset - start + len(view)] = view
+            self._writer.write(start, whole)
 
     def write_plain(self, offset: int, view: memoryview) -> None:
         """Write guest data without compression, as the middle of another request."""
@@ -397,6 +451,8 @@ class Qcow2Node(BlockNode, BitmapStore):
         return looks_preallocated(self.image)
 
     def has_zero_init(self) -> bool:
+        if self.image.encrypted:
+            return False
         return not self.image.external or self.image.data.has_zero_init()
 
     def info(self) -> Options:
@@ -421,12 +477,14 @@ class Qcow2Node(BlockNode, BitmapStore):
         if "encrypt" in options:
             raise QobraError("image is not encrypted, can't amend")
 
-    def amend(self, options: Options, progress: Callable[[int, int], None] | None = None) -> None:
+    def amend(
+        self, options: Options, progress: Callable[[int, int], None] | None = None, *, force: bool = False
+    ) -> None:
         """Change what can be changed (the node is drained); see :func:`.amend.amend`."""
         from qobra.block.format.qcow2.amend import amend
 
         self.get_ready()
-        amend(self, options, progress)
+        amend(self, options, progress, force=force)
 
     def change_backing_file(self, filename: str, backing_format: str) -> None:
         self.get_ready()
