@@ -6,6 +6,7 @@ chunks are in flight where the ends are far away or compress. Without helpers, t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,18 @@ Work = Callable[[int, int], None]
 """Moves ``length`` bytes at ``offset``. Raises CopyFailed."""
 Done = Callable[[int, int, CopyFailed | None], None]
 """Told of each chunk's end, with its failure if it failed."""
+
+
+NICENESS = 10
+"""What the scheduler gives a guest's thread before it gives a copying thread anything."""
+
+
+def be_nice() -> None:
+    """Let the calling thread have the processor only where nothing that a guest waits for wants it."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    except OSError:
+        pass  # it is a courtesy
 
 
 class CopyPool:
@@ -40,15 +53,15 @@ class CopyPool:
         return self._busy + len(self._queue)
 
     def submit(self, offset: int, length: int) -> None:
-        """Work on a chunk; waits until one of the helpers is free to."""
+        """Work on a chunk; waits while there are enough waiting already to keep the helpers busy."""
         if self._limit <= 1:
             self._run(offset, length)
             return
         with self._condition:
-            while self.in_flight >= self._limit:
+            while self.in_flight >= 2 * self._limit:
                 self._condition.wait()
             self._queue.append((offset, length))
-            if self.in_flight > len(self._threads):
+            if len(self._threads) < min(self.in_flight, self._limit):
                 thread = threading.Thread(target=self._help, name="copy helper", daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -85,6 +98,7 @@ class CopyPool:
         self._done(offset, length, failure)
 
     def _help(self) -> None:
+        be_nice()
         while True:
             with self._condition:
                 while not self._queue:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.engine import copy_ranges, is_local
 from qobra.block.copy.in_order import copy_in_order
+from qobra.block.extents import COMPRESSED, resolve
 from qobra.cli._img._target import read_failed, write_failed
 from qobra.cli._tool.report import ToolError
 from qobra.errors import QobraError
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qobra.block.node import BlockNode
+
+SAMPLE = 64 << 20
+DECOMPRESS_HELPERS = 2
+
+
+def _begins_compressed(source: BlockNode) -> bool:
+    """Whether reading means decompressing, which several threads do better than one."""
+    return any(run.flags & COMPRESSED for run in resolve(source, 0, min(SAMPLE, source.length)))
 
 
 def copy(
@@ -43,12 +52,14 @@ def copy(
         stopped.append((read_failed if failure.is_read else write_failed)(offset, failure.error))
         return False
 
-    local = is_local(source) and is_local(target)
+    local = is_local(source) and is_local(target) and not _begins_compressed(source)
     try:
         if local and not options.get("compress") and options.get("detect_zeroes"):
             calls = {name: options.pop(name, None) for name in ("progress", "throttle")}
             copy_in_order(ChunkCopier(source, target, **options), ranges, on_error=failed, **calls)
         else:
+            if is_local(source) and is_local(target) and not options.get("compress"):
+                options.setdefault("helpers", DECOMPRESS_HELPERS)
             copy_ranges(source, target, ranges, on_error=failed, **options)
     except (OSError, QobraError):
         if not stopped:

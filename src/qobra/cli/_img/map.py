@@ -12,7 +12,6 @@ from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.getopt import parse_command
-from qobra.json_text import quoted
 
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode

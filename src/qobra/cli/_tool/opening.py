@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.cache_modes import CACHE_MODES
