@@ -18,6 +18,7 @@ from qobra.object.property import Bool, Enum
 if TYPE_CHECKING:
     from qobra.machine.device.ioapic import IoApic
     from qobra.machine.fw_cfg import FwCfg
+    from qobra.machine.pci.bus import PciBus
     from qobra.machine.qdev import Device
 
 BIOS_SIZE = 256 << 10
@@ -53,6 +54,9 @@ class PcBoard(Board):
     firmware_directories = _FIRMWARE_DIRECTORIES
     fw_cfg: FwCfg
     ioapic: IoApic | None = None
+    pci_root: PciBus
+    ide: Any = None
+    ide_units = 1
 
     # -- memory
 
@@ -95,6 +99,29 @@ class PcBoard(Board):
         if start < 0xE0000:
             return self._option_rom, start - 0xC0000
         return self.bios, BIOS_SIZE - _ISA_BIOS_SIZE + start - 0xE0000
+
+    def build_ide(self, type_name: str, devfn: int, units: int) -> None:
+        """The board's own IDE or SATA controller, for whose buses ``-drive if=ide`` is meant."""
+        cls: Any = self.tree.find_type(type_name)
+        if cls is None:
+            return  # a build without the controller
+        self.ide = cls(self.tree)
+        self.ide.values["addr"] = devfn
+        self.ide_units = units
+        self.place(self.ide, bus=self.pci_root)
+
+    def plug_drives(self, drives: list[Any]) -> None:
+        from qobra.machine.plug import add_device
+
+        buses = [bus.bus_name for bus in self.ide.buses()] if self.ide is not None else []
+        for drive in drives:
+            if drive.interface != "ide" or drive.index >= len(buses) * self.ide_units:
+                continue
+            bus, unit = divmod(drive.index, self.ide_units)
+            kind = "ide-cd" if drive.media == "cdrom" else "ide-hd"
+            options = {"driver": kind, "bus": buses[bus], "unit": str(unit), "drive": drive.backend.name}
+            add_device(self.machine, options | drive.on_error, keyval=True)
+            drive.claimed = True
 
     # -- CPUs
 

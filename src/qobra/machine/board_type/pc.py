@@ -42,6 +42,7 @@ class PcI440Fx(PcBoard):
         ioapic.set_realized(True)
         self.ioapic = ioapic
         self.build_fw_cfg()
+        self.build_ide("piix3-ide", 1 << 3 | 1, 2)
         self.power = Piix4Pm(self.tree)
         self._function(self.power, 1 << 3 | 3)
 

@@ -46,6 +46,7 @@ class Q35(PcBoard):
         self.ioapic = ioapic
         self.lpc.start_acpi()
         self.build_fw_cfg()
+        self.build_ide("ich9-ahci", 0x1F << 3 | 2, 1)
 
     def _function(self, device: Any, devfn: int) -> None:
         device.values["addr"] = devfn
