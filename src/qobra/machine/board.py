@@ -89,6 +89,7 @@ class Board(Object):
         self.fw_cfg_files: list[tuple[str, bytes]] = []
         self.drives: list[Any] = []
         self.balloon: Any = None
+        self.dumper: Any = None
         self.serial_chardevs: list[str | None] = []
         self.no_defaults = False
         self.boot: dict[str, Any] = {}

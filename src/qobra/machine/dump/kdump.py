@@ -1,0 +1,113 @@
+"""A dump in kdump's format, as crash and drgn read it: pages compressed one by one, zero pages once.
+
+Written in makedumpfile's flattened form, front to back, so that it can go into a pipe: a header, then pieces with the
+offset that they belong at.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from struct import Struct
+
+from qobra.machine.dump.memory import Run
+
+PAGE = 4096
+_FLAT = Struct(">qq")
+_FLAT_HEADER = 4096
+_SIGNATURE = b"KDUMP   "
+_VERSION = 6
+_HEADER = Struct("<8si390s22s10I")
+_SUB_HEADER = Struct("<QIIQQQQQQQQQQQ")
+_DESCRIPTOR = Struct("<QIIQ")
+_ZLIB, _DUMP_LEVEL = 1, 1
+_STATUS_ZLIB = 1
+_ZERO_PAGE = bytes(PAGE)
+_MACHINES = {"x86_64": b"x86_64", "riscv64": b"riscv64"}
+
+Write = Callable[[bytes], None]
+
+
+def write_kdump(
+    write: Write, runs: list[Run], notes: bytes, architecture: str, cpus: int, progress: Callable[[int], None]
+) -> None:
+    """Write the dump. ``progress`` hears of each page, in bytes."""
+    flat = _Flat(write)
+    last = max(run.address + len(run.view) for run in runs)
+    frames = (last + PAGE - 1) // PAGE
+    pages = sum((len(run.view) + PAGE - 1) // PAGE for run in runs)
+    bitmap_blocks = -(-frames // (8 * PAGE))
+    sub_blocks = -(-(_SUB_HEADER.size + len(notes)) // PAGE)
+    flat.put(0, _header(architecture, frames, bitmap_blocks, sub_blocks, cpus))
+    notes_at = PAGE + _SUB_HEADER.size
+    sub_header = _SUB_HEADER.pack(0, _DUMP_LEVEL, 0, 0, 0, 0, 0, notes_at, len(notes), 0, 0, 0, 0, frames)
+    flat.put(PAGE, (sub_header + notes).ljust(sub_blocks * PAGE, b"\0"))
+    bitmap_at = PAGE * (1 + sub_blocks)
+    bitmap = _bitmap(runs, bitmap_blocks * PAGE)
+    flat.put(bitmap_at, bitmap)
+    flat.put(bitmap_at + len(bitmap), bitmap)
+    _write_pages(flat, runs, bitmap_at + 2 * len(bitmap), pages, progress)
+    write(_FLAT.pack(-1, -1))
+
+
+class _Flat:
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        write((b"makedumpfile".ljust(16, b"\0") + _FLAT.pack(1, 1)).ljust(_FLAT_HEADER, b"\0"))
+
+    def put(self, offset: int, data: bytes) -> None:
+        """``data`` belongs at ``offset`` of the dump."""
+        self._write(_FLAT.pack(offset, len(data)) + data)
+
+
+def _header(architecture: str, frames: int, bitmap_blocks: int, sub_blocks: int, cpus: int) -> bytes:
+    names = (b"Linux", b"", b"", b"", _MACHINES[architecture], b"")
+    utsname = b"".join(name.ljust(65, b"\0") for name in names)
+    stamp = int(time.time()).to_bytes(8, "little").ljust(22, b"\0")
+    fields = (_STATUS_ZLIB, PAGE, sub_blocks, 2 * bitmap_blocks, min(frames, 0xFFFFFFFF), 0, 0, 0, 0, cpus)
+    return _HEADER.pack(_SIGNATURE, _VERSION, utsname, stamp, *fields).ljust(PAGE, b"\0")
+
+
+def _bitmap(runs: list[Run], size: int) -> bytes:
+    bitmap = bytearray(size)
+    for run in runs:
+        first, end = run.address // PAGE, -(-(run.address + len(run.view)) // PAGE)
+        for frame in range(first, min(end, (first + 7) & ~7)):
+            bitmap[frame >> 3] |= 1 << (frame & 7)
+        whole = (first + 7) // 8
+        if end // 8 > whole:
+            bitmap[whole : end // 8] = b"\xff" * (end // 8 - whole)
+        for frame in range(max(end & ~7, first), end):
+            bitmap[frame >> 3] |= 1 << (frame & 7)
+    return bytes(bitmap)
+
+
+def _write_pages(flat: _Flat, runs: list[Run], table_at: int, pages: int, progress: Callable[[int], None]) -> None:
+    data_at = table_at + _DESCRIPTOR.size * pages
+    # One zero page serves all.
+    zero = zlib.compress(_ZERO_PAGE, 1)
+    zero_descriptor = _DESCRIPTOR.pack(data_at, len(zero), _ZLIB, 0)
+    flat.put(data_at, zero)
+    data_at += len(zero)
+    for run in runs:
+        for at in range(0, len(run.view), 256 * PAGE):
+            chunk = run.view[at : at + 256 * PAGE]
+            descriptors, bodies = [], []
+            for start in range(0, len(chunk), PAGE):
+                page = bytes(chunk[start : start + PAGE]).ljust(PAGE, b"\0")
+                if page == _ZERO_PAGE:
+                    descriptors.append(zero_descriptor)
+                    continue
+                body, flags = zlib.compress(page, 1), _ZLIB
+                if len(body) >= PAGE:
+                    body, flags = page, 0
+                descriptors.append(_DESCRIPTOR.pack(data_at, len(body), flags, 0))
+                bodies.append(body)
+                data_at += len(body)
+            flat.put(table_at, b"".join(descriptors))
+            table_at += _DESCRIPTOR.size * len(descriptors)
+            if bodies:
+                joined = b"".join(bodies)
+                flat.put(data_at - len(joined), joined)
+            progress(len(chunk))

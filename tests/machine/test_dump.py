@@ -1,0 +1,132 @@
+"""Dumps of guest memory, read by real tools and by hand."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qobra.errors import QobraError
+from qobra.machine.launch import simple_machine
+from qobra.qmp import dispatch
+from qobra.testing.guest import wait_until
+
+_MEMORY = 8 << 20
+
+
+@pytest.fixture(params=[("x86_64", "pc"), ("riscv64", "virt")])
+def machine(request: Any) -> Any:
+    machine = simple_machine(*request.param, memory=_MEMORY, cpus=2)
+    board: Any = machine.board
+    board.ram.view[0x200000:0x200010] = b"a needle in here"
+    yield machine
+    machine.close()
+
+
+def _start(machine: Any) -> int:
+    return 0x80000000 if "riscv64" in machine.capabilities else 0
+
+
+def _call(machine: Any, command: str, **arguments: Any) -> Any:
+    with machine.control:
+        return dispatch.call(machine, command, arguments)
+
+
+def test_elf_is_what_readelf_expects(machine: Any, tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    events: list[Any] = []
+    machine.events.subscribe(events.append)
+    _call(machine, "dump-guest-memory", paging=False, protocol=f"file:{path}")
+    data = path.read_bytes()
+    assert b"a needle in here" in data and len(data) > _MEMORY * 9 // 10
+    result = _call(machine, "query-dump")
+    assert result["status"] == "completed" and result["completed"] == result["total"] > 0
+    assert [event["event"] for event in events] == ["DUMP_COMPLETED"]
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf is not installed")
+    text = subprocess.run(["readelf", "-aW", str(path)], capture_output=True, text=True, check=True)
+    assert "CORE (Core file)" in text.stdout and text.stderr == ""
+    assert text.stdout.count("NT_PRSTATUS") == 2
+    assert f"0x{_start(machine):016x}" in text.stdout
+
+
+def test_a_part_of_memory(machine: Any, tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    begin = _start(machine) + 0x200000
+    _call(machine, "dump-guest-memory", paging=False, protocol=f"file:{path}", begin=begin, length=4096)
+    data = path.read_bytes()
+    assert data[-4096:-4080] == b"a needle in here"
+
+
+def test_kdump_pages_can_be_found_and_unpacked(machine: Any, tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    _call(machine, "dump-guest-memory", paging=False, protocol=f"file:{path}", format="kdump-zlib")
+    flat = path.read_bytes()
+    assert flat.startswith(b"makedumpfile\0") and len(flat) < _MEMORY // 4
+    image = bytearray()
+    at = 4096
+    while True:
+        offset, size = (
+            int.from_bytes(flat[at : at + 8], "big", signed=True),
+            int.from_bytes(flat[at + 8 : at + 16], "big"),
+        )
+        if offset < 0:
+            break
+        image.extend(bytes(max(0, offset + size - len(image))))
+        image[offset : offset + size] = flat[at + 16 : at + 16 + size]
+        at += 16 + size
+    assert image[:8] == b"KDUMP   "
+    block_size, sub_blocks, bitmap_blocks = (
+        int.from_bytes(image[428 + 4 * i : 432 + 4 * i], "little") for i in range(3)
+    )
+    assert block_size == 4096
+    bitmap_at = 4096 * (1 + sub_blocks)
+    table = bitmap_at + 4096 * bitmap_blocks
+    wanted = (_start(machine) + 0x200000) // 4096
+    second = image[bitmap_at + 4096 * bitmap_blocks // 2 : table]
+    index = (
+        sum(second[i].bit_count() for i in range(wanted // 8))
+        + (second[wanted // 8] & ((1 << wanted % 8) - 1)).bit_count()
+    )
+    entry = table + 24 * index
+    where, length, flags = (
+        int.from_bytes(image[entry : entry + 8], "little"),
+        int.from_bytes(image[entry + 8 : entry + 12], "little"),
+        int.from_bytes(image[entry + 12 : entry + 16], "little"),
+    )
+    assert flags == 1
+    assert zlib.decompress(image[where : where + length]).startswith(b"a needle in here")
+
+
+def test_in_the_background(machine: Any, tmp_path: Path) -> None:
+    events: list[Any] = []
+    machine.events.subscribe(events.append)
+    with machine.control:
+        machine.run_state.start()
+    _call(machine, "dump-guest-memory", paging=False, protocol=f"file:{tmp_path}/core", detach=True)
+    wait_until(lambda: machine.run_state.running)
+    assert [event["event"] for event in events] == ["RESUME", "STOP", "DUMP_COMPLETED", "RESUME"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"protocol": "ftp:x"}, "Invalid parameter 'protocol'"),
+        ({"protocol": "file:/nowhere/x"}, "Could not open '/nowhere/x': No such file or directory"),
+        ({"protocol": "fd:x"}, "x"),
+        ({"begin": 0}, "Parameter 'length' is missing"),
+        ({"length": 1}, "Parameter 'begin' is missing"),
+        ({"begin": 1 << 40, "length": 1}, "Invalid parameter 'begin'"),
+        ({"format": "kdump-zlib", "paging": True}, "kdump-compressed format doesn't support paging or filter"),
+        ({"format": "kdump-lzo"}, "kdump-lzo is not available now"),
+    ],
+)
+def test_refusals(machine: Any, tmp_path: Path, arguments: dict[str, Any], text: str) -> None:
+    full = {"paging": False, "protocol": f"file:{tmp_path}/core"} | arguments
+    with pytest.raises(QobraError) as caught:
+        _call(machine, "dump-guest-memory", **full)
+    assert text in caught.value.desc
