@@ -1,7 +1,8 @@
 """Command lines as GNU getopt_long reads them: what QEMU's tools use, so the same lines mean the same.
 
-Short options may be combined (``-qf raw``), long ones shortened where that is clear (``--outp json``), operands may stand
-between options, and ``--`` ends the options. argparse knows neither QEMU's texts nor how to start in a millisecond.
+Short options may be combined (``-qf raw``), long ones shortened where that is clear (``--outp json``), operands may
+stand between options, and ``--`` ends the options. argparse knows neither QEMU's texts nor how to start in a
+millisecond.
 """
 
 from __future__ import annotations

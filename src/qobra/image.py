@@ -74,9 +74,9 @@ def open_image(
 
     ``mode`` is ``r`` or ``r+`` (read and write; a ``b`` changes nothing). ``format`` is a driver's name; without it the
     format is told from the first bytes, which is only safe for images that you trust: a guest can make a raw disk
-    look like another format. ``options`` are further options of the node, as blockdev-add has them. ``cache`` is a cache
-    mode's name. ``snapshot`` is the id or name of an internal snapshot to show (read-only). ``force_share`` opens an
-    image that another program is writing to. ``layer`` is a block layer to open it in, for those who have one.
+    look like another format. ``options`` are further options of the node, as blockdev-add has them. ``cache`` is a
+    cache mode's name. ``snapshot`` is the id or name of an internal snapshot to show (read-only). ``force_share`` opens
+    an image that another program is writing to. ``layer`` is a block layer to open it in, for those who have one.
     """
     if mode not in MODES:
         raise ValueError(f"invalid mode: {mode!r}")

@@ -78,7 +78,6 @@ def snapshot_lines(snapshots: list[Info]) -> list[str]:
             f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{each['vm-clock-nsec'] // 1000000:03d}"
         )
         icount = str(each["icount"]) if "icount" in each else ""
-        lines.append(
-            f"{each['id']:<9} {each['name']:<16} {size_text(each['vm-state-size']):>8} {date:>19} {clock:>12} {icount:>10}"
-        )
+        size = size_text(each["vm-state-size"])
+        lines.append(f"{each['id']:<9} {each['name']:<16} {size:>8} {date:>19} {clock:>12} {icount:>10}")
     return lines

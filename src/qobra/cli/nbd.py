@@ -71,10 +71,10 @@ Image:
 _SHORT = "hVb:o:p:rsnc:dvk:e:f:tl:x:T:D:AB:L"
 _LONG = (
     "help|h", "version|V", "bind=|b", "port=|p", "socket=|k", "offset=|o", "read-only|r", "allocation-depth|A",
-    "bitmap=|B", "connect=|c", "disconnect|d", "list|L", "snapshot|s", "load-snapshot=|l", "nocache|n", "cache=", "aio=",
-    "discard=", "detect-zeroes=", "shared=|e", "format=|f", "persistent|t", "verbose|v", "object=", "export-name=|x",
-    "description=|D", "tls-creds=", "tls-hostname=", "tls-authz=", "image-opts", "trace=|T", "fork", "pid-file=",
-    "selinux-label=",
+    "bitmap=|B", "connect=|c", "disconnect|d", "list|L", "snapshot|s", "load-snapshot=|l", "nocache|n", "cache=",
+    "aio=", "discard=", "detect-zeroes=", "shared=|e", "format=|f", "persistent|t", "verbose|v", "object=",
+    "export-name=|x", "description=|D", "tls-creds=", "tls-hostname=", "tls-authz=", "image-opts", "trace=|T", "fork",
+    "pid-file=", "selinux-label=",
 )  # fmt: skip
 
 DEFAULT_PORT = "10809"

@@ -139,8 +139,8 @@ def _take(program: Program, images: Images, order: Order, option: str, value: st
         size = program.number("buffer size for sparse output", value)
         if size % 512 or size > MAX_SPARSE:
             raise ToolError(
-                f"Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to {MAX_SPARSE}. "
-                "Select 0 to disable sparse detection (fully allocates output)."
+                "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to "
+                f"{MAX_SPARSE}. Select 0 to disable sparse detection (fully allocates output)."
             )
         order.min_sparse, order.min_sparse_given = size, True
     elif option == "m":

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 HELP = """\
-map [-f FMT | --image-opts] [--start-offset OFFSET] [--max-length LENGTH] [--output human|json] [-U] [--object DEF] FILENAME
+map [-f FMT | --image-opts] [--start-offset OFFSET] [--max-length LENGTH] [--output human|json] [-U] [--object DEF]
+FILENAME
 
 Say where the bytes of an image live: in which file of the chain and at which offset, or that they read as zeroes.
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 HELP = """\
-rebase -b BACKING [-F BACKING_FMT] [-u] [-f FMT | --image-opts] [-t CACHE] [-T CACHE] [-p] [-q] [-U] [--object DEF] FILENAME
+rebase -b BACKING [-F BACKING_FMT] [-u] [-f FMT | --image-opts] [-t CACHE] [-T CACHE] [-p] [-q] [-U] [--object DEF]
+FILENAME
 
 Let an image lie on BACKING ('' for none) instead of its present backing file. Its contents stay what they are: where
 the two backing files differ, the image gets a copy of the old one's data.

@@ -29,7 +29,10 @@ SECTOR = 512
 
 
 def connect(server: Server, device: str, name: str) -> threading.Thread:
-    """Let the kernel use the export ``name`` as ``device``; the thread ends when it is disconnected. Raises ToolError."""
+    """Let the kernel use the export ``name`` as ``device``; the thread ends when it is disconnected.
+
+    Raises ToolError.
+    """
     from qobra.nbd.connection import open_handshake
 
     try:

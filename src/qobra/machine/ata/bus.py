@@ -64,9 +64,8 @@ class IdeBus(Bus):
         if drive.unit == _ANY:
             drive.values["unit"] = next((n for n in range(self.limit) if self.unit(n) is None), self.limit)
         if drive.unit >= self.limit:
-            raise QobraError(
-                f"Can't create IDE unit {drive.unit}, bus supports only {self.limit} unit{'s' if self.limit > 1 else ''}"
-            )
+            units = "1 unit" if self.limit == 1 else f"{self.limit} units"
+            raise QobraError(f"Can't create IDE unit {drive.unit}, bus supports only {units}")
         if self.unit(drive.unit) is not None:
             raise QobraError(f"IDE unit {drive.unit} is in use")
 

@@ -15,7 +15,10 @@ Geometry = tuple[int, int, int]
 
 
 def choose(device: Any, limits: Geometry) -> Geometry:
-    """The user's geometry of a device, checked against ``limits``, or one guessed from the medium. Raises QobraError."""
+    """The user's geometry of a device, checked against ``limits``, or one guessed from the medium.
+
+    Raises QobraError.
+    """
     asked = (device.cyls, device.heads, device.secs)
     if not any(asked):
         return guess(device.backend)
