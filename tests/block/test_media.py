@@ -61,12 +61,12 @@ def test_a_medium_goes_in_and_out_through_the_tray(layer, events):
     drive = _drive(layer)
     with pytest.raises(QobraError, match="Tray of the device is not open"):
         media.insert_medium(drive, _null(layer, "n"))
-    assert media.open_tray(drive, force=False)
+    assert media.open_tray(drive, "cd0", force=False)
     media.insert_medium(drive, layer.find_node("n"))
     with pytest.raises(QobraError, match="There already is a medium in the device"):
         media.insert_medium(drive, layer.find_node("n"))
-    media.close_tray(drive)
-    media.eject(drive, force=False)
+    media.close_tray(drive, "cd0")
+    media.eject(drive, "cd0", force=False)
     assert drive.node is None and drive.device.changes == 2
     assert events == [("DEVICE_TRAY_MOVED", True), ("DEVICE_TRAY_MOVED", False), ("DEVICE_TRAY_MOVED", True)]
 
@@ -75,18 +75,18 @@ def test_a_locked_tray_is_asked_for(layer, events):
     drive = _drive(layer)
     drive.device.medium_locked = True
     with pytest.raises(media.TrayLocked, match="is locked and force was not specified"):
-        media.open_tray(drive, force=False)
+        media.open_tray(drive, "cd0", force=False)
     assert drive.device.requests == [False] and events == []
-    assert media.open_tray(drive, force=True)
+    assert media.open_tray(drive, "cd0", force=True)
     assert drive.device.requests == [False, True] and drive.device.tray_open
 
 
 def test_disks_are_not_removable(layer):
     drive = _drive(layer, removable=False, tray=False)
     for call in (
-        lambda: media.open_tray(drive, force=False),
-        lambda: media.close_tray(drive),
-        lambda: media.remove_medium(drive),
+        lambda: media.open_tray(drive, "cd0", force=False),
+        lambda: media.close_tray(drive, "cd0"),
+        lambda: media.remove_medium(drive, "cd0"),
     ):
         with pytest.raises(QobraError, match="Device 'cd0' is not removable"):
             call()
@@ -97,9 +97,9 @@ def test_changing_a_medium_keeps_the_old_one_if_the_new_cannot_be_opened(layer, 
     (tmp_path / "new").write_bytes(b"n" * 512)
     drive.insert(_null(layer, "old"))
     with pytest.raises(QobraError, match="No such file"):
-        media.change_medium(drive, str(tmp_path / "absent"))
+        media.change_medium(drive, "cd0", str(tmp_path / "absent"))
     assert drive.node.node_name == "old" and events == []
-    media.change_medium(drive, str(tmp_path / "new"), read_only_mode="read-only")
+    media.change_medium(drive, "cd0", str(tmp_path / "new"), read_only_mode="read-only")
     assert drive.node.driver == "raw" and drive.node.read_only
     assert events == [("DEVICE_TRAY_MOVED", True), ("DEVICE_TRAY_MOVED", False)]
     drive.remove()

@@ -113,6 +113,10 @@ class BlockBackend:
         self.device: Device | None = None
         self.medium_read_only = False
         """Whether a medium that is put in is to be read-only, unless one says otherwise."""
+        self.on_error: dict[str, str] = {}
+        """``rerror`` and ``werror`` as the drive has them, for a device that does not say itself."""
+        self.auto_delete = False
+        """A drive that goes when its device is unplugged."""
         self.policy: ErrorPolicy | None = None
         """What to do about failed requests; None where the user is no guest device."""
         self.resized: list[Callable[[], None]] = []

@@ -268,7 +268,11 @@ class BlockLayer:
 
         ``options["driver"]`` is the format; without it, it is probed.
         """
-        merged = dict(options or {})
+        return self.open(self.image_options(filename, options or {}), root=root, monitor_owned=monitor_owned)
+
+    def image_options(self, filename: str, options: Options) -> Options:
+        """The options of the node that :meth:`open_image` opens."""
+        merged = dict(options)
         protocol_options = parse_filename(filename)
         own = merged.get("driver")
         if filename.startswith("json:"):
@@ -281,7 +285,7 @@ class BlockLayer:
             merged = {**_protocol_options(own, filename), **merged}
         else:
             merged["file"] = {**protocol_options, **merged.get("file", {})}
-        return self.open(merged, root=root, monitor_owned=monitor_owned)
+        return merged
 
     def open_reference(self, reference: str | Options, opened: list[BlockNode], inherited: Options) -> BlockNode:
         """The node that ``reference`` names, or a new one for the options that it is.
@@ -291,12 +295,7 @@ class BlockLayer:
         if isinstance(reference, _Opened):
             return reference.node
         if isinstance(reference, str):
-            node = self.graph.find(reference)
-            if node is None and reference in self.backends:
-                node = self.backends[reference].node
-            if node is None:
-                raise QobraError(f"Cannot find device='{reference}' nor node-name='{reference}'")
-            return node
+            return self.find_device_or_node(reference)
         options = {**inherited, **reference}
         name = options.get("node-name")
         if name is not None:

@@ -1,4 +1,7 @@
-"""Removable media: trays that open and close, media that are taken out and put in, and who is told of it."""
+"""Removable media: trays that open and close, media that are taken out and put in, and who is told of it.
+
+``called`` is the name by which the user called the device, for error texts.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def find_backend(layer: BlockLayer, device: str | None, id: str | None) -> Block
     return layer.find_qdev(id)
 
 
-def open_tray(backend: BlockBackend, *, force: bool) -> bool:
+def open_tray(backend: BlockBackend, called: str, *, force: bool) -> bool:
     """Open the tray; a locked one only asks the guest to, unless ``force``.
 
     True once it is open, False where there is no tray. Raises QobraError where the medium is not removable, or where
@@ -33,7 +36,7 @@ def open_tray(backend: BlockBackend, *, force: bool) -> bool:
     if device is None:
         return False
     if not device.is_removable:
-        raise QobraError(f"{_title(backend)} is not removable")
+        raise QobraError(f"Device '{called}' is not removable")
     if not device.has_tray:
         return False
     if device.tray_open:
@@ -43,7 +46,7 @@ def open_tray(backend: BlockBackend, *, force: bool) -> bool:
         device.eject_request(force)
     if locked and not force:
         raise TrayLocked(
-            f"{_title(backend)} is locked and force was not specified, wait for tray to open and try again"
+            f"Device '{called}' is locked and force was not specified, wait for tray to open and try again"
         )
     move_tray(backend, opened=True)
     return True
@@ -53,11 +56,11 @@ class TrayLocked(QobraError):
     """The guest holds the tray; it was asked to let go."""
 
 
-def close_tray(backend: BlockBackend) -> None:
+def close_tray(backend: BlockBackend, called: str) -> None:
     """Close the tray, if there is one and it is open."""
     device = backend.device
     if device is not None and not device.is_removable:
-        raise QobraError(f"{_title(backend)} is not removable")
+        raise QobraError(f"Device '{called}' is not removable")
     if device is not None and device.has_tray and device.tray_open:
         move_tray(backend, opened=False)
 
@@ -75,15 +78,13 @@ def tell_tray(backend: BlockBackend, *, opened: bool) -> None:
     backend.layer.emit("DEVICE_TRAY_MOVED", {"device": backend.name, "id": backend.device_path(), "tray-open": opened})
 
 
-def remove_medium(backend: BlockBackend) -> None:
+def remove_medium(backend: BlockBackend, called: str) -> None:
     """Take the medium out of an open tray; a drive without one is left as it is."""
     device = backend.device
     if device is not None and not device.is_removable:
-        raise QobraError(f"{_title(backend)} is not removable")
+        raise QobraError(f"Device '{called}' is not removable")
     if device is not None and device.has_tray and not device.tray_open:
-        raise QobraError(
-            "Tray of the device is not open" if not backend.name else f"Tray of device '{backend.name}' is not open"
-        )
+        raise QobraError(f"Tray of device '{called}' is not open")
     if backend.node is None:
         return
     backend.layer.check_blockers(backend.node)
@@ -99,17 +100,11 @@ def insert_medium(backend: BlockBackend, node: BlockNode) -> None:
     """Put ``node`` into an open tray."""
     device = backend.device
     if device is not None and not device.is_removable:
-        raise QobraError(f"{_title(backend)} is not removable")
+        raise QobraError("Device is not removable")
     if device is not None and device.has_tray and not device.tray_open:
-        raise QobraError(
-            "Tray of the device is not open" if not backend.name else f"Tray of device '{backend.name}' is not open"
-        )
+        raise QobraError("Tray of the device is not open")
     if backend.node is not None:
-        raise QobraError(
-            "There already is a medium in the device"
-            if not backend.name
-            else f"There already is a medium in device '{backend.name}'"
-        )
+        raise QobraError("There already is a medium in the device")
     backend.insert(node)
     if device is not None and not device.has_tray:
         tell_tray(backend, opened=False)
@@ -118,6 +113,7 @@ def insert_medium(backend: BlockBackend, node: BlockNode) -> None:
 
 def change_medium(
     backend: BlockBackend,
+    called: str,
     filename: str,
     *,
     format: str | None = None,
@@ -134,19 +130,19 @@ def change_medium(
     holder = BlockBackend(layer, perm=0, shared=permissions.ALL, description="a new medium")
     node = layer.open_image(filename, options, root=holder)
     try:
-        open_tray(backend, force=force)
-        remove_medium(backend)
+        open_tray(backend, called, force=force)
+        remove_medium(backend, called)
         insert_medium(backend, node)
     finally:
         holder.remove()
     backend.medium_read_only = read_only
-    close_tray(backend)
+    close_tray(backend, called)
 
 
-def eject(backend: BlockBackend, *, force: bool) -> None:
+def eject(backend: BlockBackend, called: str, *, force: bool) -> None:
     """Open the tray and take the medium out."""
-    open_tray(backend, force=force)
-    remove_medium(backend)
+    open_tray(backend, called, force=force)
+    remove_medium(backend, called)
 
 
 def leave_throttle(backend: BlockBackend) -> None:
@@ -159,10 +155,6 @@ def leave_throttle(backend: BlockBackend) -> None:
 def _changed(backend: BlockBackend) -> None:
     if backend.device is not None:
         backend.device.medium_changed()
-
-
-def _title(backend: BlockBackend) -> str:
-    return f"Device '{backend.name or backend.device_path()}'"
 
 
 def find_qdev_backend(backends: list[BlockBackend], id: str, exists: bool) -> BlockBackend:

@@ -169,14 +169,15 @@ def block_graph(layer: BlockLayer) -> Info:
     nodes: list[Info] = []
     edges: list[Info] = []
     seen_jobs: dict[object, int] = {}
-    for root in state.roots:
+    backends = [*layer.backends.values(), *layer.devices]
+    for root in [*state.roots, *(each for each in backends if each not in state.roots)]:
         job = getattr(root, "job", None)
         if job is not None:
             if job not in seen_jobs:
                 seen_jobs[job] = number(job)
                 nodes.append({"id": number(job), "type": "block-job", "name": job.id or ""})
         else:
-            nodes.append({"id": number(root), "type": "block-backend", "name": getattr(root, "graph_name", "")})
+            nodes.append({"id": number(root), "type": "block-backend", "name": _root_name(root)})
     for node in state.nodes.values():
         nodes.append({"id": number(node), "type": "block-driver", "name": node.node_name})
     for (user, name), (perm, shared) in state.permissions.items():
@@ -196,6 +197,10 @@ def block_graph(layer: BlockLayer) -> Info:
             }
         )
     return {"nodes": nodes, "edges": edges}
+
+
+def _root_name(root: object) -> str:
+    return root.name or root.device_path() if isinstance(root, BlockBackend) else ""
 
 
 def node_stats(node: BlockNode, *, chain: bool) -> Info:

@@ -14,11 +14,16 @@ def _backend(machine: Machine, args: dict[str, Any]) -> Any:
     return media.find_backend(machine.block, args.get("device"), args.get("id"))
 
 
+def _called(args: dict[str, Any]) -> str:
+    name: str = args["device"] if "device" in args else args["id"]
+    return name
+
+
 @command("blockdev-open-tray")
 def blockdev_open_tray(machine: Machine, args: dict[str, Any]) -> None:
     """Open a tray; where the guest has it locked, ask the guest."""
     try:
-        media.open_tray(_backend(machine, args), force=args.get("force", False))
+        media.open_tray(_backend(machine, args), _called(args), force=args.get("force", False))
     except media.TrayLocked:
         pass  # the guest was asked; that is all that was wanted
 
@@ -26,13 +31,13 @@ def blockdev_open_tray(machine: Machine, args: dict[str, Any]) -> None:
 @command("blockdev-close-tray")
 def blockdev_close_tray(machine: Machine, args: dict[str, Any]) -> None:
     """Close a tray."""
-    media.close_tray(_backend(machine, args))
+    media.close_tray(_backend(machine, args), _called(args))
 
 
 @command("blockdev-remove-medium")
 def blockdev_remove_medium(machine: Machine, args: dict[str, Any]) -> None:
     """Take the medium out."""
-    media.remove_medium(machine.block.find_qdev(args["id"]))
+    media.remove_medium(machine.block.find_qdev(args["id"]), args["id"])
 
 
 @command("blockdev-insert-medium")
@@ -55,6 +60,7 @@ def blockdev_change_medium(machine: Machine, args: dict[str, Any]) -> None:
     """Open an image and put it into a drive."""
     media.change_medium(
         _backend(machine, args),
+        _called(args),
         args["filename"],
         format=args.get("format"),
         read_only_mode=args.get("read-only-mode", "retain"),
@@ -65,7 +71,7 @@ def blockdev_change_medium(machine: Machine, args: dict[str, Any]) -> None:
 @command("eject")
 def eject(machine: Machine, args: dict[str, Any]) -> None:
     """Open the tray and take the medium out."""
-    media.eject(_backend(machine, args), force=args.get("force", False))
+    media.eject(_backend(machine, args), _called(args), force=args.get("force", False))
 
 
 @command("change")
@@ -73,7 +79,8 @@ def change(machine: Machine, args: dict[str, Any]) -> None:
     """Change a drive's medium: the old form of blockdev-change-medium (and of what VNC has commands for)."""
     if args["device"] == "vnc":
         raise QobraError("Qobra has no VNC server to change")
-    media.change_medium(machine.block.find_backend(args["device"]), args["target"], format=args.get("arg"))
+    backend = machine.block.find_backend(args["device"])
+    media.change_medium(backend, args["device"], args["target"], format=args.get("arg"))
 
 
 @command("block_passwd")

@@ -117,25 +117,27 @@ class BlockFrontEnd(Device):
         else:
             backend.remove()
 
-    def realize_block(self, *, writable: bool | None = None, resizable: bool = True) -> BlockBackend:
+    def realize_block(self, *, writable: bool | None = None, resizable: bool | None = None) -> BlockBackend:
         """Take the permissions and settings that the device needs; QobraError where it cannot have them.
 
-        ``writable`` None: if the node is. A removable device without a drive gets an empty one.
+        ``writable`` None: if the node is. ``resizable`` None: if the medium stays. A removable device without a drive
+        gets an empty one, for media that are only read.
         """
         if self.backend is None:
             if not self.is_removable:
                 raise QobraError("drive property not set")
             self.backend = self._own_backend()
+            self.backend.medium_read_only = True
             self.backend.attach_device(self)
         backend = self.backend
         self._check_sizes()
         perm = permissions.CONSISTENT_READ
         if writable is None:
-            writable = backend.node is None or not backend.node.read_only
+            writable = not (backend.node.read_only if backend.node is not None else backend.medium_read_only)
         if writable:
             perm |= permissions.WRITE
         shared = permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED
-        if resizable:
+        if not self.is_removable if resizable is None else resizable:
             shared |= permissions.RESIZE
         if self.share_rw:
             shared |= permissions.WRITE
@@ -143,7 +145,11 @@ class BlockFrontEnd(Device):
         if self.write_cache != "auto":
             backend.writeback = self.write_cache == "on"
         self.machine.block.stop_machine = partial(self.machine.run_state.stop, "io-error")
-        backend.policy = ErrorPolicy(backend, on_read_error=self.rerror, on_write_error=self.werror)
+        backend.policy = ErrorPolicy(
+            backend,
+            on_read_error=backend.on_error.get("rerror", "auto") if self.rerror == "auto" else self.rerror,
+            on_write_error=backend.on_error.get("werror", "auto") if self.werror == "auto" else self.werror,
+        )
         self.logical_size: int = self.logical_block_size or 512
         self.physical_size: int = self.physical_block_size or 512
         self.granularity: int = (

@@ -76,7 +76,7 @@ class Machine:
         """The block layer: nodes, backends, jobs, exports."""
         from qobra.block.layer import BlockLayer
 
-        return BlockLayer(
+        layer = BlockLayer(
             control=self.control,
             emit=self.events.emit,
             find_object=self.objects.find,
@@ -84,6 +84,13 @@ class Machine:
             open_path=lambda path, flags: self.fdsets.open_image(path, flags),
             find_fd=lambda name: self.fdsets.take_named_or_number(name),
         )
+        layer.device_exists = self._device_exists
+        return layer
+
+    def _device_exists(self, id: str) -> bool:
+        from qobra.machine.plug import device_exists
+
+        return device_exists(self, id)
 
     @cached_property
     def chardevs(self) -> Chardevs:

@@ -80,6 +80,19 @@ def remove_device(machine: Machine, id: str) -> None:
     unplug(device)
 
 
+def device_exists(machine: Machine, id: str) -> bool:
+    """Whether there is a device with that id or at that path."""
+    board = machine.board
+    if board is None:
+        return False
+    if not id.startswith("/"):
+        return id in board.peripheral.children
+    try:
+        return isinstance(machine.objects.resolve(id), Device)
+    except QobraError:
+        return False
+
+
 def unplug(device: Device) -> None:
     """Have ``device`` leave, as far as it and its bus allow."""
     board = device.board

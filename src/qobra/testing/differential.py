@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +90,7 @@ class Program:
             os.set_inheritable(theirs.fileno(), True)
             chardev = f"socket,id=differential,fd={theirs.fileno()}"
             self._process = subprocess.Popen(
-                [*command, "--chardev", chardev, *monitor],
+                [*command, "-chardev" if "-S" in command else "--chardev", chardev, *monitor],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -294,6 +295,27 @@ def against_storage_daemon(script: Callable[[Run], None]) -> Callable[[Path], No
         _check(script, tmp_path, lambda place: Own(place), lambda place: Program(place, command, monitor))
 
     return _named(test, script)
+
+
+def against_system(*options: str) -> Callable[[Callable[[Run], None]], Callable[[Path], None]]:
+    """Decorator: the same of ``qemu-system-x86_64`` and ours, with these options of both besides ``-S``."""
+
+    def decorate(script: Callable[[Run], None]) -> Callable[[Path], None]:
+        def test(tmp_path: Path) -> None:
+            common = ["-nodefaults", "-display", "none", "-S", *options]
+            theirs = [find_program("qemu-system-x86_64"), *common]
+            ours = [sys.executable, "-c", "import sys, qobra.cli.system as s; sys.exit(s.main_x86_64())", *common]
+            monitor = ["-mon", "chardev=differential,mode=control"]
+            _check(
+                script,
+                tmp_path,
+                lambda place: Program(place, ours, monitor),
+                lambda place: Program(place, theirs, monitor),
+            )
+
+        return _named(test, script)
+
+    return decorate
 
 
 def find_program(name: str) -> str:
