@@ -30,10 +30,13 @@ def main(argv: list[str] | None = None, name: str | None = None) -> int:
     return run_program(lambda: run(Program(name or os.path.basename(sys.argv[0])), sys.argv[1:]))
 
 
-def run(program: Program, arguments: list[str]) -> int:
-    """Run the subcommand in ``arguments``, and turn what goes wrong into one line and an exit status."""
+def run(program: Program, arguments: list[str], *, package: str = "qobra.cli._img", module: str = "") -> int:
+    """Run the subcommand in ``arguments``, and turn what goes wrong into one line and an exit status.
+
+    It is the module of its name in ``package``, or ``module`` of it.
+    """
     try:
-        return _run(program, arguments)
+        return _run(program, arguments, package, module)
     except ToolError as error:
         return program.fail(error)
     except UsageError as error:
@@ -52,7 +55,7 @@ def run(program: Program, arguments: list[str]) -> int:
         return program.fail(ToolError(f"internal error: {type(error).__name__}: {error}"))
 
 
-def _run(program: Program, arguments: list[str]) -> int:
+def _run(program: Program, arguments: list[str], package: str, module_name: str) -> int:
     options, rest = parse(arguments, "hVT:", ("help|h", "version|V", "trace=|T"), permute=False)
     for option, value in options:
         if option == "h":
@@ -68,12 +71,15 @@ def _run(program: Program, arguments: list[str]) -> int:
     if not rest:
         raise usage("Not enough arguments")
     command, *rest = rest
-    if command not in COMMANDS:
+    if command not in COMMANDS and not module_name:
         raise usage(f"Command not found: {command}")
-    module = __import__(f"qobra.cli._img.{command}", fromlist=["main"])
+    module = __import__(f"{package}.{module_name or command}", fromlist=["main"])
     try:
         return int(module.main(program, rest))
     except HelpWanted:
+        if module_name:
+            print(f"usage: {program.name} {module.HELP}", end="")
+            return 0
         return _help(program, command)
 
 

@@ -18,7 +18,6 @@ _DIRECTORY = os.path.join(os.path.dirname(__file__), "subcommand")
 
 # Subcommands that are programs of their own as well, named as with QEMU's tools.
 PROGRAMS = {
-    "img": "qobra.cli.img",
     "io": "qobra.cli.io",
     "nbd": "qobra.cli.nbd",
     "shell": "qobra.cli.shell",

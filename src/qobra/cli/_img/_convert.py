@@ -185,7 +185,7 @@ class Conversion:
             # What the source's own backing chain has in common with the target's is seen through the target.
             ranges = allocated_above(self._nodes[0], self._common_base())
         collect_garbage()
-        with Progress(order.progress and not order.quiet) as progress:
+        with self._program.progress(order.progress and not order.quiet) as progress:
             progress.start(source.length)
             if order.min_sparse:
                 self._copy(source, target, ranges, is_zero, progress)

@@ -63,7 +63,7 @@ def main(program: Program, arguments: list[str]) -> int:
         if help_wanted:
             return _print_options(node.driver)
         target = _format(node.driver)
-        with Progress(show_progress and not quiet) as progress:
+        with program.progress(show_progress and not quiet) as progress:
             pairs = option_pairs(texts)
             for name, _value in pairs:
                 if name not in target.amend_options and name in target.options:

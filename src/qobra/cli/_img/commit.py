@@ -68,7 +68,7 @@ def main(program: Program, arguments: list[str]) -> int:
         backend = images.open(
             operands[0], fmt=fmt, image_opts=image_opts, writable=True, cache=cache, options={"discard": "unmap"}
         )
-        with Progress(show_progress and not quiet) as progress:
+        with program.progress(show_progress and not quiet) as progress:
             top = node_of(backend)
             base = _find_base(top, base_name, operands[0])
             collect_garbage()

@@ -71,7 +71,7 @@ def main(program: Program, arguments: list[str]) -> int:
             except ToolError as error:
                 raise ToolError(error.text, status=OPEN_FAILED)
             nodes.append(node_of(backend))
-        with Progress(show_progress and not quiet) as progress:
+        with program.progress(show_progress and not quiet) as progress:
             difference = Comparison(nodes[0], nodes[1], operands, strict, progress).run()
             if difference.warning and not quiet:
                 print(difference.warning)

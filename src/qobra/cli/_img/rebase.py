@@ -79,7 +79,7 @@ def main(program: Program, arguments: list[str]) -> int:
         top = node_of(backend)
         if backing_format is not None and drivers.find(backing_format) is None:
             raise ToolError(f"Invalid format name: '{backing_format}'")
-        with Progress(show_progress and not quiet) as progress:
+        with program.progress(show_progress and not quiet) as progress:
             if not unsafe:
                 assert backing is not None
                 new = _open_new(images, operands[0], backing, backing_format, source_cache, force_share)

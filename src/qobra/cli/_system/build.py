@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, structure, tree
 from qobra.cli._system.config import MachineConfig, parse_name
-from qobra.cli._system.drives import DriveInfo, Drives
 from qobra.errors import QobraError
+from qobra.machine.drive import DriveInfo, Drives
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.machine.option_groups import convert
@@ -56,7 +56,6 @@ class Builder:
         self._monitors = Monitors(self.machine)
         self._config = MachineConfig()
         self._late: list[tuple[dict[str, Any], bool]] = []
-        self._drives: Drives | None = None
         self._continue = threading.Event()
         self._serials: list[str | None] = []
 
@@ -80,7 +79,8 @@ class Builder:
     # -- before the board
 
     def build_early(self) -> None:
-        """Descriptors, character devices, monitors, objects, block nodes; and what the board will be."""
+        """Descriptors, character devices, objects, block nodes, drives, monitors; and what the board will be."""
+        nodes = self._parsed_blockdevs()
         self._each("add-fd", self._add_fd)
         self._each("machine", self._config.set_machine)
         self._each("accel", self._config.set_accelerator)
@@ -95,7 +95,12 @@ class Builder:
         self._make_board()
         self._each("chardev", self._add_chardev)
         self._each("object", self._add_object)
-        self._each("blockdev", self._add_blockdev)
+        for value, options in nodes:
+            try:
+                dispatch.call(self.machine, "blockdev-add", options)
+            except QobraError as error:
+                raise error.prefixed(f"-blockdev {value}: ")
+        self._add_drives()
         self._add_monitors()
         self._each("overcommit", lambda value: convert("overcommit", split(value)))
         self._each("trace", lambda value: convert("trace", split(value, "enable")))
@@ -144,8 +149,30 @@ class Builder:
         rest = {key: value for key, value in properties.items() if key not in ("qom-type", "id")}
         self.machine.objects.create(properties["qom-type"], properties["id"], rest, keyval=keyval)
 
-    def _add_blockdev(self, value: str) -> None:
-        dispatch.call(self.machine, "blockdev-add", structure(value, "BlockdevOptions", "driver"))
+    def _parsed_blockdevs(self) -> list[tuple[str, dict[str, Any]]]:
+        # What cannot be understood is refused before anything is connected or opened.
+        nodes: list[tuple[str, dict[str, Any]]] = []
+        self._each("blockdev", lambda value: nodes.append((value, structure(value, "BlockdevOptions", "driver"))))
+        return nodes
+
+    def _add_drives(self) -> None:
+        drives = Drives(
+            self.machine,
+            default_interface=self.board.default_drive_interface,
+            snapshot=self._has("snapshot"),
+        )
+        for name, value in self._options:
+            try:
+                if name == "drive":
+                    drives.add_text(value)
+                elif name in _SHORT_DRIVES:
+                    drives.add(split(_SHORT_DRIVES[name]) | {"file": value})
+            except QobraError as error:
+                raise error.prefixed(f"-{name} {value}: ")
+            for warning in drives.warnings:
+                print(f"{program()}: -{name} {value}: warning: {warning}", file=sys.stderr)
+            drives.warnings.clear()
+        self.board.drives = drives.drives
 
     def _add_monitors(self) -> None:
         def on(value: str, mode: str, pretty: bool = False) -> None:
@@ -204,20 +231,6 @@ class Builder:
             raise
         for value in self._values("numa"):
             dispatch.call(self.machine, "set-numa-node", structure(value, "NumaOptions", "type"))
-        self._drives = Drives(
-            self.machine, default_interface=board.default_drive_interface, snapshot=self._has("snapshot")
-        )
-        drives = self._drives
-        for name, value in self._options:
-            prefix = f"-{name} {value}: "
-            try:
-                if name == "drive":
-                    drives.add_text(value)
-                elif name in _SHORT_DRIVES:
-                    drives.add(split(_SHORT_DRIVES[name]) | {"file": value})
-            except QobraError as error:
-                raise error.prefixed(prefix)
-        board.drives = drives.drives
         board.serial_chardevs = self._serial_chardevs()
         board.no_defaults = self._has("nodefaults")
         for value in self._values("global"):
@@ -226,7 +239,7 @@ class Builder:
         board.start()
         for properties, keyval in self._late:
             self._create(properties, keyval)
-        self._plug_drives(drives.drives)
+        self._plug_drives(board.drives)
         self._each("device", self._add_device)
         self._add_qtest()
         board.finish()
@@ -304,7 +317,7 @@ class Builder:
         for drive in drives:
             if drive.interface == "virtio":
                 type_name = self.board.virtio_blk_type
-                options = {"driver": type_name, "drive": drive.backend.name, **drive.on_error}
+                options = {"driver": type_name, "drive": drive.backend.name}
                 add_device(self.machine, options, keyval=True)
                 drive.claimed = True
         self.board.plug_drives(drives)

@@ -6,6 +6,10 @@ import sys
 
 from qobra.units import INT64_MAX, NotANumber, OutOfRange, parse_size
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qobra.cli._tool.progress import Progress
+
 
 class ToolError(Exception):
     """Ends the command with one error on standard error.
@@ -23,8 +27,20 @@ class ToolError(Exception):
 class Program:
     """The running program: its name, and where it prints."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, people: bool = False) -> None:
         self.name = name
+        self.people = people
+        """A person is looking: progress may be drawn."""
+
+    def progress(self, wanted: bool) -> Progress:
+        """How far a command is: QEMU's line if it is ``wanted``, a bar where people look."""
+        if self.people and sys.stderr.isatty():
+            from qobra.cli._img_people.progress import RichProgress
+
+            return RichProgress()
+        from qobra.cli._tool.progress import Progress
+
+        return Progress(wanted)
 
     def error(self, text: str) -> None:
         """Print ``NAME: text`` on standard error, after what was printed on standard output."""
