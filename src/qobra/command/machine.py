@@ -112,3 +112,27 @@ def query_vm_generation_id(machine: Machine, args: dict[str, Any]) -> dict[str, 
 def query_migrate_capabilities(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The optional ways of migrating: there are none."""
     return []
+
+
+@command("query-replay", needs="board")
+def query_replay(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """Whether the execution is recorded or replayed: it is not."""
+    return {"mode": "none", "icount": 0}
+
+
+@command("query-tpm", needs="board")
+def query_tpm(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The TPM devices of the machine: there is no such device."""
+    return []
+
+
+@command("query-tpm-models", needs="board")
+def query_tpm_models(machine: Machine, args: dict[str, Any]) -> list[str]:
+    """The models of TPM devices there are."""
+    return []
+
+
+@command("query-tpm-types", needs="board")
+def query_tpm_types(machine: Machine, args: dict[str, Any]) -> list[str]:
+    """The back ends of TPM devices there are."""
+    return []

@@ -8,6 +8,7 @@ from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.board import find_devices
 from qobra.machine.machine import Machine
 from qobra.machine.nic import Nic
+from qobra.net.announce import Announcer
 from qobra.qmp.registry import command
 
 
@@ -56,6 +57,16 @@ def query_rx_filter(machine: Machine, args: dict[str, Any]) -> list[dict[str, An
     if wanted is not None and not result:
         raise QobraError(f"invalid net client name: {wanted}")
     return result
+
+
+@command("announce-self", needs="board")
+def announce_self(machine: Machine, args: dict[str, Any]) -> None:
+    """Have the cards make themselves known to the network, as after a move."""
+    netdevs = machine.netdevs
+    if netdevs.announcer is None:
+        cards = lambda: [(nic, _names(nic)) for nic in _nics(machine)]  # noqa: E731
+        netdevs.announcer = Announcer(machine.control, cards)
+    netdevs.announcer.start(args)
 
 
 def _nics(machine: Machine) -> list[Nic]:

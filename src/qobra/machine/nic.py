@@ -100,6 +100,9 @@ class Nic(Device):
     def link_changed(self) -> None:
         """The link went up or down."""
 
+    def announce(self) -> None:
+        """Have the guest make itself known, for models that can ask it to."""
+
     def rx_filter(self) -> dict[str, Any] | None:
         """RxFilterInfo, for models that can tell."""
         return None

@@ -9,6 +9,7 @@ from qobra.net.netdev import Netdev, registry
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
+    from qobra.net.announce import Announcer
 
 
 class Netdevs:
@@ -18,6 +19,7 @@ class Netdevs:
         self._machine = machine
         self._backends: dict[str, Netdev] = {}
         self.hubs: dict[int, list[Netdev]] = {}
+        self.announcer: Announcer | None = None
         self.announced = 0
         """Default addresses that were given to cards so far."""
 

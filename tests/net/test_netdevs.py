@@ -1,0 +1,194 @@
+"""Network backends, and cards on them: packets from one guest to another, filters, announcements."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
+from qobra.machine.launch import simple_machine
+from qobra.machine.machine import Machine
+from qobra.machine.plug import add_device
+from qobra.net.announce import packet
+from qobra.qmp import dispatch
+from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction, Queue, driver_ok, start_driver, wait_until
+
+_BROADCAST = b"\xff" * 6
+
+
+class Peer:
+    """A card of the test's own."""
+
+    def __init__(self) -> None:
+        self.packets: list[bytes] = []
+
+    def receive_packet(self, packet: bytes) -> None:
+        self.packets.append(packet)
+
+    def link_changed(self) -> None:
+        self.packets.append(b"link changed")
+
+
+@pytest.fixture
+def machine() -> Any:
+    machine = simple_machine("x86_64", "pc", memory=16 << 20)
+    yield machine
+    machine.close()
+
+
+def _attach(machine: Machine, id: str) -> Peer:
+    peer = Peer()
+    backend = machine.netdevs.find(id)
+    assert backend is not None
+    backend.peer = peer
+    return peer
+
+
+def test_a_hub_passes_packets_to_all_others(machine: Machine) -> None:
+    peers = []
+    for i in range(3):
+        machine.netdevs.create({"type": "hubport", "id": f"p{i}", "hubid": 7})
+        peers.append(_attach(machine, f"p{i}"))
+    machine.netdevs.create({"type": "hubport", "id": "other", "hubid": 8})
+    stranger = _attach(machine, "other")
+    first = machine.netdevs.find("p0")
+    assert first is not None
+    first.send(b"hello")
+    assert [peer.packets for peer in (*peers, stranger)] == [[], [b"hello"], [b"hello"], []]
+
+
+def test_sockets_carry_packets_both_ways(machine: Machine) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    machine.netdevs.create({"type": "socket", "id": "l", "listen": f"127.0.0.1:{port}"})
+    machine.netdevs.create({"type": "socket", "id": "c", "connect": f"127.0.0.1:{port}"})
+    listening, connecting = _attach(machine, "l"), _attach(machine, "c")
+    backends: Any = [machine.netdevs.find(id) for id in ("c", "l")]
+    backends[0].send(b"x" * 1500)
+    wait_until(lambda: listening.packets == [b"x" * 1500])
+    backends[1].send(b"y" * 60)
+    wait_until(lambda: connecting.packets == [b"y" * 60])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"type": "hubport", "id": "taken", "hubid": 0}, "Duplicate ID 'taken' for netdev"),
+        ({"type": "hubport", "id": "n", "hubid": 0, "netdev": "none"}, "netdev 'none' not found"),
+        ({"type": "socket", "id": "n"}, "exactly one of listen=, connect=, mcast= or udp= is required"),
+        ({"type": "socket", "id": "n", "connect": "nowhere"}, "doesn't contain ':' separating host from port"),
+        ({"type": "socket", "id": "n", "udp": "127.0.0.1:1"}, "localaddr= is mandatory with udp="),
+        ({"type": "vde", "id": "n"}, "expects a netdev backend type"),
+    ],
+)
+def test_refusals(machine: Machine, options: dict[str, Any], text: str) -> None:
+    machine.netdevs.create({"type": "hubport", "id": "taken", "hubid": 0})
+    with pytest.raises(QobraError) as caught:
+        machine.netdevs.create(options)
+    assert text in caught.value.desc
+    assert [backend.id for backend in machine.netdevs] == ["taken"]
+
+
+def test_removal_takes_the_link_away(machine: Machine) -> None:
+    machine.netdevs.create({"type": "hubport", "id": "p", "hubid": 0})
+    peer = _attach(machine, "p")
+    machine.netdevs.remove("p")
+    assert peer.packets == [b"link changed"]
+    with pytest.raises(QobraError) as caught:
+        machine.netdevs.remove("p")
+    assert (caught.value.desc, caught.value.error_class) == ("Device 'p' not found", DEVICE_NOT_FOUND)
+
+
+class NetDriver:
+    """A guest's driver of virtio-net in slot 5."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.guest = BoardAccess(machine)
+        function = PciFunction(self.guest, 5 << 3)
+        function.enable()
+        self.transport, memory = ModernPci(function), Memory()
+        start_driver(self.transport, 1 << 32 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 5)
+        self.receive, self.send, self.control = (Queue(self.transport, memory, n) for n in range(3))
+        self.buffer, self.out, self.command = memory.take(4096), memory.take(4096), memory.take(4096)
+        driver_ok(self.transport)
+
+    def transmit(self, data: bytes) -> None:
+        self.guest.write(self.out, bytes(12) + data)
+        self.send.send([(self.out, 12 + len(data), False)])
+        self.send.wait_used()
+
+    def set_mode(self, mode: int, value: int) -> int:
+        self.guest.write(self.command, bytes((0, mode, value, 0xFF)))
+        self.control.send([(self.command, 3, False), (self.command + 3, 1, True)])
+        self.control.wait_used()
+        return self.guest.load(self.command + 3, 1)
+
+    def offer(self) -> None:
+        self.receive.send([(self.buffer, 2048, True)])
+
+    def received(self) -> bytes:
+        _head, length = self.receive.wait_used()
+        return self.guest.read(self.buffer + 12, length - 12)
+
+
+@pytest.fixture
+def card(machine: Machine) -> tuple[Machine, NetDriver, Peer, list[Any]]:
+    events: list[Any] = []
+    machine.events.subscribe(events.append)
+    for id in ("a", "b"):
+        machine.netdevs.create({"type": "hubport", "id": id, "hubid": 0})
+    with machine.control:
+        options = {"driver": "virtio-net-pci", "netdev": "a", "id": "nic", "addr": "5", "mac": "52:54:00:00:00:01"}
+        add_device(machine, options, keyval=True)
+    return machine, NetDriver(machine), _attach(machine, "b"), events
+
+
+def test_packets_leave_and_arrive(card: tuple[Machine, NetDriver, Peer, list[Any]]) -> None:
+    machine, driver, outside, _events = card
+    driver.transmit(b"out" * 20)
+    assert outside.packets == [b"out" * 20]
+    driver.offer()
+    backend: Any = machine.netdevs.find("b")
+    backend.send(_BROADCAST + b"in" * 30)
+    assert driver.received() == _BROADCAST + b"in" * 30
+
+
+def test_filters_and_their_event(card: tuple[Machine, NetDriver, Peer, list[Any]]) -> None:
+    machine, driver, _outside, events = card
+    assert driver.set_mode(0, 0) == 0
+    assert driver.set_mode(0, 0) == 0
+    changed = [event["data"] for event in events if event["event"] == "NIC_RX_FILTER_CHANGED"]
+    assert changed == [{"path": "/machine/peripheral/nic/virtio-backend", "name": "nic"}]
+    with machine.control:
+        (info,) = dispatch.call(machine, "query-rx-filter", {"name": "nic"})
+    assert not info["promiscuous"] and info["main-mac"] == "52:54:00:00:00:01"
+    driver.offer()
+    backend: Any = machine.netdevs.find("b")
+    backend.send(bytes.fromhex("525400000002") + b"not for us" * 6)
+    backend.send(bytes.fromhex("525400000001") + b"for us" * 10)
+    assert driver.received()[6:12] == b"for us"
+
+
+def test_the_link_goes_down_and_up(card: tuple[Machine, NetDriver, Peer, list[Any]]) -> None:
+    machine, driver, outside, _events = card
+    assert driver.transport.config(6, 2) == 1
+    with machine.control:
+        dispatch.call(machine, "set_link", {"name": "nic", "up": False})
+    assert driver.transport.config(6, 2) == 0 and driver.transport.isr() & 2
+    driver.transmit(b"lost" * 20)
+    assert outside.packets == []
+    with machine.control:
+        dispatch.call(machine, "set_link", {"name": "nic", "up": True})
+    driver.transmit(b"sent" * 20)
+    assert outside.packets == [b"sent" * 20]
+
+
+def test_announcements_come_in_rounds(card: tuple[Machine, NetDriver, Peer, list[Any]]) -> None:
+    machine, _driver, outside, _events = card
+    with machine.control:
+        dispatch.call(machine, "announce-self", {"initial": 1, "max": 2, "rounds": 3, "step": 1})
+    wait_until(lambda: len(outside.packets) == 3)
+    assert outside.packets == [packet(bytes.fromhex("525400000001"))] * 3
