@@ -2,9 +2,11 @@
 
     python bench/nbd.py [--runs 5] [--seconds 2] [--size 256M] [--rows 4k-read-qd1,...] [--json FILE]
 
-Both serve a fully allocated qcow2 image of their own, page-cached. Runs are interleaved, so that whatever else the
-machine does hits both alike. For each row the medians, their ratio (above 1: Qobra is faster) and the spread
-of the ratios of neighbouring runs are printed, and the goal where there is one. The exit code is 1 if a goal is missed.
+Each row is a workload on an image and a server; ``--rows all`` runs all of them, the default is the plain ones. Both
+servers have an image of their own. Runs are interleaved, so that whatever else the machine does hits both alike. For
+each row the medians, their ratio (above 1: Qobra is faster), the spread of the ratios of neighbouring runs, the
+processor time of the servers for each operation, and the goal are printed. The exit code is 1 if a goal is missed.
+TLS rows read the whole image with nbdcopy, as fio's engine takes no certificates.
 """
 
 from __future__ import annotations
@@ -19,27 +21,71 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A workload: fio's ``rw``, block size and queue depth; and where it differs from a plain, cached, full image."""
+
+    kind: str
+    block: str
+    depth: int
+    goal: float
+    image: str = "full"
+    """``full``, ``half`` (every other cluster is there), ``empty``, or ``chain`` (data spread over eight layers)."""
+    connections: int = 1
+    tls: bool = False
+    cold: bool = False
+    direct: bool = False
+    busy: bool = False
+    """Beside it, a client asks for the block nodes over QMP all the time. Compared with Qobra itself when idle."""
+
 
 ROWS = {
-    # name: (fio's rw, block size, queue depth, goal)
-    "4k-read-qd1": ("randread", "4k", 1, 1.0),
-    "4k-read-qd16": ("randread", "4k", 16, 2.5),
-    "4k-read-qd32": ("randread", "4k", 32, 2.5),
-    "4k-write-qd32": ("randwrite", "4k", 32, 1.5),
-    "1m-read": ("read", "1m", 4, 1.4),
-    "1m-write": ("write", "1m", 4, 1.4),
+    "4k-read-qd1": Row("randread", "4k", 1, 1.0),
+    "4k-read-qd16": Row("randread", "4k", 16, 2.5),
+    "4k-read-qd32": Row("randread", "4k", 32, 2.5),
+    "4k-write-qd32": Row("randwrite", "4k", 32, 1.5),
+    "1m-read": Row("read", "1m", 4, 1.4),
+    "1m-write": Row("write", "1m", 4, 1.4),
+    "chain-of-8": Row("randread", "4k", 32, 2.0, image="chain"),
+    "half-allocated": Row("randwrite", "4k", 32, 1.0, image="half"),
+    "allocating-64k": Row("write", "64k", 16, 1.0, image="empty"),
+    "16-connections": Row("randread", "4k", 8, 2.0, connections=16),
+    "tls-read": Row("randread", "4k", 32, 1.0, tls=True),
+    "tls-1m-read": Row("read", "1m", 4, 1.0, tls=True),
+    "cold-read": Row("randread", "4k", 32, 1.0, cold=True),
+    "direct-read": Row("randread", "4k", 32, 1.0, direct=True),
+    "busy-read": Row("randread", "4k", 16, 0.8, busy=True),
 }
+PLAIN = list(ROWS)[:6]
+LAYERS = 8
+CLUSTER = 65536
 
 SERVER = """
-import sys
+import json, socket, sys
 from qobra.machine.machine import Machine
+from qobra.qmp.monitor import Monitors
+image, sock, monitor, direct, tls = json.loads(sys.argv[1])
 machine = Machine()
-path, sock = sys.argv[1:]
+file = {"driver": "file", "filename": image}
+node = {"driver": "qcow2", "node-name": "disk", "file": file, "cache": {"direct": direct}}
 with machine.control:
-    machine.block.add_node({"driver": "qcow2", "node-name": "disk", "file": {"driver": "file", "filename": path}})
-    machine.block.exports.start_nbd_server({"type": "unix", "path": sock})
-    machine.block.exports.add({"type": "nbd", "id": "disk", "node-name": "disk", "writable": True})
+    if tls:
+        machine.objects.create("tls-creds-x509", "tls", {"dir": tls, "endpoint": "server", "verify-peer": False})
+    machine.block.add_node(node)
+    server = {"type": "unix", "path": sock}
+    machine.block.exports.start_nbd_server(server, tls_creds="tls" if tls else None)
+    machine.block.exports.add({"type": "nbd", "id": "disk", "node-name": "disk", "name": "disk", "writable": True})
+if monitor:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(monitor)
+    listener.listen()
+    client, _ = listener.accept()
+    Monitors(machine).serve_socket(client)
 machine.wait_for_exit()
 """
 
@@ -48,96 +94,205 @@ def main() -> int:
     """Run, print, and say whether every goal was reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--size", default="256M")
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", default=",".join(PLAIN))
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     for program in ("qemu-nbd", "qemu-img", "qemu-io", "fio"):
         if shutil.which(program) is None:
             print(f"bench/nbd.py: {program} is not installed", file=sys.stderr)
             return 2
-    with tempfile.TemporaryDirectory(prefix="qobra-bench-") as directory:
-        return bench(directory, arguments)
-
-
-def bench(directory: str, arguments: argparse.Namespace) -> int:
-    """Measure the rows that were asked for, with images and sockets in ``directory``."""
-    servers = {"qobra": start_qobra, "qemu": start_qemu}
-    uris = {}
-    processes = []
-    try:
-        for name, start in servers.items():
-            image = os.path.join(directory, f"{name}.qcow2")
-            sock = os.path.join(directory, f"{name}.sock")
-            run("qemu-img", "create", "-q", "-f", "qcow2", image, arguments.size)
-            run("qemu-io", "-c", f"write -q -P 7 0 {arguments.size}", image)
-            processes.append(start(image, sock))
-            wait_for(sock)
-            uris[name] = f"nbd+unix:///disk?socket={sock}"
-        return measure(uris, arguments)
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            process.wait()
-
-
-def measure(uris: dict[str, str], arguments: argparse.Namespace) -> int:
-    """Interleave the runs of each row and print the table."""
-    print(f"{'row':<15} {'qobra':>10} {'qemu':>10}  {'ratio':>6} {'spread':>12}  goal")
+    names = list(ROWS) if arguments.rows == "all" else arguments.rows.split(",")
+    print(f"{'row':<15} {'qobra':>9} {'other':>9}  {'ratio':>5} {'spread':>11} {'us/op':>13}  goal")
     results = {}
-    missed = 0
-    for row in arguments.rows.split(","):
-        kind, block, depth, goal = ROWS[row]
-        figures: dict[str, list[float]] = {name: [] for name in uris}
-        for _ in range(arguments.runs):
-            for name, uri in uris.items():
-                figures[name].append(fio(uri, kind, block, depth, arguments.seconds))
-        ratios = [a / b for a, b in zip(figures["qobra"], figures["qemu"], strict=True)]
-        medians = {name: statistics.median(values) for name, values in figures.items()}
-        ratio = medians["qobra"] / medians["qemu"]
-        missed += ratio < goal
-        results[row] = {"ratio": ratio, "goal": goal, "qobra": figures["qobra"], "qemu": figures["qemu"]}
-        spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-        print(
-            f"{row:<15} {medians['qobra']:>10.0f} {medians['qemu']:>10.0f}  {ratio:>6.2f} {spread:>12}  "
-            f"{goal}{'' if ratio >= goal else '  MISSED'}",
-            flush=True,
-        )
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="qobra-bench-") as directory:
+            results[name] = measure(name, ROWS[name], Path(directory), arguments)
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
-    return 1 if missed else 0
+        Path(arguments.json).write_text(json.dumps(results, indent=2))
+    return 1 if any(result["ratio"] < ROWS[name].goal for name, result in results.items()) else 0
 
 
-def fio(uri: str, kind: str, block: str, depth: int, seconds: float) -> float:
+class Side:
+    """One of the two that are compared, and its figures."""
+
+    def __init__(self, name: str, row: Row, directory: Path, size: str) -> None:
+        self.row = row
+        self.image = str(directory / f"{name}.qcow2")
+        self.socket = str(directory / f"{name}.sock")
+        self.iops: list[float] = []
+        self.microseconds: list[float] = []
+        self.size = make_image(self.image, row.image, size)
+        tls = make_certificates(directory) if row.tls else ""
+        start = start_qemu if name == "qemu" else start_qobra
+        self.monitor = str(directory / f"{name}.qmp") if row.busy else ""
+        self.process = start(self.image, self.socket, self.monitor, row.direct, tls)
+        wait_for(self.socket)
+        scheme = "nbds+unix" if row.tls else "nbd+unix"
+        self.uri = f"{scheme}:///disk?socket={self.socket}" + (f"&tls-certificates={tls}" if tls else "")
+        self.storm = row.busy and name == "qobra"
+
+    def run(self, seconds: int) -> None:
+        """One run of fio."""
+        if self.row.cold:
+            evict(self.image)
+        storm = Storm(self.monitor) if self.storm else None
+        before = cpu_seconds(self.process.pid)
+        if self.row.tls:
+            iops, operations = nbdcopy(self.uri, self.row, self.size)
+        else:
+            iops = fio(self.uri, self.row, seconds)
+            operations = iops * seconds
+        self.iops.append(iops)
+        self.microseconds.append((cpu_seconds(self.process.pid) - before) * 1e6 / operations)
+        if storm is not None:
+            storm.stop()
+
+    def close(self) -> None:
+        """End the server."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+
+
+def measure(name: str, row: Row, directory: Path, arguments: argparse.Namespace) -> dict[str, object]:
+    """Interleave the runs of one row and print its line."""
+    sides = [Side(each, row, directory, arguments.size) for each in ("qobra", "idle" if row.busy else "qemu")]
+    try:
+        for _ in range(arguments.runs):
+            for side in sides:
+                side.run(arguments.seconds)
+    finally:
+        for side in sides:
+            side.close()
+    ours, others = (statistics.median(side.iops) for side in sides)
+    ratios = [a / b for a, b in zip(sides[0].iops, sides[1].iops, strict=True)]
+    cost = "/".join(f"{statistics.median(side.microseconds):.1f}" for side in sides)
+    ratio = ours / others
+    print(
+        f"{name:<15} {ours:>9.0f} {others:>9.0f}  {ratio:>5.2f} {f'{min(ratios):.2f}-{max(ratios):.2f}':>11} {cost:>13}"
+        f"  {row.goal}{'' if ratio >= row.goal else '  MISSED'}",
+        flush=True,
+    )
+    return {"ratio": ratio, "goal": row.goal, "qobra": sides[0].iops, "other": sides[1].iops}
+
+
+def fio(uri: str, row: Row, seconds: int) -> float:
     """Operations per second of one run."""
     output = run(
-        "fio",
-        "--name=bench",
-        "--ioengine=nbd",
-        f"--uri={uri}",
-        f"--rw={kind}",
-        f"--bs={block}",
-        f"--iodepth={depth}",
-        f"--runtime={seconds}",
-        "--time_based",
-        "--randrepeat=1",
-        "--output-format=json",
+        *("fio", "--name=bench", "--ioengine=nbd", f"--uri={uri}", f"--rw={row.kind}", f"--bs={row.block}"),
+        *(f"--iodepth={row.depth}", f"--runtime={seconds}", "--time_based", "--randrepeat=1"),
+        *(f"--numjobs={row.connections}", "--group_reporting", "--thread", "--output-format=json"),
     )
     job = json.loads(output[output.index("{") :])["jobs"][0]
     return float(job["read"]["iops"] + job["write"]["iops"])
 
 
-def start_qobra(image: str, sock: str) -> subprocess.Popen[bytes]:
+def nbdcopy(uri: str, row: Row, size: int) -> tuple[float, float]:
+    """(operations per second, operations) of reading ``size`` bytes once."""
+    block = {"4k": 4 << 10, "1m": 1 << 20}[row.block]
+    begin = time.monotonic()
+    run(
+        *("nbdcopy", "--connections=1", f"--requests={row.depth}", f"--request-size={block}", "--no-extents"),
+        *(uri, "null:"),
+    )
+    return size / block / (time.monotonic() - begin), size / block
+
+
+def make_image(path: str, kind: str, size: str) -> int:
+    """A qcow2 image of that kind, its backing files beside it; its length in bytes."""
+    run("qemu-img", "create", "-q", "-f", "raw", path, size)
+    length = os.path.getsize(path)
+    clusters = length // CLUSTER
+    if kind != "chain":
+        run("qemu-img", "create", "-q", "-f", "qcow2", path, size)
+        if kind == "full":
+            run("qemu-io", "-c", f"write -q -P 7 0 {size}", path)
+        elif kind == "half":
+            fill(path, range(0, clusters, 2))
+        return length
+    below = ""
+    for layer in range(LAYERS):
+        name = path if layer == LAYERS - 1 else f"{path}.{layer}"
+        run("qemu-img", "create", "-q", "-f", "qcow2", *(("-b", below, "-F", "qcow2") if below else ()), name, size)
+        fill(name, range(layer, clusters, LAYERS))
+        below = name
+    return length
+
+
+def fill(path: str, clusters: range) -> None:
+    """Write whole clusters."""
+    commands = "".join(f"write -q -P 7 {index * CLUSTER} {CLUSTER}\n" for index in clusters)
+    subprocess.run(["qemu-io", "-f", "qcow2", path], input=commands, text=True, stdout=subprocess.DEVNULL, check=True)
+
+
+def make_certificates(directory: Path) -> str:
+    """A directory with what the servers and fio need."""
+    import trustme
+
+    if not (directory / "ca-cert.pem").exists():
+        authority = trustme.CA()
+        issued = authority.issue_cert("localhost", common_name="localhost")
+        authority.cert_pem.write_to_path(str(directory / "ca-cert.pem"))
+        issued.private_key_pem.write_to_path(str(directory / "server-key.pem"))
+        issued.cert_chain_pems[0].write_to_path(str(directory / "server-cert.pem"))
+    return str(directory)
+
+
+def start_qobra(image: str, sock: str, monitor: str, direct: bool, tls: str) -> subprocess.Popen[bytes]:
     """Qobra in a process of its own."""
-    return subprocess.Popen([sys.executable, "-c", SERVER, image, sock])
+    return subprocess.Popen([sys.executable, "-c", SERVER, json.dumps([image, sock, monitor, direct, tls])])
 
 
-def start_qemu(image: str, sock: str) -> subprocess.Popen[bytes]:
+def start_qemu(image: str, sock: str, _monitor: str, direct: bool, tls: str) -> subprocess.Popen[bytes]:
     """qemu-nbd with its defaults."""
-    return subprocess.Popen(["qemu-nbd", "-t", "-e", "16", "-f", "qcow2", "-k", sock, "-x", "disk", image])
+    command = ["qemu-nbd", "-t", "-e", "32", "-f", "qcow2", "-k", sock, "-x", "disk"]
+    if direct:
+        command.append("--cache=none")
+    if tls:
+        creds = f"tls-creds-x509,id=tls,dir={tls},endpoint=server,verify-peer=off"
+        command += ["--object", creds, "--tls-creds", "tls"]
+    return subprocess.Popen([*command, image], stderr=subprocess.DEVNULL)
+
+
+class Storm:
+    """A QMP client that never rests."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        stream = self._socket.makefile("rwb", 0)
+        stream.readline()
+        for command in [b'{"execute": "qmp_capabilities"}', *([b'{"execute": "query-named-block-nodes"}'] * (1 << 20))]:
+            if self._stopped:
+                return
+            stream.write(command)
+            stream.readline()
+
+    def stop(self) -> None:
+        """Let it rest."""
+        self._stopped = True
+        self._thread.join()
+        self._socket.close()
+
+
+def evict(image: str) -> None:
+    """Take the image out of the page cache."""
+    fd = os.open(image, os.O_RDONLY)
+    os.fdatasync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for(path: str) -> None:

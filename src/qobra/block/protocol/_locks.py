@@ -135,9 +135,30 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
             raise OSError(number, os.strerror(number))
 
 
+_KEPT_SIZE = 128 << 10
+_KEPT_AREAS = 16
+_kept: list[mmap.mmap] = []
+
+
 @contextmanager
 def aligned_buffer(size: int) -> Iterator[memoryview]:
     """Memory on a page boundary, as O_DIRECT wants it."""
+    if size <= _KEPT_SIZE:
+        # Most requests are short, and mapping takes longer than they do: keep a few areas.
+        try:
+            area = _kept.pop()
+        except IndexError:
+            area = mmap.mmap(-1, _KEPT_SIZE)
+        view = memoryview(area)[:size]
+        try:
+            yield view
+        finally:
+            view.release()
+            if len(_kept) < _KEPT_AREAS:
+                _kept.append(area)
+            else:
+                area.close()
+        return
     area = mmap.mmap(-1, size)
     view = memoryview(area)
     try:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     Buffer = bytes | bytearray | memoryview
 
+PARALLEL_NS = 80_000
+"""Reads that take longer are worth a helper each where several are there."""
+
 
 class Connection:
     """See the module. An :class:`~qobra.block.export.export.ExportClient` once it has chosen its export."""
@@ -60,9 +63,13 @@ class Connection:
 
     # Requests off the fast path ---------------------------------------------------------------------------------------
 
-    def is_slow(self, command: int) -> bool:
-        """Whether requests like this have taken long lately, so that a helper should do them."""
-        return self._pace(command).slow
+    def is_slow(self, command: int, alone: bool) -> bool:
+        """Whether a helper should do a request, as those like it have taken long lately.
+
+        Reads are handed over sooner where one is not ``alone``: what they wait for can be waited for together.
+        """
+        pace = self._pace(command)
+        return pace.slow or (command == p.CMD_READ and not alone and pace.mean_ns > PARALLEL_NS)
 
     def perform(self, work: Work, slot: Slot, active: int = 1) -> Sequence[Buffer]:
         """Do ``work`` in the calling thread and return the reply, noting how long it took."""

@@ -27,17 +27,18 @@ class Pace:
     that only wait for one another, at a lock or for the interpreter, are no reason to use more threads.
     """
 
-    __slots__ = ("_mean_ns", "slow")
+    __slots__ = ("mean_ns", "slow")
 
     def __init__(self) -> None:
-        self._mean_ns = 0
+        self.mean_ns = 0
+        """The running mean."""
         self.slow = False
         """Whether helpers should do them."""
 
     def note(self, took_ns: int, active: int = 1) -> None:
         """A request took so long while ``active`` were being worked on."""
-        self._mean_ns += (took_ns // active - self._mean_ns) >> 3
-        self.slow = self._mean_ns > (RETURN_NS if self.slow else LEAVE_NS)
+        self.mean_ns += (took_ns // active - self.mean_ns) >> 3
+        self.slow = self.mean_ns > (RETURN_NS if self.slow else LEAVE_NS)
 
 
 class Helpers:

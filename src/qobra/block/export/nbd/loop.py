@@ -232,9 +232,7 @@ class _Loop:
                     if may_send_holes and size > len(_ZEROES):
                         self._aside.append(work)  # worth a hole in the reply
                         return False
-                    for start in range(done, done + size, len(_ZEROES)):
-                        part = min(len(_ZEROES), done + size - start)
-                        view[start : start + part] = _ZEROES[:part]
+                    _fill_zero(view[done : done + size])
                 elif os.preadv(fd, (view[done : done + size],), host, self._nowait.get(fd, _NOWAIT)) != size:
                     self._read_ahead(work, pieces)
                     return False
@@ -289,14 +287,68 @@ class _Loop:
                 os.posix_fadvise(fd, host, size, os.POSIX_FADV_WILLNEED)
         self._cold.append(work)
 
+    def _serve_cold(self) -> None:
+        """Serve the oldest cold read, waiting for the disk, and those behind it that are in memory by then."""
+        position = 0
+        self._slot.enter()
+        try:
+            table = self._backend.table()
+            while self._cold and position + self._cold[0].length < ARENA_SIZE - 64:
+                end = self._read_cold(table, position, may_wait=not position)
+                if not end:
+                    break
+                position = end
+        finally:
+            self._slot.leave()
+        if position:
+            self._send(position)
+        if self._aside:
+            self._serve_aside()
+
+    def _read_cold(self, table: ResolvedTable, position: int, *, may_wait: bool) -> int:
+        """Read the oldest cold request into the arena at ``position``; the end of its reply, 0 if there is none yet."""
+        work = self._cold[0]
+        pieces = _resolved(table, work.offset, work.length, False)
+        data = self._begin_read_reply(position, work)
+        done = 0
+        try:
+            for fd, host, size in pieces or ():
+                view = self._arena_view[data + done : data + done + size]
+                if fd < 0:
+                    _fill_zero(view)
+                elif os.preadv(fd, (view,), host, 0 if may_wait else self._nowait.get(fd, _NOWAIT)) != size:
+                    break
+                done += size
+        except BlockingIOError:
+            return 0
+        except OSError:
+            done = -1
+        if done != work.length and not may_wait:
+            return 0
+        self._cold.popleft()
+        if done == work.length:
+            return data + done
+        self._aside.append(work)  # moved meanwhile, or an error: the general path finds out
+        return 0
+
+    def _begin_read_reply(self, position: int, work: Work) -> int:
+        """Write the header of a read's reply into the arena; where its data begin."""
+        if self._connection.structured:
+            magic, length = p.STRUCTURED_REPLY_MAGIC, work.length + 8
+            p.CHUNK_DATA.pack_into(self._arena, position, magic, 1, 1, work.cookie, length, work.offset)
+            return position + p.CHUNK_DATA.size
+        p.SIMPLE_REPLY.pack_into(self._arena, position, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
+        return position + p.SIMPLE_REPLY.size
+
     def _serve_aside(self) -> None:
         """Do what was put aside: here, or by a helper where that has taken long."""
         connection = self._connection
         ready: list[bytes | bytearray | memoryview] = []
         held = 0
         begin_ns = time.monotonic_ns()
+        alone = len(self._aside) == 1
         for work in self._aside:
-            if connection.is_slow(work.command):
+            if connection.is_slow(work.command, alone):
                 connection.hand_over(work)
                 continue
             for part in connection.perform(work, self._slot):
@@ -323,8 +375,7 @@ class _Loop:
             count = self._receive_now(view)
             if count >= 0:
                 break
-            work = self._cold.popleft()
-            self._connection.send(self._connection.requests.perform(work, self._slot))
+            self._serve_cold()
         else:
             count = self._plain.recv_into(view) if self._plain else self._connection.transport.recv_into(view)
         self._end += count
@@ -363,6 +414,12 @@ class _Loop:
 
     def _send(self, length: int) -> None:
         self._connection.send((self._arena_view[:length],))
+
+
+def _fill_zero(view: memoryview) -> None:
+    for start in range(0, len(view), len(_ZEROES)):
+        part = min(len(_ZEROES), len(view) - start)
+        view[start : start + part] = _ZEROES[:part]
 
 
 def _resolved(table: ResolvedTable, offset: int, length: int, to_write: bool) -> list[tuple[int, int, int]] | None:
