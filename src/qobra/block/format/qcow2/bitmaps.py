@@ -17,7 +17,7 @@ from qobra.errors import QobraError
 
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.check import Checker
-    from qobra.block.format.qcow2.node import Qcow2Node
+    from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.node import Options
 
 IN_USE = 1
@@ -61,7 +61,7 @@ class Entry:
 class StoredBitmaps:
     """The bitmap directory of an image, and moving bitmaps between it and memory. Used while drained, or at opening."""
 
-    def __init__(self, node: Qcow2Node) -> None:
+    def __init__(self, node: Qcow2Disk) -> None:
         self._node = node
         self.entries: list[Entry] = []
         self._marked = False

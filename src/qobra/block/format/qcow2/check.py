@@ -15,7 +15,7 @@ from qobra.block.format.qcow2.counts import CompactCounts, differences
 from qobra.block.format.qcow2.refcount import unpack_counts
 
 if TYPE_CHECKING:
-    from qobra.block.format.qcow2.node import Qcow2Node
+    from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.node import Options
 
 Report = Callable[[str], None]
@@ -32,7 +32,7 @@ _BATCH = 16
 class Checker:
     """One look over an image that nobody changes meanwhile. :meth:`run` fills the counters."""
 
-    def __init__(self, node: Qcow2Node, report: Report) -> None:
+    def __init__(self, node: Qcow2Disk, report: Report) -> None:
         self.node = node
         self.image = node.image
         self._report = report
@@ -382,7 +382,7 @@ _NO_ENTRY = bytes(8)
 
 
 def check(
-    node: Qcow2Node, *, fix_leaks: bool = False, fix_errors: bool = False, report: Report | None = None
+    node: Qcow2Disk, *, fix_leaks: bool = False, fix_errors: bool = False, report: Report | None = None
 ) -> Options:
     """Check the image, and repair leaks or all damage: the members of ImageCheck without file name and format.
 

@@ -12,7 +12,7 @@ from qobra.crypto.sectors import SECTOR, SectorCipher
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
-    from qobra.block.format.qcow2.node import Qcow2Node
+    from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.layer import BlockLayer
     from qobra.block.node import Options
 
@@ -31,7 +31,7 @@ class Crypt:
         """``data`` of guest offset ``guest`` as it is to be stored at ``host``."""
         return self._cipher.encrypt((host if self._by_host else guest) // SECTOR, data)
 
-    def decrypt(self, guest: int, host: int, data: memoryview | bytes) -> bytes:
+    def decrypt(self, guest: int, host: int, data: bytes | bytearray) -> bytes:
         """What ``data``, read from ``host`` for guest offset ``guest``, means."""
         return self._cipher.decrypt((host if self._by_host else guest) // SECTOR, data)
 
@@ -50,7 +50,7 @@ def check_format(header_method: int, options: Options) -> None:
         )
 
 
-def open_crypt(node: Qcow2Node, options: Options) -> Crypt:
+def open_crypt(node: Qcow2Disk, options: Options) -> Crypt:
     """The cipher of the image's data, with the key that the secret in ``options`` opens."""
     passphrase = _secret(node.layer, options.get("encrypt") or {}, "key-secret")
     if node.header.crypt_method == layout.CRYPT_AES:
@@ -72,7 +72,7 @@ def _aes(passphrase: bytes) -> SectorCipher:
     return SectorCipher("aes-128", "cbc", passphrase[:16].ljust(16, b"\0"))
 
 
-def _luks_area(node: Qcow2Node) -> bytes:
+def _luks_area(node: Qcow2Disk) -> bytes:
     """The encryption header with its key material."""
     place = node.header.crypto
     if place is None:
@@ -83,7 +83,7 @@ def _luks_area(node: Qcow2Node) -> bytes:
     return node.image.read_meta(offset, length)
 
 
-def crypt_info(node: Qcow2Node) -> dict[str, Any] | None:
+def crypt_info(node: Qcow2Disk) -> dict[str, Any] | None:
     """ImageInfoSpecificQCow2Encryption, None where the image is not encrypted."""
     name = FORMATS.get(node.header.crypt_method)
     if name is None:
@@ -105,7 +105,7 @@ def create_area(layer: BlockLayer, encrypt: Options) -> tuple[int, bytes]:
 # -- changing key slots ---------------------------------------------------------------------------------------------
 
 
-def amend_crypt(node: Qcow2Node, encrypt: Options, *, force: bool = False) -> None:
+def amend_crypt(node: Qcow2Disk, encrypt: Options, *, force: bool = False) -> None:
     """Change key slots as ``encrypt`` (QCryptoBlockAmendOptionsLUKS) says. Raises QobraError in QEMU's words."""
     if node.header.crypt_method != layout.CRYPT_LUKS:
         raise QobraError(
@@ -122,7 +122,7 @@ def amend_crypt(node: Qcow2Node, encrypt: Options, *, force: bool = False) -> No
         _erase_keys(node, header, area, encrypt, force)
 
 
-def _add_key(node: Qcow2Node, header: luks.LuksHeader, area: bytes, encrypt: Options, force: bool) -> None:
+def _add_key(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: Options, force: bool) -> None:
     if encrypt.get("new-secret") is None:
         raise QobraError("'new-secret' is required to activate a keyslot")
     if encrypt.get("old-secret") is not None:
@@ -145,7 +145,7 @@ def _add_key(node: Qcow2Node, header: luks.LuksHeader, area: bytes, encrypt: Opt
     _write(node, 0, header.pack())
 
 
-def _erase_keys(node: Qcow2Node, header: luks.LuksHeader, area: bytes, encrypt: Options, force: bool) -> None:
+def _erase_keys(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: Options, force: bool) -> None:
     if encrypt.get("new-secret") is not None:
         raise QobraError("'new-secret' must not be given when erasing keyslots")
     if encrypt.get("iter-time") is not None:
@@ -202,7 +202,7 @@ def _matching(header: luks.LuksHeader, area: bytes, passphrase: bytes, active: l
     return matching
 
 
-def _write(node: Qcow2Node, offset: int, data: bytes) -> None:
+def _write(node: Qcow2Disk, offset: int, data: bytes) -> None:
     """Write into the encryption header, on stable storage when this returns."""
     assert node.header.crypto is not None
     start, length = node.header.crypto

@@ -10,11 +10,11 @@ from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.writeback import words_to_bytes
 
 if TYPE_CHECKING:
+    from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.image import Image
-    from qobra.block.format.qcow2.node import Qcow2Node
 
 
-def expand_zero_clusters(node: Qcow2Node, tell: Callable[[int, int], None]) -> None:
+def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> None:
     """Unmap zero clusters where nothing lies below, fill them with zeroes where a backing file does.
 
     In all L2 tables, those of snapshots too. The image is settled and drained.

@@ -25,7 +25,7 @@ from qobra.errors import QobraError
 
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.crypt import Crypt
-    from qobra.block.format.qcow2.node import Qcow2Node
+    from qobra.block.format.qcow2.disk import Qcow2Disk
 
 _SWAP = sys.byteorder == "little"
 
@@ -42,7 +42,7 @@ class CacheSizes:
 class Image:
     """An open image. ``file`` holds the metadata, ``data`` the guest's clusters (the same, or an external file)."""
 
-    def __init__(self, node: Qcow2Node, file: BlockNode, header: Header, sizes: CacheSizes) -> None:
+    def __init__(self, node: Qcow2Disk, file: BlockNode, header: Header, sizes: CacheSizes) -> None:
         self.node = node
         self.file = file
         self.data = file

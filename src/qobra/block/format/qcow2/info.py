@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from qobra.block.format.qcow2 import layout
 
 if TYPE_CHECKING:
-    from qobra.block.format.qcow2.node import Qcow2Node
+    from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.snapshots import Snapshot
     from qobra.block.node import Options
 
 
-def image_info(node: Qcow2Node) -> Options:
+def image_info(node: Qcow2Disk) -> Options:
     """The members of ImageInfo that the format gives, with ImageInfoSpecificQCow2."""
     header = node.header
     specific: Options = {"compat": "0.10" if header.version < 3 else "1.1"}

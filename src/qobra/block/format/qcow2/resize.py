@@ -13,11 +13,11 @@ from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
+    from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.image import Image
-    from qobra.block.format.qcow2.node import Qcow2Node
 
 
-def resize(node: Qcow2Node, length: int, preallocation: str, exact: bool) -> None:
+def resize(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> None:
     """Give the disk ``length`` bytes. New space reads as zeroes, whatever a backing file has there.
 
     Raises QobraError in QEMU's words.
@@ -39,7 +39,7 @@ def resize(node: Qcow2Node, length: int, preallocation: str, exact: bool) -> Non
         _grow(node, length, preallocation, exact)
 
 
-def _grow(node: Qcow2Node, length: int, preallocation: str, exact: bool) -> None:
+def _grow(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> None:
     image = node.image
     old = node.length
     grow_l1(image, l1_entries_for(image.header, length))
@@ -59,7 +59,7 @@ def _grow(node: Qcow2Node, length: int, preallocation: str, exact: bool) -> None
     _set_size(node, length)
 
 
-def _hide_old_tail(node: Qcow2Node, old: int, length: int) -> None:
+def _hide_old_tail(node: Qcow2Disk, old: int, length: int) -> None:
     """What lies in the last cluster past the old end may be anything."""
     image = node.image
     end = min(length, (old + image.cluster_mask) & ~image.cluster_mask)
@@ -67,7 +67,7 @@ def _hide_old_tail(node: Qcow2Node, old: int, length: int) -> None:
         node.write_zero_bytes(old, end - old)
 
 
-def _shrink(node: Qcow2Node, length: int) -> None:
+def _shrink(node: Qcow2Disk, length: int) -> None:
     image = node.image
     bits = image.cluster_bits
     old = node.length
@@ -127,7 +127,7 @@ def _drop_empty_blocks(image: Image) -> None:
         image.overlap.rebuild()
 
 
-def _set_size(node: Qcow2Node, length: int) -> None:
+def _set_size(node: Qcow2Disk, length: int) -> None:
     image = node.image
     image.writeback.commit()
     image.header.size = length
@@ -164,7 +164,7 @@ def grow_l1(image: Image, entries: int) -> None:
             image.free(old_offset, old_clusters << bits)
 
 
-def preallocate(node: Qcow2Node, start: int, end: int, mode: str) -> None:
+def preallocate(node: Qcow2Disk, start: int, end: int, mode: str) -> None:
     """Allocate every cluster from guest ``start`` to ``end``; ``falloc`` and ``full`` reserve the file's space too."""
     image = node.image
     bits = image.cluster_bits

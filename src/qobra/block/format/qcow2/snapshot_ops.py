@@ -137,7 +137,7 @@ def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
         change_counts(image, old_references, -1)
         if old_offset:
             image.free(old_offset, -(-len(old) * 8 // image.cluster_size) * image.cluster_size)
-    node.forget_decompressed()
+    node.reader.forget()
     node.written(0, node.length)
 
 

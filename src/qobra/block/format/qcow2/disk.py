@@ -1,0 +1,327 @@
+"""The qcow2 block driver: opens an image and hands requests to the modules that serve them."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from qobra.block import permissions
+from qobra.block.extents import Extent
+from qobra.block.filename import parse_filename, relative_to
+from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.bitmaps import StoredBitmaps
+from qobra.block.format.qcow2.header import parse_header
+from qobra.block.format.qcow2.image import Image
+from qobra.block.format.qcow2.mapping import map_range
+from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
+from qobra.block.format.qcow2.snapshots import SnapshotTable
+from qobra.block.node import BlockNode, Buffer, Opening, Options
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.reading import ComputedReader
+    from qobra.block.format.qcow2.writer import Writer
+
+
+class Qcow2Disk(BlockNode):
+    """A qcow2 image. ``header``, ``snapshots`` and ``image`` are its metadata; see :mod:`.image`."""
+
+    driver = "qcow2"
+    strong_options = ("encrypt.key-secret",)
+    is_format = True
+    supports_backing = True
+
+    image: Image
+
+    @classmethod
+    def probe(cls, data: bytes, filename: str) -> int:
+        return 100 if data[:4] == layout.MAGIC and int.from_bytes(data[4:8], "big") >= 2 else 0
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def open(self, opening: Opening) -> None:
+        options = opening.options
+        opening.child("file", permissions.ROLE_IMAGE)
+        self.checking = bool(options.get("_check"))
+        """Opened to be checked: a corrupt or dirty image is let through as it is."""
+        try:
+            self.header = parse_header(self._read_file)
+            self.snapshots = SnapshotTable(self.header)
+            header = self.header
+            if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
+                raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
+            self._check_encryption(options)
+            self._take_options(options)
+            self.image = Image(self, self.file, header, cache_sizes(header, options))
+            self.stored_bitmaps = StoredBitmaps(self)
+            self.image.overlap.checks = overlap_checks(options)
+            self._open_data_file(opening)
+            if header.crypt_method != layout.CRYPT_NONE and not options.get("_no-io") and not options.get("_keyless"):
+                from qobra.block.format.qcow2.crypt import open_crypt
+
+                self.image.crypt = open_crypt(self, options)
+            self.image.load()
+            self.snapshots.load(self._read_file)
+            self.stored_bitmaps.load_directory()
+        except OSError as error:
+            raise QobraError.from_os("Could not read qcow2 header", error)
+        self.backing_filename = header.backing_file
+        self.backing_format = header.backing_format
+        self.length = header.size
+        self._ready = False
+        """What has to be written before the image may change is written."""
+        if not options.get("_no-io"):
+            self.stored_bitmaps.load()
+
+    def _check_encryption(self, options: Options) -> None:
+        if self.header.crypt_method != layout.CRYPT_NONE or options.get("encrypt") is not None:
+            from qobra.block.format.qcow2.crypt import check_format
+
+            check_format(self.header.crypt_method, options)
+
+    def _read_file(self, offset: int, length: int) -> bytes:
+        inside = max(0, min(length, self.file.length - offset))
+        data = self.file.read(offset, inside) if inside else b""
+        return data + bytes(length - inside)
+
+    changeable_options = frozenset(
+        {
+            "lazy-refcounts",
+            "pass-discard-request",
+            "pass-discard-snapshot",
+            "pass-discard-other",
+            "overlap-check",
+            "cache-size",
+            "l2-cache-size",
+            "l2-cache-entry-size",
+            "refcount-cache-size",
+            "cache-clean-interval",
+        }
+    )
+
+    def take_options(self, options: Options) -> None:
+        was_lazy = self.lazy_refcounts
+        sizes = cache_sizes(self.header, options)
+        checks = overlap_checks(options)
+        self._take_options(options)
+        if self._ready and not self.read_only:
+            self.image.writeback.settle()
+            if was_lazy and not self.lazy_refcounts:
+                self.image.writeback.mark_clean()
+        self.image.resize_caches(sizes)
+        self.image.overlap.checks = checks
+        self.image.overlap.rebuild()
+
+    def _take_options(self, options: Options) -> None:
+        header = self.header
+        self.lazy_refcounts = bool(options.get("lazy-refcounts", header.compatible & layout.LAZY_REFCOUNTS))
+        if self.lazy_refcounts and header.version < 3:
+            raise QobraError(
+                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level", errno=errno.EINVAL
+            )
+        self.pass_discard = bool(options.get("pass-discard-request", self.discard_unmap))
+        self.pass_discard_snapshot = bool(options.get("pass-discard-snapshot", True))
+        self.pass_discard_other = bool(options.get("pass-discard-other", False))
+
+    def _open_data_file(self, opening: Opening) -> None:
+        header = self.header
+        self.data_file_raw = False
+        if not header.external_data:
+            if "data-file" in opening.options:
+                raise QobraError("'data-file' can only be set for images with an external data file")
+            return
+        self.roles["file"] = permissions.ROLE_METADATA | permissions.ROLE_PRIMARY
+        self.data_file_raw = bool(header.autoclear & layout.RAW_EXTERNAL)
+        if opening.options.get("_no-io"):
+            return
+        if "data-file" in opening.options:
+            opening.child("data-file", permissions.ROLE_DATA)
+        elif header.data_file:
+            reference = parse_filename(relative_to(header.data_file, self.file.filename))
+            opening.attach("data-file", permissions.ROLE_DATA, reference)
+        else:
+            raise QobraError("'data-file' is required for this image")
+        self.image.data = self.children["data-file"]
+
+    def activate(self) -> None:
+        if not self.read_only and not self.checking:
+            self.get_ready()
+
+    def get_ready(self) -> None:
+        """The image is about to be changed: repair it if it is dirty, and drop what would not follow the changes."""
+        if self._ready:
+            return
+        self._make_writers()
+        header = self.header
+        self.image.check_places()
+        if header.autoclear & ~layout.KNOWN_AUTOCLEAR or header.stale_bitmaps:
+            header.autoclear &= layout.KNOWN_AUTOCLEAR
+            header.stale_bitmaps = False
+            self.image.writeback.write_header()
+        if header.incompatible & layout.DIRTY:
+            self._repair_dirty()
+        self.stored_bitmaps.mark_in_use()
+        self._ready = True
+
+    def _make_writers(self) -> None:
+        """What only writing needs, so that whoever only reads starts sooner."""
+        from qobra.block.format.qcow2.compressor import CompressedWriter
+        from qobra.block.format.qcow2.zeroing import Zeroing
+
+        self._writer: Writer
+        if self.header.extended_l2:
+            from qobra.block.format.qcow2.subclusters import SubclusterWriter
+
+            self._writer = SubclusterWriter(self.image)
+        else:
+            from qobra.block.format.qcow2.writer import Writer
+
+            self._writer = Writer(self.image)
+        self._zeroing = Zeroing(self.image)
+        self._compressor = CompressedWriter(self.image)
+        self._sector_lock = threading.Lock()
+
+    def inactivate(self) -> None:
+        if not self.read_only and not self.image.is_corrupt:
+            self.stored_bitmaps.store()
+            self.image.writeback.finish()
+            self._ready = False
+
+    def _repair_dirty(self) -> None:
+        """Lazy refcounts were not written before a crash: count anew."""
+        result = self.check(fix_leaks=True, fix_errors=True)
+        if result.get("corruptions") or result["check-errors"]:
+            raise QobraError("Could not repair dirty image", errno=errno.EIO)
+
+    def check(
+        self, *, fix_leaks: bool = False, fix_errors: bool = False, report: Callable[[str], None] | None = None
+    ) -> Options:
+        """Check the image, and repair it; see :func:`.check.check`."""
+        from qobra.block.format.qcow2.check import check
+
+        return check(self, fix_leaks=fix_leaks, fix_errors=fix_errors, report=report)
+
+    def close(self) -> None:
+        if hasattr(self, "_ready") and self._ready:
+            self.inactivate()
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def reader(self) -> ComputedReader:
+        """Reads what does not lie raw in the file."""
+        from qobra.block.format.qcow2.reading import ComputedReader
+
+        return ComputedReader(self)
+
+    def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        return map_range(self.image, offset, length)
+
+    def read_old(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` with what guest ``offset`` holds, for copy-on-write."""
+        self._read(offset, view)
+
+    def read_computed(self, offset: int, view: memoryview) -> None:
+        self.reader.read(offset, view)
+
+    # -- writing ----------------------------------------------------------------------------------------------
+
+    def _write(self, offset: int, data: Buffer) -> None:
+        if not self._ready:
+            self.get_ready()
+        view = memoryview(data)
+        if view.format != "B":
+            view = view.cast("B")
+        if self.image.encrypted and (offset | len(view)) & 511:
+            self._write_unaligned(offset, view)
+        else:
+            self._writer.write(offset, view)
+
+    def _write_unaligned(self, offset: int, view: memoryview) -> None:
+        """Encryption works on whole sectors: read what is around, and write it with the data."""
+        start, end = offset & ~511, (offset + len(view) + 511) & ~511
+        with self._sector_lock:
+            whole = memoryview(bytearray(end - start))
+            self._read(start, whole[: min(end, self.length) - start])
+            whole[offset - start : offset - start + len(view)] = view
+            self._writer.write(start, whole)
+
+    def write_plain(self, offset: int, view: memoryview) -> None:
+        """Write guest data without compression, as the middle of another request."""
+        self._writer.write(offset, view)
+
+    def _write_compressed(self, offset: int, data: Buffer) -> None:
+        if not self._ready:
+            self.get_ready()
+        self._compressor.write(offset, memoryview(data).cast("B"))
+
+    def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
+        if not self._ready:
+            self.get_ready()
+        return self._zeroing.zero(offset, length, may_unmap, no_fallback)
+
+    def _discard(self, offset: int, length: int) -> None:
+        if not self._ready:
+            self.get_ready()
+        self._zeroing.discard(offset, length)
+
+    def forget_range(self, first: int, end: int) -> None:
+        """Unmap guest clusters ``first`` up to ``end``."""
+        self._zeroing.forget_clusters(first, end)
+
+    def write_past_end(self, offset: int, view: memoryview) -> None:
+        """Write where a machine's state is kept; L1 reaches that far."""
+        self._writer.write(offset, view)
+
+    def zero_new(self, offset: int, length: int) -> None:
+        """Zero a range that was just added to the disk."""
+        if not self._zeroing.zero(offset, length, False, False):
+            self.write_zero_bytes(offset, length)
+
+    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
+        from qobra.block.format.qcow2.resize import resize
+
+        if not self._ready:
+            self.get_ready()
+        resize(self, length, preallocation, exact)
+
+    def flush(self) -> None:
+        if self.read_only:
+            return
+        self.file.debug_event("flush_to_os")
+        self.image.writeback.commit()
+
+    # -- what callers ask -------------------------------------------------------------------------------------
+
+    def plain_writes(self) -> bool:
+        return super().plain_writes() and not self.image.encrypted
+
+    def cluster_size(self) -> int:
+        return self.image.cluster_size
+
+    def data_may_be_holes(self) -> bool:
+        """Whether it is worth asking the file which of the data are holes."""
+        from qobra.block.format.qcow2.holes import looks_preallocated
+
+        return looks_preallocated(self.image)
+
+    def has_zero_init(self) -> bool:
+        if self.image.encrypted:
+            return False
+        return not self.image.external or self.image.data.has_zero_init()
+
+    def device_name(self) -> str:
+        """The name of the block device that uses this node, for events; empty where there is none."""
+        for root in self.layer.graph.roots_of(self):
+            name = getattr(root, "name", "")
+            if name:
+                return str(name)
+        return ""
+
+    def warn(self, text: str) -> None:
+        """Tell whoever runs the program."""
+        print(text, file=sys.stderr)
