@@ -203,6 +203,9 @@ class Board(Object):
         for driver, name, value in self._globals:
             if device.implements(driver):
                 device.set(name, value, keyval=True)
+        for child in device.children.values():
+            if isinstance(child, Device):
+                self.apply_globals(child)
 
     # -- for boards to fill in
 

@@ -1,0 +1,185 @@
+"""The system programs: from options to a machine, and what is said of options that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qobra.cli._system import answers, readconfig, table
+from qobra.cli._system.build import Builder
+from qobra.cli.subcommand import run
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.qmp import dispatch
+
+Build = Callable[..., Machine]
+
+
+@pytest.fixture
+def build() -> Iterator[Build]:
+    builders: list[Builder] = []
+
+    def make(*arguments: str, architecture: str = "x86_64") -> Machine:
+        builder = Builder(architecture, table.scan(["-nodefaults", "-display", "none", *arguments]))
+        builders.append(builder)
+        with builder.machine.control:
+            builder.build_early()
+            builder.build_board()
+            builder.start()
+        return builder.machine
+
+    yield make
+    for builder in builders:
+        builder.machine.close()
+        builder.close()
+
+
+def _qmp(machine: Machine, command: str, **arguments: Any) -> Any:
+    with machine.control:
+        return dispatch.call(machine, command, arguments)
+
+
+def test_the_usual_way_of_tests(build: Build, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    machine = build(
+        *("-accel", "qtest", "-machine", "q35", "-m", "64", "-smp", "4,sockets=2", "-name", "guest=vm,process=x"),
+        *("-uuid", "12345678-1234-5678-1234-567812345678", "-object", "iothread,id=io0"),
+        *("-drive", f"if=virtio,id=drive0,file={disk},format=raw,cache=none,werror=stop"),
+        *("-blockdev", "null-co,node-name=n0", "-device", "virtio-scsi,id=s,iothread=io0"),
+        *("-device", '{"driver": "scsi-hd", "drive": "n0", "id": "hd", "lun": 3}'),
+        *("-global", "virtio-blk-device.serial=from-global", "-qtest", "null", "-qtest-log", "none"),
+    )
+    assert machine.run_state.running
+    devices = {each["device"]: each for each in _qmp(machine, "query-block")}
+    assert devices["drive0"]["qdev"] == "/machine/peripheral-anon/device[0]/virtio-backend"
+    assert devices[""]["qdev"] == "hd"
+    assert _qmp(machine, "qom-get", path="hd", property="lun") == 3
+    backend = "/machine/peripheral-anon/device[0]/virtio-backend"
+    assert _qmp(machine, "qom-get", path=backend, property="serial") == "from-global"
+    assert _qmp(machine, "qom-get", path=backend, property="werror") == "stop"
+    cpus = _qmp(machine, "query-cpus-fast")
+    assert [cpu["props"] for cpu in cpus] == [
+        {"socket-id": s, "core-id": c, "thread-id": 0} for s in (0, 1) for c in (0, 1)
+    ]
+    assert _qmp(machine, "query-name") == {"name": "vm"}
+    assert _qmp(machine, "query-memory-size-summary")["base-memory"] == 64 << 20
+
+
+def test_stopped_at_the_start(build: Build) -> None:
+    machine = build("-S", "-machine", "none")
+    assert _qmp(machine, "query-status")["status"] == "prelaunch"
+
+
+def test_riscv(build: Build) -> None:
+    machine = build("-machine", "virt", "-m", "128M", "-smp", "2", architecture="riscv64")
+    assert _qmp(machine, "query-target") == {"arch": "riscv64"}
+    assert [cpu["qom-path"] for cpu in _qmp(machine, "query-cpus-fast")] == [
+        "/machine/soc0/harts[0]",
+        "/machine/soc0/harts[1]",
+    ]
+
+
+def test_memory_backends(build: Build) -> None:
+    machine = build(
+        *("-machine", "pc,memory-backend=m0", "-m", "32M"),
+        *("-object", "memory-backend-memfd,id=m0,size=32M", "-object", "memory-backend-ram,id=m1,size=1M,merge=off"),
+    )
+    backends = {each["id"]: each for each in _qmp(machine, "query-memdev")}
+    assert backends["m0"]["share"] and not backends["m1"]["merge"]
+    with pytest.raises(QobraError, match="object 'm0' is in use"):
+        _qmp(machine, "object-del", id="m0")
+    _qmp(machine, "object-del", id="m1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-machine", "nope"], "unsupported machine type nope"),
+        (["-machine", "pc,nope=1"], "Property 'pc-i440fx-7.2-machine.nope' not found"),
+        (["-accel", "nope"], "invalid accelerator nope"),
+        (["-cpu", "nope"], "unable to find CPU model 'nope'"),
+        (["-smp", "0"], "CPU topology parameters must be greater than zero"),
+        (["-smp", "3,sockets=2,maxcpus=3"], "product of the hierarchy must match maxcpus"),
+        (["-smp", "9999"], "The max CPUs supported by machine"),
+        (["-smp", "bogus=1"], "Invalid parameter 'bogus'"),
+        (["-m", "64,maxmem=32M"], "invalid value of maxmem"),
+        (["-m", "x"], "Parameter 'size' expects a size"),
+        (["-object", "nope,id=x"], "invalid object type: nope"),
+        (["-object", "iothread"], "Parameter 'id' is missing"),
+        (["-device", "nope"], "'nope' is not a valid device model name"),
+        (["-device", "virtio-blk-pci"], "drive property not set"),
+        (["-drive", "if=nope"], "unsupported bus type 'nope'"),
+        (["-drive", "file=/nowhere/x,if=none"], "/nowhere/x"),
+        (["-mon", "chardev=none"], "none"),
+        (["-netdev", "hubport,id=x"], "Parameter 'hubid' is missing"),
+        (["-add-fd", "set=1"], "fd option is required"),
+        (["-rtc", "base=nonsense"], "invalid datetime format"),
+        (["-global", "nonsense"], "Invalid 'global' value"),
+    ],
+)
+def test_refusals(build: Build, arguments: list[str], text: str) -> None:
+    with pytest.raises(QobraError) as caught:
+        build(*arguments)
+    assert text in caught.value.desc
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"), [(["-bogus"], "-bogus: invalid option"), (["-m"], "-m: requires an argument")]
+)
+def test_unknown_options(arguments: list[str], text: str) -> None:
+    with pytest.raises(QobraError, match=text):
+        table.scan(arguments)
+
+
+def test_questions_are_answered() -> None:
+    assert "pc-i440fx-7.2" in (answers.answer("x86_64", "machine", "help") or "")
+    assert "rv64" in (answers.answer("riscv64", "cpu", "help") or "")
+    assert 'name "virtio-blk-pci", bus PCI' in (answers.answer("x86_64", "device", "help") or "")
+    assert "queue-size=<uint16>" in (answers.answer("x86_64", "device", "virtio-blk-pci,help") or "")
+    assert "qtest" in (answers.answer("x86_64", "accel", "help") or "")
+    assert answers.answer("x86_64", "device", "virtio-blk-pci,drive=x") is None
+
+
+def test_preconfig_holds_the_board_back() -> None:
+    builder = Builder("x86_64", table.scan(["-nodefaults", "-preconfig", "-machine", "pc", "-S"]))
+    machine = builder.machine
+    with machine.control:
+        builder.build_early()
+    assert machine.board is not None and not machine.board.cpus
+    machine.exit_preconfig = builder._exit_preconfig
+    _qmp(machine, "x-exit-preconfig")
+    assert len(machine.board.cpus) == 1
+    with pytest.raises(QobraError, match="permitted only before machine initialization"):
+        _qmp(machine, "x-exit-preconfig")
+    machine.close()
+    builder.close()
+
+
+def test_options_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "vm.cfg"
+    path.write_text(
+        '# a machine\n[memory]\n  size = "64"\n\n[device "d0"]\n  driver = "virtio-rng-pci"\n  addr = "a,b"\n'
+    )
+    assert readconfig.read_config(str(path)) == [
+        ("m", "size=64"),
+        ("device", "id=d0,driver=virtio-rng-pci,addr=a,,b"),
+    ]
+    path.write_text("[memory]\nsize = 64\n")
+    with pytest.raises(QobraError, match="parse error"):
+        readconfig.read_config(str(path))
+
+
+def test_run_says_it_in_other_words() -> None:
+    disks, values, switches, rest = run._parse(["a.qcow2", "--memory=1G", "--cpus", "2", "--paused", "--", "-usb"])
+    assert rest == ["-usb"]
+    options = run.options(disks, values, switches, "unix:/run/x.qmp")
+    table.scan(options)
+    text = " ".join(options)
+    assert "-m 1G -smp 2 -qmp unix:/run/x.qmp,server=on,wait=off" in text
+    assert "-drive file=a.qcow2,if=virtio,id=disk0 -S" in text
+    with pytest.raises(ValueError, match="'--bogus' is no option"):
+        run._parse(["--bogus"])
