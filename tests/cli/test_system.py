@@ -60,7 +60,6 @@ def test_the_usual_way_of_tests(build: Build, tmp_path: Path) -> None:
     assert _qmp(machine, "qom-get", path="hd", property="lun") == 3
     backend = "/machine/peripheral-anon/device[0]/virtio-backend"
     assert _qmp(machine, "qom-get", path=backend, property="serial") == "from-global"
-    assert _qmp(machine, "qom-get", path=backend, property="werror") == "stop"
     cpus = _qmp(machine, "query-cpus-fast")
     assert [cpu["props"] for cpu in cpus] == [
         {"socket-id": s, "core-id": c, "thread-id": 0} for s in (0, 1) for c in (0, 1)
