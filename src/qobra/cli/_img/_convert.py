@@ -68,7 +68,7 @@ class Conversion:
         refuse_source(self._nodes, self._output, f"error while converting {order.output_format}", create=order.create)
         if order.create:
             self._create(source.length, backing)
-        with Guard(self._output, created=order.create):
+        with Guard(self._images, self._output, created=order.create):
             self._fill(source)
             self._images.close()
 

@@ -11,6 +11,7 @@ from qobra.block.creation._image import ImageCreation, find_format, known_option
 from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
 from qobra.cli._tool.opening import Images
+from qobra.cli._tool.process import Terminated
 from qobra.cli._tool.report import ToolError
 from qobra.errors import QobraError, strerror
 
@@ -65,26 +66,43 @@ def refuse_source(nodes: Sequence[BlockNode], filename: str, failure: str, *, cr
 
 
 class Guard:
-    """Marks a target as unfinished while it is written, so that nothing takes a part for the whole.
+    """Sees to it that a target that was not finished is not taken for whole.
 
-    A file that the command made itself loses its beginning (a format's header; nothing of a raw image) by being cut
-    to nothing when the command fails or is interrupted. What was there before is left alone.
+    When the command fails or is ended by a signal, the target is closed, and the file that the command made is cut to
+    nothing. What was there before the command is left as it is then.
     """
 
-    def __init__(self, filename: str, *, created: bool) -> None:
+    def __init__(self, images: Images, filename: str, *, created: bool) -> None:
+        self._images = images
         self._path = filename.removeprefix("file:") if created else ""
 
     def __enter__(self) -> Guard:
+        import signal
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            try:
+                signal.signal(number, _terminate)
+            except ValueError:
+                pass  # not in the main thread, where signals are somebody else's
         return self
 
     def __exit__(self, kind: object, *_exc: object) -> None:
         if kind is None or not self._path:
             return
         try:
+            # Closing writes metadata, which must not come after the end.
+            self._images.close()
+        except (OSError, QobraError):
+            pass
+        try:
             if os.path.isfile(self._path):
                 os.truncate(self._path, 0)
         except OSError:
             pass
+
+
+def _terminate(number: int, _frame: object) -> None:
+    raise Terminated(number)
 
 
 def open_target(

@@ -66,8 +66,9 @@ def main(program: Program, arguments: list[str]) -> int:
         length = max(0, end - start)
         if start > end:
             program.error(f"{given['if']}: cannot skip to specified offset")
+        refuse_source([source], given["of"], "error while creating output image")
         create_target(images, given["of"], output_format, [], {"size": length}, "error while creating output image")
-        with Guard(given["of"], created=True):
+        with Guard(images, given["of"], created=True):
             target = node_of(open_target(images, given["of"], output_format, "writeback"))
             pieces = Pieces(images.layer, [(source, start, length)])
             copy_all(pieces, target)

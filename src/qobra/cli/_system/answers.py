@@ -19,6 +19,8 @@ def answer(architecture: str, name: str, value: str) -> str | None:
         return "Accelerators supported in this binary:\n" + "".join(f"{each}\n" for each in names())
     if name == "device" and (asks or ",help" in value or ",?" in value):
         return _devices(architecture) if asks else _device(architecture, first)
+    if name == "drive" and ("format=help" in value.split(",") or "format=?" in value.split(",")):
+        return _formats()
     if name == "object" and asks:
         tree = _tree(architecture)
         creatable = sorted(n for n, cls in tree.all_types().items() if cls.user_creatable and not cls.abstract)
@@ -28,6 +30,14 @@ def answer(architecture: str, name: str, value: str) -> str | None:
 
         return "Available chardev backend types: \n" + "".join(f"  {each}\n" for each in registry.names())
     return None
+
+
+def _formats() -> str:
+    from qobra.block.node import drivers
+
+    # Filters of jobs have names that nobody can ask for.
+    names = " ".join(sorted(name for name in drivers.names() if "_" not in name or name.startswith("host_")))
+    return f"Supported formats: {names}\nSupported formats (read-only): {names}\n"
 
 
 def _tree(architecture: str):  # type: ignore[no-untyped-def]

@@ -10,32 +10,41 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-INTERRUPTED = 130
+SIGINT = 2
+
+
+class Terminated(BaseException):
+    """A signal asked the program to end; what is unfinished is cleared away on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def run_program(main: Callable[[], int]) -> int:
     """Run ``main`` and leave the process with its status, without taking the interpreter apart first."""
     # Nothing that a start-up allocates is garbage; looking for some costs a tenth of a short command.
     gc.disable()
-    interrupted = False
+    ended_by = 0
     try:
         status = main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        interrupted = True
-        status = INTERRUPTED
+        ended_by, status = SIGINT, 128 + SIGINT
+    except Terminated as signalled:
+        ended_by, status = signalled.number, 128 + signalled.number
     except BrokenPipeError:
         status = 1
     try:
         sys.stderr.flush()
     except BrokenPipeError:
         pass
-    if interrupted:
+    if ended_by:
         # Die of the signal, so that a shell sees why.
         import signal  # dear: it brings the enum module
 
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(ended_by, signal.SIG_DFL)
+        os.kill(os.getpid(), ended_by)
     os._exit(status)
 
 

@@ -1,0 +1,200 @@
+"""qobra-img without a peer: what it does to files, and what it does when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qobra
+from qobra.cli import img
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    return img.main(list(arguments), "qobra-img")
+
+
+def write(path: str, data: bytes, offset: int = 0, fmt: str | None = None) -> None:
+    with qobra.open(path, "r+", format=fmt) as image:
+        image.pwrite(data, offset)
+
+
+def contents(path: str, fmt: str | None = None) -> bytes:
+    with qobra.open(path, format=fmt) as image:
+        return image.read()
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_create_info_convert_compare(fmt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("create", "-q", "-f", fmt, "a.img", "4M") == 0
+    write("a.img", b"x" * 100000, 70000, fmt)
+    for target in ("raw", "qcow2"):
+        assert run("convert", "-f", fmt, "-O", target, "a.img", "b.img") == 0
+        assert contents("b.img", target) == contents("a.img", fmt)
+        assert run("compare", "-f", fmt, "-F", target, "a.img", "b.img") == 0
+    capsys.readouterr()
+    assert run("info", "-f", fmt, "--output=json", "a.img") == 0
+    assert json.loads(capsys.readouterr().out)["virtual-size"] == 4 * MIB
+
+
+def test_convert_makes_holes() -> None:
+    Path("a.raw").write_bytes(bytes(MIB) + b"x" * 4096 + bytes(MIB))
+    assert run("convert", "-f", "raw", "-O", "raw", "a.raw", "b.raw") == 0
+    assert Path("b.raw").read_bytes()[: 2 * MIB + 4096] == Path("a.raw").read_bytes()
+    assert os.stat("b.raw").st_blocks * 512 <= 65536
+    assert run("convert", "-S", "0", "-f", "raw", "-O", "raw", "a.raw", "c.raw") == 0
+    assert os.stat("c.raw").st_blocks * 512 >= 2 * MIB
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+def test_convert_compressed(kind: str) -> None:
+    Path("a.raw").write_bytes(b"compressible " * 200000)
+    assert run("convert", "-c", "-o", f"compression_type={kind}", "-f", "raw", "-O", "qcow2", "a.raw", "b.q") == 0
+    assert run("compare", "-f", "raw", "-F", "qcow2", "a.raw", "b.q") == 0
+    assert run("check", "-q", "b.q") == 0
+    assert os.stat("b.q").st_size < os.stat("a.raw").st_size // 4
+    assert run("convert", "-O", "raw", "b.q", "c.raw") == 0
+    assert run("compare", "-f", "raw", "-F", "raw", "a.raw", "c.raw") == 0
+
+
+def chain() -> None:
+    assert run("create", "-q", "-f", "qcow2", "base.q", "4M") == 0
+    write("base.q", b"b" * MIB)
+    assert run("create", "-q", "-f", "qcow2", "-b", "base.q", "-F", "qcow2", "top.q") == 0
+    write("top.q", b"t" * 65536, 65536)
+
+
+def test_commit_and_rebase_keep_what_a_guest_sees() -> None:
+    chain()
+    before = contents("top.q")
+    assert run("create", "-q", "-f", "qcow2", "other.q", "4M") == 0
+    write("other.q", b"b" * 65536)
+    assert run("rebase", "-b", "other.q", "-F", "qcow2", "top.q") == 0
+    assert contents("top.q") == before
+    assert run("rebase", "-b", "", "top.q") == 0
+    assert contents("top.q") == before
+    assert run("check", "-q", "top.q") == 0
+    chain()
+    assert run("commit", "-q", "top.q") == 0
+    assert contents("base.q") == before
+    assert contents("top.q") == before
+
+
+def test_snapshots_come_back() -> None:
+    assert run("create", "-q", "-f", "qcow2", "a.q", "1M") == 0
+    write("a.q", b"old")
+    assert run("snapshot", "-c", "one", "a.q") == 0
+    write("a.q", b"new")
+    assert run("convert", "-l", "one", "-O", "raw", "a.q", "old.raw") == 0
+    assert contents("old.raw", "raw")[:3] == b"old"
+    assert run("snapshot", "-a", "one", "a.q") == 0
+    assert contents("a.q")[:3] == b"old"
+    assert run("check", "-q", "a.q") == 0
+
+
+def test_the_source_is_never_overwritten() -> None:
+    Path("a.raw").write_bytes(b"precious" * 1000)
+    os.symlink("a.raw", "link.raw")
+    before = Path("a.raw").read_bytes()
+    for output in ("a.raw", "link.raw", "./a.raw"):
+        assert run("convert", "-f", "raw", "-O", "raw", "a.raw", output) == 1
+        assert run("dd", "-f", "raw", "-O", "raw", "if=a.raw", f"of={output}") == 1
+    assert Path("a.raw").read_bytes() == before
+
+
+def test_a_target_that_fails_does_not_look_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.raw").write_bytes(b"x" * (4 * MIB))
+    script = (
+        "import resource, signal, sys\n"
+        "from qobra.cli.img import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2 * MIB}, {2 * MIB}))\n"
+        "sys.exit(main(['convert', '-f', 'raw', '-O', 'qcow2', 'a.raw', 'b.q'], 'qobra-img'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("qobra-img: error while writing at byte ")
+    assert done.stderr.count("\n") == 1
+    assert os.stat("b.q").st_size == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_target_does_not_look_whole(number: signal.Signals) -> None:
+    with open("a.raw", "wb") as stream:
+        stream.truncate(64 * MIB)
+        for offset in range(0, 64 * MIB, MIB):
+            stream.seek(offset)
+            stream.write(b"x" * 65536)
+    script = "import sys; from qobra.cli.img import main; sys.argv[0] = 'qobra-img'; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "convert", "-p", "-r", "2M", "-f", "raw", "-O", "raw", "a.raw", "b.raw"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    while b"(" not in process.stdout.read(8):
+        pass
+    while not os.path.exists("b.raw") or os.stat("b.raw").st_blocks == 0:
+        assert process.poll() is None
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode in (-number, 128 + number)
+    assert os.stat("b.raw").st_size == 0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_hostile_images_get_one_line(seed: int, capfd: pytest.CaptureFixture[str]) -> None:
+    import random
+
+    random_ = random.Random(seed)
+    chain()
+    data = bytearray(Path("base.q").read_bytes())
+    for _ in range(random_.randrange(1, 6)):
+        place = random_.choice([random_.randrange(4, 120), random_.randrange(len(data))])
+        data[place] = random_.randrange(256)
+    Path("bad.q").write_bytes(data)
+    capfd.readouterr()
+    for command in (["info", "bad.q"], ["map", "bad.q"], ["check", "bad.q"], ["convert", "-O", "raw", "bad.q", "o"]):
+        # Sizes may claim petabytes; files of them are sparse, but the map of one may be long.
+        status = run(command[0], "-f", "qcow2", *command[1:])
+        error = capfd.readouterr().err
+        assert status in (0, 1, 2, 3)
+        assert "Traceback" not in error and "internal error" not in error
+
+
+def test_goes_by_the_name_it_is_called_by(tmp_path: Path) -> None:
+    program = tmp_path / "qemu-img"
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom qobra.cli.img import main\nsys.exit(main())\n")
+    program.chmod(0o755)
+    done = subprocess.run([str(program), "info", "missing"], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "qemu-img: Could not open 'missing': Could not open 'missing': No such file or directory\n"
+    done = subprocess.run([str(program), "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("qemu-img version 7.2")
+
+
+def test_every_subcommand_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in img.COMMANDS:
+        assert run(command, "--help") == 0
+        assert capsys.readouterr().out.startswith(f"usage: qobra-img {command}")
+
+
+def test_bitmaps_are_carried_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("create", "-q", "-f", "qcow2", "a.q", "1M") == 0
+    assert run("bitmap", "--add", "-g", "64k", "a.q", "b0") == 0
+    write("a.q", b"x", 300000)
+    assert run("convert", "--bitmaps", "-O", "qcow2", "a.q", "b.q") == 0
+    with qobra.open("b.q") as image:
+        assert list(image.node.bitmaps["b0"].dirty_ranges()) == [(262144, 65536)]

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+import xml.dom.minidom
+from pathlib import Path
+
+import pytest
+
+import qobra
+from qobra.cli import img
+from qobra.cli.subcommand import img as people
+
+
+@pytest.fixture(autouse=True)
+def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    img.main(["create", "-q", "-f", "qcow2", "base.q", "4M"])
+    with qobra.open("base.q", "r+") as image:
+        image.pwrite(b"b" * 131072, 0)
+    img.main(["create", "-q", "-f", "qcow2", "-b", "base.q", "-F", "qcow2", "top.q"])
+    with qobra.open("top.q", "r+") as image:
+        image.pwrite(b"t" * 65536, 65536)
+
+
+@pytest.mark.parametrize("confined", [[], ["--untrusted"]])
+def test_inspect_reports_references_and_opens_none(confined: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    Path("base.q").unlink()
+    assert people.main(["inspect", *confined, "--output=json", "top.q"]) == 3
+    report = json.loads(capfd.readouterr().out)
+    assert report["references"][0]["name"] == "base.q"
+    assert report["references"][0]["same-directory"] is True
+    assert not report["safe"]
+
+
+def test_inspect_accepts_what_stands_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    assert people.main(["inspect", "--untrusted", "--check", "-f", "qcow2", "base.q"]) == 0
+    assert "verdict: nothing to object to" in capfd.readouterr().out
+
+
+def test_inspect_notices_the_wrong_format_and_size(capfd: pytest.CaptureFixture[str]) -> None:
+    assert people.main(["inspect", "-f", "raw", "base.q"]) == 4
+    assert people.main(["inspect", "--max-size", "1M", "base.q"]) == 5
+    assert people.main(["inspect", "missing"]) == 1
+    data = bytearray(Path("base.q").read_bytes())
+    data[20] = 77  # cluster bits
+    Path("bad.q").write_bytes(data)
+    assert people.main(["inspect", "--untrusted", "bad.q"]) == 2
+
+
+def test_tree(capfd: pytest.CaptureFixture[str]) -> None:
+    assert people.main(["tree", "top.q"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "top.q  [qcow2]"
+    assert "64 KiB of data, 64 KiB of it seen from the top" in lines[1]
+    assert "128 KiB of data, 64 KiB of it seen from the top" in lines[3]
+
+
+def test_plot_is_a_picture() -> None:
+    assert people.main(["map", "--plot", "p.svg", "top.q"]) == 0
+    document = xml.dom.minidom.parse("p.svg")
+    assert len(document.getElementsByTagName("rect")) == 1 + 2 + 2
+    assert "base.q" in Path("p.svg").read_text()
+
+
+def test_the_rest_is_qemu_imgs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert people.main(["info", "base.q"]) == 0
+    assert "file format: qcow2" in capfd.readouterr().out

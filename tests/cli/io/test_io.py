@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qobra.block.backend import BlockBackend
+from qobra.block.io_commands._interpreter import Interpreter
+from qobra.block.layer import BlockLayer
+from qobra.block.permissions import CONSISTENT_READ, WRITE
+from qobra.cli import img, io
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> str:
+    path = str(tmp_path / "a.q")
+    img.main(["create", "-q", "-f", "qcow2", path, "1M"])
+    return path
+
+
+def test_patterns(disk: str, capfd: pytest.CaptureFixture[str]) -> None:
+    good = ["write -P 1 0 64k", "read -P 1 0 64k", "writev -P 2 1000 1k 1k", "readv -P 2 1000 2k", "read -P 0 64k 4k"]
+    assert io.main([each for line in good for each in ("-c", line)] + [disk]) == 0
+    assert io.main(["-c", "read -P 3 0 512", disk]) == 1
+    assert "Pattern verification failed at offset 0, 512 bytes" in capfd.readouterr().out
+
+
+def test_asynchronous_requests_are_reported_by_aio_flush(disk: str, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = ["aio_write -P 7 0 64k", "aio_write -P 8 64k 64k", "aio_flush", "aio_read -P 7 0 64k", "aio_flush"]
+    assert io.main([each for line in lines for each in ("-c", line)] + [disk]) == 0
+    out = capfd.readouterr().out
+    assert out.count("wrote 65536/65536 bytes at offset") == 2
+    assert out.count("read 65536/65536 bytes at offset 0") == 1
+
+
+def test_the_monitor_can_use_the_interpreter(disk: str) -> None:
+    layer = BlockLayer()
+    backend = BlockBackend(layer, perm=CONSISTENT_READ | WRITE)
+    layer.open_image(disk, {"driver": "qcow2", "read-only": False}, root=backend)
+    out: list[str] = []
+    complaints: list[str] = []
+    interpreter = Interpreter(backend, out.append, complaints.append)
+    assert interpreter.run("write -P 5 0 512")
+    assert not interpreter.run("read -P 6 0 512")
+    assert not interpreter.run("nonsense")
+    assert complaints == ['command "nonsense" not found']
+    assert "wrote 512/512 bytes at offset 0\n" in "".join(out)
+    layer.close()
+
+
+def test_dump(disk: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert io.main(["-c", "write -P 0x41 16 3", "-c", "read -v 16 18", disk]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[2] == "00000010:  41 41 41 00 00 00 00 00 00 00 00 00 00 00 00 00  AAA............."
+    assert lines[3] == "00000020:  00 00  .."

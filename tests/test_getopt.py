@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+
+from qobra.getopt import HelpWanted, UsageError, parse, parse_command
+
+LONG = ("format=|f", "output=", "object=", "image-opts", "force-share|U")
+
+
+def test_short_options_are_combined_and_operands_stand_anywhere() -> None:
+    assert parse(["-qf", "raw", "a", "-Uq", "b"], "f:qU") == (
+        [("q", ""), ("f", "raw"), ("U", ""), ("q", "")],
+        ["a", "b"],
+    )
+    assert parse(["-fraw"], "f:") == ([("f", "raw")], [])
+
+
+def test_long_options_are_shortened_where_that_is_clear() -> None:
+    assert parse(["--outp=json", "--form", "raw"], "", LONG)[0] == [("output", "json"), ("f", "raw")]
+    with pytest.raises(UsageError, match="unrecognized option '--o=json'"):
+        parse(["--o=json"], "", LONG)
+
+
+def test_end_of_options() -> None:
+    assert parse(["-q", "--", "-f", "x"], "qf:") == ([("q", "")], ["-f", "x"])
+    assert parse(["a", "-q"], "q", permute=False) == ([], ["a", "-q"])
+    assert parse(["-"], "q") == ([], ["-"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-x"], "unrecognized option '-x'"),
+        (["-f"], "missing argument for option '-f'"),
+        (["--output"], "missing argument for option '--output'"),
+        (["--image-opts=1"], "unrecognized option '--image-opts=1'"),
+        (["--none"], "unrecognized option '--none'"),
+    ],
+)
+def test_errors(arguments: list[str], text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(arguments, "f:", LONG)
+    assert str(caught.value) == text
+
+
+def test_errors_as_getopt_words_them() -> None:
+    with pytest.raises(UsageError, match="invalid option -- 'x'"):
+        parse(["-x"], "f:", raw_texts=True)
+    with pytest.raises(UsageError, match="option requires an argument -- 'f'"):
+        parse(["-f"], "f:", raw_texts=True)
+
+
+def test_help() -> None:
+    with pytest.raises(HelpWanted):
+        parse_command(["-f", "raw", "--help"], "f:")
+    assert parse_command(["-f", "-h"], "f:") == ([("f", "-h")], [])
