@@ -41,15 +41,19 @@ class CopyPool:
         self._work = work
         self._done = done
         self._limit = helpers
-        self._condition = threading.Condition()
+        lock = threading.Lock()
+        # Two conditions, so that a helper that is done wakes the dispatcher and nobody else.
+        self._given = threading.Condition(lock)
+        self._finished = threading.Condition(lock)
         self._queue: deque[tuple[int, int]] = deque()
         self._busy = 0
+        self._idle = 0
         self._threads: list[threading.Thread] = []
         self._closed = False
 
     @property
     def in_flight(self) -> int:
-        """Chunks that are being worked on."""
+        """Chunks that are being worked on or wait for that."""
         return self._busy + len(self._queue)
 
     def submit(self, offset: int, length: int) -> None:
@@ -57,35 +61,36 @@ class CopyPool:
         if self._limit <= 1:
             self._run(offset, length)
             return
-        with self._condition:
+        with self._given:
             while self.in_flight >= 2 * self._limit:
-                self._condition.wait()
+                self._finished.wait()
             self._queue.append((offset, length))
-            if len(self._threads) < min(self.in_flight, self._limit):
+            if self._idle:
+                self._given.notify()
+            elif len(self._threads) < self._limit:
                 thread = threading.Thread(target=self._help, name="copy helper", daemon=True)
                 self._threads.append(thread)
                 thread.start()
-            self._condition.notify_all()
 
     def wait_idle(self) -> None:
         """Wait until all chunks are done."""
-        with self._condition:
+        with self._finished:
             while self.in_flight:
-                self._condition.wait()
+                self._finished.wait()
 
     def wait_progress(self) -> None:
         """Wait until one of the chunks in flight is done, or there are none."""
-        with self._condition:
+        with self._finished:
             before = self.in_flight
             while self.in_flight and self.in_flight >= before:
-                self._condition.wait()
+                self._finished.wait()
 
     def close(self) -> None:
         """End the helpers once all is done."""
         self.wait_idle()
-        with self._condition:
+        with self._given:
             self._closed = True
-            self._condition.notify_all()
+            self._given.notify_all()
         for thread in self._threads:
             thread.join()
 
@@ -100,16 +105,18 @@ class CopyPool:
     def _help(self) -> None:
         be_nice()
         while True:
-            with self._condition:
+            with self._given:
                 while not self._queue:
                     if self._closed:
                         return
-                    self._condition.wait()
+                    self._idle += 1
+                    self._given.wait()
+                    self._idle -= 1
                 offset, length = self._queue.popleft()
                 self._busy += 1
             try:
                 self._run(offset, length)
             finally:
-                with self._condition:
+                with self._given:
                     self._busy -= 1
-                    self._condition.notify_all()
+                    self._finished.notify()

@@ -13,6 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qobra.block.copy.pool import be_nice
 from qobra.block.job import state
 from qobra.block.job.group import JobGroup
 from qobra.block.layer import valid_id
@@ -162,6 +163,7 @@ class Job:
         self._dismiss()
 
     def _work(self) -> None:
+        be_nice()
         failure: Exception | None = None
         try:
             self.pause_point()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
-from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
+from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.engine import suggested_helpers
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.range_locks import RangeLocks
@@ -35,6 +35,8 @@ NEARLY = 1 << 20
 """Bytes that may differ for source and target to count as in step."""
 DEFAULT_BUFFER = 16 << 20
 """Bytes in flight at most, unless ``buf-size`` says otherwise."""
+CHUNK_SIZE = 1 << 20
+"""Most bytes that are copied at a time."""
 MAX_HELPERS = 16
 
 LEAVE_BACKING = "leave"
