@@ -84,8 +84,9 @@ if monitor:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(monitor)
     listener.listen()
-    client, _ = listener.accept()
-    Monitors(machine).serve_socket(client)
+    monitors = Monitors(machine)
+    while True:
+        monitors.serve_socket(listener.accept()[0])
 machine.wait_for_exit()
 """
 
