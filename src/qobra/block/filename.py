@@ -61,6 +61,8 @@ def _parse_json(text: str) -> Options:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
+        if not text.strip():
+            raise QobraError("Could not parse the JSON options: Expecting a JSON value")
         reason = "premature EOI" if error.pos >= len(text.rstrip()) else error.msg
         raise QobraError(f"Could not parse the JSON options: JSON parse error, {reason}")
     except RecursionError:

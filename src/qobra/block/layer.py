@@ -402,7 +402,11 @@ class BlockLayer:
         child = self.open_reference(file, opened, {**inherited, "discard": "unmap"})
         driver = self.probe_format(child)
         # The child is open already and not yet in the graph, so it is handed over as it is.
-        return {**options, "driver": driver, "file": _Opened(child)}
+        from qobra.block.typed_options import typed
+
+        # Only now it can be told what the format's own options mean.
+        own = {key: value for key, value in options.items() if key != "file" and not key.startswith("_")}
+        return {**options, **typed({**own, "driver": driver}), "file": _Opened(child)}
 
     def probe_format(self, node: BlockNode) -> str:
         """The format of the image in ``node``, told from its first bytes; ``raw`` where none is sure."""

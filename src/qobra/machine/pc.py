@@ -120,7 +120,7 @@ class PcBoard(Board):
             bus, unit = divmod(drive.index, self.ide_units)
             kind = "ide-cd" if drive.media == "cdrom" else "ide-hd"
             options = {"driver": kind, "bus": buses[bus], "unit": str(unit), "drive": drive.backend.name}
-            add_device(self.machine, options | drive.on_error, keyval=True)
+            add_device(self.machine, options, keyval=True)
             drive.claimed = True
 
     # -- CPUs

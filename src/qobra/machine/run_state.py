@@ -165,7 +165,7 @@ class RunState:
 
     def request_powerdown(self) -> None:
         """The power button is pressed (POWERDOWN); what follows is the guest's to decide."""
-        self._request("powerdown", self._serve_powerdown, "")
+        self._request("powerdown", self._serve_powerdown, "host-qmp-system-powerdown")
 
     def request_quit(self, cause: str = "host-qmp-quit") -> None:
         """End the program, whatever a shutdown otherwise does."""
@@ -221,6 +221,9 @@ class RunState:
     # -- private
 
     def _request(self, kind: str, serve: Callable[[str], None], cause: str) -> None:
+        if cause.startswith("host-qmp"):
+            serve(cause)  # the event comes before the reply to the command
+            return
         # A second request before the first is served adds nothing.
         if kind in self._requested:
             return

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
-from qobra.block.io_commands._interpreter import Failed, Interpreter, io_command, why
+from qobra.block.io_commands._interpreter import Failed, Interpreter, io_command
 from qobra.block.node import BlockNode
-from qobra.errors import QobraError
 
 POLL_SECONDS = 0.002
 
@@ -17,9 +15,9 @@ def _blkdebug(interpreter: Interpreter) -> Any:
     """The first node from the top that can stop requests, or None."""
     node: BlockNode | None = interpreter.node
     while node is not None:
-        if hasattr(node, "debug_breakpoint"):
+        if hasattr(node, "set_breakpoint"):
             return node
-        node = node.children.get("file") or node.filtered
+        node = node.filtered or node.children.get("file")
     return None
 
 
@@ -27,30 +25,26 @@ def _call(interpreter: Interpreter, method: str, what: str, *arguments: str) -> 
     node = _blkdebug(interpreter)
     if node is None:
         raise Failed(f"{what}: Operation not supported")
-    try:
-        getattr(node, method)(*arguments)
-    except (OSError, QobraError) as error:
-        raise Failed(f"{what}: {why(error)}")
-    except (KeyError, ValueError):
-        raise Failed(f"{what}: {os.strerror(2)}")
+    if getattr(node, method)(*arguments) is False:
+        raise Failed(f"{what}: No such file or directory")
 
 
 @io_command("break", "event tag", "sets a breakpoint on event and tags the stopped request as tag", least=2, most=2)
 def set_break(interpreter: Interpreter, words: list[str]) -> None:
     """Stop the next request that comes to an event."""
-    _call(interpreter, "debug_breakpoint", "Could not set breakpoint", words[1], words[2])
+    _call(interpreter, "set_breakpoint", "Could not set breakpoint", words[1], words[2])
 
 
 @io_command("remove_break", "tag", "remove a breakpoint by tag", least=1, most=1)
 def remove_break(interpreter: Interpreter, words: list[str]) -> None:
     """Take a breakpoint back, and let go what it has stopped."""
-    _call(interpreter, "debug_remove_breakpoint", f"Could not remove breakpoint {words[1]}", words[1])
+    _call(interpreter, "remove_breakpoint", f"Could not remove breakpoint {words[1]}", words[1])
 
 
 @io_command("resume", "tag", "resumes the request tagged as tag", least=1, most=1)
 def resume(interpreter: Interpreter, words: list[str]) -> None:
     """Let a stopped request go on."""
-    _call(interpreter, "debug_resume", "Could not resume request", words[1])
+    _call(interpreter, "resume", "Could not resume request", words[1])
 
 
 @io_command("wait_break", "tag", "waits for the suspension of a request", least=1, most=1)
@@ -59,5 +53,5 @@ def wait_break(interpreter: Interpreter, words: list[str]) -> None:
     node = _blkdebug(interpreter)
     if node is None:
         raise Failed("Could not wait for the request: Operation not supported")
-    while not node.debug_is_suspended(words[1]):
+    while not node.is_suspended(words[1]):
         time.sleep(POLL_SECONDS)

@@ -1,0 +1,274 @@
+"""``-drive`` and the short options for disks: an image, the backend that users name, and where the board is to show it.
+
+The options of the drive itself are taken here; whatever else is said is for the block drivers, with dots for what is
+inside (``file.locking=off``, ``backing.driver=raw``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.backend import BlockBackend
+from qobra.block.cache_modes import CACHE_MODES
+from qobra.block.layer import valid_id
+from qobra.block.throttle import MEMBERS, Limits, Membership
+from qobra.chardev.options import split
+from qobra.errors import QobraError
+from qobra.machine.option_groups import boolean, number
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+    from qobra.machine.machine import Machine
+
+# Places on a bus of each interface; 0 where there are no buses.
+_UNITS = {"ide": 2, "scsi": 7, "floppy": 0, "pflash": 0, "mtd": 0, "sd": 0, "virtio": 0, "xen": 0, "none": 0}
+_WITH_ERROR_POLICY = ("ide", "scsi", "virtio", "none")
+_ON_ERROR = {"werror": ("ignore", "enospc", "stop", "report"), "rerror": ("ignore", "stop", "report")}
+_DETECT_ZEROES = ("off", "on", "unmap")
+_DISCARD = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
+_AIO = ("threads", "native", "io_uring")
+_ALIASES = {"readonly": "read-only", "iops_size": "throttling.iops-size", "group": "throttling.group"} | {
+    f"{unit}{old}{extra.replace('-', '_')}": f"throttling.{unit}-{new}{extra}"
+    for unit in ("iops", "bps")
+    for old, new in (("", "total"), ("_rd", "read"), ("_wr", "write"))
+    for extra in ("", "-max")
+}
+
+
+class DriveInfo:
+    """A drive: its backend, and where the board is to show it."""
+
+    def __init__(self, backend: BlockBackend, interface: str, bus: int, unit: int, media: str) -> None:
+        self.backend = backend
+        self.interface = interface
+        self.bus = bus
+        self.unit = unit
+        self.media = media
+        self.claimed = False
+
+    @property
+    def index(self) -> int:
+        """The number among the drives of the interface."""
+        per_bus = _UNITS[self.interface]
+        return self.bus * per_bus + self.unit if per_bus else self.unit
+
+
+class Drives:
+    """The drives of the command line."""
+
+    def __init__(self, machine: Machine, *, default_interface: str, snapshot: bool = False) -> None:
+        self._machine = machine
+        self._default_interface = default_interface
+        self._snapshot = snapshot
+        self.drives: list[DriveInfo] = []
+        self.warnings: list[str] = []
+        """What was asked for and is not done."""
+
+    def add_text(self, text: str) -> DriveInfo:
+        """A ``-drive`` option."""
+        return self.add(split(text, "file"))
+
+    def add(self, options: dict[str, str]) -> DriveInfo:
+        """A drive from its options. Raises QobraError in QEMU's words."""
+        options = _without_aliases(options)
+        cache = _cache(options)
+        take = options.pop
+        media = take("media", "disk")
+        if media not in ("disk", "cdrom"):
+            raise QobraError(f"'{media}' invalid media")
+        read_only = boolean("read-only", take("read-only", "off")) or media == "cdrom"
+        copy_on_read = boolean("copy-on-read", take("copy-on-read", "off"))
+        if read_only and copy_on_read:
+            self.warnings.append("disabling copy-on-read on read-only drive")
+            copy_on_read = False
+        interface = take("if", self._default_interface)
+        if interface not in _UNITS:
+            raise QobraError(f"unsupported bus type '{interface}'")
+        bus, unit = self._place(options, interface)
+        name = take("id", None) or _default_id(interface, media, bus, unit)
+        self._check_id(name)
+        on_error = _on_error(options, interface)
+        account = {key: boolean(key, take(key)) for key in _ACCOUNT if key in options}
+        intervals = _intervals(options)
+        detect_zeroes = take("detect-zeroes", "off")
+        if detect_zeroes not in _DETECT_ZEROES:
+            raise QobraError(f"invalid parameter value: {detect_zeroes}")
+        limits, group = _limits(options)
+        snapshot = boolean("snapshot", take("snapshot")) if "snapshot" in options else self._snapshot
+
+        backend = BlockBackend(self._machine.block, name, perm=0)
+        backend.writeback = cache["writeback"]
+        backend.on_error = on_error
+        backend.auto_delete = True
+        backend.medium_read_only = read_only
+        for key, value in account.items():
+            setattr(backend.accounting, _ACCOUNT[key], value)
+        backend.accounting.set_intervals(intervals)
+        file = take("file", "")
+        nodes = _node_options(options)
+        if file or nodes:
+            if cache["direct"] or cache["no-flush"]:
+                nodes["cache"] = {"direct": cache["direct"], "no-flush": cache["no-flush"]}
+            nodes.setdefault("read-only", read_only)
+            nodes.setdefault("auto-read-only", True)
+            node = self._open(backend, file, nodes, snapshot=snapshot, copy_on_read=copy_on_read)
+            node.detect_zeroes = detect_zeroes
+        self._machine.block.backends[name] = backend
+        if limits.enabled():
+            backend.throttle = Membership(self._machine.block.throttle_group(group or name))
+            backend.throttle.group.set_limits(limits)
+        drive = DriveInfo(backend, interface, bus, unit, media)
+        self.drives.append(drive)
+        return drive
+
+    def _place(self, options: dict[str, str], interface: str) -> tuple[int, int]:
+        per_bus = _UNITS[interface]
+        bus = number("bus", options.pop("bus", "0"))
+        unit = number("unit", options.pop("unit")) if "unit" in options else -1
+        if "index" in options:
+            if bus or unit >= 0:
+                raise QobraError("index cannot be used with bus and unit")
+            index = number("index", options.pop("index"))
+            bus, unit = divmod(index, per_bus) if per_bus else (0, index)
+        taken = {(d.bus, d.unit) for d in self.drives if d.interface == interface}
+        if unit < 0:
+            unit = 0
+            while (bus, unit) in taken:
+                unit += 1
+                if per_bus and unit >= per_bus:
+                    bus, unit = bus + 1, 0
+        if per_bus and unit >= per_bus:
+            raise QobraError(f"unit {unit} too big (max is {per_bus - 1})")
+        if (bus, unit) in taken:
+            raise QobraError(f"drive with bus={bus}, unit={unit} (index={bus * per_bus + unit}) exists")
+        return bus, unit
+
+    def _check_id(self, name: str) -> None:
+        layer = self._machine.block
+        if not valid_id(name):
+            raise QobraError(
+                "Parameter 'id' expects an identifier\n"
+                "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
+            )
+        if name in layer.backends:
+            raise QobraError(f"Duplicate ID '{name}' for drive")
+        if layer.graph.find(name) is not None:
+            raise QobraError(f"Device name '{name}' conflicts with an existing node name")
+
+    def _open(
+        self, backend: BlockBackend, file: str, nodes: dict[str, Any], *, snapshot: bool, copy_on_read: bool
+    ) -> BlockNode:
+        layer = self._machine.block
+        options = layer.image_options(file, nodes) if file else nodes
+        if snapshot:
+            from qobra.block.temporary import open_over
+
+            return open_over(layer, options, root=backend)
+        if copy_on_read:
+            filter = layer.open({"driver": "copy-on-read", "file": options}, root=backend)
+            filter.implicit = True
+            return filter.file
+        node = layer.open(options, root=backend)
+        if node.probed and node.driver == "raw":
+            self._warn_probed(node)
+        return node
+
+    def _warn_probed(self, node: BlockNode) -> None:
+        import sys
+
+        sys.stderr.write(
+            f"WARNING: Image format was not specified for '{node.filename}' and probing guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
+            "will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions.\n"
+        )
+
+
+_ACCOUNT = {"stats-account-invalid": "account_invalid", "stats-account-failed": "account_failed"}
+
+
+def _without_aliases(options: dict[str, str]) -> dict[str, str]:
+    result = dict(options)
+    for alias, name in _ALIASES.items():
+        if alias in result:
+            if name in result:
+                raise QobraError(f"'{name}' and its alias '{alias}' can't be used at the same time")
+            result[name] = result.pop(alias)
+    return result
+
+
+def _cache(options: dict[str, str]) -> dict[str, bool]:
+    mode = options.pop("cache", "writeback")
+    if mode not in CACHE_MODES:
+        raise QobraError("invalid cache option")
+    through, direct, no_flush = CACHE_MODES[mode]
+    result = {"writeback": not through, "direct": direct, "no-flush": no_flush}
+    for key in result:
+        if f"cache.{key}" in options:
+            result[key] = boolean(f"cache.{key}", options.pop(f"cache.{key}"))
+    return result
+
+
+def _on_error(options: dict[str, str], interface: str) -> dict[str, str]:
+    result: dict[str, str] = {}
+    for key, actions in _ON_ERROR.items():
+        action = options.pop(key, None)
+        if action is None:
+            continue
+        if interface not in _WITH_ERROR_POLICY:
+            raise QobraError(f"{key} is not supported by this bus type")
+        if action not in actions:
+            raise QobraError(f"'{action}' invalid {'write' if key == 'werror' else 'read'} error action")
+        result[key] = action
+    return result
+
+
+def _intervals(options: dict[str, str]) -> list[int]:
+    lengths: list[int] = []
+    while (text := options.pop(f"stats-intervals.{len(lengths)}", None)) is not None:
+        length = int(text) if text.isdigit() else 0
+        if not 0 < length < 1 << 32:
+            raise QobraError(f"Invalid interval length: {text}")
+        lengths.append(length)
+    return lengths
+
+
+def _limits(options: dict[str, str]) -> tuple[Limits, str | None]:
+    members: dict[str, int] = {}
+    for name in MEMBERS:
+        key = f"throttling.{name}"
+        if key in options:
+            text = options.pop(key)
+            # A negative number is one, and refused for what it is.
+            negative = text.startswith("-") and text[1:].isdigit()
+            members[name] = int(text) if negative else number(key, text)
+    group = options.pop("throttling.group", None)
+    return Limits().updated(members), group
+
+
+def _node_options(options: dict[str, str]) -> dict[str, Any]:
+    """The options of the node, typed, from all that is left; {} if nothing is."""
+    from qobra.block.typed_options import typed
+    from qobra.qapi.keyval import parse
+
+    aio = options.pop("aio", "threads")
+    if aio not in _AIO:
+        raise QobraError("invalid aio option")
+    driver = options.pop("format", None)
+    if driver is not None:
+        if "driver" in options:
+            raise QobraError("Cannot specify both 'driver' and 'format'")
+        options["driver"] = driver
+    if "discard" in options:
+        if options["discard"] not in _DISCARD:
+            raise QobraError("Invalid discard option")
+        options["discard"] = _DISCARD[options["discard"]]
+    nodes: dict[str, Any] = parse(",".join(f"{key}={value.replace(',', ',,')}" for key, value in options.items()))
+    return typed(nodes)
+
+
+def _default_id(interface: str, media: str, bus: int, unit: int) -> str:
+    kind = {"cdrom": "-cd", "disk": "-hd"}[media] if interface in ("ide", "scsi") else ""
+    if _UNITS[interface]:
+        return f"{interface}{bus}{kind}{unit}"
+    return f"{interface}{kind}{unit}"
