@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import Pieces, disk_size
-from qobra.cli._img._target import Guard, check_format, create_target, open_target
+from qobra.cli._img._target import Guard, check_format, create_target, open_target, refuse_source
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError
 from qobra.getopt import parse_command
