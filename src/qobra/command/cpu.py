@@ -8,6 +8,7 @@ from qobra.command.machine import architecture
 from qobra.errors import QobraError
 from qobra.machine.cpu import Cpu
 from qobra.machine.machine import Machine
+from qobra.machine.plug import add_device
 from qobra.qmp.registry import command
 
 _SUFFIXES = {"x86_64": "-x86_64-cpu", "riscv64": "-riscv-cpu"}
@@ -41,6 +42,21 @@ def query_cpus(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
 @command("cpu", needs="board")
 def cpu(machine: Machine, args: dict[str, Any]) -> None:
     """Long without effect: the monitor's current CPU is a matter of each command."""
+
+
+@command("cpu-add", needs="board")
+def cpu_add(machine: Machine, args: dict[str, Any]) -> None:
+    """Plug in the CPU of that number."""
+    board = machine.board
+    assert board is not None
+    if not board.hotpluggable_cpus or board.topology is None:
+        raise QobraError("Not supported")
+    number = args["id"]
+    if not 0 <= number < board.topology.max_cpus:
+        raise QobraError(f"Unable to add CPU: {number}, max allowed: {board.topology.max_cpus - 1}")
+    if any(each.index == number for each in board.cpus):
+        raise QobraError(f"Unable to add CPU: {number}, it already exists")
+    add_device(machine, {"driver": board.cpu_type} | board.topology.place(number), keyval=False)
 
 
 @command("query-hotpluggable-cpus", needs="board")

@@ -93,7 +93,7 @@ class Cpu(Device):
     start_powered_off = Bool(False, name="start-powered-off")
     node_id = Int(-1, type="int32", name="node-id")
 
-    index = 0
+    index = -1
     thread_id = 0
     halted = False
 

@@ -17,6 +17,7 @@ from qobra.object.property import Bool, Enum
 
 if TYPE_CHECKING:
     from qobra.machine.device.ioapic import IoApic
+    from qobra.machine.device.x86_64_cpu import X86Cpu
     from qobra.machine.fw_cfg import FwCfg
     from qobra.machine.pci.bus import PciBus
     from qobra.machine.qdev import Device
@@ -133,8 +134,46 @@ class PcBoard(Board):
             cpu = cls(self.tree)
             cpu.index = index
             cpu.values["apic-id"] = index
-            self.cpus.append(cpu)
             self.place(cpu)
+
+    def can_hotplug(self, cls: type[Device]) -> bool:
+        return cls.implements("x86_64-cpu")
+
+    def place_cpu(self, cpu: X86Cpu) -> None:
+        """Find the place of a CPU that a user plugs in. Raises QobraError."""
+        topology = self.topology
+        assert topology is not None
+        if cpu.type_name != self.cpu_type:
+            raise QobraError(f"Invalid CPU type, expected cpu type: '{self.cpu_type}'")
+        if cpu.apic_id == 0xFFFFFFFF:
+            cpu.values["apic-id"] = self._apic_id(cpu)
+        index = cpu.apic_id
+        if index >= topology.max_cpus:
+            raise QobraError(
+                f"Invalid CPU [socket: {cpu.socket_number}, die: {max(cpu.die_number, 0)}, core: {cpu.core_number}, "
+                f"thread: {cpu.thread_number}] with APIC ID {index}, valid index range 0:{topology.max_cpus - 1}"
+            )
+        if any(other.index == index for other in self.cpus):
+            raise QobraError(f"CPU[{index}] with APIC ID {index} exists")
+        cpu.index = index
+
+    def _apic_id(self, cpu: X86Cpu) -> int:
+        topology = self.topology
+        assert topology is not None
+        die = cpu.die_number if topology.dies > 1 or cpu.die_number >= 0 else 0
+        number = 0
+        for name, value, count in (
+            ("socket", cpu.socket_number, topology.sockets),
+            ("die", die, topology.dies),
+            ("core", cpu.core_number, topology.cores),
+            ("thread", cpu.thread_number, topology.threads),
+        ):
+            if value < 0:
+                raise QobraError(f"CPU {name}-id is not set")
+            if value >= count:
+                raise QobraError(f"Invalid CPU {name}-id: {value} must be in range 0:{count - 1}")
+            number = number * count + value
+        return number
 
     def request_unplug(self, device: Device) -> None:
         if device in self.cpus:

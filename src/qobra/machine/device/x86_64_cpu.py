@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qobra.machine.cpu import Cpu
 from qobra.machine.devices import registry
 from qobra.machine.irq import Line
@@ -15,6 +17,7 @@ class X86Cpu(Cpu):
     abstract = True
     architecture = "x86_64"
     legacy_architecture = "x86"
+    pluggable = True
     model = ""
 
     apic_id = Int(0xFFFFFFFF, type="uint32", name="apic-id")
@@ -24,8 +27,16 @@ class X86Cpu(Cpu):
     socket_number = Int(-1, type="int32", name="socket-id")
 
     def realize(self) -> None:
+        if self.index < 0:
+            board: Any = self.board
+            board.place_cpu(self)
         super().realize()
         self.interrupt = Line()
+        self.board.cpus.append(self)
+
+    def unrealize(self) -> None:
+        if self in self.board.cpus:
+            self.board.cpus.remove(self)
 
     def properties_of_place(self) -> dict[str, int]:
         return self.board.topology.place(self.index) if self.board.topology else {}

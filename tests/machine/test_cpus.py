@@ -1,0 +1,90 @@
+"""CPUs: topology from options, and plugging more in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qobra.errors import QobraError
+from qobra.machine.cpu import Topology
+from qobra.machine.launch import attach_board, find_board
+from qobra.machine.machine import Machine
+from qobra.qmp import dispatch
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (1, 1, 1, 1, 1, 1)),
+        ({"cpus": 4}, (4, 4, 1, 1, 4, 1)),
+        ({"cpus": 4, "sockets": 2}, (4, 4, 2, 1, 2, 1)),
+        ({"cpus": 2, "maxcpus": 8, "sockets": 2, "threads": 2}, (2, 8, 2, 1, 2, 2)),
+        ({"cores": 2, "threads": 2}, (4, 4, 1, 1, 2, 2)),
+        ({"cpus": 8, "dies": 2, "cores": 2}, (8, 8, 2, 2, 2, 1)),
+    ],
+)
+def test_topology(options: dict[str, int], expected: tuple[int, ...]) -> None:
+    t = Topology.from_options(options, dies_supported=True, limit=255, board="b")
+    assert (t.cpus, t.max_cpus, t.sockets, t.dies, t.cores, t.threads) == expected
+
+
+@pytest.fixture
+def machine() -> Any:
+    machine = Machine(capabilities=frozenset(("board", "x86_64")))
+    with machine.control:
+        board = attach_board(machine, find_board("x86_64", "pc"))
+        board.set_topology({"cpus": 1, "maxcpus": 4, "sockets": 2, "cores": 2})
+        board.set_memory(1 << 20)
+        board.start()
+        board.finish()
+    yield machine
+    machine.close()
+
+
+def _call(machine: Machine, command: str, **arguments: Any) -> Any:
+    with machine.control:
+        return dispatch.call(machine, command, {key.replace("_", "-"): value for key, value in arguments.items()})
+
+
+def test_hot_plug(machine: Machine) -> None:
+    places = _call(machine, "query-hotpluggable-cpus")
+    assert [("qom-path" in place, place["props"]) for place in places] == [
+        (False, {"socket-id": 1, "core-id": 1, "thread-id": 0}),
+        (False, {"socket-id": 1, "core-id": 0, "thread-id": 0}),
+        (False, {"socket-id": 0, "core-id": 1, "thread-id": 0}),
+        (True, {"socket-id": 0, "core-id": 0, "thread-id": 0}),
+    ]
+    place = places[0]
+    with machine.control:
+        dispatch.call(machine, "device_add", {"driver": place["type"], "id": "c3"} | place["props"])
+    _call(machine, "cpu-add", id=1)
+    cpus = _call(machine, "query-cpus-fast")
+    assert [(cpu["cpu-index"], cpu["qom-path"]) for cpu in cpus] == [
+        (0, "/machine/unattached/device[0]"),
+        (3, "/machine/peripheral/c3"),
+        (1, "/machine/peripheral-anon/device[0]"),
+    ]
+    assert [each.get("qom-path") is not None for each in _call(machine, "query-hotpluggable-cpus")] == [
+        True, False, True, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"socket-id": 0, "core-id": 0, "thread-id": 0}, "CPU[0] with APIC ID 0 exists"),
+        ({"core-id": 0, "thread-id": 0}, "CPU socket-id is not set"),
+        ({"socket-id": 9, "core-id": 0, "thread-id": 0}, "Invalid CPU socket-id: 9 must be in range 0:1"),
+        ({"driver": "max-x86_64-cpu"}, "Invalid CPU type, expected cpu type: 'qemu64-x86_64-cpu'"),
+    ],
+)
+def test_refusals(machine: Machine, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(QobraError) as caught, machine.control:
+        dispatch.call(machine, "device_add", {"driver": "qemu64-x86_64-cpu", "id": "c"} | options)
+    assert caught.value.desc == text
+    assert len(_call(machine, "query-cpus-fast")) == 1
+    with pytest.raises(QobraError, match="it already exists"):
+        _call(machine, "cpu-add", id=0)
+    with pytest.raises(QobraError, match="Boot CPU is unpluggable"):
+        _call(machine, "device_del", id="/machine/unattached/device[0]")
