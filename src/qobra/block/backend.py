@@ -121,6 +121,8 @@ class BlockBackend:
         """What to do about failed requests; None where the user is no guest device."""
         self.resized: list[Callable[[], None]] = []
         """Called after the node's length changed."""
+        self.ejecting: list[Callable[[], None]] = []
+        """Called before the node is taken out."""
         self._local = threading.local()
         self._table: ResolvedTable | None = None
 
@@ -153,6 +155,8 @@ class BlockBackend:
 
     def remove(self) -> None:
         """Leave the graph; a node that nobody else uses is closed."""
+        for call in tuple(self.ejecting):
+            call()
         if self.node is not None:
             with self.layer.graph.change() as change:
                 change.set_root(self, None)

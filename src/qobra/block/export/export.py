@@ -11,6 +11,8 @@ from qobra.errors import QobraError
 from qobra.registry import Registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode
 
@@ -43,6 +45,8 @@ class Export:
         self.writable = writable
         self.writethrough: bool = options.get("writethrough", False)
         self.shutting_down = False
+        self.when_gone: list[Callable[[], None]] = []
+        """Called in the strand once the export is gone."""
         shared = permissions.ALL if self.share_resize else permissions.ALL & ~permissions.RESIZE
         self.backend = BlockBackend(layer, shared=shared, description=f"block export '{self.id}'")
         self._clients: set[ExportClient] = set()

@@ -58,7 +58,17 @@ class Exports:
             options["description"] = arguments["description"]
         if "bitmap" in arguments:
             options["bitmaps"] = [arguments["bitmap"]]
-        return self.add(options)
+        export = self.add(options)
+        drive = self._layer.backends.get(arguments["device"])
+        if drive is not None:
+            # It goes when the medium is taken out of the drive.
+            def eject() -> None:
+                if not export.shutting_down:
+                    export.request_shutdown()
+
+            drive.ejecting.append(eject)
+            export.when_gone.append(lambda: drive.ejecting.remove(eject))
+        return export
 
     def remove(self, name: str, mode: str = "safe", *, only: str | None = None) -> None:
         """block-export-del: begin to remove an export; BLOCK_EXPORT_DELETED tells when it is gone.
@@ -100,6 +110,8 @@ class Exports:
                 export.backend.remove()
             except (OSError, QobraError):
                 pass  # a node that could not be flushed when nobody used it any more; it is closed all the same
+            for call in export.when_gone:
+                call()
             self._layer.emit("BLOCK_EXPORT_DELETED", {"id": export.id})
 
     # The NBD server ---------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def parse_filename(filename: str) -> Options:
     if "://" in filename:
         return _parse_uri(filename)
     place, found, export = filename.removeprefix("nbd:").partition(_EXPORT)
-    options: Options = {"server": _parse_place(place)}
+    options: Options = {"server": parse_place(place)}
     if found and export:
         options["export"] = export
     return options
@@ -70,7 +70,8 @@ def _parse_uri(text: str) -> Options:
     return options
 
 
-def _parse_place(place: str) -> dict[str, Any]:
+def parse_place(place: str) -> dict[str, Any]:
+    """The SocketAddress that ``HOST:PORT`` or ``unix:PATH`` says. Raises QobraError."""
     if place.startswith("unix:"):
         return {"type": "unix", "path": place[5:]}
     host, colon, rest = place.rpartition(":") if place.startswith("[") else place.partition(":")
