@@ -118,6 +118,10 @@ def test_memory_backends(build: Build) -> None:
         (["-add-fd", "set=1"], "fd option is required"),
         (["-rtc", "base=nonsense"], "invalid datetime format"),
         (["-global", "nonsense"], "Invalid 'global' value"),
+        (["-numa", "node,cpus=7"], "CPU index (7) should be smaller than maxcpus (1)"),
+        (["-numa", "node,mem=1M"], "Parameter -numa node,mem is not supported by this machine type"),
+        (["-numa", "node", "-numa", "dist,src=0,dst=5,val=20"], "NUMA node is missing"),
+        (["-numa", "cpu,node-id=0,socket-id=0"], "Invalid node-id=0"),
     ],
 )
 def test_refusals(build: Build, arguments: list[str], text: str) -> None:
@@ -156,6 +160,25 @@ def test_preconfig_holds_the_board_back() -> None:
         _qmp(machine, "x-exit-preconfig")
     machine.close()
     builder.close()
+
+
+def test_numa(build: Build) -> None:
+    nodes = [*("-numa", "node,nodeid=0,cpus=0-1,memdev=a"), *("-numa", "node,nodeid=1,cpus=2-3,memdev=b")]
+    machine = build(
+        *("-machine", "pc", "-m", "32M", "-smp", "4", "-S"),
+        *("-object", "memory-backend-ram,id=a,size=8M", "-object", "memory-backend-ram,id=b,size=24M"),
+        *nodes,
+        *("-numa", "dist,src=0,dst=1,val=30"),
+    )
+    assert [cpu["props"]["node-id"] for cpu in _qmp(machine, "query-cpus-fast")] == [0, 0, 1, 1]
+    board: Any = machine.board
+    board.memory.store((8 << 20) - 4, 8, 0x1122334455667788)
+    second: Any = machine.objects.find("b")
+    assert bytes(second.ram.view[:4]).hex() == "44332211"
+    assert board.memory.load(8 << 20, 4) == 0x11223344
+    assert board.numa.distance(1, 0) == 30
+    with pytest.raises(QobraError, match="permitted only before the machine has been created"):
+        _qmp(machine, "set-numa-node", type="node")
 
 
 def test_options_from_a_file(tmp_path: Path) -> None:

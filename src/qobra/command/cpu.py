@@ -68,7 +68,7 @@ def query_hotpluggable_cpus(machine: Machine, args: dict[str, Any]) -> list[dict
         raise QobraError("machine does not support hot-plugging CPUs")
     result = []
     for index in reversed(range(board.topology.max_cpus)):
-        place: dict[str, Any] = {"type": board.cpu_type, "vcpus-count": 1, "props": board.topology.place(index)}
+        place: dict[str, Any] = {"type": board.cpu_type, "vcpus-count": 1, "props": board.place_of_cpu(index)}
         present = next((cpu for cpu in board.cpus if cpu.index == index), None)
         if present is not None:
             place["qom-path"] = present.path()

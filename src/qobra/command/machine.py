@@ -136,3 +136,13 @@ def query_tpm_models(machine: Machine, args: dict[str, Any]) -> list[str]:
 def query_tpm_types(machine: Machine, args: dict[str, Any]) -> list[str]:
     """The back ends of TPM devices there are."""
     return []
+
+
+@command("set-numa-node", needs="board")
+def set_numa_node(machine: Machine, args: dict[str, Any]) -> None:
+    """Configure NUMA, before the board is made."""
+    board = machine.board
+    assert board is not None
+    if (board.topology is not None and board.cpus) or board.ready:
+        raise QobraError("The command is permitted only before the machine has been created")
+    board.numa.set(args)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from qobra.errors import QobraError
 from qobra.machine import accelerator
 from qobra.machine.memory import AddressSpace, Ram
+from qobra.machine.numa import Numa
 from qobra.machine.qdev import Device, SystemBus
+from qobra.machine.ram import backend_ram
 from qobra.machine.vclock import VirtualClock
 from qobra.object.property import Bool, String
 from qobra.object.qom import Container, Object
@@ -89,6 +91,7 @@ class Board(Object):
         self.fw_cfg_files: list[tuple[str, bytes]] = []
         self.drives: list[Any] = []
         self.balloon: Any = None
+        self.numa = Numa(self)
         self.dumper: Any = None
         self.serial_chardevs: list[str | None] = []
         self.no_defaults = False
@@ -102,6 +105,12 @@ class Board(Object):
         self.add_child("peripheral-anon", self.peripheral_anon)
         self.add_child("unattached", self.unattached)
         self._clock: VirtualClock | None = None
+
+    def place_of_cpu(self, index: int) -> dict[str, int]:
+        """CpuInstanceProperties of CPU ``index``."""
+        place = dict(self.topology.place(index)) if self.topology is not None else {}
+        node = self.numa.node_of_cpu(index)
+        return place if node is None else {"node-id": node} | place
 
     # -- before the start
 
@@ -129,7 +138,7 @@ class Board(Object):
 
     def set_memory(self, size: int, *, backend: str | None = None, path: str | None = None) -> None:
         """Get the RAM: ``size`` bytes, of the memory backend ``backend`` or the file ``path``. Raises QobraError."""
-        from qobra.machine.ram import backend_ram, default_backend
+        from qobra.machine.ram import default_backend
 
         size = (size + 8191) & ~8191
         self.ram_size = size
@@ -152,7 +161,24 @@ class Board(Object):
         self.unattached.add_child("sysbus", self.system_bus)
         self.system_bus.bus_name_given = "main-system-bus"
         machine.run_state.on_reset(self.reset_all)
+        self.numa.check()
         self.build()
+        self._place_numa_memory()
+
+    def _place_numa_memory(self) -> None:
+        # The memory of nodes lies over the board's RAM, which then is never touched.
+        start = 0
+        for name in self.numa.backends():
+            backend: Any = self.tree.find(name)
+            ram = backend_ram(self.tree, name, backend.size)
+            assert self.ram is not None
+            for mapping in self.memory.mappings_of(self.ram):
+                low = max(start, mapping.offset)
+                high = min(start + ram.size, mapping.offset + mapping.size)
+                if low < high:
+                    base = mapping.base + low - mapping.offset
+                    self.memory.map(base, ram, offset=low - start, size=high - low, priority=mapping.priority)
+            start += ram.size
 
     def finish(self) -> None:
         """The devices of the command line are there: load what the guest boots from, and reset for the first time."""

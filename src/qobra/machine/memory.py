@@ -214,6 +214,10 @@ class AddressSpace:
         self._mappings.remove(mapping)
         self.changed()
 
+    def mappings_of(self, region: Region) -> list[Mapping]:
+        """Where ``region`` is mapped."""
+        return [mapping for mapping in self._mappings if mapping.region is region]
+
     def changed(self) -> None:
         """A mapping changed: the next access makes a new view."""
         self._view = None

@@ -15,7 +15,7 @@ from qobra.errors import QobraError
 from qobra.machine.drive import DriveInfo, Drives
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
-from qobra.machine.option_groups import convert
+from qobra.machine.option_groups import convert, number
 from qobra.machine.plug import add_device
 from qobra.qmp import dispatch
 from qobra.qmp.monitor import Monitors
@@ -34,6 +34,7 @@ _SHORT_DRIVES = {
     "sd": "if=sd",
     "pflash": "if=pflash",
 }
+_MAX_CPU_NUMBER = 1 << 16
 # Objects that other options refer to come early; those that refer to other options come late.
 _LATE_OBJECTS = ("qtest", "rng-egd", "filter-", "colo-compare", "cryptodev-vhost-user", "can-host")
 
@@ -106,6 +107,8 @@ class Builder:
         self._each("trace", lambda value: convert("trace", split(value, "enable")))
         self._each("msg", lambda value: convert("msg", split(value)))
         self._set_run_state()
+        self._board_options()
+        self._config.apply(self.board)
 
     def _make_board(self) -> None:
         try:
@@ -224,13 +227,8 @@ class Builder:
     def build_board(self) -> None:
         """The board with its drives and devices."""
         board = self.board
-        self._board_options()
-        try:
-            self._config.apply(board)
-        except QobraError:
-            raise
         for value in self._values("numa"):
-            dispatch.call(self.machine, "set-numa-node", structure(value, "NumaOptions", "type"))
+            dispatch.call(self.machine, "set-numa-node", _numa(value))
         board.serial_chardevs = self._serial_chardevs()
         board.no_defaults = self._has("nodefaults")
         for value in self._values("global"):
@@ -372,6 +370,29 @@ class Builder:
             from qobra.cli._system.runas import become
 
             become(user)
+
+
+def _numa(text: str) -> dict[str, Any]:
+    """NumaOptions; ``cpus`` takes ranges and may be repeated."""
+    from qobra.qapi.contract import contract
+
+    if text.startswith("{"):
+        return structure(text, "NumaOptions")
+    cpus: list[str] = []
+    rest: list[str] = []
+    for item in text.split(","):
+        key, _equals, value = item.partition("=")
+        if key != "cpus":
+            rest.append(item)
+            continue
+        first, _dash, last = value.partition("-")
+        low, high = number("cpus", first), number("cpus", last or first)
+        if not low <= high < _MAX_CPU_NUMBER:
+            raise QobraError("Parameter 'cpus' expects an int64 value or range")
+        cpus += [str(each) for each in range(low, high + 1)]
+    options: dict[str, Any] = split(",".join(rest), "type")
+    checked: dict[str, Any] = contract().check("NumaOptions", options | ({"cpus": cpus} if cpus else {}), keyval=True)
+    return checked
 
 
 def _uuid(text: str) -> uuid_module.UUID:

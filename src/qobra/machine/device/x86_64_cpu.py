@@ -39,7 +39,7 @@ class X86Cpu(Cpu):
             self.board.cpus.remove(self)
 
     def properties_of_place(self) -> dict[str, int]:
-        return self.board.topology.place(self.index) if self.board.topology else {}
+        return self.board.place_of_cpu(self.index)
 
 
 @registry.register("qemu64-x86_64-cpu")

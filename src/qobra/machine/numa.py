@@ -1,0 +1,150 @@
+"""NUMA: which CPUs and which memory belong together, and how far the nodes are from each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.machine.memory_backend import MemoryBackend
+
+if TYPE_CHECKING:
+    from qobra.machine.board import Board
+
+MAX_NODES = 128
+LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
+
+
+class Node:
+    """One node: CPU numbers, and bytes of memory, plain or of a backend."""
+
+    def __init__(self) -> None:
+        self.cpus: set[int] = set()
+        self.memory: int | None = None
+        self.backend: str | None = None
+
+
+class Numa:
+    """The nodes of a board, from ``-numa`` and set-numa-node. Raises QobraError in QEMU's words."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self.nodes: dict[int, Node] = {}
+        self.distances: dict[tuple[int, int], int] = {}
+
+    def set(self, options: dict[str, Any]) -> None:
+        """Take one NumaOptions."""
+        if not self._board.numa_supported:
+            raise QobraError("NUMA is not supported by this machine-type")
+        kind = options["type"]
+        if kind == "node":
+            self._set_node(options)
+        elif kind == "dist":
+            self._set_distance(options["src"], options["dst"], options["val"])
+        elif kind == "cpu":
+            self._set_cpu(options)
+        else:
+            raise QobraError(
+                "ACPI Heterogeneous Memory Attribute Table (HMAT) is disabled, enable it with -machine hmat=on "
+                "before using any of hmat specific options"
+            )
+
+    def _set_node(self, options: dict[str, Any]) -> None:
+        number = options.get("nodeid", len(self.nodes))
+        if number >= MAX_NODES:
+            raise QobraError(f"Max number of NUMA nodes reached: {number}")
+        if number in self.nodes:
+            raise QobraError(f"Duplicate NUMA nodeid: {number}")
+        node = Node()
+        topology = self._board.topology
+        limit = topology.max_cpus if topology is not None else 1
+        for cpu in options.get("cpus", ()):
+            if cpu >= limit:
+                raise QobraError(f"CPU index ({cpu}) should be smaller than maxcpus ({limit})")
+            node.cpus.add(cpu)
+        if "mem" in options:
+            if not self._board.numa_mem_supported:
+                raise QobraError(
+                    "Parameter -numa node,mem is not supported by this machine type\nUse -numa node,memdev instead"
+                )
+            node.memory = options["mem"]
+        if "memdev" in options:
+            backend = self._board.tree.find(options["memdev"])
+            if not isinstance(backend, MemoryBackend):
+                raise QobraError(f"memdev={options['memdev']} is not found")
+            node.memory, node.backend = backend.size, options["memdev"]
+        kinds = {each.backend is not None for each in (*self.nodes.values(), node) if each.memory is not None}
+        if len(kinds) > 1:
+            raise QobraError("numa configuration should use either mem= or memdev=,mixing both is not allowed")
+        self.nodes[number] = node
+
+    def _set_distance(self, source: int, target: int, distance: int) -> None:
+        for number in (source, target):
+            if number >= MAX_NODES:
+                raise QobraError(f"Invalid node {number}, max possible could be {MAX_NODES}")
+            if number not in self.nodes:
+                raise QobraError(
+                    "Source/Destination NUMA node is missing. Please use '-numa node' option to declare it first."
+                )
+        if distance < LOCAL_DISTANCE:
+            raise QobraError(f"NUMA distance ({distance}) is invalid, it shouldn't be less than {LOCAL_DISTANCE}.")
+        if source == target and distance != LOCAL_DISTANCE:
+            raise QobraError(f"Local distance of node {source} should be {LOCAL_DISTANCE}.")
+        self.distances[source, target] = distance
+
+    def _set_cpu(self, options: dict[str, Any]) -> None:
+        if "node-id" not in options:
+            raise QobraError("Missing mandatory node-id property")
+        number, topology = options["node-id"], self._board.topology
+        if number not in self.nodes:
+            raise QobraError(
+                f"Invalid node-id={number}, NUMA node must be defined with -numa node,nodeid=ID "
+                "before it's used with -numa cpu,node-id=ID"
+            )
+        wanted = {key: value for key, value in options.items() if key not in ("type", "node-id")}
+        count = topology.max_cpus if topology is not None else 1
+        matching = [
+            index
+            for index in range(count)
+            if topology is not None and wanted.items() <= ({"die-id": 0} | topology.place(index)).items()
+        ]
+        if not matching:
+            raise QobraError("no match found")
+        self.nodes[number].cpus.update(matching)
+
+    def check(self) -> None:
+        """All options are there: do they fit together, and the machine?"""
+        if not self.nodes:
+            return
+        if sorted(self.nodes) != list(range(len(self.nodes))):
+            missing = next(number for number in range(MAX_NODES) if number not in self.nodes)
+            raise QobraError(f"numa: Node ID missing: {missing}")
+        total = sum(node.memory or 0 for node in self.nodes.values())
+        if any(node.memory is not None for node in self.nodes.values()) and total != self._board.ram_size:
+            raise QobraError(
+                f"total memory for NUMA nodes (0x{total:x}) should equal RAM size (0x{self._board.ram_size:x})"
+            )
+        if not any(node.memory is not None for node in self.nodes.values()):
+            self._share_memory()
+
+    def _share_memory(self) -> None:
+        # Nobody said: equal parts, the last node takes the rest.
+        size, numbers = self._board.ram_size, sorted(self.nodes)
+        part = size // len(numbers) & ~((8 << 20) - 1)
+        for number in numbers[:-1]:
+            self.nodes[number].memory = part
+        self.nodes[numbers[-1]].memory = size - part * (len(numbers) - 1)
+
+    def node_of_cpu(self, index: int) -> int | None:
+        """The node of a CPU, if it was put into one."""
+        return next((number for number, node in self.nodes.items() if index in node.cpus), None)
+
+    def distance(self, source: int, target: int) -> int:
+        """How far ``target`` is from ``source``; what was not said is the same both ways, or remote."""
+        if source == target:
+            return LOCAL_DISTANCE
+        given = self.distances.get((source, target)) or self.distances.get((target, source))
+        return given or REMOTE_DISTANCE
+
+    def backends(self) -> list[str]:
+        """The memory backends of the nodes, in their order."""
+        return [node.backend for _number, node in sorted(self.nodes.items()) if node.backend is not None]
