@@ -15,13 +15,24 @@ Json = object
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
+_buckets: dict[str, int] = {}
+"""The buckets of names that came up before: there are few, and they come again and again."""
+_MOST_KNOWN = 1024
+
+
 def bucket(key: str) -> int:
     """The bucket of a member's name."""
+    known = _buckets.get(key)
+    if known is not None:
+        return known
     data = key.encode("utf-8", "surrogateescape")
     value = (0x238F13AF * len(data)) & 0xFFFFFFFF
     for position, byte in enumerate(data):
         value = (value + (byte << (position * 5 % 24))) & 0xFFFFFFFF
-    return ((1103515243 * value + 12345) & 0xFFFFFFFF) % 512
+    found = ((1103515243 * value + 12345) & 0xFFFFFFFF) % 512
+    if len(_buckets) < _MOST_KNOWN:
+        _buckets[key] = found
+    return found
 
 
 def ordered(members: Mapping[str, Json]) -> list[tuple[str, Json]]:

@@ -27,7 +27,7 @@ COMPRESSED = 2
 UNALLOCATED = 4
 """DATA to be read like any other, of which its protocol says that no space is allocated for it."""
 
-MAX_DEPTH = 400
+MAX_DEPTH = 512
 """Nodes that may lie on one another; a longer backing chain is refused."""
 
 

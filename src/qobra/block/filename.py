@@ -136,7 +136,8 @@ def _strong_options(node: BlockNode) -> Options:
     if chosen is None:
         own = {name: value for name, value in node.options.items() if name not in GENERIC_OPTIONS | {"driver"}}
         return flatten({name: value for name, value in own.items() if name not in node.child_options()})
-    flat = flatten(node.options)
+    tops = {name.partition(".")[0] for name in ("filename", *chosen)}
+    flat = flatten({name: node.options[name] for name in tops if name in node.options})
     return {
         key: value
         for name in ("filename", *chosen)
@@ -161,10 +162,34 @@ def flatten(options: Options, prefix: str = "") -> Options:
 
 def json_filename(options: Options) -> str:
     """The ``json:`` name for a node with these full options, cut short as QEMU does where it would be very long."""
-    from qobra.json_text import compact
-
-    text = "json:" + compact(options)
+    parts = ["json:"]
+    _append_json(options, parts, PATH_MAX)
+    text = "".join(parts)
     return text if len(text) < PATH_MAX else text[: PATH_MAX - 4] + "..."
+
+
+def _append_json(options: Options, parts: list[str], room: int) -> int:
+    """Append the text of ``options`` or the beginning of it; returns how many of ``room`` characters are left."""
+    from qobra.json_text import compact, ordered, quoted
+
+    separator = "{"
+    for name, value in ordered(options):
+        head = f"{separator}{quoted(name)}: "
+        separator = ", "
+        room -= len(head)
+        parts.append(head)
+        if room <= 0:
+            return room
+        if isinstance(value, dict) and value:
+            room = _append_json(value, parts, room)
+        else:
+            text = compact(value)
+            parts.append(text)
+            room -= len(text)
+        if room <= 0:
+            return room
+    parts.append("}")
+    return room - 1
 
 
 def full_backing_filename(node: BlockNode) -> str:

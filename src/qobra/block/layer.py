@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from qobra.block.export.exports import Exports
     from qobra.block.job.jobs import Jobs
     from qobra.block.throttle import ThrottleGroup
+
+# A request goes down a chain of MAX_DEPTH nodes by a few calls for each, and so does opening one.
+sys.setrecursionlimit(max(sys.getrecursionlimit(), 20 * MAX_DEPTH))
 
 Emit = Callable[[str, dict[str, Any] | None], None]
 
@@ -60,6 +64,7 @@ class BlockLayer:
         self._random = random
         self._node_counter = 0
         self._serial = 0
+        self._opening_depth = 0
         self._backing_chain: list[str | Options] = []
         """What the backing files that are being opened were named by, to notice a loop."""
         self.flight = Flight()
@@ -296,6 +301,15 @@ class BlockLayer:
             return reference.node
         if isinstance(reference, str):
             return self.find_device_or_node(reference)
+        if self._opening_depth >= MAX_DEPTH:
+            raise QobraError(f"Nodes cannot lie more than {MAX_DEPTH} deep on one another")
+        self._opening_depth += 1
+        try:
+            return self._open_new(reference, opened, inherited)
+        finally:
+            self._opening_depth -= 1
+
+    def _open_new(self, reference: Options, opened: list[BlockNode], inherited: Options) -> BlockNode:
         options = {**inherited, **reference}
         name = options.get("node-name")
         if name is not None:
@@ -337,9 +351,11 @@ class BlockLayer:
             reference = self.backing_options(node)
             if reference is None:
                 return
-        if len(self._backing_chain) >= MAX_DEPTH or reference in self._backing_chain:
+        if reference in self._backing_chain:
             name = node.backing_filename  # type: ignore[attr-defined]
             raise QobraError(f"Backing file '{name}' creates an infinite loop.")
+        if len(self._backing_chain) >= MAX_DEPTH:
+            raise QobraError(f"The backing chain is longer than {MAX_DEPTH} images")
         self._backing_chain.append(reference)
         try:
             backing = opening.attach("backing", permissions.ROLE_COW, reference)

@@ -78,14 +78,27 @@ def _reports_info(node: BlockNode) -> bool:
     return node.reports_info
 
 
-def image_chain(node: BlockNode, *, flat: bool) -> Info:
-    """ImageInfo of ``node``, with ``backing-image`` all the way down unless ``flat``."""
-    top = info = image_info(node)
-    below = _filtered_or_backing(node)
-    while below is not None and not flat:
-        info["backing-image"] = info = image_info(below)
-        below = _filtered_or_backing(below)
-    return top
+def image_chain(node: BlockNode, *, flat: bool, known: dict[BlockNode, Info] | None = None) -> Info:
+    """ImageInfo of ``node``, with ``backing-image`` all the way down unless ``flat``.
+
+    ``known`` keeps the answers of one query, so that a chain of many images is told of in a time that is not the square
+    of its length.
+    """
+    if flat:
+        return image_info(node)
+    if known is None:
+        known = {}
+    chain: list[BlockNode] = []
+    current: BlockNode | None = node
+    while current is not None and current not in known:
+        chain.append(current)
+        current = _filtered_or_backing(current)
+    for each in reversed(chain):
+        info = known[each] = image_info(each)
+        below = _filtered_or_backing(each)
+        if below is not None:
+            info["backing-image"] = known[below]
+    return known[node]
 
 
 def _filtered_or_backing(node: BlockNode) -> BlockNode | None:
@@ -95,8 +108,17 @@ def _filtered_or_backing(node: BlockNode) -> BlockNode | None:
     return node.backing if node.supports_backing else None
 
 
-def device_info(node: BlockNode, *, flat: bool = False, backend: BlockBackend | None = None) -> Info:
-    """BlockDeviceInfo of ``node``; with ``backend``, the limits of its throttle group are told."""
+def device_info(
+    node: BlockNode,
+    *,
+    flat: bool = False,
+    backend: BlockBackend | None = None,
+    known: dict[BlockNode, Info] | None = None,
+) -> Info:
+    """BlockDeviceInfo of ``node``; with ``backend``, the limits of its throttle group are told.
+
+    ``known``: see :func:`image_chain`.
+    """
     info: Info = {
         "file": node.filename,
         "node-name": node.node_name,
@@ -112,7 +134,7 @@ def device_info(node: BlockNode, *, flat: bool = False, backend: BlockBackend | 
         "write_threshold": node.write_threshold,
         "backing_file_depth": 0 if flat else backing_depth(node),
         **_NO_LIMITS,
-        "image": image_chain(node, flat=flat),
+        "image": image_chain(node, flat=flat, known=known),
     }
     backing = cow_backing(node)
     if backing is not None:
@@ -126,7 +148,8 @@ def device_info(node: BlockNode, *, flat: bool = False, backend: BlockBackend | 
 
 def named_block_nodes(layer: BlockLayer, *, flat: bool) -> list[Info]:
     """The answer of query-named-block-nodes: all nodes, newest first as QEMU lists them."""
-    return [device_info(node, flat=flat) for node in reversed(layer.graph.nodes.values())]
+    known: dict[BlockNode, Info] = {}
+    return [device_info(node, flat=flat, known=known) for node in reversed(layer.graph.nodes.values())]
 
 
 def block_info(layer: BlockLayer) -> list[Info]:
