@@ -415,6 +415,17 @@ def test_a_write_is_seen_by_trackers(exporter: Any) -> None:
     assert list(bitmap.dirty_ranges()) == [(1024, 512), (4096, 100 * KIB)]
 
 
+def test_the_highest_write_is_noted(exporter: Any) -> None:
+    node = exporter.file("n", bytes(4 * MIB), offset=512)
+    exporter.export("n")
+    client = exporter.connect("n")
+    client.pwrite(b"x" * 512, 1024)
+    assert (node.highest_write_offset, node.file.highest_write_offset) == (1536, 2048)
+    client.pwrite(b"x" * MIB, MIB)
+    client.pwrite(b"x", 0)
+    assert (node.highest_write_offset, node.file.highest_write_offset) == (2 * MIB, 2 * MIB + 512)
+
+
 def test_a_changed_graph_is_noticed(exporter: Any) -> None:
     from qobra.block import permissions
 

@@ -10,36 +10,31 @@ requests by their node's own methods, in this thread while they are quick and by
 from __future__ import annotations
 
 import os
-import select
-import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from qobra.block.export.nbd.inbox import LONGEST_INLINE, Inbox
+from qobra.block.export.nbd.places import PAGE_MASK, never_waits, resolved
 from qobra.block.export.nbd.requests import Work
-from qobra.block.table import PAGE_BITS, PAGE_ENTRIES
+from qobra.block.table import PAGE_BITS
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
-from qobra.nbd.transport import Disconnected
 
 if TYPE_CHECKING:
     from qobra.block.export.nbd.connection import Connection
+    from qobra.block.export.nbd.places import Pieces
+    from qobra.block.node import BlockNode
     from qobra.block.slots import Slot
     from qobra.block.table import ResolvedTable
 
-RECEIVE_SIZE = 256 << 10
 ARENA_SIZE = 4 << 20
 LONGEST_HIT = 2 << 20
 """Longer reads take the general path, in memory of their own."""
-INLINE_WRITE = 64 << 10
-"""A write up to this long is waited for in the receive buffer; a longer one gets a buffer of its own."""
-
-FILL_UNITS = 64
-"""Units of the table that are resolved at a time around one that was asked for."""
+PROMPT_BYTES = 256 << 10
 PROMPT_NS = 200_000
-"""After a request that took longer, the replies that are ready are sent before the next is begun."""
+"""After so much, or so long, replies that are ready are sent before the next request is begun."""
 
-_PAGE_MASK = PAGE_ENTRIES - 1
 _REQUEST = p.REQUEST.size
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _ZEROES = memoryview(bytes(64 << 10))
@@ -57,15 +52,11 @@ class _Loop:
         self._connection = connection
         self._slot = slot
         self._backend = connection.export.backend
-        self._plain = None if connection.transport.tls else connection.transport.socket
-        self._buffer = bytearray(RECEIVE_SIZE)
-        self._view = memoryview(self._buffer)
-        self._start = self._end = 0
+        self._inbox = Inbox(connection.transport)
         self._arena = bytearray(ARENA_SIZE)
         self._arena_view = memoryview(self._arena)
-        self._payload = bytearray()
         self._again = False
-        """Whether the buffer holds a complete request already."""
+        """Whether there is something to do before more is received."""
         self._cold: deque[Work] = deque()
         self._aside: list[Work] = []
         self._long_write: Work | None = None
@@ -80,7 +71,7 @@ class _Loop:
         self._again = False
         long_write, self._long_write = self._long_write, None
         if long_write is not None:
-            long_write = self._receive_payload(long_write)
+            long_write = long_write._replace(payload=self._receive_payload(long_write))
         self._slot.enter()
         try:
             table = self._backend.table()
@@ -114,13 +105,14 @@ class _Loop:
         linear = table.linear
         fd, base = linear if linear is not None else (-1, 0)
         writable = export.writable and table.writable and not export.writethrough
-        view, arena, arena_view = self._view, self._arena, self._arena_view
-        buffer, start, end = self._buffer, self._start, self._end
+        inbox, arena, arena_view = self._inbox, self._arena, self._arena_view
+        buffer, view, start, end = inbox.buffer, inbox.view, inbox.start, inbox.end
         nowait = self._nowait
         unpack, pack_reply, pack_chunk = p.REQUEST.unpack_from, p.SIMPLE_REPLY.pack_into, p.CHUNK_DATA.pack_into
         preadv, pwrite = os.preadv, os.pwrite
         aside = self._aside
         going_on = True
+        written = 0  # the end of the highest write
         while end - start >= _REQUEST:
             magic, flags, command, cookie, offset, length = unpack(buffer, start)
             if magic != p.REQUEST_MAGIC:
@@ -144,7 +136,7 @@ class _Loop:
                 if linear is None:
                     number = offset >> bits
                     page = pages.get(number >> PAGE_BITS)
-                    entry = page[number & _PAGE_MASK] if page is not None else 0
+                    entry = page[number & PAGE_MASK] if page is not None else 0
                     inside = offset & mask
                     if entry > 1 and inside + length <= unit:
                         fd = fds[entry >> 1 & 255]
@@ -169,7 +161,7 @@ class _Loop:
             elif command == 1:
                 need = _REQUEST + length
                 if end - start < need:
-                    if need > INLINE_WRITE:
+                    if need > LONGEST_INLINE:
                         self._long_write = Work(command, flags, cookie, offset, length)
                         self._again = True
                     break
@@ -179,12 +171,13 @@ class _Loop:
                     if linear is None:
                         number = offset >> bits
                         page = pages.get(number >> PAGE_BITS)
-                        entry = page[number & _PAGE_MASK] if page is not None else 0
+                        entry = page[number & PAGE_MASK] if page is not None else 0
                         inside = offset & mask
                         if entry & 1 and entry > 1 and inside + length <= unit:
                             fd = fds[entry >> 1 & 255]
                             host = (entry & -512) + inside
                         elif self._write_pieces(table, offset, payload):
+                            written = max(written, offset + length)
                             pack_reply(arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
                             position += 16
                             continue
@@ -195,6 +188,7 @@ class _Loop:
                     if fd >= 0:
                         try:
                             if pwrite(fd, payload, host) == length:
+                                written = max(written, offset + length)
                                 pack_reply(arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
                                 position += 16
                                 continue
@@ -210,7 +204,9 @@ class _Loop:
             if position > ARENA_SIZE - 64:
                 self._again = True
                 break
-        self._start = start
+        inbox.start = start
+        if written:
+            _note_writes(self._backend.inserted(), written)
         return position, going_on
 
     def _read_pieces(self, table: ResolvedTable, work: Work, data: int) -> bool:
@@ -218,7 +214,7 @@ class _Loop:
 
         False if it could not be done at once; it is then put where it is done later.
         """
-        pieces = _resolved(table, work.offset, work.length, False)
+        pieces = resolved(table, work.offset, work.length, to_write=False)
         if pieces is None:
             self._aside.append(work)
             return False
@@ -248,7 +244,7 @@ class _Loop:
 
     def _write_pieces(self, table: ResolvedTable, offset: int, payload: memoryview) -> bool:
         """Write where there is space already; False if that could not be done for all of it."""
-        pieces = _resolved(table, offset, len(payload), True)
+        pieces = resolved(table, offset, len(payload), to_write=True)
         if pieces is None:
             return False
         done = 0
@@ -268,6 +264,7 @@ class _Loop:
         plain = export.writable and table.writable and not export.writethrough and not work.flags
         if plain and work.offset + work.length <= self._backend.length:
             if self._write_pieces(table, work.offset, payload):
+                _note_writes(self._backend.inserted(), work.offset + work.length)
                 p.SIMPLE_REPLY.pack_into(self._arena, 0, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
                 return p.SIMPLE_REPLY.size
         self._aside.append(work)
@@ -276,11 +273,11 @@ class _Loop:
     def _note_failure(self, fd: int) -> None:
         """A read said that it cannot be done without waiting because the file system does not know waiting."""
         if fd not in self._nowait:
-            self._nowait[fd] = 0 if _never_waits(fd) else _NOWAIT
+            self._nowait[fd] = 0 if never_waits(fd) else _NOWAIT
 
     # Off the hot part -------------------------------------------------------------------------------------------------
 
-    def _read_ahead(self, work: Work, pieces: list[tuple[int, int, int]]) -> None:
+    def _read_ahead(self, work: Work, pieces: Pieces) -> None:
         """The data are not in memory: begin to read them, and serve the request once nothing else is waiting."""
         for fd, host, size in pieces:
             if fd >= 0:
@@ -308,7 +305,7 @@ class _Loop:
     def _read_cold(self, table: ResolvedTable, position: int, *, may_wait: bool) -> int:
         """Read the oldest cold request into the arena at ``position``; the end of its reply, 0 if there is none yet."""
         work = self._cold[0]
-        pieces = _resolved(table, work.offset, work.length, False)
+        pieces = resolved(table, work.offset, work.length, to_write=False)
         data = self._begin_read_reply(position, work)
         done = 0
         try:
@@ -355,7 +352,7 @@ class _Loop:
                 ready.append(part)
                 held += len(part)
             now_ns = time.monotonic_ns()
-            if held > RECEIVE_SIZE or now_ns - begin_ns > PROMPT_NS:
+            if held > PROMPT_BYTES or now_ns - begin_ns > PROMPT_NS:
                 connection.send(ready)
                 ready, held, begin_ns = [], 0, now_ns
         self._aside.clear()
@@ -363,54 +360,19 @@ class _Loop:
             connection.send(ready)
 
     def _receive(self) -> bool:
-        """Get more bytes into the buffer, serving cold reads until there are some; False at the end."""
-        if self._start == self._end:
-            self._start = self._end = 0
-        elif RECEIVE_SIZE - self._end < INLINE_WRITE + _REQUEST:
-            rest = self._end - self._start
-            self._buffer[:rest] = self._buffer[self._start : self._end]
-            self._start, self._end = 0, rest
-        view = self._view[self._end :]
+        """Get more bytes, serving cold reads until there are some; False at the end of the stream."""
         while self._cold:
-            count = self._receive_now(view)
+            count = self._inbox.receive_now()
             if count >= 0:
-                break
+                return count > 0
             self._serve_cold()
-        else:
-            count = self._plain.recv_into(view) if self._plain else self._connection.transport.recv_into(view)
-        self._end += count
-        return count > 0
+        return self._inbox.receive() > 0
 
-    def _receive_now(self, view: memoryview) -> int:
-        """Bytes into ``view`` without waiting; 0 at the end, -1 if there are none yet."""
-        transport = self._connection.transport
-        if self._plain is None:
-            return transport.recv_into(view) if transport.has_buffered() or transport.wait(select.POLLIN, 0) else -1
-        try:
-            return self._plain.recv_into(view, 0, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return -1
-
-    def _receive_payload(self, work: Work) -> Work:
-        """The rest of a write that does not fit the buffer; ``work`` with its payload."""
+    def _receive_payload(self, work: Work) -> memoryview:
         if work.length > p.MAX_PAYLOAD:
             self._connection.send(self._connection.requests.perform(work, self._slot))
             raise QobraError(f"len ({work.length} ) is larger than max len ({p.MAX_PAYLOAD})")
-        if work.length > len(self._payload):
-            self._payload = bytearray(work.length)
-        payload = memoryview(self._payload)[: work.length]
-        have = self._end - self._start - _REQUEST
-        payload[:have] = self._view[self._start + _REQUEST : self._end]
-        self._start = self._end = 0
-        if self._plain is None:
-            self._connection.transport.fill(payload[have:])
-        else:
-            while have < work.length:
-                count = self._plain.recv_into(payload[have:], 0, socket.MSG_WAITALL)
-                if not count:
-                    raise Disconnected("the client left in the middle of a write")
-                have += count
-        return work._replace(payload=payload)
+        return self._inbox.take_payload(work.length)
 
     def _send(self, length: int) -> None:
         self._connection.send((self._arena_view[:length],))
@@ -422,67 +384,11 @@ def _fill_zero(view: memoryview) -> None:
         view[start : start + part] = _ZEROES[:part]
 
 
-def _resolved(table: ResolvedTable, offset: int, length: int, to_write: bool) -> list[tuple[int, int, int]] | None:
-    """Where a range lies, as (file descriptor, offset there, length); the descriptor is -1 for zeroes.
-
-    None if some of it is not plain, or, ``to_write``, has no space of its own yet. Resolves what the table lacks.
-    """
-    pieces = _locate(table, offset, length, to_write)
-    if pieces is not None:
-        return pieces
-    window = FILL_UNITS << table.unit_bits
-    begin = offset & -window
-    page = table.pages.get(offset >> table.unit_bits + PAGE_BITS)
-    first = begin >> table.unit_bits & _PAGE_MASK
-    if page is not None and any(page[first : first + FILL_UNITS]):
-        # The neighbours are known: only this has moved.
-        table.fill(offset, length)
-    else:
-        table.fill(begin, -(-(offset + length - begin) // window) * window)
-    return _locate(table, offset, length, to_write)
-
-
-def _locate(table: ResolvedTable, offset: int, length: int, to_write: bool) -> list[tuple[int, int, int]] | None:
-    """What :func:`_resolved` says, from the table as it is."""
-    if table.linear is not None:
-        return [(table.linear[0], offset + table.linear[1], length)]
-    bits = table.unit_bits
-    unit = 1 << bits
-    pieces: list[tuple[int, int, int]] = []
-    last_fd, next_host = -2, -1
-    while length:
-        number = offset >> bits
-        page = table.pages.get(number >> PAGE_BITS)
-        entry = page[number & _PAGE_MASK] if page is not None else 0
-        if not entry or (to_write and not (entry & 1 and entry > 1)):
-            return None
-        inside = offset & (unit - 1)
-        size = min(unit - inside, length)
-        if entry == 1:
-            fd, host = -1, 0
-        else:
-            fd, host = table.fds[entry >> 1 & 255], (entry & -512) + inside
-        if fd == last_fd and (fd < 0 or host == next_host):
-            _fd, first, before = pieces[-1]
-            pieces[-1] = (fd, first, before + size)
-        else:
-            pieces.append((fd, host, size))
-        last_fd, next_host = fd, host + size
-        offset += size
-        length -= size
-    return pieces
-
-
-def _never_waits(fd: int) -> bool:
-    """Whether the file lies in memory, so that reading it never waits for a disk."""
-    device = os.fstat(fd).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo") as mounts:
-            for line in mounts:
-                fields = line.split()
-                if len(fields) > 4 and fields[2] == number:
-                    return fields[fields.index("-") + 1] in ("tmpfs", "ramfs", "hugetlbfs")
-    except (OSError, ValueError):
-        pass
-    return False
+def _note_writes(node: BlockNode, end: int) -> None:
+    """What the nodes' own write methods note: how far the node, and what it shows as it is, were written."""
+    step: tuple[BlockNode, int] | None = (node, 0)
+    while step is not None:
+        node, shift = step
+        end += shift
+        node.highest_write_offset = max(node.highest_write_offset, end)
+        step = node.linear_child() if node.is_transparent else None

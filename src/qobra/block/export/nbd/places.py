@@ -1,0 +1,84 @@
+"""Where a range lies, by the root's flat table; what the batch loop asks beyond a single unit."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from qobra.block.table import PAGE_BITS, PAGE_ENTRIES
+
+if TYPE_CHECKING:
+    from qobra.block.table import ResolvedTable
+
+    Pieces = list[tuple[int, int, int]]
+    """(file descriptor, offset there, length); the descriptor is -1 for zeroes."""
+
+FILL_UNITS = 64
+"""Units of the table that are resolved at a time around one that was asked for."""
+PAGE_MASK = PAGE_ENTRIES - 1
+
+
+def resolved(table: ResolvedTable, offset: int, length: int, *, to_write: bool) -> Pieces | None:
+    """The pieces that a range is made of, resolving what the table lacks.
+
+    None if some of it is not plain, or, ``to_write``, has no space of its own yet.
+    """
+    pieces = _locate(table, offset, length, to_write)
+    if pieces is not None:
+        return pieces
+    window = FILL_UNITS << table.unit_bits
+    begin = offset & -window
+    page = table.pages.get(offset >> table.unit_bits + PAGE_BITS)
+    first = begin >> table.unit_bits & PAGE_MASK
+    if page is not None and any(page[first : first + FILL_UNITS]):
+        # The neighbours are known: only this has moved.
+        table.fill(offset, length)
+    else:
+        table.fill(begin, -(-(offset + length - begin) // window) * window)
+    return _locate(table, offset, length, to_write)
+
+
+def _locate(table: ResolvedTable, offset: int, length: int, to_write: bool) -> Pieces | None:
+    """What :func:`resolved` says, from the table as it is."""
+    if table.linear is not None:
+        return [(table.linear[0], offset + table.linear[1], length)]
+    bits = table.unit_bits
+    unit = 1 << bits
+    pieces: Pieces = []
+    last_fd, next_host = -2, -1
+    while length:
+        number = offset >> bits
+        page = table.pages.get(number >> PAGE_BITS)
+        entry = page[number & PAGE_MASK] if page is not None else 0
+        if not entry or (to_write and not (entry & 1 and entry > 1)):
+            return None
+        inside = offset & (unit - 1)
+        size = min(unit - inside, length)
+        if entry == 1:
+            fd, host = -1, 0
+        else:
+            fd, host = table.fds[entry >> 1 & 255], (entry & -512) + inside
+        if fd == last_fd and (fd < 0 or host == next_host):
+            _fd, first, before = pieces[-1]
+            pieces[-1] = (fd, first, before + size)
+        else:
+            pieces.append((fd, host, size))
+        last_fd, next_host = fd, host + size
+        offset += size
+        length -= size
+    return pieces
+
+
+def never_waits(fd: int) -> bool:
+    """Whether the file lies in memory, so that reading it never waits for a disk."""
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo") as mounts:
+            for line in mounts:
+                fields = line.split()
+                if len(fields) > 4 and fields[2] == number:
+                    return fields[fields.index("-") + 1] in ("tmpfs", "ramfs", "hugetlbfs")
+    except (OSError, ValueError):
+        pass
+    return False
