@@ -247,6 +247,35 @@ def test_properties_are_those_of_qemu(both: tuple[SystemProgram, SystemProgram],
             assert (name, info["default-value"]) == (name, peer[name]["default-value"])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "info pci",
+        "info balloon",
+        "info memdev",
+        "info memory_size_summary",
+        "info numa",
+        "info kvm",
+        "info hotpluggable-cpus",
+        "info status",
+        "qom-get hd scsi-id",
+        "qom-get blk nope",
+        "device_add nope",
+        "device_add virtio-blk-pci",
+        "device_del nope",
+        "set_link nope on",
+        "watchdog_action nope",
+        "xp /4wx 0x1000",
+        "xp /16bx 0xe0000",
+        "xp /2gx 0",
+        "xp /3dw 0x10",
+    ],
+)
+def test_the_monitor_for_people(both: tuple[SystemProgram, SystemProgram], line: str) -> None:
+    own, peer = (program.qmp("human-monitor-command", {"command-line": line}) for program in both)
+    assert own == peer
+
+
 def test_run_state_events(tmp_path: Path) -> None:
     sequences = []
     for peer in (False, True):

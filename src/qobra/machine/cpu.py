@@ -96,6 +96,7 @@ class Cpu(Device):
     index = -1
     thread_id = 0
     halted = False
+    nmi_pending = False
 
     def properties_of_place(self) -> dict[str, int]:
         """CpuInstanceProperties of where the CPU sits."""

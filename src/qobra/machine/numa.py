@@ -119,20 +119,10 @@ class Numa:
             missing = next(number for number in range(MAX_NODES) if number not in self.nodes)
             raise QobraError(f"numa: Node ID missing: {missing}")
         total = sum(node.memory or 0 for node in self.nodes.values())
-        if any(node.memory is not None for node in self.nodes.values()) and total != self._board.ram_size:
+        if total != self._board.ram_size:
             raise QobraError(
                 f"total memory for NUMA nodes (0x{total:x}) should equal RAM size (0x{self._board.ram_size:x})"
             )
-        if not any(node.memory is not None for node in self.nodes.values()):
-            self._share_memory()
-
-    def _share_memory(self) -> None:
-        # Nobody said: equal parts, the last node takes the rest.
-        size, numbers = self._board.ram_size, sorted(self.nodes)
-        part = size // len(numbers) & ~((8 << 20) - 1)
-        for number in numbers[:-1]:
-            self.nodes[number].memory = part
-        self.nodes[numbers[-1]].memory = size - part * (len(numbers) - 1)
 
     def node_of_cpu(self, index: int) -> int | None:
         """The node of a CPU, if it was put into one."""

@@ -136,6 +136,10 @@ class PcBoard(Board):
             cpu.values["apic-id"] = index
             self.place(cpu)
 
+    def inject_nmi(self) -> None:
+        for cpu in self.cpus:
+            cpu.nmi_pending = True  # taken when the CPU runs
+
     def can_hotplug(self, cls: type[Device]) -> bool:
         return cls.implements("x86_64-cpu")
 

@@ -1,0 +1,121 @@
+"""Devices and the object model for people."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qobra.chardev.options import split
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.machine.pci import regs
+from qobra.machine.pci.device import PciDevice
+from qobra.machine.plug import add_device
+from qobra.machine.qdev import Bus, Device
+from qobra.object.qom import Object
+from qobra.qmp import dispatch
+from qobra.qmp.hmp import hmp_command
+
+
+@hmp_command(
+    "device_add",
+    args="device:O",
+    params="driver[,prop=value][,...]",
+    help="add device, like -device on the command line",
+    needs="board",
+)
+def device_add(machine: Machine, args: dict[str, Any]) -> None:
+    """Plug a device in."""
+    text = args["device"]
+    add_device(machine, split(text, "driver") if isinstance(text, str) else text, keyval=True)
+
+
+@hmp_command("device_del", args="id:s", params="device", help="remove device", needs="board")
+def device_del(machine: Machine, args: dict[str, Any]) -> None:
+    """Ask a device to leave."""
+    dispatch.call(machine, "device_del", {"id": args["id"]})
+
+
+@hmp_command("qom-list", args="path:s?", params="path", help="list QOM properties")
+def qom_list(machine: Machine, args: dict[str, Any]) -> str:
+    """The properties of an object."""
+    if "path" not in args:
+        return "/\n"
+    listed = dispatch.call(machine, "qom-list", {"path": args["path"]})
+    return "".join(f"{each['name']} ({each['type']})\n" for each in listed)
+
+
+@hmp_command("qom-get", args="path:s,property:s", params="path property", help="print QOM property")
+def qom_get(machine: Machine, args: dict[str, Any]) -> str:
+    """A property, as JSON."""
+    value = dispatch.call(machine, "qom-get", {"path": args["path"], "property": args["property"]})
+    return json.dumps(value, indent=4) + "\n"
+
+
+@hmp_command("qom-set", args="path:s,property:s,value:S", params="path property value", help="set QOM property")
+def qom_set(machine: Machine, args: dict[str, Any]) -> None:
+    """Set a property from text."""
+    machine.objects.resolve(args["path"]).set(args["property"], args["value"], keyval=True)
+
+
+@hmp_command("info qom-tree", args="path:s?", params="[path]", help="show QOM composition tree")
+def info_qom_tree(machine: Machine, args: dict[str, Any]) -> str:
+    """What is in the tree."""
+    start = machine.objects.resolve(args["path"]) if "path" in args else machine.objects.root.children.get("machine")
+    if start is None:
+        raise QobraError("there is no machine")
+    return "\n".join(_tree_lines(start, 0)) + "\n"
+
+
+def _tree_lines(item: Object, depth: int) -> list[str]:
+    lines = [f"{'  ' * depth}/{item.name} ({item.type_name})"]
+    for _name, child in sorted(item.children.items()):
+        lines += _tree_lines(child, depth + 1)
+    return lines
+
+
+@hmp_command("info qtree", help="show device tree", needs="board")
+def info_qtree(machine: Machine, args: dict[str, Any]) -> str:
+    """Buses and what is on them."""
+    assert machine.board is not None
+    return "\n".join(_bus_lines(machine.board.system_bus, 0)) + "\n"
+
+
+def _bus_lines(bus: Bus, indent: int) -> list[str]:
+    pad = " " * indent
+    lines = [f"{pad}bus: {bus.bus_name}", f"{pad}  type {bus.type_name}"]
+    for device in reversed(bus.devices):
+        lines += _device_lines(device, indent + 2)
+    return lines
+
+
+def _device_lines(device: Device, indent: int) -> list[str]:
+    pad = " " * (indent + 2)
+    lines = [f'{" " * indent}dev: {device.type_name}, id "{device.user_id or ""}"']
+    for way, lists in (("in", device.gpio_in), ("out", device.gpio_out)):
+        lines += [f'{pad}gpio-{way} "{name or ""}" {len(gpios)}' for name, gpios in lists.items()]
+    for name, prop in device.class_properties().items():
+        if name not in Device.BASE_PROPERTIES and prop.readable and prop.show_default:
+            lines.append(f"{pad}{name} = {_show(device.get(name))}")
+    if isinstance(device, PciDevice) and device.realized:
+        lines.append(pad + _pci_line(device))
+    for bus in reversed(device.buses()):
+        lines += _bus_lines(bus, indent + 2)
+    return lines
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value} (0x{value & ((1 << 64) - 1):x})"
+    return f'"{value}"' if isinstance(value, str) else json.dumps(value)
+
+
+def _pci_line(device: PciDevice) -> str:
+    code = device.word(regs.CLASS)
+    title = regs.CLASS_NAMES.get(code, f"{code:04x}")
+    place = f"{device.pci_bus.number:02x}:{device.slot:02x}.{device.function}"
+    own = f"{device.word(regs.VENDOR_ID):04x}:{device.word(regs.DEVICE_ID):04x}"
+    sub = f"{device.word(regs.SUBSYSTEM_VENDOR):04x}:{device.word(regs.SUBSYSTEM_ID):04x}"
+    return f"class {title}, addr {place}, pci id {own} (sub {sub})"

@@ -1,0 +1,221 @@
+"""The machine for people: CPUs, memory, networks, PCI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.command.machine import query_memdev
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.machine.memory import AddressSpace
+from qobra.qmp import dispatch
+from qobra.qmp.hmp import hmp_command
+
+_WIDTHS = {"b": 1, "h": 2, "w": 4, "g": 8}
+_MAX_ITEMS = 4096
+
+
+@hmp_command("info cpus", help="show infos for each CPU", needs="board")
+def info_cpus(machine: Machine, args: dict[str, Any]) -> str:
+    """Each CPU with its thread."""
+    cpus = dispatch.call(machine, "query-cpus-fast", {})
+    return "".join(
+        f"{'*' if cpu['cpu-index'] == 0 else ' '} CPU #{cpu['cpu-index']}: thread_id={cpu['thread-id']}\n"
+        for cpu in cpus
+    )
+
+
+@hmp_command("info hotpluggable-cpus", help="Show information about hotpluggable CPUs", needs="board")
+def info_hotpluggable_cpus(machine: Machine, args: dict[str, Any]) -> str:
+    """Each place for a CPU."""
+    lines = ["Hotpluggable CPUs:"]
+    for place in dispatch.call(machine, "query-hotpluggable-cpus", {}):
+        lines += [f'  type: "{place["type"]}"', f'  vcpus_count: "{place["vcpus-count"]}"']
+        if "qom-path" in place:
+            lines.append(f'  qom_path: "{place["qom-path"]}"')
+        lines.append("  CPUInstance Properties:")
+        for key in ("node-id", "socket-id", "die-id", "core-id", "thread-id"):
+            if key in place["props"]:
+                lines.append(f'    {key}: "{place["props"][key]}"')
+    return "\n".join(lines) + "\n"
+
+
+@hmp_command("info balloon", help="show balloon information", needs="board")
+def info_balloon(machine: Machine, args: dict[str, Any]) -> str:
+    """The guest's memory."""
+    return f"balloon: actual={dispatch.call(machine, 'query-balloon', {})['actual'] >> 20}\n"
+
+
+@hmp_command(
+    "balloon", args="value:M", params="target", help="request VM to change its memory allocation (in MB)", needs="board"
+)
+def balloon(machine: Machine, args: dict[str, Any]) -> None:
+    """Ask the guest to keep so much."""
+    dispatch.call(machine, "balloon", {"value": args["value"]})
+
+
+@hmp_command("info memdev", help="show memory backends", needs="board")
+def info_memdev(machine: Machine, args: dict[str, Any]) -> str:
+    """Each memory backend."""
+    texts = []
+    for backend in query_memdev(machine, {}):
+        nodes = ",".join(str(node) for node in backend["host-nodes"])
+        texts.append(f"memory backend: {backend['id']}\n  size:  {backend['size']}\n")
+        for key in ("merge", "dump", "prealloc", "share", "reserve"):
+            texts.append(f"  {key}: {str(backend[key]).lower()}\n")
+        texts.append(f"  policy: {backend['policy']}\n  host nodes: {nodes}\n")
+    return "".join(texts) + "\n"
+
+
+@hmp_command(
+    "info memory_size_summary", help="show the amount of initially allocated and hotpluggable memory", needs="board"
+)
+def info_memory_size(machine: Machine, args: dict[str, Any]) -> str:
+    """How much memory there is."""
+    summary = dispatch.call(machine, "query-memory-size-summary", {})
+    return f"base memory: {summary['base-memory']}\nplugged memory: {summary['plugged-memory']}\n"
+
+
+@hmp_command("info numa", help="show NUMA information", needs="board")
+def info_numa(machine: Machine, args: dict[str, Any]) -> str:
+    """Each node."""
+    board = machine.board
+    assert board is not None
+    lines = [f"{len(board.numa.nodes)} nodes"]
+    for number, node in sorted(board.numa.nodes.items()):
+        cpus = "".join(f" {cpu}" for cpu in sorted(node.cpus))
+        lines += [f"node {number} cpus:{cpus}", f"node {number} size: {(node.memory or 0) >> 20} MB"]
+        lines.append(f"node {number} plugged: 0 MB")
+    return "\n".join(lines) + "\n"
+
+
+@hmp_command("info kvm", help="show KVM information", needs="board")
+def info_kvm(machine: Machine, args: dict[str, Any]) -> str:
+    """Whether KVM runs the CPUs."""
+    return "kvm support: disabled\n"
+
+
+@hmp_command("info network", help="show the network state", needs="board")
+def info_network(machine: Machine, args: dict[str, Any]) -> str:
+    """Each backend."""
+    return "".join(f"{backend.id}: type={backend.describe()}\n" for backend in machine.netdevs)
+
+
+@hmp_command(
+    "set_link",
+    args="name:s,up:b",
+    params="name on|off",
+    help="change the link status of a network adapter",
+    needs="board",
+)
+def set_link(machine: Machine, args: dict[str, Any]) -> None:
+    """Pull or plug a cable."""
+    dispatch.call(machine, "set_link", {"name": args["name"], "up": args["up"]})
+
+
+@hmp_command("watchdog_action", args="action:s", params="action", help="change watchdog action", needs="board")
+def watchdog_action(machine: Machine, args: dict[str, Any]) -> None:
+    """What follows an expired watchdog."""
+    from qobra.machine.watchdog import ACTIONS
+
+    if args["action"] not in ACTIONS:
+        raise QobraError(f"invalid parameter value: {args['action']}")
+    dispatch.call(machine, "watchdog-set-action", {"action": args["action"]})
+
+
+@hmp_command("nmi", help="inject an NMI", needs="board")
+def nmi(machine: Machine, args: dict[str, Any]) -> None:
+    """Send a non-maskable interrupt."""
+    dispatch.call(machine, "inject-nmi", {})
+
+
+@hmp_command("info pci", help="show PCI info", needs="board")
+def info_pci(machine: Machine, args: dict[str, Any]) -> str:
+    """Each function."""
+    buses = dispatch.call(machine, "query-pci", {})
+    return "".join(_pci_function(function) for bus in buses for function in bus["devices"])
+
+
+def _pci_function(info: dict[str, Any]) -> str:
+    identity = info["id"]
+    title = info["class_info"].get("desc") or f"Class {info['class_info']['class']:04d}"
+    lines = [f"  Bus {info['bus']:2}, device {info['slot']:3}, function {info['function']}:"]
+    lines.append(f"    {title}: PCI device {identity['vendor']:04x}:{identity['device']:04x}")
+    if "subsystem" in identity:
+        lines.append(f"      PCI subsystem {identity['subsystem-vendor']:04x}:{identity['subsystem']:04x}")
+    if "irq" in info:
+        lines.append(f"      IRQ {info['irq']}, pin {chr(ord('A') + info['irq_pin'] - 1)}")
+    bridge = info.get("pci_bridge")
+    if bridge is not None:
+        bus = bridge["bus"]
+        lines += [f"      BUS {bus['number']}.", f"      secondary bus {bus['secondary']}."]
+        lines.append(f"      subordinate bus {bus['subordinate']}.")
+        for text, key, digits in (
+            ("IO range", "io_range", 4),
+            ("memory range", "memory_range", 8),
+            ("prefetchable memory range", "prefetchable_range", 8),
+        ):
+            lines.append(f"      {text} [0x{bus[key]['base']:0{digits}x}, 0x{bus[key]['limit']:0{digits}x}]")
+    for region in info["regions"]:
+        lines.append("      " + _pci_region(region))
+    lines.append(f'      id "{info["qdev_id"]}"')
+    below = "".join(_pci_function(each) for each in bridge.get("devices", ())) if bridge is not None else ""
+    return "\n".join(lines) + "\n" + below
+
+
+def _pci_region(region: dict[str, Any]) -> str:
+    address, size = region["address"], region["size"]
+    start = address if address >= 0 else (1 << 64) - 1
+    end = address + size - 1 if address >= 0 else size - 2
+    if region["type"] == "io":
+        return f"BAR{region['bar']}: I/O at 0x{start:04x} [0x{end:04x}]."
+    bits = 64 if region["mem_type_64"] else 32
+    prefetch = " prefetchable" if region["prefetch"] else ""
+    return f"BAR{region['bar']}: {bits} bit{prefetch} memory at 0x{start:08x} [0x{end:08x}]."
+
+
+@hmp_command("xp", args="where:S", params="/fmt addr", help="physical memory dump starting at 'addr'", needs="board")
+def xp(machine: Machine, args: dict[str, Any]) -> str:
+    """Show physical memory: ``/COUNT FORMAT SIZE ADDRESS``, such as ``/4xw 0x1000``."""
+    assert machine.board is not None
+    return dump_text(machine.board.memory, args["where"])
+
+
+def dump_text(memory: AddressSpace, text: str) -> str:
+    """Memory as lines of numbers. Raises QobraError for a form that is none."""
+    count, form, width = 1, "x", 4
+    if text.startswith("/"):
+        shape, _, text = text[1:].partition(" ")
+        digits = len(shape) - len(shape.lstrip("0123456789"))
+        count = int(shape[:digits] or "1")
+        for letter in shape[digits:]:
+            if letter in _WIDTHS:
+                width = _WIDTHS[letter]
+            elif letter in "xduo":
+                form = letter
+            else:
+                raise QobraError(f"invalid char in format: '{letter}'")
+    try:
+        address = int(text.strip(), 0)
+    except ValueError:
+        raise QobraError(f"invalid number '{text.strip()}'")
+    if not 0 <= address < 1 << 64 or not 0 < count <= _MAX_ITEMS:
+        raise QobraError("address or count out of range")
+    per_line = {1: 8, 2: 8, 4: 4, 8: 2}[width]
+    lines = []
+    for first in range(0, count, per_line):
+        items = range(first, min(first + per_line, count))
+        numbers = " ".join(_number(memory.load(address + width * i, width), width, form) for i in items)
+        lines.append(f"{address + width * first:016x}: {numbers}")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: int, width: int, form: str) -> str:
+    if form == "x":
+        return f"0x{value:0{2 * width}x}"
+    if form == "o":
+        return f"0{value:o}".rjust((8 * width + 2) // 3)
+    if form == "d" and value >> (8 * width - 1):
+        value -= 1 << 8 * width
+    # As wide as the largest number of this width.
+    return str(value).rjust((80 * width + 32) // 33)
