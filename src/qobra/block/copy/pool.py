@@ -6,12 +6,15 @@ chunks are in flight where the ends are far away or compress. Without helpers, t
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from qobra.block.copy.chunk import CopyFailed
+from qobra.errors import QobraError
 
 Work = Callable[[int, int], None]
 """Moves ``length`` bytes at ``offset``. Raises CopyFailed."""
@@ -19,7 +22,7 @@ Done = Callable[[int, int, CopyFailed | None], None]
 """Told of each chunk's end, with its failure if it failed."""
 
 
-NICENESS = 10
+NICENESS = 4
 """What the scheduler gives a guest's thread before it gives a copying thread anything."""
 
 
@@ -100,6 +103,12 @@ class CopyPool:
             self._work(offset, length)
         except CopyFailed as error:
             failure = error
+        except (OSError, QobraError) as error:
+            failure = CopyFailed(error, True)
+        except Exception as error:
+            # A defect must not leave a job that waits for this chunk for ever.
+            sys.excepthook(*sys.exc_info())
+            failure = CopyFailed(QobraError(f"Internal error: {error}", errno=errno.EIO), True)
         self._done(offset, length, failure)
 
     def _help(self) -> None:

@@ -99,7 +99,7 @@ class CommitJob(BlockJob):
                 base.truncate(top.length)
             slots.close()
         copier = ChunkCopier(top, base)
-        Sweep(self, roots, suggested_helpers(top, base)).run(
+        Sweep(self, roots, base, suggested_helpers(top, base)).run(
             top.length, lambda start, end: list(allocated_above(top, base, start, end)), copier.copy, self._failed
         )
 

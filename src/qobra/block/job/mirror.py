@@ -14,6 +14,7 @@ from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
+from qobra.block.copy.writeback import Writeback
 from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import take_out_filter
 from qobra.block.job.block_job import REPORT, BlockJob
@@ -33,6 +34,8 @@ BUSY_POLL_NS = 10_000_000
 """The same while the guest keeps writing."""
 NEARLY = 1 << 20
 """Bytes that may differ for source and target to count as in step."""
+PATIENCE = 10
+"""Passes after which a job that was told to end does so, whatever the guest still writes."""
 DEFAULT_BUFFER = 16 << 20
 """Bytes in flight at most, unless ``buf-size`` says otherwise."""
 CHUNK_SIZE = 1 << 20
@@ -140,12 +143,14 @@ class MirrorJob(BlockJob):
         assert self._root is not None
         self._slots = ThreadSlots((*self._edges, self._root))
         pool = CopyPool(self._copy, self._copied, self._helper_count())
+        self._writeback = Writeback(self._target)
         try:
             self._check_sizes()
             self._find_dirty()
             self._loop(pool)
         finally:
             pool.close()
+            self._writeback.close()
             self._slots.close()
 
     def _helper_count(self) -> int:
@@ -198,7 +203,7 @@ class MirrorJob(BlockJob):
     def _loop(self, pool: CopyPool) -> None:
         dirty = self._dirty
         assert dirty is not None
-        position = passes = 0
+        position = passes = asked = 0
         while True:
             if self.pause_count or self.force_cancelled:
                 pool.wait_idle()
@@ -222,13 +227,16 @@ class MirrorJob(BlockJob):
                 continue
             remaining = self._update_total()
             passes += 1
-            # A guest that never rests would never let the two be equal; the last bit is copied while it is drained.
-            if remaining > (NEARLY if passes > 2 else 0):
+            ending = self._should_complete or (self.cancelled and not self.force_cancelled)
+            asked += ending
+            # A guest that never rests would never let the two be equal: the last bit is copied while it is drained,
+            # and all that is left where it writes faster than can be copied.
+            if remaining > (NEARLY if passes > 2 else 0) and asked < PATIENCE:
                 continue
             if not self.ready:
                 self._flush()
                 self.layer.control.post(self.become_ready)
-            if self._should_complete or (self.cancelled and not self.force_cancelled):
+            if ending:
                 return
             self.park(BUSY_POLL_NS if remaining else POLL_NS)
 
@@ -236,6 +244,7 @@ class MirrorJob(BlockJob):
         """The speed limit is about data; zeroes are free."""
         with self.condition:
             moved, self._moved = self._moved, 0
+        self._writeback.note(moved)
         self.throttle(moved)
 
     def _overlaps(self, start: int, stop: int) -> bool:

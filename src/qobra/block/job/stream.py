@@ -72,7 +72,7 @@ class StreamJob(BlockJob):
         if target is self._above_base or below is None:
             return  # there is nothing between the two
         self.total = self._target.length
-        Sweep(self, self._edges, suggested_helpers(target, target)).run(
+        Sweep(self, self._edges, target, suggested_helpers(target, target)).run(
             self.total,
             lambda start, end: list(allocated_above(below, base, start, end)),
             lambda offset, length: self._filter.copy_up(offset, length, base),

@@ -9,11 +9,12 @@ from qobra.block.copy.chunk import CHUNK_SIZE, CopyFailed
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import in_chunks
 from qobra.block.copy.slots import ThreadSlots
-from qobra.errors import QobraError
+from qobra.block.copy.writeback import Writeback
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
     from qobra.block.job.block_job import BlockJob
+    from qobra.block.node import BlockNode
 
 STEP = 1 << 30
 """Bytes whose map is asked for at a time."""
@@ -28,11 +29,13 @@ class Sweep:
     """Copies with ``work(offset, length)`` what ``find(offset, end)`` says, all of ``length`` bytes.
 
     ``failed(failure)`` is called in the job's thread for each chunk that failed: True to try it again, False to leave
-    it out; or it raises, which ends the pass. ``roots`` are entered for the finding and for each chunk.
+    it out; or it raises, which ends the pass. ``roots`` are entered for the finding and for each chunk. At the end
+    ``target``, which the work writes to, is flushed.
     """
 
-    def __init__(self, job: BlockJob, roots: Sequence[BlockBackend], helpers: int) -> None:
+    def __init__(self, job: BlockJob, roots: Sequence[BlockBackend], target: BlockNode, helpers: int) -> None:
         self._job = job
+        self._target = target
         self._slots = ThreadSlots(roots)
         self._helpers = helpers
         self._failures: list[tuple[int, int, CopyFailed]] = []
@@ -43,12 +46,10 @@ class Sweep:
 
         def guarded(offset: int, size: int) -> None:
             with self._slots.entered():
-                try:
-                    work(offset, size)
-                except (OSError, QobraError) as error:
-                    raise CopyFailed(error, True)
+                work(offset, size)
 
         pool = CopyPool(guarded, self._done, self._helpers)
+        writeback = Writeback(self._target)
         try:
             for step in range(0, length, STEP):
                 job.pause_point()
@@ -59,14 +60,18 @@ class Sweep:
                     job.current = max(job.current, offset)
                     pool.submit(offset, size)
                     self._settle(pool, failed)
+                    writeback.note(size)
                     job.throttle(size)
                     if job.pause_count:
                         pool.wait_idle()
                 pool.wait_idle()
                 self._settle(pool, failed)
                 job.current = end
+            with self._slots.entered():
+                self._target.flush()
         finally:
             pool.close()
+            writeback.close()
             self._slots.close()
 
     def _done(self, offset: int, length: int, failure: CopyFailed | None) -> None:

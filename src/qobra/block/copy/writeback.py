@@ -1,0 +1,71 @@
+"""Let the disk write while the copy goes on, so that the flush at its end has little left to wait for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qobra.block.node import BlockNode
+
+STEP = 32 << 20
+"""Bytes that are copied before the disk is told to write them."""
+
+
+class Writeback:
+    """Syncs the files under ``target`` again and again in a thread of its own, as data comes in.
+
+    It promises nothing: whoever needs the data on stable storage flushes the node.
+    """
+
+    def __init__(self, target: BlockNode) -> None:
+        self._fds = _files(target)
+        self._pending = 0
+        self._condition = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def note(self, length: int) -> None:
+        """``length`` bytes were copied."""
+        if not self._fds:
+            return
+        with self._condition:
+            self._pending += length
+            if self._pending >= STEP:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._sync, name="writeback", daemon=True)
+                    self._thread.start()
+                self._condition.notify()
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _sync(self) -> None:
+        while True:
+            with self._condition:
+                while self._pending < STEP and not self._closed:
+                    self._condition.wait()
+                if self._closed:
+                    return
+                self._pending = 0
+            for fd in self._fds:
+                try:
+                    os.fdatasync(fd)
+                except OSError:
+                    return  # the flush will tell
+
+
+def _files(node: BlockNode) -> list[int]:
+    found, pending = [], [node]
+    while pending:
+        each = pending.pop()
+        if each.is_leaf and not each.cache_no_flush and not each.read_only:
+            found.append(each.fd)
+        pending.extend(child for name, child in each.children.items() if name != "backing" or each.is_filter)
+    return found
