@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.counts import CompactCounts, differences
 from qobra.block.format.qcow2.refcount import unpack_counts
+from qobra.block.format.qcow2.runs import lanes
 
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.disk import Qcow2Disk
@@ -219,7 +220,7 @@ class Checker:
             if word != (cluster + base) << bits or not 0 < cluster <= limit - count:
                 break
             if count > 1:
-                ones, ramp = _LANES.get(count) or _lanes(count)
+                ones, ramp = lanes(count)
                 if value != word * ones + ramp * step:
                     break
             buffer[at:stop] = empty[: stop - at]
@@ -364,18 +365,6 @@ class Checker:
         result: Options = {"check-errors": self.check_errors}
         result.update((name, value) for name, value in counters.items() if value)
         return result
-
-
-_LANES: dict[int, tuple[int, int]] = {}
-
-
-def _lanes(count: int) -> tuple[int, int]:
-    """Two integers of ``count`` words of 64 bits, the first word the highest: 1, 1, 1, ... and 0, 1, 2, ..."""
-    ones = sum(1 << 64 * at for at in range(count))
-    ramp = int.from_bytes(b"".join(at.to_bytes(8, "big") for at in range(count)), "big")
-    if len(_LANES) < 64 or count.bit_count() == 1:
-        _LANES[count] = ones, ramp
-    return ones, ramp
 
 
 _NO_ENTRY = bytes(8)

@@ -108,8 +108,8 @@ def delete(node: Qcow2Node, snapshot: Snapshot) -> None:
         set_copied(image, image.tables.l1)
         image.file.write(image.header.l1_offset, words_to_bytes(image.tables.l1))
         if node.pass_discard_snapshot:
-            for first, end in freed:
-                image.file.discard(first << image.cluster_bits, (end - first) << image.cluster_bits)
+            for first, count in freed:
+                image.file.discard(first << image.cluster_bits, count << image.cluster_bits)
 
 
 def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
