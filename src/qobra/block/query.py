@@ -125,6 +125,7 @@ def device_info(
         "ro": node.read_only,
         "drv": node.driver,
         "encrypted": bool(node.info().get("encrypted", False)),
+        "encryption_key_missing": False,
         "cache": {
             "writeback": backend.writeback if backend is not None else True,
             "direct": node.cache_direct,

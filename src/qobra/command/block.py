@@ -5,17 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.block import change_children, query
+from qobra.block.named import add_drive, split_old_options
 from qobra.block.reopen import reopen
 from qobra.block.write_threshold import set_write_threshold
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
-from qobra.qmp.registry import command
+from qobra.qmp.registry import command, older_form
 
 
 @command("blockdev-add")
 def blockdev_add(machine: Machine, args: dict[str, Any]) -> None:
     """Open a node and keep it until blockdev-del."""
     machine.block.add_node(args)
+
+
+@older_form("blockdev-add", lambda args: args.keys() == {"options"} and isinstance(args["options"], dict))
+def blockdev_add_options(machine: Machine, args: dict[str, Any]) -> None:
+    """The form of QEMU 1.7 to 2.8, whose ``id`` makes a drive that holds the node."""
+    from qobra.qapi.contract import contract
+
+    name, options, policy, writeback = split_old_options(args["options"])
+    if name is None and "node-name" not in options:
+        raise QobraError("'id' and/or 'node-name' need to be specified for the root node")
+    checked = contract().check("BlockdevOptions", options, path="options")
+    if name is None:
+        machine.block.add_node(checked)
+    else:
+        add_drive(machine.block, name, checked, policy, writeback=writeback)
 
 
 @command("blockdev-reopen")

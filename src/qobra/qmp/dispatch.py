@@ -76,12 +76,16 @@ def call(
         raise QobraError(f"The command {name} does not support OOB")
     if not spec.allow_preconfig and machine.preconfig:
         raise QobraError(f"The command '{name}' is permitted only after machine initialization has completed")
-    checked = contract().check_arguments(name, arguments)
+    handler = found.handler
+    if found.older is not None and found.older[0](arguments):
+        handler, checked = found.older[1], arguments
+    else:
+        checked = contract().check_arguments(name, arguments)
     parameters = (machine, checked, session) if found.with_session else (machine, checked)
     if oob:
-        return found.handler(*parameters)
+        return handler(*parameters)
     with machine.control:
-        return found.handler(*parameters)
+        return handler(*parameters)
 
 
 def describe(name: str, error: Exception) -> QobraError:

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 class Command:
     """A handler and how to call it."""
 
-    __slots__ = ("handler", "name", "needs", "with_session")
+    __slots__ = ("handler", "name", "needs", "older", "with_session")
 
     def __init__(self, name: str, handler: Handler, needs: str | None, with_session: bool) -> None:
         self.name = name
         self.handler = handler
         self.needs = needs
         self.with_session = with_session
+        self.older: tuple[Callable[[dict[str, Any]], bool], Handler] | None = None
 
     def served_by(self, machine: Machine) -> bool:
         """Whether ``machine`` has what the command needs."""
@@ -51,6 +52,19 @@ def command(name: str, *, needs: str | None = None, with_session: bool = False) 
 
     def decorate(handler: _H) -> _H:
         _commands[name] = Command(name, handler, needs, with_session)
+        return handler
+
+    return decorate
+
+
+def older_form(name: str, matches: Callable[[dict[str, Any]], bool]) -> Callable[[_H], _H]:
+    """Decorator: the function serves calls of ``name`` whose arguments ``matches`` knows for those of an older QEMU.
+
+    It gets the arguments as they came, and has to check them itself.
+    """
+
+    def decorate(handler: _H) -> _H:
+        _commands[name].older = matches, handler
         return handler
 
     return decorate
