@@ -268,6 +268,44 @@ def test_many_threads_write_to_the_same_clusters(lab):
     _check(lab, "a")
 
 
+def test_threads_that_flush_discard_and_read_with_tiny_caches(lab, soak_scale):
+    """Each thread owns every fourth unit of half a cluster; commits and evictions happen all the time."""
+    unit, units = 1024, 2048
+    lab.create("a", size=unit * units, cluster_size=2 * unit)
+    model = bytearray(unit * units)
+    failures = []
+
+    def work(number):
+        chosen = random.Random(number)
+        try:
+            for _ in range(200 * soak_scale):
+                offset = (chosen.randrange(units // 4) * 4 + number) * unit
+                action = chosen.random()
+                if action < 0.5:
+                    model[offset : offset + unit] = data = chosen.randbytes(unit)
+                    disk.write(offset, data)
+                elif action < 0.7:
+                    disk.backend.write_zeroes(offset, unit, may_unmap=True)
+                    model[offset : offset + unit] = bytes(unit)
+                elif action < 0.95:
+                    assert disk.read(offset, unit) == model[offset : offset + unit]
+                else:
+                    disk.backend.flush()
+        except Exception as error:
+            failures.append(error)
+
+    caches = {"l2_cache_size": 2048, "l2_cache_entry_size": 512, "refcount_cache_size": 512}
+    with lab.open("a", discard="unmap", **caches) as disk:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        assert disk.content() == model
+    _check(lab, "a")
+
+
 def test_a_failed_write_gives_its_clusters_back(lab, monkeypatch):
     lab.create("a", size=8 * CLUSTER)
     with lab.open("a") as disk:

@@ -309,3 +309,22 @@ def test_reopening_read_only_stores_everything(lab):
     with lab.open("a", read_only=True) as disk:
         assert list(disk.node.bitmaps["b"].dirty_ranges()) == [(0, 2 * CLUSTER)]
     _clean(lab)
+
+
+def test_caches_and_lazy_refcounts_can_be_changed_by_reopening(lab):
+    lab.create("a", size=16 * MIB, cluster_size=4096)
+    layer = BlockLayer()
+    file = {"driver": "file", "filename": lab.path("a"), "node-name": "file"}
+    node = layer.add_node({"driver": "qcow2", "node-name": "n", "file": file})
+    assert isinstance(node, Qcow2Node)
+    options = {"driver": "qcow2", "node-name": "n", "file": "file"}
+    node.write(0, b"a" * MIB)
+    reopen(layer, [{**options, "l2-cache-size": 4096, "l2-cache-entry-size": 512, "lazy-refcounts": True}])
+    node.write(8 * MIB, b"b" * MIB)
+    assert node.image.tables.slice_bytes == 512 and node.info()["dirty-flag"]
+    with pytest.raises(QobraError, match="L2 cache entry size must be a power of two"):
+        reopen(layer, [{**options, "l2-cache-entry-size": 700}])
+    reopen(layer, [options])
+    assert not node.info()["dirty-flag"] and node.read(8 * MIB, MIB) == b"b" * MIB
+    layer.close()
+    _clean(lab)

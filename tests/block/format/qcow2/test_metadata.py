@@ -242,3 +242,54 @@ def test_cache_sizes_that_contradict_one_another(lab, options, text):
     lab.create("a", size=1 << 20)
     with pytest.raises(QobraError, match=text):
         lab.open("a", **options)
+
+
+def test_runs_in_a_table_are_what_a_slow_look_finds():
+    from qobra.block.format.qcow2.runs import table_runs
+
+    step = CLUSTER
+    for seed in range(40):
+        chosen = random.Random(seed)
+        words = [0] * 256
+        for _ in range(chosen.randrange(12)):
+            at, length = chosen.randrange(256), chosen.randrange(1, 60)
+            first = (
+                chosen.choice([0, layout.COPIED])
+                | chosen.choice([1 << 40, 1 << 48, 5 << 16, 1 << 55])
+                | chosen.randrange(2)
+            )
+            for number in range(at, min(256, at + length)):
+                words[number] = first + (number - at) * step
+        slow, index = [], 0
+        while index < 256:
+            stop = index + 1
+            if words[index]:
+                while stop < 256 and words[stop] and words[stop] == words[stop - 1] + step:
+                    stop += 1
+                slow.append((index * 8, stop - index, words[index]))
+            index = stop
+        found = list(table_runs(struct.pack(">256Q", *words), step))
+        assert found == slow
+
+
+def test_refcounts_of_fragmented_snapshots(lab):
+    """Clusters written in random order, shared, freed and written again."""
+    chosen = random.Random(8)
+    lab.create("a", size=8 << 20, cluster_size=4096)
+    model = {}
+    with lab.open("a", discard="unmap") as disk:
+        for round in range(4):
+            for at in chosen.sample(range(2048), 300):
+                disk.write(at * 4096, bytes((round + 1,)) * 4096)
+            model[f"s{round}"] = disk.content()
+            disk.node.snapshot_create(f"s{round}")
+        disk.node.snapshot_delete(None, "s1")
+        disk.node.snapshot_apply("s2")
+        disk.node.snapshot_delete(None, "s0")
+        assert disk.content() == model["s2"]
+        disk.write(0, b"on")
+    with lab.open("a", read_only=True) as disk:
+        result = disk.node.check()
+        assert "corruptions" not in result and "leaks" not in result
+        disk.node.snapshot_load("s3")
+        assert disk.content() == model["s3"]
