@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine import accelerator
+from qobra.machine.input import InputHub
 from qobra.machine.memory import AddressSpace, Ram
 from qobra.machine.numa import Numa
 from qobra.machine.qdev import Device, SystemBus
@@ -92,6 +93,7 @@ class Board(Object):
         self.drives: list[Any] = []
         self.balloon: Any = None
         self.numa = Numa(self)
+        self.input = InputHub(tree.machine)
         self.dumper: Any = None
         self.serial_chardevs: list[str | None] = []
         self.no_defaults = False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
+from qobra.machine import scancodes
 from qobra.machine.devices import registry
 from qobra.machine.isa import IsaDevice
 from qobra.object.property import Bool, Int
@@ -12,6 +14,9 @@ _QUEUE_LIMIT = 256
 _STATUS_FULL, _STATUS_SYSTEM, _STATUS_COMMAND, _STATUS_UNLOCKED, _STATUS_MOUSE = 0x01, 0x04, 0x08, 0x10, 0x20
 _MODE_KEYBOARD_IRQ, _MODE_MOUSE_IRQ, _MODE_SYSTEM, _MODE_NO_KEYBOARD, _MODE_NO_MOUSE = 0x01, 0x02, 0x04, 0x10, 0x20
 _OUT_RESET, _OUT_A20, _OUT_KEYBOARD_FULL, _OUT_MOUSE_FULL = 0x01, 0x02, 0x10, 0x20
+_MODE_TRANSLATE = 0x40
+_BUTTONS = {"left": 1, "right": 2, "middle": 4}
+_WHEEL = {"wheel-up": -1, "wheel-down": 1}
 _ACK, _RESEND, _SELF_TEST_PASSED = 0xFA, 0xFE, 0xAA
 
 
@@ -40,9 +45,26 @@ class Ps2Device:
 class Keyboard(Ps2Device):
     """An MF2 keyboard. ``leds`` are scroll, num and caps lock from bit 0; ``code_set`` is what it sends."""
 
-    def __init__(self) -> None:
+    input_name = "QEMU PS/2 Keyboard"
+    accepts = frozenset(("key",))
+
+    def __init__(self, controller: I8042) -> None:
         super().__init__()
+        self._controller = controller
         self.reset()
+
+    def input_event(self, event: dict[str, Any]) -> None:
+        """A key goes down or up."""
+        key, down = event["data"]["key"], event["data"]["down"]
+        qcode = key["data"] if key["type"] == "qcode" else scancodes.qcode_of(key["data"])
+        if qcode is not None and self.scanning:
+            # The controller translates set 2 to set 1 while the host wants it.
+            plain = self.code_set == 1 or self._controller.translates
+            self.put(*(scancodes.set1 if plain else scancodes.set2)(qcode, down))
+
+    def input_sync(self) -> None:
+        """Show what came."""
+        self._controller.update()
 
     def reset(self) -> None:
         super().reset()
@@ -91,12 +113,49 @@ class Keyboard(Ps2Device):
 class Mouse(Ps2Device):
     """A PS/2 mouse with a wheel (the IntelliMouse protocols)."""
 
-    def __init__(self) -> None:
+    input_name = "QEMU PS/2 Mouse"
+    accepts = frozenset(("btn", "rel"))
+
+    def __init__(self, controller: I8042) -> None:
         super().__init__()
+        self._controller = controller
+        self._buttons = self._wheel = self.kind = 0
+        self.reporting = self.remote = False
         self.reset()
+
+    def input_event(self, event: dict[str, Any]) -> None:
+        """Motion, or a button."""
+        data = event["data"]
+        if event["type"] == "rel":
+            self._motion[data["axis"]] = self._motion.get(data["axis"], 0) + data["value"]
+        elif data["button"] in _WHEEL:
+            self._wheel += _WHEEL[data["button"]] if data["down"] else 0
+        elif data["button"] in _BUTTONS:
+            bit = _BUTTONS[data["button"]]
+            self._buttons = self._buttons | bit if data["down"] else self._buttons & ~bit
+
+    def input_sync(self) -> None:
+        """Send what came as a packet, or several where it is more than one can tell."""
+        if self.reporting and not self.remote:
+            x, y = self._motion.get("x", 0), -self._motion.get("y", 0)
+            while True:
+                step_x, step_y = max(-127, min(127, x)), max(-127, min(127, y))
+                x, y = x - step_x, y - step_y
+                head = 0x08 | self._buttons & 7 | (0x10 if step_x < 0 else 0) | (0x20 if step_y < 0 else 0)
+                packet = [head, step_x & 0xFF, step_y & 0xFF]
+                if self.kind:
+                    packet.append(max(-8, min(7, self._wheel)) & 0xFF)
+                self.put(*packet)
+                if not x and not y:
+                    break
+            self._controller.update()
+        self._motion.clear()
+        self._wheel = 0
 
     def reset(self) -> None:
         super().reset()
+        self._motion: dict[str, int] = {}
+        self._buttons = self._wheel = 0
         self.rate, self.resolution = 100, 2
         self.reporting = self.remote = self.wrap = self.scaled = False
         self.kind = 0
@@ -169,8 +228,20 @@ class I8042(IsaDevice):
         self.map_ports(0x64, 1, self._read_status, self._write_command, name="i8042-cmd")
         self._lines = (self.line(self.kbd_irq), self.line(self.mouse_irq))
         (self.a20,) = self.add_outputs(1, "a20")
-        self.keyboard, self.mouse = Keyboard(), Mouse()
+        self.keyboard, self.mouse = Keyboard(self), Mouse(self)
+        self.board.input.add(self.keyboard)
+        self.board.input.add(self.mouse)
         self.reset()
+
+    def unrealize(self) -> None:
+        self.board.input.remove(self.keyboard)
+        self.board.input.remove(self.mouse)
+        super().unrealize()
+
+    @property
+    def translates(self) -> bool:
+        """Whether the host wants codes of set 1."""
+        return bool(self._mode & _MODE_TRANSLATE)
 
     def reset(self) -> None:
         self._mode = _MODE_KEYBOARD_IRQ | _MODE_MOUSE_IRQ

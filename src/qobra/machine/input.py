@@ -1,0 +1,86 @@
+"""Input: keys, buttons and motion on their way from users to the guest's devices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
+
+_MILLISECOND = 1_000_000
+DEFAULT_HOLD_MS = 100
+
+
+class InputDevice(Protocol):
+    """What takes input. ``accepts`` are kinds of InputEvent: ``key``, ``btn``, ``rel``, ``abs``."""
+
+    input_name: str
+    accepts: frozenset[str]
+
+    def input_event(self, event: dict[str, Any]) -> None:
+        """One InputEvent of the reference."""
+        ...
+
+    def input_sync(self) -> None:
+        """The events that belong together are there."""
+        ...
+
+
+class InputHub:
+    """The input devices of a machine. The one that came last takes an event that it can."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._devices: list[tuple[int, InputDevice]] = []
+        self._next = 1
+
+    def add(self, device: InputDevice) -> None:
+        """Let ``device`` take part."""
+        self._devices.insert(0, (self._next, device))
+        self._next += 1
+
+    def remove(self, device: InputDevice) -> None:
+        """``device`` is gone."""
+        self._devices = [entry for entry in self._devices if entry[1] is not device]
+
+    def send(self, events: list[dict[str, Any]]) -> None:
+        """Deliver events that belong together. Raises QobraError where nothing takes them."""
+        for event in events:
+            if self._find(event["type"]) is None:
+                raise QobraError(f"Input handler not found for event type {event['type']}")
+        if not self._machine.run_state.running and self._machine.run_state.state != "suspended":
+            return
+        touched: list[InputDevice] = []
+        for event in events:
+            device = self._find(event["type"])
+            assert device is not None
+            device.input_event(event)
+            if device not in touched:
+                touched.append(device)
+        for device in touched:
+            device.input_sync()
+
+    def send_keys(self, keys: list[dict[str, Any]], hold_ms: int | None) -> None:
+        """Press ``keys`` (KeyValue) one after the other, hold them, and let them go in reverse."""
+        if self._find("key") is None:
+            return
+
+        def events(order: list[dict[str, Any]], down: bool) -> list[dict[str, Any]]:
+            return [{"type": "key", "data": {"key": key, "down": down}} for key in order]
+
+        self.send(events(keys, True))
+        delay = (DEFAULT_HOLD_MS if hold_ms is None else hold_ms) * _MILLISECOND
+        self._machine.control.call_later(delay, lambda: self.send(events(keys[::-1], False)))
+
+    def mice(self) -> list[dict[str, Any]]:
+        """MouseInfo of the pointing devices."""
+        pointers = [(number, device) for number, device in self._devices if device.accepts & {"rel", "abs"}]
+        return [
+            {"name": device.input_name, "index": number, "current": i == 0, "absolute": "abs" in device.accepts}
+            for i, (number, device) in enumerate(pointers)
+        ]
+
+    def _find(self, kind: str) -> InputDevice | None:
+        return next((device for _number, device in self._devices if kind in device.accepts), None)

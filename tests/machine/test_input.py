@@ -1,0 +1,94 @@
+"""Keys and mice: from commands to the keyboard controller's registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qobra.errors import QobraError
+from qobra.machine import scancodes
+from qobra.machine.launch import simple_machine
+from qobra.qapi.contract import contract
+from qobra.qmp import dispatch, hmp
+from qobra.testing.guest import BoardAccess, wait_until
+
+
+@pytest.fixture
+def machine() -> Any:
+    machine = simple_machine("x86_64", "pc", memory=1 << 20)
+    with machine.control:
+        machine.run_state.start()
+    yield machine
+    machine.close()
+
+
+def _drain(guest: BoardAccess) -> list[int]:
+    codes = []
+    while guest.port_in(0x64, 1) & 1:
+        codes.append(guest.port_in(0x60, 1))
+    return codes
+
+
+def _call(machine: Any, command: str, **arguments: Any) -> Any:
+    with machine.control:
+        return dispatch.call(machine, command, {key.replace("_", "-"): value for key, value in arguments.items()})
+
+
+def _qcode(name: str) -> dict[str, str]:
+    return {"type": "qcode", "data": name}
+
+
+def test_keys_are_pressed_held_and_let_go(machine: Any) -> None:
+    guest = BoardAccess(machine)
+    _call(machine, "send-key", keys=[_qcode("ctrl"), _qcode("delete")], hold_time=0)
+    codes: list[int] = []
+
+    def all_there() -> bool:
+        codes.extend(_drain(guest))
+        return len(codes) >= 8
+
+    wait_until(all_there)
+    # Set 2: down, down, then up in reverse.
+    assert codes == [0x14, 0xE0, 0x71, 0xE0, 0xF0, 0x71, 0xF0, 0x14]
+
+
+def test_the_controller_translates_when_asked(machine: Any) -> None:
+    guest = BoardAccess(machine)
+    guest.port_out(0x64, 1, 0x60)
+    guest.port_out(0x60, 1, 0x43)
+    event = {"type": "key", "data": {"key": _qcode("a"), "down": True}}
+    _call(machine, "input-send-event", events=[event])
+    assert _drain(guest) == [0x1E]
+
+
+def test_mouse_packets(machine: Any) -> None:
+    guest = BoardAccess(machine)
+    guest.port_out(0x64, 1, 0xD4)
+    guest.port_out(0x60, 1, 0xF4)
+    assert _drain(guest) == [0xFA]
+    events = [
+        {"type": "rel", "data": {"axis": "x", "value": 5}},
+        {"type": "rel", "data": {"axis": "y", "value": 200}},
+        {"type": "btn", "data": {"button": "left", "down": True}},
+    ]
+    _call(machine, "input-send-event", events=events)
+    assert _drain(guest) == [0x29, 5, 0x81, 0x29, 0, 0xB7]
+    assert _call(machine, "query-mice") == [{"name": "QEMU PS/2 Mouse", "index": 2, "current": True, "absolute": False}]
+
+
+def test_nothing_takes_absolute_positions(machine: Any) -> None:
+    with pytest.raises(QobraError, match="Input handler not found for event type abs"):
+        _call(machine, "input-send-event", events=[{"type": "abs", "data": {"axis": "x", "value": 1}}])
+    assert hmp.execute(machine, "sendkey nonsense") == "invalid parameter: nonsense\r\n"
+    assert hmp.execute(machine, "sendkey ctrl-alt-f1 1") == ""
+
+
+def test_every_key_has_codes_of_both_sets() -> None:
+    known = contract().types["QKeyCode"]
+    for name in scancodes.SET1:
+        assert contract().check("QKeyCode", name) == name
+        assert scancodes.set1(name, True) and scancodes.set2(name, False)
+    assert known is not None
+    assert scancodes.set2("f7", True) == b"\x83" and scancodes.set1("f7", True) == b"\x41"
+    assert scancodes.qcode_of(0x1E) == "a" and scancodes.qcode_of(0xC8) == "up"
