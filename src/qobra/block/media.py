@@ -88,6 +88,7 @@ def remove_medium(backend: BlockBackend, called: str) -> None:
     if backend.node is None:
         return
     backend.layer.check_blockers(backend.node)
+    _note_mode(backend)
     if backend.throttle is not None:
         leave_throttle(backend)
     backend.remove()
@@ -121,6 +122,7 @@ def change_medium(
     force: bool = False,
 ) -> None:
     """Open ``filename`` and put it in the place of the medium. Nothing changes if it cannot be opened."""
+    _note_mode(backend)
     if read_only_mode == "retain":
         read_only = backend.medium_read_only
     else:
@@ -137,6 +139,12 @@ def change_medium(
         holder.remove()
     backend.medium_read_only = read_only
     close_tray(backend, called)
+
+
+def _note_mode(backend: BlockBackend) -> None:
+    """Remember whether the medium in the drive is read-only, for the one that comes after it."""
+    if backend.node is not None:
+        backend.medium_read_only = backend.node.read_only
 
 
 def eject(backend: BlockBackend, called: str, *, force: bool) -> None:
