@@ -10,6 +10,7 @@ from qobra.machine.board import Board
 from qobra.machine.device.isa_i8259 import I8259
 from qobra.machine.device.isa_pit import Pit
 from qobra.machine.device.mc146818rtc import Rtc
+from qobra.machine.device.x86_64_cpu import X86Cpu
 from qobra.machine.irq import Line
 from qobra.machine.isa import IsaBus
 from qobra.machine.memory import Ram, Registers
@@ -17,7 +18,6 @@ from qobra.object.property import Bool, Enum
 
 if TYPE_CHECKING:
     from qobra.machine.device.ioapic import IoApic
-    from qobra.machine.device.x86_64_cpu import X86Cpu
     from qobra.machine.fw_cfg import FwCfg
     from qobra.machine.pci.bus import PciBus
     from qobra.machine.qdev import Device
@@ -26,6 +26,17 @@ BIOS_SIZE = 256 << 10
 _ISA_BIOS_SIZE = 128 << 10
 _FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
 _FOUR_GIB = 1 << 32
+ON_OFF_AUTO = ("auto", "on", "off")
+
+
+def _only(name: str, *allowed: Any) -> Any:
+    def set_value(board: Board, value: Any) -> None:
+        if value not in allowed:
+            shown = {True: "on", False: "off"}.get(value, value)
+            raise QobraError(f"{name}={shown} is not supported by this machine")
+        board.values[name] = value
+
+    return set_value
 
 
 class PcBoard(Board):
@@ -42,15 +53,14 @@ class PcBoard(Board):
     numa_supported = True
     acpi_supported = True
 
-    acpi = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable ACPI")
+    acpi = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable ACPI")
     i8042 = Bool(True)
-    hpet = Bool(True)
-    smbus = Bool(True)
-    sata = Bool(True)
-    pit = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable i8254 PIT")
-    pic = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable i8259 PIC")
-    vmport = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable vmport (pc & q35)")
-    smm = Enum("OnOffAuto", ("auto", "on", "off"), "auto", description="Enable SMM")
+    # What the board has not cannot be switched on, and what it always has not off.
+    hpet = Bool(False, set=_only("hpet", False))
+    pit = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("pit", "auto", "on"), description="Enable i8254 PIT")
+    pic = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("pic", "auto", "on"), description="Enable i8259 PIC")
+    vmport = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("vmport", "auto", "off"), description="Enable vmport")
+    smm = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("smm", "auto", "off"), description="Enable SMM")
 
     firmware_directories = _FIRMWARE_DIRECTORIES
     fw_cfg: FwCfg
@@ -135,6 +145,10 @@ class PcBoard(Board):
             cpu.index = index
             cpu.values["apic-id"] = index
             self.place(cpu)
+
+    def ospm_status(self) -> list[dict[str, Any]] | None:
+        # No slot of memory or CPU has ever been told of by the guest.
+        return None if self.acpi == "off" else []
 
     def inject_nmi(self) -> None:
         for cpu in self.cpus:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import uuid as uuid_module
 from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
@@ -21,6 +20,7 @@ from qobra.qmp import dispatch
 from qobra.qmp.monitor import Monitors
 
 if TYPE_CHECKING:
+    import uuid as uuid_module
     from collections.abc import Callable
 
 _SHORT_DRIVES = {
@@ -396,6 +396,8 @@ def _numa(text: str) -> dict[str, Any]:
 
 
 def _uuid(text: str) -> uuid_module.UUID:
+    import uuid as uuid_module
+
     try:
         return uuid_module.UUID(text)
     except ValueError:

@@ -11,6 +11,7 @@ from qobra.machine.device.fw_cfg_mem import FwCfgMem
 from qobra.machine.device.goldfish_rtc import GoldfishRtc
 from qobra.machine.device.gpex import GpexHost
 from qobra.machine.device.riscv_aclint import AclintSwi, AclintTimer
+from qobra.machine.device.riscv_cpu import RiscvCpu
 from qobra.machine.device.riscv_sifive_plic import Plic
 from qobra.machine.device.riscv_sifive_test import SifiveTest
 from qobra.machine.device.serial_mm import SerialMm
@@ -80,6 +81,7 @@ class Virt(Board):
     def _build_harts(self) -> None:
         assert self.topology is not None
         cls: Any = self.tree.find_type(self.cpu_type)
+        assert issubclass(cls, RiscvCpu)
         array = Container(self.tree)
         self.add_child("soc0", array)
         for index in range(self.topology.cpus):
