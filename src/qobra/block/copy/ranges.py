@@ -29,7 +29,7 @@ def chain_depth(node: BlockNode, base: BlockNode | None) -> int:
     current: BlockNode | None = node
     while current is not None and current is not base:
         if current.is_transparent:
-            current = current.children.get("file") or current.backing
+            current = current.filtered or current.children.get("file") or current.backing
         else:
             depth += 1
             current = current.backing

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from qobra.block import permissions
-from qobra.block.extents import DATA, WRITABLE, Extent
+from qobra.block.extents import COMPUTED, DATA, WRITABLE, Extent
 from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
 from qobra.errors import QobraError
 
@@ -72,14 +72,21 @@ class RawNode(BlockNode):
         return self.file, self._offset
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        if self.file.driver == "blkdebug" and not want_zero:
+            return (Extent(length, COMPUTED),)  # it is to hear of each read
         return (Extent(length, DATA, self.file, offset + self._offset, WRITABLE),)
 
     def _read(self, offset: int, view: memoryview) -> None:
+        self.file.debug_event("read_aio")
         self.file.read_into(offset + self._offset, view)
+
+    def read_computed(self, offset: int, view: memoryview) -> None:
+        self._read(offset, view)
 
     def _write(self, offset: int, data: Buffer) -> None:
         if self.probed and offset < 512:
             self._check_first_sector(offset, data)
+        self.file.debug_event("write_aio")
         self.file.write(offset + self._offset, data)
 
     def _check_first_sector(self, offset: int, data: Buffer) -> None:

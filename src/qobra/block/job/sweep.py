@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from qobra.block.copy.chunk import CHUNK_SIZE, CopyFailed
+from qobra.block.copy.chunk import CopyFailed
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import in_chunks
 from qobra.block.copy.slots import ThreadSlots
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from qobra.block.job.block_job import BlockJob
     from qobra.block.node import BlockNode
 
+CHUNK = 512 << 10
+"""Bytes at a time, as in QEMU, where a test can tell: what has been done when an error comes is whole chunks."""
 STEP = 1 << 30
 """Bytes whose map is asked for at a time."""
 RETRY_NS = 10_000_000
@@ -56,7 +58,7 @@ class Sweep:
                 end = min(length, step + STEP)
                 with self._slots.entered():
                     wanted = find(step, end)
-                for offset, size in in_chunks(wanted, CHUNK_SIZE):
+                for offset, size in in_chunks(wanted, CHUNK):
                     job.current = max(job.current, offset)
                     pool.submit(offset, size)
                     self._settle(pool, failed)
@@ -84,6 +86,8 @@ class Sweep:
         while self._failures:
             pool.wait_idle()
             failures, self._failures = self._failures, []
+            # Those that wait for an error to go away find the job where it came to it.
+            self._job.current = min(self._job.current, *(offset for offset, _length, _failure in failures))
             for offset, length, failure in failures:
                 if failed(failure):
                     self._job.park(RETRY_NS)
