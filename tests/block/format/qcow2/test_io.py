@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from qobra.block.backend import BlockBackend
 from qobra.block.extents import ABSENT, COMPUTED, DATA, WRITABLE, ZERO, resolve
 from qobra.errors import QobraError
 
@@ -154,6 +155,20 @@ def test_discarded_space_is_used_again(lab):
             disk.backend.flush()
     assert os.path.getsize(lab.path("a")) < 40 * CLUSTER
     _check(lab, "a")
+
+
+def test_a_busy_neighbour_does_not_keep_freed_space(lab):
+    lab.create("a", size=16 * CLUSTER)
+    with lab.open("a", discard="unmap") as disk:
+        disk.write(0, _noise(8 * CLUSTER))
+        neighbour = BlockBackend(disk.layer)
+        slot = neighbour.new_slot()
+        with slot:
+            disk.backend.discard(0, 8 * CLUSTER)
+            disk.backend.flush()
+            disk.backend.remove()
+        slot.close()
+    assert "allocated-clusters" not in _check(lab, "a")
 
 
 @pytest.mark.parametrize("compression_type", ["zlib", "zstd"])

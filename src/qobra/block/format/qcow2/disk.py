@@ -19,6 +19,7 @@ from qobra.block.format.qcow2.image import Image
 from qobra.block.format.qcow2.mapping import map_range
 from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
 from qobra.block.format.qcow2.snapshots import SnapshotTable
+from qobra.block.in_file import InFile
 from qobra.block.node import BlockNode, Buffer, Opening, Options
 from qobra.errors import QobraError
 
@@ -233,6 +234,9 @@ class Qcow2Disk(BlockNode):
     def _write(self, offset: int, data: Buffer) -> None:
         if not self._ready:
             self.get_ready()
+        if isinstance(data, InFile):
+            self._writer.write(offset, data)
+            return
         view = memoryview(data)
         if view.format != "B":
             view = view.cast("B")
@@ -240,6 +244,12 @@ class Qcow2Disk(BlockNode):
             self._write_unaligned(offset, view)
         else:
             self._writer.write(offset, view)
+
+    def takes_files(self) -> bool:
+        """Whether whole clusters may be written from an :class:`InFile`: they then lie in a local file as they are."""
+        data = self.image.data
+        plain = data.is_leaf and data.fd >= 0 and data.plain_writes() and not data.cache_direct
+        return plain and not (self.image.encrypted or self.header.extended_l2 or self.detect_zeroes != "off")
 
     def _write_unaligned(self, offset: int, view: memoryview) -> None:
         """Encryption works on whole sectors: read what is around, and write it with the data."""

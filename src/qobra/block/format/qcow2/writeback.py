@@ -46,6 +46,9 @@ class Writeback:
         """Held by the thread that commits; taken before the image's lock, never after it."""
         self.released: deque[list[Freed]] = deque()
         """Freed space that no request in flight can know any more, to be counted down by the next commit."""
+        self._retired: dict[int, list[Freed]] = {}
+        """Freed space that some request in flight may still know, by the number of its commit."""
+        self._commits = 0
 
     def commit(self, *, durable: bool = True) -> None:
         """Write all that is dirty; with ``durable``, it is on stable storage when this returns."""
@@ -65,6 +68,9 @@ class Writeback:
         """Commit, and count down at once what was freed: for when the image is drained."""
         with self._lock:
             self._write_all(False, lazy=False)
+            # Requests in flight elsewhere have nothing to do with this image.
+            for number in sorted(self._retired):
+                self._release(number)
             self._apply_released()
             self._write_all(False, lazy=False)
 
@@ -116,8 +122,15 @@ class Writeback:
             for _key, part in slices:
                 part.busy = False
         if frees:
-            released = self.released
-            image.node.layer.flight.retire(lambda: released.append(frees))
+            self._commits += 1
+            number = self._commits
+            self._retired[number] = frees
+            image.node.layer.flight.retire(lambda: self._release(number))
+
+    def _release(self, number: int) -> None:
+        frees = self._retired.pop(number, None)
+        if frees is not None:
+            self.released.append(frees)
 
     def _write_ordered(self, first: list[Write], reftable: list[Write], second: list[Write]) -> None:
         file = self._image.file
