@@ -10,10 +10,10 @@ OPTIONS = (
     "-M pc -drive if=none,id=cd0,media=cdrom -drive if=none,id=empty -blockdev null-co,node-name=hd,size=1048576 "
     "-device virtio-scsi-pci,id=scsi -device scsi-cd,id=drive0,drive=cd0 -device scsi-cd,id=drive1 "
     "-device scsi-hd,id=disk,drive=hd"
-).split()
+)
 
 
-@against_system(*OPTIONS)
+@against_system(*OPTIONS.split())
 def test_query(q: Run) -> None:
     q("query-block")
     q("query-blockstats")
@@ -22,7 +22,7 @@ def test_query(q: Run) -> None:
     q("query-blockstats", {"query-nodes": True})
 
 
-@against_system(*OPTIONS)
+@against_system(*OPTIONS.split())
 def test_media(q: Run) -> None:
     q.tool("qemu-img", "create", "-f", "raw", "a.raw", "1M")
     q.tool("qemu-img", "create", "-f", "qcow2", "b.qcow2", "1M")
@@ -80,7 +80,7 @@ def test_media(q: Run) -> None:
     q("x-debug-query-block-graph")
 
 
-@against_system(*OPTIONS)
+@against_system(*OPTIONS.split())
 def test_throttle(q: Run) -> None:
     def throttle(**limits: Any) -> None:
         kinds = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")

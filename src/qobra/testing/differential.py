@@ -173,7 +173,8 @@ class Run:
 
     def file(self, name: str, **options: Any) -> Message:
         """Options of a ``file`` node for a file in the server's directory."""
-        return {"driver": "file", "filename": self.path(name), **options}
+        named = {option.replace("_", "-"): value for option, value in options.items()}
+        return {"driver": "file", "filename": self.path(name), **named}
 
     def wait(self, event: str, **data: Any) -> Message:
         """The next event of that name with these members (underscores for hyphens) that was not waited for before."""

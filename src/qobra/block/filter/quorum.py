@@ -122,14 +122,16 @@ class QuorumNode(BlockNode):
             self._report_failure(offset, len(view))
             number = max(failures, key=lambda each: len(failures[each]))
             raise OSError(number, os.strerror(number))
-        data, winners = max(votes.items(), key=lambda vote: len(vote[1]))
+        # Of versions with as many votes the last one wins, and the last is reported first, as in QEMU.
+        versions = list(reversed(votes.items()))
+        data, winners = max(versions, key=lambda version: len(version[1]))
         if len(votes) > 1:
             if len(winners) < self._threshold:
                 self._report_failure(offset, len(view))
                 raise OSError(5, os.strerror(5))
-            for children in votes.values():
+            for _data, children in versions:
                 if children is not winners:
-                    for child in children:
+                    for child in reversed(children):
                         self._report_bad("read", child, offset, len(view), None)
                         self._mend(child, offset, data)
         view[:] = data
