@@ -118,6 +118,9 @@ def test_memory_backends(build: Build) -> None:
         (["-add-fd", "set=1"], "fd option is required"),
         (["-rtc", "base=nonsense"], "invalid datetime format"),
         (["-global", "nonsense"], "Invalid 'global' value"),
+        (["-net", "user"], "use -netdev and -device"),
+        (["-nic", "nope"], "nope"),
+        (["-machine", "pc,hpet=on"], "hpet=on is not supported by this machine"),
         (["-numa", "node,cpus=7"], "CPU index (7) should be smaller than maxcpus (1)"),
         (["-numa", "node,mem=1M"], "Parameter -numa node,mem is not supported by this machine type"),
         (["-numa", "node", "-numa", "dist,src=0,dst=5,val=20"], "NUMA node is missing"),
@@ -160,6 +163,16 @@ def test_preconfig_holds_the_board_back() -> None:
         _qmp(machine, "x-exit-preconfig")
     machine.close()
     builder.close()
+
+
+def test_cards_and_shared_terminals(build: Build) -> None:
+    machine = build(
+        *("-machine", "pc", "-nic", "hubport,hubid=0,mac=52:54:00:00:00:09", "-nic", "none", "-net", "none"),
+        *("-serial", "mon:null"),
+    )
+    assert _qmp(machine, "query-rx-filter")[0]["main-mac"] == "52:54:00:00:00:09"
+    labels = {each["label"] for each in _qmp(machine, "query-chardev")}
+    assert {"serial-base0", "serial-mux"} <= labels
 
 
 def test_numa(build: Build) -> None:

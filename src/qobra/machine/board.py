@@ -53,6 +53,7 @@ class Board(Object):
     default_ram_id: str | None = None
     default_drive_interface = "ide"
     virtio_blk_type = "virtio-blk-pci"
+    default_nic = "virtio-net-pci"
     firmware_directories: tuple[str, ...] = ()
     dies_supported = False
     hotpluggable_cpus = False

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
-from qobra.cli._options import program, structure, tree
+from qobra.cli._options import program, say, structure, tree
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.errors import QobraError
 from qobra.machine.drive import DriveInfo, Drives
@@ -53,6 +53,7 @@ class Builder:
             uuid=_uuid(uuids[-1]) if uuids else None,
             capabilities=frozenset(("board", architecture)),
         )
+        self.machine.say = say
         self.machine.preconfig = self.preconfig
         self._monitors = Monitors(self.machine)
         self._config = MachineConfig()
@@ -196,11 +197,21 @@ class Builder:
         """The id of the device that a short form describes, made if need be."""
         if value.startswith("chardev:"):
             return value[8:]
+        if value.startswith("mon:"):
+            return self._shared_chardev(value[4:], stem)
         number = 0
         while self.machine.chardevs.find(f"{stem}{number}") is not None:
             number += 1
         self.machine.chardevs.create(f"{stem}{number}", parse_short(value), failure="")
         return f"{stem}{number}"
+
+    def _shared_chardev(self, value: str, stem: str) -> str:
+        """A device with a monitor for people on it, that another user can share: ``mon:stdio``."""
+        base = self._short_chardev(value, f"{stem}-base")
+        mux = f"{stem}-mux"
+        self.machine.chardevs.create(mux, {"type": "mux", "data": {"chardev": base}}, failure="")
+        self._monitors.add(mux, mode="readline")
+        return mux
 
     def _set_run_state(self) -> None:
         state = self.machine.run_state
@@ -234,10 +245,12 @@ class Builder:
         for value in self._values("global"):
             board.add_global(*_global(value))
         self._each("netdev", self._add_netdev)
+        self._each("net", _refuse_net)
         board.start()
         for properties, keyval in self._late:
             self._create(properties, keyval)
         self._plug_drives(board.drives)
+        self._each("nic", self._add_nic)
         self._each("device", self._add_device)
         self._add_qtest()
         board.finish()
@@ -293,8 +306,8 @@ class Builder:
 
     def _serial_chardevs(self) -> list[str | None]:
         values = self._values("serial")
-        if not values and self._has("nographic") and not self._has("nodefaults"):
-            values = ["stdio"]
+        if not values and not self._has("nodefaults"):
+            values = ["mon:stdio" if self._has("nographic") and not self._has("monitor") else "null"]
         ids: list[str | None] = []
         for value in values:
             ids.append(None if value == "none" else self._short_chardev(value, "serial"))
@@ -302,6 +315,22 @@ class Builder:
 
     def _add_netdev(self, value: str) -> None:
         dispatch.call(self.machine, "netdev_add", structure(value, "Netdev", "type"))
+
+    def _add_nic(self, value: str) -> None:
+        """``-nic``: a backend and a card on it in one."""
+        options = split(value, "type")
+        kind = options.pop("type", "")
+        if kind == "none":
+            return
+        model, mac = options.pop("model", self.board.default_nic), options.pop("mac", None)
+        id = options.pop("id", None)
+        number = 0
+        while self.machine.netdevs.find(f"__org.qemu.net{number}") is not None:
+            number += 1
+        name = id or f"__org.qemu.net{number}"
+        rest = "".join(f",{key}={text.replace(',', ',,')}" for key, text in options.items())
+        self._add_netdev(f"{kind},id={name}{rest}")
+        add_device(self.machine, {"driver": model, "netdev": name} | ({"mac": mac} if mac else {}), keyval=True)
 
     def _add_device(self, value: str) -> None:
         if value.startswith("{"):
@@ -370,6 +399,11 @@ class Builder:
             from qobra.cli._system.runas import become
 
             become(user)
+
+
+def _refuse_net(text: str) -> None:
+    if text != "none":
+        raise QobraError("only 'none' is taken here: use -netdev and -device, or -nic")
 
 
 def _numa(text: str) -> dict[str, Any]:
