@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from qobra.block.copy.zeroes import zero_pieces
 from qobra.block.extents import ABSENT, DATA, ZERO, Run, resolve
+from qobra.block.in_file import InFile
 from qobra.block.node import is_zero
 from qobra.errors import QobraError
 
@@ -99,7 +100,7 @@ class ChunkCopier:
             for run in self._resolve(start, size, False):
                 if run.kind in (ZERO, ABSENT):
                     self.write_zeroes(run.start, run.length)
-                elif not (run.kind == DATA and self._copy_range and self._in_kernel(run)):
+                elif not (run.kind == DATA and self._copy_range and (self._in_kernel(run) or self._into_image(run))):
                     self._through_buffer(run)
         return moved
 
@@ -208,6 +209,20 @@ class ChunkCopier:
             done += moved
         return True
 
+    def _into_image(self, run: Run) -> bool:
+        """Let the kernel move whole clusters from a file to where the target's format puts them; False if it cannot."""
+        leaf = run.leaf
+        if leaf is None or not is_plain_data(run):
+            return False
+        takes_files = getattr(self.target, "takes_files", None)
+        if takes_files is None or (run.start | run.length) & (self.target.cluster_size() - 1) or not takes_files():
+            return False
+        try:
+            self.target.write(run.start, InFile(leaf.fd, run.offset, run.length))  # type: ignore[arg-type]
+        except (OSError, QobraError) as error:
+            raise CopyFailed(error, False)
+        return True
+
     def _plain_target(self) -> tuple[int, int] | None:
         """(descriptor, offset to add) of the target where it is a file as it is, or None."""
         generation = self.target.layer.generation
@@ -215,6 +230,12 @@ class ChunkCopier:
             self._plain = _plain_file(self.target)
             self._generation = generation
         return self._plain
+
+
+def is_plain_data(run: Run) -> bool:
+    """Whether the run lies as it is in a file that the kernel can copy from."""
+    leaf = run.leaf
+    return run.kind == DATA and leaf is not None and leaf.is_leaf and leaf.fd >= 0 and not leaf.cache_direct
 
 
 def _plain_file(node: BlockNode) -> tuple[int, int] | None:

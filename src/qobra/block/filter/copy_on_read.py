@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qobra.block import permissions
+from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import chain_depth
 from qobra.block.extents import COMPUTED, DATA, Extent, resolve
 from qobra.block.filter._filter import FilterNode
+from qobra.block.in_file import InFile
 from qobra.block.node import BlockNode, Buffer, Opening, drivers
 from qobra.errors import QobraError
 
@@ -81,7 +83,20 @@ class CopyOnReadNode(FilterNode):
         with self.locks.job(start, size):
             for run in resolve(top, start, size, want_zero=True):
                 if 0 < run.depth < held_above_base:
-                    top.write_unchanged(run.start, top.read(run.start, run.length))
+                    self._take(top, run.start, run.length)
+
+    def _take(self, top: BlockNode, offset: int, length: int) -> None:
+        """Hold what is at ``offset`` in ``top`` itself; the kernel moves it where it goes from file to file."""
+        whole_clusters = not (offset | length) & (max(1, top.cluster_size()) - 1)
+        if whole_clusters and hasattr(top, "takes_files") and top.takes_files():
+            runs = resolve(top, offset, length)
+            if all(is_plain_data(run) for run in runs):
+                for run in runs:
+                    assert run.leaf is not None
+                    data = InFile(run.leaf.fd, run.offset, run.length)
+                    top.write_unchanged(run.start, data)  # type: ignore[arg-type]
+                return
+        top.write_unchanged(offset, top.read(offset, length))
 
     def _write(self, offset: int, data: Buffer) -> None:
         with self.locks.guest(*self._clusters(offset, len(data))):

@@ -10,6 +10,7 @@ from typing import Any
 
 from qobra.block import permissions
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
+from qobra.block.in_file import InFile
 from qobra.block.node import BOUNCE_SIZE, BlockNode, Buffer, Opening, Options, drivers, fill_zero
 from qobra.block.protocol import _locks as locks
 from qobra.errors import QobraError, strerror
@@ -190,7 +191,9 @@ class FileNode(BlockNode):
             done += size
 
     def _write(self, offset: int, data: Buffer) -> None:
-        if self.request_alignment > 1:
+        if isinstance(data, InFile):
+            data.copy_to(self.fd, offset)
+        elif self.request_alignment > 1:
             self._write_direct(offset, data)
         else:
             self._write_all(offset, memoryview(data))
