@@ -40,8 +40,9 @@ class Row(NamedTuple):
     tls: bool = False
     cold: bool = False
     direct: bool = False
-    busy: bool = False
-    """Beside it, a client asks for the block nodes over QMP all the time. Compared with Qobra itself when idle."""
+    busy: str = ""
+    """Beside it: ``qmp``, a client that asks for the block nodes all the time; ``computing``, a thread in the server
+    that only computes. Compared with Qobra itself when idle."""
 
 
 ROWS = {
@@ -59,17 +60,19 @@ ROWS = {
     "tls-1m-read": Row("read", "1m", 4, 1.0, tls=True),
     "cold-read": Row("randread", "4k", 32, 1.0, cold=True),
     "direct-read": Row("randread", "4k", 32, 1.0, direct=True),
-    "busy-read": Row("randread", "4k", 16, 0.8, busy=True),
+    "busy-qmp": Row("randread", "4k", 16, 0.8, busy="qmp"),
+    "busy-computing": Row("randread", "4k", 16, 0.8, busy="computing"),
 }
 PLAIN = list(ROWS)[:6]
 LAYERS = 8
 CLUSTER = 65536
 
 SERVER = """
-import json, socket, sys
+import json, socket, sys, threading
 from qobra.machine.machine import Machine
 from qobra.qmp.monitor import Monitors
-image, sock, monitor, direct, tls = json.loads(sys.argv[1])
+image, sock, monitor, direct, tls, computing = json.loads(sys.argv[1])
+sys.setswitchinterval(0.0005)  # as the storage daemon does
 machine = Machine()
 file = {"driver": "file", "filename": image}
 node = {"driver": "qcow2", "node-name": "disk", "file": file, "cache": {"direct": direct}}
@@ -80,6 +83,11 @@ with machine.control:
     server = {"type": "unix", "path": sock}
     machine.block.exports.start_nbd_server(server, tls_creds="tls" if tls else None)
     machine.block.exports.add({"type": "nbd", "id": "disk", "node-name": "disk", "name": "disk", "writable": True})
+if computing:
+    def compute():
+        while True:
+            pass
+    threading.Thread(target=compute, daemon=True).start()
 if monitor:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(monitor)
@@ -127,12 +135,13 @@ class Side:
         self.size = make_image(self.image, row.image, size)
         tls = make_certificates(directory) if row.tls else ""
         start = start_qemu if name == "qemu" else start_qobra
-        self.monitor = str(directory / f"{name}.qmp") if row.busy else ""
-        self.process = start(self.image, self.socket, self.monitor, row.direct, tls)
+        self.monitor = str(directory / f"{name}.qmp") if row.busy == "qmp" else ""
+        computing = row.busy == "computing" and name == "qobra"
+        self.process = start(self.image, self.socket, self.monitor, row.direct, tls, computing)
         wait_for(self.socket)
         scheme = "nbds+unix" if row.tls else "nbd+unix"
         self.uri = f"{scheme}:///disk?socket={self.socket}" + (f"&tls-certificates={tls}" if tls else "")
-        self.storm = row.busy and name == "qobra"
+        self.storm = row.busy == "qmp" and name == "qobra"
 
     def run(self, seconds: int) -> None:
         """One run of fio."""
@@ -240,12 +249,16 @@ def make_certificates(directory: Path) -> str:
     return str(directory)
 
 
-def start_qobra(image: str, sock: str, monitor: str, direct: bool, tls: str) -> subprocess.Popen[bytes]:
+def start_qobra(
+    image: str, sock: str, monitor: str, direct: bool, tls: str, computing: bool
+) -> subprocess.Popen[bytes]:
     """Qobra in a process of its own."""
-    return subprocess.Popen([sys.executable, "-c", SERVER, json.dumps([image, sock, monitor, direct, tls])])
+    return subprocess.Popen([sys.executable, "-c", SERVER, json.dumps([image, sock, monitor, direct, tls, computing])])
 
 
-def start_qemu(image: str, sock: str, _monitor: str, direct: bool, tls: str) -> subprocess.Popen[bytes]:
+def start_qemu(
+    image: str, sock: str, _monitor: str, direct: bool, tls: str, _computing: bool
+) -> subprocess.Popen[bytes]:
     """qemu-nbd with its defaults."""
     command = ["qemu-nbd", "-t", "-e", "32", "-f", "qcow2", "-k", sock, "-x", "disk"]
     if direct:
