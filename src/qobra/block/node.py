@@ -342,7 +342,7 @@ class BlockNode:
     def write_unchanged(self, offset: int, data: Buffer) -> None:
         """Write what the node shows at ``offset`` already, so that it is held here: nobody has to be told."""
         self.check_write(offset, len(data))
-        if is_zero(data):
+        if isinstance(data, (bytes, bytearray, memoryview)) and is_zero(data):
             self._zero(offset, len(data), False, False)
         else:
             self._write(offset, data)

@@ -81,7 +81,6 @@ def test_the_recorded_name_may_be_another(layer, tree):
 
 
 def test_an_ignored_error_keeps_the_backing_file(layer, tree, fail):
-    fail(layer.graph.find("mid").file, "_read", 1)
     fail(tree.node, "_write", 1)
     stream(layer, **{"on-error": "ignore"})
     layer.wait_status("s", "null")
