@@ -181,7 +181,8 @@ def _write_empty(header: Header, file: BlockNode, crypto: bytes) -> None:
         counts[cluster] = 1
     end = total << bits
     if header.l1_entries:
-        file.write_zeroes(header.l1_offset, end - header.l1_offset)
+        # The file ends with the table, where nothing follows it.
+        file.write_zeroes(header.l1_offset, 8 * header.l1_entries)
     if crypto:
         header.crypto = (end - (crypto_clusters << bits), len(crypto))
         file.write(header.crypto[0], crypto)

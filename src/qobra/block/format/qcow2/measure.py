@@ -13,7 +13,7 @@ from qobra.errors import QobraError
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode, Options
 
-_STEP = 1 << 40
+_STEP = 1 << 36
 """Bytes of the source that are resolved at a time."""
 
 
