@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import select
 import socket
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ class Inbox:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._plain = None if transport.tls else transport.socket
-        self.buffer = bytearray(SIZE)
+        self.buffer = mmap.mmap(-1, SIZE)
         self.view = memoryview(self.buffer)
         self.start = 0
         self.end = 0
@@ -79,6 +80,6 @@ class Inbox:
             self.start = self.end = 0
         elif SIZE - self.end < LONGEST_INLINE:
             rest = self.end - self.start
-            self.buffer[:rest] = self.buffer[self.start : self.end]
+            self.buffer.move(0, self.start, rest)
             self.start, self.end = 0, rest
         return self.view[self.end :]

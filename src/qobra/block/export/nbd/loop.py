@@ -9,6 +9,7 @@ requests by their node's own methods, in this thread while they are quick and by
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from collections import deque
@@ -53,7 +54,8 @@ class _Loop:
         self._slot = slot
         self._backend = connection.export.backend
         self._inbox = Inbox(connection.transport)
-        self._arena = bytearray(ARENA_SIZE)
+        # Anonymous memory, unlike a bytearray, takes up room only where it has been used.
+        self._arena = mmap.mmap(-1, ARENA_SIZE)
         self._arena_view = memoryview(self._arena)
         self._again = False
         """Whether there is something to do before more is received."""
