@@ -306,3 +306,12 @@ def test_fleecing_readers_see_the_point_in_time_while_it_is_overwritten(layer, t
         job.user_cancel(True)
     layer.wait_status("j", "null")
     writer.check()
+
+
+def test_where_copying_is_slow_a_write_waits_for_a_small_part_only(layer, guest, target, monkeypatch):
+    from qobra.block.job import backup as module
+
+    monkeypatch.setattr(module, "SLOW_NS", 0)
+    job = backup(layer)
+    layer.wait_status("j", "null")
+    assert job._claim_size == job._once.cluster

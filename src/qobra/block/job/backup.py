@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.copy.chunk import CopyFailed
@@ -28,6 +29,8 @@ MAX_CHUNK = 1 << 20
 """Most bytes that are copied at a time unless ``x-perf`` says otherwise."""
 MAX_HELPERS = 16
 """Chunks in flight that are of any use, however many ``x-perf`` allows."""
+SLOW_NS = 10_000_000
+"""How long a write may have to wait for a part that the job is copying."""
 RETRY_NS = 100_000_000
 """Wait before parts that could not be copied, and whose error is ignored, are tried again."""
 
@@ -74,6 +77,7 @@ class BackupJob(BlockJob):
         self._on_target_error = on_target_error
         self._helpers = helpers
         self._max_chunk = max_chunk or MAX_CHUNK
+        self._claim_size = self._max_chunk
         self._once = filter_node.once
         self._once.copied = self._advance
         self._failures: list[CopyFailed] = []
@@ -197,11 +201,20 @@ class BackupJob(BlockJob):
         end = offset + length
         with self._slots.entered():
             while offset < end:
-                part = self._once.claim(offset, end - offset, end)
+                part = self._once.claim(offset, min(end - offset, self._claim_size), end)
                 if part is None:
                     return
+                begun_ns = time.monotonic_ns()
                 self._once.copy_claimed(*part)
+                self._adapt(time.monotonic_ns() - begun_ns)
                 offset = part[0] + part[1]
+
+    def _adapt(self, took_ns: int) -> None:
+        """A write waits for the part that it runs into, so where copying is slow the parts have to be small."""
+        if took_ns > SLOW_NS:
+            self._claim_size = max(self._once.cluster, self._claim_size // 2)
+        elif took_ns < SLOW_NS // 4 and self._claim_size < self._max_chunk:
+            self._claim_size *= 2
 
     def _copied(self, _offset: int, _length: int, failure: CopyFailed | None) -> None:
         if failure is not None:
