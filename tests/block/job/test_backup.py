@@ -312,6 +312,6 @@ def test_where_copying_is_slow_a_write_waits_for_a_small_part_only(layer, guest,
     from qobra.block.job import backup as module
 
     monkeypatch.setattr(module, "SLOW_NS", 0)
-    job = backup(layer)
+    job = backup(layer, **{"x-perf": {"max-chunk": 131072}})
     layer.wait_status("j", "null")
     assert job._claim_size == job._once.cluster
