@@ -54,7 +54,7 @@ def copy(
 
     local = is_local(source) and is_local(target) and not _begins_compressed(source)
     try:
-        if local and not options.get("compress") and options.get("detect_zeroes"):
+        if local and not options.get("compress") and (options.get("detect_zeroes") or not target.is_transparent):
             calls = {name: options.pop(name, None) for name in ("progress", "throttle")}
             copy_in_order(ChunkCopier(source, target, **options), ranges, on_error=failed, **calls)
         else:

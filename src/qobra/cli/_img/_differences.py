@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from qobra.block.copy.zeroes import zero_pieces
 from qobra.block.extents import COMPUTED, DATA, Run, resolve
 from qobra.block.node import is_zero
 from qobra.errors import QobraError
@@ -144,15 +145,25 @@ def differences(
         while begin < end:
             part = min(BUFFER_SIZE - begin % unit if unit <= BUFFER_SIZE else BUFFER_SIZE, end - begin)
             if not has_data(a):
-                other = two.read(b, begin, part)
-                for low, high in _unequal_units(memoryview(bytes(part)), other, begin, unit):
+                two.read(b, begin, part)
+                for low, high in _not_zero(two.buffer, part, begin, unit):
                     yield begin + low, high - low, None
             else:
                 view = one.read(a, begin, part)
-                other = two.read(b, begin, part) if has_data(b) else memoryview(bytes(part))
-                for low, high in _unequal_units(view, other, begin, unit):
+                if has_data(b):
+                    pieces = _unequal_units(view, two.read(b, begin, part), begin, unit)
+                else:
+                    pieces = _not_zero(one.buffer, part, begin, unit)
+                for low, high in pieces:
                     yield begin + low, high - low, view[low:high]
             begin += part
+
+
+def _not_zero(buffer: bytearray, size: int, phase: int, unit: int) -> Iterator[tuple[int, int]]:
+    """Runs of units that are not all zeroes, as :func:`_unequal_units` has them."""
+    for start, length, zero in zero_pieces(buffer, size, unit, phase % unit):
+        if not zero:
+            yield start, start + length
 
 
 def _unequal_units(first: memoryview, second: memoryview, phase: int, unit: int) -> Iterator[tuple[int, int]]:

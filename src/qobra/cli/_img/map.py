@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO
@@ -26,6 +27,7 @@ Say where the bytes of an image live: in which file of the chain and at which of
   --max-length LENGTH    look at no more than that
 """
 
+BATCH = 1000
 STEP = 1 << 30
 """Bytes of the image that are looked at together: bounds the memory that a fragmented image takes."""
 
@@ -94,18 +96,25 @@ def main(program: Program, arguments: list[str]) -> int:
 
 
 def _print_json(entries: Iterator[Entry], start: int) -> None:
-    write = sys.stdout.write
+    lines = [_json_entry(entry) for entry in islice(entries, BATCH)]
+    if not lines:
+        lines = [f'{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false}}']
     opening = "["
-    for entry in entries:
-        place = "" if entry.offset is None else f', "offset": {entry.offset}'
-        write(
-            f'{opening}{{ "start": {entry.start}, "length": {entry.length}, "depth": {entry.depth}, '
-            f'"present": {_word(entry.present)}, "zero": {_word(entry.zero)}, "data": {_word(entry.data)}{place}'
-        )
-        opening = "},\n"
-    if opening == "[":
-        write(f'[{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false')
-    write("}]\n")
+    while lines:
+        # Many at once: a fragmented image has millions.
+        sys.stdout.write(opening + ",\n".join(lines))
+        opening = ",\n"
+        lines = [_json_entry(entry) for entry in islice(entries, BATCH)]
+    sys.stdout.write("]\n")
+
+
+def _json_entry(entry: Entry) -> str:
+    start, length, depth, present, zero, data, offset, _file = entry
+    place = "" if offset is None else f', "offset": {offset}'
+    return (
+        f'{{ "start": {start}, "length": {length}, "depth": {depth}, "present": {_word(present)}, '
+        f'"zero": {_word(zero)}, "data": {_word(data)}{place}}}'
+    )
 
 
 def _word(value: bool) -> str:
