@@ -20,6 +20,7 @@ from qobra.registry import Registry
 if TYPE_CHECKING:
     from qobra.machine.cpu import Cpu, Topology
     from qobra.machine.machine import Machine
+    from qobra.machine.memory_slots import MemorySlots
     from qobra.object.tree import ObjectTree
 
 boards: Registry[type[Board]] = Registry("machine type", ["qobra.machine.board_type"])
@@ -245,9 +246,14 @@ class Board(Object):
         """Send a non-maskable interrupt to the CPUs. Raises QobraError where there is no such thing."""
         raise QobraError("machine does not provide NMIs")
 
+    def memory_slots_of(self) -> MemorySlots | None:
+        """The slots for memory that is plugged in, where the board has such."""
+        return None
+
     def memory_devices(self) -> list[dict[str, Any]]:
         """The memory devices: ``kind`` and ``info`` of MemoryDeviceInfo, and ``size`` in bytes."""
-        return []
+        slots = self.memory_slots_of()
+        return slots.describe() if slots is not None else []
 
     def ospm_status(self) -> list[dict[str, Any]] | None:
         """ACPIOSTInfo of each slot, or None without ACPI."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
 from qobra.machine.board import Board
 from qobra.machine.device.isa_i8259 import I8259
 from qobra.machine.device.isa_pit import Pit
 from qobra.machine.device.mc146818rtc import Rtc
+from qobra.machine.device.pc_dimm import PcDimm
 from qobra.machine.device.x86_64_cpu import X86Cpu
 from qobra.machine.irq import Line
 from qobra.machine.isa import IsaBus
 from qobra.machine.memory import Ram, Registers
+from qobra.machine.memory_slots import MemorySlots
 from qobra.object.property import Bool, Enum
 
 if TYPE_CHECKING:
@@ -65,6 +69,7 @@ class PcBoard(Board):
     firmware_directories = _FIRMWARE_DIRECTORIES
     fw_cfg: FwCfg
     ioapic: IoApic | None = None
+    dimm_slots: MemorySlots | None = None
     pci_root: PciBus
     ide: Any = None
     ide_units = 1
@@ -146,16 +151,33 @@ class PcBoard(Board):
             cpu.values["apic-id"] = index
             self.place(cpu)
 
+    def build_memory_slots(self, notify: Callable[[], None]) -> None:
+        """The place for memory that is plugged in, above all that is there from the start."""
+        above = self.ram_size - self.low_memory
+        self.dimm_slots = MemorySlots(
+            self,
+            base=_FOUR_GIB + above,
+            size=self.max_ram_size - self.ram_size,
+            count=self.memory_slots,
+            notify=notify,
+        )
+        if self.memory_slots:
+            self.ports.map(MEMORY_HOTPLUG_PORT, self.dimm_slots.acpi.registers)
+
+    def memory_slots_of(self) -> MemorySlots | None:
+        return self.dimm_slots
+
     def ospm_status(self) -> list[dict[str, Any]] | None:
-        # No slot of memory or CPU has ever been told of by the guest.
-        return None if self.acpi == "off" else []
+        if self.acpi == "off" or self.dimm_slots is None:
+            return None
+        return self.dimm_slots.ospm_status()
 
     def inject_nmi(self) -> None:
         for cpu in self.cpus:
             cpu.nmi_pending = True  # taken when the CPU runs
 
     def can_hotplug(self, cls: type[Device]) -> bool:
-        return cls.implements("x86_64-cpu")
+        return cls.implements("x86_64-cpu") or cls.implements("pc-dimm")
 
     def place_cpu(self, cpu: X86Cpu) -> None:
         """Find the place of a CPU that a user plugs in. Raises QobraError."""
@@ -196,6 +218,10 @@ class PcBoard(Board):
     def request_unplug(self, device: Device) -> None:
         if device in self.cpus:
             raise QobraError("Boot CPU is unpluggable" if device is self.cpus[0] else "CPU hot-unplug is not supported")
+        if isinstance(device, PcDimm) and self.dimm_slots is not None:
+            device.unplug_pending = True
+            self.dimm_slots.acpi.request_removal(device.slot)
+            return
         super().request_unplug(device)
 
     # -- the ISA bus
