@@ -164,3 +164,34 @@ def test_the_nbd_driver(compare: Any) -> None:
         run("blockdev-add", {**base, "server": missing, "zz": 1})
 
     compare(script)
+
+
+def test_fuse(compare: Any) -> None:
+    import os
+
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("no /dev/fuse")
+
+    def script(run: Run) -> None:
+        add_nodes(run)
+        run.tool("touch", "mountpoint", "other")
+        base = {"type": "fuse", "id": "e", "node-name": "n", "writable": True}
+        run("block-export-add", {**base, "mountpoint": run.path("nothing")})
+        run("block-export-add", {**base, "mountpoint": run.path(".")})
+        run("block-export-add", {**base, "node-name": "ro", "mountpoint": run.path("mountpoint")})
+        run("block-export-add", {**base, "mountpoint": run.path("mountpoint")})
+        run("block-export-add", {**base, "id": "e2", "mountpoint": run.path("mountpoint")})
+        run("query-block-exports")
+        size = os.stat(run.path("mountpoint"))
+        assert (size.st_size, size.st_mode & 0o777) == (MIB, 0o600)
+        with open(run.path("mountpoint"), "r+b", buffering=0) as file:
+            assert file.write(b"x" * 1000) == 1000
+            assert os.pread(file.fileno(), 4, 0) == b"xxxx"
+        run("block_resize", {"node-name": "n", "size": 2 * MIB})
+        run("block-export-del", {"id": "e"})
+        run.wait("BLOCK_EXPORT_DELETED", id="e")
+        assert os.stat(run.path("mountpoint")).st_size == 0
+        run("query-block-exports")
+        run("blockdev-del", {"node-name": "n"})
+
+    compare(script)

@@ -130,7 +130,7 @@ def test_refusals(layer, export, tmp_path):
     path = export()
     with layer.control:
         for mountpoint, text in (
-            (tmp_path / "absent", "Failed to mount on '.*absent': No such file or directory"),
+            (tmp_path / "absent", "Failed to stat '.*absent': No such file or directory"),
             (tmp_path, "is not a regular file"),
             (path, "There already is a FUSE export on"),
         ):

@@ -41,16 +41,21 @@ class FuseExport(Export):
 
     def start(self) -> None:
         try:
+            os.stat(self.mountpoint)
+        except OSError as error:
+            raise QobraError(f"Failed to stat '{self.mountpoint}': {strerror(error)}", errno=error.errno)
+        try:
             key = os.path.realpath(self.mountpoint)
             if key in _mounted:
                 raise QobraError(f"There already is a FUSE export on '{self.mountpoint}'")
-            status = os.stat(self.mountpoint)
             self.fd = self._mount()
         except OSError as error:
             raise QobraError(f"Failed to mount on '{self.mountpoint}': {strerror(error)}", errno=error.errno)
         _mounted.add(key)
         self._key = key
-        requests = Requests(self, status.st_uid, status.st_gid, status.st_mode & 0o777)
+        requests = Requests(
+            self, os.getuid(), os.getgid(), 0o600
+        )  # a disk is nobody else's business until it is made so
         client = _Kernel(self)
         self.attach(client)
         self._left = THREADS
