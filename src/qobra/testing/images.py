@@ -72,7 +72,8 @@ def after_power_loss(base: bytes, log: list[Event], cut: int, random: Any) -> by
             whole = random.random()
             for start in range(0, len(data), 512):
                 if whole < 0.3 or (whole < 0.7 and random.random() < 0.5):
-                    content[offset + start : offset + start + 512] = data[start : start + 512]
+                    part = data[start : start + 512]
+                    content[offset + start : offset + start + len(part)] = part
     return bytes(content)
 
 
