@@ -116,9 +116,9 @@ class Graph:
     def _apply(self, change: GraphChange) -> None:
         old = self.state
         new = change.build()
+        new.ages = _ages(new, old.ages)
         _check_depth(new)
         gone = _prune(new)
-        new.ages = _ages(new, old.ages)
         new.permissions = compute_permissions(new)
         cumulative = _cumulative(new)
         granted: list[tuple[BlockNode, int, int]] = []
@@ -369,10 +369,27 @@ def _check_depth(state: GraphState) -> None:
     for node in _children_first(state):
         below = [depth.get(child) for child, _role in state.links[node].values()]
         if None in below:
-            raise QobraError(f"Making '{node.node_name}' a parent of its own parent would create a cycle")
+            raise _cycle(state)
         depth[node] = 1 + max((each for each in below if each is not None), default=0)
         if depth[node] > MAX_DEPTH:
             raise QobraError(f"Block graph under node '{node.node_name}' is deeper than {MAX_DEPTH} nodes")
+
+
+def _cycle(state: GraphState) -> QobraError:
+    """The error for a graph with a loop, which names the latest link of it."""
+    links = {node: [child for child, _role in links.values()] for node, links in state.links.items()}
+    for (parent, name, child), _age in sorted(state.ages.items(), key=lambda entry: -entry[1]):
+        pending, seen = [child], set()
+        while pending and isinstance(parent, BlockNode):
+            node = pending.pop()
+            if node is parent:
+                return QobraError(
+                    f"Making '{child.node_name}' a {name} child of '{parent.node_name}' would create a cycle"
+                )
+            if node not in seen:
+                seen.add(node)
+                pending += links[node]
+    raise AssertionError("a loop without links")
 
 
 def _prune(state: GraphState) -> list[BlockNode]:

@@ -77,6 +77,8 @@ class BlockLayer:
         """The backends that device models use, named or not."""
         self.device_exists: Callable[[str], bool] = lambda _id: False
         """Whether an id or path means a device at all; the machine says."""
+        self.say: Callable[[str], None] = lambda _text: None
+        """Tell whoever runs the program what is being done; the program says how."""
         self.stop_machine: Callable[[], None] = lambda: None
         """Stop the guest because of an I/O error; the machine's."""
         self._throttle_groups: dict[str, ThrottleGroup] = {}

@@ -20,7 +20,7 @@ Options = dict[str, Any]
 
 def blockdev_snapshot(layer: BlockLayer, args: Options) -> Change:
     """Put the node ``overlay`` over ``node``, whose users use it from now on. The layer is drained."""
-    old = _snapshot_source(layer, None, args["node"])
+    old = _snapshot_source(layer, args["node"], args["node"])
     overlay = layer.find_device_or_node(args["overlay"])
     return _append(layer, old, overlay, BlockBackend(layer, perm=0))
 
@@ -50,9 +50,7 @@ def blockdev_snapshot_sync(layer: BlockLayer, args: Options) -> Change:
 
 
 def _snapshot_source(layer: BlockLayer, device: str | None, node_name: str | None) -> BlockNode:
-    if device is None and node_name is not None and node_name in layer.backends:
-        device = node_name
-    node = _find(layer, device, node_name)
+    node = layer.find_device(device, node_name)
     layer.check_blockers(node)
     for parent, name in reversed(layer.graph.parents(node)):
         if name == "backing" and not parent.is_filter:
@@ -66,18 +64,6 @@ def _snapshot_source(layer: BlockLayer, device: str | None, node_name: str | Non
         except (OSError, QobraError):
             raise QobraError("An IO error has occurred")
     return node
-
-
-def _find(layer: BlockLayer, device: str | None, node_name: str | None) -> BlockNode:
-    if device is not None and device not in layer.backends:
-        node = layer.graph.find(device)
-        if node is not None:
-            return node
-    if device is None and node_name is not None:
-        return (
-            layer.find_device_or_node(node_name) if layer.graph.find(node_name) is None else layer.find_node(node_name)
-        )
-    return layer.find_device(device, node_name)
 
 
 def _append(layer: BlockLayer, old: BlockNode, overlay: BlockNode, holder: BlockBackend) -> Change:
@@ -133,6 +119,7 @@ def create_image(layer: BlockLayer, filename: str, fmt: str, length: int, backin
         backing_format=backing.driver if backing is not None else None,
         unsafe=True,
     )
+    layer.say(creation.message)
     creation.run(layer)
 
 

@@ -258,7 +258,7 @@ def comparable(value: Any, names: dict[str, str], directory: str, command: str =
         if command == "qom-list" and "return" in value:
             value["return"].sort(key=lambda found: found["name"])
         return _graph(value["return"]) if command == "x-debug-query-block-graph" and "return" in value else value
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [comparable(each, names, directory) for each in value]
     if isinstance(value, str):
         text = _REPHRASED.sub(r"Invalid parameter '\1'", value.replace(directory, "DIR"))
