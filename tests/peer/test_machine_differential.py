@@ -31,6 +31,7 @@ _DEVICES = (
     *("-device", "virtio-blk-pci,drive=n0,id=blk,addr=5,serial=abc"),
     *("-device", "virtio-scsi-pci,id=scsi,addr=6", "-device", "scsi-hd,drive=n1,id=hd,serial=xyz"),
     *("-device", "scsi-cd,id=cd", "-device", "virtio-serial-pci,id=ser,addr=7", "-device", "virtio-rng-pci,addr=8"),
+    *("-device", "virtio-rng-pci-non-transitional,addr=b", "-device", "virtio-scsi-pci-transitional,addr=c"),
     *("-device", "virtio-balloon-pci,addr=9", "-device", "virtio-net-pci,addr=a,romfile=,mac=52:54:00:01:02:03"),
 )
 
@@ -59,13 +60,13 @@ def _config_space(guest: Access, bdf: int) -> list[tuple[int, int]]:
     return list(zip(before, masks, strict=True))
 
 
-@pytest.mark.parametrize("slot", [0, 1, 5, 6, 7, 8, 9, 10])
+@pytest.mark.parametrize("slot", [0, 1, 5, 6, 7, 8, 9, 10, 11, 12])
 def test_configuration_space(both: tuple[SystemProgram, SystemProgram], slot: int) -> None:
     own, peer = both
     assert _config_space(own.guest, slot << 3) == _config_space(peer.guest, slot << 3)
 
 
-@pytest.mark.parametrize("slot", [5, 6, 7, 8, 9, 10])
+@pytest.mark.parametrize("slot", [5, 6, 7, 8, 9, 10, 11, 12])
 def test_virtio_features_and_configuration(both: tuple[SystemProgram, SystemProgram], slot: int) -> None:
     answers = []
     for program in both:
@@ -234,7 +235,15 @@ def test_answers(both: tuple[SystemProgram, SystemProgram], command: str, argume
 
 @pytest.mark.parametrize(
     "type_name",
-    ["virtio-blk-pci", "virtio-scsi-pci", "scsi-hd", "scsi-cd", "virtio-net-pci", "virtserialport"],
+    ["virtio-blk-pci", "virtio-scsi-pci", "scsi-hd", "scsi-cd", "virtio-net-pci", "virtserialport"]
+    + [
+        "virtio-blk-pci-transitional",
+        "virtio-rng-pci-non-transitional",
+        "i6300esb",
+        "pvpanic",
+        "pc-dimm",
+        "isa-serial",
+    ],
 )
 def test_properties_are_those_of_qemu(both: tuple[SystemProgram, SystemProgram], type_name: str) -> None:
     own, peer = (

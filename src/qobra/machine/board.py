@@ -34,6 +34,11 @@ def find_devices(start: Object, type_name: str) -> Iterator[Device]:
         yield from find_devices(child, type_name)
 
 
+def _refuse_usb(board: Board, value: bool) -> None:
+    if value:
+        raise QobraError("this machine has no USB controller of its own: use -device")
+
+
 class Board(Object):
     """A machine type. Subclasses build their devices in :meth:`build`.
 
@@ -64,7 +69,7 @@ class Board(Object):
     big_endian = False
 
     graphics = Bool(True, description="Set on/off to enable/disable graphics emulation")
-    usb = Bool(False, description="Set on/off to enable/disable usb")
+    usb = Bool(False, set=_refuse_usb, description="Set on/off to enable/disable usb")
     firmware = String(description="Firmware image")
     kernel = String(description="Linux kernel image file")
     initrd = String(description="Linux initial ramdisk file")

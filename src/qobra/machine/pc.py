@@ -18,7 +18,7 @@ from qobra.machine.irq import Line
 from qobra.machine.isa import IsaBus
 from qobra.machine.memory import Ram, Registers
 from qobra.machine.memory_slots import MemorySlots
-from qobra.object.property import Bool, Enum
+from qobra.object.property import Bool, Enum, Property
 
 if TYPE_CHECKING:
     from qobra.machine.device.ioapic import IoApic
@@ -31,6 +31,7 @@ _ISA_BIOS_SIZE = 128 << 10
 _FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
 _FOUR_GIB = 1 << 32
 ON_OFF_AUTO = ("auto", "on", "off")
+_BOOT_DEVICES = {"-": 0, "a": 1, "b": 1, "c": 2, "d": 3, "n": 4}
 
 
 def _only(name: str, *allowed: Any) -> Any:
@@ -57,6 +58,7 @@ class PcBoard(Board):
     numa_supported = True
     acpi_supported = True
 
+    rtc_time = Property("struct tm", get=lambda self: self.rtc.date_info(), writable=False, show_default=False)
     acpi = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable ACPI")
     i8042 = Bool(True)
     # What the board has not cannot be switched on, and what it always has not off.
@@ -273,6 +275,7 @@ class PcBoard(Board):
         self.fw_cfg.set_number(fw_cfg.NB_CPUS, self.topology.cpus, 2)
         self.fw_cfg.set_number(fw_cfg.MAX_CPUS, self.topology.max_cpus, 2)
         self.fw_cfg.set_number(fw_cfg.RAM_SIZE, self.ram_size, 8)
+        self.fw_cfg.set_number(fw_cfg.BOOT_MENU, int(self.boot.get("menu", False)), 2)
         self.fw_cfg.add_file("etc/e820", self._e820())
         for name, data in self.fw_cfg_files:
             self.fw_cfg.add_file(name, data)
@@ -286,6 +289,7 @@ class PcBoard(Board):
     def fill_cmos(self) -> None:
         """What the firmware of old finds in the CMOS memory: sizes, CPUs, boot order."""
         cmos = self.rtc.cmos
+        first, second, third = (_BOOT_DEVICES[letter] for letter in self.boot_order())
         base, extended = 640, min(max(self.low_memory - (1 << 20), 0) >> 10, 65535)
         above = max(self.low_memory - (16 << 20), 0) >> 16
         high = max(self.ram_size - self.low_memory, 0) >> 16
@@ -296,9 +300,19 @@ class PcBoard(Board):
             (0x34, above & 0xFF), (0x35, above >> 8 & 0xFF),
             (0x5B, high & 0xFF), (0x5C, high >> 8 & 0xFF), (0x5D, high >> 16 & 0xFF),
             (0x5F, len(self.cpus) - 1),
-            (0x38, 0x30), (0x3D, 0x12), (0x14, 0x06),
+            (0x38, third << 4), (0x3D, second << 4 | first), (0x14, 0x06),
         ):  # fmt: skip
             cmos[index] = value
+
+    def boot_order(self) -> str:
+        """Three letters of devices to boot from, ``-`` for none. Raises QobraError."""
+        order = str(self.boot.get("order", "cad"))
+        if len(order) > 3:
+            raise QobraError("Too many boot devices for PC")
+        for letter in order:
+            if letter not in _BOOT_DEVICES or letter == "-":
+                raise QobraError(f"Invalid boot device for PC: '{letter}'")
+        return order.ljust(3, "-")
 
     def finalize(self) -> None:
         if "bios" in self.__dict__:

@@ -230,8 +230,7 @@ class Builder:
             state.incoming = value
 
     def _set_actions(self, value: str) -> None:
-        for key, action in convert("action", split(value)).items():
-            setattr(self.machine.run_state, f"{key}_action", action)
+        dispatch.call(self.machine, "set-action", convert("action", split(value)))
 
     # -- the board
 

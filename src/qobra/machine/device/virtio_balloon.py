@@ -9,7 +9,7 @@ from typing import Any
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.virtio.device import VirtioDevice
-from qobra.machine.virtio.pci import VirtioPci
+from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue
 from qobra.object.property import Bool, Int, Property
 
@@ -201,3 +201,6 @@ class VirtioBalloonPci(VirtioBalloonPciBase):
     """A balloon for old and new drivers."""
 
     type_name = "virtio-balloon-pci"
+
+
+register_variants(VirtioBalloonPciBase, "virtio-balloon-pci")

@@ -11,7 +11,7 @@ from qobra.errors import QobraError, errno_of
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.virtio.device import VirtioDevice
-from qobra.machine.virtio.pci import VirtioPci
+from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import QUEUE_MAX, Buffer, Queue, VirtioError, split_views
 from qobra.machine.worker import DeviceWorker, Worker
 from qobra.object.property import Bool, Int, Link
@@ -301,3 +301,6 @@ class VirtioBlkPci(VirtioBlkPciBase):
     """A disk that old and new drivers can use."""
 
     type_name = "virtio-blk-pci"
+
+
+register_variants(VirtioBlkPciBase, "virtio-blk-pci")

@@ -10,7 +10,7 @@ from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.nic import Nic
 from qobra.machine.virtio.device import F_VERSION_1, VirtioDevice
-from qobra.machine.virtio.pci import VirtioPci
+from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
 from qobra.object.property import Bool, Int, String
 
@@ -331,3 +331,6 @@ class VirtioNetPci(VirtioNetPciBase):
     """A network card that old and new drivers can use."""
 
     type_name = "virtio-net-pci"
+
+
+register_variants(VirtioNetPciBase, "virtio-net-pci")

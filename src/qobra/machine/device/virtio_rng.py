@@ -9,7 +9,7 @@ from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.rng import RngBackend
 from qobra.machine.virtio.device import VirtioDevice
-from qobra.machine.virtio.pci import VirtioPci
+from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Queue
 from qobra.machine.worker import DeviceWorker
 from qobra.object.property import Int, Link
@@ -104,3 +104,6 @@ class VirtioRngPci(VirtioRngPciBase):
     """Entropy for old and new drivers."""
 
     type_name = "virtio-rng-pci"
+
+
+register_variants(VirtioRngPciBase, "virtio-rng-pci")

@@ -14,7 +14,7 @@ from qobra.machine.scsi import transfer
 from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
 from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
 from qobra.machine.virtio.device import VirtioDevice
-from qobra.machine.virtio.pci import VirtioPci
+from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError, split_views
 from qobra.machine.worker import DeviceWorker, Worker
 from qobra.object.property import Bool, Int, Link
@@ -323,3 +323,6 @@ class VirtioScsiPci(VirtioScsiPciBase):
     """A host adapter that old and new drivers can use."""
 
     type_name = "virtio-scsi-pci"
+
+
+register_variants(VirtioScsiPciBase, "virtio-scsi-pci")

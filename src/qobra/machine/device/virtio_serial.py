@@ -11,7 +11,7 @@ from qobra.machine.devices import registry
 from qobra.machine.qdev import Bus, Device
 from qobra.machine.serial16550 import find_chardev
 from qobra.machine.virtio.device import VirtioDevice
-from qobra.machine.virtio.pci import VirtioPci
+from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Queue
 from qobra.object.property import Bool, Int, String
 
@@ -341,3 +341,6 @@ class VirtioSerialPci(VirtioSerialPciBase):
     """A bus of ports that old and new drivers can use."""
 
     type_name = "virtio-serial-pci"
+
+
+register_variants(VirtioSerialPciBase, "virtio-serial-pci")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qobra.machine.devices import registry
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
@@ -60,6 +61,20 @@ class Alias(Property):
         self._target.set(self.name, value, keyval=keyval)
 
 
+def register_variants(base: type[VirtioPci], name: str) -> None:
+    """The two types beside ``name``: one that always has the interface of before 1.0, one that never has."""
+    for suffix, legacy in (("transitional", "off"), ("non-transitional", "on")):
+        members: dict[str, Any] = {
+            "__doc__": f"{name}, {suffix}.",
+            "__module__": base.__module__,
+            "type_name": f"{name}-{suffix}",
+            "disable_legacy": None,
+            "disable_modern": None,
+            "fixed_legacy": legacy,
+        }
+        registry.register(f"{name}-{suffix}")(type(f"{base.__name__}{suffix.title()}", (base,), members))
+
+
 class VirtioPci(PciDevice):
     """A PCI function that carries a virtio device. Concrete types name the device in ``backend_type``."""
 
@@ -68,6 +83,7 @@ class VirtioPci(PciDevice):
     backend_type: ClassVar[str] = ""
     interrupt_pin = 1
     default_vectors: ClassVar[int | None] = None
+    fixed_legacy: ClassVar[str | None] = None
 
     disable_legacy = Enum("OnOffAuto", ("auto", "on", "off"), "auto")
     disable_modern = Bool(False)
@@ -95,7 +111,8 @@ class VirtioPci(PciDevice):
 
     def realize(self) -> None:
         behind_port = self.pci_bus.implements("PCIE") and self.pci_bus.parent_bridge is not None
-        self.legacy = self.disable_legacy == "off" or (self.disable_legacy == "auto" and not behind_port)
+        wanted = self.fixed_legacy or self.disable_legacy
+        self.legacy = wanted == "off" or (wanted == "auto" and not behind_port)
         self.modern = not self.disable_modern
         self.virtio_bus.insert(self.device)
         self.device.hotplugged = self.hotplugged
