@@ -2,89 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.peer("qemu-storage-daemon", "qemu-img", "qemu-io")
+from qobra.testing.storage_daemon import OURS, StorageDaemon
 
-OURS = [sys.executable, "-c", "import sys; from qobra.cli.storage_daemon import main; sys.exit(main())"]
+pytestmark = pytest.mark.peer("qemu-storage-daemon", "qemu-img", "qemu-io")
 
 Step = tuple[str, dict[str, Any]]
 """A command and its arguments; ``wait`` waits until a job was in a state."""
 
 
-class Daemon:
-    """A storage daemon in a directory, and everything it said."""
-
-    def __init__(self, command: list[str], directory: Path) -> None:
-        listening = "socket,id=c,path=qmp,server=on,wait=off"
-        self.process = subprocess.Popen(
-            [*command, "--chardev", listening, "--monitor", "chardev=c"],
-            cwd=directory,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self.sock = socket.socket(socket.AF_UNIX)
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                self.sock.connect(str(directory / "qmp"))
-                break
-            except OSError:
-                assert time.monotonic() < deadline and self.process.poll() is None
-                time.sleep(0.005)
-        self.sock.settimeout(60)
-        self.lines = self.sock.makefile("rb")
-        self.lines.readline()
-        self.events: list[dict[str, Any]] = []
-        self.execute("qmp_capabilities", {})
-
-    def execute(self, command: str, arguments: dict[str, Any]) -> Any:
-        self.sock.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-        while True:
-            message = json.loads(self.lines.readline())
-            if "event" not in message:
-                return message
-            self.note(message)
-
-    def note(self, message: dict[str, Any]) -> None:
-        self.events.append({"event": message["event"], **message.get("data", {})})
-
-    def wait(self, job: str, status: str) -> None:
-        def arrived() -> bool:
-            last = None
-            for event in self.events:
-                if event["event"] == "JOB_STATUS_CHANGE" and event["id"] == job:
-                    last = event["status"]
-            return last == status
-
-        while not arrived():
-            self.note(json.loads(self.lines.readline()))
-
-    def run(self, steps: list[Step]) -> tuple[list[Any], list[dict[str, Any]]]:
-        """All replies and all events; jobs are waited for one by one so that their order is defined."""
-        replies = []
-        for command, arguments in steps:
-            if command == "wait":
-                self.wait(**arguments)
-                self.events, done = [], self.events
-                replies.append([without_progress(event) for event in done])
-            else:
-                replies.append(without_progress(self.execute(command, arguments)))
-        return replies, [without_progress(event) for event in self.events]
-
-    def close(self) -> None:
-        self.sock.close()
-        self.process.kill()
-        self.process.wait()
+def run(daemon: StorageDaemon, steps: list[Step]) -> tuple[list[Any], list[dict[str, Any]]]:
+    """All replies and all events; jobs are waited for one by one so that their order is defined."""
+    replies: list[Any] = []
+    for command, arguments in steps:
+        if command == "wait":
+            daemon.wait_job(**arguments)
+            replies.append(without_progress(daemon.take_events()))
+        else:
+            replies.append(without_progress(daemon.ask(command, arguments)))
+    return replies, without_progress(daemon.take_events())
 
 
 def without_progress(value: Any) -> Any:
@@ -106,11 +48,11 @@ def both(peer: Callable[[str], str], tmp_path: Path) -> Callable[[list[Step]], N
         for name, command in (("qemu", [peer("qemu-storage-daemon")]), ("ours", OURS)):
             directory = tmp_path / name
             make_images(directory)
-            daemon = Daemon(command, directory)
+            daemon = StorageDaemon(command, directory)
             try:
-                results[name] = daemon.run(steps)
+                results[name] = run(daemon, steps)
             finally:
-                daemon.close()
+                daemon.kill()
         for step, qemu, ours in zip(steps, results["qemu"][0], results["ours"][0], strict=True):
             assert ours == qemu, step
         assert results["ours"][1] == results["qemu"][1]
