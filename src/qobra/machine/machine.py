@@ -52,6 +52,8 @@ class Machine:
         self.board: Board | None = None
         # Builds the board while ``preconfig`` holds the machine back; set by the program.
         self.exit_preconfig: Callable[[], None] | None = None
+        # Told what the program's user, not a client, is to see; a program prints it.
+        self.say: Callable[[str], None] = lambda _text: None
         self._exit = threading.Event()
         self._closed = False
 
@@ -85,6 +87,7 @@ class Machine:
             find_fd=lambda name: self.fdsets.take_named_or_number(name),
         )
         layer.device_exists = self._device_exists
+        layer.say = self.say
         return layer
 
     def _device_exists(self, id: str) -> bool:

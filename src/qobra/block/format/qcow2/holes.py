@@ -17,7 +17,8 @@ def looks_preallocated(image: Image) -> bool:
     allocated = image.file.allocated_size()
     if allocated is None:
         return False
-    real = allocated >> image.cluster_bits
+    # The last cluster of the file may be there in part.
+    real = (allocated + (-image.file.length & image.cluster_mask)) >> image.cluster_bits
     threshold = max(real * 10 // 9, real + 2)
     used = 0
     end = -(-image.file.length >> image.cluster_bits)
