@@ -460,6 +460,23 @@ def test_minimum_block_size(exporter: Any) -> None:
     assert (client.size, client.block_sizes) == (8192, (4096, 4096, 32 * MIB))
 
 
+@pytest.mark.parametrize("structured", [True, False])
+def test_a_length_that_is_no_whole_sector(exporter: Any, structured: bool) -> None:
+    node = exporter.file("n", b"x" * 1000)
+    exporter.export("n")
+    client = exporter.connect("n", structured=structured, meta_contexts=["base:allocation"] if structured else [])
+    assert client.size == 1024
+    assert client.pread(1024, 0) == b"x" * 1000 + bytes(24)
+    assert client.pread(10, 1010) == bytes(10)
+    client.pwrite(b"y" * 488 + bytes(24), 512)
+    client.zero(512, 512)
+    client.trim(512, 512)
+    assert errno_of(client.pwrite, b"y" * 512, 512) == errno.ENOSPC
+    assert node.length == 1000
+    if structured:
+        assert client.block_status(1024, 0) == {"base:allocation": [(1000, 0), (24, 3)]}
+
+
 GARBAGE = st.one_of(
     st.binary(max_size=100),
     st.builds(

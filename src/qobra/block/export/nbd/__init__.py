@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode
 
+SECTOR = 512
 PREFERRED_BLOCK = 4096
 
 CONTEXT_ID_ALLOCATION = 0
@@ -73,10 +74,16 @@ class NbdExport(Export):
             flags |= p.FLAG_CAN_MULTI_CONN
         if structured:
             flags |= p.FLAG_SEND_DF
-        node = self.backend.inserted()
-        minimum = node.request_alignment
+        minimum = self.backend.inserted().request_alignment
         sizes = BlockSizes(minimum, max(PREFERRED_BLOCK, minimum), p.MAX_PAYLOAD)
-        return ExportInfo(self.name, node.length // minimum * minimum, flags, self.description, sizes)
+        return ExportInfo(self.name, self.size, flags, self.description, sizes)
+
+    @property
+    def size(self) -> int:
+        """The length that clients see: whole sectors, of which the last reads as zeroes where the node ends."""
+        node = self.backend.inserted()
+        rounded = -(-node.length // SECTOR) * SECTOR
+        return rounded // node.request_alignment * node.request_alignment
 
     def contexts(self) -> dict[str, int]:
         """The metadata contexts that clients may select, by name."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qobra.block.export.nbd.status import block_status
 from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO, resolve
+from qobra.block.node import read_or_zero
 from qobra.errors import QobraError, errno_of
 from qobra.nbd import protocol as p
 
@@ -114,7 +115,7 @@ class Requests:
         writes = command in (p.CMD_WRITE, p.CMD_WRITE_ZEROES, p.CMD_TRIM)
         if writes and not self._export.writable:
             return errno.EPERM, "Export is read-only"
-        size = self._backend.length
+        size = self._export.size
         if work.offset + length > size:
             number = errno.ENOSPC if command in (p.CMD_WRITE, p.CMD_WRITE_ZEROES) else errno.EINVAL
             return number, f"operation past EOF; From: {work.offset}, Len: {length}, Size: {size}"
@@ -135,7 +136,8 @@ class Requests:
         fua = bool(work.flags & p.CMD_FLAG_FUA) or (self._export.writethrough and command != p.CMD_FLUSH)
         if command == p.CMD_WRITE:
             with slot:
-                self._backend.inserted().write(offset, work.payload, fua=fua)
+                node = self._backend.inserted()
+                node.write(offset, _inside(node, offset, work.payload), fua=fua)
         elif command == p.CMD_FLUSH:
             with slot:
                 self._backend.inserted().flush()
@@ -150,6 +152,7 @@ class Requests:
             size = min(STEP - offset % STEP, end - offset)
             with slot:
                 node = self._backend.inserted()
+                step, size = size, max(0, min(size, node.length - offset))  # there are zeroes behind the end
                 if work.command == p.CMD_WRITE_ZEROES:
                     node.write_zeroes(
                         offset,
@@ -161,7 +164,7 @@ class Requests:
                     node.discard(offset, size)
                 else:
                     _cache(node, offset, size)
-            offset += size
+            offset += step
         if fua and work.command != p.CMD_CACHE:
             with slot:
                 self._backend.inserted().flush()
@@ -171,7 +174,7 @@ class Requests:
         if not self._structured:
             data = bytearray(length)
             with slot:
-                self._backend.inserted().read_into(offset, memoryview(data))
+                read_or_zero(self._backend.inserted(), offset, memoryview(data))
             return (p.SIMPLE_REPLY.pack(p.SIMPLE_REPLY_MAGIC, 0, cookie), data)
         if not length:
             return (p.CHUNK.pack(p.STRUCTURED_REPLY_MAGIC, p.REPLY_FLAG_DONE, p.CHUNK_NONE, cookie, 0),)
@@ -183,7 +186,7 @@ class Requests:
             position = 0
             for start, size, hole in pieces:
                 if not hole:
-                    node.read_into(start, view[position : position + size])
+                    read_or_zero(node, start, view[position : position + size])
                     position += size
         reply: list[Buffer] = []
         position = 0
@@ -204,20 +207,33 @@ class Requests:
 def _pieces(node: BlockNode, offset: int, length: int) -> list[tuple[int, int, bool]]:
     """The range as (offset, length, whether it is a hole), neighbours merged."""
     pieces: list[tuple[int, int, bool]] = []
-    for run in resolve(node, offset, length):
+    inside = max(0, min(length, node.length - offset))
+    for run in resolve(node, offset, inside) if inside else ():
         hole = run.kind in (ZERO, ABSENT) and run.length >= MIN_HOLE
         if pieces and pieces[-1][2] == hole:
             start, size, _hole = pieces[-1]
             pieces[-1] = (start, size + run.length, hole)
         else:
             pieces.append((run.start, run.length, hole))
+    if inside < length:
+        pieces.append((offset + inside, length - inside, False))
     return pieces
+
+
+def _inside(node: BlockNode, offset: int, data: Buffer) -> Buffer:
+    """``data`` without what lies in the last sector behind the end of the node, which has to be zeroes."""
+    inside = max(0, node.length - offset)
+    if inside >= len(data):
+        return data
+    if any(data[inside:]):
+        raise OSError(errno.ENOSPC, "Write behind the end of the node")
+    return data[:inside]
 
 
 def _cache(node: BlockNode, offset: int, length: int) -> None:
     """Have ``length`` bytes read ahead; where the node computes them, reading is what caches (copy-on-read)."""
     scratch: memoryview | None = None
-    for run in resolve(node, offset, length):
+    for run in resolve(node, offset, length) if length else ():
         if run.kind == DATA and run.leaf is not None and run.leaf.is_leaf:
             os.posix_fadvise(run.leaf.fd, run.offset, run.length, os.POSIX_FADV_WILLNEED)
         elif run.kind == COMPUTED:

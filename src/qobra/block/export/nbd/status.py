@@ -32,20 +32,20 @@ def block_status(
     """The reply to a block status request: a chunk for each context, (length, flags) extents from ``offset``."""
     reply = []
     numbers = sorted(contexts)
+    inside = max(0, min(length, export.backend.length - offset))
     for number in numbers:
         extents = _Extents(one)
+        behind = 0
         if number == CONTEXT_ID_ALLOCATION:
-            _walk(export, offset, length, slot, extents, _allocation)
+            whole = _walk(export, offset, inside, slot, extents, _allocation)
+            behind = p.STATE_HOLE | p.STATE_ZERO
         elif number == CONTEXT_ID_DEPTH:
-            _walk(export, offset, length, slot, extents, _depth)
+            whole = _walk(export, offset, inside, slot, extents, _depth)
         else:
-            bitmaps = export.bitmaps
-            index = number - CONTEXT_ID_BITMAPS
-            if index >= len(bitmaps):  # the export is going
-                extents.add(length, p.STATE_DIRTY)
-            else:
-                with slot:
-                    _bitmap(bitmaps[index], offset, length, extents)
+            with slot:
+                whole = _bitmap(export.bitmaps, number - CONTEXT_ID_BITMAPS, offset, inside, extents)
+        if whole and inside < length:
+            extents.add(length - inside, behind)  # the rest of the last sector
         body = extents.pack()
         done = p.REPLY_FLAG_DONE if number == numbers[-1] else 0
         header = p.CHUNK.pack(p.STRUCTURED_REPLY_MAGIC, done, p.CHUNK_BLOCK_STATUS, cookie, p.U32.size + len(body))
@@ -83,7 +83,8 @@ def _walk(
     slot: Slot,
     extents: _Extents,
     status: Callable[[BlockNode, int, int], Status],
-) -> None:
+) -> bool:
+    """Add the extents of a range, and say whether it was all of it."""
     end = offset + length
     step = FIRST_STEP
     begin_ns = time.monotonic_ns()
@@ -92,11 +93,12 @@ def _walk(
         with slot:
             for run_length, flags in status(export.backend.inserted(), offset, size):
                 if not extents.add(run_length, flags):
-                    return
+                    return False
         offset += size
         step = min(2 * step, LAST_STEP)
         if time.monotonic_ns() - begin_ns > PATIENCE_NS:
-            return
+            break
+    return offset >= end
 
 
 def _allocation(node: BlockNode, offset: int, length: int) -> Status:
@@ -110,16 +112,18 @@ def _depth(node: BlockNode, offset: int, length: int) -> Status:
         yield run.length, run.depth + 1
 
 
-def _bitmap(bitmap: DirtyBitmap, offset: int, length: int, extents: _Extents) -> None:
+def _bitmap(bitmaps: list[DirtyBitmap], index: int, offset: int, length: int, extents: _Extents) -> bool:
+    """Like :func:`_walk`, for a bitmap."""
+    if index >= len(bitmaps):  # the export is going
+        return extents.add(length, p.STATE_DIRTY)
+    bitmap = bitmaps[index]
     end = offset + length
     while offset < end:
         dirty = bitmap.next_dirty(offset, end)
-        if dirty > offset:
-            if not extents.add(dirty - offset, 0):
-                return
-            offset = dirty
-        if offset < end:
-            clean = bitmap.next_clean(offset, end)
-            if not extents.add(clean - offset, p.STATE_DIRTY):
-                return
-            offset = clean
+        if dirty > offset and not extents.add(dirty - offset, 0):
+            return False
+        clean = bitmap.next_clean(dirty, end) if dirty < end else end
+        if clean > dirty and not extents.add(clean - dirty, p.STATE_DIRTY):
+            return False
+        offset = clean
+    return True
