@@ -113,6 +113,10 @@ class Registers(Region):
         low, high = self.valid
         if not low <= width <= high:
             return 0
+        if offset + width > self.size:
+            # An access that runs over the end reaches what is before it.
+            inside = range(max(0, self.size - offset)) if low == 1 else ()
+            return sum(self.load(offset + i, 1) << 8 * i for i in inside)
         low, high = self.impl
         if width <= high:
             return self._read(offset, max(width, low)) & ((1 << 8 * width) - 1)
@@ -124,6 +128,10 @@ class Registers(Region):
     def store(self, offset: int, width: int, value: int) -> None:
         low, high = self.valid
         if not low <= width <= high:
+            return
+        if offset + width > self.size:
+            for i in range(max(0, self.size - offset)) if low == 1 else ():
+                self.store(offset + i, 1, value >> 8 * i & 0xFF)
             return
         low, high = self.impl
         if width <= high:
