@@ -93,20 +93,19 @@ def unflatten(options: Options) -> Options:
     return result
 
 
-def refresh(node: BlockNode) -> None:
-    """Work out ``exact_filename`` and ``full_options`` of ``node``, whose children's are right."""
+def names(node: BlockNode) -> tuple[str, Options]:
+    """``exact_filename`` and ``full_options`` of ``node``, from its options and its children's names."""
     shown = node.filtered
     if node.implicit and shown is not None:
-        node.exact_filename, node.full_options = shown.exact_filename, shown.full_options
-        return
+        return shown.exact_filename, shown.full_options
     children = node.child_options()
     if node.supports_backing:
         if not backing_overridden(node):
             children.pop("backing", None)  # what the image itself says
         elif node.backing is None:
             children["backing"] = None
-    node.full_options = {"driver": node.driver, **_strong_options(node), **children}
-    node.exact_filename = node.plain_filename()
+    options = {"driver": node.driver, **_strong_options(node), **children}
+    return node.plain_filename(options), options
 
 
 def format_filename(node: BlockNode) -> str:

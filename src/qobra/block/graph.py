@@ -73,6 +73,7 @@ class Graph:
 
     def __init__(self, layer: BlockLayer) -> None:
         self._layer = layer
+        self._next_age = 0
         self.state = GraphState({}, {}, {})
 
     @property
@@ -99,7 +100,7 @@ class Graph:
             (parent, child_name, *state.permissions[(parent, child_name)]) for parent, child_name in state.parents(node)
         ]
         users += [(root, "root", *state.permissions[(root, "root")]) for root in self.roots_of(node)]
-        newest = {**state.ages, (user, name, node): 1 + max(state.ages.values(), default=0)}
+        newest = {**state.ages, (user, name, node): self._next_age + 1}
         _check_conflicts(node, [*users, (user, name, perm, shared)], newest)
 
     @contextmanager
@@ -116,15 +117,16 @@ class Graph:
     def _apply(self, change: GraphChange) -> None:
         old = self.state
         new = change.build()
-        new.ages = _ages(new, old.ages)
-        _check_depth(new)
-        gone = _prune(new)
-        new.permissions = compute_permissions(new)
-        cumulative = _cumulative(new)
+        self._note_ages(new)
+        order = _children_first(new)
+        gone = _prune(new, order)
+        if gone:
+            order = [node for node in order if node in new.links]
+        cumulative = compute_permissions(new, order)
         granted: list[tuple[BlockNode, int, int]] = []
         # Parents before children: a file takes its locks once all above have agreed.
         try:
-            for node in reversed(list(_children_first(new))):
+            for node in reversed(order):
                 perm, shared = cumulative[node]
                 known = node.node_name in old.nodes and node not in change.recheck
                 if (perm, shared) != (node.perm, node.shared) or not known:
@@ -147,20 +149,30 @@ class Graph:
         finally:
             for node, perm, shared in granted:
                 node.set_permissions(perm, shared)
-            for node in new.nodes.values():
+            self._layer.changed()
+            for node in order:
                 if node.node_name not in old.nodes:
                     node.activate()
-            for node in _children_first(new):
-                node.refresh_filename()
-            self._layer.changed()
+
+    def _note_ages(self, state: GraphState) -> None:
+        before, ages = self.state.ages, state.ages
+        keys: list[tuple[object, str, BlockNode]] = [
+            (parent, name, child) for parent, links in state.links.items() for name, (child, _role) in links.items()
+        ]
+        keys += [(root, "root", node) for root, (node, _perm, _shared) in state.roots.items()]
+        for key in keys:
+            age = before.get(key)
+            if age is None:
+                self._next_age += 1
+                age = self._next_age
+            ages[key] = age
 
     def _install(self, old: GraphState, new: GraphState) -> None:
         self.state = new
         for node, links in new.links.items():
-            children = {name: child for name, (child, _role) in links.items()}
-            if node.children != children:
-                node.children = children
-            node.roles = {name: role for name, (_child, role) in links.items()}
+            if links is not old.links.get(node):
+                node.children = {name: child for name, (child, _role) in links.items()}
+                node.roles = {name: role for name, (_child, role) in links.items()}
         for root in old.roots.keys() | new.roots.keys():
             entry = new.roots.get(root)
             root.node = entry[0] if entry else None
@@ -174,7 +186,7 @@ class GraphChange:
     def __init__(self, state: GraphState) -> None:
         self._old = state
         self._nodes = dict(state.nodes)
-        self._links = {node: dict(links) for node, links in state.links.items()}
+        self._links = dict(state.links)
         self._roots = dict(state.roots)
         self.touches_existing = False
         self.recheck: set[BlockNode] = set()
@@ -192,12 +204,12 @@ class GraphChange:
 
     def attach(self, parent: BlockNode, name: str, child: BlockNode, role: int) -> None:
         """Make ``child`` the child ``name`` of ``parent``, in place of any other."""
-        self._links[parent][name] = (child, role)
+        self._links[parent] = {**self._links[parent], name: (child, role)}
         self._touch(parent)
 
     def detach(self, parent: BlockNode, name: str) -> None:
         """Take the child ``name`` from ``parent``."""
-        del self._links[parent][name]
+        self._links[parent] = {each: link for each, link in self._links[parent].items() if each != name}
         self._touch(parent)
 
     def replace(self, old: BlockNode, new: BlockNode, *, keep: tuple[object, ...] = ()) -> None:
@@ -206,13 +218,14 @@ class GraphChange:
         ``new`` itself and what lies under it keep their links to ``old``.
         """
         under = self._under(new)
-        for parent, links in self._links.items():
+        for parent, links in tuple(self._links.items()):
             if parent in under or parent in keep:
                 continue
-            for name, (child, role) in links.items():
-                if child is old:
-                    links[name] = (new, role)
-                    self._touch(parent)
+            if any(child is old for child, _role in links.values()):
+                self._links[parent] = {
+                    name: (new if child is old else child, role) for name, (child, role) in links.items()
+                }
+                self._touch(parent)
         for root, (node, perm, shared) in self._roots.items():
             if node is old and root not in keep:
                 self._roots[root] = (new, perm, shared)
@@ -251,15 +264,19 @@ class GraphChange:
         return GraphState(self._nodes, self._links, self._roots)
 
 
-def compute_permissions(state: GraphState) -> dict[tuple[object, str], tuple[int, int]]:
-    """What each link of ``state`` takes and shares. Raises QobraError naming both users where two conflict."""
-    users: dict[BlockNode, list[_User]] = {node: [] for node in state.nodes.values()}
-    result: dict[tuple[object, str], tuple[int, int]] = {}
+def compute_permissions(state: GraphState, order: list[BlockNode]) -> dict[BlockNode, tuple[int, int]]:
+    """Work out what each link of ``state`` takes and shares, and what comes together at each node.
+
+    ``order`` has the nodes with children before parents. Raises QobraError naming both users where two conflict.
+    """
+    users: dict[BlockNode, list[_User]] = {node: [] for node in order}
+    cumulative: dict[BlockNode, tuple[int, int]] = {}
+    result = state.permissions
     for root, (node, perm, shared) in state.roots.items():
         users[node].append((root, "root", perm, shared))
         result[(root, "root")] = (perm, shared)
-    for node in reversed(list(_children_first(state))):
-        perm, shared = _combine(users[node])
+    for node in reversed(order):
+        perm, shared = cumulative[node] = _combine(users[node])
         if perm & ~shared:
             _check_conflicts(node, users[node], state.ages)
         node.has_users = bool(users[node])
@@ -269,7 +286,7 @@ def compute_permissions(state: GraphState) -> dict[tuple[object, str], tuple[int
                 child_shared = permissions.ALL
             users[child].append((node, name, child_perm, child_shared))
             result[(node, name)] = (child_perm, child_shared)
-    return result
+    return cumulative
 
 
 _User = tuple[object, str, int, int]
@@ -291,22 +308,12 @@ def _check_conflicts(node: BlockNode, users: list[_User], ages: dict[tuple[objec
                 )
 
 
-def _ages(
-    state: GraphState, before: dict[tuple[object, str, BlockNode], int]
-) -> dict[tuple[object, str, BlockNode], int]:
-    keys: list[tuple[object, str, BlockNode]] = [
-        (parent, name, child) for parent, links in state.links.items() for name, (child, _role) in links.items()
-    ]
-    keys += [(root, "root", node) for root, (node, _perm, _shared) in state.roots.items()]
-    fresh = 1 + max(before.values(), default=0)
-    return {key: before.get(key, fresh + number) for number, key in enumerate(keys)}
-
-
 def _user_text(user: object, node: BlockNode, name: str) -> str:
     if isinstance(user, BlockNode):
         who = f"node '{user.node_name}'"
     else:
         who = user.description()  # type: ignore[attr-defined]
+        name = getattr(user, "edge_name", name)
     return f"{who} (uses node '{node.node_name}' as '{name}' child)"
 
 
@@ -316,17 +323,6 @@ def _combine(users: list[tuple[object, str, int, int]]) -> tuple[int, int]:
         perm |= user_perm
         shared &= user_shared
     return perm, shared
-
-
-def _cumulative(state: GraphState) -> dict[BlockNode, tuple[int, int]]:
-    users: dict[BlockNode, list[tuple[object, str, int, int]]] = {node: [] for node in state.nodes.values()}
-    for (user, name), (perm, shared) in state.permissions.items():
-        if isinstance(user, BlockNode):
-            child = state.links[user][name][0]
-        else:
-            child = state.roots[user][0]  # type: ignore[index]
-        users[child].append((user, name, perm, shared))
-    return {node: _combine(each) for node, each in users.items()}
 
 
 def reaches(start: BlockNode, goal: BlockNode) -> bool:
@@ -343,36 +339,36 @@ def reaches(start: BlockNode, goal: BlockNode) -> bool:
     return False
 
 
-def _children_first(state: GraphState) -> Iterator[BlockNode]:
-    """All nodes, each after its children. Iterative: a chain may be longer than Python's stack is deep."""
-    done: set[BlockNode] = set()
+def _children_first(state: GraphState) -> list[BlockNode]:
+    """All nodes, each after its children. Raises QobraError for loops and for chains past MAX_DEPTH.
+
+    Not recursive: a chain may be longer than Python's stack is deep.
+    """
+    depths: dict[BlockNode, int] = {}
+    started: set[BlockNode] = set()
     for start in state.nodes.values():
-        stack = [(start, iter([child for child, _role in state.links[start].values()]))]
-        if start in done:
+        if not state.links[start]:
+            depths[start] = 1
             continue
-        done.add(start)
-        while stack:
-            node, children = stack[-1]
-            for child in children:
-                if child not in done:
-                    done.add(child)
-                    stack.append((child, iter([each for each, _role in state.links[child].values()])))
-                    break
+        pending = [start]
+        while pending:
+            node = pending[-1]
+            if node in depths:
+                pending.pop()
+                continue
+            below = [child for child, _role in state.links[node].values()]
+            missing = [child for child in below if child not in depths]
+            if not missing:
+                pending.pop()
+                depths[node] = depth = 1 + max((depths[child] for child in below), default=0)
+                if depth > MAX_DEPTH:
+                    raise QobraError(f"Block graph under node '{node.node_name}' is deeper than {MAX_DEPTH} nodes")
+            elif node in started:
+                raise _cycle(state)  # its children were looked at before, and one of them lies above it
             else:
-                stack.pop()
-                yield node
-
-
-def _check_depth(state: GraphState) -> None:
-    """Refuse loops and chains past MAX_DEPTH."""
-    depth: dict[BlockNode, int] = {}
-    for node in _children_first(state):
-        below = [depth.get(child) for child, _role in state.links[node].values()]
-        if None in below:
-            raise _cycle(state)
-        depth[node] = 1 + max((each for each in below if each is not None), default=0)
-        if depth[node] > MAX_DEPTH:
-            raise QobraError(f"Block graph under node '{node.node_name}' is deeper than {MAX_DEPTH} nodes")
+                started.add(node)
+                pending += missing
+    return list(depths)
 
 
 def _cycle(state: GraphState) -> QobraError:
@@ -392,7 +388,7 @@ def _cycle(state: GraphState) -> QobraError:
     raise AssertionError("a loop without links")
 
 
-def _prune(state: GraphState) -> list[BlockNode]:
+def _prune(state: GraphState, order: list[BlockNode]) -> list[BlockNode]:
     """Take what nobody can reach out of ``state`` and return it, parents first."""
     reached: set[BlockNode] = set()
     pending = [node for node in state.nodes.values() if node.monitor_owned]
@@ -402,7 +398,9 @@ def _prune(state: GraphState) -> list[BlockNode]:
         if node not in reached:
             reached.add(node)
             pending += [child for child, _role in state.links[node].values()]
-    gone = [node for node in reversed(list(_children_first(state))) if node not in reached]
+    if len(reached) == len(order):
+        return []
+    gone = [node for node in reversed(order) if node not in reached]
     for node in gone:
         del state.nodes[node.node_name]
         del state.links[node]

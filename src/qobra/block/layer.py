@@ -337,7 +337,7 @@ class BlockLayer:
         opened.append(node)
         if driver.supports_backing and "backing" not in node.children and not options.get("_no-backing"):
             self._open_backing(node, opening)
-        node.refresh_filename()
+        node.names_changed()
         return node
 
     def _open_backing(self, node: BlockNode, opening: Opening) -> None:

@@ -96,10 +96,8 @@ class BlockNode:
         """Made by blockdev-add: lives until blockdev-del."""
         self.implicit = False
         """A filter that a job put in unasked; queries by device skip it."""
-        self.exact_filename = ""
-        """The plain name that would open the same node, or "" if none would; see :mod:`qobra.block.filename`."""
-        self.full_options: Options = {}
-        """Options that would open the same node with all that is under it."""
+        self._names: tuple[str, Options] = "", {}
+        self._names_generation = -1
         self._json_filename: str | None = None
         self.auto_backing: tuple[str, str] | None = None
         """The backing file's name in the header and the name of the node that was opened for it."""
@@ -179,27 +177,47 @@ class BlockNode:
     @property
     def filename(self) -> str:
         """The node's name as queries and tools give it: :attr:`exact_filename`, or else a ``json:`` name."""
-        if self.exact_filename:
-            return self.exact_filename
+        exact, options = self._current_names()
+        if exact:
+            return exact
         if self._json_filename is None:
             from qobra.block.filename import json_filename
 
-            self._json_filename = json_filename(self.full_options)
+            self._json_filename = json_filename(options)
         return self._json_filename
+
+    @property
+    def exact_filename(self) -> str:
+        """The plain name that would open the same node, or "" if none would; see :mod:`qobra.block.filename`."""
+        return self._current_names()[0]
+
+    @property
+    def full_options(self) -> Options:
+        """Options that would open the same node with all that is under it."""
+        return self._current_names()[1]
+
+    def names_changed(self) -> None:
+        """Work the names out anew when they are asked for. A change of the graph does the same for all nodes."""
+        self._names_generation = -1
+
+    def _current_names(self) -> tuple[str, Options]:
+        if self._names_generation != self.layer.generation:
+            from qobra.block.filename import names
+
+            self._names_generation = self.layer.generation
+            self._json_filename = None
+            self._names = names(self)
+        return self._names
 
     strong_options: ClassVar[tuple[str, ...] | None] = None
     """The driver's options that decide what data the node shows: only a ``json:`` name can tell them. ``x.`` stands for
     all that begin with it; None for every option that is the driver's own."""
 
-    def refresh_filename(self) -> None:
-        """Work the names out anew from the options and the children's."""
-        from qobra.block.filename import refresh
+    def plain_filename(self, options: Options) -> str:
+        """The plain name that would open the same node, or "", if its full options are ``options``.
 
-        refresh(self)
-        self._json_filename = None
-
-    def plain_filename(self) -> str:
-        """The plain name that would open the same node, or ""; a format's is that of its file, a filter has none."""
+        A format's is that of its file, a filter has none.
+        """
         from qobra.block.filename import format_filename
 
         return format_filename(self)

@@ -34,7 +34,7 @@ class ToldNode(BlockNode):
         self.failing: dict[str, int] = {}
         self.log: list[tuple[Any, ...]] = []
 
-    def plain_filename(self) -> str:
+    def plain_filename(self, options: dict[str, Any]) -> str:
         return ""
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> list[Extent]:

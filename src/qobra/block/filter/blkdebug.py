@@ -78,9 +78,9 @@ class BlkdebugNode(FilterNode):
             options["config"] = config
         return options
 
-    def plain_filename(self) -> str:
+    def plain_filename(self, options: Options) -> str:
         image = self.file.exact_filename
-        if not image or not self.full_options.keys() <= {"driver", "config", "image"}:
+        if not image or not options.keys() <= {"driver", "config", "image"}:
             return ""
         return f"blkdebug:{self.options.get('config') or ''}:{image}"
 

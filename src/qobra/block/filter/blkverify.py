@@ -34,7 +34,7 @@ class BlkverifyNode(BlockNode):
     def filtered(self) -> BlockNode | None:
         return self.children.get("raw")
 
-    def plain_filename(self) -> str:
+    def plain_filename(self, options: Options) -> str:
         raw, test = self._raw.exact_filename, self._test.exact_filename
         return f"blkverify:{raw}:{test}" if raw and test else ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qobra.block import permissions
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import Opening, drivers
+from qobra.block.node import Opening, Options, drivers
 
 
 @drivers.register("commit_top")
@@ -17,7 +17,7 @@ class CommitTopNode(FilterNode):
         opening.child("backing", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         self.child_resized("backing")
 
-    def plain_filename(self) -> str:
+    def plain_filename(self, options: Options) -> str:
         return self.below.exact_filename
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:

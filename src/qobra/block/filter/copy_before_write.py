@@ -14,7 +14,7 @@ from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.once import OnceCopy
 from qobra.block.extents import DATA, Extent
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Buffer, Opening, drivers
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
 from qobra.block.slots import Gate
 from qobra.errors import QobraError
 
@@ -105,7 +105,7 @@ class CopyBeforeWriteNode(FilterNode):
         """Where the old data goes."""
         return self.children["target"]
 
-    def plain_filename(self) -> str:
+    def plain_filename(self, options: Options) -> str:
         return self.file.filename
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:

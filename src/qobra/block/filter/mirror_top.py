@@ -8,7 +8,7 @@ from typing import Protocol
 from qobra.block import permissions
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Buffer, Opening, drivers
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
 
 
 class ActiveCopy(Protocol):
@@ -42,7 +42,7 @@ class MirrorTopNode(FilterNode):
     def child_resized(self, name: str) -> None:
         self.length = self.below.length
 
-    def plain_filename(self) -> str:
+    def plain_filename(self, options: Options) -> str:
         return self.below.exact_filename
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qobra.block import permissions
 from qobra.block.extents import COMPUTED, ZERO, Extent, resolve
-from qobra.block.node import BlockNode, Buffer, Opening, drivers
+from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
 from qobra.errors import QobraError
 
 
@@ -25,7 +25,7 @@ class SnapshotAccessNode(BlockNode):
         opening.child("file", permissions.ROLE_DATA | permissions.ROLE_PRIMARY)
         self.length = self.file.length
 
-    def plain_filename(self) -> str:
+    def plain_filename(self, options: Options) -> str:
         return self.file.filename
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:

@@ -99,7 +99,7 @@ class FileNode(BlockNode):
             os.close(self.fd)
             self.fd = -1
 
-    def plain_filename(self) -> str:
+    def plain_filename(self, options: Options) -> str:
         return self.path
 
     # -- permissions ------------------------------------------------------------------------------------------

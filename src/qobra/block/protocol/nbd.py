@@ -63,10 +63,12 @@ class NbdNode(BlockNode):
         self._tls_hostname: str | None = options.get("tls-hostname")
         self._tls: ssl.SSLContext | None = None
         if "tls-creds" in options:
-            from qobra.crypto.tls import find_creds
+            from qobra.block.nbd_tls import find_tls_creds
 
-            creds = find_creds(self.layer.find_object, options["tls-creds"], "client")
+            creds = find_tls_creds(self.layer.find_object, options["tls-creds"])
             self._tls = creds.client_context()
+            if self._tls.check_hostname and self._tls_hostname is None and self._address["type"] != "inet":
+                raise QobraError("No hostname for certificate validation", errno=errno.EINVAL)
             creds.in_use += 1
             self._creds = creds
         client = self._client = self._connect_within(options.get("open-timeout", 0))
@@ -85,7 +87,7 @@ class NbdNode(BlockNode):
             self._creds.in_use -= 1
             self._creds = None
 
-    def plain_filename(self) -> str:
+    def plain_filename(self, options: Options) -> str:
         return nbd_options.uri(self._address, self._export)
 
     def yank(self) -> None:

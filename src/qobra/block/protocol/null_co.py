@@ -31,8 +31,8 @@ class NullNode(BlockNode):
         if self._latency_ns < 0:
             raise QobraError("latency-ns is invalid")
 
-    def plain_filename(self) -> str:
-        return f"{self.driver}://" if self.full_options.keys() <= {"driver", "filename"} else ""
+    def plain_filename(self, options: Options) -> str:
+        return f"{self.driver}://" if options.keys() <= {"driver", "filename"} else ""
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
         kind = ZERO if self._read_zeroes and not self._latency_ns else COMPUTED
