@@ -423,7 +423,7 @@ class BlockLayer:
         from qobra.block.typed_options import typed
 
         # Only now it can be told what the format's own options mean.
-        own = {key: value for key, value in options.items() if key != "file" and not key.startswith("_")}
+        own = {key: value for key, value in options.items() if key != "file" and not key.startswith("_") and value is not None}
         return {**options, **typed({**own, "driver": driver}), "file": _Opened(child)}
 
     def probe_format(self, node: BlockNode) -> str:
