@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.filename import parse_filename
-from qobra.block.job.chain import set_read_only
+from qobra.block.job.chain import chain, contains, root_node, set_read_only
 from qobra.block.transaction.change import Change
 from qobra.errors import QobraError
 
@@ -127,9 +127,7 @@ def create_image(layer: BlockLayer, filename: str, fmt: str, length: int, backin
 
 
 def _internal_source(layer: BlockLayer, device: str) -> BlockNode:
-    node = layer.find_device_or_node(device)
-    if layer.graph.parents(node):
-        raise QobraError("Need a root block node")
+    node = root_node(layer, device)
     layer.check_blockers(node)
     return node
 
@@ -186,12 +184,8 @@ def _reason(error: OSError | QobraError) -> str:
 
 def change_backing_file(layer: BlockLayer, args: Options) -> None:
     """Record another backing file in the header of an image, without looking at it. The layer is drained."""
-    from qobra.block.job.chain import chain, contains
-
     device = args["device"]
-    top = layer.find_device_or_node(device)
-    if layer.graph.parents(top):
-        raise QobraError("Need a root block node")
+    top = root_node(layer, device)
     image = layer.find_device(None, args["image-node-name"])
     if len(list(chain(image))) == 1:
         raise QobraError("not allowing backing file change on an image without a backing file")

@@ -117,4 +117,8 @@ def block_resize(machine: Machine, args: dict[str, Any]) -> None:
     size = args["size"]
     if size < 0:
         raise QobraError("Parameter 'size' expects a >0 size")
+    try:
+        block.check_blockers(node)
+    except QobraError:
+        raise QobraError(f"Device '{args.get('device', '(null)')}' is in use")
     block.resize(node, size)

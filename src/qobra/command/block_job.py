@@ -99,7 +99,8 @@ def blockdev_create(machine: Machine, args: Args) -> None:
 
 @command("blockdev-mirror")
 def blockdev_mirror(machine: Machine, args: Args) -> None:
-    from qobra.block.job.start_mirror import mirror_plan, root_node, start_mirror
+    from qobra.block.job.chain import root_node
+    from qobra.block.job.start_mirror import mirror_plan, start_mirror
 
     layer = machine.block
     source = root_node(layer, args["device"])

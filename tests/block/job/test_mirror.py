@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from qobra.block.job.start_mirror import mirror_plan, root_node, start_mirror
+from qobra.block.job.chain import root_node
+from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.errors import QobraError
 
 MIB = 1 << 20

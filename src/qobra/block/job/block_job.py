@@ -37,7 +37,7 @@ class JobEdge(BlockBackend):
     """A job's hold on one of its nodes, by the name that the graph's listing has for it."""
 
     def __init__(self, job: BlockJob, edge_name: str, perm: int, shared: int) -> None:
-        super().__init__(job.layer, perm=perm, shared=shared, description=f"block job '{job.id}'")
+        super().__init__(job.layer, perm=perm, shared=shared, description=f"{job.kind} job '{job.id}'")
         self.job = job
         self.edge_name = edge_name
 

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 
+def root_node(layer: BlockLayer, device: str) -> BlockNode:
+    """The node that ``device`` means, which no other node and no job may use. Raises QobraError in QEMU's words."""
+    node = layer.find_device_or_node(device)
+    if layer.graph.parents(node) or any(getattr(root, "job", None) for root in layer.graph.roots_of(node)):
+        raise QobraError("Need a root block node")
+    return node
+
+
 def skip_filters(node: BlockNode) -> BlockNode:
     """``node``, or the first below it that is no filter."""
     while node.is_filter and node.filtered is not None:

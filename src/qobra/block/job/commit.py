@@ -13,9 +13,18 @@ from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
 from qobra.block.filter.placing import insert_filter, take_out_filter
 from qobra.block.job.block_job import REPORT, BlockJob, device_name
-from qobra.block.job.chain import chain, contains, find_by_name, find_overlay, next_below, set_read_only, skip_filters
+from qobra.block.job.chain import (
+    chain,
+    contains,
+    find_by_name,
+    find_overlay,
+    next_below,
+    root_node,
+    set_read_only,
+    skip_filters,
+)
 from qobra.block.job.mirror import MirrorPlan
-from qobra.block.job.start_mirror import root_node, start_mirror
+from qobra.block.job.start_mirror import start_mirror
 from qobra.block.job.sweep import Sweep
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 
@@ -85,7 +94,7 @@ class CommitJob(BlockJob):
         self._hold(top, 0, permissions.ALL)
 
     def _hold(self, node: BlockNode, perm: int, shared: int) -> None:
-        root = BlockBackend(self.layer, perm=perm, shared=shared, description=f"block job '{self.id}'")
+        root = BlockBackend(self.layer, perm=perm, shared=shared)
         root.insert(node)
         self._roots.append(root)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.job.backup import BackupJob, start_backup
-from qobra.block.job.chain import skip_filters, skip_implicit
+from qobra.block.job.chain import root_node, skip_filters, skip_implicit
 from qobra.block.job.mirror import OPEN_BACKING, SOURCE_BACKING, MirrorJob
-from qobra.block.job.start_mirror import mirror_plan, replaceable, root_node, start_mirror
+from qobra.block.job.start_mirror import mirror_plan, replaceable, start_mirror
 from qobra.block.snapshot import create_image, open_image_over
 from qobra.errors import QobraError
 

@@ -126,7 +126,7 @@ class MirrorJob(BlockJob):
             if self._target.length < self._source.length:
                 perm |= permissions.RESIZE
             shared |= permissions.CONSISTENT_READ | permissions.WRITE
-        self._root = BlockBackend(self.layer, perm=perm, shared=shared, description=f"block job '{self.id}'")
+        self._root = BlockBackend(self.layer, perm=perm, shared=shared)
         self._root.insert(self._target)
         self.add_node("source", self._source, 0, _SOURCE_SHARED)
         self.add_node("target", self._target)

@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 Options = dict[str, Any]
 
 
-def root_node(layer: BlockLayer, device: str) -> BlockNode:
-    """The node that ``device`` means, which no other node may use. Raises QobraError in QEMU's words."""
-    node = layer.find_device_or_node(device)
-    if layer.graph.parents(node):
-        raise QobraError("Need a root block node")
-    return node
-
-
 def mirror_plan(layer: BlockLayer, source: BlockNode, target: BlockNode, args: Options) -> MirrorPlan:
     """Check the members that blockdev-mirror and drive-mirror have in common, in QEMU's order and words."""
     granularity = args.get("granularity", 0)
