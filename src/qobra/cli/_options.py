@@ -112,11 +112,6 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def say(text: str) -> None:
-    """Print a line for the program's user at once."""
-    print(text, flush=True)
-
-
 def fail(text: str) -> NoReturn:
     """One line on standard error, and out."""
     print(f"{program()}: {text}", file=sys.stderr)

@@ -198,3 +198,42 @@ def test_bitmaps_are_carried_over(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("convert", "--bitmaps", "-O", "qcow2", "a.q", "b.q") == 0
     with qobra.open("b.q") as image:
         assert list(image.node.bitmaps["b0"].dirty_ranges()) == [(262144, 65536)]
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_a_killed_copy_is_resumed(fmt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with open("a.raw", "wb") as stream:
+        for number in range(64):
+            stream.seek(number * MIB)
+            stream.write(bytes([number]) * 300000)
+        stream.truncate(64 * MIB)
+    script = (
+        "import os, sys\n"
+        "from qobra.cli._img import _resume\n"
+        "from qobra.cli.img import main\n"
+        f"_resume.STEP = {4 * MIB}\n"
+        "write = _resume.Journal._write\n"
+        "def dying(self, done):\n"
+        "    write(self, done)\n"
+        f"    if done >= {20 * MIB}:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "_resume.Journal._write = dying\n"
+        f"main(['convert', '--resume', '-f', 'raw', '-O', '{fmt}', 'a.raw', 'b'], 'qobra-img')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -9
+    assert os.path.exists("b.resume")
+    assert run("convert", "--resume", "-f", "raw", "-O", fmt, "a.raw", "b") == 0
+    assert "going on at byte" in capsys.readouterr().err
+    assert not os.path.exists("b.resume")
+    assert run("compare", "-f", "raw", "-F", fmt, "a.raw", "b") == 0
+    if fmt == "qcow2":
+        assert run("check", "-q", "b") == 0
+
+
+def test_a_journal_of_another_copy_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.raw").write_bytes(b"x" * MIB)
+    Path("b.resume").write_text('{"order": {}, "done": 0}')
+    assert run("convert", "--resume", "-f", "raw", "-O", "raw", "a.raw", "b") == 1
+    assert "another copy" in capsys.readouterr().err
+    Path("b.resume").write_text("junk")
+    assert run("convert", "--resume", "-f", "raw", "-O", "raw", "a.raw", "b") == 1

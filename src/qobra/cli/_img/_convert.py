@@ -9,6 +9,7 @@ from qobra.block.copy.ranges import allocated_above
 from qobra.block.node import drivers
 from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import SECTOR, Pieces, disk_size
+from qobra.cli._img._resume import Journal, identity
 from qobra.cli._img._snapshot_param import load_snapshot
 from qobra.cli._img._target import (
     Guard,
@@ -44,6 +45,7 @@ class Conversion:
         self._filenames = filenames
         self._output = output
         self._nodes: list[BlockNode] = []
+        self._journal: Journal | None = None
 
     def run(self) -> None:
         """Do it all. Raises ToolError."""
@@ -66,11 +68,34 @@ class Conversion:
         if order.target_is_zero and backing is not None:
             raise ToolError("Cannot use --target-is-zero when the destination image has a backing file")
         refuse_source(self._nodes, self._output, f"error while converting {order.output_format}", create=order.create)
-        if order.create:
+        if order.resume:
+            if backing is not None:
+                raise ToolError("A copy onto a backing file cannot be resumed")
+            self._journal = self._open_journal()
+        if self._journal is not None and self._journal.load():
+            self._program.warning(f"going on at byte {self._journal.done} of {source.length}")
+        elif order.create:
             self._create(source.length, backing)
-        with Guard(self._images, self._output, created=order.create):
+            if self._journal is not None:
+                self._journal.begin()
+        with Guard(self._images, self._output, created=order.create and self._journal is None):
             self._fill(source)
             self._images.close()
+        if self._journal is not None:
+            self._journal.finish()
+
+    def _open_journal(self) -> Journal:
+        order = self._order
+        return Journal(
+            self._output,
+            {
+                "sources": identity(self._nodes),
+                "format": order.output_format,
+                "options": [list(pair) for pair in order.pairs],
+                "backing": order.backing,
+                "snapshot": order.snapshot,
+            },
+        )
 
     # -- the target -------------------------------------------------------------------------------------------
 
@@ -180,13 +205,17 @@ class Conversion:
             is_zero = not has_backing
         elif not is_zero and not has_backing and order.min_sparse:
             is_zero = self._make_zero(target)
-        ranges = None
+        start = self._journal.done if self._journal is not None else 0
+        ranges: Any = [(start, source.length - start)] if start < source.length else []
         if has_backing and order.create:
             # What the source's own backing chain has in common with the target's is seen through the target.
-            ranges = allocated_above(self._nodes[0], self._common_base())
+            ranges = allocated_above(self._nodes[0], self._common_base(), start)
+        if start and hasattr(target, "check"):
+            target.check(fix_leaks=True)  # what was allocated and not yet noted when the process was killed
         collect_garbage()
         with self._program.progress(order.progress and not order.quiet) as progress:
             progress.start(source.length)
+            progress.to(start)
             if order.min_sparse:
                 self._copy(source, target, ranges, is_zero, progress)
             else:
@@ -223,6 +252,12 @@ class Conversion:
     ) -> None:
         order = self._order
         throttle = Throttle(order.rate) if order.rate else None
+        journal = self._journal
+
+        def copied(length: int) -> None:
+            progress.add(length)
+            if journal is not None:
+                journal.add(length, target)
 
         copy(
             source,
@@ -233,7 +268,8 @@ class Conversion:
             detect_zeroes=0 if order.copy_range else order.min_sparse,
             target_is_zero=target_is_zero,
             use_copy_range=order.copy_range,
-            progress=progress.add,
+            progress=copied,
+            in_order=journal is not None,
             throttle=throttle.wait if throttle is not None else None,
         )
 

@@ -32,11 +32,13 @@ def copy(
     ranges: Any = None,
     *,
     salvage: Callable[[int, int], None] | None = None,
+    in_order: bool = False,
     **options: Any,
 ) -> None:
     """:func:`copy_ranges`; raises ToolError that says where it failed.
 
-    ``salvage(offset, length)`` is called for a chunk that cannot be read, and copies what it can of it.
+    ``salvage(offset, length)`` is called for a chunk that cannot be read, and copies what it can of it. ``in_order``:
+    it must go from the beginning to the end, whatever the ends are.
     """
     stopped: list[ToolError] = []
 
@@ -52,7 +54,7 @@ def copy(
         stopped.append((read_failed if failure.is_read else write_failed)(offset, failure.error))
         return False
 
-    local = is_local(source) and is_local(target) and not _begins_compressed(source)
+    local = in_order or (is_local(source) and is_local(target) and not _begins_compressed(source))
     try:
         if local and not options.get("compress") and (options.get("detect_zeroes") or not target.is_transparent):
             calls = {name: options.pop(name, None) for name in ("progress", "throttle")}

@@ -12,7 +12,8 @@ from qobra.getopt import parse_command
 HELP = """\
 convert [-f FMT | --image-opts] [-T CACHE] [-O OUTPUT_FMT] [-t CACHE] [-o OPTIONS] [-B BACKING [-F BACKING_FMT]]
         [-l SNAPSHOT] [-c] [-S SIZE] [-n] [--target-image-opts] [--target-is-zero] [--bitmaps [--skip-broken-bitmaps]]
-        [--salvage] [-C] [-W] [-m N] [-r RATE] [-p] [-q] [-U] [--object DEF] FILENAME [FILENAME2 ...] OUTPUT
+        [--salvage] [--resume] [-C] [-W] [-m N] [-r RATE] [-p] [-q] [-U] [--object DEF]
+        FILENAME [FILENAME2 ...] OUTPUT
 
 Copy an image, or several one after another, into OUTPUT. Zeroes become holes.
 
@@ -26,6 +27,7 @@ Copy an image, or several one after another, into OUTPUT. Zeroes become holes.
   --target-image-opts   OUTPUT is a list of options
   --bitmaps             copy the persistent bitmaps too; --skip-broken-bitmaps leaves out inconsistent ones
   --salvage             go on where the input cannot be read, with zeroes in its place
+  --resume              keep a journal (OUTPUT.resume), and go on with a copy that was killed (Qobra's own)
   -C                    let the host copy from file to file, without looking for zeroes
   -W, -m N              write out of order; work on N pieces at once (accepted: Qobra chooses by itself)
   -r RATE               copy no more than RATE bytes a second
@@ -44,6 +46,7 @@ def main(program: Program, arguments: list[str]) -> int:
         (
             "source-format=|f", "target-format=|O", "object=", "image-opts", "force-share|U", "target-image-opts",
             "salvage", "target-is-zero", "bitmaps", "skip-broken-bitmaps",
+            "resume",
         ),
     )  # fmt: skip
     with Images(program) as images:
@@ -80,6 +83,7 @@ class Order:
         self.bitmaps = False
         self.skip_broken_bitmaps = False
         self.salvage = False
+        self.resume = False
         self.rate = 0
         self.workers = 8
         self.out_of_order = False
@@ -110,6 +114,7 @@ _FLAGS = {
     "target-is-zero": "target_is_zero",
     "bitmaps": "bitmaps",
     "skip-broken-bitmaps": "skip_broken_bitmaps",
+    "resume": "resume",
 }
 _TEXTS = {
     "f": "fmt",
@@ -178,5 +183,7 @@ def _check(order: Order, operands: list[str]) -> None:
         raise ToolError("Cannot enable copy offloading when -S is used")
     if order.salvage and order.copy_range:
         raise ToolError("Cannot use copy offloading in salvaging mode")
+    if order.resume and (order.compress or not order.create or order.copy_range or not order.min_sparse):
+        raise ToolError("A copy with -c, -n, -C or -S 0 cannot be resumed")
     if order.source_cache not in CACHE_MODES:
         raise ToolError(f"Invalid source cache option: {order.source_cache}")
