@@ -87,9 +87,9 @@ def test_oldstyle(serve: Serve) -> None:
     [
         (p.REP_ERR_UNKNOWN, "Requested export not available"),
         (p.REP_ERR_POLICY, "Denied by server for option 7"),
-        (p.REP_ERR_TLS_REQD, "Server requires TLS for option 7"),
+        (p.REP_ERR_TLS_REQD, "TLS negotiation required before option 7 (go)"),
         (p.REP_ERR_SHUTDOWN, "Server shutting down before option 7"),
-        (p.REP_ERROR_BIT | 77, "Unknown error code 0x8000004d"),
+        (p.REP_ERROR_BIT | 77, "Unknown error code when asking for option 7 (go)"),
     ],
 )
 def test_refusals(serve: Serve, reply: int, text: str) -> None:
@@ -102,7 +102,7 @@ def test_refusals(serve: Serve, reply: int, text: str) -> None:
     with pytest.raises(OptionRefused) as caught:
         connect(serve(script), "x")
     assert caught.value.desc.startswith(text)
-    assert caught.value.hint == "server reported: no such luck"
+    assert caught.value.hint is not None and caught.value.hint.endswith("server reported: no such luck")
     assert caught.value.reply == reply
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.block.protocol._nbd_options import parse_place
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.hmp import hmp_command
@@ -19,6 +18,8 @@ from qobra.qmp.hmp import hmp_command
 def nbd_server_start(machine: Machine, args: dict[str, Any]) -> str:
     """Listen; with -a export every device that has a medium."""
     everything, writable = args.get("all", False), args.get("writable", False)
+    from qobra.block.protocol._nbd_options import parse_place
+
     if writable and not everything:
         raise QobraError("-w only valid together with -a")
     exports = machine.block.exports

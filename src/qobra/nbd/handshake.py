@@ -224,7 +224,7 @@ class Handshake:
             return True
         if not reply & p.REP_ERROR_BIT:
             raise _unexpected(option, reply)
-        if not optional or reply == p.REP_ERR_TLS_REQD:
+        if not optional:
             _refuse(option, reply, body)
         return False
 
@@ -240,13 +240,16 @@ def _refuse(option: int, reply: int, body: bytes) -> NoReturn:
         p.REP_ERR_POLICY: f"Denied by server for {name}",
         p.REP_ERR_INVALID: f"Invalid parameters for {name}",
         p.REP_ERR_PLATFORM: f"Server lacks support for {name}",
-        p.REP_ERR_TLS_REQD: f"Server requires TLS for {name}",
+        p.REP_ERR_TLS_REQD: f"TLS negotiation required before {name}",
         p.REP_ERR_UNKNOWN: "Requested export not available",
         p.REP_ERR_SHUTDOWN: f"Server shutting down before {name}",
         p.REP_ERR_BLOCK_SIZE_REQD: f"Server requires INFO_BLOCK_SIZE for {name}",
-    }.get(reply, f"Unknown error code 0x{reply:x} when asking for {name}")
+    }.get(reply, f"Unknown error code when asking for {name}")
     said = _text(body[: p.MAX_STRING])
-    raise OptionRefused(text, reply, f"server reported: {said}" if said else None)
+    hints = ["Did you forget a valid tls-creds?"] if reply == p.REP_ERR_TLS_REQD else []
+    if said:
+        hints.append(f"server reported: {said}")
+    raise OptionRefused(text, reply, "\n".join(hints) or None)
 
 
 def _checked(info: ExportInfo) -> ExportInfo:

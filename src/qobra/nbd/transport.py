@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
 
 _TLS_READ = 256 << 10
+# OpenSSL's reasons to refuse a certificate (X509_V_ERR_...), in the words of programs that use GnuTLS.
+_HOSTNAME_MISMATCH = 62
+_ADDRESS_MISMATCH = 64
+_UNVERIFIED = {
+    **dict.fromkeys((2, 18, 19, 20, 21), "The certificate hasn't got a known issuer"),
+    9: "The certificate is not yet activated",
+    10: "The certificate has expired",
+    23: "The certificate has been revoked",
+}
 _MAX_IOV = 512
 
 
@@ -194,8 +203,9 @@ class TlsTransport(Transport):
                 wants_input = True
             except self._ssl.SSLError as error:
                 self._flush_alert()
-                reason = getattr(error, "verify_message", None) or error.reason or str(error)
-                raise QobraError(f"TLS handshake failed: {reason}", errno=errno.EPROTO)
+                if isinstance(error, self._ssl.SSLCertVerificationError):
+                    raise QobraError(self._unverified(error), errno=errno.EACCES)
+                raise QobraError(f"TLS handshake failed: {error.reason or error}", errno=errno.EPROTO)
             if self._outgoing.pending:
                 super().send([self._outgoing.read()])
             if not wants_input:
@@ -253,6 +263,13 @@ class TlsTransport(Transport):
             except self._ssl.SSLError as error:
                 raise Disconnected(f"TLS failed: {error.reason or error}", errno=errno.EIO)
             return [memoryview(self._outgoing.read())]
+
+    def _unverified(self, error: ssl.SSLCertVerificationError) -> str:
+        """Why the peer's certificate will not do."""
+        code = error.verify_code
+        if code in (_HOSTNAME_MISMATCH, _ADDRESS_MISMATCH):
+            return f"Certificate does not match the hostname {self._session.server_hostname}"
+        return _UNVERIFIED.get(code, f"The certificate is not trusted: {error.verify_message}")
 
     def _flush_alert(self) -> None:
         """Let the peer read why we refuse."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from qobra.errors import QobraError
-from qobra.nbd import uri as uris
 from qobra.nbd.protocol import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -48,6 +46,8 @@ def parse_filename(filename: str) -> Options:
 
 def uri(address: dict[str, Any], export: str) -> str:
     """The URI that means the same, or "" where none does."""
+    from urllib.parse import quote  # dear to import, and every driver is imported when a format is probed
+
     name = "/" + quote(export, safe="/") if export else ""
     if address["type"] == "unix" and not address.get("abstract"):
         return f"nbd+unix://{name}?socket={address['path']}"
@@ -57,6 +57,8 @@ def uri(address: dict[str, Any], export: str) -> str:
 
 
 def _parse_uri(text: str) -> Options:
+    from qobra.nbd import uri as uris
+
     try:
         parsed = uris.parse(text)
     except QobraError:

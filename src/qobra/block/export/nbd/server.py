@@ -51,9 +51,9 @@ class NbdServer:
         """Called when a connection has ended, with no argument; for programs that serve a number of clients."""
         self._creds: Object | None = None
         if tls_creds is not None:
-            from qobra.crypto.tls import find_creds
+            from qobra.block.nbd_tls import find_tls_creds
 
-            creds = find_creds(layer.find_object, tls_creds, "server")
+            creds = find_tls_creds(layer.find_object, tls_creds)
             self.tls = creds.server_context()
             creds.in_use += 1
             self._creds = creds
