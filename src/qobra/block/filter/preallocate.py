@@ -27,11 +27,11 @@ class PreallocateNode(FilterNode):
     changeable_options = frozenset({"prealloc-align", "prealloc-size"})
 
     def open(self, opening: Opening) -> None:
-        opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         self._lock = threading.Lock()
+        self._extended = False
+        opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         self.take_options(opening.options)
         self.length = self.file.length
-        self._extended = False
 
     def take_options(self, options: Options) -> None:
         align = options.get("prealloc-align", 1 << 20)
@@ -106,8 +106,10 @@ class PreallocateNode(FilterNode):
         return super()._write_zeroes(offset, length, may_unmap, no_fallback)
 
     def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
-        if preallocation == "off" and self._extended and self.length < length <= self.file.length:
-            self.length = length  # it reads as zeroes already
-            return
+        if preallocation == "off" and length > self.length:
+            self._reserve(length)
+            if self._extended and length <= self.file.length:
+                self.length = length  # it reads as zeroes already
+                return
         self._give_back()
         super()._truncate(length, preallocation, exact)
