@@ -31,6 +31,7 @@ _DEVICES = (
     *("-device", "virtio-blk-pci,drive=n0,id=blk,addr=5,serial=abc"),
     *("-device", "virtio-scsi-pci,id=scsi,addr=6", "-device", "scsi-hd,drive=n1,id=hd,serial=xyz"),
     *("-device", "scsi-cd,id=cd", "-device", "virtio-serial-pci,id=ser,addr=7", "-device", "virtio-rng-pci,addr=8"),
+    *("-device", "virtio-keyboard-pci,addr=d", "-device", "virtio-tablet-pci,addr=e"),
     *("-device", "virtio-rng-pci-non-transitional,addr=b", "-device", "virtio-scsi-pci-transitional,addr=c"),
     *("-device", "virtio-balloon-pci,addr=9", "-device", "virtio-net-pci,addr=a,romfile=,mac=52:54:00:01:02:03"),
 )
@@ -60,13 +61,13 @@ def _config_space(guest: Access, bdf: int) -> list[tuple[int, int]]:
     return list(zip(before, masks, strict=True))
 
 
-@pytest.mark.parametrize("slot", [0, 1, 5, 6, 7, 8, 9, 10, 11, 12])
+@pytest.mark.parametrize("slot", [0, 1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14])
 def test_configuration_space(both: tuple[SystemProgram, SystemProgram], slot: int) -> None:
     own, peer = both
     assert _config_space(own.guest, slot << 3) == _config_space(peer.guest, slot << 3)
 
 
-@pytest.mark.parametrize("slot", [5, 6, 7, 8, 9, 10, 11, 12])
+@pytest.mark.parametrize("slot", [5, 6, 7, 8, 9, 10, 11, 12, 13, 14])
 def test_virtio_features_and_configuration(both: tuple[SystemProgram, SystemProgram], slot: int) -> None:
     answers = []
     for program in both:
@@ -214,6 +215,9 @@ def test_refusals_of_device_add(both: tuple[SystemProgram, SystemProgram], optio
         ("device-list-properties", {"typename": "virtio-pci"}),
         ("device-list-properties", {"typename": "secret"}),
         ("query-target", None),
+        ("query-mice", None),
+        ("input-send-event", {"events": [{"type": "abs", "data": {"axis": "x", "value": 1}}]}),
+        ("send-key", {"keys": [{"type": "qcode", "data": "a"}]}),
         ("query-status", None),
         ("query-balloon", None),
         ("query-memory-size-summary", None),

@@ -29,17 +29,26 @@ class InputDevice(Protocol):
 
 
 class InputHub:
-    """The input devices of a machine. The one that came last takes an event that it can."""
+    """The input devices of a machine. The first active one that can takes an event."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._devices: list[tuple[int, InputDevice]] = []
         self._next = 1
 
-    def add(self, device: InputDevice) -> None:
-        """Let ``device`` take part."""
-        self._devices.insert(0, (self._next, device))
+    def add(self, device: InputDevice, *, active: bool = True) -> None:
+        """Let ``device`` take part; before the others if it is ``active`` already."""
+        self._devices.append((self._next, device))
         self._next += 1
+        if active:
+            self.activate(device, True)
+
+    def activate(self, device: InputDevice, active: bool) -> None:
+        """The guest uses ``device`` from now on, or no longer."""
+        entry = next((each for each in self._devices if each[1] is device), None)
+        if entry is not None:
+            self._devices.remove(entry)
+            self._devices.insert(0 if active else len(self._devices), entry)
 
     def remove(self, device: InputDevice) -> None:
         """``device`` is gone."""
@@ -77,10 +86,11 @@ class InputHub:
     def mice(self) -> list[dict[str, Any]]:
         """MouseInfo of the pointing devices."""
         pointers = [(number, device) for number, device in self._devices if device.accepts & {"rel", "abs"}]
-        return [
+        listed = [
             {"name": device.input_name, "index": number, "current": i == 0, "absolute": "abs" in device.accepts}
             for i, (number, device) in enumerate(pointers)
         ]
+        return listed[::-1]
 
     def _find(self, kind: str) -> InputDevice | None:
         return next((device for _number, device in self._devices if kind in device.accepts), None)
