@@ -239,3 +239,17 @@ def test_the_driver_reconnects_to_qemu_nbd(start: Start, image: Path, tmp_path: 
     layer.close()
     server.terminate()
     server.wait(30)
+
+
+def test_a_bitmap_in_the_map(start: Start, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """x-dirty-bitmap: what is dirty is shown as absent, by both tools alike."""
+    from qobra.cli.img import main
+
+    subprocess.run(["qemu-img", "bitmap", "--add", image, "changes"], check=True)
+    subprocess.run(["qemu-io", "-c", "write -q 2M 100k", image], check=True)
+    where = start("qemu-nbd", "-t", "-e", "4", "-k", "SOCKET", "-x", "disk", "-B", "changes", "-f", "qcow2", image)
+    options = f"driver=nbd,server.type=unix,server.path={where},export=disk,x-dirty-bitmap=qemu:dirty-bitmap:changes"
+    arguments = ["map", "--output=json", "--image-opts", options]
+    expected = subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, check=True).stdout
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == expected

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO
+from qobra.block.extents import ABSENT, COMPUTED, DATA, UNALLOCATED, ZERO
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import Images, node_of
@@ -188,8 +188,9 @@ def _entries(node: BlockNode, start: int, length: int, shift: int, depth: int) -
         elif kind == DATA and child is not None and child is not node:
             yield from _below(node, child, start + shift, extent.offset, size, depth)
         else:
-            place = extent.offset if child is not None else None
-            yield Entry(start + shift, size, depth, True, kind == ZERO, kind == DATA, place, child)
+            absent = bool(extent.flags & UNALLOCATED)
+            place = extent.offset if child is not None and not absent else None
+            yield Entry(start + shift, size, depth, not absent, kind == ZERO, kind == DATA and not absent, place, child)
         start += size
 
 
