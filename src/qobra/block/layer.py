@@ -79,6 +79,8 @@ class BlockLayer:
         """Whether an id or path means a device at all; the machine says."""
         self.say: Callable[[str], None] = lambda _text: None
         """Tell whoever runs the program what is being done; the program says how."""
+        self.warn: Callable[[str], None] = lambda _text: None
+        """The same for what may be wrong."""
         self.stop_machine: Callable[[], None] = lambda: None
         """Stop the guest because of an I/O error; the machine's."""
         self._throttle_groups: dict[str, ThrottleGroup] = {}

@@ -31,9 +31,9 @@ def typed(options: Options) -> Options:
     for name, value in options.items():
         kind = members.get(name, "")
         if isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
-            if "driver" not in value and "filename" in value:
-                value = {"driver": "file", **value}
-            result[name] = typed(value)
+            result[name] = _child(value)
+        elif kind == "[BlockdevRef]" and isinstance(value, list):
+            result[name] = [_child(each) for each in value]
         elif not kind:
             if branch:
                 _refuse(str(driver), name)
@@ -41,6 +41,14 @@ def typed(options: Options) -> Options:
         else:
             result[name] = _value(name, kind, value)
     return result
+
+
+def _child(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "driver" not in value and "filename" in value:
+        value = {"driver": "file", **value}
+    return typed(value)
 
 
 def _refuse(driver: str, name: str) -> None:

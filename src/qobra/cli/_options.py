@@ -112,6 +112,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def warn(text: str) -> None:
+    """Tell the program's user of what may be wrong."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def fail(text: str) -> NoReturn:
     """One line on standard error, and out."""
     print(f"{program()}: {text}", file=sys.stderr)

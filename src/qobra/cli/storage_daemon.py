@@ -9,7 +9,7 @@ from __future__ import annotations
 import _signal as signal  # type: ignore[import-not-found]
 import sys
 
-from qobra.cli._options import Background, Option, fail, program, say, scan, structure, tree, write_pidfile
+from qobra.cli._options import Background, Option, fail, program, say, scan, structure, tree, warn, write_pidfile
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.monitor import Monitors
@@ -95,7 +95,7 @@ def _run(options: list[tuple[str, str]], background: Background | None) -> int:
     # query): with the default of 5 ms such a neighbour costs it four fifths of its requests, with this a twentieth.
     sys.setswitchinterval(0.0005)
     machine = Machine()
-    machine.say = say
+    machine.say, machine.warn = say, warn
     monitors = Monitors(machine)
     remove_pidfile = None
     status = 0

@@ -169,19 +169,7 @@ class Drives:
             filter.implicit = True
             return filter.file
         node = layer.open(options, root=backend)
-        if node.probed and node.driver == "raw":
-            self._warn_probed(node)
         return node
-
-    def _warn_probed(self, node: BlockNode) -> None:
-        import sys
-
-        sys.stderr.write(
-            f"WARNING: Image format was not specified for '{node.filename}' and probing guessed raw.\n"
-            "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
-            "will be restricted.\n"
-            "         Specify the 'raw' format explicitly to remove the restrictions.\n"
-        )
 
 
 _ACCOUNT = {"stats-account-invalid": "account_invalid", "stats-account-failed": "account_failed"}

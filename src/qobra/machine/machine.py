@@ -54,6 +54,7 @@ class Machine:
         self.exit_preconfig: Callable[[], None] | None = None
         # Told what the program's user, not a client, is to see; a program prints it.
         self.say: Callable[[str], None] = lambda _text: None
+        self.warn: Callable[[str], None] = lambda _text: None
         self._exit = threading.Event()
         self._closed = False
 
@@ -88,6 +89,7 @@ class Machine:
         )
         layer.device_exists = self._device_exists
         layer.say = self.say
+        layer.warn = self.warn
         return layer
 
     def _device_exists(self, id: str) -> bool:

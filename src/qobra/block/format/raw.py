@@ -32,6 +32,13 @@ class RawNode(BlockNode):
         role = permissions.ROLE_DATA if window else permissions.ROLE_FILTERED
         opening.child("file", role | permissions.ROLE_PRIMARY)
         self.take_options(options)
+        if self.probed and not self.read_only:
+            self.layer.warn(
+                f"WARNING: Image format was not specified for '{self.file.filename}' and probing guessed raw.\n"
+                "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
+                "will be restricted.\n"
+                "         Specify the 'raw' format explicitly to remove the restrictions."
+            )
 
     changeable_options = frozenset({"offset", "size"})
 

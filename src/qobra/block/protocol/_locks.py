@@ -74,6 +74,7 @@ class HeldLocks:
             for bit in _BITS:
                 if perm >> bit & 1 and not _is_free_of_others(fd, _SHARED_BASE + bit, self._bytes):
                     raise _refused(f'"{_TEXTS[bit]}" lock', "", path)
+            for bit in _BITS:
                 if not shared >> bit & 1 and not _is_free_of_others(fd, _PERM_BASE + bit, self._bytes):
                     raise _refused(f'shared "{_TEXTS[bit]}" lock', "", path)
         except BaseException:

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
-from qobra.cli._options import program, say, structure, tree
+from qobra.cli._options import program, say, structure, tree, warn
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.errors import QobraError
 from qobra.machine.drive import DriveInfo, Drives
@@ -53,7 +53,7 @@ class Builder:
             uuid=_uuid(uuids[-1]) if uuids else None,
             capabilities=frozenset(("board", architecture)),
         )
-        self.machine.say = say
+        self.machine.say, self.machine.warn = say, warn
         self.machine.preconfig = self.preconfig
         self._monitors = Monitors(self.machine)
         self._config = MachineConfig()
