@@ -56,15 +56,26 @@ class InputHub:
 
     def send(self, events: list[dict[str, Any]]) -> None:
         """Deliver events that belong together. Raises QobraError where nothing takes them."""
+        if not self._awake:
+            raise QobraError("VM not running")
         for event in events:
             if self._find(event["type"]) is None:
                 raise QobraError(f"Input handler not found for event type {event['type']}")
-        if not self._machine.run_state.running and self._machine.run_state.state != "suspended":
+        self._deliver(events)
+
+    @property
+    def _awake(self) -> bool:
+        state = self._machine.run_state
+        return state.running or state.state == "suspended"
+
+    def _deliver(self, events: list[dict[str, Any]]) -> None:
+        if not self._awake:
             return
         touched: list[InputDevice] = []
         for event in events:
             device = self._find(event["type"])
-            assert device is not None
+            if device is None:
+                continue
             device.input_event(event)
             if device not in touched:
                 touched.append(device)
@@ -79,9 +90,9 @@ class InputHub:
         def events(order: list[dict[str, Any]], down: bool) -> list[dict[str, Any]]:
             return [{"type": "key", "data": {"key": key, "down": down}} for key in order]
 
-        self.send(events(keys, True))
+        self._deliver(events(keys, True))
         delay = (DEFAULT_HOLD_MS if hold_ms is None else hold_ms) * _MILLISECOND
-        self._machine.control.call_later(delay, lambda: self.send(events(keys[::-1], False)))
+        self._machine.control.call_later(delay, lambda: self._deliver(events(keys[::-1], False)))
 
     def mice(self) -> list[dict[str, Any]]:
         """MouseInfo of the pointing devices."""

@@ -43,6 +43,10 @@ class VirtioInput(VirtioDevice):
     def realize(self) -> None:
         self.add_queue(64)
         self.add_queue(64)
+        # As long as the longest of the answers.
+        asked = [(_NAME, 0), (_SERIAL, 0), (_IDS, 0), *((_EVENTS, kind) for kind in self.capabilities)]
+        asked += [(_ABSOLUTE, code) for code in self.capabilities.get(evdev.EV_ABS, ())]
+        self.config_size = 8 + min(_PAYLOAD, max(len(self._describe(*each)) for each in asked))
         self._selected = (_UNSET, 0)
         self._waiting: deque[bytes] = deque()
         self._group: list[bytes] = []
