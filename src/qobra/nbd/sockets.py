@@ -72,7 +72,7 @@ def listen(address: dict[str, Any], *, backlog: int = 16, find_fd: FindFd | None
     ((family, target),) = _targets(address, passive=True)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if family == socket.AF_UNIX and isinstance(target, str):
+        if family == socket.AF_UNIX and not address.get("abstract"):
             _remove_stale(target)
         sock.bind(target)
         sock.listen(backlog)
@@ -86,7 +86,8 @@ def _listen_inet(address: dict[str, Any], backlog: int) -> list[socket.socket]:
     first = _port(address)
     last = int(address.get("to") or first)
     error: OSError | None = None
-    for port in range(first, last + 1):
+    # Any free port has to be free in every family, which may take more than one try.
+    for port in range(first, last + 1) if first else (0,) * 8:
         sockets: list[socket.socket] = []
         try:
             for family, target in _targets({**address, "port": str(port)}, passive=True):
@@ -117,7 +118,11 @@ def _targets(address: dict[str, Any], *, passive: bool) -> list[tuple[int, Any]]
         path = str(address["path"])
         if len(os.fsencode(path)) >= _MAX_UNIX_PATH:
             raise QobraError(f"UNIX socket path '{path}' is too long")
-        return [(socket.AF_UNIX, ("\0" + path) if address.get("abstract") else path)]
+        if address.get("abstract"):
+            path = "\0" + path
+            # Without ``tight`` the name is all of the address, with the zero bytes that fill it up.
+            return [(socket.AF_UNIX, path if address.get("tight", True) else path.ljust(_MAX_UNIX_PATH, "\0"))]
+        return [(socket.AF_UNIX, path)]
     if kind == "vsock":
         try:
             return [(socket.AF_VSOCK, (int(address["cid"]), int(address["port"])))]
