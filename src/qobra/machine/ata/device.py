@@ -75,7 +75,7 @@ class AtaDevice(BlockFrontEnd):
 
     def realize_drive(self) -> None:
         """Take the backend and the defaults; QobraError where properties are wrong."""
-        backend = self.realize_block()
+        backend = self.realize_block(writable=False if self.is_removable else None, resizable=not self.is_removable)
         if self.logical_block_size not in (0, regs.SECTOR) and not self.is_removable:
             self.release_drive()
             raise QobraError("logical_block_size must be 512 for IDE")
@@ -83,7 +83,7 @@ class AtaDevice(BlockFrontEnd):
             raise QobraError("The serial number can't be longer than 20 characters")
         backend.resized.append(self._resized)
         self.requests = BlockRequests(self)
-        self.restart()
+        self.reset()
 
     @property
     def serial_text(self) -> str:
@@ -101,6 +101,7 @@ class AtaDevice(BlockFrontEnd):
     def reset(self) -> None:
         self.transfer_modes = (_MODES_PIO, _MODES_DMA, _MODES_UDMA | 1 << 13)
         self.restart()
+        self.status, self.error = self.idle_status, 0
 
     def restart(self) -> None:
         """Drop whatever is going on, and show the signature."""
@@ -108,14 +109,13 @@ class AtaDevice(BlockFrontEnd):
         self._drop_data()
         self._dma_run = None
         self.feature = 0
-        self.select = 0xA0
         self.previous = [0] * 5
         self.set_signature()
         self.status, self.error = self.reset_status, 0x01
 
     def set_signature(self) -> None:
         """The registers say what kind of device this is."""
-        self.select &= 0xF0
+        self.select = 0xA0
         self.count = self.low = 1
         self.mid, self.high = self.signature
 

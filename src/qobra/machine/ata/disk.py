@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qobra.block.accounting import FLUSH, READ, WRITE
+from qobra.block.accounting import READ, WRITE
 from qobra.machine.ata import geometry, identify, regs
 from qobra.machine.ata.device import MAX_CHUNK, AtaDevice
 from qobra.machine.ata.smart import Smart
@@ -286,9 +286,6 @@ class Disk(AtaDevice):
         self.status |= regs.BUSY
         self.requests.submit(lambda backend: backend.flush(), lambda _none, error: self._settle(error), is_read=False)
 
-    def _flush_wide(self) -> None:
-        self._flush()
-
     def _set_multiple(self) -> None:
         if self.count & 0x80 or self.count > _MAX_MULTIPLE or self.count & self.count - 1:
             self.abort()
@@ -335,6 +332,10 @@ class Disk(AtaDevice):
         self.transfer_modes = (single, multi, ultra & 0xFFFF)
         return True
 
+    def _power(self) -> None:
+        self.status = regs.READY
+        self._finish()
+
     def _check_power(self) -> None:
         self.count = 0xFF
         self.succeed()
@@ -343,10 +344,6 @@ class Disk(AtaDevice):
         self.set_signature()
         self.status, self.error = self.reset_status, 0x01
         self._finish()
-
-    def _read_fpdma(self) -> None:
-        # Queued commands come through the host's own path; here they are out of place.
-        self.abort()
 
     def _smart_command(self) -> None:
         self._smart.execute()
@@ -376,8 +373,10 @@ class Disk(AtaDevice):
             0x27: partial(self._native_max, True),
             0xF8: partial(self._native_max, False),
         }
-        for code in (*range(0x10, 0x20), 0x94, 0x95, 0x96, 0x97, 0x99, 0xE0, 0xE1, 0xE2, 0xE3, 0xE6):
+        for code in range(0x10, 0x20):
             table[code] = self.succeed
+        for code in (0x94, 0x95, 0x96, 0x97, 0x99, 0xE0, 0xE1, 0xE2, 0xE3, 0xE6):
+            table[code] = self._power
         for code in (0x98, 0xE5):
             table[code] = self._check_power
         for code, wide in ((0x20, False), (0x21, False), (0x24, True)):
@@ -395,6 +394,3 @@ class Disk(AtaDevice):
         for code, wide in ((0x40, False), (0x41, False), (0x42, True)):
             table[code] = partial(self._verify, wide)
         return table
-
-
-INVALID_FLUSH = FLUSH

@@ -58,6 +58,7 @@ class ScsiDevice(Device):
         try:
             if self.attention is not None and cdb[0] not in (INQUIRY, REPORT_LUNS, REQUEST_SENSE):
                 attention, self.attention = self.attention, None
+                self.attention_reported()
                 raise Sense(*attention)
             if cdb[0] == REPORT_LUNS:
                 return Result(data=self.scsi_bus.report_luns(self.scsi_id, cdb)[:room])
@@ -67,6 +68,9 @@ class ScsiDevice(Device):
         except Sense as sense:
             self.last_sense = sense
             return Result(CHECK_CONDITION, sense=sense.data())
+
+    def attention_reported(self) -> None:
+        """The unit attention was told; another may follow it."""
 
     def command(self, cdb: bytes, data: bytes, room: int) -> bytes:
         """The data that a command returns. Raises Sense."""

@@ -48,7 +48,8 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
 
     def realize_disk(self, block_size: int) -> BlockBackend:
         """Take the backend; ``block_size`` is the unit of addresses unless the user said otherwise."""
-        backend = self.realize_block()
+        is_disk = self.peripheral_type == 0
+        backend = self.realize_block(writable=None if is_disk else False, resizable=is_disk)
         if not self.logical_block_size:
             self.logical_size = block_size
         if self.discard_granularity == 0xFFFFFFFF:
