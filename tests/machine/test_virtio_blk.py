@@ -11,7 +11,6 @@ from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device, remove_device
 from qobra.testing.guest import (
-    BlockDriver,
     BoardAccess,
     LegacyPci,
     Memory,
@@ -24,6 +23,7 @@ from qobra.testing.guest import (
     wait_until,
 )
 from qobra.testing.guest import Queue as GuestQueue
+from qobra.testing.guest_drivers import BlockDriver
 
 _IN, _OUT, _FLUSH, _ID, _DISCARD, _ZEROES = 0, 1, 4, 8, 11, 13
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from qobra.testing.guest import Access, BlockDriver, Memory, ModernPci, PciFunction, ScsiDriver
+from qobra.testing.guest import Access, Memory, ModernPci, PciFunction
+from qobra.testing.guest_drivers import BlockDriver, ScsiDriver
 from qobra.testing.system import SystemProgram, peer_available
 
 pytestmark = pytest.mark.skipif(not peer_available("x86_64"), reason="qemu-system-x86_64 is not installed")
