@@ -36,8 +36,6 @@ class OnceCopy:
         """Called after a part was copied and before its old data may change."""
         self._claims: dict[int, int] = {}
         self._condition = threading.Condition()
-        self.waits = 0
-        """How often a write had to wait for a copy under way."""
 
     def claim(self, offset: int, limit: int, end: int | None = None) -> tuple[int, int] | None:
         """The next part, of at most ``limit`` bytes from ``offset`` on, that is to be copied; it is the caller's now.
@@ -103,6 +101,5 @@ class OnceCopy:
                 while any(first < end and stop > start for first, stop in self._claims.items()):
                     waited = True
                     self._condition.wait()
-                self.waits += waited
             if not waited or self.todo.next_dirty(start, end) >= end:
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from qobra.block.extents import ABSENT, ZERO, resolve
+from qobra.block.extents import resolve
 
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
@@ -53,19 +53,6 @@ def _select(node: BlockNode, base: BlockNode | None, offset: int, end: int, want
         for start in range(offset, end, STEP):
             for run in resolve(node, start, min(STEP, end - start), want_zero=True):
                 if (0 <= run.depth < limit) == wanted:
-                    yield run.start, run.length
-
-    yield from merged(pieces())
-
-
-def not_zero(node: BlockNode, offset: int = 0, end: int | None = None) -> Ranges:
-    """What is not known to read as zeroes."""
-    stop = node.length if end is None else min(end, node.length)
-
-    def pieces() -> Ranges:
-        for start in range(offset, stop, STEP):
-            for run in resolve(node, start, min(STEP, stop - start), want_zero=True):
-                if run.kind not in (ZERO, ABSENT):
                     yield run.start, run.length
 
     yield from merged(pieces())

@@ -19,10 +19,9 @@ def insert_filter(
     below: BlockNode,
     options: Options,
     *,
-    keep: tuple[object, ...] = (),
     prepare: Callable[[BlockNode], None] | None = None,
 ) -> tuple[BlockNode, BlockBackend]:
-    """Open the filter that ``options`` describe and let everyone who uses ``below``, but ``keep``, use it instead.
+    """Open the filter that ``options`` describe and let everyone who uses ``below`` use it instead.
 
     Without a ``node-name`` it is implicit. ``prepare`` is called with the filter before it takes part. The returned
     backend keeps it in the graph until something else does; the caller removes it. Raises QobraError; then nothing
@@ -38,7 +37,7 @@ def insert_filter(
         with layer.graph.change() as change:
             for each in opened:
                 change.insert(each)
-            change.replace(below, node, keep=keep)
+            change.replace(below, node)
             change.set_root(holder, node)
     except BaseException:
         layer.close_nodes(list(reversed(opened)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qobra.block.job.state import ABORTING, COMPLETED, PENDING, WAITING
+from qobra.block.job.state import COMPLETED, PENDING, WAITING
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
@@ -71,6 +71,4 @@ class JobGroup:
                 if job.started:
                     return  # it stops soon and then comes back here
                 job.update_result()
-            if job.status not in (ABORTING, *COMPLETED):
-                return
             job.finalize_single()

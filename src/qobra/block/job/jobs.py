@@ -57,13 +57,15 @@ class Jobs:
 
     def close(self) -> None:
         """Cancel every job, and wait until their work has stopped."""
-        for job in tuple(self._jobs):
-            if job in self._jobs:
-                job.cancel(True)
-        for job in tuple(self._jobs):
-            job.join()
-            if job.started:
-                job.end()
-        for job in tuple(self._jobs):
-            if job in self._jobs:
-                job.cancel(True)
+        with self.layer.control:
+            for job in tuple(self._jobs):
+                if job in self._jobs:
+                    job.cancel(True)
+            for job in tuple(self._jobs):
+                job.join()
+                if job.started:
+                    job.end()
+            # What is left has ended before and was waiting to be dismissed.
+            for job in tuple(self._jobs):
+                if job in self._jobs:
+                    job.cancel(True)
