@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,29 @@ def test_refusals_leave_nothing(guest: Guest, options: dict[str, str], text: str
         assert list(board.peripheral.children) == ["disk"]
         assert len(guest.machine.block.devices) == 1
         guest.machine.block.delete_node("n1")
+
+
+def test_a_reset_may_come_while_the_guest_is_told(guest: Guest) -> None:
+    disk = BlockDriver(guest.transport, guest.memory)
+    proxy = guest.device
+    told = threading.Event()
+    original = proxy.virtio_bus.notify_queue
+
+    def notify(queue: Any) -> None:
+        # As if another thread had asked for the reset just now: the worker itself runs it.
+        guest.machine.run_state.request_reset("guest-reset")
+        original(queue)
+        told.set()
+
+    proxy.virtio_bus.notify_queue = notify
+    header, data, status = guest.memory.take(16), guest.memory.take(512), guest.memory.take(1)
+    guest.access.write(header, (_IN).to_bytes(4, "little") + bytes(12))
+    disk.queue.send([(header, 16, False), (data, 512, True), (status, 1, True)])
+    assert told.wait(20)
+    proxy.virtio_bus.notify_queue = original
+    wait_until(lambda: guest.transport.status() == 0)
+    guest.function.enable()
+    assert BlockDriver(guest.transport, guest.memory).request(_IN, 0, read=512)[0] == 0
 
 
 def test_two_disks_cannot_write_to_one_node(guest: Guest) -> None:

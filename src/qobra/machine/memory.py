@@ -75,8 +75,8 @@ class Ram(Region):
 
     def close(self) -> None:
         """Give the memory back, unless someone still holds a part of the view: then when they let go."""
-        self.view.release()
         try:
+            self.view.release()
             self._map.close()
         except BufferError:
             pass

@@ -83,7 +83,8 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
         self._worker: Worker = self._own_worker or self.iothread
         if self.iothread is not None:
             self.iothread.in_use += 1
-        self._busy = threading.Lock()
+        # Telling the guest may run what was posted to the strand in this very thread, a reset among it.
+        self._busy = threading.RLock()
         self._epoch = 0
         self._held: list[tuple[Queue, Buffer]] = []
         backend.resized.append(self._resized)

@@ -59,7 +59,7 @@ class VirtioNet(VirtioDevice, Nic):
         self.config_size = 12 if self.host_mtu else 8
         for size in (self.rx_queue_size, self.tx_queue_size, 64):
             self.add_queue(size)
-        self._receive_lock = threading.Lock()
+        self._receive_lock = threading.RLock()
         self._clear_filter()
 
     def unrealize(self) -> None:

@@ -74,7 +74,8 @@ class VirtioScsi(VirtioDevice):
         self._worker: Worker = self._own_worker or self.iothread
         if self.iothread is not None:
             self.iothread.in_use += 1
-        self._busy = threading.Lock()
+        # Telling the guest may run what was posted to the strand in this very thread, a reset among it.
+        self._busy = threading.RLock()
         self._epoch = 0
         self._held: list[tuple[Queue, Buffer]] = []
         self._events_missed = False
