@@ -74,7 +74,9 @@ def main(program: Program, arguments: list[str]) -> int:
             collect_garbage()
             _commit(images, top, base, progress, Throttle(rate) if rate else None)
             if not drop:
+                _flush(base)  # before what it now holds is given up above
                 _empty(top)
+            images.close()
             progress.finish()
         if not quiet:
             print("Image committed.")
@@ -119,6 +121,9 @@ def _commit(images: Images, top: BlockNode, base: BlockNode, progress: Progress,
         progress=progress.add,
         throttle=throttle.wait if throttle is not None else None,
     )
+
+
+def _flush(base: BlockNode) -> None:
     try:
         base.flush()
     except (OSError, QobraError) as error:

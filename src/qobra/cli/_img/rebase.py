@@ -86,6 +86,7 @@ def main(program: Program, arguments: list[str]) -> int:
                 collect_garbage()
                 _copy_differences(images, top, new, progress)
             _change(top, backing, backing_format)
+            images.close()
             progress.finish()
     return 0
 
@@ -147,7 +148,6 @@ def _change(top: BlockNode, backing: str | None, fmt: str | None) -> None:
         if not top.supports_backing:
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
         top.change_backing_file(backing or "", fmt or "")
-        top.flush()
     except (OSError, QobraError) as error:
         if error.errno == errno.ENOSPC:
             raise ToolError(f"Could not change the backing file to '{backing}': No space left in the file header")
