@@ -168,8 +168,7 @@ class Drives:
             filter = layer.open({"driver": "copy-on-read", "file": options}, root=backend)
             filter.implicit = True
             return filter.file
-        node = layer.open(options, root=backend)
-        return node
+        return layer.open(options, root=backend)
 
 
 _ACCOUNT = {"stats-account-invalid": "account_invalid", "stats-account-failed": "account_failed"}

@@ -201,7 +201,10 @@ class StoredBitmaps:
         """Write the node's persistent bitmaps; those that were there before go."""
         node = self._node
         kept = {entry.name: entry for entry in self.entries}
-        wanted = [bitmap for bitmap in node.bitmaps.values() if bitmap.persistent]
+        # What is there keeps its place, as in QEMU; the newest of the others comes first.
+        place = {name: number for number, name in enumerate(kept)}
+        wanted = [bitmap for bitmap in reversed(node.bitmaps.values()) if bitmap.persistent]
+        wanted.sort(key=lambda bitmap: place.get(bitmap.name or "", len(place)))
         if not self._marked and not any(bitmap.name not in kept for bitmap in wanted):
             return  # nothing has changed since they were loaded
         fresh: list[Entry] = []
