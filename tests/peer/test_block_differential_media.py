@@ -142,3 +142,36 @@ def test_throttle(q: Run) -> None:
     q("block_resize", {"device": "cd0", "size": 512})
     q("blockdev-add", {"driver": "null-co", "node-name": "cd0"})
     q("blockdev-add", {"driver": "raw", "node-name": "rr", "file": "cd0"})
+
+
+@against_system("-M", "pc")
+def test_drives_of_the_human_monitor(q: Run) -> None:
+    q.tool("qemu-img", "create", "-f", "raw", "a", "1M")
+
+    def h(line: str) -> None:
+        q("human-monitor-command", {"command-line": line})
+
+    a = q.path("a")
+    h(f"drive_add 0 if=none,id=d0,file={a},format=raw")
+    h(f"drive_add 0 if=none,id=d0,file={a},format=raw")
+    h("drive_add 0 if=none,id=d1,file=/nope,format=raw")
+    h("drive_add 0 if=zz,id=d1")
+    h("drive_add 0 if=none")
+    h(f"drive_add 0 if=virtio,id=dv,file={a},format=raw")
+    h("drive_add -n 0 driver=null-co,node-name=n0")
+    h("drive_add -n 0 driver=null-co")
+    h("drive_add 0 zz=1")
+    h("drive_add 0")
+    q("query-block")
+    h("device_add virtio-scsi-pci,id=s")
+    h("device_add scsi-hd,drive=d0,id=x")
+    q("query-block")
+    h("drive_del d0")
+    q("query-block")
+    h("drive_del d0")
+    h("drive_del n0")
+    h("drive_del n0")
+    h("drive_del nope")
+    h("drive_del none0")
+    q("query-block")
+    q("query-named-block-nodes")

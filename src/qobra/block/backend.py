@@ -101,6 +101,8 @@ class BlockBackend:
     ) -> None:
         self.layer = layer
         self.name = name
+        self.serial = layer.next_serial()
+        """Counts backends in the order in which queries list them."""
         self.perm = perm
         self.shared = shared
         self._description = description

@@ -60,6 +60,15 @@ class ErrorPolicy:
         if action == STOP:
             backend.layer.stop_machine()
 
+    @property
+    def stops(self) -> bool:
+        """Whether the machine may be stopped for an error, which is when there is an io-status to tell."""
+        return self.on_write_error in (STOP, "enospc") or self.on_read_error == STOP
+
+    def report_all(self) -> None:
+        """Tell the guest of every error from now on."""
+        self.on_read_error = self.on_write_error = REPORT
+
     def reset(self) -> None:
         """The machine runs again: what failed is being retried."""
         self.io_status = "ok"

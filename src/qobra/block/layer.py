@@ -171,6 +171,10 @@ class BlockLayer:
             raise QobraError(f"Device '{device}' not found", DEVICE_NOT_FOUND)
         return backend
 
+    def visible_backends(self) -> list[BlockBackend]:
+        """The backends that have a name or a device, in the order in which they came to be."""
+        return sorted({*self.backends.values(), *self.devices}, key=lambda backend: backend.serial)
+
     def find_qdev(self, id: str) -> BlockBackend:
         """The backend of the device with that id or path. Raises QobraError (DeviceNotFound)."""
         from qobra.block.media import find_qdev_backend
@@ -425,7 +429,11 @@ class BlockLayer:
         from qobra.block.typed_options import typed
 
         # Only now it can be told what the format's own options mean.
-        own = {key: value for key, value in options.items() if key != "file" and not key.startswith("_") and value is not None}
+        own = {
+            key: value
+            for key, value in options.items()
+            if key != "file" and not key.startswith("_") and value is not None
+        }
         return {**options, **typed({**own, "driver": driver}), "file": _Opened(child)}
 
     def probe_format(self, node: BlockNode) -> str:

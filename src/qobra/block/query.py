@@ -155,9 +155,7 @@ def named_block_nodes(layer: BlockLayer, *, flat: bool) -> list[Info]:
 
 def block_info(layer: BlockLayer) -> list[Info]:
     """The answer of query-block: BlockInfo of every backend that has a name or a device."""
-    backends = list(layer.backends.values())
-    backends += [backend for backend in layer.devices if backend not in backends]
-    return [_backend_info(backend) for backend in backends]
+    return [_backend_info(backend) for backend in layer.visible_backends()]
 
 
 def _backend_info(backend: BlockBackend) -> Info:
@@ -172,7 +170,7 @@ def _backend_info(backend: BlockBackend) -> Info:
         info["qdev"] = device.qom_path
         if device.has_tray:
             info["tray_open"] = device.tray_open
-    if backend.policy is not None:
+    if backend.policy is not None and backend.policy.stops:
         info["io-status"] = backend.policy.io_status
     if backend.node is not None:
         node = without_implicit(backend.node)
@@ -193,8 +191,7 @@ def block_graph(layer: BlockLayer) -> Info:
     nodes: list[Info] = []
     edges: list[Info] = []
     seen_jobs: dict[object, int] = {}
-    backends = [*layer.backends.values(), *layer.devices]
-    for root in [*state.roots, *(each for each in backends if each not in state.roots)]:
+    for root in [*state.roots, *(each for each in layer.visible_backends() if each not in state.roots)]:
         job = getattr(root, "job", None)
         if job is not None:
             if job not in seen_jobs:

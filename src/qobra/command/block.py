@@ -104,9 +104,7 @@ def query_blockstats(machine: Machine, args: dict[str, Any]) -> list[dict[str, A
     block = machine.block
     if args.get("query-nodes", False):
         return [query.node_stats(node, chain=False) for node in block.graph.nodes.values()]
-    backends = list(block.backends.values())
-    backends += [backend for backend in block.devices if backend not in backends]
-    return [query.backend_stats(backend) for backend in backends]
+    return [query.backend_stats(backend) for backend in block.visible_backends()]
 
 
 @command("block_resize")
