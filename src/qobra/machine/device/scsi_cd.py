@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qobra.machine.devices import registry
-from qobra.machine.scsi.cdrom import SECTOR, CdDrive
+from qobra.machine.scsi.cdrom import CdDrive
+from qobra.machine.scsi.mmc import SECTOR
 
 
 @registry.register("scsi-cd")
