@@ -45,6 +45,8 @@ class DriveInfo:
         self.unit = unit
         self.media = media
         self.claimed = False
+        self.option = ""
+        """The option of the command line, for what is said of the drive later."""
 
     @property
     def index(self) -> int:

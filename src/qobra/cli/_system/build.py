@@ -168,9 +168,9 @@ class Builder:
         for name, value in self._options:
             try:
                 if name == "drive":
-                    drives.add_text(value)
+                    drives.add_text(value).option = f"-drive {value}"
                 elif name in _SHORT_DRIVES:
-                    drives.add(split(_SHORT_DRIVES[name]) | {"file": value})
+                    drives.add(split(_SHORT_DRIVES[name]) | {"file": value}).option = f"-{name} {value}"
             except QobraError as error:
                 raise error.prefixed(f"-{name} {value}: ")
             for warning in drives.warnings:
@@ -344,13 +344,17 @@ class Builder:
             if drive.interface == "virtio":
                 type_name = self.board.virtio_blk_type
                 options = {"driver": type_name, "drive": drive.backend.name}
-                add_device(self.machine, options, keyval=True)
+                try:
+                    add_device(self.machine, options, keyval=True)
+                except QobraError as error:
+                    raise error.prefixed(f"{drive.option}: ")
                 drive.claimed = True
         self.board.plug_drives(drives)
         for drive in drives:
             if not drive.claimed and drive.interface != "none":
                 raise QobraError(
-                    f"machine type does not support if={drive.interface},bus={drive.bus},unit={drive.unit}"
+                    f"{drive.option}: machine type does not support "
+                    f"if={drive.interface},bus={drive.bus},unit={drive.unit}"
                 )
 
     def _add_qtest(self) -> None:

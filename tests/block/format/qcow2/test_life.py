@@ -249,7 +249,7 @@ def test_bitmaps_are_kept(lab):
     _clean(lab)
     with lab.open("a", read_only=True) as disk:
         bitmaps = disk.node.bitmaps
-        assert list(bitmaps) == ["auto", "idle"] and bitmaps["auto"].read_only
+        assert list(bitmaps) == ["idle", "auto"] and bitmaps["auto"].read_only
         assert list(bitmaps["auto"].dirty_ranges()) == [
             (32 * MIB - 512, 1024),
             (127 * MIB, 512),
