@@ -30,7 +30,7 @@ def find_board(architecture: str, name: str | None) -> type[Board]:
         raise QobraError("No machine specified, and there is no default")
     found = boards.find(name) or boards.load_all().get(name)
     if found is None or architecture not in found.architectures:
-        raise QobraError(f"unsupported machine type {name}")
+        raise QobraError("unsupported machine type")
     return found
 
 

@@ -115,10 +115,7 @@ class Builder:
         try:
             cls = find_board(self._architecture, self._config.board)
         except QobraError as error:
-            hint = "Use -machine help to list supported machines"
-            if self._config.board is None:
-                raise QobraError(f"{error}\n{hint}")
-            raise QobraError(f"-machine {self._config.board}: {error}\n{hint}")
+            raise QobraError(error.desc, hint="Use -machine help to list supported machines")
         self.board = attach_board(self.machine, cls)
 
     def _add_fd(self, value: str) -> None:
