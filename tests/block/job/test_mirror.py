@@ -82,7 +82,9 @@ def test_a_soft_cancel_leaves_a_copy_and_the_guest_where_it_was(layer, guest, ra
 
 
 @pytest.mark.parametrize("ready", [False, True])
-def test_a_hard_cancel(layer, guest, raw, ready):
+def test_a_hard_cancel(layer, guest, raw, ready, monkeypatch):
+    # Small chunks, so that the speed limit holds a job back before it is ready.
+    monkeypatch.setattr("qobra.block.job.mirror.CHUNK_SIZE", 65536)
     raw("target")
     job = mirror(layer, speed=0 if ready else 1)
     if ready:
