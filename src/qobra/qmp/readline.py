@@ -157,4 +157,6 @@ class ReadlineMonitor:
             self._history.append(line)
             del self._history[:-MAX_HISTORY]
         self._reset()
-        self._print(hmp.execute(self._machine, line) + PROMPT)
+        output = hmp.execute(self._machine, line)
+        # The program that was told to end asks for nothing more.
+        self._print(output + ("" if self._machine.wait_for_exit(0) else PROMPT))
