@@ -67,14 +67,17 @@ def _pages(address: int, length: int) -> Any:
 
 
 class ScatterList:
-    """Pieces of guest memory that one transfer goes through in order. ``length`` is their sum in bytes."""
+    """Pieces of guest memory that one transfer goes through in order.
 
-    __slots__ = ("_memory", "_pieces", "length")
+    ``length`` is their sum in bytes, ``moved`` how many bytes were read and written so far.
+    """
+
+    __slots__ = ("_memory", "_pieces", "length", "moved")
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
         self._pieces: list[tuple[int, int]] = []
-        self.length = 0
+        self.length = self.moved = 0
 
     def add(self, address: int, length: int) -> None:
         """The next piece."""
@@ -83,7 +86,9 @@ class ScatterList:
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset`` in the list on; fewer where it ends."""
-        return b"".join(self._memory.read(address, size) for address, size, _at in self._range(offset, length))
+        data = b"".join(self._memory.read(address, size) for address, size, _at in self._range(offset, length))
+        self.moved += len(data)
+        return data
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> int:
         """Put ``data`` from ``offset`` in the list on; returns how many bytes there was room for."""
@@ -91,6 +96,7 @@ class ScatterList:
         for address, size, at in self._range(offset, len(data)):
             self._memory.write(address, view[at : at + size])
             written += size
+        self.moved += written
         return written
 
     def _range(self, offset: int, length: int) -> Any:

@@ -124,22 +124,24 @@ class PcBoard(Board):
         if cls is None:
             return  # a build without the controller
         self.ide = cls(self.tree)
-        self.ide.values["addr"] = devfn
+        self.ide.values |= {"addr": devfn, "multifunction": units == 1}
         self.ide_units = units
         self.place(self.ide, bus=self.pci_root)
 
     def plug_drives(self, drives: list[Any]) -> None:
-        from qobra.machine.plug import add_device
-
-        buses = [bus.bus_name for bus in self.ide.buses()] if self.ide is not None else []
+        buses = list(self.ide.buses()) if self.ide is not None else []
         for drive in drives:
             if drive.interface != "ide" or drive.index >= len(buses) * self.ide_units:
                 continue
             bus, unit = divmod(drive.index, self.ide_units)
-            kind = "ide-cd" if drive.media == "cdrom" else "ide-hd"
-            options = {"driver": kind, "bus": buses[bus], "unit": str(unit), "drive": drive.backend.name}
-            add_device(self.machine, options, keyval=True)
-            drive.claimed = True
+            self._plug_drive("ide-cd" if drive.media == "cdrom" else "ide-hd", buses[bus], unit, drive)
+
+    def _plug_drive(self, type_name: str, bus: Any, unit: int, drive: Any) -> None:
+        device = self._new(type_name)
+        device.values["unit"] = unit
+        device.set("drive", drive.backend.name)
+        drive.claimed = True
+        self.place(device, bus=bus)
 
     # -- CPUs
 

@@ -109,13 +109,14 @@ class AtaDevice(BlockFrontEnd):
         self._drop_data()
         self._dma_run = None
         self.feature = 0
+        self.select = 0xA0
         self.previous = [0] * 5
         self.set_signature()
         self.status, self.error = self.reset_status, 0x01
 
     def set_signature(self) -> None:
         """The registers say what kind of device this is."""
-        self.select = 0xA0
+        self.select &= 0xB0
         self.count = self.low = 1
         self.mid, self.high = self.signature
 
