@@ -57,7 +57,10 @@ class Entered(NamedTuple):
 
 
 class Negotiation:
-    """One handshake. ``tls`` makes TLS mandatory; ``authorize``, given the encrypted stream, says who may go on."""
+    """One handshake. ``tls`` makes TLS mandatory; ``authorize``, given the encrypted stream, says who may go on.
+
+    ``enter`` is called with the export before the client is told that it is in; it may refuse with a QobraError.
+    """
 
     def __init__(
         self,
@@ -66,11 +69,13 @@ class Negotiation:
         *,
         tls: ssl.SSLContext | None = None,
         authorize: Callable[[TlsTransport], bool] | None = None,
+        enter: Callable[[ServedExport], None] | None = None,
     ) -> None:
         self.transport = transport
         self._directory = directory
         self._tls = tls
         self._authorize = authorize
+        self._enter = enter
         self._structured = False
         self._no_zeroes = False
         self._contexts: dict[int, str] = {}
@@ -153,6 +158,8 @@ class Negotiation:
         export = self._directory.lookup(body.decode("utf-8", "replace"))
         if export is None:
             raise _broken("export not found")
+        if self._enter is not None:
+            self._enter(export)
         info = export.nbd_info(self._structured)
         padding = b"" if self._no_zeroes else bytes(p.EXPORT_REPLY_PADDING)
         self.transport.send([p.EXPORT_REPLY.pack(info.size, info.flags) + padding])
@@ -199,9 +206,15 @@ class Negotiation:
         if option == p.OPT_INFO and not aware and sizes.minimum > 1:
             self._refuse(option, p.REP_ERR_BLOCK_SIZE_REQD, "request NBD_INFO_BLOCK_SIZE to use this export")
             return
-        self._reply(option, p.REP_ACK)
         if option == p.OPT_GO:
+            try:
+                if self._enter is not None:
+                    self._enter(export)
+            except QobraError as error:
+                self._refuse(option, p.REP_ERR_SHUTDOWN, error.desc)
+                return
             self._entered = export
+        self._reply(option, p.REP_ACK)
 
     def _structured_reply(self, body: bytes) -> None:
         option = p.OPT_STRUCTURED_REPLY

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qobra.block.export.nbd import NbdExport
     from qobra.block.export.nbd.server import NbdServer
     from qobra.block.slots import Slot
+    from qobra.nbd.negotiation import ServedExport
 
     Buffer = bytes | bytearray | memoryview
 
@@ -39,6 +40,7 @@ class Connection:
         self.transport = Transport(sock)
         self._socket = sock
         self.structured = False
+        self._attached = False
         self._send_lock = threading.Lock()
         self._helpers: Helpers | None = None
         # By command number; the last one stands for all that are unknown.
@@ -111,17 +113,17 @@ class Connection:
             self._server.ended(self)
 
     def _serve(self) -> None:
-        negotiation = Negotiation(self.transport, self._server, tls=self._server.tls, authorize=self._authorize)
-        entered = negotiation.run()
-        if entered is None:
-            return
-        self.transport = entered.transport
-        self.structured = entered.structured
-        export = self.export = cast("NbdExport", entered.export)
-        self.requests = Requests(export, structured=entered.structured, contexts=entered.contexts)
-        export.attach(self)
+        negotiation = Negotiation(
+            self.transport, self._server, tls=self._server.tls, authorize=self._authorize, enter=self._enter
+        )
         try:
-            slot = export.backend.new_slot()
+            entered = negotiation.run()
+            if entered is None:
+                return
+            self.transport = entered.transport
+            self.structured = entered.structured
+            self.requests = Requests(self.export, structured=entered.structured, contexts=entered.contexts)
+            slot = self.export.backend.new_slot()
             try:
                 serve(self, slot)
             finally:
@@ -129,7 +131,14 @@ class Connection:
                 if self._helpers is not None:
                     self._helpers.close()
         finally:
-            export.detach(self)
+            if self._attached:
+                self.export.detach(self)
+
+    def _enter(self, export: ServedExport) -> None:
+        # Before the client knows, so that it is never in an export that believes itself unused.
+        self.export = cast("NbdExport", export)
+        self.export.attach(self)
+        self._attached = True
 
     def _authorize(self, transport: TlsTransport) -> bool:
         return self._server.authorized(transport.peer_certificate())

@@ -10,6 +10,8 @@ from qobra.block.export.vhost_user_blk.vring import Chain
 from qobra.errors import QobraError, errno_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.block.export.export import Export
     from qobra.block.node import BlockNode
     from qobra.block.slots import Slot
@@ -80,13 +82,13 @@ def config(export: Export, block_size: int, queues: int, write_cache: bool) -> b
 
 
 class Requests:
-    """Does requests of one queue, in its thread."""
+    """Does requests of one queue, in its thread. ``write_cache`` tells whether writes may wait for a flush."""
 
-    def __init__(self, export: Export, slot: Slot, block_size: int) -> None:
+    def __init__(self, export: Export, slot: Slot, block_size: int, write_cache: Callable[[], bool]) -> None:
         self._export = export
         self._slot = slot
         self._block_size = block_size
-        self.write_cache = not export.writethrough
+        self._write_cache = write_cache
 
     def perform(self, chain: Chain) -> int:
         """Do one request and set its status; bytes of its memory that were written. Raises QobraError if malformed."""
@@ -138,7 +140,7 @@ class Requests:
             node = self._checked(offset, sum(map(len, out)))
             # The guest may change its memory while we look at it (zero detection, encryption, mirrors): copy once.
             data = out[0].tobytes() if len(out) == 1 else b"".join(out)
-            node.write(offset, data, fua=not self.write_cache)
+            node.write(offset, data, fua=not self._write_cache())
 
     def _ranges(self, kind: int, body: bytes) -> None:
         self._check_writable()
@@ -153,7 +155,7 @@ class Requests:
             if kind == T_DISCARD:
                 node.discard(sector * SECTOR, sectors * SECTOR)
             else:
-                node.write_zeroes(sector * SECTOR, sectors * SECTOR, may_unmap=unmap, fua=not self.write_cache)
+                node.write_zeroes(sector * SECTOR, sectors * SECTOR, may_unmap=unmap, fua=not self._write_cache())
 
     def _checked(self, offset: int, length: int) -> BlockNode:
         node = self._export.backend.inserted()

@@ -82,15 +82,13 @@ class Queue:
 
     def _run(self, ring: Vring) -> None:
         slot = self._session.export.backend.new_slot()
-        requests = blk.Requests(self._session.export, slot, self._session.export.block_size)
+        session = self._session
+        requests = blk.Requests(session.export, slot, session.export.block_size, session.caches_writes)
         poller = select.poll()
         poller.register(self._stop_read, select.POLLIN)
         poller.register(self.kick, select.POLLIN)
         try:
             while True:
-                # A driver that does not know flushes has to have every write on stable storage.
-                knows_flush = bool(self._session.features >> blk.F_FLUSH & 1)
-                requests.write_cache = self._session.write_cache and knows_flush
                 self._serve(ring, requests)
                 ready = [fd for fd, _event in poller.poll()]
                 if self._stop_read in ready:
@@ -136,6 +134,10 @@ class Session:
     def start(self) -> None:
         """Serve in a thread."""
         self._thread.start()
+
+    def caches_writes(self) -> bool:
+        """Whether writes may wait for a flush; not with a driver that does not know flushes."""
+        return self.write_cache and bool(self.features >> blk.F_FLUSH & 1)
 
     def disconnect(self) -> None:
         """See :class:`~qobra.block.export.export.ExportClient`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from struct import Struct
 from typing import NamedTuple
 
@@ -50,6 +51,7 @@ class Vring:
         """Count (modulo 65536) of the requests taken so far."""
         (self._used_count,) = U16.unpack_from(self._used, 2)
         self._signalled = self._used_count
+        self._lock = threading.Lock()
 
     def take(self) -> Chain | None:
         """The next request, or None."""
@@ -73,6 +75,8 @@ class Vring:
                 U16.pack_into(self._used, 4 + USED_ELEMENT.size * self._size, self.next)
         else:
             U16.pack_into(self._used, 0, 0 if wanted else USED_F_NO_NOTIFY)
+        if wanted:
+            self._fence()
 
     def put(self, head: int, written: int) -> None:
         """A request is done; ``written`` bytes of its memory were written."""
@@ -86,10 +90,16 @@ class Vring:
         old, self._signalled = self._signalled, self._used_count
         if old == self._used_count:
             return False
+        self._fence()
         if not self._event_idx:
             return not U16.unpack_from(self._available, 0)[0] & AVAIL_F_NO_INTERRUPT
         (event,) = U16.unpack_from(self._available, 4 + 2 * self._size)
         return bool((self._used_count - event - 1) & 0xFFFF < (self._used_count - old) & 0xFFFF)
+
+    def _fence(self) -> None:
+        """Have what we wrote seen before we look at what the driver wrote: each side may be about to fall asleep."""
+        with self._lock:  # an atomic instruction, which is a full barrier
+            pass
 
     def _chain(self, head: int) -> Chain:
         table, size, index = self._descriptors, self._size, head
