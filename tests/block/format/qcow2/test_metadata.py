@@ -179,7 +179,7 @@ def test_the_overlap_check_can_be_switched_off(lab):
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
-        (layout.COPIED | 0x50200, "Cluster allocation offset 0x50200 unaligned"),
+        (layout.COPIED | 0x50200, r"Data cluster offset 0x50200 unaligned \(guest offset: 0x200\)"),
         (
             layout.COPIED | 0x50200 | 1,
             "Preallocated zero cluster offset 0x50200 unaligned",

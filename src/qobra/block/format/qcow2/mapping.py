@@ -199,15 +199,24 @@ def _l2_index(image: Image, part: Slice, index: int) -> int:
 
 
 def _place_text(image: Image, part: Slice, index: int) -> str:
-    return f"(L2 offset: {part.offset & ~image.cluster_mask:#x}, L2 index: {_l2_index(image, part, index):#x})"
+    number = _l2_index(image, part, index)
+    # A zero has no 0x before it, as C prints it.
+    return f"(L2 offset: {part.offset & ~image.cluster_mask:#x}, L2 index: {f'{number:#x}' if number else 0})"
 
 
-def check_host(image: Image, part: Slice, index: int, host: int, cluster: int) -> None:
-    """Refuse a host offset that is not on a cluster, or in an external file not the guest's."""
+def check_host(
+    image: Image, part: Slice, index: int, host: int, cluster: int, written: tuple[str, int] | None = None
+) -> None:
+    """Refuse a host offset that is not on a cluster, or in an external file not the guest's.
+
+    ``written`` is what kind of cluster is about to be written and from which guest offset.
+    """
     if host & image.cluster_mask:
-        zero = part.words[index] & _PLAIN_ZERO and not image.extended
-        what = "Preallocated zero cluster" if zero else "Cluster allocation"
-        image.corrupt(f"{what} offset {host:#x} unaligned {_place_text(image, part, index)}", fatal=True)
+        if written is not None:
+            what, place = f"{written[0]} cluster", f"(guest offset: {written[1]:#x})"
+        else:
+            what, place = "Cluster allocation", _place_text(image, part, index)
+        image.corrupt(f"{what} offset {host:#x} unaligned {place}", fatal=True)
     if image.external and host != cluster << image.cluster_bits:
         image.corrupt(
             f"External data file host cluster offset {host:#x} does not match guest cluster offset: "

@@ -90,11 +90,13 @@ class Writer:
         if part is not None and word & _DATA_MASK == _COPIED and (word & _OFFSET or image.external):
             stop = _contiguous(part, index, limit, word, image.cluster_size)
             host = word & _OFFSET
-            check_host(image, part, index, host, cluster)
+            check_host(image, part, index, host, cluster, ("Data", offset))
             check_inside(image, host, (stop - index) << bits)
             if not image.external:
                 image.overlap.guard(host, (stop - index) << bits)
             return min(((stop - index) << bits) - inside, length), host + inside, None
+        if part is not None and word & _DATA_MASK == _COPIED | _ZERO and (word & _OFFSET or image.external):
+            check_host(image, part, index, word & _OFFSET, cluster, ("Preallocated zero", offset))
         claim = self._claim(cluster, index, limit, word)
         size = min(((claim.last - cluster + 1) << bits) - inside, length)
         self._look_at_edges(claim, offset, size)
@@ -109,7 +111,6 @@ class Writer:
         words = part.words
         if word & _DATA_MASK == _COPIED | _ZERO and (word & _OFFSET or image.external):
             # A zero cluster that has a place of its own.
-            check_host(image, part, index, word & _OFFSET, cluster)
             stop = _contiguous(part, index, limit, word, image.cluster_size)
             stop = self._before_in_flight(cluster, index, stop)
             check_inside(image, word & _OFFSET, (stop - index) << image.cluster_bits)
