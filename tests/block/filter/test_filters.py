@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -234,3 +236,34 @@ def test_blklogwrites_logs_and_appends(layer, make_file):
     data = open(log["filename"], "rb").read()
     assert int.from_bytes(data[16:24], "little") == 4
     assert data[2560 + 512 : 2560 + 1024] == b"y" * 512
+
+
+@pytest.mark.parametrize("driver", ["blkverify", "quorum"])
+def test_images_that_read_differently_end_the_process(tmp_path, driver):
+    (tmp_path / "a").write_bytes(b"x" * 1024)
+    (tmp_path / "b").write_bytes(b"x" * 700 + b"y" + b"x" * 323)
+    a, b = ({"driver": "file", "filename": str(tmp_path / name)} for name in "ab")
+    nodes = {
+        "blkverify": {"driver": "blkverify", "test": a, "raw": b},
+        "quorum": {"driver": "quorum", "children": [a, b], "vote-threshold": 2, "blkverify": True},
+    }
+    program = (
+        "from qobra.block.layer import BlockLayer\n"
+        f"node = BlockLayer().add_node({nodes[driver] | {'node-name': 'n'}!r})\n"
+        "assert node.read(0, 512) == b'x' * 512\n"
+        "node.read(512, 512)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("offset=512 bytes=512 contents mismatch at offset 700\n")
+
+
+def test_blkdebug_knows_the_older_spelling_of_events(layer):
+    rules = [{"event": "l2_alloc.write", "iotype": "read"}]
+    node = layer.add_node(
+        {"driver": "blkdebug", "node-name": "d", "image": {"driver": "null-co"}, "inject-error": rules}
+    )
+    node.read(0, 512)
+    node.debug_event("l2_alloc_write")
+    with pytest.raises(OSError):
+        node.read(0, 512)

@@ -26,9 +26,15 @@ _DEFAULT_KINDS = frozenset({"read", "write", "write-zeroes", "discard", "flush"}
 _LIMITS = ("max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard")
 
 
+def _event(options: Options) -> str:
+    """The event of a rule; 2.x spells some with a dot where there is an underscore since."""
+    event: str = options["event"]
+    return event.replace(".", "_")
+
+
 class _InjectError:
     def __init__(self, options: Options) -> None:
-        self.event: str = options["event"]
+        self.event = _event(options)
         self.state: int = options.get("state", 0)
         kind = options.get("iotype")
         self.kinds = frozenset({kind}) if kind is not None else _DEFAULT_KINDS
@@ -43,7 +49,7 @@ class _InjectError:
 
 class _SetState:
     def __init__(self, options: Options) -> None:
-        self.event: str = options["event"]
+        self.event = _event(options)
         self.state: int = options.get("state", 0)
         self.new_state: int = options["new_state"]
 
@@ -295,9 +301,6 @@ def _rule(kind: str, options: dict[str, Any]) -> _InjectError | _SetState:
                 options[name] = int(value, 0)
             except ValueError:
                 raise QobraError(f"Parameter '{name}' expects a number")
-    # Old files write the event with a dot where the schema has an underscore.
-    event = str(options.get("event", "")).replace(".", "_")
-    if not event:
+    if not options.get("event"):
         raise QobraError("Missing event name for rule")
-    options["event"] = event
     return _InjectError(options) if kind == "inject-error" else _SetState({"new_state": 0, **options})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from qobra.block import permissions
 from qobra.block.extents import COMPUTED, Extent
@@ -57,12 +58,7 @@ class BlkverifyNode(BlockNode):
         self._test.read_into(offset, view)
         expected = self._raw.read(offset, len(view))
         if view != expected:
-            where = next(index for index, (a, b) in enumerate(zip(view, expected, strict=True)) if a != b)
-            sys.stderr.write(
-                f"blkverify: read offset={offset} bytes={len(view)} contents mismatch at offset {offset + where}\n"
-            )
-            sys.stderr.flush()
-            os._exit(1)
+            end_for_mismatch("blkverify: read", offset, view, expected)
 
     def plain_writes(self) -> bool:
         return False
@@ -74,3 +70,12 @@ class BlkverifyNode(BlockNode):
     def flush(self) -> None:
         # Only the image under test matters: the raw one is scratch.
         self._test.flush()
+
+
+def end_for_mismatch(who: str, offset: int, data: Buffer, expected: Buffer) -> NoReturn:
+    """End the process, as the user asked for: two images of the same disk read differently."""
+    pairs = zip(memoryview(data), memoryview(expected), strict=True)
+    where = next(index for index, (one, other) in enumerate(pairs) if one != other)
+    sys.stderr.write(f"{who} offset={offset} bytes={len(expected)} contents mismatch at offset {offset + where}\n")
+    sys.stderr.flush()
+    os._exit(1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from qobra.block import permissions
 from qobra.block.extents import COMPUTED, ZERO, Extent, resolve
+from qobra.block.filter.blkverify import end_for_mismatch
 from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
 from qobra.errors import QobraError, errno_of
 
@@ -122,6 +123,8 @@ class QuorumNode(BlockNode):
             self._report_failure(offset, len(view))
             number = max(failures, key=lambda each: len(failures[each]))
             raise OSError(number, os.strerror(number))
+        if self._blkverify and len(votes) > 1:
+            end_for_mismatch("quorum:", offset, *votes)
         # Of versions with as many votes the last one wins, and the last is reported first, as in QEMU.
         versions = list(reversed(votes.items()))
         data, winners = max(versions, key=lambda version: len(version[1]))
