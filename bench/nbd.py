@@ -138,7 +138,11 @@ class Side:
         self.monitor = str(directory / f"{name}.qmp") if row.busy == "qmp" else ""
         computing = row.busy == "computing" and name == "qobra"
         self.process = start(self.image, self.socket, self.monitor, row.direct, tls, computing)
-        wait_for(self.socket)
+        try:
+            wait_for(self.socket)
+        except TimeoutError:
+            self.close()
+            raise
         scheme = "nbds+unix" if row.tls else "nbd+unix"
         self.uri = f"{scheme}:///disk?socket={self.socket}" + (f"&tls-certificates={tls}" if tls else "")
         self.storm = row.busy == "qmp" and name == "qobra"
@@ -167,8 +171,10 @@ class Side:
 
 def measure(name: str, row: Row, directory: Path, arguments: argparse.Namespace) -> dict[str, object]:
     """Interleave the runs of one row and print its line."""
-    sides = [Side(each, row, directory, arguments.size) for each in ("qobra", "idle" if row.busy else "qemu")]
+    sides: list[Side] = []
     try:
+        for each in ("qobra", "idle" if row.busy else "qemu"):
+            sides.append(Side(each, row, directory, arguments.size))
         for _ in range(arguments.runs):
             for side in sides:
                 side.run(arguments.seconds)
