@@ -26,7 +26,6 @@ else:
             return cls
 
 
-
 class Registry(Generic[T]):
     """Schema name to implementation, over the modules of some packages.
 

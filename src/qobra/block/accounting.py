@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any
 
 from qobra.clock import Clock, HostClock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 READ, WRITE, FLUSH, UNMAP = range(4)
 _PREFIX = ("rd", "wr", "flush", "unmap")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
 
 from qobra.block import permissions
 from qobra.block.accounting import FLUSH, READ, UNMAP, WRITE, Accounting
@@ -19,8 +18,13 @@ from qobra.block.slots import Gate, Slot
 from qobra.block.table import ResolvedTable
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from qobra.block.layer import BlockLayer
+else:
+    Protocol = object
 
 
 class Throttle(Protocol):
@@ -28,15 +32,12 @@ class Throttle(Protocol):
 
     def wait(self, length: int, is_write: bool) -> None:
         """Wait until a request of ``length`` bytes may go; returns at once while the backend is drained."""
-        ...
 
     def leave(self) -> None:
         """Leave the group; requests that wait go on."""
-        ...
 
     def limits(self) -> dict[str, Any]:
         """The members of BlockDeviceInfo that tell the limits in force."""
-        ...
 
 
 class Device(Protocol):
@@ -45,43 +46,34 @@ class Device(Protocol):
     @property
     def qom_path(self) -> str:
         """The id that its user gave it, or its path in the composition tree."""
-        ...
 
     @property
     def is_removable(self) -> bool:
         """Whether its medium can be changed."""
-        ...
 
     @property
     def has_tray(self) -> bool:
         """Whether the medium lies in a tray that opens."""
-        ...
 
     @property
     def tray_open(self) -> bool:
         """Whether the tray is open."""
-        ...
 
     @property
     def medium_locked(self) -> bool:
         """Whether the guest holds the medium."""
-        ...
 
     def matches(self, id: str) -> bool:
         """Whether ``id``, an id or a path, means this device."""
-        ...
 
     def eject_request(self, force: bool) -> None:
         """Ask the guest to let go of the medium; ``force``: it is taken away anyhow."""
-        ...
 
     def move_tray(self, opened: bool) -> None:
         """Open or close the tray on behalf of the user."""
-        ...
 
     def medium_changed(self) -> None:
         """The backend has another node, or none."""
-        ...
 
 
 class BlockBackend:

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 from qobra.block.bits import Bits
 from qobra.block.node import BlockNode, WriteTracker
 from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 MAX_NAME = 1023
 """Longest name of a bitmap in bytes (qcow2's limit)."""

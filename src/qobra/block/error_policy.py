@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from qobra.errors import errno_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NamedTuple
+
     from qobra.block.node import BlockNode
+else:
+    from qobra.records import NamedTuple
 
 # Kinds of extents.
 DATA = 0

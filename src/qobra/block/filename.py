@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from qobra.block import permissions
 from qobra.block.node import GENERIC_OPTIONS
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode, Options
 

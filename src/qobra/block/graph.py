@@ -13,15 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
 
 from qobra.block import permissions
 from qobra.block.extents import MAX_DEPTH
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from qobra.block.layer import BlockLayer
+else:
+    Protocol = object
 
 Links = dict[str, tuple[BlockNode, int]]
 """Name of a child to the child and its role."""
@@ -36,7 +40,6 @@ class Root(Protocol):
 
     def description(self) -> str:
         """Who it is, as error texts name users: ``block device 'x'``, ``block job 'y'``, ..."""
-        ...
 
 
 class GraphState:

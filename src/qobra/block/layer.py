@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
@@ -21,12 +20,16 @@ from qobra.clock import HostClock
 from qobra.control import Control
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import random
+    from typing import Any
 
     from qobra.block.export.exports import Exports
     from qobra.block.job.jobs import Jobs
     from qobra.block.throttle import ThrottleGroup
+else:
+    Any = object
 
 # A request goes down a chain of MAX_DEPTH nodes by a few calls for each, and so does opening one.
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 20 * MAX_DEPTH))

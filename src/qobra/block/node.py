@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
 
 from qobra.block import permissions
 from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO, Extent
 from qobra.errors import QobraError
 from qobra.registry import Registry
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
     from qobra.block.bitmap import DirtyBitmap
     from qobra.block.layer import BlockLayer
     from qobra.block.table import ResolvedTable
+else:
+    Any = object
 
 Options = dict[str, Any]
 Buffer = bytes | bytearray | memoryview

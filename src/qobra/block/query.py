@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 from qobra.block import permissions
 from qobra.block.accounting import Accounting
@@ -14,6 +13,13 @@ from qobra.block.graph import GraphState
 from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+else:
+    Any = object
+
 
 Info = dict[str, Any]
 

@@ -8,13 +8,13 @@ inline with its parent follows it; a child that has a name of its own is only ev
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from qobra.block import permissions
 from qobra.block.graph import GraphChange, reaches
 from qobra.block.node import GENERIC_OPTIONS, BlockNode, Options
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
 

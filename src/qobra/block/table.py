@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import threading
 from array import array
-from typing import TYPE_CHECKING
 
 from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, resolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 

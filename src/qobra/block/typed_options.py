@@ -6,10 +6,15 @@ can be guessed: the format is probed, and a child that has a file name is a ``fi
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.errors import QobraError
 from qobra.units import NotANumber, OutOfRange, parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+else:
+    Any = object
+
 
 Options = dict[str, Any]
 

@@ -8,10 +8,16 @@ then the tag's branch, and at last what should not be there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from qobra.errors import QobraError
 from qobra.qapi.spec import ALTERNATE, ENUM, MemberSpec, Types, TypeSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+else:
+    Any = object
+
 
 Check = Callable[[Any], None]
 Visit = Callable[[dict[str, Any]], int]

@@ -9,15 +9,15 @@ Importing this and asking for :func:`contract` costs about a millisecond; checke
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.errors import COMMAND_NOT_FOUND, QobraError
 from qobra.qapi.checker import Bad, Checkers
 from qobra.qapi.spec import Types
 
 TYPE_CHECKING = False
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 _NOTHING = "q_empty"
 

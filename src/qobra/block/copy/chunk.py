@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from typing import TYPE_CHECKING
 
 from qobra.block.copy.zeroes import zero_pieces
 from qobra.block.extents import ABSENT, DATA, ZERO, Run, resolve
@@ -17,6 +16,7 @@ from qobra.block.in_file import InFile
 from qobra.block.node import is_zero
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 

@@ -7,13 +7,13 @@ themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import in_chunks, whole
 from qobra.block.copy.slots import ThreadSlots
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
     from qobra.block.node import BlockNode

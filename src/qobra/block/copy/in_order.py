@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import threading
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
 from qobra.block.copy.ranges import in_chunks, whole
 from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 

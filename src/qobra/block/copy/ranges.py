@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from qobra.block.extents import resolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 

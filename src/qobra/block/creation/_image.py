@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
@@ -13,8 +12,13 @@ from qobra.block.filename import parse_filename, protocol_of, relative_to
 from qobra.block.node import BlockNode, drivers
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.block.layer import BlockLayer
+else:
+    Any = object
 
 Options = dict[str, Any]
 

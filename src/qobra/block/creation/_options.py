@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
 
 from qobra.errors import QobraError
 from qobra.registry import Registry
 from qobra.units import NotANumber, OutOfRange, parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NamedTuple
+else:
+    Any = object
+    from qobra.records import NamedTuple
+
 
 Values = dict[str, Any]
 """Option to value: str, int or bool, as the option's kind says."""

@@ -15,10 +15,14 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from qobra.block import permissions
 from qobra.errors import QobraError, strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 Lock = threading.Lock
 

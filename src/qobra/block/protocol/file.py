@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from typing import Any
 
 from qobra.block import permissions
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
@@ -14,6 +13,11 @@ from qobra.block.in_file import InFile
 from qobra.block.node import BOUNCE_SIZE, BlockNode, Buffer, Opening, Options, drivers, fill_zero
 from qobra.block.protocol import _locks as locks
 from qobra.errors import QobraError, strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from qobra.block.copy.chunk import CHUNK_SIZE
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.node import drivers
@@ -28,9 +26,14 @@ from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.block.node import BlockNode
     from qobra.cli._img.convert import Order
+else:
+    Any = object
 
 Options = dict[str, Any]
 

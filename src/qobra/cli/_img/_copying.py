@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.engine import copy_ranges, is_local
 from qobra.block.copy.in_order import copy_in_order
@@ -12,8 +10,10 @@ from qobra.cli._img._target import read_failed, write_failed
 from qobra.cli._tool.report import ToolError
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from qobra.block.node import BlockNode
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from qobra.block.extents import DATA, ZERO, Extent
 from qobra.block.node import BlockNode
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
 

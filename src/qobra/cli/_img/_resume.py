@@ -7,12 +7,14 @@ now and then, and removed when all is done; while it is there, the target is not
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from qobra.cli._tool.report import ToolError
 from qobra.errors import strerror
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.block.node import BlockNode
 
 SUFFIX = ".resume"

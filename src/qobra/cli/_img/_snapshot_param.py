@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.cli._img._target import reason
 from qobra.cli._img.create import option_pairs
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def load_snapshot(program: Program, node: Any, text: str) -> None:

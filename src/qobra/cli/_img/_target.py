@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from qobra.block.creation._image import ImageCreation, find_format, known_options
 from qobra.block.creation._options import parse_values
@@ -15,9 +14,14 @@ from qobra.cli._tool.process import Terminated
 from qobra.cli._tool.report import ToolError
 from qobra.errors import QobraError, strerror
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.block.backend import BlockBackend
     from qobra.block.node import BlockNode
+else:
+    Any = object
 
 Options = dict[str, Any]
 

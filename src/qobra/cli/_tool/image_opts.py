@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.block.filename import unflatten
 from qobra.block.typed_options import typed
 from qobra.cli._tool.report import Program
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+else:
+    Any = object
+
 
 Options = dict[str, Any]
 

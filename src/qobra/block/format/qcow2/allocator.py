@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 from array import array
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.refcount import Block, Counts, unpack_counts
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
     from qobra.block.format.qcow2.refcount import Refcounts

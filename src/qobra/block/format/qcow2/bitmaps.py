@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 from array import array
-from typing import TYPE_CHECKING
 
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.check import Checker
     from qobra.block.format.qcow2.disk import Qcow2Disk

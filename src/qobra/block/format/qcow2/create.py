@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from array import array
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.header import Header, l1_entries_for
@@ -13,6 +12,7 @@ from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.block.node import Opening
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode, Options
 

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from qobra.block import permissions
 from qobra.block.extents import Extent
@@ -23,6 +22,7 @@ from qobra.block.in_file import InFile
 from qobra.block.node import BlockNode, Buffer, Opening, Options
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.reading import ComputedReader
     from qobra.block.format.qcow2.writer import Writer

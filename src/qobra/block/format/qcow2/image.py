@@ -11,7 +11,6 @@ import errno
 import sys
 import threading
 from array import array
-from typing import TYPE_CHECKING, NoReturn
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.allocator import Allocator
@@ -23,7 +22,10 @@ from qobra.block.format.qcow2.writeback import Freed, Writeback
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from qobra.block.format.qcow2.crypt import Crypt
     from qobra.block.format.qcow2.disk import Qcow2Disk
 

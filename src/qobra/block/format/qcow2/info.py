@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qobra.block.format.qcow2 import layout
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.snapshots import Snapshot

@@ -5,10 +5,9 @@ The check is one set lookup a cluster. The set is built from what is in memory w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qobra.block.format.qcow2 import layout
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
 

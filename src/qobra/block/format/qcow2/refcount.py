@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import sys
 from array import array
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
 

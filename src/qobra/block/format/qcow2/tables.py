@@ -7,10 +7,10 @@ with extended entries. Changed slices stay in the cache until :mod:`writeback` h
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
 

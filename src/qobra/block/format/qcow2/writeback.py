@@ -17,12 +17,12 @@ import sys
 import threading
 from array import array
 from collections import deque
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.refcount import Block, pack_counts
 from qobra.block.format.qcow2.tables import Slice
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
 
