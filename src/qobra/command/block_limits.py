@@ -51,7 +51,7 @@ def block_latency_histogram_set(machine: Machine, args: dict[str, Any]) -> None:
         boundaries = single[kind] if single[kind] is not None else common
         if boundaries is None:
             continue
-        if boundaries and boundaries[0] <= 0 or any(low >= high for low, high in pairwise(boundaries)):
+        if (boundaries and boundaries[0] <= 0) or any(low >= high for low, high in pairwise(boundaries)):
             raise QobraError(f"Device '{args['id']}' set {name} boundaries fail")
         stats.set_histogram(kind, boundaries)
 

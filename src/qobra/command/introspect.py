@@ -27,6 +27,7 @@ registry.events(
     "STOP",
 )
 registry.events(
+    "ACPI_DEVICE_OST",
     "BALLOON_CHANGE",
     "DEVICE_DELETED",
     "DEVICE_TRAY_MOVED",
