@@ -272,3 +272,34 @@ def test_exports(q: Run) -> None:
     q("query-block-exports")
     q("block-export-del", {"id": "v0"})
     q("query-block-exports")
+
+
+@against_storage_daemon
+def test_what_a_running_job_forbids(q: Run) -> None:
+    for name in "abc":
+        q.tool("qemu-img", "create", "-f", "qcow2", name, "64M")
+    q.tool("qemu-io", "-c", "write -P 7 0 64M", "a")
+    for name in "abc":
+        q.add("qcow2", node_name=name, file=q.file(name, node_name=f"{name}f"))
+    q("nbd-server-start", {"addr": {"type": "unix", "data": {"path": q.path("socket")}}})
+    q.do("blockdev-backup", job_id="j", device="a", target="b", sync="full", speed=1)
+    q("query-named-block-nodes", pick=lambda nodes: [node["node-name"] for node in nodes])
+    q("x-debug-query-block-graph")
+    for name in "ab":
+        node = {"driver": "qcow2", "node-name": name, "file": f"{name}f"}
+        q.do("blockdev-del", node_name=name)
+        q.do("block_resize", node_name=name, size=2 << 20)
+        q.do("blockdev-reopen", options=[node])
+        q.do("blockdev-reopen", options=[{**node, "read-only": True}])
+        q.do("blockdev-snapshot-internal-sync", device=name, name="s")
+        q.do("block-commit", job_id="k", device=name)
+        q.do("blockdev-mirror", job_id="k", device=name, target="c", sync="full")
+        q.do("block-export-add", type="nbd", id=f"e{name}", name=name, node_name=name, writable=True)
+        q.do("block-export-del", id=f"e{name}")
+        q.do("change-backing-file", device=name, image_node_name=name, backing_file="x")
+        q.do("block-dirty-bitmap-add", node=name, name="x")
+        q.do("block-dirty-bitmap-remove", node=name, name="x")
+    q("query-jobs", pick=lambda jobs: [[job["id"], job["type"], job["status"]] for job in jobs])
+    q.do("job-cancel", id="j")
+    q.wait("JOB_STATUS_CHANGE", id="j", status="null")
+    q("query-named-block-nodes", pick=formats)
