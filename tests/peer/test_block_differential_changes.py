@@ -303,3 +303,62 @@ def test_what_a_running_job_forbids(q: Run) -> None:
     q.do("job-cancel", id="j")
     q.wait("JOB_STATUS_CHANGE", id="j", status="null")
     q("query-named-block-nodes", pick=formats)
+
+
+@against_storage_daemon
+def test_creation(q: Run) -> None:
+    q.tool("qemu-img", "create", "-f", "raw", "r", "1M")
+    q.add("file", node_name="f", filename=q.path("r"))
+    q.add("null-co", node_name="n", size=1 << 20)
+    q.add("null-co", node_name="ro", size=1 << 20, read_only=True)
+    count = 0
+
+    def create(driver: str, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        job = f"j{count}"
+        named = {name.replace("_", "-"): value for name, value in options.items()}
+        q("blockdev-create", {"job-id": job, "options": {"driver": driver, **named}})
+        if "return" in q.steps[-1].reply:
+            q.wait("JOB_STATUS_CHANGE", id=job, status="concluded")
+            q("query-jobs")
+            q("job-dismiss", {"id": job})
+
+    create("file", filename=q.path("x"), size=1 << 20)
+    create("file", filename=q.path("x"), size=1 << 20, preallocation="falloc")
+    create("file", filename=q.path("x"), size=1 << 20, preallocation="metadata")
+    create("file", filename=q.path("x"), size=-1)
+    create("file", filename="/nope/x", size=1)
+    create("file", filename=q.path("x"), size=1 << 62)
+    create("file", filename=q.path("x"), size=65536, nocow=True)
+    create("file", filename=q.path("x"), size=65536, extent_size_hint=65536)
+    create("raw", size=1)
+    create("null-co", size=1)
+    create("blkdebug")
+    create("zz")
+    create("qcow2", file="f", size=1 << 20)
+    create("qcow2", file="nope", size=1 << 20)
+    create("qcow2", file=q.file("x"), size=1 << 20)
+    create("qcow2", file="ro", size=1 << 20)
+    create("qcow2", file="f", size=511)
+    create("qcow2", file="f", size=0)
+    create("qcow2", file="f", size=1 << 20, version="v2", cluster_size=1)
+    create("qcow2", file="f", size=1 << 20, cluster_size=513)
+    create("qcow2", file="f", size=1 << 20, cluster_size=1 << 22)
+    create("qcow2", file="f", size=1 << 20, version="v2", lazy_refcounts=True)
+    create("qcow2", file="f", size=1 << 20, version="v2", refcount_bits=8)
+    create("qcow2", file="f", size=1 << 20, refcount_bits=3)
+    create("qcow2", file="f", size=1 << 20, refcount_bits=128)
+    create("qcow2", file="f", size=1 << 20, extended_l2=True, cluster_size=4096)
+    create("qcow2", file="f", size=1 << 20, extended_l2=True, version="v2")
+    create("qcow2", file="f", size=1 << 20, compression_type="zz")
+    create("qcow2", file="f", size=1 << 20, compression_type="zstd", version="v2")
+    create("qcow2", file="f", size=1 << 20, backing_fmt="raw")
+    create("qcow2", file="f", size=1 << 20, backing_file="nope", backing_fmt="raw")
+    create("qcow2", file="f", size=1 << 20, data_file_raw=True)
+    create("qcow2", file="f", size=1 << 20, encrypt={"format": "luks"})
+    create("qcow2", file="f", size=1 << 20, encrypt={"format": "luks", "key-secret": "s"})
+    create("qcow2", file="f", size=1 << 20, preallocation="zz")
+    q.do("blockdev-create", job_id="0", options={"driver": "file", "filename": q.path("x"), "size": 1})
+    q.do("blockdev-create", job_id="", options={"driver": "file", "filename": q.path("x"), "size": 1})
+    q("query-named-block-nodes", pick=lambda nodes: [node["node-name"] for node in nodes])
