@@ -6,15 +6,19 @@ from typing import Any
 
 from qobra.testing.differential import Run, against_system
 
-OPTIONS = (
+SCSI = (
     "-M pc -drive if=none,id=cd0,media=cdrom -drive if=none,id=empty -blockdev null-co,node-name=hd,size=1048576 "
     "-device virtio-scsi-pci,id=scsi -device scsi-cd,id=drive0,drive=cd0 -device scsi-cd,id=drive1 "
     "-device scsi-hd,id=disk,drive=hd"
 )
+IDE = (
+    "-M pc -drive if=none,id=cd0,media=cdrom -drive if=none,id=empty -blockdev null-co,node-name=hd,size=1048576 "
+    "-device virtio-scsi-pci,id=scsi -device ide-cd,id=drive0,drive=cd0,bus=ide.0 -device ide-cd,id=drive1,bus=ide.0 "
+    "-device ide-hd,id=disk,drive=hd,bus=ide.1"
+)
 
 
-@against_system(*OPTIONS.split())
-def test_query(q: Run) -> None:
+def query(q: Run) -> None:
     q("query-block")
     q("query-blockstats")
     q("query-named-block-nodes")
@@ -22,8 +26,7 @@ def test_query(q: Run) -> None:
     q("query-blockstats", {"query-nodes": True})
 
 
-@against_system(*OPTIONS.split())
-def test_media(q: Run) -> None:
+def media(q: Run) -> None:
     q.tool("qemu-img", "create", "-f", "raw", "a.raw", "1M")
     q.tool("qemu-img", "create", "-f", "qcow2", "b.qcow2", "1M")
     q.add("null-co", node_name="m0", size=1 << 20, read_only=True)
@@ -80,8 +83,7 @@ def test_media(q: Run) -> None:
     q("x-debug-query-block-graph")
 
 
-@against_system(*OPTIONS.split())
-def test_throttle(q: Run) -> None:
+def throttle(q: Run) -> None:
     def throttle(**limits: Any) -> None:
         kinds = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
         q("block_set_io_throttle", {**dict.fromkeys(kinds, 0), **limits})
@@ -175,3 +177,15 @@ def test_drives_of_the_human_monitor(q: Run) -> None:
     h("drive_del none0")
     q("query-block")
     q("query-named-block-nodes")
+
+
+test_query_of_scsi = against_system(*SCSI.split())(query)
+test_query_of_ide = against_system(*IDE.split())(query)
+
+
+test_media_of_scsi = against_system(*SCSI.split())(media)
+test_media_of_ide = against_system(*IDE.split())(media)
+
+
+test_throttle_of_scsi = against_system(*SCSI.split())(throttle)
+test_throttle_of_ide = against_system(*IDE.split())(throttle)
