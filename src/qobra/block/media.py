@@ -92,8 +92,6 @@ def remove_medium(backend: BlockBackend, called: str) -> None:
     if backend.throttle is not None:
         leave_throttle(backend)
     backend.remove()
-    if device is not None and not device.has_tray:
-        tell_tray(backend, opened=True)
     _changed(backend)
 
 
@@ -107,8 +105,6 @@ def insert_medium(backend: BlockBackend, node: BlockNode) -> None:
     if backend.node is not None:
         raise QobraError("There already is a medium in the device")
     backend.insert(node)
-    if device is not None and not device.has_tray:
-        tell_tray(backend, opened=False)
     _changed(backend)
 
 

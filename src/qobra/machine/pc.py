@@ -75,6 +75,9 @@ class PcBoard(Board):
     pci_root: PciBus
     ide: Any = None
     ide_units = 1
+    floppies = False
+    """Whether the board has a floppy controller."""
+    fdc: Any = None
 
     # -- memory
 
@@ -131,6 +134,8 @@ class PcBoard(Board):
     def plug_drives(self, drives: list[Any]) -> None:
         buses = list(self.ide.buses()) if self.ide is not None else []
         for drive in drives:
+            if drive.interface == "floppy" and self.fdc is not None and drive.index < 2:
+                self._plug_drive("floppy", self.fdc.floppies, drive.index, drive)
             if drive.interface != "ide" or drive.index >= len(buses) * self.ide_units:
                 continue
             bus, unit = divmod(drive.index, self.ide_units)
@@ -248,6 +253,10 @@ class PcBoard(Board):
         self.rtc = Rtc(tree)
         self.rtc.start_time, self.rtc.follow_host = self.rtc_start, self.rtc_host
         self.place(self.rtc, bus=bus)
+        for base, page_base, shift in ((0x00, 0x80, 0), (0xC0, 0x88, 1)):
+            dma = new("i8257")
+            dma.values |= {"base": base, "page-base": page_base, "pageh-base": -1, "dshift": shift}
+            self.place(dma, bus=bus)
         pit = Pit(tree)
         pit.values["iobase"] = 0x40
         self.place(pit, bus=bus)
@@ -259,6 +268,8 @@ class PcBoard(Board):
                 serial = new("isa-serial")
                 serial.values |= {"index": number, "chardev": chardev}
                 self.place(serial, bus=bus)
+        if self.floppies:
+            self.fdc = self.place(new("isa-fdc"), bus=bus)
         self.place(new("port92"), bus=bus)
 
     def _new(self, type_name: str) -> Device:

@@ -21,6 +21,7 @@ class PcI440Fx(PcBoard):
     machine_name = "pc-i440fx-7.2"
     alias = "pc"
     default_for = frozenset(("x86_64",))
+    floppies = True
 
     def low_memory_limit(self) -> int:
         return 0xC0000000 if self.ram_size >= 0xE0000000 else 0xE0000000
