@@ -8,7 +8,8 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
 from qobra.block.layer import BlockLayer
-from qobra.block.node import BlockNode, Opening, WriteTracker, drivers
+from qobra.block.node import BlockNode, WriteTracker, drivers
+from qobra.block.opening import Opening
 
 UNIT = 65536
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from qobra.block import permissions
 from qobra.block.accounting import FLUSH, READ, UNMAP, WRITE, Accounting
+from qobra.block.buffers import Buffer
 from qobra.block.error_policy import ErrorPolicy
-from qobra.block.node import BlockNode, Buffer
+from qobra.block.node import BlockNode
 from qobra.block.slots import Gate, Slot
 from qobra.block.table import ResolvedTable
 from qobra.errors import QobraError
@@ -93,7 +94,7 @@ class BlockBackend:
     ) -> None:
         self.layer = layer
         self.name = name
-        self.serial = layer.next_serial()
+        self.serial = layer.opener.next_serial()
         """Counts backends in the order in which queries list them."""
         self.perm = perm
         self.shared = shared

@@ -18,7 +18,7 @@ def add_drive(layer: BlockLayer, name: str, options: Options, policy: dict[str, 
 
     ``policy`` may hold ``rerror`` and ``werror``. Raises QobraError where the name is malformed or taken.
     """
-    from qobra.block.layer import valid_id
+    from qobra.block.opener import valid_id
 
     if not valid_id(name):
         raise QobraError("Parameter 'id' expects an identifier")

@@ -12,7 +12,8 @@ import errno
 from collections.abc import Sequence
 
 from qobra.block import permissions
-from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO, Extent
+from qobra.block.buffers import BOUNCE_SIZE, ZEROES, Buffer, fill_zero, is_zero
+from qobra.block.extents import ABSENT, COMPUTED, DATA, Extent
 from qobra.errors import QobraError
 from qobra.registry import Registry
 
@@ -22,33 +23,16 @@ if TYPE_CHECKING:
 
     from qobra.block.bitmap import DirtyBitmap
     from qobra.block.layer import BlockLayer
+    from qobra.block.opening import Opening
     from qobra.block.table import ResolvedTable
 else:
     Any = object
 
 Options = dict[str, Any]
-Buffer = bytes | bytearray | memoryview
 
 drivers: Registry[type[BlockNode]] = Registry(
     "block driver", ["qobra.block.format", "qobra.block.protocol", "qobra.block.filter"]
 )
-
-BOUNCE_SIZE = 1 << 20
-"""Bytes that are moved at a time where a whole request cannot be (zero fallback, copies)."""
-
-_ZEROES = bytes(BOUNCE_SIZE)
-_ZERO_ARRAY = bytearray(BOUNCE_SIZE)
-
-
-def is_zero(data: Buffer) -> bool:
-    """Whether ``data`` is all zeroes, by memcmp and without copying more than 1 MiB."""
-    view = memoryview(data)
-    for start in range(0, len(view), BOUNCE_SIZE):
-        part = view[start : start + BOUNCE_SIZE]
-        # A bytearray on the left compares with memcmp; a memoryview would go byte by byte.
-        if (_ZERO_ARRAY if len(part) == BOUNCE_SIZE else _ZERO_ARRAY[: len(part)]) != part:
-            return False
-    return True
 
 
 class BlockNode:
@@ -412,7 +396,7 @@ class BlockNode:
         end = offset + length
         while offset < end:
             size = min(BOUNCE_SIZE, end - offset)
-            self._write(offset, memoryview(_ZEROES)[:size])
+            self._write(offset, memoryview(ZEROES)[:size])
             offset += size
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
@@ -552,85 +536,6 @@ class WriteTracker:
         raise NotImplementedError
 
 
-class OpenedNodes(list["BlockNode"]):
-    """Nodes that are being opened, which take the permissions that they will need before they read anything.
-
-    So an image that somebody else is writing is refused before its metadata is looked at.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._asked: set[BlockNode] = set()
-
-    def admit(self, layer: BlockLayer, node: BlockNode, name: str, perm: int, shared: int) -> None:
-        """Let ``node`` use its child ``name``. Raises QobraError where others who use it object."""
-        child = node.children[name]
-        if layer.graph.find(child.node_name) is child:
-            layer.graph.check_user(child, node, name, perm, shared)
-            self._asked.add(child)
-        child.prepare_permissions(child.perm | perm, child.shared & shared)
-        if child not in self._asked:
-            child.set_permissions(child.perm | perm, child.shared & shared)
-            if child.is_leaf:
-                child.invalidate_cache()  # it may have changed until the locks were taken
-
-    def withdraw(self) -> None:
-        """It came to nothing: nodes that were there before get back what they had."""
-        for node in self._asked:
-            node.set_permissions(node.perm, node.shared)
-
-
-class Opening:
-    """What a driver's :meth:`BlockNode.open` gets: the options, and the way to children."""
-
-    def __init__(self, node: BlockNode, layer: BlockLayer, options: Options, opened: list[BlockNode]) -> None:
-        self.node = node
-        self.options = options
-        self._layer = layer
-        self._opened = opened
-
-    def child(
-        self, name: str, role: int, *, required: bool = True, parent_options: Options | None = None
-    ) -> BlockNode | None:
-        """Open (or look up) the child that the option ``name`` names and attach it with ``role``.
-
-        Raises QobraError where it is required and missing. None for an absent or null optional one.
-        """
-        reference = self.options.get(name)
-        if reference is None:
-            if required:
-                raise QobraError(f'A block device must be specified for "{name}"')
-            return None
-        return self.attach(name, role, reference, parent_options)
-
-    def attach(self, name: str, role: int, reference: str | Options, inherit: Options | None = None) -> BlockNode:
-        """Attach the node that ``reference`` (a node name, or options to open) stands for as child ``name``."""
-        if name != "file":
-            self.take_place()
-        child = self._layer.open_reference(
-            reference, self._opened, inherit if inherit is not None else self.inherited(role)
-        )
-        if isinstance(reference, dict) and child.opened_by is None:
-            child.opened_by = self.node
-        self.node.children[name] = child
-        self.node.roles[name] = role
-        if isinstance(self._opened, OpenedNodes):
-            perm, shared = self.node.child_permissions(name, role, 0, permissions.ALL)
-            self._opened.admit(self._layer, self.node, name, perm, permissions.ALL if self.node.force_share else shared)
-        return child
-
-    def take_place(self) -> None:
-        """Give the node its place in lists of nodes: after the file that it lies on, before all other children."""
-        if not self.node.serial:
-            self.node.serial = self._layer.next_serial()
-
-    def inherited(self, role: int) -> Options:
-        """The options that a child takes from this node unless it sets its own."""
-        from qobra.block.reopen import inherited_options
-
-        return inherited_options(self.node, self.options, role)
-
-
 MAX_LENGTH = (1 << 63) - (1 << 30)
 """Largest size of a node in bytes."""
 
@@ -654,20 +559,3 @@ def read_or_zero(node: BlockNode, offset: int, view: memoryview) -> None:
         node.read_into(offset, view[:inside])
     if inside < len(view):
         fill_zero(view[inside:])
-
-
-def fill_zero(view: memoryview) -> None:
-    """Set ``view`` to zeroes."""
-    for start in range(0, len(view), BOUNCE_SIZE):
-        size = min(BOUNCE_SIZE, len(view) - start)
-        view[start : start + size] = _ZEROES[:size] if size < BOUNCE_SIZE else _ZEROES
-
-
-def whole(child: BlockNode, offset: int, length: int, flags: int = 0) -> list[Extent]:
-    """The map of a node that shows ``child`` unchanged at ``offset``."""
-    return [Extent(length, DATA, child, offset, flags)]
-
-
-def zeroes(length: int) -> list[Extent]:
-    """The map of a range that is nothing but zeroes."""
-    return [Extent(length, ZERO)]

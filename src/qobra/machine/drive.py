@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block.backend import BlockBackend
 from qobra.block.cache_modes import CACHE_MODES
-from qobra.block.layer import valid_id
+from qobra.block.opener import valid_id
 from qobra.block.throttle import MEMBERS, Limits, Membership
 from qobra.chardev.options import split
 from qobra.errors import QobraError
@@ -161,7 +161,7 @@ class Drives:
         self, backend: BlockBackend, file: str, nodes: dict[str, Any], *, snapshot: bool, copy_on_read: bool
     ) -> BlockNode:
         layer = self._machine.block
-        options = layer.image_options(file, nodes) if file else nodes
+        options = layer.opener.image_options(file, nodes) if file else nodes
         if snapshot:
             from qobra.block.temporary import open_over
 

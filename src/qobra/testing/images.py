@@ -14,8 +14,9 @@ from typing import Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.buffers import Buffer
 from qobra.block.layer import BlockLayer
-from qobra.block.node import BlockNode, Buffer, drivers
+from qobra.block.node import BlockNode, drivers
 from qobra.block.protocol.file import FileNode
 
 Event = tuple[str, int, bytes]

@@ -10,10 +10,10 @@ import errno
 import os
 import threading
 
+from qobra.block.buffers import is_zero
 from qobra.block.copy.zeroes import zero_pieces
 from qobra.block.extents import ABSENT, DATA, ZERO, Run, resolve
 from qobra.block.in_file import InFile
-from qobra.block.node import is_zero
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False

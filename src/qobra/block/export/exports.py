@@ -25,7 +25,7 @@ class Exports:
 
     def add(self, options: dict[str, Any]) -> Export:
         """block-export-add: make the export that ``options`` (a BlockExportOptions) describes. Raises QobraError."""
-        from qobra.block.layer import valid_id
+        from qobra.block.opener import valid_id
 
         name = options["id"]
         if not valid_id(name):

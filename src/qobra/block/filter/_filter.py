@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+from qobra.block.buffers import Buffer
 from qobra.block.extents import DATA, WRITABLE, Extent
-from qobra.block.node import BlockNode, Buffer
+from qobra.block.node import BlockNode
 
 
 class FilterNode(BlockNode):

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 from qobra.errors import QobraError, strerror
 
 _SECTOR = 512

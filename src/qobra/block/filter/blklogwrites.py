@@ -10,8 +10,10 @@ import struct
 import threading
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Buffer, Opening, drivers
+from qobra.block.node import BlockNode, drivers
+from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
 MAGIC = 0x6A736677736872

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.extents import COMPUTED, Extent
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 
 
 @drivers.register("blkverify")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from qobra.block import permissions
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import Opening, Options, drivers
+from qobra.block.node import Options, drivers
+from qobra.block.opening import Opening
 
 
 @drivers.register("commit_top")

@@ -6,8 +6,10 @@ import errno
 import threading
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Buffer, Opening, drivers
+from qobra.block.node import BlockNode, drivers
+from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
 

@@ -10,11 +10,13 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.bitmap_changes import find_bitmap
+from qobra.block.buffers import Buffer
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.once import OnceCopy
 from qobra.block.extents import DATA, Extent
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 from qobra.block.slots import Gate
 from qobra.errors import QobraError
 

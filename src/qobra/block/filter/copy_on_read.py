@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import chain_depth
 from qobra.block.extents import COMPUTED, DATA, Extent, resolve
 from qobra.block.filter._filter import FilterNode
 from qobra.block.in_file import InFile
-from qobra.block.node import BlockNode, Buffer, Opening, drivers
+from qobra.block.node import BlockNode, drivers
+from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
 

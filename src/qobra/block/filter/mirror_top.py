@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 
 
 class ActiveCopy(Protocol):

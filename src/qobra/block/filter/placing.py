@@ -30,7 +30,7 @@ def insert_filter(
     opened: list[BlockNode] = []
     holder = BlockBackend(layer, perm=0, shared=permissions.ALL, description="a filter that is being put in place")
     try:
-        node = layer.open_reference(options, opened, {})
+        node = layer.opener.open_reference(options, opened, {})
         node.implicit = "node-name" not in options
         if prepare is not None:
             prepare(node)

@@ -9,9 +9,11 @@ import threading
 from collections.abc import Sequence
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import Buffer, Opening, Options, drivers
+from qobra.block.node import Options, drivers
+from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
 _SECTOR = 512

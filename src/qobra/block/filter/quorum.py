@@ -6,9 +6,11 @@ import os
 from collections.abc import Sequence
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.extents import COMPUTED, ZERO, Extent, resolve
 from qobra.block.filter.blkverify import end_for_mismatch
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 from qobra.errors import QobraError, errno_of
 
 _SECTOR = 512

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.extents import COMPUTED, ZERO, Extent, resolve
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
 

@@ -6,8 +6,10 @@ import errno
 from collections.abc import Sequence
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.extents import COMPUTED, DATA, WRITABLE, Extent
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
 
@@ -102,7 +104,7 @@ class RawNode(BlockNode):
         self.file.read_into(self._offset, memoryview(sector)[: min(512, self.length)])
         size = min(512 - offset, len(data))
         sector[offset : offset + size] = memoryview(data)[:size]
-        if self.layer.format_of(bytes(sector), self.file.filename) != "raw":
+        if self.layer.opener.format_of(bytes(sector), self.file.filename) != "raw":
             raise OSError(errno.EPERM, "Operation not permitted")
 
     def plain_writes(self) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qobra.block.copy.pool import be_nice
 from qobra.block.job import state
 from qobra.block.job.group import JobGroup
-from qobra.block.layer import valid_id
+from qobra.block.opener import valid_id
 from qobra.errors import QobraError, errno_of
 
 if TYPE_CHECKING:

@@ -378,10 +378,12 @@ class MirrorJob(BlockJob):
             if backing is not None and target.backing is not backing:
                 change.attach(target, "backing", backing, permissions.ROLE_COW)
         elif mode == OPEN_BACKING and target.supports_backing and target.backing is None:
-            options = self.layer.backing_options(target)
+            options = self.layer.opener.backing_options(target)
             if options is not None:
                 opened: list[BlockNode] = []
-                backing = self.layer.open_reference(options, opened, {"read-only": True, "auto-read-only": False})
+                backing = self.layer.opener.open_reference(
+                    options, opened, {"read-only": True, "auto-read-only": False}
+                )
                 for node in opened:
                     change.insert(node)
                 change.attach(target, "backing", backing, permissions.ROLE_COW)

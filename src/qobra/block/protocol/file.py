@@ -8,9 +8,11 @@ import stat
 from collections.abc import Sequence
 
 from qobra.block import permissions
+from qobra.block.buffers import BOUNCE_SIZE, Buffer, fill_zero
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
 from qobra.block.in_file import InFile
-from qobra.block.node import BOUNCE_SIZE, BlockNode, Buffer, Opening, Options, drivers, fill_zero
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 from qobra.block.protocol import _locks as locks
 from qobra.errors import QobraError, strerror
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from qobra.block.buffers import Buffer
 from qobra.block.extents import DATA, UNALLOCATED, ZERO, Extent
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 from qobra.block.protocol import _nbd_options as nbd_options
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qobra.block.buffers import Buffer, fill_zero
 from qobra.block.extents import COMPUTED, ZERO, Extent
-from qobra.block.node import BlockNode, Buffer, Opening, Options, drivers, fill_zero
+from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
 

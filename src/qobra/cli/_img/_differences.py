@@ -9,9 +9,9 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from qobra.block.buffers import is_zero
 from qobra.block.copy.zeroes import zero_pieces
 from qobra.block.extents import COMPUTED, DATA, Run, resolve
-from qobra.block.node import is_zero
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:

@@ -154,7 +154,7 @@ def _examine(images: Images, filename: str, check: bool, report: dict[str, Any])
     file = node_of(images.open(path, fmt="file"))
     report["actual-size"] = file.allocated_size()
     head = file.read(0, min(file.length, 0x8006))
-    fmt = images.layer.format_of(head[:2048], path)
+    fmt = images.layer.opener.format_of(head[:2048], path)
     report["format"] = fmt
     report["also-looks-like"] = [
         name for name, offset, magic in _SIGNATURES if head[offset : offset + len(magic)] == magic and fmt != "raw"

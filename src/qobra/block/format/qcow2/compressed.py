@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
-    from qobra.block.node import Buffer
+    from qobra.block.buffers import Buffer
 
 ZLIB, ZSTD = 0, 1
 DEFLATE_BITS = -12

@@ -9,7 +9,7 @@ from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.header import Header, l1_entries_for
 from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
 from qobra.block.format.qcow2.writeback import words_to_bytes
-from qobra.block.node import Opening
+from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -48,7 +48,7 @@ def _preallocate(file: BlockNode, data_file: BlockNode | None, mode: str, size: 
     options: Options = {"driver": "qcow2", "file": file.node_name, "backing": None, "_keyless": True}
     if data_file is not None:
         options["data-file"] = data_file.node_name
-    node = Qcow2Node(layer, layer.new_node_name(), options)
+    node = Qcow2Node(layer, layer.opener.new_node_name(), options)
     node.open(Opening(node, layer, options, []))
     try:
         node.activate()

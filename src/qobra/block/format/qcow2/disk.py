@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from qobra.block import permissions
+from qobra.block.buffers import Buffer
 from qobra.block.extents import Extent
 from qobra.block.filename import parse_filename, relative_to
 from qobra.block.format.qcow2 import layout
@@ -19,7 +20,8 @@ from qobra.block.format.qcow2.mapping import map_range
 from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
 from qobra.block.format.qcow2.snapshots import SnapshotTable
 from qobra.block.in_file import InFile
-from qobra.block.node import BlockNode, Buffer, Opening, Options
+from qobra.block.node import BlockNode, Options
+from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False

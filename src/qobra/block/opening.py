@@ -1,0 +1,94 @@
+"""Opening a node: what its driver is given, and what the nodes that are being opened together have asked for."""
+
+from __future__ import annotations
+
+from qobra.block import permissions
+from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from qobra.block.layer import BlockLayer
+    from qobra.block.node import BlockNode, Options
+else:
+    Any = object
+
+
+class OpenedNodes(list[Any]):
+    """Nodes that are being opened, which take the permissions that they will need before they read anything.
+
+    So an image that somebody else is writing is refused before its metadata is looked at.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked: set[BlockNode] = set()
+
+    def admit(self, layer: BlockLayer, node: BlockNode, name: str, perm: int, shared: int) -> None:
+        """Let ``node`` use its child ``name``. Raises QobraError where others who use it object."""
+        child = node.children[name]
+        if layer.graph.find(child.node_name) is child:
+            layer.graph.check_user(child, node, name, perm, shared)
+            self._asked.add(child)
+        child.prepare_permissions(child.perm | perm, child.shared & shared)
+        if child not in self._asked:
+            child.set_permissions(child.perm | perm, child.shared & shared)
+            if child.is_leaf:
+                child.invalidate_cache()  # it may have changed until the locks were taken
+
+    def withdraw(self) -> None:
+        """It came to nothing: nodes that were there before get back what they had."""
+        for node in self._asked:
+            node.set_permissions(node.perm, node.shared)
+
+
+class Opening:
+    """What a driver's :meth:`BlockNode.open` gets: the options, and the way to children."""
+
+    def __init__(self, node: BlockNode, layer: BlockLayer, options: Options, opened: list[BlockNode]) -> None:
+        self.node = node
+        self.options = options
+        self._layer = layer
+        self._opened = opened
+
+    def child(
+        self, name: str, role: int, *, required: bool = True, parent_options: Options | None = None
+    ) -> BlockNode | None:
+        """Open (or look up) the child that the option ``name`` names and attach it with ``role``.
+
+        Raises QobraError where it is required and missing. None for an absent or null optional one.
+        """
+        reference = self.options.get(name)
+        if reference is None:
+            if required:
+                raise QobraError(f'A block device must be specified for "{name}"')
+            return None
+        return self.attach(name, role, reference, parent_options)
+
+    def attach(self, name: str, role: int, reference: str | Options, inherit: Options | None = None) -> BlockNode:
+        """Attach the node that ``reference`` (a node name, or options to open) stands for as child ``name``."""
+        if name != "file":
+            self.take_place()
+        child = self._layer.opener.open_reference(
+            reference, self._opened, inherit if inherit is not None else self.inherited(role)
+        )
+        if isinstance(reference, dict) and child.opened_by is None:
+            child.opened_by = self.node
+        self.node.children[name] = child
+        self.node.roles[name] = role
+        if isinstance(self._opened, OpenedNodes):
+            perm, shared = self.node.child_permissions(name, role, 0, permissions.ALL)
+            self._opened.admit(self._layer, self.node, name, perm, permissions.ALL if self.node.force_share else shared)
+        return child
+
+    def take_place(self) -> None:
+        """Give the node its place in lists of nodes: after the file that it lies on, before all other children."""
+        if not self.node.serial:
+            self.node.serial = self._layer.opener.next_serial()
+
+    def inherited(self, role: int) -> Options:
+        """The options that a child takes from this node unless it sets its own."""
+        from qobra.block.reopen import inherited_options
+
+        return inherited_options(self.node, self.options, role)
