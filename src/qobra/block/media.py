@@ -149,6 +149,18 @@ def eject(backend: BlockBackend, called: str, *, force: bool) -> None:
     remove_medium(backend, called)
 
 
+def remove_drive(backend: BlockBackend) -> None:
+    """Take the drive ``backend`` away with its device; jobs on it are cancelled."""
+    layer = backend.layer
+    for job in layer.jobs.block_jobs():
+        if backend.node is not None and job.uses(backend.node):
+            job.cancel(False)
+    leave_throttle(backend)
+    backend.remove()
+    del layer.backends[backend.name]
+    backend.name = ""
+
+
 def leave_throttle(backend: BlockBackend) -> None:
     """Take ``backend`` out of its throttle group, if it is in one."""
     throttle, backend.throttle = backend.throttle, None

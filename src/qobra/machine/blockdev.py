@@ -8,6 +8,7 @@ from typing import Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.error_policy import ErrorPolicy
+from qobra.block.media import remove_drive
 from qobra.errors import QobraError
 from qobra.machine.qdev import Device
 from qobra.object.property import Bool, Enum, Int, Property, Size, String
@@ -168,8 +169,13 @@ class BlockFrontEnd(Device):
             raise QobraError("discard_granularity must be a multiple of logical_block_size")
 
     def unparent(self) -> None:
+        backend = self.backend
+        goes = backend is not None and backend.auto_delete and self.realized
         super().unparent()
         self.release_drive()
+        if goes and backend is not None and backend.name and not self.tree.closing:
+            # A drive of the command line, unlike a node, was made for its device alone.
+            remove_drive(backend)
 
     # -- what the block layer asks of the device that uses a backend
 

@@ -93,6 +93,10 @@ class BlockJob(Job):
         self._blocked.append(node)
         return edge
 
+    def uses(self, node: BlockNode) -> bool:
+        """Whether ``node`` is one of the job's."""
+        return any(edge.node is node for edge in self._edges)
+
     @property
     def blocker(self) -> str:
         """Why other commands may not touch the job's nodes."""
