@@ -93,7 +93,11 @@ def drive_mirror(machine: Machine, args: Args) -> None:
 @command("blockdev-create")
 def blockdev_create(machine: Machine, args: Args) -> None:
     from qobra.block.job.create import CreateJob
+    from qobra.qapi.contract import contract
 
+    # Some formats are only made by file name, as by the tools.
+    if args["options"]["driver"] not in contract().types["BlockdevCreateOptions"].branches:
+        raise QobraError("Driver does not support blockdev-create")
     CreateJob(machine.block.jobs, args["job-id"], args["options"]).start()
 
 
