@@ -170,7 +170,7 @@ class BlockFrontEnd(Device):
 
     def unparent(self) -> None:
         backend = self.backend
-        goes = backend is not None and backend.auto_delete and self._was_realized
+        goes = backend is not None and backend.auto_delete and (self.realized or self._was_realized)
         super().unparent()
         self.release_drive()
         if goes and backend is not None and backend.name and not self.tree.closing:
