@@ -1,0 +1,115 @@
+"""``nvme``: a solid-state disk on PCI Express (NVM Express 1.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.blockdev import BlockFrontEnd
+from qobra.machine.devices import registry
+from qobra.machine.dma import GuestMemory
+from qobra.machine.memory import Registers
+from qobra.machine.nvme.controller import Controller
+from qobra.machine.pci import express, regs
+from qobra.machine.pci.device import PciDevice
+from qobra.machine.pci.msix import Msix
+from qobra.object.property import Int
+
+_TABLE, _PENDING = 0x2000, 0x3000
+_POWER_MANAGEMENT, _EXPRESS, _MSIX = 0x60, 0x80, 0x40
+_MAX_QUEUES, _MAX_VECTORS = 0xFFFF, 2048
+_REGISTERS_END = 0x2000
+_FUNCTION_RESET = 0x10000000
+
+
+@registry.register("nvme")
+class Nvme(PciDevice, BlockFrontEnd):
+    """A controller with one namespace, the drive; without a drive it has none."""
+
+    type_name = "nvme"
+    description = "Non-Volatile Memory Express"
+    vendor_id = regs.RED_HAT
+    device_id = 0x0010
+    revision = 2
+    class_id = 0x0108
+    prog_if = 0x02
+    interrupt_pin = 1
+    is_express = True
+
+    mdts = Int(7, type="uint8")
+    max_ioqpairs = Int(64, type="uint32", name="max_ioqpairs")
+    num_queues = Int(0, type="uint32", name="num_queues")
+    msix_qsize = Int(65, type="uint16", name="msix_qsize")
+    aerl = Int(3, type="uint8")
+    smart_critical_warning = Int(0, type="uint8", name="smart_critical_warning", show_default=False)
+    # Errors always go to the guest.
+    rerror: Any = "report"
+    werror: Any = "report"
+
+    def realize(self) -> None:
+        if self.num_queues:
+            self.values["max_ioqpairs"] = self.num_queues - 1
+        if not 1 <= self.max_ioqpairs <= _MAX_QUEUES // 32:
+            raise QobraError(f"max_ioqpairs must be between 1 and {_MAX_QUEUES // 32}")
+        if not 1 <= self.msix_qsize <= _MAX_VECTORS // 8:
+            raise QobraError(f"msix_qsize must be between 1 and {_MAX_VECTORS // 8}")
+        if not self.serial:
+            raise QobraError("serial property not set")
+        self.logical_size = self.granularity = 512
+        if self.backend is not None:
+            backend = self.realize_block()
+            if backend.node is None:
+                raise QobraError("Device needs media, but drive is empty")
+            backend.resized.append(self._resized)
+            if self.discard_granularity == 0xFFFFFFFF:
+                self.granularity = max(4096, self.logical_size)
+        self._add_capabilities()
+        memory = GuestMemory(self.board.memory, self.may_master)
+        self._msix = Msix(
+            self, self.msix_qsize, bar=0, offset=_MSIX, own_bar=False, table_offset=_TABLE, pending_offset=_PENDING
+        )
+        self.controller = Controller(self, memory, self.msix_qsize, lambda: self._msix.enabled, self._msix.notify)
+        self.add_bar(0, Registers("nvme", 0x4000, self._read, self._write, valid=(1, 8), impl=(4, 4)), wide=True)
+
+    def _add_capabilities(self) -> None:
+        start = self.add_capability(regs.CAP_PM, 8, offset=_POWER_MANAGEMENT)
+        self.put(start + 2, 2, 3)
+        self.put(start + 4, 2, 8)
+        self.writable[start + 4] = 0x03
+        start = express.add_capability(self, express.ENDPOINT, offset=_EXPRESS)
+        express.add_link(self, start)
+        self.put(start + express.DEVICE_CAPABILITIES, 4, 0x8000 | _FUNCTION_RESET)
+
+    def unrealize(self) -> None:
+        self.controller.close()
+        if self.backend is not None and self._resized in self.backend.resized:
+            self.backend.resized.remove(self._resized)
+        super().unrealize()
+
+    def reset(self) -> None:
+        super().reset()
+        self._msix.reset()
+        self.controller.reset()
+
+    @property
+    def blocks(self) -> int:
+        """The size of the namespace in logical blocks."""
+        return self.backend.length // self.logical_size if self.backend is not None else 0
+
+    def _resized(self) -> None:
+        self.machine.control.post(self.controller.namespace_resized)
+
+    def config_write(self, offset: int, width: int, value: int) -> None:
+        super().config_write(offset, width, value)
+        self._msix.config_written(offset, width)
+
+    def _read(self, offset: int, width: int) -> int:
+        if offset >= _REGISTERS_END:
+            return self._msix.read(offset, width)
+        return self.controller.read(offset & ~3) >> 8 * (offset & 3)
+
+    def _write(self, offset: int, width: int, value: int) -> None:
+        if offset >= _REGISTERS_END:
+            self._msix.write(offset, width, value & 0xFFFFFFFF)
+        elif not offset & 3:
+            self.controller.write(offset, value & 0xFFFFFFFF)

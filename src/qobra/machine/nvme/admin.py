@@ -1,0 +1,247 @@
+"""The admin commands (chapter 5): queues, identification, features, logs, events."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from qobra.machine.nvme import identify, status
+from qobra.machine.nvme.queues import Command, CompletionQueue, SubmissionQueue, pages
+from qobra.machine.nvme.status import Refused
+
+if TYPE_CHECKING:
+    from qobra.machine.nvme.controller import Controller
+
+ALL = 0xFFFFFFFF
+_FEATURES_DEFAULT = {0x01: 7, 0x02: 0, 0x04: 0x157, 0x05: 0, 0x08: 0, 0x0A: 0, 0x0B: 0}
+_CHANGEABLE = {0x04: 0x4, 0x05: 0x6, 0x06: 0x4, 0x07: 0x4, 0x0B: 0x4, 0x0E: 0x4}
+_ERROR_RECOVERY, _WRITE_CACHE, _QUEUES, _VECTOR, _EVENTS, _TIMESTAMP = 0x05, 0x06, 0x07, 0x09, 0x0B, 0x0E
+_CHANGED_NAMESPACES = 4
+_NOTICE = 2
+_MAX_EVENTS = 64
+
+
+class Admin:
+    """The admin commands of one controller. A handler gives the result, or None if the command stays open."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._handlers: dict[int, Callable[[Command], int | None]] = {
+            0x00: self._delete_submission_queue,
+            0x01: self._create_submission_queue,
+            0x02: self._get_log,
+            0x04: self._delete_completion_queue,
+            0x05: self._create_completion_queue,
+            0x06: self._identify,
+            0x08: lambda _command: 1,  # commands go too fast to be caught
+            0x09: self._set_feature,
+            0x0A: self._get_feature,
+            0x0C: self._await_event,
+        }
+        self.reset()
+
+    def reset(self) -> None:
+        """As when the controller is switched on."""
+        self._features = dict(_FEATURES_DEFAULT)
+        self._timestamp_ms = 0
+        self._timestamp_at_ns = 0
+        self._waiting: deque[Command] = deque()
+        self._events: deque[tuple[int, int]] = deque()
+        self._masked: set[int] = set()
+        self._namespace_changed = False
+
+    def execute(self, command: Command) -> int | None:
+        """Carry out a command. Raises Refused."""
+        handler = self._handlers.get(command.opcode)
+        if handler is None:
+            raise Refused(status.INVALID_OPCODE)
+        return handler(command)
+
+    def _give(self, command: Command, data: bytes) -> int:
+        controller = self._controller
+        pages(controller.memory, controller.page, command, len(data)).write(0, data)
+        return 0
+
+    # -- queues
+
+    def _create_completion_queue(self, command: Command) -> int:
+        controller, number, size = self._controller, command.dword(10) & 0xFFFF, (command.dword(10) >> 16) + 1
+        flags, vector = command.dword(11) & 0xFFFF, command.dword(11) >> 16
+        if not 0 < number <= controller.max_queues or number in controller.completions:
+            raise Refused(status.INVALID_QUEUE)
+        self._check_queue(command, size)
+        if vector >= controller.vectors or (vector and not controller.messages_enabled()):
+            raise Refused(status.INVALID_VECTOR)
+        if not flags & 1:
+            raise Refused(status.INVALID_FIELD)
+        chosen = vector if flags & 2 else None
+        controller.completions[number] = CompletionQueue(controller.memory, number, command.prp1, size, chosen)
+        return 0
+
+    def _create_submission_queue(self, command: Command) -> int:
+        controller, number, size = self._controller, command.dword(10) & 0xFFFF, (command.dword(10) >> 16) + 1
+        completions = controller.completions.get(command.dword(11) >> 16)
+        if completions is None or not completions.number:
+            raise Refused(status.INVALID_COMPLETION_QUEUE)
+        if not 0 < number <= controller.max_queues or number in controller.submissions:
+            raise Refused(status.INVALID_QUEUE)
+        self._check_queue(command, size)
+        if not command.dword(11) & 1:
+            raise Refused(status.INVALID_FIELD)
+        controller.submissions[number] = SubmissionQueue(controller.memory, number, command.prp1, size, completions)
+        return 0
+
+    def _check_queue(self, command: Command, size: int) -> None:
+        if not 2 <= size <= self._controller.max_entries:
+            raise Refused(status.INVALID_QUEUE_SIZE)
+        if command.prp1 % self._controller.page:
+            raise Refused(status.INVALID_PRP_OFFSET)
+
+    def _delete_submission_queue(self, command: Command) -> int:
+        number = command.dword(10) & 0xFFFF
+        if not number or number not in self._controller.submissions:
+            raise Refused(status.INVALID_QUEUE)
+        self._controller.submissions.pop(number).close()
+        return 0
+
+    def _delete_completion_queue(self, command: Command) -> int:
+        number = command.dword(10) & 0xFFFF
+        queue = self._controller.completions.get(number)
+        if not number or queue is None:
+            raise Refused(status.INVALID_COMPLETION_QUEUE)
+        if queue.users:
+            raise Refused(status.QUEUE_IN_USE)
+        del self._controller.completions[number]
+        self._controller.update_pin()
+        return 0
+
+    # -- identification and logs
+
+    def _identify(self, command: Command) -> int:
+        device, kind, number = self._controller.device, command.dword(10) & 0xFF, command.namespace
+        exists = device.backend is not None
+        if kind == 0x01:
+            return self._give(command, identify.controller(device))
+        if kind in (0x00, 0x11):
+            if not 0 < number < ALL:
+                raise Refused(status.INVALID_NAMESPACE)
+            return self._give(command, identify.namespace(device) if exists and number == 1 else bytes(4096))
+        if kind in (0x02, 0x10):
+            if number >= ALL - 1:
+                raise Refused(status.INVALID_NAMESPACE)
+            return self._give(command, (1 if exists and number < 1 else 0).to_bytes(4096, "little"))
+        if kind == 0x03:
+            if number != 1 or not exists:
+                raise Refused(status.INVALID_NAMESPACE)
+            return self._give(command, identify.identifiers())
+        raise Refused(status.INVALID_FIELD)
+
+    def _get_log(self, command: Command) -> int:
+        page, length = command.dword(10) & 0xFF, ((command.dword(11) & 0xFFFF) << 16 | command.dword(10) >> 16) + 1
+        offset = command.dword(13) << 32 | command.dword(12)
+        device = self._controller.device
+        if page == 1:
+            data = bytes(64)
+        elif page == 2:
+            if command.namespace not in (0, ALL):
+                raise Refused(status.INVALID_FIELD)
+            data = identify.health(device)
+        elif page == 3:
+            data = identify.firmware()
+        elif page == _CHANGED_NAMESPACES:
+            data = int(self._namespace_changed).to_bytes(4096, "little")
+            self._namespace_changed = False
+        else:
+            raise Refused(status.INVALID_FIELD)
+        if not command.dword(10) & 1 << 15:
+            self._masked.discard(page)
+            self._deliver()
+        if offset > len(data) or offset % 4:
+            raise Refused(status.INVALID_FIELD)
+        return self._give(command, data[offset : offset + 4 * length])
+
+    # -- features
+
+    def _get_feature(self, command: Command) -> int:
+        feature, select = command.dword(10) & 0xFF, command.dword(10) >> 8 & 7
+        known = {*_FEATURES_DEFAULT, _WRITE_CACHE, _QUEUES, _VECTOR, _TIMESTAMP}
+        if feature not in known or select not in (0, 1, 2, 3):
+            raise Refused(status.INVALID_FIELD)
+        if feature == _ERROR_RECOVERY and command.namespace != 1:
+            raise Refused(status.INVALID_NAMESPACE)
+        if select == 3:
+            return _CHANGEABLE.get(feature, 0)
+        if feature == _QUEUES:
+            return self._queue_counts()
+        if feature == _VECTOR:
+            vector = command.dword(11) & 0xFFFF
+            if vector >= self._controller.vectors:
+                raise Refused(status.INVALID_FIELD)
+            return vector | (0 if vector else 1 << 16)
+        if feature == _TIMESTAMP:
+            return self._give(command, self._timestamp().to_bytes(6, "little") + bytes(2))
+        if select:
+            return _FEATURES_DEFAULT.get(feature, 0)
+        if feature == _WRITE_CACHE:
+            backend = self._controller.device.backend
+            return int(backend is not None and backend.writeback)
+        return self._features[feature]
+
+    def _set_feature(self, command: Command) -> int:
+        feature, value = command.dword(10) & 0xFF, command.dword(11)
+        known = {*_FEATURES_DEFAULT, _WRITE_CACHE, _QUEUES, _VECTOR, _TIMESTAMP}
+        if command.dword(10) >> 31:
+            raise Refused(status.NOT_SAVEABLE)
+        if feature not in known:
+            raise Refused(status.INVALID_FIELD)
+        if feature not in _CHANGEABLE:
+            raise Refused(0x10E | status.DO_NOT_RETRY)
+        if feature == _QUEUES:
+            if value & 0xFFFF == 0xFFFF or value >> 16 == 0xFFFF:
+                raise Refused(status.INVALID_FIELD)
+            return self._queue_counts()
+        if feature == _TIMESTAMP:
+            data = pages(self._controller.memory, self._controller.page, command, 8).read(0, 8)
+            self._timestamp_ms = int.from_bytes(data[:6], "little")
+            self._timestamp_at_ns = self._controller.device.board.clock.now_ns()
+        elif feature == _WRITE_CACHE:
+            backend = self._controller.device.backend
+            if backend is not None:
+                backend.writeback = bool(value & 1)
+        elif feature != 0x04 or value >> 20 & 3 == 0:
+            self._features[feature] = value & 0xFFFF if feature == 0x04 else value
+        return 0
+
+    def _queue_counts(self) -> int:
+        count = int(self._controller.max_queues) - 1
+        return count << 16 | count
+
+    def _timestamp(self) -> int:
+        passed: int = self._controller.device.board.clock.now_ns() - self._timestamp_at_ns
+        return self._timestamp_ms + passed // 10**6 & (1 << 48) - 1
+
+    # -- events
+
+    def _await_event(self, command: Command) -> None:
+        if len(self._waiting) > self._controller.device.aerl:
+            raise Refused(status.TOO_MANY_EVENTS)
+        self._waiting.append(command)
+        self._deliver()
+
+    def namespace_resized(self) -> None:
+        """The namespace has another size: a guest that wants to know is told."""
+        self._namespace_changed = True
+        if self._features[_EVENTS] & 1 << 8 and len(self._events) < _MAX_EVENTS:
+            self._events.append((_NOTICE, _CHANGED_NAMESPACES))
+            self._deliver()
+
+    def _deliver(self) -> None:
+        # One of a kind at a time, until its log was read.
+        while self._waiting and self._events:
+            kind, page = self._events[0]
+            if page in self._masked:
+                return
+            self._events.popleft()
+            self._masked.add(page)
+            self._controller.complete(self._waiting.popleft(), page << 16 | kind, status.SUCCESS)

@@ -1,0 +1,248 @@
+"""An NVMe controller (NVM Express 1.4, chapter 3): registers, doorbells, and the way of commands through the queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from qobra.machine.block_requests import BlockRequests, Done, Operation
+from qobra.machine.nvme import identify, status
+from qobra.machine.nvme.admin import Admin
+from qobra.machine.nvme.io import BlockCommands
+from qobra.machine.nvme.queues import Command, CompletionQueue, SubmissionQueue
+from qobra.machine.nvme.status import Refused
+
+if TYPE_CHECKING:
+    from qobra.machine.device.nvme import Nvme
+    from qobra.machine.dma import GuestMemory
+
+_CAP, _VS, _INTMS, _INTMC, _CC, _CSTS, _AQA, _ASQ, _ACQ = 0x00, 0x08, 0x0C, 0x10, 0x14, 0x1C, 0x24, 0x28, 0x30
+DOORBELLS = 0x1000
+_MAX_ENTRIES = 2048
+_MAX_PAGE_SHIFT = 16
+# Entries, contiguous queues, 7.5 seconds to start; block commands, pages of up to 64 KiB.
+_CAPABILITIES = _MAX_ENTRIES - 1 | 1 << 16 | 15 << 24 | 1 << 37 | (_MAX_PAGE_SHIFT - 12) << 52
+_ENABLE, _READY, _FAILED, _SHUT_DOWN = 0x1, 0x1, 0x2, 0x8
+_MAX_UNDER_WAY = 64
+"""Commands that the storage is given at a time; the others wait in their queues."""
+
+
+class Controller:
+    """The controller of ``device``. Everything here runs inside the control strand.
+
+    ``messages_enabled`` and ``notify(vector)`` are the device's MSI-X, ``set_pin`` its interrupt pin.
+    """
+
+    max_entries = _MAX_ENTRIES
+
+    def __init__(
+        self, device: Nvme, memory: GuestMemory, vectors: int, messages_enabled: Callable[[], bool],
+        notify: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self.device = device
+        self.memory = memory
+        self.vectors = vectors
+        self.messages_enabled = messages_enabled
+        self._notify = notify
+        self.max_queues = device.max_ioqpairs
+        self._requests = BlockRequests(device)
+        self._admin = Admin(self)
+        self._io = BlockCommands(self)
+        self.submissions: dict[int, SubmissionQueue] = {}
+        self.completions: dict[int, CompletionQueue] = {}
+        self.page = 4096
+        self._configuration = self._status = self._masked = 0
+        self._admin_sizes = self._admin_submissions = self._admin_completions = 0
+        self._under_way = 0
+        self._signalled: set[int] = set()
+
+    @property
+    def max_transfer(self) -> int:
+        """Bytes that one command may move."""
+        return self.page << self.device.mdts if self.device.mdts else 1 << 62
+
+    def reset(self) -> None:
+        """As after power-on."""
+        self._stop()
+        self._configuration = self._status = self._masked = 0
+        self._admin_sizes = self._admin_submissions = self._admin_completions = 0
+
+    def close(self) -> None:
+        """Stop for good."""
+        self._stop()
+        self._requests.close()
+
+    def namespace_resized(self) -> None:
+        """The medium has another length."""
+        if self._status & _READY:
+            self._admin.namespace_resized()
+
+    # -- registers
+
+    def read(self, offset: int) -> int:
+        """The 32-bit register at ``offset``."""
+        wide = {_CAP: _CAPABILITIES, _ASQ: self._admin_submissions, _ACQ: self._admin_completions}
+        if offset & ~7 in wide:
+            return wide[offset & ~7] >> 8 * (offset & 4) & 0xFFFFFFFF
+        return {
+            _VS: identify.VERSION,
+            _INTMS: self._masked,
+            _INTMC: self._masked,
+            _CC: self._configuration,
+            _CSTS: self._status,
+            _AQA: self._admin_sizes,
+        }.get(offset, 0)
+
+    def write(self, offset: int, value: int) -> None:
+        """Write the 32-bit register at ``offset``."""
+        if offset >= DOORBELLS:
+            self._ring((offset - DOORBELLS) // 4, value & 0xFFFF)
+        elif offset == _INTMS:
+            self._masked |= value
+            self.update_pin()
+        elif offset == _INTMC:
+            self._masked &= ~value
+            self.update_pin()
+        elif offset == _CC:
+            self._configure(value)
+        elif offset == _AQA:
+            self._admin_sizes = value & 0x0FFF0FFF
+        elif offset & ~7 == _ASQ:
+            self._admin_submissions = _half(self._admin_submissions, offset & 4, value) & ~0xFFF
+        elif offset & ~7 == _ACQ:
+            self._admin_completions = _half(self._admin_completions, offset & 4, value) & ~0xFFF
+
+    def _configure(self, value: int) -> None:
+        before, self._configuration = self._configuration, value
+        if value & _ENABLE and not before & _ENABLE:
+            self._status = _READY if self._start() else _FAILED
+        elif before & _ENABLE and not value & _ENABLE:
+            self._stop()
+            self._configuration = self._status = 0
+            return
+        if value >> 14 & 3 and not before >> 14 & 3:
+            self._shut_down()
+        elif not value >> 14 & 3:
+            self._status &= ~_SHUT_DOWN
+
+    def _shut_down(self) -> None:
+        if self.device.backend is None:
+            self._status |= _SHUT_DOWN
+            return
+
+        def flushed(_none: Any, _error: Exception | None) -> None:
+            self._status |= _SHUT_DOWN
+
+        self._requests.submit(lambda backend: backend.flush(), flushed, is_read=False)
+
+    def _start(self) -> bool:
+        shift = (self._configuration >> 7 & 15) + 12
+        commands, sizes = self._configuration >> 4 & 7, self._configuration >> 16 & 0xFF
+        submissions, completions = (self._admin_sizes & 0xFFF) + 1, (self._admin_sizes >> 16) + 1
+        if (
+            shift > _MAX_PAGE_SHIFT
+            or commands
+            or sizes != 0x46
+            or not self._admin_submissions
+            or not self._admin_completions
+            or submissions < 2
+            or completions < 2
+        ):
+            return False
+        self.page = 1 << shift
+        self._admin.reset()
+        queue = CompletionQueue(self.memory, 0, self._admin_completions, completions, 0)
+        self.completions[0] = queue
+        self.submissions[0] = SubmissionQueue(self.memory, 0, self._admin_submissions, submissions, queue)
+        return True
+
+    def _stop(self) -> None:
+        self._requests.cancel()
+        self._under_way = 0
+        self.submissions.clear()
+        self.completions.clear()
+        self._signalled.clear()
+        self.update_pin()
+
+    def _ring(self, number: int, value: int) -> None:
+        queue_number = number >> 1
+        if number & 1:
+            completions = self.completions.get(queue_number)
+            if completions is None or value >= completions.size:
+                return
+            completions.head = value
+            self._flush(completions)
+            if completions.empty:
+                self._signalled.discard(queue_number)
+                self.update_pin()
+            self._process()
+            return
+        submissions = self.submissions.get(queue_number)
+        if submissions is not None and value < submissions.size:
+            submissions.tail = value
+            self._process()
+
+    # -- commands
+
+    def _process(self) -> None:
+        # Turn by turn, so that no queue waits for another; until all are empty, or their answers find no room.
+        progress = True
+        while progress:
+            progress = False
+            for queue in list(self.submissions.values()):
+                if queue.closed or queue.completions.waiting or (queue.number and self._under_way >= _MAX_UNDER_WAY):
+                    continue
+                command = queue.next()
+                if command is not None:
+                    progress = True
+                    self._execute(command)
+
+    def _execute(self, command: Command) -> None:
+        try:
+            if command.queue.number:
+                self._io.execute(command)
+                return
+            result = self._admin.execute(command)
+        except Refused as refused:
+            self.complete(command, 0, refused.status)
+            return
+        if result is not None:
+            self.complete(command, result, status.SUCCESS)
+
+    def begin(self, _command: Command, operation: Operation, done: Done, *, is_read: bool) -> None:
+        """Give the storage something to do for a command; :meth:`end` follows."""
+        self._under_way += 1
+        self._requests.submit(operation, done, is_read=is_read)
+
+    def end(self, command: Command, code: int) -> None:
+        """The storage is done with a command."""
+        self._under_way -= 1
+        self.complete(command, 0, code)
+        self._process()
+
+    def complete(self, command: Command, result: int, code: int) -> None:
+        """Tell the guest how a command ended."""
+        if not command.queue.closed:
+            completions = command.queue.completions
+            completions.waiting.append((command, result, code))
+            self._flush(completions)
+
+    # -- interrupts
+
+    def _flush(self, completions: CompletionQueue) -> None:
+        if completions.flush() and completions.vector is not None:
+            if self.messages_enabled():
+                self._notify(completions.vector)
+            else:
+                self._signalled.add(completions.number)
+                self.update_pin()
+
+    def update_pin(self) -> None:
+        """Drive the pin: some queue that is not masked has answers for the guest."""
+        vectors = (self.completions[n].vector for n in self._signalled if n in self.completions)
+        level = any(vector is not None and not self._masked >> min(vector, 31) & 1 for vector in vectors)
+        self.device.set_pin(level and not self.messages_enabled())
+
+
+def _half(old: int, high: int, value: int) -> int:
+    return old & 0xFFFFFFFF | value << 32 if high else old >> 32 << 32 | value

@@ -1,0 +1,286 @@
+"""NVMe from the guest's side: queues, reads and writes, page lists, events; and guests that break the rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qobra.errors import QobraError
+from qobra.machine.launch import simple_machine
+from qobra.machine.plug import add_device, remove_device
+from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+
+_ADMIN, _IO, _BUFFER, _LIST = 0x100000, 0x110000, 0x200000, 0x180000
+_CC, _CSTS, _AQA = 0x14, 0x1C, 0x24
+_ENTRIES = 16
+
+
+def _le(value: int, width: int) -> bytes:
+    return value.to_bytes(width, "little")
+
+
+class Ring:
+    """A pair of queues: commands at ``base``, answers a page after it."""
+
+    def __init__(self, base: int) -> None:
+        self.commands, self.answers = base, base + 0x1000
+        self.tail = self.head = 0
+        self.phase = 1
+
+
+class Guest:
+    """A pc with a disk of 1 MiB, the controller switched on, and one pair of queues for the disk."""
+
+    def __init__(self, directory: Path, **properties: str) -> None:
+        self.image = directory / "disk"
+        self.image.write_bytes(b"".join(bytes([n % 251]) * 512 for n in range(2048)))
+        self.machine = simple_machine(memory=32 << 20)
+        self.access = BoardAccess(self.machine)
+        with self.machine.control:
+            node = {"driver": "file", "filename": str(self.image), "node-name": "disk", "discard": "unmap"}
+            self.machine.block.add_node(node)
+            options = {"driver": "nvme", "drive": "disk", "id": "nvme", "serial": "abc", "addr": "5"} | properties
+            self.device: Any = add_device(self.machine, options, keyval=True)
+        self.function = PciFunction(self.access, 5 << 3)
+        self.function.enable()
+        self.base = self.function.bars[0]
+        self.rings = [Ring(_ADMIN), Ring(_IO)]
+        self.enable()
+
+    def enable(self) -> None:
+        for ring in self.rings:
+            self.access.write(ring.commands, bytes(0x2000))
+            ring.tail, ring.head, ring.phase = 0, 0, 1
+        self.access.store(self.base + _AQA, 4, (_ENTRIES - 1) << 16 | _ENTRIES - 1)
+        self.access.store(self.base + 0x28, 8, _ADMIN)
+        self.access.store(self.base + 0x30, 8, _ADMIN + 0x1000)
+        self.access.store(self.base + _CC, 4, 0x00460001)
+        assert self.access.load(self.base + _CSTS, 4) == 1
+        assert self.command(0x05, prp1=_IO + 0x1000, words=((_ENTRIES - 1) << 16 | 1, 3)) == (0, 0)
+        assert self.command(0x01, prp1=_IO, words=((_ENTRIES - 1) << 16 | 1, 1 << 16 | 1)) == (0, 0)
+
+    def put(
+        self, opcode: int, namespace: int, prp1: int, prp2: int, words: tuple[int, ...], queue: int, flags: int = 0
+    ) -> None:
+        ring = self.rings[queue]
+        data = bytes((opcode, flags)) + _le(ring.tail, 2) + _le(namespace, 4) + bytes(16) + _le(prp1, 8) + _le(prp2, 8)
+        data += b"".join(_le(word, 4) for word in words + (0,) * (6 - len(words)))
+        self.access.write(ring.commands + 64 * ring.tail, data)
+        ring.tail = (ring.tail + 1) % _ENTRIES
+        self.access.store(self.base + 0x1000 + 8 * queue, 4, ring.tail)
+
+    def answer(self, queue: int) -> tuple[int, int]:
+        ring = self.rings[queue]
+        at = ring.answers + 16 * ring.head
+        wait_until(lambda: self.access.load(at + 14, 2) & 1 == ring.phase)
+        result, code = self.access.load(at, 4), self.access.load(at + 14, 2) >> 1
+        ring.head = (ring.head + 1) % _ENTRIES
+        ring.phase ^= ring.head == 0
+        self.access.store(self.base + 0x1004 + 8 * queue, 4, ring.head)
+        return code, result
+
+    def command(
+        self,
+        opcode: int,
+        namespace: int = 0,
+        *,
+        prp1: int = _BUFFER,
+        prp2: int = 0,
+        words: tuple[int, ...] = (),
+        queue: int = 0,
+        flags: int = 0,
+    ) -> tuple[int, int]:
+        """One command: its status and its result."""
+        self.put(opcode, namespace, prp1, prp2, words, queue, flags)
+        return self.answer(queue)
+
+    def io(self, opcode: int, block: int, count: int, **options: Any) -> int:
+        return self.command(opcode, 1, words=(block, 0, count - 1), queue=1, **options)[0]
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Any:
+    guest = Guest(tmp_path)
+    yield guest
+    guest.machine.close()
+
+
+def test_identify(guest: Guest) -> None:
+    assert guest.command(0x06, words=(1,)) == (0, 0)
+    assert guest.access.read(_BUFFER + 4, 20) == b"abc".ljust(20)
+    guest.command(0x06, 1, words=(0,))
+    assert guest.access.load(_BUFFER, 8) == 2048 and guest.access.load(_BUFFER + 130, 1) == 9
+    guest.command(0x06, words=(2,))
+    assert guest.access.load(_BUFFER, 8) == 1
+
+
+def test_reading_and_writing(guest: Guest) -> None:
+    guest.access.write(_BUFFER, b"w" * 1024)
+    assert guest.io(0x01, 7, 2) == 0
+    assert guest.image.read_bytes()[7 * 512 : 9 * 512] == b"w" * 1024
+    assert guest.io(0x02, 6, 2, prp1=_BUFFER + 0x3200) == 0
+    assert guest.access.read(_BUFFER + 0x3200, 1024) == bytes([6]) * 512 + b"w" * 512
+    assert guest.io(0x08, 7, 1) == 0
+    assert guest.image.read_bytes()[7 * 512 : 8 * 512] == bytes(512)
+    assert guest.command(0x00, 1, queue=1)[0] == 0
+
+
+def test_lists_of_pages(guest: Guest) -> None:
+    # The list begins near the end of its page and goes on in another.
+    pages = [_BUFFER + 0x10000 * n for n in range(1, 6)]
+    guest.access.write(_LIST + 0xFF0, _le(pages[0], 8) + _le(_LIST + 0x2000, 8))
+    guest.access.write(_LIST + 0x2000, b"".join(_le(page, 8) for page in pages[1:]))
+    assert guest.io(0x02, 0, 48, prp2=_LIST + 0xFF0) == 0
+    assert guest.access.read(_BUFFER, 1) == b"\0"
+    assert [guest.access.load(page, 1) for page in pages] == [8, 16, 24, 32, 40]
+
+
+@pytest.mark.parametrize(
+    ("opcode", "block", "count", "options", "status"),
+    [
+        (0x02, 2048, 1, {}, 0x4080),
+        (0x02, 0xFFFFFFFF, 8, {}, 0x4080),
+        (0x02, 0, 16, {"prp2": _BUFFER + 0x1200}, 0x4013),
+        (0x02, 0, 0x10000, {}, 0x4002),
+        (0x02, 0, 1, {"flags": 0x40}, 0x4002),
+        (0x7F, 0, 1, {}, 0x4001),
+    ],
+)
+def test_refused_commands(
+    guest: Guest, opcode: int, block: int, count: int, options: dict[str, int], status: int
+) -> None:
+    assert guest.io(opcode, block, count, **options) == status
+    assert guest.io(0x02, 0, 1) == 0
+
+
+def test_comparing(guest: Guest) -> None:
+    guest.access.write(_BUFFER, bytes([5]) * 512)
+    assert guest.io(0x05, 5, 1) == 0
+    assert guest.io(0x05, 6, 1) == 0x285
+
+
+def test_deallocating(guest: Guest) -> None:
+    guest.access.write(_BUFFER, _le(0, 4) + _le(8, 4) + _le(16, 8))
+    assert guest.command(0x09, 1, words=(0, 4), queue=1)[0] == 0
+    assert guest.image.read_bytes()[16 * 512 : 24 * 512] == bytes(8 * 512)
+
+
+def test_queues_are_checked(guest: Guest) -> None:
+    assert guest.command(0x05, words=(0x000F0001, 1))[0] == 0x4101
+    assert guest.command(0x05, words=(0xFFFF0002, 1))[0] == 0x4102
+    assert guest.command(0x05, words=(0x000F0002, 0x5000003))[0] == 0x4108
+    assert guest.command(0x01, words=(0x000F0002, 9 << 16 | 1))[0] == 0x4100
+    assert guest.command(0x04, words=(1,))[0] == 0x10C
+    assert guest.command(0x00, words=(1,))[0] == 0
+    assert guest.command(0x04, words=(1,))[0] == 0
+
+
+def test_answers_wait_for_room(guest: Guest) -> None:
+    # The guest does not read its answers: the controller stops taking commands, and goes on when it does.
+    ring = guest.rings[1]
+    for _ in range(_ENTRIES - 1):
+        guest.put(0x02, 1, _BUFFER, 0, (0, 0, 0), 1)
+    wait_until(lambda: guest.access.load(ring.answers + 16 * (_ENTRIES - 2) + 14, 2) & 1 == 1)
+    guest.put(0x02, 1, _BUFFER, 0, (0, 0, 0), 1)
+    for _ in range(_ENTRIES):
+        assert guest.answer(1)[0] == 0
+
+
+def test_interrupt_pin(guest: Guest) -> None:
+    guest.put(0x02, 1, _BUFFER, 0, (0, 0, 0), 1)
+    wait_until(lambda: bool(guest.function.config(6, 2) & 8))
+    guest.access.store(guest.base + 0x0C, 4, 1)
+    assert not guest.function.config(6, 2) & 8
+    guest.access.store(guest.base + 0x10, 4, 1)
+    assert guest.function.config(6, 2) & 8
+    guest.answer(1)
+    assert not guest.function.config(6, 2) & 8
+
+
+def test_a_resized_disk_is_reported(guest: Guest) -> None:
+    assert guest.command(0x09, words=(0x0B, 1 << 8))[0] == 0
+    guest.put(0x0C, 0, 0, 0, (), 0)
+    with guest.machine.control:
+        guest.machine.block.resize(guest.machine.block.find_node("disk"), 2 << 20)
+    assert guest.answer(0) == (0, 0x00040002)
+    guest.command(0x06, 1, words=(0,))
+    assert guest.access.load(_BUFFER, 8) == 4096
+    guest.command(0x02, 0xFFFFFFFF, words=(4 | 1 << 16,))
+    assert guest.access.load(_BUFFER, 4) == 1
+
+
+def test_reset_and_shutdown(guest: Guest) -> None:
+    guest.access.store(guest.base + _CC, 4, 0x00464001)
+    wait_until(lambda: guest.access.load(guest.base + _CSTS, 4) == 9)
+    guest.access.store(guest.base + _CC, 4, 0)
+    assert guest.access.load(guest.base + _CSTS, 4) == 0
+    guest.enable()
+    assert guest.io(0x02, 0, 1) == 0
+    guest.access.store(guest.base + _CC, 4, 0)
+    guest.access.store(guest.base + _CC, 4, 0x00000001)
+    assert guest.access.load(guest.base + _CSTS, 4) == 2
+
+
+def test_failed_reads(guest: Guest) -> None:
+    def failing(_offset: int, _length: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    guest.device.backend.read = failing
+    assert guest.io(0x02, 0, 1) == 0x281
+
+
+def test_unplug(guest: Guest) -> None:
+    with guest.machine.control:
+        remove_device(guest.machine, "nvme")
+        guest.machine.run_state.request_reset()
+    with guest.machine.control:
+        assert not guest.machine.block.devices
+        guest.machine.block.delete_node("disk")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"serial": ""}, "serial property not set"),
+        ({"max_ioqpairs": "0"}, "max_ioqpairs must be between 1 and 2047"),
+        ({"msix_qsize": "0"}, "msix_qsize must be between 1 and 256"),
+    ],
+)
+def test_refusals(guest: Guest, options: dict[str, str], text: str) -> None:
+    with guest.machine.control, pytest.raises(QobraError) as caught:
+        add_device(guest.machine, {"driver": "nvme", "serial": "x"} | options, keyval=True)
+    assert caught.value.desc == text
+
+
+_COMMAND = st.tuples(
+    st.sampled_from([0, 1, 2, 4, 5, 6, 8, 9, 0x0A, 0x0C, 0x19, 0x80]),
+    st.sampled_from([0, 1, 2, 0xFFFFFFFF]),
+    st.sampled_from([_BUFFER, _ADMIN, _IO, 0xE0000000, 0xFFFFFFFFFFFFF000, 0x1FFFE00, 3]),
+    st.sampled_from([0, _LIST, _LIST + 4, _IO + 0x1000, 0xFFFFFFFFFFFFF000]),
+    st.lists(st.one_of(st.integers(0, 0xFFFFFFFF), st.integers(0, 16)), max_size=6),
+    st.integers(0, 1),
+)
+
+
+_WRITE = st.tuples(st.integers(0, 0x3FF), st.integers(0, 0xFFFFFFFF))
+
+
+@given(st.lists(_COMMAND, max_size=12), st.lists(_WRITE, max_size=8))
+def test_hostile_commands(tmp_path_factory: Any, commands: list[Any], writes: list[tuple[int, int]]) -> None:
+    guest = Guest(tmp_path_factory.mktemp("nvme"))
+    try:
+        guest.access.write(_LIST, _le(_LIST, 8) * 512)  # a list that leads to itself
+        for opcode, namespace, prp1, prp2, words, queue in commands:
+            guest.put(opcode, namespace, prp1, prp2, tuple(words), queue)
+        for word, value in writes:
+            guest.access.store(guest.base + 4 * word, 4, value)
+            guest.access.store(guest.base + 0x1000 + 4 * (word & 7), 4, value)
+        guest.access.store(guest.base + _CC, 4, 0)
+        guest.enable()
+        assert guest.io(0x02, 0, 1) == 0
+    finally:
+        guest.machine.close()
