@@ -31,10 +31,11 @@ class _Terminate(BaseException):
 def main(architecture: str, arguments: list[str]) -> int:
     """Run a machine until it quits; the exit status."""
     from qobra.cli._system import table
+    from qobra.cli._system.early import prepare
 
     try:
         options = table.scan(arguments)
-        options = _with_config_files(options)
+        options = prepare(_with_config_files(options))
     except QobraError as error:
         fail(str(error))
     names = {name for name, _ in options}
@@ -84,7 +85,10 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _on_signal)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    builder = Builder(architecture, options)
+    try:
+        builder = Builder(architecture, options)
+    except QobraError as error:
+        fail(str(error))
     machine = builder.machine
     remove_pidfile: Callable[[], None] | None = None
     status = 0

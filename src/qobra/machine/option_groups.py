@@ -59,6 +59,10 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "object": (),
     "overcommit": (("mem-lock", BOOLEAN), ("cpu-pm", BOOLEAN)),
     "rtc": (("base", STRING), ("clock", STRING), ("driftfix", STRING)),
+    "sandbox": (
+        ("enable", BOOLEAN), ("obsolete", STRING), ("elevateprivileges", STRING), ("spawn", STRING),
+        ("resourcecontrol", STRING),
+    ),
     "smp-opts": (
         ("cpus", NUMBER), ("sockets", NUMBER), ("dies", NUMBER), ("clusters", NUMBER), ("cores", NUMBER),
         ("threads", NUMBER), ("maxcpus", NUMBER),

@@ -46,17 +46,20 @@ class Builder:
         self._architecture = architecture
         self._options = options
         self.preconfig = self._has("preconfig")
-        names = [parse_name(value) for value in self._values("name")]
-        uuids = self._values("uuid")
+        names: list[dict[str, Any]] = []
+        uuids: list[uuid_module.UUID] = []
+        self._each("name", lambda value: names.append(parse_name(value)))
+        self._each("uuid", lambda value: uuids.append(_uuid(value)))
         self.machine = Machine(
             name=names[-1].get("guest") if names else None,
-            uuid=_uuid(uuids[-1]) if uuids else None,
+            uuid=uuids[-1] if uuids else None,
             capabilities=frozenset(("board", architecture)),
         )
         self.machine.say, self.machine.warn = say, warn
         self.machine.preconfig = self.preconfig
         self._monitors = Monitors(self.machine)
         self._config = MachineConfig()
+        self._refused_calls: list[int] | None = None
         self._late: list[tuple[dict[str, Any], bool]] = []
         self._continue = threading.Event()
         self._serials: list[str | None] = []
@@ -83,6 +86,8 @@ class Builder:
     def build_early(self) -> None:
         """Descriptors, character devices, objects, block nodes, drives, monitors; and what the board will be."""
         nodes = self._parsed_blockdevs()
+        self._each("sandbox", self._set_sandbox)
+        self._each("audiodev", _check_audiodev)
         self._each("add-fd", self._add_fd)
         self._each("machine", self._config.set_machine)
         self._each("accel", self._config.set_accelerator)
@@ -111,6 +116,11 @@ class Builder:
         self._board_options()
         self._config.apply(self.board)
 
+    def _set_sandbox(self, value: str) -> None:
+        from qobra.cli._system import sandbox
+
+        self._refused_calls = sandbox.parse(value)
+
     def _make_board(self) -> None:
         try:
             cls = find_board(self._architecture, self._config.board)
@@ -122,6 +132,8 @@ class Builder:
         options = convert("add-fd", split(value))
         if "fd" not in options:
             raise QobraError("fd option is required and must be non-negative")
+        if "set" in options and options["fd"] > 2 and not _is_inherited(options["fd"]):
+            raise QobraError("fd is not valid or already in use")
         if "set" not in options:
             raise QobraError("set option is required")
         if options["fd"] <= 2:
@@ -267,16 +279,21 @@ class Builder:
             board.set("acpi", "off")
         if self._has("usb"):
             board.set("usb", True)
-        for value in self._values("fw_cfg"):
-            board.fw_cfg_files.append(_fw_cfg(convert("fw_cfg", split(value, "name"))))
+        self._each(
+            "fw_cfg", lambda value: board.fw_cfg_files.append(_fw_cfg(convert("fw_cfg", split(value, "name"))))
+        )
+        if self._values("initrd") and not self._values("kernel"):
+            raise QobraError("-initrd only allowed with -kernel option")
         for value in self._values("rtc"):
             self._set_rtc(convert("rtc", split(value)))
         for value in self._values("boot"):
             board.boot = convert("boot-opts", split(value, "order"))
         for option in ("vga", "display"):
             for value in self._values(option):
-                if value.split(",")[0] not in ("none", "std" if option == "vga" else "none"):
-                    raise QobraError(f"-{option} {value}: there is no such {'card' if option == 'vga' else 'display'}")
+                if option == "vga" and value not in ("none", "std"):
+                    raise QobraError(f"unknown vga type: {value}")
+                if option == "display" and value.split(",")[0] != "none":
+                    raise QobraError(f"-display {value}: Parameter 'type' does not accept value '{value}'")
         for value in self._values("parallel"):
             if value not in ("none", "null"):
                 raise QobraError(f"-parallel {value}: this machine has no parallel port")
@@ -388,7 +405,7 @@ class Builder:
             state.start()
 
     def drop_privileges(self) -> None:
-        """``-chroot`` and ``-runas``."""
+        """``-chroot``, ``-runas`` and ``-sandbox``."""
         for directory in self._values("chroot"):
             try:
                 os.chroot(directory)
@@ -399,6 +416,10 @@ class Builder:
             from qobra.cli._system.runas import become
 
             become(user)
+        if self._refused_calls is not None:
+            from qobra.cli._system import sandbox
+
+            sandbox.enter(self._refused_calls)
 
 
 def _refuse_net(text: str) -> None:
@@ -429,14 +450,30 @@ def _numa(text: str) -> dict[str, Any]:
     return checked
 
 
+def _check_audiodev(text: str) -> None:
+    """There is no sound; a backend that plays none is taken, as managers always name one."""
+    options, _keyval = tree(text, "driver")
+    for required in ("id", "driver"):
+        if required not in options:
+            raise QobraError(f"Parameter '{required}' is missing")
+    if options["driver"] != "none":
+        raise QobraError(f"Unknown audio driver `{options['driver']}'")
+
+
 def _uuid(text: str) -> uuid_module.UUID:
     import uuid as uuid_module
 
     try:
         return uuid_module.UUID(text)
     except ValueError:
-        print(f"{program()}: failed to parse UUID string: wrong format", file=sys.stderr)
-        raise SystemExit(1)
+        raise QobraError("failed to parse UUID string: wrong format")
+
+
+def _is_inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def _global(text: str) -> tuple[str, str, str]:
@@ -453,11 +490,11 @@ def _global(text: str) -> tuple[str, str, str]:
 def _fw_cfg(options: dict[str, str]) -> tuple[str, bytes]:
     name = options.get("name")
     if name is None or ("file" in options) == ("string" in options):
-        raise QobraError("-fw_cfg: invalid argument(s)")
+        raise QobraError("name, plus exactly one of file, string and gen_id, are needed")
     if "string" in options:
         return name, options["string"].encode()
     try:
         with open(options["file"], "rb") as stream:
             return name, stream.read(64 << 20)
     except OSError as error:
-        raise QobraError.from_os(f"-fw_cfg: can't load {options['file']}", error)
+        raise QobraError.from_os(f"can't load {options['file']}", error)

@@ -72,7 +72,7 @@ class MachineConfig:
             board.set_cpu_model(self.cpu)
         size = self.memory.get("size", board.default_ram_size)
         if "slots" in self.memory and "maxmem" not in self.memory:
-            raise QobraError("invalid -m option value: missing 'maxmem' option")
+            raise QobraError("slots specified but no max-size")
         if "maxmem" in self.memory:
             limit, slots = self.memory["maxmem"], self.memory.get("slots", 0)
             if limit < size:
@@ -85,8 +85,6 @@ class MachineConfig:
                     "invalid value of maxmem: memory slots were specified but maximum memory size "
                     f"(0x{limit:x}) is equal to the initial memory size (0x{size:x})"
                 )
-            if limit > size and not slots:
-                raise QobraError("invalid value of maxmem: no memory slots were specified")
             board.max_ram_size, board.memory_slots = limit, slots
         board.set_memory(size, backend=self.memory_backend, path=self.mem_path)
 

@@ -78,6 +78,11 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "pidfile": (True, "FILE: write the process ID there"),
     "runas": (True, "USER|UID:GID: become this user once everything is open"),
     "chroot": (True, "DIRECTORY: make it the root once everything is open"),
+    "sandbox": (
+        True,
+        "on|off[,obsolete=...][,elevateprivileges=...][,spawn=...][,resourcecontrol=allow|deny]: refuse system calls",
+    ),
+    "audiodev": (True, "none,id=ID: where sound goes; there is none"),
     "msg": (True, "[timestamp=on|off][,guest-name=on|off]: what precedes messages"),
     "overcommit": (True, "[mem-lock=on|off][,cpu-pm=on|off]"),
     "trace": (True, "[enable=]PATTERN: accepted; there are no trace events"),
