@@ -279,9 +279,7 @@ class Builder:
             board.set("acpi", "off")
         if self._has("usb"):
             board.set("usb", True)
-        self._each(
-            "fw_cfg", lambda value: board.fw_cfg_files.append(_fw_cfg(convert("fw_cfg", split(value, "name"))))
-        )
+        self._each("fw_cfg", lambda value: board.fw_cfg_files.append(_fw_cfg(convert("fw_cfg", split(value, "name")))))
         if self._values("initrd") and not self._values("kernel"):
             raise QobraError("-initrd only allowed with -kernel option")
         for value in self._values("rtc"):
