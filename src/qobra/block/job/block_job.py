@@ -30,6 +30,9 @@ def device_name(layer: BlockLayer, node: BlockNode) -> str:
     for root in layer.graph.roots_of(node):
         if isinstance(root, BlockBackend) and root.name:
             return root.name
+    for parent, _name in layer.graph.parents(node):
+        if parent.implicit:
+            return device_name(layer, parent)
     return ""
 
 

@@ -11,7 +11,16 @@ from qobra.block.copy.ranges import allocated_above
 from qobra.block.filter.copy_on_read import CopyOnReadNode
 from qobra.block.filter.placing import insert_filter, remove_filter, take_out_filter
 from qobra.block.job.block_job import REPORT, STOP, BlockJob
-from qobra.block.job.chain import chain, contains, find_by_name, find_overlay, next_below, set_read_only, skip_filters
+from qobra.block.job.chain import (
+    chain,
+    contains,
+    find_by_name,
+    find_overlay,
+    next_below,
+    set_read_only,
+    skip_filters,
+    skip_implicit,
+)
 from qobra.block.job.sweep import Sweep
 from qobra.errors import QobraError
 
@@ -137,6 +146,8 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
             raise QobraError(f"'{one}' and '{two}' cannot be specified at the same time")
     device = args["device"]
     node = layer.find_device_or_node(device)
+    if device in layer.backends:
+        node = skip_implicit(node)  # such as a drive's own copy-on-read
     base, bottom = _find_ends(jobs, node, args)
     end = next_below(bottom) if bottom is not None else base
     for each in chain(node):

@@ -1,0 +1,133 @@
+"""The human monitor's commands for media, statistics, limits and the commit of all that a snapshot holds."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from qobra.block.job.chain import skip_implicit
+from qobra.errors import QobraError, errno_of
+from qobra.machine.machine import Machine
+from qobra.qmp import dispatch
+from qobra.qmp.hmp import hmp_command
+
+_STATS = ("rd_bytes", "wr_bytes", "rd_operations", "wr_operations", "flush_operations") + (
+    *("wr_total_time_ns", "rd_total_time_ns", "flush_total_time_ns", "rd_merged", "wr_merged", "idle_time_ns"),
+)
+
+
+@hmp_command(
+    "commit",
+    args="device:B",
+    params="device|all",
+    help="commit changes to the disk images (if -snapshot is used) or backing files",
+)
+def commit(machine: Machine, args: dict[str, Any]) -> str:
+    """Put what an image holds into its backing file, at once."""
+    name = args["device"]
+    layer = machine.block
+    if name == "all":
+        for backend in list(layer.backends.values()):
+            if backend.node is not None and skip_implicit(backend.node).backing is not None:
+                try:
+                    _commit(machine, backend.node)
+                except (OSError, QobraError) as error:
+                    return f"'commit' error for 'all': {os.strerror(errno_of(error))}\n"
+        return ""
+    found = layer.backends.get(name)
+    if found is None:
+        return f"Device '{name}' not found\n"
+    if found.node is None:
+        return f"Device '{name}' has no medium\n"
+    try:
+        _commit(machine, found.node)
+    except (OSError, QobraError) as error:
+        return f"'commit' error for '{name}': {os.strerror(errno_of(error))}\n"
+    return ""
+
+
+def _commit(machine: Machine, node: Any) -> None:
+    from qobra.block.commit_image import commit_image
+
+    commit_image(machine.block, skip_implicit(node))
+
+
+@hmp_command(
+    "eject", args="force:-f,device:B", params="[-f] device", help="eject a removable medium (use -f to force it)"
+)
+def eject(machine: Machine, args: dict[str, Any]) -> None:
+    """Take a medium out."""
+    dispatch.call(machine, "eject", {"device": args["device"], "force": args.get("force", False)})
+
+
+@hmp_command(
+    "change",
+    args="device:B,force:-f,target:F,arg:s?,read-only-mode:s?",
+    params="device [-f] filename [format [read-only-mode]]",
+    help="change a removable medium, optional format, use -f to force the operation",
+)
+def change(machine: Machine, args: dict[str, Any]) -> None:
+    """Put another medium in."""
+    arguments = {"device": args["device"], "filename": args["target"]}
+    if "arg" in args:
+        arguments["format"] = args["arg"]
+    if "read-only-mode" in args:
+        arguments["read-only-mode"] = args["read-only-mode"]
+    dispatch.call(machine, "blockdev-change-medium", arguments)
+
+
+@hmp_command(
+    "block_set_io_throttle",
+    args="device:B,bps:l,bps_rd:l,bps_wr:l,iops:l,iops_rd:l,iops_wr:l",
+    params="device bps bps_rd bps_wr iops iops_rd iops_wr",
+    help="change I/O throttle limits for a block drive",
+)
+def block_set_io_throttle(machine: Machine, args: dict[str, Any]) -> None:
+    """Limit a drive, or a device by its id."""
+    limits = dict(args)
+    name = limits.pop("device")
+    key = "device" if name in machine.block.backends else "id"
+    dispatch.call(machine, "block_set_io_throttle", {key: name, **limits})
+
+
+@hmp_command("info blockstats", help="show block device statistics")
+def info_blockstats(machine: Machine, args: dict[str, Any]) -> str:
+    """What block devices have done so far."""
+    text = ""
+    for device in dispatch.call(machine, "query-blockstats", {}):
+        if not device.get("device"):
+            continue
+        stats = device["stats"]
+        text += f"{device['device']}: {' '.join(f'{name}={stats.get(name, 0)}' for name in _STATS)}\n"
+    return text
+
+
+@hmp_command("info snapshots", help="show the currently saved VM snapshots")
+def info_snapshots(machine: Machine, args: dict[str, Any]) -> str:
+    """The internal snapshots: those that all images have, and by image those that they do not."""
+    from qobra.block.describe import snapshot_lines
+
+    devices = {
+        name: backend.node.info().get("snapshots", [])
+        for name, backend in machine.block.backends.items()
+        if backend.node is not None and hasattr(skip_implicit(backend.node), "snapshot_create")
+    }
+    if not devices:
+        raise QobraError("no block device can store vmstate for snapshot")
+    if not any(devices.values()):
+        return "There is no snapshot available.\n"
+    first = next(iter(devices.values()))
+    names = [{each["name"] for each in snapshots} for snapshots in devices.values()]
+    everywhere = [each for each in first if all(each["name"] in known for known in names)]
+    text = "List of snapshots present on all disks:\n"
+    text += _lines([{**each, "id": "--"} for each in everywhere], snapshot_lines) if everywhere else "None\n"
+    common = {each["name"] for each in everywhere}
+    for name, snapshots in devices.items():
+        partial = [each for each in snapshots if each["name"] not in common]
+        if partial:
+            text += f"\nList of partial (non-loadable) snapshots on '{name}':\n" + _lines(partial, snapshot_lines)
+    return text
+
+
+def _lines(snapshots: list[dict[str, Any]], show: Any) -> str:
+    return "".join(f"{line}\n" for line in show(snapshots))
