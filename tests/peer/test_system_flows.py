@@ -180,6 +180,34 @@ def test_errors_under_a_stream(compare: Compare, policy: str, errno: int) -> Non
         globals()["make_chain"] = original
 
 
+@pytest.mark.parametrize("options", [f"{TOP},snapshot=on", TOP], ids=["snapshot", "chain"])
+def test_commit_through_the_monitor(compare: Compare, options: str) -> None:
+    def script(run: Run) -> None:
+        for line in ("write -P 9 0 64k", "read -P 3 1M 512k"):
+            hmp(run, f'qemu-io drive0 "{line}"')
+        for line in ("info snapshots", "commit drive0", 'qemu-io drive0 "map"', "commit all", "commit nothing"):
+            hmp(run, line)
+        run.tool("qemu-io", "-r", "-U", "-c", "read -P 9 0 64k", "top")
+
+    compare(script, ["-drive", options])
+
+
+@pytest.mark.parametrize("line", ["info blockstats", "eject drive0", "change drive0 x", "eject nothing", "commit"])
+def test_answers_to_people(compare: Compare, line: str) -> None:
+    compare(lambda run: hmp(run, line), ["-drive", TOP])
+
+
+def test_copy_on_read_of_a_drive(compare: Compare) -> None:
+    def script(run: Run) -> None:
+        hmp(run, 'qemu-io drive0 "read -P 1 0 64k"')
+        hmp(run, 'qemu-io drive0 "map"')
+        run("block-stream", {"device": "drive0"})
+        run.wait("JOB_STATUS_CHANGE", status="null")
+        run("query-block")
+
+    compare(script, ["-drive", f"{TOP},copy-on-read=on"])
+
+
 def test_a_drive_goes_with_its_device(compare: Compare) -> None:
     def script(run: Run) -> None:
         run("device_add", {"driver": "scsi-hd", "id": "hd", "drive": "drive0", "bus": "s.0"})

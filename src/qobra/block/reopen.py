@@ -101,6 +101,8 @@ def _prepare_child(
             # Referred to by name, and still this node's own: it follows.
             inherited = inherited_options(node, options, node.roles[name])
             kept = {key: value for key, value in child.options.items() if key not in GENERIC_OPTIONS}
+            if child.backing is not None:
+                kept["backing"] = child.backing.node_name  # also one that only the header names
             _prepare(layer, change, child, {**inherited, **kept, **child.explicit_options}, undo)
         return
     if reaches(child, node):
