@@ -15,6 +15,12 @@ import pytest
 qemu_qmp = pytest.importorskip("qemu.qmp")
 
 
+def _listens(path: Path) -> bool:
+    """Whether someone listens there: a socket has its name a moment before."""
+    with open("/proc/net/unix") as table:
+        return any(line.split()[3] == "00010000" and line.rstrip().endswith(f" {path}") for line in table)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[str]:
     """The socket of a running daemon."""
@@ -23,7 +29,7 @@ def path(tmp_path: Path) -> Iterator[str]:
     command[3:3] = ["--chardev", f"socket,id=c,path={socket},server=on,wait=off"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not socket.exists():
+    while not _listens(socket):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     yield str(socket)
