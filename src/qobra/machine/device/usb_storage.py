@@ -1,0 +1,184 @@
+"""``usb-storage``: a disk behind USB's bulk-only transport (USB Mass Storage Class, Bulk-Only Transport 1.0)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.block_requests import BlockRequests
+from qobra.machine.blockdev import BlockFrontEnd
+from qobra.machine.devices import registry
+from qobra.machine.scsi.bus import Result, ScsiBus
+from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, IO_ERROR, Sense
+from qobra.machine.usb.device import Nak, Stall, UsbDevice
+from qobra.object.property import Bool
+
+_COMMAND_SIGNATURE, _STATUS_SIGNATURE = b"USBC", b"USBS"
+_COMMAND_LENGTH = 31
+_BULK_IN, _BULK_OUT = 1, 2
+_MAX_DATA = 16 << 20
+_BULK_RESET, _GET_MAX_LUN = 0xFF, 0xFE
+_FAILED = 1
+_WAIT_COMMAND, _DATA_OUT, _DATA_IN, _STATUS = range(4)
+_PROPERTIES = (
+    ("logical_block_size", "physical_block_size", "min_io_size", "opt_io_size", "discard_granularity", "share-rw")
+    + ("write-cache", "rerror", "werror", "account-invalid", "account-failed", "backend_defaults", "removable")
+    + ("serial",)
+)
+
+
+class UsbScsiBus(ScsiBus):
+    """The bus inside: one target with one unit."""
+
+    type_name = "SCSI"
+    max_target = 0
+    max_lun = 0
+    hotplug = False
+
+
+@registry.register("usb-storage")
+class UsbStorage(UsbDevice, BlockFrontEnd):
+    """A disk with a plug. What stores is a SCSI disk inside, which takes the drive over."""
+
+    type_name = "usb-storage"
+    description = "USB mass storage"
+    product = "QEMU USB MSD"
+
+    removable = Bool(False)
+
+    device_descriptor = bytes((18, 1, 0x00, 0x02, 0, 0, 0, 8, 0xF4, 0x46, 0x01, 0x00, 0, 0, 1, 2, 3, 1))
+    configuration_descriptor = bytes((
+        9, 2, 32, 0, 1, 1, 4, 0xC0, 0,
+        9, 4, 0, 0, 2, 0x08, 0x06, 0x50, 0,
+        7, 5, 0x81, 2, 64, 0, 0,
+        7, 5, 0x02, 2, 64, 0, 0,
+    ))  # fmt: skip
+    strings = {1: "QEMU", 2: "QEMU USB HARDDRIVE", 4: "Full speed config (usb 1.1)"}
+
+    def realize(self) -> None:
+        backend = self.backend
+        if backend is None:
+            raise QobraError("drive property not set")
+        if backend.node is None:
+            raise QobraError("Device needs media, but drive is empty")
+        backend.detach_device()
+        self.backend = None
+        bus = self.scsi_bus = UsbScsiBus(self.tree)
+        self.add_child(f"{self.user_id}.0" if self.user_id else "scsi.0", bus)
+        cls: Any = self.tree.find_type("scsi-hd")
+        disk = self.disk = cls(self.tree)
+        disk.backend = backend
+        backend.attach_device(disk)
+        for name in _PROPERTIES:
+            if name in self.values:
+                disk.values[name] = self.values[name]
+        bus.insert(disk)
+        bus.add_child("legacy[*]", disk)
+        disk.set_realized(True)
+        self._requests = BlockRequests(disk)
+        self.device_reset()
+
+    def unrealize(self) -> None:
+        self._requests.close()
+
+    def unit_plugged(self, _device: Any) -> None:
+        """The unit inside has come: nobody is to be told."""
+
+    def unit_unplugged(self, _device: Any) -> None:
+        """The unit inside has gone."""
+
+    def string(self, index: int) -> str | None:
+        if index == 3:
+            return self.serial_number or self._place()
+        return super().string(index)
+
+    def _place(self) -> str:
+        # Without a serial number, where the device is plugged in tells it apart.
+        bus: Any = self.bus
+        host = bus.owner
+        return f"1-0000:{host.pci_bus.number:02x}:{host.slot:02x}.{host.function:x}-{self.port_number + 1}"
+
+    def device_reset(self) -> None:
+        if self.realized:
+            self._requests.cancel()
+        self._phase = _WAIT_COMMAND
+        self._tag = b"\0\0\0\0"
+        self._length = 0
+        self._to_host = False
+        self._cdb = b""
+        self._data = bytearray()
+        self._result: Result | None = None
+        self._busy = False
+        self._moved = 0
+
+    def own_request(self, request: bytes, data: bytes) -> bytes:
+        if request[:2] == bytes((0xA1, _GET_MAX_LUN)):
+            return b"\0"
+        if request[:2] == bytes((0x21, _BULK_RESET)):
+            self.device_reset()
+            return b""
+        raise Stall
+
+    # -- bulk endpoints
+
+    def endpoint_out(self, endpoint: int, data: bytes) -> None:
+        if endpoint != _BULK_OUT:
+            raise Stall
+        if self._phase == _WAIT_COMMAND:
+            self._take_command(data)
+        elif self._phase == _DATA_OUT:
+            self._data += data[: self._length - len(self._data)]
+            if len(self._data) >= self._length:
+                self._execute()
+        else:
+            raise Stall
+
+    def _take_command(self, data: bytes) -> None:
+        if len(data) != _COMMAND_LENGTH or data[:4] != _COMMAND_SIGNATURE or data[13] or not 1 <= data[14] <= 16:
+            raise Stall
+        self._tag, self._length = data[4:8], int.from_bytes(data[8:12], "little")
+        if self._length > _MAX_DATA:
+            raise Stall
+        self._to_host = bool(data[12] & 0x80)
+        self._cdb = data[15 : 15 + data[14]].ljust(16, b"\0")
+        self._data, self._result, self._moved = bytearray(), None, 0
+        if self._length and not self._to_host:
+            self._phase = _DATA_OUT
+        else:
+            self._execute()
+
+    def _execute(self) -> None:
+        cdb, data = self._cdb, bytes(self._data)
+        room = self._length if self._to_host else 0
+        self._phase = _DATA_IN if self._length and self._to_host else _STATUS
+        self._busy = True
+
+        def operation(_backend: Any) -> Result:
+            return self.disk.execute(cdb, data, room)  # type: ignore[no-any-return]
+
+        self._requests.submit(operation, self._executed, is_read=self._to_host)
+
+    def _executed(self, result: Result | None, error: Exception | None) -> None:
+        self._busy = False
+        if error is not None:
+            self.disk.last_sense = Sense(*IO_ERROR)
+            result = Result(CHECK_CONDITION)
+        self._result = result or Result()
+
+    def endpoint_in(self, endpoint: int, room: int) -> bytes:
+        if endpoint != _BULK_IN or self._phase in (_WAIT_COMMAND, _DATA_OUT):
+            raise Stall
+        if self._busy or self._result is None:
+            raise Nak
+        if self._phase == _DATA_IN:
+            part = self._result.data[self._moved : self._moved + room]
+            self._moved += len(part)
+            # A short packet, or an empty one, ends what is less than the host expects.
+            if self._moved >= self._length or len(part) < room:
+                self._phase = _STATUS
+            return part
+        self._phase = _WAIT_COMMAND
+        moved = len(self._data) if not self._to_host else self._moved
+        residue = self._length - min(moved, self._length)
+        status = 0 if self._result.status == GOOD else _FAILED
+        return _STATUS_SIGNATURE + self._tag + residue.to_bytes(4, "little") + bytes((status,))

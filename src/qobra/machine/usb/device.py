@@ -1,0 +1,183 @@
+"""What every USB device does: the control pipe with its standard requests (USB 2.0, chapter 9)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qobra.machine.qdev import Device
+from qobra.object.property import Bool, String
+
+if TYPE_CHECKING:
+    from qobra.object.tree import ObjectTree
+
+SETUP, IN, OUT = 0x2D, 0x69, 0xE1
+"""Packet identifiers."""
+
+MAX_CONTROL = 4096
+_TO_HOST = 0x80
+_GET_STATUS, _CLEAR_FEATURE, _SET_FEATURE, _SET_ADDRESS = 0x00, 0x01, 0x03, 0x05
+_GET_DESCRIPTOR, _GET_CONFIGURATION, _SET_CONFIGURATION = 0x06, 0x08, 0x09
+_GET_INTERFACE, _SET_INTERFACE = 0x0A, 0x0B
+_DEVICE, _CONFIGURATION, _STRING = 1, 2, 3
+_IDLE, _DATA, _STATUS = range(3)
+
+
+class Nak(Exception):
+    """The device has nothing to say yet: the host is to ask again."""
+
+
+class Stall(Exception):
+    """The device refuses; on the control pipe until the next request, on another until the host clears it."""
+
+
+class UsbDevice(Device):
+    """A device. Models give their descriptors and serve their own requests and endpoints."""
+
+    type_name = "usb-device"
+    abstract = True
+    bus_type = "usb-bus"
+    product = ""
+
+    port = String(type="str")
+    serial_number = String(type="str", name="serial")
+    attached_property = Bool(name="attached", get=lambda self: self.realized, writable=False, show_default=False)
+
+    device_descriptor = b""
+    configuration_descriptor = b""
+    strings: dict[int, str] = {}
+
+    def __init__(self, tree: ObjectTree) -> None:
+        super().__init__(tree)
+        self.port_number = 0
+        self.address = 0
+        self.configuration = 0
+        self._stage = _IDLE
+        self._request = b""
+        self._reply = b""
+        self._control_data = bytearray()
+        self._halted: set[int] = set()
+
+    def reset(self) -> None:
+        """The host resets the port, or the machine is reset."""
+        self.address = self.configuration = 0
+        self._stage = _IDLE
+        self._halted.clear()
+        self.device_reset()
+
+    # -- packets
+
+    def packet(self, pid: int, endpoint: int, data: bytes, room: int) -> bytes:
+        """One packet: ``data`` from the host (SETUP, OUT), at most ``room`` bytes to it (IN). Raises Nak or Stall."""
+        if endpoint == 0:
+            return self._control(pid, data, room)
+        key = endpoint | (_TO_HOST if pid == IN else 0)
+        if not self.configuration or key in self._halted:
+            raise Stall
+        try:
+            if pid == IN:
+                return self.endpoint_in(endpoint, room)[:room]
+            self.endpoint_out(endpoint, data)
+            return b""
+        except Stall:
+            self._halted.add(key)
+            raise
+
+    def _control(self, pid: int, data: bytes, room: int) -> bytes:
+        if pid == SETUP:
+            return self._set_up(data)
+        if self._stage == _DATA:
+            if pid == IN and self._request[0] & _TO_HOST:
+                part, self._reply = self._reply[:room], self._reply[room:]
+                return part
+            if pid == OUT and not self._request[0] & _TO_HOST:
+                self._control_data += data[: self._control_length - len(self._control_data)]
+                if len(self._control_data) >= self._control_length:
+                    self._stage = _STATUS
+                return b""
+            self._stage = _STATUS  # the other direction: the host has had enough
+        if self._stage == _STATUS:
+            self._stage = _IDLE
+            if not self._request[0] & _TO_HOST:
+                self._carry_out()
+            return b""
+        raise Stall
+
+    @property
+    def _control_length(self) -> int:
+        return int.from_bytes(self._request[6:8], "little")
+
+    def _set_up(self, data: bytes) -> bytes:
+        self._stage = _IDLE
+        if len(data) != 8:
+            raise Stall
+        self._request, self._control_data, self._reply = data, bytearray(), b""
+        if self._control_length > MAX_CONTROL:
+            raise Stall
+        if data[0] & _TO_HOST:
+            self._reply = self._request_in(data)[: self._control_length]
+        self._stage = _DATA if self._control_length else _STATUS
+        return b""
+
+    def _request_in(self, request: bytes) -> bytes:
+        kind, code, value = request[0], request[1], int.from_bytes(request[2:4], "little")
+        if kind == 0x80 and code == _GET_DESCRIPTOR:
+            return self._descriptor(value >> 8, value & 0xFF)
+        if kind == 0x80 and code == _GET_STATUS:
+            return b"\x01\x00"  # powers itself
+        if kind == 0x80 and code == _GET_CONFIGURATION:
+            return bytes((self.configuration,))
+        if kind == 0x81 and code in (_GET_STATUS, _GET_INTERFACE):
+            return bytes(2 if code == _GET_STATUS else 1)
+        if kind == 0x82 and code == _GET_STATUS:
+            return bytes((int(request[4] in self._halted), 0))
+        return self.own_request(request, b"")
+
+    def _carry_out(self) -> None:
+        request, value = self._request, int.from_bytes(self._request[2:4], "little")
+        kind, code = request[0], request[1]
+        if kind == 0x00 and code == _SET_ADDRESS:
+            self.address = value & 0x7F
+        elif kind == 0x00 and code == _SET_CONFIGURATION and value <= 1:
+            self.configuration = value
+            self._halted.clear()
+        elif kind == 0x02 and code == _CLEAR_FEATURE and value == 0:
+            self._halted.discard(request[4])
+        elif (kind == 0x00 and code in (_CLEAR_FEATURE, _SET_FEATURE)) or (kind == 0x01 and code == _SET_INTERFACE):
+            pass
+        else:
+            self.own_request(request, bytes(self._control_data))
+
+    def _descriptor(self, kind: int, index: int) -> bytes:
+        if kind == _DEVICE:
+            return self.device_descriptor
+        if kind == _CONFIGURATION and index == 0:
+            return self.configuration_descriptor
+        if kind == _STRING:
+            if index == 0:
+                return b"\x04\x03\x09\x04"  # English
+            text = self.string(index)
+            if text is not None:
+                encoded = text.encode("utf-16-le")[:252]
+                return bytes((2 + len(encoded), _STRING)) + encoded
+        raise Stall
+
+    # -- for device models to fill in
+
+    def string(self, index: int) -> str | None:
+        """A string of the descriptors."""
+        return self.strings.get(index)
+
+    def device_reset(self) -> None:
+        """Drop what is going on."""
+
+    def own_request(self, request: bytes, data: bytes) -> bytes:
+        """A request that is not standard. Raises Stall."""
+        raise Stall
+
+    def endpoint_in(self, endpoint: int, room: int) -> bytes:
+        """Data for the host. Raises Nak or Stall."""
+        raise Stall
+
+    def endpoint_out(self, endpoint: int, data: bytes) -> None:
+        """Data from the host. Raises Nak or Stall."""
+        raise Stall

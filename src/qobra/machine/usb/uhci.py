@@ -1,0 +1,266 @@
+"""A UHCI host controller (Intel's Universal Host Controller Interface, 1.1): frames of transfers in guest memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from qobra.machine.usb.device import IN, OUT, SETUP, Nak, Stall, UsbDevice
+
+if TYPE_CHECKING:
+    from qobra.machine.dma import GuestMemory
+    from qobra.machine.usb.bus import UsbBus
+    from qobra.machine.vclock import VirtualClock
+
+_COMMAND, _STATUS, _INTERRUPTS, _FRAME, _BASE, _START = 0x00, 0x02, 0x04, 0x06, 0x08, 0x0C
+_PORTS = 0x10
+_RUN, _RESET, _GLOBAL_RESET = 0x01, 0x02, 0x04
+_S_INTERRUPT, _S_ERROR, _S_SYSTEM, _S_PROCESS, _S_HALTED = 0x01, 0x02, 0x08, 0x10, 0x20
+_E_TIMEOUT, _E_COMPLETE, _E_SHORT = 0x01, 0x04, 0x08
+_CONNECTED, _CONNECT_CHANGED, _ENABLED, _ENABLE_CHANGED = 0x0001, 0x0002, 0x0004, 0x0008
+_PORT_RESET, _ALWAYS_ONE = 0x0200, 0x0080
+_PORT_WRITABLE = 0x1245
+
+_TERMINATE, _QUEUE, _POINTER = 0x1, 0x2, 0xFFFFFFF0
+_ACTIVE, _STALLED, _BABBLE, _NAKED, _TIMED_OUT, _ON_COMPLETE, _SHORT_STOPS = (
+    1 << 23, 1 << 22, 1 << 20, 1 << 19, 1 << 18, 1 << 24, 1 << 29
+)  # fmt: skip
+_FRAME_NS = 10**6
+_MAX_STEPS = 256
+"""Queue heads and transfer descriptors that are looked at in one frame."""
+_MAX_PACKET = 0x500
+
+
+class Uhci:
+    """The controller of ``bus``. ``interrupt(level)`` drives its line. Everything runs inside the control strand."""
+
+    def __init__(
+        self, bus: UsbBus, memory: GuestMemory, clock: VirtualClock, interrupt: Callable[[bool], None]
+    ) -> None:
+        self._bus = bus
+        self._memory = memory
+        self._clock = clock
+        self._interrupt = interrupt
+        self._timer = clock.timer(self._next_frame)
+        self._deadline_ns = 0
+        self._ports = [_ALWAYS_ONE] * len(bus.ports)
+        bus.attached = self._attached
+        self._clear()
+
+    def _clear(self) -> None:
+        self._command = self._enabled = self._number = self._base = 0
+        self._status = _S_HALTED
+        self._start_of_frame = 64
+        self._short = self._complete = False
+        self._timer.cancel()
+        self._update()
+
+    def reset(self) -> None:
+        """As after power-on: every device is found anew."""
+        self._clear()
+        for number, device in enumerate(self._bus.ports):
+            self._ports[number] = _ALWAYS_ONE
+            if device is not None and device.realized:
+                device.reset()
+                self._attached(number, device)
+
+    def close(self) -> None:
+        """Stop."""
+        self._timer.cancel()
+
+    def _attached(self, number: int, device: UsbDevice | None) -> None:
+        port = self._ports[number]
+        if device is not None:
+            port |= _CONNECTED | _CONNECT_CHANGED
+        else:
+            if port & _CONNECTED:
+                port = port & ~_CONNECTED | _CONNECT_CHANGED
+            if port & _ENABLED:
+                port = port & ~_ENABLED | _ENABLE_CHANGED
+        self._ports[number] = port
+
+    def _update(self) -> None:
+        wanted = (
+            (self._complete and self._enabled & _E_COMPLETE)
+            or (self._short and self._enabled & _E_SHORT)
+            or (self._status & _S_ERROR and self._enabled & _E_TIMEOUT)
+            or self._status & (_S_SYSTEM | _S_PROCESS)
+        )
+        self._interrupt(bool(wanted))
+
+    # -- registers
+
+    def read(self, offset: int) -> int:
+        """The 16-bit register at ``offset``."""
+        if _PORTS <= offset < _PORTS + 2 * len(self._ports):
+            return self._ports[(offset - _PORTS) // 2]
+        return {
+            _COMMAND: self._command,
+            _STATUS: self._status,
+            _INTERRUPTS: self._enabled,
+            _FRAME: self._number,
+            _BASE: self._base & 0xFFFF,
+            _BASE + 2: self._base >> 16,
+            _START: self._start_of_frame,
+        }.get(offset, 0xFF7F)
+
+    def write(self, offset: int, value: int) -> None:
+        """Write the 16-bit register at ``offset``."""
+        if offset == _COMMAND:
+            self._write_command(value)
+        elif offset == _STATUS:
+            self._status &= ~(value & 0x1F)
+            if value & _S_INTERRUPT:
+                self._short = self._complete = False
+            self._update()
+        elif offset == _INTERRUPTS:
+            self._enabled = value & 0x0F
+            self._update()
+        elif offset == _FRAME:
+            if self._status & _S_HALTED:
+                self._number = value & 0x7FF
+        elif offset == _BASE:
+            self._base = self._base & 0xFFFF0000 | value & 0xF000
+        elif offset == _BASE + 2:
+            self._base = self._base & 0xFFFF | value << 16
+        elif offset == _START:
+            self._start_of_frame = value & 0x7F
+        elif _PORTS <= offset < _PORTS + 2 * len(self._ports):
+            self._write_port((offset - _PORTS) // 2, value)
+
+    def _write_command(self, value: int) -> None:
+        if value & _GLOBAL_RESET:
+            for device in self._bus.ports:
+                if device is not None and device.realized:
+                    device.reset()
+            self._clear()
+            return
+        if value & _RESET:
+            self.reset()
+            return
+        running, self._command = self._command & _RUN, value & 0xFF
+        if value & _RUN and not running:
+            self._status &= ~_S_HALTED
+            self._deadline_ns = self._clock.now_ns() + _FRAME_NS
+            self._timer.set(self._deadline_ns)
+        elif not value & _RUN:
+            self._status |= _S_HALTED
+            self._timer.cancel()
+
+    def _write_port(self, number: int, value: int) -> None:
+        port, device = self._ports[number], self._bus.ports[number]
+        if value & _PORT_RESET and not port & _PORT_RESET and device is not None and device.realized:
+            device.reset()
+        writable = _PORT_WRITABLE if port & _CONNECTED else _PORT_WRITABLE & ~_ENABLED
+        writable &= ~_CONNECTED
+        port = port & ~writable | value & writable
+        if not port & _CONNECTED:
+            port &= ~_ENABLED
+        self._ports[number] = port & ~(value & (_CONNECT_CHANGED | _ENABLE_CHANGED))
+
+    # -- frames
+
+    def _next_frame(self) -> None:
+        if not self._command & _RUN:
+            return
+        link = self._memory.number(self._base + 4 * (self._number & 0x3FF), 4)
+        self._number = self._number + 1 & 0x7FF
+        self._walk(link)
+        # Where the host was busy, frames are left out.
+        self._deadline_ns = max(self._deadline_ns + _FRAME_NS, self._clock.now_ns() + _FRAME_NS // 2)
+        if self._command & _RUN:
+            self._timer.set(self._deadline_ns)
+
+    def _walk(self, link: int) -> None:
+        # A frame is a chain of transfers and queues; a queue is left once its next transfer was tried.
+        seen: set[int] = set()
+        finished = False
+        for _ in range(_MAX_STEPS):
+            if link & _TERMINATE:
+                break
+            at = link & _POINTER
+            if link & _QUEUE:
+                if at in seen and not finished:
+                    break
+                if at in seen:
+                    seen.clear()
+                    finished = False
+                seen.add(at)
+                link, element = self._memory.number(at, 4), self._memory.number(at + 4, 4)
+                # Its transfers one after the other, as long as they succeed and are to go on with.
+                steps = 0
+                while not element & (_TERMINATE | _QUEUE) and steps < _MAX_STEPS:
+                    steps += 1
+                    outcome = self._transfer(element & _POINTER)
+                    if outcome is None:
+                        break
+                    finished = True
+                    following, go_on = outcome
+                    self._memory.write(at + 4, following.to_bytes(4, "little"))
+                    element = following
+                    if not go_on:
+                        break
+                if not element & _TERMINATE and element & _QUEUE:
+                    link = element
+            else:
+                self._transfer(at)
+                link = self._memory.number(at, 4)
+        if self._short or self._complete:
+            self._status |= _S_INTERRUPT
+        self._update()
+
+    def _transfer(self, at: int) -> tuple[int, bool] | None:
+        """Try a transfer. What follows it and whether to go on with that at once; None if it is not over."""
+        link, control, token, buffer = (self._memory.number(at + 4 * n, 4) for n in range(4))
+        if not control & _ACTIVE:
+            # One that was over before holds the queue up.
+            return None
+        pid, address, endpoint = token & 0xFF, token >> 8 & 0x7F, token >> 15 & 0xF
+        room = (token >> 21) + 1 & 0x7FF
+        if pid not in (SETUP, IN, OUT) or room > _MAX_PACKET:
+            self._stop_for_error()
+            return None
+        device = self._find(address)
+        error = 0
+        data = b""
+        try:
+            if device is None:
+                error = _TIMED_OUT
+            else:
+                sent = b"" if pid == IN else self._memory.read(buffer, room)
+                data = device.packet(pid, endpoint, sent, room)
+        except Nak:
+            self._memory.write(at + 4, (control | _NAKED).to_bytes(4, "little"))
+            return None
+        except Stall:
+            error = _STALLED
+        control &= ~(_NAKED | _ACTIVE | 0x7FF)
+        if error:
+            self._status |= _S_ERROR
+            if control & _ON_COMPLETE:
+                self._complete = True
+            # Errors use up the retries, and stop the queue.
+            control = control & ~(3 << 27) | error | (_STALLED if error == _TIMED_OUT else 0) | 0x7FF
+            self._memory.write(at + 4, control.to_bytes(4, "little"))
+            return None
+        moved = len(data) if pid == IN else room
+        if pid == IN:
+            self._memory.write(buffer, data)
+        control |= moved - 1 & 0x7FF
+        self._memory.write(at + 4, control.to_bytes(4, "little"))
+        if control & _ON_COMPLETE:
+            self._complete = True
+        if pid == IN and moved < room and control & _SHORT_STOPS:
+            self._short = True
+            return None
+        return link, bool(link & 4)
+
+    def _find(self, address: int) -> UsbDevice | None:
+        device = self._bus.find(address)
+        if device is None or not device.realized or not self._ports[device.port_number] & _ENABLED:
+            return None
+        return device
+
+    def _stop_for_error(self) -> None:
+        self._status |= _S_PROCESS | _S_HALTED
+        self._command &= ~_RUN
