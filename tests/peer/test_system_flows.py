@@ -20,7 +20,7 @@ from qobra.testing.differential import Run, differences
 pytestmark = pytest.mark.peer("qemu-system-x86_64", "qemu-img", "qemu-io")
 
 OURS = [sys.executable, "-c", "import sys; from qobra.cli.system import main_x86_64; sys.exit(main_x86_64())"]
-COMMON = ["-machine", "pc", "-nodefaults", "-display", "none", "-S"]
+COMMON = ["-machine", "pc", "-nodefaults", "-display", "none"]
 
 
 class Machine:
@@ -73,7 +73,9 @@ def compare(peer: Callable[[str], str], tmp_path: Path) -> Compare:
             directory = tmp_path / name
             directory.mkdir()
             make_chain(directory)
-            placed = [option.replace("DIR", str(directory)) for option in options]
+            placed = [option.replace("DIR", str(directory)) for option in ("-S", *options)]
+            if "-no-S" in placed:
+                placed = [option for option in placed if option not in ("-S", "-no-S")]
             machines.append(Machine(directory, command, placed))
         assert differences(script, machines) == []
         assert machines[1].output() == machines[0].output()
@@ -178,6 +180,17 @@ def test_errors_under_a_stream(compare: Compare, policy: str, errno: int) -> Non
         compare(script, ["-drive", TOP])
     finally:
         globals()["make_chain"] = original
+
+
+def test_a_machine_runs_when_it_is_first_asked(compare: Compare) -> None:
+    def script(run: Run) -> None:
+        run("query-status")
+        run("stop")
+        run("cont")
+        run("system_reset")
+        run("query-status")
+
+    compare(script, ["-no-S", "-drive", TOP])
 
 
 @pytest.mark.parametrize("options", [f"{TOP},snapshot=on", TOP], ids=["snapshot", "chain"])

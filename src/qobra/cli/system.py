@@ -93,20 +93,23 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
     remove_pidfile: Callable[[], None] | None = None
     status = 0
     try:
+        # Nobody is answered before the machine is all there, and runs if it is to.
         with machine.control:
             builder.build_early()
             if not builder.preconfig:
                 builder.build_board()
-        for name, value in options:
-            if name == "pidfile":
-                remove_pidfile = write_pidfile(value)
-        builder.drop_privileges()
-        if background is not None:
-            background.ready()
+            for name, value in options:
+                if name == "pidfile":
+                    remove_pidfile = write_pidfile(value)
+            builder.drop_privileges()
+            if background is not None:
+                background.ready()
+            if not builder.preconfig:
+                builder.start()
         if builder.preconfig:
             builder.wait_for_preconfig()
-        with machine.control:
-            builder.start()
+            with machine.control:
+                builder.start()
         machine.wait_for_exit()
         status = machine.run_state.exit_status
     except _Terminate:

@@ -240,7 +240,8 @@ class RunState:
         if self.shutdown_action == "pause":
             self.stop("shutdown")
         else:
-            self._machine.request_exit()
+            # Once the command that asked for it has its reply.
+            self._machine.control.post(self._machine.request_exit)
 
     def _serve_reset(self, cause: str) -> None:
         for handler in tuple(self._reset_handlers):
