@@ -16,11 +16,15 @@ def answer(architecture: str, name: str, value: str) -> str | None:
     if name == "accel" and asks:
         from qobra.machine.accelerator import names
 
-        return "Accelerators supported in this binary:\n" + "".join(f"{each}\n" for each in names())
+        return "Accelerators supported in QEMU binary:\n" + "".join(f"{each}\n" for each in names())
     if name == "device" and (asks or ",help" in value or ",?" in value):
         return _devices(architecture) if asks else _device(architecture, first)
     if name == "drive" and ("format=help" in value.split(",") or "format=?" in value.split(",")):
         return _formats()
+    if name == "netdev" and asks:
+        from qobra.net.netdev import registry as netdevs
+
+        return "Available netdev backend types:\n" + "".join(f"{each}\n" for each in netdevs.names())
     if name == "object" and asks:
         tree = _tree(architecture)
         creatable = sorted(n for n, cls in tree.all_types().items() if cls.user_creatable and not cls.abstract)

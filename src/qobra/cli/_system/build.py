@@ -87,13 +87,13 @@ class Builder:
         """Descriptors, character devices, objects, block nodes, drives, monitors; and what the board will be."""
         nodes = self._parsed_blockdevs()
         self._each("sandbox", self._set_sandbox)
-        self._each("audiodev", _check_audiodev)
         self._each("add-fd", self._add_fd)
         self._each("machine", self._config.set_machine)
         self._each("accel", self._config.set_accelerator)
         if self._has("enable-kvm"):
             self._config.set_accelerator("kvm")
-        self._each("smp", self._config.set_smp)
+        for value in self._values("smp"):
+            self._config.set_smp(value)
         self._each("m", self._config.set_memory)
         for value in self._values("cpu"):
             self._config.cpu = value
@@ -275,7 +275,7 @@ class Builder:
             for value in self._values(option):
                 board.set(name, value)
         board.firmware_directories = (*self._values("L"), *board.firmware_directories)
-        if self._has("no-acpi") and "acpi" in board.properties():
+        if self._has("no-acpi"):
             board.set("acpi", "off")
         if self._has("usb"):
             board.set("usb", True)
@@ -301,8 +301,9 @@ class Builder:
         import time
 
         base, clock = options.get("base", "utc"), options.get("clock", "host")
-        if clock not in ("host", "rt", "vm"):
-            raise QobraError(f"invalid option value '{clock}'")
+        for value, words in ((clock, ("host", "rt", "vm")), (options.get("driftfix", "none"), ("none", "slew"))):
+            if value not in words:
+                raise QobraError(f"invalid option value '{value}'")
         self.board.rtc_host = clock != "vm"
         if base == "localtime":
             self.board.rtc_start = calendar.timegm(time.localtime(self.machine.clock.time_ns() // 10**9))
@@ -313,7 +314,7 @@ class Builder:
                     return
                 except ValueError:
                     continue
-            raise QobraError("invalid datetime format\nvalid formats: 2006-06-17T16:01:21 or 2006-06-17")
+            raise QobraError("invalid datetime format\nvalid formats: '2006-06-17T16:01:21' or '2006-06-17'")
 
     def _serial_chardevs(self) -> list[str | None]:
         values = self._values("serial")
@@ -321,7 +322,12 @@ class Builder:
             values = ["mon:stdio" if self._has("nographic") and not self._has("monitor") else "null"]
         ids: list[str | None] = []
         for value in values:
-            ids.append(None if value == "none" else self._short_chardev(value, "serial"))
+            try:
+                ids.append(None if value == "none" else self._short_chardev(value, "serial"))
+            except QobraError as error:
+                place = f"-serial {value}: "
+                more = f"could not connect serial device to character backend '{value}'"
+                raise QobraError(f"{place}{error}\n{program()}: {place}{more}")
         return ids
 
     def _add_netdev(self, value: str) -> None:
@@ -446,16 +452,6 @@ def _numa(text: str) -> dict[str, Any]:
     options: dict[str, Any] = split(",".join(rest), "type")
     checked: dict[str, Any] = contract().check("NumaOptions", options | ({"cpus": cpus} if cpus else {}), keyval=True)
     return checked
-
-
-def _check_audiodev(text: str) -> None:
-    """There is no sound; a backend that plays none is taken, as managers always name one."""
-    options, _keyval = tree(text, "driver")
-    for required in ("id", "driver"):
-        if required not in options:
-            raise QobraError(f"Parameter '{required}' is missing")
-    if options["driver"] != "none":
-        raise QobraError(f"Unknown audio driver `{options['driver']}'")
 
 
 def _uuid(text: str) -> uuid_module.UUID:

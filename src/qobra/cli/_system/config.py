@@ -7,7 +7,11 @@ from typing import Any
 from qobra.chardev.options import split
 from qobra.errors import QobraError
 from qobra.machine import accelerator
-from qobra.machine.option_groups import convert
+from qobra.machine.option_groups import GROUPS, convert
+from qobra.units import NotANumber, OutOfRange, parse_size
+
+_ELSEWHERE = ("kvm", "xen", "hax", "hvf", "nvmm", "whpx")
+"""Accelerators that QEMU has and this machine has not: another that is named as well is taken."""
 
 _MIB = 1 << 20
 
@@ -40,18 +44,30 @@ class MachineConfig:
     def set_accelerator(self, text: str) -> None:
         """``-accel``."""
         name = split(text, "accel").get("accel", "")
+        if accelerator.find(name) is None and name not in _ELSEWHERE:
+            raise QobraError(f"invalid accelerator {name}")
         self.accelerators.append(name)
 
     def set_smp(self, text: str) -> None:
         """``-smp``."""
-        self.smp |= convert("smp-opts", split(text, "cpus"))
+        known = dict(GROUPS["smp-opts"])
+        for key, value in split(text, "cpus").items():
+            if key not in known:
+                raise QobraError(f"Parameter 'smp.{key}' is unexpected")
+            self.smp[key] = _number(f"smp.{key}", value)
 
     def set_memory(self, text: str) -> None:
         """``-m``: a size without suffix is in MiB."""
         options = split(text, "size")
         if options.get("size", "").isdigit():
             options["size"] += "M"
-        self.memory |= convert("memory", options)
+        memory = convert("memory", {key: value for key, value in options.items() if key not in ("size", "maxmem")})
+        for key in ("size", "maxmem"):
+            if key in options:
+                memory[key] = _size(key, options[key])
+        if memory.get("size") == 0:
+            del memory["size"]  # the board's own size
+        self.memory |= memory
 
     def accelerator(self) -> str:
         """The first of the named accelerators that there is. Raises QobraError."""
@@ -87,6 +103,18 @@ class MachineConfig:
                 )
             board.max_ram_size, board.memory_slots = limit, slots
         board.set_memory(size, backend=self.memory_backend, path=self.mem_path)
+
+
+def _size(key: str, text: str) -> int:
+    try:
+        return parse_size(text)
+    except NotANumber:
+        raise QobraError(
+            f"Parameter '{key}' expects a non-negative number below 2^64\n"
+            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+        )
+    except OutOfRange:
+        raise QobraError(f"Value '{text}' is out of range for parameter '{key}'")
 
 
 def parse_name(text: str) -> dict[str, Any]:
