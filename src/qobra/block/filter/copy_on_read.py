@@ -9,7 +9,7 @@ from qobra.block.buffers import Buffer
 from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import chain_depth
-from qobra.block.extents import COMPUTED, DATA, Extent, resolve
+from qobra.block.extents import COMPUTED, DATA, ZERO, Extent, resolve
 from qobra.block.filter._filter import FilterNode
 from qobra.block.in_file import InFile
 from qobra.block.node import BlockNode, drivers
@@ -84,7 +84,11 @@ class CopyOnReadNode(FilterNode):
         size = min(size, top.length - start)
         with self.locks.job(start, size):
             for run in resolve(top, start, size, want_zero=True):
-                if 0 < run.depth < held_above_base:
+                if not 0 < run.depth < held_above_base:
+                    continue
+                if run.kind == ZERO:
+                    top.write_unchanged(run.start, bytes(run.length))  # which is held as zeroes
+                else:
                     self._take(top, run.start, run.length)
 
     def _take(self, top: BlockNode, offset: int, length: int) -> None:

@@ -19,7 +19,6 @@ from qobra.block.job.chain import (
     next_below,
     set_read_only,
     skip_filters,
-    skip_implicit,
 )
 from qobra.block.job.sweep import Sweep
 from qobra.errors import QobraError
@@ -146,8 +145,8 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
             raise QobraError(f"'{one}' and '{two}' cannot be specified at the same time")
     device = args["device"]
     node = layer.find_device_or_node(device)
-    if device in layer.backends:
-        node = skip_implicit(node)  # such as a drive's own copy-on-read
+    if isinstance(node, CopyOnReadNode) and node.implicit and not node.by_job:
+        node = node.file  # a drive's own copy-on-read
     base, bottom = _find_ends(jobs, node, args)
     end = next_below(bottom) if bottom is not None else base
     for each in chain(node):
