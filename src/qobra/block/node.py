@@ -101,7 +101,7 @@ class BlockNode:
         self.highest_write_offset = 0
         self.write_threshold = 0
         self.iothread: Any = None
-        """The iothread object that x-blockdev-set-iothread named."""
+        """The iothread object that x-blockdev-set-iothread named; requests stay in the thread that makes them."""
         self.closed = False
 
     def __repr__(self) -> str:

@@ -58,10 +58,10 @@ def block_latency_histogram_set(machine: Machine, args: dict[str, Any]) -> None:
 
 @command("x-blockdev-set-iothread")
 def x_blockdev_set_iothread(machine: Machine, args: dict[str, Any]) -> None:
-    """Name the thread that serves a node's users from now on.
+    """Name an iothread for a node and what is under it, if nobody uses it.
 
-    A request is served in the thread that makes it, so a node has no thread of its own; what is recorded is what
-    exports that follow their node's thread ask for.
+    A request is served in the thread that makes it (a connection's, a job's, a device's), so a node has no thread that
+    could be moved: the name is checked and kept with the node, and I/O goes on as before.
     """
     block = machine.block
     node = block.graph.find(args["node-name"])
