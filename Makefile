@@ -9,10 +9,16 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+COMPILED := src/qobra/native/.built
 MYPY_CACHE_DIR ?= .mypy_cache
 export MYPY_CACHE_DIR
 
-.PHONY: run test lint format type docs generate bench soak clean
+# The compiled forms of the hottest loops; without a C compiler or Python's headers the pure ones serve.
+$(COMPILED): setup.py $(wildcard src/qobra/native/*.pyx) | $(VENV)/.test
+	@$(BIN)/python setup.py --quiet build_ext --inplace >/dev/null 2>&1 || echo 'no compiled forms: the pure-Python ones serve'
+	@touch $@
+
+.PHONY: compiled run test lint format type docs generate bench soak clean
 
 run:
 	@$(PYTHON) tools/environment.py $(VENV)
@@ -20,8 +26,10 @@ run:
 
 # What fails is run once more by itself, and has to pass then: many tests start programs, and on a machine that is
 # busy with the others one of them may come too late.
-test: lint type
+test: lint type $(COMPILED)
 	$(BIN)/pytest -n auto $(PYTEST_ARGS) || { [ $$? = 1 ] && $(BIN)/pytest --last-failed --last-failed-no-failures none; }
+
+compiled: $(COMPILED)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
@@ -43,15 +51,15 @@ generate: $(VENV)/.test
 	$(BIN)/python -m qobra.client.generate
 
 # Ratios to QEMU, interleaved in one run; each script takes options of its own, see its --help.
-bench: $(VENV)/.test
+bench: $(VENV)/.test $(COMPILED)
 	@status=0; for script in bench/*.py; do $(BIN)/python $$script || status=$$?; done; exit $$status
 
 # The tests marked `soak` at full length: hours of random operations, crashes and concurrency.
-soak: $(VENV)/.test
+soak: $(VENV)/.test $(COMPILED)
 	QOBRA_SOAK=1 $(BIN)/pytest -n auto -m soak --timeout 3600 $(PYTEST_ARGS)
 
 clean:
-	rm -rf site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	rm -rf src/qobra/native/*.so $(COMPILED) site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
 	find src tests bench tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.test $(VENV)/.docs: $(VENV)/.%: pyproject.toml tools/environment.py

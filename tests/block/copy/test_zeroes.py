@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
-from qobra.block.copy.zeroes import zero_pieces
+from qobra.block.copy.zeroes import pure_zero_pieces
+from qobra.native import compiled
+
+_compiled = compiled("zeroes")
+FORMS = [pure_zero_pieces] if _compiled is None else [pure_zero_pieces, _compiled.zero_pieces]
 
 
+@pytest.mark.parametrize("zero_pieces", FORMS)
 @pytest.mark.parametrize("seed", range(40))
-def test_pieces_are_exact(seed: int) -> None:
+def test_pieces_are_exact(seed: int, zero_pieces: Any) -> None:
     random_ = random.Random(seed)
     for _ in range(50):
         unit = random_.choice([4, 8, 16])

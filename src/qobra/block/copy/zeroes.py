@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from qobra.native import compiled
+
 Piece = tuple[int, int, bool]
 """(start in the buffer, size in bytes, whether it is all zeroes)."""
 
 _ZEROES: dict[int, bytes] = {}
 
 
-def zero_pieces(buffer: bytearray, size: int, unit: int, phase: int = 0) -> list[Piece]:
+def pure_zero_pieces(buffer: bytearray, size: int, unit: int, phase: int = 0) -> list[Piece]:
     """Split the first ``size`` bytes of ``buffer`` along units of ``unit`` bytes into runs of zeroes and of data.
 
     ``phase`` is how far into a unit the buffer begins. A unit that is only partly in the buffer counts with what is.
@@ -55,3 +57,7 @@ def _append(pieces: list[Piece], start: int, size: int, zero: bool) -> None:
         pieces[-1] = (first, before + size, zero)
     else:
         pieces.append((start, size, zero))
+
+
+_compiled = compiled("zeroes")
+zero_pieces = pure_zero_pieces if _compiled is None else _compiled.zero_pieces

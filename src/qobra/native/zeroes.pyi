@@ -1,0 +1,3 @@
+def zero_pieces(
+    buffer: bytes | bytearray | memoryview, size: int, unit: int, phase: int = 0
+) -> list[tuple[int, int, bool]]: ...
