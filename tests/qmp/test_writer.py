@@ -12,14 +12,14 @@ from qobra.qmp.writer import Encoded, encode
 
 def test_layout() -> None:
     value = {"a": [1, -2, 2.5], "b": {}, "c": 'q"\n\u20ac', "d": [True, False, None]}
-    assert encode(value) == rb'{"a": [1, -2, 2.5], "b": {}, "c": "q\"\n\u20ac", "d": [true, false, null]}'
+    assert encode(value) == rb'{"d": [true, false, null], "a": [1, -2, 2.5], "b": {}, "c": "q\"\n\u20ac"}'
 
 
 def test_pretty_layout() -> None:
     value = {"a": [1, {"b": "x"}], "c": {}, "d": []}
     assert encode(value, pretty=True).decode() == (
-        '{\n    "a": [\n        1,\n        {\n            "b": "x"\n        }\n    ],\n'
-        '    "c": {\n    },\n    "d": [\n    ]\n}'
+        '{\n    "d": [\n    ],\n    "a": [\n        1,\n        {\n            "b": "x"\n        }\n    ],\n'
+        '    "c": {\n    }\n}'
     )
 
 
@@ -45,3 +45,17 @@ def test_what_is_no_json_is_refused() -> None:
         encode({"a": object()})
     with pytest.raises(TypeError):
         encode({"a": object()}, pretty=True)
+
+
+@pytest.mark.parametrize("pretty", [False, True])
+def test_members_are_in_the_order_of_a_hash_table(pretty: bool) -> None:
+    value = {
+        "id": "job0",
+        "status": "running",
+        "stats": {"failed_rd_operations": 1, "failed_wr_operations": 2, "rd": 3},
+    }
+    text = encode(value, pretty=pretty)
+    assert list(json.loads(text)) == ["stats", "status", "id"]
+    # Two that share a bucket: the later one first.
+    assert text.index(b"failed_wr") < text.index(b"failed_rd")
+    assert json.loads(text) == value

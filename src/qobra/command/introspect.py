@@ -70,5 +70,5 @@ def query_qmp_schema(machine: Machine, args: dict[str, Any]) -> Encoded:
         from qobra.qapi.introspect import introspect
 
         schema = introspect(registry.served(machine), registry.served_events(machine))
-        found = _schemas[machine.capabilities] = Encoded(encode(schema))
+        found = _schemas[machine.capabilities] = Encoded(encode(schema, arrange=False))
     return found

@@ -221,9 +221,6 @@ class RunState:
     # -- private
 
     def _request(self, kind: str, serve: Callable[[str], None], cause: str) -> None:
-        if cause.startswith("host-qmp"):
-            serve(cause)  # the event comes before the reply to the command
-            return
         # A second request before the first is served adds nothing.
         if kind in self._requested:
             return
