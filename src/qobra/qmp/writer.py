@@ -1,7 +1,7 @@
 """Write QMP output: JSON in QEMU's layout (``", "`` and ``": "``, ASCII only; indented by four if pretty).
 
-JSON gives the order of an object's members no meaning, but scripts compare QEMU's replies as text, so the order is QEMU's
-too: that of the hash table which its dictionaries are (512 buckets in turn, the latest member of a bucket first).
+JSON gives the order of an object's members no meaning, but scripts compare QEMU's replies as text, so the order is
+QEMU's too: that of the hash table which its dictionaries are (512 buckets in turn, the latest member of a bucket first).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Buckets(dict[str, int]):
 _bucket = _Buckets().__getitem__
 
 
-def _names(members: dict[str, Any]) -> list[str]:
+def _names(members: dict[Any, Any]) -> list[str]:
     """The names of an object's members in QEMU's order."""
     return sorted(reversed(members), key=_bucket)
 
@@ -115,7 +115,7 @@ def _walk(value: Any, pretty: bool) -> str:
         newline = "\n" + "    " * (depth + 1) if pretty else ""
         between = "," + newline if pretty else ", "
         pending: list[str | tuple[Any, int]] = ["{" if is_dict else "["]
-        for index, element in enumerate(_names(current) if is_dict else current):
+        for index, element in enumerate(_names(current) if isinstance(current, dict) else current):
             prefix = between if index else newline
             pending.append(f"{prefix}{_quote(element)}: " if is_dict else prefix)
             pending.append((current[element] if is_dict else element, depth + 1))
