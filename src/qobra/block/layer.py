@@ -60,8 +60,6 @@ class BlockLayer:
         self.opener = Opener(self, random)
         """What the backing files that are being opened were named by, to notice a loop."""
         self.flight = Flight()
-        self.generation = 0
-        """Counts changes of the graph and of who is told of writes; flat tables are checked against it."""
         self.graph = Graph(self)
         self.backends: dict[str, BlockBackend] = {}
         """The named backends (drives), by name."""
@@ -115,9 +113,14 @@ class BlockLayer:
     def _gates(self) -> list[Gate]:
         return [root.gate for root in self.graph.state.roots if isinstance(root, BlockBackend)]
 
+    @property
+    def generation(self) -> int:
+        """Counts changes of the graph and of who is told of writes; flat tables are checked against it."""
+        return self.flight.words.generation
+
     def changed(self) -> None:
         """Flat tables are to be made anew."""
-        self.generation += 1
+        self.flight.words.generation += 1
 
     def node_resized(self, node: BlockNode, old_length: int) -> None:
         """``node`` has another length: adapt its bitmaps, what shows it, and tell the roots above."""
@@ -305,9 +308,11 @@ class BlockLayer:
 
     def close(self) -> None:
         """End exports and jobs, then flush and close every node."""
-        for part in ("exports", "jobs"):
-            if part in self.__dict__:
-                self.__dict__[part].close()
+        # Nothing is drained by this, but requests that a throttle group holds back are let go: nobody waits for them.
+        with self.flight.drained(list):
+            for part in ("exports", "jobs"):
+                if part in self.__dict__:
+                    self.__dict__[part].close()
         for backend in list(self.backends.values()):
             backend.remove()
         self.backends.clear()
