@@ -1,7 +1,7 @@
 """Write QMP output: JSON in QEMU's layout (``", "`` and ``": "``, ASCII only; indented by four if pretty).
 
 JSON gives the order of an object's members no meaning, but scripts compare QEMU's replies as text, so the order is
-QEMU's too: that of the hash table which its dictionaries are (512 buckets in turn, the latest member of a bucket first).
+QEMU's too: that of the hash table which its dictionaries are (bucket by bucket, the latest member of a bucket first).
 """
 
 from __future__ import annotations
