@@ -167,7 +167,7 @@ def test_json_names(q: Run) -> None:
     img("3.qcow2", f'json:{{"driver":"qcow2","file.driver":"file","file.filename":"{raw}"}}')
     q.add("qcow2", node_name="a3", file=q.file("3.qcow2"))
     img("4.qcow2", "json:{bad")
-    q.add("qcow2", node_name="a4", file=q.file("4.qcow2"), differs="json-syntax")
+    q.add("qcow2", node_name="a4", file=q.file("4.qcow2"))
     img("5.qcow2", "json:[1]")
     q.add("qcow2", node_name="a5", file=q.file("5.qcow2"))
     img("6.qcow2", 'json:{"driver":"null-co","size":"1M"}', "raw")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qobra.qmp.reader import Reader
+from qobra.json_reader import Reader
 
 END = b'\xff\n{"execute":"x-end","id":"the end of it"}'
 

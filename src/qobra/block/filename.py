@@ -56,17 +56,12 @@ def _driver_of_path(path: str) -> str:
 
 
 def _parse_json(text: str) -> Options:
-    import json
+    from qobra.json_reader import parse_text
 
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if not text.strip():
-            raise QobraError("Could not parse the JSON options: Expecting a JSON value")
-        reason = "premature EOI" if error.pos >= len(text.rstrip()) else error.msg
-        raise QobraError(f"Could not parse the JSON options: JSON parse error, {reason}")
-    except RecursionError:
-        raise QobraError("Could not parse the JSON options: JSON parse error, the nesting is too deep")
+        value = parse_text(text)
+    except QobraError as error:
+        raise error.prefixed("Could not parse the JSON options: ")
     if not isinstance(value, dict):
         raise QobraError("Invalid JSON object given")
     from qobra.block.typed_options import typed

@@ -91,7 +91,11 @@ class Opener:
         elif own is not None and _is_protocol(own):
             merged = {**_protocol_options(own, filename), **merged}
         else:
-            merged["file"] = {**protocol_options, **merged.get("file", {})}
+            file = merged.get("file", {})
+            protocol = file.get("driver")
+            if protocol is not None and _is_protocol(protocol):
+                protocol_options = _protocol_options(protocol, filename)
+            merged["file"] = _merged(protocol_options, file)
         return merged
 
     def open_reference(self, reference: str | Options, opened: list[BlockNode], inherited: Options) -> BlockNode:
@@ -301,6 +305,15 @@ def valid_id(name: str) -> bool:
 def _is_protocol(name: str) -> bool:
     driver = drivers.find(name)
     return driver is not None and driver.is_protocol()
+
+
+def _merged(defaults: Options, options: Options) -> Options:
+    """``options`` over ``defaults``, also inside of children that both have."""
+    result = {**defaults, **options}
+    for name in defaults.keys() & options.keys():
+        if isinstance(defaults[name], dict) and isinstance(options[name], dict):
+            result[name] = _merged(defaults[name], options[name])
+    return result
 
 
 def _protocol_options(name: str, filename: str) -> Options:

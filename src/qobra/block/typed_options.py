@@ -85,7 +85,9 @@ def _value(name: str, kind: str, value: Any) -> Any:
         return value
     if name == "encrypt" and isinstance(value, dict) and "format" not in value:
         return value  # the image knows
-    if isinstance(value, dict) and _all_texts(value):
+    if isinstance(value, dict) and kind.startswith("[") and value.keys() and not any(map(str.isdigit, value)):
+        value = [value]  # one that was given without a number
+    if isinstance(value, (dict, list)) and _all_texts(value):
         from qobra.qapi.contract import contract
 
         return contract().check(kind, value, path=name, keyval=True)

@@ -89,17 +89,12 @@ def tree(text: str, implied_key: str | None = None) -> tuple[dict[str, Any], boo
 
 def json_object(text: str) -> dict[str, Any]:
     """The JSON object that ``text`` is, in QMP's grammar."""
-    from qobra.qmp.reader import Reader
+    from qobra.json_reader import parse_text
 
-    # The line end completes a number or keyword; what then is still open never ends.
-    values = Reader().feed(os.fsencode(text) + b"\n")
-    if not values:
-        raise QobraError("JSON parse error, premature EOI")
-    if isinstance(values[0], QobraError):
-        raise values[0]
-    if not isinstance(values[0], dict) or len(values) > 1:
+    value = parse_text(text)
+    if not isinstance(value, dict):
         raise QobraError("JSON parse error, expecting value")
-    return values[0]
+    return value
 
 
 def program() -> str:

@@ -13,7 +13,7 @@ from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.io_commands._interpreter import Interpreter, Misused
 from qobra.cli._tool.opening import Images
 from qobra.cli._tool.report import Program, ToolError, flush_output
-from qobra.errors import QobraError
+from qobra.errors import QobraError, strerror
 from qobra.getopt import UsageError, parse
 
 HELP = "single requests to an image, with patterns (qemu-io's command line)"
@@ -129,7 +129,11 @@ class Shell:
                 )
             status = self._run_lines(interpreter, lines) if lines else self._converse(interpreter)
         finally:
-            self._close()
+            try:
+                self._close()
+            except (OSError, QobraError) as error:
+                self._program.error(strerror(error) if isinstance(error, OSError) else str(error))
+                status = 1
         return status
 
     def _run_lines(self, interpreter: Interpreter, lines: list[str]) -> int:

@@ -7,7 +7,9 @@ from functools import cached_property
 
 from qobra.clock import Clock, HostClock
 from qobra.control import Control
+from qobra.errors import QobraError, strerror
 from qobra.events import EventBus
+from qobra.report import report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,5 +145,8 @@ class Machine:
         # Only what was ever used is there to be closed.
         for part in ("block", "netdevs", "chardevs", "fdsets", "objects"):
             if part in self.__dict__:
-                self.__dict__[part].close()
+                try:
+                    self.__dict__[part].close()
+                except (OSError, QobraError) as error:
+                    report_error(strerror(error) if isinstance(error, OSError) else error)
         self.control.close()

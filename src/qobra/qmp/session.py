@@ -11,9 +11,9 @@ import os
 import threading
 
 from qobra.errors import COMMAND_NOT_FOUND, QobraError
+from qobra.json_reader import Reader
 from qobra.qmp import dispatch
 from qobra.qmp.output import Output
-from qobra.qmp.reader import Reader
 from qobra.qmp.version import version_info
 from qobra.qmp.writer import encode
 

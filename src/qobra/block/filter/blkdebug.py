@@ -74,13 +74,14 @@ class BlkdebugNode(FilterNode):
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
+        from qobra.block.filename import parse_filename
+
         if not filename.startswith("blkdebug:"):
-            return None
+            # Named by its driver, it takes a name for that of its image.
+            return {"driver": cls.driver, "image": parse_filename(filename)}
         config, colon, image = filename[9:].partition(":")
         if not colon:
             return None
-        from qobra.block.filename import parse_filename
-
         options: Options = {"driver": cls.driver, "image": parse_filename(image)}
         if config:
             options["config"] = config

@@ -26,11 +26,14 @@ class BlkverifyNode(BlockNode):
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
-        raw, colon, test = filename[10:].partition(":")
-        if not filename.startswith("blkverify:") or not colon:
-            return None
         from qobra.block.filename import parse_filename
 
+        if not filename.startswith("blkverify:"):
+            # Named by its driver, it takes a name for that of the image under test.
+            return {"driver": cls.driver, "test": {"file": parse_filename(filename)}}
+        raw, colon, test = filename[10:].partition(":")
+        if not colon:
+            return None
         return {"driver": cls.driver, "raw": parse_filename(raw), "test": {"file": parse_filename(test)}}
 
     @property

@@ -92,9 +92,9 @@ class Images:
         machine = Machine()
         for definition in self._objects:
             if definition.startswith("{"):
-                import json
+                from qobra.cli._options import json_object
 
-                options = json.loads(definition)
+                options = json_object(definition)
             else:
                 options = parse(definition, "qom-type")
             kind = options.pop("qom-type", None)

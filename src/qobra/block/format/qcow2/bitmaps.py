@@ -177,7 +177,7 @@ class StoredBitmaps:
         """The image is about to change: say on disk that its bitmaps are not current."""
         if self._marked:
             return
-        self._marked = True
+        self._marked = bool(self.entries)
         for bitmap in self._node.bitmaps.values():
             bitmap.read_only = False
         if any(not entry.flags & IN_USE for entry in self.entries):

@@ -22,7 +22,8 @@ from qobra.block.format.qcow2.snapshots import SnapshotTable
 from qobra.block.in_file import InFile
 from qobra.block.node import BlockNode, Options
 from qobra.block.opening import Opening
-from qobra.errors import QobraError
+from qobra.errors import QobraError, strerror
+from qobra.report import report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -209,8 +210,19 @@ class Qcow2Disk(BlockNode):
         return check(self, fix_leaks=fix_leaks, fix_errors=fix_errors, report=report)
 
     def close(self) -> None:
-        if hasattr(self, "_ready") and self._ready:
-            self.inactivate()
+        if not getattr(self, "_ready", False) or self.image.is_corrupt:
+            return
+        try:
+            self.stored_bitmaps.store()
+        except (OSError, QobraError) as error:
+            why = strerror(error) if isinstance(error, OSError) else error
+            report_error(f"Lost persistent bitmaps during inactivation of node '{self.node_name}': {why}")
+        try:
+            self.image.writeback.finish()
+        except OSError as error:
+            # One commit writes the tables and the counts: what fails is neither safe.
+            report_error(QobraError.from_os("Failed to flush the L2 table cache", error))
+            raise QobraError.from_os("Failed to flush the refcount block cache", error)
 
     # -- reading ----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.errors import QobraError
-from qobra.qmp.lexer import FLOAT, INTEGER, KEYWORD, MAX_TOKEN_SIZE, STRAY, STRING, TOO_LONG, Token
+from qobra.json_lexer import FLOAT, INTEGER, KEYWORD, MAX_TOKEN_SIZE, STRAY, STRING, TOO_LONG, Token
 
 MAX_TOKEN_COUNT = 2 << 20
 MAX_NESTING = 1024

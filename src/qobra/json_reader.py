@@ -1,8 +1,8 @@
-"""Read QMP input: bytes as they come from the peer to JSON values and errors.
+"""Read JSON as QEMU does: bytes as they come from a QMP peer, or one text, to values and errors.
 
 Nearly all input is complete ASCII JSON objects, a packet each, so that is tried first with CPython's C scanner.
-Whatever it does not take (a split value, an extension, an error) goes to QEMU's grammar in :mod:`qobra.qmp.lexer`
-and :mod:`qobra.qmp.parser`, which also knows the words for what is wrong.
+Whatever it does not take (a split value, an extension, an error) goes to QEMU's grammar in :mod:`qobra.json_lexer`
+and :mod:`qobra.json_parser`, which also knows the words for what is wrong.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from qobra.qmp.lexer import Lexer
-    from qobra.qmp.parser import Parser
+    from qobra.json_lexer import Lexer
+    from qobra.json_parser import Parser
 
 try:
     # The json package imports re and three modules of its own to get at this.
@@ -81,9 +81,21 @@ class Reader:
             return values
         return self._general(data)
 
+    def end(self) -> list[Any]:
+        """The input is over: what it completes, as :meth:`feed` has it."""
+        if self._lexer is None or self._parser is None:
+            return []
+        values = self._parser.feed(self._lexer.end())
+        if not self._parser.idle:
+            from qobra.errors import QobraError
+
+            values.append(QobraError("JSON parse error, premature EOI"))
+        self._lexer = self._parser = None
+        return values
+
     def _general(self, data: bytes) -> list[Any]:
-        from qobra.qmp.lexer import Lexer
-        from qobra.qmp.parser import Parser
+        from qobra.json_lexer import Lexer
+        from qobra.json_parser import Parser
 
         if self._lexer is None or self._parser is None:
             self._lexer = Lexer()
@@ -116,3 +128,19 @@ def _plain_objects(data: bytes, values: list[Any]) -> bytes | None:
             # SystemError: the scanner's own error is a class of json.decoder, which it expects to be imported.
             return data[position:]
         values.append(value)
+
+
+def parse_text(text: str) -> Any:
+    """The one value that ``text`` is. Raises QobraError in the words that QEMU has for options given as JSON."""
+    from qobra.errors import QobraError
+
+    reader = Reader()
+    values = reader.feed(text.encode("utf-8", "surrogateescape"))
+    values += reader.end()
+    if not values:
+        raise QobraError("Expecting a JSON value")
+    if isinstance(values[0], QobraError):
+        raise values[0]
+    if len(values) > 1:
+        raise QobraError("Expecting at most one JSON value")
+    return values[0]

@@ -114,6 +114,10 @@ class Lexer:
         self._pieces: list[bytes] = []
         self._size = 0
 
+    def end(self) -> list[Token]:
+        """The token that is complete because nothing follows, if one is half read."""
+        return [] if self.idle else [token for token in self.feed(b"\0") if token[1] != b"\0"]
+
     @property
     def idle(self) -> bool:
         """Whether nothing is half read."""

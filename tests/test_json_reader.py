@@ -1,4 +1,4 @@
-"""The reader of QMP input: every split, every error text, every limit."""
+"""The reader of JSON: every split, every error text, every limit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qobra import json_parser as parser
 from qobra.errors import QobraError
-from qobra.qmp import parser
-from qobra.qmp.reader import Reader
+from qobra.json_reader import Reader, parse_text
 
 
 def read(*pieces: bytes) -> list[Any]:
@@ -108,9 +108,9 @@ def test_nesting_limit() -> None:
 
 
 def test_size_and_count_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qobra.qmp.parser.MAX_TOKEN_SIZE", 100)
-    monkeypatch.setattr("qobra.qmp.lexer.MAX_TOKEN_SIZE", 100)
-    monkeypatch.setattr("qobra.qmp.parser.MAX_TOKEN_COUNT", 20)
+    monkeypatch.setattr("qobra.json_parser.MAX_TOKEN_SIZE", 100)
+    monkeypatch.setattr("qobra.json_lexer.MAX_TOKEN_SIZE", 100)
+    monkeypatch.setattr("qobra.json_parser.MAX_TOKEN_COUNT", 20)
     size = ("error", "JSON token size limit exceeded")
     assert read(b"'" + b"x" * 50, b"y" * 51)[0] == size
     assert read(b"['" + b"x" * 60 + b"','" + b"y" * 60 + b"'")[0] == size
@@ -150,3 +150,30 @@ def test_garbage_never_breaks_the_reader(pieces: list[bytes]) -> None:
     found = read(*pieces, b"\xff", b'\n{"a":1}')
     assert found[-1] == {"a": 1}
     assert read(b"".join(pieces) + b"\xff" + b'\n{"a":1}') == found
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting a JSON value"),
+        ("{} 1", "Expecting at most one JSON value"),
+        ("{}x", "Expecting at most one JSON value"),
+        ("{'a': 1", "JSON parse error, premature EOI"),
+        ("[12", "JSON parse error, premature EOI"),
+        ("'abc", "JSON parse error, stray ''abc'"),
+        ("{a:1}", "JSON parse error, invalid keyword 'a'"),
+        ('{"a": 1]}', "JSON parse error, expected separator in dict"),
+    ],
+)
+def test_a_text_that_is_no_single_value(text: str, reason: str) -> None:
+    with pytest.raises(QobraError) as caught:
+        parse_text(text)
+    assert caught.value.desc == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("{'a': null}", {"a": None}), ("17", 17), (" true\n", True), ("'x'", "x"), ('{"\u00e9": "\u00fc"}', {"é": "ü"})],
+)
+def test_a_text_that_is_one_value(text: str, value: Any) -> None:
+    assert parse_text(text) == value
