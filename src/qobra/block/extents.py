@@ -73,6 +73,15 @@ def resolve(node: BlockNode, start: int, length: int, *, want_zero: bool = False
     return runs
 
 
+def read_run(run: Run, position: int, view: memoryview) -> None:
+    """Fill ``view`` from ``position`` of ``run``, where its bytes live; tells of the read as the node above would."""
+    leaf = run.leaf
+    assert leaf is not None
+    if run.layer is not leaf:
+        leaf.debug_event("read_aio")
+    leaf.read_into(run.offset + position, view)
+
+
 def _resolve(
     node: BlockNode,
     offset: int,

@@ -415,9 +415,14 @@ class BlockNode:
 
     def flush(self) -> None:
         """Everything written before is on stable storage when this returns (except with cache.no-flush)."""
+        file = self.children.get("file")
+        if file is not None:
+            file.debug_event("flush_to_os")
         self._flush()
         if self.cache_no_flush:
             return
+        if file is not None:
+            file.debug_event("flush_to_disk")
         for name, child in self.children.items():
             if name != "backing" or self.is_filter:
                 child.flush()

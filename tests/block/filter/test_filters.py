@@ -11,8 +11,10 @@ import pytest
 
 from qobra.block import change_children, permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.extents import read_run, resolve
 from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
+from qobra.testing.images import ImageLab
 
 SIZE = 1 << 20
 
@@ -93,6 +95,33 @@ def test_blkdebug_states_decide_when_an_event_counts(layer, make_file):
     node.debug_event("l2_update")
     with pytest.raises(OSError):
         backend.read(0, 512)
+    backend.remove()
+
+
+def test_blkdebug_hears_of_flushes_and_of_reads_that_a_copy_resolved(layer, tmp_path):
+    path = ImageLab(tmp_path).create("a", size=SIZE)
+    node = layer.add_node(
+        {
+            "driver": "qcow2",
+            "node-name": "q",
+            "file": {
+                "driver": "blkdebug",
+                "image": {"driver": "file", "filename": path},
+                "set-state": [{"event": "flush_to_disk", "state": 1, "new_state": 2}],
+                "inject-error": [{"event": "read_aio", "state": 2, "once": True}],
+            },
+        }
+    )
+    backend = _enter(layer, node)
+    backend.write(0, b"x" * 65536)
+    backend.read(0, 512)
+    backend.flush()
+    view = memoryview(bytearray(512))
+    (run,) = resolve(node, 0, 512)
+    with pytest.raises(OSError):
+        read_run(run, 0, view)
+    read_run(run, 0, view)
+    assert view == b"x" * 512
     backend.remove()
 
 

@@ -12,7 +12,7 @@ import threading
 
 from qobra.block.buffers import is_zero
 from qobra.block.copy.zeroes import zero_pieces
-from qobra.block.extents import ABSENT, DATA, ZERO, Run, resolve
+from qobra.block.extents import ABSENT, DATA, ZERO, Run, read_run, resolve
 from qobra.block.in_file import InFile
 from qobra.errors import QobraError
 
@@ -132,14 +132,12 @@ class ChunkCopier:
             raise CopyFailed(error, False)
 
     def _through_buffer(self, run: Run) -> None:
-        leaf = run.leaf
-        assert leaf is not None
         position = 0
         while position < run.length:
             size = min(CHUNK_SIZE, run.length - position)
             view = self._buffer(size)
             try:
-                leaf.read_into(run.offset + position, view)
+                read_run(run, position, view)
             except (OSError, QobraError) as error:
                 raise CopyFailed(error, True)
             self.write_data(run.start + position, view)

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
 from qobra.block.copy.ranges import in_chunks, whole
-from qobra.block.extents import ABSENT, ZERO, resolve
+from qobra.block.extents import ABSENT, ZERO, read_run, resolve
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -118,15 +118,13 @@ class _Reader:
             self.full.put((offset + inside, length - inside, None, None))
 
     def _read_run(self, run: Run) -> None:
-        leaf = run.leaf
-        assert leaf is not None
         position = 0
         while position < run.length and not self._stopped:
             size = min(CHUNK_SIZE, run.length - position)
             buffer = self.free.get()
             failure = None
             try:
-                leaf.read_into(run.offset + position, memoryview(buffer)[:size])
+                read_run(run, position, memoryview(buffer)[:size])
             except (OSError, QobraError) as error:
                 failure = CopyFailed(error, True)
             self.full.put((run.start + position, size, buffer, failure))

@@ -110,6 +110,8 @@ class Writeback:
             self._begin(blocks, [part for _key, part in slices], lazy)
         try:
             self._write_ordered(first, reftable, second)
+            if durable:
+                image.file.debug_event("flush_to_disk")
             if durable or frees:
                 self.barrier()
         except BaseException:
