@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qobra.machine.irq import Line
 from qobra.machine.memory import Registers
+from qobra.machine.vmstate import VmState, raw, timer, u16, u64
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
@@ -22,6 +23,13 @@ class AcpiRegisters:
 
     ``sci`` is the system control interrupt.
     """
+
+    vmstate = VmState(
+        raw("gpe_status", "gpe_enable"),
+        u16("status", "enable", "control"),
+        u64("_overflow_seen"),
+        timer("_overflow"),
+    )
 
     def __init__(self, board: Board, sci: Line, gpe_length: int) -> None:
         self._board = board

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qobra.machine.memory import Registers
+from qobra.machine.vmstate import Field, NumberSet, VmState, u32
 
 if TYPE_CHECKING:
+    from qobra.machine.device.pc_dimm import PcDimm
     from qobra.machine.memory_slots import MemorySlots
 
 PORT = 0x0A00
@@ -18,6 +20,8 @@ _ENABLED, _INSERTING, _REMOVING, _EJECT = 0x01, 0x02, 0x04, 0x08
 
 class AcpiMemoryHotplug:
     """The registers. ``notify`` raises the general-purpose event."""
+
+    vmstate = VmState(u32("_selected"), Field("_inserting", NumberSet(256)), Field("_removing", NumberSet(256)))
 
     def __init__(self, slots: MemorySlots, notify: Callable[[], None]) -> None:
         self._slots = slots
@@ -42,15 +46,20 @@ class AcpiMemoryHotplug:
         self._inserting.discard(number)
         self._removing.discard(number)
 
-    def _read(self, offset: int, _width: int) -> int:
+    def _module(self) -> PcDimm | None:
+        # A slot with an NVDIMM looks empty here: the guest finds those by its NFIT.
         dimm = self._slots.dimms.get(self._selected)
+        return dimm if dimm is not None and dimm.memory_kind == "dimm" else None
+
+    def _read(self, offset: int, _width: int) -> int:
+        dimm = self._module()
         if dimm is None:
             return 0
         values = {
             0x00: dimm.addr & 0xFFFFFFFF,
             0x04: dimm.addr >> 32,
-            0x08: dimm.ram_length & 0xFFFFFFFF,
-            0x0C: dimm.ram_length >> 32,
+            0x08: dimm.memory_length & 0xFFFFFFFF,
+            0x0C: dimm.memory_length >> 32,
             0x10: dimm.node,
             _FLAGS: _ENABLED
             | (_INSERTING if self._selected in self._inserting else 0)
@@ -76,6 +85,6 @@ class AcpiMemoryHotplug:
             elif value & _REMOVING:
                 self._removing.discard(self._selected)
             elif value & _EJECT:
-                dimm = slots.dimms.get(self._selected)
+                dimm = self._module()
                 if dimm is not None:
                     dimm.unparent()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from qobra.machine.memory import Mapping, Registers
 from qobra.machine.pci.bus import PciBus
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.vmstate import Number, VmState, listed, u32
 
 GPE_BIT = 1
 SIZE = 0x18
@@ -19,6 +20,8 @@ _UP, _DOWN, _EJECT, _REMOVABLE, _SELECT = 0x00, 0x04, 0x08, 0x0C, 0x10
 
 class AcpiPciHotplug:
     """The registers. ``notify`` raises the general-purpose event."""
+
+    vmstate = VmState(u32("_selected"), listed("_up", "_down", kind=Number(4)))
 
     def __init__(self, notify: Callable[[], None]) -> None:
         self._notify = notify

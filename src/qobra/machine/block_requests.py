@@ -34,6 +34,11 @@ class BlockRequests:
         self.pending = 0
         """Requests that were begun and have not ended, held ones included."""
 
+    @property
+    def working(self) -> bool:
+        """Whether requests are under way that are not held."""
+        return self.pending > len(self._held)
+
     def submit(self, operation: Operation, done: Done, *, is_read: bool) -> None:
         """Run ``operation(backend)`` in the worker, then ``done(result, error)`` in the strand.
 

@@ -78,6 +78,16 @@ class BlockFrontEnd(Device):
     tray_open = False
     medium_locked = False
 
+    @property
+    def writeback(self) -> bool:
+        """Whether writes may stay in a cache, which the guest can say."""
+        return self.backend is None or self.backend.writeback
+
+    @writeback.setter
+    def writeback(self, value: bool) -> None:
+        if self.backend is not None:
+            self.backend.writeback = value
+
     # -- taking the backend
 
     def take_drive(self, name: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Device
+from qobra.machine.vmstate import VmState, flag
 from qobra.object.property import Bool, Int
 
 
@@ -97,6 +98,8 @@ class Cpu(Device):
     thread_id = 0
     halted = False
     nmi_pending = False
+
+    vmstate = VmState(flag("halted", "nmi_pending"), partial=True)
 
     def properties_of_place(self) -> dict[str, int]:
         """CpuInstanceProperties of where the CPU sits."""

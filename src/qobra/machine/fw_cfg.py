@@ -8,6 +8,7 @@ from struct import Struct
 from qobra.errors import QobraError
 from qobra.machine.memory import Mapping
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.vmstate import MAX_BYTES, Field, Listed, Raw, VmState, u16, u32, u64
 from qobra.object.property import Bool
 
 SIGNATURE, ID, UUID, RAM_SIZE, NOGRAPHIC, NB_CPUS, MACHINE_ID = 0, 1, 2, 3, 4, 5, 6
@@ -33,6 +34,13 @@ class FwCfg(SysBusDevice):
     abstract = True
 
     dma_enabled = Bool(True, name="dma_enabled")
+
+    vmstate = VmState(
+        u16("_selected"),
+        u32("_offset"),
+        u64("_dma_address"),
+        Field("written", Listed(Raw(MAX_BYTES))),
+    )
 
     def realize(self) -> None:
         self._items: dict[int, bytes] = {}
@@ -170,3 +178,15 @@ class FwCfg(SysBusDevice):
         writer(self._offset, written)
         self._offset += length
         return 0
+
+    @property
+    def written(self) -> list[bytes]:
+        """The blobs that the guest may write, in the order of their names."""
+        return [self._files[name] for name in sorted(self._writers)]
+
+    @written.setter
+    def written(self, blobs: list[bytes]) -> None:
+        for name, blob in zip(sorted(self._writers), blobs, strict=True):
+            if len(blob) != len(self._files[name]):
+                raise QobraError(f"length mismatch: {name}: {len(blob)} != {len(self._files[name])}")
+            self._files[name] = blob

@@ -152,6 +152,26 @@ class Device(Object):
             bus.reset()
         self.reset()
 
+    # -- state
+
+    def state_id(self) -> str:
+        """How a saved state calls the device: its place, which is the same in a machine that was made alike."""
+        if self.bus is None or not isinstance(self.bus.parent, Device):
+            return self.path()
+        return f"{self.bus.parent.state_id()}/{self.bus.place_of(self)}"
+
+    def state_loaded(self) -> None:
+        """All the machine's state was loaded: work out what follows from it. Raises QobraError where it cannot be."""
+
+    def state_blocked(self) -> str | None:
+        """Why the state cannot be saved right now, or None."""
+        return None
+
+    @property
+    def working(self) -> bool:
+        """Whether something is under way that ends by itself in a moment, though the guest stands still."""
+        return False
+
     # -- for device models to fill in
 
     def realize(self) -> None:
@@ -216,6 +236,10 @@ class Bus(Object):
             self.devices.remove(device)
             (self._instance_properties or {}).pop(device.values.pop("_bus_child"), None)
         device.bus = None
+
+    def place_of(self, device: Device) -> str:
+        """How a saved state calls the place of ``device`` on the bus."""
+        return device.user_id or f"{device.type_name}.{[d for d in self.devices if not d.user_id].index(device)}"
 
     def reset(self) -> None:
         """Reset every device on the bus."""

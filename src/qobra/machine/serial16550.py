@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
 from qobra.machine.irq import Line
+from qobra.machine.vmstate import Number, VmState, flag, listed, timer, u8, u16
 
 if TYPE_CHECKING:
     from qobra.chardev.chardev import Chardev
@@ -22,6 +23,14 @@ class Uart:
     """The registers and the two FIFOs, in front of a character device. What is sent leaves at once."""
 
     hotswap = True
+
+    vmstate = VmState(
+        listed("_received", kind=Number(1), maximum=_FIFO + 1),
+        u8("_ier", "_lcr", "_mcr", "_scr", "_fcr", "_lsr", "_msr"),
+        u16("_divider"),
+        flag("_tx_pending", "_timeout"),
+        timer("_timeout_timer"),
+    )
 
     def __init__(self, board: Board, irq: Line, chardev: Chardev | None) -> None:
         self._board = board

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qobra.machine.blockdev import BlockFrontEnd
+from qobra.machine.vmstate import VmState, flag
 
 NO_CHANGE, EJECT_REQUESTED, NEW_MEDIUM = 0, 1, 2
 """Media events (MMC-6, table 362)."""
@@ -18,6 +19,8 @@ class CdTray(BlockFrontEnd):
 
     _new_medium = False
     _eject_requested = False
+
+    vmstate = VmState(flag("tray_open", "medium_locked", "_new_medium", "_eject_requested"))
 
     @property
     def loaded(self) -> bool:

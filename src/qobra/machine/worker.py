@@ -11,6 +11,11 @@ from typing import Protocol
 class Worker(Protocol):
     """What iothreads and :class:`DeviceWorker` have in common."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has anything to do that has not ended yet."""
+        ...
+
     def run(self, call: Callable[[], None]) -> None:
         """Run ``call`` in the worker's thread, after what was given before."""
         ...
@@ -24,6 +29,11 @@ class DeviceWorker:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has anything to do that has not ended yet."""
+        return bool(self._calls)
 
     def run(self, call: Callable[[], None]) -> None:
         """Run ``call`` in the thread, after what was given before."""
@@ -46,4 +56,7 @@ class DeviceWorker:
             self._wake.acquire()
             if not self._calls:
                 return
-            self._calls.popleft()()
+            try:
+                self._calls[0]()
+            finally:
+                self._calls.popleft()

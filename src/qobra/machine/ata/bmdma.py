@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.machine.dma import GuestMemory, ScatterList
+from qobra.machine.vmstate import VmState, flag, u8, u32
 
 if TYPE_CHECKING:
     from qobra.machine.ata.device import AtaDevice
@@ -17,6 +18,8 @@ _LAST = 0x80000000
 
 class BusMaster:
     """The engine of one channel. ``memory`` is what it reaches."""
+
+    vmstate = VmState(u8("command", "status"), u32("table"), flag("_more"))
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory

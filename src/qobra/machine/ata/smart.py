@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.machine.ata import regs
+from qobra.machine.vmstate import VmState, flag
 
 if TYPE_CHECKING:
     from qobra.machine.ata.disk import Disk
@@ -26,6 +27,8 @@ _ATTRIBUTES = (
 
 class Smart:
     """The SMART state of one disk."""
+
+    vmstate = VmState(flag("enabled", "_autosave"))
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk

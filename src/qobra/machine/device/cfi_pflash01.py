@@ -10,10 +10,13 @@ from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.memory import Mapping, Ram, Registers
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.vmstate import Field, Listed, Number, Together, VmState, i64, u8
 from qobra.object.property import Bool, Int
 
 _READ_ARRAY, _READ_STATUS, _CLEAR_STATUS, _READ_ID, _QUERY = 0xFF, 0x70, 0x50, 0x90, 0x98
 _PROGRAM, _PROGRAM_ALTERNATE, _BUFFERED, _ERASE, _CONFIRM, _LOCK = 0x40, 0x10, 0xE8, 0x20, 0xD0, 0x60
+_BUFFERED_MAX = 1 << 16
+"""Words that a buffered write can have: its count is 16 bits wide."""
 _READY, _ERASE_ERROR, _PROGRAM_ERROR = 0x80, 0x20, 0x10
 
 
@@ -38,6 +41,13 @@ class Pflash(SysBusDevice, BlockFrontEnd):
     id2 = Int(0, type="uint16")
     id3 = Int(0, type="uint16")
     base = 0
+
+    vmstate = VmState(
+        u8("_mode", "_status"),
+        u8("_cycle", maximum=3),
+        i64("_count"),
+        Field("buffered", Listed(Together(Number(8), Number(1, maximum=4), Number(8)), _BUFFERED_MAX)),
+    )
 
     def realize(self) -> None:
         size = self.num_blocks * self.sector_length
@@ -192,6 +202,19 @@ class Pflash(SysBusDevice, BlockFrontEnd):
         table[0x31:0x36] = b"PRI10"
         table[0x3F] = 1
         return bytes(table)
+
+    @property
+    def buffered(self) -> list[tuple[int, int, int]]:
+        """The words that wait to be programmed: offset, width, value."""
+        return [(offset, width, value) for offset, (width, value) in self._buffered.items()]
+
+    @buffered.setter
+    def buffered(self, words: list[tuple[int, int, int]]) -> None:
+        self._buffered = {offset: (width, value) for offset, width, value in words}
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        self._commands.place(None if self._mode == _READ_ARRAY else self.base)
 
 
 class _ReadArray(Ram):

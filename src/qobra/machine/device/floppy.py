@@ -11,6 +11,7 @@ from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.fdc.formats import DRIVE_TYPES, FORMATS, Format, find
 from qobra.machine.qdev import Bus, Device
+from qobra.machine.vmstate import VmState, flag, u8
 from qobra.object.property import Enum, Int
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ class FloppyBus(Bus):
     """The cable, with places for two drives. ``controller`` is at its other end."""
 
     type_name = "floppy-bus"
-    limit = 2
     controller: Controller
     fallback = "288"
 
@@ -64,6 +64,8 @@ class Floppy(BlockFrontEnd):
     format: Format = FORMATS[0]
     track = head = 0
     changed = True
+
+    vmstate = VmState(u8("track", "head"), flag("changed"))
 
     def realize(self) -> None:
         if self.logical_block_size not in (0, 512) or self.physical_block_size not in (0, 512):
@@ -133,3 +135,7 @@ class Floppy(BlockFrontEnd):
     def sector_offset(self, track: int, head: int, sector: int) -> int:
         """Where a sector, counted from 1, lies on the medium, in bytes."""
         return ((track * self.format.sides + head) * self.format.sectors + sector - 1) * 512
+
+    @property
+    def working(self) -> bool:
+        return self.requests.working

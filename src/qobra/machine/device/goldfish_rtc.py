@@ -6,6 +6,7 @@ from qobra.machine.devices import registry
 from qobra.machine.irq import Line
 from qobra.machine.memory import Registers
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.vmstate import VmState, flag, i64, timer, u64
 from qobra.object.property import Bool
 
 _TIME_LOW, _TIME_HIGH, _ALARM_LOW, _ALARM_HIGH = 0x00, 0x04, 0x08, 0x0C
@@ -21,6 +22,13 @@ class GoldfishRtc(SysBusDevice):
 
     big_endian = Bool(False)
     base = 0
+
+    vmstate = VmState(
+        i64("_offset"),
+        u64("_high", "_alarm", "_alarm_high"),
+        flag("_alarm_running", "_pending", "_enabled"),
+        timer("_timer"),
+    )
 
     def realize(self) -> None:
         self.irq = Line()

@@ -11,6 +11,7 @@ from qobra.machine.pci.bus import PcieBus
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.pci.host import Ecam
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.vmstate import VmState
 
 
 @registry.register("gpex-pcihost")
@@ -24,6 +25,8 @@ class GpexHost(SysBusDevice):
     windows: tuple[tuple[int, int], ...] = ()
     port_window = 0
     lines: list[Line]
+
+    vmstate = VmState()
 
     def realize(self) -> None:
         bus = PcieBus(self.tree)
@@ -59,3 +62,5 @@ class GpexRoot(PciDevice):
     vendor_id = regs.RED_HAT
     device_id = 0x0008
     class_id = 0x0600
+
+    vmstate = VmState()

@@ -12,6 +12,7 @@ from qobra.machine.pci.bus import PciBus
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.pci.host import ConfigPorts
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.vmstate import Field, Number, NumberSet, VmState, listed, part, u8
 from qobra.object.property import Size
 
 _PAM = 0x59
@@ -25,6 +26,8 @@ class I440FxHost(SysBusDevice):
     type_name = "i440FX-pcihost"
 
     pci_hole64_size = Size(1 << 31)
+
+    vmstate = VmState(part("_ports"))
 
     def realize(self) -> None:
         bus = PciBus(self.tree)
@@ -49,6 +52,8 @@ class I440Fx(PciDevice):
     revision = 2
     class_id = 0x0600
 
+    vmstate = VmState()
+
     def config_write(self, offset: int, width: int, value: int) -> None:
         super().config_write(offset, width, value)
         if offset < _PAM + 7 and offset + width > _PAM:
@@ -63,6 +68,11 @@ class I440Fx(PciDevice):
         board: Any = self.board
         board.shadow.set(bytes(7))
 
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        board: Any = self.board
+        board.shadow.set(self.config[_PAM : _PAM + 7])
+
 
 @registry.register("PIIX3")
 class Piix3(PciDevice):
@@ -74,6 +84,10 @@ class Piix3(PciDevice):
     vendor_id = regs.INTEL
     device_id = 0x7000
     class_id = 0x0601
+
+    vmstate = VmState(
+        listed("_levels", kind=Number(1, maximum=1)), Field("_routed", NumberSet(16)), u8("_reset_control")
+    )
 
     def realize(self) -> None:
         self.put(regs.STATUS, 2, 0x0200)

@@ -7,6 +7,7 @@ from qobra.machine.devices import registry
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.vmstate import Field, Number, VmState, flag, listed, timer, u8
 
 _CONFIG, _LOCK = 0x60, 0x68
 _INT_NONE_ENABLED, _FAST_CLOCK, _NO_REBOOT = 0x03, 0x04, 0x20
@@ -26,6 +27,15 @@ class I6300esb(PciDevice):
     vendor_id = regs.INTEL
     device_id = 0x25AB
     class_id = 0x0880
+
+    vmstate = VmState(
+        flag("_rebooted", "_reboot_enabled", "_fast", "_free_run", "_locked", "_enabled"),
+        u8("_interrupt_type"),
+        listed("_preloads", kind=Number(4)),
+        Field("_stage", Number(1, minimum=1, maximum=2)),
+        u8("_unlocked", maximum=2),
+        timer("_timer"),
+    )
 
     def realize(self) -> None:
         self._timer = self.board.clock.timer(self._expired)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from qobra.errors import QobraError
 from qobra.machine import scancodes
 from qobra.machine.devices import registry
 from qobra.machine.isa import IsaDevice
+from qobra.machine.vmstate import Field, Flag, Maybe, Number, Together, VmState, flag, i64, listed, part, u8
 from qobra.object.property import Bool, Int
 
 _QUEUE_LIMIT = 256
@@ -22,6 +24,8 @@ _ACK, _RESEND, _SELF_TEST_PASSED = 0xFA, 0xFE, 0xAA
 
 class Ps2Device:
     """What keyboard and mouse have in common: a queue of bytes to the controller, commands with a parameter."""
+
+    vmstate = VmState(listed("queue", kind=Number(1), maximum=_QUEUE_LIMIT), Field("awaiting", Maybe(Number(1))))
 
     def __init__(self) -> None:
         self.queue: deque[int] = deque()
@@ -47,6 +51,8 @@ class Keyboard(Ps2Device):
 
     input_name = "QEMU PS/2 Keyboard"
     accepts = frozenset(("key",))
+
+    vmstate = VmState(flag("scanning"), u8("code_set", maximum=3), u8("leds"))
 
     def __init__(self, controller: I8042) -> None:
         super().__init__()
@@ -115,6 +121,13 @@ class Mouse(Ps2Device):
 
     input_name = "QEMU PS/2 Mouse"
     accepts = frozenset(("btn", "rel"))
+
+    vmstate = VmState(
+        u8("_buttons", "kind", "rate", "resolution"),
+        i64("_wheel"),
+        flag("reporting", "remote", "wrap", "scaled"),
+        listed("_rates", kind=Number(1), maximum=3),
+    )
 
     def __init__(self, controller: I8042) -> None:
         super().__init__()
@@ -222,6 +235,13 @@ class I8042(IsaDevice):
     extended_state = Bool(True)
     kbd_irq = Int(1, type="uint8")
     mouse_irq = Int(12, type="uint8")
+
+    vmstate = VmState(
+        u8("_mode", "_status", "_output_port", "_last"),
+        Field("_pending", Maybe(Number(1))),
+        listed("_own", kind=Together(Number(1), Flag()), maximum=_QUEUE_LIMIT),
+        part("keyboard", "mouse"),
+    )
 
     def realize(self) -> None:
         self.map_ports(0x60, 1, self._read_data, self._write_data, name="i8042-data")
@@ -350,3 +370,9 @@ class I8042(IsaDevice):
         self.a20.set(value >> 1 & 1)
         if not value & _OUT_RESET:
             self.machine.run_state.request_reset("guest-reset")
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        queue = self._own or (self.mouse if self._status & _STATUS_MOUSE else self.keyboard).queue
+        if self._status & _STATUS_FULL and not queue:
+            raise QobraError("the controller says that it has a byte, and there is none")

@@ -8,6 +8,7 @@ from qobra.machine.devices import registry
 from qobra.machine.dma import GuestMemory
 from qobra.machine.isa import IsaDevice
 from qobra.machine.memory import Mapping, Registers
+from qobra.machine.vmstate import VmState, flag, parts, u8, u16, u32
 from qobra.object.property import Int
 
 _PAGE_CHANNEL = {1: 2, 2: 3, 3: 1, 7: 0}
@@ -21,6 +22,13 @@ class DmaChannel:
 
     ``wanted`` is called when the guest lets the channel go while the device asks for it.
     """
+
+    vmstate = VmState(
+        u16("base_address", "base_count"),
+        u8("page", "mode"),
+        u32("moved"),
+        flag("masked", "requested", "ended"),
+    )
 
     def __init__(self, memory: GuestMemory, shift: int) -> None:
         self._memory = memory
@@ -93,6 +101,8 @@ class I8257(IsaDevice):
     page_base = Int(0x80, type="int32")
     pageh_base = Int(0x480, type="int32")
     dshift = Int(0, type="int32")
+
+    vmstate = VmState(flag("_second"), u8("_command"), parts("channels"))
 
     def realize(self) -> None:
         memory = GuestMemory(self.board.memory)

@@ -11,6 +11,7 @@ from qobra.machine.isa import IsaBus
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.vmstate import Field, Number, NumberSet, VmState, listed, part, raw, u8
 from qobra.object.property import Bool
 
 _PMBASE, _ACPI_CONTROL, _PIRQ_A, _PIRQ_E, _RCBA = 0x40, 0x44, 0x60, 0x68, 0xF0
@@ -32,6 +33,14 @@ class Ich9Lpc(PciDevice):
     class_id = 0x0601
 
     acpi_hotplug = Bool(True, name="acpi-pci-hotplug-with-bridge-support")
+
+    vmstate = VmState(
+        part("acpi", "hotplug"),
+        raw("_apm"),
+        listed("_levels", kind=Number(1, maximum=1)),
+        Field("_routed", NumberSet(16)),
+        u8("_reset_control"),
+    )
 
     def realize(self) -> None:
         board: Any = self.board
@@ -136,3 +145,7 @@ class Ich9Lpc(PciDevice):
         if value & 4:
             self.machine.run_state.request_reset("guest-reset")
         self._reset_control = value & 0x0A
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        self._place()

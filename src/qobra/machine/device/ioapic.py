@@ -5,6 +5,7 @@ from __future__ import annotations
 from qobra.machine.devices import registry
 from qobra.machine.memory import Registers
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.vmstate import Number, VmState, listed, u8, u32
 from qobra.object.property import Int
 
 PINS = 24
@@ -21,6 +22,8 @@ class IoApic(SysBusDevice):
     type_name = "ioapic"
 
     version = Int(0x20, type="uint32")
+
+    vmstate = VmState(u8("apic_id", "selected"), u32("pending"), listed("entries", kind=Number(8)))
 
     def realize(self) -> None:
         self._mapping = self.board.memory.map(BASE, Registers("ioapic", 0x1000, self._read, self._write, valid=(1, 4)))

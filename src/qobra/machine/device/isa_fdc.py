@@ -10,6 +10,7 @@ from qobra.machine.fdc.controller import Controller
 from qobra.machine.fdc.formats import DRIVE_TYPES
 from qobra.machine.isa import IsaDevice
 from qobra.machine.plug import all_buses
+from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Enum, Int
 
 
@@ -29,6 +30,8 @@ class IsaFdc(IsaDevice):
     fallback = Enum("FdcDriveType", DRIVE_TYPES, "288")
     bootindexA = Int(-1, type="int32", show_default=False)
     bootindexB = Int(-1, type="int32", show_default=False)
+
+    vmstate = VmState(part("controller"))
 
     def realize(self) -> None:
         bus = self.floppies = FloppyBus(self.tree)
@@ -58,3 +61,6 @@ class IsaFdc(IsaDevice):
 
     def reset(self) -> None:
         self.controller.reset()
+
+    def state_blocked(self) -> str | None:
+        return "a command is under way" if self.controller.transferring else None

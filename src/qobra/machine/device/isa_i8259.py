@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qobra.machine.devices import registry
 from qobra.machine.isa import IsaDevice
+from qobra.machine.vmstate import VmState, flag, u8
 from qobra.object.property import Bool, Int
 
 
@@ -18,6 +19,14 @@ class I8259(IsaDevice):
     elcr_addr = Int(0xFFFFFFFF, type="uint32", name="elcr_addr")
     elcr_mask = Int(0xFF, type="uint8", name="elcr_mask")
     master = Bool(False)
+
+    vmstate = VmState(
+        u8("elcr", "requests", "mask", "service", "base", "_last"),
+        u8("priority_add", maximum=7),
+        u8("_init_state", maximum=3),
+        flag("_read_service", "_poll", "_special_mask", "_auto_eoi", "_rotate_on_auto", "_nested"),
+        flag("_needs_icw4", "_single"),
+    )
 
     def realize(self) -> None:
         self.map_ports(self.iobase, 2, self._read, self._write, name="pic")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qobra.machine.devices import registry
 from qobra.machine.isa import IsaDevice
 from qobra.machine.vclock import DeviceTimer
+from qobra.machine.vmstate import Field, Maybe, Number, VmState, flag, i64, parts, timer, u8, u32
 from qobra.object.property import Int
 
 FREQUENCY = 1193182
@@ -13,6 +14,17 @@ _SECOND = 10**9
 
 class Counter:
     """One counter: what was programmed, and when."""
+
+    vmstate = VmState(
+        Field("count", Number(4, minimum=1, maximum=0x10000)),
+        Field("latched", Maybe(Number(4))),
+        u8("latched_bytes", "access", "read_state", "write_state"),
+        Field("status", Maybe(Number(1))),
+        u8("mode", maximum=5),
+        flag("bcd", "gate"),
+        u32("write_latch"),
+        i64("loaded_ns"),
+    )
 
     def __init__(self) -> None:
         self.count = 0x10000
@@ -82,6 +94,8 @@ class Pit(IsaDevice):
     pluggable = False
 
     iobase = Int(0xFFFFFFFF, type="uint32")
+
+    vmstate = VmState(parts("counters"), timer("_timer"))
 
     def realize(self) -> None:
         self.map_ports(self.iobase, 4, self._read, self._write, name="pit")

@@ -6,6 +6,7 @@ from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.isa import IsaDevice
 from qobra.machine.serial16550 import Uart, find_chardev
+from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Int, String
 
 _MAX_PORTS = 4
@@ -23,6 +24,8 @@ class IsaSerial(IsaDevice):
     iobase = Int(0xFFFFFFFF, type="uint32")
     irq = Int(0xFFFFFFFF, type="uint32")
     chardev = String(type="str", description="ID of a chardev to use as a backend")
+
+    vmstate = VmState(part("uart"))
 
     def realize(self) -> None:
         if self.index == 0xFFFFFFFF:

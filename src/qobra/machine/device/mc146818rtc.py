@@ -7,6 +7,7 @@ import time
 
 from qobra.machine.devices import registry
 from qobra.machine.isa import IsaDevice
+from qobra.machine.vmstate import Field, Maybe, Number, VmState, i64, raw, timer, u8
 from qobra.object.property import Enum, Int, Property
 
 _SECOND = 10**9
@@ -37,6 +38,14 @@ class Rtc(IsaDevice):
 
     follow_host = True
     start_time: int | None = None  # seconds since the epoch at power-on; None: the host's
+
+    vmstate = VmState(
+        raw("cmos"),
+        u8("_index", maximum=127),
+        i64("_base_ns", "_host_difference"),
+        Field("_frozen", Maybe(Number(8, signed=True))),
+        timer("_update_timer", "_periodic_timer"),
+    )
 
     def realize(self) -> None:
         self.map_ports(self.iobase, 2, self._read, self._write, name="rtc")
@@ -254,10 +263,10 @@ class Rtc(IsaDevice):
             self._show_time()
             self._frozen = self._now_ns()
         elif self._frozen is not None and value & 0x70 <= _DIVIDER_RUNNING:
-            frozen, self._frozen = self._frozen, None
-            self._set_now(frozen)
             # The first second after the divider starts is half a second away.
-            self._set_now(frozen // _SECOND * _SECOND + _SECOND // 2)
+            self._frozen = None
+            self._take_time()
+            self._set_now(self._now_ns() // _SECOND * _SECOND + _SECOND // 2)
         self.cmos[_A] = value & ~_UIP | self.cmos[_A] & _UIP
         self._uses_update_timer()
         self._arm_periodic()

@@ -7,6 +7,7 @@ from qobra.machine.devices import registry
 from qobra.machine.pci import regs
 from qobra.machine.pci.bridge import PciBridge
 from qobra.machine.pci.msix import Msi
+from qobra.machine.vmstate import VmState
 from qobra.object.property import Bool, Enum, Int
 
 _CAP_SLOT_ID, _FIRST_IN_CHASSIS = 0x04, 0x20
@@ -25,6 +26,8 @@ class PciPciBridge(PciBridge):
     chassis_nr = Int(0, type="uint8", name="chassis_nr")
     msi = Enum("OnOffAuto", ("auto", "on", "off"), "auto")
     shpc = Bool(False)
+
+    vmstate = VmState()
 
     def realize(self) -> None:
         if self.shpc:

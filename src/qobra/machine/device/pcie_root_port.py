@@ -12,6 +12,7 @@ from qobra.machine.pci.bus import PciBus, PcieBus
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.pci.msix import Msix
 from qobra.machine.qdev import Device
+from qobra.machine.vmstate import VmState, flag, part
 from qobra.object.property import Bool, Enum, Int, Size
 
 _SLOT_ATTENTION, _SLOT_POWER, _SLOT_PRESENCE = 0x01, 0x02, 0x08
@@ -48,6 +49,8 @@ class PciePort(PciBridge):
     x_speed = Enum("PCIELinkSpeed", tuple(_SPEEDS), "16", name="x-speed")
     x_width = Enum("PCIELinkWidth", ("1", "2", "4", "8", "12", "16", "32"), "32", name="x-width")
 
+    vmstate = VmState(flag("_ejecting"), partial=True)
+
     @property
     def slot(self) -> int:
         return self.devfn >> 3
@@ -75,6 +78,15 @@ class PciePort(PciBridge):
         bus.plug_handler = self._plugged
         bus.unplug_handler = self._request_unplug
         self._pending: list[Device] = []
+
+    @property
+    def _ejecting(self) -> bool:
+        # Whether the guest was asked to let go of what is in the slot.
+        return bool(self._pending)
+
+    @_ejecting.setter
+    def _ejecting(self, value: bool) -> None:
+        self._pending[:] = list(self.secondary.functions.values())[:1] if value else []
 
     def _slot_event(self, bits: int) -> None:
         at = self._express + express.SLOT_STATUS
@@ -147,6 +159,8 @@ class PcieRootPort(PciePort):
     mem_reserve = Size(0xFFFFFFFFFFFFFFFF)
     pref32_reserve = Size(0xFFFFFFFFFFFFFFFF)
     pref64_reserve = Size(0xFFFFFFFFFFFFFFFF)
+
+    vmstate = VmState(part("_msix"))
 
     def realize(self) -> None:
         if self.pci_bus.parent_bridge is not None:

@@ -12,6 +12,7 @@ from qobra.machine.dma import GuestMemory
 from qobra.machine.memory import Mapping, Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.vmstate import VmState, parts
 
 _PLACES = ((0x1F0, 0x3F6, 14), (0x170, 0x376, 15))
 
@@ -24,6 +25,8 @@ class PciIde(PciDevice):
     class_id = 0x0101
     prog_if = 0x80  # bus master, both channels at the old ports
 
+    vmstate = VmState(partial=True)
+
 
 @registry.register("piix3-ide")
 class Piix3Ide(PciIde):
@@ -34,6 +37,8 @@ class Piix3Ide(PciIde):
     hotpluggable_class = False
     vendor_id = regs.INTEL
     device_id = 0x7010
+
+    vmstate = VmState(parts("channels"))
 
     def realize(self) -> None:
         board: Any = self.board

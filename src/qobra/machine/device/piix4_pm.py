@@ -11,6 +11,7 @@ from qobra.machine.irq import Line
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.vmstate import VmState, part, raw
 from qobra.object.property import Int
 
 _PM_BASE, _PM_ENABLE = 0x40, 0x80
@@ -32,6 +33,8 @@ class Piix4Pm(PciDevice):
     interrupt_pin = 1
 
     smb_io_base = Int(0, type="uint32", name="smb_io_base")
+
+    vmstate = VmState(part("acpi", "hotplug"), raw("_apm"))
 
     def realize(self) -> None:
         board: Any = self.board
@@ -93,3 +96,7 @@ class Piix4Pm(PciDevice):
                 self.acpi.set_sci_enabled(True)
             elif value == _DISABLE_COMMAND:
                 self.acpi.set_sci_enabled(False)
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        self._place()

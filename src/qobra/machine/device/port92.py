@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qobra.machine.devices import registry
 from qobra.machine.isa import IsaDevice
+from qobra.machine.vmstate import VmState, u8
 
 
 @registry.register("port92")
@@ -12,6 +13,8 @@ class Port92(IsaDevice):
 
     type_name = "port92"
     pluggable = False
+
+    vmstate = VmState(u8("_value"))
 
     def realize(self) -> None:
         self.map_ports(0x92, 1, lambda _offset, _width: self._value, self._write)

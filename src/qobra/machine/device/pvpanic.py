@@ -5,6 +5,7 @@ from __future__ import annotations
 from qobra.machine import pvpanic
 from qobra.machine.devices import registry
 from qobra.machine.isa import IsaDevice
+from qobra.machine.vmstate import VmState
 from qobra.object.property import Int
 
 
@@ -16,6 +17,8 @@ class Pvpanic(IsaDevice):
 
     ioport = Int(0x505, type="uint16")
     events = Int(pvpanic.ALL_EVENTS, type="uint8")
+
+    vmstate = VmState()
 
     def realize(self) -> None:
         self.map_ports(

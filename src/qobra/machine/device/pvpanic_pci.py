@@ -7,6 +7,7 @@ from qobra.machine.devices import registry
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.vmstate import VmState
 from qobra.object.property import Int
 
 
@@ -21,6 +22,8 @@ class PvpanicPci(PciDevice):
     class_id = 0x0880
 
     events = Int(pvpanic.ALL_EVENTS, type="uint8")
+
+    vmstate = VmState()
 
     def realize(self) -> None:
         region = Registers("pvpanic", 2, lambda _o, _w: int(self.events), self._write, valid=(1, 4), impl=(1, 1))

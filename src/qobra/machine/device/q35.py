@@ -11,6 +11,7 @@ from qobra.machine.pci.bus import PcieBus
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.pci.host import ConfigPorts, Ecam
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Size
 
 _FIRST_CHIPSET_SLOT = 25
@@ -36,6 +37,8 @@ class Q35Host(SysBusDevice):
 
     pci_hole64_size = Size(1 << 35)
 
+    vmstate = VmState(part("_ports"))
+
     def realize(self) -> None:
         bus = Q35Bus(self.tree)
         bus.memory, bus.ports = self.board.memory, self.board.ports
@@ -57,6 +60,8 @@ class Mch(PciDevice):
     vendor_id = regs.INTEL
     device_id = 0x29C0
     class_id = 0x0600
+
+    vmstate = VmState()
 
     def realize(self) -> None:
         self._ecam: Mapping | None = None
@@ -101,3 +106,9 @@ class Mch(PciDevice):
             self._ecam = self.board.memory.map(base, Ecam("pcie-mmcfg-mmio", self.pci_bus, buses))
         else:
             self._ecam.place(base)
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        self._place_ecam()
+        board: Any = self.board
+        board.shadow.set(self.config[_PAM : _PAM + 7])

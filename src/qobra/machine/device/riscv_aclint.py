@@ -8,6 +8,7 @@ from qobra.machine.devices import registry
 from qobra.machine.memory import Registers
 from qobra.machine.qdev import SysBusDevice
 from qobra.machine.vclock import DeviceTimer
+from qobra.machine.vmstate import Field, Number, Timers, VmState, listed
 from qobra.object.property import Int
 
 SOFTWARE, TIMER = 3, 7
@@ -24,6 +25,8 @@ class AclintSwi(SysBusDevice):
     hartid_base = Int(0, type="uint32")
     num_harts = Int(1, type="uint32")
     base = 0
+
+    vmstate = VmState(listed("_levels", kind=Number(1, maximum=1)))
 
     def realize(self) -> None:
         self._levels = [0] * self.num_harts
@@ -64,6 +67,10 @@ class AclintTimer(SysBusDevice):
     aperture_size = Int(0x8000, type="uint32")
     timebase_freq = Int(10_000_000, type="uint32")
     base = 0
+
+    vmstate = VmState(
+        listed("_compare", kind=Number(8)), Field("_delta", Number(16, signed=True)), Field("_timers", Timers())
+    )
 
     def realize(self) -> None:
         self._compare = [0] * self.num_harts

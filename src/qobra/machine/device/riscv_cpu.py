@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qobra.machine.cpu import Cpu
 from qobra.machine.devices import registry
+from qobra.machine.vmstate import VmState, u32
 
 
 class RiscvCpu(Cpu):
@@ -14,6 +15,8 @@ class RiscvCpu(Cpu):
     architecture = "riscv64"
     legacy_architecture = "riscv"
     model = ""
+
+    vmstate = VmState(u32("pending"))
 
     def realize(self) -> None:
         super().realize()

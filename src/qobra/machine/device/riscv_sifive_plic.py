@@ -6,6 +6,7 @@ from qobra.machine.devices import registry
 from qobra.machine.irq import Line
 from qobra.machine.memory import Registers
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.vmstate import Field, Number, VmState, listed
 from qobra.object.property import Int, String
 
 _PENDING, _ENABLE, _CONTEXT = 0x1000, 0x2000, 0x200000
@@ -27,6 +28,14 @@ class Plic(SysBusDevice):
     num_priorities = Int(0, type="uint32")
     base = 0
     size = 0x600000
+
+    vmstate = VmState(
+        Field("_levels", Number(128)),
+        Field("_pending", Number(128)),
+        Field("_claimed", Number(128)),
+        listed("_priority", "_threshold", kind=Number(4)),
+        listed("_enabled", kind=Number(128)),
+    )
 
     def realize(self) -> None:
         self._contexts: list[Line] = []

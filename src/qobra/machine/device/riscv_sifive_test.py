@@ -5,6 +5,7 @@ from __future__ import annotations
 from qobra.machine.devices import registry
 from qobra.machine.memory import Registers
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.vmstate import VmState
 
 _FAIL, _PASS, _RESET = 0x3333, 0x5555, 0x7777
 
@@ -15,6 +16,8 @@ class SifiveTest(SysBusDevice):
 
     type_name = "riscv.sifive.test"
     base = 0
+
+    vmstate = VmState()
 
     def realize(self) -> None:
         region = Registers("riscv.sifive.test", 0x1000, lambda _o, _w: 0, self._write, valid=(2, 4))

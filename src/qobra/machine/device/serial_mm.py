@@ -7,6 +7,7 @@ from qobra.machine.irq import Line
 from qobra.machine.memory import Registers
 from qobra.machine.qdev import SysBusDevice
 from qobra.machine.serial16550 import Uart, find_chardev
+from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Int, String
 
 
@@ -19,6 +20,8 @@ class SerialMm(SysBusDevice):
     regshift = Int(0, type="uint8")
     chardev = String(type="str")
     base = 0
+
+    vmstate = VmState(part("uart"))
 
     def realize(self) -> None:
         self.irq = Line()

@@ -11,6 +11,7 @@ from qobra.machine.devices import registry
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue
+from qobra.machine.vmstate import Field, Maybe, Number, VmState, timer, u32
 from qobra.object.property import Bool, Int, Property
 
 F_MUST_TELL_HOST, F_STATS_VQ, F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_PAGE_POISON, F_REPORTING = range(6)
@@ -55,6 +56,12 @@ class VirtioBalloon(VirtioDevice):
     )
 
     interval = 0
+
+    vmstate = VmState(
+        u32("target_pages", "actual_pages", "_poison"),
+        Field("_stats_kept", Maybe(Number(2, minimum=1))),
+        timer("_timer"),
+    )
 
     def realize(self) -> None:
         board: Any = self.board
@@ -183,6 +190,25 @@ class VirtioBalloon(VirtioDevice):
         queue = self.queues[_STATS]
         self.push(queue, buffer, 0)
         self.notify(queue)
+
+    @property
+    def _stats_kept(self) -> int | None:
+        # The buffer that was taken last, and how many descriptors it has.
+        return self._stats_buffer.count if self._stats_buffer is not None else None
+
+    @_stats_kept.setter
+    def _stats_kept(self, count: int | None) -> None:
+        self._take_again = count
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        count, queue = self._take_again, self.queues[_STATS]
+        self._stats_buffer = None
+        if count is not None and queue.ring is not None:
+            queue.ring.unpop(Buffer(0, count, [], []))
+            self._stats_buffer = self.pop(queue)
+
+    _take_again: int | None = None
 
 
 class VirtioBalloonPciBase(VirtioPci):

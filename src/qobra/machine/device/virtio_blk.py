@@ -13,6 +13,7 @@ from qobra.machine.devices import registry
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import QUEUE_MAX, Buffer, Queue, VirtioError, split_views
+from qobra.machine.vmstate import VmState, flag
 from qobra.machine.worker import DeviceWorker, Worker
 from qobra.object.property import Bool, Int, Link
 
@@ -57,6 +58,8 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
     cyls = Int(0, type="uint32")
     heads = Int(0, type="uint32")
     secs = Int(0, type="uint32")
+
+    vmstate = VmState(flag("writeback"))
 
     # -- life
 
@@ -280,6 +283,13 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
         if length % self.logical_size or sector * _SECTOR % self.logical_size or length > _MAX_TRANSFER:
             return False
         return self.backend is not None and sector * _SECTOR + length <= self.backend.length
+
+    @property
+    def working(self) -> bool:
+        return self._worker.busy
+
+    def state_blocked(self) -> str | None:
+        return "requests wait after an I/O error" if self._held else None
 
 
 def _geometry(sectors: int) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from qobra.machine.devices import registry
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci
 from qobra.machine.virtio.queue import Queue
+from qobra.machine.vmstate import Field, Number, Raw, Together, VmState, listed
 from qobra.object.property import String
 
 _UNSET, _NAME, _SERIAL, _IDS, _PROPERTIES, _EVENTS, _ABSOLUTE = 0x00, 0x01, 0x02, 0x03, 0x10, 0x11, 0x12
@@ -39,6 +40,11 @@ class VirtioInput(VirtioDevice):
     version: ClassVar[int] = 1
     capabilities: ClassVar[dict[int, tuple[int, ...]]] = {}
     """Codes by event type."""
+
+    vmstate = VmState(
+        Field("_selected", Together(Number(1), Number(1))),
+        listed("_waiting", "_group", kind=Raw(_EVENT.size), maximum=_WAITING_LIMIT),
+    )
 
     def realize(self) -> None:
         self.add_queue(64)

@@ -12,6 +12,7 @@ from qobra.machine.nic import Nic
 from qobra.machine.virtio.device import F_VERSION_1, VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
+from qobra.machine.vmstate import Field, NumberSet, Raw, VmState, flag, listed, raw
 from qobra.object.property import Bool, Int, String
 
 F_CTRL_OFFLOADS, F_MTU, F_MAC, F_MRG_RXBUF, F_STATUS = 2, 3, 5, 15, 16
@@ -49,6 +50,14 @@ class VirtioNet(VirtioDevice, Nic):
     rx_queue_size = Int(256, type="uint16", name="rx_queue_size")
     tx_queue_size = Int(256, type="uint16", name="tx_queue_size")
     host_mtu = Int(0, type="uint16", name="host_mtu")
+
+    vmstate = VmState(
+        flag("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast"),
+        flag("unicast_overflow", "multicast_overflow", "_announce"),
+        raw("address"),
+        listed("unicast", "multicast", kind=Raw(6), maximum=_MAX_TABLE),
+        Field("vlans", NumberSet(4096)),
+    )
 
     def realize(self) -> None:
         for name, limit in (("rx_queue_size", 256), ("tx_queue_size", 256)):

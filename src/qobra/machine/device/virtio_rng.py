@@ -11,6 +11,7 @@ from qobra.machine.rng import RngBackend
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Queue
+from qobra.machine.vmstate import VmState, timer, u64
 from qobra.machine.worker import DeviceWorker
 from qobra.object.property import Int, Link
 
@@ -28,6 +29,8 @@ class VirtioRng(VirtioDevice):
     max_bytes = Int((1 << 63) - 1, type="uint64")
     period = Int(1 << 16, type="uint32")
     rng = Link("rng-backend")
+
+    vmstate = VmState(u64("_quota"), timer("_timer"))
 
     def realize(self) -> None:
         if self.period <= 0:
@@ -87,6 +90,10 @@ class VirtioRng(VirtioDevice):
     def _arm(self) -> None:
         if self.realized:
             self._timer.set(self.board.clock.now_ns() + self.period * _MS)
+
+    @property
+    def working(self) -> bool:
+        return self._worker.busy
 
 
 class VirtioRngPciBase(VirtioPci):

@@ -16,6 +16,7 @@ from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, SPACE_ALLOCATION
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError, split_views
+from qobra.machine.vmstate import VmState, flag, u32
 from qobra.machine.worker import DeviceWorker, Worker
 from qobra.object.property import Bool, Int, Link
 
@@ -51,6 +52,8 @@ class VirtioScsi(VirtioDevice):
     hotplug = Bool(True)
     param_change = Bool(True, name="param_change")
     iothread = Link("iothread")
+
+    vmstate = VmState(u32("sense_size", maximum=65535), u32("cdb_size", maximum=256), flag("_events_missed"))
 
     def realize(self) -> None:
         if self.num_queues == _AUTO_QUEUES:
@@ -307,6 +310,13 @@ class VirtioScsi(VirtioDevice):
         written = buffer.scatter(event.to_bytes(4, "little") + lun + reason.to_bytes(4, "little"))
         self.push(queue, buffer, written)
         self.notify(queue)
+
+    @property
+    def working(self) -> bool:
+        return self._worker.busy
+
+    def state_blocked(self) -> str | None:
+        return "requests wait after an I/O error" if self._held else None
 
 
 class VirtioScsiPciBase(VirtioPci):

@@ -13,6 +13,7 @@ from qobra.machine.serial16550 import find_chardev
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Queue
+from qobra.machine.vmstate import Raw, VmState, flag, listed
 from qobra.object.property import Bool, Int, String
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class VirtioSerial(VirtioDevice):
 
     max_ports = Int(_MAX_PORTS, type="uint32", name="max_ports")
     emergency_write = Bool(True, name="emergency-write")
+
+    vmstate = VmState(listed("_waiting", kind=Raw(_CONTROL.size + 255), maximum=_CONTROL_LIMIT), flag("_driver_ready"))
 
     def realize(self) -> None:
         if not 1 <= self.max_ports <= _MAX_PORTS:
@@ -218,6 +221,8 @@ class SerialPort(Device):
     nr = Int(_BAD_ID, type="uint32")
     port_name = String(type="str", name="name")
 
+    vmstate = VmState(flag("_saved_guest_open", "_saved_host_open"))
+
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
         self.host_open = False
@@ -308,6 +313,32 @@ class SerialPort(Device):
             self.host_open = is_open
             if self.realized:
                 self.serial.send_control(self.nr, _PORT_OPEN, int(is_open))
+
+    @property
+    def _saved_guest_open(self) -> bool:
+        return self.guest_open
+
+    @_saved_guest_open.setter
+    def _saved_guest_open(self, value: bool) -> None:
+        self._loaded_open = value, self._loaded_open[1]
+
+    @property
+    def _saved_host_open(self) -> bool:
+        return self.host_open
+
+    @_saved_host_open.setter
+    def _saved_host_open(self, value: bool) -> None:
+        self._loaded_open = self._loaded_open[0], value
+
+    _loaded_open = (False, False)
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        guest_open, host_was_open = self._loaded_open
+        self.set_guest_open(guest_open)
+        if host_was_open != self.host_open:
+            # What is at the other end here is not what the guest was told of.
+            self.serial.send_control(self.nr, _PORT_OPEN, int(self.host_open))
 
 
 @registry.register("virtserialport")

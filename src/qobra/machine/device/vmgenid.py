@@ -10,6 +10,7 @@ from qobra.machine.board import find_devices
 from qobra.machine.devices import registry
 from qobra.machine.fw_cfg import FwCfg
 from qobra.machine.qdev import Device
+from qobra.machine.vmstate import VmState, raw
 from qobra.object.property import Property
 
 _GUID_FILE, _ADDRESS_FILE = "etc/vmgenid_guid", "etc/vmgenid_addr"
@@ -43,6 +44,8 @@ class VmGenId(Device):
     hotpluggable_class = False
 
     guid = _Guid("str", "auto", description='UUID (aka GUID) or "auto" for random value (default)', show_default=True)
+
+    vmstate = VmState(raw("_address"))
 
     def realize(self) -> None:
         board: Any = self.board

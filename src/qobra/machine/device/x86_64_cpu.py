@@ -7,6 +7,7 @@ from typing import Any
 from qobra.machine.cpu import Cpu
 from qobra.machine.devices import registry
 from qobra.machine.irq import Line
+from qobra.machine.vmstate import VmState
 from qobra.object.property import Int
 
 
@@ -25,6 +26,8 @@ class X86Cpu(Cpu):
     core_number = Int(-1, type="int32", name="core-id")
     die_number = Int(-1, type="int32", name="die-id")
     socket_number = Int(-1, type="int32", name="socket-id")
+
+    vmstate = VmState()
 
     def realize(self) -> None:
         if self.index < 0:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qobra.machine.fdc.commands import commands
 from qobra.machine.fdc.transfer import Transfers
+from qobra.machine.vmstate import VmState, flag, raw, u8
 
 if TYPE_CHECKING:
     from qobra.machine.device.floppy import Floppy, FloppyBus
@@ -33,6 +34,14 @@ _SECTOR_CODE = 2
 
 class Controller:
     """One controller with the drives of ``bus``, which interrupts on ``irq`` and moves data on a DMA channel."""
+
+    vmstate = VmState(
+        u8("output", "_lines", "_tape", "rate", "step_rate", "load_time", "configuration", "first_track"),
+        u8("locked", "perpendicular", "_resets_to_tell", "status", "status0"),
+        flag("_interrupting"),
+        raw("_command", "_result", maximum=16),
+        u8("_expected"),
+    )
 
     def __init__(self, bus: FloppyBus, irq: Line, clock: VirtualClock, dma: I8257 | None, channel: int) -> None:
         self.bus = bus
@@ -78,6 +87,11 @@ class Controller:
         self._data_length = 0
         self._data_done: Callable[[bytes], None] | None = None
         self.transfers.cancel()
+
+    @property
+    def transferring(self) -> bool:
+        """Whether a command moves data."""
+        return self._data_done is not None or self.transfers.busy
 
     # -- drives
 

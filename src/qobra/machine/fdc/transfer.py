@@ -80,6 +80,11 @@ class Transfers:
         if dma is not None:
             dma.channels[channel].wanted = self._dma_wanted
 
+    @property
+    def busy(self) -> bool:
+        """Whether a transfer is under way."""
+        return self._place is not None or self._timer.deadline_ns is not None
+
     def close(self) -> None:
         """Stop, and leave the DMA channel to others."""
         self.cancel()

@@ -8,6 +8,7 @@ from qobra.machine.memory import AddressSpace, Mapping, Region
 from qobra.machine.pci import regs
 from qobra.machine.pci.bus import PciBus
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.vmstate import VmState
 
 if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
@@ -68,6 +69,8 @@ class PciBridge(PciDevice):
     header_type = 1
     secondary_type: type[PciBus] = PciBus
     wide_io = False
+
+    vmstate = VmState(partial=True)
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -145,6 +148,10 @@ class PciBridge(PciDevice):
         self.put(regs.MEMORY_BASE, 4, 0xFFF0 if closed else 0)
         self.put(regs.PREFETCH_BASE, 4, 0x0001FFF1 if closed else 0x00010001)
         self.put(regs.PREFETCH_BASE_HIGH, 8, 0)
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        self.update_windows()
 
 
 def _show(place: _Place, enabled: int, base: int, limit: int) -> None:

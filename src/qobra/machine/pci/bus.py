@@ -149,12 +149,22 @@ class PciBus(Bus):
 
     def drive(self, device: PciDevice, pin: int, level: int) -> None:
         """A device drives its pin. Each bridge rotates the pins by the slot; a root passes them to its host."""
+        root, line = self._root_line(device, pin)
+        root.root_drive(device, line, level)
+
+    def pin_restored(self, device: PciDevice, pin: int, level: int) -> None:
+        """The pin has the level ``level`` already, as the host that hears it knows: its state was loaded."""
+        root, line = self._root_line(device, pin)
+        if level:
+            root._sources.setdefault(line, set()).add(id(device))
+
+    def _root_line(self, device: PciDevice, pin: int) -> tuple[PciBus, int]:
         bus, source = self, device
         while bus.parent_bridge is not None:
             pin = (pin + source.slot) % 4
             source = bus.parent_bridge
             bus = source.pci_bus
-        bus.root_drive(device, bus.route(source, pin), level)
+        return bus, bus.route(source, pin)
 
     def route(self, device: PciDevice, pin: int) -> int:
         """Which of the host's lines a root bus puts the pin of ``device`` on."""

@@ -8,10 +8,12 @@ from qobra.errors import QobraError
 from qobra.machine.memory import Mapping, Ram, Region
 from qobra.machine.pci import regs
 from qobra.machine.qdev import Device
+from qobra.machine.vmstate import Field, Raw, VmState, flag, u8
 from qobra.object.property import Bool, Int, Property, String
 
 if TYPE_CHECKING:
     from qobra.machine.pci.bus import PciBus
+    from qobra.machine.vmstate import StateSource
     from qobra.object.tree import ObjectTree
 
 _MAX_ROM = 2 << 20
@@ -46,6 +48,23 @@ class PciAddress(Property):
     def write(self, instance: Any, value: Any, *, keyval: bool = False) -> None:
         self.owner_type = instance.type_name
         super().write(instance, value, keyval=keyval)
+
+
+class ConfigSpace(Raw):
+    """Configuration space as state. What tells which device it is, and how it is laid out, must be the same."""
+
+    def take(self, source: StateSource, current: bytearray) -> bytearray:
+        fixed = [*range(4), *range(regs.REVISION, regs.CLASS + 2), regs.HEADER_TYPE, regs.CAPABILITIES]
+        at = current[regs.CAPABILITIES]
+        while at:
+            fixed += [at, at + 1]
+            at = current[at + 1]
+        kept = bytes(current)
+        super().take(source, current)
+        for i in fixed:
+            if current[i] != kept[i]:
+                raise QobraError(f"Bad config data: i={i:#x} read: {current[i]:x} device: {kept[i]:x}")
+        return current
 
 
 class Bar:
@@ -85,6 +104,8 @@ class PciDevice(Device):
     multifunction = Bool(False)
     acpi_index = Int(0, type="uint32")
     failover_pair_id = String(type="str", name="failover_pair_id")
+
+    vmstate = VmState(Field("config", ConfigSpace()), u8("_pin_level", maximum=1), flag("unplug_pending"), partial=True)
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -263,8 +284,12 @@ class PciDevice(Device):
             self.config[regs.STATUS] |= regs.STATUS_INTERRUPT
         else:
             self.config[regs.STATUS] &= ~regs.STATUS_INTERRUPT
-        masked = self.word(regs.COMMAND) & regs.COMMAND_INTX_DISABLE
-        self.pci_bus.drive(self, self.config[regs.INTERRUPT_PIN] - 1, 0 if masked else self._pin_level)
+        self.pci_bus.drive(self, self.config[regs.INTERRUPT_PIN] - 1, self._pin_driven)
+
+    @property
+    def _pin_driven(self) -> int:
+        # What comes out of the pin.
+        return 0 if self.word(regs.COMMAND) & regs.COMMAND_INTX_DISABLE else self._pin_level
 
     def may_master(self) -> bool:
         """Whether the guest lets the device reach memory."""
@@ -294,4 +319,16 @@ class PciDevice(Device):
         for bar in self.bars.values():
             self.put(self._bar_offset(bar.number), 8 if bar.flags & regs.BAR_MEM64 else 4, bar.flags)
         self.set_pin(0)
+        self.update_mappings()
+
+    def state_id(self) -> str:
+        bridge = self.pci_bus.parent_bridge
+        before = f"{bridge.state_id()}:" if bridge is not None else "0000:00:"
+        return f"{before}{self.devfn >> 3:02x}.{self.function:x}"
+
+    def state_loaded(self) -> None:
+        """Show the base addresses where the configuration space, which was loaded, says."""
+        super().state_loaded()
+        if self.config[regs.INTERRUPT_PIN]:
+            self.pci_bus.pin_restored(self, self.config[regs.INTERRUPT_PIN] - 1, self._pin_driven)
         self.update_mappings()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from qobra.machine.memory import AddressSpace, Registers
 from qobra.machine.pci.bus import PciBus
+from qobra.machine.vmstate import VmState, u32
 
 _ENABLE = 0x80000000
 
 
 class ConfigPorts:
     """Address at port 0xcf8, data at 0xcfc to 0xcff. ``address`` is what was written last."""
+
+    vmstate = VmState(u32("address"))
 
     def __init__(self, ports: AddressSpace, bus: PciBus) -> None:
         self._bus = bus
@@ -26,13 +29,15 @@ class ConfigPorts:
             self.address = value & 0xFFFFFFFF
 
     def _read_data(self, offset: int, width: int) -> int:
+        # Hardware takes the address as whole words. Guests that put the byte's number there and read at 0xcfc get the
+        # byte as well, which is what QEMU does.
         if not self.address & _ENABLE:
             return (1 << 8 * width) - 1
-        return self._bus.config_read(self.address >> 8 & 0xFFFF, (self.address & 0xFC) + offset, width)
+        return self._bus.config_read(self.address >> 8 & 0xFFFF, self.address & 0xFF | offset, width)
 
     def _write_data(self, offset: int, width: int, value: int) -> None:
         if self.address & _ENABLE:
-            self._bus.config_write(self.address >> 8 & 0xFFFF, (self.address & 0xFC) + offset, width, value)
+            self._bus.config_write(self.address >> 8 & 0xFFFF, self.address & 0xFF | offset, width, value)
 
 
 class Ecam(Registers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.vmstate import VmState, raw
 
 _ENTRY = 16
 _ENTRY_MASKED = 1
@@ -17,6 +18,8 @@ class Msix:
     By default the table and the pending bits share one base address register, which is made for them; ``window``
     is for devices that show them inside registers of their own.
     """
+
+    vmstate = VmState(raw("_table", "_pending"))
 
     def __init__(
         self,

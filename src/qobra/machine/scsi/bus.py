@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.errors import QobraError
 from qobra.machine.qdev import Bus, Device
 from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, INVALID_FIELD, INVALID_OPCODE, LUN_NOT_SUPPORTED, Sense
+from qobra.machine.vmstate import Field, Maybe, Number, Together, VmState
 from qobra.object.property import Int
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class ScsiDevice(Device):
     channel = Int(0, type="uint32")
     scsi_id = Int(0xFFFFFFFF, type="uint32")
     lun = Int(0xFFFFFFFF, type="uint32")
+
+    vmstate = VmState(
+        Field("attention", Maybe(Together(Number(1), Number(1), Number(1)))),
+        Field("_last_failure", Maybe(Together(Number(1), Number(1), Number(1)))),
+    )
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -80,6 +86,15 @@ class ScsiDevice(Device):
         from qobra.machine.scsi.sense import RESET_OCCURRED
 
         self.attention = RESET_OCCURRED
+
+    @property
+    def _last_failure(self) -> tuple[int, int, int] | None:
+        sense = self.last_sense
+        return (sense.key, sense.code, sense.qualifier) if sense is not None else None
+
+    @_last_failure.setter
+    def _last_failure(self, value: tuple[int, int, int] | None) -> None:
+        self.last_sense = Sense(*value) if value is not None else None
 
 
 class ScsiBus(Bus):

@@ -10,6 +10,7 @@ from qobra.machine.scsi.disk import ScsiDisk
 from qobra.machine.scsi.mmc import SECTOR
 from qobra.machine.scsi.sense import Sense
 from qobra.machine.tray import CdTray
+from qobra.machine.vmstate import VmState, flag
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
@@ -31,6 +32,8 @@ class CdDrive(CdTray, ScsiDisk):
     rotation_rate = None
 
     _changed = False
+
+    vmstate = VmState(flag("_changed"))
 
     # -- the tray
 

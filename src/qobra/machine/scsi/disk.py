@@ -9,6 +9,7 @@ from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.scsi import sense
 from qobra.machine.scsi.bus import INQUIRY, REQUEST_SENSE, TEST_UNIT_READY, ScsiDevice
 from qobra.machine.scsi.sense import Sense
+from qobra.machine.vmstate import VmState, flag
 from qobra.object.property import Int, Size, String
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
     max_io_size = Size((1 << 31) - 1, type="uint64", name="max_io_size")
     scsi_version = Int(5, type="int32", name="scsi_version")
     rotation_rate = Int(0, type="uint16", name="rotation_rate")
+
+    vmstate = VmState(flag("writeback"))
 
     def realize_disk(self, block_size: int) -> BlockBackend:
         """Take the backend; ``block_size`` is the unit of addresses unless the user said otherwise."""

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from qobra.errors import QobraError
 from qobra.machine.qdev import Bus, Device
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
+from qobra.machine.vmstate import VmState, flag, parts, u8, u64
 from qobra.object.property import Bool
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class VirtioDevice(Device):
     use_started = Bool(True)
     use_disabled_flag = Bool(True)
     disable_legacy_check = Bool(False, name="x-disable-legacy-check")
+
+    vmstate = VmState(u8("status", "generation"), u64("features"), flag("broken"), parts("queues"), partial=True)
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -218,3 +222,13 @@ class VirtioDevice(Device):
 
     def device_reset(self) -> None:
         """Drop what is in flight; the queues are reset next."""
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        allowed = self.offered_features(modern=True) | self.offered_features(modern=False)
+        if self.features & ~allowed:
+            raise QobraError(f"Features {self.features:#x} unsupported. Allowed features: {allowed:#x}")
+        for queue in self.queues:
+            queue.resume(packed=self.has(F_PACKED), event_index=self.has(F_EVENT_IDX))
+        if self.running:
+            self.running_changed()

@@ -11,6 +11,7 @@ from qobra.machine.qdev import SysBusDevice
 from qobra.machine.virtio.device import VirtioBus, VirtioDevice
 from qobra.machine.virtio.legacy_pci import place_legacy_queue
 from qobra.machine.virtio.queue import Queue
+from qobra.machine.vmstate import Number, VmState, listed, u32
 from qobra.object.property import Bool
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class VirtioMmio(SysBusDevice):
     ioeventfd = Bool(True)
 
     base = 0
+
+    vmstate = VmState(
+        u32("_device_select", "_driver_select", "_queue_select", "_page_size", "_alignment", "_isr"),
+        listed("_chosen", kind=Number(4)),
+    )
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)

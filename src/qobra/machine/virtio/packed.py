@@ -41,6 +41,17 @@ class PackedRing(Ring):
         self._used_wrap = True
         self._signalled: int | None = None
 
+    @property
+    def position(self) -> list[int | None]:
+        return [self._next, int(self._wrap), self._used, int(self._used_wrap), self._signalled]
+
+    def resume(self, position: list[int | None]) -> None:
+        following, wrap, used, used_wrap, signalled = position if len(position) == 5 else (None,) * 5
+        if following is None or used is None or max(following, used) >= self._size:
+            raise VirtioError("the position in a packed ring is not one")
+        self._next, self._wrap = following, bool(wrap)
+        self._used, self._used_wrap, self._signalled = used, bool(used_wrap), signalled
+
     def pop(self) -> Buffer | None:
         if not self._is_available(self._next, self._wrap):
             if self._event_index:

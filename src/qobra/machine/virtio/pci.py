@@ -13,6 +13,7 @@ from qobra.machine.pci.msix import Msix
 from qobra.machine.virtio.device import STATUS_DRIVER, STATUS_FEATURES_OK, VirtioBus, VirtioDevice
 from qobra.machine.virtio.legacy_pci import LegacyRegisters
 from qobra.machine.virtio.queue import Queue
+from qobra.machine.vmstate import Number, VmState, listed, part, u8, u16, u32
 from qobra.object.property import Bool, Enum, Int, Property
 
 if TYPE_CHECKING:
@@ -92,6 +93,14 @@ class VirtioPci(PciDevice):
     modern_pio_notify = Bool(False)
     page_per_vq = Bool(False)
     ats = Bool(False)
+
+    vmstate = VmState(
+        u16("config_vector", "queue_select"),
+        u8("isr"),
+        u32("device_select", "driver_select"),
+        listed("_chosen", kind=Number(4)),
+        part("msix"),
+    )
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)

@@ -8,6 +8,9 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
+from qobra.errors import QobraError
+from qobra.machine.vmstate import Field, Listed, Maybe, Number, VmState, flag, u16, u64
+
 if TYPE_CHECKING:
     from qobra.machine.memory import AddressSpace
 
@@ -113,6 +116,13 @@ class Queue:
     Subclasses know where the rings are and how to walk them.
     """
 
+    vmstate = VmState(
+        u16("size", "vector"),
+        flag("ready"),
+        u64("descriptors", "driver_area", "device_area"),
+        Field("position", Maybe(Listed(Maybe(Number(2)), 5))),
+    )
+
     def __init__(self, memory: AddressSpace, number: int, max_size: int) -> None:
         self.memory = memory
         self.number = number
@@ -128,6 +138,28 @@ class Queue:
         self.driver_area = 0
         self.device_area = 0
         self.ring: Ring | None = None
+
+    @property
+    def position(self) -> list[int | None] | None:
+        """How far the ring was walked, or None while it is not in use."""
+        return self.ring.position if self.ring is not None else None
+
+    @position.setter
+    def position(self, value: list[int | None] | None) -> None:
+        self.ring, self._loaded_position = None, value
+
+    _loaded_position: list[int | None] | None = None
+
+    def resume(self, *, packed: bool, event_index: bool) -> None:
+        """The state was loaded: walk on from there. Raises QobraError where that cannot be."""
+        if self.size > self.max_size:
+            raise QobraError(f"VQ {self.number} size {self.size:#x} is more than {self.max_size:#x}")
+        if self._loaded_position is None:
+            return
+        try:
+            self.activate(packed=packed, event_index=event_index).resume(self._loaded_position)
+        except VirtioError as error:
+            raise QobraError(str(error))
 
     def activate(self, *, packed: bool, event_index: bool) -> Ring:
         """The ring to work on, looked up in guest memory when it is first needed. Raises VirtioError."""
@@ -152,6 +184,15 @@ class Queue:
 
 class Ring:
     """The way of walking a queue that the driver has chosen."""
+
+    @property
+    def position(self) -> list[int | None]:
+        """How far the ring was walked."""
+        raise NotImplementedError
+
+    def resume(self, position: list[int | None]) -> None:
+        """Walk on from ``position``. Raises VirtioError where there is no such."""
+        raise NotImplementedError
 
     def pop(self) -> Buffer | None:
         """The next buffer that the driver made available, or None. Raises VirtioError."""

@@ -38,6 +38,18 @@ class SplitRing(Ring):
         self._used_index = 0
         self._signalled: int | None = None
 
+    @property
+    def position(self) -> list[int | None]:
+        return [self._last_avail, self._used_index, self._signalled]
+
+    def resume(self, position: list[int | None]) -> None:
+        available, used, signalled = position if len(position) == 3 else (None, None, None)
+        if available is None or used is None:
+            raise VirtioError("the position in a split ring is not one")
+        if (available - used) & 0xFFFF > self._size:
+            raise VirtioError(f"VQ size {self._size:#x} < last_avail_idx {available:#x} - used_idx {used:#x}")
+        self._last_avail, self._used_index, self._signalled = available, used, signalled
+
     def pop(self) -> Buffer | None:
         available = _U16.unpack_from(self._avail, 2)[0]
         waiting = (available - self._last_avail) & 0xFFFF

@@ -37,6 +37,11 @@ class IOThread(EventLoopBase):
         self._thread.start()
         self.thread_id = self._thread.native_id or 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has anything to do that has not ended yet."""
+        return bool(self._calls)
+
     def run(self, call: Callable[[], None]) -> None:
         """Run ``call`` in this thread, after what was given before."""
         self._calls.append(call)
@@ -53,6 +58,9 @@ class IOThread(EventLoopBase):
         while True:
             self._wake.acquire()
             if self._calls:
-                self._calls.popleft()()
+                try:
+                    self._calls[0]()
+                finally:
+                    self._calls.popleft()
             elif self._ending:
                 return
