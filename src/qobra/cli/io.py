@@ -193,7 +193,7 @@ class Shell:
 
     def settings(self, options: list[tuple[str, str]]) -> dict[str, Any]:
         """How to open, from options that the program and its ``open`` have in common. Raises ToolError."""
-        result: dict[str, Any] = {"cache": "writeback", "writable": True, "options": {}}
+        result: dict[str, Any] = {"cache": "writeback", "writable": True, "options": {"discard": "unmap"}}
         for option, value in options:
             if option == "r":
                 result["writable"] = False
@@ -237,15 +237,15 @@ class Shell:
             if len(operands) > 1 or (not operands and text is None):
                 if operands:
                     raise Misused
-            if text is not None:
-                from qobra.cli._tool.image_opts import parse_image_opts
-
-                settings["options"].update(parse_image_opts(text, self._program))
             self._new_images()
             if not operands:
                 if text is None:
                     raise ToolError("can't open: Must specify either driver or file")
-                return self._open(text, None, True, {**settings, "options": {}}, "can't open: ")
+                return self._open(text, None, True, settings, "can't open: ")
+            if text is not None:
+                from qobra.cli._tool.image_opts import parse_image_opts
+
+                settings["options"].update(parse_image_opts(text, self._program))
             return self._open(operands[0], None, False, settings, "can't open device {}: ")
         except ToolError as error:
             raise QobraError(error.text)

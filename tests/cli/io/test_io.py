@@ -53,3 +53,11 @@ def test_dump(disk: str, capfd: pytest.CaptureFixture[str]) -> None:
     lines = capfd.readouterr().out.splitlines()
     assert lines[2] == "00000010:  41 41 41 00 00 00 00 00 00 00 00 00 00 00 00 00  AAA............."
     assert lines[3] == "00000020:  00 00  .."
+
+
+def test_discards_reach_the_file_unless_asked_to_be_ignored(disk: str) -> None:
+    lines = ["-c", "write -P 1 0 64k", "-c", "discard 0 64k"]
+    assert io.main(["-d", "ignore", *lines, "-c", "read -P 1 0 64k", disk]) == 0
+    assert io.main([*lines, "-c", "read -P 0 0 64k", disk]) == 0
+    assert io.main(["-c", f"open -o discard=ignore {disk}", *lines, "-c", "read -P 1 0 64k"]) == 0
+    assert io.main(["-c", f"open {disk}", *lines, "-c", "read -P 0 0 64k"]) == 0
