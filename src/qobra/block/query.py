@@ -12,6 +12,7 @@ from qobra.block.filename import full_backing_filename
 from qobra.block.graph import GraphState
 from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode
+from qobra.block.table import highest_write
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -237,7 +238,7 @@ def node_stats(node: BlockNode, *, chain: bool) -> Info:
     stats = Accounting().stats()
     # Only devices are accounted.
     stats["account_invalid"] = stats["account_failed"] = False
-    stats["wr_highest_offset"] = node.highest_write_offset
+    stats["wr_highest_offset"] = highest_write(node)
     info: Info = {"stats": stats, "node-name": node.node_name}
     specific = node.stats()
     if specific is not None:
@@ -257,7 +258,7 @@ def backend_stats(backend: BlockBackend) -> Info:
     if backend.node is not None:
         node = without_implicit(backend.node)
         info.update(node_stats(node, chain=True))
-        highest = node.highest_write_offset
+        highest = highest_write(node)
     else:
         highest = 0
     info["stats"] = backend.accounting.stats()

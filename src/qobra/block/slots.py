@@ -7,7 +7,8 @@ on a batch of requests. Entering and leaving is two attribute stores, so the fas
 - *Retiring*: space that a driver frees may still be read or written by a request that found it before. It is retired
   with the epoch at which it was freed, and handed back once every slot that was busy then has left.
 
-Both rely on stores and loads being seen in order by all threads, as CPython guarantees.
+Both rely on stores and loads being seen in order by all threads, as CPython guarantees; the compiled forms of
+:class:`Words`, :class:`Gate` and :class:`Slot` see to it themselves, so that loops without the GIL take part.
 """
 
 from __future__ import annotations
@@ -18,30 +19,58 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from qobra.native import compiled
 
-class Slot:
+TYPE_CHECKING = False
+
+
+class PureWords:
+    """What all slots of a block layer share."""
+
+    __slots__ = ("draining", "epoch", "generation")
+
+    def __init__(self) -> None:
+        self.epoch = 1
+        """Counts what was retired."""
+        self.draining = 0
+        """How many wait for slots to be left."""
+        self.generation = 0
+        """Counts what makes flat tables start anew."""
+
+
+class PureGate:
+    """What stops new requests of one backend while ``closed`` is not zero."""
+
+    __slots__ = ("closed",)
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+
+class PureSlot:
     """One worker's place at a backend. Not shared between threads; not re-entrant."""
 
-    __slots__ = ("_flight", "busy", "gate")
+    __slots__ = ("_flight", "_words", "busy", "gate")
 
     def __init__(self, flight: Flight, gate: Gate) -> None:
         self._flight = flight
+        self._words = flight.words
         self.gate = gate
         self.busy = 0
 
     def enter(self) -> None:
         """Begin work; waits while the gate is closed. Nothing that waits for the strand may be done inside."""
-        self.busy = self._flight.epoch
+        self.busy = self._words.epoch
         if self.gate.closed:
             self._flight.wait_open(self)
 
     def leave(self) -> None:
         """End work."""
         self.busy = 0
-        if self._flight.draining:
+        if self._words.draining:
             self._flight.notify()
 
-    def __enter__(self) -> Slot:
+    def __enter__(self) -> PureSlot:
         self.enter()
         return self
 
@@ -54,21 +83,18 @@ class Slot:
         self._flight.forget(self)
 
 
-class Gate:
-    """What stops new requests of one backend while ``closed`` is not zero."""
-
-    __slots__ = ("closed",)
-
-    def __init__(self) -> None:
-        self.closed = 0
+Gate = PureGate
+Slot = PureSlot
+Words = PureWords
+if not TYPE_CHECKING and (_compiled := compiled("places")) is not None:
+    Gate, Slot, Words = _compiled.Gate, _compiled.Slot, _compiled.Words
 
 
 class Flight:
     """All requests in flight of one block layer."""
 
-    def __init__(self) -> None:
-        self.epoch = 1
-        self.draining = 0
+    def __init__(self, words: Words | None = None) -> None:
+        self.words = words or Words()
         self.drain_listeners: list[Callable[[], None]] = []
         """Called when a drain begins: whoever delays requests is to let them go."""
         self._slots: list[Slot] = []
@@ -76,12 +102,21 @@ class Flight:
         self._retired: deque[tuple[int, Callable[[], None]]] = deque()
         self._reclaim_lock = threading.Lock()
 
+    @property
+    def draining(self) -> int:
+        """How many wait until slots are left."""
+        return self.words.draining
+
     def slot(self, gate: Gate) -> Slot:
         """A new place for a worker behind ``gate``."""
         slot = Slot(self, gate)
+        self.admit(slot)
+        return slot
+
+    def admit(self, slot: Slot) -> None:
+        """Count a slot that was just made."""
         with self._condition:
             self._slots.append(slot)
-        return slot
 
     def forget(self, slot: Slot) -> None:
         """Drop a place; see :meth:`Slot.close`."""
@@ -103,7 +138,7 @@ class Flight:
                 self._condition.notify_all()
                 while slot.gate.closed:
                     self._condition.wait()
-            slot.busy = self.epoch
+            slot.busy = self.words.epoch
             if not slot.gate.closed:
                 return
 
@@ -112,7 +147,7 @@ class Flight:
         """Close ``gates()`` and wait for what is in flight behind them; open them at the end. May be nested."""
         closed = gates()
         with self._condition:
-            self.draining += 1
+            self.words.draining += 1
             for gate in closed:
                 gate.closed += 1
         for listener in tuple(self.drain_listeners):
@@ -124,7 +159,7 @@ class Flight:
             yield
         finally:
             with self._condition:
-                self.draining -= 1
+                self.words.draining -= 1
                 for gate in closed:
                     gate.closed -= 1
                 self._condition.notify_all()
@@ -134,8 +169,8 @@ class Flight:
 
         Requests are short, so this looks again soon rather than being told. The caller is in none of those slots.
         """
-        self.epoch += 1
-        epoch = self.epoch
+        self.words.epoch += 1
+        epoch = self.words.epoch
         inside = [slot for slot in tuple(self._slots) if slot.gate in gates and slot.busy]
         pause = 10e-6
         while inside:
@@ -146,8 +181,8 @@ class Flight:
 
     def retire(self, release: Callable[[], None]) -> None:
         """Call ``release`` once no request that is in flight now can still know what it gives back."""
-        self._retired.append((self.epoch, release))
-        self.epoch += 1
+        self._retired.append((self.words.epoch, release))
+        self.words.epoch += 1
         self.reclaim()
 
     def reclaim(self) -> None:
@@ -155,7 +190,7 @@ class Flight:
         if not self._retired or not self._reclaim_lock.acquire(blocking=False):
             return
         try:
-            oldest = min((slot.busy for slot in tuple(self._slots) if slot.busy), default=self.epoch)
+            oldest = min((busy for slot in tuple(self._slots) if (busy := slot.busy)), default=self.words.epoch)
             while self._retired and self._retired[0][0] < oldest:
                 self._retired.popleft()[1]()
         finally:

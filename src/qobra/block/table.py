@@ -9,8 +9,13 @@ A page of the table is an ``array('q')`` with an entry for each unit of 64 KiB (
 the same, ``| 1``     and a write may go straight there
 ====================  ==================================================================================
 
+Behind the last entry of a page is the page's number.
+
 Whoever moves data calls :meth:`BlockNode.moved`, which drops the entries that it touches; a change of the graph, or of
 what must be told of writes, drops everything (:meth:`refresh`).
+
+Loops without the GIL read the same pages through :attr:`ResolvedTable.places`, from which they may still know a page
+that the table has dropped: it is kept until they have left their slots.
 """
 
 from __future__ import annotations
@@ -19,17 +24,23 @@ import threading
 from array import array
 
 from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, resolve
+from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.block.node import BlockNode
+    from qobra.native.places import Places
 
 PAGE_BITS = 13
 PAGE_ENTRIES = 1 << PAGE_BITS
 MAX_PAGES = 512
-"""Pages that a table keeps: 32 MiB, 256 GiB of guest space at 64 KiB."""
+"""Pages that a table keeps: 32 MiB, 256 GiB of guest space at 64 KiB. Of those whose numbers leave the same rest when
+divided by this, it keeps the one that was filled last."""
 
 _EMPTY = bytes(8 * PAGE_ENTRIES)
+_compiled = compiled("places")
 
 
 class ResolvedTable:
@@ -46,6 +57,8 @@ class ResolvedTable:
         """(file descriptor, offset to add) where the whole root lies in one piece, else None."""
         self.writable = False
         """Whether a WRITABLE place may be written past the nodes' write methods."""
+        self.places: Places | None = None
+        """The same for loops without the GIL, new with each generation; None where there are no compiled forms."""
         self._leaves: list[BlockNode] = []
         self._sequence = 0
         self._lock = threading.Lock()
@@ -58,7 +71,7 @@ class ResolvedTable:
         with self._lock:
             self.generation = self.root.layer.generation
             self._sequence += 1
-            self.pages = {}
+            self._drop_pages()
             self.fds = [-1]
             self._leaves = []
             self._unwatch()
@@ -68,12 +81,23 @@ class ResolvedTable:
                 self._watched.append(node)
             self.writable = all(node.plain_writes() for node in _written(self.root))
             self.linear = self._find_linear()
+            if _compiled is not None:
+                self.settle()
+                self.places = _compiled.Places(
+                    self.generation, self.root.length, self.unit_bits, self.writable, self.linear
+                )
 
     def close(self) -> None:
         """Let go of the nodes."""
         with self._lock:
+            self.settle()
             self._unwatch()
-            self.pages = {}
+            self._drop_pages()
+
+    def settle(self) -> None:
+        """Have the nodes know how far loops without the GIL have written."""
+        if self.places is not None and self.places.highest:
+            note_writes(self.root, self.places.highest)
 
     def drop(self, offset: int, length: int) -> None:
         """Forget ``length`` bytes from ``offset``; they live elsewhere now."""
@@ -82,7 +106,7 @@ class ResolvedTable:
             first = offset >> self.unit_bits
             last = (offset + length - 1) >> self.unit_bits
             if last - first > 4 * PAGE_ENTRIES:
-                self.pages = {}
+                self._drop_pages()
                 return
             for number in range(first >> PAGE_BITS, (last >> PAGE_BITS) + 1):
                 page = self.pages.get(number)
@@ -90,7 +114,10 @@ class ResolvedTable:
                     continue
                 low = max(first - (number << PAGE_BITS), 0)
                 high = min(last - (number << PAGE_BITS), PAGE_ENTRIES - 1) + 1
-                page[low:high] = array("q", _EMPTY[: 8 * (high - low)])
+                if self.places is not None:
+                    self.places.clear(number, low, high)
+                else:
+                    page[low:high] = array("q", _EMPTY[: 8 * (high - low)])
 
     def fill(self, offset: int, length: int) -> None:
         """Resolve the units that ``length`` bytes from ``offset`` touch, and keep what is plain."""
@@ -126,10 +153,29 @@ class ResolvedTable:
                     number = position >> self.unit_bits
                     page = self.pages.get(number >> PAGE_BITS)
                     if page is None:
-                        if len(self.pages) >= MAX_PAGES:
-                            self.pages.pop(next(iter(self.pages)))
-                        page = self.pages[number >> PAGE_BITS] = array("q", _EMPTY)
+                        page = self._new_page(number >> PAGE_BITS)
                     page[number & (PAGE_ENTRIES - 1)] = host + position - low | tag if leaf else 1
+
+    def _new_page(self, number: int) -> array[int]:
+        page = array("q", _EMPTY)
+        page.append(number)
+        self.pages.pop(self._numbers.get(number % MAX_PAGES, -1), None)
+        self._numbers[number % MAX_PAGES] = number
+        self.pages[number] = page
+        if self.places is not None:
+            self._keep(self.places.put_page(number, page))
+        return page
+
+    def _drop_pages(self) -> None:
+        self.pages = {}
+        self._numbers: dict[int, int] = {}
+        if self.places is not None:
+            self._keep(self.places.drop_pages())
+
+    def _keep(self, dropped: Any) -> None:
+        """Keep what a loop may have found until it has left its slot."""
+        if dropped is not None:
+            self.root.layer.flight.retire(lambda: _forget(dropped))
 
     def _leaf_number(self, leaf: BlockNode) -> int:
         """The number of ``leaf``, a new one if it is new; 0 if it wants aligned requests or there are too many."""
@@ -141,6 +187,8 @@ class ResolvedTable:
             return 0
         self._leaves.append(leaf)
         self.fds.append(leaf.fd)
+        if self.places is not None:
+            self.places.add_leaf(leaf.fd)
         return len(self._leaves)
 
     def _find_linear(self) -> tuple[int, int] | None:
@@ -178,3 +226,24 @@ def _written(root: BlockNode) -> list[BlockNode]:
         nodes.append(node)
         pending.extend(child for name, child in node.children.items() if name != "backing" or node.is_filter)
     return nodes
+
+
+def note_writes(node: BlockNode, end: int) -> None:
+    """What the nodes' own write methods note: how far the node, and what it shows as it is, were written."""
+    step: tuple[BlockNode, int] | None = (node, 0)
+    while step is not None:
+        node, shift = step
+        end += shift
+        node.highest_write_offset = max(node.highest_write_offset, end)
+        step = node.linear_child() if node.is_transparent else None
+
+
+def highest_write(node: BlockNode) -> int:
+    """The end of the highest write to ``node`` so far."""
+    for table in node.tables:
+        table.settle()
+    return node.highest_write_offset
+
+
+def _forget(_dropped: Any) -> None:
+    """What was kept goes with the call that is made."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qobra.block.export.nbd import serving
 from qobra.block.export.nbd.server import NbdServer
 from qobra.block.extents import COMPUTED, Extent
 from qobra.block.layer import BlockLayer
@@ -134,8 +135,17 @@ class Exporter:
             self.layer.close()
 
 
+@pytest.fixture(scope="session", params=["pure", "compiled"])
+def form(request: pytest.FixtureRequest) -> str:
+    """Which form of the loop serves the connections."""
+    if request.param == "compiled" and serving.native is None:
+        pytest.skip("the compiled form was not built")
+    return str(request.param)
+
+
 @pytest.fixture
-def exporter(tmp_path: Path) -> Iterator[Exporter]:
+def exporter(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exporter]:
+    monkeypatch.setattr(serving, "use_compiled", form == "compiled")
     made = Exporter(tmp_path)
     yield made
     made.close()

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.export.nbd import serving
 from qobra.block.export.nbd.helpers import Pace
+from qobra.block.table import highest_write
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 
@@ -420,10 +422,10 @@ def test_the_highest_write_is_noted(exporter: Any) -> None:
     exporter.export("n")
     client = exporter.connect("n")
     client.pwrite(b"x" * 512, 1024)
-    assert (node.highest_write_offset, node.file.highest_write_offset) == (1536, 2048)
+    assert (highest_write(node), highest_write(node.file)) == (1536, 2048)
     client.pwrite(b"x" * MIB, MIB)
     client.pwrite(b"x", 0)
-    assert (node.highest_write_offset, node.file.highest_write_offset) == (2 * MIB, 2 * MIB + 512)
+    assert (highest_write(node), highest_write(node.file)) == (2 * MIB, 2 * MIB + 512)
 
 
 def test_a_changed_graph_is_noticed(exporter: Any) -> None:
@@ -522,7 +524,13 @@ def swallow(sock: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_exporter(tmp_path_factory: Any, make_exporter: Any) -> Any:
+def shared_exporter(tmp_path_factory: Any, make_exporter: Any, form: str) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving, "use_compiled", form == "compiled")
+        yield from share(tmp_path_factory, make_exporter)
+
+
+def share(tmp_path_factory: Any, make_exporter: Any) -> Any:
     made = make_exporter(tmp_path_factory.mktemp("shared"))
     made.file("n", bytes(MIB))
     made.export("n", writable=False)

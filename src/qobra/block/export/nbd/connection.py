@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from qobra.block.export.nbd.helpers import Helpers, Pace
-from qobra.block.export.nbd.loop import serve
 from qobra.block.export.nbd.requests import Requests, Work
+from qobra.block.export.nbd.serving import new_send_lock, serve
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 from qobra.nbd.negotiation import Negotiation
@@ -41,7 +41,7 @@ class Connection:
         self._socket = sock
         self.structured = False
         self._attached = False
-        self._send_lock = threading.Lock()
+        self.send_lock = new_send_lock()
         self._helpers: Helpers | None = None
         # By command number; the last one stands for all that are unknown.
         self._paces = [Pace() for _ in range(p.CMD_BLOCK_STATUS + 2)]
@@ -60,7 +60,7 @@ class Connection:
 
     def send(self, parts: Sequence[Buffer]) -> None:
         """Send one or more whole replies. Raises QobraError when the client is gone. Not inside a slot."""
-        with self._send_lock:
+        with self.send_lock:
             self.transport.send(parts)
 
     # Requests off the fast path ---------------------------------------------------------------------------------------

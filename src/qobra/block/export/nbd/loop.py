@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING
 from qobra.block.export.nbd.inbox import LONGEST_INLINE, Inbox
 from qobra.block.export.nbd.places import PAGE_MASK, never_waits, resolved
 from qobra.block.export.nbd.requests import Work
-from qobra.block.table import PAGE_BITS
+from qobra.block.table import PAGE_BITS, note_writes
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 
 if TYPE_CHECKING:
     from qobra.block.export.nbd.connection import Connection
     from qobra.block.export.nbd.places import Pieces
-    from qobra.block.node import BlockNode
     from qobra.block.slots import Slot
     from qobra.block.table import ResolvedTable
 
@@ -41,22 +40,17 @@ _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _ZEROES = memoryview(bytes(64 << 10))
 
 
-def serve(connection: Connection, slot: Slot) -> None:
-    """Serve requests until the client disconnects. Raises QobraError when it breaks the protocol or the connection."""
-    loop = _Loop(connection, slot)
-    while loop.batch():
-        pass
+class Loop:
+    """The pure form, and what the compiled one leaves to Python."""
 
-
-class _Loop:
     def __init__(self, connection: Connection, slot: Slot) -> None:
-        self._connection = connection
-        self._slot = slot
-        self._backend = connection.export.backend
-        self._inbox = Inbox(connection.transport)
+        self.connection = connection
+        self.slot = slot
+        self.backend = connection.export.backend
+        self.inbox = Inbox(connection.transport)
         # Anonymous memory, unlike a bytearray, takes up room only where it has been used.
-        self._arena = mmap.mmap(-1, ARENA_SIZE)
-        self._arena_view = memoryview(self._arena)
+        self.arena = mmap.mmap(-1, ARENA_SIZE)
+        self.arena_view = memoryview(self.arena)
         self._again = False
         """Whether there is something to do before more is received."""
         self._cold: deque[Work] = deque()
@@ -74,31 +68,35 @@ class _Loop:
         long_write, self._long_write = self._long_write, None
         if long_write is not None:
             long_write = long_write._replace(payload=self._receive_payload(long_write))
-        self._slot.enter()
+        self.slot.enter()
         try:
-            table = self._backend.table()
+            table = self.backend.table()
             if table.generation != self._generation:
                 self._generation = table.generation
                 self._nowait.clear()  # the same number may be another file now
             position = 0 if long_write is None else self._write_long(table, long_write)
             position, going_on = self._serve_hits(table, position)
         finally:
-            self._slot.leave()
+            self.slot.leave()
+        self._finish(position)
+        return going_on
+
+    def _finish(self, position: int) -> None:
+        """Send the replies that are in the arena, and do what was put aside."""
         if position:
             self._send(position)
         if self._aside:
             self._serve_aside()
-        return going_on
 
     # The hot part -----------------------------------------------------------------------------------------------------
 
     def _serve_hits(self, table: ResolvedTable, position: int) -> tuple[int, bool]:
         """Serve the batch's plain hits into the arena from ``position`` on; (its end, whether the client stays)."""
-        connection = self._connection
+        connection = self.connection
         export = connection.export
         structured = connection.structured
         unknown_flags = ~p.CMD_FLAG_DF if structured else -1
-        size = self._backend.length
+        size = self.backend.length
         bits = table.unit_bits
         unit = 1 << bits
         mask = unit - 1
@@ -107,7 +105,7 @@ class _Loop:
         linear = table.linear
         fd, base = linear if linear is not None else (-1, 0)
         writable = export.writable and table.writable and not export.writethrough
-        inbox, arena, arena_view = self._inbox, self._arena, self._arena_view
+        inbox, arena, arena_view = self.inbox, self.arena, self.arena_view
         buffer, view, start, end = inbox.buffer, inbox.view, inbox.start, inbox.end
         nowait = self._nowait
         unpack, pack_reply, pack_chunk = p.REQUEST.unpack_from, p.SIMPLE_REPLY.pack_into, p.CHUNK_DATA.pack_into
@@ -208,7 +206,7 @@ class _Loop:
                 break
         inbox.start = start
         if written:
-            _note_writes(self._backend.inserted(), written)
+            note_writes(self.backend.inserted(), written)
         return position, going_on
 
     def _read_pieces(self, table: ResolvedTable, work: Work, data: int) -> bool:
@@ -220,8 +218,8 @@ class _Loop:
         if pieces is None:
             self._aside.append(work)
             return False
-        view = self._arena_view[data : data + work.length]
-        may_send_holes = self._connection.structured and not work.flags
+        view = self.arena_view[data : data + work.length]
+        may_send_holes = self.connection.structured and not work.flags
         done = 0
         fd = -1
         try:
@@ -261,16 +259,22 @@ class _Loop:
 
     def _write_long(self, table: ResolvedTable, work: Work) -> int:
         """Do a write that had to be received apart; the end of the reply in the arena, 0 if there is none yet."""
-        export = self._connection.export
-        payload = memoryview(work.payload)
-        plain = export.writable and table.writable and not export.writethrough and not work.flags
-        if plain and work.offset + work.length <= self._backend.length:
-            if self._write_pieces(table, work.offset, payload):
-                _note_writes(self._backend.inserted(), work.offset + work.length)
-                p.SIMPLE_REPLY.pack_into(self._arena, 0, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
-                return p.SIMPLE_REPLY.size
+        if self._write_plain(table, work):
+            p.SIMPLE_REPLY.pack_into(self.arena, 0, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
+            return p.SIMPLE_REPLY.size
         self._aside.append(work)
         return 0
+
+    def _write_plain(self, table: ResolvedTable, work: Work) -> bool:
+        """Do a write past the nodes' methods; False if that cannot be."""
+        export = self.connection.export
+        end = work.offset + work.length
+        if not (export.writable and table.writable and not export.writethrough and not work.flags and work.length):
+            return False
+        if end > self.backend.length or not self._write_pieces(table, work.offset, memoryview(work.payload)):
+            return False
+        note_writes(self.backend.inserted(), end)
+        return True
 
     def _note_failure(self, fd: int) -> None:
         """A read said that it cannot be done without waiting because the file system does not know waiting."""
@@ -289,20 +293,17 @@ class _Loop:
     def _serve_cold(self) -> None:
         """Serve the oldest cold read, waiting for the disk, and those behind it that are in memory by then."""
         position = 0
-        self._slot.enter()
+        self.slot.enter()
         try:
-            table = self._backend.table()
+            table = self.backend.table()
             while self._cold and position + self._cold[0].length < ARENA_SIZE - 64:
                 end = self._read_cold(table, position, may_wait=not position)
                 if not end:
                     break
                 position = end
         finally:
-            self._slot.leave()
-        if position:
-            self._send(position)
-        if self._aside:
-            self._serve_aside()
+            self.slot.leave()
+        self._finish(position)
 
     def _read_cold(self, table: ResolvedTable, position: int, *, may_wait: bool) -> int:
         """Read the oldest cold request into the arena at ``position``; the end of its reply, 0 if there is none yet."""
@@ -312,7 +313,7 @@ class _Loop:
         done = 0
         try:
             for fd, host, size in pieces or ():
-                view = self._arena_view[data + done : data + done + size]
+                view = self.arena_view[data + done : data + done + size]
                 if fd < 0:
                     _fill_zero(view)
                 elif os.preadv(fd, (view,), host, 0 if may_wait else self._nowait.get(fd, _NOWAIT)) != size:
@@ -332,16 +333,16 @@ class _Loop:
 
     def _begin_read_reply(self, position: int, work: Work) -> int:
         """Write the header of a read's reply into the arena; where its data begin."""
-        if self._connection.structured:
+        if self.connection.structured:
             magic, length = p.STRUCTURED_REPLY_MAGIC, work.length + 8
-            p.CHUNK_DATA.pack_into(self._arena, position, magic, 1, 1, work.cookie, length, work.offset)
+            p.CHUNK_DATA.pack_into(self.arena, position, magic, 1, 1, work.cookie, length, work.offset)
             return position + p.CHUNK_DATA.size
-        p.SIMPLE_REPLY.pack_into(self._arena, position, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
+        p.SIMPLE_REPLY.pack_into(self.arena, position, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
         return position + p.SIMPLE_REPLY.size
 
     def _serve_aside(self) -> None:
         """Do what was put aside: here, or by a helper where that has taken long."""
-        connection = self._connection
+        connection = self.connection
         ready: list[bytes | bytearray | memoryview] = []
         held = 0
         begin_ns = time.monotonic_ns()
@@ -350,7 +351,7 @@ class _Loop:
             if connection.is_slow(work.command, alone):
                 connection.hand_over(work)
                 continue
-            for part in connection.perform(work, self._slot):
+            for part in connection.perform(work, self.slot):
                 ready.append(part)
                 held += len(part)
             now_ns = time.monotonic_ns()
@@ -364,33 +365,23 @@ class _Loop:
     def _receive(self) -> bool:
         """Get more bytes, serving cold reads until there are some; False at the end of the stream."""
         while self._cold:
-            count = self._inbox.receive_now()
+            count = self.inbox.receive_now()
             if count >= 0:
                 return count > 0
             self._serve_cold()
-        return self._inbox.receive() > 0
+        return self.inbox.receive() > 0
 
     def _receive_payload(self, work: Work) -> memoryview:
         if work.length > p.MAX_PAYLOAD:
-            self._connection.send(self._connection.requests.perform(work, self._slot))
+            self.connection.send(self.connection.requests.perform(work, self.slot))
             raise QobraError(f"len ({work.length} ) is larger than max len ({p.MAX_PAYLOAD})")
-        return self._inbox.take_payload(work.length)
+        return self.inbox.take_payload(work.length)
 
     def _send(self, length: int) -> None:
-        self._connection.send((self._arena_view[:length],))
+        self.connection.send((self.arena_view[:length],))
 
 
 def _fill_zero(view: memoryview) -> None:
     for start in range(0, len(view), len(_ZEROES)):
         part = min(len(_ZEROES), len(view) - start)
         view[start : start + part] = _ZEROES[:part]
-
-
-def _note_writes(node: BlockNode, end: int) -> None:
-    """What the nodes' own write methods note: how far the node, and what it shows as it is, were written."""
-    step: tuple[BlockNode, int] | None = (node, 0)
-    while step is not None:
-        node, shift = step
-        end += shift
-        node.highest_write_offset = max(node.highest_write_offset, end)
-        step = node.linear_child() if node.is_transparent else None

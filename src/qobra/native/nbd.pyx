@@ -1,0 +1,458 @@
+"""The batch loop of ``qobra.block.export.nbd.loop`` without the GIL: plain hits of one connection.
+
+:meth:`Batches.run` receives, serves and sends for as long as all that comes are plain hits, and returns to Python with
+what is none. Each batch is inside the connection's slot, and ends before a reply is sent.
+"""
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pythread cimport (
+    PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, PyThread_type_lock,
+    WAIT_LOCK, NOWAIT_LOCK,
+)
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove
+
+from qobra.native.places cimport (
+    COLD, DONE, HOLE, UNKNOWN, Outcome, Places, Slot, inside, read_ahead, read_range, write_range,
+)
+
+cdef extern from * nogil:
+    """
+    #include <endian.h>
+    #include <poll.h>
+    #include <string.h>
+    #include <stdint.h>
+    #include <sys/socket.h>
+    static inline uint16_t qobra_get16(const void *p) { uint16_t v; memcpy(&v, p, 2); return be16toh(v); }
+    static inline uint32_t qobra_get32(const void *p) { uint32_t v; memcpy(&v, p, 4); return be32toh(v); }
+    static inline uint64_t qobra_get64(const void *p) { uint64_t v; memcpy(&v, p, 8); return be64toh(v); }
+    static inline void qobra_put16(void *p, uint16_t v) { v = htobe16(v); memcpy(p, &v, 2); }
+    static inline void qobra_put32(void *p, uint32_t v) { v = htobe32(v); memcpy(p, &v, 4); }
+    static inline void qobra_put64(void *p, uint64_t v) { v = htobe64(v); memcpy(p, &v, 8); }
+    static inline void qobra_wait_for(int fd, int events) {
+        struct pollfd one = {.fd = fd, .events = events};
+        poll(&one, 1, -1);
+    }
+    """
+    uint16_t get16 "qobra_get16"(const void *)
+    uint32_t get32 "qobra_get32"(const void *)
+    uint64_t get64 "qobra_get64"(const void *)
+    void put16 "qobra_put16"(void *, uint16_t)
+    void put32 "qobra_put32"(void *, uint32_t)
+    void put64 "qobra_put64"(void *, uint64_t)
+    void wait_for "qobra_wait_for"(int, int)
+    ssize_t recv(int, void *, size_t, int)
+    ssize_t send(int, const void *, size_t, int)
+    int MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, POLLOUT
+
+cdef enum:
+    REQUEST = 28
+    REQUEST_MAGIC = 0x25609513
+    SIMPLE_MAGIC = 0x67446698
+    CHUNK_MAGIC = 0x668E33EF
+    SIMPLE_REPLY = 16
+    CHUNK_HEADER = 28
+    READ = 0
+    WRITE = 1
+    DISCONNECT = 2
+    FLAG_DF = 4
+    MAX_ASIDE = 1024
+    MAX_COLD = 1024
+
+LONGEST_HIT = 2 << 20
+LONGEST_INLINE = 64 << 10
+cdef size_t longest_hit = LONGEST_HIT
+cdef size_t longest_inline = LONGEST_INLINE
+cdef size_t longest_zeroes = 64 << 10
+cdef size_t prompt = 1 << 20
+
+# Why ``run`` came back.
+cdef enum Reason:
+    GOING_ON
+    LEFT
+    BROKEN
+    NONSENSE
+    STALE
+    ASIDE
+    LONG_WRITE
+
+IS_LEFT, IS_BROKEN, IS_NONSENSE, IS_STALE, IS_ASIDE, IS_LONG_WRITE = LEFT, BROKEN, NONSENSE, STALE, ASIDE, LONG_WRITE
+
+
+cdef struct Request:
+    uint16_t flags
+    uint16_t command
+    uint64_t cookie
+    uint64_t offset
+    uint32_t length
+    size_t payload    # where in the inbox, for a write
+
+
+cdef class Lock:
+    """A lock that loops without the GIL take, too; a context manager."""
+
+    cdef PyThread_type_lock _lock
+
+    def __cinit__(self):
+        self._lock = PyThread_allocate_lock()
+        if self._lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self._lock != NULL:
+            PyThread_free_lock(self._lock)
+
+    def __enter__(self):
+        if not PyThread_acquire_lock(self._lock, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(self._lock, WAIT_LOCK)
+        return self
+
+    def __exit__(self, *_exc):
+        PyThread_release_lock(self._lock)
+
+
+cdef class Batches:
+    """One connection. ``inbox`` and ``arena`` are its buffers: bytes from ``start`` to ``end`` of the inbox have come and
+    were not taken. ``sock`` is a blocking socket, or -1 where the caller receives and sends (:meth:`serve`).
+    """
+
+    cdef Slot _slot
+    cdef Lock _lock
+    cdef Py_buffer _inbox_buffer, _arena_buffer
+    cdef uint8_t *_inbox
+    cdef uint8_t *_arena
+    cdef size_t _inbox_size, _arena_size
+    cdef int _sock, _errno
+    cdef bint _structured, _writable, _again, _drained
+    cdef Request _aside[MAX_ASIDE]
+    cdef int _aside_count
+    cdef Request _cold[MAX_COLD]    # a ring
+    cdef int _cold_first, _cold_count
+    cdef readonly size_t position
+    cdef public size_t start, end
+
+    def __cinit__(self, Slot slot not None, Lock lock not None, int sock, inbox, arena, *, structured, writable):
+        PyObject_GetBuffer(inbox, &self._inbox_buffer, PyBUF_WRITABLE)
+        PyObject_GetBuffer(arena, &self._arena_buffer, PyBUF_WRITABLE)
+        self._inbox, self._inbox_size = <uint8_t *>self._inbox_buffer.buf, self._inbox_buffer.len
+        self._arena, self._arena_size = <uint8_t *>self._arena_buffer.buf, self._arena_buffer.len
+        if self._inbox_size < 2 * (REQUEST + longest_inline) or self._arena_size < longest_hit + 2 * CHUNK_HEADER:
+            raise ValueError("the buffers are too small")
+        self._slot, self._lock, self._sock = slot, lock, sock
+        self._structured, self._writable = structured, writable
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self._inbox_buffer)
+        PyBuffer_Release(&self._arena_buffer)
+
+    # What Python asks -------------------------------------------------------------------------------------------------
+
+    def run(self, Places places not None):
+        """Serve until there is something to do for Python; the reason. Not inside the slot."""
+        cdef Reason reason
+        self._aside_count = 0
+        self._check()
+        with nogil:
+            reason = self._run(places)
+        return <int>reason
+
+    def serve(self, Places places not None):
+        """Serve what is in the inbox into the arena, up to ``position``; the reason as with :meth:`run`, 0 if the caller
+        may receive more. Not inside the slot."""
+        cdef Reason reason = STALE
+        self._aside_count = 0
+        self.position = 0
+        self._drained = False
+        self._check()
+        with nogil:
+            if self._enter(places):
+                self._again = False
+                reason = self._serve_hits(places)
+                self._leave()
+        return <int>reason
+
+    def serve_cold(self, Places places not None):
+        """Serve cold reads into the arena, up to ``position``; the reason. Not inside the slot."""
+        cdef Reason reason = STALE
+        self._aside_count = 0
+        self.position = 0
+        self._drained = False
+        with nogil:
+            if self._enter(places):
+                self._read_cold(places)
+                self._leave()
+                reason = GOING_ON
+        return <int>reason
+
+    def take_aside(self):
+        """The requests that are no plain hits, as (command, flags, cookie, offset, length, payload's place in the
+        inbox)."""
+        cdef int index
+        found = []
+        for index in range(self._aside_count):
+            one = self._aside[index]
+            found.append((one.command, one.flags, one.cookie, one.offset, one.length, one.payload))
+        self._aside_count = 0
+        return found
+
+    @property
+    def error(self):
+        """The errno with which the socket broke."""
+        return self._errno
+
+    @property
+    def cold(self):
+        """How many cold reads wait."""
+        return self._cold_count
+
+    @property
+    def again(self):
+        """Whether there are requests in the inbox that have not been looked at."""
+        return self._again
+
+    @property
+    def drained(self):
+        """Whether somebody waits for slots to be left, and must be told."""
+        return self._drained
+
+    def put_cold(self, int flags, uint64_t cookie, uint64_t offset, uint32_t length):
+        """Read this later, in order, once nothing else is there to do; whether there is room for it."""
+        cdef Request request
+        if not 0 < length <= longest_hit:
+            return False
+        request.flags, request.command, request.cookie, request.offset, request.length = flags, READ, cookie, offset, length
+        request.payload = 0
+        return self._add_cold(&request)
+
+    cdef int _check(self) except -1:
+        if self.start > self.end or self.end > self._inbox_size:
+            raise ValueError("not inside the inbox")
+        return 0
+
+    # The loop ---------------------------------------------------------------------------------------------------------
+
+    cdef Reason _run(self, Places places) noexcept nogil:
+        cdef Reason reason
+        self._drained = False
+        while True:
+            if not self._again:
+                if self._cold_count:
+                    reason = self._receive(MSG_DONTWAIT)
+                    if reason == GOING_ON and self._errno == EAGAIN:
+                        reason = self._serve_cold(places)
+                        if reason != GOING_ON:
+                            return reason
+                        continue
+                else:
+                    reason = self._receive(0)
+                if reason != GOING_ON:
+                    return reason
+            self._again = True
+            if not self._enter(places):
+                return STALE
+            self._again = False
+            self.position = 0
+            reason = self._serve_hits(places)
+            self._leave()
+            if self.position and not self._send():
+                return BROKEN
+            if reason != GOING_ON:
+                return reason
+            if self._aside_count or self._drained:
+                return ASIDE
+
+    cdef bint _enter(self, Places places) noexcept nogil:
+        """Enter the slot, unless the gate is closed or ``places`` are of another generation."""
+        if not self._slot.try_enter():
+            return False  # Python enters in our stead, and waits
+        if places.generation != self._slot.generation():
+            self._leave()
+            return False
+        return True
+
+    cdef void _leave(self) noexcept nogil:
+        if not self._slot.try_leave():
+            self._drained = True
+
+    cdef Reason _receive(self, int flags) noexcept nogil:
+        """Get more bytes; with MSG_DONTWAIT, ``_errno`` is EAGAIN if there are none."""
+        cdef ssize_t count
+        self._errno = 0
+        if self.start == self.end:
+            self.start = self.end = 0
+        elif self._inbox_size - self.end < longest_inline + REQUEST:
+            memmove(self._inbox, self._inbox + self.start, self.end - self.start)
+            self.end -= self.start
+            self.start = 0
+        while True:
+            count = recv(self._sock, self._inbox + self.end, self._inbox_size - self.end, flags)
+            if count > 0:
+                self.end += count
+                return GOING_ON
+            if count == 0:
+                return LEFT
+            if errno == EAGAIN:
+                if flags:
+                    self._errno = EAGAIN
+                    return GOING_ON
+                wait_for(self._sock, POLLIN)
+            elif errno != EINTR:
+                self._errno = errno
+                return BROKEN
+
+    cdef bint _send(self) noexcept nogil:
+        """Send what is in the arena."""
+        cdef size_t done = 0
+        cdef ssize_t count
+        PyThread_acquire_lock(self._lock._lock, WAIT_LOCK)
+        while done < self.position:
+            count = send(self._sock, self._arena + done, self.position - done, MSG_NOSIGNAL)
+            if count >= 0:
+                done += count
+            elif errno == EAGAIN:
+                wait_for(self._sock, POLLOUT)
+            elif errno != EINTR:
+                self._errno = errno
+                break
+        PyThread_release_lock(self._lock._lock)
+        return done == self.position
+
+    cdef Reason _serve_hits(self, Places places) noexcept nogil:
+        """Serve what is in the inbox, into the arena from ``position`` on; what is no plain hit goes aside."""
+        cdef uint8_t *at
+        cdef Request request
+        cdef size_t need
+        cdef Outcome outcome
+        cdef uint16_t unknown_flags = <uint16_t>~FLAG_DF if self._structured else 0xFFFF
+        while self.end - self.start >= REQUEST:
+            if self._aside_count == MAX_ASIDE or self.position > prompt:
+                self._again = True
+                break
+            at = self._inbox + self.start
+            if get32(at) != REQUEST_MAGIC:
+                return NONSENSE
+            request.flags = get16(at + 4)
+            request.command = get16(at + 6)
+            request.cookie = get64(at + 8)
+            request.offset = get64(at + 16)
+            request.length = get32(at + 24)
+            request.payload = 0
+            if request.command == READ:
+                if (
+                    not 0 < request.length <= longest_hit
+                    or request.flags & unknown_flags
+                    or not inside(places, request.offset, request.length)
+                ):
+                    self.start += REQUEST
+                    self._put_aside(&request)
+                    continue
+                if not self._has_room(request.length):
+                    self._again = True
+                    break
+                self.start += REQUEST
+                outcome = self._read(places, &request, False)
+                if outcome == COLD and self._add_cold(&request):
+                    read_ahead(places, request.offset, request.length)
+                elif outcome != DONE:
+                    self._put_aside(&request)
+            elif request.command == WRITE:
+                need = REQUEST + <size_t>request.length
+                if self.end - self.start < need:
+                    if need > longest_inline:
+                        return LONG_WRITE
+                    break
+                request.payload = self.start + REQUEST
+                self.start += need
+                if not (
+                    self._writable
+                    and not request.flags
+                    and request.length
+                    and inside(places, request.offset, request.length)
+                    and self._has_room(0)
+                    and write_range(places, request.offset, request.length, self._inbox + request.payload) == DONE
+                ):
+                    self._put_aside(&request)
+                    continue
+                self._put_simple(request.cookie)
+            elif request.command == DISCONNECT:
+                return LEFT
+            else:
+                self.start += REQUEST
+                self._put_aside(&request)
+        return GOING_ON
+
+    cdef bint _has_room(self, size_t length) noexcept nogil:
+        return self._arena_size - self.position >= length + CHUNK_HEADER
+
+    cdef Outcome _read(self, Places places, Request *request, bint may_wait) noexcept nogil:
+        """Read into the arena, for which there is room."""
+        cdef uint8_t *at = self._arena + self.position
+        cdef size_t header = CHUNK_HEADER if self._structured else SIMPLE_REPLY
+        cdef size_t longest_hole = longest_zeroes if self._structured and not request.flags else 0
+        cdef Outcome outcome = read_range(
+            places, request.offset, request.length, at + header, may_wait, longest_hole
+        )
+        if outcome != DONE:
+            return outcome
+        if self._structured:
+            put32(at, CHUNK_MAGIC)
+            put16(at + 4, 1)  # the last chunk
+            put16(at + 6, 1)  # data at an offset
+            put64(at + 8, request.cookie)
+            put32(at + 16, request.length + 8)
+            put64(at + 20, request.offset)
+            self.position += CHUNK_HEADER + request.length
+        else:
+            self._put_simple(request.cookie)
+            self.position += request.length
+        return DONE
+
+    cdef void _put_simple(self, uint64_t cookie) noexcept nogil:
+        cdef uint8_t *at = self._arena + self.position
+        put32(at, SIMPLE_MAGIC)
+        put32(at + 4, 0)
+        put64(at + 8, cookie)
+        self.position += SIMPLE_REPLY
+
+    cdef void _put_aside(self, Request *request) noexcept nogil:
+        # There is room: the loop stops when there is none.
+        self._aside[self._aside_count] = request[0]
+        self._aside_count += 1
+
+    cdef bint _add_cold(self, Request *request) noexcept nogil:
+        if self._cold_count == MAX_COLD:
+            return False
+        self._cold[(self._cold_first + self._cold_count) % MAX_COLD] = request[0]
+        self._cold_count += 1
+        return True
+
+    cdef Reason _serve_cold(self, Places places) noexcept nogil:
+        """Serve cold reads, and send them."""
+        if not self._enter(places):
+            return STALE
+        self.position = 0
+        self._read_cold(places)
+        self._leave()
+        if self.position and not self._send():
+            return BROKEN
+        return ASIDE if self._aside_count or self._drained else GOING_ON
+
+    cdef void _read_cold(self, Places places) noexcept nogil:
+        """Read the oldest cold request, waiting for the disk, and those behind it that are in memory by then."""
+        cdef Request *request
+        cdef Outcome outcome
+        while self._cold_count and self._aside_count < MAX_ASIDE:
+            request = &self._cold[self._cold_first]
+            if not self._has_room(request.length):
+                break
+            outcome = UNKNOWN
+            if inside(places, request.offset, request.length):
+                outcome = self._read(places, request, self.position == 0)
+            if outcome == COLD:
+                break
+            if outcome != DONE:
+                self._put_aside(request)
+            self._cold_first = (self._cold_first + 1) % MAX_COLD
+            self._cold_count -= 1

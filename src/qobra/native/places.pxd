@@ -1,0 +1,60 @@
+"""What other compiled loops use of :mod:`qobra.native.places`, all of it without the GIL."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+
+cdef enum:
+    PAGE_BITS = 13
+    PAGE_ENTRIES = 1 << PAGE_BITS
+    MAX_PAGES = 512
+    MAX_LEAVES = 256
+    LINEAR = MAX_LEAVES - 1    # the number of the file that the whole root lies in
+
+
+cdef enum Outcome:
+    DONE
+    UNKNOWN    # some of the range is not in the table, or not to be written past the nodes
+    HOLE       # a long run of zeroes, where the caller asked to be told of them
+    COLD       # would have to wait for a disk
+    FAILED     # an error or a short transfer: the nodes' methods find out
+
+
+cdef class Gate:
+    cdef int64_t _closed
+
+
+cdef class Words:
+    cdef int64_t _epoch, _draining, _generation
+
+
+cdef class Slot:
+    cdef int64_t _busy
+    cdef object _flight
+    cdef readonly Words words
+    cdef readonly Gate gate
+    cdef bint try_enter(self) noexcept nogil
+    cdef bint try_leave(self) noexcept nogil
+    cdef int64_t generation(self) noexcept nogil
+
+
+cdef class Places:
+    cdef int64_t *pages[MAX_PAGES]
+    cdef int fds[MAX_LEAVES]
+    cdef int nowait[MAX_LEAVES]
+    cdef int leaves, linear, unit_bits
+    cdef int64_t linear_base
+    cdef int64_t _highest
+    cdef readonly int64_t generation
+    cdef readonly uint64_t length
+    cdef readonly bint writable
+    cdef list _owners
+    cdef void _set_leaf(self, int number, int fd)
+
+
+cdef bint inside(Places places, uint64_t offset, uint64_t length) noexcept nogil
+cdef Outcome read_range(
+    Places places, uint64_t offset, size_t length, uint8_t *into, bint may_wait, size_t longest_hole
+) noexcept nogil
+cdef Outcome write_range(Places places, uint64_t offset, size_t length, const uint8_t *data) noexcept nogil
+cdef void read_ahead(Places places, uint64_t offset, size_t length) noexcept nogil

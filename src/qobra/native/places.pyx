@@ -1,0 +1,364 @@
+"""Slots and flat tables as loops without the GIL see them: the compiled form of ``qobra.block.slots`` and the part of
+``qobra.block.table`` that such loops read.
+
+All shared words are read and written atomically and in one order for all threads. The memory that a loop reads from
+(a page of the table) stays until nobody who may have found it is inside a slot; see ``qobra.block.slots``.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EAGAIN, EOPNOTSUPP, EINTR, errno
+from libc.string cimport memset
+
+cdef extern from * nogil:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <sys/uio.h>
+    #include <sys/vfs.h>
+    #include <unistd.h>
+    #ifndef RWF_NOWAIT
+    #define RWF_NOWAIT 8
+    #endif
+    #define qobra_load(pointer) __atomic_load_n((pointer), __ATOMIC_SEQ_CST)
+    #define qobra_store(pointer, value) __atomic_store_n((pointer), (value), __ATOMIC_SEQ_CST)
+    #define qobra_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    static inline void qobra_raise(int64_t *word, int64_t value) {
+        int64_t seen = __atomic_load_n(word, __ATOMIC_RELAXED);
+        while (seen < value &&
+               !__atomic_compare_exchange_n(word, &seen, value, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    }
+    /* Files in memory never wait for a disk, and do not know RWF_NOWAIT. */
+    static inline int qobra_in_memory(int fd) {
+        struct statfs fs;
+        if (fstatfs(fd, &fs)) return 0;
+        return fs.f_type == 0x01021994 || fs.f_type == (long)0x858458f6 || fs.f_type == (long)0x958458f6;
+    }
+    """
+    int64_t load "qobra_load"(const int64_t *)
+    void store "qobra_store"(int64_t *, int64_t)
+    int64_t *load_page "qobra_load"(int64_t **)
+    void store_page "qobra_store"(int64_t **, int64_t *)
+    void fence "qobra_fence"()
+    void raise_to "qobra_raise"(int64_t *, int64_t)
+    bint in_memory "qobra_in_memory"(int)
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t pread(int, void *, size_t, int64_t)
+    ssize_t pwrite(int, const void *, size_t, int64_t)
+    ssize_t preadv2(int, const iovec *, int, int64_t, int)
+    int posix_fadvise(int, int64_t, int64_t, int)
+    int RWF_NOWAIT, POSIX_FADV_WILLNEED
+
+
+cdef class Gate:
+    """See ``qobra.block.slots.Gate``."""
+
+    @property
+    def closed(self):
+        return load(&self._closed)
+
+    @closed.setter
+    def closed(self, int64_t value):
+        store(&self._closed, value)
+
+
+cdef class Words:
+    """See ``qobra.block.slots.Words``."""
+
+    def __init__(self):
+        self._epoch = 1
+
+    @property
+    def epoch(self):
+        return load(&self._epoch)
+
+    @epoch.setter
+    def epoch(self, int64_t value):
+        store(&self._epoch, value)
+
+    @property
+    def draining(self):
+        return load(&self._draining)
+
+    @draining.setter
+    def draining(self, int64_t value):
+        store(&self._draining, value)
+
+    @property
+    def generation(self):
+        return load(&self._generation)
+
+    @generation.setter
+    def generation(self, int64_t value):
+        store(&self._generation, value)
+
+
+cdef class Slot:
+    """See ``qobra.block.slots.Slot``."""
+
+    def __init__(self, flight, Gate gate not None):
+        self._flight = flight
+        self.words = flight.words
+        self.gate = gate
+
+    @property
+    def busy(self):
+        return load(&self._busy)
+
+    @busy.setter
+    def busy(self, int64_t value):
+        store(&self._busy, value)
+
+    cdef bint try_enter(self) noexcept nogil:
+        """Enter; False if the gate is closed, and then :meth:`enter` has to be called."""
+        store(&self._busy, load(&self.words._epoch))
+        return load(&self.gate._closed) == 0
+
+    cdef bint try_leave(self) noexcept nogil:
+        """Leave; False if somebody drains, and then :meth:`leave` has to be called."""
+        store(&self._busy, 0)
+        return load(&self.words._draining) == 0
+
+    cdef int64_t generation(self) noexcept nogil:
+        """What the flat tables have to be of."""
+        return load(&self.words._generation)
+
+    def enter(self):
+        """See ``qobra.block.slots.Slot.enter``."""
+        if not self.try_enter():
+            self._flight.wait_open(self)
+
+    def leave(self):
+        """See ``qobra.block.slots.Slot.leave``."""
+        if not self.try_leave():
+            self._flight.notify()
+
+    def __enter__(self):
+        self.enter()
+        return self
+
+    def __exit__(self, *_exc):
+        self.leave()
+
+    def close(self):
+        """See ``qobra.block.slots.Slot.close``."""
+        store(&self._busy, 0)
+        self._flight.forget(self)
+
+
+cdef class Places:
+    """What one generation of a root's flat table holds, for loops without the GIL.
+
+    Each page is an ``array('q')`` of the table's, with the page's number behind its last entry. ``linear`` is the
+    (file descriptor, offset to add) where the root lies in one piece.
+    """
+
+    def __init__(self, int64_t generation, int64_t length, int unit_bits, bint writable, linear):
+        if not 9 <= unit_bits <= 40 or length < 0:
+            raise ValueError("a unit or a length that cannot be")
+        self.generation = generation
+        self.length = length
+        self.unit_bits = unit_bits
+        self.writable = writable
+        self._owners = [None] * MAX_PAGES
+        self.leaves = 1
+        self.fds[0] = -1
+        if linear is not None:
+            fd, self.linear_base = linear
+            self.linear = LINEAR
+            self._set_leaf(LINEAR, fd)
+
+    def add_leaf(self, int fd):
+        """Give a file the next number; returns that."""
+        if self.leaves >= LINEAR:
+            raise ValueError("too many leaves")
+        self._set_leaf(self.leaves, fd)
+        self.leaves += 1
+        return self.leaves - 1
+
+    cdef void _set_leaf(self, int number, int fd):
+        self.fds[number] = fd
+        self.nowait[number] = 0 if in_memory(fd) else RWF_NOWAIT
+        fence()  # entries that name it come later
+
+    def put_page(self, int64_t number, page):
+        """Let loops find ``page``; returns the one that was in its place, which has to be kept for as long as loops may
+        have found it, or None."""
+        cdef Py_buffer buffer
+        cdef int index = number % MAX_PAGES
+        if number < 0:
+            raise ValueError("negative page number")
+        PyObject_GetBuffer(page, &buffer, PyBUF_SIMPLE)
+        try:
+            if buffer.len != 8 * (PAGE_ENTRIES + 1) or (<int64_t *>buffer.buf)[PAGE_ENTRIES] != number:
+                raise ValueError("not a page")
+            before, self._owners[index] = self._owners[index], page
+            store_page(&self.pages[index], <int64_t *>buffer.buf)
+        finally:
+            PyBuffer_Release(&buffer)  # the owner is kept, and never resized
+        return before
+
+    def drop_pages(self):
+        """Forget all; returns what has to be kept, as with :meth:`put_page`."""
+        cdef int index
+        for index in range(MAX_PAGES):
+            store_page(&self.pages[index], NULL)
+        before, self._owners = self._owners, [None] * MAX_PAGES
+        return before
+
+    def clear(self, int64_t number, int low, int high):
+        """Forget the entries from ``low`` up to ``high`` of a page."""
+        cdef int64_t *page = load_page(&self.pages[number % MAX_PAGES]) if number >= 0 else NULL
+        cdef int index
+        if page != NULL and page[PAGE_ENTRIES] == number:
+            for index in range(max(low, 0), min(high, PAGE_ENTRIES)):
+                store(page + index, 0)
+
+    @property
+    def highest(self):
+        """The end of the highest write that loops have made, 0 if there is none."""
+        return load(&self._highest)
+
+    def read(self, uint64_t offset, unsigned char[::1] into, *, bint may_wait=True):
+        """Fill ``into``; whether that was possible with what the table knows. To be called inside a slot."""
+        cdef Outcome outcome = DONE
+        if not inside(self, offset, into.shape[0]):
+            return False
+        if into.shape[0]:
+            with nogil:
+                outcome = read_range(self, offset, into.shape[0], &into[0], may_wait, 0)
+        return outcome == DONE
+
+    def write(self, uint64_t offset, const unsigned char[::1] data):
+        """Write ``data``; whether that was possible with what the table knows. To be called inside a slot."""
+        cdef Outcome outcome = DONE
+        if not inside(self, offset, data.shape[0]):
+            return False
+        if data.shape[0]:
+            with nogil:
+                outcome = write_range(self, offset, data.shape[0], &data[0])
+        return outcome == DONE
+
+
+cdef bint inside(Places places, uint64_t offset, uint64_t length) noexcept nogil:
+    """Whether the range lies inside the root."""
+    return length <= places.length and offset <= places.length - length
+
+
+cdef inline int64_t entry_at(Places places, uint64_t number) noexcept nogil:
+    cdef int64_t *page = load_page(&places.pages[(number >> PAGE_BITS) % MAX_PAGES])
+    if page == NULL or page[PAGE_ENTRIES] != <int64_t>(number >> PAGE_BITS):
+        return 0
+    return load(page + (number & (PAGE_ENTRIES - 1)))
+
+
+cdef struct Piece:
+    int leaf        # 0: zeroes
+    bint writable
+    int64_t host
+    size_t length
+
+
+cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece) noexcept nogil:
+    """The longest piece at ``offset`` that lies in one place; False if the table does not know its first unit."""
+    cdef uint64_t unit, number
+    cdef int64_t entry, wanted
+    cdef size_t size
+    if places.linear:
+        piece.leaf = places.linear
+        piece.writable = places.writable
+        piece.host = <int64_t>offset + places.linear_base
+        piece.length = length
+        return True
+    unit = <uint64_t>1 << places.unit_bits
+    number = offset >> places.unit_bits
+    entry = entry_at(places, number)
+    if entry == 0:
+        return False
+    size = unit - (offset & (unit - 1))
+    piece.leaf = 0 if entry == 1 else <int>(entry >> 1 & 255)
+    piece.writable = piece.leaf != 0 and (entry & 1) != 0
+    piece.host = (entry & -512) + <int64_t>(offset & (unit - 1)) if piece.leaf else 0
+    wanted = entry
+    while size < length:
+        number += 1
+        if piece.leaf:
+            wanted += <int64_t>unit
+        if entry_at(places, number) != wanted:
+            break
+        size += unit
+    piece.length = min(size, length)
+    return True
+
+
+cdef Outcome read_range(
+    Places places, uint64_t offset, size_t length, uint8_t *into, bint may_wait, size_t longest_hole
+) noexcept nogil:
+    """Read a range that lies inside the root. Runs of zeroes longer than ``longest_hole``, if that is not 0, are told
+    and not filled in. What is in memory is read at once; for the rest, ``may_wait`` says whether to wait."""
+    cdef Piece piece
+    cdef iovec vector
+    cdef ssize_t count
+    while length:
+        if not next_piece(places, offset, length, &piece):
+            return UNKNOWN
+        if not piece.leaf:
+            if longest_hole and piece.length > longest_hole:
+                return HOLE
+            memset(into, 0, piece.length)
+        else:
+            vector.iov_base = into
+            vector.iov_len = piece.length
+            while True:
+                if may_wait:
+                    count = pread(places.fds[piece.leaf], into, piece.length, piece.host)
+                else:
+                    count = preadv2(places.fds[piece.leaf], &vector, 1, piece.host, places.nowait[piece.leaf])
+                if count >= 0 or errno != EINTR:
+                    break
+            if count != <ssize_t>piece.length:
+                if not may_wait and (count > 0 or (count < 0 and errno == EAGAIN)):
+                    return COLD
+                return FAILED
+        into += piece.length
+        offset += piece.length
+        length -= piece.length
+    return DONE
+
+
+cdef Outcome write_range(Places places, uint64_t offset, size_t length, const uint8_t *data) noexcept nogil:
+    """Write a range that lies inside the root, all of it to space that is there already."""
+    cdef Piece piece
+    cdef uint64_t at = offset
+    cdef size_t left = length
+    if not places.writable:
+        return UNKNOWN
+    while left:
+        if not next_piece(places, at, left, &piece) or not piece.writable:
+            return UNKNOWN
+        at += piece.length
+        left -= piece.length
+    at = offset
+    while length:
+        if not next_piece(places, at, length, &piece) or not piece.writable:
+            return UNKNOWN  # it has just moved: the nodes' methods write all of it again
+        if pwrite(places.fds[piece.leaf], data, piece.length, piece.host) != <ssize_t>piece.length:
+            return FAILED
+        data += piece.length
+        at += piece.length
+        length -= piece.length
+    raise_to(&places._highest, <int64_t>at)
+    return DONE
+
+
+cdef void read_ahead(Places places, uint64_t offset, size_t length) noexcept nogil:
+    """Begin to read a range from the disk into memory."""
+    cdef Piece piece
+    while length and next_piece(places, offset, length, &piece):
+        if piece.leaf:
+            posix_fadvise(places.fds[piece.leaf], piece.host, piece.length, POSIX_FADV_WILLNEED)
+        offset += piece.length
+        length -= piece.length
