@@ -280,3 +280,16 @@ def test_ending_the_layer_does_not_wait_for_a_throttled_job(layer):
     with layer.control:
         layer.close()
     assert not layer.jobs.all() and not Holder.in_use
+
+
+def test_a_sleeping_job_that_is_cancelled_ends_between_that_command_and_the_next(layer):
+    job = make(layer)
+    start(layer, job)
+    deadline = time.monotonic() + 20
+    while not job._parked and time.monotonic() < deadline:
+        time.sleep(0.001)
+    with layer.control:
+        job.cancel(True)
+        assert job.status == state.RUNNING  # the reply goes out here
+    with layer.control:
+        assert layer.jobs.find("j") is None

@@ -41,7 +41,7 @@ class Job:
     kind: ClassVar[str] = ""
     """JobType."""
     ends_at_once: ClassVar[bool] = True
-    """Whether a job that sleeps has ended when the command that cancels it replies."""
+    """Whether a job that sleeps ends right after the command that cancels it, before another is served."""
 
     def __init__(
         self,
@@ -301,7 +301,7 @@ class Job:
             self.transition(state.PAUSED if self.status == state.RUNNING else state.STANDBY)
 
     def cancel(self, force: bool) -> None:
-        """Cancel; the job ends soon, or has ended when this returns."""
+        """Cancel; the job ends soon."""
         if self.status == state.CONCLUDED:
             self._dismiss()
             return
@@ -316,10 +316,10 @@ class Job:
             parked = self._parked
             self.wake()
             if parked and self.ends_at_once and self.force_cancelled:
-                self._end_now()
+                self.layer.control.post(self._end_now)
 
     def _end_now(self) -> None:
-        """Let a job that was asleep end before the command that cancelled it does, as QEMU's do."""
+        """Let a job that was asleep end right after the command that cancelled it, before the next one is served."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(END_TIMEOUT)
