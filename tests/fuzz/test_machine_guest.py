@@ -25,6 +25,8 @@ _MEMORY = 16 << 20
 _FUNCTIONS = {5: "virtio-blk-pci", 6: "virtio-scsi-pci", 7: "virtio-net-pci", 8: "virtio-serial-pci"} | {
     9: "virtio-rng-pci",
     10: "virtio-balloon-pci",
+    11: "virtio-mem-pci",
+    12: "virtio-pmem-pci",
 }
 
 
@@ -33,7 +35,7 @@ class Target:
 
     def __init__(self, path: Path) -> None:
         path.write_bytes(bytes(1 << 20))
-        self.machine = simple_machine("x86_64", "pc", memory=_MEMORY)
+        self.machine = simple_machine("x86_64", "pc", memory=_MEMORY, max_memory=_MEMORY + (64 << 20), slots=1)
         self.guest = BoardAccess(self.machine)
         board: Any = self.machine.board
         with self.machine.control:
@@ -45,6 +47,9 @@ class Target:
                     options["drive"] = "n0"
                 if driver == "virtio-net-pci":
                     options["netdev"] = "hub"
+                if driver in ("virtio-mem-pci", "virtio-pmem-pci"):
+                    options["memdev"] = f"m{slot}"
+                    self.machine.objects.create("memory-backend-ram", options["memdev"], {"size": 16 << 20})
                 add_device(self.machine, options, keyval=True)
             for options in ({"driver": "scsi-cd", "bus": "d6.0"}, {"driver": "virtserialport", "bus": "d8.0"}):
                 add_device(self.machine, options, keyval=True)
@@ -67,6 +72,7 @@ class Target:
             (0xA0, 2),
             (0xAE00, 0x18),
             (0x510, 12),
+            (0xA00, 24),
         ):
             self.ranges.append(("port", base, size))
         self.ranges += [("memory", 0xFEC00000, 0x100), ("memory", 0xC0000, 0x40000), ("config", 0, 256)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from qobra.errors import QobraError
 from qobra.machine.memory import Registers
 from qobra.machine.vmstate import Field, NumberSet, VmState, u32
 
@@ -85,6 +86,16 @@ class AcpiMemoryHotplug:
             elif value & _REMOVING:
                 self._removing.discard(self._selected)
             elif value & _EJECT:
-                dimm = self._module()
-                if dimm is not None:
-                    dimm.unparent()
+                self._eject()
+
+    def _eject(self) -> None:
+        dimm = self._module()
+        if dimm is None:
+            return
+        try:
+            dimm.check_eject()
+        except QobraError as error:
+            data = {"device": dimm.user_id or "", "msg": str(error)}
+            dimm.machine.events.emit("MEM_UNPLUG_ERROR", data)
+            return
+        dimm.unparent()

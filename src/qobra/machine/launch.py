@@ -52,10 +52,15 @@ def simple_machine(
     board_name: str | None = None,
     *,
     memory: int | None = None,
+    max_memory: int = 0,
+    slots: int = 0,
     cpus: int = 1,
     accelerator: str = "qtest",
 ) -> Machine:
-    """A machine for tests and programs: built, finished, not yet running."""
+    """A machine for tests and programs: built, finished, not yet running.
+
+    ``max_memory`` bytes and ``slots`` leave room for memory devices.
+    """
     from qobra.machine.machine import Machine
 
     machine = Machine(capabilities=frozenset(("board", architecture)))
@@ -63,6 +68,7 @@ def simple_machine(
         board = attach_board(machine, find_board(architecture, board_name))
         board.accelerator = accelerator
         board.set_topology({"cpus": cpus})
+        board.max_ram_size, board.memory_slots = max_memory, slots
         board.set_memory(board.default_ram_size if memory is None else memory)
         board.start()
         board.finish()

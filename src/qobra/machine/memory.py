@@ -12,6 +12,8 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable
 
+_MADV_REMOVE = 9  # frees the file's blocks too
+
 ReadRegister = Callable[[int, int], int]
 WriteRegister = Callable[[int, int, int], None]
 
@@ -44,12 +46,13 @@ class Ram(Region):
     ``readonly`` makes it ROM to the guest; the board still writes through ``view``.
     """
 
-    __slots__ = ("_map", "fd", "readonly", "view")
+    __slots__ = ("_map", "_shared", "fd", "readonly", "view")
 
     def __init__(self, name: str, size: int, *, fd: int = -1, shared: bool = False, readonly: bool = False) -> None:
         super().__init__(name, size)
         self.fd = fd
         self.readonly = readonly
+        self._shared = shared
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
         if fd < 0:
             flags |= mmap.MAP_ANONYMOUS
@@ -70,8 +73,16 @@ class Ram(Region):
         """The same memory, which cannot be written by that way."""
         twin = object.__new__(Ram)
         Region.__init__(twin, self.name, self.size)
-        twin.fd, twin.readonly, twin.view, twin._map = -1, True, self.view, self._map
+        twin.fd, twin.readonly, twin.view, twin._map, twin._shared = -1, True, self.view, self._map, self._shared
         return twin
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give whole pages back to the host; the guest finds zeroes there."""
+        shared = self.fd >= 0 and self._shared
+        try:
+            self._map.madvise(_MADV_REMOVE if shared else mmap.MADV_DONTNEED, offset, length)
+        except OSError:
+            self.view[offset : offset + length] = bytes(length)
 
     def close(self) -> None:
         """Give the memory back, unless someone still holds a part of the view: then when they let go."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
 from qobra.machine.board import Board
 from qobra.machine.device.isa_i8259 import I8259
@@ -23,6 +24,7 @@ from qobra.object.property import Bool, Enum, Property
 if TYPE_CHECKING:
     from qobra.machine.device.ioapic import IoApic
     from qobra.machine.fw_cfg import FwCfg
+    from qobra.machine.nvdimm_interface import NvdimmInterface
     from qobra.machine.pci.bus import PciBus
     from qobra.machine.qdev import Device
 
@@ -58,6 +60,8 @@ class PcBoard(Board):
     numa_supported = True
     acpi_supported = True
 
+    nvdimm = Bool(False, description="Set on/off to enable/disable NVDIMM instantiation")
+    nvdimm_persistence = Enum("string", ("cpu", "mem-ctrl"), "", description="Set NVDIMM persistence")
     rtc_time = Property("struct tm", get=lambda self: self.rtc.date_info(), writable=False, show_default=False)
     acpi = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable ACPI")
     i8042 = Bool(True)
@@ -72,6 +76,7 @@ class PcBoard(Board):
     fw_cfg: FwCfg
     ioapic: IoApic | None = None
     dimm_slots: MemorySlots | None = None
+    nvdimm_interface: NvdimmInterface | None = None
     pci_root: PciBus
     ide: Any = None
     ide_units = 1
@@ -160,7 +165,7 @@ class PcBoard(Board):
             cpu.values["apic-id"] = index
             self.place(cpu)
 
-    def build_memory_slots(self, notify: Callable[[], None]) -> None:
+    def build_memory_slots(self, raise_gpe: Callable[[int], None]) -> None:
         """The place for memory that is plugged in, above all that is there from the start."""
         above = self.ram_size - self.low_memory
         self.dimm_slots = MemorySlots(
@@ -168,10 +173,17 @@ class PcBoard(Board):
             base=_FOUR_GIB + above,
             size=self.max_ram_size - self.ram_size,
             count=self.memory_slots,
-            notify=notify,
+            notify=lambda: raise_gpe(MEMORY_HOTPLUG_GPE),
         )
         if self.memory_slots:
             self.ports.map(MEMORY_HOTPLUG_PORT, self.dimm_slots.acpi.registers)
+        if self.nvdimm:
+            from qobra.machine import nvdimm_interface
+
+            self.nvdimm_interface = nvdimm_interface.NvdimmInterface(
+                self, self.dimm_slots, lambda: raise_gpe(nvdimm_interface.GPE_BIT)
+            )
+            self.ports.map(nvdimm_interface.PORT, self.nvdimm_interface.registers)
 
     def memory_slots_of(self) -> MemorySlots | None:
         return self.dimm_slots
@@ -228,8 +240,7 @@ class PcBoard(Board):
         if device in self.cpus:
             raise QobraError("Boot CPU is unpluggable" if device is self.cpus[0] else "CPU hot-unplug is not supported")
         if isinstance(device, PcDimm) and self.dimm_slots is not None:
-            device.unplug_pending = True
-            self.dimm_slots.acpi.request_removal(device.slot)
+            device.request_removal()
             return
         super().request_unplug(device)
 

@@ -105,6 +105,7 @@ def unplug(device: Device) -> None:
         raise QobraError(f"Bus '{device.bus.bus_name}' does not support hotplugging")
     if not device.hotpluggable_class or not device.pluggable:
         raise QobraError(f"Device '{device.type_name}' does not support hotplugging")
+    device.check_unplug()
     device.bus.request_unplug(device)
 
 

@@ -174,6 +174,9 @@ class Device(Object):
 
     # -- for device models to fill in
 
+    def check_unplug(self) -> None:
+        """Whether users may have the device out, as far as it can tell. Raises QobraError."""
+
     def realize(self) -> None:
         """Start to work: check the properties, take back ends, map registers. Raises QobraError to refuse."""
 

@@ -187,6 +187,9 @@ class Size(Int):
     def parse(self, text: str) -> int:
         return self.check(parse_size(text, self.name))
 
+    def mismatch(self, expected: str | None = None) -> QobraError:
+        return QobraError(f"Parameter '{self.name}' expects uint64")
+
 
 class String(Property):
     """Text."""

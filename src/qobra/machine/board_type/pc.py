@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.machine.acpi_memhp import GPE_BIT
 from qobra.machine.board import boards
 from qobra.machine.device.i440fx import I440Fx, I440FxHost, Piix3
 from qobra.machine.device.ioapic import IoApic
@@ -47,7 +46,7 @@ class PcI440Fx(PcBoard):
         self.build_ide("piix3-ide", 1 << 3 | 1, 2)
         self.power = Piix4Pm(self.tree)
         self._function(self.power, 1 << 3 | 3)
-        self.build_memory_slots(lambda: self.power.acpi.raise_gpe(GPE_BIT))
+        self.build_memory_slots(self.power.acpi.raise_gpe)
 
     def _function(self, device: Any, devfn: int) -> None:
         device.values["addr"] = devfn

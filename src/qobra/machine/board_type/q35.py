@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.machine.acpi_memhp import GPE_BIT
 from qobra.machine.board import boards
 from qobra.machine.device.ich9_lpc import Ich9Lpc
 from qobra.machine.device.ioapic import IoApic
@@ -47,7 +46,7 @@ class Q35(PcBoard):
         self.ioapic = ioapic
         self.lpc.start_acpi()
         self.build_fw_cfg()
-        self.build_memory_slots(lambda: self.lpc.acpi.raise_gpe(GPE_BIT))
+        self.build_memory_slots(self.lpc.acpi.raise_gpe)
         self.build_ide("ich9-ahci", 0x1F << 3 | 2, 1)
 
     def _function(self, device: Any, devfn: int) -> None:
