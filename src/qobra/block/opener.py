@@ -82,11 +82,7 @@ class Opener:
         merged = dict(options)
         protocol_options = parse_filename(filename)
         own = merged.get("driver")
-        if filename.startswith("json:"):
-            if own is not None and protocol_options.get("driver", own) != own:
-                raise QobraError("Driver specified twice")
-            merged = {**protocol_options, **merged}
-        elif own == protocol_options["driver"]:
+        if filename.startswith("json:") or own == protocol_options["driver"]:
             merged = {**protocol_options, **merged}
         elif own is not None and _is_protocol(own):
             merged = {**_protocol_options(own, filename), **merged}

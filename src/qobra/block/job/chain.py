@@ -68,25 +68,24 @@ def find_overlay(top: BlockNode, node: BlockNode | None) -> BlockNode | None:
 
 
 def find_by_name(top: BlockNode, filename: str) -> BlockNode | None:
-    """The image below ``top`` that ``filename`` names: as it was opened, or as the one above it has it."""
+    """The image below ``top`` that ``filename`` names, as seen from the directory of the image above it."""
     current = skip_filters(top)
     while (below := current.backing) is not None:
         image = skip_filters(below)
-        names = {image.filename}
-        recorded = getattr(current, "backing_filename", "")
-        if recorded:
-            names.add(recorded)
-        if filename in names:
+        if _names(filename, image, current):
             return image
-        if not protocol_of(filename) and not image.filename.startswith("json:"):
-            try:
-                full = relative_to(filename, current.filename)
-            except QobraError:
-                full = filename
-            if os.path.realpath(full) == os.path.realpath(image.filename):
-                return image
         current = image
     return None
+
+
+def _names(filename: str, image: BlockNode, above: BlockNode) -> bool:
+    if protocol_of(filename) or image.filename.startswith("json:"):
+        return filename in (image.filename, getattr(above, "backing_filename", ""))
+    try:
+        full = relative_to(filename, above.filename)
+    except QobraError:  # the image above has no directory
+        full = filename
+    return os.path.realpath(full) == os.path.realpath(image.filename)
 
 
 def set_read_only(layer: BlockLayer, node: BlockNode, read_only: bool) -> None:

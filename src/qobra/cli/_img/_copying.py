@@ -33,25 +33,30 @@ def copy(
     *,
     salvage: Callable[[int, int], None] | None = None,
     in_order: bool = False,
+    failure: Callable[[OSError | QobraError], ToolError] | None = None,
     **options: Any,
 ) -> None:
     """:func:`copy_ranges`; raises ToolError that says where it failed.
 
     ``salvage(offset, length)`` is called for a chunk that cannot be read, and copies what it can of it. ``in_order``:
-    it must go from the beginning to the end, whatever the ends are.
+    it must go from the beginning to the end, whatever the ends are. ``failure`` makes the error where a command has
+    another text for it.
     """
     stopped: list[ToolError] = []
 
-    def failed(failure: CopyFailed, offset: int, length: int) -> bool:
+    def failed(what: CopyFailed, offset: int, length: int) -> bool:
         # This may run in a helper's thread, which has nobody to raise to.
-        if salvage is not None and failure.is_read:
+        if salvage is not None and what.is_read:
             try:
                 salvage(offset, length)
                 return True
             except ToolError as error:
                 stopped.append(error)
                 return False
-        stopped.append((read_failed if failure.is_read else write_failed)(offset, failure.error))
+        if failure is not None:
+            stopped.append(failure(what.error))
+        else:
+            stopped.append((read_failed if what.is_read else write_failed)(offset, what.error))
         return False
 
     local = in_order or (is_local(source) and is_local(target) and not _begins_compressed(source))

@@ -120,6 +120,7 @@ def _commit(images: Images, top: BlockNode, base: BlockNode, progress: Progress,
         allocated_above(top, base),
         progress=progress.add,
         throttle=throttle.wait if throttle is not None else None,
+        failure=lambda error: ToolError(f"Block job failed: {reason(error)}"),
     )
 
 
