@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine.acpi_memhp import AcpiMemoryHotplug
+from qobra.machine.vmstate import Number, Together, VmState, listed, part
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
@@ -68,6 +69,8 @@ def slots_of(board: Board) -> MemorySlots:
 
 class MemorySlots:
     """The range of a board, ``size`` bytes from ``base`` on, its ``count`` slots, and the registers for ACPI."""
+
+    vmstate = VmState(part("acpi"), listed("acpi_status", kind=Together(Number(4), Number(4))))
 
     def __init__(self, board: Board, *, base: int, size: int, count: int, notify: Any) -> None:
         self._board = board

@@ -15,6 +15,7 @@ from uuid import UUID
 from qobra.machine.device.nvdimm import Nvdimm
 from qobra.machine.dma import GuestMemory
 from qobra.machine.memory import Registers
+from qobra.machine.vmstate import VmState, flag
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
@@ -42,6 +43,8 @@ _VENDOR, _PRODUCT, _REVISION, _FORMAT = 0x8086, 1, 1, 0x0301
 
 class NvdimmInterface:
     """The port and what is behind it. ``notify`` raises the general-purpose event."""
+
+    vmstate = VmState(flag("_fit_changed"))
 
     def __init__(self, board: Board, slots: MemorySlots, notify: Callable[[], None]) -> None:
         self._memory = GuestMemory(board.memory)

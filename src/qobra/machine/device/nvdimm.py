@@ -8,6 +8,7 @@ from qobra.errors import QobraError
 from qobra.machine.device.pc_dimm import PcDimm
 from qobra.machine.devices import registry
 from qobra.machine.memory_backend import MemoryBackend
+from qobra.machine.vmstate import VmState
 from qobra.object.property import Bool, Int, Property
 
 MIN_LABEL_SIZE = 128 << 10
@@ -35,6 +36,8 @@ class Nvdimm(PcDimm):
     label_size = Int(0, set=lambda self, value: self.set_label_size(value), show_default=False)
     uuid = _Uuid("QemuUUID", _NO_UUID, show_default=False)
     unarmed = Bool(False)
+
+    vmstate = VmState()
 
     @property
     def memory_length(self) -> int:

@@ -9,6 +9,7 @@ from qobra.machine.devices import registry
 from qobra.machine.memory_backend import MemoryBackend
 from qobra.machine.memory_slots import MemoryDevice, claim_backend, release_backend, slots_of
 from qobra.machine.qdev import Device
+from qobra.machine.vmstate import VmState
 from qobra.object.property import Int, Link, Property
 
 
@@ -25,6 +26,8 @@ class PcDimm(Device, MemoryDevice):
     slot = Int(-1, type="int32")
     memdev = Link("memory-backend")
     size = Property("uint64", None, get=lambda self: self.memory_length, writable=False, show_default=False)
+
+    vmstate = VmState()
 
     @property
     def memory_length(self) -> int:

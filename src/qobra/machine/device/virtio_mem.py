@@ -10,6 +10,7 @@ from qobra.machine.devices import registry
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.memory_device import VirtioMemoryDevice, VirtioMemoryPci
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
+from qobra.machine.vmstate import Field, Number, VmState, raw, u64
 from qobra.object.property import Bool, Enum, Int, Size
 
 F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE = 0, 1
@@ -46,6 +47,12 @@ class VirtioMem(VirtioMemoryDevice):
     block_size = Size(_DEFAULT_BLOCK, set=lambda self, value: self.set_block_size(value), show_default=False)
 
     _size = 0
+
+    vmstate = VmState(
+        u64("_size", "_usable"),
+        raw("_blocks"),
+        Field("requested_size", Number(8)),
+    )
 
     # -- life
 
@@ -232,6 +239,8 @@ class VirtioMemPci(VirtioMemoryPci):
     type_name = "virtio-mem-pci"
     backend_type = "virtio-mem"
     device_id = 0x1058
+
+    vmstate = VmState()
 
     def reset(self) -> None:
         super().reset()

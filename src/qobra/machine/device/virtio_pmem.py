@@ -9,6 +9,7 @@ from struct import Struct
 from qobra.machine.devices import registry
 from qobra.machine.virtio.memory_device import VirtioMemoryDevice, VirtioMemoryPci
 from qobra.machine.virtio.queue import Queue, VirtioError
+from qobra.machine.vmstate import VmState
 from qobra.machine.worker import DeviceWorker
 
 _CONFIG = Struct("<QQ")
@@ -25,6 +26,8 @@ class VirtioPmem(VirtioMemoryDevice):
     device_number = 27
     config_size = _CONFIG.size
     memory_kind = "virtio-pmem"
+
+    vmstate = VmState()
 
     def realize(self) -> None:
         self.check_backend("can't use already busy memdev: ")
@@ -82,3 +85,5 @@ class VirtioPmemPci(VirtioMemoryPci):
     type_name = "virtio-pmem-pci"
     backend_type = "virtio-pmem"
     device_id = 0x105B
+
+    vmstate = VmState()
