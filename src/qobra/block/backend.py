@@ -110,6 +110,8 @@ class BlockBackend:
         """Whether a medium that is put in is to be read-only, unless one says otherwise."""
         self.on_error: dict[str, str] = {}
         """``rerror`` and ``werror`` as the drive has them, for a device that does not say itself."""
+        self.yields = False
+        """Gives up its permissions while its node is inactive; devices and named backends always do."""
         self.auto_delete = False
         """A drive that goes when its device is unplugged."""
         self.policy: ErrorPolicy | None = None
@@ -123,6 +125,11 @@ class BlockBackend:
 
     def __repr__(self) -> str:
         return f"<backend {self.name or self._description!r}>"
+
+    @property
+    def gives_way(self) -> bool:
+        """See :class:`qobra.block.graph.Root`: the guest's devices do, and drives."""
+        return self.yields or bool(self.name) or self.device is not None
 
     def description(self) -> str:
         """See :class:`qobra.block.graph.Root`."""

@@ -38,6 +38,10 @@ class Root(Protocol):
     perm: int
     shared: int
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether it gives up its permissions while its node is inactive."""
+
     def description(self) -> str:
         """Who it is, as error texts name users: ``block device 'x'``, ``block job 'y'``, ..."""
 
@@ -154,7 +158,7 @@ class Graph:
                 node.set_permissions(perm, shared)
             self._layer.changed()
             for node in order:
-                if node.node_name not in old.nodes:
+                if node.node_name not in old.nodes and not node.inactive:
                     node.activate()
 
     def _note_ages(self, state: GraphState) -> None:
@@ -276,6 +280,8 @@ def compute_permissions(state: GraphState, order: list[BlockNode]) -> dict[Block
     cumulative: dict[BlockNode, tuple[int, int]] = {}
     result = state.permissions
     for root, (node, perm, shared) in state.roots.items():
+        if node.inactive and root.gives_way:
+            perm, shared = 0, permissions.ALL
         users[node].append((root, "root", perm, shared))
         result[(root, "root")] = (perm, shared)
     for node in reversed(order):
@@ -284,7 +290,7 @@ def compute_permissions(state: GraphState, order: list[BlockNode]) -> dict[Block
             _check_conflicts(node, users[node], state.ages)
         node.has_users = bool(users[node])
         for name, (child, role) in state.links[node].items():
-            child_perm, child_shared = node.child_permissions(name, role, perm, shared)
+            child_perm, child_shared = node.asks_of(name, role, perm, shared)
             if node.force_share:
                 child_shared = permissions.ALL
             users[child].append((node, name, child_perm, child_shared))

@@ -73,6 +73,8 @@ class BlockLayer:
         """The same for what may be wrong."""
         self.stop_machine: Callable[[], None] = lambda: None
         """Stop the guest because of an I/O error; the machine's."""
+        self.opens_inactive = False
+        """Nodes that are opened leave their images to another process until they are activated."""
         self._throttle_groups: dict[str, ThrottleGroup] = {}
         self._blockers: dict[BlockNode, list[str]] = {}
 

@@ -78,6 +78,8 @@ class BlockNode:
         self.serial = 0
         """Counts nodes in the order in which lists of nodes have them."""
         self.request_alignment = 1
+        self.inactive = layer.opens_inactive
+        """Its image is another process's to change; see :mod:`qobra.block.activation`."""
         self.probed = False
         """Nobody said which format it is; it was told from its first bytes."""
         self.monitor_owned = False
@@ -142,6 +144,11 @@ class BlockNode:
         Drained. A write that comes nevertheless must find the node usable.
         """
         self.flush()
+
+    def hand_over(self) -> None:
+        """Write out all that is cached and keep nothing that another process may change. Drained."""
+        if not self.read_only:
+            self.inactivate()
 
     def close(self) -> None:
         """Write out what is cached and let go of the host's resources. Children are closed after this."""
@@ -253,6 +260,13 @@ class BlockNode:
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         """What this node asks of its child ``name`` and lets others do with it; see :mod:`permissions`."""
         return permissions.default_child_permissions(role, not self.read_only, perm, shared)
+
+    def asks_of(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
+        """:meth:`child_permissions`, but that an inactive node changes nothing and lets others do so."""
+        perm, shared = self.child_permissions(name, role, perm, shared)
+        if self.inactive:
+            return perm & permissions.CONSISTENT_READ, permissions.ALL
+        return perm, shared
 
     def prepare_permissions(self, perm: int, shared: int) -> None:
         """The node's users are about to ask ``perm`` and share ``shared``: refuse, or take locks, here."""
@@ -476,6 +490,8 @@ class BlockNode:
         self.check_range(offset, length)
         if self.read_only:
             raise OSError(errno.EPERM, "Block node is read-only")
+        if self.inactive:
+            raise OSError(errno.EPERM, "Block node is inactive")
 
     def linear_child(self) -> tuple[BlockNode, int] | None:
         """For a transparent node: the child that it shows as it is and the offset in it; None if it is not so plain."""
@@ -487,7 +503,7 @@ class BlockNode:
 
     def plain_writes(self) -> bool:
         """Whether writing straight to a WRITABLE place misses nothing that :meth:`write` would do."""
-        return not (self.read_only or self.trackers or self.detect_zeroes != "off")
+        return not (self.read_only or self.inactive or self.trackers or self.detect_zeroes != "off")
 
     def cluster_size(self) -> int:
         """Bytes of the unit in which the node allocates; 0 where it has none."""

@@ -78,7 +78,7 @@ class Opening:
         self.node.children[name] = child
         self.node.roles[name] = role
         if isinstance(self._opened, OpenedNodes):
-            perm, shared = self.node.child_permissions(name, role, 0, permissions.ALL)
+            perm, shared = self.node.asks_of(name, role, 0, permissions.ALL)
             self._opened.admit(self._layer, self.node, name, perm, permissions.ALL if self.node.force_share else shared)
         return child
 

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from qobra.block import permissions
+from qobra.block.activation import activate
 from qobra.block.backend import BlockBackend
 from qobra.errors import QobraError
 from qobra.registry import Registry
@@ -53,6 +54,8 @@ class Export:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         perm = permissions.CONSISTENT_READ | (permissions.WRITE if writable else 0)
+        if node.inactive:
+            activate(layer, (node,))
         self.backend.insert(node, perm, shared)
 
     def start(self) -> None:

@@ -105,7 +105,7 @@ class MirrorJob(BlockJob):
         self._moved = 0
         self._in_flight: list[tuple[int, int]] = []
         self._root: BlockBackend | None = None
-        self.locks = RangeLocks()
+        self.locks = RangeLocks(ordered=True)
         super().__init__(jobs, job_id, filter_node, perm=permissions.CONSISTENT_READ, shared=_SOURCE_SHARED, **common)
         try:
             self._hold_nodes()
@@ -127,6 +127,8 @@ class MirrorJob(BlockJob):
                 perm |= permissions.RESIZE
             shared |= permissions.CONSISTENT_READ | permissions.WRITE
         self._root = BlockBackend(self.layer, perm=perm, shared=shared)
+        # A mirror that is ready outlives the machine's move: nothing is written any more then.
+        self._root.yields = True
         self._root.insert(self._target)
         self.add_node("source", self._source, 0, _SOURCE_SHARED)
         self.add_node("target", self._target)
@@ -142,7 +144,7 @@ class MirrorJob(BlockJob):
     def run(self) -> None:
         assert self._root is not None
         self._slots = ThreadSlots((*self._edges, self._root))
-        pool = CopyPool(self._copy, self._copied, self._helper_count())
+        self.pool = pool = CopyPool(self._copy, self._copied, self._helper_count())
         self._writeback = Writeback(self._target)
         try:
             self._check_sizes()
@@ -205,7 +207,7 @@ class MirrorJob(BlockJob):
         assert dirty is not None
         position = passes = asked = 0
         while True:
-            if self.pause_count or self.force_cancelled:
+            if self.force_cancelled:
                 pool.wait_idle()
             self.pause_point()
             start = dirty.next_dirty(position)

@@ -121,6 +121,8 @@ class StoredBitmaps:
         """Make the node's bitmaps of those in the directory; one that is in use is inconsistent."""
         node = self._node
         for entry in self.entries:
+            if entry.name in node.bitmaps:
+                continue  # what came with a migration is newer
             granularity = 1 << entry.granularity_bits
             stale = bool(entry.flags & IN_USE)
             bitmap = DirtyBitmap(node, entry.name, granularity, enabled=False, persistent=True, length=node.header.size)
@@ -203,7 +205,7 @@ class StoredBitmaps:
         kept = {entry.name: entry for entry in self.entries}
         # What is there keeps its place, as in QEMU; the newest of the others comes first.
         place = {name: number for number, name in enumerate(kept)}
-        wanted = [bitmap for bitmap in reversed(node.bitmaps.values()) if bitmap.persistent]
+        wanted = [bitmap for bitmap in reversed(node.bitmaps.values()) if bitmap.persistent and not bitmap.moving]
         wanted.sort(key=lambda bitmap: place.get(bitmap.name or "", len(place)))
         if not self._marked and not any(bitmap.name not in kept for bitmap in wanted):
             return  # nothing has changed since they were loaded
@@ -224,6 +226,13 @@ class StoredBitmaps:
         for entry in [*dropped, *kept.values()]:
             self._free(entry)
         self._marked = False
+
+    def let_go(self) -> None:
+        """Store the bitmaps and forget those that are: whoever opens the image next has them."""
+        self.store()
+        for bitmap in list(self._node.bitmaps.values()):
+            if bitmap.persistent and not bitmap.moving:
+                bitmap.remove()
 
     def _store_bitmap(self, bitmap: DirtyBitmap) -> Entry:
         node = self._node

@@ -27,6 +27,9 @@ from qobra.report import report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qobra.block.format.qcow2.packed import Block
     from qobra.block.format.qcow2.reading import ComputedReader
     from qobra.block.format.qcow2.writer import Writer
 
@@ -53,33 +56,53 @@ class Qcow2Disk(BlockNode):
         self.checking = bool(options.get("_check"))
         """Opened to be checked: a corrupt or dirty image is let through as it is."""
         try:
-            self.header = parse_header(self._read_file)
-            self.snapshots = SnapshotTable(self.header)
-            header = self.header
-            if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
-                raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
-            self._check_encryption(options)
-            self._take_options(options)
-            self.image = Image(self, self.file, header, cache_sizes(header, options))
-            self.stored_bitmaps = StoredBitmaps(self)
-            self.image.overlap.checks = overlap_checks(options)
+            self._read_metadata(options)
             self._open_data_file(opening)
-            if header.crypt_method != layout.CRYPT_NONE and not options.get("_no-io") and not options.get("_keyless"):
-                from qobra.block.format.qcow2.crypt import open_crypt
+            if self.header.crypt_method != layout.CRYPT_NONE and not options.get("_no-io"):
+                if not options.get("_keyless"):
+                    from qobra.block.format.qcow2.crypt import open_crypt
 
-                self.image.crypt = open_crypt(self, options)
-            self.image.load()
-            self.snapshots.load(self._read_file)
-            self.stored_bitmaps.load_directory()
+                    self.image.crypt = open_crypt(self, options)
+            self._load_metadata()
         except OSError as error:
             raise QobraError.from_os("Could not read qcow2 header", error)
-        self.backing_filename = header.backing_file
-        self.backing_format = header.backing_format
-        self.length = header.size
+
+    def _read_metadata(self, options: Options) -> None:
+        self.header = parse_header(self._read_file)
+        self.snapshots = SnapshotTable(self.header)
+        header = self.header
+        if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
+            raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
+        self._check_encryption(options)
+        self._take_options(options)
+        self.image = Image(self, self.file, header, cache_sizes(header, options))
+        self.stored_bitmaps = StoredBitmaps(self)
+        self.image.overlap.checks = overlap_checks(options)
+
+    def _load_metadata(self) -> None:
+        self.image.load()
+        self.snapshots.load(self._read_file)
+        self.stored_bitmaps.load_directory()
+        self.backing_filename = self.header.backing_file
+        self.backing_format = self.header.backing_format
+        self.length = self.header.size
         self._ready = False
         """What has to be written before the image may change is written."""
-        if not options.get("_no-io"):
+        if not self.options.get("_no-io") and not self.inactive:
             self.stored_bitmaps.load()
+
+    def invalidate_cache(self) -> None:
+        old = self.image
+        try:
+            self._read_metadata(self.options)
+            self.image.data, self.image.crypt = old.data, old.crypt
+            self._load_metadata()
+        except OSError as error:
+            raise QobraError.from_os("Could not reopen qcow2 layer: Could not read qcow2 header", error)
+        except QobraError as error:
+            raise error.prefixed("Could not reopen qcow2 layer: ")
+        self.__dict__.pop("reader", None)
+        self.moved(0, max(self.length, 1))
 
     def _check_encryption(self, options: Options) -> None:
         if self.header.crypt_method != layout.CRYPT_NONE or options.get("encrypt") is not None:
@@ -195,6 +218,12 @@ class Qcow2Disk(BlockNode):
             self.image.writeback.finish()
             self._ready = False
 
+    def hand_over(self) -> None:
+        if not self.read_only and not self.image.is_corrupt:
+            self.stored_bitmaps.let_go()
+            self.image.writeback.finish()
+            self._ready = False
+
     def _repair_dirty(self) -> None:
         """Lazy refcounts were not written before a crash: count anew."""
         result = self.check(fix_leaks=True, fix_errors=True)
@@ -235,6 +264,12 @@ class Qcow2Disk(BlockNode):
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
         return map_range(self.image, offset, length)
+
+    def packed_map(self, start: int, end: int) -> Iterator[Block] | None:
+        """All of a large image's map in little memory, if there is a way; see :func:`.packed.packed_map`."""
+        from qobra.block.format.qcow2.packed import packed_map
+
+        return packed_map(self, start, end)
 
     def read_old(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` with what guest ``offset`` holds, for copy-on-write."""
