@@ -110,6 +110,9 @@ def test_info_refusals_and_lists(server: Server) -> None:
         handshake.info("nope")
     assert caught.value.reply == p.REP_ERR_UNKNOWN
     assert caught.value.hint == "server reported: export 'nope' not present"
+    with pytest.raises(OptionRefused) as caught:
+        handshake.info("n" * 4096)
+    assert caught.value.hint == f"server reported: export '{'n' * 80}...' not present"
     with pytest.raises(OptionRefused, match="structured reply is not negotiated"):
         handshake.list_meta_contexts("a")
     assert handshake.request_structured_replies()

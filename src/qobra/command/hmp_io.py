@@ -63,8 +63,9 @@ def _run(interpreter: Interpreter, line: str) -> str:
     words = line.split()
     command = interpreter.commands.get(words[0]) if words else None
     backend = interpreter.root
-    if command is not None and command.writes and backend.node is not None and not backend.node.read_only:
-        # It stays: the request may outlive the command.
+    may_write = backend.perm & permissions.WRITE
+    if command is not None and command.writes and not may_write and backend.node and not backend.node.read_only:
+        # It stays: the request may outlive the command. Not asked for twice, as that would wait for such a request.
         backend.set_permissions(backend.perm | permissions.WRITE, backend.shared)
     said: list[str] = []
     interpreter.refuse = lambda text: said.append(text + "\n")

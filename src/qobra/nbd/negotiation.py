@@ -20,6 +20,8 @@ _MAX_OPTION = 1 << 20
 """The longest option payload that is kept; longer ones are read past and refused."""
 _MAX_SKIPPED = 32 << 20
 _SKIP = 64 << 10
+_SHOWN = 80
+"""Characters of an export's name in a message, as QEMU's server has it."""
 
 
 class ServedExport(Protocol):
@@ -185,7 +187,7 @@ class Negotiation:
             return
         export = self._directory.lookup(name)
         if export is None:
-            self._refuse(option, p.REP_ERR_UNKNOWN, f"export '{name}' not present")
+            self._refuse(option, p.REP_ERR_UNKNOWN, f"export '{_shortened(name)}' not present")
             return
         info = export.nbd_info(self._structured)
         sizes = info.block_sizes
@@ -251,7 +253,7 @@ class Negotiation:
             return
         export = self._directory.lookup(name)
         if export is None:
-            self._refuse(option, p.REP_ERR_UNKNOWN, f"export '{name}' not present")
+            self._refuse(option, p.REP_ERR_UNKNOWN, f"export '{_shortened(name)}' not present")
             return
         available = export.contexts()
         everything = listing and not queries
@@ -313,6 +315,11 @@ class _Reader:
 def _matches(context: str, query: str, listing: bool) -> bool:
     """Whether ``query`` means ``context``; in a listing a query may also be a whole family, ending in ``:``."""
     return query == context or (listing and query.endswith(":") and context.startswith(query))
+
+
+def _shortened(name: str) -> str:
+    """``name`` as a message shows it: a message has no room for the longest."""
+    return name if len(name) < _SHOWN else name[:_SHOWN] + "..."
 
 
 def _broken(what: str) -> QobraError:

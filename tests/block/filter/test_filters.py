@@ -145,6 +145,7 @@ def test_blkdebug_holds_a_request_at_a_breakpoint(layer, make_file):
     thread = threading.Thread(target=node.debug_event, args=("write_aio",))
     thread.start()
     node.wait_suspended("tag")
+    node.debug_event("write_aio")  # a breakpoint is for one request
     assert node.is_suspended("tag") and node.resume("tag") and not node.resume("tag")
     thread.join(10)
     assert not thread.is_alive()

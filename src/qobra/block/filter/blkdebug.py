@@ -57,10 +57,12 @@ class _SetState:
 
 
 class _Breakpoint:
+    """Holds the first request that comes to ``event``, and no other."""
+
     def __init__(self, event: str, tag: str) -> None:
         self.event = event
         self.tag = tag
-        self.held = 0
+        self.held = False
         self.released = False
 
 
@@ -151,18 +153,18 @@ class BlkdebugNode(FilterNode):
                 # The newest event decides alone which errors are due.
                 self._active = fresh
             for point in self._breakpoints:
-                if point.event == event and not point.released:
+                if point.event == event and not point.held:
                     self._hold(point)
+                    break
 
     def _hold(self, point: _Breakpoint) -> None:
-        point.held += 1
+        point.held = True
         self._lock.notify_all()
         while not point.released:
             self._lock.wait()
-        point.held -= 1
 
     def set_breakpoint(self, event: str, tag: str) -> None:
-        """Hold the next requests that come to ``event`` until ``tag`` is resumed."""
+        """Hold the next request that comes to ``event`` until ``tag`` is resumed."""
         with self._lock:
             self._breakpoints.append(_Breakpoint(event, tag))
 
