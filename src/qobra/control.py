@@ -94,6 +94,10 @@ class Control:
         with self:
             return function(*args)
 
+    def serve(self) -> None:
+        """Run what was posted, in the middle of what the holder, who calls this, is doing and waits for."""
+        self._drain()
+
     def held(self) -> bool:
         """Whether the calling thread is inside the strand."""
         return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]

@@ -76,10 +76,12 @@ def deactivate_all(layer: BlockLayer) -> None:
                 node.hand_over()
                 handed.append(node)
         except (OSError, QobraError) as error:
+            for each in handed:
+                each.inactive = True
             activate(layer, handed)
             if isinstance(error, QobraError):
                 raise error
-            raise QobraError.from_os(f"Could not write out node '{node.node_name}'", error)
+            raise QobraError.from_os("Could not write out the disks", error)
         for node in active:
             node.inactive = True
         with layer.graph.change() as change:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
-from qobra.machine.board import find_devices
 from qobra.machine.machine import Machine
-from qobra.machine.nic import Nic
-from qobra.net.announce import Announcer
+from qobra.machine.nic import cards
 from qobra.qmp.registry import command
 
 
@@ -34,8 +32,8 @@ def set_link(machine: Machine, args: dict[str, Any]) -> None:
         if backend.peer is not None:
             backend.peer.link_changed()
         return
-    for nic in _nics(machine):
-        if name in _names(nic):
+    for nic in cards(machine):
+        if name in nic.names():
             nic.link_forced_down = not up
             nic.link_changed()
             return
@@ -46,8 +44,8 @@ def set_link(machine: Machine, args: dict[str, Any]) -> None:
 def query_rx_filter(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """What each card receives."""
     wanted, result = args.get("name"), []
-    for nic in _nics(machine):
-        if wanted is not None and wanted not in _names(nic):
+    for nic in cards(machine):
+        if wanted is not None and wanted not in nic.names():
             continue
         info = nic.rx_filter()
         if info is not None:
@@ -62,19 +60,4 @@ def query_rx_filter(machine: Machine, args: dict[str, Any]) -> list[dict[str, An
 @command("announce-self", needs="board")
 def announce_self(machine: Machine, args: dict[str, Any]) -> None:
     """Have the cards make themselves known to the network, as after a move."""
-    netdevs = machine.netdevs
-    if netdevs.announcer is None:
-        cards = lambda: [(nic, _names(nic)) for nic in _nics(machine)]  # noqa: E731
-        netdevs.announcer = Announcer(machine.control, cards)
-    netdevs.announcer.start(args)
-
-
-def _nics(machine: Machine) -> list[Nic]:
-    if machine.board is None:
-        return []
-    return [device for device in find_devices(machine.board, "device") if isinstance(device, Nic)]
-
-
-def _names(nic: Nic) -> set[str | None]:
-    proxy: Any = nic.parent
-    return {nic.user_id, getattr(proxy, "user_id", None)} - {None}
+    machine.announce(args)

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     import random
     import uuid as uuid_module
     from collections.abc import Callable
+    from typing import Any
 
     from qobra.block.layer import BlockLayer
     from qobra.chardev.chardevs import Chardevs
     from qobra.machine.board import Board
     from qobra.machine.fdsets import FdSets
     from qobra.machine.run_state import RunState
+    from qobra.migration.migration import Migration
     from qobra.net.netdevs import Netdevs
     from qobra.object.tree import ObjectTree
 
@@ -127,6 +129,23 @@ class Machine:
 
         return RunState(self)
 
+    @cached_property
+    def migration(self) -> Migration:
+        """The migrations, out and in, and what is set about them."""
+        from qobra.migration.migration import Migration
+
+        return Migration(self)
+
+    def announce(self, parameters: dict[str, Any]) -> None:
+        """Have the network cards make themselves known (AnnounceParameters)."""
+        netdevs = self.netdevs
+        if netdevs.announcer is None:
+            from qobra.machine.nic import cards
+            from qobra.net.announce import Announcer
+
+            netdevs.announcer = Announcer(self.control, lambda: [(nic, nic.names()) for nic in cards(self)])
+        netdevs.announcer.start(parameters)
+
     def request_exit(self) -> None:
         """Let :meth:`wait_for_exit` return; the program then closes the machine."""
         self._exit.set()
@@ -140,6 +159,8 @@ class Machine:
         if self._closed:
             return
         self._closed = True
+        if "migration" in self.__dict__:
+            self.migration.close()
         if self.board is not None:
             self.board.power_off()
         # Only what was ever used is there to be closed.

@@ -233,6 +233,10 @@ class AddressSpace:
         self._mappings.remove(mapping)
         self.changed()
 
+    def regions(self) -> list[Region]:
+        """Every region that is mapped, shown or not, in the order in which they were."""
+        return [mapping.region for mapping in self._mappings]
+
     def mappings_of(self, region: Region) -> list[Mapping]:
         """Where ``region`` is mapped."""
         return [mapping for mapping in self._mappings if mapping.region is region]

@@ -10,6 +10,7 @@ from qobra.machine.qdev import Device
 from qobra.object.property import Int, Property
 
 if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
     from qobra.net.netdev import Netdev
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}\Z")
@@ -83,6 +84,11 @@ class Nic(Device):
             self.backend.peer = None
             self.backend = None
 
+    def names(self) -> set[str]:
+        """The ids that mean the card: its own, and that of the function that carries it."""
+        proxy: Any = self.parent
+        return {name for name in (self.user_id, getattr(proxy, "user_id", None)) if name is not None}
+
     @property
     def link_up(self) -> bool:
         """Whether packets come and go."""
@@ -106,3 +112,12 @@ class Nic(Device):
     def rx_filter(self) -> dict[str, Any] | None:
         """RxFilterInfo, for models that can tell."""
         return None
+
+
+def cards(machine: Machine) -> list[Nic]:
+    """The network cards of a machine."""
+    from qobra.machine.board import find_devices
+
+    if machine.board is None:
+        return []
+    return [device for device in find_devices(machine.board, "device") if isinstance(device, Nic)]

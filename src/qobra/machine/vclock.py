@@ -93,6 +93,15 @@ class VirtualClock:
         self._stopped_at = max(self._stopped_at, now_ns)
         return self._stopped_at
 
+    def restore(self, now_ns: int) -> None:
+        """Be at ``now_ns``, as a saved machine was; the timers, which are set anew, are forgotten."""
+        for _deadline, _number, timer in self._heap:
+            timer.deadline_ns = None
+        self._heap.clear()
+        self._stopped_at = now_ns
+        if self._started_host_ns is not None:
+            self._started_host_ns = self._machine.clock.monotonic_ns()
+
     def close(self) -> None:
         """Run nothing any more."""
         self._heap.clear()

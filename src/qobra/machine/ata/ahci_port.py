@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qobra.machine.ata import regs
 from qobra.machine.ata.queued import READ_QUEUED, WRITE_QUEUED, QueuedCommand
 from qobra.machine.dma import GuestMemory, ScatterList
+from qobra.machine.vmstate import Field, Listed, Number, VmState, flag, u32
 
 if TYPE_CHECKING:
     from qobra.control import Control
@@ -37,6 +38,12 @@ _PACKET = 0xA0
 class AhciPort:
     """A port. ``notify`` is called when its interrupt bits changed; everything runs inside the control strand."""
 
+    vmstate = VmState(
+        Field("registers", Listed(Number(4))),
+        u32("_failed"),
+        flag("_soft_reset", "_greeted"),
+    )
+
     def __init__(self, bus: IdeBus, memory: GuestMemory, control: Control, notify: Callable[[], None]) -> None:
         self._bus = bus
         self._memory = memory
@@ -55,6 +62,20 @@ class AhciPort:
         self._at = 0
         bus.port = self
         self.reset()
+
+    @property
+    def registers(self) -> list[int]:
+        """The registers in the order of their offsets."""
+        return [self._registers[offset] for offset in sorted(self._registers)]
+
+    @registers.setter
+    def registers(self, values: list[int]) -> None:
+        self._registers.update(zip(sorted(self._registers), values, strict=True))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command is under way."""
+        return self._slot is not None
 
     @property
     def _device(self) -> AtaDevice | None:

@@ -10,6 +10,7 @@ from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.pci.msix import Msi
+from qobra.machine.vmstate import VmState, parts, u32
 
 _PORTS = 6
 _CAP, _GHC, _IS, _PI, _VS = 0x00, 0x04, 0x08, 0x0C, 0x10
@@ -35,6 +36,11 @@ class Ich9Ahci(PciDevice):
     class_id = 0x0106
     prog_if = 0x01
     interrupt_pin = 1
+
+    vmstate = VmState(u32("_control", "_status", "_index"), parts("ports"))
+
+    def state_blocked(self) -> str | None:
+        return "a command is under way" if any(port.busy for port in self.ports) else None
 
     def realize(self) -> None:
         self._control = _ENABLED

@@ -9,6 +9,7 @@ from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.usb.bus import UsbBus
 from qobra.machine.usb.uhci import Uhci
+from qobra.machine.vmstate import VmState, part
 
 
 @registry.register("piix3-usb-uhci")
@@ -22,6 +23,8 @@ class Piix3UsbUhci(PciDevice):
     revision = 1
     class_id = 0x0C03
     interrupt_pin = 4
+
+    vmstate = VmState(part("controller"))
 
     def realize(self) -> None:
         self.put(0x60, 1, 0x10)  # USB 1.0

@@ -11,6 +11,7 @@ from qobra.machine.devices import registry
 from qobra.machine.scsi.bus import Result, ScsiBus
 from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, IO_ERROR, Sense
 from qobra.machine.usb.device import Nak, Stall, UsbDevice
+from qobra.machine.vmstate import VmState
 from qobra.object.property import Bool
 
 _COMMAND_SIGNATURE, _STATUS_SIGNATURE = b"USBC", b"USBS"
@@ -54,6 +55,15 @@ class UsbStorage(UsbDevice, BlockFrontEnd):
         7, 5, 0x02, 2, 64, 0, 0,
     ))  # fmt: skip
     strings = {1: "QEMU", 2: "QEMU USB HARDDRIVE", 4: "Full speed config (usb 1.1)"}
+
+    vmstate = VmState()
+
+    @property
+    def working(self) -> bool:
+        return self._requests.working
+
+    def state_blocked(self) -> str | None:
+        return "a command is under way" if self._phase != _WAIT_COMMAND else None
 
     def realize(self) -> None:
         backend = self.backend

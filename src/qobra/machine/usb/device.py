@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qobra.errors import QobraError
 from qobra.machine.qdev import Device
+from qobra.machine.vmstate import Field, NumberSet, VmState, raw, u8
 from qobra.object.property import Bool, String
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ _GET_DESCRIPTOR, _GET_CONFIGURATION, _SET_CONFIGURATION = 0x06, 0x08, 0x09
 _GET_INTERFACE, _SET_INTERFACE = 0x0A, 0x0B
 _DEVICE, _CONFIGURATION, _STRING = 1, 2, 3
 _IDLE, _DATA, _STATUS = range(3)
+_MAX_CONTROL = 0xFFFF
 
 
 class Nak(Exception):
@@ -46,6 +49,15 @@ class UsbDevice(Device):
     configuration_descriptor = b""
     strings: dict[int, str] = {}
 
+    vmstate = VmState(
+        u8("address", "configuration"),
+        u8("_stage", maximum=_STATUS),
+        raw("_request", maximum=8),
+        raw("_reply", "_control_data", maximum=_MAX_CONTROL),
+        Field("_halted", NumberSet(256)),
+        partial=True,
+    )
+
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
         self.port_number = 0
@@ -56,6 +68,11 @@ class UsbDevice(Device):
         self._reply = b""
         self._control_data = bytearray()
         self._halted: set[int] = set()
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        if self._stage != _IDLE and len(self._request) < 8:
+            raise QobraError("a control transfer goes on that has not begun")
 
     def reset(self) -> None:
         """The host resets the port, or the machine is reset."""

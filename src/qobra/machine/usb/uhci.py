@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qobra.machine.usb.device import IN, OUT, SETUP, Nak, Stall, UsbDevice
+from qobra.machine.vmstate import Number, VmState, flag, i64, listed, timer, u16, u32
 
 if TYPE_CHECKING:
     from qobra.machine.dma import GuestMemory
@@ -33,6 +34,15 @@ _MAX_PACKET = 0x500
 
 class Uhci:
     """The controller of ``bus``. ``interrupt(level)`` drives its line. Everything runs inside the control strand."""
+
+    vmstate = VmState(
+        timer("_timer"),
+        i64("_deadline_ns"),
+        listed("_ports", kind=Number(2)),
+        u16("_command", "_enabled", "_number", "_status", "_start_of_frame"),
+        u32("_base"),
+        flag("_short", "_complete"),
+    )
 
     def __init__(
         self, bus: UsbBus, memory: GuestMemory, clock: VirtualClock, interrupt: Callable[[bool], None]

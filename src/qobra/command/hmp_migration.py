@@ -1,0 +1,196 @@
+"""The human monitor's commands for migration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.migration.settings import CAPABILITIES, DEFAULTS
+from qobra.qmp import dispatch
+from qobra.qmp.hmp import hmp_command
+
+_UNITS = {
+    "announce-initial": " ms",
+    "announce-max": " ms",
+    "announce-step": " ms",
+    "max-bandwidth": " bytes/second",
+    "downtime-limit": " ms",
+    "x-checkpoint-delay": " ms",
+    "xbzrle-cache-size": " bytes",
+}
+_NOT_SHOWN = ("multifd-zlib-level", "multifd-zstd-level")
+
+
+@hmp_command(
+    "migrate",
+    args="detach:-d,blk:-b,inc:-i,resume:-r,uri:s",
+    params="[-d] [-b] [-i] [-r] uri",
+    help="migrate to URI (using -d to not wait for completion)\n"
+    "\t\t\t -b for migration without shared storage with full copy of disk\n"
+    "\t\t\t -i for migration without shared storage with incremental copy of disk "
+    "(base image shared between src and destination)\n"
+    "\t\t\t -r to resume a paused migration",
+    needs="board",
+)
+def migrate(machine: Machine, args: dict[str, Any]) -> None:
+    """Send the machine to another."""
+    dispatch.call(machine, "migrate", args)
+
+
+@hmp_command("migrate_cancel", help="cancel the current VM migration", needs="board")
+def migrate_cancel(machine: Machine, args: dict[str, Any]) -> None:
+    """Give the migration up."""
+    dispatch.call(machine, "migrate_cancel", {})
+
+
+@hmp_command(
+    "migrate_continue",
+    args="state:s",
+    params="state",
+    help="Continue migration from the given paused state",
+    needs="board",
+)
+def migrate_continue(machine: Machine, args: dict[str, Any]) -> None:
+    """Go on with a migration that waits."""
+    dispatch.call(machine, "migrate-continue", args)
+
+
+@hmp_command(
+    "migrate_incoming",
+    args="uri:s",
+    params="uri",
+    help="Continue an incoming migration from an -incoming defer",
+    needs="board",
+)
+def migrate_incoming(machine: Machine, args: dict[str, Any]) -> None:
+    """Wait for a migration."""
+    dispatch.call(machine, "migrate-incoming", args)
+
+
+@hmp_command(
+    "migrate_start_postcopy",
+    help="Followup to a migration command to switch the migration to postcopy mode. The postcopy-ram capability must "
+    "be set on both source and destination before the original migration command .",
+    needs="board",
+)
+def migrate_start_postcopy(machine: Machine, args: dict[str, Any]) -> None:
+    """Let the machine go on at the other side now."""
+    dispatch.call(machine, "migrate-start-postcopy", {})
+
+
+@hmp_command(
+    "migrate_set_capability",
+    args="capability:s,state:b",
+    params="capability state",
+    help="Enable/Disable the usage of a capability for migration",
+    needs="board",
+)
+def migrate_set_capability(machine: Machine, args: dict[str, Any]) -> None:
+    """Switch a capability."""
+    if args["capability"] not in CAPABILITIES:
+        raise QobraError(f"invalid parameter value: {args['capability']}")
+    dispatch.call(machine, "migrate-set-capabilities", {"capabilities": [args]})
+
+
+@hmp_command(
+    "migrate_set_parameter",
+    args="parameter:s,value:s",
+    params="parameter value",
+    help="Set the parameter for migration",
+    needs="board",
+)
+def migrate_set_parameter(machine: Machine, args: dict[str, Any]) -> None:
+    """Set a parameter; sizes take suffixes, and a bandwidth without one is in mebibytes."""
+    name, text = args["parameter"].replace("_", "-"), args["value"]
+    if name not in DEFAULTS and name != "block-bitmap-mapping":
+        raise QobraError(f"invalid parameter value: {args['parameter']}")
+    if name == "block-bitmap-mapping":
+        raise QobraError("The block-bitmap-mapping parameter can only be set through QMP")
+    dispatch.call(machine, "migrate-set-parameters", {name: _value(name, text)})
+
+
+def _value(name: str, text: str) -> Any:
+    default = DEFAULTS[name]
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        if text not in ("on", "off"):
+            raise QobraError(f"Parameter '{name}' expects 'on' or 'off'")
+        return text == "on"
+    shifts = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
+    digits, shift = text, 20 if name in ("max-bandwidth", "max-postcopy-bandwidth") else 0
+    if text[-1:].lower() in shifts:
+        digits, shift = text[:-1], shifts[text[-1].lower()]
+    try:
+        return int(digits, 0) << shift
+    except ValueError:
+        raise QobraError(f"Invalid parameter '{text}'")
+
+
+@hmp_command("info migrate_capabilities", help="show current migration capabilities", needs="board")
+def info_migrate_capabilities(machine: Machine, args: dict[str, Any]) -> str:
+    """Which capabilities are on."""
+    found = dispatch.call(machine, "query-migrate-capabilities", {})
+    return "".join(f"{each['capability']}: {'on' if each['state'] else 'off'}\n" for each in found)
+
+
+@hmp_command("info migrate_parameters", help="show current migration parameters", needs="board")
+def info_migrate_parameters(machine: Machine, args: dict[str, Any]) -> str:
+    """All parameters."""
+    found = dispatch.call(machine, "query-migrate-parameters", {})
+    lines = []
+    for name in DEFAULTS:
+        value = found[name]
+        if name in _NOT_SHOWN:
+            continue
+        if isinstance(value, bool):
+            value = "on" if value else "off"
+        elif name.startswith("tls-"):
+            value = f"'{value}'"
+        lines.append(f"{name}: {value}{_UNITS.get(name, '')}\n")
+    if "block-bitmap-mapping" in found:
+        lines.append("block-bitmap-mapping:\n")
+        for node in found["block-bitmap-mapping"]:
+            lines.append(f"  '{node['node-name']}' -> '{node['alias']}'\n")
+            lines += [f"    '{each['name']}' -> '{each['alias']}'\n" for each in node["bitmaps"]]
+    return "".join(lines)
+
+
+@hmp_command("info migrate", help="show migration status", needs="board")
+def info_migrate(machine: Machine, args: dict[str, Any]) -> str:
+    """How the current or the last migration is going."""
+    info = dispatch.call(machine, "query-migrate", {})
+    lines = []
+    if "status" in info:
+        why = f" ({info['error-desc']})" if "error-desc" in info else ""
+        lines.append(f"Migration status: {info['status']}{why}\n")
+    for key, label in (
+        ("total-time", "total time"),
+        ("expected-downtime", "expected downtime"),
+        ("downtime", "downtime"),
+        ("setup-time", "setup"),
+    ):
+        if key in info:
+            lines.append(f"{label}: {info[key]} ms\n")
+    if "ram" in info:
+        ram = info["ram"]
+        lines += [
+            f"transferred ram: {ram['transferred'] >> 10} kbytes\n",
+            f"throughput: {ram['mbps']:.2f} mbps\n",
+            f"remaining ram: {ram['remaining'] >> 10} kbytes\n",
+            f"total ram: {ram['total'] >> 10} kbytes\n",
+            f"duplicate: {ram['duplicate']} pages\n",
+            f"skipped: {ram['skipped']} pages\n",
+            f"normal: {ram['normal']} pages\n",
+            f"normal bytes: {ram['normal-bytes'] >> 10} kbytes\n",
+            f"dirty sync count: {ram['dirty-sync-count']}\n",
+            f"page size: {ram['page-size'] >> 10} kbytes\n",
+            f"multifd bytes: {ram['multifd-bytes'] >> 10} kbytes\n",
+            f"pages-per-second: {ram['pages-per-second']}\n",
+        ]
+    for address in info.get("socket-address", ()):
+        where = address.get("path") or f"{address.get('host', address.get('cid'))}:{address['port']}"
+        kind = {"inet": "tcp"}.get(address["type"], address["type"])
+        lines.append(f"socket address: [\n\t{kind}:{where}\n]\n")
+    return "".join(lines)

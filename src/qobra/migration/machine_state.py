@@ -1,0 +1,124 @@
+"""The state of the devices, the clock and the run state in a stream, and back into a machine that was made alike."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from qobra.errors import QobraError
+from qobra.machine.board import find_devices
+from qobra.machine.run_state import TRANSITIONS
+from qobra.machine.vmstate import StateSource, declared, is_declared, put_object, put_text, take_object
+from qobra.migration.stream import DEVICE, MACHINE, StreamWriter
+
+if TYPE_CHECKING:
+    from qobra.machine.board import Board
+    from qobra.machine.machine import Machine
+
+_BOARD = "machine"
+_SETTLE_NS = 30 * 10**9
+_POLL_S = 0.001
+
+
+def state_owners(board: Board) -> Iterator[tuple[str, Any]]:
+    """Everything of a machine that has state, with the name that a stream has for it."""
+    if any(True for _each in declared(type(board))):
+        yield _BOARD, board
+    for device in find_devices(board, "device"):
+        yield f"{device.state_id()}/{device.type_name}", device
+
+
+def check_declared(board: Board) -> None:
+    """Raise QobraError if a device's state cannot be saved, ever."""
+    for name, device in state_owners(board):
+        if not is_declared(type(device)):
+            raise QobraError(f"State blocked by non-migratable device '{name}'", errno=errno.EINVAL)
+
+
+def settle(machine: Machine) -> None:
+    """Let what devices have begun end. Called in the strand, the guest standing still. Raises QobraError."""
+    board = machine.board
+    deadline = time.monotonic_ns() + _SETTLE_NS
+    while board is not None and any(device.working for device in find_devices(board, "device")):
+        if time.monotonic_ns() > deadline:
+            raise QobraError("a device does not come to rest", errno=errno.EBUSY)
+        time.sleep(_POLL_S)
+        machine.control.serve()
+    machine.control.serve()
+
+
+def save_devices(machine: Machine, run_state: str) -> list[tuple[int, bytearray]]:
+    """Records of the clock, ``run_state`` (what the other side goes on with) and each device. In the strand."""
+    board = machine.board
+    head = bytearray()
+    put_text(head, run_state)
+    head += (board.clock.now_ns() if board is not None else 0).to_bytes(8, "little")
+    records = [(MACHINE, head)]
+    if board is None:
+        return records
+    check_declared(board)
+    for name, device in state_owners(board):
+        blocked = device.state_blocked() if device is not board else None
+        if blocked is not None:
+            raise QobraError(f"State blocked by device '{name}': {blocked}", errno=errno.EBUSY)
+        out = bytearray()
+        put_text(out, name)
+        put_object(out, device)
+        records.append((DEVICE, out))
+    return records
+
+
+def write_devices(out: StreamWriter, records: list[tuple[int, bytearray]]) -> None:
+    """Write what :func:`save_devices` returned."""
+    for kind, payload in records:
+        out.record(kind, payload)
+
+
+def load_devices(machine: Machine, head: bytes, sections: list[bytes]) -> str:
+    """Load the clock and every device; returns the run state to go on with. In the strand. Raises QobraError."""
+    source = StateSource(head)
+    run_state, now_ns = source.text(), source.number(8)
+    if run_state not in TRANSITIONS:
+        raise QobraError(f"Received invalid state {run_state}", errno=errno.EINVAL)
+    board = machine.board
+    if board is None:
+        return run_state
+    check_declared(board)
+    board.clock.restore(now_ns)
+    owners = dict(state_owners(board))
+    loaded: list[Any] = []
+    for section in sections:
+        source = StateSource(section)
+        name = source.text()
+        owner = owners.pop(name, None)
+        if owner is None:
+            raise QobraError(
+                f"Unknown savevm section or instance '{name}' 0. Make sure that your current VM setup matches your "
+                "saved VM setup, including any hotplugged devices",
+                errno=errno.EINVAL,
+            )
+        try:
+            take_object(source, owner)
+            if source.left:
+                raise QobraError("there is more of it than there should be")
+        except QobraError as error:
+            raise _in_device(name, error)
+        loaded += source.loaded
+    if owners:
+        raise QobraError(f"Missing section of device '{next(iter(owners))}' in the stream", errno=errno.EINVAL)
+    for owner in loaded:
+        follow = getattr(owner, "state_loaded", None)
+        if follow is not None:
+            try:
+                follow()
+            except QobraError as error:
+                raise _in_device(type(owner).__name__, error)
+    return run_state
+
+
+def _in_device(name: str, error: QobraError) -> QobraError:
+    return QobraError(
+        f"error while loading state for instance 0x0 of device '{name}': {error}", errno=error.errno or errno.EINVAL
+    )

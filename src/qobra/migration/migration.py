@@ -1,0 +1,153 @@
+"""Everything about a machine's migrations: what clients set, the one that goes out and the one that comes in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qobra.block.activation import activate_all
+from qobra.errors import QobraError
+from qobra.migration import channel, machine_state
+from qobra.migration.bitmaps import keep_bitmaps
+from qobra.migration.settings import Settings
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
+    from qobra.migration.incoming import Incoming
+    from qobra.migration.outgoing import Outgoing
+
+_IN_PROGRESS = "There's a migration process in progress"
+
+
+class Migration:
+    """The migrations of ``machine``. Everything here is called in the strand."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.settings = Settings()
+        self._outgoing: Outgoing | None = None
+        self._incoming: Incoming | None = None
+        machine.run_state.before_start(self._take_over)
+
+    def capability(self, name: str) -> bool:
+        """Whether a capability is on."""
+        return self.settings.capabilities[name]
+
+    def tell(self, status: str) -> None:
+        """Emit MIGRATION, where it was asked for."""
+        if self.capability("events"):
+            self.machine.events.emit("MIGRATION", {"status": status})
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a migration goes out right now."""
+        return self._outgoing is not None and not self._outgoing.ended
+
+    # -- settings
+
+    def set_capabilities(self, changes: list[dict[str, Any]]) -> None:
+        """migrate-set-capabilities."""
+        if self.under_way:
+            raise QobraError(_IN_PROGRESS)
+        self.settings.set_capabilities(changes)
+
+    # -- out
+
+    def start(self, uri: str) -> None:
+        """migrate: begin to send the machine to ``uri``. Raises QobraError."""
+        self._check_can_leave()
+        fdsets = self.machine.fdsets
+        self._start(channel.outgoing(uri, lambda name: fdsets.take_named_or_number(name)))
+
+    def start_over(self, stream: channel.Channel) -> Outgoing:
+        """Send the machine over ``stream``, which is open already."""
+        self._check_can_leave()
+        return self._start(lambda: stream)
+
+    def _start(self, connect: Any) -> Outgoing:
+        from qobra.migration.outgoing import Outgoing
+
+        # What cannot move is told like any other failure, to those who ask how it went.
+        self._outgoing = Outgoing(self, connect)
+        self._outgoing.start()
+        return self._outgoing
+
+    def _check_can_leave(self) -> None:
+        if self.under_way:
+            raise QobraError(_IN_PROGRESS)
+        state = self.machine.run_state.state
+        if state == "inmigrate":
+            raise QobraError("Guest is waiting for an incoming migration")
+        if state == "postmigrate":
+            raise QobraError("Can't migrate the vm that was paused due to previous migration")
+        if self.machine.board is not None:
+            machine_state.check_declared(self.machine.board)
+
+    def cancel(self) -> None:
+        """migrate_cancel."""
+        if self._outgoing is not None:
+            self._outgoing.cancel()
+
+    def go_on(self, state: str) -> None:
+        """migrate-continue."""
+        if self._outgoing is None:
+            raise QobraError("Migration not in expected state: none")
+        self._outgoing.go_on(state)
+
+    def start_postcopy(self) -> None:
+        """migrate-start-postcopy."""
+        if not self.capability("dirty-bitmaps"):
+            raise QobraError("Enable postcopy with migrate_set_capability before the start of migration")
+        if self._outgoing is None:
+            raise QobraError("Postcopy must be started after migration has been started")
+        self._outgoing.start_postcopy()
+
+    # -- in
+
+    def expect(self) -> None:
+        """The machine is made to be filled by another's state (``-incoming``): its disks are not its own yet."""
+        self.machine.run_state.set("inmigrate")
+        self.machine.block.opens_inactive = True
+
+    def listen(self, uri: str) -> None:
+        """migrate-incoming: wait for a migration at ``uri``. Raises QobraError."""
+        from qobra.migration.incoming import Incoming
+
+        state = self.machine.run_state
+        if state.incoming is None:
+            raise QobraError("'-incoming' was not specified on the command line")
+        if state.state != "inmigrate" or self._incoming is not None:
+            raise QobraError("The incoming migration has already been started")
+        self._incoming = Incoming(self, uri)
+        self._incoming.start()
+
+    # -- both
+
+    def describe(self) -> dict[str, Any]:
+        """MigrationInfo."""
+        if self._outgoing is not None:
+            return self._outgoing.describe()
+        info: dict[str, Any] = {}
+        incoming = self._incoming
+        if incoming is not None:
+            if incoming.addresses:
+                info["socket-address"] = incoming.addresses
+            if incoming.status not in ("none", "setup"):
+                info["status"] = incoming.status
+        return info
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the migration that goes out or comes in is over. Not in the strand."""
+        current = self._outgoing or self._incoming
+        return current is None or current.wait(timeout)
+
+    def close(self) -> None:
+        """The machine ends."""
+        if self._outgoing is not None:
+            self._outgoing.cancel()
+        if self._incoming is not None:
+            self._incoming.close()
+
+    def _take_over(self) -> None:
+        # Before the guest runs here (again).
+        activate_all(self.machine.block)
+        keep_bitmaps(self.machine.block)
