@@ -27,6 +27,7 @@ _FUNCTIONS = {5: "virtio-blk-pci", 6: "virtio-scsi-pci", 7: "virtio-net-pci", 8:
     10: "virtio-balloon-pci",
     11: "virtio-mem-pci",
     12: "virtio-pmem-pci",
+    13: "virtio-gpu-pci",
 }
 
 
@@ -41,6 +42,7 @@ class Target:
         with self.machine.control:
             self.machine.block.add_node({"driver": "file", "filename": str(path), "node-name": "n0"})
             self.machine.netdevs.create({"type": "hubport", "id": "hub", "hubid": 0})
+            board.ready = False  # some cannot be plugged in later
             for slot, driver in _FUNCTIONS.items():
                 options = {"driver": driver, "addr": f"{slot:x}", "id": f"d{slot}"}
                 if driver == "virtio-blk-pci":
@@ -53,6 +55,7 @@ class Target:
                 add_device(self.machine, options, keyval=True)
             for options in ({"driver": "scsi-cd", "bus": "d6.0"}, {"driver": "virtserialport", "bus": "d8.0"}):
                 add_device(self.machine, options, keyval=True)
+            board.ready = True
         self.ranges: list[tuple[str, int, int]] = []
         memory, ports = 0xE0000000, 0xC000
         for slot in _FUNCTIONS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from qobra.display.console import Consoles
 from qobra.errors import QobraError
 from qobra.machine import accelerator
 from qobra.machine.input import InputHub
@@ -101,6 +102,7 @@ class Board(Object):
         self.balloon: Any = None
         self.numa = Numa(self)
         self.input = InputHub(tree.machine)
+        self.consoles = Consoles()
         self.dumper: Any = None
         self.serial_chardevs: list[str | None] = []
         self.no_defaults = False

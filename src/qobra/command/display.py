@@ -1,0 +1,49 @@
+"""Displays over QMP and for people: pictures of what the guest shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.display.picture import WRITERS
+from qobra.errors import QobraError, strerror
+from qobra.machine.machine import Machine
+from qobra.machine.qdev import Device
+from qobra.qmp import dispatch
+from qobra.qmp.hmp import hmp_command
+from qobra.qmp.registry import command
+
+
+@command("screendump", needs="board")
+def screendump(machine: Machine, args: dict[str, Any]) -> None:
+    """Write what a console shows to a file."""
+    board = machine.board
+    assert board is not None
+    id = args.get("device")
+    if id is None:
+        if "head" in args:
+            raise QobraError("'head' must be specified together with 'device'")
+        console = board.consoles.first()
+    else:
+        device = board.peripheral.children.get(id)
+        console = board.consoles.find(device if isinstance(device, Device) else None, args.get("head", 0), id)
+    if console.refresh is not None:
+        console.refresh()
+    data = WRITERS[args.get("format", "ppm")](console.surface)
+    try:
+        with open(args["filename"], "wb") as stream:
+            stream.write(data)
+    except OSError as error:
+        raise QobraError(f"failed to open file '{args['filename']}': {strerror(error)}", errno=error.errno)
+
+
+@hmp_command(
+    "screendump",
+    args="filename:F,format:-fs,device:s?,head:i?",
+    params="filename [-f format] [device [head]]",
+    help="save screen from head 'head' of display device 'device'in specified format 'format' as image 'filename'."
+    "Currently only 'png' and 'ppm' formats are supported.",
+    needs="board",
+)
+def hmp_screendump(machine: Machine, args: dict[str, Any]) -> None:
+    """Save what a console shows."""
+    dispatch.call(machine, "screendump", args)

@@ -1,0 +1,1 @@
+"""Displays: what graphics devices draw on, and what shows or saves it."""
