@@ -7,6 +7,7 @@ again when the machine runs.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ class BlockRequests:
         self._worker = DeviceWorker(f"blk {device.qom_path}")
         self._epoch = 0
         self._held: list[_Request] = []
+        self._ended: deque[tuple[_Request, Any, Exception | None]] = deque()
         self._unsubscribe = device.machine.run_state.subscribe(self._run_state_changed)
         self.pending = 0
         """Requests that were begun and have not ended, held ones included."""
@@ -52,6 +54,14 @@ class BlockRequests:
         self._epoch += 1
         self._held.clear()
         self.pending = 0
+
+    def drain(self) -> None:
+        """Wait until what is under way has ended, and what follows from it; held requests stay held."""
+        while self.working:
+            self._worker.wait()
+            if not self._ended:
+                return
+            self._deliver()
 
     def close(self) -> None:
         """Forget everything, and wait until the worker has stopped."""
@@ -80,7 +90,12 @@ class BlockRequests:
             elif action == "stop":
                 self._device.machine.control.post(self._hold, request)
                 return
-        self._device.machine.control.post(self._finish, request, result, failure)
+        self._ended.append((request, result, failure))
+        self._device.machine.control.post(self._deliver)
+
+    def _deliver(self) -> None:
+        while self._ended:
+            self._finish(*self._ended.popleft())
 
     def _finish(self, request: _Request, result: Any, failure: Exception | None) -> None:
         if request.epoch == self._epoch:

@@ -59,6 +59,9 @@ class Board(Object):
     default_ram_size = 128 << 20
     default_ram_id: str | None = None
     default_drive_interface = "ide"
+    default_drives: tuple[str, ...] = ()
+    """Which of ``cdrom``, ``floppy`` and ``sd`` there is a drive for although nobody names it."""
+    ide_units = 2
     virtio_blk_type = "virtio-blk-pci"
     default_nic = "virtio-net-pci"
     firmware_directories: tuple[str, ...] = ()
@@ -107,6 +110,8 @@ class Board(Object):
         self.serial_chardevs: list[str | None] = []
         self.no_defaults = False
         self.boot: dict[str, Any] = {}
+        self.floppy_boot_check = True
+        """Whether the firmware is to see if a diskette can be booted before it tries."""
         self._globals: list[tuple[str, str, str]] = []
         self.peripheral = Container(tree)
         self.peripheral_anon = Container(tree)

@@ -38,29 +38,30 @@ _ALIASES = {"readonly": "read-only", "iops_size": "throttling.iops-size", "group
 class DriveInfo:
     """A drive: its backend, and where the board is to show it."""
 
-    def __init__(self, backend: BlockBackend, interface: str, bus: int, unit: int, media: str) -> None:
+    def __init__(
+        self, backend: BlockBackend, interface: str, bus: int, unit: int, media: str, index: int | None = None
+    ) -> None:
         self.backend = backend
         self.interface = interface
         self.bus = bus
         self.unit = unit
         self.media = media
+        self.index = unit if index is None else index
+        """The number among the drives of the interface."""
         self.claimed = False
+        self.unasked = False
+        """Whether it is there because nobody said that it is not to be."""
         self.option = ""
         """The option of the command line, for what is said of the drive later."""
 
-    @property
-    def index(self) -> int:
-        """The number among the drives of the interface."""
-        per_bus = _UNITS[self.interface]
-        return self.bus * per_bus + self.unit if per_bus else self.unit
-
 
 class Drives:
-    """The drives of the command line."""
+    """The drives of the command line. ``ide_units`` is how many devices each IDE bus of the board takes."""
 
-    def __init__(self, machine: Machine, *, default_interface: str, snapshot: bool = False) -> None:
+    def __init__(self, machine: Machine, *, default_interface: str, ide_units: int = 2, snapshot: bool = False) -> None:
         self._machine = machine
         self._default_interface = default_interface
+        self._units = _UNITS | {"ide": ide_units}
         self._snapshot = snapshot
         self.drives: list[DriveInfo] = []
         self.warnings: list[str] = []
@@ -84,10 +85,10 @@ class Drives:
             self.warnings.append("disabling copy-on-read on read-only drive")
             copy_on_read = False
         interface = take("if", self._default_interface)
-        if interface not in _UNITS:
+        if interface not in self._units:
             raise QobraError(f"unsupported bus type '{interface}'")
         bus, unit = self._place(options, interface)
-        name = take("id", None) or _default_id(interface, media, bus, unit)
+        name = take("id", None) or self._default_id(interface, media, bus, unit)
         self._check_id(name)
         on_error = _on_error(options, interface)
         account = {key: boolean(key, take(key)) for key in _ACCOUNT if key in options}
@@ -119,12 +120,12 @@ class Drives:
         if limits.enabled():
             backend.throttle = Membership(self._machine.block.throttle_group(group or name))
             backend.throttle.group.set_limits(limits)
-        drive = DriveInfo(backend, interface, bus, unit, media)
+        drive = DriveInfo(backend, interface, bus, unit, media, bus * self._units[interface] + unit)
         self.drives.append(drive)
         return drive
 
     def _place(self, options: dict[str, str], interface: str) -> tuple[int, int]:
-        per_bus = _UNITS[interface]
+        per_bus = self._units[interface]
         bus = number("bus", options.pop("bus", "0"))
         unit = number("unit", options.pop("unit")) if "unit" in options else -1
         if "index" in options:
@@ -144,6 +145,15 @@ class Drives:
         if (bus, unit) in taken:
             raise QobraError(f"drive with bus={bus}, unit={unit} (index={bus * per_bus + unit}) exists")
         return bus, unit
+
+    def is_free(self, options: dict[str, str]) -> bool:
+        """Whether no drive has the place that ``if`` and ``index`` say."""
+        interface, index = options.get("if", self._default_interface), int(options["index"])
+        return all((each.interface, each.index) != (interface, index) for each in self.drives)
+
+    def _default_id(self, interface: str, media: str, bus: int, unit: int) -> str:
+        kind = {"cdrom": "-cd", "disk": "-hd"}[media] if interface in ("ide", "scsi") else ""
+        return f"{interface}{bus if self._units[interface] else ''}{kind}{unit}"
 
     def _check_id(self, name: str) -> None:
         layer = self._machine.block
@@ -254,10 +264,3 @@ def _node_options(options: dict[str, str]) -> dict[str, Any]:
         options["discard"] = _DISCARD[options["discard"]]
     nodes: dict[str, Any] = parse(",".join(f"{key}={value.replace(',', ',,')}" for key, value in options.items()))
     return typed(nodes)
-
-
-def _default_id(interface: str, media: str, bus: int, unit: int) -> str:
-    kind = {"cdrom": "-cd", "disk": "-hd"}[media] if interface in ("ide", "scsi") else ""
-    if _UNITS[interface]:
-        return f"{interface}{bus}{kind}{unit}"
-    return f"{interface}{kind}{unit}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.machine import cmos
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
 from qobra.machine.board import Board
@@ -33,7 +34,6 @@ _ISA_BIOS_SIZE = 128 << 10
 _FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
 _FOUR_GIB = 1 << 32
 ON_OFF_AUTO = ("auto", "on", "off")
-_BOOT_DEVICES = {"-": 0, "a": 1, "b": 1, "c": 2, "d": 3, "n": 4}
 
 
 def _only(name: str, *allowed: Any) -> Any:
@@ -79,7 +79,6 @@ class PcBoard(Board):
     nvdimm_interface: NvdimmInterface | None = None
     pci_root: PciBus
     ide: Any = None
-    ide_units = 1
     floppies = False
     """Whether the board has a floppy controller."""
     fdc: Any = None
@@ -126,14 +125,13 @@ class PcBoard(Board):
             return self._option_rom, start - 0xC0000
         return self.bios, BIOS_SIZE - _ISA_BIOS_SIZE + start - 0xE0000
 
-    def build_ide(self, type_name: str, devfn: int, units: int) -> None:
+    def build_ide(self, type_name: str, devfn: int) -> None:
         """The board's own IDE or SATA controller, for whose buses ``-drive if=ide`` is meant."""
         cls: Any = self.tree.find_type(type_name)
         if cls is None:
             return  # a build without the controller
         self.ide = cls(self.tree)
-        self.ide.values |= {"addr": devfn, "multifunction": units == 1}
-        self.ide_units = units
+        self.ide.values |= {"addr": devfn, "multifunction": self.ide_units == 1}
         self.place(self.ide, bus=self.pci_root)
 
     def plug_drives(self, drives: list[Any]) -> None:
@@ -310,33 +308,18 @@ class PcBoard(Board):
             ranges.append((_FOUR_GIB, self.ram_size - self.low_memory))
         return b"".join(s.to_bytes(8, "little") + n.to_bytes(8, "little") + b"\1\0\0\0" for s, n in ranges)
 
-    def fill_cmos(self) -> None:
-        """What the firmware of old finds in the CMOS memory: sizes, CPUs, boot order."""
-        cmos = self.rtc.cmos
-        first, second, third = (_BOOT_DEVICES[letter] for letter in self.boot_order())
-        base, extended = 640, min(max(self.low_memory - (1 << 20), 0) >> 10, 65535)
-        above = max(self.low_memory - (16 << 20), 0) >> 16
-        high = max(self.ram_size - self.low_memory, 0) >> 16
-        for index, value in (
-            (0x15, base & 0xFF), (0x16, base >> 8),
-            (0x17, extended & 0xFF), (0x18, extended >> 8),
-            (0x30, extended & 0xFF), (0x31, extended >> 8),
-            (0x34, above & 0xFF), (0x35, above >> 8 & 0xFF),
-            (0x5B, high & 0xFF), (0x5C, high >> 8 & 0xFF), (0x5D, high >> 16 & 0xFF),
-            (0x5F, len(self.cpus) - 1),
-            (0x38, third << 4), (0x3D, second << 4 | first), (0x14, 0x06),
-        ):  # fmt: skip
-            cmos[index] = value
-
     def boot_order(self) -> str:
-        """Three letters of devices to boot from, ``-`` for none. Raises QobraError."""
+        """Letters of devices to boot from, at most three. Raises QobraError."""
         order = str(self.boot.get("order", "cad"))
-        if len(order) > 3:
-            raise QobraError("Too many boot devices for PC")
-        for letter in order:
-            if letter not in _BOOT_DEVICES or letter == "-":
-                raise QobraError(f"Invalid boot device for PC: '{letter}'")
-        return order.ljust(3, "-")
+        cmos.check_order(order)
+        once = self.boot.get("once")
+        if once is not None:
+            cmos.check_order(str(once))
+        return order if once is None or self.ready else str(once)
+
+    def reset_all(self) -> None:
+        super().reset_all()
+        cmos.fill(self)
 
     def finalize(self) -> None:
         if "bios" in self.__dict__:

@@ -35,6 +35,13 @@ class DeviceWorker:
         """Whether it has anything to do that has not ended yet."""
         return bool(self._calls)
 
+    def wait(self) -> None:
+        """Wait until all that was given so far has ended."""
+        if self._calls:
+            ended = threading.Event()
+            self.run(ended.set)
+            ended.wait()
+
     def run(self, call: Callable[[], None]) -> None:
         """Run ``call`` in the thread, after what was given before."""
         self._calls.append(call)

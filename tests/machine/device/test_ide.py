@@ -254,3 +254,28 @@ def test_hostile_writes(tmp_path_factory: Any, writes: list[tuple[int, int, int]
         assert guest.command(0xEC) & _DRQ
     finally:
         guest.machine.close()
+
+
+def test_diagnosis_selects_the_first_device(tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+    guest.access.port_out(_BASE + 6, 1, 0x10)
+    guest.access.port_out(_BASE + 7, 1, 0x90)
+    assert guest.access.port_in(_BASE + 6, 1) & 0x10 == 0
+    assert guest.access.port_in(_BASE + 1, 1) == 1
+    guest.machine.close()
+
+
+def test_a_stopped_engine_has_ended_what_was_begun(tmp_path: Path) -> None:
+    guest = Guest(tmp_path)
+    guest.access.write(_TABLE, _BUFFER.to_bytes(4, "little") + (512 | _LAST).to_bytes(4, "little"))
+    guest.access.port_out(guest.engine + 4, 4, _TABLE)
+    for _ in range(20):
+        guest.access.port_out(guest.engine + 2, 1, 6)
+        guest.registers(_BASE, 0, 1, 3, 0, 0, 0xE0, 0xC8)
+        with guest.machine.control:  # no worker gets a word in between
+            guest.access.port_out(guest.engine, 1, 9)
+            guest.access.port_out(guest.engine, 1, 0)
+            assert guest.access.port_in(guest.engine + 2, 1) == 4
+            assert guest.access.port_in(_BASE + 7, 1) & (_BUSY | _DRQ | _ERR) == 0
+    assert guest.access.read(_BUFFER, 512) == bytes([3]) * 512
+    guest.machine.close()

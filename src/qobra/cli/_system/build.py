@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
 from qobra.cli._system.config import MachineConfig, parse_name
+from qobra.cli._system.drives import add_drives, plug_drives
 from qobra.errors import QobraError
-from qobra.machine.drive import DriveInfo, Drives
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.machine.option_groups import convert, number
@@ -23,17 +22,6 @@ if TYPE_CHECKING:
     import uuid as uuid_module
     from collections.abc import Callable
 
-_SHORT_DRIVES = {
-    "hda": "if=ide,index=0,media=disk",
-    "hdb": "if=ide,index=1,media=disk",
-    "hdc": "if=ide,index=2,media=disk",
-    "hdd": "if=ide,index=3,media=disk",
-    "cdrom": "if=ide,index=2,media=cdrom",
-    "fda": "if=floppy,index=0",
-    "fdb": "if=floppy,index=1",
-    "sd": "if=sd",
-    "pflash": "if=pflash",
-}
 _MAX_CPU_NUMBER = 1 << 16
 # Objects that other options refer to come early; those that refer to other options come late.
 _LATE_OBJECTS = ("qtest", "rng-egd", "filter-", "colo-compare", "cryptodev-vhost-user", "can-host")
@@ -86,6 +74,8 @@ class Builder:
     def build_early(self) -> None:
         """Descriptors, character devices, objects, block nodes, drives, monitors; and what the board will be."""
         nodes = self._parsed_blockdevs()
+        if self._has("incoming"):
+            self.machine.migration.expect()
         self._each("sandbox", self._set_sandbox)
         self._each("add-fd", self._add_fd)
         self._each("machine", self._config.set_machine)
@@ -107,7 +97,8 @@ class Builder:
                 dispatch.call(self.machine, "blockdev-add", options)
             except QobraError as error:
                 raise error.prefixed(f"-blockdev {value}: ")
-        self._add_drives()
+        self.board.no_defaults = self._has("nodefaults")
+        add_drives(self.board, self._options, snapshot=self._has("snapshot"), devices=self._named_devices())
         self._add_monitors()
         self._each("overcommit", lambda value: convert("overcommit", split(value)))
         self._each("trace", lambda value: convert("trace", split(value, "enable")))
@@ -168,25 +159,6 @@ class Builder:
         self._each("blockdev", lambda value: nodes.append((value, structure(value, "BlockdevOptions", "driver"))))
         return nodes
 
-    def _add_drives(self) -> None:
-        drives = Drives(
-            self.machine,
-            default_interface=self.board.default_drive_interface,
-            snapshot=self._has("snapshot"),
-        )
-        for name, value in self._options:
-            try:
-                if name == "drive":
-                    drives.add_text(value).option = f"-drive {value}"
-                elif name in _SHORT_DRIVES:
-                    drives.add(split(_SHORT_DRIVES[name]) | {"file": value}).option = f"-{name} {value}"
-            except QobraError as error:
-                raise error.prefixed(f"-{name} {value}: ")
-            for warning in drives.warnings:
-                print(f"{program()}: -{name} {value}: warning: {warning}", file=sys.stderr)
-            drives.warnings.clear()
-        self.board.drives = drives.drives
-
     def _add_monitors(self) -> None:
         def on(value: str, mode: str, pretty: bool = False) -> None:
             if value == "none":
@@ -235,7 +207,6 @@ class Builder:
         )
         self._each("action", self._set_actions)
         for value in self._values("incoming"):
-            state.set("inmigrate")
             state.incoming = value
 
     def _set_actions(self, value: str) -> None:
@@ -249,7 +220,6 @@ class Builder:
         for value in self._values("numa"):
             dispatch.call(self.machine, "set-numa-node", _numa(value))
         board.serial_chardevs = self._serial_chardevs()
-        board.no_defaults = self._has("nodefaults")
         for value in self._values("global"):
             board.add_global(*_global(value))
         self._each("netdev", self._add_netdev)
@@ -257,7 +227,7 @@ class Builder:
         board.start()
         for properties, keyval in self._late:
             self._create(properties, keyval)
-        self._plug_drives(board.drives)
+        plug_drives(board)
         self._each("nic", self._add_nic)
         self._each("device", self._add_device)
         self._add_qtest()
@@ -275,6 +245,8 @@ class Builder:
             for value in self._values(option):
                 board.set(name, value)
         board.firmware_directories = (*self._values("L"), *board.firmware_directories)
+        if self._has("no-fd-bootchk"):
+            board.floppy_boot_check = False
         if self._has("no-acpi"):
             board.set("acpi", "off")
         if self._has("usb"):
@@ -285,7 +257,7 @@ class Builder:
         for value in self._values("rtc"):
             self._set_rtc(convert("rtc", split(value)))
         for value in self._values("boot"):
-            board.boot = convert("boot-opts", split(value, "order"))
+            board.boot |= convert("boot-opts", split(value, "order"))
         for option in ("vga", "display"):
             for value in self._values(option):
                 if option == "vga" and value not in ("none", "std"):
@@ -357,23 +329,12 @@ class Builder:
         else:
             add_device(self.machine, split(value, "driver"), keyval=True)
 
-    def _plug_drives(self, drives: list[DriveInfo]) -> None:
-        for drive in drives:
-            if drive.interface == "virtio":
-                type_name = self.board.virtio_blk_type
-                options = {"driver": type_name, "drive": drive.backend.name}
-                try:
-                    add_device(self.machine, options, keyval=True)
-                except QobraError as error:
-                    raise error.prefixed(f"{drive.option}: ")
-                drive.claimed = True
-        self.board.plug_drives(drives)
-        for drive in drives:
-            if not drive.claimed and drive.interface != "none":
-                raise QobraError(
-                    f"{drive.option}: machine type does not support "
-                    f"if={drive.interface},bus={drive.bus},unit={drive.unit}"
-                )
+    def _named_devices(self) -> set[str]:
+        """The models of ``-device``."""
+        texts = self._values("device")
+        return {str(tree(text, "driver")[0].get("driver")) for text in texts if text.startswith("{")} | {
+            split(text, "driver").get("driver", "") for text in texts if not text.startswith("{")
+        }
 
     def _add_qtest(self) -> None:
         logs = self._values("qtest-log")
@@ -407,6 +368,8 @@ class Builder:
         state = self.machine.run_state
         if state.autostart and state.state == "prelaunch":
             state.start()
+        if state.incoming not in (None, "defer"):
+            self.machine.migration.listen(state.incoming)
 
     def drop_privileges(self) -> None:
         """``-chroot``, ``-runas`` and ``-sandbox``."""

@@ -71,6 +71,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "vga": (True, "none: the graphics card"),
     "usb": (False, "a USB controller"),
     "no-acpi": (False, "no ACPI"),
+    "no-fd-bootchk": (False, "do not have the firmware check what a diskette is to boot"),
     "no-hpet": (False, "no HPET"),
     "qtest": (True, "DEVICE: serve the qtest protocol"),
     "qtest-log": (True, "FILE: log of the qtest protocol"),

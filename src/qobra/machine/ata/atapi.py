@@ -74,7 +74,7 @@ class PacketDevice(CdTray, AtaDevice):
             table = self._table = {
                 0x00: self.abort,
                 0x08: self._device_reset,
-                0x90: self._diagnose,
+                regs.DIAGNOSE: self._diagnose,
                 0xA0: self._packet,
                 0xA1: self._identify,
                 0xE7: self._flush,
@@ -245,6 +245,15 @@ class PacketDevice(CdTray, AtaDevice):
 
 def _read_medium(source: ReadSectors, at: int, length: int, backend: BlockBackend) -> bytes:
     """``length`` bytes from ``at`` on of what ``source`` means."""
+    @property
+    def _failure(self) -> tuple[int, int, int] | None:
+        failure = self.failure
+        return (failure.key, failure.code, failure.qualifier) if failure is not None else None
+
+    @_failure.setter
+    def _failure(self, value: tuple[int, int, int] | None) -> None:
+        self.failure = Sense(*value) if value is not None else None
+
     if not source.raw:
         return backend.read(source.sector * mmc.SECTOR + at, length)
     first, end = at // mmc.RAW_SECTOR, -(-(at + length) // mmc.RAW_SECTOR)

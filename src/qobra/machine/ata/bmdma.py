@@ -24,6 +24,7 @@ class BusMaster:
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
         self._device: AtaDevice | None = None
+        self._running: AtaDevice | None = None
         self._more = False
         self.reset()
 
@@ -32,7 +33,7 @@ class BusMaster:
         self.command = 0
         self.status = 0
         self.table = 0
-        self._device = None
+        self._device = self._running = None
 
     # -- the device's side
 
@@ -44,7 +45,7 @@ class BusMaster:
 
     def done(self) -> None:
         """The transfer is over. The engine stays active while the table goes on."""
-        self._device = None
+        self._device = self._running = None
         if not self._more:
             self.status &= ~_ACTIVE
 
@@ -54,7 +55,7 @@ class BusMaster:
 
     def forget(self) -> None:
         """The device was reset."""
-        self._device = None
+        self._device = self._running = None
 
     # -- registers
 
@@ -87,7 +88,9 @@ class BusMaster:
                     if self._device is not None:
                         self._run()
             else:
-                # What the device has begun goes on to its end, unseen by the engine.
+                # What the device has begun ends before the engine stops.
+                if self._running is not None:
+                    self._running.requests.drain()
                 self.status &= ~_ACTIVE
                 self._more = False
 
@@ -95,6 +98,7 @@ class BusMaster:
         device, self._device = self._device, None
         if device is None:
             return
+        self._running = device
         wanted = device.dma_length
         pieces = ScatterList(self._memory)
         self._more = True

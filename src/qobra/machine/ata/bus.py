@@ -48,7 +48,7 @@ class IdeBus(Bus):
 
     def __init__(self, tree: ObjectTree, *, units: int = 2) -> None:
         super().__init__(tree)
-        self.limit = units
+        self.units = units
 
     def unit(self, number: int) -> AtaDevice | None:
         """The working device at a place: 0 is the master."""
@@ -60,12 +60,10 @@ class IdeBus(Bus):
 
     def check(self, device: Device) -> None:
         drive: Any = device
-        assert self.limit is not None
         if drive.unit == _ANY:
-            drive.values["unit"] = next((n for n in range(self.limit) if self.unit(n) is None), self.limit)
-        if drive.unit >= self.limit:
-            units = "1 unit" if self.limit == 1 else f"{self.limit} units"
-            raise QobraError(f"Can't create IDE unit {drive.unit}, bus supports only {units}")
+            drive.values["unit"] = 0 if self.unit(0) is None else 1
+        if drive.unit >= self.units:
+            raise QobraError(f"Can't create IDE unit {drive.unit}, bus supports only {self.units} units")
         if self.unit(drive.unit) is not None:
             raise QobraError(f"IDE unit {drive.unit} is in use")
 

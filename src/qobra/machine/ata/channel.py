@@ -89,7 +89,12 @@ class Channel:
         if offset == 7:
             self._irq.set(0)
             device = self._selected
-            if device is not None:
+            if value == regs.DIAGNOSE:
+                # Both devices take it, and the first one is selected then.
+                self._unit = 0
+                for device in units:
+                    device.execute(value)
+            elif device is not None:
                 device.execute(value)
         elif offset:
             busy = self._selected

@@ -273,3 +273,12 @@ class AtaDevice(BlockFrontEnd):
     def awaits_dma(self) -> bool:
         """Whether a transfer waits for the engine."""
         return self._dma_run is not None
+
+    @property
+    def working(self) -> bool:
+        return self.requests.working
+
+    def state_blocked(self) -> str | None:
+        # What a command goes on with is code, not data.
+        busy = self.requests.pending or self._data_done is not None or self._dma_run is not None
+        return "a command is under way" if busy else None

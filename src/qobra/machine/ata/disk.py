@@ -33,6 +33,7 @@ class Disk(AtaDevice):
     heads = Int(0, type="uint32")
     secs = Int(0, type="uint32")
     rotation_rate = Int(0, type="uint16", name="rotation_rate")
+    bios_chs_trans = Enum("BiosAtaTranslation", ("auto", "none", "lba", "large", "rechs"), "auto")
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -40,6 +41,7 @@ class Disk(AtaDevice):
         self.multiple = _MAX_MULTIPLE
         self._left = 0
         self._position = 0
+        self.translation = "none"
         self._wide = False
         self._smart = Smart(self)
 
@@ -54,7 +56,11 @@ class Disk(AtaDevice):
         if self.backend.node is None:
             raise QobraError("Device needs media, but drive is empty")
         self.realize_drive()
-        self.geometry = geometry.choose(self, _LIMITS)
+        self.geometry, translation = geometry.choose(self, _LIMITS)
+        for name, value in zip(("cyls", "heads", "secs"), self.geometry, strict=True):
+            self.values[name] = value
+        self.translation = translation if self.bios_chs_trans == "auto" else self.bios_chs_trans
+        self.values["bios-chs-trans"] = self.translation
 
     def restart(self) -> None:
         super().restart()
@@ -344,6 +350,7 @@ class Disk(AtaDevice):
         self.set_signature()
         self.status, self.error = self.reset_status, 0x01
         self._finish()
+        self.select = 0xA0
 
     def _smart_command(self) -> None:
         self._smart.execute()
@@ -361,7 +368,7 @@ class Disk(AtaDevice):
             0x06: self._data_set,
             0x3D: partial(self._start_dma, True, True, True),
             0x70: self.succeed,
-            0x90: self._diagnose,
+            regs.DIAGNOSE: self._diagnose,
             0x91: self.succeed,
             0xB0: self._smart_command,
             0xC6: self._set_multiple,

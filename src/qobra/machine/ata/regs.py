@@ -14,4 +14,7 @@ LBA, SLAVE = 0x40, 0x10
 NO_INTERRUPT, SOFT_RESET, HIGH_ORDER = 0x02, 0x04, 0x80
 """Device control register."""
 
+DIAGNOSE = 0x90
+"""EXECUTE DEVICE DIAGNOSTIC, which both devices of a cable carry out."""
+
 SECTOR = 512

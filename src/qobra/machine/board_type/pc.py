@@ -20,6 +20,7 @@ class PcI440Fx(PcBoard):
     machine_name = "pc-i440fx-7.2"
     alias = "pc"
     default_for = frozenset(("x86_64",))
+    default_drives = ("cdrom", "floppy", "sd")
     floppies = True
 
     def low_memory_limit(self) -> int:
@@ -43,7 +44,7 @@ class PcI440Fx(PcBoard):
         ioapic.set_realized(True)
         self.ioapic = ioapic
         self.build_fw_cfg()
-        self.build_ide("piix3-ide", 1 << 3 | 1, 2)
+        self.build_ide("piix3-ide", 1 << 3 | 1)
         self.power = Piix4Pm(self.tree)
         self._function(self.power, 1 << 3 | 3)
         self.build_memory_slots(self.power.acpi.raise_gpe)
@@ -55,7 +56,3 @@ class PcI440Fx(PcBoard):
     def bridge_added(self, bus: Any) -> None:
         if not self.ready:
             self.power.hotplug.manage(bus)
-
-    def reset_all(self) -> None:
-        super().reset_all()
-        self.fill_cmos()

@@ -20,6 +20,8 @@ class Q35(PcBoard):
     machine_name = "pc-q35-7.2"
     alias = "q35"
     max_cpus = 288
+    default_drives = ("cdrom", "sd")
+    ide_units = 1
 
     def low_memory_limit(self) -> int:
         return 0x80000000 if self.ram_size >= 0xB0000000 else 0xB0000000
@@ -47,7 +49,7 @@ class Q35(PcBoard):
         self.lpc.start_acpi()
         self.build_fw_cfg()
         self.build_memory_slots(self.lpc.acpi.raise_gpe)
-        self.build_ide("ich9-ahci", 0x1F << 3 | 2, 1)
+        self.build_ide("ich9-ahci", 0x1F << 3 | 2)
 
     def _function(self, device: Any, devfn: int) -> None:
         device.values["addr"] = devfn
@@ -56,7 +58,3 @@ class Q35(PcBoard):
     def bridge_added(self, bus: Any) -> None:
         if not self.ready and self.lpc.acpi_hotplug:
             self.lpc.hotplug.manage(bus)
-
-    def reset_all(self) -> None:
-        super().reset_all()
-        self.fill_cmos()

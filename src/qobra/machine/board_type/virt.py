@@ -42,7 +42,8 @@ class Virt(Board):
     max_cpus = 512
     default_cpu_type = "rv64-riscv-cpu"
     default_ram_id = "riscv_virt_board.ram"
-    default_drive_interface = "virtio"
+    default_drive_interface = "none"
+    default_drives = ("cdrom", "floppy", "sd")
     numa_mem_supported = True
 
     aclint = Bool(False, description="Set on/off to enable/disable emulating ACLINT devices")

@@ -63,6 +63,8 @@ class Floppy(BlockFrontEnd):
 
     format: Format = FORMATS[0]
     track = head = 0
+    reach = 1
+    """How many tracks the head can go to; the first diskette shows that."""
     changed = True
 
     vmstate = VmState(u8("track", "head"), flag("changed"))
@@ -102,6 +104,7 @@ class Floppy(BlockFrontEnd):
         bus: Any = self.bus
         if self.backend is not None and self.backend.node is not None:
             self.format = find(self.backend.length, self.drive_type)
+            self.reach = self.format.tracks
             if self.drive_type == "auto":
                 self.values["drive-type"] = self.format.drive
         elif self.drive_type == "auto":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qobra.machine.ata.disk import Disk
 from qobra.machine.devices import registry
-from qobra.object.property import Enum, Int
+from qobra.object.property import Int
 
 
 @registry.register("ide-hd")
@@ -14,7 +14,6 @@ class IdeHd(Disk):
     type_name = "ide-hd"
     description = "virtual IDE disk"
 
-    bios_chs_trans = Enum("BiosAtaTranslation", ("auto", "none", "lba", "large", "rechs"), "auto")
     lcyls = Int(0, type="uint32")
     lheads = Int(0, type="uint32")
     lsecs = Int(0, type="uint32")

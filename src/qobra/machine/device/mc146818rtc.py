@@ -18,7 +18,7 @@ _CENTURY = 0x32
 _UIP = 0x80
 _B_SET, _B_PIE, _B_AIE, _B_UIE, _B_BINARY, _B_24H = 0x80, 0x40, 0x20, 0x10, 0x04, 0x02
 _C_IRQ, _C_PF, _C_AF, _C_UF = 0x80, 0x40, 0x20, 0x10
-_UPDATE_NS = 244_000  # how long before the second the update-in-progress bit rises
+_UPDATE_NS = 8 * _SECOND // 32768  # how long before the second the update-in-progress bit rises
 _DIVIDER_RUNNING = 0x20
 _ANY = 0xC0
 
@@ -199,16 +199,21 @@ class Rtc(IsaDevice):
             rate += 7
         return (1 << (rate - 1)) * _SECOND // 32768
 
-    def _arm_periodic(self) -> None:
+    def _last_period_ns(self) -> int:
+        # When the running period began; now if there is none.
+        period, deadline = self._period_ns(), self._periodic_timer.deadline_ns
+        return self.board.clock.now_ns() if period is None or deadline is None else deadline - period
+
+    def _arm_periodic(self, start_ns: int) -> None:
+        # A period that is changed goes on from where the old one began.
         period = self._period_ns()
         if period is None:
             self._periodic_timer.cancel()
         else:
-            now = self.board.clock.now_ns()
-            self._periodic_timer.set((now // period + 1) * period)
+            self._periodic_timer.set(max(start_ns + period, self.board.clock.now_ns()))
 
     def _period_passed(self) -> None:
-        self._arm_periodic()
+        self._arm_periodic(self.board.clock.now_ns())
         self._raise(_C_PF, _B_PIE)
 
     # -- registers
@@ -258,6 +263,7 @@ class Rtc(IsaDevice):
             self.cmos[index] = value
 
     def _write_a(self, value: int) -> None:
+        start_ns = self._last_period_ns()
         running = self.cmos[_A] & 0x60 != 0x60
         if value & 0x60 == 0x60 and running:
             self._show_time()
@@ -269,9 +275,10 @@ class Rtc(IsaDevice):
             self._set_now(self._now_ns() // _SECOND * _SECOND + _SECOND // 2)
         self.cmos[_A] = value & ~_UIP | self.cmos[_A] & _UIP
         self._uses_update_timer()
-        self._arm_periodic()
+        self._arm_periodic(start_ns)
 
     def _write_b(self, value: int) -> None:
+        start_ns = self._last_period_ns()
         old = self.cmos[_B]
         if value & _B_SET:
             self._show_time()
@@ -289,4 +296,4 @@ class Rtc(IsaDevice):
             self.output.set(0)
         self.cmos[_B] = value
         self._uses_update_timer()
-        self._arm_periodic()
+        self._arm_periodic(start_ns)

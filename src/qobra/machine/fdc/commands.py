@@ -129,7 +129,7 @@ class Commands:
 
 
 def _step(drive: Floppy, track: int, head: int) -> None:
-    if track < drive.format.tracks:
+    if track < drive.reach:
         drive.seek(track, head)
 
 

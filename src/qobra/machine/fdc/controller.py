@@ -199,11 +199,11 @@ class Controller:
     def _read_fifo(self) -> int:
         if not self.output & RUNNING or self.status & (READY | TO_HOST) != READY | TO_HOST:
             return 0
-        self._lower()
         if self._result:
             value = self._result.pop(0)
             if not self._result:
                 self.status = READY
+                self._lower()
             return value
         value = self._data.pop(0) if self._data else 0
         if not self._data:

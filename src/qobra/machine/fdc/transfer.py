@@ -114,7 +114,7 @@ class Transfers:
         drive = controller.choose(command[1])
         if drive is None or not drive.loaded:
             if drive is not None:
-                drive.head = 0
+                drive.seek(track if track < drive.reach else drive.track, 0)
             controller.finish(_ABNORMAL, 0, 0, 0, 0, sector)
         elif track >= drive.format.tracks or head >= drive.format.sides:
             controller.finish(_ABNORMAL, 0, 0, track, head, sector)
@@ -167,7 +167,8 @@ class Transfers:
     def _id_found(self) -> None:
         drive = self._controller.drive
         track, head = (drive.track, drive.head) if drive is not None else (0, 0)
-        readable = drive is not None and drive.loaded and drive.format.rate == self._controller.rate
+        # Whether there is a diskette is not looked at, as in QEMU.
+        readable = drive is not None and drive.format.rate == self._controller.rate
         self._controller.finish(0 if readable else _ABNORMAL, 0 if readable else _MISSING_MARK, 0, track, head, 1)
 
     # -- moving
@@ -273,6 +274,8 @@ class Transfers:
         if place is None:
             return
         track, head, sector = place.after(moved)
+        if track != place.after(0)[0]:
+            status0 |= _SEEK_END  # it went on at the next track
         place.drive.track, place.drive.head = track, head
         self._ask_dma(False)
         self._controller.finish(status0 | place.status0, status1, status2, track, head, sector)

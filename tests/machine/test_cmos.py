@@ -1,0 +1,140 @@
+"""What a PC's firmware finds in the CMOS memory, and the drives that are there although nobody named them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qobra.cli._system import table
+from qobra.cli._system.build import Builder
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.qmp import dispatch
+from qobra.testing.guest import BoardAccess
+
+Build = Callable[..., Machine]
+
+
+@pytest.fixture
+def build() -> Iterator[Build]:
+    builders: list[Builder] = []
+
+    def make(*arguments: str, architecture: str = "x86_64") -> Machine:
+        builder = Builder(architecture, table.scan(["-display", "none", "-accel", "qtest", "-m", "32", *arguments]))
+        builders.append(builder)
+        with builder.machine.control:
+            builder.build_early()
+            builder.build_board()
+        return builder.machine
+
+    yield make
+    for builder in builders:
+        builder.machine.close()
+        builder.close()
+
+
+def _cells(machine: Machine, first: int, count: int = 1) -> list[int]:
+    access = BoardAccess(machine)
+    found = []
+    for index in range(first, first + count):
+        access.port_out(0x70, 1, index)
+        found.append(access.port_in(0x71, 1))
+    return found
+
+
+def _drives(machine: Machine) -> list[str]:
+    with machine.control:
+        return [each["device"] for each in dispatch.call(machine, "query-block", {})]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "expected"),
+    [
+        ("x86_64", ["-M", "pc"], ["ide1-cd0", "floppy0", "sd0"]),
+        ("x86_64", ["-M", "q35"], ["ide2-cd0", "sd0"]),
+        ("x86_64", ["-M", "pc", "-nodefaults"], []),
+        ("x86_64", ["-M", "none"], []),
+        ("riscv64", ["-M", "virt"], ["none2", "floppy0", "sd0"]),
+        ("x86_64", ["-M", "pc", "-device", "floppy,id=own"], ["ide1-cd0", "sd0", ""]),
+        ("x86_64", ["-M", "pc", "-device", '{"driver": "ide-cd"}'], ["floppy0", "sd0", ""]),
+        ("x86_64", ["-M", "pc", "-drive", "if=ide,index=2,media=cdrom,id=mine"], ["mine", "floppy0", "sd0"]),
+    ],
+)
+def test_drives_that_nobody_named(build: Build, architecture: str, arguments: list[str], expected: list[str]) -> None:
+    assert _drives(build(*arguments, architecture=architecture)) == expected
+
+
+def test_drives_of_an_adapter_with_one_device_to_a_bus(build: Build) -> None:
+    drive = ("-drive", "file.driver=null-co,format=raw,if=ide")
+    machine = build("-M", "q35", "-nodefaults", *drive, *drive)
+    assert _drives(machine) == ["ide0-hd0", "ide1-hd0"]
+
+
+def test_a_third_disk_finds_no_place(build: Build) -> None:
+    disk = ("-device", "ide-hd,drive=n")
+    nodes = [text for n in range(3) for text in ("-blockdev", f"null-co,node-name=n{n}")]
+    with pytest.raises(QobraError, match="IDE unit 1 is in use"):
+        build("-nodefaults", *nodes, *(text for n in range(3) for text in (disk[0], f"{disk[1]}{n}")))
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [
+        ([], (0x30, 0x12), (0x30, 0x12)),
+        (["-no-fd-bootchk"], (0x31, 0x12), (0x31, 0x12)),
+        (["-boot", "order="], (0, 0), (0, 0)),
+        (["-boot", "once=a,order=c"], (0x00, 0x01), (0x00, 0x02)),
+        (["-boot", "once=d", "-boot", "order=nda"], (0x00, 0x03), (0x10, 0x34)),
+    ],
+)
+def test_boot_order(build: Build, options: list[str], first: tuple[int, int], second: tuple[int, int]) -> None:
+    machine = build("-nodefaults", *options)
+    assert (*_cells(machine, 0x38), *_cells(machine, 0x3D)) == first
+    board: Any = machine.board
+    with machine.control:
+        board.reset_all()
+    assert (*_cells(machine, 0x38), *_cells(machine, 0x3D)) == second
+
+
+def test_wrong_boot_order(build: Build) -> None:
+    with pytest.raises(QobraError, match="Invalid boot device for PC: 'x'"):
+        build("-boot", "once=x")
+
+
+@pytest.mark.parametrize(
+    ("partition", "translation"),
+    [
+        (None, 0),
+        (bytes((0x80, 1, 1, 0, 6, 127, 63, 0)), 2),  # ends at head 127: made with translation
+        (bytes((0x80, 1, 1, 0, 6, 15, 63, 7)), 0),
+    ],
+)
+def test_geometry_of_disks(build: Build, tmp_path: Path, partition: bytes | None, translation: int) -> None:
+    image = tmp_path / "disk"
+    table_of_partitions = bytes(512)
+    if partition is not None:
+        entry = partition + (63).to_bytes(4, "little") + (8001).to_bytes(4, "little")
+        table_of_partitions = bytes(446) + entry + bytes(48) + b"\x55\xaa"
+    with image.open("wb") as stream:
+        stream.write(table_of_partitions)
+        stream.truncate(61440 * 512)
+    machine = build("-nodefaults", "-drive", f"file={image},format=raw,index=1")
+    assert _cells(machine, 0x12) == [0x0F]
+    assert _cells(machine, 0x19, 2) == [0, 47]
+    assert _cells(machine, 0x1B, 9) == [0] * 9
+    assert _cells(machine, 0x24, 9) == [60, 0, 16, 0xFF, 0xFF, 0xC8, 60, 0, 63]
+    assert _cells(machine, 0x39) == [translation << 2]
+
+
+def test_floppies_and_memory(build: Build) -> None:
+    machine = build("-M", "pc")
+    assert _cells(machine, 0x10) == [0x50]
+    assert _cells(machine, 0x14) == [0x07]
+    assert _cells(machine, 0x15, 2) == [0x80, 0x02]
+    assert _cells(machine, 0x34, 2) == [0, 1]  # 16 MiB above the first 16, in units of 64 KiB
+    machine = build("-M", "q35")
+    assert _cells(machine, 0x10) == [0]
+    assert _cells(machine, 0x14) == [0x06]
