@@ -44,7 +44,7 @@ cdef extern from * nogil:
     void wait_for "qobra_wait_for"(int, int)
     ssize_t recv(int, void *, size_t, int)
     ssize_t send(int, const void *, size_t, int)
-    int MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, POLLOUT
+    int MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLIN, POLLOUT
 
 cdef enum:
     REQUEST = 28
@@ -65,7 +65,8 @@ LONGEST_INLINE = 64 << 10
 cdef size_t longest_hit = LONGEST_HIT
 cdef size_t longest_inline = LONGEST_INLINE
 cdef size_t longest_zeroes = 64 << 10
-cdef size_t prompt = 1 << 20
+# After so many bytes have been moved, replies are sent, so that the client and the server work at the same time.
+cdef size_t prompt = 32 << 10
 
 # Why ``run`` came back.
 cdef enum Reason:
@@ -126,6 +127,10 @@ cdef class Batches:
     cdef size_t _inbox_size, _arena_size
     cdef int _sock, _errno
     cdef bint _structured, _writable, _again, _drained
+    cdef Py_buffer _payload_buffer
+    cdef object _payload_owner
+    cdef Request _long    # the write whose payload is in that buffer
+    cdef bint _long_received
     cdef Request _aside[MAX_ASIDE]
     cdef int _aside_count
     cdef Request _cold[MAX_COLD]    # a ring
@@ -146,6 +151,7 @@ cdef class Batches:
     def __dealloc__(self):
         PyBuffer_Release(&self._inbox_buffer)
         PyBuffer_Release(&self._arena_buffer)
+        PyBuffer_Release(&self._payload_buffer)
 
     # What Python asks -------------------------------------------------------------------------------------------------
 
@@ -185,6 +191,21 @@ cdef class Batches:
                 self._leave()
                 reason = GOING_ON
         return <int>reason
+
+    def set_payload(self, buffer):
+        """Where the payloads of writes that are too long for the inbox may go."""
+        if buffer is not self._payload_owner:
+            PyBuffer_Release(&self._payload_buffer)
+            self._payload_owner = None
+            PyObject_GetBuffer(buffer, &self._payload_buffer, PyBUF_WRITABLE)
+            self._payload_owner = buffer
+
+    def take_long(self):
+        """(flags, cookie, offset, length) of the long write whose payload has been received, or None."""
+        if not self._long_received:
+            return None
+        self._long_received = False
+        return self._long.flags, self._long.cookie, self._long.offset, self._long.length
 
     def take_aside(self):
         """The requests that are no plain hits, as (command, flags, cookie, offset, length, payload's place in the
@@ -258,10 +279,60 @@ cdef class Batches:
             self._leave()
             if self.position and not self._send():
                 return BROKEN
+            if reason == LONG_WRITE and not self._aside_count:
+                reason = self._write_long(places)
             if reason != GOING_ON:
                 return reason
             if self._aside_count or self._drained:
                 return ASIDE
+
+    cdef Reason _write_long(self, Places places) noexcept nogil:
+        """Receive the payload of the write that the inbox begins with, and write it. LONG_WRITE if that is Python's."""
+        cdef uint8_t *payload = <uint8_t *>self._payload_buffer.buf
+        cdef size_t have, length
+        cdef ssize_t count
+        cdef Outcome outcome
+        self._parse(&self._long)
+        length = self._long.length
+        if payload == NULL or length > <size_t>self._payload_buffer.len:
+            return LONG_WRITE
+        have = self.end - self.start - REQUEST  # less than length, or it would not be a long write
+        memcpy(payload, self._inbox + self.start + REQUEST, have)
+        self.start = self.end = 0
+        while have < length:
+            count = recv(self._sock, payload + have, length - have, MSG_WAITALL)
+            if count > 0:
+                have += count
+            elif count == 0:
+                return LEFT
+            elif errno == EAGAIN:
+                wait_for(self._sock, POLLIN)
+            elif errno != EINTR:
+                self._errno = errno
+                return BROKEN
+        self._long_received = True
+        if self._long.flags or not self._writable or not inside(places, self._long.offset, length):
+            return LONG_WRITE
+        if not self._enter(places):
+            return LONG_WRITE
+        outcome = write_range(places, self._long.offset, length, payload)
+        self._leave()
+        if outcome != DONE:
+            return LONG_WRITE
+        self._long_received = False
+        self.position = 0
+        self._put_simple(self._long.cookie)
+        return GOING_ON if self._send() else BROKEN
+
+    cdef void _parse(self, Request *request) noexcept nogil:
+        """The request that the inbox begins with."""
+        cdef const uint8_t *at = self._inbox + self.start
+        request.flags = get16(at + 4)
+        request.command = get16(at + 6)
+        request.cookie = get64(at + 8)
+        request.offset = get64(at + 16)
+        request.length = get32(at + 24)
+        request.payload = 0
 
     cdef bint _enter(self, Places places) noexcept nogil:
         """Enter the slot, unless the gate is closed or ``places`` are of another generation."""
@@ -321,24 +392,18 @@ cdef class Batches:
 
     cdef Reason _serve_hits(self, Places places) noexcept nogil:
         """Serve what is in the inbox, into the arena from ``position`` on; what is no plain hit goes aside."""
-        cdef uint8_t *at
         cdef Request request
         cdef size_t need
         cdef Outcome outcome
+        cdef size_t moved = 0
         cdef uint16_t unknown_flags = <uint16_t>~FLAG_DF if self._structured else 0xFFFF
         while self.end - self.start >= REQUEST:
-            if self._aside_count == MAX_ASIDE or self.position > prompt:
+            if self._aside_count == MAX_ASIDE or moved >= prompt:
                 self._again = True
                 break
-            at = self._inbox + self.start
-            if get32(at) != REQUEST_MAGIC:
+            if get32(self._inbox + self.start) != REQUEST_MAGIC:
                 return NONSENSE
-            request.flags = get16(at + 4)
-            request.command = get16(at + 6)
-            request.cookie = get64(at + 8)
-            request.offset = get64(at + 16)
-            request.length = get32(at + 24)
-            request.payload = 0
+            self._parse(&request)
             if request.command == READ:
                 if (
                     not 0 < request.length <= longest_hit
@@ -353,6 +418,7 @@ cdef class Batches:
                     break
                 self.start += REQUEST
                 outcome = self._read(places, &request, False)
+                moved += request.length
                 if outcome == COLD and self._add_cold(&request):
                     read_ahead(places, request.offset, request.length)
                 elif outcome != DONE:
@@ -365,6 +431,7 @@ cdef class Batches:
                     break
                 request.payload = self.start + REQUEST
                 self.start += need
+                moved += request.length
                 if not (
                     self._writable
                     and not request.flags

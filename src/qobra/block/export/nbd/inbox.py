@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 SIZE = 256 << 10
 LONGEST_INLINE = 64 << 10
 """A write up to this long, with its header, is waited for in the buffer; a longer one gets memory of its own."""
-_KEPT_PAYLOAD = 4 << 20
+KEPT_PAYLOAD = 4 << 20
+"""Longer memory for payloads goes when a shorter one comes."""
 
 
 class Inbox:
@@ -29,7 +30,8 @@ class Inbox:
         self.view = memoryview(self.buffer)
         self.start = 0
         self.end = 0
-        self._payload = bytearray()
+        self.payload = bytearray()
+        """What :meth:`take_payload` fills; another one when it is too short."""
 
     def receive(self) -> int:
         """Wait for more; the number of bytes that came, 0 at the end of the stream."""
@@ -58,9 +60,9 @@ class Inbox:
 
         Valid until the next call. Raises Disconnected if the client leaves in the middle of it.
         """
-        if len(self._payload) < length or len(self._payload) > max(length, _KEPT_PAYLOAD):
-            self._payload = bytearray(length)
-        payload = memoryview(self._payload)[:length]
+        if len(self.payload) < length or len(self.payload) > max(length, KEPT_PAYLOAD):
+            self.payload = bytearray(length)
+        payload = memoryview(self.payload)[:length]
         have = self.end - self.start - p.REQUEST.size
         payload[:have] = self.view[self.start + p.REQUEST.size : self.end]
         self.start = self.end = 0

@@ -11,6 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from qobra.block.export.nbd.inbox import KEPT_PAYLOAD
 from qobra.block.export.nbd.loop import ARENA_SIZE, LONGEST_HIT, Loop
 from qobra.block.export.nbd.requests import Work
 from qobra.errors import QobraError
@@ -138,13 +139,20 @@ class CompiledLoop(Loop):
         return position
 
     def _serve_long_write(self) -> None:
-        """Receive a payload that is too long for the inbox, and write it."""
+        """Do a write whose payload is too long for the inbox, and may have to be received first."""
         inbox, batches = self.inbox, self._batches
-        inbox.start, inbox.end = batches.start, batches.end
-        _magic, flags, command, cookie, offset, length = p.REQUEST.unpack_from(inbox.buffer, inbox.start)
-        work = Work(command, flags, cookie, offset, length)
-        work = work._replace(payload=self._receive_payload(work))
-        batches.start, batches.end = inbox.start, inbox.end
+        received = batches.take_long()
+        if received is None:
+            inbox.start, inbox.end = batches.start, batches.end
+            _magic, flags, command, cookie, offset, length = p.REQUEST.unpack_from(inbox.buffer, inbox.start)
+            work = Work(command, flags, cookie, offset, length)
+            work = work._replace(payload=self._receive_payload(work))
+            batches.start, batches.end = inbox.start, inbox.end
+            if len(inbox.payload) <= KEPT_PAYLOAD:
+                batches.set_payload(inbox.payload)
+        else:
+            flags, cookie, offset, length = received
+            work = Work(p.CMD_WRITE, flags, cookie, offset, length, memoryview(inbox.payload)[:length])
         with self.slot:
             position = self._write_missed(self.backend.table(), work, 0)
         self._finish(position)
