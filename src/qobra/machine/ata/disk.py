@@ -10,7 +10,7 @@ from qobra.block.accounting import READ, WRITE
 from qobra.machine.ata import geometry, identify, regs
 from qobra.machine.ata.device import MAX_CHUNK, AtaDevice
 from qobra.machine.ata.smart import Smart
-from qobra.object.property import Int
+from qobra.object.property import Enum, Int
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
