@@ -320,12 +320,7 @@ class Conversion:
                 self._program.warning(f"error while reading offset {offset + start}: {reason(error)}")
 
     def _finish(self, target: BlockNode) -> None:
-        order = self._order
         try:
-            if order.compress:
-                finish = getattr(target, "finish_compressed", None)
-                if finish is not None:
-                    finish()
             target.flush()
         except (OSError, QobraError) as error:
             raise ToolError(f"error while writing: {reason(error)}")

@@ -13,9 +13,13 @@ from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.getopt import parse_command
+from qobra.native import compiled
 
 if TYPE_CHECKING:
+    from qobra.block.format.qcow2.packed import Block
     from qobra.block.node import BlockNode
+
+_compiled = compiled("l2")
 
 HELP = """\
 map [-f FMT | --image-opts] [--start-offset OFFSET] [--max-length LENGTH] [--output human|json] [-U] [--object DEF]
@@ -87,8 +91,12 @@ def main(program: Program, arguments: list[str]) -> int:
         node = node_of(images.open(operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share))
         size = disk_size(node)
         end = size if limit < 0 else min(size, start + limit)
-        entries = walk(node, start, end)
-        if is_json:
+        packed = getattr(node, "packed_map", None)
+        blocks = packed(start, end) if packed is not None and start < end <= node.length else None
+        entries = walk(node, start, end) if blocks is None else _unpacked(blocks, node.file)
+        if is_json and blocks is not None and _compiled is not None:
+            _print_lines(_compiled.json_lines(*block) for block in blocks)
+        elif is_json:
             _print_json(entries, start)
         else:
             _print_human(entries)
@@ -96,16 +104,30 @@ def main(program: Program, arguments: list[str]) -> int:
 
 
 def _print_json(entries: Iterator[Entry], start: int) -> None:
-    lines = [_json_entry(entry) for entry in islice(entries, BATCH)]
-    if not lines:
-        lines = [f'{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false}}']
+    # Many at once: a fragmented image has millions.
+    batches = iter(lambda: ",\n".join(_json_entry(entry) for entry in islice(entries, BATCH)), "")
+    _print_lines(
+        batches, f'{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false}}'
+    )
+
+
+def _print_lines(batches: Iterator[str], nothing: str = "") -> None:
     opening = "["
-    while lines:
-        # Many at once: a fragmented image has millions.
-        sys.stdout.write(opening + ",\n".join(lines))
+    for batch in batches:
+        sys.stdout.write(opening + batch)
         opening = ",\n"
-        lines = [_json_entry(entry) for entry in islice(entries, BATCH)]
-    sys.stdout.write("]\n")
+    sys.stdout.write("]\n" if opening != "[" else f"[{nothing}]\n")
+
+
+def _unpacked(blocks: Iterator[Block], file: BlockNode) -> Iterator[Entry]:
+    from qobra.block.format.qcow2.packed import NOWHERE
+
+    for runs, count in blocks:
+        for at in range(0, 4 * count, 4):
+            start, length, kind, place = runs[at : at + 4]
+            offset = place if place != NOWHERE else None
+            present, zero, data = kind != ABSENT, kind not in (DATA, COMPUTED), kind not in (ABSENT, ZERO)
+            yield Entry(start, length, 0, present, zero, data, offset, file if offset is not None else None)
 
 
 def _json_entry(entry: Entry) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.counts import CompactCounts, differences
+from qobra.block.format.qcow2.counts import LARGE, CompactCounts, differences
 from qobra.block.format.qcow2.refcount import unpack_counts
-from qobra.block.format.qcow2.runs import lanes
+from qobra.native import compiled
 
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.disk import Qcow2Disk
@@ -28,6 +28,7 @@ _ZERO = layout.ZERO_FLAG
 _SWAP = sys.byteorder == "little"
 _BATCH = 16
 """L2 tables read at once where they touch."""
+_compiled = compiled("l2")
 
 
 class Checker:
@@ -166,7 +167,7 @@ class Checker:
         batch = max(1, min(_BATCH, (1 << 20) // size))
         order = sorted(tables)
         walk = self._walk_extended if image.extended else self._walk_standard
-        plain = not image.extended and not image.external
+        quick = _compiled is not None and not image.extended and not image.external
         empty = bytes(size)
         position = 0
         buffer = bytearray(batch * size)
@@ -184,7 +185,8 @@ class Checker:
                 offset = first + number * size
                 weight, l1_index = tables[offset]
                 start = number * size
-                if plain and weight == 1 and l1_index >= 0 and self._walk_runs(buffer, start, start + size, empty):
+                if quick and weight < LARGE:
+                    self._count_entries(view[start : start + size], offset, weight, l1_index)
                     continue
                 raw = buffer[start : start + size]
                 if raw != empty:
@@ -195,68 +197,36 @@ class Checker:
                     walk(words, offset, weight, l1_index)
             position += count
 
-    def _walk_runs(self, buffer: bytearray, start: int, end: int, empty: bytes) -> bool:
-        """Count an L2 table, ``buffer[start:end]``, of nothing but runs of plain clusters that nobody else uses.
-
-        False where there is anything else: then nothing was counted. An entry of a run begins with the byte 0x80, which
-        memchr finds; a zero entry ends it; and big integers tell whether what is between goes up in steps.
-        """
-        bits, step = self.image.cluster_bits, self.image.cluster_size
-        seen, stored = self.seen.low, self.stored.low
-        limit = min(len(seen), (self.file_length + step - 1) >> bits)
-        find, from_bytes = buffer.find, int.from_bytes
-        base = _COPIED >> bits
-        runs: list[tuple[int, int]] = []
-        places: list[tuple[int, int]] = []
-        at = find(0x80, start, end)
-        while at >= 0 and not at & 7:
-            stop = find(_NO_ENTRY, at, end)
-            stop = end if stop < 0 else (stop + 7) & ~7
-            raw = buffer[at:stop]
-            count = (stop - at) >> 3
-            value = from_bytes(raw, "big")
-            word = value >> ((count - 1) << 6)
-            cluster = (word >> bits) - base
-            if word != (cluster + base) << bits or not 0 < cluster <= limit - count:
+    def _count_entries(self, table: memoryview, offset: int, weight: int, l1_index: int) -> None:
+        """As :meth:`_walk_standard`, but only entries that something is the matter with are looked at here."""
+        assert _compiled is not None
+        bits, seen, stored = self.image.cluster_bits, self.seen.low, self.stored.low
+        limit = (self.file_length + self.image.cluster_mask) >> bits
+        tally = array("Q", bytes(32))
+        entries = len(table) >> 3
+        at = 0
+        while True:
+            at = _compiled.count_entries(table, at, seen, stored, bits, limit, weight, l1_index >= 0, tally)
+            if at >= entries:
                 break
-            if count > 1:
-                ones, ramp = lanes(count)
-                if value != word * ones + ramp * step:
-                    break
-            buffer[at:stop] = empty[: stop - at]
-            places.append((at, stop))
-            runs.append((cluster, count))
-            if stored.count(1, cluster, cluster + count) != count:
-                break
-            at = find(0x80, stop, end)
-        if at >= 0 or buffer[start:end] != empty:
-            for (at, stop), (cluster, count) in zip(places, runs, strict=True):
-                words = array("Q", range((cluster + base) << bits, (cluster + base + count) << bits, step))
-                if _SWAP:
-                    words.byteswap()
-                buffer[at:stop] = words.tobytes()
-            return False
-        following = runs[0][0] if runs else 0
-        for cluster, count in runs:
-            if seen.count(0, cluster, cluster + count) == count:
-                seen[cluster : cluster + count] = b"\1" * count
-            else:
-                self.seen.add(cluster, count)
-            self.allocated += count
-            if cluster != following:
-                self.fragmented += 1
-            following = cluster + count
-        return True
+            word = int.from_bytes(table[at * 8 : at * 8 + 8], "big")
+            self._following = tally[3]
+            self._walk_standard(array("Q", (word,)), offset, weight, l1_index, at)
+            tally[3] = self._following
+            at += 1
+        self.allocated += tally[0]
+        self.fragmented += tally[1]
+        self.compressed += tally[2]
 
-    def _walk_standard(self, words: array[int], table: int, weight: int, l1_index: int) -> None:
-        """Count what the entries of one L2 table refer to."""
+    def _walk_standard(self, words: array[int], table: int, weight: int, l1_index: int, first: int = 0) -> None:
+        """Count what the entries of an L2 table refer to, of which ``words`` are those from the ``first`` on."""
         image = self.image
         bits, external = image.cluster_bits, image.external
         low, stored = self.seen.low, self.stored.low
         limit = min(len(low), (self.file_length + image.cluster_mask) >> bits)
         active = l1_index >= 0
         bad_bits = layout.L2_RESERVED | image.cluster_mask & ~_ZERO | _COMPRESSED
-        for index, word in enumerate(words):
+        for index, word in enumerate(words, first):
             if not word:
                 continue
             if word & bad_bits or external or word < 512:
@@ -365,9 +335,6 @@ class Checker:
         result: Options = {"check-errors": self.check_errors}
         result.update((name, value) for name, value in counters.items() if value)
         return result
-
-
-_NO_ENTRY = bytes(8)
 
 
 def check(

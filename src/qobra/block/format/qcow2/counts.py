@@ -6,7 +6,8 @@ from array import array
 
 from qobra.block.format.qcow2.refcount import Counts
 
-_LARGE = 255
+LARGE = 255
+"""Counts from here on are kept aside."""
 
 
 class CompactCounts:
@@ -25,22 +26,22 @@ class CompactCounts:
         if cluster >= len(self.low):
             return 0
         count = self.low[cluster]
-        return count if count < _LARGE else self.large[cluster]
+        return count if count < LARGE else self.large[cluster]
 
     def add(self, first: int, count: int, weight: int = 1) -> None:
         """Count ``weight`` more references to each of ``count`` clusters from ``first``."""
         low = self.low
         end = first + count
-        if count > 1 and weight < _LARGE and low.count(0, first, end) == count:
+        if count > 1 and weight < LARGE and low.count(0, first, end) == count:
             low[first:end] = bytes((weight,)) * count
             return
         for cluster in range(first, end):
             value = low[cluster] + weight
-            if value < _LARGE:
+            if value < LARGE:
                 low[cluster] = value
             else:
                 self.large[cluster] = self.large.get(cluster, low[cluster]) + weight
-                low[cluster] = _LARGE
+                low[cluster] = LARGE
 
     def take_block(self, first: int, counts: Counts) -> None:
         """The counts from cluster ``first`` on are those of a refcount block; what is past the end is dropped."""
@@ -55,15 +56,15 @@ class CompactCounts:
             lows = raw[::width] if little else raw[width - 1 :: width]
             self.low[first : first + size] = lows[:size]
             highs = (raw[at::width] for at in range(width) if at != (0 if little else width - 1))
-            if all(not any(high) for high in highs) and _LARGE not in lows:
+            if all(not any(high) for high in highs) and LARGE not in lows:
                 return
         else:
             self.low[first : first + size] = counts[:size]
-            if _LARGE not in counts:
+            if LARGE not in counts:
                 return
         for at in range(size):
-            if counts[at] >= _LARGE:
-                self.low[first + at] = _LARGE
+            if counts[at] >= LARGE:
+                self.low[first + at] = LARGE
                 self.large[first + at] = counts[at]
 
     def last_used(self) -> int:

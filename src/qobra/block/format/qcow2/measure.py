@@ -53,6 +53,12 @@ def measure(options: Options, source: BlockNode | None) -> Options:
 
 def _allocated(source: BlockNode, cluster: int) -> int:
     """Bytes of the clusters that hold data in ``source``."""
+    packed = getattr(source, "packed_map", None)
+    blocks = packed(0, source.length) if packed is not None else None
+    if blocks is not None:
+        from qobra.block.format.qcow2.packed import data_bytes
+
+        return data_bytes(blocks, cluster)
     required = 0
     done = 0
     for start in range(0, source.length, _STEP):
