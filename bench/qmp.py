@@ -29,8 +29,8 @@ COMMANDS = {
 START_GOAL_MS = 20.0
 MEMORY_GOAL_MIB = 40.0
 
-# What the installed program does, without the imports that some installers put into its script.
-QOBRA = [sys.executable, "-c", "import sys; from qobra.cli.storage_daemon import main; sys.exit(main())"]
+# The program as the environment has it.
+QOBRA = [os.path.join(os.path.dirname(sys.executable), "qobra-storage-daemon")]
 
 
 class Daemon:
@@ -86,6 +86,7 @@ def main() -> int:
         return 2
     # An environment without bytecode would compile every module at each start.
     subprocess.run([sys.executable, "-m", "compileall", "-q", os.path.dirname(_package())], check=False)
+    subprocess.run([sys.executable, "-m", "qobra.cli._bundle"], check=False)
     commands = {"qobra": QOBRA, "qemu": [qemu]}
     results = measure_start(commands, arguments.runs) | measure_round_trips(commands, arguments.runs)
     missed = 0

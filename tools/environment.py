@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
         install(python, venv, extras)
     # Where PYTHONDONTWRITEBYTECODE is set, every start would compile what it imports, which takes longer than that.
     run(python, "-m", "compileall", "-q", os.path.join(ROOT, "src"))
+    run(python, "-m", "qobra.cli._bundle")
     return 0
 
 
@@ -51,12 +52,15 @@ def link_source(python: str, venv: str) -> None:
     import tomllib
 
     purelib = output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
-    write(os.path.join(purelib, "qobra.pth"), os.path.join(ROOT, "src") + "\n")
+    source = os.path.join(ROOT, "src")
+    write(os.path.join(purelib, "qobra.pth"), source + "\n")
     with open(os.path.join(ROOT, "pyproject.toml"), "rb") as stream:
         scripts = tomllib.load(stream)["project"]["scripts"]
     for name, target in scripts.items():
         module, function = target.split(":")
-        text = f"#!{python}\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+        # Without `site` the start is shorter; qobra.cli brings it in where something of site-packages is imported.
+        text = f"#!{python} -S\nimport sys\n\nsys.path.append({source!r})\n\n"
+        text += f"from {module} import {function}\n\nsys.exit({function}())\n"
         write(os.path.join(venv, "bin", name), text, 0o755)
 
 

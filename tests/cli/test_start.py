@@ -1,0 +1,102 @@
+"""The bundle of bytecode that programs start from."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+from qobra.cli import _bundle, _start
+from qobra.cli._start import Bundle, SitePackages
+
+
+@pytest.fixture
+def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle in use that holds ``bundled_one`` and the package ``bundled_two``; the folder of their sources."""
+    (tmp_path / "bundled_one.py").write_text("VALUE = 1\n\ndef fail():\n    raise ValueError('no')\n")
+    (tmp_path / "bundled_two").mkdir()
+    (tmp_path / "bundled_two" / "__init__.py").write_text("from bundled_one import VALUE\n")
+    (tmp_path / "bundled_two" / "inner.py").write_text("VALUE = 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(_bundle, "_imported", lambda: ["bundled_one", "bundled_two", "sys", "no_such_module"])
+    path = str(tmp_path / "start.bundle")
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    assert _bundle.build(path) == 2
+    monkeypatch.setattr(_start, "PATH", path)
+    _start.start()
+    yield tmp_path
+    for name in ("bundled_one", "bundled_two", "bundled_two.inner"):
+        sys.modules.pop(name, None)
+
+
+def test_modules_come_from_the_bundle(bundled: Path) -> None:
+    module = importlib.import_module("bundled_two")
+    assert module.VALUE == 1
+    assert isinstance(module.__spec__.loader, Bundle)
+    assert module.__file__ == str(bundled / "bundled_two" / "__init__.py")
+    assert importlib.import_module("bundled_two.inner").VALUE == 2  # it is not in the bundle
+
+
+def test_a_changed_source_is_read(bundled: Path) -> None:
+    (bundled / "bundled_one.py").write_text("VALUE = 11\n")
+    module = importlib.import_module("bundled_one")
+    assert module.VALUE == 11
+    assert not isinstance(module.__spec__.loader, Bundle)
+
+
+def test_a_source_that_is_gone_is_not_imported(bundled: Path) -> None:
+    (bundled / "bundled_one.py").unlink()
+    with pytest.raises(ImportError):
+        importlib.import_module("bundled_one")
+
+
+def test_tracebacks_have_their_lines(bundled: Path) -> None:
+    module = importlib.import_module("bundled_one")
+    with pytest.raises(ValueError) as raised:
+        module.fail()
+    assert "raise ValueError('no')" in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x04" + bytes(7) + b"junk"])
+def test_a_bad_bundle_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    path = tmp_path / "start.bundle"
+    path.write_bytes(content)
+    before = list(sys.meta_path)
+    monkeypatch.setattr(_start, "PATH", str(path))
+    monkeypatch.setattr(sys, "meta_path", list(before))
+    _start.start()
+    assert sys.meta_path == before
+
+
+def test_a_copied_tree_does_not_use_it(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_start, "PACKAGE", "/elsewhere/qobra")
+    before = list(sys.meta_path)
+    _start.start()
+    assert sys.meta_path == before
+
+
+def test_the_usual_starts_are_in_it() -> None:
+    names = _bundle._imported()
+    assert {"qobra.cli.img", "qobra.block.format.qcow2.node", "qobra.qmp.session", "threading"} <= set(names)
+
+
+def test_without_site_packages_are_found_when_asked_for(tmp_path: Path) -> None:
+    source = os.path.dirname(_start.PACKAGE)
+    program = (
+        f"import sys; sys.path.append({source!r}); import qobra.cli; before = 'site' in sys.modules;"
+        "import prompt_toolkit; print(before, 'site' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True)
+    assert result.stdout == "False True\n", result.stderr
+    missing = program.replace("prompt_toolkit", "no_such_module")
+    result = subprocess.run([sys.executable, "-S", "-c", missing], capture_output=True, text=True)
+    assert result.stderr.endswith("ModuleNotFoundError: No module named 'no_such_module'\n")
+
+
+def test_site_packages_leaves_submodules_alone() -> None:
+    assert SitePackages().find_spec("a.b", ["/"]) is None
