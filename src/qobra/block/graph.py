@@ -100,6 +100,13 @@ class Graph:
         """The roots whose node is ``node``."""
         return [root for root, (target, _perm, _shared) in self.state.roots.items() if target is node]
 
+    def is_read(self, node: BlockNode, *, beside: BlockNode) -> bool:
+        """Whether anybody but ``beside`` relies on the data of ``node`` to be consistent."""
+        state = self.state
+        users = [(parent, name) for parent, name in state.parents(node) if parent is not beside]
+        edges = [*users, *((root, "root") for root in self.roots_of(node))]
+        return any(state.permissions[edge][0] & permissions.CONSISTENT_READ for edge in edges)
+
     def check_user(self, node: BlockNode, user: BlockNode, name: str, perm: int, shared: int) -> None:
         """Raise QobraError where one more user of ``node`` is in conflict with those that it has."""
         state = self.state
@@ -280,8 +287,9 @@ def compute_permissions(state: GraphState, order: list[BlockNode]) -> dict[Block
     cumulative: dict[BlockNode, tuple[int, int]] = {}
     result = state.permissions
     for root, (node, perm, shared) in state.roots.items():
-        if node.inactive and root.gives_way:
-            perm, shared = 0, permissions.ALL
+        if root.gives_way and (node.inactive or node.layer.opens_inactive):
+            # While the guest is elsewhere, its disks may be filled by others, even those that are active here.
+            perm, shared = 0 if node.inactive else perm, permissions.ALL
         users[node].append((root, "root", perm, shared))
         result[(root, "root")] = (perm, shared)
     for node in reversed(order):

@@ -40,13 +40,13 @@ def cow_backing(node: BlockNode) -> BlockNode | None:
     return without_implicit(backing) if backing is not None else None
 
 
-def backing_depth(node: BlockNode) -> int:
-    """How many images lie under ``node``, backing files and filters."""
+def backing_depth(node: BlockNode, *, implicit: bool = True) -> int:
+    """How many images lie under ``node``, backing files and filters, and the ``implicit`` ones too if so wanted."""
     depth = 0
-    current = _filtered_or_backing(node)
+    current = _filtered_or_backing(node, implicit)
     while current is not None:
         depth += 1
-        current = _filtered_or_backing(current)
+        current = _filtered_or_backing(current, implicit)
     return depth
 
 
@@ -85,8 +85,10 @@ def _reports_info(node: BlockNode) -> bool:
     return node.reports_info
 
 
-def image_chain(node: BlockNode, *, flat: bool, known: dict[BlockNode, Info] | None = None) -> Info:
-    """ImageInfo of ``node``, with ``backing-image`` all the way down unless ``flat``.
+def image_chain(
+    node: BlockNode, *, flat: bool, known: dict[BlockNode, Info] | None = None, implicit: bool = True
+) -> Info:
+    """ImageInfo of ``node``, with ``backing-image`` all the way down unless ``flat``; ``implicit``: see backing_depth.
 
     ``known`` keeps the answers of one query, so that a chain of many images is told of in a time that is not the square
     of its length.
@@ -99,20 +101,19 @@ def image_chain(node: BlockNode, *, flat: bool, known: dict[BlockNode, Info] | N
     current: BlockNode | None = node
     while current is not None and current not in known:
         chain.append(current)
-        current = _filtered_or_backing(current)
+        current = _filtered_or_backing(current, implicit)
     for each in reversed(chain):
         info = known[each] = image_info(each)
-        below = _filtered_or_backing(each)
+        below = _filtered_or_backing(each, implicit)
         if below is not None:
             info["backing-image"] = known[below]
     return known[node]
 
 
-def _filtered_or_backing(node: BlockNode) -> BlockNode | None:
+def _filtered_or_backing(node: BlockNode, implicit: bool) -> BlockNode | None:
     """What a chain of images goes on with: for a filter what it shows, for others their backing file."""
-    if node.is_filter:
-        return node.filtered
-    return node.backing if node.supports_backing else None
+    below = node.filtered if node.is_filter else node.backing if node.supports_backing else None
+    return below if below is None or implicit else without_implicit(below)
 
 
 def device_info(
@@ -122,7 +123,7 @@ def device_info(
     backend: BlockBackend | None = None,
     known: dict[BlockNode, Info] | None = None,
 ) -> Info:
-    """BlockDeviceInfo of ``node``; with ``backend``, the limits of its throttle group are told.
+    """BlockDeviceInfo of ``node``; with ``backend``, as its user sees it, with the limits of its throttle group.
 
     ``known``: see :func:`image_chain`.
     """
@@ -140,9 +141,9 @@ def device_info(
         },
         "detect_zeroes": node.detect_zeroes,
         "write_threshold": node.write_threshold,
-        "backing_file_depth": 0 if flat else backing_depth(node),
+        "backing_file_depth": 0 if flat else backing_depth(node, implicit=backend is None),
         **_NO_LIMITS,
-        "image": image_chain(node, flat=flat, known=known),
+        "image": image_chain(node, flat=flat, known=known, implicit=backend is None),
     }
     backing = cow_backing(node)
     if backing is not None:
@@ -246,7 +247,7 @@ def node_stats(node: BlockNode, *, chain: bool) -> Info:
     primary = node.primary()
     if primary is not None:
         info["parent"] = node_stats(primary, chain=chain)
-    below = _filtered_or_backing(node)
+    below = _filtered_or_backing(node, not chain)
     if chain and below is not None:
         info["backing"] = node_stats(below, chain=True)
     return info

@@ -101,9 +101,10 @@ def _prepare_child(
             # Referred to by name, and still this node's own: it follows.
             inherited = inherited_options(node, options, node.roles[name])
             kept = {key: value for key, value in child.options.items() if key not in GENERIC_OPTIONS}
-            if child.backing is not None:
-                kept["backing"] = child.backing.node_name  # also one that only the header names
-            _prepare(layer, change, child, {**inherited, **kept, **child.explicit_options}, undo)
+            kept.update(child.explicit_options)
+            # Also those that only the header names, and what was put between them since.
+            kept.update({key: below.node_name for key, below in child.children.items()})
+            _prepare(layer, change, child, {**inherited, **kept}, undo)
         return
     if reaches(child, node):
         raise QobraError(f"Making '{child.node_name}' a {name} child of '{node.node_name}' would create a cycle")

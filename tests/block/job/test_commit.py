@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from qobra.block import permissions
 from qobra.block.job.commit import start_commit
 from qobra.errors import QobraError
 
@@ -163,3 +164,15 @@ def test_refusals_leave_nothing(layer, tree, raw, args, text):
         commit(layer, **{"device": "drive", **args})
     assert str(error.value) == text
     assert (layer.graph.nodes, layer.graph.state.roots.keys()) == before
+
+
+def test_a_filter_right_on_the_base_may_be_read_meanwhile(layer, tree, qcow2, raw):
+    with layer.control:
+        base = layer.graph.find("base")
+        layer.add_node({"driver": "compress", "node-name": "f", "file": "base"})
+        with layer.graph.change() as change:
+            change.attach(layer.graph.find("mid"), "backing", layer.graph.find("f"), permissions.ROLE_COW)
+    commit(layer, "drive", **{"top-node": "mid", "base-node": "base"})
+    layer.wait_status("c", "null")
+    assert tree.node.backing is base
+    tree.check()

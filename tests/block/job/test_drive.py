@@ -111,3 +111,26 @@ def test_refusals_leave_no_node(layer, guest, tmp_path, start):
             run(layer, start, **{"target": str(tmp_path / "t"), **args})
         assert str(error.value) == text
         assert layer.graph.nodes == before
+
+
+def test_backup_to_a_file_that_has_no_format(layer, guest, tmp_path):
+    before = bytes(guest.model)
+    run(layer, start_drive_backup, target=str(tmp_path / "b"), format="file")
+    layer.wait_status("j", "null")
+    assert (tmp_path / "b").read_bytes() == before
+
+
+def test_a_mirror_writes_whole_clusters_where_the_target_does_not_have_its_backing_file_yet(layer, guest, tmp_path):
+    from qobra.block.creation._image import plan
+
+    pairs = [("cluster_size", "131072")]
+    backing = {"backing_file": str(tmp_path / "base"), "backing_format": "qcow2"}
+    plan(layer, str(tmp_path / "t"), "qcow2", pairs, unsafe=True, size=MIB, **backing).run(layer)
+    job = run(layer, start_drive_mirror, target=str(tmp_path / "t"), mode="existing", sync="top", granularity=4096)
+    layer.wait_event("BLOCK_JOB_READY")
+    guest.write(300_000, b"late")
+    with layer.control:
+        job.complete()
+    layer.wait_status("j", "null")
+    guest.check()
+    assert guest.node.cluster_size() == 131072

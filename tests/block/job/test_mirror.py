@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
 from qobra.block.job.chain import root_node
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.errors import QobraError
@@ -180,3 +183,50 @@ def test_only_a_root_is_mirrored(layer, guest, raw):
         mirror(layer, "source", **{"job-id": "n"})
     with layer.control:
         job.user_cancel(True)
+
+
+def test_a_job_that_says_it_is_paused_has_nothing_in_flight(layer, guest, raw, monkeypatch):
+    target = raw("target")
+    inside, go = threading.Event(), threading.Event()
+    write = target._write
+
+    def slow(offset, data):
+        inside.set()
+        go.wait(30)
+        write(offset, data)
+
+    monkeypatch.setattr(target, "_write", slow)
+    monkeypatch.setattr(target, "plain_writes", lambda: False)
+    job = mirror(layer)
+    inside.wait(30)
+    with layer.control:
+        job.user_pause()
+        assert job.block_info()["busy"]
+    go.set()
+    layer.wait_status("m", "standby")
+    with layer.control:
+        assert not job.block_info()["busy"]
+        assert job.pool.in_flight == 0
+        job.user_cancel(True)
+
+
+def test_a_child_of_a_quorum_is_replaced_only_while_nobody_else_reads_it(layer, raw, make_guest, capsys):
+    for name in ("one", "two", "target", "other"):
+        raw(name)
+    options = {"driver": "quorum", "node-name": "q", "children": ["one", "two"], "vote-threshold": 1}
+    made = make_guest(layer.add_node(options))
+    reader = BlockBackend(layer, perm=permissions.CONSISTENT_READ)
+    reader.insert(layer.graph.find("one"))
+    with pytest.raises(QobraError, match="abrupt change of visible data"):
+        mirror(layer, replaces="one")
+    reader.remove()
+    job = mirror(layer, replaces="one")
+    layer.wait_event("BLOCK_JOB_READY")
+    reader.insert(layer.graph.find("one"))
+    with layer.control:
+        job.complete()
+    assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == "Operation not permitted"
+    layer.wait_status("m", "null")
+    assert "Can no longer replace 'one' by 'target'" in capsys.readouterr().err
+    assert made.node.children["children.0"] is layer.graph.find("one")
+    reader.remove()

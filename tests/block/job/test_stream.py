@@ -131,3 +131,44 @@ def test_refusals_leave_nothing(layer, tree, raw, args, text):
         stream(layer, **args)
     assert str(error.value) == text
     assert (layer.graph.nodes, layer.graph.state.roots.keys()) == before
+
+
+def test_a_stream_does_not_rely_on_the_filter_of_a_commit(layer, tree, qcow2, make_guest):
+    from qobra.block.job.commit import start_commit
+
+    layer.backends.pop("drive").remove()
+    over = make_guest(qcow2("over", "top"), "over")
+    with layer.control, layer.drained():
+        args = {"job-id": "c", "device": "over", "top-node": "mid", "base-node": "base", "speed": 1}
+        commit = start_commit(layer.jobs, {**args, "filter-node-name": "filter"})
+        commit.start()
+    with pytest.raises(QobraError, match="Cannot freeze 'backing' link to 'filter'"):
+        stream(layer, "top", **{"base-node": "mid"})
+    # What the filter lies on is no concern of a stream that ends above it.
+    stream(layer, "top", **{"base-node": "filter"})
+    layer.wait_status("s", "null")
+    with layer.control:
+        commit.user_cancel(True)
+    layer.wait_status("c", "null")
+    assert names(over.node) == ["over", "top", "mid", "base"]
+
+
+def test_streams_side_by_side_in_a_chain_that_was_opened_with_all_its_names(layer, qcow2, make_guest, tmp_path):
+    for name, backing in (("a", None), ("b", "a"), ("c", "b"), ("d", "c"), ("e", "d")):
+        make_guest(qcow2(name, backing), "writer").fill()
+        layer.backends.pop("writer").remove()
+    for name in "edcba":
+        layer.delete_node(name)
+    options = None
+    for name in "abcde":
+        file = {"driver": "file", "filename": str(tmp_path / name)}
+        options = {"driver": "qcow2", "node-name": name, "file": file, "backing": options}
+    make_guest(layer.add_node(options))
+    jobs = []
+    for number, (device, bottom) in enumerate(("cb", "ed")):
+        jobs.append(stream(layer, device, speed=1, bottom=bottom, **{"job-id": f"s{number}"}))
+    with layer.control:
+        for job in jobs:
+            job.user_cancel(True)
+    layer.wait_status("s0", "null")
+    assert layer.graph.find("c").read_only

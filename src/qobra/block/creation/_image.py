@@ -154,22 +154,23 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
     protocol = parse_filename(filename)
     driver = drivers.find(protocol["driver"])
     assert driver is not None
-    if fmt == "raw" and values.get("preallocation", "off") not in PREALLOCATION_MODES:
+    if fmt in ("raw", driver.driver) and values.get("preallocation", "off") not in PREALLOCATION_MODES:
         raise QobraError(f"invalid parameter value: {values['preallocation']}")
     create_file: Callable[[Options], None] | None = driver.create if driver.creatable else None  # type: ignore[attr-defined]
     # A disk is allocated in whole sectors, whatever the user asked for.
     values = {**values, "size": -(-values["size"] // 512) * 512}
     below = formats.find(driver.driver)
-    file_values: Values = {"size": values["size"] if fmt == "raw" else 0}
+    bare = fmt in ("raw", driver.driver)  # the file is all there is
+    file_values: Values = {"size": values["size"] if bare else 0}
     if below is not None:
         # A format sees to preallocation itself; raw has nothing but its file.
-        names = FORMAT_MEMBERS_OF_FILE if fmt == "raw" else FORMAT_MEMBERS_OF_FILE[1:]
+        names = FORMAT_MEMBERS_OF_FILE if bare else FORMAT_MEMBERS_OF_FILE[1:]
         file_values.update({name: values[name] for name in names if name in values})
     if create_file is None:
         _require_existing(layer, protocol, filename, driver.driver, file_values["size"])
     else:
         create_file({**protocol, **(below.convert(file_values) if below is not None else file_values)})
-    if fmt != "raw":
+    if not bare:
         _format(layer, protocol, fmt, target.convert(values), filename)
 
 

@@ -18,6 +18,14 @@ class ActiveCopy(Protocol):
 
     locks: RangeLocks
 
+    def takes(self, offset: int, length: int) -> bool:
+        """Whether a write of the guest may go to the target at once."""
+        ...
+
+    def missed(self, offset: int, length: int) -> None:
+        """A write of the guest, which could not go to the target at once, is in the source only."""
+        ...
+
     def copied(self, offset: int, length: int) -> None:
         """A write of the guest is in source and target."""
         ...
@@ -95,6 +103,9 @@ class MirrorTopNode(FilterNode):
         assert active is not None
         with active.locks.guest(offset, length):
             to_source()
+            if not active.takes(offset, length):
+                active.missed(offset, length)
+                return
             try:
                 to_target()
             except Exception as error:

@@ -119,7 +119,7 @@ class BackupJob(BlockJob):
             while True:
                 self.park(None)
         slots = ThreadSlots(self._edges)
-        pool = CopyPool(self._copy, self._copied, self._helpers)
+        self.pool = pool = CopyPool(self._copy, self._copied, self._helpers)
         self._slots = slots
         try:
             if self._sync == "top":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.job.chain import chain, skip_filters
 from qobra.block.job.group import JobGroup
 from qobra.block.job.job import Job
 from qobra.block.job.rate import RateLimit
@@ -95,6 +96,19 @@ class BlockJob(Job):
         self.layer.block_node(node, self.blocker)
         self._blocked.append(node)
         return edge
+
+    def add_intermediate(self, top: BlockNode, base: BlockNode) -> None:
+        """Hold what is between ``top``, with it, and ``base``, whose data is about to go into ``base``.
+
+        That is not consistent meanwhile, except where it is a filter that shows nothing but ``base``.
+        """
+        for node in chain(top):
+            if node is base:
+                break
+            shared = permissions.WRITE_UNCHANGED | permissions.WRITE
+            if skip_filters(node) is skip_filters(base):
+                shared |= permissions.CONSISTENT_READ
+            self.add_node("intermediate node", node, 0, shared)
 
     def uses(self, node: BlockNode) -> bool:
         """Whether ``node`` is one of the job's."""
@@ -219,7 +233,7 @@ class BlockJob(Job):
             "device": self.id,
             "len": self.total,
             "offset": self.current,
-            "busy": self.busy,
+            "busy": self.active,
             "paused": self.pause_count > 0,
             "speed": self.rate.speed,
             "io-status": self.io_status,

@@ -67,6 +67,33 @@ def find_overlay(top: BlockNode, node: BlockNode | None) -> BlockNode | None:
     return None
 
 
+def can_replace(node: BlockNode, wanted: BlockNode) -> bool:
+    """Whether ``wanted`` shows what ``node`` does, so that a copy of one may take the place of the other."""
+    if node is wanted:
+        return True
+    if node.is_filter and node.filtered is not None:
+        return can_replace(node.filtered, wanted)
+    if node.driver == "quorum":
+        # A vote hides what one child has of its own, but only from the quorum's users.
+        return any(
+            can_replace(child, wanted) and not node.layer.graph.is_read(child, beside=node)
+            for child in node.children.values()
+        )
+    return False
+
+
+def check_freezable(top: BlockNode, bottom: BlockNode) -> None:
+    """Raise QobraError where a job cannot rely on the links from ``top`` down to ``bottom`` staying as they are."""
+    for node in chain(top):
+        if node is bottom:
+            return
+        below = next_below(node)
+        if below is not None and below.driver == "commit_top":
+            # The commit takes its filter out when it ends, whoever else is still busy.
+            name = next(name for name, child in node.children.items() if child is below)
+            raise QobraError(f"Cannot freeze '{name}' link to '{below.node_name}'")
+
+
 def find_by_name(top: BlockNode, filename: str) -> BlockNode | None:
     """The image below ``top`` that ``filename`` names, as seen from the directory of the image above it."""
     current = skip_filters(top)

@@ -15,6 +15,7 @@ from qobra.block.filter.placing import insert_filter, take_out_filter
 from qobra.block.job.block_job import REPORT, BlockJob, device_name
 from qobra.block.job.chain import (
     chain,
+    check_freezable,
     contains,
     find_by_name,
     find_overlay,
@@ -82,10 +83,7 @@ class CommitJob(BlockJob):
             options["node-name"] = args["filter-node-name"]
         self._filter, holder = insert_filter(layer, top, options)
         self._roots.append(holder)
-        for node in chain(top):
-            if node is base:
-                break
-            self.add_node("intermediate node", node, 0, permissions.WRITE_UNCHANGED | permissions.WRITE)
+        self.add_intermediate(top, base)
         self.add_node("base", base)
         perm = permissions.CONSISTENT_READ | permissions.WRITE
         if base.length < top.length:
@@ -180,6 +178,7 @@ def start_commit(jobs: Jobs, args: Options) -> BlockJob:
         return _start_active(jobs, active, top, base, args)
     if skip_filters(top) is skip_filters(base):
         raise QobraError("Invalid files for merge: top and base are the same")
+    check_freezable(top, base)
     overlay = find_overlay(active, top)
     if overlay is not None:
         layer.check_blockers(overlay)

@@ -20,6 +20,7 @@ from qobra.block.opener import valid_id
 from qobra.errors import QobraError, errno_of
 
 if TYPE_CHECKING:
+    from qobra.block.copy.pool import CopyPool
     from qobra.block.job.jobs import Jobs
 
 
@@ -80,6 +81,8 @@ class Job:
         self.force_cancelled = False
         self.condition = threading.Condition()
         """Guards what both the strand and the job's thread look at; notified when any of it changes."""
+        self.pool: CopyPool | None = None
+        """What does a part of the work in other threads."""
         self._parked = False
         self._thread: threading.Thread | None = None
         self._ended = False
@@ -280,7 +283,7 @@ class Job:
             self.pause_count += 1
             parked = self._parked
             self.condition.notify_all()
-        if parked:
+        if parked and not self.active:
             self.note_paused()
 
     def resume(self) -> None:
@@ -362,6 +365,8 @@ class Job:
         :meth:`wake` ends the sleep early; the caller looks why. Raises JobCancelled. Not inside a slot.
         """
         clock = self.layer.clock
+        if self.pause_count:
+            self._settle()
         self.busy = False
         with self.condition:
             self._parked = True
@@ -374,6 +379,7 @@ class Job:
                             announced = True
                             self.condition.release()
                             try:
+                                self._settle()
                                 self.layer.control.post(self.note_paused)
                             finally:
                                 self.condition.acquire()
@@ -393,10 +399,20 @@ class Job:
         if self.force_cancelled:
             raise JobCancelled
 
+    def _settle(self) -> None:
+        """A job that says that it is paused has nothing in flight."""
+        if self.pool is not None:
+            self.pool.wait_idle()
+
     def join(self) -> None:
         """Wait until the job's thread has ended."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+
+    @property
+    def active(self) -> bool:
+        """Whether the job is at work, in any of its threads."""
+        return self.busy or (self.pause_count > 0 and self.pool is not None and self.pool.in_flight > 0)
 
     # -- queries ----------------------------------------------------------------------------------------------
 

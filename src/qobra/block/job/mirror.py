@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
@@ -18,8 +19,9 @@ from qobra.block.copy.writeback import Writeback
 from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import take_out_filter
 from qobra.block.job.block_job import REPORT, BlockJob
-from qobra.block.job.chain import chain, set_read_only
+from qobra.block.job.chain import can_replace, next_below, set_read_only
 from qobra.errors import QobraError
+from qobra.report import report_error
 
 if TYPE_CHECKING:
     from qobra.block.graph import GraphChange
@@ -58,6 +60,8 @@ class MirrorPlan:
         self.base = base
         """Data of this node and what is below it is not copied."""
         self.granularity = granularity
+        self.least_unit = 0
+        """Parts of so many bytes must be written whole, 0: any size will do; ``granularity`` is no less."""
         self.buffer = DEFAULT_BUFFER
         self.unmap = True
         self.write_blocking = False
@@ -133,11 +137,9 @@ class MirrorJob(BlockJob):
         self.add_node("source", self._source, 0, _SOURCE_SHARED)
         self.add_node("target", self._target)
         if self._onto_backing:
-            for node in chain(self._source):
-                if node is self._target:
-                    break
-                if node is not self._source:
-                    self.add_node("intermediate node", node, 0, permissions.WRITE_UNCHANGED | permissions.WRITE)
+            below = next_below(self._source)
+            if below is not None:
+                self.add_intermediate(below, self._target)
 
     # -- the work ---------------------------------------------------------------------------------------------
 
@@ -306,6 +308,16 @@ class MirrorJob(BlockJob):
 
     # -- write-blocking ---------------------------------------------------------------------------------------
 
+    def takes(self, offset: int, length: int) -> bool:
+        """Whether a write of the guest may go to the target as it is; else :meth:`missed` is to be told of it."""
+        unit = self._plan.least_unit
+        return not unit or not (offset % unit or length % unit)
+
+    def missed(self, offset: int, length: int) -> None:
+        """A write of the guest went to the source only (in the guest's thread): it is copied later."""
+        assert self._dirty is not None
+        self._dirty.set(offset, length)
+
     def copied(self, offset: int, length: int) -> None:
         """A write of the guest went to both (in the guest's thread)."""
         dirty = self._dirty
@@ -361,14 +373,25 @@ class MirrorJob(BlockJob):
         """Let everyone who uses the source use the target."""
         layer, source, target = self.layer, self._source, self._target
         replaced = self._replaced or source
+        if self._replaced is not None and not can_replace(source, replaced):
+            report_error(
+                f"Can no longer replace '{replaced.node_name}' by '{target.node_name}', because it can no longer be "
+                "guaranteed that doing so would not lead to an abrupt change of visible data"
+            )
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if target.read_only != replaced.read_only:
             set_read_only(layer, target, replaced.read_only)
         self._stop_tracking()
-        with layer.graph.change() as change:
-            take_out_filter(change, self._filter)
-            self._let_go(change)
-            self._set_target_backing(change)
-            change.replace(replaced, target)
+        try:
+            with layer.graph.change() as change:
+                take_out_filter(change, self._filter)
+                self._let_go(change)
+                self._set_target_backing(change)
+                change.replace(replaced, target)
+        except QobraError as error:
+            # The job ends with a number, as all that fails so late; the reason is told whoever runs the program.
+            report_error(error)
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         self._edges.clear()
         self._swapped = True
 

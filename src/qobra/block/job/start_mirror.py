@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block.bitmap import default_granularity
 from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import insert_filter, remove_filter
-from qobra.block.job.chain import backing_of, contains, skip_filters, skip_implicit
+from qobra.block.job.chain import backing_of, can_replace, contains, skip_filters, skip_implicit
 from qobra.block.job.mirror import DEFAULT_BUFFER, MirrorJob, MirrorPlan
 from qobra.errors import QobraError
 
@@ -46,7 +46,9 @@ def mirror_plan(layer: BlockLayer, source: BlockNode, target: BlockNode, args: O
     if buffer < 0:
         raise QobraError("Invalid parameter 'buf-size'")
     base = skip_filters(source).backing if sync == "top" else None
-    plan = MirrorPlan(sync, base, granularity or default_granularity(target))
+    least_unit = _least_unit(target)
+    plan = MirrorPlan(sync, base, max(granularity or default_granularity(target), least_unit))
+    plan.least_unit = least_unit
     plan.buffer = buffer or DEFAULT_BUFFER
     plan.unmap = args.get("unmap", True)
     plan.write_blocking = args.get("copy-mode", "background") == "write-blocking"
@@ -56,29 +58,28 @@ def mirror_plan(layer: BlockLayer, source: BlockNode, target: BlockNode, args: O
     return plan
 
 
+def _least_unit(target: BlockNode) -> int:
+    """The least that may be written to ``target``: a whole cluster where its backing file is not there yet.
+
+    Else the rest of the cluster would be filled up with zeroes, and hide what the backing file has.
+    """
+    image = skip_filters(target)
+    named = image.supports_backing and image.backing is None and image.backing_filename  # type: ignore[attr-defined]
+    return image.cluster_size() if named else 0
+
+
 def replaceable(layer: BlockLayer, source: BlockNode, name: str) -> BlockNode:
     """The node ``name``, whose place a mirror of ``source`` may take. Raises QobraError where it may not."""
     node = layer.graph.find(name)
     if node is None:
         raise QobraError(f"Failed to find node with node-name='{name}'")
     layer.check_blockers(node)
-    if not _can_replace(source, node):
+    if not can_replace(source, node):
         raise QobraError(
             f"Cannot replace '{name}' by a node mirrored from '{source.node_name}', because it cannot be guaranteed "
             "that doing so would not lead to an abrupt change of visible data"
         )
     return node
-
-
-def _can_replace(node: BlockNode, wanted: BlockNode) -> bool:
-    """Whether ``wanted`` shows what ``node`` does, so that a copy of one may take the place of the other."""
-    if node is wanted:
-        return True
-    if node.is_filter and node.filtered is not None:
-        return _can_replace(node.filtered, wanted)
-    if node.driver == "quorum":
-        return any(_can_replace(child, wanted) for child in node.children.values())
-    return False
 
 
 def start_mirror(

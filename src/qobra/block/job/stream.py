@@ -13,6 +13,7 @@ from qobra.block.filter.placing import insert_filter, remove_filter, take_out_fi
 from qobra.block.job.block_job import REPORT, STOP, BlockJob
 from qobra.block.job.chain import (
     chain,
+    check_freezable,
     contains,
     find_by_name,
     find_overlay,
@@ -159,6 +160,7 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
     if above is None:
         assert base is not None
         raise QobraError(f"'{base.node_name}' is not in the backing chain of '{node.node_name}'")
+    check_freezable(node, above)
     was_read_only = node.read_only
     set_read_only(layer, node, False)
     options: Options = {"driver": "copy-on-read", "file": node.node_name}

@@ -50,7 +50,7 @@ class Sweep:
             with self._slots.entered():
                 work(offset, size)
 
-        pool = CopyPool(guarded, self._done, self._helpers)
+        job.pool = pool = CopyPool(guarded, self._done, self._helpers)
         writeback = Writeback(self._target)
         try:
             for step in range(0, length, STEP):
@@ -64,8 +64,6 @@ class Sweep:
                     self._settle(pool, failed)
                     writeback.note(size)
                     job.throttle(size)
-                    if job.pause_count:
-                        pool.wait_idle()
                 pool.wait_idle()
                 self._settle(pool, failed)
                 job.current = end

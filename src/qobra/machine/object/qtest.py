@@ -44,6 +44,8 @@ class Qtest(Object):
 
     def finalize(self) -> None:
         if "_device" in self.__dict__:
+            if self._device.is_open:
+                self.event("closed")
             self._device.detach()
             if self._stream is not None and self._stream is not sys.stderr:
                 self._stream.close()
@@ -63,8 +65,12 @@ class Qtest(Object):
         if name == "opened":
             self._started_ns = time.monotonic_ns()
             self._session = QtestSession(self._session.board, self._send, self._write_log if self._stream else None)
-        if self._stream is not None and name in ("opened", "closed"):
-            self._write_log("I", name.upper())
+        if self._stream is not None and name == "opened":
+            # When it came; all that follows counts from there.
+            self._stream.write(f"[I {time.time():.6f}] OPENED\n")
+            self._stream.flush()
+        elif self._stream is not None and name == "closed":
+            self._write_log("I", "CLOSED")
 
     def _send(self, text: str) -> None:
         self._device.write_all(text.encode("latin-1"))
