@@ -78,3 +78,31 @@ def test_what_cannot_change_is_refused(layer, change, text):
     with pytest.raises(QobraError, match=text):
         reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "f", **change}])
     assert layer.find_node("disk").file.node_name == "f"
+
+
+def test_a_qcow2_goes_on_in_the_file_that_it_is_given(layer, tmp_path):
+    from qobra.cli import img
+
+    backends = {}
+    for name, pattern in (("one", b"1"), ("two", b"2")):
+        img.main(["create", "-q", "-f", "qcow2", str(tmp_path / name), "1M"])
+        file = {"driver": "file", "node-name": f"{name}-file", "filename": str(tmp_path / name)}
+        layer.add_node({"driver": "qcow2", "node-name": name, "file": file})
+        backend = backends[name] = BlockBackend(layer, perm=permissions.CONSISTENT_READ | permissions.WRITE)
+        backend.insert(layer.find_node(name))
+        backend.write(0, pattern * 512)
+    swapped = [{"driver": "qcow2", "node-name": "one", "file": "two-file"},
+               {"driver": "qcow2", "node-name": "two", "file": "one-file"}]  # fmt: skip
+    reopen(layer, swapped)
+    assert backends["one"].read(0, 512) == b"2" * 512
+    backends["one"].write(512, b"x" * 512)
+    backends["one"].flush()
+    assert b"x" * 512 in (tmp_path / "two").read_bytes()
+    assert b"x" * 512 not in (tmp_path / "one").read_bytes()
+    for backend in backends.values():
+        backend.remove()
+
+
+def test_an_empty_name_is_no_node(layer):
+    with pytest.raises(QobraError, match="Cannot find device='' nor node-name=''"):
+        reopen(layer, [{"driver": "raw", "node-name": "disk", "file": ""}])

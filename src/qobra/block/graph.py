@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from qobra.block.job.block_job import BlockJob
     from qobra.block.layer import BlockLayer
 else:
     Protocol = object
@@ -81,6 +82,8 @@ class Graph:
     def __init__(self, layer: BlockLayer) -> None:
         self._layer = layer
         self._next_age = 0
+        self.frozen: set[tuple[BlockJob, BlockNode, str]] = set()
+        """(job, parent, child name): links that the job needs as they are; users are refused to change them."""
         self.state = GraphState({}, {}, {})
 
     @property
@@ -106,6 +109,12 @@ class Graph:
         users = [(parent, name) for parent, name in state.parents(node) if parent is not beside]
         edges = [*users, *((root, "root") for root in self.roots_of(node))]
         return any(state.permissions[edge][0] & permissions.CONSISTENT_READ for edge in edges)
+
+    def check_frozen(self, parent: BlockNode, name: str) -> None:
+        """Raise QobraError where a job needs the child ``name`` of ``parent`` to stay what it is."""
+        if any(node is parent and link == name for _job, node, link in self.frozen):
+            child = parent.children[name]
+            raise QobraError(f"Cannot change frozen '{name}' link from '{parent.node_name}' to '{child.node_name}'")
 
     def check_user(self, node: BlockNode, user: BlockNode, name: str, perm: int, shared: int) -> None:
         """Raise QobraError where one more user of ``node`` is in conflict with those that it has."""
@@ -187,6 +196,8 @@ class Graph:
             if links is not old.links.get(node):
                 node.children = {name: child for name, (child, _role) in links.items()}
                 node.roles = {name: role for name, (_child, role) in links.items()}
+                if node in old.links:
+                    node.children_changed()
         for root in old.roots.keys() | new.roots.keys():
             entry = new.roots.get(root)
             root.node = entry[0] if entry else None

@@ -138,6 +138,9 @@ class BlockNode:
     def activate(self) -> None:
         """Called once the node is in the graph with its permissions: repairs and marks that opening calls for."""
 
+    def children_changed(self) -> None:
+        """``children`` is not what it was: forget what was kept of it. Called while everything is drained."""
+
     def inactivate(self) -> None:
         """Write out all that is cached, as if to be closed: the node is about to turn read-only or to be handed over.
 
@@ -390,11 +393,14 @@ class BlockNode:
     ) -> None:
         """Make ``length`` bytes read as zero; ``may_unmap``: their space may be given back.
 
+        As in QEMU, whoever asks at a root decides about the space even where the root has discard=ignore; a driver that
+        passes a request on has to heed the child's ``discard_unmap``.
+
         With ``no_fallback``, raise ENOTSUP rather than write zeroes byte by byte.
         """
         self.check_write(offset, length)
         if length:
-            self._zero(offset, length, may_unmap and self.discard_unmap, no_fallback)
+            self._zero(offset, length, may_unmap, no_fallback)
             self.written(offset, length)
         if fua:
             self.flush()

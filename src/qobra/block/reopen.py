@@ -87,12 +87,16 @@ def _prepare_child(
         merged = {**inherited, "driver": current.driver, "node-name": current.node_name, **wanted}
         _prepare(layer, change, current, merged, undo)
         return
-    if wanted is None or wanted == "":
+    if wanted is None:
         if current is not None:
             if current.implicit:
                 raise QobraError(f"Cannot replace implicit {name} child of {node.node_name}")
+            layer.graph.check_frozen(node, name)
             change.detach(node, name)
         return
+    replaceable = name in _REPLACEABLE and (name != "backing" or node.supports_backing or node.is_filter)
+    if not replaceable and (current is None or wanted != current.node_name):
+        raise QobraError(f"Cannot change the option '{name}'")
     child = layer.graph.find(wanted)
     if child is None:
         raise QobraError(f"Cannot find device='' nor node-name='{wanted}'")
@@ -106,11 +110,12 @@ def _prepare_child(
             kept.update({key: below.node_name for key, below in child.children.items()})
             _prepare(layer, change, child, {**inherited, **kept}, undo)
         return
+    layer.graph.check_frozen(node, name)
     if reaches(child, node):
         raise QobraError(f"Making '{child.node_name}' a {name} child of '{node.node_name}' would create a cycle")
-    if name not in _REPLACEABLE or (name == "backing" and not (node.supports_backing or node.is_filter)):
-        raise QobraError(f"Cannot change the option '{name}'")
     role = node.roles.get(name, permissions.ROLE_COW)
+    if not node.read_only:
+        node.flush()  # what the driver holds back belongs into the child that it leaves
     change.attach(node, name, child, role)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.job.stream import start_stream
+from qobra.block.reopen import reopen
 from qobra.errors import QobraError
 
 MIB = 1 << 20
@@ -131,6 +132,22 @@ def test_refusals_leave_nothing(layer, tree, raw, args, text):
         stream(layer, **args)
     assert str(error.value) == text
     assert (layer.graph.nodes, layer.graph.state.roots.keys()) == before
+
+
+def test_links_of_a_job_are_frozen(layer, qcow2):
+    names = ("base", "mid", "top")
+    for name, backing in zip(names, (None, "base", "mid"), strict=True):
+        qcow2(name, backing)
+    job = stream(layer, "top", **{"base-node": "base", "auto-finalize": False})
+    layer.wait_status("s", "pending")
+    files = {name: layer.graph.find(name).file.node_name for name in names}
+    with layer.control:
+        with pytest.raises(QobraError, match="Cannot change frozen 'backing' link from 'top' to 'mid'"):
+            reopen(layer, [{"driver": "qcow2", "node-name": "top", "file": files["top"], "backing": None}])
+        reopen(layer, [{"driver": "qcow2", "node-name": "mid", "file": files["mid"], "backing": None}])
+        job.finalize()
+    layer.wait_status("s", "null")
+    assert layer.graph.find("top").backing is None and not layer.graph.frozen
 
 
 def test_a_stream_does_not_rely_on_the_filter_of_a_commit(layer, tree, qcow2, make_guest):

@@ -49,7 +49,7 @@ class Export:
         self.when_gone: list[Callable[[], None]] = []
         """Called in the strand once the export is gone."""
         shared = permissions.ALL if self.share_resize else permissions.ALL & ~permissions.RESIZE
-        self.backend = BlockBackend(layer, shared=shared, description=f"block export '{self.id}'")
+        self.backend = BlockBackend(layer, shared=shared)
         self._clients: set[ExportClient] = set()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)

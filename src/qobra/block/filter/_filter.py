@@ -53,7 +53,8 @@ class FilterNode(BlockNode):
         self.below.write_compressed(offset, data)
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
-        self.below.write_zeroes(offset, length, may_unmap=may_unmap, no_fallback=no_fallback)
+        below = self.below
+        below.write_zeroes(offset, length, may_unmap=may_unmap and below.discard_unmap, no_fallback=no_fallback)
         return True
 
     def _discard(self, offset: int, length: int) -> None:

@@ -77,10 +77,12 @@ class MirrorTopNode(FilterNode):
         target = self.target
         if self.active is None or target is None:
             return super()._write_zeroes(offset, length, may_unmap, no_fallback)
+        below = self.below
+        unmap_below = may_unmap and below.discard_unmap
         self._both(
             offset,
             length,
-            lambda: self.below.write_zeroes(offset, length, may_unmap=may_unmap, no_fallback=no_fallback),
+            lambda: below.write_zeroes(offset, length, may_unmap=unmap_below, no_fallback=no_fallback),
             lambda: target.write_zeroes(offset, length, may_unmap=may_unmap),
         )
         return True

@@ -154,7 +154,10 @@ class QuorumNode(BlockNode):
         self._all("write", offset, len(data), lambda child: child.write(offset, data))
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
-        self._all("write", offset, length, lambda child: child.write_zeroes(offset, length, may_unmap=may_unmap))
+        def zero(child: BlockNode) -> None:
+            child.write_zeroes(offset, length, may_unmap=may_unmap and child.discard_unmap)
+
+        self._all("write", offset, length, zero)
         return True
 
     def flush(self) -> None:

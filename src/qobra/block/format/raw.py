@@ -111,7 +111,9 @@ class RawNode(BlockNode):
         return super().plain_writes() and not self.probed
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
-        self.file.write_zeroes(offset + self._offset, length, may_unmap=may_unmap, no_fallback=no_fallback)
+        file = self.file
+        may_unmap = may_unmap and file.discard_unmap
+        file.write_zeroes(offset + self._offset, length, may_unmap=may_unmap, no_fallback=no_fallback)
         return True
 
     def _discard(self, offset: int, length: int) -> None:

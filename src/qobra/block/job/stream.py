@@ -71,6 +71,7 @@ class StreamJob(BlockJob):
                 if node is base:
                     break
                 self.add_node("intermediate node", node, 0, _SHARED)
+            self.freeze(self._target, above_base)
         except BaseException:
             self.discard()
             raise

@@ -41,6 +41,7 @@ class FileNode(BlockNode):
     is_leaf = True
     creatable = True
     strong_options = ()
+    changeable_options = frozenset({"x-check-cache-dropped"})
 
     fd: int = -1
 

@@ -178,6 +178,10 @@ class Qcow2Disk(BlockNode):
         if not self.read_only and not self.checking:
             self.get_ready()
 
+    def children_changed(self) -> None:
+        self.image.file = self.file
+        self.image.data = self.children.get("data-file", self.file)
+
     def get_ready(self) -> None:
         """The image is about to be changed: repair it if it is dirty, and drop what would not follow the changes."""
         if self._ready:

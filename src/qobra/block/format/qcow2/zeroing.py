@@ -77,7 +77,8 @@ class Zeroing:
         if no_fallback and any(not self._edge_is_easy(start, stop) for start, stop in edges):
             return False
         if image.node.data_file_raw:
-            image.data.write_zeroes(offset, length, may_unmap=unmap, no_fallback=no_fallback)
+            may_unmap = unmap and image.data.discard_unmap
+            image.data.write_zeroes(offset, length, may_unmap=may_unmap, no_fallback=no_fallback)
         if first < last:
             self.apply(first, last, DISCARD if old else UNMAP if unmap else KEEP)
         for start, stop in edges:
