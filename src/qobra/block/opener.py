@@ -10,7 +10,7 @@ from qobra.block.extents import MAX_DEPTH
 from qobra.block.filename import full_backing_filename, parse_filename
 from qobra.block.format._magic import candidates
 from qobra.block.node import BlockNode, Options, drivers
-from qobra.block.opening import OpenedNodes, Opening
+from qobra.block.opening import OpenedNodes, Opening, with_inherited
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
 else:
     Any = object
+
+_OF_EVERY_NODE = ("node-name", "discard", "cache", "read-only", "auto-read-only", "force-share", "detect-zeroes")
+"""What BlockdevOptions has whatever the driver is: of the right types before the driver is known."""
 
 _BACKING_FAILED = "Could not open backing file: "
 
@@ -112,7 +115,7 @@ class Opener:
             self._depth -= 1
 
     def _open_new(self, reference: Options, opened: list[BlockNode], inherited: Options) -> BlockNode:
-        options = {**inherited, **reference}
+        options = with_inherited(inherited, reference)
         name = options.get("node-name")
         if name is not None:
             self.check_node_name(name)
@@ -219,16 +222,18 @@ class Opener:
         }
         child = self.open_reference(file, opened, {**inherited, "discard": "unmap"})
         driver = self.probe_format(child)
-        # The child is open already and not yet in the graph, so it is handed over as it is.
-        from qobra.block.typed_options import typed
-
         # Only now it can be told what the format's own options mean.
         own = {
             key: value
             for key, value in options.items()
-            if key != "file" and not key.startswith("_") and value is not None
+            if key not in _OF_EVERY_NODE and key != "file" and not key.startswith("_") and value is not None
         }
-        return {**options, **typed({**own, "driver": driver}), "file": _Opened(child)}
+        if own:
+            from qobra.block.typed_options import typed
+
+            own = typed({**own, "driver": driver})
+        # The child is open already and not yet in the graph, so it is handed over as it is.
+        return {**options, **own, "driver": driver, "file": _Opened(child)}
 
     def probe_format(self, node: BlockNode) -> str:
         """The format of the image in ``node``, told from its first bytes; ``raw`` where none is sure."""
