@@ -33,8 +33,16 @@ def activate(layer: BlockLayer, roots: Iterable[BlockNode]) -> None:
 
 def activate_all(layer: BlockLayer) -> None:
     """Take every node over; those that are opened later are active from the start."""
-    layer.opens_inactive = False
-    activate(layer, tuple(layer.graph.nodes.values()))
+    waited, layer.opens_inactive = layer.opens_inactive, False
+    try:
+        activate(layer, tuple(layer.graph.nodes.values()))
+        if waited:
+            # Devices share their disks no longer as those did that waited for the guest.
+            with layer.graph.change() as change:
+                change.touches_existing = True
+    except BaseException:
+        layer.opens_inactive = waited
+        raise
 
 
 def _activate_one(layer: BlockLayer, node: BlockNode) -> None:
@@ -69,6 +77,9 @@ def deactivate_all(layer: BlockLayer) -> None:
         node = root.node
         if node is not None and node in active and root.perm & _CHANGES and not root.gives_way:
             raise QobraError("Operation not permitted", errno=errno.EPERM, node=node.node_name)
+    for node in active:
+        if node.is_filter and any(_writes_itself(node, name) for name in node.children):
+            raise QobraError("Operation not permitted", errno=errno.EPERM, node=node.node_name)
     handed: list[BlockNode] = []
     with layer.drained():
         try:
@@ -86,6 +97,14 @@ def deactivate_all(layer: BlockLayer) -> None:
             node.inactive = True
         with layer.graph.change() as change:
             change.touches_existing = True
+
+
+def _writes_itself(node: BlockNode, name: str) -> bool:
+    """Whether a filter changes a child that is not the one it presents, whatever its users do: a backup's target."""
+    role = node.roles[name]
+    return not role & permissions.ROLE_FILTERED and bool(
+        node.child_permissions(name, role, 0, permissions.ALL)[0] & _CHANGES
+    )
 
 
 def _children_first(roots: Iterable[BlockNode]) -> list[BlockNode]:

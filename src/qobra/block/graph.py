@@ -196,6 +196,7 @@ class Graph:
             if links is not old.links.get(node):
                 node.children = {name: child for name, (child, _role) in links.items()}
                 node.roles = {name: role for name, (_child, role) in links.items()}
+                _adopt(node)
                 if node in old.links:
                     node.children_changed()
         for root in old.roots.keys() | new.roots.keys():
@@ -203,6 +204,16 @@ class Graph:
             root.node = entry[0] if entry else None
             if entry:
                 root.perm, root.shared = entry[1], entry[2]
+
+
+def _adopt(node: BlockNode) -> None:
+    """A backing node that was opened with one that lay between becomes one that was opened with ``node``."""
+    backing = node.children.get("backing")
+    opener = backing.opened_by if backing is not None else None
+    while opener is not None and opener is not node:
+        opener = opener.opened_by
+    if backing is not None and opener is node:
+        backing.opened_by = node
 
 
 class GraphChange:

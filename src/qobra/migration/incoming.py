@@ -102,8 +102,9 @@ class Incoming:
             if self._channel is not None:
                 self._channel.cancel()
         self._listener.close()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(1.0)
+        self._thread.join(1.0)
+        with self._machine.control:
+            self._bitmaps.give_up()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is over; False if ``timeout`` seconds passed first. Not in the strand."""
@@ -124,8 +125,6 @@ class Incoming:
                     channel.abort()
                     return
                 self._channel = channel
-            with self._machine.control:
-                self._set_status("active")
             self._receive(channel)
         except GivenUp:
             return
@@ -143,6 +142,8 @@ class Incoming:
         reader = StreamReader(source)
         state = StateReader(self._machine)
         reader.begin()
+        with self._machine.control:
+            self._set_status("active")
         switched = False
         while True:
             kind, payload = reader.record()
@@ -186,8 +187,7 @@ class Incoming:
 
     def _fail(self, why: str | None, number: int) -> None:
         with self._machine.control:
-            if self._bitmaps is not None:
-                self._bitmaps.give_up()
+            self._bitmaps.give_up()
             switched = self._machine.run_state.state != "inmigrate"
             self._set_status("completed" if switched else "failed")
             if why is not None:

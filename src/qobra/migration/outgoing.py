@@ -158,15 +158,15 @@ class Outgoing:
             raise GivenUp
 
     def _migrate(self) -> None:
-        if self._with_bitmaps:
-            with self._machine.control:
-                self._bitmaps = BitmapSender(self._machine.block, self._owner.settings)
         channel = self._connect()
         with self._lock:
             self._channel = channel
         self._check_cancelled()
         out = self._out = StreamWriter(channel, self._pace)
         out.begin()
+        if self._with_bitmaps:
+            with self._machine.control:
+                self._bitmaps = BitmapSender(self._machine.block, self._owner.settings)
         out.record(CONFIGURATION, put_configuration(self._machine, with_uuid=self._owner.capability("validate-uuid")))
         blocks = bytearray()
         put_blocks(blocks, self._blocks)
