@@ -43,6 +43,14 @@ class OpenedNodes(list[Any]):
             node.set_permissions(node.perm, node.shared)
 
 
+def with_inherited(inherited: Options, options: Options) -> Options:
+    """``options`` of a child, and what it takes from its parent where it says nothing; each cache option by itself."""
+    result = {**inherited, **options}
+    if isinstance(inherited.get("cache"), dict) and isinstance(options.get("cache"), dict):
+        result["cache"] = {**inherited["cache"], **options["cache"]}
+    return result
+
+
 class Opening:
     """What a driver's :meth:`BlockNode.open` gets: the options, and the way to children."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from qobra.block import permissions
 from qobra.block.graph import GraphChange, reaches
 from qobra.block.node import GENERIC_OPTIONS, BlockNode, Options
+from qobra.block.opening import with_inherited
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -44,8 +45,15 @@ def reopen(layer: BlockLayer, all_options: list[Options]) -> None:
 
 
 def _prepare(
-    layer: BlockLayer, change: GraphChange, node: BlockNode, options: Options, undo: list[Callable[[], None]]
+    layer: BlockLayer,
+    change: GraphChange,
+    node: BlockNode,
+    options: Options,
+    undo: list[Callable[[], None]],
+    *,
+    explicit: Options | None = None,
 ) -> None:
+    """``explicit``: those of ``options`` that the node does not have from its parent, if not all."""
     if not node.can_reopen:
         raise QobraError(
             f"Block format '{node.driver}' used by node '{node.node_name}' does not support reopening files"
@@ -59,9 +67,9 @@ def _prepare(
     for name in node.children.keys() | {key for key in options if key in _REPLACEABLE}:
         _prepare_child(layer, change, node, name, options, undo)
     _check_unchanged(node, options)
-    old = node.options
-    undo.append(lambda: _take(node, old))
-    _take(node, options)
+    old, old_explicit = node.options, node.explicit_options
+    undo.append(lambda: _take(node, old, old_explicit))
+    _take(node, options, options if explicit is None else explicit)
     change.recheck.add(node)
     if node.read_only and not old.get("read-only", False):
         # Only now read-only: say so in the words that a reopen is refused with.
@@ -84,8 +92,8 @@ def _prepare_child(
         if current is None or current.opened_by is not node:
             raise QobraError(f"Cannot change the option '{name}.driver'")
         inherited = inherited_options(node, options, node.roles[name])
-        merged = {**inherited, "driver": current.driver, "node-name": current.node_name, **wanted}
-        _prepare(layer, change, current, merged, undo)
+        merged = with_inherited(inherited, {"driver": current.driver, "node-name": current.node_name, **wanted})
+        _prepare(layer, change, current, merged, undo, explicit=wanted)
         return
     if wanted is None:
         if current is not None:
@@ -108,7 +116,7 @@ def _prepare_child(
             kept.update(child.explicit_options)
             # Also those that only the header names, and what was put between them since.
             kept.update({key: below.node_name for key, below in child.children.items()})
-            _prepare(layer, change, child, {**inherited, **kept}, undo)
+            _prepare(layer, change, child, with_inherited(inherited, kept), undo, explicit=child.explicit_options)
         return
     layer.graph.check_frozen(node, name)
     if reaches(child, node):
@@ -133,8 +141,9 @@ def _check_unchanged(node: BlockNode, options: Options) -> None:
         raise QobraError("Cannot change the option 'force-share'")
 
 
-def _take(node: BlockNode, options: Options) -> None:
+def _take(node: BlockNode, options: Options, explicit: Options) -> None:
     """Use ``options`` (all of them) from now on."""
+    node.explicit_options = explicit
     node.options = {
         **{key: value for key, value in node.options.items() if key not in node.changeable_options | GENERIC_OPTIONS},
         **options,

@@ -36,7 +36,10 @@ def typed(options: Options) -> Options:
     for name, value in options.items():
         kind = members.get(name, "")
         if isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
-            result[name] = _child(value)
+            try:
+                result[name] = _child(value)
+            except QobraError as error:
+                raise error.prefixed("Could not open backing file: ") if name == "backing" else error
         elif kind == "[BlockdevRef]" and isinstance(value, list):
             result[name] = [_child(each) for each in value]
         elif not kind:
@@ -44,6 +47,9 @@ def typed(options: Options) -> Options:
                 _refuse(str(driver), name)
             result[name] = value
         else:
+            if kind == "BlockdevCacheOptions" and isinstance(value, dict) and branch:
+                for unknown in value.keys() - {member.name for member in types[kind].members}:
+                    _refuse(str(driver), f"{name}.{unknown}")
             result[name] = _value(name, kind, value)
     return result
 

@@ -77,54 +77,34 @@ def reopen(interpreter: Interpreter, words: list[str]) -> None:
         raise Misused
     if "r" in options and "w" in options:
         raise QobraError("Only one -r/-w option may be given")
+    node, root = interpreter.node, interpreter.root
     changes: dict[str, Any] = {}
+    if "o" in options:
+        from qobra.block.change_options import parse_changes
+
+        changes = parse_changes(node, options["o"])
     if "r" in options or "w" in options:
+        if "read-only" in changes:
+            raise QobraError("Cannot set both -r/-w and 'read-only'")
         changes["read-only"] = "r" in options
     if "c" in options:
         from qobra.block.cache_modes import CACHE_MODES
 
         if options["c"] not in CACHE_MODES:
             raise QobraError(f"Invalid cache option: {options['c']}")
+        if "cache" in changes:
+            raise QobraError("Cannot set both -c and the cache options")
         through, direct, no_flush = CACHE_MODES[options["c"]]
         changes["cache"] = {"direct": direct, "no-flush": no_flush}
-        interpreter.root.writeback = not through
-    if "o" in options:
-        from qobra.block.filename import unflatten
-        from qobra.block.typed_options import typed
+        root.writeback = not through
+    from qobra.block.change_options import change_options, typed_changes
 
-        pairs = dict(part.partition("=")[::2] for part in options["o"].split(","))
-        driver = interpreter.node.driver
-        known = _known_options(driver)
-        for name in pairs:
-            if name.split(".")[0] not in known:
-                raise QobraError(f"Cannot change the option '{name}'")
-        changes.update(typed(unflatten({**pairs, "driver": driver})))
-    root = interpreter.root
-    if changes.get("read-only"):
+    if typed_changes(node, changes).get("read-only"):
         root.set_permissions(root.perm & ~(permissions.WRITE | permissions.WRITE_UNCHANGED), root.shared)
     if changes:
-        _reopen(interpreter.node, changes)
+        change_options(node, changes)
     if "w" in options:
         root.set_permissions(root.perm | permissions.WRITE, root.shared)
-
-
-def _known_options(driver: str) -> set[str]:
-    from qobra.qapi.contract import contract
-
-    types = contract().types
-    union = types["BlockdevOptions"]
-    branch = union.branches.get(driver)
-    members = [*union.members, *(types[branch].members if branch else ())]
-    return {member.name for member in members}
-
-
-def _reopen(node: BlockNode, changes: dict[str, Any]) -> None:
-    """The node with ``changes``; its file follows in what it inherits."""
-    from qobra.block.reopen import reopen as reopen_nodes
-
-    options = {key: value for key, value in node.options.items() if key not in node.children}
-    options.update({name: child.node_name for name, child in node.children.items()})
-    reopen_nodes(node.layer, [{**options, **changes, "node-name": node.node_name, "driver": node.driver}])
 
 
 @io_command("truncate", "[-m prealloc_mode] off", "truncates the current file at the given offset",
@@ -165,10 +145,16 @@ def info(interpreter: Interpreter, words: list[str]) -> None:
     from qobra.block.describe import value_lines
 
     node = interpreter.node
+    # A protocol is shown as both.
+    interpreter.out(f"format name: {node.driver}\n" * (2 if node.is_protocol() else 1))
+    place: BlockNode | None = node
+    while place is not None and (place.is_filter or place.is_transparent):
+        place = place.primary()
+    if place is None or not (place.is_format or place.is_leaf):
+        return  # what is below has no such figures
     interpreter.out(
-        f"format name: {node.driver}\n"
         f"cluster size: {io_size_text(node.cluster_size())}\n"
-        f"vm state offset: {io_size_text(getattr(node, 'vm_state_offset', 0))}\n"
+        f"vm state offset: {io_size_text(getattr(place, 'vm_state_offset', 0))}\n"
     )
     specific = node.info().get("format-specific")
     if specific and specific.get("data"):

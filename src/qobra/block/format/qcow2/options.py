@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DEFAULT_L2_CACHE = 32 << 20
 DEFAULT_REFCOUNT_CACHE = 2 << 20
-_MAX_CACHE = 1 << 40
+_MAX_ENTRIES = (1 << 31) - 1
 _SLICE_LIMIT = 64 << 10
 """Bytes of a slice unless the user says otherwise: whole L2 tables, up to this."""
 
@@ -51,10 +51,14 @@ def cache_sizes(header: Header, options: Options) -> CacheSizes:
         )
     l2 = DEFAULT_L2_CACHE if l2 is None else l2
     refcount = DEFAULT_REFCOUNT_CACHE if refcount is None else refcount
-    if l2 > _MAX_CACHE:
+    # No more than all of the disk's L2 entries.
+    needed = -(-header.size // cluster) * (16 if header.extended_l2 else 8)
+    if min(l2, needed) // entry > _MAX_ENTRIES:
         raise QobraError("L2 cache size too big", errno=errno.EINVAL)
-    if refcount > _MAX_CACHE:
+    if refcount // cluster > _MAX_ENTRIES:
         raise QobraError("Refcount cache size too big", errno=errno.EINVAL)
+    if not 0 <= options.get("cache-clean-interval", 0) < 1 << 32:
+        raise QobraError("Cache clean interval too big", errno=errno.EINVAL)
     return CacheSizes(l2, entry, max(refcount, 4 * cluster))
 
 
