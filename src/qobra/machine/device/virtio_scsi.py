@@ -69,7 +69,7 @@ class VirtioScsi(VirtioDevice):
             self.add_queue(self.virtqueue_size)
         self.sense_size, self.cdb_size = 96, 32
         proxy: Any = self.parent
-        name = proxy.user_id if proxy is not None and proxy.user_id else self.user_id
+        name = getattr(proxy, "user_id", None) or self.user_id
         self.scsi_bus = ScsiBus(self.tree)
         self.scsi_bus.bus_name_given = f"{name}.0" if name else self._free_bus_name()
         self.add_child(self.scsi_bus.bus_name_given, self.scsi_bus)

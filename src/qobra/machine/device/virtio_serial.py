@@ -71,7 +71,7 @@ class VirtioSerial(VirtioDevice):
         self._driver_ready = False
         self.port_bus = VirtioSerialBus(self.tree)
         proxy: Any = self.parent
-        name = proxy.user_id if proxy is not None and proxy.user_id else self.user_id
+        name = getattr(proxy, "user_id", None) or self.user_id
         self.port_bus.bus_name_given = f"{name}.0" if name else "virtio-serial-bus.0"
         self.add_child(self.port_bus.bus_name_given, self.port_bus)
         # Port 0 in and out, control in and out, then the other ports.
