@@ -138,3 +138,22 @@ def test_floppies_and_memory(build: Build) -> None:
     machine = build("-M", "q35")
     assert _cells(machine, 0x10) == [0]
     assert _cells(machine, 0x14) == [0x06]
+
+
+def _numa(build: Build, *options: str) -> str:
+    machine = build("-smp", "8,sockets=8", "-object", "memory-backend-ram,id=ram,size=32M", *options)
+    with machine.control:
+        text: str = dispatch.call(machine, "human-monitor-command", {"command-line": "info numa"})
+    return text
+
+
+def test_cpus_are_spread_over_numa_nodes(build: Build) -> None:
+    text = _numa(build, "-numa", "node,memdev=ram", "-numa", "node")
+    assert "node 0 cpus: 0 2 4 6\n" in text
+    assert "node 1 cpus: 1 3 5 7\n" in text
+
+
+def test_cpus_that_nobody_placed(build: Build) -> None:
+    text = _numa(build, "-numa", "node,nodeid=0,memdev=ram,cpus=0-1", "-numa", "node,nodeid=1,cpus=4-5")
+    assert "node 0 cpus: 0 1 2 3 6 7\n" in text
+    assert "node 1 cpus: 4 5\n" in text

@@ -5,10 +5,9 @@ Takes the options of QEMU's storage daemon and does them in their order. Each ca
 
 from __future__ import annotations
 
-# Not the signal module: it makes enums of these numbers, which takes as long as much of the rest of the start.
-import _signal as signal  # type: ignore[import-not-found]
 import sys
 
+from qobra.cli._ending import Ending, Terminate
 from qobra.cli._options import Background, Option, fail, program, say, scan, structure, tree, warn, write_pidfile
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
@@ -17,7 +16,6 @@ from qobra.qmp.monitor import Monitors
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import FrameType
     from typing import Any
 
 HELP = "serve block nodes, exports and QMP without a machine (qemu-storage-daemon's command line)"
@@ -65,10 +63,6 @@ Options are done in their order. All but --chardev take JSON as well as key=valu
 """
 
 
-class _Terminate(BaseException):
-    """A signal asks the program to end."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the storage daemon until ``quit`` or a signal; the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
@@ -88,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: list[tuple[str, str]], background: Background | None) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _on_signal)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    ending = Ending()
     # An export's thread that comes back from a system call waits this long at most for one that computes (a job, a
     # query): with the default of 5 ms such a neighbour costs it four fifths of its requests, with this a twentieth.
     sys.setswitchinterval(0.0005)
@@ -116,23 +108,19 @@ def _run(options: list[tuple[str, str]], background: Background | None) -> int:
                 fail(str(error))
         if background is not None:
             background.ready()
-        machine.wait_for_exit()
-    except _Terminate:
+        ending.serve(machine)
+        ending.wait()
+    except Terminate:
         pass
     except SystemExit as exit:
         status = int(exit.code or 0)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        ending.close()
         machine.close()
         monitors.close()
         if remove_pidfile is not None:
             remove_pidfile()
     return status
-
-
-def _on_signal(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminate
 
 
 def _apply(machine: Machine, monitors: Monitors, name: str, value: str) -> None:

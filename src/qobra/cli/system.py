@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import _signal as signal  # type: ignore[import-not-found]
 import sys
 
+from qobra.cli._ending import Ending, Terminate
 from qobra.cli._options import Background, fail, program, write_pidfile
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
 
 def main_x86_64() -> int:
@@ -22,10 +21,6 @@ def main_x86_64() -> int:
 def main_riscv64() -> int:
     """The program ``qobra-system-riscv64``."""
     return main("riscv64", sys.argv[1:])
-
-
-class _Terminate(BaseException):
-    """A signal asks the program to end."""
 
 
 def main(architecture: str, arguments: list[str]) -> int:
@@ -82,9 +77,7 @@ def _help_answer(architecture: str, options: list[tuple[str, str]]) -> str | Non
 def _run(architecture: str, options: list[tuple[str, str]], background: Background | None) -> int:
     from qobra.cli._system.build import Builder
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _on_signal)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    ending = Ending()
     try:
         builder = Builder(architecture, options)
     except QobraError as error:
@@ -106,13 +99,16 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
                 background.ready()
             if not builder.preconfig:
                 builder.start()
+                ending.serve(machine)
         if builder.preconfig:
             builder.wait_for_preconfig()
             with machine.control:
                 builder.start()
-        machine.wait_for_exit()
+                ending.serve(machine)
+        if ending.wait():
+            raise Terminate
         status = machine.run_state.exit_status
-    except _Terminate:
+    except Terminate:
         machine.events.emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})
     except QobraError as error:
         status = 1
@@ -120,17 +116,12 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
     except SystemExit as exit:
         status = int(exit.code or 0)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        ending.close()
         machine.close()
         builder.close()
         if remove_pidfile is not None:
             remove_pidfile()
     return status
-
-
-def _on_signal(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminate
 
 
 if __name__ == "__main__":

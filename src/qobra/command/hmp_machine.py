@@ -82,8 +82,9 @@ def info_numa(machine: Machine, args: dict[str, Any]) -> str:
     board = machine.board
     assert board is not None
     lines = [f"{len(board.numa.nodes)} nodes"]
+    present = {cpu.index for cpu in board.cpus}
     for number, node in sorted(board.numa.nodes.items()):
-        cpus = "".join(f" {cpu}" for cpu in sorted(node.cpus))
+        cpus = "".join(f" {cpu}" for cpu in sorted(node.cpus & present))
         lines += [f"node {number} cpus:{cpus}", f"node {number} size: {(node.memory or 0) >> 20} MB"]
         lines.append(f"node {number} plugged: 0 MB")
     return "\n".join(lines) + "\n"

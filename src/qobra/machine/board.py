@@ -122,6 +122,11 @@ class Board(Object):
         self.add_child("unattached", self.unattached)
         self._clock: VirtualClock | None = None
 
+    def default_node(self, index: int, nodes: int) -> int:
+        """Which of ``nodes`` NUMA nodes CPU ``index`` belongs to where nobody says: the CPUs of a socket stay together."""
+        place = self.topology.place(index) if self.topology is not None else {}
+        return place.get("socket-id", index) % nodes
+
     def place_of_cpu(self, index: int) -> dict[str, int]:
         """CpuInstanceProperties of CPU ``index``."""
         place = dict(self.topology.place(index)) if self.topology is not None else {}

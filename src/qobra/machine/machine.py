@@ -59,6 +59,8 @@ class Machine:
         # Told what the program's user, not a client, is to see; a program prints it.
         self.say: Callable[[str], None] = lambda _text: None
         self.warn: Callable[[str], None] = lambda _text: None
+        # Called when the machine asks the program to end.
+        self.on_exit: Callable[[], None] | None = None
         self._exit = threading.Event()
         self._closed = False
 
@@ -149,6 +151,8 @@ class Machine:
     def request_exit(self) -> None:
         """Let :meth:`wait_for_exit` return; the program then closes the machine."""
         self._exit.set()
+        if self.on_exit is not None:
+            self.on_exit()
 
     def wait_for_exit(self, timeout: float | None = None) -> bool:
         """Wait until someone has asked the machine to end; False if ``timeout`` seconds passed first."""

@@ -123,6 +123,15 @@ class Numa:
             raise QobraError(
                 f"total memory for NUMA nodes (0x{total:x}) should equal RAM size (0x{self._board.ram_size:x})"
             )
+        self._place_other_cpus()
+
+    def _place_other_cpus(self) -> None:
+        # Those that nobody placed are on the first node, or spread over all if nobody placed any.
+        topology = self._board.topology
+        spread = not any(node.cpus for node in self.nodes.values())
+        for index in range(topology.max_cpus if topology is not None else 0):
+            if self.node_of_cpu(index) is None:
+                self.nodes[self._board.default_node(index, len(self.nodes)) if spread else 0].cpus.add(index)
 
     def node_of_cpu(self, index: int) -> int | None:
         """The node of a CPU, if it was put into one."""
