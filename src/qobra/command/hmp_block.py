@@ -119,7 +119,11 @@ def info_jobs(machine: Machine, args: dict[str, Any]) -> str:
     for job in dispatch.call(machine, "query-jobs", {}):
         progress = f"{job['current-progress']} of {job['total-progress']}"
         text += f"{job['id']}: type {job['type']}, {job['status']}, {progress}"
-        text += f", error: {job['error']}\n" if "error" in job else "\n"
+        text += f", error: {job['error']}" if "error" in job else ""
+        found = machine.block.jobs.find(job["id"])
+        for name, value in found.statistics().items() if found is not None else ():
+            text += f", {name}: {value}"
+        text += "\n"
     return text or "No jobs\n"
 
 

@@ -222,14 +222,90 @@ def test_an_ignored_error_is_tried_again(layer, guest, target, monkeypatch, tmp_
     assert (tmp_path / "target").read_bytes() == before
 
 
-def test_a_guest_write_fails_if_its_copy_does(layer, guest, target, monkeypatch):
+def test_a_guest_write_fails_if_the_old_data_cannot_be_read(layer, guest, target, monkeypatch):
     job = backup(layer, sync="none", **{"x-perf": {"use-copy-range": False}})
-    Failing(monkeypatch, target, "_write", 1)
+    Failing(monkeypatch, guest.node.file, "_read", 1)
     with pytest.raises(OSError, match="injected"):
         guest.write(0, b"x")
     guest.write(0, b"x")
     with layer.control:
         job.user_cancel(True)
+
+
+class Slow:
+    """The target's writes wait until they are let go."""
+
+    def __init__(self, monkeypatch, node):
+        self.go = threading.Event()
+        original = node._write
+
+        def replaced(*args, **kwargs):
+            assert self.go.wait(30)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(node, "_write", replaced)
+
+
+def test_a_write_does_not_wait_for_a_slow_target(layer, guest, target, monkeypatch, tmp_path):
+    before = guest.read(0, MIB)
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, sync="none")
+    guest.write(70000, b"new" * 50000)
+    guest.write(0, b"x")
+    guest.write(0, b"y")  # its old data is held already
+    assert job.statistics() == {"held": 4 * 65536, "held-limit": 64 << 20}
+    slow.go.set()
+    assert job._once.held.wait_written()
+    assert job.statistics()["held"] == 0
+    assert (tmp_path / "target").read_bytes()[: 4 * 65536] == before[: 4 * 65536]
+    with layer.control:
+        job.user_cancel(True)
+
+
+def test_with_its_memory_full_a_write_copies_by_itself(layer, guest, target, monkeypatch, tmp_path):
+    from qobra.block.copy import held
+
+    before = guest.read(0, MIB)
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, sync="none", **{"x-perf": {"use-copy-range": False}})
+    job._once.held.limit = 65536
+    guest.write(0, b"x")
+    writer = threading.Thread(target=guest.write, args=(65536, b"x"))
+    writer.start()
+    writer.join(0.05)
+    assert writer.is_alive() and job.statistics()["held"] == 65536
+    slow.go.set()
+    writer.join(30)
+    assert not writer.is_alive() and job._once.held.wait_written()
+    assert (tmp_path / "target").read_bytes()[:131072] == before[:131072]
+    assert held.LIMIT == 64 << 20
+    with layer.control:
+        job.user_cancel(True)
+
+
+def test_held_data_that_cannot_be_written_is_tried_again(layer, guest, target, monkeypatch, tmp_path):
+    before = guest.read(0, MIB)
+    job = backup(layer, sync="none", **{"on-target-error": "enospc"})
+    Failing(monkeypatch, target, "_write", 1, errno.ENOSPC)
+    guest.write(0, b"x")
+    layer.wait_event("BLOCK_JOB_ERROR", action="stop")
+    with layer.control:
+        job.user_resume()
+    assert layer.wait_status("j", "running") is None
+    deadline = threading.Event()
+    while job.statistics()["held"] and not deadline.wait(0.005):
+        pass
+    assert (tmp_path / "target").read_bytes()[:65536] == before[:65536]
+    with layer.control:
+        job.user_cancel(True)
+
+
+def test_held_data_that_is_lost_fails_the_job(layer, guest, target, monkeypatch):
+    backup(layer, sync="none", **{"auto-dismiss": False})
+    Failing(monkeypatch, target, "_write", 1)
+    guest.write(0, b"x")
+    layer.wait_status("j", "concluded")
+    assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == "Input/output error"
 
 
 REFUSALS = [

@@ -26,6 +26,10 @@ CHUNK_SIZE = 512 << 10
 _NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM)
 
 
+Fetched = list[tuple[int, int, "memoryview | None"]]
+"""Old data: (offset, length, the bytes; None for zeroes)."""
+
+
 class CopyFailed(Exception):
     """A chunk could not be copied: ``error`` says why, ``is_read`` on which side."""
 
@@ -58,7 +62,7 @@ class ChunkCopier:
     ) -> None:
         self.source = source
         self.target = target
-        self._compress = compress
+        self.compress = compress
         self._detect_zeroes = detect_zeroes
         self._target_is_zero = target_is_zero
         self._unmap = unmap
@@ -76,9 +80,9 @@ class ChunkCopier:
         source_end = self.source.length
         moved = 0
         while offset < end:
-            size = min(CHUNK_SIZE, end - offset) if self._compress else end - offset
+            size = min(CHUNK_SIZE, end - offset) if self.compress else end - offset
             inside = max(0, min(size, source_end - offset))
-            if self._compress:
+            if self.compress:
                 self._copy_compressed(offset, size, inside)
                 moved += inside
             else:
@@ -121,6 +125,31 @@ class ChunkCopier:
             return resolve(self.source, offset, length, want_zero=want_zero)
         except (OSError, QobraError) as error:
             raise CopyFailed(error, True)
+
+    def fetch(self, offset: int, length: int) -> Fetched:
+        """Read a range into memory of its own, for :meth:`put`. Raises CopyFailed."""
+        end = min(offset + length, self.source.length)
+        fetched: Fetched = []
+        for start, size, zero in self._look(offset, end - offset) if end > offset else ():
+            view = None
+            if not zero:
+                view = memoryview(bytearray(size))
+                try:
+                    self.source.read_into(start, view)
+                except (OSError, QobraError) as error:
+                    raise CopyFailed(error, True)
+            fetched.append((start, size, view))
+        if end < offset + length:
+            fetched.append((end, offset + length - end, None))
+        return fetched
+
+    def put(self, fetched: Fetched) -> None:
+        """Write what :meth:`fetch` read. Raises CopyFailed."""
+        for offset, length, view in fetched:
+            if view is None:
+                self.write_zeroes(offset, length)
+            else:
+                self.write_data(offset, view)
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Zero a range, unless it is zero already. Raises CopyFailed."""

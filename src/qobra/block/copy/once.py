@@ -15,6 +15,7 @@ from qobra.block.copy.chunk import ChunkCopier
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qobra.block.copy.held import HeldCopies
     from qobra.block.node import BlockNode
 
 
@@ -34,7 +35,11 @@ class OnceCopy:
         """Told of the number of bytes of each part that was copied."""
         self.settled: Callable[[], None] | None = None
         """Called after a part was copied and before its old data may change."""
+        self.held: HeldCopies | None = None
+        """Where a write may leave old data instead of waiting until the target has it."""
         self._claims: dict[int, int] = {}
+        self._in_memory: set[int] = set()
+        """Claims whose old data is held: what lies there in the source may change."""
         self._condition = threading.Condition()
 
     def claim(self, offset: int, limit: int, end: int | None = None) -> tuple[int, int] | None:
@@ -68,9 +73,38 @@ class OnceCopy:
             if self.copied is not None:
                 self.copied(length)
         finally:
-            with self._condition:
-                del self._claims[offset]
-                self._condition.notify_all()
+            self._let_go(offset)
+
+    def _let_go(self, offset: int) -> None:
+        with self._condition:
+            del self._claims[offset]
+            self._in_memory.discard(offset)
+            self._condition.notify_all()
+
+    def _hold_claimed(self, held: HeldCopies, offset: int, length: int) -> None:
+        """Read a claimed part into memory that was reserved, for the target to get it later. Raises CopyFailed."""
+        try:
+            fetched = self.copier.fetch(offset, length)
+        except BaseException:
+            held.release(length)
+            self.todo.set(offset, length)
+            self._let_go(offset)
+            raise
+        with self._condition:
+            self._in_memory.add(offset)
+            self._condition.notify_all()
+        held.put(offset, length, fetched)
+
+    def held_written(self, offset: int, length: int) -> None:
+        """The target has a part that was held."""
+        if self.copied is not None:
+            self.copied(length)
+        self._let_go(offset)
+
+    def forget_held(self, offset: int, length: int) -> None:
+        """A part that was held is not going to be written: the copy lacks it."""
+        self.todo.set(offset, length)
+        self._let_go(offset)
 
     def skip(self, offset: int, length: int) -> int:
         """There is no need to copy this range of whole clusters; returns how much of it was still to be copied."""
@@ -80,13 +114,13 @@ class OnceCopy:
         return skipped
 
     def wait(self, offset: int, length: int) -> None:
-        """Wait until no part of this range is under way."""
+        """Wait until no part of this range is under way or held."""
         with self._condition:
             while any(first < offset + length and stop > offset for first, stop in self._claims.items()):
                 self._condition.wait()
 
     def copy_before(self, offset: int, length: int) -> None:
-        """See that the old data of this range is copied when this returns. Raises CopyFailed where it cannot be."""
+        """See that the old data of this range is copied, or held, when this returns. Raises CopyFailed."""
         start = offset - offset % self.cluster
         end = min(-(-(offset + length) // self.cluster) * self.cluster, self.todo.length)
         while True:
@@ -94,11 +128,18 @@ class OnceCopy:
                 return
             part = self.claim(start, end - start, end)
             if part is not None:
-                self.copy_claimed(*part)
+                held = self.held
+                if held is not None and held.reserve(part[1]):
+                    self._hold_claimed(held, *part)
+                else:
+                    self.copy_claimed(*part)
                 continue
             with self._condition:
                 waited = False
-                while any(first < end and stop > start for first, stop in self._claims.items()):
+                while any(
+                    first < end and stop > start and first not in self._in_memory
+                    for first, stop in self._claims.items()
+                ):
                     waited = True
                     self._condition.wait()
             if not waited or self.todo.next_dirty(start, end) >= end:

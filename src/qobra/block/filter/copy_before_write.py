@@ -102,6 +102,19 @@ class CopyBeforeWriteNode(FilterNode):
                 pending.extend(node.children.values())
         return False
 
+    def target_shows_source(self) -> bool:
+        """Whether the target shows what is in ``file`` where nothing was copied yet."""
+        pending: list[BlockNode] = [self.target]
+        seen: set[BlockNode] = set()
+        while pending:
+            node = pending.pop()
+            if node is self.file or node is self:
+                return True
+            if node not in seen:
+                seen.add(node)
+                pending.extend(node.children.values())
+        return False
+
     @property
     def target(self) -> BlockNode:
         """Where the old data goes."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block.copy.chunk import CopyFailed
 from qobra.block.copy.engine import suggested_helpers
+from qobra.block.copy.held import HeldCopies
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
@@ -104,6 +105,10 @@ class BackupJob(BlockJob):
 
     def start(self) -> None:
         """Begin in a drained section; as QEMU's job does, it is paused until that ends (:meth:`drain_over`)."""
+        self._slots = ThreadSlots(self._edges)
+        if self._may_hold():
+            once = self._once
+            once.held = HeldCopies(self._slots, once.copier.put, once.held_written, self._held_failed)
         super().start()
         self.transition(state.PAUSED)
 
@@ -115,19 +120,39 @@ class BackupJob(BlockJob):
     # -- the work ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        if self._sync == "none":
-            while True:
-                self.park(None)
-        slots = ThreadSlots(self._edges)
-        self.pool = pool = CopyPool(self._copy, self._copied, self._helpers)
-        self._slots = slots
         try:
+            if self._sync == "none":
+                while True:
+                    self.park(None)
+                    self._settle_failures()
             if self._sync == "top":
-                self._drop_unallocated(slots)
+                self._drop_unallocated(self._slots)
+            self._copy_all()
+        finally:
+            once = self._once
+            for part in once.held.close() if once.held is not None else ():
+                once.forget_held(*part)
+            self._slots.close()
+
+    def _may_hold(self) -> bool:
+        """Whether writes may leave old data in memory: not if readers of the target see the source's data meanwhile."""
+        return not self._once.copier.compress and not self._filter.target_shows_source()
+
+    def _held_failed(self, failure: CopyFailed) -> None:
+        self._copied(0, 0, failure)
+        self.wake()
+
+    def statistics(self) -> dict[str, int]:
+        """``held`` and ``held-limit``: bytes of old data in memory that the target has yet to get, and their most."""
+        held = self._once.held
+        return {"held": held.size, "held-limit": held.limit} if held is not None else {}
+
+    def _copy_all(self) -> None:
+        self.pool = pool = CopyPool(self._copy, self._copied, self._helpers)
+        try:
             self._loop(pool)
         finally:
             pool.close()
-            slots.close()
 
     def _drop_unallocated(self, slots: ThreadSlots) -> None:
         """Leave out what the source only has from its backing file."""
@@ -167,7 +192,8 @@ class BackupJob(BlockJob):
             part = self._claim(position)
             if part is None:
                 pool.wait_idle()
-                if self._settle_failures():
+                held = self._once.held
+                if self._settle_failures() or (held is not None and not held.wait_written()):
                     continue
                 if self._claimable():
                     position = 0
@@ -235,6 +261,8 @@ class BackupJob(BlockJob):
         if action == "ignore":
             self.park(RETRY_NS)
         self.pause_point()
+        if self._once.held is not None:
+            self._once.held.retry()
         return True
 
     # -- the end ----------------------------------------------------------------------------------------------

@@ -416,6 +416,10 @@ class Job:
 
     # -- queries ----------------------------------------------------------------------------------------------
 
+    def statistics(self) -> dict[str, int]:
+        """Figures beyond those of JobInfo that this kind of job has, by name."""
+        return {}
+
     def info(self) -> dict[str, Any]:
         """JobInfo."""
         result: dict[str, Any] = {
