@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from qobra.block.bits import PAGE_SIZE, Bits
+from qobra.block.bits import PAGE_SIZE, Bits, pure_union
+from qobra.native import compiled
 
 SIZE = 3 * PAGE_SIZE + 77
 
@@ -67,3 +68,34 @@ def test_a_set_disk_of_many_terabytes_takes_no_memory():
     bits.set(0, 1 << 30)
     assert bits.count() == 1 << 30
     assert len({id(page) for page in bits.pages.values()}) == 1
+
+
+_compiled = compiled("bits")
+
+
+@pytest.mark.parametrize("union", [pure_union] if _compiled is None else [pure_union, _compiled.union])
+def test_union_of_pages(union):
+    rng = random.Random(5)
+    for size in (1, 7, 64, 4096):
+        mine, theirs = rng.randbytes(size), rng.randbytes(size)
+        both = union(bytearray(mine), theirs)
+        assert isinstance(both, bytes) and both == bytes(a | b for a, b in zip(mine, theirs, strict=True))
+        assert union(both, mine) is both and union(mine, bytes(size)) is mine
+    if union is not pure_union:
+        with pytest.raises(ValueError, match="different sizes"):
+            union(b"12", b"1")
+
+
+def test_merged_sets_share_no_page_that_can_change():
+    ours, theirs = Bits(SIZE), Bits(SIZE)
+    theirs.set(5, 9)
+    theirs.load(PAGE_SIZE, bytes(4095) + b"\x80")
+    ours.merge(theirs)
+    before = ours.copy()
+    ours.set(0, 1)
+    ours.set(PAGE_SIZE, PAGE_SIZE + 1)
+    theirs.clear(5, 6)
+    assert list(before.runs(0, SIZE)) == [(5, 9), (2 * PAGE_SIZE - 1, 2 * PAGE_SIZE)]
+    assert list(theirs.runs(0, SIZE)) == [(6, 9), (2 * PAGE_SIZE - 1, 2 * PAGE_SIZE)]
+    theirs.load(PAGE_SIZE, bytes(4096))
+    assert list(theirs.runs(0, SIZE)) == [(6, 9)]

@@ -12,15 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qobra.native import compiled
+
 PAGE_BITS = 15
 """Numbers in a page, as a power of two."""
 PAGE_SIZE = 1 << PAGE_BITS
 PAGE_BYTES = PAGE_SIZE >> 3
 
 _FULL = b"\xff" * PAGE_BYTES
-_FULL_VALUE = (1 << PAGE_SIZE) - 1
+_EMPTY = bytes(PAGE_BYTES)
 
 Page = bytes | bytearray
+
+
+def pure_union(mine: Page, theirs: Page) -> Page:
+    """What is in one of two pages of the same size: ``mine`` itself where that is all, else new bytes."""
+    before = int.from_bytes(mine, "little")
+    value = before | int.from_bytes(theirs, "little")
+    return mine if value == before else value.to_bytes(len(mine), "little")
 
 
 class Bits:
@@ -84,13 +93,15 @@ class Bits:
 
     def merge(self, other: Bits) -> None:
         """Add every number of ``other``, which has the same size."""
+        form = compiled("bits")  # not at import, which every program pays for
+        union = pure_union if form is None else form.union
         for number, theirs in other.pages.items():
             mine = self.pages.get(number)
             if mine is None or theirs is _FULL:
                 self.pages[number] = theirs if theirs is _FULL else bytes(theirs)
             elif mine is not _FULL:
-                value = int.from_bytes(mine, "little") | int.from_bytes(theirs, "little")
-                self.pages[number] = _FULL if value == _FULL_VALUE else value.to_bytes(PAGE_BYTES, "little")
+                both = union(mine, theirs)
+                self.pages[number] = _FULL if both == _FULL else both
 
     def resize(self, size: int) -> None:
         """Let the set be one of ``range(size)``: numbers past it are dropped, new ones are not in the set."""
@@ -161,7 +172,7 @@ class Bits:
             stop = min(end, base + PAGE_SIZE)
             low, high = (first - base) >> 3, (stop - base + 7) >> 3
             page = self.pages.get(first >> PAGE_BITS)
-            parts.append(bytes(high - low) if page is None else bytes(page[low:high]))
+            parts.append(_EMPTY[low:high] if page is None else page[low:high])
             first = stop
         return b"".join(parts)
 
@@ -171,8 +182,14 @@ class Bits:
         while position < len(data) and first < self.size:
             low = (first & PAGE_SIZE - 1) >> 3
             part = bytes(data[position : position + PAGE_BYTES - low])
-            if part.count(0) != len(part) or first >> PAGE_BITS in self.pages:
-                self._writable(first >> PAGE_BITS)[low : low + len(part)] = part
+            number = first >> PAGE_BITS
+            if len(part) == PAGE_BYTES:
+                if part == _EMPTY:
+                    self.pages.pop(number, None)
+                else:
+                    self.pages[number] = _FULL if part == _FULL else part
+            elif any(part) or number in self.pages:
+                self._writable(number)[low : low + len(part)] = part
             position += len(part)
             first += len(part) << 3
         if first > self.size and self.size & PAGE_SIZE - 1 and self.size >> PAGE_BITS in self.pages:

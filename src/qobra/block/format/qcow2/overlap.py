@@ -121,15 +121,14 @@ class Overlap:
 
     def _collect(self) -> set[int]:
         clusters: set[int] = set()
-        bits = self._image.cluster_bits
+        bits, cluster = self._image.cluster_bits, self._image.cluster_size
         # What a damaged table puts past the end of the file needs no guard, and might be anything in size.
         end = -(-self._image.file.length >> bits)
         for _check, offset, size in self._areas():
-            first, last = offset >> bits, min((offset + size - 1) >> bits, end)
-            if first >= last:
-                clusters.add(first)
-            else:
-                clusters.update(range(first, last + 1))
+            first = offset >> bits
+            clusters.add(first)
+            if size > cluster or offset & cluster - 1:
+                clusters.update(range(first, min((offset + size - 1) >> bits, end) + 1))
         return clusters
 
     def _name(self, offset: int, length: int) -> str:
