@@ -71,7 +71,7 @@ class DirtyBitmap(WriteTracker):
         self.read_only = False
         """Loaded from an image that cannot be written: must not change, so must not be enabled."""
         self.moving = False
-        """Goes to another process on its own way: it is not to be stored in the image."""
+        """Is removed, or goes to another process on its own way: it is not to be stored in the image."""
         self.inconsistent = False
         """Was not stored when its image was last closed: its content means nothing."""
         self.length = node.length if length is None else length

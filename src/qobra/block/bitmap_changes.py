@@ -49,19 +49,22 @@ def add_bitmap(layer: BlockLayer, args: dict[str, Any]) -> Change:
 
 
 def remove_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
-    """Take the bitmap away when committed; until then it is busy and cannot be used."""
+    """Take the bitmap away when committed; until then it is busy and cannot be used.
+
+    It leaves its image at once, since what is committed before may turn that read-only. Where it stays after all, it is
+    stored anew with the others.
+    """
     bitmap = find_bitmap(layer, node_name, name)
     bitmap.check(inconsistent=False)
-    bitmap.busy = True
+    if bitmap.persistent and isinstance(bitmap.node, BitmapStore):
+        bitmap.node.remove_stored_bitmap(name)
+    bitmap.busy = bitmap.moving = True
 
     def undo() -> None:
-        bitmap.busy = False
+        bitmap.busy = bitmap.moving = False
 
     def commit() -> None:
-        node = bitmap.node
-        bitmap.busy = False
-        if bitmap.persistent and isinstance(node, BitmapStore):
-            node.remove_stored_bitmap(name)
+        bitmap.busy = bitmap.moving = False
         bitmap.remove()
 
     return Change(undo, commit)

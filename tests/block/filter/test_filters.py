@@ -77,6 +77,17 @@ def test_blkdebug_fails_the_requests_it_is_told_to(layer, make_file):
     backend.remove()
 
 
+def test_blkdebug_zeroes_whole_units_only(layer, make_file):
+    node = layer.add_node({"driver": "blkdebug", "node-name": "d", "image": make_file("a"), "opt-write-zero": 8192})
+    backend = _enter(layer, node)
+    backend.write(0, b"x" * 32768)
+    with pytest.raises(OSError):
+        node.write_zeroes(4096, 4096, no_fallback=True)
+    backend.write_zeroes(4096, 16384)
+    assert backend.read(0, 32768) == b"x" * 4096 + bytes(16384) + b"x" * 12288
+    backend.remove()
+
+
 def test_blkdebug_states_decide_when_an_event_counts(layer, make_file):
     node = layer.add_node(
         {

@@ -121,3 +121,23 @@ def test_actions_that_are_done_at_once_cannot_be_grouped(layer):
     text = "Action 'block-dirty-bitmap-add' does not support Transaction property completion-mode = grouped"
     with pytest.raises(QobraError, match=text):
         run(layer, bitmap("add", "a", "x"), mode="grouped")
+
+
+def test_a_stored_bitmap_moves_on_with_a_snapshot(layer, tmp_path):
+    from qobra.cli import img
+
+    base, top = str(tmp_path / "base"), str(tmp_path / "top")
+    img.main(["create", "-q", "-f", "qcow2", base, "1M"])
+    layer.add_node({"driver": "qcow2", "node-name": "base", "file": {"driver": "file", "filename": base}})
+    run(layer, bitmap("add", "base", "stays", persistent=True), bitmap("add", "base", "moves", persistent=True))
+    run(
+        layer,
+        ("blockdev-snapshot-sync", {"node-name": "base", "snapshot-file": top, "snapshot-node-name": "top"}),
+        bitmap("add", "top", "moves", persistent=True),
+        ("block-dirty-bitmap-merge",
+         {"node": "top", "target": "moves", "bitmaps": [{"node": "base", "name": "moves"}]}),
+        bitmap("remove", "base", "moves"),
+    )  # fmt: skip
+    node = layer.graph.find("base")
+    assert node.read_only and list(node.bitmaps) == ["stays"]
+    assert [each["name"] for each in node.info()["format-specific"]["data"]["bitmaps"]] == ["stays"]

@@ -127,6 +127,7 @@ class BlkdebugNode(FilterNode):
             raise QobraError(f"Cannot meet constraints with align {align}")
         self.request_alignment = max(align, self.file.request_alignment)
         unit = max(align, self.file.request_alignment)
+        self._zero_unit: int = options.get("opt-write-zero", 0)
         for name in _LIMITS:
             value = options.get(name, 0)
             if value < 0 or value >= 1 << 31 or value % unit:
@@ -249,7 +250,17 @@ class BlkdebugNode(FilterNode):
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
         self._check("write-zeroes", offset, length)
-        return super()._write_zeroes(offset, length, may_unmap, no_fallback)
+        unit = self._zero_unit or 1
+        first, last = -(-offset // unit) * unit, (offset + length) // unit * unit
+        if (first, last) == (offset, offset + length):
+            return super()._write_zeroes(offset, length, may_unmap, no_fallback)
+        if no_fallback or first >= last:
+            return False
+        # What is less than the unit cannot be zeroed but has to be written.
+        self.write_zero_bytes(offset, first - offset)
+        super()._write_zeroes(first, last - first, may_unmap, False)
+        self.write_zero_bytes(last, offset + length - last)
+        return True
 
     def _discard(self, offset: int, length: int) -> None:
         self._check("discard", offset, length)

@@ -110,8 +110,36 @@ def test_check_tells_a_leak_from_damage(lab):
         result = disk.node.check(fix_leaks=True)
         assert result["leaks-fixed"] == 1 and result["corruptions"] == 2 and "leaks" not in result
         result = disk.node.check(fix_errors=True)
-        assert result["corruptions-fixed"] == 2 and "corruptions" not in result
+        # With its count right, nothing is the matter with the flag that says so.
+        assert result["corruptions-fixed"] == 1 and "corruptions" not in result
         assert "corruptions" not in disk.node.check()
+
+
+def test_flags_are_repaired_after_the_counts_that_they_tell_of(lab):
+    block, l2, data = _written(lab)
+    _patch(lab, block + 2 * (data // CLUSTER), b"\0\2")
+    _patch(lab, l2, data.to_bytes(8, "big"))  # not COPIED, as one of two
+    texts = []
+    with lab.open("a", read_only=True, _check=True) as disk:
+        result = disk.node.check(report=texts.append)
+    assert result["leaks"] == 1 and "corruptions" not in result
+    with lab.open("a", _check=True) as disk:
+        result = disk.node.check(fix_leaks=True, report=texts.append)
+    assert texts[-1] == f"Repairing OFLAG_COPIED data cluster: l2_entry={data:x} refcount=1"
+    assert result["leaks-fixed"] == 1 and result["corruptions-fixed"] == 1
+    with lab.open("a") as disk:
+        assert disk.node.check().keys().isdisjoint({"leaks", "corruptions"})
+
+
+def test_a_compressed_cluster_lies_behind_its_table(lab):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        disk.node.write_compressed(0, bytes(range(256)) * (CLUSTER // 256))
+    with lab.open("a", read_only=True) as disk:
+        image = disk.node.image
+        table = image.tables.l1[0] & layout.OFFSET_MASK
+        place, _size = layout.compressed_place(image.tables.find(0).words[0], 16)
+    assert place == table + CLUSTER
 
 
 @pytest.mark.parametrize("damage", ["table entry gone", "table entry wild", "block shared"])

@@ -54,6 +54,8 @@ class Checker:
         """The refcount structures themselves are damaged."""
         self.bad_zero: list[tuple[int, int]] = []
         """(L2 offset, index) of preallocated zero clusters whose place cannot be."""
+        self._copied: list[tuple[int, str]] = []
+        """(index in the active L1, what is wrong with a COPIED flag there)."""
         self.too_low: list[int] = []
         self.too_high: list[int] = []
 
@@ -158,7 +160,7 @@ class Checker:
                 known[1] = index
                 count = self.stored.get(table >> image.cluster_bits)
                 if (count == 1) != bool(entry & _COPIED):
-                    self.error(f"ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}")
+                    self._copied.append((index, copied_table_text(index, entry, count)))
 
     def _walk_tables(self, tables: dict[int, list[int]]) -> None:
         """Read the tables in the order in which they lie, several at once."""
@@ -241,7 +243,7 @@ class Checker:
                 self.fragmented += self._following not in (0, cluster)
                 self._following = cluster + 1
                 if (stored[cluster] == 1) != (word >= _COPIED):
-                    self._copied_error(word)
+                    self._copied_error(word, l1_index)
             if low[cluster] or weight != 1:
                 self.seen.add(cluster, 1, weight)
             else:
@@ -276,7 +278,7 @@ class Checker:
             return
         if self.count(host, image.cluster_size, weight) and active:
             if (self.stored.get(host >> image.cluster_bits) == 1) != bool(word & _COPIED):
-                self._copied_error(word)
+                self._copied_error(word, l1_index)
 
     def _compressed_entry(self, word: int, weight: int, active: bool) -> None:
         image = self.image
@@ -304,9 +306,14 @@ class Checker:
                 self.error(f"ERROR offset={word & _OFFSET:x}: Invalid subcluster bitmap {bitmap:x}")
             self._odd_entry(word, at // 2, table, weight, l1_index)
 
-    def _copied_error(self, word: int) -> None:
+    def _copied_error(self, word: int, l1_index: int) -> None:
         count = self.stored.get((word & _OFFSET) >> self.image.cluster_bits)
-        self.error(f"ERROR OFLAG_COPIED data cluster: l2_entry={word:x} refcount={count}")
+        self._copied.append((l1_index, copied_cluster_text(word, count)))
+
+    def report_copied(self) -> None:
+        """Report COPIED flags that say otherwise than the refcounts as they are stored: whoever repairs those waits."""
+        for _l1_index, text in sorted(self._copied, key=lambda found: found[0]):
+            self.error(f"ERROR {text}")
 
     # -- comparing ----------------------------------------------------------------------------------------------
 
@@ -337,6 +344,16 @@ class Checker:
         return result
 
 
+def copied_table_text(index: int, entry: int, count: int) -> str:
+    """What is said of the COPIED flag of an L1 entry."""
+    return f"OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}"
+
+
+def copied_cluster_text(entry: int, count: int) -> str:
+    """What is said of the COPIED flag of an L2 entry."""
+    return f"OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={count}"
+
+
 def check(
     node: Qcow2Disk, *, fix_leaks: bool = False, fix_errors: bool = False, report: Report | None = None
 ) -> Options:
@@ -350,9 +367,9 @@ def check(
         node.image.writeback.settle()
     checker = Checker(node, say)
     checker.run()
-    result = checker.result()
     if fix_leaks or fix_errors:
         from qobra.block.format.qcow2.repair import repair
 
         return repair(checker, fix_leaks=fix_leaks, fix_errors=fix_errors, report=say)
-    return result
+    checker.report_copied()
+    return checker.result()

@@ -77,6 +77,9 @@ class CompressedWriter:
             for cluster in range(first, last + 1):
                 self._check_absent(cluster)
             image.before_allocating()
+            bits = image.tables.table_bits
+            for table in range(first >> bits, (last >> bits) + 1):
+                image.tables.writable(max(first, table << bits))  # tables lie before what they map, as in QEMU
             try:
                 for piece in pieces:
                     places.append(image.allocator.allocate_bytes(len(piece)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.check import copied_cluster_text, copied_table_text
 from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
 from qobra.block.format.qcow2.writeback import words_to_bytes
 
@@ -24,23 +26,33 @@ def repair(checker: Checker, *, fix_leaks: bool, fix_errors: bool, report: Repor
     if fix_errors and structural:
         report("Rebuilding refcount structure")
         rebuild_refcounts(checker, image.header.refcount_order)
+        counts = checker.seen.get
     else:
-        _set_counts(checker, (checker.too_high if fix_leaks else []) + (checker.too_low if fix_errors else []), report)
+        repaired = (checker.too_high if fix_leaks else []) + (checker.too_low if fix_errors else [])
+        _set_counts(checker, repaired, report)
+        accurate = set(repaired)
+
+        def counts(cluster: int) -> int:
+            return (checker.seen if cluster in accurate else checker.stored).get(cluster)
+
     if fix_errors:
         for table, index in checker.bad_zero:
             image.file.write(table + index * 8, layout.ZERO_FLAG.to_bytes(8, "big"))
-        _set_copied(checker)
+    # Where only leaks are repaired, the counts are right if there was nothing but leaks.
+    sure = fix_errors or not (checker.corruptions or checker.check_errors)
+    flags = _set_copied(checker, counts, report, sure)
     image.writeback.barrier()
     image.reload()
     second = Checker(node, lambda _text: None)
     second.run()
+    second.report_copied()
     if fix_errors and not second.corruptions:
         image.is_corrupt = False
         clean = layout.CORRUPT | (layout.DIRTY if not second.leaks or fix_leaks else 0)
         if image.header.incompatible & clean:
             image.writeback.set_incompatible(clean, clear=True)
     result = second.result()
-    corruptions_fixed, leaks_fixed = checker.corruptions - second.corruptions, checker.leaks - second.leaks
+    corruptions_fixed, leaks_fixed = checker.corruptions + flags - second.corruptions, checker.leaks - second.leaks
     if corruptions_fixed > 0:
         result["corruptions-fixed"] = corruptions_fixed
     if leaks_fixed > 0:
@@ -123,35 +135,47 @@ def _drop(checker: Checker, first: int, count: int) -> None:
             low[cluster] -= 1
 
 
-def _set_copied(checker: Checker) -> None:
-    """Let COPIED say of each active entry whether its count, as found, is 1."""
+def _set_copied(checker: Checker, counts: Callable[[int], int], report: Report, sure: bool) -> int:
+    """Let COPIED say of each active entry whether its count is 1; if not ``sure``, just report. How many were wrong."""
     image = checker.image
     bits = image.cluster_bits
     step = 1 << image.tables.word_bits
-    l1 = image.tables.l1
-    for index, entry in enumerate(l1):
+    verb = "Repairing" if sure else "ERROR"
+    wrong = 0
+    for index, entry in enumerate(image.tables.l1):
         table = entry & layout.OFFSET_MASK
         if not table or table & image.cluster_mask or table >= checker.file_length:
             continue
-        wanted = _flagged(entry, checker.seen.get(table >> bits) == 1)
+        count = counts(table >> bits)
+        wanted = _flagged(entry, count == 1)
         if wanted != entry:
-            image.file.write(image.header.l1_offset + index * 8, wanted.to_bytes(8, "big"))
+            wrong += 1
+            report(f"{verb} {copied_table_text(index, entry, count)}")
+            if sure:
+                image.file.write(image.header.l1_offset + index * 8, wanted.to_bytes(8, "big"))
         words = image.read_array(table, image.cluster_size // 8)
         changed = False
         for at in range(0, len(words), step):
             word = words[at]
             host = word & layout.OFFSET_MASK
-            if not host or host & image.cluster_mask:
-                continue
             if word & layout.COMPRESSED_FLAG:
                 new = word & ~layout.COPIED
+            elif not host or host & image.cluster_mask:
+                continue
+            elif image.external:
+                new = word | layout.COPIED
             else:
-                new = _flagged(word, image.external or checker.seen.get(host >> bits) == 1)
+                count = counts(host >> bits)
+                new = _flagged(word, count == 1)
+                if new != word:
+                    wrong += 1
+                    report(f"{verb} {copied_cluster_text(word, count)}")
             if new != word:
                 words[at] = new
                 changed = True
-        if changed:
+        if changed and sure:
             image.file.write(table, words_to_bytes(words))
+    return wrong
 
 
 def _flagged(entry: int, copied: bool) -> int:
