@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from qobra.machine.machine import Machine
+from qobra.testing.guest import Memory, ModernPci, PciFunction, wait_until
+from qobra.testing.guest_drivers import BlockDriver
+from qobra.testing.system import SystemProgram
 
 PASSED = 0x10
 SECTORS = 64
@@ -77,3 +80,36 @@ def test_boot(tmp_path: Path, peer: Callable[[str], str], driver: str) -> None:
     assert not os.path.exists(sock)
     if driver != "raw":
         assert subprocess.run(["qemu-img", "check", "-q", str(image)]).returncode == 0
+
+
+def test_our_machine_on_their_storage_daemon(tmp_path: Path, peer: Callable[[str], str]) -> None:
+    image, sock = tmp_path / "image", tmp_path / "sock"
+    image.write_bytes(b"".join(bytes([number]) * 512 for number in range(64)))
+    daemon = subprocess.Popen(
+        [
+            peer("qemu-storage-daemon"),
+            *("--blockdev", f"driver=file,filename={image},node-name=n"),
+            *("--export", f"type=vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path={sock}"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(sock.exists)
+        memory = ("-object", "memory-backend-memfd,id=mem,size=64M,share=on", "-machine", "pc,memory-backend=mem")
+        device = ("-chardev", f"socket,id=c,path={sock}", "-device", "vhost-user-blk-pci,chardev=c,addr=5")
+        with SystemProgram(tmp_path, "x86_64", *memory, *device) as program:
+            program.qmp("cont")
+            function = PciFunction(program.guest, 5 << 3)
+            function.enable()
+            disk = BlockDriver(ModernPci(function), Memory(), features=1 << 32)
+            assert disk.request(0, 7, read=512) == (0, b"\7" * 512)
+            assert disk.request(1, 8, b"x" * 512)[0] == 0
+            assert disk.request(4, 0)[0] == 0
+            program.qmp("stop")
+            program.qmp("cont")
+            assert disk.request(0, 8, read=512) == (0, b"x" * 512)
+        assert image.read_bytes()[8 * 512 : 9 * 512] == b"x" * 512
+    finally:
+        daemon.kill()
+        daemon.wait()

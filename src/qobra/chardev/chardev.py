@@ -13,7 +13,7 @@ from qobra.registry import Registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, ClassVar, Protocol
 
     from qobra.chardev.log import Log
@@ -54,6 +54,8 @@ class Chardev:
 
     kind: str
     hotswap: ClassVar[bool] = True
+    passes_fds = False
+    """Whether :meth:`write_with_fds` can pass descriptors."""
 
     def __init__(self, machine: Machine, id: str, options: dict[str, Any]) -> None:
         self.machine = machine
@@ -146,6 +148,10 @@ class Chardev:
             data = data[sent:]
             if data:
                 self.wait_writable()
+
+    def write_with_fds(self, data: bytes, fds: Sequence[int]) -> None:
+        """Send all of ``data``, and with its first byte descriptors, which stay the caller's. Raises QobraError."""
+        raise QobraError(f"chardev '{self.id}' cannot pass file descriptors")
 
     def accept_input(self) -> None:
         """The front end can receive again."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import _socket as socket
 import os
+import sys
 import threading
 
-from qobra.errors import QobraError
+from qobra.errors import QobraError, strerror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Protocol
 else:
     Protocol = object
@@ -105,6 +107,17 @@ class Connection:
             self._queue(self._wrap(data, None))
             self._send_unsent()
         return len(data)
+
+    def send_with_fds(self, data: bytes, fds: Sequence[int]) -> int:
+        """Send a first part of ``data``, descriptors with it; how much went. Raises QobraError."""
+        if self._layers or not self._passes_fds:
+            raise QobraError("this connection cannot pass file descriptors")
+        packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)] if fds else []
+        try:
+            return self.sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise QobraError(f"Failed to send: {strerror(error)}", errno=error.errno)
 
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until :meth:`send` may make progress; False on time-out."""

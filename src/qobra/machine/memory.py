@@ -41,18 +41,19 @@ class Region:
 
 
 class Ram(Region):
-    """Memory. ``view`` is all of it; ``fd`` the memfd or file behind it (-1: private and anonymous).
+    """Memory. ``view`` is all of it; ``fd`` the memfd or file behind it (-1: private and anonymous), which other
+    processes that map it see if it is ``shared``.
 
     ``readonly`` makes it ROM to the guest; the board still writes through ``view``.
     """
 
-    __slots__ = ("_map", "_shared", "fd", "readonly", "view")
+    __slots__ = ("_map", "fd", "readonly", "shared", "view")
 
     def __init__(self, name: str, size: int, *, fd: int = -1, shared: bool = False, readonly: bool = False) -> None:
         super().__init__(name, size)
         self.fd = fd
         self.readonly = readonly
-        self._shared = shared
+        self.shared = shared
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
         if fd < 0:
             flags |= mmap.MAP_ANONYMOUS
@@ -73,12 +74,12 @@ class Ram(Region):
         """The same memory, which cannot be written by that way."""
         twin = object.__new__(Ram)
         Region.__init__(twin, self.name, self.size)
-        twin.fd, twin.readonly, twin.view, twin._map, twin._shared = -1, True, self.view, self._map, self._shared
+        twin.fd, twin.readonly, twin.view, twin._map, twin.shared = -1, True, self.view, self._map, self.shared
         return twin
 
     def discard(self, offset: int, length: int) -> None:
         """Give whole pages back to the host; the guest finds zeroes there."""
-        shared = self.fd >= 0 and self._shared
+        shared = self.fd >= 0 and self.shared
         try:
             self._map.madvise(_MADV_REMOVE if shared else mmap.MADV_DONTNEED, offset, length)
         except OSError:

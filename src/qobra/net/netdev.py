@@ -31,6 +31,8 @@ class Netdev:
     """The common half of the backends. ``options`` are the members of the contract's Netdev of this kind."""
 
     kind: ClassVar[str]
+    front_end: Any = None
+    """The way to a process that serves the card's queues itself (vhost-user)."""
 
     def __init__(self, machine: Machine, id: str, options: dict[str, Any]) -> None:
         self.machine = machine

@@ -14,6 +14,7 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from qobra.crypto.tls import TlsCreds
@@ -229,6 +230,17 @@ class SocketChardev(Chardev):
     def wait_writable(self, timeout: float | None = None) -> bool:
         connection = self._connection
         return connection.wait_writable(timeout) if connection is not None else True
+
+    @property
+    def passes_fds(self) -> bool:  # type: ignore[override]
+        return self._address["type"] in ("unix", "fd")
+
+    def write_with_fds(self, data: bytes, fds: Sequence[int]) -> None:
+        connection = self._connection
+        if connection is None or not self.is_open:
+            raise QobraError(f"chardev '{self.id}' is not connected")
+        sent = connection.send_with_fds(data, fds)
+        self.write_all(data[sent:])
 
     def take_fds(self) -> list[int]:
         connection = self._connection

@@ -78,6 +78,12 @@ class MachineConfig:
             raise QobraError(f"invalid accelerator {self.accelerators[-1]}")
         return "tcg"
 
+    def _backend_size(self, board: Any) -> int | None:
+        # Without -m, the backend that is named says how much memory there is.
+        backend = board.tree.find(self.memory_backend) if self.memory_backend is not None else None
+        size: int | None = getattr(backend, "size", None)
+        return size
+
     def apply(self, board: Any) -> None:
         """Set the board's properties and sizes. Raises QobraError."""
         for name, value in self.board_properties.items():
@@ -86,7 +92,7 @@ class MachineConfig:
         board.set_topology(self.smp)
         if self.cpu is not None:
             board.set_cpu_model(self.cpu)
-        size = self.memory.get("size", board.default_ram_size)
+        size = self.memory.get("size") or self._backend_size(board) or board.default_ram_size
         if "slots" in self.memory and "maxmem" not in self.memory:
             raise QobraError("slots specified but no max-size")
         if "maxmem" in self.memory:

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import threading
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.nic import Nic
-from qobra.machine.virtio.device import F_VERSION_1, VirtioDevice
+from qobra.machine.virtio.device import (
+    F_ANY_LAYOUT,
+    F_EVENT_IDX,
+    F_INDIRECT,
+    F_IOMMU,
+    F_NOTIFY_ON_EMPTY,
+    F_PACKED,
+    F_RING_RESET,
+    F_VERSION_1,
+    VirtioDevice,
+)
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
 from qobra.machine.vmstate import Field, NumberSet, Raw, VmState, flag, listed, raw
 from qobra.object.property import Bool, Int, String
 
+if TYPE_CHECKING:
+    from qobra.machine.virtio.vhost import Vhost
+
 F_CTRL_OFFLOADS, F_MTU, F_MAC, F_MRG_RXBUF, F_STATUS = 2, 3, 5, 15, 16
 F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN = 17, 18, 19
 F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE, F_CTRL_MAC = 20, 21, 23
+_OF_QUEUES = sum(
+    1 << bit
+    for bit in (
+        *(F_MRG_RXBUF, F_NOTIFY_ON_EMPTY, F_ANY_LAYOUT, F_INDIRECT, F_EVENT_IDX),
+        *(F_VERSION_1, F_IOMMU, F_PACKED, F_RING_RESET),
+    )
+)
 _RX, _TX, _CTRL = 0, 1, 2
 _CONFIG = Struct("<6sHHH")
 _LINK_UP, _ANNOUNCE = 1, 2
@@ -68,10 +88,17 @@ class VirtioNet(VirtioDevice, Nic):
         self.config_size = 12 if self.host_mtu else 8
         for size in (self.rx_queue_size, self.tx_queue_size, 64):
             self.add_queue(size)
+        self._vhost: Vhost | None = None
+        if self.backend is not None and self.backend.front_end is not None:
+            from qobra.machine.virtio import vhost
+
+            self._vhost = vhost.Vhost(self, self.backend.front_end, _CTRL)
         self._receive_lock = threading.RLock()
         self._clear_filter()
 
     def unrealize(self) -> None:
+        if self._vhost is not None:
+            self._vhost.close()
         self.unrealize_nic()
         self.queues.clear()
 
@@ -85,6 +112,8 @@ class VirtioNet(VirtioDevice, Nic):
         self._announce = False
 
     def device_reset(self) -> None:
+        if self._vhost is not None:
+            self._vhost.forget()
         self._clear_filter()
         self.address = self.mac
 
@@ -108,6 +137,17 @@ class VirtioNet(VirtioDevice, Nic):
                 bits.append(bit)
         return sum(1 << bit for bit in bits)
 
+    def offered_features(self, *, modern: bool) -> int:
+        offered = super().offered_features(modern=modern)
+        if self._vhost is not None:
+            # Of what concerns the queues, the process that serves them has the say.
+            offered &= ~_OF_QUEUES | self._vhost.front_end.features
+        return offered
+
+    def running_changed(self) -> None:
+        if self._vhost is not None:
+            self._vhost.update()
+
     def features_accepted(self) -> None:
         self.vlans = set() if self.has(F_CTRL_VLAN) else set(range(4096))
 
@@ -121,6 +161,9 @@ class VirtioNet(VirtioDevice, Nic):
             self.address = self.address[:offset] + data + self.address[offset + len(data) :]
 
     def link_changed(self) -> None:
+        if self._vhost is not None and self.backend is not None and self.backend.front_end is None:
+            self._vhost.close()
+            self._vhost = None
         if self.has(F_STATUS):
             self.notify_config()
 
@@ -137,7 +180,10 @@ class VirtioNet(VirtioDevice, Nic):
     # -- sending
 
     def kicked(self, queue: Queue) -> None:
-        if queue.number == _TX:
+        if self._vhost is not None and queue.number < _CTRL:
+            self._vhost.update()
+            self._vhost.kick(queue.number)
+        elif queue.number == _TX:
             self._transmit_all(queue)
         elif queue.number == _CTRL:
             self._serve_control(queue)

@@ -1,0 +1,139 @@
+"""vhost-user-blk: a disk that another process serves (virtio 1.2, section 5.2, over the vhost-user protocol)."""
+
+from __future__ import annotations
+
+from qobra.chardev.vhost_user import VhostUserFrontEnd
+from qobra.errors import QobraError
+from qobra.machine.devices import registry
+from qobra.machine.virtio.device import VirtioDevice
+from qobra.machine.virtio.pci import VirtioPci, register_variants
+from qobra.machine.virtio.queue import QUEUE_MAX, Queue
+from qobra.machine.virtio.vhost import Vhost
+from qobra.object.property import Bool, Int, String
+
+F_SIZE_MAX, F_SEG_MAX, F_GEOMETRY, F_RO, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY = 1, 2, 4, 5, 6, 9, 10
+F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = 11, 12, 13, 14
+_ALWAYS = (F_SIZE_MAX, F_SEG_MAX, F_GEOMETRY, F_RO, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY)
+_AUTO_QUEUES = 0xFFFF
+_CONFIG_SIZE = 60
+_WCE_OFFSET = 32
+
+
+@registry.register("vhost-user-blk")
+class VhostUserBlk(VirtioDevice):
+    """The disk. The other process has the data, the configuration and the say on features."""
+
+    type_name = "vhost-user-blk"
+    device_number = 2
+    config_size = _CONFIG_SIZE
+
+    chardev = String(type="str", description="ID of a chardev to use as a backend")
+    num_queues = Int(_AUTO_QUEUES, type="uint16")
+    queue_size = Int(128, type="uint32")
+    config_wce = Bool(True)
+    discard = Bool(True)
+    write_zeroes = Bool(True)
+    bootindex = Int(-1, type="int32")
+
+    def realize(self) -> None:
+        if not self.chardev:
+            raise QobraError("chardev is mandatory")
+        chardev = self.machine.chardevs.find(self.chardev)
+        if chardev is None:
+            raise QobraError(f"Property '{self.type_name}.chardev' can't find value '{self.chardev}'")
+        if chardev.busy:
+            raise QobraError(f"Property '{self.type_name}.chardev' can't take value '{self.chardev}', it's in use")
+        if self.num_queues == _AUTO_QUEUES:
+            self.values["num-queues"] = max(1, len(self.board.cpus))
+        if not 0 < self.num_queues <= 1024:
+            raise QobraError("invalid number of IO queues")
+        size = self.queue_size
+        if not size:
+            raise QobraError("queue size must be non-zero")
+        if size > QUEUE_MAX:
+            raise QobraError(f"queue size must not exceed {QUEUE_MAX}")
+        front_end = VhostUserFrontEnd(chardev)
+        front_end.open()
+        try:
+            if not front_end.has_config:
+                raise QobraError("vhost-user-blk: the back end has no configuration space")
+            if self.num_queues > front_end.queues:
+                raise QobraError(f"The maximum number of queues supported by the backend is {front_end.queues}")
+            self._config = bytearray(front_end.config(_CONFIG_SIZE))
+        except BaseException:
+            front_end.close()
+            raise
+        self._front_end = front_end
+        for _ in range(self.num_queues):
+            self.add_queue(size)
+        self._vhost = Vhost(self, front_end, self.num_queues)
+
+    def unrealize(self) -> None:
+        self._vhost.close()
+        self._front_end.close()
+        self.queues.clear()
+
+    # -- features and configuration
+
+    def device_features(self) -> int:
+        bits = list(_ALWAYS)
+        for enabled, bit in (
+            (self.config_wce, F_CONFIG_WCE),
+            (self.discard, F_DISCARD),
+            (self.write_zeroes, F_WRITE_ZEROES),
+            (self.num_queues > 1, F_MQ),
+        ):
+            if enabled:
+                bits.append(bit)
+        return sum(1 << bit for bit in bits)
+
+    def offered_features(self, *, modern: bool) -> int:
+        offered = super().offered_features(modern=modern) & self._front_end.features
+        return offered & ~(1 << 30)  # there it means something else
+
+    def read_config(self) -> bytes:
+        config = bytearray(self._config)
+        config[34:36] = self.num_queues.to_bytes(2, "little")
+        return bytes(config)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        # The driver may only choose whether writes are cached.
+        if (offset, len(data)) != (_WCE_OFFSET, 1) or data[0] == self._config[_WCE_OFFSET]:
+            return
+        try:
+            self._front_end.set_config(_WCE_OFFSET, data)
+        except QobraError:
+            return
+        self._config[_WCE_OFFSET] = data[0]
+
+    # -- queues
+
+    def kicked(self, queue: Queue) -> None:
+        self._vhost.update()
+        self._vhost.kick(queue.number)
+
+    def running_changed(self) -> None:
+        self._vhost.update()
+
+    def device_reset(self) -> None:
+        self._vhost.forget()
+
+
+class VhostUserBlkPciBase(VirtioPci):
+    """vhost-user-blk as a PCI function."""
+
+    type_name = "vhost-user-blk-pci-base"
+    abstract = True
+    backend_type = "vhost-user-blk"
+    device_id = 0x1001
+    class_id = 0x0100
+
+
+@registry.register("vhost-user-blk-pci")
+class VhostUserBlkPci(VhostUserBlkPciBase):
+    """A disk that old and new drivers can use."""
+
+    type_name = "vhost-user-blk-pci"
+
+
+register_variants(VhostUserBlkPciBase, "vhost-user-blk-pci")

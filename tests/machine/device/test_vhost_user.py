@@ -1,0 +1,347 @@
+"""vhost-user: disks and network cards whose queues another process serves."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qobra.block.export.vhost_user_blk import protocol as vu
+from qobra.block.export.vhost_user_blk.memory import Memory as SharedMemory
+from qobra.block.export.vhost_user_blk.memory import map_region
+from qobra.block.export.vhost_user_blk.vring import Vring
+from qobra.chardev import vhost_user
+from qobra.errors import QobraError
+from qobra.machine.launch import attach_board, find_board
+from qobra.machine.machine import Machine
+from qobra.machine.plug import add_device
+from qobra.qmp import dispatch
+from qobra.testing.guest import (
+    BoardAccess,
+    Memory,
+    ModernPci,
+    PciFunction,
+    Queue,
+    driver_ok,
+    start_driver,
+    wait_until,
+)
+from qobra.testing.guest_drivers import BlockDriver
+
+
+class Guest:
+    """A PC in slot 5 of which a device is plugged; its memory is shared unless ``backend`` says otherwise."""
+
+    def __init__(self, backend: str = "memory-backend-memfd") -> None:
+        self.machine = Machine(capabilities=frozenset(("board", "x86_64")))
+        with self.machine.control:
+            board = attach_board(self.machine, find_board("x86_64", "pc"))
+            board.set_topology({"cpus": 1})
+            self.machine.objects.create(backend, "mem", {"size": 32 << 20})
+            board.max_ram_size, board.memory_slots = 64 << 20, 1
+            board.set_memory(32 << 20, backend="mem")
+            board.start()
+            board.finish()
+            self.machine.run_state.start()
+        self.access = BoardAccess(self.machine)
+        self.memory = Memory()
+
+    def call(self, command: str, **arguments: Any) -> Any:
+        with self.machine.control:
+            named = {key.replace("_", "-"): value for key, value in arguments.items()}
+            return dispatch.call(self.machine, command, named)
+
+    def chardev(self, path: Path | str) -> None:
+        address = {"type": "unix", "data": {"path": str(path)}}
+        self.call("chardev-add", id="c", backend={"type": "socket", "data": {"addr": address, "server": False}})
+
+    def plug(self, driver: str, **options: Any) -> ModernPci:
+        with self.machine.control:
+            add_device(self.machine, {"driver": driver, "id": "d", "addr": 5 << 3} | options, keyval=False)
+        function = PciFunction(self.access, 5 << 3)
+        function.enable()
+        return ModernPci(function)
+
+
+@pytest.fixture
+def guests() -> Iterator[Callable[..., Guest]]:
+    made: list[Guest] = []
+
+    def make(*arguments: str) -> Guest:
+        made.append(Guest(*arguments))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.machine.close()
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a disk of ours, whose sectors begin with their numbers."""
+    image = tmp_path / "image"
+    image.write_bytes(b"".join(bytes([number]) * 512 for number in range(64)))
+    server, path = Machine(), tmp_path / "socket"
+    with server.control:
+        server.block.add_node({"driver": "file", "filename": str(image), "node-name": "n"})
+        address = {"type": "unix", "path": str(path)}
+        options = {"type": "vhost-user-blk", "id": "e", "node-name": "n", "writable": True, "addr": address}
+        server.block.exports.add(options)
+    yield path
+    server.close()
+
+
+def test_a_disk(guests: Callable[..., Guest], exported: Path) -> None:
+    guest = guests()
+    guest.chardev(exported)
+    transport = guest.plug("vhost-user-blk-pci", chardev="c")
+    assert transport.config(0, 8) == 64
+    disk = BlockDriver(transport, guest.memory, features=1 << 32)
+    assert disk.request(0, 7, read=512) == (0, b"\7" * 512)
+    assert disk.request(1, 9, b"new" + bytes(509))[0] == 0
+    assert disk.request(0, 9, read=3 + 509)[1][:3] == b"new"
+    assert disk.request(0, 64, read=512)[0] == 1
+    # The queue goes on where it was.
+    guest.call("stop")
+    guest.call("cont")
+    assert disk.request(0, 8, read=512) == (0, b"\x08" * 512)
+    # A new driver begins at the beginning.
+    disk = BlockDriver(transport, guest.memory, features=1 << 32)
+    assert disk.request(0, 8, read=512) == (0, b"\x08" * 512)
+    with pytest.raises(QobraError, match="busy"):
+        guest.call("chardev-remove", id="c")
+
+
+def test_memory_that_comes_later_is_shared_too(guests: Callable[..., Guest], exported: Path) -> None:
+    guest = guests()
+    guest.chardev(exported)
+    disk = BlockDriver(guest.plug("vhost-user-blk-pci", chardev="c"), guest.memory, features=1 << 32)
+    assert disk.request(0, 1, read=512)[0] == 0
+    with guest.machine.control:
+        guest.machine.objects.create("memory-backend-memfd", "more", {"size": 16 << 20})
+        dimm: Any = add_device(guest.machine, {"driver": "pc-dimm", "id": "dimm", "memdev": "more"}, keyval=False)
+    disk._buffer = dimm.addr
+    assert disk.request(0, 3, read=512) == (0, b"\3" * 512)
+
+
+def test_memory_of_its_own_cannot_be_served(
+    guests: Callable[..., Guest], exported: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    guest = guests("memory-backend-ram")
+    guest.chardev(exported)
+    transport = guest.plug("vhost-user-blk-pci", chardev="c")
+    start_driver(transport, 1 << 32)
+    Queue(transport, guest.memory, 0)
+    driver_ok(transport)
+    assert "consider using -object memory-backend-file share=on" in capfd.readouterr().err
+
+
+def test_refusals(guests: Callable[..., Guest], exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = guests()
+    guest.chardev(exported)
+    guest.call("chardev-add", id="nul", backend={"type": "null", "data": {}})
+    for options, text in (
+        ({}, "chardev is mandatory"),
+        ({"chardev": "nope"}, "Property 'vhost-user-blk.chardev' can't find value 'nope'"),
+        ({"chardev": "nul"}, "vhost_backend_init failed: Protocol error"),
+        ({"chardev": "c", "num-queues": 9}, "The maximum number of queues supported by the backend is 1"),
+        ({"chardev": "c", "queue-size": 0}, "queue size must be non-zero"),
+    ):
+        with pytest.raises(QobraError) as refusal:
+            guest.plug("vhost-user-blk-pci", **options)
+        assert str(refusal.value) == text
+    for name, text in (("nope", 'chardev "nope" not found'), ("nul", 'chardev "nul" is not reconnectable')):
+        with pytest.raises(QobraError) as refusal:
+            guest.call("netdev_add", type="vhost-user", id="net", chardev=name)
+        assert str(refusal.value) == text
+
+
+class Echo:
+    """A process that serves a network card: what the card sends comes back to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._memory = SharedMemory()
+        self._queues: dict[int, dict[str, Any]] = {0: {}, 1: {}}
+        self._rings: dict[int, Vring] = {}
+        self.requests: list[int] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            while True:
+                kicks = [queue["kick"] for queue in self._queues.values() if "kick" in queue]
+                for each in select.select([connection, *kicks], [], [])[0]:
+                    if each is not connection:
+                        os.read(each, 8)
+                        self._work()
+                        continue
+                    message = vu.receive(connection)
+                    if message is None:
+                        return
+                    self._handle(connection, message)
+
+    def _handle(self, connection: socket.socket, message: vu.Message) -> None:
+        self.requests.append(message.request)
+        payload, answer = message.payload, None
+        if message.request == vu.GET_FEATURES:
+            answer = vu.U64.pack(1 << 32 | 1 << vu.F_PROTOCOL_FEATURES | 1 << 28)
+        elif message.request == vu.GET_PROTOCOL_FEATURES:
+            answer = vu.U64.pack(1 << vu.PROTOCOL_F_REPLY_ACK | 1 << vu.PROTOCOL_F_MQ)
+        elif message.request == vu.GET_QUEUE_NUM:
+            answer = vu.U64.pack(2)
+        elif message.request == vu.SET_MEM_TABLE:
+            self._memory = SharedMemory()
+            for number, fd in enumerate(message.fds):
+                fields = vu.MEM_REGION.unpack_from(payload, vu.MEM_HEADER.size + number * vu.MEM_REGION.size)
+                self._memory = self._memory.plus(map_region(fd, *fields))
+        elif message.request in (vu.SET_VRING_KICK, vu.SET_VRING_CALL):
+            name = "kick" if message.request == vu.SET_VRING_KICK else "call"
+            self._queues[vu.U64.unpack(payload)[0]][name] = message.fds[0]
+        elif message.request == vu.SET_VRING_ADDR:
+            index, _, *addresses, _ = vu.VRING_ADDR.unpack(payload)
+            self._queues[index]["addresses"] = addresses
+        elif message.request in (vu.SET_VRING_NUM, vu.SET_VRING_BASE):
+            index, number = vu.VRING_STATE.unpack(payload)
+            self._queues[index]["size" if message.request == vu.SET_VRING_NUM else "base"] = number
+        elif message.request == vu.SET_VRING_ENABLE:
+            index = vu.VRING_STATE.unpack(payload)[0]
+            queue = self._queues[index]
+            descriptors, used, available = queue["addresses"]
+            self._rings[index] = Vring(
+                self._memory, queue["size"], descriptors, available, used, queue["base"], event_idx=False
+            )
+        elif message.request == vu.GET_VRING_BASE:
+            index = vu.VRING_STATE.unpack(payload)[0]
+            ring = self._rings.pop(index)
+            self._queues[index] = {}
+            answer = vu.VRING_STATE.pack(index, ring.next)
+        if answer is None and message.flags & vu.FLAG_NEED_REPLY:
+            answer = vu.U64.pack(0)
+        if answer is not None:
+            vu.reply(connection, message.request, answer)
+
+    def _work(self) -> None:
+        if len(self._rings) < 2:
+            return
+        while (sent := self._rings[1].take()) is not None:
+            data = b"".join(bytes(view) for view in sent.out)
+            target = self._rings[0].take()
+            if target is not None:
+                target.into[0][: len(data)] = data
+                self._rings[0].put(target.head, len(data))
+            self._rings[1].put(sent.head, 0)
+        for index, ring in self._rings.items():
+            if ring.should_signal():
+                os.write(self._queues[index]["call"], (1).to_bytes(8, "little"))
+
+
+def test_a_network_card(guests: Callable[..., Guest], tmp_path: Path) -> None:
+    guest, process = guests(), Echo(tmp_path / "net")
+    guest.chardev(tmp_path / "net")
+    guest.call("netdev_add", type="vhost-user", id="net", chardev="c")
+    transport = guest.plug("virtio-net-pci", netdev="net", mac="52:54:00:00:00:01")
+    features = transport.features()
+    assert features >> 32 & 1
+    assert features >> 5 & 1  # the address is the card's own
+    assert not features >> 15 & 1  # the process does not merge buffers
+    start_driver(transport, 1 << 32 | 1 << 5 | 1 << 17 | 1 << 18)
+    receive, send, control = (Queue(transport, guest.memory, number) for number in range(3))
+    driver_ok(transport)
+    there, back = guest.memory.take(2048), guest.memory.take(2048)
+    receive.send([(back, 2048, True)])
+    frame = bytes(12) + b"\xff" * 6 + b"hello"
+    guest.access.write(there, frame)
+    send.send([(there, len(frame), False)])
+    assert send.wait_used() == (0, 0)
+    assert receive.wait_used() == (0, len(frame))
+    assert guest.access.read(back, len(frame)) == frame
+    wait_until(lambda: bool(transport.isr()))
+    # The card serves the control queue itself.
+    guest.access.write(there, b"\0\0\0\xee")
+    control.send([(there, 3, False), (there + 3, 1, True)])
+    assert control.wait_used() == (0, 1)
+    assert guest.access.read(there + 3, 1) == b"\0"
+    guest.call("netdev_del", id="net")
+    assert process.requests.count(vu.GET_VRING_BASE) == 2
+    guest.call("chardev-remove", id="c")
+    process.close()
+
+
+def test_a_process_that_goes_away_and_comes_back(guests: Callable[..., Guest], tmp_path: Path, exported: Path) -> None:
+    guest = guests()
+    address = {"type": "unix", "data": {"path": str(exported)}}
+    options = {"addr": address, "server": False, "reconnect": 1}
+    guest.call("chardev-add", id="c", backend={"type": "socket", "data": options})
+    disk = BlockDriver(guest.plug("vhost-user-blk-pci", chardev="c"), guest.memory, features=1 << 32)
+    assert disk.request(0, 1, read=512)[0] == 0
+    board: Any = guest.machine.board
+    device = board.peripheral.children["d"].device
+    chardev: Any = guest.machine.chardevs.get("c")
+    chardev._connection.shutdown()
+    wait_until(lambda: not device._vhost.active)
+    wait_until(lambda: bool(device._vhost.active))
+
+
+class Scripted:
+    """A character device whose other end answers with given bytes."""
+
+    id = "scripted"
+    passes_fds = True
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self._answers = answers
+        self._front_end: Any = None
+
+    def attach(self, front_end: Any) -> None:
+        self._front_end = front_end
+        front_end.event("opened")
+
+    def detach(self) -> None:
+        self._front_end = None
+
+    def write_with_fds(self, data: bytes, fds: Any) -> None:
+        if self._answers:
+            self._front_end.receive(self._answers.pop(0))
+        else:
+            self._front_end.event("closed")
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=64),
+            st.builds(vu.HEADER.pack, st.integers(0, 40), st.sampled_from([1, 5, 9]), st.integers(0, 9000)),
+        )
+    )
+)
+def test_answers_of_any_kind(answers: list[bytes]) -> None:
+    """The worst that another process can do is to be refused."""
+    before, vhost_user.TIMEOUT_SECONDS = vhost_user.TIMEOUT_SECONDS, 0.02
+    chardev: Any = Scripted(answers)
+    front_end = vhost_user.VhostUserFrontEnd(chardev)
+    try:
+        front_end.open()
+        front_end.config(60)
+        front_end.stop_queue(0)
+    except QobraError:
+        pass
+    finally:
+        vhost_user.TIMEOUT_SECONDS = before
