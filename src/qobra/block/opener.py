@@ -88,7 +88,9 @@ class Opener:
         if filename.startswith("json:") or own == protocol_options["driver"]:
             merged = {**protocol_options, **merged}
         elif own is not None and _is_protocol(own):
-            merged = {**_protocol_options(own, filename), **merged}
+            merged = _merged(_protocol_options(own, filename), merged)
+        elif own == protocol_options["driver"]:
+            merged = _merged(protocol_options, merged)
         else:
             file = merged.get("file", {})
             protocol = file.get("driver")
@@ -309,7 +311,13 @@ def _is_protocol(name: str) -> bool:
 
 
 def _merged(defaults: Options, options: Options) -> Options:
-    """``options`` over ``defaults``, also inside of children that both have."""
+    """``options`` over ``defaults``, also inside of children that both have.
+
+    Where ``defaults`` are a protocol's and ``options`` a format's, the protocol is for what the format lies on.
+    """
+    layered = options.get("driver")
+    if layered is not None and not _is_protocol(layered) and _is_protocol(defaults.get("driver", "raw")):
+        return {**options, "file": _merged(defaults, options.get("file", {}))}
     result = {**defaults, **options}
     for name in defaults.keys() & options.keys():
         if isinstance(defaults[name], dict) and isinstance(options[name], dict):

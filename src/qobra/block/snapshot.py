@@ -107,14 +107,14 @@ def open_image_over(
 
 
 def create_image(layer: BlockLayer, filename: str, fmt: str, length: int, backing: BlockNode | None) -> None:
-    """Make the image ``filename`` of ``length`` bytes, with ``backing`` as its backing file."""
+    """Make the image ``filename`` of ``length`` bytes in whole sectors, with ``backing`` as its backing file."""
     from qobra.block.creation._image import plan
 
     creation = plan(
         layer,
         filename,
         fmt,
-        size=length,
+        size=-(-length // 512) * 512,
         backing_file=backing.filename if backing is not None else None,
         backing_format=backing.driver if backing is not None else None,
         unsafe=True,

@@ -11,7 +11,7 @@ from typing import Any
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.io_commands._interpreter import Interpreter, Misused
-from qobra.cli._tool.opening import Images
+from qobra.cli._tool.opening import Images, ShareConflict
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
 from qobra.getopt import UsageError, parse
@@ -221,6 +221,8 @@ class Shell:
     def _open(self, filename: str, fmt: str | None, image_opts: bool, settings: dict[str, Any], prefix: str) -> Any:
         try:
             return self._images.open(filename, fmt=fmt, image_opts=image_opts, **settings)
+        except ShareConflict:
+            raise ToolError("-U conflicts with image options")
         except ToolError as error:
             text = error.text.removeprefix(f"Could not open '{filename}': ")
             raise ToolError(f"{prefix.format(filename)}{text}")
@@ -245,7 +247,10 @@ class Shell:
             if text is not None:
                 from qobra.cli._tool.image_opts import parse_image_opts
 
-                settings["options"].update(parse_image_opts(text, self._program))
+                given = parse_image_opts(text, self._program)
+                if settings.get("force_share") and given.get("force-share") is False:
+                    raise ToolError("-U conflicts with image options")
+                settings["options"].update(given)
             return self._open(operands[0], None, False, settings, "can't open device {}: ")
         except ToolError as error:
             raise QobraError(error.text)

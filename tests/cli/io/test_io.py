@@ -61,3 +61,11 @@ def test_discards_reach_the_file_unless_asked_to_be_ignored(disk: str) -> None:
     assert io.main([*lines, "-c", "read -P 0 0 64k", disk]) == 0
     assert io.main(["-c", f"open -o discard=ignore {disk}", *lines, "-c", "read -P 1 0 64k"]) == 0
     assert io.main(["-c", f"open {disk}", *lines, "-c", "read -P 0 0 64k"]) == 0
+
+
+def test_a_forced_share_that_the_options_take_back_is_refused(disk: str, capfd: pytest.CaptureFixture[str]) -> None:
+    text = f"driver=file,filename={disk},force-share=off"
+    assert io.main(["-r", "-U", "-c", "quit", "--image-opts", text]) == 1
+    assert io.main(["-r", "-c", f"open -U -o {text}"]) == 1
+    assert io.main(["-r", "-c", f"open -U -o force-share=off {disk}"]) == 1
+    assert capfd.readouterr().err == "qobra-io: -U conflicts with image options\n" * 3

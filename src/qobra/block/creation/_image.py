@@ -133,7 +133,8 @@ def plan(
 
 def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_format: str | None) -> int:
     full = relative_to(backing, filename)
-    options: Options = {"read-only": True}
+    # Only its size is asked for, whoever may be writing to it.
+    options: Options = {"read-only": True, "force-share": True}
     if backing_format:
         options["driver"] = backing_format
     backend = BlockBackend(layer, perm=0)
@@ -144,7 +145,7 @@ def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_form
     try:
         if not backing_format:
             raise BackingError("Backing file specified without backing format", f"Detected format of {node.driver}.")
-        return node.length
+        return -(-node.length // 512) * 512
     finally:
         backend.remove()
 

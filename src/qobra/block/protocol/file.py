@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from qobra.block import permissions
 from qobra.block.buffers import BOUNCE_SIZE, Buffer, fill_zero
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
+from qobra.block.filename import protocol_of
 from qobra.block.in_file import InFile
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
@@ -47,7 +48,10 @@ class FileNode(BlockNode):
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
-        return {"driver": cls.driver, "filename": filename.removeprefix("file:")}
+        path = filename.removeprefix("file:")
+        if path != filename and protocol_of(path):
+            path = f"./{path}"  # or, told again, it would be taken for another protocol's
+        return {"driver": cls.driver, "filename": path}
 
     def open(self, opening: Opening) -> None:
         options = opening.options

@@ -53,6 +53,10 @@ if TYPE_CHECKING:
         """Further options of the node."""
 
 
+class ShareConflict(ToolError):
+    """``-U`` was given, and options that say the contrary."""
+
+
 class Images:
     """What one command has open. Close it, or use it in a ``with``: that is when late write errors show."""
 
@@ -168,7 +172,7 @@ class Images:
 
             given = parse_image_opts(filename, self.program)
             if options.get("force-share") and given.get("force-share") is False:
-                raise ToolError("--force-share/-U conflicts with image options")
+                raise ShareConflict("--force-share/-U conflicts with image options")
             # What the text says is the user's own word; the rest are this command's defaults.
             return {**options, **given}
         from qobra.block.filename import parse_filename
