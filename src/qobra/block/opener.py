@@ -82,21 +82,24 @@ class Opener:
 
     def image_options(self, filename: str, options: Options) -> Options:
         """The options of the node that :meth:`open_image` opens."""
+        from qobra.block.typed_options import typed
+
         merged = dict(options)
         protocol_options = parse_filename(filename)
         own = merged.get("driver")
-        if filename.startswith("json:") or own == protocol_options["driver"]:
+        if filename.startswith("json:"):
             merged = {**protocol_options, **merged}
-        elif own is not None and _is_protocol(own):
-            merged = _merged(_protocol_options(own, filename), merged)
         elif own == protocol_options["driver"]:
             merged = _merged(protocol_options, merged)
+        elif own is not None and _is_protocol(own):
+            merged = _merged(_protocol_options(own, filename), merged)
         else:
             file = merged.get("file", {})
             protocol = file.get("driver")
             if protocol is not None and _is_protocol(protocol):
                 protocol_options = _protocol_options(protocol, filename)
-            merged["file"] = _merged(protocol_options, file)
+            # Only now it can be told what the options of the file mean.
+            merged["file"] = typed(_merged(protocol_options, file))
         return merged
 
     def open_reference(self, reference: str | Options, opened: list[BlockNode], inherited: Options) -> BlockNode:
