@@ -24,6 +24,8 @@ def extensions() -> list[Extension]:
         Extension(
             "qobra.native." + path.rsplit("/", 1)[1].removesuffix(".pyx"),
             [path],
+            include_dirs=["src/qobra/native"],
+            depends=glob.glob("src/qobra/native/*.h"),
             extra_compile_args=["-O3"],
             optional=True,
         )

@@ -7,6 +7,8 @@ A page of the table is an ``array('q')`` with an entry for each unit of 64 KiB (
 1                     reads as zeroes
 ``host | leaf << 1``  raw bytes at ``host`` (a multiple of 512) of ``leaves[leaf]``; leaves count from 1
 the same, ``| 1``     and a write may go straight there
+the same, negative    in a file that bypasses the page cache, which only loops without the GIL can use from here: the
+                      sign bit is set, and whole blocks of the leaf's ``request_alignment`` are at ``host``
 ====================  ==================================================================================
 
 Behind the last entry of a page is the page's number.
@@ -39,6 +41,7 @@ MAX_PAGES = 512
 """Pages that a table keeps: 32 MiB, 256 GiB of guest space at 64 KiB. Of those whose numbers leave the same rest when
 divided by this, it keeps the one that was filled last."""
 
+_DIRECT = -(1 << 63)
 _EMPTY = bytes(8 * PAGE_ENTRIES)
 _compiled = compiled("places")
 
@@ -131,12 +134,17 @@ class ResolvedTable:
         with self._lock:
             if sequence != self._sequence:
                 return  # something moved meanwhile; what was resolved may be stale
+            alignment = 512
             for run in runs:
                 if run.kind == DATA and run.leaf is not None and run.leaf.is_leaf:
                     leaf = self._leaf_number(run.leaf)
                     if not leaf:
                         continue
                     tag = leaf << 1 | (1 if run.flags & WRITABLE and self.writable else 0)
+                    alignment = 512
+                    if run.leaf.request_alignment > 1:
+                        tag |= _DIRECT
+                        alignment = max(alignment, run.leaf.request_alignment)
                 elif run.kind in (ZERO, ABSENT):
                     leaf = tag = 0
                 else:
@@ -147,7 +155,7 @@ class ResolvedTable:
                 if high != self.root.length:
                     high = high & -unit
                 host = run.offset + (low - run.start)
-                if leaf and host & 511:
+                if leaf and host & (alignment - 1):
                     continue
                 for position in range(low, high, unit):
                     number = position >> self.unit_bits
@@ -178,8 +186,8 @@ class ResolvedTable:
             self.root.layer.flight.retire(lambda: _forget(dropped))
 
     def _leaf_number(self, leaf: BlockNode) -> int:
-        """The number of ``leaf``, a new one if it is new; 0 if it wants aligned requests or there are too many."""
-        if leaf.request_alignment > 1:
+        """The number of ``leaf``, a new one if it is new; 0 if nobody could use it or there are too many."""
+        if leaf.request_alignment > 1 and self.places is None:
             return 0
         if leaf in self._leaves:
             return self._leaves.index(leaf) + 1
@@ -188,7 +196,7 @@ class ResolvedTable:
         self._leaves.append(leaf)
         self.fds.append(leaf.fd)
         if self.places is not None:
-            self.places.add_leaf(leaf.fd)
+            self.places.add_leaf(leaf.fd, leaf.request_alignment)
         return len(self._leaves)
 
     def _find_linear(self) -> tuple[int, int] | None:

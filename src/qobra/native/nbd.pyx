@@ -4,6 +4,7 @@
 what is none. Each batch is inside the connection's slot, and ends before a reply is sent.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pythread cimport (
     PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, PyThread_type_lock,
@@ -11,10 +12,12 @@ from cpython.pythread cimport (
 )
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 
+from qobra.native.direct cimport MAX_IN_FLIGHT, Direct
 from qobra.native.places cimport (
-    COLD, DONE, HOLE, UNKNOWN, Outcome, Places, Slot, inside, read_ahead, read_range, write_range,
+    COLD, DIRECT, DONE, UNKNOWN, Outcome, Piece, Places, Slot, inside, next_piece, note_write, read_ahead, read_range,
+    write_range,
 )
 
 cdef extern from * nogil:
@@ -25,6 +28,7 @@ cdef extern from * nogil:
     #include <string.h>
     #include <stdint.h>
     #include <sys/socket.h>
+    #include <sys/uio.h>
     static inline uint16_t qobra_get16(const void *p) { uint16_t v; memcpy(&v, p, 2); return be16toh(v); }
     static inline uint32_t qobra_get32(const void *p) { uint32_t v; memcpy(&v, p, 4); return be32toh(v); }
     static inline uint64_t qobra_get64(const void *p) { uint64_t v; memcpy(&v, p, 8); return be64toh(v); }
@@ -45,7 +49,13 @@ cdef extern from * nogil:
     void sched_yield()
     void wait_for "qobra_wait_for"(int, int)
     ssize_t recv(int, void *, size_t, int)
-    ssize_t send(int, const void *, size_t, int)
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t sendmsg(int, const msghdr *, int)
     int MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLIN, POLLOUT
 
 cdef enum:
@@ -136,6 +146,14 @@ cdef class Batches:
     cdef object _payload_owner
     cdef Request _long    # the write whose payload is in that buffer
     cdef bint _long_received
+    cdef Direct _direct
+    cdef bint _is_inside
+    cdef Request _in_flight[MAX_IN_FLIGHT]    # by their numbers in _direct
+    cdef uint8_t _headers[MAX_IN_FLIGHT][CHUNK_HEADER]
+    cdef int _done[MAX_IN_FLIGHT]    # the numbers of those whose replies are to be sent
+    cdef int _done_count
+    cdef int _failed[MAX_IN_FLIGHT]
+    cdef int _failed_count
     cdef Request _aside[MAX_ASIDE]
     cdef int _aside_count
     cdef Request _cold[MAX_COLD]    # a ring
@@ -152,6 +170,7 @@ cdef class Batches:
             raise ValueError("the buffers are too small")
         self._slot, self._lock, self._sock = slot, lock, sock
         self._structured, self._writable = structured, writable
+        self._direct = Direct()
 
     def __dealloc__(self):
         PyBuffer_Release(&self._inbox_buffer)
@@ -167,6 +186,8 @@ cdef class Batches:
         self._check()
         with nogil:
             reason = self._run(places)
+            if not self._finish_direct():
+                reason = BROKEN
         return <int>reason
 
     def serve(self, Places places not None):
@@ -213,10 +234,17 @@ cdef class Batches:
         return self._long.flags, self._long.cookie, self._long.offset, self._long.length
 
     def take_aside(self):
-        """The requests that are no plain hits, as (command, flags, cookie, offset, length, payload's place in the
-        inbox)."""
-        cdef int index
+        """The requests that are no plain hits, as (command, flags, cookie, offset, length, payload): its place in the
+        inbox, or the bytes themselves."""
+        cdef int index, number
         found = []
+        for index in range(self._failed_count):
+            number = self._failed[index]
+            one = self._in_flight[number]
+            payload = PyBytes_FromStringAndSize(<char *>self._direct.data(number), one.length)
+            found.append((one.command, one.flags, one.cookie, one.offset, one.length, payload))
+            self._direct.release(number)
+        self._failed_count = 0
         for index in range(self._aside_count):
             one = self._aside[index]
             found.append((one.command, one.flags, one.cookie, one.offset, one.length, one.payload))
@@ -263,11 +291,16 @@ cdef class Batches:
         cdef Reason reason
         self._drained = False
         while True:
+            if self._direct.in_flight and not self._pause_direct(places):
+                return BROKEN
             if not self._again:
-                if self._cold_count:
+                if self._cold_count or self._direct.in_flight:
                     reason = self._receive(MSG_DONTWAIT)
                     if reason == GOING_ON and self._errno == EAGAIN:
-                        reason = self._serve_cold(places)
+                        if self._direct.in_flight:
+                            reason = self._go_on_direct(True)
+                        else:
+                            reason = self._serve_cold(places)
                         if reason != GOING_ON:
                             return reason
                         continue
@@ -284,11 +317,15 @@ cdef class Batches:
             self._leave()
             if self.position and not self._send():
                 return BROKEN
+            if reason == GOING_ON and self._direct.in_flight:
+                reason = self._go_on_direct(self._direct.is_full())
             if reason == LONG_WRITE and not self._aside_count:
+                if not self._finish_direct():
+                    return BROKEN
                 reason = self._write_long(places)
             if reason != GOING_ON:
                 return reason
-            if self._aside_count or self._drained:
+            if self._aside_count or self._failed_count or self._drained:
                 return ASIDE
 
     cdef Reason _write_long(self, Places places) noexcept nogil:
@@ -325,8 +362,7 @@ cdef class Batches:
         if outcome != DONE:
             return LONG_WRITE
         self._long_received = False
-        self.position = 0
-        self._put_simple(self._long.cookie)
+        self.position = self._put_header(self._arena, &self._long)
         return GOING_ON if self._send() else BROKEN
 
     cdef void _parse(self, Request *request) noexcept nogil:
@@ -341,16 +377,22 @@ cdef class Batches:
 
     cdef bint _enter(self, Places places) noexcept nogil:
         """Enter the slot, unless the gate is closed or ``places`` are of another generation."""
+        if self._is_inside:
+            return True  # on account of what is in flight
         if not self._slot.try_enter():
             return False  # Python enters in our stead, and waits
+        self._is_inside = True
         if places.generation != self._slot.generation():
             self._leave()
             return False
         return True
 
     cdef void _leave(self) noexcept nogil:
-        if not self._slot.try_leave():
-            self._drained = True
+        """Leave the slot, once nothing is in flight."""
+        if self._is_inside and not self._direct.in_flight:
+            self._is_inside = False
+            if not self._slot.try_leave():
+                self._drained = True
 
     cdef Reason _receive(self, int flags) noexcept nogil:
         """Get more bytes; with MSG_DONTWAIT, ``_errno`` is EAGAIN if there are none."""
@@ -387,20 +429,37 @@ cdef class Batches:
 
     cdef bint _send(self) noexcept nogil:
         """Send what is in the arena."""
-        cdef size_t done = 0
-        cdef ssize_t count
+        cdef iovec part
+        part.iov_base, part.iov_len = self._arena, self.position
+        return self._send_parts(&part, 1)
+
+    cdef bint _send_parts(self, iovec *parts, int count) noexcept nogil:
+        """Send whole replies. A client that does not read them is waited for outside of the slot."""
+        cdef msghdr message
+        cdef ssize_t sent
+        memset(&message, 0, sizeof(message))
         PyThread_acquire_lock(self._lock._lock, WAIT_LOCK)
-        while done < self.position:
-            count = send(self._sock, self._arena + done, self.position - done, MSG_NOSIGNAL)
-            if count >= 0:
-                done += count
-            elif errno == EAGAIN:
-                wait_for(self._sock, POLLOUT)
-            elif errno != EINTR:
+        while count:
+            message.msg_iov, message.msg_iovlen = parts, count
+            sent = sendmsg(self._sock, &message, MSG_NOSIGNAL | (MSG_DONTWAIT if self._is_inside else 0))
+            if sent < 0:
+                if errno == EINTR:
+                    continue
+                if errno == EAGAIN:
+                    if not self._is_inside or self._settle_direct():
+                        wait_for(self._sock, POLLOUT)
+                        continue
                 self._errno = errno
                 break
+            while count and <size_t>sent >= parts.iov_len:
+                sent -= parts.iov_len
+                parts += 1
+                count -= 1
+            if count:
+                parts.iov_base = <uint8_t *>parts.iov_base + sent
+                parts.iov_len -= sent
         PyThread_release_lock(self._lock._lock)
-        return done == self.position
+        return count == 0
 
     cdef Reason _serve_hits(self, Places places) noexcept nogil:
         """Serve what is in the inbox, into the arena from ``position`` on; what is no plain hit goes aside."""
@@ -431,6 +490,14 @@ cdef class Batches:
                 self.start += REQUEST
                 outcome = self._read(places, &request, False)
                 moved += request.length
+                if outcome == DIRECT:
+                    outcome = self._begin_direct(places, &request)
+                    if outcome == COLD:
+                        self.start -= REQUEST
+                        self._again = True
+                        break
+                    if outcome == DONE:
+                        continue
                 if outcome == COLD and self._add_cold(&request):
                     read_ahead(places, request.offset, request.length)
                 elif outcome != DONE:
@@ -444,17 +511,27 @@ cdef class Batches:
                 request.payload = self.start + REQUEST
                 self.start += need
                 moved += request.length
-                if not (
+                outcome = UNKNOWN
+                if (
                     self._writable
                     and not request.flags
                     and request.length
                     and inside(places, request.offset, request.length)
                     and self._has_room(0)
-                    and write_range(places, request.offset, request.length, self._inbox + request.payload) == DONE
                 ):
-                    self._put_aside(&request)
+                    outcome = write_range(places, request.offset, request.length, self._inbox + request.payload)
+                if outcome == DONE:
+                    self.position += self._put_header(self._arena + self.position, &request)
                     continue
-                self._put_simple(request.cookie)
+                if outcome == DIRECT:
+                    outcome = self._begin_direct(places, &request)
+                    if outcome == COLD:
+                        self.start -= need
+                        self._again = True
+                        break
+                    if outcome == DONE:
+                        continue
+                self._put_aside(&request)
             elif request.command == DISCONNECT:
                 return LEFT
             else:
@@ -475,25 +552,23 @@ cdef class Batches:
         )
         if outcome != DONE:
             return outcome
-        if self._structured:
+        self.position += self._put_header(at, request) + request.length
+        return DONE
+
+    cdef size_t _put_header(self, uint8_t *at, const Request *request) noexcept nogil:
+        """Write what comes before the data of a reply; its length."""
+        if request.command == READ and self._structured:
             put32(at, CHUNK_MAGIC)
             put16(at + 4, 1)  # the last chunk
             put16(at + 6, 1)  # data at an offset
             put64(at + 8, request.cookie)
             put32(at + 16, request.length + 8)
             put64(at + 20, request.offset)
-            self.position += CHUNK_HEADER + request.length
-        else:
-            self._put_simple(request.cookie)
-            self.position += request.length
-        return DONE
-
-    cdef void _put_simple(self, uint64_t cookie) noexcept nogil:
-        cdef uint8_t *at = self._arena + self.position
+            return CHUNK_HEADER
         put32(at, SIMPLE_MAGIC)
         put32(at + 4, 0)
-        put64(at + 8, cookie)
-        self.position += SIMPLE_REPLY
+        put64(at + 8, request.cookie)
+        return SIMPLE_REPLY
 
     cdef void _put_aside(self, Request *request) noexcept nogil:
         # There is room: the loop stops when there is none.
@@ -535,3 +610,98 @@ cdef class Batches:
                 self._put_aside(request)
             self._cold_first = (self._cold_first + 1) % MAX_COLD
             self._cold_count -= 1
+
+    # Files that bypass the page cache ---------------------------------------------------------------------------------
+
+    cdef Outcome _begin_direct(self, Places places, Request *request) noexcept nogil:
+        """Begin a request; COLD if too many are in flight, UNKNOWN if it cannot be done like this."""
+        cdef Piece piece
+        cdef int number
+        if self._sock < 0 or not self._direct.opens():
+            return UNKNOWN
+        if not next_piece(places, request.offset, request.length, &piece) or piece.length != request.length:
+            return UNKNOWN
+        if piece.alignment <= 1:
+            return UNKNOWN
+        if self._direct.is_full():
+            return COLD
+        if request.command == READ:
+            number = self._direct.read(&piece, piece.alignment)
+        else:
+            number = self._direct.write(&piece, self._inbox + request.payload, piece.alignment)
+            note_write(places, request.offset + request.length)
+        if number < 0:
+            return UNKNOWN
+        self._in_flight[number] = request[0]
+        return DONE
+
+    cdef Reason _go_on_direct(self, bint wait) noexcept nogil:
+        """Submit what was begun, and send the replies to what is done; ``wait`` for some of it or for the client."""
+        # If nothing can be begun, what the client sends has to wait.
+        if not self._direct.wait(wait, -1 if self._direct.is_full() else self._sock):
+            self._errno = errno
+            return BROKEN
+        self._take_direct()
+        if not self._send_done():
+            return BROKEN
+        self._leave()
+        return ASIDE if self._failed_count else GOING_ON
+
+    cdef bint _pause_direct(self, Places places) noexcept nogil:
+        """Leave the slot where somebody waits for that."""
+        if places.generation == self._slot.generation() and not self._slot.is_wanted():
+            return True
+        return self._finish_direct()
+
+    cdef bint _finish_direct(self) noexcept nogil:
+        """Wait until nothing is in flight, leave the slot, and send the replies."""
+        return self._settle_direct() and self._send_done()
+
+    cdef bint _settle_direct(self) noexcept nogil:
+        """Wait until nothing is in flight, and leave the slot."""
+        while self._direct.in_flight:
+            if not self._direct.wait(True, -1):
+                self._errno = errno
+                return False
+            self._take_direct()
+        self._leave()
+        return True
+
+    cdef void _take_direct(self) noexcept nogil:
+        """Sort what is done."""
+        cdef bint worked = False
+        cdef int number
+        while True:
+            number = self._direct.take(&worked)
+            if number < 0:
+                break
+            if worked:
+                self._done[self._done_count] = number
+                self._done_count += 1
+            else:
+                self._failed[self._failed_count] = number
+                self._failed_count += 1
+
+    cdef bint _send_done(self) noexcept nogil:
+        """Send the replies to what is done, and release it."""
+        cdef int[MAX_IN_FLIGHT] numbers
+        cdef iovec[2 * MAX_IN_FLIGHT] parts
+        cdef int index, number, count, used
+        cdef Request *request
+        while self._done_count:
+            count, self._done_count = self._done_count, 0  # more may be done while these are sent
+            used = 0
+            for index in range(count):
+                number = numbers[index] = self._done[index]
+                request = &self._in_flight[number]
+                parts[used].iov_base = &self._headers[number][0]
+                parts[used].iov_len = self._put_header(&self._headers[number][0], request)
+                used += 1
+                if request.command == READ:
+                    parts[used].iov_base, parts[used].iov_len = self._direct.data(number), request.length
+                    used += 1
+            if not self._send_parts(parts, used):
+                return False
+            for index in range(count):
+                self._direct.release(numbers[index])
+        return True

@@ -17,7 +17,18 @@ cdef enum Outcome:
     UNKNOWN    # some of the range is not in the table, or not to be written past the nodes
     HOLE       # a long run of zeroes, where the caller asked to be told of them
     COLD       # would have to wait for a disk
+    DIRECT     # bypasses the page cache: see qobra.native.direct
     FAILED     # an error or a short transfer: the nodes' methods find out
+
+
+cdef struct Piece:
+    # A part of a range that lies in one place.
+    int leaf           # 0: zeroes
+    int fd
+    bint writable
+    size_t alignment   # more than 1 if the file bypasses the page cache
+    int64_t host
+    size_t length
 
 
 cdef class Gate:
@@ -36,12 +47,14 @@ cdef class Slot:
     cdef bint try_enter(self) noexcept nogil
     cdef bint try_leave(self) noexcept nogil
     cdef int64_t generation(self) noexcept nogil
+    cdef bint is_wanted(self) noexcept nogil
 
 
 cdef class Places:
     cdef int64_t *pages[MAX_PAGES]
     cdef int fds[MAX_LEAVES]
     cdef int nowait[MAX_LEAVES]
+    cdef size_t alignments[MAX_LEAVES]
     cdef int leaves, linear, unit_bits
     cdef int64_t linear_base
     cdef int64_t _highest
@@ -49,10 +62,12 @@ cdef class Places:
     cdef readonly uint64_t length
     cdef readonly bint writable
     cdef list _owners
-    cdef void _set_leaf(self, int number, int fd)
+    cdef void _set_leaf(self, int number, int fd, size_t alignment)
 
 
 cdef bint inside(Places places, uint64_t offset, uint64_t length) noexcept nogil
+cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece) noexcept nogil
+cdef void note_write(Places places, uint64_t end) noexcept nogil
 cdef Outcome read_range(
     Places places, uint64_t offset, size_t length, uint8_t *into, bint may_wait, size_t longest_hole
 ) noexcept nogil

@@ -126,6 +126,14 @@ cdef class Slot:
         """What the flat tables have to be of."""
         return load(&self.words._generation)
 
+    cdef bint is_wanted(self) noexcept nogil:
+        """Whether somebody waits for the slot to be left, or could go on if it were."""
+        return (
+            load(&self.gate._closed) != 0
+            or load(&self.words._draining) != 0
+            or load(&self.words._epoch) != load(&self._busy)
+        )
+
     def enter(self):
         """See ``qobra.block.slots.Slot.enter``."""
         if not self.try_enter():
@@ -169,18 +177,22 @@ cdef class Places:
         if linear is not None:
             fd, self.linear_base = linear
             self.linear = LINEAR
-            self._set_leaf(LINEAR, fd)
+            self._set_leaf(LINEAR, fd, 1)
 
-    def add_leaf(self, int fd):
-        """Give a file the next number; returns that."""
+    def add_leaf(self, int fd, size_t alignment=1):
+        """Give a file the next number; returns that. ``alignment``, a power of two, is more than 1 where it bypasses the
+        page cache."""
         if self.leaves >= LINEAR:
             raise ValueError("too many leaves")
-        self._set_leaf(self.leaves, fd)
+        if alignment == 0 or alignment & (alignment - 1) or alignment > 4096:
+            raise ValueError("an alignment that cannot be")
+        self._set_leaf(self.leaves, fd, alignment)
         self.leaves += 1
         return self.leaves - 1
 
-    cdef void _set_leaf(self, int number, int fd):
+    cdef void _set_leaf(self, int number, int fd, size_t alignment):
         self.fds[number] = fd
+        self.alignments[number] = alignment
         self.nowait[number] = 0 if in_memory(fd) else RWF_NOWAIT
         fence()  # entries that name it come later
 
@@ -255,20 +267,13 @@ cdef inline int64_t entry_at(Places places, uint64_t number) noexcept nogil:
     return load(page + (number & (PAGE_ENTRIES - 1)))
 
 
-cdef struct Piece:
-    int leaf        # 0: zeroes
-    bint writable
-    int64_t host
-    size_t length
-
-
 cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece) noexcept nogil:
     """The longest piece at ``offset`` that lies in one place; False if the table does not know its first unit."""
     cdef uint64_t unit, number
     cdef int64_t entry, wanted
     cdef size_t size
     if places.linear:
-        piece.leaf = places.linear
+        piece.leaf, piece.fd, piece.alignment = places.linear, places.fds[places.linear], 1
         piece.writable = places.writable
         piece.host = <int64_t>offset + places.linear_base
         piece.length = length
@@ -280,8 +285,10 @@ cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece
         return False
     size = unit - (offset & (unit - 1))
     piece.leaf = 0 if entry == 1 else <int>(entry >> 1 & 255)
+    piece.fd, piece.alignment = places.fds[piece.leaf], places.alignments[piece.leaf]
     piece.writable = piece.leaf != 0 and (entry & 1) != 0
-    piece.host = (entry & -512) + <int64_t>(offset & (unit - 1)) if piece.leaf else 0
+    # The sign only tells loops that cannot read such files.
+    piece.host = (entry & <int64_t>0x7FFFFFFFFFFFFE00) + <int64_t>(offset & (unit - 1)) if piece.leaf else 0
     wanted = entry
     while size < length:
         number += 1
@@ -309,14 +316,16 @@ cdef Outcome read_range(
             if longest_hole and piece.length > longest_hole:
                 return HOLE
             memset(into, 0, piece.length)
+        elif piece.alignment > 1:
+            return DIRECT
         else:
             vector.iov_base = into
             vector.iov_len = piece.length
             while True:
                 if may_wait:
-                    count = pread(places.fds[piece.leaf], into, piece.length, piece.host)
+                    count = pread(piece.fd, into, piece.length, piece.host)
                 else:
-                    count = preadv2(places.fds[piece.leaf], &vector, 1, piece.host, places.nowait[piece.leaf])
+                    count = preadv2(piece.fd, &vector, 1, piece.host, places.nowait[piece.leaf])
                 if count >= 0 or errno != EINTR:
                     break
             if count != <ssize_t>piece.length:
@@ -339,19 +348,26 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
     while left:
         if not next_piece(places, at, left, &piece) or not piece.writable:
             return UNKNOWN
+        if piece.alignment > 1:
+            return DIRECT
         at += piece.length
         left -= piece.length
     at = offset
     while length:
-        if not next_piece(places, at, length, &piece) or not piece.writable:
+        if not next_piece(places, at, length, &piece) or not piece.writable or piece.alignment > 1:
             return UNKNOWN  # it has just moved: the nodes' methods write all of it again
-        if pwrite(places.fds[piece.leaf], data, piece.length, piece.host) != <ssize_t>piece.length:
+        if pwrite(piece.fd, data, piece.length, piece.host) != <ssize_t>piece.length:
             return FAILED
         data += piece.length
         at += piece.length
         length -= piece.length
-    raise_to(&places._highest, <int64_t>at)
+    note_write(places, at)
     return DONE
+
+
+cdef void note_write(Places places, uint64_t end) noexcept nogil:
+    """A write has been made that ended there."""
+    raise_to(&places._highest, <int64_t>end)
 
 
 cdef void read_ahead(Places places, uint64_t offset, size_t length) noexcept nogil:
@@ -359,6 +375,6 @@ cdef void read_ahead(Places places, uint64_t offset, size_t length) noexcept nog
     cdef Piece piece
     while length and next_piece(places, offset, length, &piece):
         if piece.leaf:
-            posix_fadvise(places.fds[piece.leaf], piece.host, piece.length, POSIX_FADV_WILLNEED)
+            posix_fadvise(piece.fd, piece.host, piece.length, POSIX_FADV_WILLNEED)
         offset += piece.length
         length -= piece.length

@@ -50,7 +50,7 @@ def _locate(table: ResolvedTable, offset: int, length: int, to_write: bool) -> P
         number = offset >> bits
         page = table.pages.get(number >> PAGE_BITS)
         entry = page[number & PAGE_MASK] if page is not None else 0
-        if not entry or (to_write and not (entry & 1 and entry > 1)):
+        if entry <= 0 or (to_write and not (entry & 1 and entry > 1)):
             return None
         inside = offset & (unit - 1)
         size = min(unit - inside, length)

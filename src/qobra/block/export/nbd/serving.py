@@ -101,14 +101,14 @@ class CompiledLoop(Loop):
             self._send(batches.position)
         return int(reason)
 
-    def _serve_missed(self, found: list[tuple[int, int, int, int, int, int]]) -> None:
+    def _serve_missed(self, found: list[tuple[int, int, int, int, int, int | bytes]]) -> None:
         """Do what was no plain hit: once the table knows more, or as any other request."""
         position = 0
         with self.slot:
             table = self.backend.table()
             for command, flags, cookie, offset, length, payload in found:
                 if command == p.CMD_WRITE:
-                    data = self.inbox.view[payload : payload + length]
+                    data = payload if isinstance(payload, bytes) else self.inbox.view[payload : payload + length]
                     position = self._write_missed(table, Work(command, flags, cookie, offset, length, data), position)
                 elif command == p.CMD_READ:
                     position = self._read_missed(table, Work(command, flags, cookie, offset, length), position)
