@@ -87,6 +87,20 @@ def test_an_existing_image_keeps_what_it_has(layer, drive, tmp_path):
     assert drive.node.backing.node_name == "base" and drive.node.backing_filename == ""
 
 
+def test_an_overlay_may_be_what_a_job_writes_to_but_not_what_anyone_reads(layer, image):
+    overlay = image("overlay")
+    layer.add_node({"driver": "null-co", "node-name": "base"})
+    writer = BlockBackend(layer, perm=permissions.WRITE)
+    writer.insert(overlay)
+    layer.block_node(overlay, "block device is in use by block job: mirror")
+    blockdev_snapshot(layer, {"node": "base", "overlay": "overlay"}).settle()
+    assert overlay.backing.node_name == "base"
+    writer.set_permissions(permissions.WRITE | permissions.CONSISTENT_READ, permissions.ALL)
+    layer.add_node({"driver": "null-co", "node-name": "other"})
+    refused("The overlay is already in use", blockdev_snapshot, layer, {"node": "other", "overlay": "overlay"})
+    writer.remove()
+
+
 def test_refusals(layer, drive, image, tmp_path):
     image("other")
     layer.add_node({"driver": "null-co", "node-name": "null"})

@@ -69,7 +69,7 @@ def _snapshot_source(layer: BlockLayer, device: str | None, node_name: str | Non
 def _append(layer: BlockLayer, old: BlockNode, overlay: BlockNode, holder: BlockBackend) -> Change:
     if overlay.perm & permissions.CONSISTENT_READ:
         raise QobraError("The overlay is already in use")
-    layer.check_blockers(overlay)
+    # A job that only writes to it (a mirror to a target that gets its backing file at the end) is not in the way.
     if overlay.backing is not None:
         raise QobraError("The overlay already has a backing image")
     if not overlay.supports_backing:
