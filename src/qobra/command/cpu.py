@@ -7,9 +7,13 @@ from typing import Any
 from qobra.command.machine import architecture
 from qobra.errors import QobraError
 from qobra.machine.cpu import Cpu
+from qobra.machine.cpu_features import FEATURES
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
 from qobra.qmp.registry import command
+
+_OF_A_STATIC_MODEL = ("family", "model", "stepping", "vendor", "model-id", "min-level", "min-xlevel")
+_NOT_OF_A_MODEL = frozenset(("type", "parent_bus", "hotplugged", "hotpluggable"))
 
 _SUFFIXES = {"x86_64": "-x86_64-cpu", "riscv64": "-riscv-cpu"}
 
@@ -87,10 +91,29 @@ def query_cpu_definitions(machine: Machine, args: dict[str, Any]) -> list[dict[s
                 {
                     "name": name.removesuffix(suffix),
                     "typename": name,
-                    "static": False,
-                    "migration-safe": not name.startswith("max-"),
-                    "unavailable-features": [],
+                    "static": getattr(cls, "static", False),
+                    "migration-safe": getattr(cls, "migration_safe", True),
+                    "unavailable-features": [],  # nothing runs a CPU, and so nothing lacks a feature
                     "deprecated": False,
                 }
             )
     return result
+
+
+@command("query-cpu-model-expansion", needs="x86_64")
+def query_cpu_model_expansion(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """What a CPU model with changed properties comes to."""
+    name = args["model"]["name"]
+    cls = machine.objects.find_type(name + _SUFFIXES["x86_64"])
+    if cls is None or cls.abstract or not issubclass(cls, Cpu):
+        raise QobraError(f"CPU model '{name}' not found")
+    cpu = cls(machine.objects)
+    changes = args["model"].get("props")
+    for key, value in changes.items() if isinstance(changes, dict) else ():
+        cpu.set(cls.find_feature(key), value)
+    if args["type"] == "full":
+        chosen = set(cpu.properties()) - _NOT_OF_A_MODEL
+    else:
+        name, chosen = "base", {*FEATURES, *_OF_A_STATIC_MODEL}
+    props = {key: prop.read(cpu) for key, prop in cpu.properties().items() if key in chosen}
+    return {"model": {"name": name, "props": props}}

@@ -96,6 +96,8 @@ class Board(Object):
         self.topology: Topology | None = None
         self.cpu_type = self.default_cpu_type or ""
         self.accelerator = "qtest"
+        self.clock_sleeps = True
+        """Whether the guest's time passes while its CPUs are idle; otherwise it leaps to the next timer."""
         self.rtc_start: int | None = None
         """The clock's time at power-on in seconds since the epoch; None: the host's."""
         self.rtc_host = True
@@ -145,6 +147,8 @@ class Board(Object):
 
     def set_cpu_model(self, text: str) -> None:
         """The CPUs' model, ``MODEL[,feature=value...]``. Raises QobraError for a model that there is not."""
+        from qobra.machine.cpu import Cpu
+
         model, _, features = text.partition(",")
         if self.default_cpu_type is None:
             raise QobraError("this machine has no CPUs")
@@ -152,9 +156,9 @@ class Board(Object):
         cls = self.tree.find_type(f"{model}-{suffix}")
         if cls is None or cls.abstract:
             raise QobraError(f"unable to find CPU model '{model}'")
-        if features:
-            name = features.split(",")[0].partition("=")[0].lstrip("+-")
-            raise QobraError(f"Property '{cls.type_name}.{name}' not found")
+        assert issubclass(cls, Cpu)
+        for name, value in cls.parse_features(features):
+            self.add_global(cls.type_name, name, value)
         self.cpu_type = cls.type_name
 
     def set_memory(self, size: int, *, backend: str | None = None, path: str | None = None) -> None:
@@ -178,7 +182,8 @@ class Board(Object):
         """Make the devices and the CPUs. The properties are set; users' devices come next."""
         machine: Machine = self.tree.machine
         chosen = accelerator.find(self.accelerator)
-        self._clock = VirtualClock(machine, driven=chosen is not None and chosen.drives_clock)
+        driven = chosen is not None and chosen.drives_clock
+        self._clock = VirtualClock(machine, driven=driven, sleeps=self.clock_sleeps)
         self.unattached.add_child("sysbus", self.system_bus)
         self.system_bus.bus_name_given = "main-system-bus"
         machine.run_state.on_reset(self.reset_all)

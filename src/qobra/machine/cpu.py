@@ -101,6 +101,25 @@ class Cpu(Device):
 
     vmstate = VmState(flag("halted", "nmi_pending"), partial=True)
 
+    @classmethod
+    def parse_features(cls, text: str) -> list[tuple[str, str]]:
+        """Names and values of properties from ``feature=value,+feature,-feature``. Raises QobraError."""
+        found = []
+        for part in filter(None, text.split(",")):
+            name, equals, value = part.lstrip("+-").partition("=")
+            if not equals:
+                value = "off" if part.startswith("-") else "on"
+            found.append((cls.find_feature(name), value))
+        return found
+
+    @classmethod
+    def find_feature(cls, name: str) -> str:
+        """The property that users mean by ``name``. Raises QobraError where there is none."""
+        name = name.replace("_", "-")
+        if name not in cls.class_properties():
+            raise QobraError(f"Property '{cls.type_name}.{name}' not found")
+        return name
+
     def properties_of_place(self) -> dict[str, int]:
         """CpuInstanceProperties of where the CPU sits."""
         raise NotImplementedError

@@ -44,6 +44,10 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "fw_cfg": (("name", STRING), ("file", STRING), ("string", STRING)),
     "global": (("driver", STRING), ("property", STRING), ("value", STRING)),
+    "icount": (
+        ("shift", STRING), ("align", BOOLEAN), ("sleep", BOOLEAN), ("rr", STRING), ("rrfile", STRING),
+        ("rrsnapshot", STRING),
+    ),
     "machine": (
         ("type", STRING), ("accel", STRING), ("kernel", STRING), ("initrd", STRING), ("append", STRING),
         ("dtb", STRING), ("firmware", STRING), ("dump-guest-core", BOOLEAN), ("mem-merge", BOOLEAN),

@@ -38,12 +38,13 @@ class VirtualClock:
     """Nanoseconds of guest time, and timers on it. Timers run in the control strand.
 
     With ``driven`` time stands still except for :meth:`step` and :meth:`set` (qtest). Otherwise it follows the host
-    while the machine runs.
+    while the machine runs; or, where nothing ``sleeps`` (icount), idle CPUs have it leap from one timer to the next.
     """
 
-    def __init__(self, machine: Machine, *, driven: bool) -> None:
+    def __init__(self, machine: Machine, *, driven: bool, sleeps: bool = True) -> None:
         self._machine = machine
         self.driven = driven
+        self._sleeps = sleeps
         self._stopped_at = 0
         self._started_host_ns: int | None = None
         self._heap: list[tuple[int, int, DeviceTimer]] = []
@@ -54,7 +55,7 @@ class VirtualClock:
 
     def now_ns(self) -> int:
         """Guest time since power-on, in nanoseconds."""
-        if self._started_host_ns is None:
+        if self._started_host_ns is None or not self._sleeps:
             return self._stopped_at
         return self._stopped_at + self._machine.clock.monotonic_ns() - self._started_host_ns
 
@@ -130,9 +131,12 @@ class VirtualClock:
             return
         if self._armed is not None:
             self._armed.cancel()
-        self._armed = self._machine.control.call_later(deadline - self.now_ns(), self._fire)
+        delay = deadline - self.now_ns() if self._sleeps else 0
+        self._armed = self._machine.control.call_later(delay, self._fire)
 
     def _fire(self) -> None:
+        if not self._sleeps:
+            self._stopped_at = max(self._stopped_at, self.next_deadline_ns() or 0)
         now_ns = self.now_ns()
         while (deadline := self.next_deadline_ns()) is not None and deadline <= now_ns:
             self._run_next()

@@ -10,6 +10,7 @@ from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
+from qobra.cli._system.icount import icount_sleeps
 from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
@@ -256,6 +257,8 @@ class Builder:
             raise QobraError("-initrd only allowed with -kernel option")
         for value in self._values("rtc"):
             self._set_rtc(convert("rtc", split(value)))
+        for value in self._values("icount"):
+            board.clock_sleeps = icount_sleeps(convert("icount", split(value, "shift")))
         for value in self._values("boot"):
             board.boot |= convert("boot-opts", split(value, "order"))
         for option in ("vga", "display"):

@@ -53,6 +53,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "bios": (True, "FILE: the firmware"),
     "L": (True, "DIRECTORY: where to look for firmware"),
     "fw_cfg": (True, "[name=]NAME,file=FILE|string=TEXT: a firmware configuration file"),
+    "icount": (True, "[shift=]N|auto[,align=on|off][,sleep=on|off]: how the guest's time passes"),
     "rtc": (True, "[base=utc|localtime|DATE][,clock=host|rt|vm][,driftfix=none|slew]"),
     "uuid": (True, "UUID: of the machine"),
     "name": (True, "[guest=]NAME[,process=NAME][,debug-threads=on|off]"),

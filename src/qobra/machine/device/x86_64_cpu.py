@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.machine.cpu import Cpu
+from qobra.machine.cpu_features import ALIASES, add_features
 from qobra.machine.devices import registry
 from qobra.machine.irq import Line
 from qobra.machine.vmstate import VmState
-from qobra.object.property import Int
+from qobra.object.property import Int, String
 
 
 class X86Cpu(Cpu):
@@ -19,7 +20,11 @@ class X86Cpu(Cpu):
     architecture = "x86_64"
     legacy_architecture = "x86"
     pluggable = True
-    model = ""
+    features: frozenset[str] = frozenset()
+    """What the model has, by the names of :mod:`qobra.machine.cpu_features`."""
+    static = False
+    """Whether it is the same always, whatever runs it."""
+    migration_safe = True
 
     apic_id = Int(0xFFFFFFFF, type="uint32", name="apic-id")
     thread_number = Int(-1, type="int32", name="thread-id")
@@ -27,7 +32,20 @@ class X86Cpu(Cpu):
     die_number = Int(-1, type="int32", name="die-id")
     socket_number = Int(-1, type="int32", name="socket-id")
 
+    family = Int(0)
+    model_number = Int(0, name="model")
+    stepping = Int(0)
+    vendor = String()
+    model_id = String(name="model-id")
+    min_level = Int(0, type="uint32")
+    min_xlevel = Int(0, type="uint32")
+
     vmstate = VmState()
+
+    @classmethod
+    def find_feature(cls, name: str) -> str:
+        name = name.replace("_", "-")
+        return super().find_feature(ALIASES.get(name, name))
 
     def realize(self) -> None:
         if self.index < 0:
@@ -45,17 +63,40 @@ class X86Cpu(Cpu):
         return self.board.place_of_cpu(self.index)
 
 
+add_features(X86Cpu)
+_COMMON = (
+    "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 pni cx16 hypervisor "
+    "syscall nx lm lahf-lm svm"
+)
+
+
+@registry.register("base-x86_64-cpu")
+class BaseCpu(X86Cpu):
+    """No feature at all, for users who name each."""
+
+    type_name = "base-x86_64-cpu"
+    static = True
+
+
 @registry.register("qemu64-x86_64-cpu")
 class Qemu64Cpu(X86Cpu):
     """What every x86-64 guest can count on."""
 
     type_name = "qemu64-x86_64-cpu"
-    model = "qemu64"
+    features = frozenset(_COMMON.split())
+
+    family = Int(15)
+    model_number = Int(107, name="model")
+    stepping = Int(1)
+    vendor = String("AuthenticAMD")
+    model_id = String("QEMU Virtual CPU version 2.5+", name="model-id")
+    min_level = Int(13, type="uint32")
+    min_xlevel = Int(0x8000000A, type="uint32")
 
 
 @registry.register("max-x86_64-cpu")
-class MaxCpu(X86Cpu):
-    """All that the accelerator can do."""
+class MaxCpu(Qemu64Cpu):
+    """All that can be had: as long as nothing runs the CPUs, that is what every guest can count on."""
 
     type_name = "max-x86_64-cpu"
-    model = "max"
+    migration_safe = False

@@ -1,0 +1,90 @@
+"""CPU models: what query-cpu-model-expansion says, and what -cpu takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qobra.errors import QobraError
+from qobra.machine.cpu_features import FEATURES
+from qobra.machine.launch import attach_board, find_board, simple_machine
+from qobra.machine.machine import Machine
+from qobra.qmp import dispatch
+from qobra.testing.guest import wait_until
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    machine = simple_machine("x86_64", "pc", memory=1 << 20)
+    yield machine
+    machine.close()
+
+
+def _expand(machine: Machine, kind: str, name: str, **props: Any) -> Any:
+    with machine.control:
+        arguments = {"type": kind, "model": {"name": name, "props": props}}
+        return dispatch.call(machine, "query-cpu-model-expansion", arguments)["model"]
+
+
+def test_a_static_expansion_is_of_the_model_without_features(machine: Machine) -> None:
+    model = _expand(machine, "static", "qemu64", avx=True, sse2=False)
+    assert model["name"] == "base"
+    assert model["props"]["avx"] and not model["props"]["sse2"] and model["props"]["lm"]
+    assert set(FEATURES) < model["props"].keys()
+    assert _expand(machine, "static", "base", **model["props"])["props"] == model["props"]
+
+
+def test_a_full_expansion_keeps_the_name(machine: Machine) -> None:
+    model = _expand(machine, "full", "max")
+    assert model["name"] == "max"
+    assert model["props"]["apic-id"] == 0xFFFFFFFF
+    assert model["props"]["vendor"] == "AuthenticAMD"
+
+
+@pytest.mark.parametrize(
+    ("name", "props", "text"),
+    [
+        ("nope", {}, "CPU model 'nope' not found"),
+        ("qemu64", {"bogus": True}, "Property 'qemu64-x86_64-cpu.bogus' not found"),
+        ("qemu64", {"avx": "x"}, "Invalid parameter type for 'avx', expected: boolean"),
+    ],
+)
+def test_refusals(machine: Machine, name: str, props: dict[str, Any], text: str) -> None:
+    with pytest.raises(QobraError) as refusal:
+        _expand(machine, "full", name, **props)
+    assert str(refusal.value) == text
+
+
+def test_features_of_the_command_line() -> None:
+    machine = Machine(capabilities=frozenset(("board", "x86_64")))
+    with machine.control:
+        board = attach_board(machine, find_board("x86_64", "pc"))
+        with pytest.raises(QobraError, match="Property 'qemu64-x86_64-cpu.bogus' not found"):
+            board.set_cpu_model("qemu64,+bogus")
+        board.set_cpu_model("qemu64,+avx,-sse2,sse4_1=on,svm=off")
+        board.set_topology({"cpus": 1})
+        board.set_memory(1 << 20)
+        board.start()
+        cpu = board.cpus[0]
+        assert [cpu.get(name) for name in ("avx", "sse2", "sse4.1", "svm", "fpu")] == [True, False, True, False, True]
+    machine.close()
+
+
+def test_time_that_does_not_sleep_leaps_from_timer_to_timer() -> None:
+    machine = Machine(capabilities=frozenset(("board", "x86_64")))
+    with machine.control:
+        board = attach_board(machine, find_board("x86_64", "none"))
+        board.accelerator, board.clock_sleeps = "tcg", False
+        board.start()
+        board.finish()
+        seen: list[int] = []
+        hour = 3600 * 10**9
+        timers = [board.clock.timer(lambda: seen.append(board.clock.now_ns())) for _ in range(2)]
+        timers[0].set(2 * hour)
+        timers[1].set(hour)
+        machine.run_state.start()
+    wait_until(lambda: len(seen) == 2)
+    assert seen == [hour, 2 * hour]
+    machine.close()
