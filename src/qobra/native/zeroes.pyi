@@ -1,3 +1,6 @@
-def zero_pieces(
-    buffer: bytes | bytearray | memoryview, size: int, unit: int, phase: int = 0
+Buffer = bytes | bytearray | memoryview
+
+def zero_pieces(buffer: Buffer, size: int, unit: int, phase: int = 0) -> list[tuple[int, int, bool]]: ...
+def read_pieces(
+    fd: int, buffer: bytearray, size: int, offset: int, unit: int, phase: int = 0
 ) -> list[tuple[int, int, bool]]: ...

@@ -1,6 +1,11 @@
 """Zero detection without the GIL: the compiled form of ``qobra.block.copy.zeroes``."""
 
-from libc.string cimport memcmp
+import os
+
+from libc.errno cimport EINTR, errno
+from libc.string cimport memcmp, memset
+from posix.types cimport off_t
+from posix.unistd cimport pread
 
 
 cdef bint all_zero(const unsigned char *data, size_t size) noexcept nogil:
@@ -33,3 +38,27 @@ def zero_pieces(buffer, Py_ssize_t size, Py_ssize_t unit, Py_ssize_t phase=0):
         pieces.append((run, start - run, bool(run_zero)))
         run = start
     return pieces
+
+
+def read_pieces(int fd, buffer, Py_ssize_t size, off_t offset, Py_ssize_t unit, Py_ssize_t phase=0):
+    """See ``qobra.block.copy.zeroes.read_pieces``."""
+    cdef unsigned char[::1] view = buffer
+    if not 0 < size <= view.shape[0] or offset < 0:
+        raise ValueError("size is beyond the buffer, or the offset cannot be")
+    cdef unsigned char *data = &view[0]
+    cdef Py_ssize_t done = 0, moved = 0
+    cdef int failure = 0
+    with nogil:
+        while done < size:
+            moved = pread(fd, data + done, size - done, offset + done)
+            if moved > 0:
+                done += moved
+            elif moved == 0:
+                memset(data + done, 0, size - done)
+                break
+            elif errno != EINTR:
+                failure = errno
+                break
+    if failure:
+        raise OSError(failure, os.strerror(failure))
+    return zero_pieces(buffer, size, unit, phase) if unit else [(0, size, False)]

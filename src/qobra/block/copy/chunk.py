@@ -11,7 +11,7 @@ import os
 import threading
 
 from qobra.block.buffers import is_zero
-from qobra.block.copy.zeroes import zero_pieces
+from qobra.block.copy.zeroes import Piece, read_pieces, zero_pieces
 from qobra.block.extents import ABSENT, DATA, ZERO, Run, read_run, resolve
 from qobra.block.in_file import InFile
 from qobra.errors import QobraError
@@ -180,17 +180,37 @@ class ChunkCopier:
 
     def write_data(self, offset: int, view: memoryview) -> None:
         """Write ``view`` (a whole bytearray's beginning), zeroes in it as such. Raises CopyFailed."""
-        try:
-            if not self._detect_zeroes:
-                self.target.write(offset, view)
-                return
+        self.write_pieces(offset, view, self.find_zeroes(offset, view))
+
+    def find_zeroes(self, offset: int, view: memoryview) -> list[Piece]:
+        """What of ``view`` (a whole bytearray's beginning), which is for ``offset``, counts as zeroes."""
+        unit = self._detect_zeroes
+        if not unit:
+            return [(0, len(view), False)]
+        return zero_pieces(view.obj, len(view), unit, offset % unit)  # type: ignore[arg-type]
+
+    def read_pieces(self, run: Run, position: int, buffer: bytearray, size: int) -> list[Piece]:
+        """Fill ``buffer`` with ``size`` bytes from ``position`` of ``run``, and find the zeroes in it.
+
+        Raises OSError or QobraError.
+        """
+        leaf = run.leaf
+        if leaf is not None and is_plain_data(run) and leaf.driver == "file":
             unit = self._detect_zeroes
-            for start, size, zero in zero_pieces(view.obj, len(view), unit, offset % unit):  # type: ignore[arg-type]
-                if zero:
-                    if not self._target_is_zero:
-                        self.target.write_zeroes(offset + start, size, may_unmap=self._unmap)
-                else:
+            phase = (run.start + position) % unit if unit else 0
+            return read_pieces(leaf.fd, buffer, size, run.offset + position, unit, phase)
+        view = memoryview(buffer)[:size]
+        read_run(run, position, view)
+        return self.find_zeroes(run.start + position, view)
+
+    def write_pieces(self, offset: int, view: memoryview, pieces: list[Piece]) -> None:
+        """Write ``view``, which was split by :meth:`find_zeroes`. Raises CopyFailed."""
+        try:
+            for start, size, zero in pieces:
+                if not zero:
                     self.target.write(offset + start, view[start : start + size])
+                elif not self._target_is_zero:
+                    self.target.write_zeroes(offset + start, size, may_unmap=self._unmap)
         except (OSError, QobraError) as error:
             raise CopyFailed(error, False)
 

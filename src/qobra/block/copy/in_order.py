@@ -8,9 +8,9 @@ from __future__ import annotations
 import threading
 from queue import SimpleQueue
 
-from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
+from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.ranges import in_chunks, whole
-from qobra.block.extents import ABSENT, ZERO, read_run, resolve
+from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from qobra.block.copy.engine import OnError, Progress
+    from qobra.block.copy.zeroes import Piece
     from qobra.block.extents import Run
 
 BUFFERS = 4
+BUFFER_SIZE = 1 << 20
+"""Bytes that are read, and if nothing in them is zero written, together."""
 STEP = 64 << 20
 """Bytes of the source whose places are looked up together."""
 
-Piece = tuple[int, int, bytearray | None, CopyFailed | None]
-"""(start, length, buffer or None for zeroes, failure)."""
+Part = tuple[int, int, bytearray | None, "list[Piece] | CopyFailed"]
+"""(start, length, buffer or None where all is zero, what in it is zero or why nothing was read)."""
 
 
 def copy_in_order(
@@ -43,18 +46,18 @@ def copy_in_order(
     reader = _Reader(copier, ranges if ranges is not None else whole(copier.source.length))
     try:
         while True:
-            piece = reader.full.get()
-            if piece is None:
+            part = reader.full.get()
+            if part is None:
                 if reader.crash is not None:
                     raise reader.crash
                 return
-            start, length, buffer, failure = piece
-            if failure is None:
+            start, length, buffer, found = part
+            failure = None
+            if isinstance(found, CopyFailed):
+                failure = found
+            else:
                 try:
-                    if buffer is None:
-                        copier.write_zeroes(start, length)
-                    else:
-                        copier.write_data(start, memoryview(buffer)[:length])
+                    copier.write_pieces(start, memoryview(buffer or b"")[:length], found)
                 except CopyFailed as error:
                     failure = error
             if buffer is not None:
@@ -70,16 +73,17 @@ def copy_in_order(
 
 
 class _Reader:
-    """A thread that reads ahead into a few buffers."""
+    """A thread that reads ahead into a few buffers and looks for the zeroes in them, as writing takes longest."""
 
     def __init__(self, copier: ChunkCopier, ranges: Iterable[tuple[int, int]]) -> None:
+        self._copier = copier
         self._source = copier.source
         self._ranges = ranges
-        self.full: SimpleQueue[Piece | None] = SimpleQueue()
+        self.full: SimpleQueue[Part | None] = SimpleQueue()
         self.free: SimpleQueue[bytearray] = SimpleQueue()
         self.crash: BaseException | None = None
         for _ in range(BUFFERS):
-            self.free.put(bytearray(CHUNK_SIZE))
+            self.free.put(bytearray(BUFFER_SIZE))
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="copy reader", daemon=True)
         self._thread.start()
@@ -87,7 +91,7 @@ class _Reader:
     def stop(self) -> None:
         """Let the thread end, and wait until it has."""
         self._stopped = True
-        self.free.put(bytearray(CHUNK_SIZE))
+        self.free.put(bytearray(BUFFER_SIZE))
         self._thread.join()
 
     def _run(self) -> None:
@@ -96,8 +100,8 @@ class _Reader:
                 if self._stopped:
                     return
                 self._read_range(offset, length)
-        except (OSError, QobraError) as error:
-            self.crash = error
+        except BaseException as error:
+            self.crash = error  # raised to whoever waits for the copy
         finally:
             self.full.put(None)
 
@@ -111,21 +115,21 @@ class _Reader:
                 return
             for run in runs:
                 if run.kind in (ZERO, ABSENT):
-                    self.full.put((run.start, run.length, None, None))
+                    self.full.put((run.start, run.length, None, [(0, run.length, True)]))
                 else:
                     self._read_run(run)
         if inside < length:
-            self.full.put((offset + inside, length - inside, None, None))
+            self.full.put((offset + inside, length - inside, None, [(0, length - inside, True)]))
 
     def _read_run(self, run: Run) -> None:
         position = 0
         while position < run.length and not self._stopped:
-            size = min(CHUNK_SIZE, run.length - position)
+            size = min(BUFFER_SIZE, run.length - position)
             buffer = self.free.get()
-            failure = None
+            found: list[Piece] | CopyFailed
             try:
-                read_run(run, position, memoryview(buffer)[:size])
+                found = self._copier.read_pieces(run, position, buffer, size)
             except (OSError, QobraError) as error:
-                failure = CopyFailed(error, True)
-            self.full.put((run.start + position, size, buffer, failure))
+                found = CopyFailed(error, True)
+            self.full.put((run.start + position, size, buffer, found))
             position += size

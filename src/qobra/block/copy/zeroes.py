@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from qobra.block.buffers import fill_zero
 from qobra.native import compiled
 
 Piece = tuple[int, int, bool]
@@ -59,5 +62,22 @@ def _append(pieces: list[Piece], start: int, size: int, zero: bool) -> None:
         pieces.append((start, size, zero))
 
 
+def pure_read_pieces(fd: int, buffer: bytearray, size: int, offset: int, unit: int, phase: int = 0) -> list[Piece]:
+    """Read ``size`` bytes at ``offset`` of a file, zeroes past its end, and split them (all is data if ``unit`` is 0).
+
+    Raises OSError.
+    """
+    view = memoryview(buffer)[:size]
+    done = 0
+    while done < size:
+        moved = os.preadv(fd, (view[done:],), offset + done)
+        if not moved:
+            fill_zero(view[done:])
+            break
+        done += moved
+    return pure_zero_pieces(buffer, size, unit, phase) if unit else [(0, size, False)]
+
+
 _compiled = compiled("zeroes")
 zero_pieces = pure_zero_pieces if _compiled is None else _compiled.zero_pieces
+read_pieces = pure_read_pieces if _compiled is None else _compiled.read_pieces

@@ -237,6 +237,8 @@ def _find_zero(counts: Counts, start: int) -> int:
     """Index of the first zero at or after ``start``, -1 if there is none."""
     if isinstance(counts, bytearray):
         return counts.find(0, start)
+    if start < len(counts) and not counts[start]:
+        return start
     # Few are free in a large image: bytes are searched ten times faster than an array.
     width = counts.itemsize
     raw, zero = counts.tobytes(), bytes(width)
