@@ -153,6 +153,12 @@ class BlockNode:
         if not self.read_only:
             self.inactivate()
 
+    def cancel_in_flight(self) -> None:
+        """Requests that wait for a server that is away fail now; whose they were has no use for them any more."""
+        below = self.filtered or self.primary()
+        if below is not None:
+            below.cancel_in_flight()
+
     def close(self) -> None:
         """Write out what is cached and let go of the host's resources. Children are closed after this."""
 

@@ -91,7 +91,13 @@ class BlockFrontEnd(Device):
     # -- taking the backend
 
     def take_drive(self, name: str) -> None:
-        """Use the drive ``name``, or the node of that name through a backend of the device's own."""
+        """Use the drive ``name``, or the node of that name through a backend of the device's own.
+
+        A device that works keeps its backend, which goes on with another node.
+        """
+        if self.realized and self.backend is not None:
+            self.backend.insert(self.machine.block.find_device(None, name))
+            return
         if self.backend is not None:
             self.release_drive()
         if not name:
@@ -109,6 +115,9 @@ class BlockFrontEnd(Device):
             backend.insert(node, 0, permissions.ALL)
         backend.attach_device(self)
         self.backend = backend
+
+    def settable_when_realized(self, name: str) -> bool:
+        return name == "drive" and self.backend is not None
 
     def _own_backend(self) -> BlockBackend:
         return BlockBackend(

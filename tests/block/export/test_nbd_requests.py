@@ -374,6 +374,8 @@ def test_dirty_bitmaps(exporter: Any) -> None:
         exporter.export("n", bitmaps=["b"], writable=False)
     exporter.export("n", bitmaps=["b"])
     assert bitmap.busy
+    DirtyBitmap(node, "named", 64 * KIB)
+    exporter.export("n", id="n1", name="n1", bitmaps=[{"node": "n", "name": "named"}], writable=False)
     client = exporter.connect("n", meta_contexts=["qemu:dirty-bitmap:b", "base:allocation"])
     client.pwrite(b"x", 100)
     client.pwrite(b"x" * KIB, 3 * 64 * KIB - 1)

@@ -247,7 +247,8 @@ def test_reconnect_delay_ends(layer: BlockLayer, server: Server, monkeypatch: py
     now = time.monotonic()
     moments = iter(range(0, 100_000, 7))
     monkeypatch.setattr("qobra.block.protocol.nbd.time.monotonic", lambda: now + next(moments))
-    monkeypatch.setattr("qobra.block.protocol.nbd.time.sleep", lambda _seconds: None)
+    for name in ("RETRY_FIRST", "RETRY_LONGEST"):
+        monkeypatch.setattr(f"qobra.block.protocol.nbd.{name}", 0.001)
     with pytest.raises(QobraError):
         node.read(0, 10)
 
@@ -285,6 +286,29 @@ def test_yank(layer: BlockLayer, server: Server) -> None:
     node.yank()
     thread.join(60)
     assert len(failures) == 1
+
+
+def test_a_cancelled_job_lets_go_of_what_waits_for_the_server(layer: BlockLayer, server: Server) -> None:
+    top = layer.add_node({"driver": "raw", "node-name": "top", "file": node_options(server, **{"reconnect-delay": 60})})
+    server.stop()
+    failures: list[Exception] = []
+
+    def read() -> None:
+        try:
+            top.read(0, 10)
+        except QobraError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            top.cancel_in_flight()
+            thread.join(0.01)
+    assert len(failures) == 3
+    server.start()
+    assert top.read(0, 10) == bytes(10)
 
 
 class Scripted:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.errors import QobraError
 
 if TYPE_CHECKING:
     from qobra.block.graph import GraphChange
@@ -20,17 +21,21 @@ def insert_filter(
     options: Options,
     *,
     prepare: Callable[[BlockNode], None] | None = None,
+    refusal: str = "",
 ) -> tuple[BlockNode, BlockBackend]:
     """Open the filter that ``options`` describe and let everyone who uses ``below`` use it instead.
 
     Without a ``node-name`` it is implicit. ``prepare`` is called with the filter before it takes part. The returned
-    backend keeps it in the graph until something else does; the caller removes it. Raises QobraError; then nothing
-    has changed.
+    backend keeps it in the graph until something else does; the caller removes it. Raises QobraError, with ``refusal``
+    before the reason where that is the filter's own; then nothing has changed.
     """
     opened: list[BlockNode] = []
     holder = BlockBackend(layer, perm=0, shared=permissions.ALL, description="a filter that is being put in place")
     try:
-        node = layer.opener.open_reference(options, opened, {})
+        try:
+            node = layer.opener.open_reference(options, opened, {})
+        except QobraError as error:
+            raise error.prefixed(refusal)
         node.implicit = "node-name" not in options
         if prepare is not None:
             prepare(node)

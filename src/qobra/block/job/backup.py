@@ -117,6 +117,9 @@ class BackupJob(BlockJob):
         if self.status == state.PAUSED and not self.pause_count:
             self.transition(state.RUNNING)
 
+    def cancel_in_flight(self) -> None:
+        self._target.cancel_in_flight()
+
     # -- the work ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -334,10 +337,8 @@ def start_backup(
     options: Options = {"driver": "copy-before-write", "file": source.node_name, "target": target.node_name}
     if "filter-node-name" in args:
         options["node-name"] = args["filter-node-name"]
-    try:
-        filter_node, holder = insert_filter(layer, source, options, prepare=prepare)
-    except QobraError as error:
-        raise error.prefixed("Could not create node: ")
+    refusal = "Could not create node: "
+    filter_node, holder = insert_filter(layer, source, options, prepare=prepare, refusal=refusal)
     assert isinstance(filter_node, CopyBeforeWriteNode)
     try:
         try:

@@ -340,8 +340,13 @@ class Job:
             with self.condition:
                 self.cancelled = True
                 self.force_cancelled = self.force_cancelled or force
+        if self.force_cancelled:
+            self.cancel_in_flight()
         if self.force_cancelled and self.status in (state.PAUSED, state.STANDBY):
             self.transition(state.RUNNING if self.status == state.PAUSED else state.READY)
+
+    def cancel_in_flight(self) -> None:
+        """The job ends whatever becomes of its requests: have those fail that wait for something."""
 
     def decide_force(self, force: bool) -> bool:
         """Whether a cancel is hard: always, unless the kind of job has a soft one."""

@@ -142,6 +142,9 @@ class MirrorJob(BlockJob):
             if below is not None:
                 self.add_intermediate(below, self._target)
 
+    def cancel_in_flight(self) -> None:
+        self._target.cancel_in_flight()
+
     # -- the work ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:

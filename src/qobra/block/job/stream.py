@@ -180,10 +180,11 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
         filter_node.by_job = True
 
     try:
-        filter_node, holder = insert_filter(layer, node, options, prepare=prepare)
-    except BaseException as error:
+        refusal = "Could not create node: "
+        filter_node, holder = insert_filter(layer, node, options, prepare=prepare, refusal=refusal)
+    except BaseException:
         set_read_only(layer, node, was_read_only)
-        raise error.prefixed("Could not create node: ") if isinstance(error, QobraError) else error
+        raise
     assert isinstance(filter_node, CopyOnReadNode)
     try:
         try:

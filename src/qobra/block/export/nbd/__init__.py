@@ -98,7 +98,10 @@ class NbdExport(Export):
 def _find_bitmaps(
     layer: BlockLayer, node: BlockNode, wanted: list[str | dict[str, str]], writable: bool
 ) -> list[DirtyBitmap]:
-    """The bitmaps that an export of ``node`` offers; a plain name is looked for down the backing chain."""
+    """The bitmaps that an export of ``node`` offers; a plain name is looked for down the backing chain.
+
+    Whoever names the node as well is trusted to know whether that is written to.
+    """
     found = []
     for each in wanted:
         bitmap: DirtyBitmap | None = None
@@ -121,7 +124,7 @@ def _find_bitmaps(
         if len(p.CONTEXT_DIRTY_BITMAP + name) > p.MAX_STRING:
             raise QobraError(f"Bitmap name '{name}' is too long for an NBD context")
         bitmap.check(read_only=False)
-        if not writable and bitmap.enabled and not node.read_only:
+        if isinstance(each, str) and not writable and bitmap.enabled and not node.read_only:
             raise QobraError(f"Enabled bitmap '{name}' incompatible with readonly export", errno=errno.EINVAL)
         found.append(bitmap)
     return found

@@ -78,8 +78,8 @@ class NbdServer:
         self._exports.pop(export.name, None)
 
     def listed(self) -> Sequence[tuple[str, str]]:
-        """(name, description) of each export, the newest first."""
-        return [(export.name, export.description) for export in reversed(tuple(self._exports.values()))]
+        """(name, description) of each export, the oldest first."""
+        return [(export.name, export.description) for export in tuple(self._exports.values())]
 
     def lookup(self, name: str) -> NbdExport | None:
         """The export of that name."""
