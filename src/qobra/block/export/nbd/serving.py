@@ -53,11 +53,11 @@ class CompiledLoop(Loop):
         export = connection.export
         self._tls = connection.transport.tls
         self._batches = native.Batches(
-            slot,
             connection.send_lock,
             -1 if self._tls else connection.transport.socket.fileno(),
             self.inbox.buffer,
             self.arena,
+            slot,
             structured=connection.structured,
             writable=export.writable and not export.writethrough,
         )

@@ -1,0 +1,186 @@
+"""A socket with a buffer for each direction, used without the GIL."""
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pythread cimport (
+    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
+)
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.string cimport memmove, memset
+
+cdef extern from * nogil:
+    """
+    #include <poll.h>
+    #include <sched.h>
+    #include <sys/socket.h>
+    static inline void qobra_wait_for(int fd, int events) {
+        struct pollfd one = {.fd = fd, .events = events};
+        poll(&one, 1, -1);
+    }
+    """
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    void sched_yield()
+    void wait_for "qobra_wait_for"(int, int)
+    ssize_t recv(int, void *, size_t, int)
+    ssize_t sendmsg(int, const msghdr *, int)
+    int MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLIN, POLLOUT
+
+cdef enum:
+    # How often to let others run before a receive waits. A client that shares the processor then sends all it has, where
+    # waiting would wake the two up in turn for each request; with a processor for each, it returns at once.
+    YIELDS = 2
+
+
+cdef class Lock:
+    """A lock that loops without the GIL take, too; a context manager."""
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    def __enter__(self):
+        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(self.lock, WAIT_LOCK)
+        return self
+
+    def __exit__(self, *_exc):
+        PyThread_release_lock(self.lock)
+
+
+cdef class Stream:
+    """One connection. Bytes from ``start`` to ``end`` of the inbox have come and were not taken; bytes up to ``position`` of
+    the arena are to be sent. ``sock`` is a blocking socket, or -1 where the caller receives and sends. ``lock`` is taken
+    by whoever sends.
+    """
+
+    def __cinit__(self, Lock lock not None, int sock, inbox, arena, *_args, **_kwargs):
+        PyObject_GetBuffer(inbox, &self._inbox_buffer, PyBUF_WRITABLE)
+        PyObject_GetBuffer(arena, &self._arena_buffer, PyBUF_WRITABLE)
+        self._inbox, self._inbox_size = <uint8_t *>self._inbox_buffer.buf, self._inbox_buffer.len
+        self._arena, self._arena_size = <uint8_t *>self._arena_buffer.buf, self._arena_buffer.len
+        self._lock, self._sock = lock, sock
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self._inbox_buffer)
+        PyBuffer_Release(&self._arena_buffer)
+        PyBuffer_Release(&self._payload_buffer)
+
+    @property
+    def error(self):
+        """The errno with which the connection broke."""
+        return self._errno
+
+    def set_payload(self, buffer):
+        """Where payloads that are too long for the inbox may go."""
+        if buffer is not self._payload_owner:
+            PyBuffer_Release(&self._payload_buffer)
+            self._payload_owner = None
+            PyObject_GetBuffer(buffer, &self._payload_buffer, PyBUF_WRITABLE)
+            self._payload_owner = buffer
+
+    cdef int _check(self) except -1:
+        """Raise unless ``start`` and ``end``, which Python may set, are inside the inbox."""
+        if self.start > self.end or self.end > self._inbox_size:
+            raise ValueError("not inside the inbox")
+        return 0
+
+    cdef Received _receive(self, bint may_wait, size_t room) noexcept nogil:
+        """Get more bytes, with room for ``room`` of them."""
+        cdef ssize_t count
+        cdef int yields = YIELDS
+        if self.start == self.end:
+            self.start = self.end = 0
+        elif self._inbox_size - self.end < room:
+            memmove(self._inbox, self._inbox + self.start, self.end - self.start)
+            self.end -= self.start
+            self.start = 0
+        while True:
+            count = recv(
+                self._sock,
+                self._inbox + self.end,
+                self._inbox_size - self.end,
+                MSG_DONTWAIT if yields or not may_wait else 0,
+            )
+            if count > 0:
+                self.end += count
+                return SOME
+            if count == 0:
+                return END
+            if errno == EAGAIN:
+                if yields:
+                    yields -= 1
+                    sched_yield()
+                elif may_wait:
+                    wait_for(self._sock, POLLIN)
+                else:
+                    return NOTHING
+            elif errno != EINTR:
+                self._errno = errno
+                return ERROR
+
+    cdef Received _receive_payload(self, size_t have, size_t length) noexcept nogil:
+        """Fill the payload's memory from ``have`` up to ``length``."""
+        cdef ssize_t count
+        if length > <size_t>self._payload_buffer.len:
+            self._errno = EAGAIN
+            return ERROR
+        while have < length:
+            count = recv(self._sock, <uint8_t *>self._payload_buffer.buf + have, length - have, MSG_WAITALL)
+            if count > 0:
+                have += count
+            elif count == 0:
+                return END
+            elif errno == EAGAIN:
+                wait_for(self._sock, POLLIN)
+            elif errno != EINTR:
+                self._errno = errno
+                return ERROR
+        return SOME
+
+    cdef bint _send(self) noexcept nogil:
+        """Send what is in the arena; False when the client is gone."""
+        cdef iovec part
+        part.iov_base, part.iov_len = self._arena, self.position
+        return self._send_parts(&part, 1)
+
+    cdef bint _send_parts(self, iovec *parts, size_t count) noexcept nogil:
+        """Send whole replies. A client that does not read them is waited for outside of the slot."""
+        cdef msghdr message
+        cdef ssize_t sent
+        memset(&message, 0, sizeof(message))
+        PyThread_acquire_lock(self._lock.lock, WAIT_LOCK)
+        while count:
+            message.msg_iov, message.msg_iovlen = parts, count
+            sent = sendmsg(self._sock, &message, MSG_NOSIGNAL | (MSG_DONTWAIT if self._is_inside else 0))
+            if sent < 0:
+                if errno == EINTR:
+                    continue
+                if errno == EAGAIN:
+                    if not self._is_inside:
+                        wait_for(self._sock, POLLOUT)
+                        continue
+                    if self._get_outside():
+                        continue
+                else:
+                    self._errno = errno
+                break
+            while count and <size_t>sent >= parts.iov_len:
+                sent -= parts.iov_len
+                parts += 1
+                count -= 1
+            if count:
+                parts.iov_base = <uint8_t *>parts.iov_base + sent
+                parts.iov_len -= sent
+        PyThread_release_lock(self._lock.lock)
+        return count == 0
+
+    cdef bint _get_outside(self) noexcept nogil:
+        """Leave the slot, once that is possible; False, with ``_errno``, if it never will be."""
+        return False
