@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 import zlib
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from qobra.errors import QobraError
+from qobra.machine.dump.compression import available
 from qobra.machine.launch import simple_machine
 from qobra.qmp import dispatch
 from qobra.testing.guest import wait_until
@@ -62,9 +64,31 @@ def test_a_part_of_memory(machine: Any, tmp_path: Path) -> None:
     assert data[-4096:-4080] == b"a needle in here"
 
 
-def test_kdump_pages_can_be_found_and_unpacked(machine: Any, tmp_path: Path) -> None:
+def _unpack(form: str, data: bytes) -> bytes:
+    if form == "kdump-zlib":
+        return zlib.decompress(data)
+    out, length, size = ctypes.create_string_buffer(4096), ctypes.c_size_t(4096), ctypes.c_size_t(len(data))
+    if form == "kdump-lzo":
+        assert ctypes.CDLL("liblzo2.so.2").lzo1x_decompress_safe(data, size, out, ctypes.byref(length), None) == 0
+    else:
+        assert ctypes.CDLL("libsnappy.so.1").snappy_uncompress(data, size, out, ctypes.byref(length)) == 0
+    return out.raw[: length.value]
+
+
+def test_the_formats_are_those_that_can_be_written(machine: Any, tmp_path: Path) -> None:
+    served = _call(machine, "query-dump-guest-memory-capability")["formats"]
+    assert served == ["elf", *available()]
+    for form in {"kdump-lzo", "kdump-snappy"} - set(served):
+        with pytest.raises(QobraError, match=f"{form} is not available now"):
+            _call(machine, "dump-guest-memory", paging=False, protocol=f"file:{tmp_path}/core", format=form)
+
+
+@pytest.mark.parametrize(("form", "flag"), [("kdump-zlib", 1), ("kdump-lzo", 2), ("kdump-snappy", 4)])
+def test_kdump_pages_can_be_found_and_unpacked(machine: Any, tmp_path: Path, form: str, flag: int) -> None:
+    if form not in available():
+        pytest.skip(f"the library of {form} is not installed")
     path = tmp_path / "core"
-    _call(machine, "dump-guest-memory", paging=False, protocol=f"file:{path}", format="kdump-zlib")
+    _call(machine, "dump-guest-memory", paging=False, protocol=f"file:{path}", format=form)
     flat = path.read_bytes()
     assert flat.startswith(b"makedumpfile\0") and len(flat) < _MEMORY // 4
     image = bytearray()
@@ -98,8 +122,9 @@ def test_kdump_pages_can_be_found_and_unpacked(machine: Any, tmp_path: Path) -> 
         int.from_bytes(image[entry + 8 : entry + 12], "little"),
         int.from_bytes(image[entry + 12 : entry + 16], "little"),
     )
-    assert flags == 1
-    assert zlib.decompress(image[where : where + length]).startswith(b"a needle in here")
+    assert flags == flag
+    assert int.from_bytes(image[424:428], "little") == flag
+    assert _unpack(form, bytes(image[where : where + length])).startswith(b"a needle in here")
 
 
 def test_in_the_background(machine: Any, tmp_path: Path) -> None:
@@ -122,7 +147,7 @@ def test_in_the_background(machine: Any, tmp_path: Path) -> None:
         ({"length": 1}, "Parameter 'begin' is missing"),
         ({"begin": 1 << 40, "length": 1}, "Invalid parameter 'begin'"),
         ({"format": "kdump-zlib", "paging": True}, "kdump-compressed format doesn't support paging or filter"),
-        ({"format": "kdump-lzo"}, "kdump-lzo is not available now"),
+        ({"format": "win-dmp"}, "win-dmp is not available now"),
     ],
 )
 def test_refusals(machine: Any, tmp_path: Path, arguments: dict[str, Any], text: str) -> None:

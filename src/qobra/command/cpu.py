@@ -84,7 +84,7 @@ def query_hotpluggable_cpus(machine: Machine, args: dict[str, Any]) -> list[dict
 def query_cpu_definitions(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The models that ``-cpu`` takes."""
     suffix = _SUFFIXES[architecture(machine)]
-    result = []
+    result: list[dict[str, Any]] = []
     for name, cls in sorted(machine.objects.all_types().items()):
         if issubclass(cls, Cpu) and not cls.abstract and name.endswith(suffix):
             result.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.command.machine import architecture
-from qobra.machine.dump.dumper import FORMATS, Dumper
+from qobra.machine.dump.dumper import Dumper, formats
 from qobra.machine.machine import Machine
 from qobra.qmp.registry import command
 
@@ -25,7 +25,7 @@ def query_dump(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
 @command("query-dump-guest-memory-capability", needs="board")
 def query_capability(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
     """The formats there are."""
-    return {"formats": list(FORMATS)}
+    return {"formats": formats()}
 
 
 def _dumper(machine: Machine) -> Dumper:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError, strerror
+from qobra.machine.dump.compression import available, compressor
 from qobra.machine.dump.elf import write_elf
 from qobra.machine.dump.kdump import write_kdump
 from qobra.machine.dump.memory import Run, clip, ram_runs
@@ -16,8 +17,12 @@ from qobra.machine.dump.notes import cpu_notes
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
 
-FORMATS = ("elf", "kdump-zlib")
 _COMPRESSED = ("kdump-zlib", "kdump-lzo", "kdump-snappy", "win-dmp")
+
+
+def formats() -> list[str]:
+    """The formats that can be written here."""
+    return ["elf", *available()]
 
 
 class Dumper:
@@ -74,7 +79,7 @@ class Dumper:
             raise QobraError("Parameter 'length' is missing")
         if "length" in args and "begin" not in args:
             raise QobraError("Parameter 'begin' is missing")
-        if form not in FORMATS:
+        if form not in formats():
             raise QobraError(f"{form} is not available now")
 
     def _open(self, protocol: str) -> int:
@@ -106,7 +111,7 @@ class Dumper:
                 if form == "elf":
                     write_elf(write, runs, notes, self._architecture, progress)
                 else:
-                    write_kdump(write, runs, notes, self._architecture, len(board.cpus), progress)
+                    write_kdump(write, runs, notes, self._architecture, len(board.cpus), progress, compressor(form))
             except OSError as error:
                 return QobraError(f"dump: failed to save memory: {strerror(error)}", errno=error.errno)
             finally:

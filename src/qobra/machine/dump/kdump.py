@@ -7,10 +7,10 @@ offset that they belong at.
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable
 from struct import Struct
 
+from qobra.machine.dump.compression import Compress
 from qobra.machine.dump.memory import Run
 
 PAGE = 4096
@@ -21,8 +21,7 @@ _VERSION = 6
 _HEADER = Struct("<8si390s22s10I")
 _SUB_HEADER = Struct("<QIIQQQQQQQQQQQ")
 _DESCRIPTOR = Struct("<QIIQ")
-_ZLIB, _DUMP_LEVEL = 1, 1
-_STATUS_ZLIB = 1
+_DUMP_LEVEL = 1
 _ZERO_PAGE = bytes(PAGE)
 _MACHINES = {"x86_64": b"x86_64", "riscv64": b"riscv64"}
 
@@ -30,16 +29,23 @@ Write = Callable[[bytes], None]
 
 
 def write_kdump(
-    write: Write, runs: list[Run], notes: bytes, architecture: str, cpus: int, progress: Callable[[int], None]
+    write: Write,
+    runs: list[Run],
+    notes: bytes,
+    architecture: str,
+    cpus: int,
+    progress: Callable[[int], None],
+    compression: tuple[int, Compress] | None,
 ) -> None:
-    """Write the dump. ``progress`` hears of each page, in bytes."""
+    """Write the dump. ``progress`` hears of each page, in bytes; ``compression`` is the flag of pages, and the way."""
+    flag, compress = compression or (0, bytes)
     flat = _Flat(write)
     last = max(run.address + len(run.view) for run in runs)
     frames = (last + PAGE - 1) // PAGE
     pages = sum((len(run.view) + PAGE - 1) // PAGE for run in runs)
     bitmap_blocks = -(-frames // (8 * PAGE))
     sub_blocks = -(-(_SUB_HEADER.size + len(notes)) // PAGE)
-    flat.put(0, _header(architecture, frames, bitmap_blocks, sub_blocks, cpus))
+    flat.put(0, _header(architecture, frames, bitmap_blocks, sub_blocks, cpus, flag))
     notes_at = PAGE + _SUB_HEADER.size
     sub_header = _SUB_HEADER.pack(0, _DUMP_LEVEL, 0, 0, 0, 0, 0, notes_at, len(notes), 0, 0, 0, 0, frames)
     flat.put(PAGE, (sub_header + notes).ljust(sub_blocks * PAGE, b"\0"))
@@ -47,7 +53,7 @@ def write_kdump(
     bitmap = _bitmap(runs, bitmap_blocks * PAGE)
     flat.put(bitmap_at, bitmap)
     flat.put(bitmap_at + len(bitmap), bitmap)
-    _write_pages(flat, runs, bitmap_at + 2 * len(bitmap), pages, progress)
+    _write_pages(flat, runs, bitmap_at + 2 * len(bitmap), pages, progress, flag, compress)
     write(_FLAT.pack(-1, -1))
 
 
@@ -61,11 +67,11 @@ class _Flat:
         self._write(_FLAT.pack(offset, len(data)) + data)
 
 
-def _header(architecture: str, frames: int, bitmap_blocks: int, sub_blocks: int, cpus: int) -> bytes:
+def _header(architecture: str, frames: int, bitmap_blocks: int, sub_blocks: int, cpus: int, flag: int) -> bytes:
     names = (b"Linux", b"", b"", b"", _MACHINES[architecture], b"")
     utsname = b"".join(name.ljust(65, b"\0") for name in names)
     stamp = int(time.time()).to_bytes(8, "little").ljust(22, b"\0")
-    fields = (_STATUS_ZLIB, PAGE, sub_blocks, 2 * bitmap_blocks, min(frames, 0xFFFFFFFF), 0, 0, 0, 0, cpus)
+    fields = (flag, PAGE, sub_blocks, 2 * bitmap_blocks, min(frames, 0xFFFFFFFF), 0, 0, 0, 0, cpus)
     return _HEADER.pack(_SIGNATURE, _VERSION, utsname, stamp, *fields).ljust(PAGE, b"\0")
 
 
@@ -83,11 +89,19 @@ def _bitmap(runs: list[Run], size: int) -> bytes:
     return bytes(bitmap)
 
 
-def _write_pages(flat: _Flat, runs: list[Run], table_at: int, pages: int, progress: Callable[[int], None]) -> None:
+def _write_pages(
+    flat: _Flat,
+    runs: list[Run],
+    table_at: int,
+    pages: int,
+    progress: Callable[[int], None],
+    flag: int,
+    compress: Compress,
+) -> None:
     data_at = table_at + _DESCRIPTOR.size * pages
     # One zero page serves all.
-    zero = zlib.compress(_ZERO_PAGE, 1)
-    zero_descriptor = _DESCRIPTOR.pack(data_at, len(zero), _ZLIB, 0)
+    zero = compress(_ZERO_PAGE)
+    zero_descriptor = _DESCRIPTOR.pack(data_at, len(zero), flag, 0)
     flat.put(data_at, zero)
     data_at += len(zero)
     for run in runs:
@@ -99,7 +113,7 @@ def _write_pages(flat: _Flat, runs: list[Run], table_at: int, pages: int, progre
                 if page == _ZERO_PAGE:
                     descriptors.append(zero_descriptor)
                     continue
-                body, flags = zlib.compress(page, 1), _ZLIB
+                body, flags = compress(page), flag
                 if len(body) >= PAGE:
                     body, flags = page, 0
                 descriptors.append(_DESCRIPTOR.pack(data_at, len(body), flags, 0))
