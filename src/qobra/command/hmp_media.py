@@ -100,34 +100,3 @@ def info_blockstats(machine: Machine, args: dict[str, Any]) -> str:
         stats = device["stats"]
         text += f"{device['device']}: {' '.join(f'{name}={stats.get(name, 0)}' for name in _STATS)}\n"
     return text
-
-
-@hmp_command("info snapshots", help="show the currently saved VM snapshots")
-def info_snapshots(machine: Machine, args: dict[str, Any]) -> str:
-    """The internal snapshots: those that all images have, and by image those that they do not."""
-    from qobra.block.describe import snapshot_lines
-
-    devices = {
-        name: backend.node.info().get("snapshots", [])
-        for name, backend in machine.block.backends.items()
-        if backend.node is not None and hasattr(skip_implicit(backend.node), "snapshot_create")
-    }
-    if not devices:
-        raise QobraError("no block device can store vmstate for snapshot")
-    if not any(devices.values()):
-        return "There is no snapshot available.\n"
-    first = next(iter(devices.values()))
-    names = [{each["name"] for each in snapshots} for snapshots in devices.values()]
-    everywhere = [each for each in first if all(each["name"] in known for known in names)]
-    text = "List of snapshots present on all disks:\n"
-    text += _lines([{**each, "id": "--"} for each in everywhere], snapshot_lines) if everywhere else "None\n"
-    common = {each["name"] for each in everywhere}
-    for name, snapshots in devices.items():
-        partial = [each for each in snapshots if each["name"] not in common]
-        if partial:
-            text += f"\nList of partial (non-loadable) snapshots on '{name}':\n" + _lines(partial, snapshot_lines)
-    return text
-
-
-def _lines(snapshots: list[dict[str, Any]], show: Any) -> str:
-    return "".join(f"{line}\n" for line in show(snapshots))

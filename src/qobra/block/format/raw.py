@@ -65,7 +65,7 @@ class RawNode(BlockNode):
         self.length = rest if self._size is None else min(self._size, rest)
 
     def check_write(self, offset: int, length: int) -> None:
-        super().check_write(offset, min(length, max(0, self.length - offset)))
+        super().check_write(min(offset, self.length), min(length, max(0, self.length - offset)))
         if offset + length > self.length:
             if self._size is not None:
                 raise OSError(errno.EIO, "Request beyond the end of the node")
