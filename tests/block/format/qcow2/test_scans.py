@@ -185,3 +185,26 @@ def test_lines_of_json():
     assert _l2.json_lines(runs, 0) == ""
     with pytest.raises(ValueError, match="not so many"):
         _l2.json_lines(runs, 6)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_entries_are_filled(width):
+    from qobra.block.format.qcow2.resize import pure_empty_entries, pure_fill_entries
+
+    forms = [(pure_empty_entries, pure_fill_entries)]
+    if _l2 is not None:
+        forms.append((_l2.empty_entries, _l2.fill_entries))
+    for empty, fill in forms:
+        words = array("Q", bytes(8 * 12))
+        fill(words, 2, 3, width, 1 << 63 | 5, 7)
+        expected = [0] * 12
+        expected[2 : 2 + 3 * width : width] = [1 << 63 | 5, 1 << 63 | 12, 1 << 63 | 19]
+        assert list(words) == expected
+        assert empty(words, 0, 12, width) == 2 // width and empty(words, 2, 12, width) == 0
+        assert empty(words, 10, 12, width) == 2 // width and empty(words, 12, 12, width) == 0
+    if _l2 is not None:
+        for fill_wrong in ((11, 3, 1), (-1, 1, 1), (0, 7, 2)):
+            with pytest.raises(ValueError, match="out of range"):
+                _l2.fill_entries(words, *fill_wrong, 1, 1)
+        with pytest.raises(ValueError, match="out of range"):
+            _l2.empty_entries(words, 0, 13, 1)

@@ -11,6 +11,7 @@ from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.header import l1_entries_for
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
+from qobra.native import compiled
 
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.disk import Qcow2Disk
@@ -195,24 +196,40 @@ def _fill_entries(image: Image, cluster: int, stop: int) -> tuple[int, int]:
     part = tables.writable(cluster)
     words = part.words
     width = 1 << tables.word_bits
-    index = first = (cluster & tables.slice_mask) * width
+    first = (cluster & tables.slice_mask) * width
     limit = first + (stop - cluster) * width
-    if words[index]:
+    if words[first]:
         return 1, 0  # allocated already
-    while index < limit and not words[index]:
-        index += width
-    want = (index - first) // width
+    want = empty_entries(words, first, limit, width)
     if image.external:
         host, count = cluster << image.cluster_bits, want
     else:
         place, count = image.allocator.allocate(want, virgin=True)
         host = place << image.cluster_bits
     step = image.cluster_size
-    new = array("Q", range(host | layout.COPIED, (host | layout.COPIED) + count * step, step))
+    # Subclusters stay unallocated, so that a backing file shows through.
+    fill_entries(words, first, count, width, host | layout.COPIED, step)
+    tables.mark(cluster, part, first, first + count * width - 1)
+    return count, host + count * step
+
+
+def pure_empty_entries(words: array[int], first: int, limit: int, width: int) -> int:
+    """How many entries of ``width`` words from ``words[first]`` on, up to ``words[limit]``, map nothing."""
+    at = first
+    while at < limit and not words[at]:
+        at += width
+    return (at - first) // width
+
+
+def pure_fill_entries(words: array[int], first: int, count: int, width: int, word: int, step: int) -> None:
+    """Set the first word of ``count`` entries, each ``step`` more than the one before."""
+    new = array("Q", range(word, word + count * step, step))
     if width == 1:
         words[first : first + count] = new
     else:
-        # Subclusters stay unallocated, so that a backing file shows through.
-        words[first : first + 2 * count : 2] = new
-    tables.mark(cluster, part, first, first + count * width - 1)
-    return count, host + count * step
+        words[first : first + width * count : width] = new
+
+
+_compiled = compiled("l2")
+empty_entries = pure_empty_entries if _compiled is None else _compiled.empty_entries
+fill_entries = pure_fill_entries if _compiled is None else _compiled.fill_entries
