@@ -94,7 +94,7 @@ def test_writes_end_at_the_end_unless_the_export_grows(layer, export):
         assert os.pwrite(fd, b"12345678", SIZE - 4) == 4
         with pytest.raises(OSError) as error:
             os.pwrite(fd, b"x", SIZE)
-        assert error.value.errno == errno.ENOSPC
+        assert error.value.errno == errno.EIO
         os.ftruncate(fd, 2 * SIZE)
         assert layer.find_node("disk").length == 2 * SIZE
     finally:
@@ -114,7 +114,7 @@ def test_a_read_only_export_cannot_be_written(layer, export):
     assert path.stat().st_mode & 0o222 == 0
     with pytest.raises(OSError) as error:
         os.open(path, os.O_RDWR)
-    assert error.value.errno == errno.EROFS
+    assert error.value.errno == errno.EACCES
     with pytest.raises(OSError):
         os.truncate(path, 0)
 

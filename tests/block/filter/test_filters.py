@@ -178,6 +178,24 @@ def test_copy_on_read_leaves_an_image_without_a_backing_file_alone(layer, make_f
     backend.remove()
 
 
+def test_copy_on_read_copies_down_to_a_bottom_that_is_opened_with_it(layer, tmp_path):
+    from qobra.cli import img
+
+    paths = [str(tmp_path / name) for name in ("base", "mid", "top")]
+    for path, backing in zip(paths, (None, *paths), strict=False):
+        more = ["-b", backing, "-F", "qcow2"] if backing else ["1M"]
+        img.main(["create", "-q", "-f", "qcow2", path, *more])
+    options = None
+    for path in paths:
+        name = path.rpartition("/")[2]
+        options = {"driver": "qcow2", "node-name": name, "backing": options,
+                   "file": {"driver": "file", "filename": path}}  # fmt: skip
+    node = layer.add_node({"driver": "copy-on-read", "node-name": "c", "bottom": "mid", "file": options})
+    backend = _enter(layer, node)
+    assert node.base is layer.find_node("base")
+    backend.remove()
+
+
 # -- quorum -----------------------------------------------------------------------------------------------------
 
 

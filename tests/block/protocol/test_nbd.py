@@ -311,6 +311,19 @@ def test_a_cancelled_job_lets_go_of_what_waits_for_the_server(layer: BlockLayer,
     assert top.read(0, 10) == bytes(10)
 
 
+def test_an_image_is_created_in_an_export(server: Server, tmp_path: Path) -> None:
+    from qobra.cli import img
+
+    with open(server.file, "r+b") as file:
+        file.write(b"what was there before" * 50_000)
+    uri = f"nbd+unix:///disk?socket={server.path}"
+    assert img.main(["create", "-q", "-f", "qcow2", uri, "64M"]) == 0
+    assert img.main(["check", "-q", uri]) == 0
+    blank = str(tmp_path / "blank")
+    assert img.main(["create", "-q", "-f", "qcow2", blank, "64M"]) == 0
+    assert img.main(["compare", "-q", uri, blank]) == 0
+
+
 class Scripted:
     """A server of one connection over a bytearray, with constraints that ours does not have."""
 

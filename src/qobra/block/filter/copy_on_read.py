@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
@@ -37,7 +37,8 @@ class CopyOnReadNode(FilterNode):
         self.bottom: BlockNode | None = None
         name = opening.options.get("bottom")
         if name is not None:
-            bottom = self.layer.graph.find(name)
+            # Looked for from here down: nodes that are opened together with this one are not in the graph yet.
+            bottom = next((each for each in _chain(self.file) if each.node_name == name), self.layer.graph.find(name))
             if bottom is None:
                 raise QobraError(f"Bottom node '{name}' not found")
             if bottom.is_filter:
@@ -120,3 +121,10 @@ class CopyOnReadNode(FilterNode):
         cluster = max(1, self.file.cluster_size())
         start = offset - offset % cluster
         return start, -(-(offset + length) // cluster) * cluster - start
+
+
+def _chain(node: BlockNode | None) -> Iterator[BlockNode]:
+    """``node`` and what is below it in the backing chain."""
+    while node is not None:
+        yield node
+        node = node.filtered or node.backing

@@ -157,7 +157,7 @@ class Requests:
             else:
                 size = max(0, backend.length - offset)
                 if not size:
-                    raise OSError(errno.ENOSPC, "past the end of an export that does not grow")
+                    raise OSError(errno.EIO, "past the end of an export that does not grow")
         backend.write(offset, data[:size], fua=self._export.writethrough)
         return p.WRITE_OUT.pack(size, 0)
 
@@ -220,7 +220,7 @@ class Requests:
 
     def _check_writable(self) -> None:
         if not self._export.writable:
-            raise OSError(errno.EROFS, "read-only export")
+            raise OSError(errno.EACCES, "read-only export")
 
     def _truncate(self, length: int, *, preallocation: str = "off") -> None:
         backend = self._export.backend

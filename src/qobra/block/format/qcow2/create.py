@@ -28,7 +28,7 @@ def create(options: Options, file: BlockNode, data_file: BlockNode | None) -> No
         from qobra.block.format.qcow2.crypt import create_area
 
         header.crypt_method, area = create_area(file.layer, options["encrypt"])
-    file.truncate(0)
+    file.truncate(0, exact=False)  # a device or an export of a fixed size stays as it is
     _write_empty(header, file, area)
     preallocation = options.get("preallocation", "off")
     if data_file is not None:
