@@ -111,7 +111,8 @@ def blockdev_mirror(machine: Machine, args: Args) -> None:
     target = layer.find_device_or_node(args["target"])
     with layer.drained():
         plan = mirror_plan(layer, source, target, args)
-        plan.zero_target = plan.sync == "full"
+        # Not where "top" is all there is: what the top image does not have is then left as it is in the target.
+        plan.zero_target = args["sync"] == "full"
         start_mirror(layer.jobs, source, target, plan, args).start()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 
 import pytest
 
@@ -230,3 +231,49 @@ def test_a_child_of_a_quorum_is_replaced_only_while_nobody_else_reads_it(layer, 
     assert "Can no longer replace 'one' by 'target'" in capsys.readouterr().err
     assert made.node.children["children.0"] is layer.graph.find("one")
     reader.remove()
+
+
+def test_what_the_guest_adds_is_told_before_it_is_copied(layer, guest, raw, monkeypatch):
+    target = raw("target")
+    job = mirror(layer, sync="none", **{"buf-size": 65536})
+    layer.wait_event("BLOCK_JOB_READY")
+    inside, go = threading.Event(), threading.Event()
+    write = target._write
+
+    def slow(offset, data):
+        inside.set()
+        go.wait(30)
+        write(offset, data)
+
+    monkeypatch.setattr(target, "_write", slow)
+    monkeypatch.setattr(target, "plain_writes", lambda: False)
+    for offset in range(0, MIB, 2 * 65536):
+        guest.write(offset, b"new" * 100)
+    inside.wait(30)
+    info = job.block_info()
+    assert (info["len"], info["offset"]) == (MIB // 2, 0)
+    go.set()
+    with layer.control:
+        job.user_cancel(True)
+
+
+def test_the_speed_limit_holds_between_runs_of_a_buffer(layer, guest, raw):
+    guest.fill()
+    raw("target")
+    job = mirror(layer, speed=65536)
+    deadline = time.monotonic() + 30
+    while job.block_info()["offset"] < MIB:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    assert not job.ready
+    with layer.control:
+        job.user_cancel(True)
+
+
+def test_a_ready_job_that_the_end_of_the_program_meets_pauses_once_more(layer, guest, raw):
+    raw("target")
+    mirror(layer)
+    layer.wait_event("BLOCK_JOB_READY")
+    with layer.control:
+        layer.jobs.close()
+    assert layer.story()[-6:] == ["standby", "ready", "aborting", "BLOCK_JOB_CANCELLED", "concluded", "null"]

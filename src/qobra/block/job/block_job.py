@@ -240,6 +240,7 @@ class BlockJob(Job):
 
     def block_info(self) -> dict[str, Any]:
         """BlockJobInfo."""
+        self.update_progress()
         result: dict[str, Any] = {
             "type": self.kind,
             "device": self.id,

@@ -425,8 +425,12 @@ class Job:
         """Figures beyond those of JobInfo that this kind of job has, by name."""
         return {}
 
+    def update_progress(self) -> None:
+        """Bring ``current`` and ``total`` up to date; for jobs that others make work for."""
+
     def info(self) -> dict[str, Any]:
         """JobInfo."""
+        self.update_progress()
         result: dict[str, Any] = {
             "id": self.id,
             "type": self.kind,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qobra.block.job.state import READY, STANDBY
 from qobra.errors import DEVICE_NOT_ACTIVE, QobraError
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Jobs:
         """Cancel every job, and wait until their work has stopped."""
         with self.layer.control:
             for job in tuple(self._jobs):
+                if job.status == READY:
+                    # Clients of QEMU see that it drains everything on its way out, for which such a job pauses.
+                    job.transition(STANDBY)
+                    job.transition(READY)
                 if job in self._jobs:
                     job.cancel(True)
             for job in tuple(self._jobs):

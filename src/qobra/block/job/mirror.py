@@ -107,6 +107,10 @@ class MirrorJob(BlockJob):
         self._dirty: DirtyBitmap | None = None
         self._failures: list[CopyFailed] = []
         self._moved = 0
+        self._copies = False
+        """Whether it is known what has to be copied at all."""
+        self._copying = 0
+        """Bytes that are being copied, and so not marked any more."""
         self._in_flight: list[tuple[int, int]] = []
         self._root: BlockBackend | None = None
         self.locks = RangeLocks(ordered=True)
@@ -155,8 +159,12 @@ class MirrorJob(BlockJob):
         try:
             self._check_sizes()
             self._find_dirty()
+            self._copies = True
             self._loop(pool)
         finally:
+            if self.force_cancelled:
+                self.update_progress()
+            self._copies = False
             pool.close()
             self._writeback.close()
             self._slots.close()
@@ -204,14 +212,18 @@ class MirrorJob(BlockJob):
         if dirty.length and dirty.is_dirty(dirty.length - 1):
             remaining -= -dirty.length % dirty.granularity
         with self.condition:
-            remaining += sum(stop - start for start, stop in self._in_flight)
+            remaining += self._copying
             self.total = self.current + remaining
         return remaining
+
+    def update_progress(self) -> None:
+        if self._copies:
+            self._update_total()
 
     def _loop(self, pool: CopyPool) -> None:
         dirty = self._dirty
         assert dirty is not None
-        position = passes = asked = 0
+        position = passes = asked = unthrottled = 0
         while True:
             if self.force_cancelled:
                 pool.wait_idle()
@@ -226,10 +238,17 @@ class MirrorJob(BlockJob):
                 with self.condition:
                     self._in_flight.append((start, stop))
                 pool.submit(start, stop - start)
-                self._throttle_moved()
+                unthrottled += stop - start
+                run_ends = stop == dirty.length or not dirty.is_dirty(stop)
+                if run_ends or unthrottled >= self._plan.buffer:
+                    # The speed limit holds between runs, of up to a buffer each.
+                    unthrottled = 0
+                    if self.rate.speed:
+                        pool.wait_idle()
+                    self._throttle_moved()
                 if not self._failures:
                     continue
-            position = 0
+            position = unthrottled = 0
             pool.wait_idle()
             if self._settle_failures():
                 continue
@@ -266,6 +285,8 @@ class MirrorJob(BlockJob):
     def _copy_inside(self, offset: int, length: int) -> None:
         dirty = self._dirty
         assert dirty is not None
+        with self.condition:
+            self._copying += length
         # A write that comes while the copy is made marks it again, so the mark goes first.
         dirty.clear(offset, length)
         try:
@@ -279,6 +300,7 @@ class MirrorJob(BlockJob):
     def _copied(self, offset: int, length: int, failure: CopyFailed | None) -> None:
         with self.condition:
             self._in_flight.remove((offset, offset + length))
+            self._copying -= length
             if failure is None:
                 self.current += length
             else:
