@@ -112,11 +112,10 @@ def _resolve(
             else:
                 inside = max(0, min(size, child.length - extent.offset))
                 if inside:
-                    first = len(runs)
-                    _resolve(child, extent.offset, inside, start, 0, runs, want_zero, budget - 1)
+                    # In a list of its own, where it cannot merge with what came before under another node.
+                    own: list[Run] = []
+                    _resolve(child, extent.offset, inside, start, 0, own, want_zero, budget - 1)
                     # What lies under this node counts as this node's, and is only writable through both.
-                    own = runs[first:]
-                    del runs[first:]
                     for run in own:
                         flags = run.flags & (extent.flags | ~WRITABLE)
                         holder = run.layer if node.is_transparent else node

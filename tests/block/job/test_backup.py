@@ -12,6 +12,7 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.job.backup import start_backup
+from qobra.block.table import ResolvedTable
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer
 
@@ -228,6 +229,27 @@ def test_a_guest_write_fails_if_the_old_data_cannot_be_read(layer, guest, target
     with pytest.raises(OSError, match="injected"):
         guest.write(0, b"x")
     guest.write(0, b"x")
+    with layer.control:
+        job.user_cancel(True)
+
+
+def test_writes_need_not_ask_where_the_old_data_is_safe(layer, guest, target, monkeypatch):
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, sync="none", **{"x-perf": {"use-copy-range": False}})
+    table = ResolvedTable(guest.node)
+    unit = 1 << table.unit_bits
+
+    def writable():
+        table.fill(0, MIB)
+        return [place & 1 for place in table.pages[0][: MIB // unit]]
+
+    assert table.writable and writable() == [0] * 16
+    guest.write(3 * 65536, b"x" * 65537)
+    assert writable() == [0, 0, 0, 1, 1] + [0] * 11  # held
+    slow.go.set()
+    guest.write(0, b"x" * MIB)
+    assert writable() == [1] * 16
+    table.close()
     with layer.control:
         job.user_cancel(True)
 

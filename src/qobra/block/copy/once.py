@@ -37,6 +37,8 @@ class OnceCopy:
         """Called after a part was copied and before its old data may change."""
         self.held: HeldCopies | None = None
         """Where a write may leave old data instead of waiting until the target has it."""
+        self.safe: Callable[[int, int], None] | None = None
+        """Told of each range whose old data is copied or held, once writes need not ask any more."""
         self._claims: dict[int, int] = {}
         self._in_memory: set[int] = set()
         """Claims whose old data is held: what lies there in the source may change."""
@@ -74,6 +76,8 @@ class OnceCopy:
                 self.copied(length)
         finally:
             self._let_go(offset)
+        if self.safe is not None:
+            self.safe(offset, length)
 
     def _let_go(self, offset: int) -> None:
         with self._condition:
@@ -94,6 +98,8 @@ class OnceCopy:
             self._in_memory.add(offset)
             self._condition.notify_all()
         held.put(offset, length, fetched)
+        if self.safe is not None:
+            self.safe(offset, length)
 
     def held_written(self, offset: int, length: int) -> None:
         """The target has a part that was held."""
@@ -111,6 +117,8 @@ class OnceCopy:
         with self._condition:
             skipped = sum(size for _start, size in self.todo.dirty_ranges(offset, offset + length))
             self.todo.clear(offset, length)
+        if self.safe is not None:
+            self.safe(offset, length)
         return skipped
 
     def wait(self, offset: int, length: int) -> None:
@@ -118,6 +126,24 @@ class OnceCopy:
         with self._condition:
             while any(first < offset + length and stop > offset for first, stop in self._claims.items()):
                 self._condition.wait()
+
+    def parts(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """The range as runs: (length, whether its old data is copied or held, for good)."""
+        end = offset + length
+        with self._condition:
+            unsafe = [(start, start + size) for start, size in self.todo.dirty_ranges(offset, end)]
+            unsafe += [(start, stop) for start, stop in self._claims.items() if start not in self._in_memory]
+        runs: list[tuple[int, bool]] = []
+        for start, stop in sorted(unsafe):
+            start, stop = max(start, offset), min(stop, end)
+            if start > offset:
+                runs.append((start - offset, True))
+            if stop > start:
+                runs.append((stop - start, False))
+            offset = max(offset, stop)
+        if offset < end:
+            runs.append((end - offset, True))
+        return runs
 
     def copy_before(self, offset: int, length: int) -> None:
         """See that the old data of this range is copied, or held, when this returns. Raises CopyFailed."""

@@ -13,7 +13,7 @@ from qobra.block.bitmap_changes import find_bitmap
 from qobra.block.buffers import Buffer
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.once import OnceCopy
-from qobra.block.extents import DATA, Extent
+from qobra.block.extents import DATA, WRITABLE, Extent
 from qobra.block.filter._filter import FilterNode
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
@@ -68,6 +68,7 @@ class CopyBeforeWriteNode(FilterNode):
         copier = ChunkCopier(self.file, target, compress=compress, use_copy_range=use_copy_range)
         self.once = OnceCopy(self.file, copier, copy_cluster(target))
         self.once.settled = self._settle
+        self.once.safe = self.moved
         self._readers: set[Gate] = set()
         self._readers_generation = -1
 
@@ -179,15 +180,18 @@ class CopyBeforeWriteNode(FilterNode):
 
     # -- requests ---------------------------------------------------------------------------------------------
 
-    def plain_writes(self) -> bool:
-        return False
-
     def linear_child(self) -> tuple[BlockNode, int] | None:
         return None
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
-        # Reads may go past the filter, writes may not.
-        return (Extent(length, DATA, self.file, offset),)
+        # Reads may go past the filter, writes only where nothing is left to be copied.
+        if self.broken is not None or not self.active:
+            return (Extent(length, DATA, self.file, offset, WRITABLE),)
+        extents: list[Extent] = []
+        for size, safe in self.once.parts(offset, length):
+            extents.append(Extent(size, DATA, self.file, offset, WRITABLE if safe else 0))
+            offset += size
+        return extents
 
     def _before(self, offset: int, length: int) -> None:
         if not self.active or self.broken is not None:
