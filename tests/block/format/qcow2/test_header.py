@@ -74,7 +74,6 @@ REFUSED = [
     (40, ">Q", (513,), "Active L1 table offset invalid"),
     (40, ">Q", (0xFFFFFFFFFFFF0000,), "Active L1 table offset invalid"),
     (48, ">Q", (513,), "Reference count table offset invalid"),
-    (56, ">I", (0,), "Image does not contain a reference count table"),
     (56, ">I", (0xFFFFFFFF,), "Reference count table too large"),
     (60, ">I", (65537,), "Snapshot table too large"),
     (60, ">IQ", (1, 512), "Snapshot table offset invalid"),

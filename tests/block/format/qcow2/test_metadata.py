@@ -321,3 +321,19 @@ def test_refcounts_of_fragmented_snapshots(lab):
         assert "corruptions" not in result and "leaks" not in result
         disk.node.snapshot_load("s3")
         assert disk.content() == model["s3"]
+
+
+def test_an_image_that_lost_its_refcount_table_is_opened_to_be_repaired_only(lab):
+    path = lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        disk.write(70000, b"kept")
+    with open(path, "r+b") as file:
+        file.seek(56)
+        file.write(bytes(4))
+    with pytest.raises(QobraError, match="Image does not contain a reference count table"):
+        lab.open("a")
+    with lab.open("a", _check=True) as disk:
+        disk.node.check(fix_leaks=True, fix_errors=True)
+    with lab.open("a") as disk:
+        assert disk.read(70000, 4) == b"kept"
+        assert disk.node.check().keys().isdisjoint({"leaks", "corruptions"})

@@ -73,6 +73,8 @@ class Qcow2Disk(BlockNode):
         header = self.header
         if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
             raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
+        if not header.reftable_clusters and not self.checking:
+            raise QobraError("Image does not contain a reference count table", errno=errno.EINVAL)
         self._check_encryption(options)
         self._take_options(options)
         self.image = Image(self, self.file, header, cache_sizes(header, options))

@@ -190,8 +190,6 @@ def check_header(header: Header) -> None:
         raise QobraError(f"Unsupported encryption method {header.crypt_method}", errno=errno.EINVAL)
     if header.size > (1 << 63) - 512:
         raise QobraError("Image size is too large", errno=errno.EFBIG)
-    if not header.reftable_clusters:
-        raise QobraError("Image does not contain a reference count table", errno=errno.EINVAL)
     check_table(
         header,
         header.reftable_offset,
