@@ -25,7 +25,7 @@ class AcpiPciHotplug:
 
     def __init__(self, notify: Callable[[], None]) -> None:
         self._notify = notify
-        self._buses: list[PciBus] = []
+        self.buses: list[PciBus] = []
         self._up: list[int] = []
         self._down: list[int] = []
         self._selected = 0
@@ -37,29 +37,29 @@ class AcpiPciHotplug:
         bus.hotplug = True
         bus.plug_handler = self._plugged
         bus.unplug_handler = self._request_unplug
-        self._buses.append(bus)
+        self.buses.append(bus)
         self._up.append(0)
         self._down.append(0)
 
     def reset(self) -> None:
         """A reset: what was to go goes, as the guest no longer holds it."""
-        for number in range(len(self._buses)):
+        for number in range(len(self.buses)):
             self._up[number] = 0
             self._eject(number, self._down[number])
 
     def _plugged(self, device: PciDevice) -> None:
-        number = self._buses.index(device.pci_bus)
+        number = self.buses.index(device.pci_bus)
         self._up[number] |= 1 << device.slot
         self._notify()
 
     def _request_unplug(self, device: PciDevice) -> None:
-        number = self._buses.index(device.pci_bus)
+        number = self.buses.index(device.pci_bus)
         device.unplug_pending = True
         self._down[number] |= 1 << device.slot
         self._notify()
 
     def _eject(self, number: int, slots: int) -> None:
-        bus = self._buses[number]
+        bus = self.buses[number]
         self._down[number] &= ~slots
         for device in list(bus.functions.values()):
             if slots >> device.slot & 1 and device.hotpluggable_class:
@@ -67,7 +67,7 @@ class AcpiPciHotplug:
 
     def _read(self, offset: int, _width: int) -> int:
         number = self._selected
-        if number >= len(self._buses):
+        if number >= len(self.buses):
             return number if offset == _SELECT else 0
         if offset == _UP:
             value, self._up[number] = self._up[number], 0
@@ -77,7 +77,7 @@ class AcpiPciHotplug:
         if offset == _REMOVABLE:
             # A slot is fixed while something in it cannot be unplugged.
             fixed = 0
-            for device in self._buses[number].functions.values():
+            for device in self.buses[number].functions.values():
                 if not device.hotpluggable_class or not device.pluggable:
                     fixed |= 1 << device.slot
             return ~fixed & 0xFFFFFFFF
@@ -86,7 +86,7 @@ class AcpiPciHotplug:
         return 0
 
     def _write(self, offset: int, _width: int, value: int) -> None:
-        if offset == _EJECT and self._selected < len(self._buses):
+        if offset == _EJECT and self._selected < len(self.buses):
             self._eject(self._selected, value & 0xFFFFFFFF)
         elif offset == _SELECT:
             self._selected = value & 0xFFFFFFFF

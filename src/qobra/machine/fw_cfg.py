@@ -47,6 +47,8 @@ class FwCfg(SysBusDevice):
         self._files: dict[str, bytes] = {}
         self._writers: dict[str, Callable[[int, bytes], None]] = {}
         self._directory: list[str] = []
+        self._late: Callable[[], dict[str, bytes]] | None = None
+        self._late_made = False
         self._mappings: list[Mapping] = []
         self._selected, self._offset, self._dma_address = _INVALID, 0, 0
         self.set_item(SIGNATURE, b"QEMU")
@@ -62,6 +64,7 @@ class FwCfg(SysBusDevice):
 
     def reset(self) -> None:
         self._select(0)
+        self._late_made = False
 
     # -- what boards put in
 
@@ -84,8 +87,19 @@ class FwCfg(SysBusDevice):
             self._writers[name] = on_write
         self._lay_out()
 
+    def add_late_files(self, make: Callable[[], dict[str, bytes]]) -> None:
+        """Files that are made when the guest first looks for files after a reset."""
+        self._late = make
+
+    def _make_late(self) -> None:
+        if self._late is not None and not self._late_made:
+            self._late_made = True
+            for name, data in self._late().items():
+                self.add_file(name, data)
+
     def file(self, name: str) -> bytes | None:
         """The blob of that name."""
+        self._make_late()
         return self._files.get(name)
 
     def _lay_out(self) -> None:
@@ -103,6 +117,8 @@ class FwCfg(SysBusDevice):
 
     def _data(self) -> bytes:
         key = self._selected & ~_WRITABLE_MASK
+        if key >= FILE_DIR:
+            self._make_late()
         index = key - FILE_FIRST
         if 0 <= index < len(self._directory):
             return self._files[self._directory[index]]

@@ -23,6 +23,7 @@ from qobra.machine.memory_slots import MemorySlots
 from qobra.object.property import Bool, Enum, Property
 
 if TYPE_CHECKING:
+    from qobra.machine.acpi_tables.dsdt import Layout
     from qobra.machine.device.ioapic import IoApic
     from qobra.machine.fw_cfg import FwCfg
     from qobra.machine.nvdimm_interface import NvdimmInterface
@@ -182,6 +183,19 @@ class PcBoard(Board):
                 self, self.dimm_slots, lambda: raise_gpe(nvdimm_interface.GPE_BIT)
             )
             self.ports.map(nvdimm_interface.PORT, self.nvdimm_interface.registers)
+
+    def acpi_layout(self) -> Layout:
+        """Where the chipset has what the ACPI tables speak of."""
+        raise NotImplementedError
+
+    def load(self) -> None:
+        if self.acpi != "off":
+            self.fw_cfg.add_late_files(self._acpi_files)
+
+    def _acpi_files(self) -> dict[str, bytes]:
+        from qobra.machine.acpi_tables.tables import build
+
+        return build(self, self.acpi_layout())
 
     def memory_slots_of(self) -> MemorySlots | None:
         return self.dimm_slots

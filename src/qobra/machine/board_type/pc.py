@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qobra.machine.board import boards
 from qobra.machine.device.i440fx import I440Fx, I440FxHost, Piix3
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.piix4_pm import Piix4Pm
 from qobra.machine.pc import PcBoard
+
+if TYPE_CHECKING:
+    from qobra.machine.acpi_tables.dsdt import Layout
 
 
 @boards.register("pc", "pc-i440fx-7.2")
@@ -52,6 +55,21 @@ class PcI440Fx(PcBoard):
     def _function(self, device: Any, devfn: int) -> None:
         device.values["addr"] = devfn
         self.place(device, bus=self.pci_root)
+
+    def acpi_layout(self) -> Layout:
+        from qobra.machine.acpi_tables.dsdt import Layout
+
+        return Layout(
+            express=False,
+            events=0xAFE0,
+            events_length=4,
+            enable=0xF1,
+            disable=0xF0,
+            isa_place=1 << 16,
+            links=(0x60,),
+            hotplug=self.power.hotplug,
+            hotplug_base=0xAE00,
+        )
 
     def bridge_added(self, bus: Any) -> None:
         if not self.ready:

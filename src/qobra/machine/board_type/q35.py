@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qobra.machine.board import boards
 from qobra.machine.device.ich9_lpc import Ich9Lpc
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.q35 import Mch, Q35Host
 from qobra.machine.pc import PcBoard
+
+if TYPE_CHECKING:
+    from qobra.machine.acpi_tables.dsdt import Layout
 
 
 @boards.register("q35", "pc-q35-7.2")
@@ -54,6 +57,22 @@ class Q35(PcBoard):
     def _function(self, device: Any, devfn: int) -> None:
         device.values["addr"] = devfn
         self.place(device, bus=self.pci_root)
+
+    def acpi_layout(self) -> Layout:
+        from qobra.machine.acpi_tables.dsdt import Layout
+
+        return Layout(
+            express=True,
+            events=0x620,
+            events_length=16,
+            enable=0x02,
+            disable=0x03,
+            isa_place=0x1F << 16,
+            links=(0x60, 0x68),
+            hotplug=self.lpc.hotplug,
+            hotplug_base=0x0CC0,
+            ecam=0xB0000000,
+        )
 
     def bridge_added(self, bus: Any) -> None:
         if not self.ready and self.lpc.acpi_hotplug:
