@@ -68,6 +68,9 @@ def _run(program: Program, arguments: list[str], package: str, module_name: str)
         if option == "T":
             if value in ("help", "?"):
                 return 0  # there are no trace events
+            from qobra.cli._tool.trace import enable
+
+            enable(program, value)
     if not rest:
         raise usage("Not enough arguments")
     command, *rest = rest

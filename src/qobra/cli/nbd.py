@@ -46,7 +46,7 @@ General:
   --tls-creds=ID            credentials object for TLS
   --tls-hostname=NAME       name to check a server's certificate against, with -L
   --tls-authz=ID            authorization object for clients
-  -T, --trace PATTERN       accepted
+  -T, --trace PATTERN       trace events, of which there are none
   --fork                    go to the background once the server is running
   --pid-file=PATH           write the process id there
 
@@ -62,7 +62,7 @@ Image:
                             'snapshot.id=ID,snapshot.name=NAME'
   -n, --nocache             past the host's cache
       --cache=MODE          none, writeback, writethrough, directsync or unsafe
-      --aio=MODE            threads, native or io_uring (accepted)
+      --aio=MODE            threads, native (needs a cache mode past the host's cache) or io_uring
       --discard=MODE        ignore or unmap
       --detect-zeroes=MODE  off, on or unmap
       --image-opts          FILE is a list of options
@@ -136,6 +136,11 @@ class Task:
             print(f"{self._program.name} {QEMU_VERSION} (Qobra {__version__})")
             return 0
         self._check()
+        for option, value in self._options:
+            if option == "T" and value not in ("help", "?"):
+                from qobra.cli._tool.trace import enable
+
+                enable(self._program, value)
         for option, value in self._options:
             if option == "object":
                 self._images.add_object(value)
@@ -291,6 +296,7 @@ class Task:
                 writable=not read_only,
                 cache="none" if "n" in given else given.get("cache", "writeback"),
                 snapshot="s" in given,
+                aio=given.get("aio", "threads"),
                 options=options,
             )
         except ToolError as error:

@@ -38,12 +38,13 @@ def copy_in_order(
     progress: Progress | None = None,
     throttle: Callable[[int], None] | None = None,
     on_error: OnError | None = None,
+    buffers: int = BUFFERS,
 ) -> None:
     """Copy ``ranges`` (default: all) as ``copier`` is set to. The options are those of :func:`copy_ranges`.
 
-    The nodes are nobody else's meanwhile.
+    Up to ``buffers`` pieces are read ahead of what is written. The nodes are nobody else's meanwhile.
     """
-    reader = _Reader(copier, ranges if ranges is not None else whole(copier.source.length))
+    reader = _Reader(copier, ranges if ranges is not None else whole(copier.source.length), buffers)
     try:
         while True:
             part = reader.full.get()
@@ -75,14 +76,14 @@ def copy_in_order(
 class _Reader:
     """A thread that reads ahead into a few buffers and looks for the zeroes in them, as writing takes longest."""
 
-    def __init__(self, copier: ChunkCopier, ranges: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, copier: ChunkCopier, ranges: Iterable[tuple[int, int]], buffers: int) -> None:
         self._copier = copier
         self._source = copier.source
         self._ranges = ranges
         self.full: SimpleQueue[Part | None] = SimpleQueue()
         self.free: SimpleQueue[bytearray] = SimpleQueue()
         self.crash: BaseException | None = None
-        for _ in range(BUFFERS):
+        for _ in range(buffers):
             self.free.put(bytearray(BUFFER_SIZE))
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="copy reader", daemon=True)

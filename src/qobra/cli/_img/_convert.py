@@ -273,6 +273,8 @@ class Conversion:
             use_copy_range=order.copy_range,
             progress=copied,
             in_order=journal is not None,
+            workers=order.workers,
+            out_of_order=order.out_of_order,
             throttle=throttle.wait if throttle is not None else None,
         )
 

@@ -34,13 +34,16 @@ def copy(
     salvage: Callable[[int, int], None] | None = None,
     in_order: bool = False,
     failure: Callable[[OSError | QobraError], ToolError] | None = None,
+    workers: int | None = None,
+    out_of_order: bool = False,
     **options: Any,
 ) -> None:
     """:func:`copy_ranges`; raises ToolError that says where it failed.
 
     ``salvage(offset, length)`` is called for a chunk that cannot be read, and copies what it can of it. ``in_order``:
     it must go from the beginning to the end, whatever the ends are. ``failure`` makes the error where a command has
-    another text for it.
+    another text for it. ``workers`` pieces are in flight at once (default: as suits the ends), and written as they come
+    if ``out_of_order`` is set.
     """
     stopped: list[ToolError] = []
 
@@ -59,14 +62,19 @@ def copy(
             stopped.append((read_failed if what.is_read else write_failed)(offset, what.error))
         return False
 
-    local = in_order or (is_local(source) and is_local(target) and not _begins_compressed(source))
+    near = is_local(source) and is_local(target)
+    local = in_order or (near and not out_of_order and not _begins_compressed(source))
     try:
         if local and not options.get("compress") and (options.get("detect_zeroes") or not target.is_transparent):
             calls = {name: options.pop(name, None) for name in ("progress", "throttle")}
+            if workers is not None:
+                calls["buffers"] = workers
             copy_in_order(ChunkCopier(source, target, **options), ranges, on_error=failed, **calls)
         else:
-            if is_local(source) and is_local(target) and not options.get("compress"):
-                options.setdefault("helpers", DECOMPRESS_HELPERS)
+            if workers is not None:
+                options["helpers"] = workers
+            elif near and not options.get("compress"):
+                options["helpers"] = DECOMPRESS_HELPERS
             copy_ranges(source, target, ranges, on_error=failed, **options)
     except (OSError, QobraError):
         if not stopped:

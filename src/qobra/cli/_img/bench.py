@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from qobra.block.cache_modes import CACHE_MODES
@@ -11,16 +12,24 @@ from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError
 from qobra.getopt import parse_command
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qobra.block.backend import BlockBackend
+
 HELP = """\
 bench [-c COUNT] [-d DEPTH] [-f FMT | --image-opts] [--flush-interval N] [-i AIO] [-n] [--no-drain] [-o OFFSET]
       [--pattern BYTE] [-q] [-s SIZE] [-S STEP] [-t CACHE] [-w] [-U] FILENAME
 
 Send COUNT (75000) requests of SIZE bytes (4k), each STEP bytes (SIZE) after the one before, and say how long they took.
-Reads, or with -w writes. Requests are served one after another; DEPTH is accepted for the sake of old command lines.
+Reads, or with -w writes, of which DEPTH (64) are in flight at once, each in a thread of its own.
 
-  --flush-interval N  flush after each N writes
+  --flush-interval N  flush after each N writes, once those before are done
+  --no-drain          flush without waiting for them
+  -i AIO              threads, native (needs a cache mode past the host's cache) or io_uring
 """
 
+MAX_DEPTH = 256
+"""Threads, whatever DEPTH is."""
 AIO_MODES = ("threads", "native", "io_uring")
 
 
@@ -28,6 +37,7 @@ class Order:
     """What to do."""
 
     count = 75000
+    drain = True
     depth = 64
     offset = 0
     size = 4096
@@ -47,7 +57,8 @@ def main(program: Program, arguments: list[str]) -> int:
     order = Order()
     fmt = None
     cache = "writeback"
-    image_opts = force_share = no_drain = False
+    image_opts = force_share = False
+    aio = "threads"
     with Images(program) as images:
         for option, value in options:
             if option == "c":
@@ -59,6 +70,7 @@ def main(program: Program, arguments: list[str]) -> int:
             elif option == "i":
                 if value not in AIO_MODES:
                     raise ToolError(f"Invalid aio option: {value}")
+                aio = value
             elif option == "o":
                 order.offset = program.number("offset", value)
             elif option == "s":
@@ -78,7 +90,7 @@ def main(program: Program, arguments: list[str]) -> int:
             elif option == "flush-interval":
                 order.flush_interval = _plain_number(value, "flush interval")
             elif option == "no-drain":
-                no_drain = True
+                order.drain = False
             elif option == "image-opts":
                 image_opts = True
             elif option == "object":
@@ -87,11 +99,17 @@ def main(program: Program, arguments: list[str]) -> int:
             raise usage("Expecting one image file name")
         if not order.writes and order.flush_interval:
             raise ToolError("--flush-interval is only available in write tests")
-        if order.flush_interval and order.flush_interval < order.depth and not no_drain:
+        if order.flush_interval and order.flush_interval < order.depth and order.drain:
             raise ToolError("Flush interval can't be smaller than depth")
         images.create_objects()
         backend = images.open(
-            operands[0], fmt=fmt, image_opts=image_opts, writable=order.writes, cache=cache, force_share=force_share
+            operands[0],
+            fmt=fmt,
+            image_opts=image_opts,
+            writable=order.writes,
+            cache=cache,
+            force_share=force_share,
+            aio=aio,
         )
         step = order.step or order.size
         print(
@@ -100,25 +118,82 @@ def main(program: Program, arguments: list[str]) -> int:
         )
         if order.flush_interval:
             print(f"Sending flush every {order.flush_interval} requests")
-        length = backend.length
-        data = memoryview(bytearray([order.pattern]) * order.size)
         begin = time.perf_counter()
-        offset = order.offset
-        try:
-            for number in range(1, order.count + 1):
-                if order.writes:
-                    backend.write(offset, data)
-                    if order.flush_interval and number % order.flush_interval == 0:
-                        backend.flush()
-                else:
-                    backend.read_into(offset, data)
-                offset += step
-                if length > order.offset and offset + order.size > length:
-                    offset = order.offset
-        except (OSError, QobraError) as error:
-            raise ToolError(f"Failed request: {reason(error)}")
+        Load(backend, order, step).run()
         print(f"Run completed in {time.perf_counter() - begin:3.3f} seconds.")
     return 0
+
+
+class Load:
+    """Sends the requests of an order, from as many threads as are to be in flight."""
+
+    def __init__(self, backend: BlockBackend, order: Order, step: int) -> None:
+        self._backend = backend
+        self._order = order
+        self._step = step
+        self._length = backend.length
+        self._lock = threading.Lock()
+        self._drained = threading.Condition(self._lock)
+        self._sent = self._done = 0
+        self._offset = order.offset
+        self._flushing = False
+        self._failure: OSError | QobraError | None = None
+
+    def run(self) -> None:
+        """Send them all. Raises ToolError."""
+        depth = max(1, min(self._order.depth, self._order.count, MAX_DEPTH))
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(depth - 1)]
+        for thread in threads:
+            thread.start()
+        self._work()
+        for thread in threads:
+            thread.join()
+        if self._failure is not None:
+            raise ToolError(f"Failed request: {reason(self._failure)}")
+
+    def _work(self) -> None:
+        order, backend = self._order, self._backend
+        data = memoryview(bytearray([order.pattern]) * order.size)
+        try:
+            while (offset := self._begin()) is not None:
+                if order.writes:
+                    backend.write(offset, data)
+                else:
+                    backend.read_into(offset, data)
+                self._end()
+        except (OSError, QobraError) as error:
+            with self._lock:
+                self._failure = self._failure or error
+                self._drained.notify_all()
+
+    def _begin(self) -> int | None:
+        """Where the next request goes; None where there is none left."""
+        order = self._order
+        with self._lock:
+            while self._flushing and self._failure is None:
+                self._drained.wait()
+            if self._failure is not None or self._sent == order.count:
+                return None
+            offset = self._offset
+            self._sent += 1
+            self._offset += self._step
+            if self._length > order.offset and self._offset + order.size > self._length:
+                self._offset = order.offset
+            if order.drain and order.flush_interval and self._sent % order.flush_interval == 0:
+                self._flushing = True  # nothing more until what was sent is done and flushed
+            return offset
+
+    def _end(self) -> None:
+        """A request is done; whoever does the last before a flush flushes."""
+        interval = self._order.flush_interval
+        with self._lock:
+            self._done += 1
+            flush = bool(interval) and self._done % interval == 0
+        if flush:
+            self._backend.flush()
+            with self._lock:
+                self._flushing = False
+                self._drained.notify_all()
 
 
 def _plain_number(text: str, what: str, most: int = (1 << 31) - 1) -> int:

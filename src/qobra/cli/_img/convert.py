@@ -29,7 +29,7 @@ Copy an image, or several one after another, into OUTPUT. Zeroes become holes.
   --salvage             go on where the input cannot be read, with zeroes in its place
   --resume              keep a journal (OUTPUT.resume), and go on with a copy that was killed (Qobra's own)
   -C                    let the host copy from file to file, without looking for zeroes
-  -W, -m N              write out of order; work on N pieces at once (accepted: Qobra chooses by itself)
+  -m N, -W              work on N pieces at once (as suits the ends); write them as they come, out of order
   -r RATE               copy no more than RATE bytes a second
   -t CACHE, -T CACHE    cache modes of the output (unsafe) and of the inputs
   -p, -q                show progress; say nothing
@@ -85,7 +85,7 @@ class Order:
         self.salvage = False
         self.resume = False
         self.rate = 0
-        self.workers = 8
+        self.workers: int | None = None
         self.out_of_order = False
         self.progress = False
         self.quiet = False

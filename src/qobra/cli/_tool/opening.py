@@ -49,6 +49,8 @@ if TYPE_CHECKING:
         snapshot: bool
         """Write to a temporary file instead."""
         copy_on_read: bool
+        aio: str
+        """How I/O to files is to be done: ``native`` needs a cache mode that goes past the host's cache."""
         options: Options | None
         """Further options of the node."""
 
@@ -161,6 +163,8 @@ class Images:
                 options["driver"] = fmt
             self.layer.open_image(filename, options, root=backend)
         node = backend.inserted()
+        if request.get("aio") == "native":
+            _check_native(node)
         if writable and node.probed and node.driver == "raw":
             self._warn_probed(node)
         return backend
@@ -234,6 +238,16 @@ class Images:
             self.close()
         except (QobraError, OSError):
             pass  # the first error is the one to tell
+
+
+def _check_native(node: BlockNode) -> None:
+    """Raise QobraError where a file under ``node`` is not opened past the host's cache."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if each.is_leaf and each.fd >= 0 and not each.cache_direct:
+            raise QobraError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
+        pending.extend(each.children.values())
 
 
 def node_of(backend: BlockBackend) -> BlockNode:
