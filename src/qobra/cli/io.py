@@ -31,11 +31,11 @@ Requests to a disk image by hand
   -n, --nocache        past the host's cache, short for -t none
   -C, --copy-on-read   copy what is read from the backing file
   -m, --misalign       misalign buffers (accepted; buffers are aligned where they must be)
-  -k, --native-aio     Linux AIO (accepted)
-  -i, --aio=MODE       way of doing I/O: threads, native or io_uring (accepted)
+  -k, --native-aio     short for -i native
+  -i, --aio=MODE       threads, native (needs a cache mode past the host's cache) or io_uring
   -t, --cache=MODE     cache mode
   -d, --discard=MODE   discard mode
-  -T, --trace PATTERN  accepted
+  -T, --trace PATTERN  trace events, of which there are none
   -U, --force-share    open it even if others write to it
   -h, --help           display this help and exit
   -V, --version        output version information and exit
@@ -105,6 +105,11 @@ class Shell:
 
             print(version_text(self._program))
             return 0
+        for option, value in self._options:
+            if option == "T" and value not in ("help", "?"):
+                from qobra.cli._tool.trace import enable
+
+                enable(self._program, value)
         lines = [value for option, value in self._options if option == "c"]
         self._objects = [value for option, value in self._options if option == "object"]
         settings = self.settings(self._options)
@@ -210,6 +215,9 @@ class Shell:
             elif option == "i":
                 if value not in AIO_MODES:
                     raise ToolError(f"Invalid aio option: {value}")
+                result["aio"] = value
+            elif option == "k":
+                result["aio"] = "native"
             elif option == "U":
                 result["force_share"] = True
             elif option == "s":
