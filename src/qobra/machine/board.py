@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from qobra.machine.memory_slots import MemorySlots
     from qobra.object.tree import ObjectTree
 
+Compat = tuple[tuple[str, str, str], ...]
+"""Other defaults: device type, property, value."""
+
 boards: Registry[type[Board]] = Registry("machine type", ["qobra.machine.board_type"])
 
 
@@ -71,6 +74,8 @@ class Board(Object):
     numa_mem_supported = False
     acpi_supported = False
     big_endian = False
+    compat: Compat = ()
+    """What was different about this version of a board."""
 
     graphics = Bool(True, description="Set on/off to enable/disable graphics emulation")
     usb = Bool(False, set=_refuse_usb, description="Set on/off to enable/disable usb")
@@ -114,7 +119,7 @@ class Board(Object):
         self.boot: dict[str, Any] = {}
         self.floppy_boot_check = True
         """Whether the firmware is to see if a diskette can be booted before it tries."""
-        self._globals: list[tuple[str, str, str]] = []
+        self._globals: list[tuple[str, str, str]] = list(self.compat)
         self.peripheral = Container(tree)
         self.peripheral_anon = Container(tree)
         self.unattached = Container(tree)
@@ -125,7 +130,7 @@ class Board(Object):
         self._clock: VirtualClock | None = None
 
     def default_node(self, index: int, nodes: int) -> int:
-        """Which of ``nodes`` NUMA nodes CPU ``index`` belongs to where nobody says: the CPUs of a socket stay together."""
+        """Which of ``nodes`` NUMA nodes CPU ``index`` is on where nobody says: a socket stays together."""
         place = self.topology.place(index) if self.topology is not None else {}
         return place.get("socket-id", index) % nodes
 
@@ -212,8 +217,10 @@ class Board(Object):
         self.reset_all()
         self.ready = True
 
-    def place(self, device: Device, name: str | None = None, *, bus: Any = None) -> Device:
-        """Own and realize a device of the board's own."""
+    def place(
+        self, device: Device, name: str | None = None, *, bus: Any = None, parent: Object | None = None
+    ) -> Device:
+        """Own and realize a device of the board's own; ``name`` is a child of ``parent``, or of the board."""
         target = self.system_bus if bus is None and device.bus_type == "System" else bus
         if target is not None:
             target.insert(device)
@@ -221,7 +228,7 @@ class Board(Object):
         if name is None:
             self.unattached.add_child("device[*]", device)
         else:
-            self.add_child(name, device)
+            (parent or self).add_child(name, device)
         device.set_realized(True)
         return device
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
+from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.memory import Mapping
@@ -24,6 +25,7 @@ _DMA_REQUEST = Struct(">IIQ")
 _DMA_ERROR, _DMA_READ, _DMA_SKIP, _DMA_SELECT, _DMA_WRITE = 1, 2, 4, 8, 16
 _DMA_SIGNATURE = 0x51454D5520434647  # "QEMU CFG"
 _WRITABLE_MASK = 0x4000
+_MAX_SPLASH = 16 << 20
 _INVALID = 0xFFFF
 
 
@@ -206,3 +208,31 @@ class FwCfg(SysBusDevice):
             if len(blob) != len(self._files[name]):
                 raise QobraError(f"length mismatch: {name}: {len(blob)} != {len(self._files[name])}")
             self._files[name] = blob
+
+
+def add_boot_options(device: FwCfg, boot: dict[str, Any]) -> None:
+    """What ``-boot`` says of the firmware's menu and waiting. Raises QobraError for what cannot be."""
+    if "splash" in boot:
+        device.add_file(*_splash(boot["splash"]))
+    device.set_number(BOOT_MENU, int(boot.get("menu", False)), 2)
+    if "splash-time" in boot:
+        if not 0 <= boot["splash-time"] <= 0xFFFF:
+            raise QobraError("splash-time is invalid,it should be a value between 0 and 65535")
+        device.add_file("etc/boot-menu-wait", boot["splash-time"].to_bytes(2, "little"))
+    timeout = boot.get("reboot-timeout", -1)
+    if not -1 <= timeout <= 0xFFFF:
+        raise QobraError("reboot timeout is invalid,it should be a value between -1 and 65535")
+    device.add_file("etc/boot-fail-wait", (timeout & 0xFFFFFFFF).to_bytes(4, "little"))
+
+
+def _splash(path: str) -> tuple[str, bytes]:
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(_MAX_SPLASH)
+    except OSError:
+        raise QobraError(f"failed to find file '{path}'")
+    if data[:2] == b"\xff\xd8":
+        return "bootsplash.jpg", data
+    if data[:2] == b"BM" and data[28:30] == b"\x18\0":  # 24 bits a pixel
+        return "bootsplash.bmp", data
+    raise QobraError(f"splash file '{path}' format not recognized; must be JPEG or 24 bit BMP")

@@ -24,7 +24,10 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "accel": (),
     "action": (("reboot", STRING), ("shutdown", STRING), ("panic", STRING), ("watchdog", STRING)),
     "add-fd": (("fd", NUMBER), ("set", NUMBER), ("opaque", STRING)),
-    "boot-opts": (("order", STRING), ("once", STRING), ("menu", BOOLEAN), ("strict", BOOLEAN)),
+    "boot-opts": (
+        ("order", STRING), ("once", STRING), ("menu", BOOLEAN), ("splash", STRING), ("splash-time", NUMBER),
+        ("reboot-timeout", NUMBER), ("strict", BOOLEAN),
+    ),
     "chardev": (
         ("backend", STRING), ("path", STRING), ("host", STRING), ("port", STRING), ("fd", STRING),
         ("localaddr", STRING), ("localport", STRING), ("to", NUMBER), ("ipv4", BOOLEAN), ("ipv6", BOOLEAN),

@@ -102,7 +102,7 @@ class PcBoard(Board):
         self._option_rom = Ram("pc.rom", 0x20000)
         self.bios = Ram("pc.bios", BIOS_SIZE, readonly=True)
         self._load_bios()
-        self.memory.map(_FOUR_GIB - BIOS_SIZE, self.bios)
+        self.bios_mapping = self.memory.map(_FOUR_GIB - BIOS_SIZE, self.bios)
         self.shadow = Shadow(self)
         # The CPUs' window for messages; no CPU listens yet, and from outside nothing answers.
         self.memory.map(0xFEE00000, Registers("apic-msi", 0x100000, lambda _o, _w: 0, _ignore), priority=4096)
@@ -118,7 +118,12 @@ class PcBoard(Board):
             data = stream.read(BIOS_SIZE + 1)
         if len(data) > BIOS_SIZE or not data:
             raise QobraError(f"could not load PC BIOS '{name}'")
-        self.bios.view[BIOS_SIZE - len(data) :] = data
+        self.show_firmware(data)
+
+    def show_firmware(self, data: bytes | memoryview) -> None:
+        """Have the area below 1 MiB, and the ROM below 4 GiB if it is shown, end with ``data``."""
+        data = data[-BIOS_SIZE:]
+        self.bios.view[:] = bytes(BIOS_SIZE - len(data)) + bytes(data)
 
     def shadow_rom(self, start: int) -> tuple[Ram, int]:
         """What lies at ``start`` (0xc0000 to 0xfffff) while no RAM is shown there."""
@@ -139,6 +144,10 @@ class PcBoard(Board):
         buses = list(self.ide.buses()) if self.ide is not None else []
         for drive in drives:
             if drive.interface == "floppy" and self.fdc is not None and drive.index < 2:
+        if any(drive.interface == "pflash" for drive in drives):
+            from qobra.machine import pc_flash
+
+            pc_flash.plug(self, drives)
                 self._plug_drive("floppy", self.fdc.floppies, drive.index, drive)
             if drive.interface != "ide" or drive.index >= len(buses) * self.ide_units:
                 continue
@@ -311,7 +320,8 @@ class PcBoard(Board):
         self.fw_cfg.set_number(fw_cfg.NB_CPUS, self.topology.cpus, 2)
         self.fw_cfg.set_number(fw_cfg.MAX_CPUS, self.topology.max_cpus, 2)
         self.fw_cfg.set_number(fw_cfg.RAM_SIZE, self.ram_size, 8)
-        self.fw_cfg.set_number(fw_cfg.BOOT_MENU, int(self.boot.get("menu", False)), 2)
+        fw_cfg.add_boot_options(self.fw_cfg, self.boot)
+        self.fw_cfg.set_item(fw_cfg.NUMA, self._numa_table())
         self.fw_cfg.add_file("etc/e820", self._e820())
         for name, data in self.fw_cfg_files:
             self.fw_cfg.add_file(name, data)
@@ -319,6 +329,14 @@ class PcBoard(Board):
     def _e820(self) -> bytes:
         ranges = [(0, self.low_memory)]
         if self.ram_size > self.low_memory:
+    def _numa_table(self) -> bytes:
+        # How many nodes, the node of each CPU, the memory of each node.
+        assert self.topology is not None
+        nodes = self.numa.nodes
+        cpus = [(self.numa.node_of_cpu(index) or 0) if nodes else 0 for index in range(self.topology.max_cpus)]
+        sizes = [nodes[number].memory or 0 for number in sorted(nodes)]
+        return b"".join(number.to_bytes(8, "little") for number in (len(nodes), *cpus, *sizes))
+
             ranges.append((_FOUR_GIB, self.ram_size - self.low_memory))
         return b"".join(s.to_bytes(8, "little") + n.to_bytes(8, "little") + b"\1\0\0\0" for s, n in ranges)
 

@@ -128,8 +128,11 @@ class FileNode(BlockNode):
         super().set_permissions(perm, shared)
         if self._locking and self.fd >= 0:
             self._held.settle(self.fd, perm, permissions.ALL if self.force_share else shared)
-        if self.auto_read_only and self._writable and not perm & (permissions.WRITE | permissions.WRITE_UNCHANGED):
-            self._swap_fd(os.O_RDONLY)
+        if self.auto_read_only and self._writable and not perm & _WRITES:
+            try:
+                self._swap_fd(os.O_RDONLY)
+            except OSError:
+                pass  # the file has another name now, or none: it stays open as it is
 
     def reopen_writable(self) -> None:
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
+from qobra.cli._system import boot
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
 from qobra.cli._system.icount import icount_sleeps
@@ -260,7 +261,7 @@ class Builder:
         for value in self._values("icount"):
             board.clock_sleeps = icount_sleeps(convert("icount", split(value, "shift")))
         for value in self._values("boot"):
-            board.boot |= convert("boot-opts", split(value, "order"))
+            board.boot |= boot.parse(value)
         for option in ("vga", "display"):
             for value in self._values(option):
                 if option == "vga" and value not in ("none", "std"):
@@ -369,6 +370,10 @@ class Builder:
     def start(self) -> None:
         """Let the machine run, unless it is to wait."""
         state = self.machine.run_state
+        for tag in self._values("loadvm"):
+            from qobra.migration import snapshots
+
+            snapshots.load(self.machine, tag)
         if state.autostart and state.state == "prelaunch":
             state.start()
         if state.incoming not in (None, "defer"):

@@ -9,6 +9,7 @@ from qobra.machine.device.i440fx import I440Fx, I440FxHost, Piix3
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.piix4_pm import Piix4Pm
 from qobra.machine.pc import PcBoard
+from qobra.machine.versions import register_older
 
 if TYPE_CHECKING:
     from qobra.machine.acpi_tables.dsdt import Layout
@@ -42,9 +43,7 @@ class PcI440Fx(PcBoard):
         self._function(piix3, 1 << 3)
         self.build_isa(piix3.isa)
         ioapic = IoApic(self.tree)
-        self.system_bus.insert(ioapic)
-        host.add_child("ioapic", ioapic)
-        ioapic.set_realized(True)
+        self.place(ioapic, "ioapic", parent=host)
         self.ioapic = ioapic
         self.build_fw_cfg()
         self.build_ide("piix3-ide", 1 << 3 | 1)
@@ -74,3 +73,6 @@ class PcI440Fx(PcBoard):
     def bridge_added(self, bus: Any) -> None:
         if not self.ready:
             self.power.hotplug.manage(bus)
+
+
+register_older(PcI440Fx, "pc-i440fx", {})

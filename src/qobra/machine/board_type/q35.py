@@ -9,6 +9,7 @@ from qobra.machine.device.ich9_lpc import Ich9Lpc
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.q35 import Mch, Q35Host
 from qobra.machine.pc import PcBoard
+from qobra.machine.versions import register_older
 
 if TYPE_CHECKING:
     from qobra.machine.acpi_tables.dsdt import Layout
@@ -37,17 +38,13 @@ class Q35(PcBoard):
         self.pci_root = host.root
         mch = Mch(self.tree)
         mch.values["addr"] = 0
-        self.pci_root.insert(mch)
-        host.add_child("mch", mch)
-        mch.set_realized(True)
+        self.place(mch, "mch", bus=self.pci_root, parent=host)
         self.lpc = Ich9Lpc(self.tree)
         self.lpc.values["multifunction"] = True
         self._function(self.lpc, 0x1F << 3)
         self.build_isa(self.lpc.isa)
         ioapic = IoApic(self.tree)
-        self.system_bus.insert(ioapic)
-        host.add_child("ioapic", ioapic)
-        ioapic.set_realized(True)
+        self.place(ioapic, "ioapic", parent=host)
         self.ioapic = ioapic
         self.lpc.start_acpi()
         self.build_fw_cfg()
@@ -77,3 +74,13 @@ class Q35(PcBoard):
     def bridge_added(self, bus: Any) -> None:
         if not self.ready and self.lpc.acpi_hotplug:
             self.lpc.hotplug.manage(bus)
+
+
+register_older(
+    Q35,
+    "pc-q35",
+    {
+        "6.0": (("ICH9-LPC", "acpi-pci-hotplug-with-bridge-support", "off"),),
+        "4.1": (("mch", "smbase-smram", "off"),),
+    },
+)

@@ -11,13 +11,16 @@ from qobra.machine.isa import IsaBus
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.tco import Tco
 from qobra.machine.vmstate import Field, Number, NumberSet, VmState, listed, part, raw, u8
 from qobra.object.property import Bool
 
 _PMBASE, _ACPI_CONTROL, _PIRQ_A, _PIRQ_E, _RCBA = 0x40, 0x44, 0x60, 0x68, 0xF0
 _HOTPLUG_BASE = 0x0CC0
 _ENABLE_COMMAND, _DISABLE_COMMAND = 0x02, 0x03
-_PM_REGION, _GPE_OFFSET = 0x80, 0x20
+_PM_REGION, _GPE_OFFSET, _TCO_OFFSET = 0x80, 0x20, 0x60
+_CHIPSET_SIZE, _GENERAL_CONTROL, _NO_REBOOT = 0x4000, 0x3410, 0x20
+_INTERRUPT_ROUTES, _ROUTE = range(0x3140, 0x314C, 2), 0x3210
 
 
 @registry.register("ICH9-LPC")
@@ -33,10 +36,11 @@ class Ich9Lpc(PciDevice):
     class_id = 0x0601
 
     acpi_hotplug = Bool(True, name="acpi-pci-hotplug-with-bridge-support")
+    noreboot = Bool(True)
 
     vmstate = VmState(
-        part("acpi", "hotplug"),
-        raw("_apm"),
+        part("acpi", "hotplug", "tco"),
+        raw("_apm", "_chipset"),
         listed("_levels", kind=Number(1, maximum=1)),
         Field("_routed", NumberSet(16)),
         u8("_reset_control"),
@@ -56,6 +60,9 @@ class Ich9Lpc(PciDevice):
         )
         ports.map(0xB2, Registers("apm-io", 2, self._read_apm, self._write_apm, impl=(1, 1)))
         self._apm = bytearray(2)
+        self._chipset = bytearray(_CHIPSET_SIZE)
+        chipset = Registers("lpc-rcrb-mmio", _CHIPSET_SIZE, self._read_chipset, self._write_chipset)
+        self._chipset_place = board.memory.map(0, chipset, priority=1, enabled=False)
         self._fill()
 
     def start_acpi(self) -> None:
@@ -63,11 +70,13 @@ class Ich9Lpc(PciDevice):
         board: Any = self.board
         ports = board.ports
         self.acpi = AcpiRegisters(board, board.gsi[9], 16)
+        self.tco = Tco(board, self._may_reboot)
         self._places = [
             (0, ports.map(0, self.acpi.events, enabled=False)),
             (4, ports.map(0, self.acpi.controls, enabled=False)),
             (8, ports.map(0, self.acpi.timer, enabled=False)),
             (_GPE_OFFSET, ports.map(0, self.acpi.general, enabled=False)),
+            (_TCO_OFFSET, ports.map(0, self.tco.registers, enabled=False)),
         ]
         self.hotplug = AcpiPciHotplug(lambda: self.acpi.raise_gpe(GPE_BIT))
         if self.acpi_hotplug:
@@ -81,9 +90,16 @@ class Ich9Lpc(PciDevice):
         self.config[_PIRQ_A : _PIRQ_A + 4] = b"\x80" * 4
         self.config[_PIRQ_E : _PIRQ_E + 4] = b"\x80" * 4
         self.put(_RCBA, 4, 0)
+        self.writable[_RCBA : _RCBA + 4] = b"\x01\xc0\xff\xff"
+        self._chipset[:] = bytes(_CHIPSET_SIZE)
+        for offset in _INTERRUPT_ROUTES:
+            self._chipset[offset : offset + 2] = _ROUTE.to_bytes(2, "little")
+        self._chipset[_GENERAL_CONTROL] = _NO_REBOOT if self.noreboot else 0
 
     def unrealize(self) -> None:
         self.acpi.close()
+        self.tco.close()
+        self._chipset_place.remove()
         super().unrealize()
 
     def reset(self) -> None:
@@ -91,6 +107,7 @@ class Ich9Lpc(PciDevice):
         self._fill()
         self._reset_control = 0
         self.acpi.reset()
+        self.tco.reset()
         self.hotplug.reset()
         self._place()
         self._route()
@@ -102,12 +119,16 @@ class Ich9Lpc(PciDevice):
             self._place()
         if offset < _PIRQ_E + 4 and end > _PIRQ_A:
             self._route()
+        if offset < _RCBA + 4 and end > _RCBA:
+            self._place()
 
     def _place(self) -> None:
         base = self.dword(_PMBASE) & 0xFF80
         enabled = self.config[_ACPI_CONTROL] & 0x80 or base
         for offset, mapping in self._places:
             mapping.place(base + offset if enabled else None)
+        chipset = self.dword(_RCBA)
+        self._chipset_place.place(chipset & ~(_CHIPSET_SIZE - 1) if chipset & 1 else None)
 
     # -- interrupts
 
@@ -131,7 +152,16 @@ class Ich9Lpc(PciDevice):
             self.isa.lines[route].set(level)
         self._routed = set(high)
 
-    # -- ports
+    # -- ports, and the chipset's own registers in memory
+
+    def _read_chipset(self, offset: int, width: int) -> int:
+        return int.from_bytes(self._chipset[offset : offset + width], "little")
+
+    def _write_chipset(self, offset: int, width: int, value: int) -> None:
+        self._chipset[offset : offset + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
+
+    def _may_reboot(self) -> bool:
+        return not self.noreboot and not self._chipset[_GENERAL_CONTROL] & _NO_REBOOT
 
     def _read_apm(self, offset: int, _width: int) -> int:
         return self._apm[offset]

@@ -11,13 +11,13 @@ from qobra.machine.pci.bus import PcieBus
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.pci.host import ConfigPorts, Ecam
 from qobra.machine.qdev import SysBusDevice
+from qobra.machine.smram import ESMRAMC, EXTENDED_SIZE, SMBASE, Smram
 from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Size
 
 _FIRST_CHIPSET_SLOT = 25
 _PAM = 0x90
 _PCIEXBAR = 0x60
-_SMRAM, _ESMRAMC = 0x9D, 0x9E
 
 
 class Q35Bus(PcieBus):
@@ -52,7 +52,7 @@ class Q35Host(SysBusDevice):
 
 @registry.register("mch")
 class Mch(PciDevice):
-    """The memory controller: PAM registers, and the base of the memory-mapped configuration space."""
+    """The memory controller: PAM registers, the memory of system management mode, the base of configuration space."""
 
     type_name = "mch"
     pluggable = False
@@ -61,9 +61,14 @@ class Mch(PciDevice):
     device_id = 0x29C0
     class_id = 0x0600
 
+    extended_tseg_mbytes = Int(16, type="uint16")
+    smbase_smram = Bool(True)
+
     vmstate = VmState()
 
     def realize(self) -> None:
+        board: Any = self.board
+        self._smram = Smram(self, board, at_default_base=self.smbase_smram)
         self._ecam: Mapping | None = None
         self._ecam_buses = 0
         self._fill()
@@ -71,11 +76,9 @@ class Mch(PciDevice):
     def _fill(self) -> None:
         self.put(_PCIEXBAR, 8, 0xB0000000)
         self.config[_PAM : _PAM + 7] = bytes(7)
-        self.put(_SMRAM, 1, 0x02)
-        self.put(_ESMRAMC, 1, 0x38)
-        self.put(0x50, 2, 0x10)
-        self.writable[0x9C:0x9F] = b"\x00\x20\x00"
-        self.writable[0x50:0x54] = b"\x10\x00\xff\xff"
+        self.put(EXTENDED_SIZE, 2, self.extended_tseg_mbytes)
+        self.writable[EXTENDED_SIZE : EXTENDED_SIZE + 2] = self.extended_tseg_mbytes.to_bytes(2, "little")
+        self._smram.reset()
 
     def reset(self) -> None:
         super().reset()
@@ -89,6 +92,9 @@ class Mch(PciDevice):
         if offset < _PAM + 7 and offset + width > _PAM:
             board: Any = self.board
             board.shadow.set(self.config[_PAM : _PAM + 7])
+        if offset <= ESMRAMC and offset + width > SMBASE:
+            inside = offset <= SMBASE < offset + width
+            self._smram.written(value >> 8 * (SMBASE - offset) & 0xFF if inside else None)
         if offset < _PCIEXBAR + 8 and offset + width > _PCIEXBAR:
             self._place_ecam()
 
@@ -110,5 +116,6 @@ class Mch(PciDevice):
     def state_loaded(self) -> None:
         super().state_loaded()
         self._place_ecam()
+        self._smram.follow()
         board: Any = self.board
         board.shadow.set(self.config[_PAM : _PAM + 7])

@@ -1,0 +1,39 @@
+"""``-boot``: what the firmware is to boot from, and how long it waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.chardev.options import split
+from qobra.errors import QobraError
+from qobra.machine.option_groups import boolean
+
+_BOOLEANS, _NUMBERS, _DEVICES = ("menu", "strict"), ("splash-time", "reboot-timeout"), ("order", "once")
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The options, typed. Raises QobraError."""
+    options: dict[str, Any] = {}
+    for key, value in split(text, "order").items():
+        if key in _BOOLEANS:
+            options[key] = boolean(f"boot.{key}", value)
+        elif key in _NUMBERS:
+            try:
+                options[key] = int(value, 0)
+            except ValueError:
+                raise QobraError(f"Parameter 'boot.{key}' expects integer")
+        elif key in (*_DEVICES, "splash"):
+            options[key] = value
+        else:
+            raise QobraError(f"Parameter 'boot.{key}' is unexpected")
+    for key in _DEVICES:
+        _check_devices(options.get(key, ""))
+    return options
+
+
+def _check_devices(letters: str) -> None:
+    for position, letter in enumerate(letters):
+        if not "a" <= letter <= "p":
+            raise QobraError(f"Invalid boot device '{letter}'")
+        if letter in letters[:position]:
+            raise QobraError(f"Boot device '{letter}' was given twice")
