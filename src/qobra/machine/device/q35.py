@@ -13,7 +13,7 @@ from qobra.machine.pci.host import ConfigPorts, Ecam
 from qobra.machine.qdev import SysBusDevice
 from qobra.machine.smram import ESMRAMC, EXTENDED_SIZE, SMBASE, Smram
 from qobra.machine.vmstate import VmState, part
-from qobra.object.property import Size
+from qobra.object.property import Bool, Int, Size
 
 _FIRST_CHIPSET_SLOT = 25
 _PAM = 0x90
