@@ -60,6 +60,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "S": (False, "do not start: wait for cont"),
     "preconfig": (False, "wait for x-exit-preconfig before the board is made"),
     "incoming": (True, "ADDRESS|defer: wait for a migration"),
+    "loadvm": (True, "TAG: begin with a snapshot of the machine"),
     "action": (True, "[reboot=...][,shutdown=...][,panic=...][,watchdog=...]: what follows events"),
     "no-reboot": (False, "exit instead of rebooting"),
     "no-shutdown": (False, "stop instead of exiting at a shutdown"),
