@@ -230,7 +230,7 @@ def test_jobs_events_and_hmp_in_a_script(qobra_server: QobraServer, capsys: pyte
     assert shell.main([qobra_server.address, *arguments]) == 1
     out, err = capsys.readouterr()
     assert "job j (backup) is done: 1048576 of 1048576\n" in out
-    assert "] JOB_STATUS_CHANGE id=j status=null\n" in out
+    assert "] JOB_STATUS_CHANGE status=null id=j\n" in out
     assert "events shown: JOB_STATUS_CHANGE, STOP\n" in out
     assert "bad JSON" in err
 

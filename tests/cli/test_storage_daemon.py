@@ -93,7 +93,7 @@ def monitor(path: Path) -> tuple[str, ...]:
         ),
         (["--blockdev", '{"driver":'], '--blockdev {"driver":: JSON parse error, premature EOI'),
         (["--blockdev", "{bad}"], "--blockdev {bad}: JSON parse error, invalid keyword 'bad'"),
-        (["--blockdev", "{}x"], "--blockdev {}x: JSON parse error, expecting value"),
+        (["--blockdev", "{}x"], "--blockdev {}x: Expecting at most one JSON value"),
         (
             ["--blockdev", "null-co,node-name=a,size=x"],
             "--blockdev null-co,node-name=a,size=x: Parameter 'size' expects integer",

@@ -20,6 +20,7 @@ def add(layer: BlockLayer, parent: BlockNode, node: BlockNode) -> None:
         raise QobraError(f"The node {parent.node_name} does not support adding a child")
     if layer.graph.parents(node):
         raise QobraError(f"The node {node.node_name} already has a parent")
+    parent.check_addition()
     name = parent.next_child_name()
     if reaches(node, parent):
         raise QobraError(f"Making '{node.node_name}' a {name} child of '{parent.node_name}' would create a cycle")

@@ -71,6 +71,8 @@ class BlockLayer:
         """Tell whoever runs the program what is being done; the program says how."""
         self.warn: Callable[[str], None] = lambda _text: None
         """The same for what may be wrong."""
+        self.tell_held: Callable[[str], None] = lambda _text: None
+        """Tell whoever runs the program of a request that is stopped, or let go, at a breakpoint of blkdebug."""
         self.stop_machine: Callable[[], None] = lambda: None
         """Stop the guest because of an I/O error; the machine's."""
         self.opens_inactive = False

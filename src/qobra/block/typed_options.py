@@ -35,6 +35,8 @@ def typed(options: Options) -> Options:
     result: Options = {}
     for name, value in options.items():
         kind = members.get(name, "")
+        if kind.startswith("[") and isinstance(value, dict):
+            value = _listed(name, value)
         if isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
             try:
                 result[name] = _child(value)
@@ -51,6 +53,16 @@ def typed(options: Options) -> Options:
                 for unknown in value.keys() - {member.name for member in types[kind].members}:
                     _refuse(str(driver), f"{name}.{unknown}")
             result[name] = _value(name, kind, value)
+    return result
+
+
+def _listed(name: str, value: Options) -> list[Any]:
+    """The list that ``name.0``, ``name.1``, ... stand for; one that was given without a number is all there is."""
+    if not any(map(str.isdigit, value)):
+        return [value]
+    result = [value[str(number)] for number in range(len(value)) if str(number) in value]
+    if len(result) != len(value):
+        raise QobraError(f"Invalid parameter '{name}'")
     return result
 
 
@@ -91,8 +103,6 @@ def _value(name: str, kind: str, value: Any) -> Any:
         return value
     if name == "encrypt" and isinstance(value, dict) and "format" not in value:
         return value  # the image knows
-    if isinstance(value, dict) and kind.startswith("[") and value.keys() and not any(map(str.isdigit, value)):
-        value = [value]  # one that was given without a number
     if isinstance(value, (dict, list)) and _all_texts(value):
         from qobra.qapi.contract import contract
 

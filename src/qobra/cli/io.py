@@ -268,6 +268,7 @@ class Shell:
         for definition in self._objects:
             self._images.add_object(definition)
         self._images.create_objects()
+        self._images.layer.tell_held = print
 
     def _close(self) -> None:
         self._images.close()

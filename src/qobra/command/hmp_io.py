@@ -54,7 +54,12 @@ def _interpreter(machine: Machine, backend: BlockBackend) -> Interpreter:
 def _new_interpreter(machine: Machine, backend: BlockBackend, *, temporary: bool = False) -> Interpreter:
     from qobra.block.io_commands._interpreter import Interpreter
 
-    interpreter = Interpreter(backend, _out, _complain)
+    def out(text: str) -> None:
+        machine.control.serve()  # events of a request come before what is said of it
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    interpreter = Interpreter(backend, out, _complain)
     interpreter.ended = lambda: machine.control.defer(_report, interpreter, temporary)
     return interpreter
 
@@ -81,11 +86,6 @@ def _report(interpreter: Interpreter, temporary: bool = False) -> None:
     report_ended(interpreter)
     if temporary and not interpreter.pending:
         interpreter.root.remove()
-
-
-def _out(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _complain(text: str) -> None:

@@ -13,6 +13,7 @@ from qobra.block import change_children, permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.extents import read_run, resolve
 from qobra.block.layer import BlockLayer
+from qobra.block.typed_options import typed
 from qobra.errors import QobraError
 from qobra.testing.images import ImageLab
 
@@ -326,3 +327,68 @@ def test_blkdebug_knows_the_older_spelling_of_events(layer):
     node.debug_event("l2_alloc_write")
     with pytest.raises(OSError):
         node.read(0, 512)
+
+
+def test_blkdebug_takes_a_file_name_for_its_image_and_a_rule_without_a_number(layer, make_file):
+    path = make_file("a")["filename"]
+    debug = {"driver": "blkdebug", "inject-error": {"event": "read_aio", "errno": "28"}}
+    node = layer.open_image(path, {"driver": "raw", "file": debug}, monitor_owned=True)
+    with pytest.raises(OSError, match="No space left"):
+        _enter(layer, node).read(0, 512)
+
+
+def test_options_of_a_file_that_its_name_tells_the_driver_of_have_their_types(layer, make_file):
+    path = make_file("a")["filename"]
+    node = layer.open_image(f"blkdebug::{path}", {"driver": "raw", "file": {"align": "4k"}}, monitor_owned=True)
+    assert node.file.request_alignment == 4096
+
+
+def test_blkverify_takes_a_file_name_for_the_image_under_test(layer, make_file):
+    path = make_file("a", b"x")["filename"]
+    verify = {"driver": "blkverify", "raw": make_file("b", b"x")}
+    node = layer.open_image(path, {"driver": "raw", "file": verify, "read-only": True}, monitor_owned=True)
+    assert _enter_reader(layer, node).read(0, 1) == b"x"
+
+
+def _enter_reader(layer, node):
+    backend = BlockBackend(layer, perm=permissions.CONSISTENT_READ)
+    backend.insert(node)
+    return backend
+
+
+def test_blkdebug_tells_of_what_it_holds(layer, make_file):
+    told = []
+    layer.tell_held = told.append
+    node = layer.add_node({"driver": "blkdebug", "node-name": "d", "image": make_file("a")})
+    node.set_breakpoint("write_aio", "x")
+    thread = threading.Thread(target=node.debug_event, args=("write_aio",))
+    thread.start()
+    node.wait_suspended("x")
+    assert told == ["blkdebug: Suspended request 'x'"]
+    node.resume("x")
+    thread.join(10)
+    assert told[1:] == ["blkdebug: Resuming request 'x'"]
+
+
+def test_children_of_a_quorum_may_be_numbered(layer, make_file):
+    children = {"1": make_file("b", b"two"), "0": make_file("a", b"one")}
+    quorum = {"driver": "quorum", "vote-threshold": "1", "read-pattern": "fifo", "children": children}
+    node = layer.open(typed({"driver": "raw", "read-only": True, "file": quorum}), monitor_owned=True)
+    assert _enter_reader(layer, node).read(0, 3) == b"one"
+    with pytest.raises(QobraError, match="Invalid parameter 'children'"):
+        typed({"driver": "quorum", "children": {"0": {}, "2": {}}})
+
+
+def test_a_quorum_that_compares_two_takes_no_third(layer, make_file):
+    children = [make_file("a"), make_file("b")]
+    quorum = {"driver": "quorum", "node-name": "q", "vote-threshold": 2, "blkverify": True, "children": children}
+    node = layer.add_node(quorum)
+    other = layer.add_node({**make_file("c"), "node-name": "c"})
+    with pytest.raises(QobraError, match="Cannot add a child to a quorum in blkverify mode"):
+        change_children.add(layer, node, other)
+
+
+def test_a_file_that_turns_writable_on_demand_can_be_resized(layer, make_file):
+    options = {**make_file("a"), "node-name": "f", "read-only": False, "auto-read-only": True}
+    layer.resize(layer.add_node(options), SIZE // 2)
+    assert layer.graph.find("f").length == SIZE // 2

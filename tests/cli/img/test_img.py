@@ -237,3 +237,23 @@ def test_a_journal_of_another_copy_is_refused(capsys: pytest.CaptureFixture[str]
     assert "another copy" in capsys.readouterr().err
     Path("b.resume").write_text("junk")
     assert run("convert", "--resume", "-f", "raw", "-O", "raw", "a.raw", "b") == 1
+
+
+def test_compare_reads_through_a_filter_that_has_to_see_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.img", "b.img"):
+        assert run("create", "-q", "-f", "qcow2", name, "1M") == 0
+        write(name, b"x" * 512, 512, "qcow2")
+    Path("rules").write_text('[inject-error]\nevent = "read_aio"\n')
+    assert run("compare", "blkdebug:rules:a.img", "b.img") == 4
+    assert "Error while reading offset 0 of blkdebug:rules:a.img: Input/output error" in capsys.readouterr().err
+
+
+def test_a_repair_drops_features_that_others_have_to_keep_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("create", "-q", "-f", "qcow2", "a.img", "1M") == 0
+    data = bytearray(Path("a.img").read_bytes())
+    data[88] |= 0x80
+    Path("a.img").write_bytes(data)
+    assert run("check", "a.img") == 0
+    assert Path("a.img").read_bytes()[88] == 0x80
+    assert run("check", "-r", "all", "a.img") == 0
+    assert Path("a.img").read_bytes()[88] == 0

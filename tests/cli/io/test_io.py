@@ -69,3 +69,16 @@ def test_a_forced_share_that_the_options_take_back_is_refused(disk: str, capfd: 
     assert io.main(["-r", "-c", f"open -U -o {text}"]) == 1
     assert io.main(["-r", "-c", f"open -U -o force-share=off {disk}"]) == 1
     assert capfd.readouterr().err == "qobra-io: -U conflicts with image options\n" * 3
+
+
+def test_a_dump_shows_letters_and_digits_only(disk: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert io.main(["-c", "write -P 0x2a 0 1", "-c", "write -P 0x39 1 1", "-c", "read -v 0 2", disk]) == 0
+    assert "2a 39  .9\n" in capfd.readouterr().out
+
+
+def test_what_cannot_be_written_at_the_end_is_told(disk: str, capfd: pytest.CaptureFixture[str]) -> None:
+    options = "driver=qcow2,file.driver=blkdebug,file.inject-error.event=l2_update"
+    assert io.main(["-c", f"open -o {options} {disk}", "-c", "write 0 64k"]) == 1
+    error = capfd.readouterr().err
+    assert "Failed to flush the L2 table cache: Input/output error" in error
+    assert "qobra-io: Failed to flush the refcount block cache: Input/output error" in error

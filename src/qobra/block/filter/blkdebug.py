@@ -159,10 +159,12 @@ class BlkdebugNode(FilterNode):
                     break
 
     def _hold(self, point: _Breakpoint) -> None:
+        self.layer.tell_held(f"blkdebug: Suspended request '{point.tag}'")
         point.held = True
         self._lock.notify_all()
         while not point.released:
             self._lock.wait()
+        self.layer.tell_held(f"blkdebug: Resuming request '{point.tag}'")
 
     def set_breakpoint(self, event: str, tag: str) -> None:
         """Hold the next request that comes to ``event`` until ``tag`` is resumed."""

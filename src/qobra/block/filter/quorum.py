@@ -74,6 +74,11 @@ class QuorumNode(BlockNode):
     def child_resized(self, name: str) -> None:
         self.length = min((child.length for child in self.children.values()), default=0)
 
+    def check_addition(self) -> None:
+        """Refuse one more child where exactly two are compared."""
+        if self._blkverify:
+            raise QobraError("Cannot add a child to a quorum in blkverify mode")
+
     def check_removal(self) -> None:
         """Refuse to lose one more child than the vote can bear."""
         if len(self.children) <= self._threshold:

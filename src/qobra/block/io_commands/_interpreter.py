@@ -253,7 +253,7 @@ class Interpreter:
         lines = []
         for start in range(0, len(data), 16):
             row = bytes(data[start : start + 16])
-            text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
+            text = "".join(chr(byte) if chr(byte).isascii() and chr(byte).isalnum() else "." for byte in row)
             lines.append(f"{offset + start:08x}:  {''.join(f'{byte:02x} ' for byte in row)} {text}\n")
         self.out("".join(lines))
 

@@ -42,6 +42,7 @@ class Side:
         self.name = name
         self.buffer = bytearray(BUFFER_SIZE)
         self._identities: dict[BlockNode, object] = {}
+        self._direct = not _has_filter(node)
 
     def runs(self, start: int, length: int) -> list[Run]:
         """Where a range lies. Raises SideError."""
@@ -55,7 +56,10 @@ class Side:
         view = memoryview(self.buffer)[:size]
         assert run.leaf is not None
         try:
-            run.leaf.read_into(run.offset + start - run.start, view)
+            if self._direct:
+                run.leaf.read_into(run.offset + start - run.start, view)
+            else:
+                self.node.read_into(start, view)  # some filters have to see the reads
         except (OSError, QobraError) as error:
             raise SideError(self, start, error, is_map=False)
         return view
@@ -70,6 +74,10 @@ class Side:
                 known = (status.st_dev, status.st_ino)
             self._identities[leaf] = known
         return known
+
+
+def _has_filter(node: BlockNode) -> bool:
+    return node.is_filter or any(_has_filter(child) for child in node.children.values())
 
 
 def has_data(run: Run) -> bool:

@@ -16,6 +16,8 @@ from qobra.errors import QobraError
 from qobra.getopt import parse_command
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.block.node import BlockNode
 
 HELP = """\
@@ -72,26 +74,25 @@ def main(program: Program, arguments: list[str]) -> int:
                 raise ToolError(error.text, status=OPEN_FAILED)
             nodes.append(node_of(backend))
         with program.progress(show_progress and not quiet) as progress:
-            difference = Comparison(nodes[0], nodes[1], operands, strict, progress).run()
-            if difference.warning and not quiet:
-                print(difference.warning)
+            warn = (lambda _text: None) if quiet else print
+            difference = Comparison(nodes[0], nodes[1], operands, strict, progress, warn).run()
             if not quiet:
-                print(difference.text or "Images are identical.")
-        return DIFFERENT if difference.text else 0
-
-
-class Difference:
-    """What was found: ``text`` is empty where the images are the same."""
-
-    def __init__(self, text: str = "", warning: str = "") -> None:
-        self.text = text
-        self.warning = warning
+                print(difference or "Images are identical.")
+        return DIFFERENT if difference else 0
 
 
 class Comparison:
     """Two images, walked side by side."""
 
-    def __init__(self, first: BlockNode, second: BlockNode, names: list[str], strict: bool, progress: Progress) -> None:
+    def __init__(
+        self,
+        first: BlockNode,
+        second: BlockNode,
+        names: list[str],
+        strict: bool,
+        progress: Progress,
+        warn: Callable[[str], object],
+    ) -> None:
         self._nodes = (first, second)
         self._sides = [
             Side(Pieces(node.layer, [(node, 0, disk_size(node))]), name)
@@ -99,9 +100,10 @@ class Comparison:
         ]
         self._strict = strict
         self._progress = progress
+        self._warn = warn
 
-    def run(self) -> Difference:
-        """Compare. Raises ToolError where an image cannot be read."""
+    def run(self) -> str:
+        """Compare: where the images differ, or "". Raises ToolError where an image cannot be read."""
         try:
             return self._run()
         except SideError as error:
@@ -112,26 +114,25 @@ class Comparison:
                 f"Error while reading offset {error.offset} of {name}: {reason(error.error)}", status=READ_FAILED
             )
 
-    def _run(self) -> Difference:
+    def _run(self) -> str:
         lengths = [side.node.length for side in self._sides]
         common, total = min(lengths), max(lengths)
         self._progress.start(total)
         if self._strict and common != total:
-            return Difference("Strict mode: Image size mismatch!")
+            return "Strict mode: Image size mismatch!"
         status = self._first_status_difference(common) if self._strict else -1
         offset = self._first_difference(common if status < 0 else status)
         if offset >= 0:
-            return Difference(f"Content mismatch at offset {offset}!")
+            return f"Content mismatch at offset {offset}!"
         if status >= 0:
-            return Difference(f"Strict mode: Offset {status} block status mismatch!")
+            return f"Strict mode: Offset {status} block status mismatch!"
         if common == total:
-            return Difference()
+            return ""
+        self._warn("Warning: Image size mismatch!")
         longer = self._sides[0 if lengths[0] > lengths[1] else 1]
         rest = Side(Pieces(longer.node.layer, [(None, 0, total)]), longer.name)
         offset = self._first_difference(total, common, longer, rest)
-        return Difference(
-            f"Content mismatch at offset {offset}!" if offset >= 0 else "", "Warning: Image size mismatch!"
-        )
+        return f"Content mismatch at offset {offset}!" if offset >= 0 else ""
 
     def _first_difference(self, end: int, start: int = 0, one: Side | None = None, two: Side | None = None) -> int:
         """The first sector that differs below ``end``, in bytes, or -1. Raises SideError."""

@@ -117,3 +117,17 @@ def test_stale_bitmaps_are_not_taken():
     header.bitmaps = (1, 5 << 16, 32)
     found = _parse(header.pack())
     assert found.bitmaps is None and found.stale_bitmaps
+
+
+def test_a_name_of_a_feature_that_is_cut_short_counts():
+    header = _header(incompatible=3 << 60)
+    data = header.pack()
+    names = b"\x00\x3cfirst\0".ljust(48, b" ") + b"\x00\x3dlast"
+    data = data[: layout.FULL_LENGTH] + struct.pack(">II", layout.EXT_FEATURE_NAMES, len(names)) + names
+    with pytest.raises(QobraError, match=r"Unsupported qcow2 feature\(s\): first, last$"):
+        _parse(data)
+
+
+def test_more_guest_data_than_any_table_can_index():
+    with pytest.raises(QobraError, match="Image is too big"):
+        _parse(_header(size=1 << 61).pack())

@@ -177,8 +177,11 @@ class Qcow2Disk(BlockNode):
         self.image.data = self.children["data-file"]
 
     def activate(self) -> None:
-        if not self.read_only and not self.checking:
-            self.get_ready()
+        if not self.read_only:
+            if self.checking:
+                self._drop_stale()
+            else:
+                self.get_ready()
 
     def children_changed(self) -> None:
         self.image.file = self.file
@@ -191,14 +194,19 @@ class Qcow2Disk(BlockNode):
         self._make_writers()
         header = self.header
         self.image.check_places()
-        if header.autoclear & ~layout.KNOWN_AUTOCLEAR or header.stale_bitmaps:
-            header.autoclear &= layout.KNOWN_AUTOCLEAR
-            header.stale_bitmaps = False
-            self.image.writeback.write_header()
+        self._drop_stale()
         if header.incompatible & layout.DIRTY:
             self._repair_dirty()
         self.stored_bitmaps.mark_in_use()
         self._ready = True
+
+    def _drop_stale(self) -> None:
+        """Drop from the header what only holds as long as nobody changes the image who does not know of it."""
+        header = self.header
+        if header.autoclear & ~layout.KNOWN_AUTOCLEAR or header.stale_bitmaps:
+            header.autoclear &= layout.KNOWN_AUTOCLEAR
+            header.stale_bitmaps = False
+            self.image.writeback.write_header()
 
     def _make_writers(self) -> None:
         """What only writing needs, so that whoever only reads starts sooner."""

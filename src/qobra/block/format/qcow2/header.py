@@ -204,6 +204,8 @@ def check_header(header: Header) -> None:
         layout.MAX_SNAPSHOTS * layout.SNAPSHOT.size,
         "Snapshot table",
     )
+    if l1_entries_for(header, header.size) > layout.MAX_L1_INDEX:
+        raise QobraError("Image is too big", errno=errno.EFBIG)
     check_table(header, header.l1_offset, header.l1_entries * 8, layout.MAX_L1_BYTES, "Active L1 table")
     if header.l1_entries < l1_entries_for(header, header.size):
         raise QobraError("L1 table is too small", errno=errno.EINVAL)
@@ -244,9 +246,7 @@ def _parse_extensions(header: Header, read: ReadBytes, start: int, end: int, *, 
     position = 0
     while position < len(area):
         if position + layout.EXTENSION.size > len(area):
-            raise QobraError(
-                f"qcow2_read_extension: ERROR: pread fail from offset {start + position}", errno=errno.EINVAL
-            )
+            raise QobraError("Header extension too large", errno=errno.EINVAL)
         kind, length = layout.EXTENSION.unpack_from(area, position)
         position += layout.EXTENSION.size
         if position > len(area) or length > len(area) - position:
@@ -256,9 +256,10 @@ def _parse_extensions(header: Header, read: ReadBytes, start: int, end: int, *, 
         if kind == layout.EXT_END:
             return
         if kind == layout.EXT_FEATURE_NAMES:
-            for at in range(0, length - layout.FEATURE_NAME.size + 1, layout.FEATURE_NAME.size):
-                feature, bit, name = layout.FEATURE_NAME.unpack_from(data, at)
-                header.feature_names[feature, bit] = name.rstrip(b"\0").decode("utf-8", "replace")
+            size = layout.FEATURE_NAME.size
+            for at in range(0, length, size):
+                feature, bit, name = layout.FEATURE_NAME.unpack(data[at : at + size].ljust(size, b"\0"))
+                header.feature_names.setdefault((feature, bit), name.split(b"\0", 1)[0].decode("utf-8", "replace"))
         elif not lenient:
             _take_extension(header, kind, data)
 
