@@ -20,6 +20,7 @@ from qobra.machine.irq import Line
 from qobra.machine.isa import IsaBus
 from qobra.machine.memory import Ram, Registers
 from qobra.machine.memory_slots import MemorySlots
+from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Bool, Enum, Property
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class PcBoard(Board):
     """Whether the board has a floppy controller."""
     fdc: Any = None
 
+    vmstate = VmState(part("dimm_slots", "nvdimm_interface"))
+
     # -- memory
 
     def low_memory_limit(self) -> int:
@@ -141,13 +144,13 @@ class PcBoard(Board):
         self.place(self.ide, bus=self.pci_root)
 
     def plug_drives(self, drives: list[Any]) -> None:
-        buses = list(self.ide.buses()) if self.ide is not None else []
-        for drive in drives:
-            if drive.interface == "floppy" and self.fdc is not None and drive.index < 2:
         if any(drive.interface == "pflash" for drive in drives):
             from qobra.machine import pc_flash
 
             pc_flash.plug(self, drives)
+        buses = list(self.ide.buses()) if self.ide is not None else []
+        for drive in drives:
+            if drive.interface == "floppy" and self.fdc is not None and drive.index < 2:
                 self._plug_drive("floppy", self.fdc.floppies, drive.index, drive)
             if drive.interface != "ide" or drive.index >= len(buses) * self.ide_units:
                 continue
@@ -326,9 +329,6 @@ class PcBoard(Board):
         for name, data in self.fw_cfg_files:
             self.fw_cfg.add_file(name, data)
 
-    def _e820(self) -> bytes:
-        ranges = [(0, self.low_memory)]
-        if self.ram_size > self.low_memory:
     def _numa_table(self) -> bytes:
         # How many nodes, the node of each CPU, the memory of each node.
         assert self.topology is not None
@@ -337,6 +337,9 @@ class PcBoard(Board):
         sizes = [nodes[number].memory or 0 for number in sorted(nodes)]
         return b"".join(number.to_bytes(8, "little") for number in (len(nodes), *cpus, *sizes))
 
+    def _e820(self) -> bytes:
+        ranges = [(0, self.low_memory)]
+        if self.ram_size > self.low_memory:
             ranges.append((_FOUR_GIB, self.ram_size - self.low_memory))
         return b"".join(s.to_bytes(8, "little") + n.to_bytes(8, "little") + b"\1\0\0\0" for s, n in ranges)
 

@@ -13,6 +13,7 @@ from qobra.machine.ata.packet import NoRoom, PacketCommands, ReadSectors
 from qobra.machine.scsi import mmc, sense
 from qobra.machine.scsi.sense import Sense
 from qobra.machine.tray import CdTray
+from qobra.machine.vmstate import Field, Maybe, Number, Together, VmState, u8
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
@@ -33,6 +34,8 @@ class PacketDevice(CdTray, AtaDevice):
     signature = (0x14, 0xEB)
     reset_status = 0
     default_model = "QEMU DVD-ROM"
+
+    vmstate = VmState(Field("_failure", Maybe(Together(Number(1), Number(1), Number(1)))), u8("changed", maximum=2))
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -242,9 +245,6 @@ class PacketDevice(CdTray, AtaDevice):
         if self.backend is not None:
             self.backend.accounting.add_invalid(READ)
 
-
-def _read_medium(source: ReadSectors, at: int, length: int, backend: BlockBackend) -> bytes:
-    """``length`` bytes from ``at`` on of what ``source`` means."""
     @property
     def _failure(self) -> tuple[int, int, int] | None:
         failure = self.failure
@@ -254,6 +254,9 @@ def _read_medium(source: ReadSectors, at: int, length: int, backend: BlockBacken
     def _failure(self, value: tuple[int, int, int] | None) -> None:
         self.failure = Sense(*value) if value is not None else None
 
+
+def _read_medium(source: ReadSectors, at: int, length: int, backend: BlockBackend) -> bytes:
+    """``length`` bytes from ``at`` on of what ``source`` means."""
     if not source.raw:
         return backend.read(source.sector * mmc.SECTOR + at, length)
     first, end = at // mmc.RAW_SECTOR, -(-(at + length) // mmc.RAW_SECTOR)

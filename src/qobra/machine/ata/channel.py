@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.machine.ata import regs
+from qobra.machine.vmstate import VmState, part, u8
 
 if TYPE_CHECKING:
     from qobra.machine.ata.bmdma import BusMaster
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 class Channel:
     """One channel of a controller: the host's end of the cable ``bus``, which interrupts on ``irq``."""
+
+    vmstate = VmState(u8("_unit", maximum=1), u8("_control"), part("engine"))
 
     def __init__(self, bus: IdeBus, irq: Line, engine: BusMaster) -> None:
         self._bus = bus

@@ -12,6 +12,7 @@ from qobra.errors import QobraError
 from qobra.machine.ata import regs
 from qobra.machine.block_requests import BlockRequests
 from qobra.machine.blockdev import BlockFrontEnd
+from qobra.machine.vmstate import Field, Number, Together, VmState, flag, listed, u8
 from qobra.object.property import Int, String
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ class AtaDevice(BlockFrontEnd):
     wwn = Int(0, type="uint64")
     ver = String(type="str")
     model = String(type="str")
+
+    vmstate = VmState(
+        u8("feature", "count", "low", "mid", "high", "select", "status", "error"),
+        listed("previous", kind=Number(1)),
+        Field("transfer_modes", Together(Number(2), Number(2), Number(2))),
+        flag("writeback"),
+        partial=True,
+    )
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)

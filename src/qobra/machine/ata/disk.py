@@ -10,6 +10,7 @@ from qobra.block.accounting import READ, WRITE
 from qobra.machine.ata import geometry, identify, regs
 from qobra.machine.ata.device import MAX_CHUNK, AtaDevice
 from qobra.machine.ata.smart import Smart
+from qobra.machine.vmstate import VmState, part, u8
 from qobra.object.property import Enum, Int
 
 if TYPE_CHECKING:
@@ -32,16 +33,18 @@ class Disk(AtaDevice):
     cyls = Int(0, type="uint32")
     heads = Int(0, type="uint32")
     secs = Int(0, type="uint32")
-    rotation_rate = Int(0, type="uint16", name="rotation_rate")
     bios_chs_trans = Enum("BiosAtaTranslation", ("auto", "none", "lba", "large", "rechs"), "auto")
+    rotation_rate = Int(0, type="uint16", name="rotation_rate")
+
+    vmstate = VmState(u8("multiple"), part("_smart"))
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
         self.geometry = (2, 16, 63)
+        self.translation = "none"
         self.multiple = _MAX_MULTIPLE
         self._left = 0
         self._position = 0
-        self.translation = "none"
         self._wide = False
         self._smart = Smart(self)
 
@@ -347,10 +350,10 @@ class Disk(AtaDevice):
         self.succeed()
 
     def _diagnose(self) -> None:
+        self.select = 0xA0
         self.set_signature()
         self.status, self.error = self.reset_status, 0x01
         self._finish()
-        self.select = 0xA0
 
     def _smart_command(self) -> None:
         self._smart.execute()
