@@ -105,7 +105,9 @@ def _resolve(
                 assert backing is not None
                 _resolve(backing, offset, inside, start, depth + 1, runs, want_zero, budget - 1)
             if inside < size:
-                _append(runs, Run(start + inside, size - inside, ZERO, None, 0, 0, -1, node))
+                # Past the end of a short backing node it counts as that node's: what is below does not show through.
+                below = -1 if backing is None else depth + 1
+                _append(runs, Run(start + inside, size - inside, ZERO, None, 0, 0, below, node))
         elif kind == DATA and child is not None and child is not node:
             if child.is_leaf and not want_zero:
                 _append(runs, Run(start, size, DATA, child, extent.offset, extent.flags, depth, node))

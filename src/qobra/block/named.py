@@ -47,9 +47,9 @@ def split_old_options(options: dict[str, Any]) -> tuple[str | None, Options, dic
     if name is not None and not isinstance(name, str):
         raise QobraError("Invalid parameter type for 'options.id', expected: string")
     policy: dict[str, str] = {key: node.pop(key) for key in ("rerror", "werror") if key in node}
-    for value in policy.values():
+    for key, value in policy.items():
         if value not in ("report", "ignore", "enospc", "stop", "auto"):
-            raise QobraError(f"Invalid parameter '{value}'")
+            raise QobraError(f"Parameter '{key}' does not accept value '{value}'")
     cache = node.get("cache")
     writeback = True
     if isinstance(cache, dict) and "writeback" in cache:

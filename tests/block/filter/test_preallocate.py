@@ -58,6 +58,22 @@ def test_what_was_taken_is_given_back_with_the_right_to_resize(layer, path):
     assert os.path.getsize(path) == 4097
 
 
+def test_other_kinds_of_growth_take_no_more_than_without_the_filter(layer, path):
+    node, user = _user(layer, path)
+    user.write(4096, b"b")
+    node.truncate(64 * STEP)
+    assert os.stat(path).st_blocks * 512 < STEP
+    node.truncate(64 * STEP + 4096, preallocation="falloc")
+    assert os.path.getsize(path) == 64 * STEP + 4096 == node.length
+
+
+def test_what_was_taken_is_given_back_before_the_image_is_handed_over(layer, path):
+    node, user = _user(layer, path)
+    user.write(4096, b"b")
+    node.inactivate()
+    assert os.path.getsize(path) == 4097
+
+
 def test_a_format_above_grows_through_it(layer, path):
     path.write_bytes(b"")
     node, user = _user(layer, path)

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from qobra.block import permissions
+from qobra.block.backend import BlockBackend
 from qobra.block.job.commit import start_commit
 from qobra.errors import QobraError
 
@@ -176,3 +177,19 @@ def test_a_filter_right_on_the_base_may_be_read_meanwhile(layer, tree, qcow2, ra
     layer.wait_status("c", "null")
     assert tree.node.backing is base
     tree.check()
+
+
+def test_what_lies_behind_the_end_of_a_short_image_does_not_show_through(layer, qcow2):
+    base = qcow2("base")
+    writer = BlockBackend(layer, perm=permissions.CONSISTENT_READ | permissions.WRITE)
+    writer.insert(base)
+    writer.write(0, b"b" * MIB)
+    writer.remove()
+    qcow2("mid", "base", size=MIB // 2)
+    qcow2("top", "mid")
+    commit(layer, "top", **{"base-node": "base"})
+    layer.wait_event("BLOCK_JOB_READY")
+    with layer.control:
+        layer.jobs.find("c").complete()
+    layer.wait_status("c", "null")
+    assert base.read(0, MIB) == b"b" * (MIB // 2) + bytes(MIB // 2)

@@ -55,6 +55,10 @@ class PreallocateNode(FilterNode):
             shared &= ~_WRITES
         return perm, shared
 
+    def inactivate(self) -> None:
+        self._give_back()
+        super().inactivate()
+
     def set_permissions(self, perm: int, shared: int) -> None:
         if self.perm & _WRITES == _WRITES and perm & _WRITES != _WRITES:
             self._give_back()
@@ -108,10 +112,9 @@ class PreallocateNode(FilterNode):
         return super()._write_zeroes(offset, length, may_unmap, no_fallback)
 
     def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
-        if preallocation == "off" and length > self.length:
-            self._reserve(length)
-            if self._extended and length <= self.file.length:
-                self.length = length  # it reads as zeroes already
-                return
+        if preallocation == "falloc" and self.length < length <= self.file.length and self._extended:
+            self.length = length  # what was taken ahead is what is asked for
+            return
+        # Other modes are to take as much space as they would without the filter.
         self._give_back()
         super()._truncate(length, preallocation, exact)
