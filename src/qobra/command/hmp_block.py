@@ -37,10 +37,11 @@ def info_block(machine: Machine, args: dict[str, Any]) -> str:
 
 def _device(info: dict[str, Any], verbose: bool) -> str:
     inserted = info.get("inserted")
-    text: str = info["device"] or info.get("qdev", "")
-    if inserted is not None and inserted.get("node-name"):
-        text += f" ({inserted['node-name']})"
-    text += _inserted(inserted)
+    node_name = inserted.get("node-name", "") if inserted is not None else ""
+    text: str = info["device"]
+    if text and node_name:
+        text += f" ({node_name})"
+    text = (text or node_name or info.get("qdev") or "<anonymous>") + _inserted(inserted)
     if "qdev" in info:
         text += f"    Attached to:      {info['qdev']}\n"
     if info.get("io-status", "ok") != "ok":
