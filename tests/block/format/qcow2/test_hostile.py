@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 
@@ -102,6 +103,37 @@ def test_a_compressed_cluster_cannot_blow_up(lab):
     assert decompress(packed, 65536, ZLIB) == bytes(65536)
     zstandard = pytest.importorskip("zstandard")
     assert decompress(zstandard.compress(bytes(64 << 20)), 65536, ZSTD) == bytes(65536)
+
+
+@pytest.mark.parametrize("part", ["alone", "package"])
+def test_zstd_by_the_package_or_its_compiled_part(monkeypatch, part):
+    pytest.importorskip("zstandard")
+    from qobra.block.format.qcow2 import compressed
+
+    monkeypatch.setattr(compressed, "_codec", [])
+    monkeypatch.setattr(compressed, "_local", threading.local())
+    if part == "package":
+        monkeypatch.setattr(compressed, "_compiled_part", lambda: None)
+    packed = compressed.compress(b"zstd" * 16384, ZSTD)
+    assert decompress(packed, 65536, ZSTD) == b"zstd" * 16384
+
+
+def test_compressed_clusters_far_from_one_another_are_read_each_for_itself(lab):
+    lab.create("a", size=1 << 20, cluster_size=4096)
+    chosen = random.Random(2)
+    order = chosen.sample(range(40), 40)
+    content = {}
+    with lab.open("a") as disk:
+        for at in order:
+            content[at] = (chosen.randbytes(600) * 7)[:4096]
+            disk.node.write_compressed(at * 4096, memoryview(bytearray(content[at])))
+            if at % 4 == 0:
+                disk.write((200 + at) * 4096, b"between" * 1000)
+        whole = b"".join(content[at] for at in range(40))
+        assert disk.read(0, 40 * 4096) == whole
+        assert disk.read(100, 3 * 4096) == whole[100 : 100 + 3 * 4096]
+        disk.write(5 * 4096, b"new")
+        assert disk.read(4 * 4096, 3 * 4096)[4096:4099] == b"new"
     with pytest.raises(QobraError, match="Could not decompress"):
         decompress(b"\xff" * 100, 65536, ZLIB)
 

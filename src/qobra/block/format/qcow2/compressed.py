@@ -8,11 +8,15 @@ from __future__ import annotations
 import errno
 import threading
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from zstandard import ZstdCompressor, ZstdDecompressor
+
     from qobra.block.buffers import Buffer
 
 ZLIB, ZSTD = 0, 1
@@ -71,20 +75,51 @@ def _inflate(data: Buffer, size: int) -> bytes:
     return result
 
 
-def _zstd_compressor(level: int) -> ZstdCompressor:
-    import zstandard
+_codec: list[Any] = []
+_loading = threading.Lock()
 
+
+def _zstandard() -> Any:
+    """The ``zstandard`` package, or its compiled part alone.
+
+    The package itself imports ``platform`` to choose its part, which takes longer than a small image.
+    """
+    if not _codec:
+        with _loading:
+            _codec.append(_compiled_part() or __import__("zstandard"))
+    return _codec[0]
+
+
+def _compiled_part() -> ModuleType | None:
+    import sys
+    from importlib.machinery import ExtensionFileLoader, PathFinder
+
+    name = "zstandard.backend_c"
+    package = PathFinder.find_spec("zstandard")
+    if name in sys.modules or package is None or package.submodule_search_locations is None:
+        return sys.modules.get(name)
+    spec = PathFinder.find_spec(name, package.submodule_search_locations)
+    if spec is None or not isinstance(spec.loader, ExtensionFileLoader):
+        return None
+    module: ModuleType = spec.loader.create_module(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module
+
+
+def _zstd_compressor(level: int) -> ZstdCompressor:
+    zstandard = _zstandard()
     made: dict[int, ZstdCompressor] | None = getattr(_local, "zstd", None)
     if made is None:
         made = _local.zstd = {}
     if level not in made:
         made[level] = zstandard.ZstdCompressor(level=level)
-    return made[level]
+    compressor: ZstdCompressor = made[level]
+    return compressor
 
 
 def _zstd_read(data: Buffer, size: int) -> bytes:
-    import zstandard
-
+    zstandard = _zstandard()
     # A header may claim any size, and that much would be allocated; one that fits, or claims none, is harmless.
     claimed = zstandard.get_frame_parameters(data).content_size
     if claimed <= size or claimed == zstandard.CONTENTSIZE_UNKNOWN:
@@ -102,10 +137,6 @@ def _zstd_read(data: Buffer, size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
-
-
-if TYPE_CHECKING:
-    from zstandard import ZstdCompressor, ZstdDecompressor
 
 
 class ClusterCache:

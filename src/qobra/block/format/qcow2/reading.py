@@ -15,6 +15,9 @@ from qobra.errors import QobraError
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.disk import Qcow2Disk
 
+Place = tuple[int, int]
+"""Host offset and length in bytes."""
+
 
 class ComputedReader:
     """Reads COMPUTED extents of one image. Takes the image's lock only to look entries up."""
@@ -59,30 +62,47 @@ class ComputedReader:
 
     def _read_compressed(self, offset: int, view: memoryview) -> None:
         image = self._image
+        size = image.cluster_size
+        places = self._places(offset >> image.cluster_bits, (offset + len(view) - 1) >> image.cluster_bits)
+        stored, base = self._read_together(places)
         position = 0
-        while position < len(view):
+        for place in places:
             inside = (offset + position) & image.cluster_mask
-            part = view[position : position + image.cluster_size - inside]
-            data = self._cluster((offset + position) >> image.cluster_bits)
-            if data is None:
+            part = view[position : position + size - inside]
+            if place is None:
                 self._node.read_old(offset + position, part)  # it was overwritten just now
             else:
-                part[:] = data[inside : inside + len(part)]
+                data = self._clusters.get(place)
+                if data is None:
+                    image.file.debug_event("read_compressed")
+                    start, length = place
+                    packed = stored[start - base : start - base + length] if stored else image.read_meta(start, length)
+                    data = decompress(packed, size, image.header.compression)
+                    if len(part) < size:
+                        self._clusters.put(place, data)
+                part[:] = data if len(part) == size else data[inside : inside + len(part)]
             position += len(part)
 
-    def _cluster(self, cluster: int) -> bytes | None:
-        """The contents of a compressed guest cluster, None if it is not one."""
+    def _places(self, first: int, last: int) -> list[Place | None]:
+        """Where guest clusters ``first`` to ``last`` lie compressed; None for one that is not."""
         image = self._image
         tables = image.tables
+        places: list[Place | None] = []
         with image.lock:
-            part = tables.find(cluster)
-            word = part.words[(cluster & tables.slice_mask) << tables.word_bits] if part is not None else 0
-        if not word & layout.COMPRESSED_FLAG:
-            return None
-        place = layout.compressed_place(word, image.cluster_bits)
-        data = self._clusters.get(place)
-        if data is None:
-            image.file.debug_event("read_compressed")
-            data = decompress(image.read_meta(*place), image.cluster_size, image.header.compression)
-            self._clusters.put(place, data)
-        return data
+            for cluster in range(first, last + 1):
+                part = tables.find(cluster)
+                word = part.words[(cluster & tables.slice_mask) << tables.word_bits] if part is not None else 0
+                compressed = word & layout.COMPRESSED_FLAG
+                places.append(layout.compressed_place(word, image.cluster_bits) if compressed else None)
+        return places
+
+    def _read_together(self, places: list[Place | None]) -> tuple[memoryview | None, int]:
+        """What is stored at ``places`` and from which offset on, if they are many and lie close together."""
+        known = [place for place in places if place is not None]
+        if len(known) < 2:
+            return None, 0
+        base = min(start for start, _length in known)
+        end = max(start + length for start, length in known)
+        if end - base > 2 * sum(length for _start, length in known):
+            return None, 0
+        return memoryview(self._image.read_meta(base, end - base)), base
