@@ -3,7 +3,6 @@
 Known differences, with their reasons:
 
 * ``query-pci``: the chipset functions that are still missing (IDE, SMBus) do not show.
-* ``pci-bridge`` has no standard hot-plug controller (``shpc``): ACPI does it.
 * The serial's and network cards' option ROMs: none is shipped, so there is no ROM register unless ``romfile`` names
 one.
 """

@@ -71,7 +71,7 @@ class PcI440Fx(PcBoard):
         )
 
     def bridge_added(self, bus: Any) -> None:
-        if not self.ready:
+        if not self.ready and self.power.acpi_hotplug:
             self.power.hotplug.manage(bus)
 
 

@@ -7,7 +7,8 @@ from qobra.machine.devices import registry
 from qobra.machine.pci import regs
 from qobra.machine.pci.bridge import PciBridge
 from qobra.machine.pci.msix import Msi
-from qobra.machine.vmstate import VmState
+from qobra.machine.pci.shpc import Shpc
+from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Bool, Enum, Int
 
 _CAP_SLOT_ID, _FIRST_IN_CHASSIS = 0x04, 0x20
@@ -25,25 +26,40 @@ class PciPciBridge(PciBridge):
 
     chassis_nr = Int(0, type="uint8", name="chassis_nr")
     msi = Enum("OnOffAuto", ("auto", "on", "off"), "auto")
-    shpc = Bool(False)
+    shpc = Bool(True)
 
-    vmstate = VmState()
+    vmstate = VmState(part("_shpc"))
 
     def realize(self) -> None:
-        if self.shpc:
-            raise QobraError("Standard hot-plug controllers are not supported: use shpc=off")
         if self.chassis_nr == 0:
             raise QobraError(
                 "Bridge chassis not specified. Each bridge is required to be assigned a unique chassis id > 0."
             )
         self.realize_bridge(self.user_id or self.name)
+        self._shpc = Shpc(self, bar=0) if self.shpc else None
         start = self.add_capability(_CAP_SLOT_ID, 4)
         self.put(start + 2, 1, _FIRST_IN_CHASSIS)
         self.put(start + 3, 1, self.chassis_nr)
         self._msi = Msi(self, 1, maskable=True) if self.msi != "off" else None
+        if self._shpc is not None:
+            self._shpc.msi = self._msi
         self.board.bridge_added(self.secondary)
 
     def reset(self) -> None:
         super().reset()
         if self._msi is not None:
             self._msi.reset()
+        if self._shpc is not None:
+            self._shpc.reset()
+
+    def config_read(self, offset: int, width: int) -> int:
+        if self._shpc is not None:
+            self.put(self._shpc.window, 4, self._shpc.config_value())
+        return super().config_read(offset, width)
+
+    def config_write(self, offset: int, width: int, value: int) -> None:
+        if self._shpc is not None:
+            self.put(self._shpc.window, 4, self._shpc.config_value())
+        super().config_write(offset, width, value)
+        if self._shpc is not None:
+            self._shpc.config_written(offset, width)

@@ -12,7 +12,7 @@ from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.vmstate import VmState, part, raw
-from qobra.object.property import Int
+from qobra.object.property import Bool, Int
 
 _PM_BASE, _PM_ENABLE = 0x40, 0x80
 _SMB_BASE = 0x90
@@ -32,6 +32,7 @@ class Piix4Pm(PciDevice):
     class_id = 0x0680
     interrupt_pin = 1
 
+    acpi_hotplug = Bool(True, name="acpi-pci-hotplug-with-bridge-support")
     smb_io_base = Int(0, type="uint32", name="smb_io_base")
 
     vmstate = VmState(part("acpi", "hotplug"), raw("_apm"))

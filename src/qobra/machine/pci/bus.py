@@ -34,6 +34,8 @@ class PciBus(Bus):
         self.parent_bridge: Any = None
         self.unplug_handler: Callable[[PciDevice], None] | None = None
         self.plug_handler: Callable[[PciDevice], None] | None = None
+        self.slot_check: Callable[[PciDevice], None] | None = None
+        """Refuses a device in a slot that the bus has, but its hot-plug controller has not."""
         self.line_handler: Callable[[int, int], None] | None = None
         self._sources: dict[int, set[int]] = {}
 
@@ -47,6 +49,8 @@ class PciBus(Bus):
     def check(self, device: Device) -> None:
         assert isinstance(device, PciDevice)
         device.devfn = self._choose(device)
+        if self.slot_check is not None:
+            self.slot_check(device)
         self.functions[device.devfn] = device
         device.set_up_config()
         device.load_rom()
