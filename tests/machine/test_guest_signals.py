@@ -116,6 +116,7 @@ def test_the_identity(machine: Any) -> None:
         _add(machine, "vmgenid")
     # The firmware tells where it put the page, by DMA.
     guest, board = BoardAccess(machine), machine.board
+    assert board.fw_cfg.file("etc/vmgenid_addr") is not None  # all files are there now
     key = 0x20 + sorted(board.fw_cfg._files).index("etc/vmgenid_addr")
     guest.write(0x100000, (0x110000).to_bytes(8, "little"))
     request = (key << 16 | 8 | 16).to_bytes(4, "big") + (8).to_bytes(4, "big") + (0x100000).to_bytes(8, "big")
