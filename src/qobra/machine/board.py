@@ -178,6 +178,17 @@ class Board(Object):
             self.ram = backend_ram(self.tree, self.memory_backend, size)
 
     @property
+    def clock_driven(self) -> bool:
+        """Whether the guest's time passes only when a test says so."""
+        chosen = accelerator.find(self.accelerator)
+        return chosen is not None and chosen.drives_clock
+
+    @property
+    def started(self) -> bool:
+        """Whether there are devices and time."""
+        return self._clock is not None
+
+    @property
     def clock(self) -> VirtualClock:
         """The guest's time."""
         assert self._clock is not None
@@ -186,9 +197,7 @@ class Board(Object):
     def start(self) -> None:
         """Make the devices and the CPUs. The properties are set; users' devices come next."""
         machine: Machine = self.tree.machine
-        chosen = accelerator.find(self.accelerator)
-        driven = chosen is not None and chosen.drives_clock
-        self._clock = VirtualClock(machine, driven=driven, sleeps=self.clock_sleeps)
+        self._clock = VirtualClock(machine, driven=self.clock_driven, sleeps=self.clock_sleeps)
         self.unattached.add_child("sysbus", self.system_bus)
         self.system_bus.bus_name_given = "main-system-bus"
         machine.run_state.on_reset(self.reset_all)

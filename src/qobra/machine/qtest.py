@@ -57,7 +57,7 @@ class QtestSession:
             if width < 8:
                 self._commands[f"in{letter}"] = self._port_reader(width)
                 self._commands[f"out{letter}"] = self._port_writer(width)
-        if board.clock.driven:
+        if board.clock_driven:
             self._commands["clock_step"] = self._clock_step
             self._commands["clock_set"] = self._clock_set
 
@@ -79,6 +79,8 @@ class QtestSession:
         words = line.split(" ")
         with self.board.machine.control:
             call = self._commands.get(words[0])
+            if words[0].startswith("clock_") and not self.board.started:
+                call = None  # --preconfig holds the machine back
             if call is None:
                 answer = f"FAIL Unknown command '{words[0]}'"
             else:

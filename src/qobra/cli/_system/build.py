@@ -52,7 +52,6 @@ class Builder:
         self._refused_calls: list[int] | None = None
         self._late: list[tuple[dict[str, Any], bool]] = []
         self._continue = threading.Event()
-        self._serials: list[str | None] = []
 
     def close(self) -> None:
         """Send no more events."""
@@ -108,6 +107,7 @@ class Builder:
         self._set_run_state()
         self._board_options()
         self._config.apply(self.board)
+        self._add_qtest()
 
     def _set_sandbox(self, value: str) -> None:
         from qobra.cli._system import sandbox
@@ -232,7 +232,6 @@ class Builder:
         plug_drives(board)
         self._each("nic", self._add_nic)
         self._each("device", self._add_device)
-        self._add_qtest()
         board.finish()
 
     def _board_options(self) -> None:
@@ -343,8 +342,7 @@ class Builder:
     def _add_qtest(self) -> None:
         logs = self._values("qtest-log")
         for value in self._values("qtest"):
-            chardev = self._short_chardev(value, "qtest")
-            options = {"chardev": chardev} | ({"log": logs[-1]} if logs else {})
+            options = {"chardev": self._short_chardev(value, "qtest")} | ({"log": logs[-1]} if logs else {})
             found = self.machine.objects.find_type("qtest")
             assert found is not None
             server = found(self.machine.objects)

@@ -64,7 +64,7 @@ class ScsiHd(ScsiDisk):
         return super().other_command(cdb, data)
 
     def _unmap(self, cdb: bytes, data: bytes) -> bytes:
-        backend = self._writable()
+        backend = self.writable()
         if cdb[1] & 1:
             raise Sense(*sense.INVALID_FIELD)
         data = data[: int.from_bytes(cdb[7:9], "big")]
@@ -86,7 +86,7 @@ class ScsiHd(ScsiDisk):
         return b""
 
     def _write_same(self, cdb: bytes, data: bytes) -> bytes:
-        backend = self._writable()
+        backend = self.writable()
         block, count = block_range(cdb)
         if cdb[1] & 0x16 or not count:
             raise Sense(*sense.INVALID_FIELD)

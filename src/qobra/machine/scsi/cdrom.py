@@ -42,6 +42,10 @@ class CdDrive(CdTray, ScsiDisk):
             raise Sense(*sense.NO_MEDIUM_TRAY_OPEN)
         return super().medium()
 
+    def writable(self) -> BlockBackend:
+        self.medium()
+        raise Sense(*sense.WRITE_PROTECTED)  # the node below may be writable, the medium is not
+
     def tray_moved(self) -> None:
         # A guest that does not poll for events sees the medium go first and then another one.
         self._changed = not self.tray_open

@@ -212,7 +212,7 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         return self.medium().read(offset, length) if length else b""
 
     def _write(self, cdb: bytes, data: bytes) -> bytes:
-        backend = self._writable()
+        backend = self.writable()
         if cdb[0] != 0x0A and cdb[1] & 0xE0:
             raise Sense(*sense.INVALID_FIELD)
         offset, length = self._range(cdb)
@@ -223,7 +223,8 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
             backend.write(offset, data[:length], fua=fua)
         return b""
 
-    def _writable(self) -> BlockBackend:
+    def writable(self) -> BlockBackend:
+        """The backend, if its medium can be written. Raises Sense."""
         backend = self.medium()
         if backend.node is None or backend.node.read_only:
             raise Sense(*sense.WRITE_PROTECTED)
