@@ -6,6 +6,7 @@ What reads as zeroes in both, or lies at the same place of the same file in both
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -35,12 +36,16 @@ class SideError(Exception):
 
 
 class Side:
-    """One of the images, with a buffer of its own."""
+    """One of the images, with ``buffers`` of its own: so many that were given out last are good."""
 
-    def __init__(self, node: BlockNode, name: str) -> None:
+    def __init__(self, node: BlockNode, name: str, buffers: int = 1) -> None:
         self.node = node
         self.name = name
-        self.buffer = bytearray(BUFFER_SIZE)
+        self._buffers = deque(bytearray(BUFFER_SIZE) for _ in range(buffers))
+        self.buffer = self._buffers[0]
+        """What was read last."""
+        self.given = False
+        """A part of the buffer was given out: the next read goes into another."""
         self._identities: dict[BlockNode, object] = {}
         self._direct = not _has_filter(node)
 
@@ -53,6 +58,10 @@ class Side:
 
     def read(self, run: Run, start: int, size: int) -> memoryview:
         """``size`` bytes (at most BUFFER_SIZE) at ``start``, which lie in ``run``. Raises SideError."""
+        if self.given:
+            self._buffers.rotate()
+            self.buffer = self._buffers[0]
+            self.given = False
         view = memoryview(self.buffer)[:size]
         assert run.leaf is not None
         try:
@@ -146,7 +155,7 @@ def differences(
 ) -> Iterator[tuple[int, int, memoryview | None]]:
     """``(start, size, data of one)`` for each run of units in which the images differ; None for zeroes.
 
-    The data is good until the next is asked for. Raises SideError.
+    The data is good until as many more were asked for as the sides have buffers. Raises SideError.
     """
     for begin, size, a, b in candidates(one, two, start, length):
         end = begin + size
@@ -163,6 +172,7 @@ def differences(
                 else:
                     pieces = _not_zero(one.buffer, part, begin, unit)
                 for low, high in pieces:
+                    one.given = True
                     yield begin + low, high - low, view[low:high]
             begin += part
 

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from qobra.block.cache_modes import CACHE_MODES
+from qobra.block.copy.ahead import read_ahead
 from qobra.block.copy.ranges import unallocated_above
 from qobra.block.filename import relative_to
 from qobra.block.node import drivers
@@ -21,7 +22,12 @@ from qobra.errors import QobraError
 from qobra.getopt import parse_command
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from qobra.block.node import BlockNode
+
+AHEAD = 2
+"""Pieces that are read ahead of what is written."""
 
 HELP = """\
 rebase -b BACKING [-F BACKING_FMT] [-u] [-f FMT | --image-opts] [-t CACHE] [-T CACHE] [-p] [-q] [-U] [--object DEF]
@@ -116,19 +122,26 @@ def _copy_differences(images: Images, top: BlockNode, new: BlockNode | None, pro
     if old is None and new is None:
         return
     sides = [
-        Side(Pieces(images.layer, [(node, 0, length)]), name)
+        Side(Pieces(images.layer, [(node, 0, length)]), name, AHEAD + 2)
         for node, name in ((old, "the old backing file"), (new, "the new backing file"))
     ]
     unit = top.cluster_size() or 65536
+
+    def pieces() -> Iterator[tuple[int, int, memoryview | None]]:
+        for offset, size in unallocated_above(top, old):
+            yield from differences(sides[0], sides[1], offset, size, unit)
+            yield offset + size, 0, None
+
     done = 0
-    for offset, size in unallocated_above(top, old):
-        try:
-            for start, part, view in differences(sides[0], sides[1], offset, size, unit):
+    try:
+        for start, part, view in read_ahead(pieces(), AHEAD):
+            if part:
                 _write(top, start, part, view)
-        except SideError as error:
-            raise read_failed(error.offset, error.error)
-        progress.add(offset + size - done)
-        done = offset + size
+            else:
+                progress.add(start - done)
+                done = start
+    except SideError as error:
+        raise read_failed(error.offset, error.error)
 
 
 def _write(top: BlockNode, start: int, size: int, view: memoryview | None) -> None:
