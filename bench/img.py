@@ -1,11 +1,13 @@
 """The image tools: qobra-img against qemu-img, the same command line for both.
 
     python bench/img.py [--runs 5] [--size 1G] [--rows convert-raw-qcow2,...] [--json FILE]
+    python bench/img.py --growth
 
 Each row is a command on images that are made for it: ``--size`` of data in twice as much disk, in pieces of 1 MiB with
 holes between. Runs are interleaved, so that whatever else the machine does hits both alike. For each row the
 medians, their ratio (above 1: Qobra is faster), the spread of the ratios of neighbouring runs, the ratio of processor
-times, and the goal are printed. The exit code is 1 if a goal is missed.
+times, the goal, the largest memory of both in MiB, and how much larger a new image is than QEMU's are printed. The exit
+code is 1 if a goal is missed. ``--growth`` shows instead how Qobra's times grow with the image and with fragmentation.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -26,12 +27,18 @@ from typing import NamedTuple
 MIB = 1 << 20
 
 
+HUGE = 16 << 40
+STEP = 82
+"""16 TiB of which every 82nd cluster is allocated hold 200 GiB."""
+
+
 class Row(NamedTuple):
-    """``before`` is run, untimed, before each timed ``command``; ``{img}`` is the program."""
+    """``before`` is run, untimed, before each timed ``command``; ``{img}`` is the program. ``most`` bounds the runs."""
 
     command: str
     goal: float
     before: str = ""
+    most: int = 99
 
 
 ROWS = {
@@ -49,11 +56,16 @@ ROWS = {
     "rebase": Row("{img} rebase -f qcow2 -b empty.q -F qcow2 top.q", 1.3, "cp over.q top.q"),
     "create-metadata": Row("{img} create -q -f qcow2 -o preallocation=metadata out 64G", 1.0, "rm -f out"),
     "create-falloc": Row("{img} create -q -f qcow2 -o preallocation=falloc out 1G", 1.0, "rm -f out"),
+    "create-full": Row("{img} create -q -f qcow2 -o preallocation=full out 256M", 1.0, "rm -f out"),
+    "resize": Row("{img} resize -q -f qcow2 small.q +1G", 1.0),
+    "snapshot-c": Row("{img} snapshot -c s data.q", 1.0),
+    "snapshot-a": Row("{img} snapshot -a s data.q", 1.0),
+    "snapshot-d": Row("{img} snapshot -d s data.q", 1.0),
     "huge-info": Row("{img} info huge.q", 0.12),
-    "huge-map": Row("{img} map --output=json -f qcow2 huge.q", 2.0),
-    "huge-check": Row("{img} check -q -f qcow2 huge.q", 2.0),
-    "huge-measure": Row("{img} measure -f qcow2 -O qcow2 huge.q", 2.0),
-    "snapshot-c-d": Row("{img} snapshot -c s data.q && {img} snapshot -d s data.q", 1.0),
+    "huge-check": Row("{img} check -q -f qcow2 huge.q", 2.0, most=3),
+    "huge-map": Row("{img} map --output=json -f qcow2 huge.q", 2.0, most=1),
+    "huge-measure": Row("{img} measure -f qcow2 -O qcow2 huge.q", 2.0, most=1),
+    "huge-bitmap-merge": Row("{img} bitmap --merge one merged.q two", 2.0, "cp --sparse=always huge.q merged.q", 3),
 }
 
 
@@ -63,23 +75,31 @@ def main() -> int:
     parser.add_argument("--size", default="1G", help="bytes of data (suffixes M, G)")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
     if shutil.which("qemu-img") is None:
         sys.exit("qemu-img is not installed")
     size = int(options.size[:-1]) * {"M": MIB, "G": 1 << 30}[options.size[-1]]
     missed = False
     results = {}
+    if options.growth:
+        return growth()
     with tempfile.TemporaryDirectory(prefix="bench-img.") as directory:
         ours = make_program(Path(directory))
         make_images(Path(directory), size)
-        print(f"{'row':22}{'qemu s':>9}{'qobra s':>9}{'ratio':>7}{'spread':>14}{'cpu ratio':>11}{'goal':>6}")
+        print(
+            f"{'row':20}{'qemu s':>9}{'qobra s':>9}{'ratio':>7}{'spread':>14}{'cpu ratio':>10}{'goal':>6}"
+            f"{'MiB':>11}{'size':>8}"
+        )
         for name in options.rows.split(","):
-            result = race(ROWS[name], options.runs, directory, ours)
+            result = race(ROWS[name], min(options.runs, ROWS[name].most), directory, ours)
             results[name] = result
             missed |= result["ratio"] < ROWS[name].goal
             print(
-                f"{name:22}{result['qemu']:9.3f}{result['qobra']:9.3f}{result['ratio']:7.2f}"
-                f"{result['low']:7.2f}-{result['high']:<6.2f}{result['cpu']:11.2f}{ROWS[name].goal:6.2f}",
+                f"{name:20}{result['qemu']:9.3f}{result['qobra']:9.3f}{result['ratio']:7.2f}"
+                f"{result['low']:7.2f}-{result['high']:<6.2f}{result['cpu']:10.2f}{ROWS[name].goal:6.2f}"
+                f"{result['qemu MiB']:5.0f}/{result['qobra MiB']:<5.0f}"
+                + (f"{100 * result['size']:+7.1f}%" if "size" in result else ""),
                 flush=True,
             )
     if options.json:
@@ -126,30 +146,80 @@ def make_images(directory: Path, size: int) -> None:
         for number in range(0, 2 * size // MIB, 4):
             io.stdin.write(f"write -q -P 7 {number}M 1M\n".encode())
         io.stdin.close()
-    make_huge(directory)
+    make_fragmented(directory / "huge.q", HUGE, STEP, 1)
+    for number, name in enumerate(("one", "two")):
+        run(f"qemu-img bitmap --add -g 64K huge.q {name}")
+        mark_fragments(directory / "huge.q", name, number)
 
 
-def make_huge(directory: Path) -> None:
-    """16 TiB with 200 GiB allocated in fragments: every 82nd cluster, in a file that is nothing but holes."""
+def mark_fragments(path: Path, name: str, shift: int) -> None:
+    """Make every STEP-th cluster dirty in a bitmap of the image, ``shift`` clusters away from those with data."""
+    from qobra.testing.images import Disk
+
+    period = sum(1 << number for number in range(shift, 8 * STEP, STEP)).to_bytes(STEP, "little")
+    with Disk({"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}}) as disk:
+        disk.node.bitmaps[name].load(0, period * (HUGE // 65536 // 8 // STEP))
+
+
+def growth() -> int:
+    """How the times of Qobra grow with what is allocated, and with the fragments that it is in."""
+    with tempfile.TemporaryDirectory(prefix="bench-img.") as directory:
+        ours = make_program(Path(directory))
+        cases = [(size, 1) for size in (1 << 40, 2 << 40, 4 << 40, 8 << 40, 16 << 40)]
+        cases += [(1 << 40, run) for run in (4, 16, 64, 256)]
+        print(f"{'disk':>8}{'clusters':>10}{'in runs of':>12}{'check s':>9}{'map s':>9}{'measure s':>10}{'MiB':>6}")
+        for size, run in cases:
+            make_fragmented(Path(directory) / "huge.q", size, STEP * run, run)
+            seconds, memory = [], 0.0
+            for command in ("check -q", "map --output=json", "measure -O qcow2"):
+                spent = [timed(f"{ours} {command} -f qcow2 huge.q", directory) for _ in range(3)]
+                seconds.append(statistics.median(each[0] for each in spent))
+                memory = max(memory, *(each[2] for each in spent))
+            print(
+                f"{size >> 40:5} TiB{size // 65536 // STEP:10}{run:12}{seconds[0]:9.3f}{seconds[1]:9.3f}"
+                f"{seconds[2]:10.3f}{memory:6.0f}",
+                flush=True,
+            )
+    return 0
+
+
+def timed(command: str, directory: str) -> tuple[float, float, float]:
+    """Seconds, seconds of processor time and MiB of memory that a command takes."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, shell=True, cwd=directory, stdout=subprocess.DEVNULL)
+    _pid, status, usage = os.wait4(process.pid, 0)
+    spent = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{command}: exit status {process.returncode}")
+    return spent, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def make_fragmented(path: Path, size: int, step: int, run: int) -> None:
+    """A disk of ``size`` bytes of which ``run`` in every ``step`` clusters are allocated, far from their neighbours.
+
+    The file has no data, only the tables.
+    """
     import struct
     from array import array
 
-    bits, tables, step = 16, (16 << 40) >> 29, 82
+    bits, tables = 16, size >> 29
     cluster = 1 << bits
     l1_clusters = tables * 8 // cluster or 1
     l1_offset = cluster
     l2_offset = l1_offset + l1_clusters * cluster
     data = l2_offset + tables * cluster
-    count = tables * 8192 // step + 1
+    runs = tables * 8192 // step + 1
+    count = runs * run
     total = data // cluster + count
     blocks = -(-total // 32768) + 1
     table_clusters = -(-blocks * 8 // cluster)
     table_offset = data + count * cluster
     block_offset = table_offset + table_clusters * cluster
     total = block_offset // cluster + blocks
-    with open(directory / "huge.q", "wb") as stream:
+    with open(path, "wb") as stream:
         header = struct.pack(
-            ">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, bits, 16 << 40, 0, tables, l1_offset, table_offset,
+            ">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, bits, size, 0, tables, l1_offset, table_offset,
             table_clusters, 0, 0, 0, 0, 0, 4, 104,
         )  # fmt: skip
         stream.write(header)
@@ -157,13 +227,14 @@ def make_huge(directory: Path) -> None:
         l1.byteswap()
         stream.seek(l1_offset)
         stream.write(l1.tobytes())
-        place, guest = data, 0
         for number in range(tables):
             l2 = array("Q", bytes(cluster))
-            while guest < (number + 1) * 8192:
-                l2[guest - number * 8192] = place | 1 << 63
-                place += cluster
-                guest += step
+            # The runs that begin in this table or go on in it.
+            for which in range(max(0, (number * 8192 - run) // step), min(runs, ((number + 1) * 8192 - 1) // step + 1)):
+                place = data + which * 7919 % runs * run * cluster | 1 << 63
+                first = which * step - number * 8192
+                for at in range(max(0, first), min(8192, first + run)):
+                    l2[at] = place + (at - first) * cluster
             l2.byteswap()
             stream.seek(l2_offset + number * cluster)
             stream.write(l2.tobytes())
@@ -172,10 +243,10 @@ def make_huge(directory: Path) -> None:
         stream.seek(table_offset)
         stream.write(reftable.tobytes())
         counts = array("H", bytes(2 * blocks * 32768))
-        used = array("H", [1]) * total
-        for hole in range(place // cluster, table_offset // cluster):
-            used[hole] = 0
-        counts[: len(used)] = used
+        counts[:total] = array("H", [1]) * total
+        if (runs - 1) * step >= tables * 8192:  # the last run is past the end of the disk
+            last = data // cluster + (runs - 1) * 7919 % runs * run
+            counts[last : last + run] = array("H", bytes(2 * run))
         counts.byteswap()
         stream.seek(block_offset)
         stream.write(counts.tobytes())
@@ -185,29 +256,35 @@ def race(row: Row, runs: int, directory: str, ours: str) -> dict[str, float]:
     """Both programs in turn; times in seconds."""
     walls: dict[str, list[float]] = {"qemu": [], "qobra": []}
     cpus: dict[str, list[float]] = {"qemu": [], "qobra": []}
+    memory = {"qemu": 0.0, "qobra": 0.0}
+    sizes: dict[str, int] = {}
+    target = Path(directory) / "out"
     for _ in range(runs + 1):
         for name, program in (("qemu", "qemu-img"), ("qobra", ours)):
             if row.before:
                 subprocess.run(row.before, shell=True, cwd=directory, check=True)
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            begin = time.perf_counter()
-            subprocess.run(
-                row.command.format(img=program), shell=True, cwd=directory, check=True, stdout=subprocess.DEVNULL
-            )
-            walls[name].append(time.perf_counter() - begin)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpus[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+            wall, cpu, most = timed(row.command.format(img=program), directory)
+            walls[name].append(wall)
+            cpus[name].append(cpu)
+            memory[name] = max(memory[name], most)
+            if "out" in row.command.split() and target.exists():
+                sizes[name] = target.stat().st_blocks
     # The first run of each warms the cache and compiles modules.
     ratios = [theirs / mine for theirs, mine in zip(walls["qemu"][1:], walls["qobra"][1:], strict=True)]
     theirs, mine = statistics.median(walls["qemu"][1:]), statistics.median(walls["qobra"][1:])
-    return {
+    result = {
         "qemu": theirs,
         "qobra": mine,
         "ratio": theirs / mine,
         "low": min(ratios),
         "high": max(ratios),
         "cpu": statistics.median(cpus["qemu"][1:]) / statistics.median(cpus["qobra"][1:]),
+        "qemu MiB": memory["qemu"],
+        "qobra MiB": memory["qobra"],
     }
+    if sizes:
+        result["size"] = sizes["qobra"] / sizes["qemu"] - 1
+    return result
 
 
 if __name__ == "__main__":
