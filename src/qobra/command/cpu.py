@@ -69,7 +69,7 @@ def query_hotpluggable_cpus(machine: Machine, args: dict[str, Any]) -> list[dict
     board = machine.board
     assert board is not None
     if not board.hotpluggable_cpus or board.topology is None:
-        raise QobraError("machine does not support hot-plugging CPUs")
+        raise QobraError("The feature 'query-hotpluggable-cpus' is not enabled")
     result = []
     for index in reversed(range(board.topology.max_cpus)):
         place: dict[str, Any] = {"type": board.cpu_type, "vcpus-count": 1, "props": board.place_of_cpu(index)}

@@ -86,7 +86,10 @@ def query_memory_size_summary(machine: Machine, args: dict[str, Any]) -> dict[st
     """How much memory is there, from the start and plugged in."""
     board = machine.board
     assert board is not None
-    return {"base-memory": board.ram_size, "plugged-memory": sum(d["size"] for d in board.memory_devices())}
+    summary = {"base-memory": board.ram_size}
+    if board.memory_slots_of() is not None:
+        summary["plugged-memory"] = sum(device["size"] for device in board.memory_devices())
+    return summary
 
 
 @command("query-memory-devices", needs="board")

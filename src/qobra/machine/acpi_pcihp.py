@@ -37,6 +37,7 @@ class AcpiPciHotplug:
         bus.hotplug = True
         bus.plug_handler = self._plugged
         bus.unplug_handler = self._request_unplug
+        bus.slot_check = None
         self.buses.append(bus)
         self._up.append(0)
         self._down.append(0)

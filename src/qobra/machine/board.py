@@ -282,7 +282,7 @@ class Board(Object):
 
     def inject_nmi(self) -> None:
         """Send a non-maskable interrupt to the CPUs. Raises QobraError where there is no such thing."""
-        raise QobraError("machine does not provide NMIs")
+        raise QobraError("this feature or command is not currently supported")
 
     def memory_slots_of(self) -> MemorySlots | None:
         """The slots for memory that is plugged in, where the board has such."""

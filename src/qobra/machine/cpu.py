@@ -132,12 +132,10 @@ class Cpu(Device):
 
     def describe_fast(self) -> dict[str, Any]:
         """CpuInfoFast of the reference."""
-        info = {
+        info: dict[str, Any] = {
             "cpu-index": self.index,
             "qom-path": self.path(),
             "thread-id": self.thread_id,
             "target": self.architecture,
         }
-        if self.board.hotpluggable_cpus or self.architecture == "x86_64":
-            info["props"] = self.properties_of_place()
-        return info
+        return info | {"props": self.properties_of_place()}

@@ -26,6 +26,7 @@ class IsaDevice(Device):
     type_name = "isa-device"
     abstract = True
     bus_type = "ISA"
+    architectures = frozenset(("x86_64",))
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)

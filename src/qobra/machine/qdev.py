@@ -33,6 +33,8 @@ class Device(Object):
     pluggable = True
     hotpluggable_class = True
     description: str | None = None
+    architectures: frozenset[str] | None = None
+    """The architectures whose programs have the device; None: all."""
 
     realized_property = Bool(
         name="realized",

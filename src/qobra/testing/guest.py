@@ -65,13 +65,13 @@ class QtestAccess:
     """A program behind a qtest socket. ``interrupts`` collects the lines about intercepted interrupts."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._stream = connection.makefile("rw", newline="\n")
+        self._socket = connection
+        self._stream = connection.makefile("r", newline="\n")
         self.interrupts: list[str] = []
 
     def command(self, line: str) -> str:
         """The answer to a line, without ``OK``. Raises AssertionError where it failed."""
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        self._socket.sendall(line.encode() + b"\n")
         while True:
             answer = self._stream.readline().rstrip("\n")
             if not answer.startswith("IRQ"):

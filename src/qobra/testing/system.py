@@ -34,7 +34,9 @@ class SystemProgram:
         command += ["-qmp", f"unix:{qmp},server=on,wait=off", "-qtest", f"unix:{qtest},server=on,wait=off"]
         command += ["-qtest-log", "none", *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE)
-        self._stream = self._connect(qmp).makefile("rw")
+        # A file for both directions would forget what it has read ahead with each write.
+        self._socket = self._connect(qmp)
+        self._stream = self._socket.makefile("r")
         self.greeting = json.loads(self._stream.readline())
         self.qmp("qmp_capabilities")
         self.guest = QtestAccess(self._connect(qtest))
@@ -46,6 +48,7 @@ class SystemProgram:
         self.process.kill()
         self.process.wait()
         self._stream.close()
+        self._socket.close()
         if self.process.stderr is not None:
             self.process.stderr.close()
 
@@ -69,8 +72,7 @@ class SystemProgram:
         request: dict[str, Any] = {"execute": command}
         if arguments is not None:
             request["arguments"] = arguments
-        self._stream.write(json.dumps(request) + "\n")
-        self._stream.flush()
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
         while True:
             message = json.loads(self._stream.readline())
             if "event" in message:

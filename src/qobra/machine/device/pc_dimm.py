@@ -20,6 +20,7 @@ class PcDimm(Device, MemoryDevice):
     type_name = "pc-dimm"
     description = "DIMM memory module"
     memory_kind = "dimm"
+    architectures = frozenset(("x86_64",))
 
     addr = Int(0, type="uint64")
     node = Int(0, type="uint32")

@@ -16,7 +16,11 @@ from qobra.machine.vmstate import VmState, flag, part
 from qobra.object.property import Bool, Enum, Int, Size
 
 _SLOT_ATTENTION, _SLOT_POWER, _SLOT_PRESENCE = 0x01, 0x02, 0x08
+_ERROR_REPORTING = 0x100
 _STATUS_PRESENT = 0x40
+_LINK_UP = 0x2000
+_CONTROL_FILLED, _CONTROL_EMPTY = 0x01C0, 0x07C0
+"""Indicators off; power and its indicator on, or off."""
 _CONTROL_POWER_OFF, _CONTROL_HOTPLUG_INTERRUPT = 0x400, 0x20
 _SPEEDS = {"2_5": 1, "5": 2, "8": 3, "16": 4}
 
@@ -31,6 +35,14 @@ class SlotBus(PcieBus):
     @property
     def full(self) -> bool:
         return False
+
+    def plugged(self, device: Device) -> None:
+        self.parent_bridge.filled(device)
+        super().plugged(device)
+
+    def unplugged(self, device: Device) -> None:
+        super().unplugged(device)
+        self.parent_bridge.update_link()
 
 
 class PciePort(PciBridge):
@@ -67,7 +79,7 @@ class PciePort(PciBridge):
         if not self.hotplug:
             slots &= ~0x60
         self.put(start + express.SLOT_CAPABILITIES, 4, slots)
-        self.put(start + express.SLOT_CONTROL, 2, 0x01C0)
+        self.put(start + express.SLOT_CONTROL, 2, _CONTROL_EMPTY)
         self.writable[start + express.SLOT_CONTROL : start + express.SLOT_CONTROL + 2] = b"\xf9\x07"
         self.clear_by_one[start + express.SLOT_STATUS] = 0x1F
         self.writable[start + express.ROOT_CONTROL] = 0x07
@@ -87,6 +99,26 @@ class PciePort(PciBridge):
     @_ejecting.setter
     def _ejecting(self, value: bool) -> None:
         self._pending[:] = list(self.secondary.functions.values())[:1] if value else []
+
+    @property
+    def _native(self) -> bool:
+        # Where ACPI does the hot-plug, the slot's own registers stand still.
+        return self.secondary.plug_handler == self._plugged
+
+    def filled(self, device: Device) -> None:
+        """A device works in the slot. Where the slot's registers have no say it has power at once."""
+        self.update_link()
+        if device.hotplugged and not self._native:
+            at = self._express + express.SLOT_CONTROL
+            self.put(at, 2, self.word(at) & ~_CONTROL_POWER_OFF)
+
+    def update_link(self) -> None:
+        """Show the link as it is negotiated; to nobody, as it could be."""
+        at = self._express + express.LINK_STATUS
+        if self.secondary.functions:
+            self.put(at, 2, 1 << 4 | 1 | (_LINK_UP if self._native else 0))
+        else:
+            self.put(at, 2, self.word(self._express + express.LINK_CAPABILITIES) & 0x3FF)
 
     def _slot_event(self, bits: int) -> None:
         at = self._express + express.SLOT_STATUS
@@ -119,7 +151,7 @@ class PciePort(PciBridge):
     def _eject(self, device: Device) -> None:
         for function in list(self.secondary.functions.values()):
             function.unparent()
-        self.config[self._express + express.SLOT_STATUS] &= ~_STATUS_PRESENT
+        self.config[self._express + express.SLOT_STATUS] &= ~(_STATUS_PRESENT | _SLOT_ATTENTION)
         self._slot_event(_SLOT_PRESENCE)
         self._pending.clear()
 
@@ -136,10 +168,10 @@ class PciePort(PciBridge):
         if self._pending:
             self._eject(self._pending[0])
         start = self._express
-        self.put(start + express.SLOT_CONTROL, 2, 0x01C0)
-        # Where ACPI does the hot-plug, the slot's own registers stand still.
-        native = self.secondary.plug_handler == self._plugged
-        present = _STATUS_PRESENT if native and self.secondary.functions else 0
+        filled = bool(self.secondary.functions)
+        self.put(start + express.SLOT_CONTROL, 2, _CONTROL_FILLED if filled else _CONTROL_EMPTY)
+        self.update_link()
+        present = _STATUS_PRESENT if self._native and filled else 0
         self.put(start + express.SLOT_STATUS, 2, present)
 
 
@@ -171,6 +203,7 @@ class PcieRootPort(PciePort):
         self._msix = Msix(self, 1, bar=0, offset=0x48)
         self._capability_end = 0x54
         self.realize_port(0x54)
+        express.add_error_reporting(self, _ERROR_REPORTING)
         self.board.bridge_added(self.secondary)
 
     def signal(self) -> None:
@@ -186,3 +219,4 @@ class PcieRootPort(PciePort):
     def reset(self) -> None:
         super().reset()
         self._msix.reset()
+        express.reset_error_reporting(self, _ERROR_REPORTING)

@@ -10,14 +10,14 @@ from typing import Any
 from qobra.errors import QobraError, errno_of
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
-from qobra.machine.virtio.device import VirtioDevice
+from qobra.machine.virtio.device import F_ANY_LAYOUT, VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import QUEUE_MAX, Buffer, Queue, VirtioError, split_views
 from qobra.machine.vmstate import VmState, flag
 from qobra.machine.worker import DeviceWorker, Worker
 from qobra.object.property import Bool, Int, Link
 
-F_SEG_MAX, F_GEOMETRY, F_RO, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY = 2, 4, 5, 6, 9, 10
+F_SEG_MAX, F_GEOMETRY, F_RO, F_BLK_SIZE, F_SCSI, F_FLUSH, F_TOPOLOGY = 2, 4, 5, 6, 7, 9, 10
 F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = 11, 12, 13, 14
 T_IN, T_OUT, T_FLUSH, T_GET_ID, T_DISCARD, T_WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
@@ -67,7 +67,9 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
         if self.backend is None:
             raise QobraError("drive property not set")
         if self.num_queues == _AUTO_QUEUES:
-            self.values["num-queues"] = max(1, min(len(self.board.cpus), _MAX_QUEUES))
+            # One for each CPU, where each can have an interrupt of its own.
+            many = len(self.board.cpus) if isinstance(self.parent, VirtioPci) else 1
+            self.values["num-queues"] = max(1, min(many, _MAX_QUEUES))
         if self.num_queues == 0:
             raise QobraError("num-queues property must be larger than 0")
         size = self.queue_size
@@ -129,6 +131,9 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
         if self.num_queues > 1:
             bits.append(F_MQ)
         return sum(1 << bit for bit in bits)
+
+    def legacy_features(self) -> int:
+        return super().legacy_features() & ~(1 << F_ANY_LAYOUT) | 1 << F_SCSI
 
     @property
     def _read_only(self) -> bool:

@@ -37,6 +37,38 @@ def add_link(device: PciDevice, start: int, *, speed: int = 1, width: int = 1, p
     device.put(start + LINK_STATUS, 2, 1 << 4 | 1)
 
 
+_AER, _ACS = 0x0001, 0x000D
+_AER_SIZE = 0x48
+_SEVERITY, _CORRECTABLE_MASK, _AER_CONTROL, _ROOT_ERROR_COMMAND = 0x0C, 0x14, 0x18, 0x2C
+_ACS_SERVICES = 0x5F
+
+
+def add_error_reporting(device: PciDevice, start: int) -> None:
+    """Advanced error reporting of a root port (7.8.4), and access control services behind it (7.7.7)."""
+    services = start + _AER_SIZE
+    device.writable[start : services + 8] = bytes(_AER_SIZE + 8)
+    device.put(start, 4, services << 20 | 2 << 16 | _AER)
+    for offset, mask in (
+        (_SEVERITY, 0x03FFF030),
+        (_CORRECTABLE_MASK, 0xF1C1),
+        (_AER_CONTROL, 0x0540),
+        (_ROOT_ERROR_COMMAND, 0x7),
+    ):
+        device.writable[start + offset : start + offset + 4] = mask.to_bytes(4, "little")
+    device.put(services, 4, 1 << 16 | _ACS)
+    device.put(services + 4, 4, _ACS_SERVICES)
+    device.writable[services + 6] = _ACS_SERVICES
+
+
+def reset_error_reporting(device: PciDevice, start: int) -> None:
+    """As after power-on: errors of the usual kinds are fatal, advisory and internal ones are masked."""
+    device.put(start + _SEVERITY, 4, 0x00462030)
+    device.put(start + _CORRECTABLE_MASK, 4, 0xE000)
+    device.put(start + _AER_CONTROL, 4, 0x02A0)
+    device.put(start + _ROOT_ERROR_COMMAND, 4, 0)
+    device.put(start + _AER_SIZE + 6, 2, 0)
+
+
 def add_endpoint_capability(device: PciDevice) -> int:
     """The capability of an endpoint behind a port."""
     start = add_capability(device, ENDPOINT)

@@ -109,6 +109,10 @@ class VirtioDevice(Device):
             return (offered | 1 << F_VERSION_1) & ~(1 << F_NOTIFY_ON_EMPTY | 1 << F_ANY_LAYOUT)
         return (offered | 1 << F_BAD) & 0xFFFFFFFF
 
+    def legacy_features(self) -> int:
+        """What the device offers on a transport that knows only the interface of before 1.0."""
+        return self.offered_features(modern=False)
+
     def accept_features(self, features: int, *, modern: bool) -> None:
         """The driver chose; what was not offered is dropped."""
         if not self.status & STATUS_FEATURES_OK:

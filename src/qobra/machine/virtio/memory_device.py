@@ -16,6 +16,7 @@ class VirtioMemoryDevice(VirtioDevice, MemoryDevice):
     """A virtio device that maps its backend at ``memaddr``."""
 
     type_name = "virtio-memory-device-base"
+    architectures = frozenset(("x86_64",))
     abstract = True
 
     memaddr = Int(0, type="uint64")
@@ -76,6 +77,7 @@ class VirtioMemoryPci(VirtioPci):
     """A function whose memory stays: users cannot unplug it."""
 
     type_name = "virtio-memory-pci-base"
+    architectures = frozenset(("x86_64",))
     abstract = True
     class_id = 0x00FF
     fixed_legacy = "on"

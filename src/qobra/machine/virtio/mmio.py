@@ -8,9 +8,9 @@ from qobra.machine.devices import registry
 from qobra.machine.irq import Line
 from qobra.machine.memory import Registers
 from qobra.machine.qdev import SysBusDevice
-from qobra.machine.virtio.device import VirtioBus, VirtioDevice
+from qobra.machine.virtio.device import F_BAD, VirtioBus, VirtioDevice
 from qobra.machine.virtio.legacy_pci import place_legacy_queue
-from qobra.machine.virtio.queue import Queue
+from qobra.machine.virtio.queue import QUEUE_MAX, Queue
 from qobra.machine.vmstate import Number, VmState, listed, u32
 from qobra.object.property import Bool
 
@@ -113,7 +113,7 @@ class VirtioMmio(SysBusDevice):
             return self._features_word(device)
         queue = self._queue(device)
         if offset == 0x34:
-            return queue.max_size if queue is not None else 0
+            return QUEUE_MAX if queue is not None else 0
         if offset == 0x40 and self.force_legacy:
             return queue.descriptors // self._page_size if queue is not None and self._page_size else 0
         if offset == 0x44 and not self.force_legacy:
@@ -133,7 +133,7 @@ class VirtioMmio(SysBusDevice):
 
     def _features_word(self, device: VirtioDevice) -> int:
         if self.force_legacy:
-            return device.offered_features(modern=False) if self._device_select == 0 else 0
+            return device.legacy_features() & ~(1 << F_BAD) if self._device_select == 0 else 0
         if self._device_select > 1:
             return 0
         return device.offered_features(modern=True) >> 32 * self._device_select & 0xFFFFFFFF
@@ -184,7 +184,7 @@ class VirtioMmio(SysBusDevice):
 
     def _write_queue(self, device: VirtioDevice, queue: Queue, offset: int, value: int) -> None:
         if offset == 0x38:
-            if 0 < value <= queue.max_size and not queue.ready:
+            if 0 < value <= QUEUE_MAX and not queue.ready:
                 queue.size = value
         elif self.force_legacy:
             if offset == 0x3C:

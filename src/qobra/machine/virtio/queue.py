@@ -152,7 +152,7 @@ class Queue:
 
     def resume(self, *, packed: bool, event_index: bool) -> None:
         """The state was loaded: walk on from there. Raises QobraError where that cannot be."""
-        if self.size > self.max_size:
+        if self.size > max(self.max_size, QUEUE_MAX):
             raise QobraError(f"VQ {self.number} size {self.size:#x} is more than {self.max_size:#x}")
         if self._loaded_position is None:
             return

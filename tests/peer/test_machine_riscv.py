@@ -1,0 +1,145 @@
+"""The RISC-V board while its harts are idle: the same QMP and qtest scripts on QEMU's program and ours.
+
+Known differences: without a CPU there is no reset vector in the mask ROM and no firmware in memory; a hart has no
+thread of its own; QEMU takes more than one device for the one slot of a root port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qobra.testing.guest import Access
+from qobra.testing.system import SystemProgram, peer_available
+
+pytestmark = pytest.mark.skipif(not peer_available("riscv64"), reason="qemu-system-riscv64 is not installed")
+
+_ARGUMENTS = (
+    *("-machine", "virt", "-m", "64", "-smp", "2", "-bios", "none"),
+    *("-blockdev", "null-co,node-name=n0,size=1048576,read-zeroes=on"),
+    *("-blockdev", "null-co,node-name=n1,read-zeroes=on"),
+    *("-device", "virtio-blk-device,drive=n0,id=blk", "-device", "virtio-rng-device,id=rng"),
+    *("-device", "pcie-root-port,id=rp,chassis=1,addr=3", "-device", "virtio-scsi-pci,id=scsi,addr=4"),
+    *("-chardev", "ringbuf,id=ser,size=256", "-serial", "chardev:ser"),
+)
+_QUERIES = (
+    *("query-status", "query-target", "query-kvm", "query-current-machine", "query-memory-size-summary"),
+    *("query-memory-devices", "query-acpi-ospm-status", "query-hotpluggable-cpus", "query-balloon", "query-dump"),
+    *("query-iothreads", "query-name", "query-uuid", "query-pci", "inject-nmi", "system_wakeup", "query-mice"),
+    *("query-rx-filter", "rtc-reset-reinjection"),
+)
+_PLUGS: list[dict[str, Any]] = [
+    {"driver": "virtio-rng-pci", "bus": "rp", "id": "h1"},
+    {"driver": "virtio-rng-pci", "bus": "pcie.0", "id": "h3"},
+    {"driver": "virtio-rng-device", "id": "h4"},
+    {"driver": "scsi-hd", "drive": "n1", "id": "hd"},
+    {"driver": "pc-dimm", "id": "d"},
+    {"driver": "nvdimm", "id": "d"},
+    {"driver": "virtio-mem-pci", "id": "d", "bus": "rp"},
+    {"driver": "rv64-riscv-cpu", "id": "c"},
+    {"driver": "isa-serial", "id": "i"},
+    {"driver": "vmgenid", "id": "v"},
+    {"driver": "virtio-gpu-pci", "id": "g"},
+]
+_CLINT, _PLIC, _UART, _TEST, _RTC, _FW_CFG = 0x2000000, 0xC000000, 0x10000000, 0x100000, 0x101000, 0x10100000
+_VIRTIO, _FLASH, _ECAM, _RAM = 0x10001000, 0x20000000, 0x30000000, 0x80000000
+
+Script = Callable[[SystemProgram, Path], list[Any]]
+
+
+def _words(guest: Access, base: int, count: int, step: int = 4) -> list[int]:
+    return [guest.load(base + step * number, 4) for number in range(count)]
+
+
+def _timers_and_interrupts(program: SystemProgram, _directory: Path) -> list[Any]:
+    guest = program.guest
+    guest.store(_CLINT, 4, 1)
+    guest.store(_CLINT + 4, 4, 3)
+    guest.store(_CLINT + 0x4000, 8, 0x1234567812345678)
+    found = [_words(guest, _CLINT, 4), guest.load(_CLINT + 0x4000, 8), guest.load(_CLINT + 0x4004, 4)]
+    for source in range(96):
+        guest.store(_PLIC + 4 * source, 4, 0xFFFFFFFF)
+    for context in range(5):
+        guest.store(_PLIC + 0x2000 + 0x80 * context, 4, 0xFFFFFFFF)
+        guest.store(_PLIC + 0x200000 + 0x1000 * context, 4, 9)
+        found.append(_words(guest, _PLIC + 0x2000 + 0x80 * context, 4))
+        found.append(_words(guest, _PLIC + 0x200000 + 0x1000 * context, 2))
+    found += [_words(guest, _PLIC, 100), _words(guest, _PLIC + 0x1000, 4)]
+    return [*found, _words(guest, _RTC + 8, 5), _words(guest, _TEST, 2)]
+
+
+def _serial_and_firmware(program: SystemProgram, _directory: Path) -> list[Any]:
+    guest = program.guest
+    found: list[Any] = [[guest.load(_UART + at, 1) for at in range(8)]]
+    for at, value in ((3, 0x80), (0, 3), (3, 3), (7, 0x5A)):
+        guest.store(_UART + at, 1, value)
+    found.append([guest.load(_UART + at, 1) for at in range(1, 8)])
+    for letter in b"hello":
+        guest.store(_UART, 1, letter)
+    found.append(program.qmp("ringbuf-read", {"device": "ser", "size": 64}))
+    found += [guest.load(_FW_CFG + 0x10, 8), guest.load(_FW_CFG + 8, 2)]
+    guest.store(_FW_CFG + 8, 2, 0)
+    found.append([guest.load(_FW_CFG, 1) for _ in range(6)])
+    for command in (0x70, 0x90, 0x98, 0xFF):
+        guest.store(_FLASH, 1, command)
+        found.append(_words(guest, _FLASH, 0x30))
+    return [*found, guest.load(_FLASH + (64 << 20) - 4, 4), guest.load(_RAM + (64 << 20), 4), guest.load(0, 4)]
+
+
+def _buses(program: SystemProgram, _directory: Path) -> list[Any]:
+    guest = program.guest
+    slots = [
+        [guest.load(_VIRTIO + 0x1000 * slot + at, 4) for at in (0, 4, 8, 12, 0x10, 0x34, 0x70, 0x100, 0x104)]
+        for slot in range(9)
+    ]
+    functions = [_words(guest, _ECAM + (device << 15), 1024) for device in range(5)]
+    return [*slots, *functions]
+
+
+def _plugging(program: SystemProgram, _directory: Path) -> list[Any]:
+    guest = program.guest
+
+    def port() -> list[int]:
+        return _words(guest, _ECAM + (3 << 15) + 0x54, 12)
+
+    found: list[Any] = [program.qmp(query) for query in _QUERIES]
+    found += [{key: cpu[key] for key in ("cpu-index", "props", "qom-path")} for cpu in program.qmp("query-cpus-fast")]
+    found.append(port())
+    for options in _PLUGS:
+        found += [program.qmp("device_add", options), port()]
+    for id in ("h1", "h1", "blk", "rng", "nope"):
+        found += [program.qmp("device_del", {"id": id}), port()]
+    return found
+
+
+def _run_states(program: SystemProgram, directory: Path) -> list[Any]:
+    found: list[Any] = []
+    program.guest.write(_RAM + 0x1000, b"in memory")
+    program.guest.store(_CLINT, 4, 1)
+    for command, event in (
+        *(("cont", "RESUME"), ("stop", "STOP"), ("cont", "RESUME"), ("system_powerdown", "POWERDOWN")),
+        *(("system_reset", "RESET"), ("stop", "STOP"), ("system_reset", "RESET")),
+    ):
+        found += [program.qmp(command), program.wait_event(event).get("data"), program.qmp("query-status")]
+    found.append(program.guest.load(_CLINT, 4))
+    for command in ("pmemsave", "memsave"):
+        path = directory / command
+        found.append(program.qmp(command, {"val": _RAM + 0x1000, "size": 16, "filename": str(path)}))
+        found.append(path.read_bytes())
+    found.append(program.qmp("memsave", {"val": _RAM, "size": 1, "filename": str(directory / "x"), "cpu-index": 5}))
+    return found
+
+
+@pytest.mark.parametrize(
+    "script", [_timers_and_interrupts, _serial_and_firmware, _buses, _plugging, _run_states], ids=lambda s: s.__name__
+)
+def test_alike(tmp_path: Path, script: Script) -> None:
+    answers = []
+    for peer in (False, True):
+        with SystemProgram(tmp_path, "riscv64", *_ARGUMENTS, peer=peer) as program:
+            answers.append(script(program, tmp_path))
+    for own, theirs in zip(*answers, strict=True):
+        assert own == theirs
