@@ -202,3 +202,38 @@ def test_what_the_firmware_waits_for(build: Build) -> None:
 def test_boot_options_that_cannot_be(build: Build, option: str, text: str) -> None:
     with pytest.raises(QobraError, match=text):
         build("-boot", option)
+
+
+def test_floppy_drives_come_in_order_and_are_listed_as_qemu_does(build: Build) -> None:
+    machine = build("-M", "pc", "-drive", "if=floppy,index=1,driver=null-co,read-zeroes=on")
+    with machine.control:
+        text = dispatch.call(machine, "human-monitor-command", {"command-line": "info qtree"})
+    lines = [line.strip() for line in text.splitlines()]
+    first, second = (index for index, line in enumerate(lines) if line == 'dev: floppy, id ""')
+    expected = ["unit = 1 (0x1)", 'drive = "floppy1"', 'backend_defaults = "auto"', "logical_block_size = 512 (512 B)"]
+    assert lines[first + 1 : first + 5] == expected
+    assert lines[second + 1 : second + 3] == ["unit = 0 (0x0)", 'drive = "floppy0"']
+
+
+def test_a_drive_of_the_board_and_one_that_a_global_option_names(build: Build) -> None:
+    drives = ["-drive", "if=floppy,driver=null-co", "-drive", "if=none,id=d,driver=null-co"]
+    with pytest.raises(QobraError, match=r"-global floppy.drive=... conflicts with drive=floppy0"):
+        build("-M", "pc", *drives, "-global", "floppy.drive=d")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-drive", "if=none,id=d,driver=null-co"], "Drive 'd' is already in use by another device"),
+        (
+            ["-drive", "if=ide,id=d,driver=null-co"],
+            "Drive 'd' is already in use because it has been automatically connected",
+        ),
+    ],
+)
+def test_a_drive_has_one_device(build: Build, arguments: list[str], text: str) -> None:
+    with pytest.raises(QobraError, match=text):
+        machine = build("-M", "pc", "-nodefaults", *arguments)
+        with machine.control:
+            for _ in range(2):
+                dispatch.call(machine, "device_add", {"driver": "virtio-blk-pci", "drive": "d"})

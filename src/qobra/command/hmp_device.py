@@ -12,9 +12,11 @@ from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.plug import add_device
 from qobra.machine.qdev import Bus, Device
+from qobra.object.property import Size
 from qobra.object.qom import Object
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
+from qobra.units import size_text
 
 
 @hmp_command(
@@ -94,14 +96,21 @@ def _device_lines(device: Device, indent: int) -> list[str]:
     lines = [f'{" " * indent}dev: {device.type_name}, id "{device.user_id or ""}"']
     for way, lists in (("in", device.gpio_in), ("out", device.gpio_out)):
         lines += [f'{pad}gpio-{way} "{name or ""}" {len(gpios)}' for name, gpios in lists.items()]
-    for name, prop in device.class_properties().items():
-        if name not in Device.BASE_PROPERTIES and prop.readable and prop.show_default:
-            lines.append(f"{pad}{name} = {_show(device.get(name))}")
+    properties = device.class_properties()
+    for name in dict.fromkeys((*device.shown_first, *properties)):
+        prop = properties[name]
+        if name not in Device.BASE_PROPERTIES and name not in _HIDDEN and prop.readable and prop.show_default:
+            value = device.get(name)
+            lines.append(f"{pad}{name} = {f'{value} ({size_text(value)})' if isinstance(prop, Size) else _show(value)}")
     if isinstance(device, PciDevice) and device.realized:
         lines.append(pad + _pci_line(device))
     for bus in reversed(device.buses()):
         lines += _bus_lines(bus, indent + 2)
     return lines
+
+
+_HIDDEN = frozenset({"bootindex"})
+"""Properties that are for whoever makes a device."""
 
 
 def _show(value: Any) -> str:

@@ -57,12 +57,12 @@ class BlockFrontEnd(Device):
     """A device model that stores. ``backend`` is its way into the block layer once it is realized."""
 
     drive = Drive()
+    backend_defaults = Enum("OnOffAuto", ON_OFF_AUTO, "auto", name="backend_defaults")
     logical_block_size = _BlockSize(0, name="logical_block_size")
     physical_block_size = _BlockSize(0, name="physical_block_size")
     min_io_size = Size(0, name="min_io_size")
     opt_io_size = Size(0, name="opt_io_size")
     discard_granularity = Size(0xFFFFFFFF, name="discard_granularity")
-    backend_defaults = Enum("OnOffAuto", ON_OFF_AUTO, "auto", name="backend_defaults")
     write_cache = Enum("OnOffAuto", ON_OFF_AUTO, "auto")
     share_rw = Bool(False)
     account_invalid = Enum("OnOffAuto", ON_OFF_AUTO, "auto")
@@ -106,7 +106,19 @@ class BlockFrontEnd(Device):
         backend = layer.backends.get(name)
         if backend is not None:
             if backend.device is not None:
-                raise QobraError(f"Property '{self.type_name}.drive' can't take value '{name}', it's in use")
+                board = self.machine.board
+                connected = board is not None and any(
+                    drive.backend is backend and drive.interface != "none" for drive in board.drives
+                )
+                raise QobraError(
+                    f"Drive '{name}' is already in use "
+                    + (
+                        "because it has been automatically connected to another device "
+                        "(did you need 'if=none' in the drive options?)"
+                        if connected
+                        else "by another device"
+                    )
+                )
         else:
             node = layer.graph.find(name)
             if node is None:
@@ -150,7 +162,7 @@ class BlockFrontEnd(Device):
             self.backend.medium_read_only = True
             self.backend.attach_device(self)
         backend = self.backend
-        self._check_sizes()
+        self.check_sizes()
         perm = permissions.CONSISTENT_READ
         if writable is None:
             writable = not (backend.node.read_only if backend.node is not None else backend.medium_read_only)
@@ -170,14 +182,17 @@ class BlockFrontEnd(Device):
             on_read_error=backend.on_error.get("rerror", "auto") if self.rerror == "auto" else self.rerror,
             on_write_error=backend.on_error.get("werror", "auto") if self.werror == "auto" else self.werror,
         )
-        self.logical_size: int = self.logical_block_size or 512
-        self.physical_size: int = self.physical_block_size or 512
+        for name in ("logical_block_size", "physical_block_size"):
+            self.values[name] = self.get(name) or _MIN_BLOCK  # what is in force can be asked for
+        self.logical_size: int = self.logical_block_size
+        self.physical_size: int = self.physical_block_size
         self.granularity: int = (
             self.logical_size if self.discard_granularity == 0xFFFFFFFF else self.discard_granularity
         )
         return backend
 
-    def _check_sizes(self) -> None:
+    def check_sizes(self) -> None:
+        """Raise QobraError for sizes that contradict one another."""
         logical, physical = self.logical_block_size or 512, self.physical_block_size or 512
         if logical > physical:
             raise QobraError("logical_block_size > physical_block_size not supported")

@@ -266,11 +266,20 @@ class Board(Object):
         """Another default for a property of every device of a type (``-global``)."""
         self._globals.append((driver, name, value))
 
+    def check_no_global(self, device: Device, name: str, value: str) -> None:
+        """Raise QobraError if a default of the user's stands against ``value``, where only one of both can be had."""
+        for driver, other, _value in self._globals:
+            if other == name and device.implements(driver):
+                raise QobraError(f"-global {driver}.{name}=... conflicts with {name}={value}")
+
     def apply_globals(self, device: Device) -> None:
         """Give ``device``, new and not realized, the defaults that the user set."""
         for driver, name, value in self._globals:
             if device.implements(driver):
-                device.set(name, value, keyval=True)
+                try:
+                    device.set(name, value, keyval=True)
+                except QobraError as error:
+                    raise error.prefixed(f"can't apply global {driver}.{name}={value}: ")
         for child in device.children.values():
             if isinstance(child, Device):
                 self.apply_globals(child)

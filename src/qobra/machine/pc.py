@@ -149,7 +149,7 @@ class PcBoard(Board):
 
             pc_flash.plug(self, drives)
         buses = list(self.ide.buses()) if self.ide is not None else []
-        for drive in drives:
+        for drive in sorted(drives, key=lambda drive: drive.index):
             if drive.interface == "floppy" and self.fdc is not None and drive.index < 2:
                 self._plug_drive("floppy", self.fdc.floppies, drive.index, drive)
             if drive.interface != "ide" or drive.index >= len(buses) * self.ide_units:
@@ -160,6 +160,7 @@ class PcBoard(Board):
     def _plug_drive(self, type_name: str, bus: Any, unit: int, drive: Any) -> None:
         device = self._new(type_name)
         device.values["unit"] = unit
+        self.check_no_global(device, "drive", drive.backend.name)
         device.set("drive", drive.backend.name)
         drive.claimed = True
         self.place(device, bus=bus)

@@ -54,6 +54,8 @@ def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> De
             board.peripheral.add_child(id, device)
         else:
             board.peripheral_anon.add_child("device[*]", device)
+        if "drive" in options:
+            board.check_no_global(device, "drive", options["drive"])
         board.apply_globals(device)
         for name, value in options.items():
             device.set(name, value, keyval=keyval)

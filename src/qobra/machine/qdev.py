@@ -49,6 +49,8 @@ class Device(Object):
     )
 
     BASE_PROPERTIES = frozenset(("type", "realized", "hotpluggable", "hotplugged", "parent_bus"))
+    shown_first: tuple[str, ...] = ()
+    """Properties that lists have before the inherited ones."""
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)

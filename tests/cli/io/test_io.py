@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qobra.block.accounting import FLUSH
 from qobra.block.backend import BlockBackend
 from qobra.block.io_commands._interpreter import Interpreter
 from qobra.block.layer import BlockLayer
@@ -45,6 +46,7 @@ def test_the_monitor_can_use_the_interpreter(disk: str) -> None:
     assert not interpreter.run("nonsense")
     assert complaints == ['command "nonsense" not found']
     assert "wrote 512/512 bytes at offset 0\n" in "".join(out)
+    assert interpreter.run("aio_flush") and backend.accounting.operations[FLUSH] == 1
     layer.close()
 
 

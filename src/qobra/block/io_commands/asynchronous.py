@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from qobra.block.accounting import READ, WRITE
+from qobra.block.accounting import FLUSH, READ, WRITE
 from qobra.block.io_commands._interpreter import Failed, Interpreter, Misused, io_command, now, why
 from qobra.block.io_commands.read import finish_read, vector_length
 from qobra.block.io_commands.write import DEFAULT_PATTERN
@@ -174,5 +174,8 @@ def aio_write(interpreter: Interpreter, words: list[str]) -> None:
 
 @io_command("aio_flush", "", "completes all outstanding aio requests", most=0)
 def aio_flush(interpreter: Interpreter, words: list[str]) -> None:
-    """Wait for all requests."""
+    """Wait for all requests; it counts as a flush."""
+    accounting, clock = interpreter.root.accounting, interpreter.root.layer.clock
+    start_ns = clock.monotonic_ns()
     wait_all(interpreter)
+    accounting.add(FLUSH, 1, 0, clock.monotonic_ns() - start_ns)

@@ -52,6 +52,7 @@ class Floppy(BlockFrontEnd):
     bus_type = "floppy-bus"
     description = "virtual floppy drive"
     is_removable = True
+    shown_first = ("unit",)
 
     unit = Int(_ANY, type="uint32")
     drive_type = Enum("FdcDriveType", DRIVE_TYPES, "auto")
@@ -70,6 +71,7 @@ class Floppy(BlockFrontEnd):
     vmstate = VmState(u8("track", "head"), flag("changed"))
 
     def realize(self) -> None:
+        self.check_sizes()
         if self.logical_block_size not in (0, 512) or self.physical_block_size not in (0, 512):
             raise QobraError("Physical and logical block size must be 512 for floppy")
         # An empty drive leaves it open whether the first diskette may be written.
