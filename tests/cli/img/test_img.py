@@ -257,3 +257,50 @@ def test_a_repair_drops_features_that_others_have_to_keep_up(capsys: pytest.Capt
     assert Path("a.img").read_bytes()[88] == 0x80
     assert run("check", "-r", "all", "a.img") == 0
     assert Path("a.img").read_bytes()[88] == 0
+
+
+def _damaged(offset: int, value: int) -> None:
+    assert run("create", "-q", "-f", "qcow2", "a.img", "64M") == 0
+    write("a.img", b"x" * 65536, 0, "qcow2")
+    data = bytearray(Path("a.img").read_bytes())
+    data[offset : offset + 8] = value.to_bytes(8, "big")
+    Path("a.img").write_bytes(data)
+
+
+def test_a_cluster_in_use_that_counts_as_free_calls_for_new_refcount_structures(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _damaged(0x20000 + 2 * 4, 0x0001_0000_0000_0000)  # clusters 4 to 7, of which 5 holds the data
+    assert run("check", "-r", "all", "a.img") == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "ERROR cluster 5 refcount=0 reference=1",
+        "Rebuilding refcount structure",
+        "Repairing cluster 1 refcount=1 reference=0",
+        "Repairing cluster 2 refcount=1 reference=0",
+    ]
+    assert "    0 leaked clusters\n    1 corruptions\n" in captured.out
+    assert contents("a.img", "qcow2")[:65536] == b"x" * 65536
+
+
+def test_counts_are_repaired_in_the_order_of_the_clusters(capsys: pytest.CaptureFixture[str]) -> None:
+    _damaged(0x20000 + 2 * 3, 0x0002_0001_0001_0005)  # 3 is counted once too often, 6 is not in use
+    assert run("check", "-r", "all", "a.img") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Repairing")]
+    assert lines == ["Repairing cluster 3 refcount=2 reference=1", "Repairing cluster 6 refcount=5 reference=0"]
+
+
+def test_an_image_whose_zero_cluster_cannot_be_is_not_made_older(capsys: pytest.CaptureFixture[str]) -> None:
+    _damaged(0x40000, 0x8000_0000_0005_2A01)
+    assert run("amend", "-f", "qcow2", "-o", "compat=0.10", "a.img") == 1
+    error = capsys.readouterr().err
+    assert "Cluster allocation offset 0x52a00 unaligned (L2 offset: 0x40000, L2 index: 0)" in error
+    assert "Failed to turn zero into data clusters: Input/output error" in error
+
+
+def test_what_cannot_be_freed_is_told_and_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    from qobra.cli import io
+
+    _damaged(0x40000, 0x8000_0000_0005_2A01)
+    assert io.main(["-f", "qcow2", "-c", "discard 0 64k", "a.img"]) == 0
+    assert "qcow2: Image is corrupt: Cannot free unaligned cluster 0x52a00" in capsys.readouterr().err

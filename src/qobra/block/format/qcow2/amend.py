@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.check import Checker
 from qobra.block.format.qcow2.expand import expand_zero_clusters
 from qobra.block.format.qcow2.repair import rebuild_refcounts
-from qobra.errors import QobraError
+from qobra.errors import QobraError, errno_of
 
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.node import Qcow2Node
@@ -143,7 +144,11 @@ def _downgrade(node: Qcow2Node, tell: Progress) -> None:
     image.writeback.settle()
     image.writeback.mark_clean()
     node.lazy_refcounts = False
-    expand_zero_clusters(node, tell)
+    try:
+        expand_zero_clusters(node, tell)
+    except (OSError, QobraError) as error:
+        reason = os.strerror(errno_of(error))
+        raise QobraError(f"Failed to turn zero into data clusters: {reason}", errno=errno_of(error))
     header.compatible = header.autoclear = header.incompatible = 0
     header.bitmaps = None
     header.compression = 0

@@ -34,9 +34,10 @@ _compiled = compiled("l2")
 class Checker:
     """One look over an image that nobody changes meanwhile. :meth:`run` fills the counters."""
 
-    def __init__(self, node: Qcow2Disk, report: Report) -> None:
+    def __init__(self, node: Qcow2Disk, report: Report, *, repairing: bool = False) -> None:
         self.node = node
         self.image = node.image
+        self._repairing = repairing
         self._report = report
         self.file_length = node.file.length
         clusters = -(-self.file_length >> self.image.cluster_bits)
@@ -90,8 +91,17 @@ class Checker:
         tables: dict[int, list[int]] = {}
         self._collect_l1(image.tables.l1, header.l1_offset, tables, active=True)
         for snapshot in self.node.snapshots.entries:
-            if snapshot.l1_offset & image.cluster_mask or snapshot.l1_entries * 8 > layout.MAX_L1_BYTES:
-                self.error(f"ERROR snapshot {snapshot.id} ({snapshot.name}) l1_offset={snapshot.l1_offset:#x}: invalid")
+            about = f"ERROR snapshot {snapshot.id} ({snapshot.name})"
+            if snapshot.l1_offset & image.cluster_mask:
+                self.error(
+                    f"{about} l1_offset={snapshot.l1_offset:#x}: L1 table is not cluster aligned; snapshot table entry "
+                    "corrupted"
+                )
+                continue
+            if snapshot.l1_entries * 8 > layout.MAX_L1_BYTES:
+                self.error(
+                    f"{about} l1_size={snapshot.l1_entries:#x}: L1 table is too large; snapshot table entry corrupted"
+                )
                 continue
             words = image.read_array(snapshot.l1_offset, snapshot.l1_entries)
             self._collect_l1(words, snapshot.l1_offset, tables, active=False)
@@ -262,9 +272,14 @@ class Checker:
         if not host and not (word & _COPIED and image.external):
             return
         if host & image.cluster_mask:
-            self.error(f"ERROR offset={host:x}: Cluster is not properly aligned; L2 entry corrupted.")
             if word & _ZERO and not image.extended:
+                # Only a place is lost, which a repair does without.
                 self.bad_zero.append((table, index))
+                doing = "Repairing" if self._repairing else "ERROR"
+                what = "Preallocated cluster"
+            else:
+                doing, what = "ERROR", "Cluster"
+            self.error(f"{doing} offset={host:x}: {what} is not properly aligned; L2 entry corrupted.")
             return
         if active:
             self.allocated += 1
@@ -365,7 +380,7 @@ def check(
     say = report or (lambda _text: None)
     if not node.read_only:
         node.image.writeback.settle()
-    checker = Checker(node, say)
+    checker = Checker(node, say, repairing=fix_errors)
     checker.run()
     if fix_leaks or fix_errors:
         from qobra.block.format.qcow2.repair import repair

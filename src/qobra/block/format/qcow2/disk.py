@@ -240,7 +240,7 @@ class Qcow2Disk(BlockNode):
 
     def _repair_dirty(self) -> None:
         """Lazy refcounts were not written before a crash: count anew."""
-        result = self.check(fix_leaks=True, fix_errors=True)
+        result = self.check(fix_leaks=True, fix_errors=True, report=self.warn)
         if result.get("corruptions") or result["check-errors"]:
             raise QobraError("Could not repair dirty image", errno=errno.EIO)
 

@@ -26,10 +26,14 @@ def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> N
             table = entry & layout.OFFSET_MASK
             if table:
                 tables[table] = tables.get(table, 0) + 1
+    for index, entry in enumerate(image.tables.l1):
+        if entry & layout.OFFSET_MASK & image.cluster_mask:
+            text = f"L2 table offset {entry & layout.OFFSET_MASK:#x} unaligned (L1 index: {layout.hexadecimal(index)})"
+            image.corrupt(text, fatal=True)
     for number, (table, references) in enumerate(sorted(tables.items())):
         tell(number, len(tables))
         words = image.read_array(table, image.cluster_size // 8)
-        if _expand_table(image, words, references, node.backing is not None):
+        if _expand_table(image, table, words, references, node.backing is not None):
             image.writeback.settle()
             image.file.write(table, words_to_bytes(words))
     image.tables.drop()
@@ -37,12 +41,15 @@ def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> N
     node.moved(0, max(node.length, 1))
 
 
-def _expand_table(image: Image, words: array[int], references: int, backed: bool) -> bool:
+def _expand_table(image: Image, table: int, words: array[int], references: int, backed: bool) -> bool:
     changed = False
     for at, word in enumerate(words):
         if not word & layout.ZERO_FLAG or word & layout.COMPRESSED_FLAG:
             continue
         host = word & layout.OFFSET_MASK
+        if host & image.cluster_mask:
+            place = f"(L2 offset: {table:#x}, L2 index: {layout.hexadecimal(at >> image.tables.word_bits)})"
+            image.corrupt(f"Cluster allocation offset {host:#x} unaligned {place}", fatal=True)
         if not host and not backed:
             words[at] = 0
         else:

@@ -178,7 +178,10 @@ class Image:
             self.free(offset, length, discard=discard)
         elif not self.external:
             offset = entry & layout.OFFSET_MASK
-            if offset:
+            if offset & self.cluster_mask:
+                # It may be anybody's; what was in the entry is gone all the same.
+                self.overlap.signal(f"Cannot free unaligned cluster {offset:#x}", fatal=False)
+            elif offset:
                 self.free(offset, self.cluster_size, discard=discard)
 
     def last_used_cluster(self) -> int:

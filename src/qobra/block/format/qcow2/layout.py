@@ -109,6 +109,11 @@ MAX_BITMAP_TABLE_ENTRIES = 0x8000000
 MAX_REFCOUNT_ORDER = 6
 
 
+def hexadecimal(number: int) -> str:
+    """As C prints it: a zero has no 0x before it."""
+    return f"{number:#x}" if number else "0"
+
+
 def compressed_place(entry: int, cluster_bits: int) -> tuple[int, int]:
     """Host offset and upper bound of the length in bytes of the compressed cluster that ``entry`` describes."""
     shift = 62 - (cluster_bits - 8)

@@ -199,9 +199,8 @@ def _l2_index(image: Image, part: Slice, index: int) -> int:
 
 
 def _place_text(image: Image, part: Slice, index: int) -> str:
-    number = _l2_index(image, part, index)
-    # A zero has no 0x before it, as C prints it.
-    return f"(L2 offset: {part.offset & ~image.cluster_mask:#x}, L2 index: {f'{number:#x}' if number else 0})"
+    number = layout.hexadecimal(_l2_index(image, part, index))
+    return f"(L2 offset: {part.offset & ~image.cluster_mask:#x}, L2 index: {number})"
 
 
 def check_host(
@@ -213,14 +212,15 @@ def check_host(
     """
     if host & image.cluster_mask:
         if written is not None:
-            what, place = f"{written[0]} cluster", f"(guest offset: {written[1]:#x})"
+            what, place = f"{written[0]} cluster", f"(guest offset: {layout.hexadecimal(written[1])})"
         else:
             what, place = "Cluster allocation", _place_text(image, part, index)
         image.corrupt(f"{what} offset {host:#x} unaligned {place}", fatal=True)
     if image.external and host != cluster << image.cluster_bits:
         image.corrupt(
             f"External data file host cluster offset {host:#x} does not match guest cluster offset: "
-            f"{cluster << image.cluster_bits:#x}, L2 index: {_l2_index(image, part, index):#x})",
+            f"{layout.hexadecimal(cluster << image.cluster_bits)}, L2 index: "
+            f"{layout.hexadecimal(_l2_index(image, part, index))})",
             fatal=True,
         )
 

@@ -138,7 +138,7 @@ class Overlap:
                 return _NAMES[check]
         return "metadata"
 
-    def signal(self, message: str, *, fatal: bool, offset: int, size: int) -> None:
+    def signal(self, message: str, *, fatal: bool, offset: int = -1, size: int = -1) -> None:
         """Say once that the image is damaged; if ``fatal``, set the corrupt bit and stop using the image."""
         image = self._image
         node = image.node

@@ -133,7 +133,9 @@ class Refcounts:
             return None
         image = self._image
         if offset & image.cluster_mask:
-            image.corrupt(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})", fatal=True)
+            image.corrupt(
+                f"Refblock offset {offset:#x} unaligned (reftable index: {layout.hexadecimal(index)})", fatal=True
+            )
         if offset >= image.file.length:
             image.corrupt(f"Refblock offset {offset:#x} is past the end of the image file", fatal=True)
         image.file.debug_event("refblock_load")

@@ -22,13 +22,15 @@ def repair(checker: Checker, *, fix_leaks: bool, fix_errors: bool, report: Repor
 
     image = checker.image
     node = checker.node
-    structural = checker.rebuild or any(not _has_block(checker, cluster) for cluster in checker.too_low)
+    # A cluster in use that counts as free may have been taken for something else already, refcount blocks too.
+    structural = checker.rebuild or any(not checker.stored.get(cluster) for cluster in checker.too_low)
     if fix_errors and structural:
         report("Rebuilding refcount structure")
-        rebuild_refcounts(checker, image.header.refcount_order)
+        for cluster, before, after in rebuild_refcounts(checker, image.header.refcount_order):
+            report(f"Repairing cluster {cluster} refcount={before} reference={after}")
         counts = checker.seen.get
     else:
-        repaired = (checker.too_high if fix_leaks else []) + (checker.too_low if fix_errors else [])
+        repaired = sorted((checker.too_high if fix_leaks else []) + (checker.too_low if fix_errors else []))
         _set_counts(checker, repaired, report)
         accurate = set(repaired)
 
@@ -84,10 +86,11 @@ def _set_counts(checker: Checker, clusters: list[int], report: Report) -> None:
         image.file.write(offset, pack_counts(counts, refcounts.order))
 
 
-def rebuild_refcounts(checker: Checker, order: int) -> None:
+def rebuild_refcounts(checker: Checker, order: int) -> list[tuple[int, int, int]]:
     """Write refcount blocks and table anew past everything in use, then let the header refer to them.
 
-    The counts, of ``1 << order`` bits, are those that the checker has found. :meth:`Image.reload` must follow.
+    The counts, of ``1 << order`` bits, are those that the checker has found, without the old structures. Returns
+    ``(cluster, references before, and after)`` of the clusters of those. :meth:`Image.reload` must follow.
     """
     image = checker.image
     header = image.header
@@ -97,11 +100,15 @@ def rebuild_refcounts(checker: Checker, order: int) -> None:
     maximum = (1 << (1 << order)) - 1
     # The old structures are not worth anything any more: their clusters are free unless something else uses them.
     seen = checker.seen
+    first = header.reftable_offset >> bits
+    old = set(range(first, first + header.reftable_clusters))
     for entry in refcounts.table:
         offset = entry & layout.REFTABLE_MASK
         if offset and not offset & image.cluster_mask and offset < checker.file_length:
-            _drop(checker, offset >> bits, 1)
-    _drop(checker, header.reftable_offset >> bits, header.reftable_clusters)
+            old.add(offset >> bits)
+    before = {cluster: seen.get(cluster) for cluster in sorted(old)}
+    for cluster in old:
+        _drop(checker, cluster, 1)
     start = seen.last_used() + 1
     blocks = table = 1
     while True:
@@ -126,6 +133,7 @@ def rebuild_refcounts(checker: Checker, order: int) -> None:
     image.writeback.barrier()
     header.reftable_offset, header.reftable_clusters, header.refcount_order = place, table, order
     image.writeback.write_header()
+    return [(cluster, count, seen.get(cluster)) for cluster, count in before.items() if count != seen.get(cluster)]
 
 
 def _drop(checker: Checker, first: int, count: int) -> None:

@@ -79,7 +79,9 @@ class Tables:
             return None
         image = self._image
         if table & image.cluster_mask:
-            image.corrupt(f"L2 table offset {table:#x} unaligned (L1 index: {l1_index:#x})", fatal=True)
+            image.corrupt(
+                f"L2 table offset {table:#x} unaligned (L1 index: {layout.hexadecimal(l1_index)})", fatal=True
+            )
         image.file.debug_event("l2_load")
         offset = table + (key & ((1 << self._slices_bits) - 1)) * self.slice_bytes
         fresh = Slice(offset, image.read_array(offset, self.slice_bytes // 8))
