@@ -76,7 +76,9 @@ def _help_answer(architecture: str, options: list[tuple[str, str]]) -> str | Non
 
 def _run(architecture: str, options: list[tuple[str, str]], background: Background | None) -> int:
     from qobra.cli._system.build import Builder
+    from qobra.machine import memory_failure
 
+    memory_failure.block()
     ending = Ending()
     try:
         builder = Builder(architecture, options)
@@ -105,6 +107,7 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
             with machine.control:
                 builder.start()
                 ending.serve(machine)
+        memory_failure.watch(machine)
         if ending.wait():
             raise Terminate
         status = machine.run_state.exit_status
