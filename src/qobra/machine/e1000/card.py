@@ -1,0 +1,207 @@
+"""The card: its registers (chapter 13), interrupts and statistics, between the driver and the backend."""
+
+from __future__ import annotations
+
+from qobra.machine.dma import GuestMemory
+from qobra.machine.e1000 import receive, regs
+from qobra.machine.e1000.eeprom import Eeprom
+from qobra.machine.e1000.phy import Phy
+from qobra.machine.e1000.transmit import Transmitter
+from qobra.machine.memory import Registers
+from qobra.machine.nic import Nic
+from qobra.machine.pci import regs as pci
+from qobra.machine.pci.device import PciDevice
+from qobra.machine.vmstate import Number, VmState, listed, part, u32
+
+_MEMORY_SIZE, _PORTS_SIZE = 0x20000, 0x40
+_PACKETS_WAITING = 256
+_ADDRESS_VALID = 0x80000000
+_READ_ONLY = frozenset((regs.STATUS,))
+_MASKS = {
+    regs.RDLEN: 0xFFF80, regs.TDLEN: 0xFFF80, regs.RDBAL: 0xFFFFFFF0, regs.TDBAL: 0xFFFFFFF0,
+    regs.RDH: 0xFFFF, regs.RDT: 0xFFFF, regs.TDH: 0xFFFF, regs.TDT: 0xFFFF, regs.VET: 0xFFFF,
+}  # fmt: skip
+
+
+class E1000(PciDevice, Nic):
+    """What the models have in common.
+
+    Packets go out as the driver puts them into the ring, and come in through the control strand.
+    """
+
+    type_name = "e1000-base"
+    abstract = True
+    vendor_id = pci.INTEL
+    class_id = 0x0200
+    revision = 3
+    interrupt_pin = 1
+    phy_id = 0x0C20
+
+    vmstate = VmState(
+        listed("_registers", kind=Number(4)),
+        u32("_port_address"),
+        part("_eeprom", "_phy", "transmitter"),
+    )
+
+    def realize(self) -> None:
+        self.realize_nic()
+        self.dma = GuestMemory(self.board.memory, self.may_master)
+        subsystem = (self.subsystem_vendor_id, self.subsystem_id)
+        self._eeprom = Eeprom(self.address, self.device_id, subsystem)
+        self._phy = Phy(self.phy_id)
+        self._waiting = 0
+        self._port_address = 0
+        self._registers = [0] * (regs.END // 4)
+        self.transmitter = Transmitter(self)
+        self._clear()
+        self.add_bar(0, Registers("e1000-mmio", _MEMORY_SIZE, self._read, self._write, impl=(4, 4)))
+        ports = Registers("e1000-io", _PORTS_SIZE, self._read_port, self._write_port, impl=(4, 4))
+        self.add_bar(1, ports, io=True)
+
+    def unrealize(self) -> None:
+        self.unrealize_nic()
+        super().unrealize()
+
+    def reset(self) -> None:
+        super().reset()
+        self._eeprom.reset()
+        self._phy.reset()
+        self._clear()
+
+    def _clear(self) -> None:
+        # The driver's reset leaves the transceiver alone.
+        self._registers[:] = [0] * len(self._registers)
+        for offset, value in regs.INITIAL.items():
+            self.set_register(offset, value)
+        self.set_register(regs.RA, int.from_bytes(self.address[:4], "little"))
+        self.set_register(regs.RA + 4, int.from_bytes(self.address[4:], "little") | _ADDRESS_VALID)
+        self.transmitter.reset()
+        self._show_link()
+        self._update_interrupt()
+
+    def _show_link(self) -> None:
+        up = self._phy.link = self.link_up
+        status = self.register(regs.STATUS)
+        self.set_register(regs.STATUS, status | regs.STATUS_LINK if up else status & ~regs.STATUS_LINK)
+
+    def link_changed(self) -> None:
+        self._show_link()
+        self.interrupt(regs.LSC)
+
+    # -- what the rings use
+
+    def register(self, offset: int) -> int:
+        """The register at ``offset``."""
+        return self._registers[offset >> 2]
+
+    def set_register(self, offset: int, value: int) -> None:
+        """Set the register at ``offset``, whatever the driver may write there."""
+        self._registers[offset >> 2] = value & 0xFFFFFFFF
+
+    def ring_base(self, low: int) -> int:
+        """The address of a ring, in the register at ``low`` and the next one."""
+        return self.register(low) | self.register(low + 4) << 32
+
+    def count(self, offset: int, number: int) -> None:
+        """A statistic grows; it stays at its highest value."""
+        self.set_register(offset, min(self.register(offset) + number, 0xFFFFFFFF))
+
+    def count_wide(self, offset: int, number: int) -> None:
+        """The same for one of 64 bits."""
+        total = min(self.ring_base(offset) + number, (1 << 64) - 1)
+        self.set_register(offset, total)
+        self.set_register(offset + 4, total >> 32)
+
+    def interrupt(self, reasons: int) -> None:
+        """Something happened."""
+        self.set_register(regs.ICR, self.register(regs.ICR) | reasons)
+        self._update_interrupt()
+
+    def _update_interrupt(self) -> None:
+        self.set_pin(1 if self.register(regs.ICR) & self.register(regs.IMS) else 0)
+
+    # -- packets
+
+    def send_packet(self, packet: bytes) -> None:
+        """The driver sends a packet."""
+        self.count(regs.TPT, 1)
+        self.count(regs.GPTC, 1)
+        for register in (regs.TOTL, regs.GOTCL):
+            self.count_wide(register, len(packet) + 4)
+        if packet[0] & 1:
+            self.count(regs.BPTC if packet[:6] == b"\xff" * 6 else regs.MPTC, 1)
+        if self.register(regs.RCTL) & regs.RX_LOOPBACK:
+            self.receive_packet(packet)
+        else:
+            self.transmit(packet)
+
+    def receive_packet(self, packet: bytes) -> None:
+        # The backend's thread must not wait for the strand; what comes faster than that is lost, as on a wire.
+        if self._waiting < _PACKETS_WAITING:
+            self._waiting += 1
+            self.machine.control.post(self._receive, packet)
+
+    def _receive(self, packet: bytes) -> None:
+        self._waiting -= 1
+        if self.realized and self.link_up and self.may_master():
+            receive.receive(self, packet)
+
+    # -- registers
+
+    def _read(self, offset: int, _width: int) -> int:
+        if offset >= regs.END:
+            return 0
+        value = self.register(offset)
+        if offset == regs.ICR:
+            self.set_register(regs.ICR, 0)
+            self._update_interrupt()
+            return value | (0x80000000 if value else 0)
+        if offset == regs.EECD:
+            return self._eeprom.lines
+        if regs.STATISTICS <= offset < regs.STATISTICS_END:
+            self.set_register(offset, 0)
+        return 0 if offset in (regs.ICS, regs.IMC) else value
+
+    def _write(self, offset: int, _width: int, value: int) -> None:
+        value &= 0xFFFFFFFF
+        if offset == regs.CTRL:
+            if value & regs.CTRL_RESET:
+                self._clear()
+                return
+            if value & regs.CTRL_PHY_RESET:
+                self._phy.reset()
+            self.set_register(offset, value & ~(regs.CTRL_RESET | regs.CTRL_PHY_RESET))
+        elif offset == regs.ICR:
+            self.set_register(regs.ICR, self.register(regs.ICR) & ~value)
+            self._update_interrupt()
+        elif offset == regs.ICS:
+            self.interrupt(value)
+        elif offset in (regs.IMS, regs.IMC):
+            mask = self.register(regs.IMS)
+            self.set_register(regs.IMS, mask | value if offset == regs.IMS else mask & ~value)
+            self._update_interrupt()
+        elif offset == regs.EECD:
+            self._eeprom.lines = value
+        elif offset == regs.EERD:
+            self.set_register(offset, self._eeprom.read_word(value))
+        elif offset == regs.MDIC:
+            self.set_register(offset, self._phy.transact(value & 0x3FFFFFFF))
+            if value >> 29 & 1:
+                self.interrupt(regs.MDAC)
+        elif offset < regs.END and offset not in _READ_ONLY and not regs.STATISTICS <= offset < regs.STATISTICS_END:
+            self.set_register(offset, value & _MASKS.get(offset, 0xFFFFFFFF))
+            if offset in (regs.TDT, regs.TCTL):
+                self.transmitter.run()
+
+    # -- the window in ports
+
+    def _read_port(self, offset: int, width: int) -> int:
+        if offset == 0:
+            return self._port_address
+        return self._read(self._port_address & ~3, 4) if offset == 4 else 0
+
+    def _write_port(self, offset: int, width: int, value: int) -> None:
+        if offset == 0:
+            self._port_address = value & (_MEMORY_SIZE - 1)
+        elif offset == 4:
+            self._write(self._port_address & ~3, 4, value)
