@@ -1,19 +1,21 @@
 """Guest memory in a stream: which blocks there are, and which pages changed since they were sent.
 
-What changed is told by comparing: each page has a digest of the copy of it that was sent. So everything that writes to
-memory is seen, in whatever way it does it - devices that hold views of it, tests, CPUs - and nothing that writes has to
-say so; a pass over memory costs a pass of the hash. Pages that are zero, which most never-used memory is, have the
-digest zero and take a comparison only.
+What changed is told by comparing: for each 64 KiB there is a digest of the copy that was sent. So everything that
+writes to memory is seen, in whatever way it does it - devices that hold views of it, tests, CPUs - and nothing that
+writes has to say so; a pass over memory costs a pass of the hash. What is zero has the digest zero and takes a
+comparison only, and what was never used not even that.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from collections.abc import Callable
-from hashlib import blake2b
+from hashlib import sha256
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
+from qobra.block.copy.zeroes import zero_pieces
 from qobra.errors import QobraError
 from qobra.machine.memory import AddressSpace, Ram
 from qobra.machine.memory_backend import MemoryBackend
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
 PAGE = 4096
 _DIGEST = 16
 _CHUNK_PAGES = 256
+_UNIT_PAGES = 16
+"""Pages that share a digest, and are sent together if one of them changed."""
+_PAGEMAP_ENTRY = 8
+_IN_USE = 0xC0
 _ZERO_CHUNK = bytes(PAGE * _CHUNK_PAGES)
-_ZERO_PAGE = bytes(PAGE)
 _ZERO_DIGEST = bytes(_DIGEST)
 _RUN = Struct("<HQI")
 """Number of the block, first page, how many."""
@@ -100,7 +105,7 @@ class RamSender:
     def __init__(self, blocks: list[RamBlock], ignored: Callable[[RamBlock], bool]) -> None:
         self.blocks = blocks
         self._sent = [(i, block) for i, block in enumerate(blocks) if not ignored(block)]
-        self._digests = {i: bytearray(_DIGEST * block.pages) for i, block in self._sent}
+        self._digests = {i: bytearray(_DIGEST * -(-block.pages // _UNIT_PAGES)) for i, block in self._sent}
         self.total = sum(block.ram.size for _i, block in self._sent)
         self.remaining = self.total
         self.zero_pages = self.normal_pages = self.passes = self.last_pass_bytes = 0
@@ -112,53 +117,76 @@ class RamSender:
         sent_before = self.normal_pages
         expected = self.remaining = self.total if first else self.last_pass_bytes
         for number, block in self._sent:
+            used = UsedPages(block.ram)
             for start in range(0, block.pages, _CHUNK_PAGES):
                 stop()
                 count = min(_CHUNK_PAGES, block.pages - start)
-                self._send_chunk(out, number, block, start, count, first)
+                self._send_chunk(out, number, start, count, block.ram if used.any(start, count) else None, first)
                 done = (self.normal_pages - sent_before) * PAGE
                 self.remaining = self.remaining - count * PAGE if first else max(0, expected - done)
         self.remaining = 0
         self.last_pass_bytes = (self.normal_pages - sent_before) * PAGE
         return self.last_pass_bytes
 
-    def _send_chunk(self, out: StreamWriter, number: int, block: RamBlock, start: int, count: int, first: bool) -> None:
-        data = bytes(block.ram.view[start * PAGE : (start + count) * PAGE])
+    def _send_chunk(self, out: StreamWriter, number: int, start: int, count: int, ram: Ram | None, first: bool) -> None:
+        zeroes = _ZERO_CHUNK if count == _CHUNK_PAGES else bytes(count * PAGE)
+        data = bytes(ram.view[start * PAGE : (start + count) * PAGE]) if ram is not None else zeroes
+        data = data.ljust(count * PAGE, b"\0")
         digests = self._digests[number]
-        at = start * _DIGEST
-        if data == (_ZERO_CHUNK if len(data) == len(_ZERO_CHUNK) else bytes(len(data))):
+        low, high = start // _UNIT_PAGES, -(-(start + count) // _UNIT_PAGES)
+        if data == zeroes and (first or not any(digests[low * _DIGEST : high * _DIGEST])):
+            # What was never written is zero on the other side as well, but for what it loaded itself.
             if first:
-                # What was never written is zero on the other side as well.
-                out.record(ZEROES, _RUN.pack(number, start, count))
-                self.zero_pages += count
-                return
-            if not any(digests[at : at + count * _DIGEST]):
-                return
-        run: list[tuple[int, bool]] = []
-        for i in range(count):
-            page = data[i * PAGE : (i + 1) * PAGE]
-            zero = page == _ZERO_PAGE
-            digest = _ZERO_DIGEST if zero else blake2b(page, digest_size=_DIGEST).digest()
-            here = at + i * _DIGEST
-            if digests[here : here + _DIGEST] != digest or (first and zero):
-                digests[here : here + _DIGEST] = digest
-                if run and (run[-1][0] != start + i - 1 or run[-1][1] != zero):
-                    self._send_run(out, number, start, data, run)
-                    run = []
-                run.append((start + i, zero))
-        if run:
-            self._send_run(out, number, start, data, run)
+                self._send_zeroes(out, number, start, count)
+            return
+        for unit in range(low, high):
+            at = (unit * _UNIT_PAGES - start) * PAGE
+            part = data[at : at + _UNIT_PAGES * PAGE]
+            zero = not any(part[:64]) and part == zeroes[: len(part)]
+            digest = _ZERO_DIGEST if zero else sha256(part).digest()[:_DIGEST]
+            place = slice(unit * _DIGEST, (unit + 1) * _DIGEST)
+            if digests[place] != digest or (first and zero):
+                digests[place] = digest
+                self._send_unit(out, number, unit * _UNIT_PAGES, bytearray(part))
 
-    def _send_run(self, out: StreamWriter, number: int, start: int, data: bytes, run: list[tuple[int, bool]]) -> None:
-        first, zero = run[0]
-        head = _RUN.pack(number, first, len(run))
-        if zero:
-            out.record(ZEROES, head)
-            self.zero_pages += len(run)
-        else:
-            at = (first - start) * PAGE
-            out.record(PAGES, head, memoryview(data)[at : at + len(run) * PAGE])
-            self.normal_pages += len(run)
+    def _send_unit(self, out: StreamWriter, number: int, start: int, data: bytearray) -> None:
+        for at, size, zero in zero_pieces(data, len(data), PAGE):
+            first, count = start + at // PAGE, size // PAGE
+            if zero:
+                self._send_zeroes(out, number, first, count)
+            else:
+                out.record(PAGES, _RUN.pack(number, first, count), memoryview(data)[at : at + size])
+                self.normal_pages += count
+
+    def _send_zeroes(self, out: StreamWriter, number: int, first: int, count: int) -> None:
+        out.record(ZEROES, _RUN.pack(number, first, count))
+        self.zero_pages += count
+
+
+class UsedPages:
+    """Which pages of anonymous memory the host ever had to provide, as /proc/self/pagemap tells; the rest is zero.
+
+    So memory that nobody uses is not looked at, and not even mapped. Of other memory, all counts as used.
+    """
+
+    def __init__(self, ram: Ram) -> None:
+        self._flags: bytes | None = None
+        if ram.fd >= 0 or ram.size < _CHUNK_PAGES * PAGE:
+            return
+        address = ctypes.addressof(ctypes.c_char.from_buffer(ram.view))
+        try:
+            with open("/proc/self/pagemap", "rb", buffering=0) as stream:
+                stream.seek(address // PAGE * _PAGEMAP_ENTRY)
+                entries = stream.read(-(-ram.size // PAGE) * _PAGEMAP_ENTRY)
+        except OSError:
+            return
+        if len(entries) == -(-ram.size // PAGE) * _PAGEMAP_ENTRY and address % PAGE == 0:
+            # The highest byte of an entry says whether the page is present or swapped out.
+            self._flags = entries[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY]
+
+    def any(self, start: int, count: int) -> bool:
+        """Whether any of ``count`` pages from ``start`` may hold something."""
+        return self._flags is None or any(flags & _IN_USE for flags in set(self._flags[start : start + count]))
 
 
 def take_pages(kind: int, payload: bytes, blocks: list[RamBlock]) -> None:
