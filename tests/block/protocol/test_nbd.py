@@ -13,6 +13,7 @@ import pytest
 
 from qobra.block.extents import DATA, UNALLOCATED, ZERO
 from qobra.block.layer import BlockLayer
+from qobra.block.protocol._nbd_options import uri
 from qobra.block.protocol import _nbd_options as nbd_options
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
@@ -123,6 +124,12 @@ def test_names(layer: BlockLayer, server: Server) -> None:
     )
     assert old.length == 4 * MIB
     layer.delete_node("old")
+
+
+def test_an_address_that_says_which_protocol_has_no_plain_name() -> None:
+    address = {"type": "inet", "host": "::1", "port": "10"}
+    assert uri(address, "e") == "nbd://::1:10/e"
+    assert uri({**address, "ipv6": True}, "e") == ""
 
 
 UNIX = {"type": "unix", "path": "/s"}

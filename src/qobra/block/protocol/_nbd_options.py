@@ -51,7 +51,7 @@ def uri(address: dict[str, Any], export: str) -> str:
     name = "/" + quote(export, safe="/") if export else ""
     if address["type"] == "unix" and not address.get("abstract"):
         return f"nbd+unix://{name}?socket={address['path']}"
-    if address["type"] == "inet":
+    if address["type"] == "inet" and address.keys().isdisjoint(("ipv4", "ipv6", "to")):
         return f"nbd://{address['host']}:{address['port']}{name}"
     return ""
 
