@@ -13,7 +13,6 @@ import pytest
 
 from qobra.block.extents import DATA, UNALLOCATED, ZERO
 from qobra.block.layer import BlockLayer
-from qobra.block.protocol._nbd_options import uri
 from qobra.block.protocol import _nbd_options as nbd_options
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
@@ -128,8 +127,8 @@ def test_names(layer: BlockLayer, server: Server) -> None:
 
 def test_an_address_that_says_which_protocol_has_no_plain_name() -> None:
     address = {"type": "inet", "host": "::1", "port": "10"}
-    assert uri(address, "e") == "nbd://::1:10/e"
-    assert uri({**address, "ipv6": True}, "e") == ""
+    assert nbd_options.uri(address, "e") == "nbd://::1:10/e"
+    assert nbd_options.uri({**address, "ipv6": True}, "e") == ""
 
 
 UNIX = {"type": "unix", "path": "/s"}
