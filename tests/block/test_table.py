@@ -6,7 +6,7 @@ import pytest
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
-from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
+from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, Extent, resolve
 from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode, WriteTracker, drivers
 from qobra.block.opening import Opening
@@ -110,3 +110,20 @@ def test_a_tracker_turns_direct_writes_off(backend):
     assert not _entries(table)[0] & 1
     backend.node.remove_tracker(tracker)
     assert backend.table().writable and _entries(table) is None
+
+
+def test_what_a_backing_node_holds_is_not_written_in_place(backend, tmp_path):
+    """Even where that node may be written by others."""
+    layer = backend.layer
+    (tmp_path / "top").write_bytes(bytes(4 * UNIT))
+    file = {"driver": "file", "filename": str(tmp_path / "top")}
+    top = layer.add_node({"driver": "test-scattered", "node-name": "top", "file": file, "backing": None})
+    top.places = [2, None, None, 0]
+    top.map = lambda offset, length, want_zero=True: [
+        each if each.kind == DATA else Extent(each.length, ABSENT)
+        for each in _ScatteredNode.map(top, offset, length, want_zero)
+    ]
+    top.children["backing"] = backend.node
+    runs = resolve(top, 0, top.length)
+    assert [(run.depth, run.flags & WRITABLE) for run in runs] == [(0, WRITABLE), (1, 0), (1, 0), (0, WRITABLE)]
+    del top.children["backing"]

@@ -69,7 +69,7 @@ def resolve(node: BlockNode, start: int, length: int, *, want_zero: bool = False
     is DATA. The range must lie inside the node.
     """
     runs: list[Run] = []
-    _resolve(node, start, length, start, 0, runs, want_zero, MAX_DEPTH)
+    _resolve(node, start, length, start, 0, runs, want_zero, MAX_DEPTH, -1)
     return runs
 
 
@@ -91,7 +91,9 @@ def _resolve(
     runs: list[Run],
     want_zero: bool,
     budget: int,
+    mask: int,
 ) -> None:
+    """``mask`` leaves out flags that what is above ``node`` takes away."""
     if budget <= 0:
         raise QobraError(f"Block graph under node '{node.node_name}' is deeper than {MAX_DEPTH} nodes")
     for extent in node.map(offset, length, want_zero):
@@ -103,20 +105,21 @@ def _resolve(
             inside = 0 if backing is None else max(0, min(size, backing.length - offset))
             if inside:
                 assert backing is not None
-                _resolve(backing, offset, inside, start, depth + 1, runs, want_zero, budget - 1)
+                # What a backing node may write in place, a write to what is above may not.
+                _resolve(backing, offset, inside, start, depth + 1, runs, want_zero, budget - 1, mask & ~WRITABLE)
             if inside < size:
                 # Past the end of a short backing node it counts as that node's: what is below does not show through.
                 below = -1 if backing is None else depth + 1
                 _append(runs, Run(start + inside, size - inside, ZERO, None, 0, 0, below, node))
         elif kind == DATA and child is not None and child is not node:
             if child.is_leaf and not want_zero:
-                _append(runs, Run(start, size, DATA, child, extent.offset, extent.flags, depth, node))
+                _append(runs, Run(start, size, DATA, child, extent.offset, extent.flags & mask, depth, node))
             else:
                 inside = max(0, min(size, child.length - extent.offset))
                 if inside:
                     # In a list of its own, where it cannot merge with what came before under another node.
                     own: list[Run] = []
-                    _resolve(child, extent.offset, inside, start, 0, own, want_zero, budget - 1)
+                    _resolve(child, extent.offset, inside, start, 0, own, want_zero, budget - 1, mask)
                     # What lies under this node counts as this node's, and is only writable through both.
                     for run in own:
                         flags = run.flags & (extent.flags | ~WRITABLE)
@@ -127,9 +130,9 @@ def _resolve(
                     # Past the end of the child: never written, so zeroes.
                     _append(runs, Run(start + inside, size - inside, ZERO, None, 0, 0, depth, node))
         elif kind == COMPUTED:
-            _append(runs, Run(start, size, COMPUTED, node, offset, extent.flags, depth, node))
+            _append(runs, Run(start, size, COMPUTED, node, offset, extent.flags & mask, depth, node))
         else:
-            _append(runs, Run(start, size, kind, child, extent.offset, extent.flags, depth, node))
+            _append(runs, Run(start, size, kind, child, extent.offset, extent.flags & mask, depth, node))
         offset += size
         start += size
 

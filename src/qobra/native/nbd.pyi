@@ -15,7 +15,6 @@ IS_LONG_WRITE: int
 class Batches(Stream):
     cold: int
     again: bool
-    drained: bool
     def __init__(
         self, lock: Lock, sock: int, inbox: mmap, arena: mmap, slot: Slot, *, structured: bool, writable: bool
     ) -> None: ...

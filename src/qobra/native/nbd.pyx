@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 
 from qobra.native.direct cimport MAX_IN_FLIGHT, Direct
 from qobra.native.places cimport (
-    COLD, DIRECT, DONE, UNKNOWN, Outcome, Piece, Places, Slot, inside, next_piece, note_write, read_ahead, read_range,
+    COLD, DIRECT, DONE, FAILED, UNKNOWN, Outcome, Piece, Places, Slot, inside, next_piece, note_write, read_ahead, read_range,
     write_range,
 )
 from qobra.native.stream cimport END, NOTHING, SOME, Received, Stream, iovec
@@ -48,9 +48,8 @@ cdef class Batches(Stream):
 
     cdef Slot _slot
     cdef bint _structured, _writable
-    cdef readonly bint again      # there are requests in the inbox that have not been looked at
-    cdef readonly bint drained    # somebody waits for slots to be left, and must be told
-    cdef Request _long            # the write whose payload has been received apart
+    cdef readonly bint again    # there are requests in the inbox that have not been looked at
+    cdef Request _long          # the write whose payload has been received apart
     cdef bint _long_received
     cdef Direct _direct
     cdef Request _in_flight[MAX_IN_FLIGHT]    # by their numbers in _direct
@@ -90,7 +89,6 @@ cdef class Batches(Stream):
         cdef Reason reason = STALE
         self._aside_count = 0
         self.position = 0
-        self.drained = False
         self._check()
         self.again = True
         with nogil:
@@ -105,7 +103,6 @@ cdef class Batches(Stream):
         cdef Reason reason = STALE
         self._aside_count = 0
         self.position = 0
-        self.drained = False
         with nogil:
             if self._enter(places):
                 self._read_cold(places)
@@ -121,8 +118,8 @@ cdef class Batches(Stream):
         return self._long.flags, self._long.cookie, self._long.offset, self._long.length
 
     def take_aside(self):
-        """The requests that are no plain hits, as (command, flags, cookie, offset, length, payload): its place in the
-        inbox, or the bytes themselves."""
+        """The requests that are no plain hits, as (command, flags, cookie, offset, length, payload). The payload is its
+        place in the inbox, or bytes, its own or none, where only the nodes' methods can find out what is wrong."""
         cdef int index, number
         found = []
         for index in range(self._failed_count):
@@ -134,7 +131,8 @@ cdef class Batches(Stream):
         self._failed_count = 0
         for index in range(self._aside_count):
             one = self._aside[index]
-            found.append((one.command, one.flags, one.cookie, one.offset, one.length, one.payload))
+            where = b"" if one.failed else one.payload
+            found.append((one.command, one.flags, one.cookie, one.offset, one.length, where))
         self._aside_count = 0
         return found
 
@@ -144,7 +142,7 @@ cdef class Batches(Stream):
         if not 0 < length <= LONGEST_HIT:
             return False
         request.flags, request.command, request.cookie, request.offset, request.length = flags, READ, cookie, offset, length
-        request.payload = 0
+        request.payload, request.failed = 0, False
         return self._add_cold(&request)
 
     # The loop ---------------------------------------------------------------------------------------------------------
@@ -152,7 +150,6 @@ cdef class Batches(Stream):
     cdef Reason _run(self, Places places) noexcept nogil:
         cdef Reason reason
         cdef Received received
-        self.drained = False
         while True:
             if self._direct.in_flight and not self._pause_direct(places):
                 return BROKEN
@@ -172,7 +169,8 @@ cdef class Batches(Stream):
             self.position = 0
             reason = self._serve_hits(places)
             self._leave()
-            if self.position and not self._send():
+            # While the first were sent, others may have been done.
+            if (self.position and not self._send()) or not self._send_done():
                 return BROKEN
             if reason == GOING_ON and self._direct.in_flight:
                 reason = self._go_on_direct(self._direct.is_full())
@@ -182,7 +180,7 @@ cdef class Batches(Stream):
                 reason = self._write_long(places)
             if reason != GOING_ON:
                 return reason
-            if self._aside_count or self._failed_count or self.drained:
+            if self._aside_count or self._failed_count:
                 return ASIDE
 
     cdef Reason _write_long(self, Places places) noexcept nogil:
@@ -230,8 +228,7 @@ cdef class Batches(Stream):
         """Leave the slot, once nothing is in flight."""
         if self._is_inside and not self._direct.in_flight:
             self._is_inside = False
-            if not self._slot.try_leave():
-                self.drained = True
+            self._slot.go()
 
     cdef Reason _serve_hits(self, Places places) noexcept nogil:
         """Serve what is in the inbox, into the arena from ``position`` on; what is no plain hit goes aside."""
@@ -272,6 +269,7 @@ cdef class Batches(Stream):
                 if outcome == COLD and self._add_cold(&request):
                     read_ahead(places, request.offset, request.length)
                 elif outcome != DONE:
+                    request.failed = outcome == FAILED
                     self._put_aside(&request)
             elif request.command == WRITE:
                 need = REQUEST + <size_t>request.length
@@ -347,7 +345,7 @@ cdef class Batches(Stream):
         self._leave()
         if self.position and not self._send():
             return BROKEN
-        return ASIDE if self._aside_count or self.drained else GOING_ON
+        return ASIDE if self._aside_count else GOING_ON
 
     cdef void _read_cold(self, Places places) noexcept nogil:
         """Read the oldest cold request, waiting for the disk, and those behind it that are in memory by then."""
@@ -363,6 +361,7 @@ cdef class Batches(Stream):
             if outcome == COLD:
                 break
             if outcome != DONE:
+                request.failed = outcome == FAILED
                 self._put_aside(request)
             self._cold_first = (self._cold_first + 1) % MAX_COLD
             self.cold -= 1

@@ -45,7 +45,7 @@ cdef class Slot:
     cdef readonly Words words
     cdef readonly Gate gate
     cdef bint try_enter(self) noexcept nogil
-    cdef bint try_leave(self) noexcept nogil
+    cdef void go(self) noexcept nogil
     cdef int64_t generation(self) noexcept nogil
     cdef bint is_wanted(self) noexcept nogil
 

@@ -117,10 +117,12 @@ cdef class Slot:
         store(&self._busy, load(&self.words._epoch))
         return load(&self.gate._closed) == 0
 
-    cdef bint try_leave(self) noexcept nogil:
-        """Leave; False if somebody drains, and then :meth:`leave` has to be called."""
+    cdef void go(self) noexcept nogil:
+        """Leave, and tell whoever drains; takes the GIL only for that."""
         store(&self._busy, 0)
-        return load(&self.words._draining) == 0
+        if load(&self.words._draining):
+            with gil:
+                self._flight.notify()
 
     cdef int64_t generation(self) noexcept nogil:
         """What the flat tables have to be of."""
@@ -141,7 +143,8 @@ cdef class Slot:
 
     def leave(self):
         """See ``qobra.block.slots.Slot.leave``."""
-        if not self.try_leave():
+        store(&self._busy, 0)
+        if load(&self.words._draining):
             self._flight.notify()
 
     def __enter__(self):

@@ -45,6 +45,7 @@ cdef struct Request:
     uint64_t offset
     uint32_t length
     size_t payload    # where in the inbox, for a write
+    bint failed       # only the nodes' methods can find out why
 
 
 cdef inline bint parse(const uint8_t *at, Request *request) noexcept nogil:
@@ -57,6 +58,7 @@ cdef inline bint parse(const uint8_t *at, Request *request) noexcept nogil:
     request.offset = get64(at + 16)
     request.length = get32(at + 24)
     request.payload = 0
+    request.failed = False
     return True
 
 

@@ -68,8 +68,6 @@ class CompiledLoop(Loop):
         with self.slot:
             places = self.backend.table().places
         reason = self._serve_received(places) if self._tls else batches.run(places)
-        if batches.drained:
-            self.backend.layer.flight.notify()
         if reason == native.IS_BROKEN:
             raise Disconnected(f"NBD connection failed: {os.strerror(batches.error)}", errno=batches.error)
         if reason == native.IS_NONSENSE:
@@ -107,8 +105,10 @@ class CompiledLoop(Loop):
         with self.slot:
             table = self.backend.table()
             for command, flags, cookie, offset, length, payload in found:
-                if command == p.CMD_WRITE:
-                    data = payload if isinstance(payload, bytes) else self.inbox.view[payload : payload + length]
+                if isinstance(payload, bytes):
+                    self._aside.append(Work(command, flags, cookie, offset, length, payload))
+                elif command == p.CMD_WRITE:
+                    data = self.inbox.view[payload : payload + length]
                     position = self._write_missed(table, Work(command, flags, cookie, offset, length, data), position)
                 elif command == p.CMD_READ:
                     position = self._read_missed(table, Work(command, flags, cookie, offset, length), position)

@@ -1,0 +1,208 @@
+"""The batch loop, in both forms, on images with clusters, files without a page cache, and under clients that misbehave."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from qobra.block.bitmap import DirtyBitmap
+from qobra.block.snapshot import create_image
+from qobra.nbd import protocol as p
+
+KIB = 1 << 10
+MIB = 1 << 20
+SIZE = 8 * MIB
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def needs_direct(path: Any) -> None:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        pytest.skip("the file system has no O_DIRECT")
+
+
+def add_image(exporter: Any, name: str, *, direct: bool = False, backing: Any = None) -> Any:
+    """A new qcow2 node of SIZE bytes."""
+    path = exporter.tmp_path / f"{name}.qcow2"
+    if direct:
+        needs_direct(path)
+    with exporter.layer.control:
+        create_image(exporter.layer, str(path), "qcow2", SIZE, None)
+    file = {"driver": "file", "filename": str(path)}
+    options = {"driver": "qcow2", "node-name": name, "file": file, "cache": {"direct": direct}, "backing": backing}
+    return exporter.add(options)
+
+
+@pytest.mark.parametrize("structured", [True, False])
+@pytest.mark.parametrize("direct", [False, True])
+def test_an_image_that_grows_and_changes_equals_a_model(exporter: Any, direct: bool, structured: bool) -> None:
+    """Three connections work on a third each, while the layer is drained and its flat tables are made anew."""
+    node = add_image(exporter, "n", direct=direct)
+    exporter.export("n")
+    model = bytearray(SIZE)
+    third = SIZE // 3 & -4096
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def work(number: int) -> None:
+        try:
+            source = random.Random(number)
+            client = exporter.connect("n", structured=structured)
+            for _ in range(25):
+                requests, checks = [], []
+                position = number * third
+                end = position + third
+                while position < end:
+                    length = min(source.choice((512, 4096, 4096, 16 * KIB, 96 * KIB, 300 * KIB)), end - position)
+                    if source.randrange(2):
+                        read = client.aio_pread(length, position)
+                        checks.append((read, bytes(model[position : position + length])))
+                    elif source.randrange(8):
+                        data = source.randbytes(16) * (length // 16)
+                        model[position : position + length] = data
+                        requests.append(client.aio_pwrite(data, position))
+                    else:
+                        model[position : position + length] = bytes(length)
+                        requests.append(client.aio_zero(length, position))
+                    position += length + 512 * source.randrange(500)
+                for request in requests:
+                    request.result(60)
+                for read, expected in checks:
+                    assert read.result(60) == expected
+        except BaseException as error:
+            failures.append(error)
+
+    def disturb() -> None:
+        while not done.wait(0.003):
+            with exporter.layer.control:
+                exporter.layer.changed()
+            with exporter.layer.drained():
+                pass
+            bitmap = DirtyBitmap(node, "b", 64 * KIB)
+            bitmap.remove()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    disturber = threading.Thread(target=disturb)
+    for thread in (*threads, disturber):
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    done.set()
+    disturber.join(60)
+    assert not failures
+    assert exporter.connect("n").pread(SIZE, 0) == model
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_chain_is_read_through_and_overwritten(exporter: Any, direct: bool) -> None:
+    below = add_image(exporter, "below", direct=direct)
+    below.write(0, b"1" * 256 * KIB)
+    add_image(exporter, "n", direct=direct, backing="below")
+    exporter.export("n")
+    client = exporter.connect("n")
+    for _ in range(2):
+        reads = [client.aio_pread(4096, offset) for offset in range(0, 512 * KIB, 4096)]
+        assert b"".join(read.result(60) for read in reads) == b"1" * 256 * KIB + bytes(256 * KIB)
+    client.pwrite(b"2" * 4096, 64 * KIB)
+    client.pwrite(b"3" * 4096, 64 * KIB + 8192)  # where there is space now
+    expected = b"1" * 64 * KIB + b"2" * 4096 + b"1" * 4096 + b"3" * 4096 + b"1" * 4096
+    assert client.pread(len(expected), 0) == expected
+    assert below.read(64 * KIB, 4096) == b"1" * 4096
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_parts_of_blocks_and_the_end_of_the_image(exporter: Any, direct: bool) -> None:
+    add_image(exporter, "n", direct=direct).write(0, bytes(range(256)) * (SIZE // 256))
+    exporter.export("n")
+    client = exporter.connect("n")
+    whole = bytearray(bytes(range(256)) * (SIZE // 256))
+    for _ in range(2):
+        for offset, length in ((1, 1), (511, 2), (4095, 4098), (65535, 2), (SIZE - 1, 1), (SIZE - 5000, 5000)):
+            assert client.pread(length, offset) == whole[offset : offset + length]
+            whole[offset : offset + length] = data = os.urandom(length)
+            client.pwrite(data, offset)
+            assert client.pread(length, offset) == data
+    assert client.pread(SIZE, 0) == whole
+
+
+def test_a_failed_write_past_the_page_cache_is_told(exporter: Any) -> None:
+    node = add_image(exporter, "n", direct=True)
+    node.write(0, b"1" * MIB)
+    exporter.export("n")
+    client = exporter.connect("n")
+    assert client.pread(4096, 0) == b"1" * 4096
+    writable, readable = os.dup(node.file.fd), os.open(node.file.path, os.O_RDONLY | os.O_DIRECT)
+    os.dup2(readable, node.file.fd)
+    try:
+        requests = [client.aio_pwrite(b"2" * 4096, offset) for offset in range(0, 64 * KIB, 4096)]
+        assert {getattr(request.exception(60), "errno", None) for request in requests} == {errno.EINVAL}
+    finally:
+        os.dup2(writable, node.file.fd)
+        os.close(writable)
+        os.close(readable)
+    assert client.pread(64 * KIB, 0) == b"1" * 64 * KIB
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_client_that_reads_no_replies_holds_nobody_up(exporter: Any, direct: bool) -> None:
+    add_image(exporter, "n", direct=direct).write(0, b"1" * MIB)
+    exporter.export("n")
+    with exporter.connect("n") as other:
+        assert other.pread(MIB, 0) == b"1" * MIB
+        client = exporter.connect("n")
+        sock = client._link.transport.socket
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for cookie in range(100):
+            offset = cookie % 16 * 64 * KIB
+            sock.sendall(p.REQUEST.pack(p.REQUEST_MAGIC, 0, p.CMD_READ, cookie, offset, 64 * KIB))
+        for _ in range(3):
+            with exporter.layer.drained():
+                pass
+            assert other.pread(4096, 0) == b"1" * 4096
+        client.abort()
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_clients_that_leave_in_the_middle(exporter: Any, direct: bool, seed: int) -> None:
+    add_image(exporter, "n", direct=direct).write(0, b"1" * SIZE)
+    server = exporter.start()
+    exporter.export("n")
+    source = random.Random(seed)
+    for _ in range(8):
+        client = exporter.connect("n")
+        sock = client._link.transport.socket
+        stream = bytearray()
+        for cookie in range(source.randrange(1, 60)):
+            length = source.choice((512, 4096, 8192, 200 * KIB))
+            offset = source.randrange(0, SIZE - length, 512)
+            write = source.randrange(2)
+            stream += p.REQUEST.pack(p.REQUEST_MAGIC, 0, write, cookie, offset, length) + b"1" * length * write
+        cut = source.randrange(len(stream))
+        sock.setblocking(False)
+        try:
+            sock.sendall(stream[:cut])
+        except OSError:
+            pass  # nobody reads the replies, so the server stops to read requests
+        if source.randrange(2):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.abort()
+    until(lambda: server.connections == 0)
+    assert not any(slot.busy for slot in exporter.layer.flight._slots)
+    assert exporter.connect("n").pread(SIZE, 0) == b"1" * SIZE
