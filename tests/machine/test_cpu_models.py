@@ -88,3 +88,35 @@ def test_time_that_does_not_sleep_leaps_from_timer_to_timer() -> None:
     wait_until(lambda: len(seen) == 2)
     assert seen == [hour, 2 * hour]
     machine.close()
+
+
+def test_models_by_name(machine: Machine) -> None:
+    with machine.control:
+        names = {each["name"] for each in dispatch.call(machine, "query-cpu-definitions", {})}
+    assert {"486", "pentium", "Haswell", "EPYC", "qemu64", "max", "base"} <= names
+    haswell, older = _expand(machine, "static", "Haswell")["props"], _expand(machine, "static", "Nehalem")["props"]
+    assert haswell["avx2"] and not older["avx2"]
+    assert haswell["vendor"] == "GenuineIntel"
+    assert all(haswell[name] for name in FEATURES if older[name] and name != "hypervisor")
+
+
+def test_minus_overrides_plus_and_plus_overrides_values(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    cls: Any = machine.objects.find_type("qemu64-x86_64-cpu")
+    parsed = cls.parse_features("-fpu,+fpu,-mce,mce=on,+cx8,cx8=off,sse4_2=on")
+    assert dict(parsed) == {"fpu": "off", "mce": "off", "cx8": "on", "sse4.2": "on"}
+    warnings = capsys.readouterr().err
+    assert 'Don\'t mix both "-mce" and "mce=on"' in warnings
+    assert 'Don\'t mix both "+cx8" and "cx8=off"' in warnings
+
+
+@pytest.mark.parametrize(("architecture", "model"), [("x86_64", "qemu64"), ("riscv64", "rv64")])
+def test_a_machine_without_a_board_has_the_cpu_that_is_named(architecture: str, model: str) -> None:
+    machine = Machine(capabilities=frozenset(("board", architecture)))
+    with machine.control:
+        board = attach_board(machine, find_board(architecture, "none"))
+        board.set_cpu_model(model)
+        board.set_topology({"cpus": 1})
+        board.start()
+        board.finish()
+        assert [cpu["cpu-index"] for cpu in dispatch.call(machine, "query-cpus-fast", {})] == [0]
+    machine.close()

@@ -155,9 +155,7 @@ class Board(Object):
         from qobra.machine.cpu import Cpu
 
         model, _, features = text.partition(",")
-        if self.default_cpu_type is None:
-            raise QobraError("this machine has no CPUs")
-        suffix = self.default_cpu_type.partition("-")[2]
+        suffix = self.cpu_suffix()
         cls = self.tree.find_type(f"{model}-{suffix}")
         if cls is None or cls.abstract:
             raise QobraError(f"unable to find CPU model '{model}'")
@@ -165,6 +163,12 @@ class Board(Object):
         for name, value in cls.parse_features(features):
             self.add_global(cls.type_name, name, value)
         self.cpu_type = cls.type_name
+
+    def cpu_suffix(self) -> str:
+        """How the types of CPUs end that the board takes."""
+        if self.default_cpu_type is None:
+            raise QobraError("this machine has no CPUs")
+        return self.default_cpu_type.partition("-")[2]
 
     def set_memory(self, size: int, *, backend: str | None = None, path: str | None = None) -> None:
         """Get the RAM: ``size`` bytes, of the memory backend ``backend`` or the file ``path``. Raises QobraError."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from qobra.errors import QobraError
@@ -82,6 +84,10 @@ def parts_text(sockets: int, dies: int, cores: int, threads: int, dies_supported
     return f"sockets ({sockets}){middle} * cores ({cores}) * threads ({threads})"
 
 
+def _warn(text: str) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: warning: {text}", file=sys.stderr)
+
+
 class Cpu(Device):
     """One CPU. ``architecture`` is the reference's SysEmuTarget; ``index`` its number."""
 
@@ -103,14 +109,26 @@ class Cpu(Device):
 
     @classmethod
     def parse_features(cls, text: str) -> list[tuple[str, str]]:
-        """Names and values of properties from ``feature=value,+feature,-feature``. Raises QobraError."""
-        found = []
+        """Names and values of properties from ``feature=value,+feature,-feature``. Raises QobraError.
+
+        Whatever their order, a plus overrides a value, and a minus both.
+        """
+        values: list[tuple[str, str]] = []
+        plus: list[tuple[str, str]] = []
+        minus: list[tuple[str, str]] = []
         for part in filter(None, text.split(",")):
-            name, equals, value = part.lstrip("+-").partition("=")
-            if not equals:
-                value = "off" if part.startswith("-") else "on"
-            found.append((cls.find_feature(name), value))
-        return found
+            if part[0] == "+":
+                plus.append((cls.find_feature(part[1:]), "on"))
+            elif part[0] == "-":
+                minus.append((cls.find_feature(part[1:]), "off"))
+            else:
+                name, equals, value = part.partition("=")
+                values.append((cls.find_feature(name), value if equals else "on"))
+        for sign, marked in (("+", plus), ("-", minus)):
+            for name, value in values:
+                if name in dict(marked):
+                    _warn(f'Ambiguous CPU model string. Don\'t mix both "{sign}{name}" and "{name}={value}"')
+        return values + plus + minus
 
     @classmethod
     def find_feature(cls, name: str) -> str:

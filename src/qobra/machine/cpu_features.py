@@ -61,15 +61,27 @@ ALIASES = {
 class Feature(Bool):
     """Whether a CPU has a feature: what the user says, else what the model has (``features`` of its class)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, feature: str | None = None) -> None:
         super().__init__(False, name=name, description="on/off")
+        self._feature = feature or name
 
     def read(self, instance: Object) -> bool:
         found: Any = instance
-        return bool(found.values.get(self.name, self.name in found.features))
+        return bool(found.values.get(self._feature, self._feature in found.features))
+
+    def write(self, instance: Object, value: Any, *, keyval: bool = False) -> None:
+        instance.values[self._feature] = self.parse(value) if keyval and isinstance(value, str) else self.check(value)
 
 
 def add_features(cls: type[Object]) -> None:
     """Give a class of CPUs a property for each feature."""
     for name in FEATURES:
-        setattr(cls, "feature_" + name.replace("-", "_").replace(".", "_"), Feature(name))
+        _add(cls, name, Feature(name))
+    for alias, name in ALIASES.items():
+        _add(cls, alias, Feature(alias, feature=name))
+
+
+def _add(cls: type[Object], name: str, prop: Feature) -> None:
+    attribute = "feature_" + name.replace("-", "_").replace(".", "_dot_")
+    setattr(cls, attribute, prop)
+    prop.__set_name__(cls, attribute)

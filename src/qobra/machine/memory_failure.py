@@ -1,8 +1,8 @@
 """Memory of the host that broke: the kernel tells with SIGBUS, and MEMORY_FAILURE tells the user.
 
-What was found broken before anybody used it comes as an ordinary signal (``BUS_MCEERR_AO``, sigaction(2)) to a process
-that asked to be told early (``PR_MCE_KILL``, prctl(2)). What is used before that kills the process, as no guest could go
-on.
+What was found broken before anybody used it comes as an ordinary signal (``BUS_MCEERR_AO``, sigaction(2)) to a
+process that asked to be told early (``PR_MCE_KILL``, prctl(2)). What is used before that kills the process, as no
+guest could go on.
 The signal has to be blocked in every thread, so :func:`block` comes before the first is started.
 """
 

@@ -1,0 +1,36 @@
+"""The CPUs of x86-64 by the names of what was sold: each model of :mod:`qobra.machine.cpu_models` is a type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.machine.cpu_models import MODELS
+from qobra.machine.device.x86_64_cpu import X86Cpu
+from qobra.machine.devices import registry
+from qobra.object.property import Int, String
+
+
+def _register_all() -> None:
+    features: dict[str, frozenset[str]] = {"": frozenset()}
+    for name, base, family, model, stepping, vendor, level, xlevel, model_id, changes in MODELS:
+        marked = changes.split()
+        added = {each[1:] for each in marked if each[0] == "+"}
+        features[name] = (features[base] | added) - {each[1:] for each in marked if each[0] == "-"}
+        type_name = f"{name}-x86_64-cpu"
+        members: dict[str, Any] = {
+            "__doc__": f"{model_id or name}.",
+            "__module__": __name__,
+            "type_name": type_name,
+            "features": features[name],
+            "family": Int(family),
+            "model_number": Int(model, name="model"),
+            "stepping": Int(stepping),
+            "vendor": String(vendor),
+            "model_id": String(model_id, name="model-id"),
+            "min_level": Int(level, type="uint32"),
+            "min_xlevel": Int(xlevel, type="uint32"),
+        }
+        registry.register(type_name)(type(f"Cpu{name.title()}", (X86Cpu,), members))
+
+
+_register_all()
