@@ -218,3 +218,32 @@ def test_run_says_it_in_other_words() -> None:
     assert "-drive file=a.qcow2,if=virtio,id=disk0 -S" in text
     with pytest.raises(ValueError, match="'--bogus' is no option"):
         run._parse(["--bogus"])
+
+
+def test_devices_are_listed_by_category() -> None:
+    text = answers.answer("x86_64", "device", "help")
+    assert text is not None
+    groups = {block.split("\n")[0]: block.split("\n")[1:] for block in text.rstrip("\n").split("\n\n")}
+    assert list(groups)[:4] == [
+        *("Controller/Bridge/Hub devices:", "USB devices:", "Storage devices:", "Network devices:"),
+    ]
+    assert 'name "virtio-blk-pci", bus PCI, alias "virtio-blk"' in groups["Storage devices:"]
+    assert 'name "e1000", bus PCI, alias "e1000-82540em", desc "Intel Gigabit Ethernet"' in groups["Network devices:"]
+    assert 'name "ib700", bus ISA, desc "iBASE 700"' in groups["Watchdog devices:"]
+    assert 'name "pc-dimm", desc "DIMM memory module"' in groups["Uncategorized devices:"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "text"),
+    [
+        ("x86_64", ["-kernel", "/nonexistent"], "could not open kernel file '/nonexistent': No such file or directory"),
+        ("riscv64", ["-M", "virt", "-kernel", "/nonexistent"], "could not load kernel '/nonexistent'"),
+        ("x86_64", ["-M", "none", "-kernel", "/dev/null"], "The -kernel parameter is not supported"),
+        ("x86_64", ["-global", "foo"], "-global foo: Invalid parameter 'foo'"),
+        ("x86_64", ["-global", "driver=a"], "-global driver=a: options 'driver', 'property', and 'value' are required"),
+    ],
+)
+def test_kernels_and_globals_that_cannot_be(build: Build, architecture: str, options: list[str], text: str) -> None:
+    with pytest.raises(QobraError) as caught:
+        build(*options, architecture=architecture)
+    assert str(caught.value).startswith(text)

@@ -56,6 +56,8 @@ class _BlockSize(Size):
 class BlockFrontEnd(Device):
     """A device model that stores. ``backend`` is its way into the block layer once it is realized."""
 
+    category = "Storage"
+
     drive = Drive()
     backend_defaults = Enum("OnOffAuto", ON_OFF_AUTO, "auto", name="backend_defaults")
     logical_block_size = _BlockSize(0, name="logical_block_size")

@@ -74,6 +74,8 @@ class Board(Object):
     numa_mem_supported = False
     acpi_supported = False
     big_endian = False
+    kernel_failure: str | None = None
+    """What is said of a kernel that cannot be read; None where kernels are not started directly."""
     compat: Compat = ()
     """What was different about this version of a board."""
 
@@ -226,9 +228,20 @@ class Board(Object):
 
     def finish(self) -> None:
         """The devices of the command line are there: load what the guest boots from, and reset for the first time."""
+        if self.kernel:
+            self._check_kernel(self.kernel)
         self.load()
         self.reset_all()
         self.ready = True
+
+    def _check_kernel(self, path: str) -> None:
+        if self.kernel_failure is None:
+            raise QobraError("The -kernel parameter is not supported (use the generic 'loader' device instead).")
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise QobraError(self.kernel_failure.format(path=path, reason=error.strerror))
 
     def place(
         self, device: Device, name: str | None = None, *, bus: Any = None, parent: Object | None = None

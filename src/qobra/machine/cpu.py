@@ -92,6 +92,7 @@ class Cpu(Device):
     """One CPU. ``architecture`` is the reference's SysEmuTarget; ``index`` its number."""
 
     type_name = "cpu"
+    category = "CPU"
     abstract = True
     pluggable = False
     architecture = ""

@@ -10,35 +10,27 @@ from qobra.registry import Registry
 registry: Registry[type[Object]] = Registry("device", ["qobra.machine.device"])
 
 # What users may say instead; the names that boards of this architecture mean.
-_ALIASES = {
+ALIASES = {
     "ahci": "ich9-ahci",
-    "e1000": "e1000",
     "e1000-82540em": "e1000",
-    "sdhci-pci": "sdhci-pci",
-    "virtio-9p": "virtio-9p-pci",
     "virtio-balloon": "virtio-balloon-pci",
     "virtio-blk": "virtio-blk-pci",
     "virtio-gpu": "virtio-gpu-pci",
-    "virtio-input-host": "virtio-input-host-pci",
-    "virtio-iommu": "virtio-iommu-pci",
     "virtio-keyboard": "virtio-keyboard-pci",
-    "virtio-mem": "virtio-mem-pci",
     "virtio-mouse": "virtio-mouse-pci",
     "virtio-net": "virtio-net-pci",
-    "virtio-pmem": "virtio-pmem-pci",
     "virtio-rng": "virtio-rng-pci",
     "virtio-scsi": "virtio-scsi-pci",
     "virtio-serial": "virtio-serial-pci",
     "virtio-tablet": "virtio-tablet-pci",
-    "ps2-kbd": "ps2-kbd",
 }
 
 
 def find_device_class(tree: ObjectTree, name: str) -> type[Device] | None:
     """The class of a device type or alias, abstract ones included; None where no device is called so."""
     found = tree.find_type(name)
-    if found is None and name in _ALIASES:
-        found = tree.find_type(_ALIASES[name])
+    if found is None and name in ALIASES:
+        found = tree.find_type(ALIASES[name])
     if found is None or not issubclass(found, Device):
         return None
     return found if is_of(found, tree) else None

@@ -52,6 +52,8 @@ class NetdevProperty(Property):
 class Nic(Device):
     """A network card. Models implement ``receive_packet`` and send with :meth:`transmit`."""
 
+    category = "Network"
+
     mac = MacAddress("str", None, description="Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56")
     netdev = NetdevProperty("str", None, description="ID of a netdev to use as a backend")
     bootindex = Int(-1, type="int32")

@@ -60,6 +60,7 @@ class PcBoard(Board):
     dies_supported = True
     hotpluggable_cpus = True
     numa_supported = True
+    kernel_failure = "could not open kernel file '{path}': {reason}"
     acpi_supported = True
 
     nvdimm = Bool(False, description="Set on/off to enable/disable NVDIMM instantiation")

@@ -33,6 +33,8 @@ class Device(Object):
     pluggable = True
     hotpluggable_class = True
     description: str | None = None
+    category: str | None = None
+    """Under what ``-device help`` lists it."""
     architectures: frozenset[str] | None = None
     """The architectures whose programs have the device; None: all."""
 

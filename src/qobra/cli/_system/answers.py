@@ -5,6 +5,12 @@ from __future__ import annotations
 _ASK = ("help", "?")
 
 
+_CATEGORIES = (
+    *("Controller/Bridge/Hub", "USB", "Storage", "Network", "Input", "Display"),
+    *("Misc", "CPU", "Watchdog", "Uncategorized"),
+)
+
+
 def answer(architecture: str, name: str, value: str) -> str | None:
     """The text for an option that only asks, or None for any other."""
     first = value.split(",")[0]
@@ -76,15 +82,24 @@ def _cpus(architecture: str) -> str:
 
 
 def _devices(architecture: str) -> str:
+    from qobra.machine.devices import ALIASES
     from qobra.machine.qdev import Device
 
-    lines = []
-    for name, cls in sorted(_tree(architecture).all_types().items()):
-        if issubclass(cls, Device) and cls.pluggable and not cls.abstract:
-            bus = f", bus {cls.bus_type}" if cls.bus_type else ""
-            description = f', desc "{cls.description}"' if cls.description else ""
-            lines.append(f'name "{name}"{bus}{description}\n')
-    return "".join(lines)
+    types = _tree(architecture).all_types()
+    aliases = {name: alias for alias, name in ALIASES.items() if alias != name}
+    groups: dict[str, list[str]] = {category: [] for category in _CATEGORIES}
+    for name, cls in sorted(types.items()):
+        if not issubclass(cls, Device) or not cls.pluggable or cls.abstract:
+            continue
+        # A function that carries a device is what the device is.
+        carried = types.get(getattr(cls, "backend_type", ""))
+        category = cls.category or getattr(carried, "category", None) or "Uncategorized"
+        bus = f", bus {cls.bus_type}" if cls.bus_type else ""
+        alias = f', alias "{aliases[name]}"' if name in aliases else ""
+        description = f', desc "{cls.description}"' if cls.description else ""
+        groups[category].append(f'name "{name}"{bus}{alias}{description}\n')
+    shown = [f"{category} devices:\n{''.join(lines)}" for category, lines in groups.items() if lines]
+    return "\n".join(shown)
 
 
 def _device(architecture: str, type_name: str) -> str:

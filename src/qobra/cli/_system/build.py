@@ -222,8 +222,7 @@ class Builder:
         for value in self._values("numa"):
             dispatch.call(self.machine, "set-numa-node", _numa(value))
         board.serial_chardevs = self._serial_chardevs()
-        for value in self._values("global"):
-            board.add_global(*_global(value))
+        self._each("global", lambda value: board.add_global(*_global(value)))
         self._each("netdev", self._add_netdev)
         self._each("net", _refuse_net)
         board.start()
@@ -440,14 +439,14 @@ def _is_inherited(fd: int) -> bool:
 
 
 def _global(text: str) -> tuple[str, str, str]:
-    if "=" in text and text.partition("=")[0] in ("driver", "property", "value"):
-        options = convert("global", split(text))
-        return options.get("driver", ""), options.get("property", ""), options.get("value", "")
     left, equals, value = text.partition("=")
-    driver, dot, name = left.rpartition(".")
-    if not equals or not dot:
-        raise QobraError(f"-global {text}: Invalid 'global' value")
-    return driver, name, value
+    driver, dot, name = left.partition(".")
+    if equals and dot:
+        return driver, name, value
+    options = convert("global", split(text))
+    if len(options) < 3:
+        raise QobraError("options 'driver', 'property', and 'value' are required")
+    return options["driver"], options["property"], options["value"]
 
 
 def _fw_cfg(options: dict[str, str]) -> tuple[str, bytes]:

@@ -45,6 +45,7 @@ class Virt(Board):
     default_drive_interface = "none"
     default_drives = ("cdrom", "floppy", "sd")
     numa_mem_supported = True
+    kernel_failure = "could not load kernel '{path}'"
 
     aclint = Bool(False, description="Set on/off to enable/disable emulating ACLINT devices")
 

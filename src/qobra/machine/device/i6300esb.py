@@ -23,6 +23,7 @@ class I6300esb(PciDevice):
     """Counts down twice; the first end may interrupt, the second is what the watchdog's action is for."""
 
     type_name = "i6300esb"
+    category = "Watchdog"
     description = "Intel 6300ESB"
     vendor_id = regs.INTEL
     device_id = 0x25AB

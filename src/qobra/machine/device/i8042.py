@@ -230,6 +230,7 @@ class I8042(IsaDevice):
     """Data at port 0x60, commands and status at 0x64."""
 
     type_name = "i8042"
+    category = "Input"
     pluggable = False
 
     extended_state = Bool(True)

@@ -16,6 +16,7 @@ class Ib700(IsaDevice):
     """A write to port 0x443 starts it: 0 means 30 seconds, each step 2 less. A write to 0x441 stops it."""
 
     type_name = "ib700"
+    category = "Watchdog"
     description = "iBASE 700"
     hotpluggable_class = False
 

@@ -29,6 +29,7 @@ class Ich9Ahci(PciDevice):
     """The adapter; each port has a bus for one device."""
 
     type_name = "ich9-ahci"
+    category = "Storage"
     hotpluggable_class = False
     vendor_id = regs.INTEL
     device_id = 0x2922

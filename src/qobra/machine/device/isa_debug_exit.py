@@ -13,6 +13,7 @@ class IsaDebugExit(IsaDevice):
     """The exit status is twice what was written, plus one: a guest cannot feign success."""
 
     type_name = "isa-debug-exit"
+    category = "Misc"
     hotpluggable_class = False
 
     iobase = Int(0x501, type="uint32")

@@ -19,6 +19,7 @@ class IsaSerial(IsaDevice):
     """A 16550A at one of the four places, the next free one unless ``index`` says otherwise."""
 
     type_name = "isa-serial"
+    category = "Input"
 
     index = Int(0xFFFFFFFF, type="uint32")
     iobase = Int(0xFFFFFFFF, type="uint32")

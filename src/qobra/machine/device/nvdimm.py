@@ -30,6 +30,7 @@ class Nvdimm(PcDimm):
     """A module that the guest finds by the NFIT, and whose labels it reaches by a device-specific method."""
 
     type_name = "nvdimm"
+    category = "Storage"
     description = "DIMM memory module"
     memory_kind = "nvdimm"
 

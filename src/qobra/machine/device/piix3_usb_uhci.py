@@ -17,6 +17,7 @@ class Piix3UsbUhci(PciDevice):
     """The controller and its bus."""
 
     type_name = "piix3-usb-uhci"
+    category = "USB"
     hotpluggable_class = False
     vendor_id = regs.INTEL
     device_id = 0x7020

@@ -14,6 +14,7 @@ class Pvpanic(IsaDevice):
     """One byte at port 0x505."""
 
     type_name = "pvpanic"
+    category = "Misc"
 
     ioport = Int(0x505, type="uint16")
     events = Int(pvpanic.ALL_EVENTS, type="uint8")

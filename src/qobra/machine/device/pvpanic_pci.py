@@ -16,6 +16,7 @@ class PvpanicPci(PciDevice):
     """Two bytes of memory, of which the first one counts."""
 
     type_name = "pvpanic-pci"
+    category = "Misc"
     vendor_id = regs.RED_HAT
     device_id = 0x0011
     revision = 1

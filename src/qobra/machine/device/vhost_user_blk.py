@@ -24,6 +24,7 @@ class VhostUserBlk(VirtioDevice):
     """The disk. The other process has the data, the configuration and the say on features."""
 
     type_name = "vhost-user-blk"
+    category = "Storage"
     device_number = 2
     config_size = _CONFIG_SIZE
 

@@ -41,6 +41,7 @@ class VirtioBalloon(VirtioDevice):
     """The balloon. What the guest puts into it goes back to the host."""
 
     type_name = "virtio-balloon-device"
+    category = "Misc"
     device_number = 5
     config_size = 16
 

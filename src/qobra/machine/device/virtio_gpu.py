@@ -26,6 +26,7 @@ class VirtioGpu(VirtioDevice):
     """A card with one output or more, a queue for commands and one for the pointer."""
 
     type_name = "virtio-gpu-device"
+    category = "Display"
     device_number = 16
     config_size = _CONFIG.size
     hotpluggable_class = False

@@ -28,6 +28,7 @@ class VirtioInput(VirtioDevice):
     """What the kinds have in common: the configuration that describes the device, and a queue of events."""
 
     type_name = "virtio-input-device"
+    category = "Input"
     abstract = True
     device_number = 18
     config_size = 136

@@ -30,6 +30,7 @@ class VirtioMem(VirtioMemoryDevice):
     """Blocks of its backend that the guest plugs and unplugs until their size is the requested one."""
 
     type_name = "virtio-mem"
+    category = "Misc"
     device_number = 24
     config_size = _CONFIG.size
     memory_kind = "virtio-mem"

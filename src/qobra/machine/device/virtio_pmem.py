@@ -23,6 +23,7 @@ class VirtioPmem(VirtioMemoryDevice):
     """The memory of a backend; a flush writes it to where the backend keeps it."""
 
     type_name = "virtio-pmem"
+    category = "Misc"
     device_number = 27
     config_size = _CONFIG.size
     memory_kind = "virtio-pmem"

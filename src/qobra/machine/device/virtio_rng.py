@@ -24,6 +24,7 @@ class VirtioRng(VirtioDevice):
     """Fills buffers with random bytes, at most ``max_bytes`` in each ``period`` of milliseconds."""
 
     type_name = "virtio-rng-device"
+    category = "Misc"
     device_number = 4
 
     max_bytes = Int((1 << 63) - 1, type="uint64")

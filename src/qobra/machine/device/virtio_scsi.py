@@ -41,6 +41,7 @@ class VirtioScsi(VirtioDevice):
     """A host adapter with the bus ``ID.0``. Commands run in the iothread, or in the adapter's own thread."""
 
     type_name = "virtio-scsi-device"
+    category = "Storage"
     device_number = 8
     config_size = 36
 

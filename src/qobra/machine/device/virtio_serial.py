@@ -55,6 +55,7 @@ class VirtioSerial(VirtioDevice):
     """The device: a control queue pair, and a queue pair for each port. Port 0 is for consoles."""
 
     type_name = "virtio-serial-device"
+    category = "Input"
     device_number = 3
     config_size = 12
 
@@ -212,6 +213,7 @@ class SerialPort(Device):
     """One port, in front of a character device."""
 
     type_name = "virtio-serial-port"
+    category = "Input"
     abstract = True
     bus_type = "virtio-serial-bus"
     is_console = False

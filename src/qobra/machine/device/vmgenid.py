@@ -41,6 +41,7 @@ class VmGenId(Device):
     """The identity lies in guest memory, where the firmware says that it put it."""
 
     type_name = "vmgenid"
+    category = "Misc"
     architectures = frozenset(("x86_64",))
     hotpluggable_class = False
 

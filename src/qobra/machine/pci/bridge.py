@@ -64,6 +64,7 @@ class PciBridge(PciDevice):
     """A bridge of the type 1 header. ``secondary`` is the bus behind it."""
 
     type_name = "pci-bridge-base"
+    category = "Controller/Bridge/Hub"
     abstract = True
     class_id = 0x0604
     header_type = 1
