@@ -22,13 +22,24 @@ _CHANGES = permissions.WRITE | permissions.WRITE_UNCHANGED | permissions.RESIZE
 
 
 def activate(layer: BlockLayer, roots: Iterable[BlockNode]) -> None:
-    """Take ``roots``, and all below them, over. Raises QobraError where an image is somebody else's, or unreadable.
+    """Take ``roots``, and all below them, over: all or none.
 
-    What was activated until then stays so.
+    Raises QobraError where an image is somebody else's, or unreadable.
     """
-    for node in _children_first(roots):
-        if node.inactive:
-            _activate_one(layer, node)
+    taken: list[BlockNode] = []
+    try:
+        for node in _children_first(roots):
+            if node.inactive:
+                _activate_one(layer, node)
+                taken.append(node)
+    except BaseException:
+        with layer.drained():
+            for node in reversed(taken):
+                node.hand_over()
+                node.inactive = True
+            with layer.graph.change() as change:
+                change.touches_existing = True
+        raise
 
 
 def activate_all(layer: BlockLayer) -> None:

@@ -143,7 +143,8 @@ class Listed(Kind):
     def take(self, source: StateSource, current: Any) -> Any:
         count = source.number(4)
         check_length(count, len(current) if self._maximum is None else None, self._maximum)
-        return type(current)(self._kind.take(source, None) for _ in range(count))
+        values = [self._kind.take(source, None) for _ in range(count)]
+        return values if current is None else type(current)(values)
 
 
 class Together(Kind):

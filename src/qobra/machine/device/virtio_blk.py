@@ -12,8 +12,8 @@ from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.virtio.device import F_ANY_LAYOUT, VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
-from qobra.machine.virtio.queue import QUEUE_MAX, Buffer, Queue, VirtioError, split_views
-from qobra.machine.vmstate import VmState, flag
+from qobra.machine.virtio.queue import QUEUE_MAX, Buffer, Queue, VirtioError, held_again, held_places, split_views
+from qobra.machine.vmstate import Field, Listed, Number, Together, VmState, flag
 from qobra.machine.worker import DeviceWorker, Worker
 from qobra.object.property import Bool, Int, Link
 
@@ -32,6 +32,7 @@ _WCE_OFFSET = 32
 _AUTO_QUEUES = 0xFFFF
 _MAX_QUEUES = 1024
 _MAX_TRANSFER = (1 << 31) - _SECTOR
+_MAX_HELD = 1 << 16
 
 
 @registry.register("virtio-blk-device")
@@ -59,7 +60,7 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
     heads = Int(0, type="uint32")
     secs = Int(0, type="uint32")
 
-    vmstate = VmState(flag("writeback"))
+    vmstate = VmState(flag("writeback"), Field("_held_places", Listed(Together(Number(2), Number(2)), _MAX_HELD)))
 
     # -- life
 
@@ -293,8 +294,21 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
     def working(self) -> bool:
         return self._worker.busy
 
-    def state_blocked(self) -> str | None:
-        return "requests wait after an I/O error" if self._held else None
+    # Requests that wait after an I/O error go along, and are tried again at the other side.
+
+    @property
+    def _held_places(self) -> list[tuple[int, int]]:
+        return held_places(self._held)
+
+    @_held_places.setter
+    def _held_places(self, places: list[tuple[int, int]]) -> None:
+        self._places_to_hold = places
+
+    _places_to_hold: list[tuple[int, int]] = []
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        self._held = held_again(self.queues, self._places_to_hold)
 
 
 def _geometry(sectors: int) -> tuple[int, int, int]:

@@ -15,8 +15,8 @@ from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
 from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
-from qobra.machine.virtio.queue import Buffer, Queue, VirtioError, split_views
-from qobra.machine.vmstate import VmState, flag, u32
+from qobra.machine.virtio.queue import Buffer, Queue, VirtioError, held_again, held_places, split_views
+from qobra.machine.vmstate import Field, Listed, Number, Together, VmState, flag, u32
 from qobra.machine.worker import DeviceWorker, Worker
 from qobra.object.property import Bool, Int, Link
 
@@ -34,6 +34,7 @@ _EVENT_TRANSPORT_RESET, _EVENT_PARAM_CHANGE, _EVENTS_MISSED = 1, 3, 0x80000000
 _RESCAN, _REMOVED = 1, 2
 _AUTO_QUEUES = 0xFFFFFFFF
 _MAX_DATA = 1 << 30
+_MAX_HELD = 1 << 16
 
 
 @registry.register("virtio-scsi-device")
@@ -54,7 +55,12 @@ class VirtioScsi(VirtioDevice):
     param_change = Bool(True, name="param_change")
     iothread = Link("iothread")
 
-    vmstate = VmState(u32("sense_size", maximum=65535), u32("cdb_size", maximum=256), flag("_events_missed"))
+    vmstate = VmState(
+        u32("sense_size", maximum=65535),
+        u32("cdb_size", maximum=256),
+        flag("_events_missed"),
+        Field("_held_places", Listed(Together(Number(2), Number(2)), _MAX_HELD)),
+    )
 
     def realize(self) -> None:
         if self.num_queues == _AUTO_QUEUES:
@@ -316,8 +322,21 @@ class VirtioScsi(VirtioDevice):
     def working(self) -> bool:
         return self._worker.busy
 
-    def state_blocked(self) -> str | None:
-        return "requests wait after an I/O error" if self._held else None
+    # Requests that wait after an I/O error go along, and are tried again at the other side.
+
+    @property
+    def _held_places(self) -> list[tuple[int, int]]:
+        return held_places(self._held)
+
+    @_held_places.setter
+    def _held_places(self, places: list[tuple[int, int]]) -> None:
+        self._places_to_hold = places
+
+    _places_to_hold: list[tuple[int, int]] = []
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        self._held = held_again(self.queues, self._places_to_hold)
 
 
 class VirtioScsiPciBase(VirtioPci):

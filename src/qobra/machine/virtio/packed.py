@@ -60,8 +60,18 @@ class PackedRing(Ring):
                     return None
             else:
                 return None
+        buffer = self.again(self._next)
+        self._next += buffer.count
+        if self._next >= self._size:
+            self._next -= self._size
+            self._wrap = not self._wrap
+        return buffer
+
+    def again(self, start: int) -> Buffer:
+        if start >= self._size:
+            raise VirtioError(f"Desc index is {start}")
         chain = Chain(self._memory)
-        index, count = self._next, 0
+        index, count = start, 0
         while True:
             address, length, buffer_id, flags = _DESCRIPTOR.unpack_from(self._ring, 16 * index)
             count += 1
@@ -76,11 +86,7 @@ class PackedRing(Ring):
             if count >= self._size:
                 raise VirtioError("Looped descriptor")
             index = (index + 1) % self._size
-        self._next += count
-        if self._next >= self._size:
-            self._next -= self._size
-            self._wrap = not self._wrap
-        return Buffer(buffer_id, count, chain.readable, chain.writable)
+        return Buffer(buffer_id, count, chain.readable, chain.writable, start=start)
 
     def unpop(self, buffer: Buffer) -> None:
         self._next -= buffer.count

@@ -33,10 +33,14 @@ class VirtioError(Exception):
 class Buffer:
     """One chain of descriptors: ``readable`` is what the driver sends, ``writable`` where the device answers."""
 
-    __slots__ = ("count", "index", "readable", "writable")
+    __slots__ = ("count", "index", "readable", "start", "writable")
 
-    def __init__(self, index: int, count: int, readable: list[View], writable: list[View]) -> None:
+    def __init__(
+        self, index: int, count: int, readable: list[View], writable: list[View], *, start: int | None = None
+    ) -> None:
         self.index = index
+        self.start = index if start is None else start
+        """Where the chain begins, for :meth:`Ring.again`."""
         self.count = count
         self.readable = readable
         self.writable = writable
@@ -182,6 +186,25 @@ class Queue:
         return view
 
 
+def held_places(held: list[tuple[Queue, Buffer]]) -> list[tuple[int, int]]:
+    """Buffers that a device holds, as state: the number of the queue, and where the chain begins."""
+    return [(queue.number, buffer.start) for queue, buffer in held]
+
+
+def held_again(queues: list[Queue], places: list[tuple[int, int]]) -> list[tuple[Queue, Buffer]]:
+    """The reverse of :func:`held_places`, once the queues are in use again. Raises QobraError."""
+    held: list[tuple[Queue, Buffer]] = []
+    for number, start in places:
+        queue = queues[number] if number < len(queues) else None
+        if queue is None or queue.ring is None:
+            raise QobraError(f"a request is held of queue {number}, which is not in use")
+        try:
+            held.append((queue, queue.ring.again(start)))
+        except VirtioError as error:
+            raise QobraError(str(error))
+    return held
+
+
 class Ring:
     """The way of walking a queue that the driver has chosen."""
 
@@ -208,6 +231,10 @@ class Ring:
 
     def suppress_kicks(self, suppress: bool) -> None:
         """Whether the driver need not say that it made more available; a hint."""
+        raise NotImplementedError
+
+    def again(self, start: int) -> Buffer:
+        """The buffer that begins at ``start`` and was popped before, by another machine. Raises VirtioError."""
         raise NotImplementedError
 
     def unpop(self, buffer: Buffer) -> None:

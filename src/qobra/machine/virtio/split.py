@@ -63,12 +63,15 @@ class SplitRing(Ring):
             if _U16.unpack_from(self._avail, 2)[0] == self._last_avail:
                 return None
         head = _U16.unpack_from(self._avail, 4 + 2 * (self._last_avail % self._size))[0]
-        if head >= self._size:
-            raise VirtioError(f"Guest says index {head} is available")
         self._last_avail = (self._last_avail + 1) & 0xFFFF
+        return self.again(head)
+
+    def again(self, start: int) -> Buffer:
+        if start >= self._size:
+            raise VirtioError(f"Guest says index {start} is available")
         chain = Chain(self._memory)
-        self._walk(chain, self._table, self._size, head, indirect=False)
-        return Buffer(head, 1, chain.readable, chain.writable)
+        self._walk(chain, self._table, self._size, start, indirect=False)
+        return Buffer(start, 1, chain.readable, chain.writable)
 
     def unpop(self, buffer: Buffer) -> None:
         self._last_avail = (self._last_avail - 1) & 0xFFFF
