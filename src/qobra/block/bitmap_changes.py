@@ -6,13 +6,15 @@ Each function makes its change at once and returns what commits or undoes it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from qobra.block.bitmap import BitmapStore, DirtyBitmap, default_granularity
 from qobra.block.transaction.change import Change
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.block.layer import BlockLayer
 
 

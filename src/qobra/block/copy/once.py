@@ -7,11 +7,11 @@ own before it goes on. A part that is being copied is claimed, and whoever needs
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy.chunk import ChunkCopier
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.creation._options import Format, Option, formats, listed, parse_values
 from qobra.block.node import drivers
@@ -13,6 +11,10 @@ from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 HELP = """\
 amend -o OPTIONS [-f FMT | --image-opts] [-t CACHE] [-p] [-q] [--force] [--object DEF] FILENAME

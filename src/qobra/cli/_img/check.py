@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Any
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img.info import check_output
@@ -12,6 +11,10 @@ from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, flush_output, usage
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 HELP = """\
 check [-f FMT | --image-opts] [-T CACHE] [-r leaks|all] [--output human|json] [-q] [-U] [--object DEF] FILENAME

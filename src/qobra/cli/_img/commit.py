@@ -142,4 +142,4 @@ def _empty(top: BlockNode) -> None:
         node.flush()
     except (OSError, QobraError) as error:
         if error.errno != errno.ENOTSUP:
-            raise ToolError(f"Could not empty {node.filename}: {reason(error)}")
+            raise ToolError(f"Failed to empty {node.filename}: {reason(error)}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img._differences import Side, SideError, candidates, first_difference
 from qobra.cli._img._pieces import Pieces, disk_size
@@ -15,6 +13,7 @@ from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError
 from qobra.getopt import parse_command
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

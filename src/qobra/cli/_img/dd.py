@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import Pieces, disk_size
 from qobra.cli._img._target import Guard, check_format, create_target, open_target, refuse_source
@@ -12,6 +10,7 @@ from qobra.cli._tool.report import Program, ToolError
 from qobra.getopt import parse_command
 from qobra.units import INT64_MAX
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 

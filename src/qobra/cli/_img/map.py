@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
 
 from qobra.block.extents import ABSENT, COMPUTED, DATA, UNALLOCATED, ZERO
 from qobra.cli._img._pieces import disk_size
@@ -14,7 +13,9 @@ from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.getopt import parse_command
 from qobra.native import compiled
+from qobra.records import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.packed import Block
     from qobra.block.node import BlockNode

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.block.creation._image import find_format
 from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
@@ -15,6 +13,10 @@ from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 HELP = """\
 measure [-O OUTPUT_FMT] [-o OPTIONS] [--output human|json]

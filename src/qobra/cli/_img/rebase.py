@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.copy.ahead import read_ahead
@@ -21,6 +20,7 @@ from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError
 from qobra.getopt import parse_command
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

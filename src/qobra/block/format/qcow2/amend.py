@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.check import Checker
@@ -13,6 +12,7 @@ from qobra.block.format.qcow2.expand import expand_zero_clusters
 from qobra.block.format.qcow2.repair import rebuild_refcounts
 from qobra.errors import QobraError, errno_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.node import Qcow2Node
     from qobra.block.node import Options

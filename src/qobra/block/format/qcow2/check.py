@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.counts import LARGE, CompactCounts, differences
 from qobra.block.format.qcow2.refcount import unpack_counts
 from qobra.native import compiled
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.node import Options

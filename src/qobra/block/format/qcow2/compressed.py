@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import threading
 import zlib
-from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Any
 
     from zstandard import ZstdCompressor, ZstdDecompressor
 

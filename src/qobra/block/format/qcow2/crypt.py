@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
 
 from qobra.block.format.qcow2 import layout
 from qobra.crypto import luks
@@ -11,7 +10,10 @@ from qobra.crypto.secret import secret_bytes
 from qobra.crypto.sectors import SECTOR, SectorCipher
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.layer import BlockLayer
     from qobra.block.node import Options

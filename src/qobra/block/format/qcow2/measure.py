@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from qobra.block.extents import ZERO, resolve
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.create import cluster_bits, refcount_order
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode, Options
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING
 
 from qobra.block.extents import COMPUTED, DATA, ZERO
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.mapping import map_range
 from qobra.native import compiled
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.image import Image

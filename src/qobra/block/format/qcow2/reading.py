@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from qobra.block.extents import COMPUTED, DATA
 from qobra.block.format.qcow2 import layout
@@ -12,6 +11,7 @@ from qobra.block.format.qcow2.mapping import map_range
 from qobra.block.node import read_or_zero
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.disk import Qcow2Disk
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.runs import table_runs
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.check import copied_cluster_text, copied_table_text
 from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
 from qobra.block.format.qcow2.writeback import words_to_bytes
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.check import Checker, Report
     from qobra.block.node import Options

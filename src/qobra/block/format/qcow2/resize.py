@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from array import array
-from typing import TYPE_CHECKING
 
 from qobra.block.extents import COMPUTED, DATA
 from qobra.block.format.qcow2 import layout
@@ -13,6 +12,7 @@ from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
 from qobra.native import compiled
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.image import Image

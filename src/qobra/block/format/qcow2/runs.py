@@ -6,10 +6,8 @@ in steps: a table that maps one stretch of the file costs a few operations, what
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-_SOMETHING = re.compile(rb"[^\0]")
 _NO_ENTRY = bytes(8)
 
 _lanes: dict[int, tuple[int, int]] = {}
@@ -33,10 +31,10 @@ def table_runs(table: bytes | bytearray, step: int) -> Iterator[tuple[int, int, 
     The entries of a run are not 0, and each is the one before plus ``step``.
     """
     end = len(table)
-    found = _SOMETHING.search(table)
-    while found is not None:
-        at = found.start() & ~7
-        stop = table.find(_NO_ENTRY, found.start())
+    found = _something(table, 0)
+    while found < end:
+        at = found & ~7
+        stop = table.find(_NO_ENTRY, found)
         stop = end if stop < 0 else (stop + 7) & ~7
         value = int.from_bytes(table[at:stop], "big")
         count = (stop - at) >> 3
@@ -49,7 +47,19 @@ def table_runs(table: bytes | bytearray, step: int) -> Iterator[tuple[int, int, 
                 yield at, count, word
             else:
                 yield from _short_runs(table, at, stop, step)
-        found = _SOMETHING.search(table, stop)
+        found = _something(table, stop)
+
+
+def _something(table: bytes | bytearray, at: int) -> int:
+    """The first byte at or after ``at`` that is not 0; the table's length if there is none."""
+    size = 64
+    while at < len(table):
+        piece = table[at : at + size].lstrip(b"\0")
+        if piece:
+            return min(at + size, len(table)) - len(piece)
+        at += size
+        size *= 4
+    return len(table)
 
 
 def _short_runs(table: bytes | bytearray, at: int, stop: int, step: int) -> Iterator[tuple[int, int, int]]:

@@ -12,7 +12,6 @@ import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.references import change_counts, clear_copied, references_of, set_copied
@@ -21,6 +20,7 @@ from qobra.block.format.qcow2.snapshots import Snapshot
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
     from qobra.block.format.qcow2.node import Qcow2Node

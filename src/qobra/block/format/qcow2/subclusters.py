@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.mapping import check_host, check_inside
 from qobra.block.format.qcow2.writer import Claim, Writer
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
     from qobra.block.format.qcow2.tables import Slice

@@ -109,7 +109,7 @@ class Writeback:
             image.freed_bytes = 0
             self._begin(blocks, [part for _key, part in slices], lazy)
         try:
-            self._write_ordered(first, reftable, second)
+            self._write_ordered(first, reftable, second, bool(l1_indexes))
             if durable:
                 image.file.debug_event("flush_to_disk")
             if durable or frees:
@@ -134,7 +134,7 @@ class Writeback:
         if frees is not None:
             self.released.append(frees)
 
-    def _write_ordered(self, first: list[Write], reftable: list[Write], second: list[Write]) -> None:
+    def _write_ordered(self, first: list[Write], reftable: list[Write], second: list[Write], has_l1: bool) -> None:
         file = self._image.file
         if first:
             file.debug_event("refblock_update_part")
@@ -148,6 +148,8 @@ class Writeback:
         if second:
             self.barrier()
             file.debug_event("l2_update")
+            if has_l1:
+                file.debug_event("l1_update")
             for offset, data in _merged(second):
                 file.write(offset, data)
 
@@ -252,12 +254,15 @@ class Writeback:
         """
         image = self._image
         refcounts = image.refcounts
+        image.file.debug_event("refblock_alloc_write_blocks")
         for index in sorted(refcounts.fresh):
             block = refcounts.blocks[index]
             image.file.write(block.offset, pack_counts(block.counts, refcounts.order))
+        image.file.debug_event("refblock_alloc_write_table")
         image.file.write(offset, words_to_bytes(refcounts.table))
         self.barrier()
         header = image.header
+        image.file.debug_event("refblock_alloc_switch_table")
         header.reftable_offset, header.reftable_clusters = offset, clusters
         image.file.write(0, header.pack())
         self.barrier()

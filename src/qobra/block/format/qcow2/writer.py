@@ -7,11 +7,10 @@ it).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.mapping import check_host, check_inside
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
     from qobra.block.format.qcow2.tables import Slice
