@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qobra.block import bitmap_changes as changes
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap, default_granularity, dirty_bitmaps
 from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
@@ -172,3 +174,26 @@ def _timed(clock, function, *args):
     start = clock()
     function(*args)
     return clock() - start
+
+
+def test_a_write_that_fails_may_have_changed_something(tmp_path):
+    layer = BlockLayer()
+    path = tmp_path / "f"
+    path.write_bytes(bytes(1 << 20))
+    node = layer.add_node(
+        {
+            "driver": "blkdebug",
+            "node-name": "n",
+            "image": {"driver": "file", "filename": str(path)},
+            "inject-error": [{"event": "none"}],
+            "discard": "unmap",
+        }
+    )
+    bitmap = DirtyBitmap(node, None, 65536)
+    backend = BlockBackend(layer, perm=permissions.CONSISTENT_READ | permissions.WRITE)
+    backend.insert(node)
+    for number, request in enumerate((lambda at: backend.write(at, b"x"), lambda at: backend.write_zeroes(at, 1))):
+        with pytest.raises(OSError):
+            request(number << 16)
+    assert bitmap.count() == 2 << 16 and node.highest_write_offset == (1 << 16) + 1
+    layer.close()

@@ -360,10 +360,14 @@ class BlockNode:
         self.check_write(offset, length)
         if not length:
             return
-        if self.detect_zeroes != "off" and is_zero(data):
-            self._zero(offset, length, self.detect_zeroes == "unmap" and self.discard_unmap, False)
-        else:
-            self._write(offset, data)
+        try:
+            if self.detect_zeroes != "off" and is_zero(data):
+                self._zero(offset, length, self.detect_zeroes == "unmap" and self.discard_unmap, False)
+            else:
+                self._write(offset, data)
+        except BaseException:
+            self.note_change(offset, length)  # some of it may have been written
+            raise
         self.written(offset, length)
         if fua:
             self.flush()
@@ -382,7 +386,11 @@ class BlockNode:
     def write_compressed(self, offset: int, data: Buffer) -> None:
         """Write whole clusters compressed. Raises ENOTSUP where the driver has no compression."""
         self.check_write(offset, len(data))
-        self._write_compressed(offset, data)
+        try:
+            self._write_compressed(offset, data)
+        except BaseException:
+            self.note_change(offset, len(data))
+            raise
         self.written(offset, len(data))
 
     def _write_compressed(self, offset: int, data: Buffer) -> None:
@@ -406,7 +414,11 @@ class BlockNode:
         """
         self.check_write(offset, length)
         if length:
-            self._zero(offset, length, may_unmap, no_fallback)
+            try:
+                self._zero(offset, length, may_unmap, no_fallback)
+            except BaseException:
+                self.note_change(offset, length)
+                raise
             self.written(offset, length)
         if fua:
             self.flush()
@@ -433,7 +445,11 @@ class BlockNode:
         """Give back the space of ``length`` bytes from ``offset``, if the node was opened with discard=unmap."""
         self.check_write(offset, length)
         if length and self.discard_unmap:
-            self._discard(offset, length)
+            try:
+                self._discard(offset, length)
+            except BaseException:
+                self.note_change(offset, length)
+                raise
             self.written(offset, length)
 
     def _discard(self, offset: int, length: int) -> None:
@@ -474,6 +490,10 @@ class BlockNode:
 
     def written(self, offset: int, length: int) -> None:
         """Note that ``length`` bytes from ``offset`` were written, zeroed or discarded."""
+        self.note_change(offset, length)
+
+    def note_change(self, offset: int, length: int) -> None:
+        """Tell who wants to know that ``length`` bytes from ``offset`` are, or may be, other ones than before."""
         end = offset + length
         if end > self.highest_write_offset:
             self.highest_write_offset = end
