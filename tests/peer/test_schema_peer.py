@@ -190,6 +190,12 @@ OPTIONS = [
 ]
 
 
+def _as_5_2(text: str) -> str:
+    """A message of 7.2 as 5.2 words it: of a bad value it names no parameter."""
+    head, middle, tail = text.partition("' does not accept value '")
+    return f"Invalid parameter '{tail}" if middle and head.startswith("Parameter '") else text
+
+
 def _ours(command: str, arguments: dict[str, Any]) -> str | None:
     try:
         contract().check_arguments(command, arguments)
@@ -201,7 +207,7 @@ def _ours(command: str, arguments: dict[str, Any]) -> str | None:
 @pytest.mark.parametrize(("command", "arguments"), WRONG)
 def test_wrong_arguments_are_refused_in_the_peers_words(daemon: Peer, command: str, arguments: dict[str, Any]) -> None:
     reply = daemon.execute(command, arguments)
-    assert _ours(command, arguments) == reply["error"]["desc"]
+    assert _ours(command, arguments) == _as_5_2(reply["error"]["desc"])
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -214,7 +220,7 @@ def test_wrong_options_are_refused_in_the_peers_words(options: str) -> None:
     assert said
     with pytest.raises(QobraError) as caught:
         contract().check("BlockdevOptions", keyval.parse(options, "driver"), keyval=True)
-    assert caught.value.desc == said
+    assert caught.value.desc == _as_5_2(said)
 
 
 def test_random_arguments_meet_the_same_fate(daemon: Peer) -> None:
@@ -227,7 +233,7 @@ def test_random_arguments_meet_the_same_fate(daemon: Peer) -> None:
         arguments = _sample(chance, contract().commands[command].arg_type, 0)
         _damage(chance, arguments)
         ours = _ours(command, arguments)
-        said = daemon.execute(command, arguments).get("error", {}).get("desc", "")
+        said = _as_5_2(daemon.execute(command, arguments).get("error", {}).get("desc", ""))
         if ours is None:
             assert not said.startswith(("Invalid parameter", "Parameter ")), (command, arguments)
         elif "BlockDirtyBitmapMergeSource" not in ours:  # 6.2 gave that type another name

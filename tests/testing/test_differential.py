@@ -48,6 +48,9 @@ def test_what_is_made_up_is_made_equal():
     names: dict[str, str] = {}
     reply = {"return": [{"node-name": "#block123", "file": "/place/x", "timestamp": 5, "actual-size": 7}]}
     assert comparable(reply, names, "/place") == {"return": [{"node-name": "#auto1", "file": "DIR/x"}]}
+    assert comparable({"error": "Parameter 'a' does not accept value 'b'"}, names, "/place") == {
+        "error": "Invalid parameter 'b'"
+    }
 
 
 def test_an_answer_has_to_keep_to_the_contract():

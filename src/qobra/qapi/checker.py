@@ -26,7 +26,6 @@ Visit = Callable[[dict[str, Any]], int]
 MISSING = "Parameter '%s' is missing"
 UNEXPECTED = "Parameter '%s' is unexpected"
 WRONG_TYPE = "Invalid parameter type for '%%s', expected: %s"
-NOT_ACCEPTED = "Parameter '%%s' does not accept value '%s'"
 OUT_OF_RANGE = "Parameter '%%s' expects %s"
 
 _ABSENT: Any = object()
@@ -43,18 +42,21 @@ _LIMITS = {
 class Bad(Exception):
     """A value that does not fit. ``path`` grows outwards: a name, or a position in a list.
 
-    ``text`` has one ``%s`` for the place; ``whole`` says whether that is the whole path or just the last name, as QEMU
-    does it for ranges, enums and alternates.
+    ``text`` has one ``%s`` for the place, unless it is ``fixed``; ``whole`` says whether that is the whole path or just
+    the last name, as QEMU does it for ranges and alternates.
     """
 
-    def __init__(self, text: str, *path: str | int, whole: bool = True) -> None:
+    def __init__(self, text: str, *path: str | int, whole: bool = True, fixed: bool = False) -> None:
         super().__init__()
         self.text = text
+        self.fixed = fixed
         self.path: list[str | int] = list(path)
         self.whole = whole
 
     def error(self, prefix: str = "", *, keyval: bool = False) -> QobraError:
         """The error to report; ``prefix`` is the path to the value that was checked."""
+        if self.fixed:
+            return QobraError(self.text)
         if not self.whole:
             last = self.path[0] if self.path else (prefix or "null")
             return QobraError(self.text % (last if isinstance(last, str) else "null"))
@@ -227,7 +229,7 @@ def _enum(spec: TypeSpec) -> Check:
         if not isinstance(value, str):
             raise Bad(WRONG_TYPE % "string")
         if value not in values:
-            raise Bad(NOT_ACCEPTED % value.replace("%", "%%"), whole=False)
+            raise Bad(f"Invalid parameter '{value}'", fixed=True)
 
     return check_enum
 

@@ -11,7 +11,6 @@ from typing import Any
 from qobra.qapi.checker import (
     BUILTIN_CHECKS,
     MISSING,
-    NOT_ACCEPTED,
     OUT_OF_RANGE,
     UNEXPECTED,
     WRONG_TYPE,
@@ -80,7 +79,7 @@ def _enum(spec: TypeSpec, value: Any) -> str:
     if not isinstance(value, str):
         raise Bad(WRONG_TYPE % "string")
     if value not in spec.values:
-        raise Bad(NOT_ACCEPTED % value.replace("%", "%%"), whole=False)
+        raise Bad(f"Invalid parameter '{value}'", fixed=True)
     return value
 
 
