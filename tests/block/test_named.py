@@ -48,7 +48,7 @@ def test_a_node_name_makes_a_node(machine):
         ({"driver": "null-co", "id": 1}, "Invalid parameter type for 'options.id', expected: string"),
         ({"driver": "null-co", "id": "taken"}, "Device with id 'taken' already exists"),
         ({"driver": "null-co", "id": "node"}, "Device name 'node' conflicts with an existing node name"),
-        ({"driver": "null-co", "id": "x", "werror": "zz"}, "Invalid parameter 'zz'"),
+        ({"driver": "null-co", "id": "x", "werror": "zz"}, "Parameter 'werror' does not accept value 'zz'"),
         ({"driver": "null-co", "id": "x", "zz": 1}, "Parameter 'options.zz' is unexpected"),
         (
             {"driver": "raw", "id": "x", "file": {"driver": "null-co", "id": "y"}},
