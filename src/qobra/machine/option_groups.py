@@ -54,7 +54,8 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "machine": (
         ("type", STRING), ("accel", STRING), ("kernel", STRING), ("initrd", STRING), ("append", STRING),
         ("dtb", STRING), ("firmware", STRING), ("dump-guest-core", BOOLEAN), ("mem-merge", BOOLEAN),
-        ("usb", BOOLEAN), ("graphics", BOOLEAN), ("memory-backend", STRING),
+        ("usb", BOOLEAN), ("graphics", BOOLEAN), ("memory-backend", STRING), ("nvdimm", BOOLEAN),
+        ("nvdimm-persistence", STRING),
     ),
     "memory": (("size", SIZE), ("slots", NUMBER), ("maxmem", SIZE)),
     "mon": (("mode", STRING), ("chardev", STRING), ("pretty", BOOLEAN)),

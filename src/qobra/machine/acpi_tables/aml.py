@@ -93,9 +93,10 @@ def method(path: str, arguments: int, *terms: bytes, serialized: bool = False) -
     return _block(b"\x14", name(path), bytes((arguments | serialized << 3,)), *terms)
 
 
-def region(path: str, space: int, offset: int, size: int) -> bytes:
-    """``OperationRegion (...)``."""
-    return b"\x5b\x80" + name(path) + bytes((space,)) + integer(offset) + integer(size)
+def region(path: str, space: int, offset: int | bytes, size: int) -> bytes:
+    """``OperationRegion (...)``; the offset is a number or a term."""
+    start = integer(offset) if isinstance(offset, int) else offset
+    return b"\x5b\x80" + name(path) + bytes((space,)) + start + integer(size)
 
 
 def field(of: str, access: int, update: int, *entries: tuple[str, int]) -> bytes:
@@ -194,6 +195,31 @@ def shift_left(value: bytes, count: bytes, target: bytes = NOTHING) -> bytes:
 def increment(target: bytes) -> bytes:
     """``target++``."""
     return b"\x75" + target
+
+
+def object_type(value: bytes) -> bytes:
+    """``ObjectType (value)``: 1 for a number, 3 for a buffer, 4 for a package."""
+    return b"\x8e" + value
+
+
+def size_of(value: bytes) -> bytes:
+    """``SizeOf (value)``."""
+    return b"\x87" + value
+
+
+def element(of: bytes, index: bytes) -> bytes:
+    """``DerefOf (of [index])``."""
+    return b"\x83\x88" + of + index + NOTHING
+
+
+def concatenate(left: bytes, right: bytes, target: bytes) -> bytes:
+    """``Concatenate (left, right, target)``."""
+    return b"\x73" + left + right + target
+
+
+def bits_of(source: bytes, first: bytes, count: bytes, path: str) -> bytes:
+    """``CreateField (source, first, count, path)``."""
+    return b"\x5b\x13" + source + first + count + name(path)
 
 
 def dword_of(source: bytes, offset: int, path: str) -> bytes:

@@ -24,14 +24,22 @@ class Tables:
     def __init__(self) -> None:
         self._data = bytearray()
         self._commands = bytearray()
+        self._rooms: dict[str, bytes] = {}
         self._allocate(TABLES, 64, HIGH)
 
     def add(
-        self, signature: bytes, revision: int, body: bytes, *, pointers: tuple[tuple[int, int, int], ...] = ()
+        self,
+        signature: bytes,
+        revision: int,
+        body: bytes,
+        *,
+        pointers: tuple[tuple[int, int, int], ...] = (),
+        outside: tuple[tuple[int, str], ...] = (),
     ) -> int:
         """A table with the usual header; its offset in the blob.
 
-        ``pointers`` are ``(offset in the body, width, offset of what it points to in the blob)``.
+        ``pointers`` are ``(offset in the body, width, offset of what it points to in the blob)``, ``outside`` those of
+        four bytes to other blobs, by their files.
         """
         start = len(self._data)
         header = signature + pack("<IBB", _HEADER_SIZE + len(body), revision, 0)
@@ -41,9 +49,16 @@ class Tables:
             at = start + _HEADER_SIZE + offset
             self._data[at : at + width] = target.to_bytes(width, "little")
             self._command(_ADD_POINTER, TABLES, TABLES, pack("<IB", at, width))
+        for offset, file in outside:
+            self._command(_ADD_POINTER, TABLES, file, pack("<IB", start + _HEADER_SIZE + offset, 4))
         self._command(_ADD_CHECKSUM, TABLES, None, pack("<III", start + _CHECKSUM_AT, start, len(header) + len(body)))
         self._align()
         return start
+
+    def add_room(self, file: str, size: int, alignment: int) -> None:
+        """A blob of its own with room for what the tables' code writes."""
+        self._rooms[file] = bytes(size)
+        self._allocate(file, alignment, HIGH)
 
     def add_raw(self, data: bytes) -> int:
         """Something without a header (the FACS); its offset."""
@@ -59,7 +74,7 @@ class Tables:
         root = b"RSD PTR " + b"\0" + _OEM + b"\0" + pack("<I", rsdt)
         self._command(_ADD_POINTER, ROOT, TABLES, pack("<IB", 16, 4))
         self._command(_ADD_CHECKSUM, ROOT, None, pack("<III", 8, 0, len(root)))
-        return {TABLES: bytes(self._data), ROOT: root, LOADER: bytes(self._commands)}
+        return {TABLES: bytes(self._data), ROOT: root, LOADER: bytes(self._commands)} | self._rooms
 
     def _align(self) -> None:
         self._data += bytes(-len(self._data) % 8)

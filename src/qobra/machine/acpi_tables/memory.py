@@ -1,4 +1,4 @@
-"""Memory in the DSDT: the slots for modules with their hot-plug (the registers of acpi_memhp), and NVDIMMs."""
+"""Memory in the DSDT: the slots for modules with their hot-plug (the registers of acpi_memhp)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,8 @@ def has_slots(board: PcBoard) -> bool:
 
 
 def devices(board: PcBoard) -> bytes:
-    """The controller of the slots, a device for each slot; and the root of NVDIMMs."""
-    found = b""
-    if has_slots(board):
-        assert board.dimm_slots is not None
-        found += _controller(board.dimm_slots.count)
-    if board.nvdimm_interface is not None:
-        found += aml.device("NVDR", aml.define("_HID", aml.string("ACPI0012")))
-    return found
+    """The controller of the slots, and a device for each slot."""
+    return _controller(board.dimm_slots.count) if board.dimm_slots is not None and has_slots(board) else b""
 
 
 def _controller(count: int) -> bytes:

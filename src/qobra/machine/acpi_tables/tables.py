@@ -8,6 +8,7 @@ from __future__ import annotations
 from struct import Struct, pack
 from typing import TYPE_CHECKING
 
+from qobra.machine.acpi_tables import nvdimm
 from qobra.machine.acpi_tables.dsdt import Layout, dsdt
 from qobra.machine.acpi_tables.loader import Tables
 
@@ -40,6 +41,9 @@ def build(board: PcBoard, layout: Layout) -> dict[str, bytes]:
             found.append(tables.add(b"SLIT", 1, _slit(board)))
     if board.nvdimm_interface is not None:
         found.append(tables.add(b"NFIT", 1, bytes(4) + board.nvdimm_interface.fit()))
+        tables.add_room(nvdimm.PAGE_FILE, nvdimm.PAGE, nvdimm.PAGE)
+        page = ((nvdimm.ADDRESS_AT, nvdimm.PAGE_FILE),)
+        found.append(tables.add(b"SSDT", 1, nvdimm.ssdt(board), outside=page))
     pointers = tuple((4 * number, 4, offset) for number, offset in enumerate(found))
     return tables.files(tables.add(b"RSDT", 1, bytes(4 * len(found)), pointers=pointers))
 
