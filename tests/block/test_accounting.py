@@ -16,7 +16,7 @@ def clock():
 
 
 def test_counts_and_times_add_up(clock):
-    counters = Accounting(clock)
+    counters = Accounting(clock.monotonic_ns)
     counters.add(READ, 3, 3 * 4096, 300)
     counters.add(WRITE, 1, 512, 50)
     counters.add_failed(WRITE, 7)
@@ -29,14 +29,14 @@ def test_counts_and_times_add_up(clock):
 
 
 def test_failed_requests_need_not_count_as_time(clock):
-    counters = Accounting(clock)
+    counters = Accounting(clock.monotonic_ns)
     counters.account_failed = False
     counters.add_failed(READ, 100)
     assert counters.stats()["rd_total_time_ns"] == 0 and "idle_time_ns" not in counters.stats()
 
 
 def test_histogram_bins_by_boundaries(clock):
-    counters = Accounting(clock)
+    counters = Accounting(clock.monotonic_ns)
     counters.set_histogram(READ, [10, 50, 100])
     for latency in (1, 9, 10, 49, 50, 99, 100, 5000):
         counters.add(READ, 1, 1, latency)
@@ -48,7 +48,7 @@ def test_histogram_bins_by_boundaries(clock):
 
 
 def test_intervals_forget_what_is_older(clock):
-    counters = Accounting(clock)
+    counters = Accounting(clock.monotonic_ns)
     counters.set_intervals([10])
     counters.add(READ, 1, 1, 5000)
     clock.advance(4 * SECOND)
@@ -59,3 +59,11 @@ def test_intervals_forget_what_is_older(clock):
     clock.advance(20 * SECOND)
     stats = counters.stats()["timed_stats"][0]
     assert stats["max_rd_latency_ns"] == 0
+
+
+def test_requests_may_be_said_to_take_a_fixed_time():
+    counters = Accounting(lambda: 0, 1000)
+    counters.add(READ, 3, 4096, 77)
+    counters.add_failed(WRITE, 77)
+    stats = counters.stats()
+    assert (stats["rd_total_time_ns"], stats["wr_total_time_ns"]) == (3000, 1000)

@@ -102,7 +102,7 @@ class BlockBackend:
         self.node: BlockNode | None = None
         self.gate = Gate()
         self.throttle: Throttle | None = None
-        self.accounting = Accounting(layer.clock)
+        self.accounting = Accounting(*layer.account_time)
         self.writeback = True
         """False: each write is flushed before it completes."""
         self.device: Device | None = None

@@ -73,6 +73,8 @@ class BlockLayer:
         """The same for what may be wrong."""
         self.tell_held: Callable[[str], None] = lambda _text: None
         """Tell whoever runs the program of a request that is stopped, or let go, at a breakpoint of blkdebug."""
+        self.account_time: tuple[Callable[[], int], int | None] = (self.control.clock.monotonic_ns, None)
+        """What statistics go by: the time, and how long each request is said to take (None: as long as it does)."""
         self.stop_machine: Callable[[], None] = lambda: None
         """Stop the guest because of an I/O error; the machine's."""
         self.opens_inactive = False

@@ -200,6 +200,10 @@ class Board(Object):
         assert self._clock is not None
         return self._clock
 
+    def guest_time_ns(self) -> int:
+        """The guest's time, which is 0 as long as there is no guest."""
+        return self._clock.now_ns() if self._clock is not None else 0
+
     def start(self) -> None:
         """Make the devices and the CPUs. The properties are set; users' devices come next."""
         machine: Machine = self.tree.machine

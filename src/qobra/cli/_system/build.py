@@ -91,6 +91,9 @@ class Builder:
         for value in self._values("mem-path"):
             self._config.mem_path = value
         self._make_board()
+        if set(self._config.accelerators) == {"qtest"}:
+            # Asked for, it drives the time: statistics are to be the same each time.
+            self.machine.block.account_time = (self.board.guest_time_ns, 1_000_000)
         self._each("chardev", self._add_chardev)
         self._each("object", self._add_object)
         for value, options in nodes:
