@@ -100,7 +100,7 @@ class Allocator:
             counts = block.counts
             low = at & mask
             high = min(low + want - found, mask + 1)
-            if any(counts[low:high]):
+            if counts[low] or counts[low:high] != counts[low : low + 1] * (high - low):
                 for position in range(low, high):
                     if counts[position]:
                         return found + position - low

@@ -220,7 +220,8 @@ class Refcounts:
                 raise QobraError(f"Cluster {at:#x} has no refcount", errno=errno.EIO)
             counts = block.counts
             part = counts[low:high]
-            lowest, highest = min(part), max(part)
+            same = part[:1] * len(part)  # most often they are, and that is compared in one go
+            lowest, highest = (part[0], part[0]) if part == same else (min(part), max(part))
             if lowest + delta < 0 or highest + delta > self.maximum:
                 self.add(cluster, done, -delta)
                 if delta > 0:
