@@ -68,7 +68,7 @@ ROWS = {
     "huge-check": Row("{img} check -q -f qcow2 huge.q", 2.0, most=3),
     "huge-map": Row("{img} map --output=json -f qcow2 huge.q", 2.0, most=1),
     "huge-measure": Row("{img} measure -f qcow2 -O qcow2 huge.q", 2.0, most=1),
-    "huge-bitmap-merge": Row("{img} bitmap --merge one merged.q two", 2.0, "cp --sparse=always huge.q merged.q", 3),
+    "huge-bitmap-merge": Row("{img} bitmap --merge one merged.q two", 2.0, "cp --sparse=always marked.q merged.q", 3),
 }
 
 
@@ -164,9 +164,10 @@ def make_images(directory: Path, size: int) -> None:
             io.stdin.write(f"write -q -P 7 {number}M 1M\n".encode())
         io.stdin.close()
     make_fragmented(directory / "huge.q", HUGE, STEP, 1)
+    run("cp --sparse=always huge.q marked.q")
     for number, name in enumerate(("one", "two")):
-        run(f"qemu-img bitmap --add -g 64K huge.q {name}")
-        mark_fragments(directory / "huge.q", name, number)
+        run(f"qemu-img bitmap --add -g 64K marked.q {name}")
+        mark_fragments(directory / "marked.q", name, number)
 
 
 def mark_fragments(path: Path, name: str, shift: int) -> None:
