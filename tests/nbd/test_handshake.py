@@ -217,3 +217,16 @@ def test_names_are_bounded(serve: Serve) -> None:
 
     with pytest.raises(QobraError, match="longer than the NBD protocol allows"):
         connect(serve(script), "x" * 5000)
+
+
+@pytest.mark.parametrize(("steps", "what"), [(0, "server flags"), (1, "option reply")])
+def test_a_server_that_leaves_in_the_middle(serve: Serve, steps: int, what: str) -> None:
+    def script(s: Any) -> None:
+        if steps:
+            s.greet()
+            s.option()
+        else:
+            s.send(p.MAGICS.pack(p.INIT_MAGIC, p.OPTION_MAGIC))
+
+    with pytest.raises(QobraError, match=f"Failed to (read {what}|send)"):
+        connect(serve(script), "disk")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 from qobra.nbd.export_info import BlockSizes, ExportInfo
+from qobra.nbd.transport import Disconnected
 
 if TYPE_CHECKING:
     import ssl
@@ -52,21 +53,21 @@ class Handshake:
         return self._oldstyle is None and bool(self._flags & p.FLAG_FIXED_NEWSTYLE)
 
     def _greet(self) -> None:
-        magic, style = p.MAGICS.unpack(self.transport.recv_exact(16))
+        magic, style = p.MAGICS.unpack(self._receive(16, "initial magic"))
         if magic != p.INIT_MAGIC:
             raise _misbehaved(f"Bad initial magic received: 0x{magic:016x}")
         self._flags = 0
         if style == p.OLDSTYLE_MAGIC:
-            size, flags = p.OLDSTYLE_EXPORT.unpack(self.transport.recv_exact(12))
-            self.transport.recv_exact(p.EXPORT_REPLY_PADDING)
+            size, flags = p.OLDSTYLE_EXPORT.unpack(self._receive(12, "export length and flags"))
+            self._receive(p.EXPORT_REPLY_PADDING, "reserved block")
             self._oldstyle = ExportInfo("", size, flags & 0xFFFF)
             self._no_zeroes = False
             return
         if style != p.OPTION_MAGIC:
             raise _misbehaved(f"Bad server magic received: 0x{style:016x}")
-        (self._flags,) = p.U16.unpack(self.transport.recv_exact(2))
+        (self._flags,) = p.U16.unpack(self._receive(2, "server flags"))
         self._no_zeroes = bool(self._flags & p.FLAG_NO_ZEROES)
-        self.transport.send([p.CLIENT_FLAGS.pack(self._flags & (p.FLAG_FIXED_NEWSTYLE | p.FLAG_NO_ZEROES))])
+        self._send("client flags", [p.CLIENT_FLAGS.pack(self._flags & (p.FLAG_FIXED_NEWSTYLE | p.FLAG_NO_ZEROES))])
 
     # Options --------------------------------------------------------------------------------------------------------
 
@@ -135,9 +136,9 @@ class Handshake:
                 if error.reply != p.REP_ERR_UNSUP:
                     raise
         self._request(p.OPT_EXPORT_NAME, export.encode())
-        size, flags = p.EXPORT_REPLY.unpack(self.transport.recv_exact(p.EXPORT_REPLY.size))
+        size, flags = p.EXPORT_REPLY.unpack(self._receive(p.EXPORT_REPLY.size, "export length and flags"))
         if not self._no_zeroes:
-            self.transport.recv_exact(p.EXPORT_REPLY_PADDING)
+            self._receive(p.EXPORT_REPLY_PADDING, "reserved block")
         return _checked(ExportInfo(export, size, flags))
 
     def abort(self) -> None:
@@ -195,17 +196,29 @@ class Handshake:
         length = sum(map(len, parts))
         if any(len(part) > p.MAX_STRING for part in parts):
             raise QobraError("A name is longer than the NBD protocol allows", errno=errno.ENAMETOOLONG)
-        self.transport.send([p.OPTION.pack(p.OPTION_MAGIC, option, length), *parts])
+        self._send("option request", [p.OPTION.pack(p.OPTION_MAGIC, option, length), *parts])
+
+    def _send(self, what: str, parts: list[bytes]) -> None:
+        try:
+            self.transport.send(parts)
+        except Disconnected as error:
+            raise Disconnected(f"Failed to send {what}: {error.desc}", errno=error.errno)
+
+    def _receive(self, length: int, what: str) -> bytes:
+        try:
+            return self.transport.recv_exact(length)
+        except Disconnected as error:
+            raise Disconnected(f"Failed to read {what}: {error.desc}", errno=error.errno)
 
     def _reply(self, option: int) -> tuple[int, bytes]:
-        magic, answered, reply, length = p.OPTION_REPLY.unpack(self.transport.recv_exact(p.OPTION_REPLY.size))
+        magic, answered, reply, length = p.OPTION_REPLY.unpack(self._receive(p.OPTION_REPLY.size, "option reply"))
         if magic != p.OPTION_REPLY_MAGIC:
             raise _misbehaved("Unexpected option reply magic")
         if answered != option:
             raise _misbehaved(f"Unexpected option type {answered}, expected {option}")
         if length > _MAX_REPLY:
             raise _misbehaved(f"option {option} reply of {length} bytes is too long")
-        return reply, self.transport.recv_exact(length)
+        return reply, self._receive(length, "option reply")
 
     def _replies(self, option: int, limit: int) -> Iterator[tuple[int, bytes]]:
         """Replies up to the acknowledgement; an error reply raises OptionRefused."""
