@@ -132,15 +132,19 @@ class OnceCopy:
         end = offset + length
         with self._condition:
             unsafe = [(start, start + size) for start, size in self.todo.dirty_ranges(offset, end)]
-            unsafe += [(start, stop) for start, stop in self._claims.items() if start not in self._in_memory]
+            unsafe += [
+                (max(start, offset), min(stop, end))
+                for start, stop in self._claims.items()
+                if start < end and stop > offset and start not in self._in_memory
+            ]
         runs: list[tuple[int, bool]] = []
         for start, stop in sorted(unsafe):
-            start, stop = max(start, offset), min(stop, end)
             if start > offset:
                 runs.append((start - offset, True))
-            if stop > start:
-                runs.append((stop - start, False))
-            offset = max(offset, stop)
+                offset = start
+            if stop > offset:
+                runs.append((stop - offset, False))
+                offset = stop
         if offset < end:
             runs.append((end - offset, True))
         return runs
