@@ -73,7 +73,8 @@ def info_memdev(machine: Machine, args: dict[str, Any]) -> str:
 def info_memory_size(machine: Machine, args: dict[str, Any]) -> str:
     """How much memory there is."""
     summary = dispatch.call(machine, "query-memory-size-summary", {})
-    return f"base memory: {summary['base-memory']}\nplugged memory: {summary['plugged-memory']}\n"
+    names = (("base memory", "base-memory"), ("plugged memory", "plugged-memory"))
+    return "".join(f"{title}: {summary[name]}\n" for title, name in names if name in summary)
 
 
 @hmp_command("info numa", help="show NUMA information", needs="board")

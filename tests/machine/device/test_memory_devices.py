@@ -15,7 +15,7 @@ from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board, simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
-from qobra.qmp import dispatch
+from qobra.qmp import dispatch, hmp
 from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction, Queue, driver_ok, start_driver
 
 _MIB = 1 << 20
@@ -240,3 +240,16 @@ def test_a_module_that_is_being_dumped_stays(guest: Guest, monkeypatch: pytest.M
     monkeypatch.setattr(guest.machine.board, "dumper", None)
     guest.access.port_out(0xA14, 1, 8)
     assert guest.events[-1]["event"] == "DEVICE_DELETED"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "board", "text"),
+    [
+        ("x86_64", "pc", "base memory: 33554432\r\nplugged memory: 0\r\n"),
+        ("riscv64", "virt", "base memory: 33554432\r\n"),
+    ],
+)
+def test_the_summary_for_people(architecture: str, board: str, text: str) -> None:
+    machine = simple_machine(architecture, board, memory=32 * _MIB)
+    assert hmp.execute(machine, "info memory_size_summary") == text
+    machine.close()
