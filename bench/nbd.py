@@ -2,7 +2,8 @@
 
     python bench/nbd.py [--runs 5] [--seconds 2] [--size 256M] [--rows 4k-read-qd1,...] [--json FILE]
 
-Each row is a workload on an image and a server; ``--rows all`` runs all of them, the default is the plain ones. Both
+Each row is a workload on an image and a server; ``--rows all`` runs all of them, the default is the plain ones, and
+``connections`` and ``chains`` are the curves of how costs grow with the number of connections and backing files. Both
 servers have an image of their own. Runs are interleaved, so that whatever else the machine does hits both alike. For
 each row the medians, their ratio (above 1: Qobra is faster), the spread of the ratios of neighbouring runs, the
 processor time of the servers for each operation, and the goal are printed. The exit code is 1 if a goal is missed.
@@ -24,7 +25,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 
 class Row(NamedTuple):
@@ -35,14 +36,16 @@ class Row(NamedTuple):
     depth: int
     goal: float
     image: str = "full"
-    """``full``, ``half`` (every other cluster is there), ``empty``, or ``chain`` (data spread over eight layers)."""
+    """``full``, ``half`` (every other cluster is there), or ``empty``."""
+    layers: int = 1
+    """Images in the backing chain that the data of a full image are spread over."""
     connections: int = 1
     tls: bool = False
     cold: bool = False
     direct: bool = False
     busy: str = ""
-    """Beside it: ``qmp``, a client that asks for the block nodes all the time; ``computing``, a thread in the server
-    that only computes. Compared with Qobra itself when idle."""
+    """Beside it: ``qmp``, a client that asks for the block nodes all the time; ``job``, the same and a backup of the
+    disk; ``computing``, a thread in the server that only computes. Compared with Qobra itself when idle."""
 
 
 ROWS = {
@@ -52,7 +55,7 @@ ROWS = {
     "4k-write-qd32": Row("randwrite", "4k", 32, 1.5),
     "1m-read": Row("read", "1m", 4, 1.4),
     "1m-write": Row("write", "1m", 4, 1.4),
-    "chain-of-8": Row("randread", "4k", 32, 2.0, image="chain"),
+    "chain-of-8": Row("randread", "4k", 32, 2.0, layers=8),
     "half-allocated": Row("randwrite", "4k", 32, 1.0, image="half"),
     "allocating-64k": Row("write", "64k", 16, 1.0, image="empty"),
     "16-connections": Row("randread", "4k", 8, 2.0, connections=16),
@@ -61,10 +64,14 @@ ROWS = {
     "cold-read": Row("randread", "4k", 32, 1.0, cold=True),
     "direct-read": Row("randread", "4k", 32, 1.0, direct=True),
     "busy-qmp": Row("randread", "4k", 16, 0.8, busy="qmp"),
+    "busy-job": Row("randread", "4k", 16, 0.8, busy="job"),
     "busy-computing": Row("randread", "4k", 16, 0.8, busy="computing"),
 }
 PLAIN = list(ROWS)[:6]
-LAYERS = 8
+CURVES = {
+    "connections": {f"{n}-connections": Row("randread", "4k", 8, 1.0, connections=n) for n in (1, 2, 4, 8, 16, 32)},
+    "chains": {f"chain-of-{n}": Row("randread", "4k", 32, 1.0, layers=n) for n in (1, 2, 4, 8, 16, 32)},
+}
 CLUSTER = 65536
 
 SERVER = """
@@ -77,6 +84,7 @@ machine = Machine()
 file = {"driver": "file", "filename": image}
 node = {"driver": "qcow2", "node-name": "disk", "file": file, "cache": {"direct": direct}}
 with machine.control:
+    machine.block.add_node({"driver": "null-co", "node-name": "target", "size": 1 << 40})
     if tls:
         machine.objects.create("tls-creds-x509", "tls", {"dir": tls, "endpoint": "server", "verify-peer": False})
     machine.block.add_node(node)
@@ -112,15 +120,17 @@ def main() -> int:
         if shutil.which(program) is None:
             print(f"bench/nbd.py: {program} is not installed", file=sys.stderr)
             return 2
-    names = list(ROWS) if arguments.rows == "all" else arguments.rows.split(",")
+    rows: dict[str, Row] = {}
+    for name in arguments.rows.split(","):
+        rows.update(ROWS if name == "all" else CURVES[name] if name in CURVES else {name: ROWS[name]})
     print(f"{'row':<15} {'qobra':>9} {'other':>9}  {'ratio':>5} {'spread':>11} {'us/op':>13}  goal")
     results = {}
-    for name in names:
+    for name, row in rows.items():
         with tempfile.TemporaryDirectory(prefix="qobra-bench-") as directory:
-            results[name] = measure(name, ROWS[name], Path(directory), arguments)
+            results[name] = measure(name, row, Path(directory), arguments)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=2))
-    return 1 if any(result["ratio"] < ROWS[name].goal for name, result in results.items()) else 0
+    return 1 if any(result["ratio"] < rows[name].goal for name, result in results.items()) else 0
 
 
 class Side:
@@ -132,10 +142,10 @@ class Side:
         self.socket = str(directory / f"{name}.sock")
         self.iops: list[float] = []
         self.microseconds: list[float] = []
-        self.size = make_image(self.image, row.image, size)
+        self.size = make_image(self.image, row, size)
         tls = make_certificates(directory) if row.tls else ""
         start = start_qemu if name == "qemu" else start_qobra
-        self.monitor = str(directory / f"{name}.qmp") if row.busy == "qmp" else ""
+        self.monitor = str(directory / f"{name}.qmp") if row.busy in ("qmp", "job") else ""
         computing = row.busy == "computing" and name == "qobra"
         self.process = start(self.image, self.socket, self.monitor, row.direct, tls, computing)
         try:
@@ -145,13 +155,13 @@ class Side:
             raise
         scheme = "nbds+unix" if row.tls else "nbd+unix"
         self.uri = f"{scheme}:///disk?socket={self.socket}" + (f"&tls-certificates={tls}" if tls else "")
-        self.storm = row.busy == "qmp" and name == "qobra"
+        self.storm = bool(self.monitor) and name == "qobra"
 
     def run(self, seconds: int) -> None:
         """One run of fio."""
         if self.row.cold:
             evict(self.image)
-        storm = Storm(self.monitor) if self.storm else None
+        storm = Storm(self.monitor, job=self.row.busy == "job") if self.storm else None
         before = cpu_seconds(self.process.pid)
         if self.row.tls:
             iops, operations = nbdcopy(self.uri, self.row, self.size)
@@ -215,23 +225,23 @@ def nbdcopy(uri: str, row: Row, size: int) -> tuple[float, float]:
     return size / block / (time.monotonic() - begin), size / block
 
 
-def make_image(path: str, kind: str, size: str) -> int:
-    """A qcow2 image of that kind, its backing files beside it; its length in bytes."""
+def make_image(path: str, row: Row, size: str) -> int:
+    """The qcow2 image of that row, its backing files beside it; its length in bytes."""
     run("qemu-img", "create", "-q", "-f", "raw", path, size)
     length = os.path.getsize(path)
     clusters = length // CLUSTER
-    if kind != "chain":
+    if row.layers == 1:
         run("qemu-img", "create", "-q", "-f", "qcow2", path, size)
-        if kind == "full":
+        if row.image == "full":
             run("qemu-io", "-c", f"write -q -P 7 0 {size}", path)
-        elif kind == "half":
+        elif row.image == "half":
             fill(path, range(0, clusters, 2))
         return length
     below = ""
-    for layer in range(LAYERS):
-        name = path if layer == LAYERS - 1 else f"{path}.{layer}"
+    for layer in range(row.layers):
+        name = path if layer == row.layers - 1 else f"{path}.{layer}"
         run("qemu-img", "create", "-q", "-f", "qcow2", *(("-b", below, "-F", "qcow2") if below else ()), name, size)
-        fill(name, range(layer, clusters, LAYERS))
+        fill(name, range(layer, clusters, row.layers))
         below = name
     return length
 
@@ -276,11 +286,12 @@ def start_qemu(
 
 
 class Storm:
-    """A QMP client that never rests."""
+    """A QMP client that never rests; with ``job``, it backs the disk up all the while."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, job: bool) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(path)
+        self._job = job
         self._stopped = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -288,17 +299,28 @@ class Storm:
     def _run(self) -> None:
         stream = self._socket.makefile("rwb", 0)
         stream.readline()
-        for command in [b'{"execute": "qmp_capabilities"}', *([b'{"execute": "query-named-block-nodes"}'] * (1 << 20))]:
-            if self._stopped:
-                return
-            stream.write(command)
-            stream.readline()
+        execute(stream, {"execute": "qmp_capabilities"})
+        arguments = {"device": "disk", "target": "target", "sync": "full", "job-id": "job"}
+        number = 0
+        while not self._stopped:
+            # Refused while the last one runs.
+            if self._job and number % 16 == 0:
+                execute(stream, {"execute": "blockdev-backup", "arguments": arguments})
+            execute(stream, {"execute": "query-named-block-nodes"})
+            number += 1
 
     def stop(self) -> None:
         """Let it rest."""
         self._stopped = True
         self._thread.join()
         self._socket.close()
+
+
+def execute(stream: IO[bytes], command: dict[str, object]) -> None:
+    """Send a command and wait for its reply, whatever events come before."""
+    stream.write(json.dumps(command).encode() + b"\n")
+    while not stream.readline().startswith((b'{"return"', b'{"error"')):
+        pass
 
 
 def evict(image: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from array import array
+
 import pytest
 
 from qobra.block import permissions
@@ -10,6 +13,8 @@ from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, Extent, resolve
 from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode, WriteTracker, drivers
 from qobra.block.opening import Opening
+from qobra.block.table import MAX_PAGES, PAGE_ENTRIES, ResolvedTable, highest_write
+from qobra.native import compiled
 
 UNIT = 65536
 
@@ -127,3 +132,70 @@ def test_what_a_backing_node_holds_is_not_written_in_place(backend, tmp_path):
     runs = resolve(top, 0, top.length)
     assert [(run.depth, run.flags & WRITABLE) for run in runs] == [(0, WRITABLE), (1, 0), (1, 0), (0, WRITABLE)]
     del top.children["backing"]
+
+
+needs_compiled = pytest.mark.skipif(compiled("places") is None, reason="the compiled form was not built")
+
+
+@needs_compiled
+def test_loops_without_the_gil_see_what_the_table_knows(backend):
+    table = backend.table()
+    places = table.places
+    into = bytearray(2 * UNIT)
+    assert not places.read(0, into)  # nothing is known yet
+    table.fill(0, backend.length)
+    assert places.read(0, into) and into == bytes([3]) * UNIT + bytes(UNIT)
+    assert places.read(2 * UNIT + 5, into[:10]) and not places.read(backend.length - 5, into)
+    assert places.write(0, b"x" * 100) and not places.write(UNIT, b"x")  # a hole is not written in place
+    assert highest_write(backend.node) == 100
+    backend.node.moved(UNIT, 1)
+    assert places.read(0, into[:UNIT]) and not places.read(UNIT, into[:1])
+    backend.node.moved(0, 1 << 50)
+    assert not places.read(2 * UNIT, into[:1])
+    table.fill(0, backend.length)
+    assert table.places is places and places.read(0, into)
+    backend.layer.changed()
+    assert backend.table().places is not places and not places.read(0, into)
+
+
+@needs_compiled
+def test_a_page_that_makes_room_is_kept_while_loops_may_read_it(backend):
+    table = backend.table()
+    table.fill(0, UNIT)
+    page = weakref.ref(table.pages[0])
+    slot = backend.new_slot()
+    slot.enter()
+    table._new_page(MAX_PAGES)  # which has the place of page 0
+    assert 0 not in table.pages and page() is not None
+    assert not table.places.read(0, bytearray(1))
+    slot.leave()
+    backend.layer.flight.reclaim()
+    assert page() is None
+    table.fill(0, UNIT)
+    assert list(table.pages) == [0] and table.places.read(0, bytearray(1))
+    slot.close()
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda places: places.put_page(0, array("q", bytes(8 * 5))),
+        lambda places: places.put_page(1, array("q", bytes(8 * (PAGE_ENTRIES + 1)))),  # page 0 by its last entry
+        lambda places: places.put_page(-1, array("q", bytes(8 * (PAGE_ENTRIES + 1)))),
+        lambda places: places.add_leaf(0, 3),
+        lambda places: [places.add_leaf(0) for _ in range(300)],
+    ],
+)
+def test_places_take_nothing_that_loops_could_not_read(backend, call):
+    with pytest.raises(ValueError):
+        call(backend.table().places)
+
+
+@needs_compiled
+def test_a_root_that_lies_in_one_piece_needs_no_entries(backend):
+    node = backend.node.file
+    table = ResolvedTable(node)
+    assert table.places.read(UNIT - 1, into := bytearray(2)) and into == b"\0\1"
+    assert not table.places.read(node.length - 1, into)
+    table.close()

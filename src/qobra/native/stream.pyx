@@ -5,6 +5,7 @@ from cpython.pythread cimport (
     NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
 )
 from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t
 from libc.string cimport memmove, memset
 
 cdef extern from * nogil:
@@ -12,6 +13,15 @@ cdef extern from * nogil:
     #include <poll.h>
     #include <sched.h>
     #include <sys/socket.h>
+    #include <stdint.h>
+    #include <time.h>
+    static inline int64_t qobra_yield(void) {
+        struct timespec before, after;
+        clock_gettime(CLOCK_MONOTONIC, &before);
+        sched_yield();
+        clock_gettime(CLOCK_MONOTONIC, &after);
+        return (after.tv_sec - before.tv_sec) * (int64_t)1000000000 + after.tv_nsec - before.tv_nsec;
+    }
     static inline void qobra_wait_for(int fd, int events) {
         struct pollfd one = {.fd = fd, .events = events};
         poll(&one, 1, -1);
@@ -20,16 +30,15 @@ cdef extern from * nogil:
     struct msghdr:
         iovec *msg_iov
         size_t msg_iovlen
-    void sched_yield()
+    int64_t yield_ns "qobra_yield"()
     void wait_for "qobra_wait_for"(int, int)
     ssize_t recv(int, void *, size_t, int)
     ssize_t sendmsg(int, const msghdr *, int)
     int MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLIN, POLLOUT
 
 cdef enum:
-    # How often to let others run before a receive waits. A client that shares the processor then sends all it has, where
-    # waiting would wake the two up in turn for each request; with a processor for each, it returns at once.
-    YIELDS = 2
+    LONG_NS = 500000
+    MAX_REST = 1 << 14
 
 
 cdef class Lock:
@@ -94,7 +103,9 @@ cdef class Stream:
     cdef Received _receive(self, bint may_wait, size_t room) noexcept nogil:
         """Get more bytes, with room for ``room`` of them."""
         cdef ssize_t count
-        cdef int yields = YIELDS
+        cdef bint yields = self._rest == 0
+        if self._rest:
+            self._rest -= 1
         if self.start == self.end:
             self.start = self.end = 0
         elif self._inbox_size - self.end < room:
@@ -115,8 +126,8 @@ cdef class Stream:
                 return END
             if errno == EAGAIN:
                 if yields:
-                    yields -= 1
-                    sched_yield()
+                    yields = False
+                    self._let_others_run()
                 elif may_wait:
                     wait_for(self._sock, POLLIN)
                 else:
@@ -124,6 +135,16 @@ cdef class Stream:
             elif errno != EINTR:
                 self._errno = errno
                 return ERROR
+
+    cdef void _let_others_run(self) noexcept nogil:
+        """Let others run before a receive waits. A client that shares the processor then sends all it has, where waiting
+        would wake the two up in turn for each request; with a processor for each, this returns at once. Where others than
+        the client want the processor it takes long, and is left out for ever longer."""
+        if yield_ns() > LONG_NS:
+            self._longest_rest = min(max(2 * self._longest_rest, 64), MAX_REST)
+            self._rest = self._longest_rest
+        else:
+            self._longest_rest >>= 1
 
     cdef Received _receive_payload(self, size_t have, size_t length) noexcept nogil:
         """Fill the payload's memory from ``have`` up to ``length``."""

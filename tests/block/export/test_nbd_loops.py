@@ -1,4 +1,4 @@
-"""The batch loop, in both forms, on images with clusters, files without a page cache, and under clients that misbehave."""
+"""The batch loop, in both forms, on images with clusters, files without a page cache, and with bad clients."""
 
 from __future__ import annotations
 
