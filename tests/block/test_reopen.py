@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from qobra.block import permissions
@@ -106,3 +108,36 @@ def test_a_qcow2_goes_on_in_the_file_that_it_is_given(layer, tmp_path):
 def test_an_empty_name_is_no_node(layer):
     with pytest.raises(QobraError, match="Cannot find device='' nor node-name=''"):
         reopen(layer, [{"driver": "raw", "node-name": "disk", "file": ""}])
+
+
+def test_a_raw_node_of_a_given_size_is_full_there(layer):
+    reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "f", "size": 4096}])
+    node = layer.find_node("disk")
+    with pytest.raises(OSError) as error:
+        node.write(4096, b"x" * 512)
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_bitmaps_can_be_changed_once_their_image_is_writable(layer, tmp_path):
+    from qobra.cli import img
+
+    path = str(tmp_path / "q")
+    img.main(["create", "-q", "-f", "qcow2", path, "1M"])
+    img.main(["bitmap", "--add", path, "b"])
+    options = {"driver": "qcow2", "node-name": "q", "file": {"driver": "file", "filename": path}, "read-only": True}
+    bitmap = layer.add_node(options).bitmaps["b"]
+    assert bitmap.read_only
+    reopen(layer, [{**options, "read-only": False}])
+    assert not bitmap.read_only
+
+
+def test_a_new_backing_file_in_the_header_shows_in_the_name(layer, tmp_path):
+    from qobra.cli import img
+
+    base, top = str(tmp_path / "base"), str(tmp_path / "top")
+    img.main(["create", "-q", "-f", "qcow2", base, "1M"])
+    img.main(["create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top])
+    node = layer.add_node({"driver": "qcow2", "node-name": "t", "file": {"driver": "file", "filename": top}})
+    assert node.filename == top
+    node.change_backing_file("null-co://", "raw")
+    assert node.filename.startswith("json:")

@@ -236,6 +236,14 @@ def test_stdio(tmp_path: Path) -> None:
     assert [line.get("id") for line in lines] == [None, None, 1, 2]
 
 
+def test_nobody_is_answered_before_all_options_are_done() -> None:
+    asked = b'{"execute": "qmp_capabilities"}{"execute": "query-named-block-nodes"}{"execute": "quit"}'
+    options = ["--chardev", "stdio,id=c", "--monitor", "c", "--blockdev", "null-co,node-name=late"]
+    ended = subprocess.run([*PROGRAM, *options], input=asked, capture_output=True, timeout=60)
+    assert ended.returncode == 0
+    assert b'"node-name": "late"' in ended.stdout
+
+
 def test_an_inherited_descriptor(daemon: Callable[..., Daemon]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -127,11 +127,13 @@ def device_info(
 
     ``known``: see :func:`image_chain`.
     """
+    backing = cow_backing(node)
     info: Info = {
         "file": node.filename,
         "node-name": node.node_name,
         "ro": node.read_only,
         "drv": node.driver,
+        **({"backing_file": backing.filename} if backing is not None else {}),
         "encrypted": bool(node.info().get("encrypted", False)),
         "encryption_key_missing": False,
         "cache": {
@@ -145,9 +147,6 @@ def device_info(
         **_NO_LIMITS,
         "image": image_chain(node, flat=flat, known=known, implicit=backend is None),
     }
-    backing = cow_backing(node)
-    if backing is not None:
-        info["backing_file"] = backing.filename
     if node.bitmaps:
         info["dirty-bitmaps"] = dirty_bitmaps(node)
     if backend is not None and backend.throttle is not None:

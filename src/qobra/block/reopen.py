@@ -27,6 +27,7 @@ def reopen(layer: BlockLayer, all_options: list[Options]) -> None:
     """Reopen every node that ``all_options`` (BlockdevOptions) names, or none. Raises QobraError."""
     undo: list[Callable[[], None]] = []
     with layer.drained():
+        read_only = [node for node in layer.graph.nodes.values() if node.read_only]
         try:
             with layer.graph.change() as change:
                 change.touches_existing = True
@@ -42,6 +43,9 @@ def reopen(layer: BlockLayer, all_options: list[Options]) -> None:
             for call in reversed(undo):
                 call()
             raise
+        for node in read_only:
+            if not node.read_only and not node.closed:
+                node.activate()  # as one that is opened to be written
 
 
 def _prepare(

@@ -129,9 +129,9 @@ class Shell:
         status = 0
         try:
             if self._operands:
-                interpreter.backend = self._open(
-                    self._operands[0], given.get("f"), "image-opts" in given, settings, "can't open device {}: "
-                )
+                described = "image-opts" in given
+                prefix = "can't open: " if described else "can't open device {}: "
+                interpreter.backend = self._open(self._operands[0], given.get("f"), described, settings, prefix)
             status = self._run_lines(interpreter, lines) if lines else self._converse(interpreter)
         finally:
             try:

@@ -249,7 +249,7 @@ class Task:
             writable="r" not in given and "l" not in given,
             name=given.get("x", ""),
             description=given.get("D", ""),
-            bitmap=given.get("B"),
+            bitmaps=[value for option, value in self._options if option == "B"],
             allocation_depth="A" in given,
             shared=self._number("e", "shared device number") if "e" in given else 1,
             tls_creds=given.get("tls-creds"),

@@ -93,14 +93,15 @@ def _run(options: list[tuple[str, str]], background: Background | None) -> int:
     status = 0
     try:
         pidfile = None
-        for name, value in options:
-            if name == "pidfile":
-                pidfile = value
-            elif (text := _help(machine, name, value)) is not None:
-                print(text, end="")
-                return 0
-            else:
-                _apply(machine, monitors, name, value)
+        with machine.control:  # nobody is answered before all is there that was asked for
+            for name, value in options:
+                if name == "pidfile":
+                    pidfile = value
+                elif (text := _help(machine, name, value)) is not None:
+                    print(text, end="")
+                    return 0
+                else:
+                    _apply(machine, monitors, name, value)
         if pidfile is not None:
             try:
                 remove_pidfile = write_pidfile(pidfile)

@@ -304,3 +304,15 @@ def test_what_cannot_be_freed_is_told_and_left_alone(capsys: pytest.CaptureFixtu
     _damaged(0x40000, 0x8000_0000_0005_2A01)
     assert io.main(["-f", "qcow2", "-c", "discard 0 64k", "a.img"]) == 0
     assert "qcow2: Image is corrupt: Cannot free unaligned cluster 0x52a00" in capsys.readouterr().err
+
+
+def test_converted_bitmaps_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source, target = str(tmp_path / "source"), str(tmp_path / "target")
+    assert img.main(["create", "-q", "-f", "qcow2", source, "1M"]) == 0
+    for name in ("one", "two", "three"):
+        assert img.main(["bitmap", "--add", source, name]) == 0
+    assert img.main(["convert", "-f", "qcow2", "-O", "qcow2", "--bitmaps", source, target]) == 0
+    capfd.readouterr()
+    assert img.main(["info", "--output=json", target]) == 0
+    bitmaps = json.loads(capfd.readouterr().out)["format-specific"]["data"]["bitmaps"]
+    assert [each["name"] for each in bitmaps] == ["one", "two", "three"]

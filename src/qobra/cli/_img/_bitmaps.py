@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 def check_bitmaps(program: Program, source: BlockNode, *, skip_broken: bool) -> None:
     """Refuse inconsistent bitmaps before anything is written, unless they are to be left out. Raises ToolError."""
-    for name, bitmap in source.bitmaps.items():
+    for name, bitmap in reversed(list(source.bitmaps.items())):
         if bitmap.inconsistent and not skip_broken:
-            program.error(f"Cannot copy inconsistent bitmap '{name}'")
-            raise ToolError("Try --skip-broken-bitmaps, or use '" + program.name + " bitmap --remove'")
+            hint = f"Try --skip-broken-bitmaps, or use '{program.name} bitmap --remove' to delete it"
+            raise ToolError(f"Cannot copy inconsistent bitmap '{name}'\n{hint}")
 
 
 def copy_bitmaps(program: Program, source: BlockNode, target: BlockNode, *, skip_broken: bool) -> None:
     """Add each persistent bitmap of ``source`` to ``target`` with what it says. Raises ToolError."""
     layer = target.layer
-    for name, bitmap in list(source.bitmaps.items()):
+    # The newest first, so that they end up stored in the order in which the source has them.
+    for name, bitmap in reversed(list(source.bitmaps.items())):
         if not bitmap.persistent:
             continue
         if bitmap.inconsistent:

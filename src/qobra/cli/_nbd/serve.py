@@ -44,7 +44,7 @@ def start(
     writable: bool,
     name: str,
     description: str,
-    bitmap: str | None,
+    bitmaps: list[str],
     allocation_depth: bool,
     shared: int,
     tls_creds: str | None,
@@ -69,8 +69,8 @@ def start(
         "writethrough": not backend.writeback,
         "allocation-depth": allocation_depth,
     }
-    if bitmap is not None:
-        options["bitmaps"] = [bitmap]
+    if bitmaps:
+        options["bitmaps"] = bitmaps
     layer.exports.add(options)
     if address:
         server.listen(address, int)

@@ -147,6 +147,7 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
             header.backing_file, header.backing_format = before
             raise
         self.backing_filename, self.backing_format = header.backing_file, header.backing_format
+        self.layer.changed()  # the names of this node and of those above may be other ones now
 
     @classmethod
     def measure(cls, options: Options, source: BlockNode | None = None) -> Options:
