@@ -18,6 +18,7 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.memory import AddressSpace, Ram
 from qobra.machine.plug import add_device
 from qobra.machine.virtio.gpu_commands import GpuCommands
+from qobra.machine.vmstate import StateSource, put_object, take_object
 from qobra.qmp import dispatch
 from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction, Queue, driver_ok, start_driver
 
@@ -232,3 +233,33 @@ def test_any_commands(commands: list[tuple[int, list[int]]]) -> None:
     gpu.reset()
     assert gpu._used == 0
     ram.close()
+
+
+def test_the_state_of_a_card(card: Card, tmp_path: Path) -> None:
+    raw, _ = _pixels("xrgb")
+    card.draw(1, 3, raw)
+    assert card.status(0x101, 2, 1, 8, 8) == _OK
+    card.status(0x103, 8, 4, 20, 16, 0, 1)
+    before = card.picture(tmp_path / "before")
+    board: Any = card.machine.board
+    commands = board.peripheral.children["g"].device._commands
+    out = bytearray()
+    put_object(out, commands)
+    commands.reset()
+    assert card.picture(tmp_path / "dark") != before
+    with card.machine.control:
+        take_object(StateSource(bytes(out)), commands)
+    assert card.picture(tmp_path / "after") == before
+    # The resources are what they were: there, and backed or not.
+    assert card.status(0x101, 2, 1, 8, 8) == _BAD_RESOURCE
+    assert card.status(0x105, 0, 0, _WIDTH, _HEIGHT, 0, 0, 1, 0) == _OK
+    assert card.status(0x105, 0, 0, 8, 8, 0, 0, 2, 0) == _UNSPECIFIED
+    for position in range(0, len(out), 997):
+        broken = bytearray(out)
+        broken[position] ^= 0xFF
+        try:
+            with card.machine.control:
+                take_object(StateSource(bytes(broken)), commands)
+        except QobraError:
+            pass
+    assert card.status(0x100) == 0x1101

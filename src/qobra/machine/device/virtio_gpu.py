@@ -10,6 +10,7 @@ from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.gpu_commands import GpuCommands
 from qobra.machine.virtio.pci import VirtioPci
 from qobra.machine.virtio.queue import Queue
+from qobra.machine.vmstate import VmState, part, u32
 from qobra.object.property import Bool, Int, Size
 
 F_EDID = 1
@@ -37,6 +38,8 @@ class VirtioGpu(VirtioDevice):
     blob = Bool(False)
     xres = Int(1280, type="uint32")
     yres = Int(800, type="uint32")
+
+    vmstate = VmState(part("_commands"), u32("_events"))
 
     def realize(self) -> None:
         if not 1 <= self.max_outputs <= _MAX_OUTPUTS:
@@ -104,3 +107,5 @@ class VirtioGpuPci(VirtioPci):
 
     vectors = Int(3, type="uint32")
     ioeventfd = Bool(False, description="on/off")
+
+    vmstate = VmState()

@@ -9,13 +9,19 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
-from struct import Struct
+from struct import Struct, pack
+from typing import TYPE_CHECKING, Any
 
 from qobra.display.console import Console, Cursor
 from qobra.display.edid import SIZE as EDID_SIZE
 from qobra.display.edid import edid
 from qobra.display.surface import BGRX, HEIGHT_MAX, WIDTH_MAX, PixelFormat, Surface
+from qobra.errors import QobraError
 from qobra.machine.memory import AddressSpace
+from qobra.machine.vmstate import Field, Flag, Listed, Number, Raw, Together, VmState
+
+if TYPE_CHECKING:
+    from qobra.machine.vmstate import StateSource
 
 _HEADER = Struct("<IIQIB3x")
 _FENCE = 1
@@ -45,26 +51,40 @@ _FORMATS = {
 }
 
 
+Rectangle = tuple[int, int, int, int]
+"""Column, row, width and height."""
+
+
 class _Refused(Exception):
     def __init__(self, status: int) -> None:
         self.status = status
 
 
 class Resource:
-    """A picture, and the guest memory that backs it, in pieces."""
+    """A picture, and the guest memory that backs it, in pieces. ``format`` is the specification's number."""
 
-    def __init__(self, width: int, height: int, format: PixelFormat) -> None:
+    def __init__(self, width: int, height: int, format: int) -> None:
         self.width = width
         self.height = height
         self.format = format
         self.data = bytearray(4 * width * height)
+        self.entries: list[tuple[int, int]] = []
         self.backing: list[memoryview] | None = None
         self._ends: list[int] = []
 
-    def attach(self, backing: list[memoryview]) -> None:
-        """Have these pieces of guest memory back the picture, one after the other."""
-        self.backing = backing
-        self._ends = list(accumulate(map(len, backing)))
+    def attach(self, memory: AddressSpace, entries: list[tuple[int, int]]) -> bool:
+        """Have the guest's memory at these addresses, of these lengths, back the picture; False if it is no memory."""
+        backing = [memory.ram(address, length) for address, length in entries]
+        found = [view for view in backing if view is not None]
+        if len(found) < len(backing):
+            return False
+        self.entries, self.backing = entries, found
+        self._ends = list(accumulate(map(len, found)))
+        return True
+
+    def detach(self) -> None:
+        """Nothing backs the picture any more."""
+        self.entries, self.backing, self._ends = [], None, []
 
     def copy_in(self, offset: int, length: int, target: int) -> None:
         """Copy ``length`` bytes of the backing, from ``offset`` on, to ``target``; what is not backed stays."""
@@ -79,8 +99,40 @@ class Resource:
             number += 1
 
 
+SavedResource = tuple[int, int, int, int, bytes, bool, list[tuple[int, int]]]
+"""Number, width, height, format, pixels, whether it is backed, and by what."""
+
+
+class _Entries(Listed):
+    """A list of addresses with lengths."""
+
+    def take(self, source: StateSource, current: Any) -> Any:
+        return super().take(source, [])
+
+
+_RESOURCE_STATE = Together(
+    Number(4), Number(4), Number(4), Number(4), Raw(4 * WIDTH_MAX * HEIGHT_MAX), Flag(),
+    _Entries(Together(Number(8), Number(4)), _MAX_ENTRIES),
+)  # fmt: skip
+
+
 class GpuCommands:
     """The state behind the two queues of one card. ``sizes`` are those that its outputs would like to have."""
+
+    vmstate = VmState(
+        Field(
+            "resources",
+            _Entries(_RESOURCE_STATE, 1 << 16),
+            get=lambda self: self.saved_resources(),
+            put=lambda self, saved: self.restore_resources(saved),
+        ),
+        Field(
+            "outputs",
+            _Entries(Together(*(Number(4) for _ in range(6))), _MAX_SCANOUTS),
+            get=lambda self: self.saved_outputs(),
+            put=lambda self, saved: self.restore_outputs(saved),
+        ),
+    )
 
     def __init__(
         self, memory: AddressSpace, consoles: list[Console], *, memory_limit: int, size: tuple[int, int]
@@ -90,7 +142,7 @@ class GpuCommands:
         self._limit = memory_limit
         self._used = 0
         self._resources: dict[int, Resource] = {}
-        self._shown: dict[int, Resource] = {}
+        self._shown: dict[int, tuple[int, Rectangle]] = {}
         self.sizes: list[tuple[int, int] | None] = [size] + [None] * (len(consoles) - 1)
         self._preferred = size
         self._handlers: dict[int, Callable[[bytes], bytes]] = {
@@ -113,6 +165,43 @@ class GpuCommands:
             self._hide(head)
         self._resources.clear()
         self._used = 0
+
+    # -- state
+
+    def saved_resources(self) -> list[SavedResource]:
+        """The resources, for the state that is saved."""
+        return [
+            (number, each.width, each.height, each.format, bytes(each.data), each.backing is not None, each.entries)
+            for number, each in self._resources.items()
+        ]
+
+    def restore_resources(self, saved: list[SavedResource]) -> None:
+        """Have those resources. Raises QobraError for such as no driver could have made."""
+        self.reset()
+        for number, width, height, format, data, backed, entries in saved:
+            body = _CREATE.pack(number, format, width, height)
+            try:
+                self._create(body)
+            except _Refused as refusal:
+                raise QobraError(f"a resource could not be made: {refusal.status:#x}")
+            resource = self._resources[number]
+            if len(data) != len(resource.data):
+                raise QobraError("a resource has the wrong size")
+            resource.data[:] = data
+            if backed and not resource.attach(self._memory, entries):
+                raise QobraError("what backs a resource is no memory")
+
+    def saved_outputs(self) -> list[tuple[int, int, int, int, int, int]]:
+        """What the outputs show: head, resource, rectangle."""
+        return [(head, number, *rectangle) for head, (number, rectangle) in self._shown.items()]
+
+    def restore_outputs(self, saved: list[tuple[int, int, int, int, int, int]]) -> None:
+        """Have the outputs show that. Raises QobraError."""
+        for head, number, *rectangle in saved:
+            try:
+                self._set_scanout(pack("<6I", *rectangle, head, number))
+            except _Refused as refusal:
+                raise QobraError(f"an output cannot show what it showed: {refusal.status:#x}")
 
     # -- control queue
 
@@ -155,14 +244,14 @@ class GpuCommands:
         if self._used + size > self._limit or width > WIDTH_MAX or height > HEIGHT_MAX:
             raise _Refused(_OUT_OF_MEMORY)
         self._used += size
-        self._resources[number] = Resource(width, height, _FORMATS[format])
+        self._resources[number] = Resource(width, height, format)
         return b""
 
     def _unref(self, body: bytes) -> bytes:
         number, _ = _unpack(_TWO, body)
         resource = self._find(number)
-        for head, shown in list(self._shown.items()):
-            if shown is resource:
+        for head, (shown, _) in list(self._shown.items()):
+            if shown == number:
                 self._hide(head)
         self._used -= len(resource.data)
         del self._resources[number]
@@ -174,18 +263,14 @@ class GpuCommands:
         entries = body[_TWO.size :]
         if resource.backing is not None or count > _MAX_ENTRIES or len(entries) < count * _ENTRY.size:
             raise _Refused(_UNSPECIFIED)
-        backing = []
-        for address, length, _ in _ENTRY.iter_unpack(entries[: count * _ENTRY.size]):
-            view = self._memory.ram(address, length)
-            if view is None:
-                raise _Refused(_UNSPECIFIED)
-            backing.append(view)
-        resource.attach(backing)
+        pieces = [(address, length) for address, length, _ in _ENTRY.iter_unpack(entries[: count * _ENTRY.size])]
+        if not resource.attach(self._memory, pieces):
+            raise _Refused(_UNSPECIFIED)
         return b""
 
     def _detach(self, body: bytes) -> bytes:
         number, _ = _unpack(_TWO, body)
-        self._find_backed(number).backing = None
+        self._find_backed(number).detach()
         return b""
 
     def _transfer(self, body: bytes) -> bytes:
@@ -212,19 +297,14 @@ class GpuCommands:
         if width < _MIN_SCANOUT or height < _MIN_SCANOUT:
             raise _Refused(_BAD_PARAMETER)
         _check_inside(resource, x, y, width, height)
-        stride = 4 * resource.width
-        self._shown[head] = resource
-        self._consoles[head].show(
-            Surface(width, height, resource.data, format=resource.format, offset=y * stride + 4 * x, stride=stride)
-        )
+        self._show(head, number, (x, y, width, height))
         return b""
 
     def _flush(self, body: bytes) -> bytes:
         x, y, width, height, number, _ = _unpack(Struct("<IIIIII"), body)
-        resource = self._find(number)
-        _check_inside(resource, x, y, width, height)
-        for head, shown in self._shown.items():
-            if shown is resource:
+        _check_inside(self._find(number), x, y, width, height)
+        for head, (shown, _) in self._shown.items():
+            if shown == number:
                 self._consoles[head].update(x, y, width, height)
         return b""
 
@@ -242,6 +322,14 @@ class GpuCommands:
         if resource.backing is None:
             raise _Refused(_UNSPECIFIED)
         return resource
+
+    def _show(self, head: int, number: int, rectangle: Rectangle) -> None:
+        resource, (x, y, width, height) = self._resources[number], rectangle
+        stride, format = 4 * resource.width, _FORMATS[resource.format]
+        self._shown[head] = (number, rectangle)
+        self._consoles[head].show(
+            Surface(width, height, resource.data, format=format, offset=y * stride + 4 * x, stride=stride)
+        )
 
     def _hide(self, head: int) -> None:
         if self._shown.pop(head, None) is not None:
