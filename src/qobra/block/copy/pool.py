@@ -37,7 +37,8 @@ def be_nice() -> None:
 class CopyPool:
     """Runs ``work(offset, length)`` with up to ``helpers`` at once (1: in the calling thread).
 
-    ``done`` is called for each chunk in the thread that worked on it.
+    ``done`` is called for each chunk in the thread that worked on it. Helpers have the priority of whoever gives them
+    work: low in a job, not in a tool.
     """
 
     def __init__(self, work: Work, done: Done, helpers: int = 1) -> None:
@@ -112,7 +113,6 @@ class CopyPool:
         self._done(offset, length, failure)
 
     def _help(self) -> None:
-        be_nice()
         while True:
             with self._given:
                 while not self._queue:
