@@ -1,10 +1,11 @@
 """Jobs: backup, mirror, stream and commit of a half-full qcow2 image against qemu-storage-daemon's.
 
-    python bench/jobs.py [--runs 3] [--size 4G] [--rows backup,mirror,stream,commit,merge] [--json FILE]
+    python bench/jobs.py [--runs 3] [--size 4G] [--rows backup,mirror,...] [--json FILE]
 
 Each run has fresh images, page-cached, and the runs are interleaved. For each row the medians in seconds and their
 ratio (above 1: Qobra is faster) are printed with the goal; ``merge`` is the time for merging two bitmaps of a 1 TiB
-disk, in milliseconds. The exit code is 1 if a goal is missed.
+disk, in milliseconds. The ``guest-`` rows tell which part of its idle 4K IOPS (random reads and writes, depth 16, over
+NBD) a guest keeps while that job runs at its default speed. The exit code is 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import Any
 
 GOAL = 1.3
 MERGE_GOAL_MS = 50.0
-ROWS = ("backup", "mirror", "stream", "commit", "merge")
+GUEST_GOAL = 0.9
+GUEST_SECONDS = 2
+ROWS = ("backup", "mirror", "stream", "commit", "merge", "guest-backup", "guest-mirror", "guest-stream", "guest-commit")
 
 DAEMONS = {
     "qobra": [sys.executable, "-c", "import sys; from qobra.cli.storage_daemon import main; sys.exit(main())"],
@@ -95,7 +98,7 @@ def main() -> int:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
-    for program in ("qemu-storage-daemon", "qemu-img", "qemu-io"):
+    for program in ("qemu-storage-daemon", "qemu-img", "qemu-io", "fio"):
         if shutil.which(program) is None:
             print(f"bench/jobs.py: {program} is not installed", file=sys.stderr)
             return 2
@@ -122,6 +125,21 @@ def bench(directory: str, arguments: argparse.Namespace) -> int:
             print(f"{row:8} {took:9.1f} ms  goal {MERGE_GOAL_MS:g} ms {'' if met else 'MISSED'}")
             missed = missed or not met
             continue
+        if row.startswith("guest-"):
+            kept: dict[str, list[float]] = {name: [] for name in DAEMONS}
+            for _ in range(arguments.runs):
+                for name, command in DAEMONS.items():
+                    kept[name].append(guest_keeps(directory, command, row.removeprefix("guest-"), full, size))
+            parts = {name: statistics.median(each) for name, each in kept.items()}
+            rows[row] = parts
+            met = parts["qobra"] >= GUEST_GOAL
+            missed = missed or not met
+            print(
+                f"{row:13} kept: qobra {parts['qobra']:5.2f}  qemu {parts['qemu']:5.2f}  goal {GUEST_GOAL:g} "
+                f"{'' if met else 'MISSED'}",
+                flush=True,
+            )
+            continue
         times: dict[str, list[float]] = {name: [] for name in DAEMONS}
         for _ in range(arguments.runs):
             for name, command in DAEMONS.items():
@@ -144,6 +162,23 @@ def bench(directory: str, arguments: argparse.Namespace) -> int:
 
 def one(directory: str, command: list[str], row: str, full: str, size: int) -> float:
     """Seconds of one job on fresh images."""
+    daemon = start(directory, command, row, full, size)
+    try:
+        return daemon.job_seconds(JOBS[row][0], **JOBS[row][1])
+    finally:
+        daemon.close()
+
+
+JOBS: dict[str, tuple[str, dict[str, Any]]] = {
+    "backup": ("blockdev-backup", {"device": "source", "target": "target", "sync": "full"}),
+    "mirror": ("blockdev-mirror", {"device": "source", "target": "target", "sync": "full"}),
+    "stream": ("block-stream", {"device": "source"}),
+    "commit": ("block-commit", {"device": "source"}),
+}
+
+
+def start(directory: str, command: list[str], row: str, full: str, size: int) -> Daemon:
+    """A daemon with the nodes of a job on fresh images."""
     source, other = os.path.join(directory, "source"), os.path.join(directory, "other")
     for path in (source, other):
         if os.path.exists(path):
@@ -152,23 +187,61 @@ def one(directory: str, command: list[str], row: str, full: str, size: int) -> f
         shutil.copyfile(full, source)
     if row in ("backup", "mirror", "commit"):
         run("qemu-img", "create", "-q", "-f", "qcow2", other, str(size))
+    if row == "stream":
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", full, source, str(size))
     os.sync()
     daemon = Daemon(command, directory)
-    try:
-        if row == "stream":
-            run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", full, source, str(size))
-            daemon.add("base", full)
-            daemon.add("source", source, "base")
-            return daemon.job_seconds("block-stream", device="source")
-        if row == "commit":
-            daemon.add("base", other)
-            daemon.add("source", source, "base")
-            return daemon.job_seconds("block-commit", device="source")
+    if row == "stream":
+        daemon.add("base", full)
+        daemon.add("source", source, "base")
+    elif row == "commit":
+        daemon.add("base", other)
+        daemon.add("source", source, "base")
+    else:
         daemon.add("source", source)
         daemon.add("target", other)
-        return daemon.job_seconds(f"blockdev-{row}", device="source", target="target", sync="full")
+    return daemon
+
+
+def guest_keeps(directory: str, command: list[str], row: str, full: str, size: int) -> float:
+    """The part of its idle IOPS that a guest keeps beside the job."""
+    daemon = start(directory, command, row, full, size)
+    try:
+        path = os.path.join(directory, "nbd")
+        if os.path.exists(path):
+            os.unlink(path)
+        daemon.execute("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
+        daemon.execute("block-export-add", type="nbd", id="e", node_name="source", name="x", writable=True)
+        uri = f"nbd+unix:///x?socket={path}"
+        random_io(uri, 1)
+        idle = random_io(uri, GUEST_SECONDS)
+        name, arguments = JOBS[row]
+        daemon.execute(name, job_id="j", auto_dismiss=False, **arguments)
+        beside = random_io(uri, GUEST_SECONDS)
+        if daemon.execute("query-jobs")[0]["status"] == "concluded":
+            print(f"guest-{row}: the job was over before the guest; use a larger --size", file=sys.stderr)
+        return beside / idle
     finally:
         daemon.close()
+
+
+def random_io(uri: str, seconds: int) -> float:
+    """IOPS of 4K random reads and writes."""
+    return iops(subprocess.run(fio(uri, seconds), check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def fio(uri: str, seconds: int) -> list[str]:
+    """The command of the guest."""
+    return [
+        *("fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", "--rw=randrw", "--bs=4k", "--iodepth=16"),
+        *(f"--runtime={seconds}", "--time_based", "--randrepeat=1", "--thread", "--output-format=json"),
+    ]
+
+
+def iops(output: str) -> float:
+    """What a run of fio says."""
+    job = json.loads(output[output.index("{") :])["jobs"][0]
+    return float(job["read"]["iops"] + job["write"]["iops"])
 
 
 def merge_ms() -> float:
