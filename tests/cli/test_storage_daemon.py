@@ -237,11 +237,14 @@ def test_stdio(tmp_path: Path) -> None:
 
 
 def test_nobody_is_answered_before_all_options_are_done() -> None:
-    asked = b'{"execute": "qmp_capabilities"}{"execute": "query-named-block-nodes"}{"execute": "quit"}'
-    options = ["--chardev", "stdio,id=c", "--monitor", "c", "--blockdev", "null-co,node-name=late"]
+    export = b'{"execute": "block-export-add", "arguments": {"type": "nbd", "id": "e", "node-name": "late"}}'
+    asked = b'{"execute": "qmp_capabilities"}{"execute": "query-named-block-nodes"}' + export + b'{"execute": "quit"}'
+    options = ["--chardev", "stdio,id=c", "--monitor", "c", "--blockdev", "null-co,node-name=late",
+               "--nbd-server", "addr.type=inet,addr.host=127.0.0.1,addr.port=0"]  # fmt: skip
     ended = subprocess.run([*PROGRAM, *options], input=asked, capture_output=True, timeout=60)
     assert ended.returncode == 0
     assert b'"node-name": "late"' in ended.stdout
+    assert b"BLOCK_EXPORT_DELETED" in ended.stdout  # at the end, which its input has come to before
 
 
 def test_an_inherited_descriptor(daemon: Callable[..., Daemon]) -> None:

@@ -154,6 +154,11 @@ class Machine:
         if self.on_exit is not None:
             self.on_exit()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether someone has asked the machine to end."""
+        return self._exit.is_set()
+
     def wait_for_exit(self, timeout: float | None = None) -> bool:
         """Wait until someone has asked the machine to end; False if ``timeout`` seconds passed first."""
         return self._exit.wait(timeout)

@@ -65,6 +65,8 @@ class Session:
             greeting = {"QMP": {"version": version_info(), "capabilities": list(CAPABILITIES)}}
             self._output.reply(self._line(greeting))
         elif name == "closed":
+            if self.machine.is_ending:
+                return  # the end of a script's input that asked for this; what ends now it is still told
             with self._lock:
                 if not self._connected:
                     return
