@@ -117,7 +117,7 @@ def test_memory_backends(build: Build) -> None:
         (["-netdev", "hubport,id=x"], "Parameter 'hubid' is missing"),
         (["-add-fd", "set=1"], "fd option is required"),
         (["-rtc", "base=nonsense"], "invalid datetime format"),
-        (["-global", "nonsense"], "Invalid 'global' value"),
+        (["-global", "nonsense"], "Invalid parameter 'nonsense'"),
         (["-net", "user"], "use -netdev and -device"),
         (["-nic", "nope"], "nope"),
         (["-machine", "pc,hpet=on"], "hpet=on is not supported by this machine"),

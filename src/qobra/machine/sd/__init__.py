@@ -1,0 +1,1 @@
+"""SD cards and the controllers that they plug into."""
