@@ -84,3 +84,15 @@ def test_what_cannot_be_written_at_the_end_is_told(disk: str, capfd: pytest.Capt
     error = capfd.readouterr().err
     assert "Failed to flush the L2 table cache: Input/output error" in error
     assert "qobra-io: Failed to flush the refcount block cache: Input/output error" in error
+
+
+@pytest.mark.parametrize("step", ["write_blocks", "write_table", "switch_table"])
+def test_a_refcount_table_that_cannot_grow_leaves_a_good_image(tmp_path: Path, step: str) -> None:
+    path = str(tmp_path / "a.q")
+    img.main(["create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1G"])
+    fault = f"file.inject-error.event=refblock_alloc_{step},file.inject-error.once=on"
+    lines = ["write 0 64M", "write -P 7 64M 1M", "flush"]
+    opening = f"open -o driver=qcow2,file.driver=blkdebug,{fault} {path}"
+    assert io.main([each for line in (opening, *lines) for each in ("-c", line)]) == 1
+    assert img.main(["check", "-q", path]) in (0, 3)  # leaks at most
+    assert io.main(["-c", "read -P 7 64M 1M", path]) == 0

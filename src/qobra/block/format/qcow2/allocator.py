@@ -215,8 +215,9 @@ class Allocator:
         if clusters << bits > layout.MAX_REFTABLE_BYTES:
             raise QobraError("The image file is as large as its refcount table can count", errno=errno.EFBIG)
         image.note_metadata(first << bits, blocks + clusters)
-        old = image.header.reftable_offset, image.header.reftable_clusters, len(refcounts.table)
-        table = array("Q", refcounts.table)
+        old_table, virgin = refcounts.table, self.virgin
+        old = image.header.reftable_offset, image.header.reftable_clusters, len(old_table)
+        table = array("Q", old_table)
         table.frombytes(bytes((clusters << bits) - 8 * len(table)))
         refcounts.table = table
         for number in range(blocks):
@@ -228,7 +229,15 @@ class Allocator:
             refcounts.fresh.add(index)
         refcounts.add(first, blocks + clusters, 1)
         self.virgin = max(self.virgin, first + blocks + clusters)
-        image.writeback.write_new_table(first + blocks << bits, clusters)
+        try:
+            image.writeback.write_new_table(first + blocks << bits, clusters)
+        except BaseException:
+            # The header does not refer to it, so there is no such table, nor the blocks that only it has.
+            refcounts.table, self.virgin = old_table, virgin
+            for index in range(old[2], old[2] + blocks):
+                refcounts.remove(index)
+            image.forget_metadata(first << bits, blocks + clusters)
+            raise
         image.forget_metadata(old[0], old[1])
         self.release(old[0] >> bits, old[1])
 

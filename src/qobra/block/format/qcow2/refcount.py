@@ -157,6 +157,12 @@ class Refcounts:
                         break
         blocks[index] = block
 
+    def remove(self, index: int) -> None:
+        """Forget a new block that nothing refers to after all."""
+        self.blocks.pop(index, None)
+        self.dirty.pop(index, None)
+        self.fresh.discard(index)
+
     def crowded(self) -> bool:
         """Whether so many blocks are dirty that they should be written."""
         return len(self.dirty) * 2 > self._capacity

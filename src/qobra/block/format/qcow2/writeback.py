@@ -263,9 +263,14 @@ class Writeback:
         self.barrier()
         header = image.header
         image.file.debug_event("refblock_alloc_switch_table")
+        old = header.reftable_offset, header.reftable_clusters
         header.reftable_offset, header.reftable_clusters = offset, clusters
-        image.file.write(0, header.pack())
-        self.barrier()
+        try:
+            image.file.write(0, header.pack())
+            self.barrier()
+        except BaseException:
+            header.reftable_offset, header.reftable_clusters = old
+            raise
         refcounts.fresh = set()
 
 
