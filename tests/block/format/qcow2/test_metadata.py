@@ -337,3 +337,19 @@ def test_an_image_that_lost_its_refcount_table_is_opened_to_be_repaired_only(lab
     with lab.open("a") as disk:
         assert disk.read(70000, 4) == b"kept"
         assert disk.node.check().keys().isdisjoint({"leaks", "corruptions"})
+
+
+def test_a_count_that_its_width_cannot_hold_needs_a_wider_one(lab):
+    _block, l2, data = _written(lab, refcount_bits=1)
+    _patch(lab, l2 + 8, (data | layout.COPIED).to_bytes(8, "big"))  # the next guest cluster lies there too
+    texts = []
+    with lab.open("a", _check=True) as disk:
+        result = disk.node.check(fix_errors=True, fix_leaks=True, report=texts.append)
+        assert result["corruptions"] and any(text.startswith("ERROR: overflow cluster offset=") for text in texts)
+        disk.node.amend({"refcount-bits": 2})
+    with lab.open("a", _check=True) as disk:
+        disk.node.check(fix_errors=True, fix_leaks=True)
+        assert disk.node.check().keys().isdisjoint({"leaks", "corruptions"})
+    with lab.open("a") as disk:
+        disk.write(0, b"own!")
+        assert disk.read(65536, 4) == b"data"

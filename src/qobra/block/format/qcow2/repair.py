@@ -81,6 +81,13 @@ def _set_counts(checker: Checker, clusters: list[int], report: Report) -> None:
         counts = unpack_counts(image.read_meta(offset, image.cluster_size), refcounts.order)
         for cluster in members:
             seen = checker.seen.get(cluster)
+            if seen > refcounts.maximum:
+                report(
+                    f"ERROR: overflow cluster offset={cluster << image.cluster_bits:#x}\n"
+                    "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean "
+                    "copy if the image cannot be opened for writing"
+                )
+                continue
             report(f"Repairing cluster {cluster} refcount={checker.stored.get(cluster)} reference={seen}")
             counts[cluster & (refcounts.entries_per_block - 1)] = min(seen, refcounts.maximum)
         image.file.write(offset, pack_counts(counts, refcounts.order))
