@@ -33,7 +33,7 @@ def state_owners(board: Board) -> Iterator[tuple[str, Any]]:
 def check_declared(board: Board) -> None:
     """Raise QobraError if a device's state cannot be saved, ever."""
     for name, device in state_owners(board):
-        if not is_declared(type(device)):
+        if not (is_declared(type(device)) and getattr(device, "migratable", True)):
             raise QobraError(f"State blocked by non-migratable device '{name}'", errno=errno.EINVAL)
 
 

@@ -23,6 +23,7 @@ from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
+from qobra.migration.machine_state import check_declared
 from qobra.qmp import dispatch
 from qobra.testing.guest import (
     BoardAccess,
@@ -279,6 +280,9 @@ def test_a_network_card(guests: Callable[..., Guest], tmp_path: Path) -> None:
     control.send([(there, 3, False), (there + 3, 1, True)])
     assert control.wait_used() == (0, 1)
     assert guest.access.read(there + 3, 1) == b"\0"
+    with guest.machine.control, pytest.raises(QobraError, match="State blocked by non-migratable device"):
+        assert guest.machine.board is not None
+        check_declared(guest.machine.board)
     guest.call("netdev_del", id="net")
     assert process.requests.count(vu.GET_VRING_BASE) == 2
     guest.call("chardev-remove", id="c")
@@ -295,9 +299,9 @@ def test_a_process_that_goes_away_and_comes_back(guests: Callable[..., Guest], t
     board: Any = guest.machine.board
     device = board.peripheral.children["d"].device
     chardev: Any = guest.machine.chardevs.get("c")
+    before = device._vhost._thread
     chardev._connection.shutdown()
-    wait_until(lambda: not device._vhost.active)
-    wait_until(lambda: bool(device._vhost.active))
+    wait_until(lambda: bool(device._vhost.active) and device._vhost._thread not in (None, before))
 
 
 class Scripted:

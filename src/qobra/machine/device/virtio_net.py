@@ -144,6 +144,11 @@ class VirtioNet(VirtioDevice, Nic):
             offered &= ~_OF_QUEUES | self._vhost.front_end.features
         return offered
 
+    @property
+    def migratable(self) -> bool:
+        """Whether all the state is here: not while another process walks the queues."""
+        return self._vhost is None
+
     def running_changed(self) -> None:
         if self._vhost is not None:
             self._vhost.update()

@@ -48,8 +48,9 @@ class Vhost:
         self._stop = -1
         self._thread: threading.Thread | None = None
         self.active = False
-        control = device.machine.control
-        front_end.on_lost = lambda: control.post(self._lost)
+        self._lost = False
+        """The process that served the queues is gone, and nothing was done about it yet."""
+        front_end.on_lost = self._went_away
         front_end.on_connected = self._came_back
         front_end.on_close = self._halt
         device.board.memory.listeners.append(self._memory_changed)
@@ -127,7 +128,7 @@ class Vhost:
             return
         self.active = False
         for queue in self._device.queues[: self._count]:
-            if queue.descriptors and self.front_end.connected:
+            if queue.descriptors and self.front_end.connected and not self._lost:
                 try:
                     self._bases[queue.number] = self.front_end.stop_queue(queue.number)
                 except (QobraError, OSError) as error:
@@ -143,16 +144,22 @@ class Vhost:
         self._kicks.clear()
         self._calls.clear()
 
-    def _lost(self) -> None:
-        if not self.front_end.connected:
-            self._halt()
+    def _went_away(self) -> None:
+        self._lost = True
+        self._device.machine.control.post(self._forget_process)
 
     def _came_back(self) -> None:
         # Not in the thread that reads the replies.
         control = self._device.machine.control
-        threading.Thread(target=control.post, args=(self._back,), name="vhost", daemon=True).start()
+        threading.Thread(target=control.post, args=(self._greet,), name="vhost", daemon=True).start()
 
-    def _back(self) -> None:
+    def _forget_process(self) -> None:
+        if self._lost:
+            self._halt()
+            self._lost = False
+
+    def _greet(self) -> None:
+        self._forget_process()
         if self.front_end.connected and not self.active:
             try:
                 self.front_end.negotiate()
