@@ -93,7 +93,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Machine]]:
         with machine.control:
             board = attach_board(machine, find_board("x86_64", request.param))
             for name, value in properties.items():
-                board.set(name, value)
+                board.set(name.replace("_", "-"), value)
             board.set_topology({"cpus": 2, "maxcpus": 4})
             for options in numa:
                 if "memdev" in options:
@@ -175,6 +175,12 @@ def test_tables_are_made_anew_after_a_reset(make: Callable[..., Machine]) -> Non
         machine.board.reset_all()
     after = Firmware(machine).tables()["NFIT"]
     assert len(before) == 40 and len(after) == 40 + 56 + 48 + 80
+
+
+@pytest.mark.parametrize(("promise", "bits"), [("cpu", 3), ("mem-ctrl", 2)])
+def test_what_the_platform_promises(make: Callable[..., Machine], promise: str, bits: int) -> None:
+    table = Firmware(make(nvdimm=True, nvdimm_persistence=promise)).tables()["NFIT"]
+    assert unpack_from("<HHB3xI", table, 40) == (7, 16, 1, bits)
 
 
 def test_without_acpi_there_are_no_tables(make: Callable[..., Machine]) -> None:

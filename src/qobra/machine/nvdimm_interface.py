@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from qobra.machine.device.nvdimm import Nvdimm
@@ -35,6 +35,9 @@ _LABEL_CHUNK = _PAGE - _REQUEST.size - _RANGE.size
 _SPA_RANGE = Struct("<HHHHII16sQQQ")
 _MEMORY_MAP = Struct("<HHIHHHHQQQHHHH")
 _CONTROL_REGION = Struct("<HHHHHHHHHBBHHIHHQQQQQH6x")
+_PLATFORM = Struct("<HHB3xII")
+_PROMISES = {"cpu": 0b11, "mem-ctrl": 0b10}
+"""Whether caches of CPUs, and whether those of memory controllers, are written back when power fails."""
 _PERSISTENT_MEMORY = UUID("66f0d379-b4f3-4074-ac43-0d3318b78cdb").bytes_le
 _HOT_PLUGGED, _HAS_DOMAIN, _CACHED, _WRITE_BACK, _NON_VOLATILE = 1, 2, 8, 0, 0x8000
 _NOT_ARMED = 1 << 3
@@ -47,6 +50,7 @@ class NvdimmInterface:
     vmstate = VmState(flag("_fit_changed"))
 
     def __init__(self, board: Board, slots: MemorySlots, notify: Callable[[], None]) -> None:
+        self._board: Any = board
         self._memory = GuestMemory(board.memory)
         self._slots = slots
         self._notify = notify
@@ -59,8 +63,10 @@ class NvdimmInterface:
         self._notify()
 
     def fit(self) -> bytes:
-        """The structures of the NFIT, three for each module."""
-        return b"".join(_structures(module) for module in self._modules())
+        """The structures of the NFIT: three for each module, and what the platform promises, if the user said so."""
+        promise = self._board.nvdimm_persistence
+        platform = _PLATFORM.pack(7, _PLATFORM.size, 1, _PROMISES[promise], 0) if promise else b""
+        return b"".join(_structures(module) for module in self._modules()) + platform
 
     def _modules(self) -> list[Nvdimm]:
         return [module for _slot, module in sorted(self._slots.dimms.items()) if isinstance(module, Nvdimm)]
