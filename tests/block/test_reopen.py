@@ -112,10 +112,12 @@ def test_an_empty_name_is_no_node(layer):
 
 def test_a_raw_node_of_a_given_size_is_full_there(layer):
     reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "f", "size": 4096}])
-    node = layer.find_node("disk")
+    backend = BlockBackend(layer, perm=permissions.WRITE | permissions.RESIZE)
+    backend.insert(layer.find_node("disk"))
     with pytest.raises(OSError) as error:
-        node.write(4096, b"x" * 512)
+        backend.write(4096, b"x" * 512)
     assert error.value.errno == errno.ENOSPC
+    backend.remove()
 
 
 def test_bitmaps_can_be_changed_once_their_image_is_writable(layer, tmp_path):

@@ -67,11 +67,11 @@ class RawNode(BlockNode):
     def check_write(self, offset: int, length: int) -> None:
         super().check_write(min(offset, self.length), min(length, max(0, self.length - offset)))
         if offset + length > self.length:
-            if self._size is not None:
-                raise OSError(errno.ENOSPC, "Request beyond the size that the node was given")
-            # As a file does, it grows under a format, which may resize it.
+            # As a file does, it grows under a format, which may resize it, up to the size that it was given.
             if not self.perm & permissions.RESIZE:
                 raise OSError(errno.EIO, "Request beyond the end of the node")
+            if self._size is not None:
+                raise OSError(errno.ENOSPC, "Request beyond the size that the node was given")
             self.file.check_write(offset + self._offset, length)
 
     def written(self, offset: int, length: int) -> None:

@@ -233,6 +233,18 @@ def test_an_external_data_file_holds_each_byte_at_its_own_offset(lab):
         assert disk.content() == want
 
 
+def test_an_image_that_grows_shows_what_its_raw_data_file_holds(lab):
+    lab.create("a", size=4 * CLUSTER, data_file="data", data_file_raw=True)
+    with open(lab.path("data"), "r+b") as file:
+        file.seek(4 * CLUSTER)
+        file.write(b"d" * CLUSTER)
+    with lab.open("a") as disk:
+        disk.node.truncate(5 * CLUSTER)
+        assert disk.node.read(4 * CLUSTER, CLUSTER) == b"d" * CLUSTER
+    with lab.open("a", read_only=True) as disk:
+        assert disk.content() == bytes(4 * CLUSTER) + b"d" * CLUSTER
+
+
 def test_a_small_cache_changes_nothing(lab):
     """Slices of 512 bytes and a cache of four of them, over 64 L2 tables."""
     cluster = 4 * KIB

@@ -161,6 +161,7 @@ class Qcow2Disk(BlockNode):
         self.data_file_raw = False
         if not header.external_data:
             if "data-file" in opening.options:
+                opening.child("data-file", permissions.ROLE_DATA)  # what is the matter with that comes first
                 raise QobraError("'data-file' can only be set for images with an external data file")
             return
         self.roles["file"] = permissions.ROLE_METADATA | permissions.ROLE_PRIMARY

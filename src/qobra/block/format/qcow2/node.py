@@ -147,7 +147,9 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
             header.backing_file, header.backing_format = before
             raise
         self.backing_filename, self.backing_format = header.backing_file, header.backing_format
-        self.layer.changed()  # the names of this node and of those above may be other ones now
+        # The node below was not opened by this name; and names of this node and of those above may be other ones now.
+        self.auto_backing = None
+        self.layer.changed()
 
     @classmethod
     def measure(cls, options: Options, source: BlockNode | None = None) -> Options:

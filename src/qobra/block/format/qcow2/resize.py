@@ -43,6 +43,8 @@ def resize(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> Non
 def _grow(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> None:
     image = node.image
     old = node.length
+    if node.data_file_raw and preallocation == "off":
+        preallocation = "metadata"  # whoever reads the image must see what the raw file holds
     grow_l1(image, l1_entries_for(image.header, length))
     if image.external and image.data.length < length:
         image.data.truncate(length, preallocation=preallocation if preallocation != "metadata" else "off", exact=exact)
