@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
-from qobra.machine import cmos
+from qobra.machine import boot_paths, cmos
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
 from qobra.machine.board import Board
@@ -357,6 +357,8 @@ class PcBoard(Board):
     def reset_all(self) -> None:
         super().reset_all()
         cmos.fill(self)
+        for name, data in boot_paths.files(self).items():
+            self.fw_cfg.add_file(name, data)
 
     def finalize(self) -> None:
         if "bios" in self.__dict__:

@@ -6,7 +6,7 @@ from qobra.machine.devices import registry
 from qobra.machine.scsi import sense
 from qobra.machine.scsi.disk import UNMAP, WRITE_SAME, WRITE_SAME_16, ScsiDisk, block_range
 from qobra.machine.scsi.sense import Sense
-from qobra.object.property import Bool
+from qobra.object.property import Bool, Int
 
 _UNMAP_BIT = 0x08
 _HEADS, _STEP_RATE, _ROTATIONS = 16, 200, 5400
@@ -21,6 +21,9 @@ class ScsiHd(ScsiDisk):
 
     removable = Bool(False)
     dpofua = Bool(False)
+    lcyls = Int(0, type="uint32")
+    lheads = Int(0, type="uint32")
+    lsecs = Int(0, type="uint32")
 
     def realize(self) -> None:
         backend = self.realize_disk(512)

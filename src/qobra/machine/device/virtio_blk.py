@@ -59,6 +59,9 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
     cyls = Int(0, type="uint32")
     heads = Int(0, type="uint32")
     secs = Int(0, type="uint32")
+    lcyls = Int(0, type="uint32")
+    lheads = Int(0, type="uint32")
+    lsecs = Int(0, type="uint32")
 
     vmstate = VmState(flag("writeback"), Field("_held_places", Listed(Together(Number(2), Number(2)), _MAX_HELD)))
 

@@ -91,10 +91,6 @@ class PciBus(Bus):
                 f"PCI: slot {devfn >> 3} function {devfn & 7} not available for {name}, "
                 f"in use by {other.type_name},id={other.user_id or '(null)'}"
             )
-        elif devfn >> 3 >= self.slots:
-            raise QobraError(
-                f"PCI: slot {devfn >> 3} is not valid for {name}, parent device only allows plugging into slot 0."
-            )
         first = self.functions.get(devfn & ~7)
         if device.hotplugged and first is not None and first is not device:
             raise QobraError(
