@@ -328,3 +328,18 @@ def test_caches_and_lazy_refcounts_can_be_changed_by_reopening(lab):
     assert not node.info()["dirty-flag"] and node.read(8 * MIB, MIB) == b"b" * MIB
     layer.close()
     _clean(lab)
+
+
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("size", [10000, 31 << 10, 100 << 10, 200 << 10])
+def test_growing_with_space_neither_hides_what_the_backing_file_has_nor_shows_more_of_it(lab, extended, size):
+    with open(lab.path("base"), "wb") as file:
+        file.write(b"b" * size)
+    old, new = 31 << 10, 130 << 10
+    lab.create("a", size=old, extended_l2=extended, backing_file=lab.path("base"), backing_fmt="raw")
+    with lab.open("a") as disk:
+        disk.node.truncate(new, preallocation="metadata")
+        seen = min(size, old)
+        assert disk.content() == b"b" * seen + bytes(new - seen)
+        assert extended or all(extent.child is not None for extent in disk.node.map(0, new))
+        assert disk.node.check().keys().isdisjoint({"leaks", "corruptions"})

@@ -52,14 +52,26 @@ def _grow(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> None
     try:
         _hide_old_tail(node, old, length)
         backing = node.backing
-        if backing is not None and backing.length > old:
-            node.zero_new(old, min(length, backing.length) - old)
+        covered = min(length, backing.length) if backing is not None else 0
         if preallocation != "off" and length > old:
-            preallocate(node, old, length, preallocation)
+            _preallocate_over(node, old, length, covered, preallocation)
+        elif covered > old:
+            node.zero_new(old, covered - old)
     except BaseException:
         node.length = old
         raise
     _set_size(node, length)
+
+
+def _preallocate_over(node: Qcow2Disk, old: int, length: int, covered: int, mode: str) -> None:
+    """Preallocate from ``old`` to ``length``, where the backing file has data up to ``covered`` that is not to show."""
+    image = node.image
+    edge = min(length, (old + image.cluster_mask) & ~image.cluster_mask)
+    if edge > old and covered > old & ~image.cluster_mask:
+        node.write_zero_bytes(old, edge - old)  # in a cluster with what the backing file has before the old end
+    preallocate(node, old, length, mode)
+    if image.extended and covered > edge:
+        node.zero_new(edge, covered - edge)  # subclusters are still to be filled
 
 
 def _hide_old_tail(node: Qcow2Disk, old: int, length: int) -> None:
