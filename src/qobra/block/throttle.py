@@ -140,6 +140,17 @@ class Bucket:
         return 0
 
 
+class _Ticket:
+    """A request that waits."""
+
+    __slots__ = ("condition", "granted", "length")
+
+    def __init__(self, length: int, condition: threading.Condition) -> None:
+        self.length = length
+        self.condition = condition
+        self.granted = False
+
+
 class ThrottleGroup:
     """Buckets that several members fill together. Thread-safe; waiting members are served in turn."""
 
@@ -147,8 +158,8 @@ class ThrottleGroup:
         self.name = name
         self.members = 0
         self._clock = clock
-        self._condition = threading.Condition()
-        self._queues: tuple[deque[object], deque[object]] = (deque(), deque())
+        self._lock = threading.Lock()
+        self._queues: tuple[deque[_Ticket], deque[_Ticket]] = (deque(), deque())
         self.limits = Limits()
         self._buckets: dict[str, Bucket] = {}
         self._last_ns = clock.monotonic_ns()
@@ -156,10 +167,10 @@ class ThrottleGroup:
 
     def set_limits(self, limits: Limits) -> None:
         """Use ``limits`` from now on; what was used up is forgotten."""
-        with self._condition:
+        with self._lock:
             self.limits = limits
             self._configure()
-            self._condition.notify_all()
+            self._wake()
 
     def _configure(self) -> None:
         limits = self.limits
@@ -171,30 +182,56 @@ class ThrottleGroup:
 
     def wake(self) -> None:
         """Let those who wait look again whether they still have to."""
-        with self._condition:
-            self._condition.notify_all()
+        with self._lock:
+            self._wake()
+
+    def _wake(self) -> None:
+        for queue in self._queues:
+            for ticket in queue:
+                ticket.condition.notify()
 
     def wait(self, length: int, is_write: bool, released: Callable[[], bool]) -> None:
         """Wait until a request of ``length`` bytes may go, or ``released()`` says that it need not wait."""
         if not self._buckets:
             return
         queue = self._queues[is_write]
-        ticket = object()
-        with self._condition:
-            queue.append(ticket)
-            try:
-                while not released():
-                    wait_ns = self._wait_ns(is_write) if queue[0] is ticket else None
-                    if wait_ns is None:
-                        self._condition.wait()
-                    elif wait_ns:
-                        self._clock.wait(self._condition, wait_ns)
-                    else:
-                        break
+        with self._lock:
+            if released() or not (queue or self._wait_ns(is_write)):
                 self._account(length, is_write)
-            finally:
-                queue.remove(ticket)
-                self._condition.notify_all()
+                return
+            ticket = _Ticket(length, threading.Condition(self._lock))
+            queue.append(ticket)
+            while not ticket.granted:
+                if released():
+                    queue.remove(ticket)
+                    self._account(length, is_write)
+                    break
+                wait_ns = self._grant(is_write) if queue[0] is ticket else None
+                if ticket.granted:
+                    break
+                if wait_ns is None:
+                    ticket.condition.wait()
+                else:
+                    self._clock.wait(ticket.condition, wait_ns)
+            if queue:
+                queue[0].condition.notify()
+
+    def _grant(self, is_write: bool) -> int:
+        """Let all go that may, and say how long the next has to wait.
+
+        Whoever waits for the time wakes late, and more so on a busy host; what has become due till then goes at once
+        and not one after the other, each after another late wakening.
+        """
+        queue = self._queues[is_write]
+        while queue:
+            wait_ns = self._wait_ns(is_write)
+            if wait_ns:
+                return wait_ns
+            ticket = queue.popleft()
+            self._account(ticket.length, is_write)
+            ticket.granted = True
+            ticket.condition.notify()
+        return 0
 
     def _concerned(self, is_write: bool) -> list[tuple[str, Bucket]]:
         kinds = _WRITE_KINDS if is_write else _READ_KINDS
