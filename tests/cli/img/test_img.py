@@ -316,3 +316,29 @@ def test_converted_bitmaps_keep_their_order(tmp_path: Path, capfd: pytest.Captur
     assert img.main(["info", "--output=json", target]) == 0
     bitmaps = json.loads(capfd.readouterr().out)["format-specific"]["data"]["bitmaps"]
     assert [each["name"] for each in bitmaps] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "text"),
+    [(0, 0x400200, "Snapshot L1 table offset invalid"), (8, 0x1000_0000 << 32, "Snapshot L1 table too large")],
+)
+def test_a_snapshot_whose_table_cannot_be(
+    member: int, value: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("create", "-q", "-f", "qcow2", "a.img", "64M") == 0
+    write("a.img", b"x" * 512, 0, "qcow2")
+    assert run("snapshot", "-c", "s", "a.img") == 0
+    data = bytearray(Path("a.img").read_bytes())
+    table = int.from_bytes(data[64:72], "big") + member
+    mask = 8 if not member else 4
+    data[table : table + mask] = value.to_bytes(8, "big")[:mask]
+    Path("a.img").write_bytes(data)
+    assert run("convert", "-l", "s", "-O", "raw", "a.img", "b.img") == 1
+    assert run("snapshot", "-d", "s", "a.img") == 1
+    assert run("snapshot", "-a", "s", "a.img") == 1
+    assert run("amend", "-o", "compat=0.10", "a.img") == 1
+    error = capsys.readouterr().err
+    assert f"Failed to load snapshot: {text}" in error
+    assert f"Could not delete snapshot 's': {text}" in error
+    assert "Failed to turn zero into data clusters: " in error
+    assert contents("a.img", "qcow2")[:512] == b"x" * 512

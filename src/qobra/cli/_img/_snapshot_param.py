@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from qobra.cli._img._target import reason
 from qobra.cli._img.create import option_pairs
 from qobra.cli._tool.report import Program, ToolError
-from qobra.errors import QobraError
+from qobra.errors import QobraError, strerror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,4 +40,4 @@ def load_snapshot(program: Program, node: Any, text: str) -> None:
     try:
         node.snapshot_load(found[0]["id"])
     except (OSError, QobraError) as error:
-        raise ToolError(f"Failed to load snapshot: {reason(error)}")
+        raise ToolError(f"Failed to load snapshot: {strerror(error) if isinstance(error, OSError) else error}")

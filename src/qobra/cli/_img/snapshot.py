@@ -9,7 +9,7 @@ from qobra.block.describe import snapshot_lines
 from qobra.cli._img._target import reason
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
-from qobra.errors import QobraError, errno_of
+from qobra.errors import QobraError, errno_of, strerror
 from qobra.getopt import parse_command
 
 HELP = """\
@@ -95,7 +95,8 @@ def _delete(node: object, name: str) -> None:
     try:
         node.snapshot_delete(found[0]["id"], name)  # type: ignore[attr-defined]
     except (OSError, QobraError) as error:
-        raise ToolError(f"Could not delete snapshot '{name}': {reason(error)}")
+        why = strerror(error) if isinstance(error, OSError) else error
+        raise ToolError(f"Could not delete snapshot '{name}': {why}")
 
 
 _ACTIONS = {"c": _create, "a": _apply, "d": _delete}

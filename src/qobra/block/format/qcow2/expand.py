@@ -6,7 +6,10 @@ from array import array
 from collections.abc import Callable
 
 from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.snapshots import Snapshot, read_l1
 from qobra.block.format.qcow2.writeback import words_to_bytes
+from qobra.errors import QobraError
+from qobra.report import report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> N
     """
     image = node.image
     tables: dict[int, int] = {}
-    for l1 in [image.tables.l1, *(image.read_array(s.l1_offset, s.l1_entries) for s in node.snapshots.entries)]:
+    for l1 in [image.tables.l1, *(_read_l1(image, snapshot) for snapshot in node.snapshots.entries)]:
         for entry in l1:
             table = entry & layout.OFFSET_MASK
             if table:
@@ -39,6 +42,14 @@ def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> N
     image.tables.drop()
     image.writeback.settle()
     node.moved(0, max(node.length, 1))
+
+
+def _read_l1(image: Image, snapshot: Snapshot) -> array[int]:
+    try:
+        return read_l1(image, snapshot)
+    except QobraError as error:
+        report_error(error)  # the caller has no more than the number to tell
+        raise
 
 
 def _expand_table(image: Image, table: int, words: array[int], references: int, backed: bool) -> bool:

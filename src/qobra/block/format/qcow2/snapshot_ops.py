@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.references import change_counts, clear_copied, references_of, set_copied
 from qobra.block.format.qcow2.resize import grow_l1
-from qobra.block.format.qcow2.snapshots import Snapshot
+from qobra.block.format.qcow2.snapshots import Snapshot, read_l1
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
 
@@ -99,7 +99,7 @@ def create(
 def delete(node: Qcow2Node, snapshot: Snapshot) -> None:
     """Remove a snapshot and free what only it used."""
     with _changing(node) as image:
-        l1 = _read_l1(image, snapshot)
+        l1 = read_l1(image, snapshot)
         references = references_of(image, l1)
         _write_table(node, [each for each in node.snapshots.entries if each is not snapshot])
         freed = change_counts(image, references, -1)
@@ -114,11 +114,12 @@ def delete(node: Qcow2Node, snapshot: Snapshot) -> None:
 
 def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
     """Let the disk be what it was when ``snapshot`` was taken; what was written since is lost."""
+    read_l1(node.image, snapshot)  # before anything is changed
     if snapshot.disk_size != node.length:
         node.truncate(snapshot.disk_size)
     grow_l1(node.image, snapshot.l1_entries)
     with _changing(node) as image:
-        new = _read_l1(image, snapshot)
+        new = read_l1(image, snapshot)
         old = image.tables.l1
         old_references = references_of(image, old)
         change_counts(image, references_of(image, new), 1)
@@ -146,7 +147,7 @@ def load(node: Qcow2Node, snapshot: Snapshot) -> None:
     if not node.read_only:
         raise QobraError("Device is not readonly", errno=errno.EINVAL)
     image = node.image
-    l1 = _read_l1(image, snapshot)
+    l1 = read_l1(image, snapshot)
     with image.lock:
         missing = image.header.l1_entries - len(l1)
         if missing > 0:
@@ -154,14 +155,6 @@ def load(node: Qcow2Node, snapshot: Snapshot) -> None:
         image.tables.l1 = l1
         image.tables.drop()
     node.moved(0, max(node.length, 1))
-
-
-def _read_l1(image: Image, snapshot: Snapshot) -> array[int]:
-    if snapshot.l1_entries * 8 > layout.MAX_L1_BYTES:
-        raise QobraError("Snapshot L1 table too large", errno=errno.EFBIG)
-    if snapshot.l1_offset & image.cluster_mask or snapshot.l1_offset > image.file.length:
-        raise QobraError("Snapshot L1 table offset invalid", errno=errno.EINVAL)
-    return image.read_array(snapshot.l1_offset, snapshot.l1_entries)
 
 
 def _allocate(image: Image, size: int) -> int:

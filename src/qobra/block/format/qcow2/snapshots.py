@@ -10,7 +10,10 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
+
     from qobra.block.format.qcow2.header import Header
+    from qobra.block.format.qcow2.image import Image
 
 
 class Snapshot:
@@ -111,3 +114,12 @@ def _parse(read: ReadBytes, offset: int, disk_size: int) -> tuple[Snapshot, int]
         entry.unknown_extra = extra[24:]
     length = layout.SNAPSHOT.size + len(rest)
     return entry, length + (-length % 8)
+
+
+def read_l1(image: Image, snapshot: Snapshot) -> array[int]:
+    """The L1 table of a snapshot. Raises QobraError where there can be none."""
+    if snapshot.l1_entries * 8 > layout.MAX_L1_BYTES:
+        raise QobraError("Snapshot L1 table too large", errno=errno.EFBIG)
+    if snapshot.l1_offset & image.cluster_mask or snapshot.l1_offset > image.file.length:
+        raise QobraError("Snapshot L1 table offset invalid", errno=errno.EINVAL)
+    return image.read_array(snapshot.l1_offset, snapshot.l1_entries)
