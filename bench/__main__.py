@@ -1,4 +1,4 @@
-"""All benchmarks, or the named ones, each with its defaults: ``python -m bench [qmp] [nbd] [jobs] [img] [machine]``.
+"""All benchmarks, or the named ones, each with its defaults: ``python -m bench [qmp] [nbd] [jobs] [throttle] [img] [machine]``.
 
 For other sizes and rows run one of them by itself: ``python bench/nbd.py --help``. The exit code is 1 if a goal was
 missed, 2 if a peer is not installed.
@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ALL = ("qmp", "nbd", "jobs", "img", "machine")
+ALL = ("qmp", "nbd", "jobs", "throttle", "img", "machine")
 
 
 def main(names: list[str]) -> int:
