@@ -1,4 +1,4 @@
-"""All benchmarks, or the named ones, each with its defaults: ``python -m bench [qmp] [nbd] [jobs] [throttle] [img] [machine]``.
+"""All benchmarks, or the named ones (``qmp``, ``nbd``, ...), each with its defaults: ``python -m bench [NAME...]``.
 
 For other sizes and rows run one of them by itself: ``python bench/nbd.py --help``. The exit code is 1 if a goal was
 missed, 2 if a peer is not installed.
