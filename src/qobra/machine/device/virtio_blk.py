@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-from functools import partial
+from collections.abc import Iterator
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError, errno_of
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
-from qobra.machine.virtio.device import F_ANY_LAYOUT, VirtioDevice
+from qobra.machine.virtio.device import F_ANY_LAYOUT
 from qobra.machine.virtio.pci import VirtioPci, register_variants
-from qobra.machine.virtio.queue import QUEUE_MAX, Buffer, Queue, VirtioError, held_again, held_places, split_views
-from qobra.machine.vmstate import Field, Listed, Number, Together, VmState, flag
-from qobra.machine.worker import DeviceWorker, Worker
-from qobra.object.property import Bool, Int, Link
+from qobra.machine.virtio.queue import QUEUE_MAX, Buffer, Queue, VirtioError, split_views
+from qobra.machine.virtio.served import ServedDevice
+from qobra.machine.vmstate import VmState, flag
+from qobra.object.property import Bool, Int
+
+if TYPE_CHECKING:
+    from qobra.block.error_policy import ErrorPolicy
 
 F_SEG_MAX, F_GEOMETRY, F_RO, F_BLK_SIZE, F_SCSI, F_FLUSH, F_TOPOLOGY = 2, 4, 5, 6, 7, 9, 10
 F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = 11, 12, 13, 14
@@ -32,11 +34,10 @@ _WCE_OFFSET = 32
 _AUTO_QUEUES = 0xFFFF
 _MAX_QUEUES = 1024
 _MAX_TRANSFER = (1 << 31) - _SECTOR
-_MAX_HELD = 1 << 16
 
 
 @registry.register("virtio-blk-device")
-class VirtioBlk(VirtioDevice, BlockFrontEnd):
+class VirtioBlk(ServedDevice, BlockFrontEnd):
     """A disk with one request queue or more. Requests are served in the iothread, or in the device's own thread."""
 
     type_name = "virtio-blk-device"
@@ -49,7 +50,6 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
     num_queues = Int(_AUTO_QUEUES, type="uint16")
     queue_size = Int(256, type="uint16")
     seg_max_adjust = Bool(True)
-    iothread = Link("iothread")
     discard = Bool(True)
     report_discard_granularity = Bool(True)
     write_zeroes = Bool(True)
@@ -63,7 +63,7 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
     lheads = Int(0, type="uint32")
     lsecs = Int(0, type="uint32")
 
-    vmstate = VmState(flag("writeback"), Field("_held_places", Listed(Together(Number(2), Number(2)), _MAX_HELD)))
+    vmstate = VmState(flag("writeback"))
 
     # -- life
 
@@ -88,34 +88,17 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
             raise QobraError("Device needs media, but drive is empty")
         for _ in range(self.num_queues):
             self.add_queue(size)
-        self._own_worker = DeviceWorker(f"blk {self.qom_path}") if self.iothread is None else None
-        self._worker: Worker = self._own_worker or self.iothread
-        if self.iothread is not None:
-            self.iothread.in_use += 1
-        # Telling the guest may run what was posted to the strand in this very thread, a reset among it.
-        self._busy = threading.RLock()
-        self._epoch = 0
-        self._held: list[tuple[Queue, Buffer]] = []
         backend.resized.append(self._resized)
-        self._unsubscribe = self.machine.run_state.subscribe(self._run_state_changed)
+        self.start_serving(f"blk {self.qom_path}")
 
     def unrealize(self) -> None:
-        self._unsubscribe()
-        self.device_reset()
+        self.stop_serving()
         if self.backend is not None:
             self.backend.resized.remove(self._resized)
-        if self._own_worker is not None:
-            self._own_worker.close()
-        else:
-            self.iothread.in_use -= 1
         self.queues.clear()
 
     def device_reset(self) -> None:
-        self._epoch += 1
-        self._held.clear()
-        # What the worker has begun ends before the guest's memory is another's.
-        with self._busy:
-            pass
+        self.forget_requests()
 
     # -- features and configuration
 
@@ -186,34 +169,13 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
     # -- requests
 
     def kicked(self, queue: Queue) -> None:
-        self._worker.run(partial(self._serve, queue, self._epoch))
+        self.serve(queue)
 
-    def _run_state_changed(self, running: bool, _state: str) -> None:
-        if running and self._held:
-            if self.backend is not None and self.backend.policy is not None:
-                self.backend.policy.reset()
-            self._worker.run(partial(self._retry, self._epoch))
+    def policies(self) -> Iterator[ErrorPolicy | None]:
+        if self.backend is not None:
+            yield self.backend.policy
 
-    def _retry(self, epoch: int) -> None:
-        with self._busy:
-            held, self._held = self._held, []
-            for queue, buffer in held:
-                if epoch == self._epoch:
-                    self._serve_one(queue, buffer)
-                    self.notify(queue)
-
-    def _serve(self, queue: Queue, epoch: int) -> None:
-        with self._busy:
-            while epoch == self._epoch and (buffer := self.pop(queue)) is not None:
-                try:
-                    self._serve_one(queue, buffer)
-                except VirtioError as error:
-                    self.machine.control.post(self.fail, error)
-                    return
-            if epoch == self._epoch:
-                self.notify(queue)
-
-    def _serve_one(self, queue: Queue, buffer: Buffer) -> None:
+    def serve_one(self, queue: Queue, buffer: Buffer) -> None:
         readable, writable = buffer.readable, buffer.writable
         if not readable or not writable:
             raise VirtioError("virtio-blk missing headers")
@@ -231,7 +193,7 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
             policy = self.backend.policy if self.backend is not None else None
             action = policy.decide(error, is_read=is_read) if policy is not None and errno_of(error) else "report"
             if action == "stop":
-                self._held.append((queue, buffer))
+                self.hold(queue, buffer)
                 return
             status, written = (S_OK if action == "ignore" else S_IOERR), 0
         status_view[-1][-1] = status
@@ -292,26 +254,6 @@ class VirtioBlk(VirtioDevice, BlockFrontEnd):
         if length % self.logical_size or sector * _SECTOR % self.logical_size or length > _MAX_TRANSFER:
             return False
         return self.backend is not None and sector * _SECTOR + length <= self.backend.length
-
-    @property
-    def working(self) -> bool:
-        return self._worker.busy
-
-    # Requests that wait after an I/O error go along, and are tried again at the other side.
-
-    @property
-    def _held_places(self) -> list[tuple[int, int]]:
-        return held_places(self._held)
-
-    @_held_places.setter
-    def _held_places(self, places: list[tuple[int, int]]) -> None:
-        self._places_to_hold = places
-
-    _places_to_hold: list[tuple[int, int]] = []
-
-    def state_loaded(self) -> None:
-        super().state_loaded()
-        self._held = held_again(self.queues, self._places_to_hold)
 
 
 def _geometry(sectors: int) -> tuple[int, int, int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from functools import partial
+from collections.abc import Iterator
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,14 @@ from qobra.machine.devices import registry
 from qobra.machine.scsi import transfer
 from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
 from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
-from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
-from qobra.machine.virtio.queue import Buffer, Queue, VirtioError, held_again, held_places, split_views
-from qobra.machine.vmstate import Field, Listed, Number, Together, VmState, flag, u32
-from qobra.machine.worker import DeviceWorker, Worker
-from qobra.object.property import Bool, Int, Link
+from qobra.machine.virtio.queue import Buffer, Queue, VirtioError, split_views
+from qobra.machine.virtio.served import ServedDevice
+from qobra.machine.vmstate import VmState, flag, u32
+from qobra.object.property import Bool, Int
 
 if TYPE_CHECKING:
+    from qobra.block.error_policy import ErrorPolicy
     from qobra.machine.qdev import Device
 
 F_HOTPLUG, F_CHANGE = 1, 2
@@ -34,11 +33,10 @@ _EVENT_TRANSPORT_RESET, _EVENT_PARAM_CHANGE, _EVENTS_MISSED = 1, 3, 0x80000000
 _RESCAN, _REMOVED = 1, 2
 _AUTO_QUEUES = 0xFFFFFFFF
 _MAX_DATA = 1 << 30
-_MAX_HELD = 1 << 16
 
 
 @registry.register("virtio-scsi-device")
-class VirtioScsi(VirtioDevice):
+class VirtioScsi(ServedDevice):
     """A host adapter with the bus ``ID.0``. Commands run in the iothread, or in the adapter's own thread."""
 
     type_name = "virtio-scsi-device"
@@ -53,13 +51,11 @@ class VirtioScsi(VirtioDevice):
     cmd_per_lun = Int(128, type="uint32", name="cmd_per_lun")
     hotplug = Bool(True)
     param_change = Bool(True, name="param_change")
-    iothread = Link("iothread")
 
     vmstate = VmState(
         u32("sense_size", maximum=65535),
         u32("cdb_size", maximum=256),
         flag("_events_missed"),
-        Field("_held_places", Listed(Together(Number(2), Number(2)), _MAX_HELD)),
     )
 
     def realize(self) -> None:
@@ -80,16 +76,8 @@ class VirtioScsi(VirtioDevice):
         self.scsi_bus = ScsiBus(self.tree)
         self.scsi_bus.bus_name_given = f"{name}.0" if name else self._free_bus_name()
         self.add_child(self.scsi_bus.bus_name_given, self.scsi_bus)
-        self._own_worker = DeviceWorker("scsi") if self.iothread is None else None
-        self._worker: Worker = self._own_worker or self.iothread
-        if self.iothread is not None:
-            self.iothread.in_use += 1
-        # Telling the guest may run what was posted to the strand in this very thread, a reset among it.
-        self._busy = threading.RLock()
-        self._epoch = 0
-        self._held: list[tuple[Queue, Buffer]] = []
         self._events_missed = False
-        self._unsubscribe = self.machine.run_state.subscribe(self._run_state_changed)
+        self.start_serving("scsi")
 
     def _free_bus_name(self) -> str:
         from qobra.machine.plug import all_buses
@@ -101,19 +89,11 @@ class VirtioScsi(VirtioDevice):
         return f"scsi.{number}"
 
     def unrealize(self) -> None:
-        self._unsubscribe()
-        self.device_reset()
-        if self._own_worker is not None:
-            self._own_worker.close()
-        else:
-            self.iothread.in_use -= 1
+        self.stop_serving()
         self.queues.clear()
 
     def device_reset(self) -> None:
-        self._epoch += 1
-        self._held.clear()
-        with self._busy:
-            pass
+        self.forget_requests()
         self.sense_size, self.cdb_size = 96, 32
         self._events_missed = False
         self.scsi_bus.reset()
@@ -160,39 +140,14 @@ class VirtioScsi(VirtioDevice):
             if self._events_missed:
                 self._send_event(None, 0, 0)
         else:
-            self._worker.run(partial(self._serve, queue, self._epoch))
+            self.serve(queue)
 
-    def _run_state_changed(self, running: bool, _state: str) -> None:
-        if running and self._held:
-            for device in self.scsi_bus.devices:
-                if (
-                    isinstance(device, BlockFrontEnd)
-                    and device.backend is not None
-                    and device.backend.policy is not None
-                ):
-                    device.backend.policy.reset()
-            self._worker.run(partial(self._retry, self._epoch))
+    def policies(self) -> Iterator[ErrorPolicy | None]:
+        for device in self.scsi_bus.devices:
+            if isinstance(device, BlockFrontEnd) and device.backend is not None:
+                yield device.backend.policy
 
-    def _retry(self, epoch: int) -> None:
-        with self._busy:
-            held, self._held = self._held, []
-            for queue, buffer in held:
-                if epoch == self._epoch:
-                    self._serve_one(queue, buffer)
-                    self.notify(queue)
-
-    def _serve(self, queue: Queue, epoch: int) -> None:
-        with self._busy:
-            while epoch == self._epoch and (buffer := self.pop(queue)) is not None:
-                try:
-                    self._serve_one(queue, buffer)
-                except VirtioError as error:
-                    self.machine.control.post(self.fail, error)
-                    return
-            if epoch == self._epoch:
-                self.notify(queue)
-
-    def _serve_one(self, queue: Queue, buffer: Buffer) -> None:
+    def serve_one(self, queue: Queue, buffer: Buffer) -> None:
         header_size = _REQUEST_HEADER + self.cdb_size
         answer_size = _RESPONSE.size + self.sense_size
         header, data = split_views(buffer.readable, header_size)
@@ -225,7 +180,7 @@ class VirtioScsi(VirtioDevice):
         except (OSError, QobraError) as error:
             found = self._failed(error, target, unit, is_read=not sent)
             if found is None:
-                self._held.append((queue, buffer))
+                self.hold(queue, buffer)
                 return
             result = found
         if result is None:
@@ -317,26 +272,6 @@ class VirtioScsi(VirtioDevice):
         written = buffer.scatter(event.to_bytes(4, "little") + lun + reason.to_bytes(4, "little"))
         self.push(queue, buffer, written)
         self.notify(queue)
-
-    @property
-    def working(self) -> bool:
-        return self._worker.busy
-
-    # Requests that wait after an I/O error go along, and are tried again at the other side.
-
-    @property
-    def _held_places(self) -> list[tuple[int, int]]:
-        return held_places(self._held)
-
-    @_held_places.setter
-    def _held_places(self, places: list[tuple[int, int]]) -> None:
-        self._places_to_hold = places
-
-    _places_to_hold: list[tuple[int, int]] = []
-
-    def state_loaded(self) -> None:
-        super().state_loaded()
-        self._held = held_again(self.queues, self._places_to_hold)
 
 
 class VirtioScsiPciBase(VirtioPci):
