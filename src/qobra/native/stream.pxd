@@ -2,7 +2,7 @@
 
 from cpython.pythread cimport PyThread_type_lock
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -29,13 +29,15 @@ cdef class Stream:
     cdef uint8_t *_arena
     cdef size_t _inbox_size, _arena_size
     cdef int _sock, _errno
-    cdef int _rest, _longest_rest    # receives until it lets others run again
+    cdef int64_t _poll_ns            # how long a receive looks again and again before it waits
+    cdef int _rest, _longest_rest    # receives until one does so again
     cdef bint _is_inside
     cdef readonly size_t position
     cdef public size_t start, end
     cdef int _check(self) except -1
     cdef Received _receive(self, bint may_wait, size_t room) noexcept nogil
-    cdef void _let_others_run(self) noexcept nogil
+    cdef int64_t _let_others_run(self) noexcept nogil
+    cdef void _note_wait(self, int64_t took) noexcept nogil
     cdef Received _receive_payload(self, size_t have, size_t length) noexcept nogil
     cdef bint _send(self) noexcept nogil
     cdef bint _send_parts(self, iovec *parts, size_t count) noexcept nogil

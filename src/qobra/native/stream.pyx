@@ -15,12 +15,10 @@ cdef extern from * nogil:
     #include <sys/socket.h>
     #include <stdint.h>
     #include <time.h>
-    static inline int64_t qobra_yield(void) {
-        struct timespec before, after;
-        clock_gettime(CLOCK_MONOTONIC, &before);
-        sched_yield();
-        clock_gettime(CLOCK_MONOTONIC, &after);
-        return (after.tv_sec - before.tv_sec) * (int64_t)1000000000 + after.tv_nsec - before.tv_nsec;
+    static inline int64_t qobra_now(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
     }
     static inline void qobra_wait_for(int fd, int events) {
         struct pollfd one = {.fd = fd, .events = events};
@@ -30,13 +28,15 @@ cdef extern from * nogil:
     struct msghdr:
         iovec *msg_iov
         size_t msg_iovlen
-    int64_t yield_ns "qobra_yield"()
+    int64_t now_ns "qobra_now"()
+    void sched_yield()
     void wait_for "qobra_wait_for"(int, int)
     ssize_t recv(int, void *, size_t, int)
     ssize_t sendmsg(int, const msghdr *, int)
     int MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLIN, POLLOUT
 
 cdef enum:
+    MAX_POLL_NS = 32000
     LONG_NS = 500000
     MAX_REST = 1 << 14
 
@@ -103,7 +103,8 @@ cdef class Stream:
     cdef Received _receive(self, bint may_wait, size_t room) noexcept nogil:
         """Get more bytes, with room for ``room`` of them."""
         cdef ssize_t count
-        cdef bint yields = self._rest == 0
+        cdef int64_t began = 0, blocked = 0
+        cdef bint polls = may_wait and self._rest == 0
         if self._rest:
             self._rest -= 1
         if self.start == self.end:
@@ -117,17 +118,21 @@ cdef class Stream:
                 self._sock,
                 self._inbox + self.end,
                 self._inbox_size - self.end,
-                MSG_DONTWAIT if yields or not may_wait else 0,
+                MSG_DONTWAIT if polls or not may_wait else 0,
             )
             if count > 0:
                 self.end += count
+                if blocked:
+                    self._note_wait(now_ns() - blocked)
                 return SOME
             if count == 0:
                 return END
             if errno == EAGAIN:
-                if yields:
-                    yields = False
-                    self._let_others_run()
+                if polls:
+                    if not began:
+                        began = now_ns()
+                    blocked = self._let_others_run()
+                    polls = self._rest == 0 and blocked - began < self._poll_ns
                 elif may_wait:
                     wait_for(self._sock, POLLIN)
                 else:
@@ -136,15 +141,26 @@ cdef class Stream:
                 self._errno = errno
                 return ERROR
 
-    cdef void _let_others_run(self) noexcept nogil:
-        """Let others run before a receive waits. A client that shares the processor then sends all it has, where waiting
-        would wake the two up in turn for each request; with a processor for each, this returns at once. Where others than
-        the client want the processor it takes long, and is left out for ever longer."""
-        if yield_ns() > LONG_NS:
+    cdef int64_t _let_others_run(self) noexcept nogil:
+        """Let others run while a receive looks again and again; the time then. A client that shares the processor sends
+        all it has meanwhile, where waiting would wake the two up in turn for each request. Where others than the client
+        want the processor this takes long, and is left out for ever longer."""
+        cdef int64_t before = now_ns(), after
+        sched_yield()
+        after = now_ns()
+        if after - before > LONG_NS:
             self._longest_rest = min(max(2 * self._longest_rest, 64), MAX_REST)
             self._rest = self._longest_rest
         else:
             self._longest_rest >>= 1
+        return after
+
+    cdef void _note_wait(self, int64_t took) noexcept nogil:
+        """A receive took so long after looking again and again was over: look for longer if that would have been enough."""
+        if took < MAX_POLL_NS:
+            self._poll_ns = min(2 * self._poll_ns + 1000, MAX_POLL_NS)
+        else:
+            self._poll_ns >>= 1
 
     cdef Received _receive_payload(self, size_t have, size_t length) noexcept nogil:
         """Fill the payload's memory from ``have`` up to ``length``."""
