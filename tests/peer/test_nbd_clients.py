@@ -101,9 +101,9 @@ def test_nbdinfo(served: Served) -> None:
 def test_nbdinfo_list(served: Served) -> None:
     info = json.loads(output("nbdinfo", "--list", "--json", served.uri("")))
     assert [(each["export-name"], each.get("description")) for each in info["exports"]] == [
-        ("ro", None),
-        ("raw", None),
         ("disk", "the disk"),
+        ("raw", None),
+        ("ro", None),
     ]
 
 
