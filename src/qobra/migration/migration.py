@@ -79,8 +79,14 @@ class Migration:
             raise QobraError("Guest is waiting for an incoming migration")
         if state == "postmigrate":
             raise QobraError("Can't migrate the vm that was paused due to previous migration")
+        self._check_plain()
         if self.machine.board is not None:
             machine_state.check_declared(self.machine.board)
+
+    def _check_plain(self) -> None:
+        # Who asked for encryption must not get a stream that anybody can read.
+        if self.settings.parameters["tls-creds"]:
+            raise QobraError("Migration over TLS is not supported: 'tls-creds' is set")
 
     def cancel(self) -> None:
         """migrate_cancel."""
@@ -117,6 +123,7 @@ class Migration:
             raise QobraError("'-incoming' was not specified on the command line")
         if state.state != "inmigrate" or self._incoming is not None:
             raise QobraError("The incoming migration has already been started")
+        self._check_plain()
         self._incoming = Incoming(self, uri)
         self._incoming.start()
 
