@@ -232,3 +232,14 @@ def test_the_balloon(guest: Guest) -> None:
     guest.call("qom-set", path="b", property="guest-stats-polling-interval", value=2)
     guest.access.step(0)
     stats.wait_used()
+
+
+def test_a_cd_has_blocks_of_2048_bytes(guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "cd.iso").write_bytes(b"CD" * 4096)
+    driver = _scsi(guest)
+    guest.plug("scsi-cd", id="cd")
+    guest.call("blockdev-change-medium", id="cd", filename=str(tmp_path / "cd.iso"), format="raw")
+    for _ in range(4):  # what happened to the drive until now
+        driver.command(bytes(6))
+    capacity = driver.command(bytes((_READ_CAPACITY,)) + bytes(9), read=8)[3]
+    assert capacity == (3).to_bytes(4, "big") + (2048).to_bytes(4, "big")

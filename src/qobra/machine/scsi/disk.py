@@ -51,9 +51,9 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
 
     def realize_disk(self, block_size: int) -> BlockBackend:
         """Take the backend; ``block_size`` is the unit of addresses unless the user said otherwise."""
-        is_disk = self.peripheral_type == 0
+        is_disk, chosen = self.peripheral_type == 0, bool(self.logical_block_size)
         backend = self.realize_block(writable=None if is_disk else False, resizable=is_disk)
-        if not self.logical_block_size:
+        if not chosen:
             self.logical_size = block_size
         if self.discard_granularity == 0xFFFFFFFF:
             self.granularity = max(_DEFAULT_GRANULARITY, self.logical_size)
