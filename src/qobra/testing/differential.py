@@ -43,7 +43,6 @@ _CHANCE = frozenset(
     }
 )
 _REPHRASED = re.compile(r"Parameter '[\w.-]+' does not accept value '([^']*)'")
-_EXPORT = re.compile("block export '[^']*'")
 _AUTO_NAME = re.compile(r"#block\d+")
 
 Message = dict[str, Any]
@@ -279,7 +278,6 @@ def comparable(value: Any, names: dict[str, str], directory: str, command: str =
         return [comparable(each, names, directory) for each in value]
     if isinstance(value, str):
         text = _REPHRASED.sub(r"Invalid parameter '\1'", value.replace(directory, "DIR"))
-        text = _EXPORT.sub("an unnamed block device", text)
         return _AUTO_NAME.sub(lambda match: names.setdefault(match[0], f"#auto{len(names) + 1}"), text)
     return value
 
