@@ -284,3 +284,58 @@ def test_hostile_commands(tmp_path_factory: Any, commands: list[Any], writes: li
         assert guest.io(0x02, 0, 1) == 0
     finally:
         guest.machine.close()
+
+
+def test_the_memory_of_the_controller(tmp_path: Path) -> None:
+    guest = Guest(tmp_path, cmb_size_mb="2")
+    bar = guest.function.bars[2]
+    assert guest.access.load(guest.base, 8) >> 57 & 1
+    assert guest.access.load(guest.base + 0x3C, 4) == 0
+    guest.access.store(guest.base + 0x50, 4, 1)
+    assert guest.access.load(guest.base + 0x3C, 4) >> 12 == 2
+    assert guest.access.load(guest.base + 0x38, 4) & 7 == 2
+    # Data may come to lie there.
+    assert guest.command(0x02, namespace=1, prp1=bar + 0x1000, words=(5, 0, 0), queue=1)[0] == 0
+    assert guest.access.read(bar + 0x1000, 512) == bytes([5]) * 512
+    guest.access.store(bar + (2 << 20) - 1, 1, 0x77)
+    assert guest.access.load(bar + (2 << 20) - 1, 1) == 0x77
+    guest.machine.close()
+
+
+def test_persistent_memory(tmp_path: Path) -> None:
+    machine = simple_machine(memory=32 << 20)
+    access = BoardAccess(machine)
+    with machine.control:
+        machine.objects.create("memory-backend-ram", "pmr", {"size": 1 << 20})
+        options = {"driver": "nvme", "serial": "x", "addr": "5", "pmrdev": "pmr", "id": "n"}
+        add_device(machine, options, keyval=True)
+    function = PciFunction(access, 5 << 3)
+    function.enable()
+    base, bar = function.bars[0], function.bars[4]
+    access.store(bar, 4, 0x11223344)
+    assert access.load(bar, 4) != 0x11223344
+    assert access.load(base + 0xE08, 4) == 0x100
+    access.store(base + 0xE04, 4, 1)
+    access.store(bar, 4, 0x11223344)
+    assert access.load(bar, 4) == 0x11223344
+    assert access.load(base + 0xE08, 4) == 0
+    with machine.control:
+        machine.board.reset_all()  # type: ignore[union-attr]
+    function.enable()
+    access.store(base + 0xE04, 4, 1)
+    assert access.load(bar, 4) == 0x11223344
+    machine.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("cmb_size_mb", "3", "cmb_size_mb must be a power of 2"),
+        ("cmb_size_mb", "4096", "cmb_size_mb must not be larger than 1024"),
+    ],
+)
+def test_memory_that_cannot_be(name: str, value: str, text: str) -> None:
+    machine = simple_machine(memory=1 << 20)
+    with machine.control, pytest.raises(QobraError, match=text):
+        add_device(machine, {"driver": "nvme", "serial": "x", name: value}, keyval=True)
+    machine.close()

@@ -10,14 +10,16 @@ from qobra.machine.devices import registry
 from qobra.machine.dma import GuestMemory
 from qobra.machine.memory import Registers
 from qobra.machine.nvme.controller import Controller
+from qobra.machine.nvme.memories import PERSISTENT_BAR, Memories
 from qobra.machine.pci import express, regs
-from qobra.machine.pci.device import PciDevice
+from qobra.machine.pci.device import Bar, PciDevice
 from qobra.machine.pci.msix import Msix
-from qobra.object.property import Int
+from qobra.object.property import Int, Link
 
 _TABLE, _PENDING = 0x2000, 0x3000
 _POWER_MANAGEMENT, _EXPRESS, _MSIX = 0x60, 0x80, 0x40
 _MAX_QUEUES, _MAX_VECTORS = 0xFFFF, 2048
+_MAX_BUFFER_MB = 1024
 _REGISTERS_END = 0x2000
 _FUNCTION_RESET = 0x10000000
 
@@ -41,6 +43,8 @@ class Nvme(PciDevice, BlockFrontEnd):
     num_queues = Int(0, type="uint32", name="num_queues")
     msix_qsize = Int(65, type="uint16", name="msix_qsize")
     aerl = Int(3, type="uint8")
+    cmb_size_mb = Int(0, type="uint32", name="cmb_size_mb")
+    pmrdev = Link("memory-backend")
     smart_critical_warning = Int(0, type="uint8", name="smart_critical_warning", show_default=False)
     # Errors always go to the guest.
     rerror: Any = "report"
@@ -55,6 +59,9 @@ class Nvme(PciDevice, BlockFrontEnd):
             raise QobraError(f"msix_qsize must be between 1 and {_MAX_VECTORS // 8}")
         if not self.serial:
             raise QobraError("serial property not set")
+        if self.cmb_size_mb > _MAX_BUFFER_MB:
+            raise QobraError(f"cmb_size_mb must not be larger than {_MAX_BUFFER_MB}")
+        self.memories = Memories(self)
         self.logical_size = self.granularity = 512
         if self.backend is not None:
             backend = self.realize_block()
@@ -70,6 +77,7 @@ class Nvme(PciDevice, BlockFrontEnd):
         )
         self.controller = Controller(self, memory, self.msix_qsize, lambda: self._msix.enabled, self._msix.notify)
         self.add_bar(0, Registers("nvme", 0x4000, self._read, self._write, valid=(1, 8), impl=(4, 4)), wide=True)
+        self.memories.show()
 
     def _add_capabilities(self) -> None:
         start = self.add_capability(regs.CAP_PM, 8, offset=_POWER_MANAGEMENT)
@@ -85,11 +93,19 @@ class Nvme(PciDevice, BlockFrontEnd):
         if self.backend is not None and self._resized in self.backend.resized:
             self.backend.resized.remove(self._resized)
         super().unrealize()
+        self.memories.close()
 
     def reset(self) -> None:
         super().reset()
         self._msix.reset()
         self.controller.reset()
+        self.memories.reset()
+        self.update_mappings()
+
+    def bar_address(self, bar: Bar) -> int | None:
+        if bar.number == PERSISTENT_BAR and not self.memories.persistent_shown:
+            return None
+        return super().bar_address(bar)
 
     @property
     def blocks(self) -> int:
@@ -106,10 +122,12 @@ class Nvme(PciDevice, BlockFrontEnd):
     def _read(self, offset: int, width: int) -> int:
         if offset >= _REGISTERS_END:
             return self._msix.read(offset, width)
-        return self.controller.read(offset & ~3) >> 8 * (offset & 3)
+        value = self.controller.read(offset & ~3) | self.memories.read(offset & ~3)
+        return value >> 8 * (offset & 3)
 
     def _write(self, offset: int, width: int, value: int) -> None:
         if offset >= _REGISTERS_END:
             self._msix.write(offset, width, value & 0xFFFFFFFF)
         elif not offset & 3:
             self.controller.write(offset, value & 0xFFFFFFFF)
+            self.memories.write(offset, value & 0xFFFFFFFF)

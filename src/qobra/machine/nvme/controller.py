@@ -81,7 +81,11 @@ class Controller:
 
     def read(self, offset: int) -> int:
         """The 32-bit register at ``offset``."""
-        wide = {_CAP: _CAPABILITIES, _ASQ: self._admin_submissions, _ACQ: self._admin_completions}
+        wide = {
+            _CAP: _CAPABILITIES | self.device.memories.capabilities,
+            _ASQ: self._admin_submissions,
+            _ACQ: self._admin_completions,
+        }
         if offset & ~7 in wide:
             return wide[offset & ~7] >> 8 * (offset & 4) & 0xFFFFFFFF
         return {
@@ -108,9 +112,9 @@ class Controller:
         elif offset == _AQA:
             self._admin_sizes = value & 0x0FFF0FFF
         elif offset & ~7 == _ASQ:
-            self._admin_submissions = _half(self._admin_submissions, offset & 4, value) & ~0xFFF
+            self._admin_submissions = half(self._admin_submissions, offset & 4, value) & ~0xFFF
         elif offset & ~7 == _ACQ:
-            self._admin_completions = _half(self._admin_completions, offset & 4, value) & ~0xFFF
+            self._admin_completions = half(self._admin_completions, offset & 4, value) & ~0xFFF
 
     def _configure(self, value: int) -> None:
         before, self._configuration = self._configuration, value
@@ -244,5 +248,6 @@ class Controller:
         self.device.set_pin(level and not self.messages_enabled())
 
 
-def _half(old: int, high: int, value: int) -> int:
+def half(old: int, high: int, value: int) -> int:
+    """``old`` with its low or high 32 bits replaced."""
     return old & 0xFFFFFFFF | value << 32 if high else old >> 32 << 32 | value
