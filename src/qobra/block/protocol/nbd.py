@@ -63,7 +63,7 @@ class NbdNode(BlockNode):
         self._edges = threading.Lock()
         self._yanked = False
         self._cancelled = threading.Event()
-        """Set once whoever waits for the server now is to give up; each :meth:`cancel_in_flight` makes a new one."""
+        """Set while nobody is to wait for the server; the next connection clears it."""
         self._tls_hostname: str | None = options.get("tls-hostname")
         self._tls: ssl.SSLContext | None = None
         if "tls-creds" in options:
@@ -75,7 +75,7 @@ class NbdNode(BlockNode):
                 raise QobraError("No hostname for certificate validation", errno=errno.EINVAL)
             creds.in_use += 1
             self._creds = creds
-        client = self._client = self._connect_within(options.get("open-timeout", 0), self._cancelled)
+        client = self._client = self._connect_within(options.get("open-timeout", 0))
         if client.read_only and not self.read_only:
             if not self.auto_read_only:
                 raise QobraError("request on write denied without write permission", errno=errno.EACCES)
@@ -97,19 +97,20 @@ class NbdNode(BlockNode):
     def yank(self) -> None:
         """Cut the connection for good; whatever waits for the server fails. May come from any thread."""
         self._yanked = True
-        self.cancel_in_flight()
+        self._cancelled.set()
         client = self._client
         if client is not None:
             client.abort()
 
     def cancel_in_flight(self) -> None:
-        cancelled, self._cancelled = self._cancelled, threading.Event()
-        cancelled.set()
+        client = self._client
+        if client is not None and client.broken is not None:
+            self._cancelled.set()
 
     # The connection ---------------------------------------------------------------------------------------------------
 
-    def _connect_within(self, seconds: float, cancelled: threading.Event) -> Client:
-        """Connect, trying again for ``seconds`` or until ``cancelled``. Raises the QobraError of the last attempt."""
+    def _connect_within(self, seconds: float) -> Client:
+        """Connect, trying again for ``seconds`` or until cancelled. Raises the QobraError of the last attempt."""
         deadline = time.monotonic() + seconds
         pause = RETRY_FIRST
         while True:
@@ -119,7 +120,7 @@ class NbdNode(BlockNode):
                 return self._connect()
             except QobraError:
                 left = deadline - time.monotonic()
-                if left <= 0 or cancelled.wait(min(pause, left)):
+                if left <= 0 or self._cancelled.wait(min(pause, left)):
                     raise
                 pause = min(2 * pause, RETRY_LONGEST)
 
@@ -142,9 +143,8 @@ class NbdNode(BlockNode):
             raise QobraError(f"The NBD export has {client.size} bytes now, it had {self.length}", errno=errno.EIO)
         return client
 
-    def _connected(self, cancelled: threading.Event | None = None) -> Client:
-        """The client, connected anew if the connection broke. Raises QobraError (EIO), also once ``cancelled``."""
-        cancelled = cancelled or self._cancelled
+    def _connected(self) -> Client:
+        """The client, connected anew if the connection broke. Raises QobraError (EIO)."""
         with self._lock:
             client = self._client
             if client is None:
@@ -153,19 +153,18 @@ class NbdNode(BlockNode):
                 return client
             client.close()
             try:
-                fresh = self._client = self._connect_within(
-                    0 if cancelled.is_set() else self._reconnect_delay, cancelled
-                )
+                fresh = self._client = self._connect_within(0 if self._cancelled.is_set() else self._reconnect_delay)
             except QobraError as error:
                 raise QobraError(error.desc, errno=errno.EIO, node=self.node_name)
+            if not self._yanked:
+                self._cancelled.clear()
             return fresh
 
     def _call(self, request: Callable[[Client], T]) -> T:
         """Make a request; once more on a new connection, for ``reconnect-delay``, where this one breaks."""
         deadline: float | None = None
-        cancelled = self._cancelled
         while True:
-            client = self._connected(cancelled)
+            client = self._connected()
             try:
                 return request(client)
             except QobraError as error:
@@ -173,7 +172,7 @@ class NbdNode(BlockNode):
                     raise  # the server's own answer
                 now = time.monotonic()
                 deadline = deadline or now + self._reconnect_delay
-                if self._yanked or cancelled.is_set() or not self._reconnect_delay or now >= deadline:
+                if self._yanked or self._cancelled.is_set() or not self._reconnect_delay or now >= deadline:
                     raise QobraError(error.desc, errno=errno.EIO, node=self.node_name)
 
     # Data -------------------------------------------------------------------------------------------------------------
