@@ -21,7 +21,9 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         tree.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tree)
-    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(
+        ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", ".built")
+    )
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
     result = subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -284,6 +284,18 @@ def test_a_write_does_not_wait_for_a_slow_target(layer, guest, target, monkeypat
         job.user_cancel(True)
 
 
+def test_what_is_held_reaches_the_target_of_a_cancelled_job(layer, guest, target, monkeypatch, tmp_path):
+    before = guest.read(0, MIB)
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, sync="none")
+    guest.write(0, b"x" * MIB)
+    threading.Timer(0.02, slow.go.set).start()
+    with layer.control:
+        job.user_cancel(False)
+    layer.wait_status("j", "null")
+    assert (tmp_path / "target").read_bytes() == before
+
+
 def test_with_its_memory_full_a_write_copies_by_itself(layer, guest, target, monkeypatch, tmp_path):
     from qobra.block.copy import held
 

@@ -132,9 +132,12 @@ class BackupJob(BlockJob):
                 self._drop_unallocated(self._slots)
             self._copy_all()
         finally:
-            once = self._once
-            for part in once.held.close() if once.held is not None else ():
-                once.forget_held(*part)
+            held = self._once.held
+            if held is not None:
+                # Also of a job that is cancelled, what was overwritten is in the target.
+                held.wait_written()
+                for part in held.close():
+                    self._once.forget_held(*part)
             self._slots.close()
 
     def _may_hold(self) -> bool:
