@@ -91,13 +91,14 @@ class PciBus(Bus):
                 f"PCI: slot {devfn >> 3} function {devfn & 7} not available for {name}, "
                 f"in use by {other.type_name},id={other.user_id or '(null)'}"
             )
-        first = self.functions.get(devfn & ~7)
-        if device.hotplugged and first is not None and first is not device:
+        # A guest looks for a new device when function 0 comes, which behind a port is that of slot 0 alone.
+        shown = self.functions.get(0 if self.slots == 1 else devfn & ~7)
+        if device.hotplugged and shown is not None:
             raise QobraError(
-                f"PCI: slot {devfn >> 3} function 0 already occupied by {first.type_name}, "
+                f"PCI: slot {shown.devfn >> 3} function 0 already occupied by {shown.type_name}, "
                 f"new func {name} cannot be exposed to guest."
             )
-        self._check_functions(device, devfn, first)
+        self._check_functions(device, devfn, self.functions.get(devfn & ~7))
         return devfn
 
     def _check_functions(self, device: PciDevice, devfn: int, first: PciDevice | None) -> None:
