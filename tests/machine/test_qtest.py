@@ -113,3 +113,16 @@ def test_without_the_qtest_accelerator_there_is_no_clock_to_step() -> None:
     client = Client(accelerator="tcg")
     assert client("clock_step 1") == "FAIL Unknown command 'clock_step'"
     client.machine.close()
+
+
+def test_the_answer_comes_before_what_the_command_sets_off() -> None:
+    client = Client()
+    seen: list[str] = []
+    client.machine.events.subscribe(lambda event: seen.append(event["event"]))
+    client.session._send = lambda text: seen.append(text.split()[0])
+    with client.machine.control:
+        client.machine.run_state.start()
+    del seen[:]
+    client.session.command("outb 0xcf9 0x6")  # the reset register
+    assert seen == ["OK", "RESET"]
+    client.machine.close()

@@ -88,7 +88,8 @@ class QtestSession:
                     answer = call(words[1:])
                 except (Refusal, QobraError) as refusal:
                     answer = f"FAIL {refusal}"
-        self._answer(answer)
+            # Before what the command has set off, which may be the end of the program.
+            self._answer(answer)
 
     # -- memory and ports
 
