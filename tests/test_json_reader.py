@@ -160,6 +160,7 @@ def test_garbage_never_breaks_the_reader(pieces: list[bytes]) -> None:
         ("{}x", "Expecting at most one JSON value"),
         ("{'a': 1", "JSON parse error, premature EOI"),
         ("[12", "JSON parse error, premature EOI"),
+        ("{bad", "JSON parse error, invalid keyword 'bad'"),
         ("'abc", "JSON parse error, stray ''abc'"),
         ("{a:1}", "JSON parse error, invalid keyword 'a'"),
         ('{"a": 1]}', "JSON parse error, expected separator in dict"),

@@ -91,6 +91,14 @@ class Parser:
             self._reset()
         return results
 
+    def end(self) -> QobraError | None:
+        """What is wrong with a value that the input ends in the middle of; None if it does not."""
+        if self.idle:
+            return None
+        error = QobraError("JSON parse error, " + (self._bad or "premature EOI"))
+        self._reset()
+        return error
+
     def _limit(self, kind: str, text: bytes) -> str | None:
         if kind == "{":
             self._braces += 1

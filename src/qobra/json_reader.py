@@ -86,10 +86,9 @@ class Reader:
         if self._lexer is None or self._parser is None:
             return []
         values = self._parser.feed(self._lexer.end())
-        if not self._parser.idle:
-            from qobra.errors import QobraError
-
-            values.append(QobraError("JSON parse error, premature EOI"))
+        error = self._parser.end()
+        if error is not None:
+            values.append(error)
         self._lexer = self._parser = None
         return values
 
