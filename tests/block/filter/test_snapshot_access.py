@@ -12,6 +12,7 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.layer import BlockLayer
+from qobra.errors import QobraError
 
 SIZE = 1 << 20
 CLUSTER = 65536
@@ -112,3 +113,10 @@ def test_it_stays_the_same_under_writes_at_the_same_time(layer):
         for each in writers:
             each.join()
     assert not failures
+
+
+def test_a_limit_of_time_is_refused(layer):
+    options = {"driver": "copy-before-write", "node-name": "cbw", "file": "disk", "target": "copy"}
+    with pytest.raises(QobraError, match="The option 'cbw-timeout' is not supported"):
+        layer.add_node({**options, "cbw-timeout": 1})
+    layer.add_node({**options, "cbw-timeout": 0})

@@ -37,6 +37,8 @@ class CopyBeforeWriteNode(FilterNode):
     strong_options = ()
 
     def open(self, opening: Opening) -> None:
+        if opening.options.get("cbw-timeout"):
+            raise QobraError("The option 'cbw-timeout' is not supported: a copy takes as long as its target needs")
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         opening.child("target", permissions.ROLE_DATA)
         self.child_resized("file")
