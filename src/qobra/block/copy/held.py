@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
 from qobra.block.copy.chunk import CopyFailed
+from qobra.errors import QobraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +49,7 @@ class HeldCopies:
         self._thread: threading.Thread | None = None
         self._stuck = False
         self._closed = False
+        self._ended = False
 
     def reserve(self, length: int) -> bool:
         """Make room for ``length`` bytes; False if there is none. Then :meth:`put` or :meth:`release`."""
@@ -84,9 +88,16 @@ class HeldCopies:
             self._condition.notify_all()
 
     def close(self) -> list[tuple[int, int]]:
-        """End; returns the parts (offset, length) that were never written."""
+        """Take nothing more, wait until what is held is written, and end.
+
+        Returns the parts (offset, length) that could not be written.
+        """
         with self._condition:
             self._closed = True
+            # What was reserved comes yet, and its claim has to be let go of either way.
+            while self.size > (sum(length for _offset, length, _fetched in self._parts) if self._stuck else 0):
+                self._condition.wait()
+            self._ended = True
             self._condition.notify_all()
         if self._thread is not None:
             self._thread.join()
@@ -97,15 +108,13 @@ class HeldCopies:
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._closed and (self._stuck or not self._parts):
+                while not self._ended and (self._stuck or not self._parts):
                     self._condition.wait()
-                if self._closed:
+                if self._ended:
                     return
                 offset, length, fetched = self._parts[0]
-            try:
-                with self._slots.entered():
-                    self._write(fetched)
-            except CopyFailed as failure:
+            failure = self._try(fetched)
+            if failure is not None:
                 with self._condition:
                     self._stuck = True
                     self._condition.notify_all()
@@ -116,3 +125,15 @@ class HeldCopies:
                 self._parts.popleft()
                 self.size -= length
                 self._condition.notify_all()
+
+    def _try(self, fetched: Fetched) -> CopyFailed | None:
+        try:
+            with self._slots.entered():
+                self._write(fetched)
+        except CopyFailed as failure:
+            return failure
+        except Exception as error:
+            # A defect must not leave a guest that waits for this part for ever.
+            sys.excepthook(*sys.exc_info())
+            return CopyFailed(QobraError(f"Internal error: {error}", errno=errno.EIO), False)
+        return None

@@ -134,8 +134,7 @@ class BackupJob(BlockJob):
         finally:
             held = self._once.held
             if held is not None:
-                # Also of a job that is cancelled, what was overwritten is in the target.
-                held.wait_written()
+                # Also of a job that is cancelled, what was overwritten gets to the target.
                 for part in held.close():
                     self._once.forget_held(*part)
             self._slots.close()
