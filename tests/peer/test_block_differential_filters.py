@@ -129,7 +129,7 @@ def test_filter_errors(q: Run) -> None:
         node_name="cbw3",
         file="n0",
         target={"driver": "null-co"},
-        **{"on-cbw-error": "break-snapshot", "cbw-timeout": 3},
+        **{"on-cbw-error": "break-snapshot"},
     )
     q.add("snapshot-access", node_name="sa", file="n0")
     q.add("preallocate", node_name="pa", file="n0")
