@@ -5,8 +5,9 @@ That is what qemu-io's ``reopen`` does; blockdev-reopen puts what it is not give
 
 from __future__ import annotations
 
-from qobra.block.node import GENERIC_OPTIONS, BlockNode, Options
+from qobra.block.node import BlockNode, Options
 from qobra.block.reopen import reopen
+from qobra.block.vertex import GENERIC_OPTIONS
 from qobra.errors import QobraError
 
 

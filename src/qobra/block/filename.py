@@ -6,12 +6,13 @@ import os
 import stat
 
 from qobra.block import permissions
-from qobra.block.node import GENERIC_OPTIONS
+from qobra.block.vertex import GENERIC_OPTIONS
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qobra.block.node import BlockNode, Options
+    from qobra.block.node import BlockNode
+    from qobra.block.vertex import Options, Vertex
 
 MAX_FILENAME = 1 << 20
 """Longest name that is looked at, in characters (a json: name may hold a whole chain)."""
@@ -88,7 +89,7 @@ def unflatten(options: Options) -> Options:
     return result
 
 
-def names(node: BlockNode) -> tuple[str, Options]:
+def names(node: Vertex) -> tuple[str, Options]:
     """``exact_filename`` and ``full_options`` of ``node``, from its options and its children's names."""
     shown = node.filtered
     if node.implicit and shown is not None:
@@ -103,7 +104,7 @@ def names(node: BlockNode) -> tuple[str, Options]:
     return node.plain_filename(options), options
 
 
-def format_filename(node: BlockNode) -> str:
+def format_filename(node: Vertex) -> str:
     """The name of the file of a format, if opening that as this format would give the node as it is."""
     if node.is_filter or _strong_options(node) or backing_overridden(node):
         return ""
@@ -111,7 +112,7 @@ def format_filename(node: BlockNode) -> str:
     return file.exact_filename if file is not None and file.is_protocol() else ""
 
 
-def backing_overridden(node: BlockNode) -> bool:
+def backing_overridden(node: Vertex) -> bool:
     """Whether another backing file was put under ``node`` than the one that its header names."""
     if not node.supports_backing:
         return False
@@ -124,7 +125,7 @@ def backing_overridden(node: BlockNode) -> bool:
     return node.backing.filename != named
 
 
-def _strong_options(node: BlockNode) -> Options:
+def _strong_options(node: Vertex) -> Options:
     """The options that a ``json:`` name has to tell, with dotted keys for what is inside of them."""
     chosen = node.strong_options
     if chosen is None:
@@ -202,7 +203,7 @@ def full_backing_filename(node: BlockNode) -> str:
     return relative_to(name, lowest.exact_filename)
 
 
-def primary_child(node: BlockNode) -> BlockNode | None:
+def primary_child(node: Vertex) -> BlockNode | None:
     """The child that a node takes its file name from."""
     return next((child for name, child in node.children.items() if node.roles[name] & permissions.ROLE_PRIMARY), None)
 

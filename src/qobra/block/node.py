@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from qobra.block import permissions
 from qobra.block.buffers import BOUNCE_SIZE, ZEROES, Buffer, fill_zero, is_zero
 from qobra.block.extents import ABSENT, COMPUTED, DATA, Extent
+from qobra.block.vertex import Options as Options  # what drivers are written with comes from here
+from qobra.block.vertex import Vertex
 from qobra.errors import QobraError
 from qobra.registry import Registry
 
@@ -23,78 +25,27 @@ if TYPE_CHECKING:
 
     from qobra.block.bitmap import DirtyBitmap
     from qobra.block.layer import BlockLayer
-    from qobra.block.opening import Opening
     from qobra.block.table import ResolvedTable
 else:
     Any = object
-
-Options = dict[str, Any]
 
 drivers: Registry[type[BlockNode]] = Registry(
     "block driver", ["qobra.block.format", "qobra.block.protocol", "qobra.block.filter"]
 )
 
 
-class BlockNode:
-    """A vertex of the graph. Thread-safe: any number of threads read and write at once.
+class BlockNode(Vertex):
+    """A vertex with its data; ``length`` is its size in bytes. Any number of threads read and write at once."""
 
-    ``length`` is the size in bytes. ``children`` maps a child's name to the node, as the newest graph has it; it
-    changes only while the graph is drained. ``options`` are the options that the node was opened with, as a
-    BlockdevOptions whose children are node names.
-    """
-
-    driver: ClassVar[str] = ""
-    is_filter: ClassVar[bool] = False
-    """Presents the data of its one filtered child unchanged, as QEMU's filters do."""
     is_leaf: ClassVar[bool] = False
     """Has a file descriptor ``fd`` from which a DATA run is read at its offset."""
-    is_format: ClassVar[bool] = False
-    """Interprets a file; the opposite of a protocol."""
-    named_by_prefix: ClassVar[bool] = False
-    """A filter that a file name with a prefix can stand for, so that it may take a protocol's place."""
-    is_transparent: ClassVar[bool] = False
-    """Holds no data of its own: depth counts what lies below in its place (raw, filters)."""
-    supports_backing: ClassVar[bool] = False
-    reports_info: ClassVar[bool] = True
-    """Whether the driver can tell of a dirty image; what it shows unchanged of another is asked of that."""
-    creatable: ClassVar[bool] = False
-    """Has :meth:`create` for blockdev-create."""
     fd: int = -1
     """A leaf's file descriptor."""
 
     def __init__(self, layer: BlockLayer, node_name: str, options: Options) -> None:
-        self.layer = layer
-        self.node_name = node_name
-        self.options = options
+        super().__init__(layer, node_name, options)
         self.length = 0
-        self.children: dict[str, BlockNode] = {}
-        self.roles: dict[str, int] = {}
-        self.take_generic_options(options)
-        self.force_share = bool(options.get("force-share", False))
-        self.explicit_options: Options = {}
-        """The options that the user gave, without those inherited from a parent."""
-        self.opened_by: BlockNode | None = None
-        """The parent that this node was opened inline with, whose options it follows."""
-        self.serial = 0
-        """Counts nodes in the order in which lists of nodes have them."""
         self.request_alignment = 1
-        self.inactive = layer.opens_inactive
-        """Its image is another process's to change; see :mod:`qobra.block.activation`."""
-        self.probed = False
-        """Nobody said which format it is; it was told from its first bytes."""
-        self.monitor_owned = False
-        """Made by blockdev-add: lives until blockdev-del."""
-        self.implicit = False
-        """A filter that a job put in unasked; queries by device skip it."""
-        self._names: tuple[str, Options] = "", {}
-        self._names_generation = -1
-        self._json_filename: str | None = None
-        self.auto_backing: tuple[str, str] | None = None
-        """The backing file's name in the header and the name of the node that was opened for it."""
-        self.perm = 0
-        self.shared = permissions.ALL
-        self.has_users = False
-        """Whether anybody uses the node in the graph whose permissions are being computed."""
         self.bitmaps: dict[str, DirtyBitmap] = {}
         self.trackers: tuple[WriteTracker, ...] = ()
         """Told of every write after it was done: enabled dirty bitmaps, jobs, the write threshold."""
@@ -102,44 +53,8 @@ class BlockNode:
         """Flat tables of roots above that hold places in this node; see :meth:`moved`."""
         self.highest_write_offset = 0
         self.write_threshold = 0
-        self.iothread: Any = None
-        """The iothread object that x-blockdev-set-iothread named; requests stay in the thread that makes them."""
-        self.closed = False
 
-    def __repr__(self) -> str:
-        return f"<{self.driver} node {self.node_name!r}>"
-
-    # -- children ---------------------------------------------------------------------------------------------
-
-    @property
-    def file(self) -> BlockNode:
-        """The child that holds this node's data or metadata."""
-        return self.children["file"]
-
-    @property
-    def backing(self) -> BlockNode | None:
-        """The node that ABSENT extents come from."""
-        return self.children.get("backing")
-
-    @property
-    def filtered(self) -> BlockNode | None:
-        """The one child whose data a filter presents."""
-        return (self.children.get("file") or self.children.get("backing")) if self.is_filter else None
-
-    # -- life -------------------------------------------------------------------------------------------------
-
-    def open(self, opening: Opening) -> None:
-        """Open: take the driver's options and children from ``opening``, read the metadata, set ``length``.
-
-        Must not write: permissions are only granted afterwards (see :meth:`activate`).
-        """
-        raise NotImplementedError
-
-    def activate(self) -> None:
-        """Called once the node is in the graph with its permissions: repairs and marks that opening calls for."""
-
-    def children_changed(self) -> None:
-        """``children`` is not what it was: forget what was kept of it. Called while everything is drained."""
+    # -- life ----------------------------------------------------------------------------------------------
 
     def inactivate(self) -> None:
         """Write out all that is cached, as if to be closed: the node is about to turn read-only or to be handed over.
@@ -158,141 +73,6 @@ class BlockNode:
         below = self.filtered or self.primary()
         if below is not None:
             below.cancel_in_flight()
-
-    def close(self) -> None:
-        """Write out what is cached and let go of the host's resources. Children are closed after this."""
-
-    def close_node(self) -> None:
-        """Close once; errors of a late flush are the caller's to report."""
-        if not self.closed:
-            self.closed = True
-            self.close()
-
-    @classmethod
-    def probe(cls, data: bytes, filename: str) -> int:
-        """How sure the driver is that an image that begins with ``data`` is its own: 0 (no) to 100."""
-        return 0
-
-    @classmethod
-    def parse_filename(cls, filename: str) -> Options | None:
-        """The driver's options for a legacy ``filename`` (a URI or a prefix), or None if it is not this driver's."""
-        return None
-
-    @property
-    def filename(self) -> str:
-        """The node's name as queries and tools give it: :attr:`exact_filename`, or else a ``json:`` name."""
-        exact, options = self._current_names()
-        if exact:
-            return exact
-        if self._json_filename is None:
-            from qobra.block.filename import json_filename
-
-            self._json_filename = json_filename(options)
-        return self._json_filename
-
-    @property
-    def exact_filename(self) -> str:
-        """The plain name that would open the same node, or "" if none would; see :mod:`qobra.block.filename`."""
-        return self._current_names()[0]
-
-    @property
-    def full_options(self) -> Options:
-        """Options that would open the same node with all that is under it."""
-        return self._current_names()[1]
-
-    def names_changed(self) -> None:
-        """Work the names out anew when they are asked for. A change of the graph does the same for all nodes."""
-        self._names_generation = -1
-
-    def _current_names(self) -> tuple[str, Options]:
-        if self._names_generation != self.layer.generation:
-            from qobra.block.filename import names
-
-            self._names_generation = self.layer.generation
-            self._json_filename = None
-            self._names = names(self)
-        return self._names
-
-    strong_options: ClassVar[tuple[str, ...] | None] = None
-    """The driver's options that decide what data the node shows: only a ``json:`` name can tell them. ``x.`` stands for
-    all that begin with it; None for every option that is the driver's own."""
-
-    def plain_filename(self, options: Options) -> str:
-        """The plain name that would open the same node, or "", if its full options are ``options``.
-
-        A format's is that of its file, a filter has none.
-        """
-        from qobra.block.filename import format_filename
-
-        return format_filename(self)
-
-    @classmethod
-    def is_protocol(cls) -> bool:
-        """Whether a plain file name can mean a node of this driver."""
-        return cls.named_by_prefix if cls.is_filter else not cls.is_format
-
-    def child_options(self) -> Options:
-        """The children as they stand in :attr:`full_options`."""
-        return {name: child.full_options for name, child in self.children.items()}
-
-    def take_generic_options(self, options: Options) -> None:
-        """Use the options that every node has. Raises QobraError for a combination that makes no sense."""
-        detect_zeroes: str = options.get("detect-zeroes", "off")
-        discard_unmap = options.get("discard", "ignore") == "unmap"
-        if detect_zeroes == "unmap" and not discard_unmap:
-            raise QobraError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
-        self.detect_zeroes = detect_zeroes
-        self.discard_unmap = discard_unmap
-        self.read_only = bool(options.get("read-only", False))
-        self.auto_read_only = bool(options.get("auto-read-only", False))
-        cache = options.get("cache") or {}
-        self.cache_direct = bool(cache.get("direct", False))
-        self.cache_no_flush = bool(cache.get("no-flush", False))
-
-    can_reopen: ClassVar[bool] = True
-    """Whether blockdev-reopen takes nodes of this driver at all."""
-    changeable_options: ClassVar[frozenset[str]] = frozenset()
-    """Driver options that blockdev-reopen may change; :meth:`take_options` takes them."""
-
-    def take_options(self, options: Options) -> None:
-        """blockdev-reopen: use the changeable options in ``options``, defaults for those that are not there.
-
-        Called while the node is drained, and again with the old options if the transaction fails. Raises QobraError.
-        """
-
-    def default_option(self, name: str) -> Any:
-        """What the driver takes where its option ``name`` is not given; for comparing in blockdev-reopen."""
-        return None
-
-    # -- permissions ------------------------------------------------------------------------------------------
-
-    def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
-        """What this node asks of its child ``name`` and lets others do with it; see :mod:`permissions`."""
-        return permissions.default_child_permissions(role, not self.read_only, perm, shared)
-
-    def asks_of(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
-        """:meth:`child_permissions`, but that an inactive node changes nothing and lets others do so."""
-        perm, shared = self.child_permissions(name, role, perm, shared)
-        if self.inactive:
-            return perm & permissions.CONSISTENT_READ, permissions.ALL
-        return perm, shared
-
-    def prepare_permissions(self, perm: int, shared: int) -> None:
-        """The node's users are about to ask ``perm`` and share ``shared``: refuse, or take locks, here."""
-        if perm & (permissions.WRITE | permissions.WRITE_UNCHANGED) and self.read_only:
-            if self.auto_read_only:
-                self.reopen_writable()
-            else:
-                raise QobraError("Block node is read-only")
-
-    def reopen_writable(self) -> None:
-        """Turn an auto-read-only node writable; protocols that can, override it."""
-        raise QobraError("Block node is read-only")
-
-    def set_permissions(self, perm: int, shared: int) -> None:
-        """The permissions are granted; or given back, after a change that failed."""
-        self.perm = perm
-        self.shared = shared
 
     # -- where the data is ------------------------------------------------------------------------------------
 
@@ -560,15 +340,6 @@ class BlockNode:
         """Whether a freshly created image of this kind reads as zeroes."""
         return False
 
-    def primary(self) -> BlockNode | None:
-        """The child that stands for the node's data, or None where several do."""
-        for name, child in self.children.items():
-            if self.roles[name] & permissions.ROLE_PRIMARY:
-                if self.roles[name] & (permissions.ROLE_DATA | permissions.ROLE_FILTERED):
-                    return child
-        data = [child for name, child in self.children.items() if self.roles[name] & permissions.ROLE_DATA]
-        return data[0] if len(data) == 1 else None
-
     def stats(self) -> Options | None:
         """BlockStatsSpecific of the driver, or None."""
         return None
@@ -576,9 +347,6 @@ class BlockNode:
     def change_backing_file(self, filename: str, backing_format: str) -> None:
         """Record in the image that ``filename`` (empty: nothing) of that format is its backing file."""
         raise QobraError("Image format driver does not support backing files", errno=errno.ENOTSUP)
-
-    def invalidate_cache(self) -> None:
-        """Forget cached metadata and read it again (incoming migration, reopen)."""
 
 
 class WriteTracker:
@@ -591,18 +359,6 @@ class WriteTracker:
 
 MAX_LENGTH = (1 << 63) - (1 << 30)
 """Largest size of a node in bytes."""
-
-GENERIC_OPTIONS = frozenset(
-    {
-        "node-name",
-        "discard",
-        "cache",
-        "read-only",
-        "auto-read-only",
-        "detect-zeroes",
-        "force-share",
-    }
-)
 
 
 def read_or_zero(node: BlockNode, offset: int, view: memoryview) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from qobra.block import permissions
 from qobra.block.graph import GraphChange, reaches
-from qobra.block.node import GENERIC_OPTIONS, BlockNode, Options
+from qobra.block.node import BlockNode, Options
 from qobra.block.opening import with_inherited
+from qobra.block.vertex import GENERIC_OPTIONS
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
