@@ -77,6 +77,21 @@ def test_mouse_packets(machine: Any) -> None:
     assert _call(machine, "query-mice") == [{"name": "QEMU PS/2 Mouse", "index": 2, "current": True, "absolute": False}]
 
 
+def test_the_form_of_2_5_has_capitals(machine: Any) -> None:
+    guest = BoardAccess(machine)
+    guest.port_out(0x64, 1, 0xD4)
+    guest.port_out(0x60, 1, 0xF4)
+    assert _drain(guest) == [0xFA]
+    moved = {"type": "rel", "data": {"axis": "X", "value": 5}}
+    pressed = {"type": "btn", "data": {"button": "Left", "down": True}}
+    _call(machine, "x-input-send-event", console=0, events=[moved, pressed])
+    assert _drain(guest) == [0x09, 5, 0]
+    with pytest.raises(QobraError, match="Invalid parameter 'lefty'"):
+        _call(machine, "x-input-send-event", events=[{"type": "btn", "data": {"button": "Lefty", "down": True}}])
+    with pytest.raises(QobraError, match="expected: array"):
+        _call(machine, "x-input-send-event", events=7)
+
+
 def test_nothing_takes_absolute_positions(machine: Any) -> None:
     with pytest.raises(QobraError, match="Input handler not found for event type abs"):
         _call(machine, "input-send-event", events=[{"type": "abs", "data": {"axis": "x", "value": 1}}])

@@ -13,6 +13,12 @@ from qobra.qmp.hmp import hmp_command
 from qobra.qmp.registry import command
 
 
+@command("query-display-options", needs="board")
+def query_display_options(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """The display: none, as consoles are only seen through screendump."""
+    return {"type": "none"}
+
+
 @command("screendump", needs="board")
 def screendump(machine: Machine, args: dict[str, Any]) -> None:
     """Write what a console shows to a file."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.machine.machine import Machine
+from qobra.qapi.contract import contract
 from qobra.qmp.hmp import hmp_command
-from qobra.qmp.registry import command
+from qobra.qmp.registry import command, older_form
 
 
 @command("send-key", needs="board")
@@ -21,6 +22,39 @@ def input_send_event(machine: Machine, args: dict[str, Any]) -> None:
     """Send events that belong together."""
     assert machine.board is not None
     machine.board.input.send(args["events"])
+
+
+@command("x-input-send-event", needs="board")
+def x_input_send_event(machine: Machine, args: dict[str, Any]) -> None:
+    """The same, to the first device that takes an event, whatever the console."""
+    input_send_event(machine, args)
+
+
+def _has_capitals(args: dict[str, Any]) -> bool:
+    return _small(args) != args
+
+
+@older_form("x-input-send-event", _has_capitals)
+def x_input_send_event_with_capitals(machine: Machine, args: dict[str, Any]) -> None:
+    """Before 2.6, buttons and axes began with a capital letter."""
+    x_input_send_event(machine, contract().check_arguments("x-input-send-event", _small(args)))
+
+
+def _small(args: dict[str, Any]) -> dict[str, Any]:
+    """``args`` with the buttons and axes of its events in small letters; whatever else it may be, as it is."""
+    events = args.get("events")
+    return {**args, "events": [_small_event(event) for event in events]} if isinstance(events, list) else args
+
+
+def _small_event(event: Any) -> Any:
+    if not (isinstance(event, dict) and isinstance(event.get("data"), dict)):
+        return event
+    names = {
+        name: value.lower()
+        for name, value in event["data"].items()
+        if name in ("button", "axis") and isinstance(value, str)
+    }
+    return {**event, "data": {**event["data"], **names}}
 
 
 @command("query-mice", needs="board")

@@ -95,6 +95,12 @@ def served_events(machine: Machine) -> list[str]:
     return sorted(name for name, needs in _events.items() if needs is None or needs in machine.capabilities)
 
 
+def capabilities() -> frozenset[str]:
+    """Everything that a command or an event needs of a machine."""
+    needs = {item.needs for item in commands().values()} | set(_events.values())
+    return frozenset(need for need in needs if need is not None)
+
+
 def commands() -> dict[str, Command]:
     """Every command there is, of whatever machine."""
     global _loaded

@@ -13,11 +13,11 @@ def add_storage_daemon_option(parser: ArgumentParser) -> None:
 
 
 def served(*, board: bool) -> tuple[set[str], set[str]]:
-    """The names of the commands and of the events that a machine serves."""
+    """The names of the commands and of the events that machines serve, of whatever architecture those with a board."""
     from qobra.machine.machine import Machine
     from qobra.qmp import registry
 
-    machine = Machine(capabilities=frozenset({"board"} if board else ()))
+    machine = Machine(capabilities=registry.capabilities() if board else frozenset())
     try:
         return set(registry.served(machine)), set(registry.served_events(machine))
     finally:
