@@ -72,6 +72,8 @@ class Board(Object):
     hotpluggable_cpus = False
     numa_supported = False
     numa_mem_supported = False
+    hmat: Any = False
+    """Whether the guest is told how fast its memory is; a property where there can be nodes."""
     acpi_supported = False
     big_endian = False
     kernel_failure: str | None = None

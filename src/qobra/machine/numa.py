@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.machine.hmat import Hmat
 from qobra.machine.memory_backend import MemoryBackend
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ class Node:
         self.cpus: set[int] = set()
         self.memory: int | None = None
         self.backend: str | None = None
+        self.initiator: int | None = None
+        """The node that the memory is attached to directly, which has CPUs."""
 
 
 class Numa:
@@ -30,6 +33,7 @@ class Numa:
         self._board = board
         self.nodes: dict[int, Node] = {}
         self.distances: dict[tuple[int, int], int] = {}
+        self.hmat = Hmat(self)
 
     def set(self, options: dict[str, Any]) -> None:
         """Take one NumaOptions."""
@@ -43,6 +47,19 @@ class Numa:
         elif kind == "cpu":
             self._set_cpu(options)
         else:
+            self._require_hmat()
+            if kind == "hmat-lb":
+                self.hmat.set_locality(options)
+            else:
+                self.hmat.set_cache(options)
+
+    @property
+    def has_hmat(self) -> bool:
+        """Whether the guest is told how fast its memory is."""
+        return bool(self._board.hmat)
+
+    def _require_hmat(self) -> None:
+        if not self.has_hmat:
             raise QobraError(
                 "ACPI Heterogeneous Memory Attribute Table (HMAT) is disabled, enable it with -machine hmat=on "
                 "before using any of hmat specific options"
@@ -55,12 +72,18 @@ class Numa:
         if number in self.nodes:
             raise QobraError(f"Duplicate NUMA nodeid: {number}")
         node = Node()
+        if "initiator" in options:
+            self._require_hmat()
+            node.initiator = options["initiator"]
+            if node.initiator >= MAX_NODES:
+                raise QobraError(f"The initiator id {node.initiator} expects an integer between 0 and {MAX_NODES - 1}")
         topology = self._board.topology
         limit = topology.max_cpus if topology is not None else 1
         for cpu in options.get("cpus", ()):
             if cpu >= limit:
                 raise QobraError(f"CPU index ({cpu}) should be smaller than maxcpus ({limit})")
             node.cpus.add(cpu)
+        self._check_own_initiator(number, node)
         if "mem" in options:
             if not self._board.numa_mem_supported:
                 raise QobraError(
@@ -76,6 +99,13 @@ class Numa:
         if len(kinds) > 1:
             raise QobraError("numa configuration should use either mem= or memdev=,mixing both is not allowed")
         self.nodes[number] = node
+
+    def _check_own_initiator(self, number: int, node: Node) -> None:
+        # CPUs and memory of one node are attached to each other.
+        if self.has_hmat and node.cpus:
+            if node.initiator not in (None, number):
+                raise QobraError(f"The initiator of CPU NUMA node {number} should be itself (got {node.initiator})")
+            node.initiator = number
 
     def _set_distance(self, source: int, target: int, distance: int) -> None:
         for number in (source, target):
@@ -109,7 +139,9 @@ class Numa:
         ]
         if not matching:
             raise QobraError("no match found")
-        self.nodes[number].cpus.update(matching)
+        node = self.nodes[number]
+        node.cpus.update(matching)
+        self._check_own_initiator(number, node)
 
     def check(self) -> None:
         """All options are there: do they fit together, and the machine?"""
@@ -124,6 +156,15 @@ class Numa:
                 f"total memory for NUMA nodes (0x{total:x}) should equal RAM size (0x{self._board.ram_size:x})"
             )
         self._place_other_cpus()
+        for number, node in sorted(self.nodes.items()):
+            self._check_own_initiator(number, node)
+        for number, node in sorted(self.nodes.items()):
+            if node.initiator is None:
+                continue
+            if node.initiator not in self.nodes:
+                raise QobraError(f"NUMA node {node.initiator} is missing, use '-numa node' option to declare it first")
+            if not self.nodes[node.initiator].cpus:
+                raise QobraError(f"The initiator of NUMA node {number} is invalid")
 
     def _place_other_cpus(self) -> None:
         # Those that nobody placed are on the first node, or spread over all if nobody placed any.

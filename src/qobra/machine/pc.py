@@ -67,6 +67,7 @@ class PcBoard(Board):
     nvdimm_persistence = Enum("string", ("cpu", "mem-ctrl"), "", description="Set NVDIMM persistence")
     rtc_time = Property("struct tm", get=lambda self: self.rtc.date_info(), writable=False, show_default=False)
     acpi = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable ACPI")
+    hmat = Bool(False, description="Set on/off to enable/disable ACPI Heterogeneous Memory Attribute Table (HMAT)")
     i8042 = Bool(True)
     # What the board has not cannot be switched on, and what it always has not off.
     hpet = Bool(False, set=_only("hpet", False))

@@ -110,6 +110,7 @@ class Builder:
         self._set_run_state()
         self._board_options()
         self._config.apply(self.board)
+        self._each("numa", lambda value: dispatch.call(self.machine, "set-numa-node", _numa(value)))
         self._add_qtest()
 
     def _set_sandbox(self, value: str) -> None:
@@ -222,8 +223,6 @@ class Builder:
     def build_board(self) -> None:
         """The board with its drives and devices."""
         board = self.board
-        for value in self._values("numa"):
-            dispatch.call(self.machine, "set-numa-node", _numa(value))
         board.serial_chardevs = self._serial_chardevs()
         self._each("global", lambda value: board.add_global(*_global(value)))
         self._each("netdev", self._add_netdev)

@@ -1,4 +1,4 @@
-"""The tables that are plain data: FADT, FACS, MADT, MCFG, SRAT, SLIT, NFIT, RSDT (ACPI 6.4, section 5.2).
+"""The tables that are plain data: FADT, FACS, MADT, MCFG, SRAT, SLIT, HMAT, NFIT, RSDT (ACPI 6.4, section 5.2).
 
 MCFG is of the PCI Firmware Specification 3.0, section 4.1.2.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from struct import Struct, pack
 from typing import TYPE_CHECKING
 
-from qobra.machine.acpi_tables import nvdimm
+from qobra.machine.acpi_tables import hmat, nvdimm
 from qobra.machine.acpi_tables.dsdt import Layout, dsdt
 from qobra.machine.acpi_tables.loader import Tables
 
@@ -39,6 +39,8 @@ def build(board: PcBoard, layout: Layout) -> dict[str, bytes]:
         found.append(tables.add(b"SRAT", 1, _srat(board)))
         if board.numa.distances:
             found.append(tables.add(b"SLIT", 1, _slit(board)))
+        if board.numa.has_hmat:
+            found.append(tables.add(b"HMAT", hmat.REVISION, hmat.body(board.numa)))
     if board.nvdimm_interface is not None:
         found.append(tables.add(b"NFIT", 1, bytes(4) + board.nvdimm_interface.fit()))
         tables.add_room(nvdimm.PAGE_FILE, nvdimm.PAGE, nvdimm.PAGE)
