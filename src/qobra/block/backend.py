@@ -175,9 +175,9 @@ class BlockBackend:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def new_slot(self) -> Slot:
-        """A place for one worker; close it when the worker ends."""
-        return self.layer.flight.slot(self.gate)
+    def new_slot(self, *, background: bool = False) -> Slot:
+        """A place for one worker; close it when the worker ends. ``background``: no guest waits for what it does."""
+        return self.layer.flight.slot(self.gate, background=background)
 
     def slot(self) -> Slot:
         """The calling thread's own place."""

@@ -50,17 +50,20 @@ class PureGate:
 class PureSlot:
     """One worker's place at a backend. Not shared between threads; not re-entrant."""
 
-    __slots__ = ("_flight", "_words", "busy", "gate")
+    __slots__ = ("_flight", "_words", "busy", "entries", "gate")
 
     def __init__(self, flight: Flight, gate: Gate) -> None:
         self._flight = flight
         self._words = flight.words
         self.gate = gate
         self.busy = 0
+        self.entries = 0
+        """How often it was entered."""
 
     def enter(self) -> None:
         """Begin work; waits while the gate is closed. Nothing that waits for the strand may be done inside."""
         self.busy = self._words.epoch
+        self.entries += 1
         if self.gate.closed:
             self._flight.wait_open(self)
 
@@ -98,6 +101,10 @@ class Flight:
         self.drain_listeners: list[Callable[[], None]] = []
         """Called when a drain begins: whoever delays requests is to let them go."""
         self._slots: list[Slot] = []
+        self._serving: list[Slot] = []
+        """The slots of those who serve a guest."""
+        self._served = 0
+        """How often slots were entered that are no more."""
         self._condition = threading.Condition()
         self._retired: deque[tuple[int, Callable[[], None]]] = deque()
         self._reclaim_lock = threading.Lock()
@@ -107,22 +114,38 @@ class Flight:
         """How many wait until slots are left."""
         return self.words.draining
 
-    def slot(self, gate: Gate) -> Slot:
-        """A new place for a worker behind ``gate``."""
+    @property
+    def served(self) -> int:
+        """How many batches of requests were begun for guests, ever: it stands still while all of them are idle."""
+        with self._condition:
+            return self._served + sum(slot.entries for slot in self._serving)
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether a request of a guest is being served right now."""
+        return any(slot.busy for slot in tuple(self._serving))
+
+    def slot(self, gate: Gate, *, background: bool = False) -> Slot:
+        """A new place for a worker behind ``gate``; ``background``: no guest waits for what it does."""
         slot = Slot(self, gate)
-        self.admit(slot)
+        self.admit(slot, background=background)
         return slot
 
-    def admit(self, slot: Slot) -> None:
+    def admit(self, slot: Slot, *, background: bool = False) -> None:
         """Count a slot that was just made."""
         with self._condition:
             self._slots.append(slot)
+            if not background:
+                self._serving.append(slot)
 
     def forget(self, slot: Slot) -> None:
         """Drop a place; see :meth:`Slot.close`."""
         with self._condition:
             if slot in self._slots:
                 self._slots.remove(slot)
+            if slot in self._serving:
+                self._serving.remove(slot)
+                self._served += slot.entries
             self._condition.notify_all()
 
     def notify(self) -> None:

@@ -215,6 +215,7 @@ cdef class Batches(Stream):
     cdef bint _enter(self, Places places) noexcept nogil:
         """Enter the slot, unless the gate is closed or ``places`` are of another generation."""
         if self._is_inside:
+            self._slot.entries += 1
             return True  # on account of what is in flight
         if not self._slot.try_enter():
             return False  # Python enters in our stead, and waits

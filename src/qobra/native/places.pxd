@@ -41,6 +41,7 @@ cdef class Words:
 
 cdef class Slot:
     cdef int64_t _busy
+    cdef readonly int64_t entries
     cdef object _flight
     cdef readonly Words words
     cdef readonly Gate gate

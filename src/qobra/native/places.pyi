@@ -13,6 +13,7 @@ class Words:
 
 class Slot:
     busy: int
+    entries: int
     gate: Gate
     def __init__(self, flight: Flight, gate: Gate) -> None: ...
     def enter(self) -> None: ...

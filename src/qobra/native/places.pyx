@@ -115,6 +115,7 @@ cdef class Slot:
     cdef bint try_enter(self) noexcept nogil:
         """Enter; False if the gate is closed, and then :meth:`enter` has to be called."""
         store(&self._busy, load(&self.words._epoch))
+        self.entries += 1  # by its one worker; who reads it gets by with an old count
         return load(&self.gate._closed) == 0
 
     cdef void go(self) noexcept nogil:

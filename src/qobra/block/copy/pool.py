@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -23,13 +24,14 @@ Done = Callable[[int, int, CopyFailed | None], None]
 
 
 NICENESS = 4
-"""What the scheduler gives a guest's thread before it gives a copying thread anything."""
+"""How much nicer copying threads are than those that serve a guest."""
 
 
 def be_nice() -> None:
-    """Let the calling thread have the processor only where nothing that a guest waits for wants it."""
+    """Let the threads that serve guests, which have the process's own priority, go before the calling thread."""
     try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICENESS
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
     except OSError:
         pass  # it is a courtesy
 
@@ -54,6 +56,8 @@ class CopyPool:
         self._idle = 0
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self.helped_ns = 0
+        """Processor time that helpers have spent on chunks."""
 
     @property
     def in_flight(self) -> int:
@@ -123,9 +127,12 @@ class CopyPool:
                     self._idle -= 1
                 offset, length = self._queue.popleft()
                 self._busy += 1
+            begin_ns = time.thread_time_ns()
             try:
                 self._run(offset, length)
             finally:
+                spent_ns = time.thread_time_ns() - begin_ns
                 with self._given:
+                    self.helped_ns += spent_ns
                     self._busy -= 1
                     self._finished.notify()

@@ -25,7 +25,7 @@ class ThreadSlots:
         """While the body runs, the calling thread is in its slot at every root."""
         slots: list[Slot] | None = getattr(self._local, "slots", None)
         if slots is None:
-            slots = self._local.slots = [root.new_slot() for root in self._roots]
+            slots = self._local.slots = [root.new_slot(background=True) for root in self._roots]
             self._all.extend(slots)
         entered = 0
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
@@ -11,6 +12,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.job.chain import chain, next_below, skip_filters
 from qobra.block.job.group import JobGroup
 from qobra.block.job.job import Job
+from qobra.block.job.pace import Pace
 from qobra.block.job.rate import RateLimit
 from qobra.block.job.state import READY
 from qobra.errors import QobraError, errno_of
@@ -76,6 +78,8 @@ class BlockJob(Job):
             auto_dismiss=auto_dismiss,
         )
         self.rate = RateLimit()
+        self._pace = Pace(jobs.layer.flight)
+        self._accounted_ns = 0
         self.io_status = "ok"
         self.ready = False
         self._edges: list[JobEdge] = []
@@ -161,14 +165,26 @@ class BlockJob(Job):
             self.condition.notify_all()
 
     def throttle(self, amount: int) -> None:
-        """After moving ``amount`` bytes: wait until more may be moved, then on while paused. Raises JobCancelled."""
-        rate = self.rate
-        delay_ns = rate.delay_ns(amount, self.layer.clock.monotonic_ns())
-        deadline_ns = self.layer.clock.monotonic_ns() + delay_ns
+        """After moving ``amount`` bytes: wait until more may be moved, then on while paused. Raises JobCancelled.
+
+        That is when the speed limit says; a job without one gives way to guests.
+        """
+        rate, clock = self.rate, self.layer.clock
+        if rate.speed:
+            delay_ns = rate.delay_ns(amount, clock.monotonic_ns())
+        else:
+            delay_ns = self._pace.delay_ns(self._spent_ns())
+        deadline_ns = clock.monotonic_ns() + delay_ns
         while delay_ns > 0 and rate is self.rate:
             self.park(delay_ns)
-            delay_ns = deadline_ns - self.layer.clock.monotonic_ns()
+            delay_ns = deadline_ns - clock.monotonic_ns()
         self.pause_point()
+
+    def _spent_ns(self) -> int:
+        """Processor time that the job's work has taken since the last call (in the job's thread)."""
+        total_ns = time.thread_time_ns() + (self.pool.helped_ns if self.pool is not None else 0)
+        spent_ns, self._accounted_ns = total_ns - self._accounted_ns, total_ns
+        return spent_ns
 
     # -- errors -----------------------------------------------------------------------------------------------
 

@@ -223,6 +223,7 @@ class MirrorJob(BlockJob):
     def _loop(self, pool: CopyPool) -> None:
         dirty = self._dirty
         assert dirty is not None
+        longest = max(dirty.granularity, min(CHUNK_SIZE, self._plan.buffer))
         position = passes = asked = unthrottled = 0
         while True:
             if self.force_cancelled:
@@ -231,7 +232,7 @@ class MirrorJob(BlockJob):
             start = dirty.next_dirty(position)
             if start < dirty.length:
                 start -= start % dirty.granularity
-                stop = dirty.next_clean(start, min(dirty.length, start + max(CHUNK_SIZE, dirty.granularity)))
+                stop = dirty.next_clean(start, min(dirty.length, start + longest))
                 while self._overlaps(start, stop):
                     pool.wait_progress()
                 position = stop
@@ -239,11 +240,12 @@ class MirrorJob(BlockJob):
                     self._in_flight.append((start, stop))
                 pool.submit(start, stop - start)
                 unthrottled += stop - start
+                limited = self.rate.speed > 0
                 run_ends = stop == dirty.length or not dirty.is_dirty(stop)
-                if run_ends or unthrottled >= self._plan.buffer:
-                    # The speed limit holds between runs, of up to a buffer each.
+                if not limited or run_ends or unthrottled >= self._plan.buffer:
+                    # A speed limit holds between runs, of up to a buffer each.
                     unthrottled = 0
-                    if self.rate.speed:
+                    if limited:
                         pool.wait_idle()
                     self._throttle_moved()
                 if not self._failures:

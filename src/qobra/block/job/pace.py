@@ -1,0 +1,34 @@
+"""How a job without a speed limit gives way to guests."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qobra.block.slots import Flight
+
+SHARE = 12
+"""While guests do I/O, a job has one of so many parts of a processor's time."""
+LONGEST_NS = 50_000_000
+"""Most that it rests at a time: then it looks again whether guests still do any."""
+
+
+class Pace:
+    """Tells a job how long to rest between two pieces of its work. Not thread-safe.
+
+    What a job takes from a guest is processor time, so that is what is shared out: for what it spent since it last
+    asked, a job rests ``SHARE - 1`` times as long, if a guest had a request served meanwhile. So it always goes on,
+    if at a part of its speed; a guest that asks for little holds it up just as rarely; and beside guests that are idle
+    it is as fast as it can be.
+    """
+
+    def __init__(self, flight: Flight) -> None:
+        self._flight = flight
+        self._served = flight.served
+
+    def delay_ns(self, spent_ns: int) -> int:
+        """How long to rest, for the processor time that was spent since the last call."""
+        served = self._flight.served
+        if served == self._served and not self._flight.is_serving:
+            return 0
+        self._served = served
+        return min((SHARE - 1) * spent_ns, LONGEST_NS)
