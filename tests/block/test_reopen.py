@@ -82,6 +82,42 @@ def test_what_cannot_change_is_refused(layer, change, text):
     assert layer.find_node("disk").file.node_name == "f"
 
 
+def test_what_has_no_default_to_go_back_to_has_to_be_given(layer, tmp_path):
+    path = str(tmp_path / "other.img")
+    (tmp_path / "other.img").write_bytes(bytes(512))
+    file = {"driver": "file", "filename": path, "locking": "off", "x-check-cache-dropped": True}
+    layer.add_node({"driver": "raw", "node-name": "top", "file": file})
+    reopen(layer, [{"driver": "raw", "node-name": "top", "file": {"filename": path, "locking": "off"}}])
+    with pytest.raises(QobraError, match="Option 'locking' cannot be reset to its default value"):
+        reopen(layer, [{"driver": "raw", "node-name": "top", "file": {"filename": path}}])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"node-name": "new"}, "node-name"),
+        (
+            {"driver": "qcow2", "node-name": "new", "backing": {"driver": "raw", "file": {"driver": "file"}}},
+            "backing.driver",
+        ),
+        (
+            {"backing": {"driver": "raw", "backing": {"driver": "qcow2", "file": {"node-name": "f"}}}},
+            "backing.backing.file.node-name",
+        ),
+    ],
+)
+def test_of_several_options_the_one_is_named_that_qemu_comes_to_first(layer, tmp_path, options, named):
+    from qobra.cli import img
+
+    for name in ("base", "top"):
+        img.main(["create", "-q", "-f", "qcow2", str(tmp_path / name), "1M"])
+    file = {"driver": "file", "filename": str(tmp_path / "top")}
+    base = {"driver": "qcow2", "file": {"driver": "file", "filename": str(tmp_path / "base")}}
+    layer.add_node({"driver": "qcow2", "node-name": "top", "file": file, "backing": base})
+    with pytest.raises(QobraError, match=f"^Cannot change the option '{named}'$"):
+        reopen(layer, [{"driver": "qcow2", "node-name": "top", "file": file, "backing": {**base, **options}}])
+
+
 def test_a_qcow2_goes_on_in_the_file_that_it_is_given(layer, tmp_path):
     from qobra.cli import img
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qobra.block import permissions
+from qobra.block.filename import flatten
 from qobra.block.graph import GraphChange, reaches
 from qobra.block.node import BlockNode, Options
 from qobra.block.opening import with_inherited
 from qobra.block.vertex import GENERIC_OPTIONS
 from qobra.errors import QobraError
+from qobra.json_text import ordered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def _prepare(
     if not node.read_only and options.get("read-only", False):
         # Before the children, which it writes to, turn read-only.
         node.inactivate()
+    node.check_options(options)
     for name in node.children.keys() | {key for key in options if key in _REPLACEABLE}:
         _prepare_child(layer, change, node, name, options, undo)
     _check_unchanged(node, options)
@@ -94,8 +97,8 @@ def _prepare_child(
         return
     wanted = options[name]
     if isinstance(wanted, dict):
-        if current is None or current.opened_by is not node:
-            raise QobraError(f"Cannot change the option '{name}.driver'")
+        if current is None or not _follows(node, name):
+            return  # there is no such child to have these options, see _check_unchanged
         inherited = inherited_options(node, options, node.roles[name])
         merged = with_inherited(inherited, {"driver": current.driver, "node-name": current.node_name, **wanted})
         _prepare(layer, change, current, merged, undo, explicit=wanted)
@@ -132,15 +135,27 @@ def _prepare_child(
     change.attach(node, name, child, role)
 
 
+def _follows(node: BlockNode, name: str) -> bool:
+    """Whether the child ``name`` was opened inline with ``node``."""
+    child = node.children.get(name)
+    return child is not None and child.opened_by is node
+
+
 def _check_unchanged(node: BlockNode, options: Options) -> None:
     children = node.children.keys() | set(_REPLACEABLE)
     free = node.changeable_options | GENERIC_OPTIONS
-    if options.get("driver", node.driver) != node.driver:
-        raise QobraError("Cannot change the option 'driver'")
-    for key in options.keys() | node.options.keys():
-        if key in free or key in children:
-            continue
-        if key in options and options[key] != node.options.get(key, node.default_option(key)):
+    for key, _value in ordered(node.explicit_options):
+        if key not in options and key not in free and key not in children:
+            raise QobraError(f"Option '{key}' cannot be reset to its default value")
+    own = {"driver": node.driver, "node-name": node.node_name}
+    fixed: Options = {key: value for key, value in options.items() if key in own or key not in free | children}
+    for name in children & options.keys():
+        if isinstance(options[name], dict) and not _follows(node, name):
+            fixed.update(flatten({name: options[name]}))
+    # Of several that cannot change, the one is named that QEMU comes to first.
+    for key, value in ordered(fixed):
+        before = own.get(key) or node.options.get(key, node.default_option(key))
+        if value != before or key.partition(".")[0] in children:
             raise QobraError(f"Cannot change the option '{key}'")
     if options.get("force-share", False) != node.force_share:
         raise QobraError("Cannot change the option 'force-share'")

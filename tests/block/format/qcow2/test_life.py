@@ -256,6 +256,15 @@ def test_bitmaps_are_kept(lab):
         ]
 
 
+def test_the_image_ends_where_its_bitmap_directory_ends(lab):
+    lab.create("a", size=4 * MIB, cluster_size=2 * MIB)
+    with lab.open("a") as disk:
+        _bitmap(disk, "b")
+        header = disk.node.header
+    assert os.stat(lab.path("a")).st_size == header.bitmaps[1] + header.bitmaps[2]
+    _clean(lab)
+
+
 def test_bitmaps_are_inconsistent_after_a_crash(lab):
     lab.create("a", size=MIB)
     with lab.open("a") as disk:

@@ -294,7 +294,7 @@ class StoredBitmaps:
         """Put ``data`` into new clusters; their offset."""
         image = self._node.image
         offset = self._allocate(-(-len(data) >> image.cluster_bits))
-        image.file.write(offset, data + bytes(-len(data) & image.cluster_mask))
+        image.file.write(offset, data)
         return offset
 
     def _free(self, entry: Entry) -> None:
