@@ -114,6 +114,7 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
     except Terminate:
         machine.events.emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})
     except QobraError as error:
+        ending.close()  # the reason is said, whatever comes now
         status = 1
         print(f"{program()}: {error}", file=sys.stderr)
     except SystemExit as exit:

@@ -254,8 +254,9 @@ class Builder:
         if self._has("usb"):
             board.set("usb", True)
         self._each("fw_cfg", lambda value: board.fw_cfg_files.append(_fw_cfg(convert("fw_cfg", split(value, "name")))))
-        if self._values("initrd") and not self._values("kernel"):
-            raise QobraError("-initrd only allowed with -kernel option")
+        for option in ("initrd", "append"):
+            if self._values(option) and not self._values("kernel"):
+                raise QobraError(f"-{option} only allowed with -kernel option")
         for value in self._values("rtc"):
             self._set_rtc(convert("rtc", split(value)))
         for value in self._values("icount"):

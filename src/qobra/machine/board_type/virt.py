@@ -22,6 +22,7 @@ from qobra.object.qom import Container
 
 if TYPE_CHECKING:
     from qobra.machine.fw_cfg import FwCfg
+    from qobra.machine.riscv.boot import BootImages
 
 MROM, TEST, RTC, CLINT, PIO, PLIC = 0x1000, 0x100000, 0x101000, 0x2000000, 0x3000000, 0xC000000
 UART, VIRTIO, FW_CFG, FLASH = 0x10000000, 0x10001000, 0x10100000, 0x20000000
@@ -45,11 +46,15 @@ class Virt(Board):
     default_drive_interface = "none"
     default_drives = ("cdrom", "floppy", "sd")
     numa_mem_supported = True
+    numa_supported = True
+    firmware_directories = ("/usr/share/qemu", "/usr/share/opensbi/generic")
     kernel_failure = "could not load kernel '{path}'"
 
+    hmat = Bool(False, description="Set on/off to enable/disable ACPI Heterogeneous Memory Attribute Table (HMAT)")
     aclint = Bool(False, description="Set on/off to enable/disable emulating ACLINT devices")
 
     fw_cfg: FwCfg
+    images: BootImages | None = None
 
     def build(self) -> None:
         self._build_harts()
@@ -138,10 +143,21 @@ class Virt(Board):
             self.system_bus.insert(flash)
             flash.set_realized(True)
 
+    def default_node(self, index: int, nodes: int) -> int:
+        per_node = (self.topology.cpus if self.topology is not None else 1) // nodes
+        return min(index // max(per_node, 1), nodes - 1)
+
+    def load(self) -> None:
+        from qobra.machine.riscv.boot import BootImages
+
+        self.images = BootImages(self)
+
     def reset_all(self) -> None:
         for cpu in self.cpus:
             cpu.reset()
         super().reset_all()
+        if self.images is not None:
+            self.images.write()
 
     def finalize(self) -> None:
         if "mrom" in self.__dict__:

@@ -15,6 +15,8 @@ class RiscvCpu(Cpu):
     architecture = "riscv64"
     legacy_architecture = "riscv"
     model = ""
+    isa = ""
+    """What it can execute, as the device tree names it."""
 
     vmstate = VmState(u32("pending"))
 
@@ -42,3 +44,4 @@ class Rv64Cpu(RiscvCpu):
 
     type_name = "rv64-riscv-cpu"
     model = "rv64"
+    isa = "rv64imafdch_zicsr_zifencei_zihintpause_zba_zbb_zbc_zbs_sstc"

@@ -1,0 +1,84 @@
+"""What a kernel finds when it starts on ``virt``: the same in memory as QEMU puts there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from struct import unpack_from
+from typing import Any
+
+import pytest
+
+from qobra.machine import devicetree
+from qobra.testing.system import SystemProgram, peer_available
+
+pytestmark = pytest.mark.skipif(not peer_available("riscv64"), reason="qemu-system-riscv64 is not installed")
+
+# CPU features that need a CPU; a bus for devices that are not there; chance.
+_ABSENT = ("pmu", "platform-bus@4000000")
+_DRIVES = ("-drive", "if=pflash,driver=null-co,size=32M,read-zeroes=on,unit=1")
+
+
+def _tree(node: devicetree.Node, handles: dict[int, str], path: str = "") -> dict[str, Any]:
+    """Every node's properties, handles as the paths that they stand for."""
+    if "phandle" in node.properties:
+        handles[int.from_bytes(node.properties["phandle"], "big")] = path
+    found: dict[str, Any] = {path: dict(node.properties)}
+    for name, child in node.children.items():
+        found |= _tree(child, handles, f"{path}/{name}")
+    return found
+
+
+def _comparable(root: devicetree.Node) -> dict[str, Any]:
+    handles: dict[int, str] = {}
+    for name in _ABSENT:
+        root.children.pop(name, None)
+    root.children["chosen"].properties.pop("rng-seed", None)
+    nodes = _tree(root, handles)
+    for path, properties in nodes.items():
+        properties.pop("phandle", None)
+        for name in ("interrupt-parent", "regmap", "cpu"):
+            if name in properties:
+                properties[name] = handles[int.from_bytes(properties[name], "big")]
+        for name, stride, at in (("interrupts-extended", 2, 0), ("interrupt-map", 6, 4)):
+            if name in properties:
+                cells = list(unpack_from(f">{len(properties[name]) // 4}I", properties[name]))
+                properties[name] = [handles[n] if i % stride == at else n for i, n in enumerate(cells)]
+        assert path in nodes
+    return nodes
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("-smp", "3"),
+        ("-m", "5G"),
+        ("-kernel", "{kernel}", "-append", "root=/dev/vda"),
+        ("-kernel", "{kernel}", "-initrd", "{initrd}"),
+        ("-kernel", "{kernel}", *_DRIVES),
+    ],
+    ids=lambda more: " ".join(more[:1]) + str(len(more)),
+)
+def test_memory_at_the_start(tmp_path: Path, more: tuple[str, ...]) -> None:
+    kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
+    kernel.write_bytes(b"kernel" * 3000)
+    initrd.write_bytes(b"initrd" * 2000)
+    firmware = tmp_path / "firmware"
+    firmware.write_bytes(b"firmware" * 1000)
+    arguments = [each.format(kernel=kernel, initrd=initrd) for each in more]
+    answers = []
+    for peer in (False, True):
+        base = ("-machine", "virt", "-m", "128M", "-bios", str(firmware))
+        with SystemProgram(tmp_path, "riscv64", *base, *arguments, peer=peer) as program:
+            guest = program.guest
+            vector = guest.read(0x1000, 88)
+            place, entry = unpack_from("<Q", vector, 32)[0], unpack_from("<Q", vector, 56)[0]
+            header = guest.read(place, 8)
+            blob = guest.read(place, int.from_bytes(header[4:], "big"))
+            found: list[Any] = [vector, guest.read(0x80000000, 8000), _comparable(devicetree.parse(blob))]
+            if entry:
+                found.append(guest.read(entry, 20000))
+            if "-initrd" in more:
+                found.append(guest.read(entry + (64 << 20), 12000))
+            answers.append(found)
+    assert answers[0] == answers[1]
