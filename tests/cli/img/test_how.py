@@ -35,17 +35,18 @@ def test_convert_with_any_number_of_workers(how: list[str]) -> None:
 
 
 def test_workers_are_what_m_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qobra.block.copy import engine, in_order
+    from qobra.block.copy import engine, in_order, moving
 
     seen: list[int] = []
-    pool, reader = engine.CopyPool, in_order._Reader
+    pool, reader, mover = engine.CopyPool, in_order._Reader, moving._Moving
+    monkeypatch.setattr(moving, "_Moving", lambda *arguments: seen.append(arguments[-1]) or mover(*arguments))
     monkeypatch.setattr(
         engine, "CopyPool", lambda work, done, helpers: seen.append(helpers) or pool(work, done, helpers)
     )
     monkeypatch.setattr(in_order, "_Reader", lambda *arguments: seen.append(arguments[2]) or reader(*arguments))
     Path("a.raw").write_bytes(b"x" * MIB)
     assert run("convert", "-m", "3", "-O", "qcow2", "-f", "raw", "a.raw", "b.q") == 0
-    assert run("convert", "-m", "5", "-W", "-O", "qcow2", "-f", "raw", "a.raw", "b.q") == 0
+    assert run("convert", "-m", "5", "-c", "-O", "qcow2", "-f", "raw", "a.raw", "b.q") == 0
     assert seen == [3, 5]
 
 

@@ -63,8 +63,8 @@ class ChunkCopier:
         self.source = source
         self.target = target
         self.compress = compress
-        self._detect_zeroes = detect_zeroes
-        self._target_is_zero = target_is_zero
+        self.detect_zeroes = detect_zeroes
+        self.target_is_zero = target_is_zero
         self._unmap = unmap
         self._copy_range = use_copy_range and not compress and not detect_zeroes
         self._generation = -1
@@ -153,7 +153,7 @@ class ChunkCopier:
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Zero a range, unless it is zero already. Raises CopyFailed."""
-        if self._target_is_zero:
+        if self.target_is_zero:
             return
         try:
             self.target.write_zeroes(offset, length, may_unmap=self._unmap)
@@ -184,7 +184,7 @@ class ChunkCopier:
 
     def find_zeroes(self, offset: int, view: memoryview) -> list[Piece]:
         """What of ``view`` (a whole bytearray's beginning), which is for ``offset``, counts as zeroes."""
-        unit = self._detect_zeroes
+        unit = self.detect_zeroes
         if not unit:
             return [(0, len(view), False)]
         return zero_pieces(view.obj, len(view), unit, offset % unit)  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ class ChunkCopier:
         """
         leaf = run.leaf
         if leaf is not None and is_plain_data(run) and leaf.driver == "file":
-            unit = self._detect_zeroes
+            unit = self.detect_zeroes
             phase = (run.start + position) % unit if unit else 0
             return read_pieces(leaf.fd, buffer, size, run.offset + position, unit, phase)
         view = memoryview(buffer)[:size]
@@ -209,7 +209,7 @@ class ChunkCopier:
             for start, size, zero in pieces:
                 if not zero:
                     self.target.write(offset + start, view[start : start + size])
-                elif not self._target_is_zero:
+                elif not self.target_is_zero:
                     self.target.write_zeroes(offset + start, size, may_unmap=self._unmap)
         except (OSError, QobraError) as error:
             raise CopyFailed(error, False)
@@ -226,7 +226,7 @@ class ChunkCopier:
             for start in range(0, length, cluster):
                 part = view[start : start + cluster]
                 if is_zero(part):
-                    if not self._target_is_zero:
+                    if not self.target_is_zero:
                         self.target.write_zeroes(offset + start, len(part), may_unmap=self._unmap)
                 else:
                     self.target.write_compressed(offset + start, part)
@@ -238,7 +238,7 @@ class ChunkCopier:
     def _in_kernel(self, run: Run) -> bool:
         """Move a DATA run from file to file; False where that cannot be (nothing was moved then, or only a part)."""
         leaf = run.leaf
-        plain = self._plain_target()
+        plain = self.plain_target()
         if plain is None or leaf is None or not leaf.is_leaf or leaf.cache_direct:
             return False
         fd, base = plain
@@ -270,7 +270,7 @@ class ChunkCopier:
             raise CopyFailed(error, False)
         return True
 
-    def _plain_target(self) -> tuple[int, int] | None:
+    def plain_target(self) -> tuple[int, int] | None:
         """(descriptor, offset to add) of the target where it is a file as it is, or None."""
         generation = self.target.layer.generation
         if generation != self._generation:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from qobra.block.copy.chunk import CHUNK_SIZE
 from qobra.block.copy.ranges import allocated_above
+from qobra.block.creation._image import known_options
+from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
 from qobra.cli._img._copying import copy
-from qobra.cli._img._pieces import SECTOR, Pieces, disk_size
+from qobra.cli._img._pieces import SECTOR, disk_size, joined
 from qobra.cli._img._resume import Journal, identity
 from qobra.cli._img._snapshot_param import load_snapshot
 from qobra.cli._img._target import (
@@ -66,7 +68,7 @@ class Conversion:
             self._nodes.append(node_of(backend))
         if order.snapshot is not None:
             load_snapshot(self._program, self._nodes[0], order.snapshot)
-        source = Pieces(self._images.layer, [(node, 0, disk_size(node)) for node in self._nodes])
+        source = joined(self._images.layer, self._nodes)
         backing = self._check_target()
         if order.target_is_zero and backing is not None:
             raise ToolError("Cannot use --target-is-zero when the destination image has a backing file")
@@ -110,6 +112,10 @@ class Conversion:
         if order.create:
             check_format(fmt, self._output, unknown=f"Unknown file format '{fmt}'")
             values = dict(order.pairs)
+            try:
+                parse_values(known_options(fmt, self._output), order.pairs)
+            except QobraError as error:
+                raise ToolError(str(error))
             given = values.get("backing_file")
             if backing is not None and given is not None:
                 raise ToolError("-B and -o backing_file cannot be used at the same time")
@@ -140,9 +146,7 @@ class Conversion:
         return backing
 
     def _check_compression(self, driver: Any, values: dict[str, str]) -> None:
-        from qobra.block.node import BlockNode
-
-        if driver is None or driver._write_compressed is BlockNode._write_compressed:
+        if driver is None or not driver.can_compress:
             raise ToolError("Compression not supported for this file format")
         if values.get("encryption") == "on" or "encrypt.format" in values:
             raise ToolError("Compression and encryption not supported at the same time")
@@ -195,7 +199,7 @@ class Conversion:
 
     # -- copying ----------------------------------------------------------------------------------------------
 
-    def _fill(self, source: Pieces) -> None:
+    def _fill(self, source: BlockNode) -> None:
         order = self._order
         target = self._open_target()
         if order.compress and not order.create:
@@ -247,7 +251,7 @@ class Conversion:
 
     def _copy(
         self,
-        source: Pieces,
+        source: BlockNode,
         target: BlockNode,
         ranges: Any,
         target_is_zero: bool,
@@ -274,11 +278,10 @@ class Conversion:
             progress=copied,
             in_order=journal is not None,
             workers=order.workers,
-            out_of_order=order.out_of_order,
             throttle=throttle.wait if throttle is not None else None,
         )
 
-    def _copy_all(self, source: Pieces, target: BlockNode, progress: Progress) -> None:
+    def _copy_all(self, source: BlockNode, target: BlockNode, progress: Progress) -> None:
         """``-S 0``: write everything, zeroes too."""
         order = self._order
         throttle = Throttle(order.rate) if order.rate else None
@@ -300,7 +303,7 @@ class Conversion:
             if throttle is not None:
                 throttle.wait(len(view))
 
-    def _salvage(self, source: Pieces, target: BlockNode, offset: int, length: int) -> None:
+    def _salvage(self, source: BlockNode, target: BlockNode, offset: int, length: int) -> None:
         """A chunk that cannot be read whole: sector by sector, with zeroes for those that are lost."""
         view = memoryview(bytearray(length))
         self._read_what_can_be(source, offset, view)
@@ -312,7 +315,7 @@ class Conversion:
         except (OSError, QobraError) as error:
             raise write_failed(offset, error)
 
-    def _read_what_can_be(self, source: Pieces, offset: int, view: memoryview) -> None:
+    def _read_what_can_be(self, source: BlockNode, offset: int, view: memoryview) -> None:
         for start in range(0, len(view), SECTOR):
             part = view[start : start + SECTOR]
             try:

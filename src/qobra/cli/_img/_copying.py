@@ -5,6 +5,7 @@ from __future__ import annotations
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.engine import copy_ranges, is_local
 from qobra.block.copy.in_order import copy_in_order
+from qobra.block.copy.moving import copy_moving
 from qobra.block.extents import COMPRESSED, resolve
 from qobra.cli._img._target import read_failed, write_failed
 from qobra.cli._tool.report import ToolError
@@ -35,15 +36,13 @@ def copy(
     in_order: bool = False,
     failure: Callable[[OSError | QobraError], ToolError] | None = None,
     workers: int | None = None,
-    out_of_order: bool = False,
     **options: Any,
 ) -> None:
     """:func:`copy_ranges`; raises ToolError that says where it failed.
 
     ``salvage(offset, length)`` is called for a chunk that cannot be read, and copies what it can of it. ``in_order``:
     it must go from the beginning to the end, whatever the ends are. ``failure`` makes the error where a command has
-    another text for it. ``workers`` pieces are in flight at once (default: as suits the ends), and written as they come
-    if ``out_of_order`` is set.
+    another text for it. ``workers`` pieces are in flight at once (default: as suits the ends).
     """
     stopped: list[ToolError] = []
 
@@ -63,13 +62,17 @@ def copy(
         return False
 
     near = is_local(source) and is_local(target)
-    local = in_order or (near and not out_of_order and not _begins_compressed(source))
+    local = in_order or (near and not _begins_compressed(source))
     try:
         if local and not options.get("compress") and (options.get("detect_zeroes") or not target.is_transparent):
             calls = {name: options.pop(name, None) for name in ("progress", "throttle")}
-            if workers is not None:
-                calls["buffers"] = workers
-            copy_in_order(ChunkCopier(source, target, **options), ranges, on_error=failed, **calls)
+            copier = ChunkCopier(source, target, **options)
+            if in_order or calls["throttle"] is not None:
+                if workers is not None:
+                    calls["buffers"] = workers
+                copy_in_order(copier, ranges, on_error=failed, **calls)
+            else:
+                copy_moving(copier, ranges, progress=calls["progress"], on_error=failed, workers=workers)
         else:
             if workers is not None:
                 options["helpers"] = workers

@@ -19,6 +19,13 @@ def disk_size(node: BlockNode) -> int:
     return -(-node.length // SECTOR) * SECTOR
 
 
+def joined(layer: BlockLayer, nodes: Sequence[BlockNode]) -> BlockNode:
+    """The nodes one after another; one alone, of whole sectors, as it is."""
+    if len(nodes) == 1 and nodes[0].length == disk_size(nodes[0]):
+        return nodes[0]
+    return Pieces(layer, [(node, 0, disk_size(node)) for node in nodes])
+
+
 class Pieces(BlockNode):
     """Shows ``pieces``, each ``(node, offset, length)``, one after another.
 

@@ -86,7 +86,6 @@ class Order:
         self.resume = False
         self.rate = 0
         self.workers: int | None = None
-        self.out_of_order = False
         self.progress = False
         self.quiet = False
         self.force_share = False
@@ -106,7 +105,6 @@ _FLAGS = {
     "C": "copy_range",
     "p": "progress",
     "q": "quiet",
-    "W": "out_of_order",
     "U": "force_share",
     "image-opts": "image_opts",
     "target-image-opts": "target_image_opts",
@@ -152,6 +150,8 @@ def _take(program: Program, images: Images, order: Order, option: str, value: st
         if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 16:
             raise ToolError("Invalid number of coroutines. Allowed number of coroutines is between 1 and 16")
         order.workers = int(value)
+    elif option == "W":
+        pass  # pieces are written out of order where that is quicker, whether it is asked for or not
     elif option == "r":
         order.rate = program.number("rate limit", value)
     elif option == "object":

@@ -29,6 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from qobra.block.format.qcow2.filling import Filling
     from qobra.block.format.qcow2.packed import Block
     from qobra.block.format.qcow2.reading import ComputedReader
     from qobra.block.format.qcow2.writer import Writer
@@ -40,6 +41,7 @@ class Qcow2Disk(BlockNode):
     driver = "qcow2"
     strong_options = ("encrypt.key-secret",)
     is_format = True
+    can_compress = True
     supports_backing = True
 
     image: Image
@@ -314,6 +316,16 @@ class Qcow2Disk(BlockNode):
         data = self.image.data
         plain = data.is_leaf and data.fd >= 0 and data.plain_writes() and not data.cache_direct
         return plain and not (self.image.encrypted or self.header.extended_l2 or self.detect_zeroes != "off")
+
+    def filling(self) -> Filling | None:
+        """For a copy by whoever is alone with the image: where its data may be written to. None if it may not be so."""
+        if self.image.external or self.image.data.driver != "file" or not self.takes_files() or not self.plain_writes():
+            return None
+        from qobra.block.format.qcow2.filling import Filling
+
+        if not self._ready:
+            self.get_ready()
+        return Filling(self.image)
 
     def _write_unaligned(self, offset: int, view: memoryview) -> None:
         """Encryption works on whole sectors: read what is around, and write it with the data."""

@@ -1,0 +1,246 @@
+"""Copy between local files by threads without the GIL (:mod:`qobra.native.mover`), where that can be.
+
+What lies raw in files and goes raw to parts of a file that read as zeroes is moved that way; the rest, and what failed,
+is copied by :func:`copy_in_order`. Without the compiled form all is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from qobra.block.copy.chunk import ChunkCopier, is_plain_data
+from qobra.block.copy.in_order import BUFFERS, copy_in_order
+from qobra.block.copy.ranges import in_chunks, whole
+from qobra.block.extents import ABSENT, ZERO, resolve
+from qobra.errors import QobraError
+from qobra.native import compiled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any, Protocol
+
+    from qobra.block.copy.engine import OnError, Progress
+    from qobra.block.extents import Run
+    from qobra.block.node import BlockNode
+
+    class Filling(Protocol):
+        """Where in a file the data of a copy go; see :class:`qobra.block.format.qcow2.filling.Filling`."""
+
+        fd: int
+        cluster: int
+        """Bytes; 0: byte N of the copy is byte ``base`` + N of the file."""
+        base: int
+
+        def claim(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None: ...
+        def map(self, mappings: Sequence[tuple[int, int, int]]) -> None: ...
+        def passed(self, offset: int) -> None: ...
+        def interrupted(self) -> None: ...
+        def close(self) -> None: ...
+
+
+WORKERS = 2
+"""One reads while the other writes: writes to one file take turns in the kernel."""
+STEP = 32 << 20
+"""Bytes whose places are looked up together, and whose progress is told together."""
+AHEAD = 2
+"""Steps that are looked up ahead of the one that is waited for."""
+MAX_UNIT = 64 << 10
+"""Zeroes are looked for within pieces of half a MiB: for larger units that is another answer."""
+
+
+def copy_moving(
+    copier: ChunkCopier,
+    ranges: Iterable[tuple[int, int]] | None = None,
+    *,
+    progress: Progress | None = None,
+    on_error: OnError | None = None,
+    workers: int | None = None,
+) -> None:
+    """Copy ``ranges`` (default: all), which go up. The options are those of :func:`copy_ranges`.
+
+    The nodes are nobody else's meanwhile.
+    """
+    steps = in_chunks(ranges if ranges is not None else whole(copier.source.length), STEP)
+    rest: Iterable[tuple[int, int]] | None = steps
+    filling = _filling(copier)
+    if filling is not None:
+        moving = _Moving(copier, filling, progress, on_error, workers or WORKERS)
+        try:
+            rest = moving.run(steps)
+        finally:
+            moving.close()
+    if rest is not None:
+        copy_in_order(copier, rest, progress=progress, on_error=on_error, buffers=workers or BUFFERS)
+
+
+def _filling(copier: ChunkCopier) -> Filling | None:
+    if not copier.target_is_zero or copier.detect_zeroes > MAX_UNIT or _native is None:
+        return None
+    make: Any = getattr(copier.target, "filling", None)
+    if make is not None:
+        found: Filling | None = make()
+        return found
+    plain = copier.plain_target()
+    return _InFile(copier.target, *plain) if plain is not None else None
+
+
+class _InFile:
+    """A target that is a file as it is."""
+
+    cluster = 0
+
+    def __init__(self, node: BlockNode, fd: int, base: int) -> None:
+        self._node = node
+        self.fd = fd
+        self.base = base
+
+    def claim(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        end = sum(runs[-1])
+        if end > self._node.length:
+            return None  # to be refused
+        self._node.note_change(runs[0][0], end - runs[0][0])
+        return []
+
+    def map(self, mappings: Sequence[tuple[int, int, int]]) -> None:
+        pass
+
+    def passed(self, offset: int) -> None:
+        pass
+
+    def interrupted(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Failed(Exception):
+    """A thread could not go on."""
+
+
+class _Moving:
+    """The dispatcher: finds out what lies where, and has it moved. Close it."""
+
+    def __init__(
+        self, copier: ChunkCopier, filling: Filling, progress: Progress | None, on_error: OnError | None, workers: int
+    ) -> None:
+        self._copier = copier
+        self._filling = filling
+        self._progress = progress
+        self._on_error = on_error
+        assert _native is not None
+        self._mover = _native.Mover(filling.fd, copier.detect_zeroes, filling.cluster, filling.base)
+        self._pending: deque[tuple[int, int, int]] = deque()
+        """Steps whose data are being moved: (offset, length, bytes of runs up to its end)."""
+        self._threads = [
+            threading.Thread(target=self._mover.work, name="mover", daemon=True) for _number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, steps: Iterator[tuple[int, int]]) -> Iterable[tuple[int, int]] | None:
+        """Copy, and return what is left to be copied in another way, None if nothing is."""
+        offset = length = 0
+        try:
+            for offset, length in steps:
+                self._begin(offset, length)
+                self._pending.append((offset, length, self._mover.pushed))
+                length = 0
+                if len(self._pending) > AHEAD:
+                    self._finish_one()
+            self._finish_all()
+        except _Failed:
+            # What happened is found out, and told, where it is tried again.
+            rest = [step[:2] for step in self._pending]
+            if length:
+                rest.append((offset, length))
+            self._stop()
+            rest.extend(steps)
+            return rest
+        return None
+
+    def close(self) -> None:
+        """End the threads and give back what was claimed for nothing."""
+        self._stop()
+        self._filling.close()
+
+    def _stop(self) -> None:
+        self._mover.stop()
+        for thread in self._threads:
+            thread.join()
+        self._map()
+
+    def _begin(self, offset: int, length: int) -> None:
+        source = self._copier.source
+        inside = max(0, min(length, source.length - offset))
+        if not inside:
+            return
+        try:
+            runs = resolve(source, offset, inside, want_zero=True)
+        except (OSError, QobraError):
+            raise _Failed
+        plain: list[Run] = []
+        for run in runs:
+            if run.kind in (ZERO, ABSENT):
+                continue
+            if run.leaf is not None and run.leaf.driver == "file" and is_plain_data(run):
+                plain.append(run)
+            else:
+                self._push(plain)
+                plain = []
+                self._copy_otherwise(run)
+        self._push(plain)
+
+    def _push(self, runs: list[Run]) -> None:
+        """Have runs moved, those that can be."""
+        if not runs or self._has_pushed(runs):
+            return
+        for run in runs:
+            if len(runs) == 1 or not self._has_pushed([run]):
+                self._copy_otherwise(run)
+
+    def _has_pushed(self, runs: list[Run]) -> bool:
+        try:
+            places = self._filling.claim([(run.start, run.length) for run in runs])
+        except (OSError, QobraError):
+            return False  # who writes them in the ordinary way will be told why
+        if places is None:
+            return False
+        for host, length in places:
+            self._mover.provide(host, length)
+        for run in runs:
+            assert run.leaf is not None
+            self._mover.push(run.leaf.fd, run.offset, run.start, run.length)
+        return True
+
+    def _copy_otherwise(self, run: Run) -> None:
+        self._finish_all()
+        self._filling.interrupted()
+        copy_in_order(self._copier, [(run.start, run.length)], on_error=self._on_error)
+
+    def _finish_one(self) -> None:
+        offset, length, pushed = self._pending[0]
+        self._wait(pushed)
+        self._pending.popleft()
+        self._filling.passed(offset + length)
+        if self._progress is not None:
+            self._progress(length)
+
+    def _finish_all(self) -> None:
+        while self._pending:
+            self._finish_one()
+        self._wait(self._mover.pushed)
+
+    def _wait(self, pushed: int) -> None:
+        self._mover.wait(pushed)
+        self._map()
+        if self._mover.failed:
+            raise _Failed
+
+    def _map(self) -> None:
+        self._filling.map(self._mover.take())
+
+
+_native = compiled("mover")
