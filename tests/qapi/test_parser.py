@@ -184,7 +184,17 @@ WRONG = [
         71,
         "expected branch 'a' of 'U' not to lead back to 'U'",
     ),
-    ("{ 'alternate': 'A', 'data': { 'a': 'int', 'b': 'size' } }", 1, 43, "'b' and 'a' are both number"),
+    ("{ 'alternate': 'A', 'data': { 'a': 'int', 'b': 'str' } }", 1, 43, "'b' and 'a' may both be number"),
+    (
+        "{ 'enum': 'E', 'data': ['off'] }{ 'alternate': 'A', 'data': { 'a': 'E', 'b': 'bool' } }",
+        1,
+        73,
+        "both be boolean",
+    ),
+    ("{ 'enum': 'E', 'data': ['1'] }{ 'alternate': 'A', 'data': { 'a': 'E', 'b': 'int' } }", 1, 71, "both be number"),
+    ("{ 'alternate': 'A', 'data': { 'a': 'any' } }", 1, 31, "another type than 'any'"),
+    ("{ 'alternate': 'A', 'data': { 'a': 'A' } }", 1, 31, "another type than 'A'"),
+    ("{ 'alternate': 'A', 'data': { 'a': 'int', 'b': 'size' } }", 1, 43, "'b' and 'a' may both be number"),
     ("{ 'alternate': 'A', 'data': {} }", 1, 21, "expected alternatives"),
     ("{ 'command': 'c', 'data': 'Nope' }", 1, 1, "expected a struct as 'data' of 'c', got 'Nope'"),
     ("{ 'command': 'c', 'boxed': 'maybe' }", 1, 19, "expected true or false as 'boxed'"),
@@ -257,7 +267,9 @@ class TestInclude:
     def test_the_caller_supplies_files_and_each_is_read_once(self) -> None:
         files = {
             "a.json": "{ 'include': 'b.json' } { 'struct': 'A', 'data': { 'b': 'B' } }",
-            "b.json": "{ 'include': 'a.json' } { 'struct': 'B', 'data': {} }",
+            "b.json": "{ 'include': 'dir/c.json' } { 'struct': 'B', 'data': {} }",
+            "dir/c.json": "{ 'include': '../d.json' }",
+            "d.json": "",
         }
         asked: list[str] = []
 
@@ -267,8 +279,13 @@ class TestInclude:
 
         schema = load("{ 'include': 'a.json' } { 'include': 'b.json' }", "top.json", include=include)
         assert list(schema.definitions) == ["B", "A"]
-        assert asked == ["a.json", "b.json"]
+        assert asked == ["a.json", "b.json", "dir/c.json", "d.json"]
         assert schema["A"].section == "a"
+
+    def test_a_loop_is_refused(self) -> None:
+        files = {"a.json": "{ 'include': 'b.json' }", "b.json": "\n{ 'include': 'a.json' }"}
+        with pytest.raises(QapiError, match=r"^b\.json:2:3: expected an include that does not lead back"):
+            load(files["a.json"], "a.json", include=files.get)
 
     def test_a_stub_lets_unknown_types_pass(self) -> None:
         schema = load("{ 'include': 'x.json' } { 'struct': 'A', 'data': { 'x': 'X' } }", include=lambda name: None)

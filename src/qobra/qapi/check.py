@@ -158,30 +158,41 @@ class _Checker:
         return reached
 
     def _alternate(self, alternate: Alternate) -> None:
-        """No two alternatives may look alike on the wire."""
+        """No two alternatives may look alike on the wire, or in key=value options, where all scalars are text."""
         taken: dict[str, str] = {}
         for member in alternate.members:
             self._known(alternate, member)
-            shape = self._shape(member.type)
-            if shape is None:
-                continue
-            if shape in taken:
-                raise QapiError(
-                    member.position,
-                    f"expected alternatives of '{alternate.name}' that differ on the wire, "
-                    f"'{member.name}' and '{taken[shape]}' are both {shape}",
-                )
-            taken[shape] = member.name
+            for shape in self._shapes(alternate, member):
+                if shape in taken:
+                    raise QapiError(
+                        member.position,
+                        f"expected alternatives of '{alternate.name}' that can be told apart, "
+                        f"'{member.name}' and '{taken[shape]}' may both be {shape}",
+                    )
+                taken[shape] = member.name
 
-    def _shape(self, type_name: str) -> str | None:
-        if type_name.startswith("["):
-            return "array"
-        if type_name in BUILTINS:
-            return "number" if type_name in _INTEGERS else BUILTINS[type_name]
-        definition = self._schema.definitions.get(type_name)
-        if definition is None:
-            return None
-        return "string" if isinstance(definition, Enum) else "object"
+    def _shapes(self, alternate: Alternate, member: Member) -> list[str]:
+        """What a value of the alternative may look like."""
+        if member.type.startswith("["):
+            return ["array"]
+        definition = self._schema.definitions.get(member.type)
+        if isinstance(definition, Enum):
+            values = [value.name for value in definition.values]
+            shapes = {
+                "boolean": {"on", "off"}.intersection(values),
+                "number": any(v[:1] in "-+0123456789" for v in values),
+            }
+            return ["string", *(shape for shape, is_meant in shapes.items() if is_meant)]
+        if isinstance(definition, (Struct, Union)):
+            return ["object"]
+        shape = "number" if member.type in _INTEGERS else BUILTINS.get(member.type)
+        if isinstance(definition, Alternate) or shape == "value":
+            raise QapiError(
+                member.position, f"expected another type than '{member.type}' for '{member.name}' of '{alternate.name}'"
+            )
+        if shape == "string":
+            return ["string", "boolean", "number"]
+        return [shape] if shape is not None else []
 
     def _payload(self, definition: Command | Event) -> None:
         self._members(definition, definition.members)

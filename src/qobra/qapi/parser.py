@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qobra.qapi.doc import Doc, parse_doc
+from qobra.qapi.doc_rules import DocFacts, read_block
 from qobra.qapi.error import Position, QapiError
 from qobra.qapi.lexer import Token, tokenize
 
@@ -19,20 +20,26 @@ Value = str | bool | list["Value"] | dict[str, "Value"]
 
 
 class Expression(NamedTuple):
-    """One top-level expression: its members, where it begins, where each of its keys stands, and its comment."""
+    """One top-level expression: its members, where it begins, where each of its keys stands, and its comment.
+
+    ``facts`` are of the comment right before it, if that is written as today.
+    """
 
     data: dict[str, Value]
     position: Position
     keys: dict[str, Position]
     doc: Doc | None
+    facts: DocFacts | None
 
 
 class Parsed(NamedTuple):
-    """The content of one file. ``skipped`` is what a lenient parse has passed over."""
+    """The content of one file. ``skipped`` is what a lenient parse has passed over, ``breaches`` are of the rules for
+    comments of today."""
 
     expressions: list[Expression]
     title: str
     skipped: list[QapiError]
+    breaches: list[QapiError]
 
 
 def parse(text: str, file: str = "<schema>", *, lenient: bool = False) -> Parsed:
@@ -67,6 +74,8 @@ class _Parser:
         self._lenient = lenient
         self._skipped = skipped
         self._keys: dict[str, Position] = {}
+        self._facts: DocFacts | None = None
+        self._breaches: list[QapiError] = []
 
     def run(self) -> Parsed:
         expressions: list[Expression] = []
@@ -80,6 +89,10 @@ class _Parser:
                     title = title or parsed.heading
                 elif parsed.name or parsed.text:
                     doc = parsed
+                if str(block[0].value).startswith("##"):
+                    self._leave_comment()
+                    self._facts, breaches = read_block(block)
+                    self._breaches += breaches
                 continue
             start = self._at
             try:
@@ -89,8 +102,16 @@ class _Parser:
                     raise
                 self._skipped.append(error)
                 self._recover(start)
-            doc = None
-        return Parsed(expressions, title, self._skipped)
+            doc = self._facts = None
+        self._leave_comment()
+        return Parsed(expressions, title, self._skipped, self._breaches)
+
+    def _leave_comment(self) -> None:
+        """No definition follows the comment before."""
+        if self._facts is not None and self._facts.name:
+            problem = f"expected the definition of '{self._facts.name}' after its comment"
+            self._breaches.append(QapiError(self._facts.position, problem))
+        self._facts = None
 
     def _recover(self, start: int) -> None:
         """Go to the next line that opens an expression."""
@@ -102,14 +123,16 @@ class _Parser:
             self._at += 1
 
     def _comment_block(self) -> list[Token]:
-        """Comments on consecutive lines; a ``##`` that follows text ends a block."""
+        """Comments on consecutive lines: from one ``##`` to the next, or until there is one."""
         block: list[Token] = []
+        is_doc = str(self._tokens[self._at].value).startswith("##")
         while (token := self._tokens[self._at]).kind == "comment":
-            if block and token.position.line != block[-1].position.line + 1:
+            is_mark = str(token.value).startswith("##")
+            if block and (token.position.line != block[-1].position.line + 1 or (is_mark and not is_doc)):
                 break
             self._at += 1
             block.append(token)
-            if token.value == "##" and len(block) > 1:
+            if is_mark and len(block) > 1:
                 break
         return block
 
@@ -131,7 +154,10 @@ class _Parser:
         self._keys = {}
         value = self._value(0, top=True)
         assert isinstance(value, dict)
-        return Expression(value, token.position, self._keys, doc)
+        facts = self._facts
+        if value.keys() & {"include", "pragma"}:
+            self._leave_comment()
+        return Expression(value, token.position, self._keys, doc, facts)
 
     def _value(self, depth: int, *, top: bool = False) -> Value:
         token = self._next()

@@ -1,4 +1,4 @@
-"""``qobra schema check``: whether schema files can be read and make sense."""
+"""``qobra schema check``: whether schema files can be read, make sense, and keep the language's rules."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(options: Namespace) -> int:
 
 def _check(path: str, options: Namespace) -> dict[str, Any]:
     try:
-        schema = load_file(path, lenient=options.lenient, stubs=options.stubs)
+        schema = load_file(path, lenient=options.lenient, strict=True, stubs=options.stubs)
     except QapiError as error:
         place = error.position
         return {
