@@ -5,11 +5,40 @@ from __future__ import annotations
 import os
 import sys
 
+show_time = False
+"""Whether lines begin with the time (``-msg timestamp=on``)."""
+guest_name = ""
+"""What lines begin with to tell the machine's from those of others (``-msg guest-name=on``)."""
 
-def report_error(text: object) -> None:
-    """Print ``PROGRAM: text`` on standard error, after what was printed on standard output."""
+
+def program() -> str:
+    """The name under which this program was started."""
+    return os.path.basename(sys.argv[0]) or "qobra"
+
+
+def report_line(text: object) -> None:
+    """Print a line on standard error, with what is to precede each, after what was printed on standard output."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         pass  # nobody reads it any more
-    print(f"{os.path.basename(sys.argv[0]) or 'qobra'}: {text}", file=sys.stderr, flush=True)
+    print(f"{_time()}{guest_name}{text}", file=sys.stderr, flush=True)
+
+
+def report_error(text: object) -> None:
+    """Print ``PROGRAM: text`` on standard error."""
+    report_line(f"{program()}: {text}")
+
+
+def report_warning(text: object) -> None:
+    """Print ``PROGRAM: warning: text`` on standard error."""
+    report_error(f"warning: {text}")
+
+
+def _time() -> str:
+    if not show_time:
+        return ""
+    import time
+
+    now = time.time_ns()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06}Z "

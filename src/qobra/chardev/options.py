@@ -5,10 +5,9 @@ Turns the text into the contract's ChardevBackend, which :class:`qobra.chardev.c
 
 from __future__ import annotations
 
-import sys
-
 from qobra.chardev.chardev import registry
 from qobra.errors import QobraError
+from qobra.report import report_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -273,4 +272,4 @@ def _host_port(text: str, whole: str) -> tuple[str, str]:
 
 def warn_on_stderr(prefix: str) -> Callable[[str], None]:
     """A ``warn`` for :func:`split` that prints after ``prefix``."""
-    return lambda text: print(f"{prefix}: warning: {text}", file=sys.stderr)
+    return lambda text: report_line(f"{prefix}: warning: {text}")

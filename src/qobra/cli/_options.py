@@ -6,6 +6,21 @@ import os
 import sys
 
 from qobra.errors import QobraError
+from qobra.report import program, report_error, report_line
+
+__all__ = [
+    "Background",
+    "Option",
+    "fail",
+    "json_object",
+    "program",
+    "say",
+    "scan",
+    "structure",
+    "tree",
+    "warn",
+    "write_pidfile",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,11 +112,6 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def program() -> str:
-    """The name under which this program was started."""
-    return os.path.basename(sys.argv[0])
-
-
 def say(text: str) -> None:
     """Print a line for the program's user at once."""
     print(text, flush=True)
@@ -109,12 +119,12 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """Tell the program's user of what may be wrong."""
-    print(text, file=sys.stderr, flush=True)
+    report_line(text)
 
 
 def fail(text: str) -> NoReturn:
     """One line on standard error, and out."""
-    print(f"{program()}: {text}", file=sys.stderr)
+    report_error(text)
     sys.exit(1)
 
 

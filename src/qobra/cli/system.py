@@ -7,6 +7,7 @@ import sys
 from qobra.cli._ending import Ending, Terminate
 from qobra.cli._options import Background, fail, program, write_pidfile
 from qobra.errors import QobraError
+from qobra.report import report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
     except QobraError as error:
         ending.close()  # the reason is said, whatever comes now
         status = 1
-        print(f"{program()}: {error}", file=sys.stderr)
+        report_error(error)
     except SystemExit as exit:
         status = int(exit.code or 0)
     finally:

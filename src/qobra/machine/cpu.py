@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Device
 from qobra.machine.vmstate import VmState, flag
 from qobra.object.property import Bool, Int
+from qobra.report import report_warning
 
 
 class Topology:
@@ -84,10 +83,6 @@ def parts_text(sockets: int, dies: int, cores: int, threads: int, dies_supported
     return f"sockets ({sockets}){middle} * cores ({cores}) * threads ({threads})"
 
 
-def _warn(text: str) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: warning: {text}", file=sys.stderr)
-
-
 class Cpu(Device):
     """One CPU. ``architecture`` is the reference's SysEmuTarget; ``index`` its number."""
 
@@ -128,7 +123,7 @@ class Cpu(Device):
         for sign, marked in (("+", plus), ("-", minus)):
             for name, value in values:
                 if name in dict(marked):
-                    _warn(f'Ambiguous CPU model string. Don\'t mix both "{sign}{name}" and "{name}={value}"')
+                    report_warning(f'Ambiguous CPU model string. Don\'t mix both "{sign}{name}" and "{name}={value}"')
         return values + plus + minus
 
     @classmethod

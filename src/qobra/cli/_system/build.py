@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
-from qobra.cli._system import boot
+from qobra.cli._system import boot, process, values
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
 from qobra.cli._system.icount import icount_sleeps
 from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
-from qobra.machine.option_groups import convert, number
+from qobra.machine.option_groups import convert
 from qobra.machine.plug import add_device
 from qobra.qmp import dispatch
 from qobra.qmp.monitor import Monitors
@@ -36,12 +36,13 @@ class Builder:
         self._architecture = architecture
         self._options = options
         self.preconfig = self._has("preconfig")
-        names: list[dict[str, Any]] = []
+        names: dict[str, Any] = {}
         uuids: list[uuid_module.UUID] = []
-        self._each("name", lambda value: names.append(parse_name(value)))
-        self._each("uuid", lambda value: uuids.append(_uuid(value)))
+        self._each("name", lambda value: names.update(parse_name(value)))
+        self._each("msg", lambda value: process.set_messages(convert("msg", split(value)), names.get("guest")))
+        self._each("uuid", lambda value: uuids.append(values.machine_uuid(value)))
         self.machine = Machine(
-            name=names[-1].get("guest") if names else None,
+            name=names.get("guest"),
             uuid=uuids[-1] if uuids else None,
             capabilities=frozenset(("board", architecture)),
         )
@@ -52,6 +53,9 @@ class Builder:
         self._refused_calls: list[int] | None = None
         self._late: list[tuple[dict[str, Any], bool]] = []
         self._continue = threading.Event()
+        commit: dict[str, Any] = {}
+        self._each("overcommit", lambda value: commit.update(convert("overcommit", split(value))))
+        process.set_up(names, lock_memory=commit.get("mem-lock", False))
 
     def close(self) -> None:
         """Send no more events."""
@@ -104,13 +108,11 @@ class Builder:
         self.board.no_defaults = self._has("nodefaults")
         add_drives(self.board, self._options, snapshot=self._has("snapshot"), devices=self._named_devices())
         self._add_monitors()
-        self._each("overcommit", lambda value: convert("overcommit", split(value)))
-        self._each("trace", lambda value: convert("trace", split(value, "enable")))
-        self._each("msg", lambda value: convert("msg", split(value)))
+        self._each("trace", process.set_trace)
         self._set_run_state()
         self._board_options()
         self._config.apply(self.board)
-        self._each("numa", lambda value: dispatch.call(self.machine, "set-numa-node", _numa(value)))
+        self._each("numa", lambda value: dispatch.call(self.machine, "set-numa-node", values.numa(value)))
         self._add_qtest()
 
     def _set_sandbox(self, value: str) -> None:
@@ -129,7 +131,7 @@ class Builder:
         options = convert("add-fd", split(value))
         if "fd" not in options:
             raise QobraError("fd option is required and must be non-negative")
-        if "set" in options and options["fd"] > 2 and not _is_inherited(options["fd"]):
+        if "set" in options and options["fd"] > 2 and not values.is_inherited(options["fd"]):
             raise QobraError("fd is not valid or already in use")
         if "set" not in options:
             raise QobraError("set option is required")
@@ -224,9 +226,9 @@ class Builder:
         """The board with its drives and devices."""
         board = self.board
         board.serial_chardevs = self._serial_chardevs()
-        self._each("global", lambda value: board.add_global(*_global(value)))
+        self._each("global", lambda value: board.add_global(*values.global_default(value)))
         self._each("netdev", self._add_netdev)
-        self._each("net", _refuse_net)
+        self._each("net", values.refuse_net)
         board.start()
         for properties, keyval in self._late:
             self._create(properties, keyval)
@@ -253,14 +255,13 @@ class Builder:
             board.set("acpi", "off")
         if self._has("usb"):
             board.set("usb", True)
-        self._each("fw_cfg", lambda value: board.fw_cfg_files.append(_fw_cfg(convert("fw_cfg", split(value, "name")))))
+        self._each("fw_cfg", lambda value: board.fw_cfg_files.append(values.fw_cfg_file(value)))
         for option in ("initrd", "append"):
             if self._values(option) and not self._values("kernel"):
                 raise QobraError(f"-{option} only allowed with -kernel option")
         for value in self._values("rtc"):
             self._set_rtc(convert("rtc", split(value)))
-        for value in self._values("icount"):
-            board.clock_sleeps = icount_sleeps(convert("icount", split(value, "shift")))
+        self._each("icount", self._set_icount)
         for value in self._values("boot"):
             board.boot |= boot.parse(value)
         for option in ("vga", "display"):
@@ -272,6 +273,9 @@ class Builder:
         for value in self._values("parallel"):
             if value not in ("none", "null"):
                 raise QobraError(f"-parallel {value}: this machine has no parallel port")
+
+    def _set_icount(self, value: str) -> None:
+        self.board.clock_sleeps = icount_sleeps(convert("icount", split(value, "shift")))
 
     def _set_rtc(self, options: dict[str, Any]) -> None:
         import calendar
@@ -395,71 +399,3 @@ class Builder:
             from qobra.cli._system import sandbox
 
             sandbox.enter(self._refused_calls)
-
-
-def _refuse_net(text: str) -> None:
-    if text != "none":
-        raise QobraError("only 'none' is taken here: use -netdev and -device, or -nic")
-
-
-def _numa(text: str) -> dict[str, Any]:
-    """NumaOptions; ``cpus`` takes ranges and may be repeated."""
-    from qobra.qapi.contract import contract
-
-    if text.startswith("{"):
-        return structure(text, "NumaOptions")
-    cpus: list[str] = []
-    rest: list[str] = []
-    for item in text.split(","):
-        key, _equals, value = item.partition("=")
-        if key != "cpus":
-            rest.append(item)
-            continue
-        first, _dash, last = value.partition("-")
-        low, high = number("cpus", first), number("cpus", last or first)
-        if not low <= high < _MAX_CPU_NUMBER:
-            raise QobraError("Parameter 'cpus' expects an int64 value or range")
-        cpus += [str(each) for each in range(low, high + 1)]
-    options: dict[str, Any] = split(",".join(rest), "type")
-    checked: dict[str, Any] = contract().check("NumaOptions", options | ({"cpus": cpus} if cpus else {}), keyval=True)
-    return checked
-
-
-def _uuid(text: str) -> uuid_module.UUID:
-    import uuid as uuid_module
-
-    try:
-        return uuid_module.UUID(text)
-    except ValueError:
-        raise QobraError("failed to parse UUID string: wrong format")
-
-
-def _is_inherited(fd: int) -> bool:
-    try:
-        return os.get_inheritable(fd)
-    except OSError:
-        return False
-
-
-def _global(text: str) -> tuple[str, str, str]:
-    left, equals, value = text.partition("=")
-    driver, dot, name = left.partition(".")
-    if equals and dot:
-        return driver, name, value
-    options = convert("global", split(text))
-    if len(options) < 3:
-        raise QobraError("options 'driver', 'property', and 'value' are required")
-    return options["driver"], options["property"], options["value"]
-
-
-def _fw_cfg(options: dict[str, str]) -> tuple[str, bytes]:
-    name = options.get("name")
-    if name is None or ("file" in options) == ("string" in options):
-        raise QobraError("name, plus exactly one of file, string and gen_id, are needed")
-    if "string" in options:
-        return name, options["string"].encode()
-    try:
-        with open(options["file"], "rb") as stream:
-            return name, stream.read(64 << 20)
-    except OSError as error:
-        raise QobraError.from_os(f"can't load {options['file']}", error)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from qobra.chardev.options import split
-from qobra.cli._options import program
 from qobra.errors import QobraError
 from qobra.machine.drive import Drives
 from qobra.machine.plug import add_device
+from qobra.report import report_error
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
@@ -51,7 +50,7 @@ def add_drives(board: Board, options: list[tuple[str, str]], *, snapshot: bool, 
         except QobraError as error:
             raise error.prefixed(f"-{name} {value}: ")
         for warning in drives.warnings:
-            print(f"{program()}: -{name} {value}: warning: {warning}", file=sys.stderr)
+            report_error(f"-{name} {value}: warning: {warning}")
         drives.warnings.clear()
     if not board.no_defaults:
         for kind in board.default_drives:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from qobra.machine.qdev import Bus, Device
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
 from qobra.machine.vmstate import VmState, flag, parts, u8, u64
 from qobra.object.property import Bool
+from qobra.report import report_error
 
 if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
@@ -151,7 +151,7 @@ class VirtioDevice(Device):
 
     def fail(self, error: VirtioError) -> None:
         """The driver broke the rules: say so, and do nothing until it resets the device."""
-        print(f"qobra: {self.type_name}: {error}", file=sys.stderr)
+        report_error(f"{self.type_name}: {error}")
         self.broken = True
         if self.has(F_VERSION_1):
             self.status |= STATUS_NEEDS_RESET

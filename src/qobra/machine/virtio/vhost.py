@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import threading
 from typing import TYPE_CHECKING
 
 from qobra.chardev.vhost_user import MemoryRegion, VhostUserFrontEnd
 from qobra.errors import QobraError
 from qobra.machine.memory import AddressSpace, Ram
+from qobra.report import report_error
 
 if TYPE_CHECKING:
     from qobra.machine.virtio.device import VirtioDevice
@@ -87,7 +87,7 @@ class Vhost:
             os.write(self._kicks[number], _ONE)
 
     def _complain(self, error: Exception) -> None:
-        print(f"qobra: {self._device.type_name}: {error}", file=sys.stderr)
+        report_error(f"{self._device.type_name}: {error}")
 
     def _start(self) -> None:
         device, front_end = self._device, self.front_end

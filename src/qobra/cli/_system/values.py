@@ -1,0 +1,90 @@
+"""What single options mean, as values. All raise QobraError for what cannot be."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from qobra.chardev.options import split
+from qobra.cli._options import structure
+from qobra.errors import QobraError
+from qobra.machine.option_groups import convert, number
+
+if TYPE_CHECKING:
+    import uuid as uuid_module
+
+_MAX_CPU_NUMBER = 1 << 16
+
+
+def refuse_net(text: str) -> None:
+    """``-net``, of which only ``none`` is taken."""
+    if text != "none":
+        raise QobraError("only 'none' is taken here: use -netdev and -device, or -nic")
+
+
+def numa(text: str) -> dict[str, Any]:
+    """NumaOptions; ``cpus`` takes ranges and may be repeated."""
+    from qobra.qapi.contract import contract
+
+    if text.startswith("{"):
+        return structure(text, "NumaOptions")
+    cpus: list[str] = []
+    rest: list[str] = []
+    for item in text.split(","):
+        key, _equals, value = item.partition("=")
+        if key != "cpus":
+            rest.append(item)
+            continue
+        first, _dash, last = value.partition("-")
+        low, high = number("cpus", first), number("cpus", last or first)
+        if not low <= high < _MAX_CPU_NUMBER:
+            raise QobraError("Parameter 'cpus' expects an int64 value or range")
+        cpus += [str(each) for each in range(low, high + 1)]
+    options: dict[str, Any] = split(",".join(rest), "type")
+    checked: dict[str, Any] = contract().check("NumaOptions", options | ({"cpus": cpus} if cpus else {}), keyval=True)
+    return checked
+
+
+def machine_uuid(text: str) -> uuid_module.UUID:
+    """``-uuid``."""
+    import uuid as uuid_module
+
+    try:
+        return uuid_module.UUID(text)
+    except ValueError:
+        raise QobraError("failed to parse UUID string: wrong format")
+
+
+def is_inherited(fd: int) -> bool:
+    """Whether the program was started with this descriptor."""
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
+
+
+def global_default(text: str) -> tuple[str, str, str]:
+    """``-global``: type, property, and its new default."""
+    left, equals, value = text.partition("=")
+    driver, dot, name = left.partition(".")
+    if equals and dot:
+        return driver, name, value
+    options = convert("global", split(text))
+    if len(options) < 3:
+        raise QobraError("options 'driver', 'property', and 'value' are required")
+    return options["driver"], options["property"], options["value"]
+
+
+def fw_cfg_file(text: str) -> tuple[str, bytes]:
+    """``-fw_cfg``: the name of a file and its bytes."""
+    options = convert("fw_cfg", split(text, "name"))
+    name = options.get("name")
+    if name is None or ("file" in options) == ("string" in options):
+        raise QobraError("name, plus exactly one of file, string and gen_id, are needed")
+    if "string" in options:
+        return name, options["string"].encode()
+    try:
+        with open(options["file"], "rb") as stream:
+            return name, stream.read(64 << 20)
+    except OSError as error:
+        raise QobraError.from_os(f"can't load {options['file']}", error)
