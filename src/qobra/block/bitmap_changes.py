@@ -101,7 +101,6 @@ def disable_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
 def merge_bitmaps(layer: BlockLayer, node_name: str, target: str, sources: Sequence[str | dict[str, str]]) -> Change:
     """Add to ``target`` what the ``sources`` hold: names of bitmaps of the same node, or ``node`` and ``name``."""
     bitmap = find_bitmap(layer, node_name, target)
-    bitmap.check()
     total = DirtyBitmap(bitmap.node, None, bitmap.granularity, enabled=False, length=bitmap.length)
     for source in sources:
         if isinstance(source, str):
@@ -110,6 +109,7 @@ def merge_bitmaps(layer: BlockLayer, node_name: str, target: str, sources: Seque
             other = find_bitmap(layer, source["node"], source["name"])
         other.check(read_only=False)
         total.merge(other)
+    bitmap.check()
     before = bitmap.snapshot()
     bitmap.merge(total)
     return Change(undo=lambda: bitmap.put_back(before))

@@ -346,7 +346,7 @@ class BlockNode(Vertex):
 
     def change_backing_file(self, filename: str, backing_format: str) -> None:
         """Record in the image that ``filename`` (empty: nothing) of that format is its backing file."""
-        raise QobraError("Image format driver does not support backing files", errno=errno.ENOTSUP)
+        raise QobraError("Operation not supported", errno=errno.ENOTSUP)
 
 
 class WriteTracker:

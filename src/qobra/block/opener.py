@@ -41,6 +41,8 @@ class Opener:
         self._serial = 0
         self._depth = 0
         self._backing_chain: list[str | Options] = []
+        self._unfinished: list[BlockNode] = []
+        """Nodes that are being opened, each for the one before it."""
 
     def open(self, options: Options, *, monitor_owned: bool = False, root: BlockBackend | None = None) -> BlockNode:
         """Open a node with all its children and put them into the graph, owned by the monitor or by ``root``.
@@ -110,6 +112,9 @@ class Opener:
         if isinstance(reference, _Opened):
             return reference.node
         if isinstance(reference, str):
+            for node in opened:
+                if node.node_name == reference:
+                    return node
             return self._layer.find_device_or_node(reference)
         if self._depth >= MAX_DEPTH:
             raise QobraError(f"Nodes cannot lie more than {MAX_DEPTH} deep on one another")
@@ -122,31 +127,47 @@ class Opener:
     def _open_new(self, reference: Options, opened: list[BlockNode], inherited: Options) -> BlockNode:
         options = with_inherited(inherited, reference)
         name = options.get("node-name")
-        if name is not None:
-            self.check_node_name(name)
         probed = "driver" not in options
         if probed:
             options = self._probed(options, opened)
         driver = drivers.find(options["driver"])
         if driver is None:
             raise QobraError(f"Unknown driver '{options['driver']}'")
-        node = driver(self._layer, name or self.new_node_name(), options)
+        options = self._file_first(options, opened)
+        if name is not None:
+            self.check_node_name(name, opened)
+        node = driver(self._layer, name if name is not None else self.new_node_name(), options)
+        node.serial = self.next_serial()
         node.explicit_options = reference
         node.probed = probed
         if node.force_share and not node.read_only:
             raise QobraError("force-share=on can only be used with read-only images")
         opening = Opening(node, self._layer, options, opened)
+        self._unfinished.append(node)
         try:
             node.open(opening)
         except BaseException:
             node.close_node()
             raise
-        opening.take_place()
+        finally:
+            self._unfinished.pop()
         opened.append(node)
         if driver.supports_backing and "backing" not in node.children and not options.get("_no-backing"):
             self._open_backing(node, opening)
         node.names_changed()
         return node
+
+    def _file_first(self, options: Options, opened: list[BlockNode]) -> Options:
+        """``options`` of a node with its file opened, which comes before the node has a name and its driver looks."""
+        file = options.get("file")
+        if isinstance(file, str):
+            self.open_reference(file, opened, {})
+        elif isinstance(file, dict) and not isinstance(file, _Opened):
+            from qobra.block.reopen import inherited_options
+
+            inherited = inherited_options(options, permissions.ROLE_IMAGE)
+            return {**options, "file": _Opened(self.open_reference(file, opened, inherited))}
+        return options
 
     def _open_backing(self, node: BlockNode, opening: Opening) -> None:
         if "backing" in opening.options:
@@ -259,13 +280,14 @@ class Opener:
                     best, score = name, sure
         return best
 
-    def check_node_name(self, name: str) -> None:
-        """Refuse a node name that is malformed or taken."""
+    def check_node_name(self, name: str, opened: list[BlockNode]) -> None:
+        """Refuse a node name that is malformed or taken, perhaps by one of the nodes that are ``opened`` together."""
         if not valid_id(name):
             raise QobraError(f"Invalid node-name: '{name}'")
         if name in self._layer.backends:
             raise QobraError(f"node-name={name} is conflicting with a device id")
-        if self._layer.graph.find(name) is not None:
+        together = any(node.node_name == name for node in (*opened, *self._unfinished))
+        if together or self._layer.graph.find(name) is not None:
             raise QobraError(f"Duplicate nodes with node-name='{name}'")
         if len(name) > 31:
             raise QobraError("Node name too long")

@@ -76,8 +76,6 @@ class Opening:
 
     def attach(self, name: str, role: int, reference: str | Options, inherit: Options | None = None) -> BlockNode:
         """Attach the node that ``reference`` (a node name, or options to open) stands for as child ``name``."""
-        if name != "file":
-            self.take_place()
         child = self._layer.opener.open_reference(
             reference, self._opened, inherit if inherit is not None else self.inherited(role)
         )
@@ -90,13 +88,8 @@ class Opening:
             self._opened.admit(self._layer, self.node, name, perm, permissions.ALL if self.node.force_share else shared)
         return child
 
-    def take_place(self) -> None:
-        """Give the node its place in lists of nodes: after the file that it lies on, before all other children."""
-        if not self.node.serial:
-            self.node.serial = self._layer.opener.next_serial()
-
     def inherited(self, role: int) -> Options:
         """The options that a child takes from this node unless it sets its own."""
         from qobra.block.reopen import inherited_options
 
-        return inherited_options(self.node, self.options, role)
+        return inherited_options(self.options, role)

@@ -197,15 +197,16 @@ def block_graph(layer: BlockLayer) -> Info:
 
     nodes: list[Info] = []
     edges: list[Info] = []
-    seen_jobs: dict[object, int] = {}
+    jobs: dict[Any, None] = {}
     for root in [*state.roots, *(each for each in layer.visible_backends() if each not in state.roots)]:
         job = getattr(root, "job", None)
         if job is not None:
-            if job not in seen_jobs:
-                seen_jobs[job] = number(job)
-                nodes.append({"id": number(job), "type": "block-job", "name": job.id or ""})
+            jobs[job] = None
         else:
             nodes.append({"id": number(root), "type": "block-backend", "name": _root_name(root)})
+    # Also those that have ended and hold no node any more.
+    for job in {**jobs, **dict.fromkeys(layer.jobs.block_jobs())}:
+        nodes.append({"id": number(job), "type": "block-job", "name": job.id or ""})
     for node in state.nodes.values():
         nodes.append({"id": number(node), "type": "block-driver", "name": node.node_name})
     for (user, name), (perm, shared) in state.permissions.items():

@@ -99,7 +99,7 @@ def _prepare_child(
     if isinstance(wanted, dict):
         if current is None or not _follows(node, name):
             return  # there is no such child to have these options, see _check_unchanged
-        inherited = inherited_options(node, options, node.roles[name])
+        inherited = inherited_options(options, node.roles[name])
         merged = with_inherited(inherited, {"driver": current.driver, "node-name": current.node_name, **wanted})
         _prepare(layer, change, current, merged, undo, explicit=wanted)
         return
@@ -119,7 +119,7 @@ def _prepare_child(
     if child is current:
         if child.opened_by is node:
             # Referred to by name, and still this node's own: it follows.
-            inherited = inherited_options(node, options, node.roles[name])
+            inherited = inherited_options(options, node.roles[name])
             kept = {key: value for key, value in child.options.items() if key not in GENERIC_OPTIONS}
             kept.update(child.explicit_options)
             # Also those that only the header names, and what was put between them since.
@@ -172,8 +172,8 @@ def _take(node: BlockNode, options: Options, explicit: Options) -> None:
     node.take_options(options)
 
 
-def inherited_options(node: BlockNode, options: Options, role: int) -> Options:
-    """What a child of ``node`` with ``role`` takes from the node's ``options`` unless it sets its own."""
+def inherited_options(options: Options, role: int) -> Options:
+    """What a child with ``role`` takes from the ``options`` of its parent unless it sets its own."""
     inherited: Options = {}
     if "cache" in options:
         inherited["cache"] = options["cache"]

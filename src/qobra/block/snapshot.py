@@ -69,6 +69,8 @@ def _snapshot_source(layer: BlockLayer, device: str | None, node_name: str | Non
 def _append(layer: BlockLayer, old: BlockNode, overlay: BlockNode, holder: BlockBackend) -> Change:
     if overlay.perm & permissions.CONSISTENT_READ:
         raise QobraError("The overlay is already in use")
+    if overlay.is_filter:
+        raise QobraError("Filters cannot be used as overlays")
     # A job that only writes to it (a mirror to a target that gets its backing file at the end) is not in the way.
     if overlay.backing is not None:
         raise QobraError("The overlay already has a backing image")

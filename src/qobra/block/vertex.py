@@ -53,6 +53,8 @@ class Vertex:
     """Whether the driver can tell of a dirty image; what it shows unchanged of another is asked of that."""
     creatable: ClassVar[bool] = False
     """Has :meth:`create` for blockdev-create."""
+    can_compress: ClassVar[bool] = False
+    """Takes compressed writes, or a filter that is known to pass them on."""
 
     def __init__(self, layer: BlockLayer, node_name: str, options: Options) -> None:
         self.layer = layer
@@ -234,6 +236,9 @@ class Vertex:
         cache = options.get("cache") or {}
         self.cache_direct = bool(cache.get("direct", False))
         self.cache_no_flush = bool(cache.get("no-flush", False))
+
+    def check_options(self, options: Options) -> None:
+        """blockdev-reopen: raise QobraError for options that are wrong whatever the children are."""
 
     def take_options(self, options: Options) -> None:
         """blockdev-reopen: use the changeable options in ``options``, defaults for those that are not there.

@@ -83,23 +83,31 @@ class Own:
 class Program:
     """A program that takes ``--chardev`` and the monitor option given, on a passed socket."""
 
-    def __init__(self, directory: Path, command: Sequence[str], monitor: Sequence[str]) -> None:
+    def __init__(
+        self, directory: Path, command: Sequence[str], monitor: Sequence[str], errors: Path | None = None
+    ) -> None:
+        """``errors``: a file for what it says on its standard error."""
         self.directory = directory
         self._socket, theirs = socket.socketpair()
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
             chardev = f"socket,id=differential,fd={theirs.fileno()}"
-            self._process = subprocess.Popen(
-                [*command, "-chardev" if "-S" in command else "--chardev", chardev, *monitor],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=directory,
-            )
+            with open(errors or os.devnull, "wb") as told:
+                self._process = subprocess.Popen(
+                    [*command, "-chardev" if "-S" in command else "--chardev", chardev, *monitor],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=told,
+                    cwd=directory,
+                )
 
     def connect(self) -> socket.socket:
         return self._socket
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it has ended by itself; subprocess.TimeoutExpired if it takes longer."""
+        self._process.wait(seconds)
 
     def close(self) -> None:
         self._process.kill()
@@ -131,7 +139,7 @@ class Run:
         self.events: list[Message] = []
         self._seen = 0
         assert "QMP" in self._message()
-        self._request("qmp_capabilities", None)
+        self.request("qmp_capabilities", None)
 
     def __enter__(self) -> Run:
         return self
@@ -154,7 +162,7 @@ class Run:
 
         ``differs`` says why the answers are not the same; ``pick`` takes from what is returned what is to be compared.
         """
-        reply = self._request(command, arguments)
+        reply = self.request(command, arguments)
         if self._by_contract and "return" in reply:
             check_answer(command, reply["return"])
         if pick is not None and "return" in reply:
@@ -197,9 +205,10 @@ class Run:
 
     def finish(self) -> None:
         """Take in the events that are on their way."""
-        self._request("query-version", None)
+        self.request("query-version", None)
 
-    def _request(self, command: str, arguments: Message | None) -> Message:
+    def request(self, command: str, arguments: Message | None) -> Message:
+        """The whole reply to a command that is no step of the script."""
         request: Message = {"execute": command}
         if arguments is not None:
             request["arguments"] = arguments
@@ -227,19 +236,20 @@ class Run:
         names: dict[str, str] = {}
         directory = str(self._server.directory)
         replies = [comparable(step.reply, names, directory, step.command) for step in self.steps]
-        return replies, [comparable(event, names, directory) for event in _without_drains(self.events)]
+        return replies, [comparable(event, names, directory) for event in without_drains(self.events)]
 
 
-def _without_drains(events: list[Message]) -> list[Message]:
+def without_drains(events: list[Message]) -> list[Message]:
     """``events`` without the pairs that tell of a job that stood still for a moment while the graph changed."""
+    moments = {("paused", "running"), ("standby", "ready")}
     result: list[Message] = []
     for event in events:
         data = event.get("data", {})
         before = result[-1] if result else {}
         if (
             event["event"] == before.get("event") == "JOB_STATUS_CHANGE"
-            and before["data"] == {"id": data["id"], "status": "paused"}
-            and data["status"] == "running"
+            and before["data"]["id"] == data["id"]
+            and (before["data"]["status"], data["status"]) in moments
         ):
             result.pop()
         else:
@@ -314,7 +324,7 @@ def differences(script: Callable[[Run], None], servers: Sequence[Server]) -> lis
             known = f" (known to differ: {step.differs})" if step.differs else ""
             found.append(
                 f"step {step.number}: {step.command} {json.dumps(step.arguments)}{known}\n"
-                + _difference(reply, other, "  ")
+                + describe_difference(reply, other, "  ")
             )
     if events != other_events:
         found.append("events\n" + _sequence(events) + "\n  against\n" + _sequence(other_events))
@@ -387,19 +397,19 @@ def _sequence(events: list[Message]) -> str:
     return "\n".join(f"    {event['event']} {json.dumps(event.get('data', {}))}" for event in events)
 
 
-def _difference(value: Any, other: Any, indent: str, path: str = "") -> str:
+def describe_difference(value: Any, other: Any, indent: str, path: str = "") -> str:
     """Both values, cut down to where they differ."""
     if isinstance(value, dict) and isinstance(other, dict) and value.keys() & other.keys():
         parts = []
         for key in [*value, *(key for key in other if key not in value)]:
             if key not in value or key not in other or value[key] != other[key]:
-                parts.append(_difference(value.get(key, _NONE), other.get(key, _NONE), indent, f"{path}.{key}"))
+                parts.append(describe_difference(value.get(key, _NONE), other.get(key, _NONE), indent, f"{path}.{key}"))
         return "\n".join(parts) or f"{indent}the same"
     if isinstance(value, dict) and isinstance(other, dict) and "parent" in value and "child" in value:
         return f"{indent}{path}: {_text(value)}\n{indent}{' ' * len(path)}| {_text(other)}"
     if isinstance(value, list) and isinstance(other, list) and value and len(value) == len(other):
         return "\n".join(
-            _difference(one, two, indent, f"{path}[{index}]")
+            describe_difference(one, two, indent, f"{path}[{index}]")
             for index, (one, two) in enumerate(zip(value, other, strict=True))
             if one != two
         )

@@ -8,7 +8,7 @@ import threading
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, drivers
+from qobra.block.node import drivers
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
@@ -22,12 +22,10 @@ class CompressNode(FilterNode):
 
     def open(self, opening: Opening) -> None:
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
-        node: BlockNode | None = self.file
-        while node is not None and node.is_filter:
-            node = node.filtered
-        if node is None or type(node)._write_compressed is BlockNode._write_compressed:
-            name = node.driver if node is not None else "none"
-            raise QobraError(f"Compression is not supported for underlying format: {name}", errno=errno.ENOTSUP)
+        if not self.file.can_compress:
+            raise QobraError(
+                f"Compression is not supported for underlying format: {self.file.driver}", errno=errno.ENOTSUP
+            )
         self._lock = threading.Lock()
         self.child_resized("file")
         self.request_alignment = max(1, self.file.cluster_size())

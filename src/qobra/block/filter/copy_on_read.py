@@ -26,6 +26,7 @@ class CopyOnReadNode(FilterNode):
 
     driver = "copy-on-read"
     can_reopen = False
+    can_compress = True
     strong_options = ()
     by_job = False
     """Put in by a job, which does the copying: reads just pass."""
@@ -47,9 +48,7 @@ class CopyOnReadNode(FilterNode):
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         perm, shared = super().child_permissions(name, role, perm, shared)
-        if not self.read_only and not self.by_job:
-            perm |= permissions.WRITE_UNCHANGED
-        return perm, shared
+        return perm | permissions.WRITE_UNCHANGED, shared
 
     @property
     def base(self) -> BlockNode | None:

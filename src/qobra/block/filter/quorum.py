@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 
@@ -50,6 +51,8 @@ class QuorumNode(BlockNode):
         for reference in references:
             opening.attach(self.next_child_name(), permissions.ROLE_DATA | permissions.ROLE_FILTERED, reference)
             self.child_added()
+        if any(child.length != self.length for child in self.children.values()):
+            raise QobraError("Could not refresh total sector count: Input/output error", errno=errno.EIO)
 
     def child_options(self) -> Options:
         return {"children": [child.full_options for child in self.children.values()]}

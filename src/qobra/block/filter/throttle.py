@@ -19,14 +19,15 @@ class ThrottleNode(FilterNode):
     """Every read, write, zeroing and discard waits for its turn in the group; a drain lets all that wait go."""
 
     driver = "throttle"
+    can_compress = True
     strong_options = ("throttle-group",)
 
     def open(self, opening: Opening) -> None:
         name = opening.options.get("throttle-group")
         if name is None:
             raise QobraError("Please specify a throttle group")
-        self._join(self._find(name))
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
+        self._join(self._find(name))
         self.child_resized("file")
 
     def _find(self, name: str) -> Any:

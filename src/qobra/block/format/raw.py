@@ -42,14 +42,23 @@ class RawNode(BlockNode):
                 "         Specify the 'raw' format explicitly to remove the restrictions."
             )
 
+    def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
+        # It writes and resizes the file for its users only, also where it shows a window of it.
+        own = permissions.WRITE | permissions.RESIZE
+        asked, shared = super().child_permissions(name, role, perm, shared)
+        return asked & ~own | perm & own, shared
+
     changeable_options = frozenset({"offset", "size"})
 
+    def check_options(self, options: Options) -> None:
+        if options.get("size", 0) % 512:
+            raise QobraError("Specified size is not multiple of 512")
+
     def take_options(self, options: Options) -> None:
+        self.check_options(options)
         real = self.file.length
         offset: int = options.get("offset", 0)
         size: int | None = options.get("size")
-        if size is not None and size % 512:
-            raise QobraError("Specified size is not multiple of 512")
         if real < offset:
             raise QobraError(f"Offset ({offset}) cannot be greater than size of the containing file ({real})")
         if size is not None and real - offset < size:

@@ -401,8 +401,7 @@ def _check_bitmap(source: BlockNode, args: Options) -> tuple[str, DirtyBitmap | 
 
 
 def can_compress(node: BlockNode) -> bool:
-    """Whether ``node``, or what it shows, takes compressed writes."""
-    current: BlockNode | None = node
-    while current is not None and current.is_filter:
-        current = current.filtered
-    return current is not None and type(current)._write_compressed is not BlockNode._write_compressed
+    """Whether ``node``, and what it shows, takes compressed writes."""
+    while node.can_compress and node.filtered is not None:
+        node = node.filtered
+    return node.can_compress

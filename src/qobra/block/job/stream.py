@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
+from qobra.block.backend import BlockBackend
 from qobra.block.copy.chunk import CopyFailed
 from qobra.block.copy.engine import suggested_helpers
 from qobra.block.copy.ranges import allocated_above
@@ -52,6 +53,7 @@ class StreamJob(BlockJob):
         self._in_place = True
         self._ignored: QobraError | OSError | None = None
         self._target = filter_node.file
+        self._root: BlockBackend | None = None
         self._base = base
         self._above_base = above_base
         self._on_error = args.get("on-error", "report")
@@ -66,6 +68,8 @@ class StreamJob(BlockJob):
             auto_dismiss=args.get("auto-dismiss", True),
         )
         try:
+            self._root = BlockBackend(self.layer, perm=permissions.CONSISTENT_READ, shared=_SHARED | permissions.WRITE)
+            self._root.insert(filter_node)
             self.add_node("active node", self._target, 0, _SHARED | permissions.WRITE)
             for node in chain(next_below(self._target)):
                 if node is base:
@@ -127,6 +131,8 @@ class StreamJob(BlockJob):
     def _let_go(self, change: GraphChange) -> None:
         for edge in self._edges:
             change.set_root(edge, None)
+        if self._root is not None:
+            change.set_root(self._root, None)
 
     def change_graph(self, change: GraphChange) -> None:
         if self._in_place:

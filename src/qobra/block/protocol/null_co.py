@@ -58,9 +58,6 @@ class NullNode(BlockNode):
     def _flush(self) -> None:
         self._sleep()
 
-    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
-        raise QobraError("Image format driver does not support resize")
-
     def _sleep(self) -> None:
         if self._latency_ns:
             import time

@@ -1,0 +1,280 @@
+"""Play a script on a server, and say where two servers played it differently."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qobra.testing.differential import Program, Run, comparable, describe_difference, without_drains
+from qobra.testing.fuzz.script import Step
+
+PATIENCE = 1.0
+"""Seconds that a job may run before the script goes on without it."""
+LONGEST = 15.0
+"""Seconds that ours may take where the peer was done."""
+STABLE = ("ready", "standby", "pending", "concluded", "paused")
+NO_MATTER = frozenset({"wr_highest_offset", "busy"})
+
+
+class Gone(Exception):
+    """The server ended, or no longer answers."""
+
+
+class Player:
+    """A server with a connection to it, and what it told."""
+
+    def __init__(self, directory: Path, command: Sequence[str], monitor: Sequence[str]) -> None:
+        self.directory = directory
+        self._program = Program(directory, command, monitor, errors=directory / "stderr")
+        self._run = Run(self._program)
+        self._told = 0
+        self._slow: set[str] = set()
+
+    def close(self) -> None:
+        """End the server, first politely."""
+        try:
+            self.ask("quit", None)
+            self._program.wait(5)
+        except (Gone, subprocess.TimeoutExpired):
+            pass
+        self._program.close()
+
+    def ask(self, command: str, arguments: dict[str, Any] | None) -> Any:
+        """The reply to a command. Raise :class:`Gone`."""
+        try:
+            return self._run.request(command, arguments)
+        except (OSError, AssertionError, ValueError) as error:
+            raise Gone(f"{type(error).__name__}: {error}") from None
+
+    def query(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """What a command returns, None for an error."""
+        return self.ask(command, arguments).get("return")
+
+    def play(self, step: Step) -> Any:
+        """Carry a step out: what was answered."""
+        kind, *rest = json.loads(json.dumps(step).replace("DIR/", f"{self.directory}/"))
+        return self.ask(*rest) if kind == "qmp" else self._io(*rest)
+
+    def settle(self, slow: set[str] | None) -> list[str]:
+        """Wait for jobs to be at rest, but for ``slow`` ones, and return those that are not; None: find out which."""
+        deadline = time.monotonic() + (PATIENCE if slow is None else LONGEST)
+        before: Any = None
+        while True:
+            jobs = {job["id"]: job["status"] for job in self.query("query-jobs") or []}
+            moving = [
+                job for job, status in jobs.items() if status not in STABLE and job not in self._slow | (slow or set())
+            ]
+            if not moving and (not jobs or before == jobs):
+                return sorted(self._slow & jobs.keys())
+            if time.monotonic() > deadline:
+                self._slow |= set(moving)
+                return sorted(self._slow & jobs.keys())
+            before = jobs
+            if jobs:
+                time.sleep(0.004)
+
+    def events(self) -> list[Any]:
+        """The events since the last time."""
+        new = self._run.events[self._told :]
+        self._told = len(self._run.events)
+        return new
+
+    def _io(self, node: str, command: str) -> Any:
+        raise NotImplementedError
+
+
+class StoragePlayer(Player):
+    """A storage daemon, written to over NBD."""
+
+    def _io(self, node: str, command: str) -> Any:
+        name = {"type": "nbd", "id": "io", "node-name": node, "name": "io"}
+        added = self.ask("block-export-add", {**name, "writable": not command.startswith("read")})
+        if "error" in added:
+            return added
+        uri = f"nbd+unix:///io?socket={self.directory}/nbd"
+        try:
+            done = subprocess.run(
+                ["qemu-io", "-f", "raw", "-c", command, uri], capture_output=True, text=True, timeout=LONGEST
+            )
+            told = re.sub(r"[\d.:]+ sec.*|, \d+ ops.*", "", done.stdout + done.stderr)
+        except subprocess.TimeoutExpired:
+            told = "no answer"
+        deleted = self.ask("block-export-del", {"id": "io", "mode": "hard"})
+        deadline = time.monotonic() + LONGEST
+        while any(each["id"] == "io" for each in self.query("query-block-exports")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return [told, deleted]
+
+
+class SystemPlayer(Player):
+    """A system emulator, written to with its own qemu-io."""
+
+    def _io(self, node: str, command: str) -> Any:
+        answer = self.ask("human-monitor-command", {"command-line": f'qemu-io {node} "{command}"'})
+        if isinstance(text := answer.get("return"), str):
+            answer["return"] = re.sub(r"[\d.:]+ sec.*|, \d+ ops.*", "", text)
+        return answer
+
+
+Opened = Callable[[Path], Player]
+OUR_DAEMON = [sys.executable, "-c", "import sys; from qobra.cli.storage_daemon import main; sys.exit(main())"]
+OUR_SYSTEM = [sys.executable, "-c", "import sys, qobra.cli.system as s; sys.exit(s.main_x86_64())"]
+COMMON = ["-nodefaults", "-display", "none", "-S"]
+
+
+def storage(directory: Path, ours: bool) -> Player:
+    """A storage daemon."""
+    command = OUR_DAEMON if ours else ["qemu-storage-daemon"]
+    return StoragePlayer(directory, command, ["--monitor", "chardev=differential"])
+
+
+def system(directory: Path, ours: bool, options: Sequence[str]) -> Player:
+    """A system emulator with these options."""
+    command = OUR_SYSTEM if ours else ["qemu-system-x86_64"]
+    return SystemPlayer(directory, [*command, *COMMON, *options], ["-mon", "chardev=differential,mode=control"])
+
+
+def make_images(directory: Path) -> None:
+    """The images that scripts use, in a new directory."""
+    directory.mkdir(parents=True)
+
+    def run(*command: str) -> None:
+        subprocess.run(command, cwd=directory, check=True, capture_output=True)
+
+    run("qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "1M")
+    run("qemu-io", "-c", "write -P 1 0 512k", "base.qcow2")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "mid.qcow2")
+    run("qemu-io", "-c", "write -P 2 256k 512k", "mid.qcow2")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "mid.qcow2", "-F", "qcow2", "top.qcow2")
+    run("qemu-io", "-c", "write -P 3 64k 128k", "top.qcow2")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "empty.qcow2", "1M")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k,lazy_refcounts=on", "big.qcow2", "3M")
+    run("qemu-io", "-c", "write -P 4 1M 1M", "big.qcow2")
+    run("qemu-img", "create", "-q", "-f", "qcow2", "full.qcow2", "1M")
+    run("qemu-io", "-c", "write -P 5 0 256k", "full.qcow2")
+    run("qemu-img", "snapshot", "-c", "s0", "full.qcow2")
+    run("qemu-img", "bitmap", "--add", "full.qcow2", "b0")
+    (directory / "a.raw").write_bytes(b"\1" * (1 << 19) + bytes(1 << 19))
+    (directory / "b.raw").write_bytes(bytes(1 << 20))
+    (directory / "odd.raw").write_bytes(b"\2" * 100_000)
+
+
+def copy_images(source: Path, directory: Path) -> None:
+    """Images for one server."""
+    shutil.copytree(source, directory)
+
+
+def told(answer: Any, events: list[Any], names: dict[str, str], directory: Path, command: str) -> list[Any]:
+    """Answer and events in comparable form."""
+    place = str(directory)
+    if command == "x-debug-query-block-graph":
+        answer = json.loads(re.sub(r"#block\d+", "#auto", json.dumps(answer)))
+    return [
+        without(comparable(answer, names, place, command)),
+        [without(comparable(event, names, place)) for event in without_drains(events)],
+    ]
+
+
+def without(value: Any) -> Any:
+    """``value`` without what is not compared."""
+    if isinstance(value, dict):
+        if value.get("status") == "running":
+            value = {key: each for key, each in value.items() if key not in ("offset", "current-progress")}
+        return {key: without(each) for key, each in value.items() if key not in NO_MATTER}
+    if isinstance(value, list):
+        return [without(each) for each in value]
+    return value
+
+
+def difference(ours: list[Any], theirs: list[Any]) -> str:
+    """What differs between two things told, "" for nothing."""
+    found = []
+    if ours[0] != theirs[0]:
+        found.append(describe_difference(ours[0], theirs[0], "  "))
+    if ours[1] != theirs[1]:
+        for name, events in (("ours", ours[1]), ("theirs", theirs[1])):
+            lines = [f"    {event['event']} {json.dumps(event.get('data', {}))}" for event in events]
+            found.append("\n".join([f"  events, {name}", *lines]))
+    return "\n".join(found)
+
+
+def compare_images(ours: Path, theirs: Path, template: Path) -> list[str]:
+    """What differs between the images that both sides leave."""
+    found = []
+    for path in sorted(theirs.iterdir()):
+        own = ours / path.name
+        if path.name in ("stderr", "nbd", "nbd2") or not path.is_file():
+            continue
+        if not own.exists():
+            found.append(f"{path.name} is missing")
+            continue
+        data, other = own.read_bytes(), path.read_bytes()
+        if data == other:
+            continue
+        if not path.stat().st_size or not own.stat().st_size:
+            found.append(f"{path.name}: {len(data)} against {len(other)} bytes")
+            continue
+        formats = ["qcow2" if each[:4] == b"QFI\xfb" else "raw" for each in (data, other)]
+        if formats[0] != formats[1]:
+            found.append(f"{path.name}: {formats[0]} against {formats[1]}")
+            continue
+        if formats[0] == "raw":
+            found.append(f"{path.name}: other bytes, {len(data)} against {len(other)}")
+            continue
+        facts = [image_facts(each) for each in (own, path)]
+        if facts[0] != facts[1]:
+            found.append(f"{path.name}: {facts[0]} against {facts[1]}")
+            continue
+        done = subprocess.run(["qemu-img", "compare", "-U", str(own), str(path)], capture_output=True, text=True)
+        if done.returncode:
+            same = subprocess.run(["qemu-img", "compare", "-U", str(path), str(path)], capture_output=True, text=True)
+            if not same.returncode:
+                found.append(f"{path.name}: {(done.stdout + done.stderr).strip()}")
+    found += [f"{path.name} is left over" for path in sorted(ours.iterdir()) if not (theirs / path.name).exists()]
+    return found
+
+
+def image_facts(path: Path) -> Any:
+    """What qemu-img says of an image."""
+    facts: dict[str, Any] = {}
+    done = subprocess.run(["qemu-img", "check", "-U", "--output=json", path], capture_output=True, text=True)
+    if done.returncode:
+        facts["check"] = [done.returncode, done.stderr[-200:].replace(str(path.parent), "DIR")]
+    done = subprocess.run(["qemu-img", "info", "-U", "--output=json", path], capture_output=True, text=True)
+    if done.returncode:
+        facts["info"] = done.stderr.replace(str(path.parent), "DIR")
+    else:
+        info = json.loads(done.stdout)
+        for snapshot in info.get("snapshots", []):
+            for key in ("date-sec", "date-nsec", "vm-clock-sec", "vm-clock-nsec"):
+                snapshot.pop(key, None)
+        for key in ("actual-size", "filename", "children"):
+            info.pop(key, None)
+        facts["info"] = json.loads(json.dumps(info).replace(str(path.parent), "DIR"))
+    return facts
+
+
+def _machine(options: Sequence[str]) -> Callable[[Path, bool], Player]:
+    return lambda directory, ours: system(directory, ours, options)
+
+
+_DRIVES = [
+    "-drive", "if=none,id=d0,file=base.qcow2,format=qcow2,node-name=n0", "-device", "virtio-blk-pci,drive=d0,id=dev0",
+    "-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-cd,id=cd0",
+    "-drive", "if=none,id=d1,file=odd.raw,format=raw,read-only=on", "-device", "ide-cd,drive=d1,id=cd1",
+    "-device", "isa-fdc", "-device", "floppy,id=fl0",
+]  # fmt: skip
+
+SERVERS: dict[str, tuple[Callable[[Path, bool], Player], list[str]]] = {
+    "storage": (storage, []),
+    "none": (_machine(["-machine", "none"]), []),
+    "pc": (_machine(["-machine", "pc", *_DRIVES]), ["d0", "d1", "dev0", "cd0", "cd1", "fl0"]),
+}
+"""Servers by name: how to start one in a directory, and the names of its devices."""

@@ -1,0 +1,183 @@
+"""One script on both sides, drawn or given, and the shortest that still shows a difference."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qobra.testing.fuzz import play
+from qobra.testing.fuzz.play import Gone, Player
+from qobra.testing.fuzz.script import LAST, Author, Step
+from qobra.testing.fuzz.world import World
+
+Start = Callable[[Path, bool], Player]
+"""Starts a server in a directory; True for ours."""
+
+
+class Difference:
+    """Where a script was played differently first: ``step`` is its number, or -1 for what was left at the end."""
+
+    def __init__(self, step: int, command: str, text: str) -> None:
+        self.step = step
+        self.command = command
+        self.text = text
+
+    @property
+    def kind(self) -> str:
+        """What is the same of two differences that are likely the same one."""
+        text = re.sub(r"'[^']*'|\"[^\"]*\"|#auto\d+", "'X'", self.text)
+        return f"{self.command}: " + re.sub(r"\b[nbjes]\d\b|\d+", "N", text)
+
+
+class Trial:
+    """Plays scripts in ``directory``, with images copied from ``images``."""
+
+    def __init__(self, directory: Path, images: Path, start: Start, devices: list[str]) -> None:
+        self._directory = directory
+        self._images = images
+        self._start = start
+        self._devices = devices
+        self.played = 0
+
+    def draw(self, seed: int, length: int) -> tuple[list[Step], Difference | None]:
+        """A script from a seed, which the peer plays while it is drawn, and how ours differs."""
+        chance = random.Random(seed)
+        player = self._open(ours=False)
+        steps: list[Step] = []
+        theirs: list[Any] = []
+        slow: list[list[str]] = []
+        try:
+            commands = frozenset(each["name"] for each in player.query("query-commands"))
+            world = World(chance, commands, self._devices)
+            author = Author(world)
+            waiting = author.first()
+            while len(steps) < length:
+                step = waiting.pop(0) if waiting else author.next()
+                answer, quiet = self._step(player, step, None)
+                steps.append(step)
+                theirs.append(answer)
+                slow.append(quiet)
+                if step[1] == "blockdev-add" and "return" in answer[0]:
+                    world.added_by(step[2])
+                world.look(player.query)
+            for step in LAST:
+                answer, quiet = self._step(player, step, None)
+                steps.append(step)
+                theirs.append(answer)
+                slow.append(quiet)
+        except Gone:
+            pass
+        finally:
+            player.close()
+        return steps[: len(theirs)], self._against(steps[: len(theirs)], theirs, slow)
+
+    def compare(self, steps: list[Step]) -> Difference | None:
+        """How ours differs in a script."""
+        player = self._open(ours=False)
+        theirs: list[Any] = []
+        slow: list[list[str]] = []
+        try:
+            for step in steps:
+                answer, quiet = self._step(player, step, None)
+                theirs.append(answer)
+                slow.append(quiet)
+        except Gone:
+            pass
+        finally:
+            player.close()
+        return self._against(steps[: len(theirs)], theirs, slow)
+
+    def shrink(self, steps: list[Step], found: Difference) -> tuple[list[Step], Difference]:
+        """A short script that still shows the difference, and how."""
+        if found.step >= 0:
+            steps = steps[: found.step + 1]
+
+        def shows(candidate: list[Step]) -> Difference | None:
+            other = self.compare(candidate)
+            return other if other is not None and other.kind == found.kind else None
+
+        size = max(len(steps) // 2, 1)
+        while True:
+            at = 0
+            while at < len(steps):
+                candidate = steps[:at] + steps[at + size :]
+                if candidate and (other := shows(candidate)):
+                    steps, found = candidate, other
+                else:
+                    at += size
+            if size == 1:
+                break
+            size = max(size // 2, 1)
+        for number, step in enumerate(steps):
+            if step[0] != "qmp" or not step[2]:
+                continue
+            for path in _paths(step[2]):
+                candidate = copy.deepcopy(steps)
+                if _without(candidate[number][2], path) and (other := shows(candidate)):
+                    steps, found = candidate, other
+        return steps, found
+
+    def _against(self, steps: list[Step], theirs: list[Any], slow: list[list[str]]) -> Difference | None:
+        player = self._open(ours=True)
+        names: dict[str, str] = {}
+        other_names: dict[str, str] = {}
+        number = -1
+        try:
+            for number, step in enumerate(steps):
+                (answer, events), _ = self._step(player, step, set(slow[number]))
+                ours = play.told(answer, events, names, player.directory, step[1])
+                expected = play.told(
+                    theirs[number][0], theirs[number][1], other_names, self._directory / "theirs", step[1]
+                )
+                if text := play.difference(ours, expected):
+                    return Difference(number, str(step[1] if step[0] == "qmp" else "io"), text)
+        except Gone as gone:
+            return Difference(number, str(steps[number][1]), f"  {gone}")
+        finally:
+            player.close()
+            told = (player.directory / "stderr").read_text(errors="replace")
+        if "Traceback" in told or "Error" in told:
+            return Difference(-1, "stderr", told[-2000:])
+        if any(slow) or not steps:
+            return None
+        if left := play.compare_images(player.directory, self._directory / "theirs", self._images):
+            return Difference(-1, "images", "\n".join("  " + each for each in left))
+        return None
+
+    def _open(self, *, ours: bool) -> Player:
+        directory = self._directory / ("ours" if ours else "theirs")
+        shutil.rmtree(directory, ignore_errors=True)
+        play.copy_images(self._images, directory)
+        self.played += 1
+        return self._start(directory, ours)
+
+    def _step(self, player: Player, step: Step, slow: set[str] | None) -> tuple[list[Any], list[str]]:
+        answer = player.play(step)
+        quiet = player.settle(slow)
+        return [answer, player.events()], quiet
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, each in pairs for found in [(*path, key), *_paths(each, (*path, key))]]
+
+
+def _without(value: Any, path: tuple[Any, ...]) -> bool:
+    """Delete what is at ``path``; False if that is no longer there."""
+    for key in path[:-1]:
+        if not _has(value, key):
+            return False
+        value = value[key]
+    if not _has(value, path[-1]):
+        return False
+    del value[path[-1]]
+    return True
+
+
+def _has(value: Any, key: Any) -> bool:
+    return key < len(value) if isinstance(value, list) else isinstance(value, dict) and key in value

@@ -1,0 +1,102 @@
+"""What a script has made so far, as the server that it is drawn against tells it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+NODE_NAMES = [f"n{number}" for number in range(8)]
+JOB_NAMES = ["j0", "j1", "j2", "j3"]
+BITMAP_NAMES = ["b0", "b1", "b2"]
+EXPORT_NAMES = ["e0", "e1", "e2"]
+GROUP_NAMES = ["tg0", "tg1"]
+SNAPSHOT_NAMES = ["s0", "s1", "s2"]
+IMAGES = ["base.qcow2", "mid.qcow2", "top.qcow2", "empty.qcow2", "big.qcow2", "full.qcow2"]
+"""qcow2 images; ``mid`` is on ``base``, ``top`` on ``mid``; ``full`` has a snapshot ``s0`` and a bitmap ``b0``."""
+FLAT = ["a.raw", "b.raw", "odd.raw"]
+NEW_FILES = ["new0", "new1", "new2"]
+
+Query = Any
+"""A function of a command and its arguments that returns what the command does."""
+
+
+class World:
+    """Names by kind; ``nodes`` are those with a name that was given."""
+
+    def __init__(self, chance: random.Random, commands: frozenset[str], devices: Sequence[str] = ()) -> None:
+        self.chance = chance
+        self.commands = commands
+        self.devices = list(devices)
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.added: dict[str, dict[str, Any]] = {}
+        self.bitmaps: list[tuple[str, str]] = []
+        self.jobs: dict[str, str] = {}
+        self.exports: list[str] = []
+        self.tops: list[str] = []
+        """Nodes that no other node uses."""
+
+    def look(self, query: Query) -> None:
+        """Take in how things are."""
+        found = query("query-named-block-nodes", {"flat": True}) or []
+        self.nodes = {node["node-name"]: node for node in found if not node["node-name"].startswith("#")}
+        self.bitmaps = [
+            (name, bitmap["name"])
+            for name, node in self.nodes.items()
+            for bitmap in node.get("dirty-bitmaps", [])
+            if "name" in bitmap
+        ]
+        self.jobs = {job["id"]: job["status"] for job in query("query-jobs", None) or []}
+        graph = query("x-debug-query-block-graph", None) or {"nodes": [], "edges": []}
+        names = {node["id"]: node["name"] for node in graph["nodes"] if node["type"] == "block-driver"}
+        used = {names.get(edge["child"]) for edge in graph["edges"] if edge["parent"] in names}
+        self.tops = [name for name in self.nodes if name not in used]
+        self.exports = [export["id"] for export in query("query-block-exports", None) or []]
+
+    def added_by(self, arguments: dict[str, Any]) -> None:
+        """A blockdev-add was carried out: remember its options, for blockdev-reopen."""
+        if isinstance(name := arguments.get("node-name"), str):
+            self.added[name] = arguments
+
+    def node(self) -> str:
+        """A node's name, mostly of one that is there."""
+        return self._one_of(self.nodes, NODE_NAMES)
+
+    def top(self) -> str:
+        """A node that no other node uses: those above a node that is resized keep their size in QEMU."""
+        return self.chance.choice(self.tops) if self.tops else "nope"
+
+    def free_node(self) -> str:
+        """A name for a new node, mostly one that is free."""
+        return self._one_of([name for name in NODE_NAMES if name not in self.nodes], NODE_NAMES)
+
+    def node_of(self, drivers: Sequence[str]) -> str:
+        """A node of one of these drivers, mostly."""
+        return self._one_of([name for name, node in self.nodes.items() if node["drv"] in drivers], NODE_NAMES)
+
+    def root(self) -> str:
+        """A device or a node: what a job takes as its ``device``."""
+        if self.devices and self.chance.random() < 0.4:
+            return self.chance.choice(self.devices)
+        return self.node()
+
+    def job(self) -> str:
+        return self._one_of(self.jobs, JOB_NAMES)
+
+    def free_job(self) -> str:
+        return self._one_of([name for name in JOB_NAMES if name not in self.jobs], JOB_NAMES)
+
+    def export(self) -> str:
+        return self._one_of(self.exports, EXPORT_NAMES)
+
+    def bitmap(self) -> tuple[str, str]:
+        """A node and the name of a bitmap of its."""
+        if self.bitmaps and self.chance.random() < 0.9:
+            return self.chance.choice(self.bitmaps)
+        return self.node(), self.chance.choice(BITMAP_NAMES)
+
+    def _one_of(self, likely: Any, otherwise: Sequence[str]) -> str:
+        names = list(likely)
+        if names and self.chance.random() < 0.95:
+            return str(self.chance.choice(names))
+        return self.chance.choice(otherwise)

@@ -1,0 +1,94 @@
+"""What random scripts (``python -m qobra.testing.fuzz``) found to be answered differently once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.testing.differential import Run, against_storage_daemon
+
+MIB = 1 << 20
+
+
+def disk(q: Run, name: str, **options: Any) -> None:
+    """A qcow2 node ``name`` on an image of that name."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", name, "1M")
+    q.add("qcow2", node_name=name, file=q.file(name), **options)
+
+
+@against_storage_daemon
+def test_order_of_opening(q: Run) -> None:
+    """The file comes first, then the name, then what the driver wants."""
+    q.add("raw", node_name="a", file={"driver": "null-co", "node-name": "a"})
+    q.add("quorum", vote_threshold=1, node_name="a", children=[{"driver": "null-co", "node-name": "a"}])
+    q.add("quorum", vote_threshold=1, node_name="a", children=[{"driver": "null-co", "node-name": "b"}, "b"])
+    q.add("quorum", vote_threshold=9, node_name="a", children=["x"])
+    q.add("quorum", vote_threshold=1, node_name="d", children=[{"driver": "null-co", "node-name": "e"}] * 2)
+    q.add("file", node_name="9x", filename="nope")
+    q.add("file", node_name="a", filename="nope")
+    q.add("raw", node_name="a", file={"driver": "file", "filename": "nope"})
+    q.add("preallocate", node_name="a", file="b", prealloc_align=1)
+    q.add("null-co", node_name="0bad", size=-1)
+    q.add("throttle", node_name="t", throttle_group="nope", file="nope")
+    q.add("throttle", node_name="t", throttle_group="nope", file="b")
+    q("query-named-block-nodes")
+
+
+@against_storage_daemon
+def test_filters_and_formats(q: Run) -> None:
+    q.do("object-add", qom_type="throttle-group", id="tg")
+    q.add("null-co", node_name="n", size=MIB)
+    q.add("null-co", node_name="small", size=65536)
+    q.add("quorum", vote_threshold=1, node_name="q", children=["n", "small"])
+    q.add("compress", node_name="c", file={"driver": "throttle", "throttle-group": "tg", "file": "n"})
+    q.add("compress", node_name="c2", file={"driver": "blkdebug", "image": "n"})
+    q.add("compress", node_name="c3", file={"driver": "compress", "file": "c"})
+    q.add("copy-on-read", node_name="cor", file={"driver": "null-co", "read-only": True})
+    q.add("copy-on-read", node_name="cor", read_only=True, file="n")
+    q.do("blockdev-snapshot", node="n", overlay="c")
+    disk(q, "top", backing="n")
+    q.add("blkdebug", node_name="dbg", image="top")
+    q.do("change-backing-file", device="dbg", image_node_name="dbg", backing_file="x")
+    q.add("raw", node_name="r", file="small", size=512)
+    q.do("blockdev-reopen", options=[{"driver": "raw", "node-name": "r", "file": "nope", "size": 1000}])
+
+
+@against_storage_daemon
+def test_permissions(q: Run) -> None:
+    """A window onto a file does not resize it; a stream holds its filter."""
+    q.tool("qemu-img", "create", "-q", "flat", "1M")
+    q.add("file", node_name="flat", filename=q.path("flat"))
+    q.add("raw", node_name="r1", file="flat", size=512)
+    q.add("raw", node_name="r2", file="flat", size=MIB)
+    q.add("null-co", node_name="n", size=MIB)
+    q.do("blockdev-mirror", job_id="j", device="n", target="r2", sync="full", auto_dismiss=False)
+    q.wait("BLOCK_JOB_READY")
+    q("x-debug-query-block-graph")
+    q.do("block-job-cancel", device="j")
+    q.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    disk(q, "top", backing="n")
+    q.do("block-stream", job_id="s", device="top", auto_finalize=False, filter_node_name="f")
+    q.wait("JOB_STATUS_CHANGE", id="s", status="pending")
+    q("x-debug-query-block-graph")
+    q.do("blockdev-del", node_name="f")
+    q.do("job-finalize", id="s")
+    q.wait("JOB_STATUS_CHANGE", id="s", status="null")
+
+
+@against_storage_daemon
+def test_bitmaps(q: Run) -> None:
+    q.add("null-co", node_name="n", size=MIB)
+    q.do("block-dirty-bitmap-add", node="n", name="b")
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "kept", "1M")
+    q.tool("qemu-img", "bitmap", "--add", "kept", "b")
+    q.add("qcow2", node_name="kept", read_only=True, file=q.file("kept"))
+    q.do("block-dirty-bitmap-merge", node="kept", target="b", bitmaps=["nope"])
+    q.do("block-dirty-bitmap-merge", node="kept", target="b", bitmaps=[{"node": "n", "name": "b"}])
+
+
+@against_storage_daemon
+def test_job_errors(q: Run) -> None:
+    """What a job fails with is told by the number of the error."""
+    q.add("null-co", node_name="short", size=1000)
+    disk(q, "top", backing="short")
+    q.do("block-commit", job_id="j", device="top")
+    q.wait("JOB_STATUS_CHANGE", id="j", status="null")
