@@ -31,12 +31,4 @@ def find_device_class(tree: ObjectTree, name: str) -> type[Device] | None:
     found = tree.find_type(name)
     if found is None and name in ALIASES:
         found = tree.find_type(ALIASES[name])
-    if found is None or not issubclass(found, Device):
-        return None
-    return found if is_of(found, tree) else None
-
-
-def is_of(cls: type[Object], tree: ObjectTree) -> bool:
-    """Whether the program of this machine's architecture has the type."""
-    architectures: frozenset[str] | None = getattr(cls, "architectures", None)
-    return architectures is None or bool(architectures & tree.machine.capabilities)
+    return found if found is not None and issubclass(found, Device) else None

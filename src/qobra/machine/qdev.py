@@ -35,8 +35,6 @@ class Device(Object):
     description: str | None = None
     category: str | None = None
     """Under what ``-device help`` lists it."""
-    architectures: frozenset[str] | None = None
-    """The architectures whose programs have the device; None: all."""
 
     realized_property = Bool(
         name="realized",

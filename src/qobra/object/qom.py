@@ -29,6 +29,8 @@ class Object:
     abstract = True
     user_creatable = False
     interfaces: tuple[str, ...] = ()
+    architectures: frozenset[str] | None = None
+    """The architectures whose programs have the type; None: all."""
 
     qom_type = String(name="type", get=lambda self: self.type_name, writable=False)
 

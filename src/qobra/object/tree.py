@@ -80,7 +80,9 @@ class ObjectTree:
         if found is None:
             # A look into each package costs; what was found once stays.
             candidates = (types.find(type_name) for types in self.registries)
-            found = next((each for each in candidates if each is not None), None) or self.all_types().get(type_name)
+            found = next((each for each in candidates if each is not None), None)
+            if found is None or not self._has(found):
+                found = self.all_types().get(type_name)
             if found is not None:
                 self._found[type_name] = found
         return found
@@ -90,9 +92,13 @@ class ObjectTree:
         found: dict[str, type[Object]] = {"object": Object, "container": Container}
         for types in self.registries:
             for cls in types.load_all().values():
-                for base in cls.lineage():
-                    found[base.type_name] = base
+                if self._has(cls):
+                    found.update((base.type_name, base) for base in cls.lineage())
         return found
+
+    def _has(self, cls: type[Object]) -> bool:
+        # The type may be one of other architectures than this machine's.
+        return not cls.architectures or bool(cls.architectures & self.machine.capabilities)
 
     # -- paths
 

@@ -49,6 +49,7 @@ class Floppy(BlockFrontEnd):
     """A drive. ``track`` and ``head`` are where it stands, ``changed`` what its disk change line says."""
 
     type_name = "floppy"
+    architectures = frozenset(("x86_64",))
     bus_type = "floppy-bus"
     description = "virtual floppy drive"
     is_removable = True

@@ -19,6 +19,7 @@ class GoldfishRtc(SysBusDevice):
     """Reading the low half of the time latches the high half."""
 
     type_name = "goldfish_rtc"
+    architectures = frozenset(("riscv64",))
 
     big_endian = Bool(False)
     base = 0

@@ -24,6 +24,7 @@ class I440FxHost(SysBusDevice):
     """The host bridge with the root bus ``pci.0``."""
 
     type_name = "i440FX-pcihost"
+    architectures = frozenset(("x86_64",))
 
     pci_hole64_size = Size(1 << 31)
 
@@ -45,6 +46,7 @@ class I440Fx(PciDevice):
     """The memory controller: the PAM registers decide what shows between 640 KiB and 1 MiB."""
 
     type_name = "i440FX"
+    architectures = frozenset(("x86_64",))
     pluggable = False
     hotpluggable_class = False
     vendor_id = regs.INTEL
@@ -79,6 +81,7 @@ class Piix3(PciDevice):
     """The ISA bridge: routes the four PCI lines to ISA lines, and has the reset register at port 0xcf9."""
 
     type_name = "PIIX3"
+    architectures = frozenset(("x86_64",))
     pluggable = False
     hotpluggable_class = False
     vendor_id = regs.INTEL

@@ -28,6 +28,7 @@ class Ich9Lpc(PciDevice):
     """Function 1f.0. The eight PCI lines go to ISA lines as routed, and to lines 16 to 23 of the I/O APIC."""
 
     type_name = "ICH9-LPC"
+    architectures = frozenset(("x86_64",))
     pluggable = False
     hotpluggable_class = False
     vendor_id = regs.INTEL

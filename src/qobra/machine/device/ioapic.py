@@ -20,6 +20,7 @@ class IoApic(SysBusDevice):
     """Redirects each input as its entry says; a message is a store to the CPUs' window of memory."""
 
     type_name = "ioapic"
+    architectures = frozenset(("x86_64",))
 
     version = Int(0x20, type="uint32")
 

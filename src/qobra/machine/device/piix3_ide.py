@@ -33,6 +33,7 @@ class Piix3Ide(PciIde):
     """Function 1 of the PIIX3."""
 
     type_name = "piix3-ide"
+    architectures = frozenset(("x86_64",))
     pluggable = False
     hotpluggable_class = False
     vendor_id = regs.INTEL

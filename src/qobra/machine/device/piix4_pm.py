@@ -24,6 +24,7 @@ class Piix4Pm(PciDevice):
     """ACPI registers where the firmware puts them; hot-plug registers at 0xae00, events at 0xafe0."""
 
     type_name = "PIIX4_PM"
+    architectures = frozenset(("x86_64",))
     pluggable = False
     hotpluggable_class = False
     vendor_id = regs.INTEL

@@ -34,6 +34,7 @@ class Q35Host(SysBusDevice):
     """The host bridge with the root bus ``pcie.0``."""
 
     type_name = "q35-pcihost"
+    architectures = frozenset(("x86_64",))
 
     pci_hole64_size = Size(1 << 35)
 
@@ -55,6 +56,7 @@ class Mch(PciDevice):
     """The memory controller: PAM registers, the memory of system management mode, the base of configuration space."""
 
     type_name = "mch"
+    architectures = frozenset(("x86_64",))
     pluggable = False
     hotpluggable_class = False
     vendor_id = regs.INTEL

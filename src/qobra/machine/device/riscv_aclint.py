@@ -21,6 +21,7 @@ class AclintSwi(SysBusDevice):
     """Software interrupts: a word for each hart, whose lowest bit is the line."""
 
     type_name = "riscv.aclint.swi"
+    architectures = frozenset(("riscv64",))
 
     hartid_base = Int(0, type="uint32")
     num_harts = Int(1, type="uint32")
@@ -59,6 +60,7 @@ class AclintTimer(SysBusDevice):
     """The machine timer: one counter for all, a comparator for each hart."""
 
     type_name = "riscv.aclint.mtimer"
+    architectures = frozenset(("riscv64",))
 
     hartid_base = Int(0, type="uint32")
     num_harts = Int(1, type="uint32")

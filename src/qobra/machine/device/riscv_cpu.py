@@ -11,6 +11,7 @@ class RiscvCpu(Cpu):
     """A hart. The interrupt controllers drive its inputs (bits of mip: 3 software, 7 timer, 9 and 11 external)."""
 
     type_name = "riscv-cpu"
+    architectures = frozenset(("riscv64",))
     abstract = True
     architecture = "riscv64"
     legacy_architecture = "riscv"

@@ -22,6 +22,7 @@ class Plic(SysBusDevice):
     """
 
     type_name = "riscv.sifive.plic"
+    architectures = frozenset(("riscv64",))
 
     hart_config = String(type="str")
     num_sources = Int(0, type="uint32")

@@ -15,6 +15,7 @@ class SifiveTest(SysBusDevice):
     """A write of a code ends the machine: passed, failed (with a status above it), or reset."""
 
     type_name = "riscv.sifive.test"
+    architectures = frozenset(("riscv64",))
     base = 0
 
     vmstate = VmState()

@@ -9,13 +9,14 @@ from qobra.machine.cpu_features import ALIASES, add_features
 from qobra.machine.devices import registry
 from qobra.machine.irq import Line
 from qobra.machine.vmstate import VmState
-from qobra.object.property import Int, String
+from qobra.object.property import Bool, Int, String
 
 
 class X86Cpu(Cpu):
     """A CPU of a PC. Its interrupt input is there for the controllers to drive."""
 
     type_name = "x86_64-cpu"
+    architectures = frozenset(("x86_64",))
     abstract = True
     architecture = "x86_64"
     legacy_architecture = "x86"
@@ -25,6 +26,8 @@ class X86Cpu(Cpu):
     static = False
     """Whether it is the same always, whatever runs it."""
     migration_safe = True
+    alias_of: str | None = None
+    """The model by version that this is another name of, on boards that know of versions."""
 
     apic_id = Int(0xFFFFFFFF, type="uint32", name="apic-id")
     thread_number = Int(-1, type="int32", name="thread-id")
@@ -39,6 +42,11 @@ class X86Cpu(Cpu):
     model_id = String(name="model-id")
     min_level = Int(0, type="uint32")
     min_xlevel = Int(0, type="uint32")
+
+    # Whether features are told of, refused or given all the same that the processor below cannot have. There is none.
+    check = Bool(True)
+    enforce = Bool(False)
+    force_features = Bool(False, name="x-force-features")
 
     vmstate = VmState()
 
@@ -83,6 +91,7 @@ class Qemu64Cpu(X86Cpu):
     """What every x86-64 guest can count on."""
 
     type_name = "qemu64-x86_64-cpu"
+    alias_of = "qemu64-v1"
     features = frozenset(_COMMON.split())
 
     family = Int(15)
@@ -99,4 +108,5 @@ class MaxCpu(Qemu64Cpu):
     """All that can be had: as long as nothing runs the CPUs, that is what every guest can count on."""
 
     type_name = "max-x86_64-cpu"
+    alias_of = None
     migration_safe = False
