@@ -55,6 +55,14 @@ def test_a_writer_keeps_a_node_writable(layer):
     assert layer.find_node("disk").read_only
 
 
+def test_a_node_that_is_read_only_from_now_on_has_no_writers_of_any_kind(layer):
+    backend = BlockBackend(layer, perm=permissions.WRITE_UNCHANGED)
+    backend.insert(layer.find_node("disk"))
+    with pytest.raises(QobraError, match="Read-only block node 'disk' cannot support read-write users"):
+        reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "f", "read-only": True}])
+    backend.remove()
+
+
 def test_the_file_child_is_replaced_and_cycles_are_refused(layer, tmp_path):
     (tmp_path / "other.img").write_bytes(b"o" * 512)
     layer.add_node({"driver": "file", "node-name": "g", "filename": str(tmp_path / "other.img")})

@@ -114,6 +114,10 @@ class BlockBackend:
         """Gives up its permissions while its node is inactive; devices and named backends always do."""
         self.auto_delete = False
         """A drive that goes when its device is unplugged."""
+        self.iothread: Any = None
+        """The iothread object that its user works in, if that is kept (None: the main loop)."""
+        self.fixed_iothread = False
+        """Whether a user that is no device insists on ``iothread``."""
         self.policy: ErrorPolicy | None = None
         """What to do about failed requests; None where the user is no guest device."""
         self.resized: list[Callable[[], None]] = []
@@ -131,6 +135,11 @@ class BlockBackend:
         """See :class:`qobra.block.graph.Root`: the guest's devices do, and drives."""
         return self.yields or bool(self.name) or self.device is not None
 
+    @property
+    def keeps_iothread(self) -> bool:
+        """Whether the node has to stay in ``iothread``; see :mod:`qobra.block.iothreads`."""
+        return self.fixed_iothread or self.device is not None
+
     def description(self) -> str:
         """See :class:`qobra.block.graph.Root`."""
         return self._description or (f"block device '{self.name}'" if self.name else "an unnamed block device")
@@ -138,6 +147,7 @@ class BlockBackend:
     def attach_device(self, device: Device) -> None:
         """``device`` uses this backend; queries by device list it from now on."""
         self.device = device
+        self.iothread = self.node.iothread if self.node is not None else None
         self.layer.devices.append(self)
 
     def detach_device(self) -> None:
@@ -145,6 +155,10 @@ class BlockBackend:
         if self.device is not None:
             self.device = None
             self.layer.devices.remove(self)
+            try:
+                self.move(None)
+            except QobraError:
+                pass  # others keep it there
 
     def device_path(self) -> str:
         """The path or id of the device that uses the backend, or ""."""
@@ -165,6 +179,12 @@ class BlockBackend:
         if self._table is not None:
             self._table.close()
             self._table = None
+
+    def move(self, iothread: Any) -> None:
+        """The user works in ``iothread`` from now on. Raises QobraError where another one keeps the node elsewhere."""
+        if self.node is not None:
+            self.layer.set_iothread(self.node, iothread, but=self)
+        self.iothread = iothread
 
     def set_permissions(self, perm: int, shared: int) -> None:
         """Ask for other permissions than before."""

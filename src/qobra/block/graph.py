@@ -23,11 +23,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from qobra.block.iothreads import Placed
     from qobra.block.job.block_job import BlockJob
     from qobra.block.layer import BlockLayer
 else:
     Protocol = object
 
+_WRITES = permissions.WRITE | permissions.WRITE_UNCHANGED
 Links = dict[str, tuple[BlockNode, int]]
 """Name of a child to the child and its role."""
 
@@ -84,6 +86,8 @@ class Graph:
         self._next_age = 0
         self.frozen: set[tuple[BlockJob, BlockNode, str]] = set()
         """(job, parent, child name): links that the job needs as they are; users are refused to change them."""
+        self.has_iothreads = False
+        """Whether any node was ever taken into an iothread."""
         self.state = GraphState({}, {}, {})
 
     @property
@@ -146,6 +150,11 @@ class Graph:
         if gone:
             order = [node for node in order if node in new.links]
         cumulative = compute_permissions(new, order)
+        placed: Placed = []
+        if self.has_iothreads:
+            from qobra.block.iothreads import settle
+
+            placed = settle(old, new)
         granted: list[tuple[BlockNode, int, int]] = []
         # Parents before children: a file takes its locks once all above have agreed.
         try:
@@ -153,7 +162,7 @@ class Graph:
                 perm, shared = cumulative[node]
                 known = node.node_name in old.nodes and node not in change.recheck
                 if (perm, shared) != (node.perm, node.shared) or not known:
-                    if node in change.refusals and node.read_only and perm & permissions.WRITE:
+                    if node in change.refusals and node.read_only and perm & _WRITES:
                         raise QobraError(change.refusals[node])
                     try:
                         node.prepare_permissions(perm, shared)
@@ -166,6 +175,8 @@ class Graph:
                 node.set_permissions(node.perm, node.shared)
             raise
         self._install(old, new)
+        for node, iothread in placed:
+            node.iothread = iothread
         try:
             # What is closed may still write to what stays, so permissions are given up after that.
             self._layer.close_nodes(gone)

@@ -60,6 +60,8 @@ class BlockLayer:
         self.opener = Opener(self, random)
         """What the backing files that are being opened were named by, to notice a loop."""
         self.flight = Flight()
+        self.gates: list[Gate] = []
+        """The gates of those who work on nodes without a root of their own."""
         self.graph = Graph(self)
         self.backends: dict[str, BlockBackend] = {}
         """The named backends (drives), by name."""
@@ -117,7 +119,7 @@ class BlockLayer:
             yield
 
     def _gates(self) -> list[Gate]:
-        return [root.gate for root in self.graph.state.roots if isinstance(root, BlockBackend)]
+        return [*self.gates, *(root.gate for root in self.graph.state.roots if isinstance(root, BlockBackend))]
 
     @property
     def generation(self) -> int:
@@ -192,13 +194,16 @@ class BlockLayer:
         self._throttle_groups = {key: group for key, group in self._throttle_groups.items() if group.members}
         return self._throttle_groups.setdefault(name, ThrottleGroup(name, self.clock))
 
-    def set_iothread(self, node: BlockNode, iothread: Any) -> None:
-        """Record the iothread (None: none) of ``node`` and all that is under it."""
-        pending = [node]
-        while pending:
-            each = pending.pop()
-            each.iothread = iothread
-            pending.extend(each.children.values())
+    def set_iothread(self, node: BlockNode, iothread: Any, *, but: BlockBackend | None = None) -> None:
+        """Take ``node`` and all that it is connected with into ``iothread`` (None: the main loop).
+
+        Raises QobraError where a user other than ``but`` keeps them where they are.
+        """
+        if iothread is not None or self.graph.has_iothreads:
+            from qobra.block.iothreads import move
+
+            self.graph.has_iothreads = True
+            move(self.graph.state, node, iothread, but=but)
 
     # -- blocking -----------------------------------------------------------------------------------------------
 

@@ -58,10 +58,9 @@ def block_latency_histogram_set(machine: Machine, args: dict[str, Any]) -> None:
 
 @command("x-blockdev-set-iothread")
 def x_blockdev_set_iothread(machine: Machine, args: dict[str, Any]) -> None:
-    """Name an iothread for a node and what is under it, if nobody uses it.
+    """Take a node and what it is connected with into an iothread; I/O goes on as before (:mod:`qobra.block.iothreads`).
 
-    A request is served in the thread that makes it (a connection's, a job's, a device's), so a node has no thread that
-    could be moved: the name is checked and kept with the node, and I/O goes on as before.
+    A device, or an export with ``fixed-iothread``, keeps it where it is.
     """
     block = machine.block
     node = block.graph.find(args["node-name"])

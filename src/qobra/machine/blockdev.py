@@ -75,6 +75,8 @@ class BlockFrontEnd(Device):
     serial = String(type="str", description="Serial number that the guest sees")
 
     backend: BlockBackend | None = None
+    supports_iothreads = False
+    """Whether it can work in the iothread that the node is in."""
     is_removable = False
     has_tray = False
     tray_open = False
@@ -126,6 +128,8 @@ class BlockFrontEnd(Device):
             if node is None:
                 raise QobraError(f"Property '{self.type_name}.drive' can't find value '{name}'")
             backend = self._own_backend()
+            if not self.supports_iothreads:
+                layer.set_iothread(node, None)
             backend.insert(node, 0, permissions.ALL)
         backend.attach_device(self)
         self.backend = backend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import threading
 
@@ -11,8 +12,8 @@ import pytest
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.copy.chunk import CopyFailed
 from qobra.block.layer import BlockLayer
-from qobra.errors import QobraError
 
 SIZE = 1 << 20
 CLUSTER = 65536
@@ -115,8 +116,44 @@ def test_it_stays_the_same_under_writes_at_the_same_time(layer):
     assert not failures
 
 
-def test_a_limit_of_time_is_refused(layer):
-    options = {"driver": "copy-before-write", "node-name": "cbw", "file": "disk", "target": "copy"}
-    with pytest.raises(QobraError, match="The option 'cbw-timeout' is not supported"):
-        layer.add_node({**options, "cbw-timeout": 1})
-    layer.add_node({**options, "cbw-timeout": 0})
+@pytest.mark.parametrize("gives_way", ["break-guest-write", "break-snapshot"])
+def test_a_write_waits_only_so_long_for_its_copy(layer, monkeypatch, gives_way):
+    guest, reader = _set_up(layer, **{"on-cbw-error": gives_way, "cbw-timeout": 1})
+    once = layer.find_node("cbw").once
+    once.timed = once.timed[0], 0.02
+    may_end = threading.Event()
+    copied = once.copier.copy
+
+    def slowly(offset, length):
+        may_end.wait(10)
+        return copied(offset, length)
+
+    monkeypatch.setattr(once.copier, "copy", slowly)
+    for _ in range(2):  # at first its own copy takes too long, then the one that is under way
+        try:
+            guest.write(0, b"n" * CLUSTER)
+        except OSError as error:
+            assert error.errno == errno.ETIMEDOUT and gives_way == "break-guest-write"
+        else:
+            assert gives_way == "break-snapshot"
+    may_end.set()
+    with layer.drained():
+        pass  # waits for the copy
+    if gives_way == "break-snapshot":
+        with pytest.raises(OSError, match="Permission denied"):
+            reader.read(0, CLUSTER)
+        assert guest.read(0, CLUSTER) == b"n" * CLUSTER
+    else:
+        guest.write(0, b"n" * CLUSTER)
+        assert reader.read(0, CLUSTER) == layer.content[:CLUSTER]
+
+
+def test_a_failure_of_a_timed_copy_is_that_of_the_write(layer, monkeypatch):
+    guest, _reader = _set_up(layer, **{"cbw-timeout": 60})
+    monkeypatch.setattr(layer.find_node("cbw").once.copier, "copy", _fail)
+    with pytest.raises(OSError, match="No space left"):
+        guest.write(0, b"n" * CLUSTER)
+
+
+def _fail(*_args, **_kwargs):
+    raise CopyFailed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), False)

@@ -7,15 +7,18 @@ own before it goes on. A part that is being copied is claimed, and whoever needs
 from __future__ import annotations
 
 import threading
+import time
 
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy.chunk import ChunkCopier
+from qobra.block.copy.timed import timed_out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qobra.block.copy.held import HeldCopies
+    from qobra.block.copy.timed import TimedCopies
     from qobra.block.node import BlockNode
 
 
@@ -35,6 +38,8 @@ class OnceCopy:
         """Told of the number of bytes of each part that was copied."""
         self.settled: Callable[[], None] | None = None
         """Called after a part was copied and before its old data may change."""
+        self.timed: tuple[TimedCopies, float] | None = None
+        """Who copies for a write that waits only so many seconds."""
         self.held: HeldCopies | None = None
         """Where a write may leave old data instead of waiting until the target has it."""
         self.safe: Callable[[int, int], None] | None = None
@@ -153,6 +158,7 @@ class OnceCopy:
         """See that the old data of this range is copied, or held, when this returns. Raises CopyFailed."""
         start = offset - offset % self.cluster
         end = min(-(-(offset + length) // self.cluster) * self.cluster, self.todo.length)
+        deadline = time.monotonic() + self.timed[1] if self.timed is not None else None
         while True:
             if self.todo.next_dirty(start, end) >= end and not self._claims:
                 return
@@ -161,6 +167,8 @@ class OnceCopy:
                 held = self.held
                 if held is not None and held.reserve(part[1]):
                     self._hold_claimed(held, *part)
+                elif self.timed is not None and deadline is not None:
+                    self.timed[0].run(self.copy_claimed, *part, deadline)
                 else:
                     self.copy_claimed(*part)
                 continue
@@ -171,6 +179,7 @@ class OnceCopy:
                     for first, stop in self._claims.items()
                 ):
                     waited = True
-                    self._condition.wait()
+                    if not self._condition.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                        raise timed_out()
             if not waited or self.todo.next_dirty(start, end) >= end:
                 return

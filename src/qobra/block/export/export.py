@@ -56,7 +56,18 @@ class Export:
         perm = permissions.CONSISTENT_READ | (permissions.WRITE if writable else 0)
         if node.inactive:
             activate(layer, (node,))
+        self._enter_iothread(node, options)
         self.backend.insert(node, perm, shared)
+
+    def _enter_iothread(self, node: BlockNode, options: dict[str, Any]) -> None:
+        name, fixed = options.get("iothread"), options.get("fixed-iothread", False)
+        if name is not None:
+            try:
+                self.layer.set_iothread(node, required_iothread(self.layer, name))
+            except QobraError:
+                if fixed:
+                    raise
+        self.backend.iothread, self.backend.fixed_iothread = node.iothread, fixed
 
     def start(self) -> None:
         """Let clients in. Raises QobraError where that cannot be; the export is then dropped."""
@@ -118,7 +129,9 @@ class Export:
                 self._idle.wait()
 
 
-def required_iothread(layer: BlockLayer, name: str) -> None:
-    """Check that the iothread object ``name`` is there. Raises QobraError."""
-    if layer.find_object(name, "iothread") is None:
+def required_iothread(layer: BlockLayer, name: str) -> Any:
+    """The iothread object ``name``. Raises QobraError."""
+    iothread = layer.find_object(name, "iothread")
+    if iothread is None:
         raise QobraError(f'iothread "{name}" not found')
+    return iothread

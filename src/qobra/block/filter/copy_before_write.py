@@ -13,6 +13,7 @@ from qobra.block.bitmap_changes import find_bitmap
 from qobra.block.buffers import Buffer
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.once import OnceCopy
+from qobra.block.copy.timed import TimedCopies
 from qobra.block.extents import DATA, WRITABLE, Extent
 from qobra.block.filter._filter import FilterNode
 from qobra.block.node import BlockNode, Options, drivers
@@ -28,8 +29,8 @@ MIN_CLUSTER = 65536
 class CopyBeforeWriteNode(FilterNode):
     """Shows ``file``; a write first copies what it is about to change, unless that was copied before.
 
-    A copy that fails makes the guest's write fail; with ``on-cbw-error=break-snapshot`` the write succeeds and the
-    copy is broken from then on.
+    A copy that fails, or takes more than ``cbw-timeout`` seconds, makes the guest's write fail; with
+    ``on-cbw-error=break-snapshot`` the write succeeds and the copy is broken from then on.
     """
 
     driver = "copy-before-write"
@@ -37,8 +38,6 @@ class CopyBeforeWriteNode(FilterNode):
     strong_options = ()
 
     def open(self, opening: Opening) -> None:
-        if opening.options.get("cbw-timeout"):
-            raise QobraError("The option 'cbw-timeout' is not supported: a copy takes as long as its target needs")
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         opening.child("target", permissions.ROLE_DATA)
         self.child_resized("file")
@@ -57,6 +56,13 @@ class CopyBeforeWriteNode(FilterNode):
             self._readable.merge(chosen)
         else:
             self.once.todo.set_all()
+        timeout = opening.options.get("cbw-timeout", 0)
+        if timeout:
+            self.once.timed = TimedCopies(self.layer), timeout
+
+    def close(self) -> None:
+        if self.once.timed is not None:
+            self.once.timed[0].close()
 
     _readable: DirtyBitmap | None = None
     """What can be read of the point in time, in whole clusters; None: everything."""

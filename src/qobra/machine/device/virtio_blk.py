@@ -42,6 +42,7 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
 
     type_name = "virtio-blk-device"
     device_number = 2
+    supports_iothreads = True
     config_size = 57
 
     config_wce = Bool(True)
@@ -99,6 +100,14 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
 
     def device_reset(self) -> None:
         self.forget_requests()
+
+    def running_changed(self) -> None:
+        super().running_changed()
+        if self.backend is not None and not self.tree.closing:
+            try:
+                self.backend.move(self.iothread if self.running else None)
+            except QobraError:
+                pass  # another user keeps the node where it is, which slows nobody down
 
     # -- features and configuration
 

@@ -30,6 +30,7 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
 
     type_name = "scsi-disk-base"
     abstract = True
+    supports_iothreads = True
     peripheral_type = 0
     default_product = "QEMU HARDDISK"
     takes_fua = False
@@ -60,6 +61,9 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         if self.serial is not None and len(self.serial) > 36:
             raise QobraError("The serial number can't be longer than 36 characters")
         self._mode_values: dict[int, bytes] = {}
+        iothread = getattr(self.scsi_bus.owner, "iothread", None)
+        if iothread is not None:
+            backend.move(iothread)
         return backend
 
     # -- commands
