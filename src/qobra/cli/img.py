@@ -66,11 +66,10 @@ def _run(program: Program, arguments: list[str], package: str, module_name: str)
             print(version_text(program))
             return 0
         if option == "T":
-            if value in ("help", "?"):
-                return 0  # there are no trace events
-            from qobra.cli._tool.trace import enable
+            from qobra.cli._tool.trace import take
 
-            enable(program, value)
+            if not take(program, value):
+                return 0
     if not rest:
         raise usage("Not enough arguments")
     command, *rest = rest

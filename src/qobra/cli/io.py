@@ -35,7 +35,8 @@ Requests to a disk image by hand
   -i, --aio=MODE       threads, native (needs a cache mode past the host's cache) or io_uring
   -t, --cache=MODE     cache mode
   -d, --discard=MODE   discard mode
-  -T, --trace PATTERN  trace events, of which there are none
+  -T, --trace [enable=]PATTERN[,events=FILE][,file=FILE]
+                       print trace events; 'help' lists them
   -U, --force-share    open it even if others write to it
   -h, --help           display this help and exit
   -V, --version        output version information and exit
@@ -106,10 +107,11 @@ class Shell:
             print(version_text(self._program))
             return 0
         for option, value in self._options:
-            if option == "T" and value not in ("help", "?"):
-                from qobra.cli._tool.trace import enable
+            if option == "T":
+                from qobra.cli._tool.trace import take
 
-                enable(self._program, value)
+                if not take(self._program, value):
+                    return 0
         lines = [value for option, value in self._options if option == "c"]
         self._objects = [value for option, value in self._options if option == "object"]
         settings = self.settings(self._options)

@@ -46,7 +46,8 @@ General:
   --tls-creds=ID            credentials object for TLS
   --tls-hostname=NAME       name to check a server's certificate against, with -L
   --tls-authz=ID            authorization object for clients
-  -T, --trace PATTERN       trace events, of which there are none
+  -T, --trace [enable=]PATTERN[,events=FILE][,file=FILE]
+                            print trace events; 'help' lists them
   --fork                    go to the background once the server is running
   --pid-file=PATH           write the process id there
 
@@ -137,10 +138,11 @@ class Task:
             return 0
         self._check()
         for option, value in self._options:
-            if option == "T" and value not in ("help", "?"):
-                from qobra.cli._tool.trace import enable
+            if option == "T":
+                from qobra.cli._tool.trace import take
 
-                enable(self._program, value)
+                if not take(self._program, value):
+                    return 0
         for option, value in self._options:
             if option == "object":
                 self._images.add_object(value)

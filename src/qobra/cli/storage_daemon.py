@@ -39,7 +39,8 @@ Usage: {program} [options]
 Qobra's storage daemon
 
   -h, --help             show this help and exit
-  -T, --trace <anything> accepted and ignored: there are no trace events
+  -T, --trace [enable=]<pattern>[,events=<file>][,file=<file>]
+                         print trace events; 'help' lists them
   -V, --version          show the version and exit
 
   --blockdev [driver=]<driver>,node-name=<name>[,<option>=<value>...]
@@ -134,11 +135,24 @@ def _apply(machine: Machine, monitors: Monitors, name: str, value: str) -> None:
             monitors.add_options(_monitor_options(value))
         elif name == "object":
             _add_object(machine, value)
+        elif name == "trace":
+            _trace(value)
         elif name in _COMMANDS:
             command, type_name, implied = _COMMANDS[name]
             _call(machine, command, structure(value, type_name, implied))
     except QobraError as error:
         fail(f"{prefix}: {error}")
+
+
+def _trace(value: str) -> None:
+    from qobra.cli._tool import trace
+    from qobra.cli._tool.report import Program, ToolError
+
+    caller = Program(program())
+    try:
+        trace.enable(caller, value)
+    except ToolError as error:
+        sys.exit(caller.fail(error))
 
 
 _COMMANDS: dict[str, tuple[str, str, str | None]] = {
@@ -195,6 +209,10 @@ def _help(machine: Machine, name: str, value: str) -> str | None:
     """The text for an option that only asks what there is."""
     if name == "object" and {"help", "?"} & set(value.split(",")):
         return _object_help(machine, value)
+    if name == "trace" and value.removeprefix("enable=") in ("help", "?"):
+        from qobra.trace import events
+
+        return "".join(f"{event}\n" for event in events())
     if name == "chardev" and value in ("help", "?"):
         from qobra.chardev.chardev import registry
 

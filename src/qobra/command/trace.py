@@ -1,27 +1,56 @@
-"""Trace events over QMP. There are none: any pattern matches nothing, and no name is known."""
+"""Trace events over QMP and in the human monitor."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from qobra import trace
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
+from qobra.qmp.hmp import hmp_command
 from qobra.qmp.registry import command
 
 
 @command("trace-event-get-state")
 def trace_event_get_state(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The state of the events that a name or pattern means."""
-    _check(args["name"])
-    return []
+    return [
+        {"name": event.name, "state": "enabled" if event.enabled else "disabled", "vcpu": False}
+        for event in _meant(args["name"], args)
+    ]
 
 
 @command("trace-event-set-state")
 def trace_event_set_state(machine: Machine, args: dict[str, Any]) -> None:
     """Switch the events that a name or pattern means."""
-    _check(args["name"])
+    for event in _meant(args["name"], args):
+        event.set(args["enable"])
 
 
-def _check(name: str) -> None:
-    if "*" not in name and "?" not in name:
+def _meant(name: str, args: dict[str, Any]) -> list[trace.Event]:
+    """The events, none of which belongs to a virtual CPU."""
+    found = trace.matching(name)
+    if "vcpu" in args:
+        if found and not trace.is_pattern(name):
+            raise QobraError(f'event "{name}" is not vCPU-specific')
+        return []
+    if not found and not trace.is_pattern(name):
         raise QobraError(f'unknown event "{name}"')
+    return found
+
+
+@hmp_command("info trace-events", args="name:s?,vcpu:i?", params="[name] [vcpu]", help="show available trace-events")
+def info_trace_events(machine: Machine, args: dict[str, Any]) -> str:
+    """The state of the events that a name or pattern means, all of them without one."""
+    states = trace_event_get_state(machine, {**args, "name": args.get("name", "*")})
+    return "".join(f"{each['name']} : state {int(each['state'] == 'enabled')}\n" for each in states)
+
+
+@hmp_command(
+    "trace-event", args="name:s,option:b,vcpu:i?", params="name on|off [vcpu]",
+    help="changes status of a specific trace event (vcpu: vCPU to set, default is all)",
+)  # fmt: skip
+def trace_event(machine: Machine, args: dict[str, Any]) -> None:
+    """Switch the events that a name or pattern means."""
+    more = {"vcpu": args["vcpu"]} if "vcpu" in args else {}
+    trace_event_set_state(machine, {"name": args["name"], "enable": args["option"], **more})

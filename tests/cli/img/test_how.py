@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qobra import trace
 from qobra.block.backend import BlockBackend
 from qobra.cli import img, io
 
@@ -100,7 +101,10 @@ def test_native_io_goes_past_the_cache(capsys: pytest.CaptureFixture[str]) -> No
     assert run("bench", "-i", "threads", "-c", "1", "a.q") == 0
 
 
-def test_names_of_trace_events_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_trace_events_that_do_not_exist(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "_descriptor", trace.STANDARD_ERROR)
     assert run("create", "-q", "-f", "qcow2", "a.q", "1M") == 0
     Path("events").write_text("one\n\n# a remark\n-two\nsome*\n")
     for text, lines in (
@@ -120,6 +124,33 @@ def test_names_of_trace_events_that_do_not_exist(capsys: pytest.CaptureFixture[s
     assert run("--trace", "wrong=1", "info", "a.q") == 1
     assert "Invalid parameter 'wrong'" in capsys.readouterr().err
     assert run("-T", "events=missing", "info", "a.q") == 1
-    assert "missing: No such file or directory" in capsys.readouterr().err
+    assert "qobra-img:missing: No such file or directory" in capsys.readouterr().err
+    assert run("-T", "file=missing/x", "info", "a.q") == 1
+    assert "Error opening logfile missing/x: No such file or directory" in capsys.readouterr().err
     assert io.main(["-T", "nosuch", "-c", "length", "a.q"], "qobra-io") == 0
     assert "qobra-io: warning: trace event 'nosuch' does not exist" in capsys.readouterr().err
+
+
+def test_trace_events_are_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "_descriptor", trace.STANDARD_ERROR)
+    assert run("create", "-q", "-f", "qcow2", "a.q", "1M") == 0
+    try:
+        assert run("--trace", "bdrv_open_common", "info", "a.q") == 0
+        lines = capfd.readouterr().err.splitlines()
+        assert [line.split(" ", 3)[3] for line in lines] == [
+            'filename "a.q" flags 0x0 format_name "file"',
+            'filename "a.q" flags 0x0 format_name "qcow2"',
+        ]
+        Path("events").write_text("-bdrv_open_common\nblk_co_pwritev\n")
+        command = ("-T", "events=events,file=log", "-c", "write -q 512 1k", "-c", "write -q -zu 0 64k", "a.q")
+        assert io.main(list(command), "qobra-io") == 0
+        assert capfd.readouterr().err == ""
+        assert [line.split(" ", 5)[5] for line in Path("log").read_text().splitlines()] == [
+            "offset 512 bytes 1024 flags 0x0",
+            "offset 0 bytes 65536 flags 0x6",
+        ]
+    finally:
+        for event in trace.events().values():
+            event.set(False)
+    assert run("--trace", "help") == 0
+    assert "blk_co_preadv" in capfd.readouterr().out.splitlines()

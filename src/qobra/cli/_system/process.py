@@ -31,12 +31,13 @@ def set_messages(options: dict[str, Any], guest: str | None) -> None:
 
 
 def set_trace(text: str) -> None:
-    """``-trace``. Raises QobraError."""
+    """``-trace``. Raises QobraError, or SystemExit where it only asks for names."""
     from qobra.cli._tool import trace
     from qobra.cli._tool.report import Program, ToolError
 
     try:
-        trace.enable(Program(report.program()), text)
+        if not trace.take(Program(report.program()), text):
+            raise SystemExit(0)
     except ToolError as error:
         raise QobraError(error.text)
 

@@ -88,7 +88,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "audiodev": (True, "none,id=ID: where sound goes; there is none"),
     "msg": (True, "[timestamp=on|off][,guest-name=on|off]: what precedes messages"),
     "overcommit": (True, "[mem-lock=on|off][,cpu-pm=on|off]"),
-    "trace": (True, "[enable=]PATTERN: accepted; there are no trace events"),
+    "trace": (True, "[enable=]PATTERN[,events=FILE][,file=FILE]: print trace events; 'help' lists them"),
     "D": (True, "FILE: accepted; messages go to standard error"),
     "enable-kvm": (False, "the same as -accel kvm"),
 }

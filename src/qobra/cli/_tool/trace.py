@@ -1,4 +1,4 @@
-"""``--trace``: which trace events to print. Qobra has none, so that every name is one that does not exist."""
+"""``--trace [[enable=]PATTERN][,events=FILE][,file=FILE]``: which trace events to print, and where."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ from qobra.errors import QobraError, strerror
 MEMBERS = ("enable", "events", "file")
 
 
-def enable(program: Program, text: str) -> None:
-    """See that ``[[enable=]PATTERN][,events=FILE][,file=FILE]`` can be, and warn of names of no event.
+def take(program: Program, text: str) -> bool:
+    """Do what the option asks for; False if it only asked for the names of the events. Raises ToolError."""
+    if text.removeprefix("enable=") in ("help", "?"):
+        from qobra.trace import events
 
-    A pattern, with ``*`` in it, may match nothing. Raises ToolError.
+        print("\n".join(events()))
+        flush_output()
+        return False
+    enable(program, text)
+    return True
+
+
+def enable(program: Program, text: str) -> None:
+    """Switch on what ``text`` asks for, and warn of names of no event.
+
+    A pattern may match nothing. Raises ToolError.
     """
+    from qobra import trace
     from qobra.qapi.keyval import parse
 
     try:
@@ -24,19 +37,34 @@ def enable(program: Program, text: str) -> None:
     for name in options:
         if name not in MEMBERS:
             raise ToolError(f"Invalid parameter '{name}'")
-    _warn(program.name + ": ", str(options.get("enable", "")))
+    _switch(program.name + ": ", str(options.get("enable", "")))
     path = options.get("events")
     if path is not None:
         try:
             with open(path, encoding="utf-8", errors="replace") as stream:
                 for number, line in enumerate(stream, 1):
-                    _warn(f"{program.name}:{path}:{number}: ", line.strip())
+                    _switch(f"{program.name}:{path}:{number}: ", line.strip())
         except OSError as error:
-            raise ToolError(f"{path}: {strerror(error)}")
+            sys.stderr.write(f"{program.name}:{path}: {strerror(error)}\n")
+            raise ToolError("")
+    path = options.get("file")
+    if path is not None:
+        try:
+            trace.write_to(str(path))
+        except OSError as error:
+            raise ToolError(f"Error opening logfile {path}: {strerror(error)}")
 
 
-def _warn(place: str, pattern: str) -> None:
+def _switch(place: str, pattern: str) -> None:
+    """``PATTERN`` or, to switch off, ``-PATTERN``; comments of a file of events are let by."""
+    from qobra.trace import is_pattern, matching
+
     name = pattern.removeprefix("-")
-    if name and not name.startswith("#") and "*" not in name:
+    if not name or name.startswith("#"):
+        return
+    found = matching(name)
+    for event in found:
+        event.set(not pattern.startswith("-"))
+    if not found and not is_pattern(name):
         flush_output()
         sys.stderr.write(f"{place}warning: trace event '{name}' does not exist\n")
