@@ -26,6 +26,7 @@ def test_models(tmp_path: Path) -> None:
         SystemProgram(tmp_path, "x86_64", *arguments, peer=True) as peer,
     ):
         theirs = {each["name"]: each for each in peer.qmp("query-cpu-definitions")}
+        assert theirs.keys() - {"host"} == {each["name"] for each in own.qmp("query-cpu-definitions")}
         for definition in own.qmp("query-cpu-definitions"):
             name = definition["name"]
             model = _expand(own, name)["model"]["props"]
@@ -36,7 +37,14 @@ def test_models(tmp_path: Path) -> None:
                 assert {key: model[key] for key in (*FEATURES, *_OTHERS)} == {
                     key: expected[key] for key in (*FEATURES, *_OTHERS)
                 }, name
-            for member in ("static", "migration-safe", "deprecated"):
-                assert definition[member] == theirs[name][member], (name, member)
+            for member in ("static", "migration-safe", "deprecated", "alias-of", "typename"):
+                assert definition.get(member) == theirs[name].get(member), (name, member)
         for name in ("nope", "", "qemu64-x86_64-cpu"):
             assert _expand(own, name) == _expand(peer, name)
+
+
+def test_boards_from_before_models_had_versions_tell_of_no_aliases(tmp_path: Path) -> None:
+    for version, expected in (("4.0", False), ("4.1", True)):
+        with SystemProgram(tmp_path, "x86_64", "-machine", f"pc-i440fx-{version}") as own:
+            definitions = own.qmp("query-cpu-definitions")
+            assert any("alias-of" in each for each in definitions) == expected

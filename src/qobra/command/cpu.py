@@ -84,19 +84,22 @@ def query_hotpluggable_cpus(machine: Machine, args: dict[str, Any]) -> list[dict
 def query_cpu_definitions(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The models that ``-cpu`` takes."""
     suffix = _SUFFIXES[architecture(machine)]
+    assert machine.board is not None
     result: list[dict[str, Any]] = []
     for name, cls in sorted(machine.objects.all_types().items()):
         if issubclass(cls, Cpu) and not cls.abstract and name.endswith(suffix):
-            result.append(
-                {
-                    "name": name.removesuffix(suffix),
-                    "typename": name,
-                    "static": getattr(cls, "static", False),
-                    "migration-safe": getattr(cls, "migration_safe", True),
-                    "unavailable-features": [],  # nothing runs a CPU, and so nothing lacks a feature
-                    "deprecated": False,
-                }
-            )
+            definition = {
+                "name": name.removesuffix(suffix),
+                "typename": name,
+                "static": getattr(cls, "static", False),
+                "migration-safe": getattr(cls, "migration_safe", True),
+                "unavailable-features": [],  # nothing runs a CPU, and so nothing lacks a feature
+                "deprecated": False,
+            }
+            alias_of = getattr(cls, "alias_of", None)
+            if alias_of is not None and machine.board.cpu_models_have_versions:
+                definition["alias-of"] = alias_of
+            result.append(definition)
     return result
 
 

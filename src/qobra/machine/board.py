@@ -80,6 +80,8 @@ class Board(Object):
     """What is said of a kernel that cannot be read; None where kernels are not started directly."""
     compat: Compat = ()
     """What was different about this version of a board."""
+    cpu_models_have_versions = True
+    """Whether a CPU model without a version is told to be another name of one that has it."""
 
     graphics = Bool(True, description="Set on/off to enable/disable graphics emulation")
     usb = Bool(False, set=_refuse_usb, description="Set on/off to enable/disable usb")
@@ -159,6 +161,8 @@ class Board(Object):
         from qobra.machine.cpu import Cpu
 
         model, _, features = text.partition(",")
+        if not model:
+            raise QobraError("-cpu option cannot be empty")
         suffix = self.cpu_suffix()
         cls = self.tree.find_type(f"{model}-{suffix}")
         if cls is None or cls.abstract:

@@ -283,4 +283,127 @@ MODELS: tuple[tuple[str, str, int, int, int, str, int, int, str, str], ...] = (
         "AMD EPYC-Milan Processor",
         "+pcid +erms +invpcid +pku +fsrm +ibrs +amd-ssbd +svme-addr-chk",
     ),
+    (
+        "Cascadelake-Server-v2", "Cascadelake-Server", 6, 85, 6, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Cascadelake)",
+        "+arch-capabilities +ibrs-all +mds-no +rdctl-no +skip-l1dfl-vmentry",
+    ),
+    (
+        "Cascadelake-Server-v4", "Cascadelake-Server-noTSX", 6, 85, 6, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Cascadelake)",
+        "",
+    ),
+    (
+        "Cascadelake-Server-v5", "Cascadelake-Server-v4", 6, 85, 6, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Cascadelake)",
+        "+xsaves",
+    ),
+    (
+        "Cooperlake-v2", "Cooperlake", 6, 85, 10, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Cooperlake)",
+        "+xsaves",
+    ),
+    (
+        "Denverton-v2", "Denverton", 6, 95, 1, "GenuineIntel", 0x15, 0x80000008,
+        "Intel Atom Processor (Denverton)",
+        "-monitor -mpx",
+    ),
+    (
+        "Denverton-v3", "Denverton-v2", 6, 95, 1, "GenuineIntel", 0x15, 0x80000008,
+        "Intel Atom Processor (Denverton)",
+        "+xsaves",
+    ),
+    (
+        "Dhyana-v2", "Dhyana", 24, 0, 1, "HygonGenuine", 0xD, 0x8000001E,
+        "Hygon Dhyana Processor",
+        "+xsaves",
+    ),
+    (
+        "EPYC-Rome-v2", "EPYC-Rome", 23, 49, 0, "AuthenticAMD", 0xD, 0x8000001E,
+        "AMD EPYC-Rome Processor",
+        "+amd-ssbd +ibrs",
+    ),
+    (
+        "EPYC-v3", "EPYC-IBPB", 23, 1, 2, "AuthenticAMD", 0xD, 0x8000001E,
+        "AMD EPYC Processor",
+        "+clzero +perfctr-core +xsaveerptr +xsaves",
+    ),
+    (
+        "Icelake-Server-v3", "Icelake-Server-noTSX", 6, 134, 0, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Icelake)",
+        "+arch-capabilities +ibrs-all +mds-no +pschange-mc-no +rdctl-no +skip-l1dfl-vmentry +taa-no",
+    ),
+    (
+        "Icelake-Server-v4", "Icelake-Server-v3", 6, 106, 0, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Icelake)",
+        "+avx512ifma +fsrm +rdpid +sha-ni",
+    ),
+    (
+        "Icelake-Server-v5", "Icelake-Server-v4", 6, 106, 0, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Icelake)",
+        "+xsaves",
+    ),
+    (
+        "Icelake-Server-v6", "Icelake-Server-v5", 6, 106, 0, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Icelake)",
+        "",
+    ),
+    (
+        "Skylake-Client-v4", "Skylake-Client-noTSX-IBRS", 6, 94, 3, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Core Processor (Skylake, IBRS, no TSX)",
+        "+xsaves",
+    ),
+    (
+        "Skylake-Server-v4", "Skylake-Server-noTSX-IBRS", 6, 85, 4, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Skylake, IBRS, no TSX)",
+        "",
+    ),
+    (
+        "Skylake-Server-v5", "Skylake-Server-v4", 6, 85, 4, "GenuineIntel", 0xD, 0x80000008,
+        "Intel Xeon Processor (Skylake, IBRS, no TSX)",
+        "+xsaves",
+    ),
+    (
+        "Snowridge-v2", "Snowridge", 6, 134, 1, "GenuineIntel", 0x1B, 0x80000008,
+        "Intel Atom Processor (Snowridge, no MPX)",
+        "-mpx",
+    ),
+    (
+        "Snowridge-v3", "Snowridge-v2", 6, 134, 1, "GenuineIntel", 0x1B, 0x80000008,
+        "Intel Atom Processor (Snowridge, no MPX)",
+        "+xsaves",
+    ),
+    (
+        "Snowridge-v4", "Snowridge-v3", 6, 134, 1, "GenuineIntel", 0x1B, 0x80000008,
+        "Intel Atom Processor (Snowridge, no MPX)",
+        "-core-capability -split-lock-detect",
+    ),
 )  # fmt: skip
+
+_SECOND_NAMES = {
+    "Broadwell-noTSX": "Broadwell-v2",
+    "Broadwell-IBRS": "Broadwell-v3",
+    "Broadwell-noTSX-IBRS": "Broadwell-v4",
+    "Cascadelake-Server-noTSX": "Cascadelake-Server-v3",
+    "EPYC-IBPB": "EPYC-v2",
+    "Haswell-noTSX": "Haswell-v2",
+    "Haswell-IBRS": "Haswell-v3",
+    "Haswell-noTSX-IBRS": "Haswell-v4",
+    "Icelake-Server-noTSX": "Icelake-Server-v2",
+    "IvyBridge-IBRS": "IvyBridge-v2",
+    "Nehalem-IBRS": "Nehalem-v2",
+    "SandyBridge-IBRS": "SandyBridge-v2",
+    "Skylake-Client-IBRS": "Skylake-Client-v2",
+    "Skylake-Client-noTSX-IBRS": "Skylake-Client-v3",
+    "Skylake-Server-IBRS": "Skylake-Server-v2",
+    "Skylake-Server-noTSX-IBRS": "Skylake-Server-v3",
+    "Westmere-IBRS": "Westmere-v2",
+}
+
+
+def version_of(name: str) -> str | None:
+    """The model by version that ``name`` is another name of, the first if nothing else is said; None if it is one."""
+    _, mark, number = name.rpartition("-v")
+    if mark and number.isdecimal():
+        return None
+    return _SECOND_NAMES.get(name, f"{name}-v1")

@@ -29,5 +29,6 @@ def register_older(board: type[Board], family: str, differences: dict[str, Compa
             "alias": None,
             "default_for": frozenset(),
             "compat": compat,
+            "cpu_models_have_versions": version != "4.0",
         }
         boards.register(name)(type(f"{board.__name__}V{version.replace('.', '_')}", (board,), members))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.machine.cpu_models import MODELS
-from qobra.machine.device.x86_64_cpu import X86Cpu
+from qobra.machine.cpu_models import MODELS, version_of
+from qobra.machine.device.x86_64_cpu import Qemu64Cpu, X86Cpu
 from qobra.machine.devices import registry
 from qobra.object.property import Int, String
 
@@ -16,11 +16,9 @@ def _register_all() -> None:
         marked = changes.split()
         added = {each[1:] for each in marked if each[0] == "+"}
         features[name] = (features[base] | added) - {each[1:] for each in marked if each[0] == "-"}
-        type_name = f"{name}-x86_64-cpu"
         members: dict[str, Any] = {
             "__doc__": f"{model_id or name}.",
             "__module__": __name__,
-            "type_name": type_name,
             "features": features[name],
             "family": Int(family),
             "model_number": Int(model, name="model"),
@@ -30,7 +28,16 @@ def _register_all() -> None:
             "min_level": Int(level, type="uint32"),
             "min_xlevel": Int(xlevel, type="uint32"),
         }
-        registry.register(type_name)(type(f"Cpu{name.title()}", (X86Cpu,), members))
+        version = version_of(name)
+        _register(name, X86Cpu, {**members, "alias_of": version})
+        if version is not None:
+            _register(version, X86Cpu, members)
+    _register("qemu64-v1", Qemu64Cpu, {"__doc__": Qemu64Cpu.__doc__, "__module__": __name__, "alias_of": None})
+
+
+def _register(name: str, parent: type[X86Cpu], members: dict[str, Any]) -> None:
+    type_name = f"{name}-x86_64-cpu"
+    registry.register(type_name)(type(f"Cpu{name.title()}", (parent,), {**members, "type_name": type_name}))
 
 
 _register_all()
