@@ -52,6 +52,8 @@ class BlockNode(Vertex):
         self.tables: tuple[ResolvedTable, ...] = ()
         """Flat tables of roots above that hold places in this node; see :meth:`moved`."""
         self.highest_write_offset = 0
+        self.written_around = False
+        """Some writes went straight to their places in the files below, whose nodes know nothing of them."""
         self.write_threshold = 0
 
     # -- life ----------------------------------------------------------------------------------------------

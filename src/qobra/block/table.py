@@ -243,6 +243,7 @@ def note_writes(node: BlockNode, end: int) -> None:
         node, shift = step
         end += shift
         node.highest_write_offset = max(node.highest_write_offset, end)
+        node.written_around = True
         step = node.linear_child() if node.is_transparent else None
 
 

@@ -342,3 +342,23 @@ def test_a_snapshot_whose_table_cannot_be(
     assert f"Could not delete snapshot 's': {text}" in error
     assert "Failed to turn zero into data clusters: " in error
     assert contents("a.img", "qcow2")[:512] == b"x" * 512
+
+
+def test_progress_of_a_conversion_is_of_what_holds_data(capsys: pytest.CaptureFixture[str]) -> None:
+    run("create", "-q", "-f", "qcow2", "a.q", "64M")
+    for start in (0, 4, 32, 60):
+        write("a.q", b"x" * MIB, start * MIB, "qcow2")
+    capsys.readouterr()
+    assert run("convert", "-p", "-O", "qcow2", "a.q", "b.q") == 0
+    shown = capsys.readouterr().out.split("\r")
+    assert [each.strip() for each in shown[:-1]] == [f"({n}.00/100%)" for n in (0, 25, 50, 75, 100, 100)]
+    assert run("compare", "a.q", "b.q") == 0
+
+
+def test_progress_of_a_downgrade_is_told_by_l1_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    run("create", "-q", "-f", "qcow2", "a.q", "2G")
+    run("snapshot", "-c", "s", "a.q")
+    capsys.readouterr()
+    assert run("amend", "-p", "-o", "compat=0.10", "a.q") == 0
+    shown = capsys.readouterr().out.split("\r")
+    assert [each.strip() for each in shown[:-1]][:4] == ["(0.00/100%)", "(12.50/100%)", "(25.00/100%)", "(37.50/100%)"]

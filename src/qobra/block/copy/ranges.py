@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from qobra.block.extents import resolve
+from qobra.block.extents import ABSENT, ZERO, resolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,16 @@ def allocated_above(node: BlockNode, base: BlockNode | None, offset: int = 0, en
 def unallocated_above(node: BlockNode, base: BlockNode | None, offset: int = 0, end: int | None = None) -> Ranges:
     """The rest: what comes from ``base`` or from nowhere."""
     yield from _select(node, base, offset, node.length if end is None else min(end, node.length), False)
+
+
+def holding_data(node: BlockNode) -> Ranges:
+    """What of ``node`` is not known to read as zeroes."""
+    yield from merged(
+        (run.start, run.length)
+        for start in range(0, node.length, STEP)
+        for run in resolve(node, start, min(STEP, node.length - start), want_zero=True)
+        if run.kind not in (ZERO, ABSENT)
+    )
 
 
 def _select(node: BlockNode, base: BlockNode | None, offset: int, end: int, wanted: bool) -> Ranges:

@@ -124,6 +124,8 @@ def _write(interpreter: Interpreter, options: dict[str, str], offset: int, count
         if save is None:
             raise OSError(errno.ENOTSUP, "Operation not supported")
         save(offset, data)
+        if not root.writeback:
+            root.flush()
     elif "c" in options:
         with root.slot():
             interpreter.node.write_compressed(offset, data)

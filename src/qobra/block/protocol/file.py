@@ -15,6 +15,7 @@ from qobra.block.in_file import InFile
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.block.protocol import _locks as locks
+from qobra.block.table import highest_write
 from qobra.errors import QobraError, strerror
 
 TYPE_CHECKING = False
@@ -107,8 +108,12 @@ class FileNode(BlockNode):
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            try:
+                if highest_write(self):
+                    self._flush()
+            finally:
+                os.close(self.fd)
+                self.fd = -1
 
     def plain_filename(self, options: Options) -> str:
         return self.path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.block.copy.chunk import CHUNK_SIZE
-from qobra.block.copy.ranges import allocated_above
+from qobra.block.copy.ranges import allocated_above, holding_data
 from qobra.block.creation._image import known_options
 from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
@@ -220,8 +220,14 @@ class Conversion:
         if start and hasattr(target, "check"):
             target.check(fix_leaks=True)  # what was allocated and not yet noted when the process was killed
         collect_garbage()
-        with self._program.progress(order.progress and not order.quiet) as progress:
-            progress.start(source.length)
+        shown = order.progress and not order.quiet
+        total = source.length
+        if shown and is_zero and order.min_sparse and self._journal is None:
+            # What need not be written does not count.
+            total = sum(length for _start, length in holding_data(source))
+            ranges = holding_data(source)
+        with self._program.progress(shown) as progress:
+            progress.start(total)
             progress.to(start)
             if order.min_sparse:
                 self._copy(source, target, ranges, is_zero, progress)

@@ -43,8 +43,10 @@ class Program:
         return Progress(wanted)
 
     def error(self, text: str) -> None:
-        """Print ``NAME: text`` on standard error, after what was printed on standard output."""
-        flush_output()
+        """Print ``NAME: text`` on standard error.
+
+        As in C, standard output is not waited for: into a pipe or a file it is written when its buffer is.
+        """
         sys.stderr.write(f"{self.name}: {text}\n")
         sys.stderr.flush()
 

@@ -54,6 +54,7 @@ class Allocator:
             needed = ((at + spare + least) >> refcounts.block_bits) + 1
             if max(index + 1, needed if spare else 0) > len(refcounts.table):
                 self._grow_table(max(index + 1, needed))
+                tight = False  # the old table's clusters are free now
                 continue
             block = refcounts.block(index)
             if block is None:
@@ -73,7 +74,7 @@ class Allocator:
             found = self._run(first, want, free)
             if found >= least:
                 self._take(first, found)
-                if tight:
+                if tight and self.first_free == free:
                     self.first_free = first + found
                 return first, found
             tight = False
@@ -170,7 +171,6 @@ class Allocator:
         """Make block ``index`` in the free cluster ``place``, which is counted already or by the new block itself."""
         refcounts = self._refcounts
         image = self._image
-        image.file.debug_event("refblock_alloc")
         if place == 0:
             image.corrupt("Preventing invalid allocation of refcount block at offset 0", fatal=True)
         image.note_metadata(place << image.cluster_bits, 1)
@@ -204,14 +204,8 @@ class Allocator:
         bits = image.cluster_bits
         image.file.debug_event("reftable_grow")
         first = refcounts.capacity
-        wanted = max(entries, len(refcounts.table) + len(refcounts.table) // 2)
-        blocks = 1
-        while True:
-            clusters = -(-8 * max(wanted, len(refcounts.table) + blocks) >> bits)
-            needed = -(-(blocks + clusters) >> refcounts.block_bits)
-            if needed <= blocks:
-                break
-            blocks = needed
+        total, clusters = self._table_size(first + refcounts.entries_per_block, entries)
+        blocks = total - len(refcounts.table)
         if clusters << bits > layout.MAX_REFTABLE_BYTES:
             raise QobraError("The image file is as large as its refcount table can count", errno=errno.EFBIG)
         image.note_metadata(first << bits, blocks + clusters)
@@ -240,6 +234,25 @@ class Allocator:
             raise
         image.forget_metadata(old[0], old[1])
         self.release(old[0] >> bits, old[1])
+
+    def _table_size(self, used: int, entries: int) -> tuple[int, int]:
+        """(blocks, clusters of a table of at least ``entries``) for an image of ``used`` clusters, with some room."""
+        bits, block_bits = self._image.cluster_bits, self._refcounts.block_bits
+        blocks = table = 0
+        for room in (0, 1):
+            used += room * (table + 1 >> 1)
+            while True:
+                # The structures count themselves.
+                needed = -(-(used + blocks + table) >> block_bits)
+                if needed <= blocks:
+                    break
+                blocks = needed
+                table = -(-8 * blocks >> bits)
+        clusters = -(-8 * max(entries, blocks + (blocks + 1 >> 1)) >> bits)
+        old = len(self._refcounts.table)
+        while blocks << block_bits < self._refcounts.capacity + blocks - old + clusters:
+            blocks += 1
+        return blocks, clusters
 
 
 def _find_zero(counts: Counts, start: int) -> int:

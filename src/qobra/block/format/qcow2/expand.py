@@ -23,18 +23,24 @@ def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> N
     In all L2 tables, those of snapshots too. The image is settled and drained.
     """
     image = node.image
-    tables: dict[int, int] = {}
+    entries: list[int] = []
     for l1 in [image.tables.l1, *(_read_l1(image, snapshot) for snapshot in node.snapshots.entries)]:
-        for entry in l1:
-            table = entry & layout.OFFSET_MASK
-            if table:
-                tables[table] = tables.get(table, 0) + 1
+        entries.extend(l1)
+    tables: dict[int, int] = {}
+    for entry in entries:
+        table = entry & layout.OFFSET_MASK
+        if table:
+            tables[table] = tables.get(table, 0) + 1
     for index, entry in enumerate(image.tables.l1):
         if entry & layout.OFFSET_MASK & image.cluster_mask:
             text = f"L2 table offset {entry & layout.OFFSET_MASK:#x} unaligned (L1 index: {layout.hexadecimal(index)})"
             image.corrupt(text, fatal=True)
-    for number, (table, references) in enumerate(sorted(tables.items())):
-        tell(number, len(tables))
+    for number, entry in enumerate(entries, 1):
+        tell(number, len(entries))
+        table = entry & layout.OFFSET_MASK
+        references = tables.pop(table, 0)
+        if not references:
+            continue  # none there, or seen to already
         words = image.read_array(table, image.cluster_size // 8)
         if _expand_table(image, table, words, references, node.backing is not None):
             image.writeback.settle()

@@ -138,7 +138,6 @@ class Refcounts:
             )
         if offset >= image.file.length:
             image.corrupt(f"Refblock offset {offset:#x} is past the end of the image file", fatal=True)
-        image.file.debug_event("refblock_load")
         block = Block(offset, unpack_counts(image.read_meta(offset, image.cluster_size), self.order))
         self.insert(index, block)
         return block
@@ -214,11 +213,14 @@ class Refcounts:
         Raises QobraError, and changes nothing, where one would overflow or become negative; their blocks must exist.
         """
         mask = self.entries_per_block - 1
+        tell = self._image.file.debug_event
         done = 0
         while done < count:
             at = cluster + done
             index = at >> self.block_bits
+            tell("refblock_alloc")
             block = self.block(index)
+            tell("refblock_load")
             low = at & mask
             high = min(low + count - done, mask + 1)
             if block is None:

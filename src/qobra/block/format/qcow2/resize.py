@@ -165,15 +165,26 @@ def grow_l1(image: Image, entries: int) -> None:
         first, _count = image.allocator.allocate(clusters, clusters)
         offset = first << bits
         image.overlap.guard(offset, clusters << bits)
-    image.writeback.commit()
-    image.file.debug_event("l1_grow_write_table")
-    image.file.write(offset, words_to_bytes(table) + bytes((clusters << bits) - 8 * entries))
-    with image.lock:
+    try:
+        image.writeback.commit()
+        image.file.debug_event("l1_grow_write_table")
+        image.file.write(offset, words_to_bytes(table) + bytes((clusters << bits) - 8 * entries))
         image.writeback.barrier()
-        image.tables.l1 = table
-        header.l1_offset, header.l1_entries = offset, entries
-        image.file.debug_event("l1_grow_activate_table")
+    except BaseException:
+        with image.lock:
+            image.allocator.release(first, clusters)
+        raise
+    before = header.l1_offset, header.l1_entries
+    header.l1_offset, header.l1_entries = offset, entries
+    image.file.debug_event("l1_grow_activate_table")
+    try:
         image.writeback.write_header()
+    except BaseException:
+        # Nobody knows which of the two the header on disk refers to, so both stay allocated.
+        header.l1_offset, header.l1_entries = before
+        raise
+    with image.lock:
+        image.tables.l1 = table
         image.overlap.rebuild()
         if old_clusters:
             image.free(old_offset, old_clusters << bits)

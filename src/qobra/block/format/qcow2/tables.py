@@ -110,7 +110,7 @@ class Tables:
         l1_index = cluster >> self.table_bits
         entry = self.l1[l1_index]
         if not entry & layout.COPIED:
-            self._own_table(l1_index)
+            self._own_table(l1_index, cluster >> self.slice_bits)
         elif entry & layout.OFFSET_MASK >= self._image.file.length:
             self._image.corrupt(
                 f"L2 table offset {entry & layout.OFFSET_MASK:#x} is past the end of the image file", fatal=True
@@ -119,12 +119,37 @@ class Tables:
         assert found is not None
         return found
 
-    def _own_table(self, l1_index: int) -> None:
+    def _own_table(self, l1_index: int, key: int) -> None:
+        """Give the L1 entry a table of its own, of which the slice ``key`` is wanted."""
         image = self._image
         old = self.l1[l1_index] & layout.OFFSET_MASK
         first, _count = image.allocator.allocate(1)
         new = first << image.cluster_bits
         image.note_metadata(new, 1)
+        try:
+            self._write_table(old, new)
+            if image.node.lazy_refcounts:
+                # So that a repair after a crash has only data to count anew, not the tables that it finds them by.
+                image.writeback.write_count(first)
+        except BaseException:
+            image.forget_metadata(new, 1)
+            image.allocator.release(first, 1)
+            raise
+        if not old:
+            offset = new + (key & ((1 << self._slices_bits) - 1)) * self.slice_bytes
+            self._insert(key, Slice(offset, array("Q", bytes(self.slice_bytes))))
+        self.l1[l1_index] = new | layout.COPIED
+        self.l1_dirty.add(l1_index)
+        for part in range(1 << self._slices_bits):
+            cached = self.slices.get(l1_index << self._slices_bits | part)
+            if cached is not None:
+                cached.offset = new + part * self.slice_bytes
+        if old:
+            image.free(old, image.cluster_size)
+
+    def _write_table(self, old: int, new: int) -> None:
+        """Make a table at host offset ``new``: the same as that at ``old``, or an empty one."""
+        image = self._image
         if old:
             # Shared with a snapshot, and so never dirty: the copy on disk is current.
             image.file.debug_event("l2_alloc_cow_read")
@@ -134,14 +159,6 @@ class Tables:
         else:
             image.file.debug_event("l2_alloc_write")
             image.zero_fill(new, image.cluster_size)
-        self.l1[l1_index] = new | layout.COPIED
-        self.l1_dirty.add(l1_index)
-        for part in range(1 << self._slices_bits):
-            cached = self.slices.get(l1_index << self._slices_bits | part)
-            if cached is not None:
-                cached.offset = new + part * self.slice_bytes
-        if old:
-            image.free(old, image.cluster_size)
 
     def mark(self, cluster: int, part: Slice, first: int, last: int) -> None:
         """Words ``first`` to ``last`` (inclusive) of ``part``, the slice of guest cluster ``cluster``, have changed."""

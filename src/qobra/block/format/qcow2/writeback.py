@@ -21,6 +21,7 @@ from collections import deque
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.refcount import Block, pack_counts
 from qobra.block.format.qcow2.tables import Slice
+from qobra.block.table import highest_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,8 +76,11 @@ class Writeback:
             self._write_all(False, lazy=False)
 
     def finish(self) -> None:
-        """The last commit: nobody uses the image any more."""
+        """The last commit: nobody uses the image any more, and what was written is to outlive the host."""
+        image = self._image
         self.settle()
+        if any(highest_write(child) for child in (image.file, image.data)) or image.node.written_around:
+            self.barrier()
         self.mark_clean()
 
     def mark_clean(self) -> None:
@@ -138,6 +142,8 @@ class Writeback:
         file = self._image.file
         if first:
             file.debug_event("refblock_update_part")
+            if reftable:
+                file.debug_event("refblock_alloc_write")
         for offset, data in _merged(first):
             file.write(offset, data)
         if reftable:
@@ -230,6 +236,14 @@ class Writeback:
         return runs
 
     # -- written at once ------------------------------------------------------------------------------------------
+
+    def write_count(self, cluster: int) -> None:
+        """Write the count of one cluster, and of those beside it, if the refcount table on disk has their block."""
+        refcounts = self._image.refcounts
+        index = cluster >> refcounts.block_bits
+        block = refcounts.block(index)
+        if block is not None and index not in refcounts.fresh:
+            self._image.file.write(block.offset, pack_counts(block.counts, refcounts.order))
 
     def write_header(self) -> None:
         """Write the header with its extensions, on stable storage when this returns."""

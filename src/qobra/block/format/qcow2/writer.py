@@ -27,7 +27,9 @@ _JOIN_LIMIT = 256 << 10
 class Claim:
     """Clusters that a piece of a write has claimed: guest clusters ``first`` to ``last`` are to lie at ``host``."""
 
-    __slots__ = ("clean", "end", "first", "head_zero", "host", "last", "owned", "start", "tail_zero")
+    __slots__ = (
+        "clean", "end", "first", "head_kept", "head_zero", "host", "last", "owned", "start", "tail_kept", "tail_zero",
+    )  # fmt: skip
 
     def __init__(self, first: int, last: int, host: int, *, owned: bool, clean: bool) -> None:
         self.first = first
@@ -39,6 +41,10 @@ class Claim:
         """The host clusters read as zeroes."""
         self.start = self.end = 0
         """The guest range that is written, with what is copied around the data."""
+        self.head_kept = False
+        """The first cluster holds data already, which stay where they are: nothing before the data is copied."""
+        self.tail_kept = False
+        """The same of the last cluster, and what is behind the data."""
         self.head_zero = False
         """What is before the data in that range reads as zeroes."""
         self.tail_zero = False
@@ -86,16 +92,22 @@ class Writer:
         word = part.words[index] if part is not None else 0
         limit = index + min(((offset + length - 1) >> bits) - cluster, tables.slice_mask - index) + 1
         inside = offset & image.cluster_mask
+        stop = 0
         if part is not None and word & _DATA_MASK == _COPIED and (word & _OFFSET or image.external):
             stop = _contiguous(part, index, limit, word, image.cluster_size)
+            if stop < limit and part.words[stop] == word + (stop - index) * image.cluster_size | _ZERO:
+                stop = 0  # a zero cluster has its place right behind: one write is better than two
+        if stop:
+            assert part is not None
             host = word & _OFFSET
             check_host(image, part, index, host, cluster, ("Data", offset))
             check_inside(image, host, (stop - index) << bits)
             if not image.external:
                 image.overlap.guard(host, (stop - index) << bits)
             return min(((stop - index) << bits) - inside, length), host + inside, None
-        if part is not None and word & _DATA_MASK == _COPIED | _ZERO and (word & _OFFSET or image.external):
-            check_host(image, part, index, word & _OFFSET, cluster, ("Preallocated zero", offset))
+        if part is not None and word & _DATA_MASK & ~_ZERO == _COPIED and (word & _OFFSET or image.external):
+            what = "Preallocated zero" if word & _ZERO else "Data"
+            check_host(image, part, index, word & _OFFSET, cluster, (what, offset))
         claim = self._claim(cluster, index, limit, word)
         size = min(((claim.last - cluster + 1) << bits) - inside, length)
         self._look_at_edges(claim, offset, size)
@@ -108,14 +120,17 @@ class Writer:
         image.before_allocating()
         part = image.tables.writable(cluster)
         words = part.words
-        if word & _DATA_MASK == _COPIED | _ZERO and (word & _OFFSET or image.external):
-            # A zero cluster that has a place of its own.
-            stop = _contiguous(part, index, limit, word, image.cluster_size)
+        if word & _DATA_MASK & ~_ZERO == _COPIED and (word & _OFFSET or image.external):
+            # Zero clusters that have places of their own, perhaps with data before and behind them.
+            stop = _contiguous(part, index, limit, word & ~_ZERO, image.cluster_size, ~_ZERO)
             stop = self._before_in_flight(cluster, index, stop)
             check_inside(image, word & _OFFSET, (stop - index) << image.cluster_bits)
             if not image.external:
                 image.overlap.guard(word & _OFFSET, (stop - index) << image.cluster_bits)
-            return Claim(cluster, cluster + stop - index - 1, word & _OFFSET, owned=False, clean=False)
+            claim = Claim(cluster, cluster + stop - index - 1, word & _OFFSET, owned=False, clean=False)
+            claim.head_kept = not word & _ZERO
+            claim.tail_kept = not words[stop - 1] & _ZERO
+            return claim
         stop = index + 1
         while stop < limit and not words[stop] & _COPIED:
             stop += 1
@@ -144,8 +159,8 @@ class Writer:
     def _look_at_edges(self, claim: Claim, offset: int, size: int) -> None:
         """Set the range that is written for ``size`` bytes at ``offset``, and whether what is copied is zeroes."""
         image = self._image
-        claim.start = offset & ~image.cluster_mask
-        claim.end = (offset + size + image.cluster_mask) & ~image.cluster_mask
+        claim.start = offset if claim.head_kept else offset & ~image.cluster_mask
+        claim.end = offset + size if claim.tail_kept else (offset + size + image.cluster_mask) & ~image.cluster_mask
         if claim.start < offset:
             claim.head_zero = image.reads_zero(claim.first)
         if claim.end > offset + size:
@@ -228,12 +243,13 @@ class Writer:
         tables.mark(claim.first, part, index, index + count - 1)
 
 
-def _contiguous(part: Slice, index: int, limit: int, word: int, step: int) -> int:
+def _contiguous(part: Slice, index: int, limit: int, word: int, step: int, mask: int = -1) -> int:
+    """Where, at most at ``limit``, the entries end that go on from ``word`` at ``index``, as far as ``mask`` goes."""
     words = part.words
     stop = index + 1
     while stop < limit:
         word += step
-        if words[stop] != word:
+        if words[stop] & mask != word:
             break
         stop += 1
     return stop

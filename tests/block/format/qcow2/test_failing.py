@@ -1,0 +1,172 @@
+"""Requests that fail in the middle (blkdebug makes them), and what is on disk when a process ends there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from qobra.block.format.qcow2 import layout
+from qobra.cli import io
+from qobra.errors import QobraError
+
+CLUSTER = 1024
+
+
+def _broken(lab, event, *, once=True, state=None):
+    """The image ``a`` over blkdebug, which fails what comes after ``event``."""
+    rule = {"event": event, "errno": 5, "once": once}
+    more = {}
+    if state is not None:
+        more["set-state"] = [{"event": event, "new_state": state}]
+        rule["state"] = state
+    file = {"driver": "file", "filename": lab.path("a")}
+    return lab.open("a", file={"driver": "blkdebug", "image": file, "inject-error": [rule], **more})
+
+
+def _check(lab):
+    with lab.open("a", read_only=True) as disk:
+        return disk.node.check()
+
+
+@pytest.mark.parametrize(
+    "event", ["l2_alloc_write", "refblock_load", "refblock_alloc", "cluster_alloc", "write_aio", "l2_update"]
+)
+def test_a_write_that_fails_leaves_nothing_behind(lab, event):
+    lab.create("a", size=1 << 20, cluster_size=CLUSTER)
+    disk = _broken(lab, event)
+    disk.backend.writeback = False
+    with pytest.raises((OSError, QobraError)):
+        disk.write(0, b"x" * (4 * CLUSTER))
+    disk.write(8 * CLUSTER, b"y" * CLUSTER)
+    disk.close()
+    result = _check(lab)
+    assert "corruptions" not in result and "leaks" not in result
+    with lab.open("a", read_only=True) as disk:
+        assert disk.read(8 * CLUSTER, CLUSTER) == b"y" * CLUSTER
+
+
+def test_a_new_table_is_not_read_before_it_is_used(lab):
+    lab.create("a", size=1 << 20, cluster_size=CLUSTER)
+    with _broken(lab, "l2_load") as disk:
+        disk.write(0, b"x" * CLUSTER)
+    disk = _broken(lab, "l2_load")
+    with pytest.raises(OSError):
+        disk.read(0, CLUSTER)
+    disk.close()
+
+
+@pytest.mark.parametrize(
+    ("event", "leaks"), [("l1_grow_alloc_table", 0), ("l1_grow_write_table", 0), ("l1_grow_activate_table", 1)]
+)
+def test_a_table_that_cannot_grow_stays_as_it_is(lab, event, leaks):
+    lab.create("a", size=1 << 17, cluster_size=CLUSTER)
+    with lab.open("a") as disk:
+        disk.write(0, b"here")
+    with _broken(lab, event) as disk:
+        entries = disk.node.header.l1_entries
+        with pytest.raises((OSError, QobraError)):
+            disk.node.truncate(1 << 30)
+        assert disk.node.header.l1_entries == entries == len(disk.node.image.tables.l1)
+        disk.write(CLUSTER, b"there")
+    result = _check(lab)
+    assert "corruptions" not in result and bool(result.get("leaks")) == bool(leaks)
+    with lab.open("a", read_only=True) as disk:
+        assert disk.read(0, 4) == b"here" and disk.read(CLUSTER, 5) == b"there"
+
+
+def test_what_was_written_is_flushed_when_the_image_is_closed(lab, capsys):
+    lab.create("a", size=1 << 20)
+    disk = _broken(lab, "write_aio", once=False)
+    with pytest.raises(OSError):
+        disk.write(0, b"x" * 512)
+    with pytest.raises(QobraError, match="Failed to flush the refcount block cache: Input/output error"):
+        disk.close()
+    assert "Failed to flush the L2 table cache: Input/output error" in capsys.readouterr().err
+    _broken(lab, "l2_load", once=False).close()  # nothing was written
+
+
+def test_a_file_is_flushed_when_it_is_closed_if_it_was_written(lab, monkeypatch):
+    lab.create("a", "raw", size=1 << 20)
+    flushed = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    with lab.open("a", driver="raw") as disk:
+        disk.read(0, 512)
+    assert not flushed
+    with lab.open("a", driver="raw") as disk:
+        disk.write(0, b"x")
+    assert flushed
+
+
+def test_the_saved_state_is_written_through_where_all_is(lab, capsys):
+    lab.create("a", size=1 << 20, cluster_size=CLUSTER)
+    config = lab.path("rules")
+    with open(config, "w") as file:
+        file.write('[inject-error]\nevent = "l2_update"\nerrno = "5"\nonce = "on"\n')
+    name = f"blkdebug:{config}:{lab.path('a')}"
+    assert io.main(["-t", "writethrough", "-c", "write -b 0 4k", name]) == 1
+    assert "write failed: Input/output error" in capsys.readouterr().out
+    lab.create("a", size=1 << 20, cluster_size=CLUSTER)
+    assert io.main(["-c", "write -b 0 4k", name]) == 1  # noticed when it is closed
+    assert "wrote 4096/4096" in capsys.readouterr().out
+
+
+def test_lazy_counts_of_tables_are_not_late(lab):
+    """A process that was killed leaves at most its data uncounted."""
+    lab.create("a", size=1 << 20, lazy_refcounts=True)
+    disk = lab.open("a")
+    disk.write(0, b"data" * 1000)
+    disk.backend.flush()
+    with open(lab.path("a"), "rb") as source, open(lab.path("b"), "wb") as copy:
+        copy.write(source.read())
+    disk.close()
+    with lab.open("b", read_only=True) as disk:
+        found = []
+        assert disk.node.check(report=found.append)["corruptions"] == 2
+        data = disk.node.map(0, 512)[0].offset >> 16
+    entry = layout.COPIED | data << 16
+    assert found == [
+        f"ERROR cluster {data} refcount=0 reference=1",
+        f"ERROR OFLAG_COPIED data cluster: l2_entry={entry:x} refcount=0",
+    ]
+
+
+def test_zero_clusters_between_data_are_written_where_they_lie_in_one_go(lab):
+    lab.create("a", size=8 << 16)
+    with lab.open("a") as disk:
+        disk.write(0, b"a" * (4 << 16))
+        before = disk.node.map(0, 4 << 16)
+        disk.backend.write_zeroes(1 << 16, 2 << 16)
+    # The second write to data would fail: there is none.
+    file = {"driver": "file", "filename": lab.path("a")}
+    rules = {
+        "set-state": [{"event": "write_aio", "new_state": 2}],
+        "inject-error": [{"event": "write_aio", "state": 2}],
+    }
+    with lab.open("a", file={"driver": "blkdebug", "image": file, **rules}) as disk:
+        disk.write(512, b"b" * ((4 << 16) - 1024))
+    with lab.open("a") as disk:
+        after = disk.node.map(0, 4 << 16)
+        assert [(each.length, each.offset) for each in after] == [(each.length, each.offset) for each in before]
+        assert disk.read(0, 4 << 16) == b"a" * 512 + b"b" * ((4 << 16) - 1024) + b"a" * 512
+    # From within a zero cluster into data, and out of data into a zero cluster.
+    for start, end in ((3 << 15, 7 << 15), (1 << 15, 5 << 15)):
+        with lab.open("a") as disk:
+            disk.write(0, b"a" * (4 << 16))
+            disk.backend.write_zeroes(1 << 16, 2 << 16)
+            disk.write(start, b"c" * (end - start))
+            want = bytearray(b"a" * (1 << 16) + bytes(2 << 16) + b"a" * (1 << 16))
+            want[start:end] = b"c" * (end - start)
+            assert disk.read(0, 4 << 16) == bytes(want)
+    assert "leaks" not in _check(lab)
+
+
+def test_the_clusters_of_an_outgrown_table_are_used_again(lab):
+    """A table of one cluster of 512 bytes counts 2 MiB with 64-bit counts; a new one takes its place."""
+    lab.create("a", size=4 << 20, cluster_size=512, refcount_bits=64)
+    with lab.open("a") as disk:
+        old = disk.node.header.reftable_offset >> 9
+        disk.write(0, b"x" * (3 << 20))
+        assert disk.node.header.reftable_offset >> 9 != old
+        assert disk.node.image.refcounts.get(old) == 1
+    assert "leaks" not in _check(lab)
