@@ -231,3 +231,15 @@ def test_no_tls_credentials(exporter: Any) -> None:
         "No TLS credentials with id 't'"
     )
     assert not os.path.exists(path)
+
+
+def test_an_export_goes_after_the_command_that_removes_it(exporter: Any) -> None:
+    exporter.start()
+    exporter.told("n")
+    exports = exporter.exports
+    exports.add({"type": "nbd", "id": "e", "node-name": "n"})
+    with exporter.layer.control:  # a command and its answer
+        exports.remove("e")
+        assert [each["shutting-down"] for each in exports.query()] == [True]
+        assert refused(exports.remove, "e") == "Export 'e' is already shutting down"
+    assert exports.query() == []

@@ -112,7 +112,10 @@ class Export:
             self.layer.control.post(self.layer.exports.finish, self)
 
     def request_shutdown(self) -> None:
-        """Begin to go; :meth:`Exports.finish` runs once the last client has left. Called in the strand."""
+        """Begin to go; :meth:`Exports.finish` runs once the last client has left, after whoever asks has his answer.
+
+        Called in the strand.
+        """
         with self._lock:
             self.shutting_down = True
             clients = tuple(self._clients)
@@ -120,7 +123,7 @@ class Export:
         for client in clients:
             client.disconnect()
         if not clients:
-            self.layer.exports.finish(self)
+            self.layer.control.post(self.layer.exports.finish, self)
 
     def wait_idle(self) -> None:
         """Wait until the last client has left."""
