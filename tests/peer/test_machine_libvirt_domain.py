@@ -153,3 +153,76 @@ def test_a_domain_lives(session: Session, machine: str) -> None:
     virsh("dump", "small", str(home / "core"), "--memory-only")
     virsh("destroy", "small")
     assert virsh("list", "--name").strip() == ""
+
+
+_CHECKPOINT = "<domaincheckpoint><name>{name}</name></domaincheckpoint>"
+_PUSH = """\
+<domainbackup mode='push'>
+  <disks><disk name='vda' type='file'><driver type='qcow2'/><target file='{home}/backup.qcow2'/></disk></disks>
+</domainbackup>
+"""
+_PULL = """\
+<domainbackup mode='pull'>
+  <incremental>one</incremental>
+  <server transport='unix' socket='{home}/nbd'/>
+  <disks>
+    <disk name='vda' type='file' exportname='vda'><scratch file='{home}/scratch.qcow2'/></disk>
+  </disks>
+</domainbackup>
+"""
+
+
+def _extents(home: Path) -> list[str]:
+    """Offset, length and state of the disk's parts, as a client of an incremental backup sees them."""
+    export = f"nbd+unix:///vda?socket={home}/nbd"
+    lines = subprocess.check_output(["nbdinfo", "--map=qemu:dirty-bitmap:backup-vda", export], text=True).splitlines()
+    return [" ".join(line.split()) for line in lines]
+
+
+@pytest.mark.skipif(
+    shutil.which("nbdinfo") is None or shutil.which("qemu-img") is None, reason="needs nbdinfo, qemu-img"
+)
+def test_the_disk_of_a_running_domain(session: Session) -> None:
+    home, virsh = session.home, session.virsh
+    disk = home / "disk.qcow2"
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 0 4M", str(disk)], check=True)
+    shutil.copy(disk, home / "before.qcow2")
+    files = {"small.xml": _DOMAIN.format(home=home, machine="q35"), "push.xml": _PUSH.format(home=home)}
+    files |= {f"{name}.xml": _CHECKPOINT.format(name=name) for name in ("one", "two")} | {
+        "pull.xml": _PULL.format(home=home)
+    }
+    for name, text in files.items():
+        (home / name).write_text(text)
+    virsh("define", str(home / "small.xml"))  # checkpoints are for domains that last
+    virsh("start", "small")
+
+    virsh("blockresize", "small", "vda", "24M")
+    assert virsh("domblkinfo", "small", "vda").split()[1] == str(24 << 20)
+    virsh("blkdeviotune", "small", "vda", "--total-iops-sec", "1000", "--total-iops-sec-max", "2000")
+    assert "total_iops_sec_max: 2000" in virsh("blkdeviotune", "small", "vda")
+    for job in (("blockcommit", "--active", "--pivot"), ("blockpull",)):
+        place = f"vda,file={home}/{job[0]}.qcow2"
+        virsh("snapshot-create-as", "small", job[0], "--disk-only", "--no-metadata", "--diskspec", place)
+        assert f"{job[0]}.qcow2" in virsh("domblklist", "small")
+        virsh(job[0], "small", "vda", *job[1:], "--wait")
+    copy = ("--dest", str(home / "copy.qcow2"), "--pivot", "--transient-job")
+    virsh("blockcopy", "small", "vda", *copy, "--wait")
+    assert "copy.qcow2" in virsh("domblklist", "small")
+
+    virsh("backup-begin", "small", str(home / "push.xml"), str(home / "one.xml"))
+    deadline = time.monotonic() + 60
+    while "Completed" not in virsh("domjobinfo", "small", "--completed"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    virsh("backup-begin", "small", str(home / "pull.xml"), str(home / "two.xml"))
+    assert _extents(home) == [f"0 {24 << 20} 0 clean"]
+    virsh("domjobabort", "small")
+    virsh("checkpoint-delete", "small", "one")
+    assert virsh("checkpoint-list", "small", "--name").split() == ["two"]
+    virsh("managedsave", "small")
+    virsh("start", "small")
+    virsh("destroy", "small")
+    for name in ("copy.qcow2", "backup.qcow2"):
+        subprocess.run(["qemu-img", "check", "-q", str(home / name)], check=True)
+        subprocess.run(["qemu-img", "compare", "-q", str(home / name), str(home / "before.qcow2")], check=True)
+    assert "name: two" in subprocess.check_output(["qemu-img", "info", str(home / "copy.qcow2")], text=True)
