@@ -134,6 +134,7 @@ class Board(Object):
         self.add_child("peripheral-anon", self.peripheral_anon)
         self.add_child("unattached", self.unattached)
         self._clock: VirtualClock | None = None
+        self._bus_numbers: dict[str, int] = {}
 
     def default_node(self, index: int, nodes: int) -> int:
         """Which of ``nodes`` NUMA nodes CPU ``index`` is on where nobody says: a socket stays together."""
@@ -145,6 +146,12 @@ class Board(Object):
         place = dict(self.topology.place(index)) if self.topology is not None else {}
         node = self.numa.node_of_cpu(index)
         return place if node is None else {"node-id": node} | place
+
+    def next_bus_name(self, bus_type: str) -> str:
+        """The name of a bus that has none of its own, the next of its type."""
+        number = self._bus_numbers.get(bus_type, 0)
+        self._bus_numbers[bus_type] = number + 1
+        return f"{bus_type.lower()}.{number}"
 
     # -- before the start
 

@@ -74,6 +74,12 @@ class Device(Object):
         """The buses that this device provides."""
         return [child for child in self.children.values() if isinstance(child, Bus)] if self.children else []
 
+    def add_bus(self, bus: Bus, name: str | None = None) -> None:
+        """Provide ``bus``: called ``name``, or after this device's id, or else by its type and the next number."""
+        if name is None:
+            name = f"{self.user_id}.{len(self.buses())}" if self.user_id else self.board.next_bus_name(bus.type_name)
+        self.add_child(name, bus)
+
     def describe(self) -> str:
         """How error texts call the device: its id, or its path."""
         return self.user_id or self.path()

@@ -33,7 +33,7 @@ class I440FxHost(SysBusDevice):
     def realize(self) -> None:
         bus = PciBus(self.tree)
         bus.memory, bus.ports = self.board.memory, self.board.ports
-        self.add_child("pci.0", bus)
+        self.add_bus(bus)
         self.root = bus
         self._ports = ConfigPorts(self.board.ports, bus)
 

@@ -54,7 +54,7 @@ class Ich9Ahci(PciDevice):
             bus = IdeBus(self.tree, units=1)
             bus.ncq = True
             bus.first_serial = first + 2 * number
-            self.add_child(f"ide.{number}", bus)
+            self.add_bus(bus)
             self.ports.append(AhciPort(bus, memory, self.machine.control, self._check_interrupts))
         self.config[0x90] = 0x40  # port map: AHCI mode
         start = self.add_capability(_CAP_SATA, 8, offset=_SATA_OFFSET)

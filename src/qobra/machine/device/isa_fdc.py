@@ -44,7 +44,7 @@ class IsaFdc(IsaDevice):
         engine: Any = dma
         self.controller = Controller(bus, self.line(self.irq), self.board.clock, engine, self.dma)
         bus.controller = self.controller
-        self.add_child("floppy-bus.0", bus)
+        self.add_bus(bus)
         # Port 6 is the hard disks'.
         for first, size in ((1, 5), (7, 1)):
 

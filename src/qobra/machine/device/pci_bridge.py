@@ -35,7 +35,7 @@ class PciPciBridge(PciBridge):
             raise QobraError(
                 "Bridge chassis not specified. Each bridge is required to be assigned a unique chassis id > 0."
             )
-        self.realize_bridge(self.user_id or self.name)
+        self.realize_bridge(self.user_id)
         self._shpc = Shpc(self, bar=0) if self.shpc else None
         start = self.add_capability(_CAP_SLOT_ID, 4)
         self.put(start + 2, 1, _FIRST_IN_CHASSIS)

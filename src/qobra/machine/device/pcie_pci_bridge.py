@@ -25,7 +25,7 @@ class PciePciBridge(PciBridge):
     vmstate = VmState()
 
     def realize(self) -> None:
-        self.realize_bridge(self.user_id or self.name)
+        self.realize_bridge(self.user_id)
         express.add_capability(self, express.TO_PCI)
         start = self.add_capability(regs.CAP_PM, 8)
         self.put(start + 2, 2, 3)

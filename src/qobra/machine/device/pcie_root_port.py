@@ -197,7 +197,7 @@ class PcieRootPort(PciePort):
     def realize(self) -> None:
         if self.pci_bus.parent_bridge is not None:
             raise QobraError("PCIE-root ports must be plugged into the root complex's bus")
-        self.realize_bridge(self.user_id or self.name)
+        self.realize_bridge(self.user_id)
         start = self.add_capability(regs.CAP_SSVID, 8)
         self.put(start + 4, 4, regs.RED_HAT)
         self._msix = Msix(self, 1, bar=0, offset=0x48)

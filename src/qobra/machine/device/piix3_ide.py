@@ -51,7 +51,7 @@ class Piix3Ide(PciIde):
         for number, (command, control, irq) in enumerate(_PLACES):
             bus = IdeBus(self.tree)
             bus.first_serial = first + 2 * number
-            self.add_child(f"ide.{number}", bus)
+            self.add_bus(bus)
             channel = Channel(bus, board.gsi[irq], BusMaster(memory))
             self.channels.append(channel)
             block = Registers("ide", 8, channel.read_command, channel.write_command, valid=(1, 4))

@@ -31,7 +31,7 @@ class Piix3UsbUhci(PciDevice):
         self.put(0x60, 1, 0x10)  # USB 1.0
         self.put(0x6A, 2, 1)
         bus = UsbBus(self.tree)
-        self.add_child(f"{self.user_id}.0" if self.user_id else "usb-bus.0", bus)
+        self.add_bus(bus)
         memory = GuestMemory(self.board.memory, self.may_master)
         self.controller = Uhci(bus, memory, self.board.clock, self.set_pin)
         self.add_bar(4, Registers("uhci", 32, self._read, self._write, valid=(1, 4), impl=(2, 2)), io=True)

@@ -8,7 +8,7 @@ from qobra.machine.dma import GuestMemory
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
-from qobra.machine.sd.bus import SdBus
+from qobra.machine.sd.bus import SdhciBus
 from qobra.machine.sd.host import Host
 from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Int
@@ -38,8 +38,8 @@ class SdhciPci(PciDevice):
     def realize(self) -> None:
         if self.sd_spec_version not in (2, 3):
             raise QobraError("Only Spec v2/v3 are supported")
-        bus = SdBus(self.tree)
-        self.add_child("sd-bus", bus)
+        bus = SdhciBus(self.tree)
+        self.add_bus(bus, "sd-bus")
         memory = GuestMemory(self.board.memory, self.may_master)
         self.host = Host(
             bus,

@@ -75,7 +75,7 @@ class UsbStorage(UsbDevice, BlockFrontEnd):
         backend.detach_device()
         self.backend = None
         bus = self.scsi_bus = UsbScsiBus(self.tree)
-        self.add_child(f"{self.user_id}.0" if self.user_id else "scsi.0", bus)
+        self.add_bus(bus)
         cls: Any = self.tree.find_type("scsi-hd")
         disk = self.disk = cls(self.tree)
         disk.backend = backend

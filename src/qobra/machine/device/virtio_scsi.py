@@ -74,19 +74,9 @@ class VirtioScsi(ServedDevice):
         proxy: Any = self.parent
         name = getattr(proxy, "user_id", None) or self.user_id
         self.scsi_bus = ScsiBus(self.tree)
-        self.scsi_bus.bus_name_given = f"{name}.0" if name else self._free_bus_name()
-        self.add_child(self.scsi_bus.bus_name_given, self.scsi_bus)
+        self.add_bus(self.scsi_bus, f"{name}.0" if name else None)
         self._events_missed = False
         self.start_serving("scsi")
-
-    def _free_bus_name(self) -> str:
-        from qobra.machine.plug import all_buses
-
-        taken = {bus.bus_name for bus in all_buses(self.board.system_bus)}
-        number = 0
-        while f"scsi.{number}" in taken:
-            number += 1
-        return f"scsi.{number}"
 
     def unrealize(self) -> None:
         self.stop_serving()

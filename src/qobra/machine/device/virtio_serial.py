@@ -73,8 +73,7 @@ class VirtioSerial(VirtioDevice):
         self.port_bus = VirtioSerialBus(self.tree)
         proxy: Any = self.parent
         name = getattr(proxy, "user_id", None) or self.user_id
-        self.port_bus.bus_name_given = f"{name}.0" if name else "virtio-serial-bus.0"
-        self.add_child(self.port_bus.bus_name_given, self.port_bus)
+        self.add_bus(self.port_bus, f"{name}.0" if name else None)
         # Port 0 in and out, control in and out, then the other ports.
         for _ in range(2 * (self.max_ports + 1)):
             self.add_queue(128 if len(self.queues) not in (2, 3) else 32)

@@ -77,8 +77,8 @@ class PciBridge(PciDevice):
         super().__init__(tree)
         self.secondary = self.secondary_type(tree)
 
-    def realize_bridge(self, bus_name: str) -> None:
-        """Make the header of a bridge and the bus behind it, called ``bus_name``."""
+    def realize_bridge(self, bus_name: str | None) -> None:
+        """Make the header of a bridge and the bus behind it, called ``bus_name`` or by its type and number."""
         for offset, width, mask in (
             (regs.PRIMARY_BUS, 4, 0xFFFFFFFF),
             (regs.IO_BASE, 2, 0xF0F0),
@@ -95,8 +95,7 @@ class PciBridge(PciDevice):
         self._close_windows()
         bus = self.secondary
         bus.parent_bridge = self
-        bus.bus_name_given = bus_name
-        self.add_child(bus_name, bus)
+        self.add_bus(bus, bus_name)
         upper = self.pci_bus
         memory, ports = bus.memory, bus.ports
         self._places = [

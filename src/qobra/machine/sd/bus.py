@@ -29,3 +29,9 @@ class SdBus(Bus):
 
     def unplugged(self, device: Device) -> None:
         self.changed()
+
+
+class SdhciBus(SdBus):
+    """The slot of a controller after the SD host controller specification."""
+
+    type_name = "sdhci-bus"
