@@ -52,7 +52,7 @@ ROWS = {
     "convert-c-zlib": Row("{img} convert -c -f raw -O qcow2 text.raw out", 7.0, "rm -f out"),
     "convert-c-zstd": Row("{img} convert -c -o compression_type=zstd -f raw -O qcow2 text.raw out", 1.5, "rm -f out"),
     "convert-from-zlib": Row("{img} convert -f qcow2 -O raw text.zlib.q out", 1.4, "rm -f out"),
-    "convert-from-zstd": Row("{img} convert -f qcow2 -O raw text.zstd.q out", 1.0, "rm -f out"),
+    "convert-from-zstd": Row("{img} convert -f qcow2 -O raw text.zstd.q out", 1.4, "rm -f out"),
     "dd": Row("{img} dd -f qcow2 -O raw bs=1M if=data.q of=out", 1.3, "rm -f out"),
     "compare": Row("{img} compare -f qcow2 -F raw data.q data.raw", 1.3),
     "commit": Row("{img} commit -q -d -f qcow2 over.q", 1.3),

@@ -8,16 +8,19 @@ BOUNCE_SIZE = 1 << 20
 """Bytes that are moved at a time where a whole request cannot be (zero fallback, copies)."""
 
 ZEROES = bytes(BOUNCE_SIZE)
-_ZERO_ARRAY = bytearray(BOUNCE_SIZE)
+_zero_array = bytearray()  # made when it is first needed: this one takes up memory
 
 
 def is_zero(data: Buffer) -> bool:
     """Whether ``data`` is all zeroes, by memcmp and without copying more than 1 MiB."""
+    global _zero_array
+    if not _zero_array:
+        _zero_array = bytearray(BOUNCE_SIZE)
     view = memoryview(data)
     for start in range(0, len(view), BOUNCE_SIZE):
         part = view[start : start + BOUNCE_SIZE]
         # A bytearray on the left compares with memcmp; a memoryview would go byte by byte.
-        if (_ZERO_ARRAY if len(part) == BOUNCE_SIZE else _ZERO_ARRAY[: len(part)]) != part:
+        if (_zero_array if len(part) == BOUNCE_SIZE else _zero_array[: len(part)]) != part:
             return False
     return True
 

@@ -54,12 +54,16 @@ def _imported() -> list[str]:
         usual = (
             ("img", "create", "-q", "-f", "qcow2", image, "1M"),
             ("img", "info", image),
+            ("img", "convert", "-f", "qcow2", "-O", "qcow2", image, f"{image}.copy"),
+            ("img", "resize", "-q", "-f", "qcow2", image, "2M"),
+            ("img", "snapshot", "-c", "one", image),
+            ("img", "check", "-q", image),
             ("storage_daemon", "--chardev", "stdio,id=c", "--monitor", "c"),
         )
         names: set[str] = set()
         for module, *arguments in usual:
-            program = f"import sys; from qobra.cli.{module} import main; sys.exit(main())"
-            command = [sys.executable, "-X", "importtime", "-c", program, *arguments]
+            program = f"import sys; sys.path = {sys.path}; from qobra.cli.{module} import main; sys.exit(main())"
+            command = [sys.executable, "-S", "-X", "importtime", "-c", program, *arguments]
             with tempfile.TemporaryFile() as report:
                 pipe = subprocess.PIPE
                 with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=report) as process:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from queue import SimpleQueue
+from _queue import SimpleQueue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ Two threads that each read and write would be as quick, but would scatter what t
 from __future__ import annotations
 
 import threading
-from queue import SimpleQueue
+from _queue import SimpleQueue
 
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
-from qobra.block.copy.ranges import in_chunks, whole
+from qobra.block.copy.ranges import in_chunks, may_read_past, whole
 from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.errors import QobraError
 
@@ -79,6 +79,7 @@ class _Reader:
     def __init__(self, copier: ChunkCopier, ranges: Iterable[tuple[int, int]], buffers: int) -> None:
         self._copier = copier
         self._source = copier.source
+        self._past = may_read_past(copier.source)
         self._ranges = ranges
         self.full: SimpleQueue[Part | None] = SimpleQueue()
         self.free: SimpleQueue[bytearray] = SimpleQueue()
@@ -117,10 +118,22 @@ class _Reader:
             for run in runs:
                 if run.kind in (ZERO, ABSENT):
                     self.full.put((run.start, run.length, None, [(0, run.length, True)]))
-                else:
+                elif self._past:
                     self._read_run(run)
+                else:
+                    self._read_places(run)
         if inside < length:
             self.full.put((offset + inside, length - inside, None, [(0, length - inside, True)]))
+
+    def _read_places(self, run: Run) -> None:
+        """Read what the map says is data from where it has to be read."""
+        try:
+            places = resolve(self._source, run.start, run.length)
+        except (OSError, QobraError) as error:
+            self.full.put((run.start, run.length, None, CopyFailed(error, True)))
+            return
+        for place in places:
+            self._read_run(place)
 
     def _read_run(self, run: Run) -> None:
         position = 0

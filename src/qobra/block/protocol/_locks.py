@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from qobra.block import permissions
 from qobra.errors import QobraError, strerror
+from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,7 +128,16 @@ _libc: Any = None
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2). Raises OSError."""
-    import ctypes  # dear, and a reader never needs it
+    native = compiled("host")  # a reader never needs it
+    if native is not None:
+        native.fallocate(fd, mode, offset, length)
+    else:
+        pure_fallocate(fd, mode, offset, length)
+
+
+def pure_fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """:func:`fallocate` without the compiled form."""
+    import ctypes  # dear
 
     global _libc
     if _libc is None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from qobra.chardev.chardev import registry
 from qobra.chardev.fdio import FdChardev
 from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _in_use = False
 

@@ -81,7 +81,8 @@ class Guard:
         self._path = filename.removeprefix("file:") if created else ""
 
     def __enter__(self) -> Guard:
-        import signal
+        # The module around it brings enum, which takes longer than a small image.
+        import _signal as signal  # type: ignore[import-not-found]
 
         for number in (signal.SIGTERM, signal.SIGHUP):
             try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+import _signal as signal  # type: ignore[import-not-found]  # the module around it brings enum, which is dear
 import sys
-from types import FrameType
 
 from qobra.cli._tool.report import flush_output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 STEP = 1.0
 """Per cent that must have been added before the line is printed anew."""
@@ -33,7 +36,7 @@ class Progress:
 
     def __exit__(self, *_exc: object) -> None:
         if self._before is not None:
-            signal.signal(signal.SIGUSR1, self._before)  # type: ignore[arg-type]
+            signal.signal(signal.SIGUSR1, self._before)
         if self._enabled:
             sys.stdout.write("\n")
             flush_output()

@@ -29,6 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from qobra.block.format.qcow2.compressor import CompressedWriter
     from qobra.block.format.qcow2.filling import Filling
     from qobra.block.format.qcow2.packed import Block
     from qobra.block.format.qcow2.reading import ComputedReader
@@ -213,7 +214,6 @@ class Qcow2Disk(BlockNode):
 
     def _make_writers(self) -> None:
         """What only writing needs, so that whoever only reads starts sooner."""
-        from qobra.block.format.qcow2.compressor import CompressedWriter
         from qobra.block.format.qcow2.zeroing import Zeroing
 
         self._writer: Writer
@@ -226,7 +226,7 @@ class Qcow2Disk(BlockNode):
 
             self._writer = Writer(self.image)
         self._zeroing = Zeroing(self.image)
-        self._compressor = CompressedWriter(self.image)
+        self.__dict__.pop("_compressor", None)
         self._sector_lock = threading.Lock()
 
     def inactivate(self) -> None:
@@ -339,6 +339,12 @@ class Qcow2Disk(BlockNode):
     def write_plain(self, offset: int, view: memoryview) -> None:
         """Write guest data without compression, as the middle of another request."""
         self._writer.write(offset, view)
+
+    @cached_property
+    def _compressor(self) -> CompressedWriter:
+        from qobra.block.format.qcow2.compressor import CompressedWriter
+
+        return CompressedWriter(self.image)
 
     def _write_compressed(self, offset: int, data: Buffer) -> None:
         if not self._ready:
