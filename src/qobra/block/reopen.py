@@ -72,9 +72,15 @@ def _prepare(
         # Before the children, which it writes to, turn read-only.
         node.inactivate()
     node.check_options(options)
-    for name in node.children.keys() | {key for key in options if key in _REPLACEABLE}:
-        _prepare_child(layer, change, node, name, options, undo)
+    given = [name for name in {**node.children, **dict.fromkeys(_REPLACEABLE)} if name in options]
+    for name in given:
+        if not isinstance(options[name], dict):
+            _replace_child(layer, change, node, name, options[name])
     _check_unchanged(node, options)
+    for name in given:
+        child = node.children.get(name)
+        if child is not None and child.opened_by is node and options[name] is not None:
+            _prepare_follower(layer, change, node, name, options, undo)
     old, old_explicit = node.options, node.explicit_options
     undo.append(lambda: _take(node, old, old_explicit))
     _take(node, options, options if explicit is None else explicit)
@@ -84,7 +90,7 @@ def _prepare(
         change.refusals[node] = f"Read-only block node '{node.node_name}' cannot support read-write users"
 
 
-def _prepare_child(
+def _prepare_follower(
     layer: BlockLayer,
     change: GraphChange,
     node: BlockNode,
@@ -92,17 +98,24 @@ def _prepare_child(
     options: Options,
     undo: list[Callable[[], None]],
 ) -> None:
-    current = node.children.get(name)
-    if name not in options:
-        return
-    wanted = options[name]
+    """The child ``name``, which was opened inline with ``node``, gets options, or is referred to and follows."""
+    child, wanted = node.children[name], options[name]
+    inherited = inherited_options(options, node.roles[name])
     if isinstance(wanted, dict):
-        if current is None or not _follows(node, name):
-            return  # there is no such child to have these options, see _check_unchanged
-        inherited = inherited_options(options, node.roles[name])
-        merged = with_inherited(inherited, {"driver": current.driver, "node-name": current.node_name, **wanted})
-        _prepare(layer, change, current, merged, undo, explicit=wanted)
+        own = {"driver": child.driver, "node-name": child.node_name, **wanted}
+    elif wanted == child.node_name:
+        wanted = child.explicit_options
+        own = {key: value for key, value in child.options.items() if key not in GENERIC_OPTIONS}
+        own.update(wanted)
+        # Also those that only the header names, and what was put between them since.
+        own.update({key: below.node_name for key, below in child.children.items()})
+    else:
         return
+    _prepare(layer, change, child, with_inherited(inherited, own), undo, explicit=wanted)
+
+
+def _replace_child(layer: BlockLayer, change: GraphChange, node: BlockNode, name: str, wanted: str | None) -> None:
+    current = node.children.get(name)
     if wanted is None:
         if current is not None:
             if current.implicit:
@@ -117,14 +130,6 @@ def _prepare_child(
     if child is None:
         raise QobraError(f"Cannot find device='' nor node-name='{wanted}'")
     if child is current:
-        if child.opened_by is node:
-            # Referred to by name, and still this node's own: it follows.
-            inherited = inherited_options(options, node.roles[name])
-            kept = {key: value for key, value in child.options.items() if key not in GENERIC_OPTIONS}
-            kept.update(child.explicit_options)
-            # Also those that only the header names, and what was put between them since.
-            kept.update({key: below.node_name for key, below in child.children.items()})
-            _prepare(layer, change, child, with_inherited(inherited, kept), undo, explicit=child.explicit_options)
         return
     layer.graph.check_frozen(node, name)
     if reaches(child, node):

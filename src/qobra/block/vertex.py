@@ -46,6 +46,8 @@ class Vertex:
     """Interprets a file; the opposite of a protocol."""
     named_by_prefix: ClassVar[bool] = False
     """A filter that a file name with a prefix can stand for, so that it may take a protocol's place."""
+    sees_reads: ClassVar[bool] = False
+    """Has to be asked for data, even where its map says in which child they are (to count, delay or refuse)."""
     is_transparent: ClassVar[bool] = False
     """Holds no data of its own: depth counts what lies below in its place (raw, filters)."""
     supports_backing: ClassVar[bool] = False
@@ -88,7 +90,7 @@ class Vertex:
         self.has_users = False
         """Whether anybody uses the node in the graph whose permissions are being computed."""
         self.iothread: Any = None
-        """The iothread object that x-blockdev-set-iothread named; requests stay in the thread that makes them."""
+        """The iothread object that it belongs to (None: the main loop); see :mod:`qobra.block.iothreads`."""
         self.closed = False
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
 from qobra.block.copy.pool import CopyPool
-from qobra.block.copy.ranges import in_chunks, whole
+from qobra.block.copy.ranges import all_under, in_chunks, may_read_past, whole
 from qobra.block.copy.slots import ThreadSlots
 
 TYPE_CHECKING = False
@@ -107,11 +107,5 @@ def suggested_helpers(source: BlockNode, target: BlockNode, compress: bool = Fal
 
 
 def is_local(node: BlockNode) -> bool:
-    """Whether all that lies under ``node`` is in local files."""
-    pending = [node]
-    while pending:
-        each = pending.pop()
-        if not each.children and not each.is_leaf:
-            return False
-        pending.extend(each.children.values())
-    return True
+    """Whether all that lies under ``node`` is in local files, and may be read there past all that lies between."""
+    return may_read_past(node) and all(each.children or each.is_leaf for each in all_under(node))

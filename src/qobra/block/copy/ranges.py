@@ -23,6 +23,20 @@ def whole(length: int) -> Ranges:
         yield 0, length
 
 
+def all_under(node: BlockNode) -> Iterator[BlockNode]:
+    """``node`` and what lies under it; what is there by several ways, several times."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        yield each
+        pending.extend(each.children.values())
+
+
+def may_read_past(node: BlockNode) -> bool:
+    """Whether data can be read from where the map of ``node`` says that they are, past all that lies between."""
+    return not any(each.sees_reads for each in all_under(node))
+
+
 def chain_depth(node: BlockNode, base: BlockNode | None) -> int:
     """How many nodes that hold data lie from ``node`` down to, not including, ``base`` (None: all)."""
     depth = 0

@@ -25,6 +25,7 @@ class CopyOnReadNode(FilterNode):
     """
 
     driver = "copy-on-read"
+    sees_reads = True
     can_reopen = False
     can_compress = True
     strong_options = ()

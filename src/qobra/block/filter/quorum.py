@@ -26,6 +26,7 @@ class QuorumNode(BlockNode):
     """
 
     driver = "quorum"
+    sees_reads = True
     can_reopen = False
     strong_options = ("vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern")
     reports_info = False

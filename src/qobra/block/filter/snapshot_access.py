@@ -19,6 +19,7 @@ class SnapshotAccessNode(BlockNode):
     """Read-only. A discard says that a part is not going to be read any more, so that writes need not copy it."""
 
     driver = "snapshot-access"
+    sees_reads = True
     can_reopen = False
     strong_options = ()
     reports_info = False

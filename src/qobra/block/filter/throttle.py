@@ -19,6 +19,7 @@ class ThrottleNode(FilterNode):
     """Every read, write, zeroing and discard waits for its turn in the group; a drain lets all that wait go."""
 
     driver = "throttle"
+    sees_reads = True
     can_compress = True
     strong_options = ("throttle-group",)
 

@@ -8,8 +8,9 @@ from qobra.block.creation._image import known_options
 from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
 from qobra.cli._img._copying import copy
-from qobra.cli._img._pieces import SECTOR, disk_size, joined
+from qobra.cli._img._pieces import disk_size, joined
 from qobra.cli._img._resume import Journal, identity
+from qobra.cli._img._salvage import mapped_parts, read_sectors
 from qobra.cli._img._snapshot_param import load_snapshot
 from qobra.cli._img._target import (
     Guard,
@@ -224,13 +225,22 @@ class Conversion:
         total = source.length
         if shown and is_zero and order.min_sparse and self._journal is None:
             # What need not be written does not count.
-            total = sum(length for _start, length in holding_data(source))
-            ranges = holding_data(source)
+            if not order.salvage:
+                total = sum(length for _start, length in holding_data(source))
+                ranges = holding_data(source)
+        if order.salvage and order.min_sparse:
+            ranges = list(ranges)
+            for _part in mapped_parts(source, ranges, self._no_status):
+                pass  # as with QEMU, one is told of all that is wrong with the map before anything is copied
         with self._program.progress(shown) as progress:
             progress.start(total)
             progress.to(start)
             if order.min_sparse:
-                self._copy(source, target, ranges, is_zero, progress)
+                if order.salvage:
+                    for part in mapped_parts(source, ranges, self._no_status):
+                        self._copy(source, target, [part], is_zero, progress)
+                else:
+                    self._copy(source, target, ranges, is_zero, progress)
             else:
                 self._copy_all(source, target, progress)
             self._finish(target)
@@ -300,7 +310,7 @@ class Conversion:
             except (OSError, QobraError) as error:
                 if not order.salvage:
                     raise read_failed(offset, error)
-                self._read_what_can_be(source, offset, view)
+                read_sectors(source, offset, view, self._no_data)
             try:
                 write(offset, view)
             except (OSError, QobraError) as error:
@@ -312,7 +322,7 @@ class Conversion:
     def _salvage(self, source: BlockNode, target: BlockNode, offset: int, length: int) -> None:
         """A chunk that cannot be read whole: sector by sector, with zeroes for those that are lost."""
         view = memoryview(bytearray(length))
-        self._read_what_can_be(source, offset, view)
+        read_sectors(source, offset, view, self._no_data)
         try:
             if self._order.compress:
                 target.write_compressed(offset, view)
@@ -321,14 +331,11 @@ class Conversion:
         except (OSError, QobraError) as error:
             raise write_failed(offset, error)
 
-    def _read_what_can_be(self, source: BlockNode, offset: int, view: memoryview) -> None:
-        for start in range(0, len(view), SECTOR):
-            part = view[start : start + SECTOR]
-            try:
-                source.read_into(offset + start, part)
-            except (OSError, QobraError) as error:
-                part[:] = bytes(len(part))
-                self._program.warning(f"error while reading offset {offset + start}: {reason(error)}")
+    def _no_status(self, offset: int, error: OSError | QobraError) -> None:
+        self._program.warning(f"error while reading block status at offset {offset}: {reason(error)}")
+
+    def _no_data(self, offset: int, error: OSError | QobraError) -> None:
+        self._program.warning(f"error while reading offset {offset}: {reason(error)}")
 
     def _finish(self, target: BlockNode) -> None:
         try:
