@@ -1,4 +1,4 @@
-"""Requests that fail in the middle (blkdebug makes them), and what is on disk when a process ends there."""
+"""Requests that fail in the middle (blkdebug makes them), what is on disk then, and what is said of damage."""
 
 from __future__ import annotations
 
@@ -170,3 +170,67 @@ def test_the_clusters_of_an_outgrown_table_are_used_again(lab):
         assert disk.node.header.reftable_offset >> 9 != old
         assert disk.node.image.refcounts.get(old) == 1
     assert "leaks" not in _check(lab)
+
+
+def _zero(lab, offset, length):
+    with open(lab.path("a"), "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(length))
+
+
+@pytest.mark.parametrize(
+    ("lost", "before", "action", "text"),
+    [
+        ("block", 0, "write", "Preventing invalid allocation of L2 table at offset 0"),
+        ("header", 1, "write", "Preventing invalid write on metadata (overlaps with qcow2_header)"),
+        ("block", 1, "write_compressed", "Preventing invalid allocation of compressed cluster at offset 0"),
+        ("table", 0, "write", "Preventing invalid write on metadata (overlaps with refcount table)"),
+        ("table", 1, "write", "Preventing invalid allocation of refcount block at offset 0"),
+    ],
+)
+def test_what_would_go_over_the_header_is_named(lab, lost, before, action, text):
+    """``lost`` counts say that the header is free; ``before``: the first cluster has been written already."""
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        if before:
+            disk.write(0, b"x" * (1 << 16))
+        image = disk.node.image
+        block, table = image.refcounts.table[0], image.header.reftable_offset
+    _zero(lab, *{"block": (block, 1 << 16), "table": (table, 8), "header": (block, 2)}[lost])
+    disk = lab.open("a")
+    with pytest.raises(QobraError) as caught:
+        if action == "write":
+            disk.write(1 << 16 if lost == "header" else 0, b"y" * (1 << 17))
+        else:
+            disk.node.write_compressed(1 << 16, b"y" * (1 << 16))
+    assert str(caught.value) == text
+    disk.close()
+
+
+def test_new_clusters_go_on_where_the_request_is(lab):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * (3 << 16))
+        disk.node.forget_range(1, 2)
+        disk.write(1 << 19, b"y")  # takes the free one
+        disk.node.forget_range(8, 9)
+        disk.backend.flush()
+        disk.backend.flush()
+        disk.write(2 << 16, b"z" * (2 << 16))
+        places = [each for each in disk.node.map(0, 4 << 16) if each.child is not None]
+        assert [each.length >> 16 for each in places] == [1, 2]
+    assert "leaks" not in _check(lab)
+
+
+@pytest.mark.parametrize("bits", [1, 16, 64])
+def test_refcount_blocks_lie_behind_what_they_were_made_for(lab, bits):
+    lab.create("a", size=16 << 20, cluster_size=512, refcount_bits=bits)
+    with lab.open("a") as disk:
+        per_block = disk.node.image.refcounts.entries_per_block
+        size = min(3 * per_block * 512, 8 << 20)
+        disk.write(0, b"x" * size)
+        disk.backend.flush()
+        table = disk.node.image.refcounts.table
+        assert all(entry >> 9 >= index * per_block for index, entry in enumerate(table) if entry)
+    result = _check(lab)
+    assert "leaks" not in result and "corruptions" not in result

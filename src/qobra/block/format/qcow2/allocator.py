@@ -38,53 +38,52 @@ class Allocator:
 
     # -- whole clusters -----------------------------------------------------------------------------------------
 
-    def allocate(self, want: int, least: int = 1, *, virgin: bool = False) -> tuple[int, int]:
+    def allocate(
+        self, want: int, least: int = 1, *, virgin: bool = False, near: int = 0, what: str = ""
+    ) -> tuple[int, int]:
         """``least`` to ``want`` free clusters in a row, now with a count of 1: (first index, how many).
 
-        ``virgin``: only ones that read as zeroes.
+        ``virgin``: only ones that read as zeroes. ``near``: from this one on, if it is free. ``what`` is the metadata
+        that goes there; guest data if empty.
         """
-        refcounts = self._refcounts
         self._image.file.debug_event("cluster_alloc")
-        # A run longer than a block needs blocks of its own; they go into clusters left free before it.
-        spare = (least >> refcounts.block_bits) + 2 if least > refcounts.entries_per_block >> 1 else 0
-        at = max(self.first_free, self.virgin) if virgin else self.first_free
-        tight = at == self.first_free and not spare
-        while True:
-            index = at >> refcounts.block_bits
-            needed = ((at + spare + least) >> refcounts.block_bits) + 1
-            if max(index + 1, needed if spare else 0) > len(refcounts.table):
-                self._grow_table(max(index + 1, needed))
-                tight = False  # the old table's clusters are free now
-                continue
-            block = refcounts.block(index)
-            if block is None:
-                self._new_block(index, index << refcounts.block_bits)
-                continue
-            start = index << refcounts.block_bits
-            position = _find_zero(block.counts, at - start)
-            if position < 0:
-                at = start + refcounts.entries_per_block
-                if tight:
-                    self.first_free = at
-                continue
-            free = start + position
-            if tight:
-                self.first_free = free
-            first = free + spare
-            found = self._run(first, want, free)
+        if near and near < self._refcounts.capacity:
+            found = self._free_run(near, want)
             if found >= least:
-                self._take(first, found)
-                if tight and self.first_free == free:
-                    self.first_free = first + found
+                self._take(near, found, what)
+                return near, found
+        at = max(self.first_free, self.virgin) if virgin else self.first_free
+        tight = at == self.first_free
+        while True:
+            first = self._find_free(at)
+            if tight and self.first_free == at:
+                self.first_free = first
+            found = self._free_run(first, want)
+            if found >= least:
+                self._take(first, found, what)
                 return first, found
             tight = False
             at = first + max(found, 1)
 
-    def _run(self, first: int, want: int, spare: int) -> int:
-        """How many clusters from ``first`` on are free, up to ``want``; makes missing blocks on the way.
+    def _find_free(self, at: int) -> int:
+        """The first free cluster from ``at`` on; one that no block counts is free."""
+        refcounts = self._refcounts
+        while True:
+            index = at >> refcounts.block_bits
+            if index >= len(refcounts.table):
+                self._grow_table(index + 1)
+                continue
+            block = refcounts.block(index)
+            if block is None:
+                return at
+            start = index << refcounts.block_bits
+            position = _find_zero(block.counts, at - start)
+            if position >= 0:
+                return start + position
+            at = start + refcounts.entries_per_block
 
-        Free clusters from ``spare`` up to ``first`` may be used for those.
-        """
+    def _free_run(self, first: int, want: int) -> int:
+        """How many clusters from ``first`` on are free, up to ``want``."""
         refcounts = self._refcounts
         mask = refcounts.entries_per_block - 1
         found = 0
@@ -93,27 +92,57 @@ class Allocator:
             index = at >> refcounts.block_bits
             if index >= len(refcounts.table):
                 self._grow_table(index + 1)
-            block = refcounts.block(index)
-            if block is None:
-                self._new_block(index, self._place_for_block(index, spare, first))
-                block = refcounts.block(index)
-                assert block is not None
-            counts = block.counts
             low = at & mask
             high = min(low + want - found, mask + 1)
-            if counts[low] or counts[low:high] != counts[low : low + 1] * (high - low):
-                for position in range(low, high):
-                    if counts[position]:
-                        return found + position - low
+            block = refcounts.block(index)
+            if block is not None:
+                counts = block.counts
+                if counts[low] or counts[low:high] != counts[low : low + 1] * (high - low):
+                    for position in range(low, high):
+                        if counts[position]:
+                            return found + position - low
             found += high - low
         return found
 
-    def _take(self, first: int, count: int) -> None:
-        if first == 0:
-            self._image.corrupt("Preventing invalid allocation of cluster at offset 0", fatal=True)
-        self._refcounts.add(first, count, 1)
+    def _take(self, first: int, count: int, what: str) -> None:
+        """Count free clusters for ``what``, as in :meth:`allocate`."""
+        before = self.first_free
+        if before == first:
+            self.first_free = first + count
+        try:
+            self._cover(first, count)
+            if first == 0:
+                if not what:
+                    self._image.overlap.guard(0, count << self._image.cluster_bits)
+                self._image.corrupt(f"Preventing invalid allocation of {what or 'cluster'} at offset 0", fatal=True)
+            self._refcounts.add(first, count, 1)
+        except BaseException:
+            self.first_free = min(self.first_free, before)
+            raise
         if first + count > self.virgin:
             self.virgin = first + count
+
+    def _cover(self, first: int, count: int) -> None:
+        """Make the blocks that count these free clusters, where there are none; they do not go into them."""
+        refcounts = self._refcounts
+        for index in range(first >> refcounts.block_bits, (first + count - 1 >> refcounts.block_bits) + 1):
+            if refcounts.block(index) is None:
+                self._new_block(index, self._place_for_block(index, first, count))
+
+    def _place_for_block(self, index: int, first: int, count: int) -> int:
+        """A free cluster for block ``index``, which that block counts or another, and not among those ``count``."""
+        refcounts = self._refcounts
+        at = self.first_free
+        while True:
+            at = self._find_free(at)
+            if first <= at < first + count:
+                at = first + count
+                continue
+            other = at >> refcounts.block_bits
+            if other == index or refcounts.block(other) is not None:
+                return at
+            self._new_block(other, at)
+            at += 1
 
     def release(self, first: int, count: int) -> None:
         """Take one reference from each of ``count`` clusters."""
@@ -144,11 +173,11 @@ class Allocator:
                 more = -(-(size - inside) >> bits)
                 follower = (partial >> bits) + 1
                 if self._is_free_run(follower, more):
-                    self._take(follower, more)
+                    self._take(follower, more, "compressed cluster")
                     refcounts.add(partial >> bits, 1, 1)
                     self._advance(partial + size)
                     return partial
-        first, _count = self.allocate(-(-size >> bits), -(-size >> bits))
+        first, _count = self.allocate(-(-size >> bits), -(-size >> bits), what="compressed cluster")
         self._advance((first << bits) + size)
         return first << bits
 
@@ -182,17 +211,6 @@ class Allocator:
         refcounts.add(place, 1, 1)
         if place >= self.virgin:
             self.virgin = place + 1
-
-    def _place_for_block(self, index: int, low: int, high: int) -> int:
-        """A free cluster in ``low`` to ``high``, or the first that block ``index`` itself counts."""
-        refcounts = self._refcounts
-        for cluster in range(low, high):
-            block = refcounts.block(cluster >> refcounts.block_bits)
-            if block is None:
-                break
-            if not block.counts[cluster & (refcounts.entries_per_block - 1)]:
-                return cluster
-        return index << refcounts.block_bits
 
     def _grow_table(self, entries: int) -> None:
         """Make the table at least ``entries`` long: a new one, with the blocks that count it, past the old one's reach.

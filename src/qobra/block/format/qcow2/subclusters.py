@@ -28,7 +28,7 @@ class SubclusterWriter(Writer):
         super().__init__(image)
         self._size = image.cluster_size // layout.SUBCLUSTERS
 
-    def _plan(self, offset: int, length: int) -> tuple[int, int, Claim | None]:
+    def _plan(self, offset: int, length: int, near: int) -> tuple[int, int, Claim | None]:
         image = self._image
         image.check_usable()
         bits, tables = image.cluster_bits, image.tables
@@ -61,7 +61,7 @@ class SubclusterWriter(Writer):
         else:
             size = self._new_length(part, cluster, offset, length)
             count = ((offset + size - 1) >> bits) - cluster + 1
-            claim = self.claim_new(cluster, count)
+            claim = self.claim_new(cluster, count, near)
             size = min(((claim.last - cluster + 1) << bits) - inside, size)
             keep = bits_between(0, 32) if word & _COMPRESSED else bitmap & layout.ALL_ALLOCATED if word & _OFFSET else 0
             self._shape(claim, offset, size, bitmap, keep)

@@ -123,7 +123,7 @@ class Tables:
         """Give the L1 entry a table of its own, of which the slice ``key`` is wanted."""
         image = self._image
         old = self.l1[l1_index] & layout.OFFSET_MASK
-        first, _count = image.allocator.allocate(1)
+        first, _count = image.allocator.allocate(1, what="L2 table")
         new = first << image.cluster_bits
         image.note_metadata(new, 1)
         try:

@@ -61,10 +61,11 @@ class Writer:
         image = self._image
         image.writeback.commit_if_crowded()
         position, total = 0, len(view)
+        host = size = 0
         while position < total:
             here = offset + position
             with image.lock:
-                size, host, claim = self._plan(here, total - position)
+                size, host, claim = self._plan(here, total - position, (host + size) >> image.cluster_bits)
             part = view[position : position + size] if size < total else view
             if claim is None:
                 self.write_data(here, host, part)
@@ -78,8 +79,11 @@ class Writer:
         crypt = self._image.crypt
         self._image.data.write(host, data if crypt is None else crypt.encrypt(offset, host, data))
 
-    def _plan(self, offset: int, length: int) -> tuple[int, int, Claim | None]:
-        """(bytes, host offset, None) to write in place at ``offset``, or (bytes, host offset, claim)."""
+    def _plan(self, offset: int, length: int, near: int) -> tuple[int, int, Claim | None]:
+        """(bytes, host offset, None) to write in place at ``offset``, or (bytes, host offset, claim).
+
+        New clusters best begin with the host cluster ``near``, where what is before ``offset`` ends; 0 if nobody knows.
+        """
         image = self._image
         image.check_usable()
         bits, tables = image.cluster_bits, image.tables
@@ -108,13 +112,13 @@ class Writer:
         if part is not None and word & _DATA_MASK & ~_ZERO == _COPIED and (word & _OFFSET or image.external):
             what = "Preallocated zero" if word & _ZERO else "Data"
             check_host(image, part, index, word & _OFFSET, cluster, (what, offset))
-        claim = self._claim(cluster, index, limit, word)
+        claim = self._claim(cluster, index, limit, word, near)
         size = min(((claim.last - cluster + 1) << bits) - inside, length)
         self._look_at_edges(claim, offset, size)
         image.take_off(claim.first, claim.last)
         return size, claim.host + inside, claim
 
-    def _claim(self, cluster: int, index: int, limit: int, word: int) -> Claim:
+    def _claim(self, cluster: int, index: int, limit: int, word: int, near: int) -> Claim:
         """Host clusters for the guest clusters at ``index`` up to ``limit`` of a slice, as many as lie in a row."""
         image = self._image
         image.before_allocating()
@@ -135,15 +139,15 @@ class Writer:
         while stop < limit and not words[stop] & _COPIED:
             stop += 1
         stop = self._before_in_flight(cluster, index, stop)
-        return self.claim_new(cluster, stop - index)
+        return self.claim_new(cluster, stop - index, near)
 
-    def claim_new(self, cluster: int, count: int) -> Claim:
+    def claim_new(self, cluster: int, count: int, near: int) -> Claim:
         """New host clusters for up to ``count`` guest clusters from ``cluster``; an external file has them already."""
         image = self._image
         if image.external:
             return Claim(cluster, cluster + count - 1, cluster << image.cluster_bits, owned=False, clean=False)
         virgin = image.allocator.virgin
-        first, count = image.allocator.allocate(count)
+        first, count = image.allocator.allocate(count, near=near)
         host = first << image.cluster_bits
         image.overlap.guard(host, count << image.cluster_bits)
         return Claim(cluster, cluster + count - 1, host, owned=True, clean=first >= virgin)
