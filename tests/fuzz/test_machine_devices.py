@@ -51,8 +51,8 @@ _OPTIONS: dict[str, Options] = {
 _WITH_DRIVE = ("virtio-blk", "scsi-hd", "scsi-cd", "ide-hd", "ide-cd", "nvme", "usb-storage", "sd-card", "floppy")
 _WITH_NETDEV = ("e1000", "virtio-net")
 _WITH_MEMORY = ("virtio-mem", "virtio-pmem", "pc-dimm", "nvdimm")
-# These need another process: tests/machine/device/test_vhost_user.py is hostile to them.
-_ELSEWHERE = ("vhost-user-",)
+# These need another process or the host's hardware: their own tests are hostile to them.
+_ELSEWHERE = ("vhost-user-", "scsi-generic")
 
 
 def _devices() -> list[str]:

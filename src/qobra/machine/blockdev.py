@@ -188,10 +188,10 @@ class BlockFrontEnd(Device):
             on_read_error=backend.on_error.get("rerror", "auto") if self.rerror == "auto" else self.rerror,
             on_write_error=backend.on_error.get("werror", "auto") if self.werror == "auto" else self.werror,
         )
-        for name in ("logical_block_size", "physical_block_size"):
-            self.values[name] = self.get(name) or _MIN_BLOCK  # what is in force can be asked for
-        self.logical_size: int = self.logical_block_size
-        self.physical_size: int = self.physical_block_size
+        self.logical_size: int = self.logical_block_size or _MIN_BLOCK
+        self.physical_size: int = self.physical_block_size or _MIN_BLOCK
+        # What is in force can be asked for.
+        self.values |= {"logical_block_size": self.logical_size, "physical_block_size": self.physical_size}
         self.granularity: int = (
             self.logical_size if self.discard_granularity == 0xFFFFFFFF else self.discard_granularity
         )
@@ -243,3 +243,22 @@ class BlockFrontEnd(Device):
 
     def medium_changed(self) -> None:
         """There is another medium, or none."""
+
+
+class PlainFrontEnd(BlockFrontEnd):
+    """A device model with a backend, of which nothing else can be set."""
+
+    backend_defaults: Any = "auto"
+    logical_block_size: Any = 0
+    physical_block_size: Any = 0
+    min_io_size: Any = 0
+    opt_io_size: Any = 0
+    discard_granularity: Any = 0xFFFFFFFF
+    write_cache: Any = "auto"
+    share_rw: Any = False
+    account_invalid: Any = "auto"
+    account_failed: Any = "auto"
+    rerror: Any = "auto"
+    werror: Any = "auto"
+    bootindex: Any = None
+    serial: Any = None

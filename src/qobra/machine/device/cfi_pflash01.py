@@ -6,7 +6,7 @@ from typing import Any
 
 from qobra.block.backend import BlockBackend
 from qobra.errors import QobraError
-from qobra.machine.blockdev import BlockFrontEnd
+from qobra.machine.blockdev import PlainFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.memory import Mapping, Ram, Registers
 from qobra.machine.qdev import SysBusDevice
@@ -21,7 +21,7 @@ _READY, _ERASE_ERROR, _PROGRAM_ERROR = 0x80, 0x20, 0x10
 
 
 @registry.register("cfi.pflash01")
-class Pflash(SysBusDevice, BlockFrontEnd):
+class Pflash(SysBusDevice, PlainFrontEnd):
     """A bank of flash chips side by side. What the guest writes is written through to the backend.
 
     While the array is read it is memory; during commands the registers are in its place.

@@ -6,22 +6,19 @@ from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.block_requests import BlockRequests
-from qobra.machine.blockdev import BlockFrontEnd
+from qobra.machine.blockdev import PlainFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.sd.card import Card
 from qobra.machine.vmstate import VmState, part
 
 
 @registry.register("sd-card")
-class SdCard(BlockFrontEnd):
+class SdCard(PlainFrontEnd):
     """A card. Its size is a power of two, as that of every real one."""
 
     type_name = "sd-card"
     bus_type = "sd-bus"
     hotpluggable_class = False
-    # What a card has no place for.
-    serial = None
-    bootindex = None
     rerror: Any = "report"
     werror: Any = "report"
 

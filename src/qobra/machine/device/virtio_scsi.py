@@ -159,7 +159,7 @@ class VirtioScsi(ServedDevice):
         target, unit = lun[1], (lun[2] << 8 | lun[3]) & 0x3FFF
         cdb = request[_REQUEST_HEADER:].ljust(16, b"\0")
         found_unit: Any = self.scsi_bus.find(0, target, unit)
-        if found_unit is not None:
+        if found_unit is not None and found_unit.lengths_known:
             way, length = transfer.expected(cdb, found_unit.logical_size)
             there = {transfer.NONE: 0, transfer.TO_HOST: room, transfer.TO_DEVICE: sent}[way]
             if length > there:

@@ -34,6 +34,9 @@ class ScsiDevice(Device):
     abstract = True
     bus_type = "SCSI"
 
+    lengths_known = True
+    """Whether a command's block tells how much it transfers."""
+
     channel = Int(0, type="uint32")
     scsi_id = Int(0xFFFFFFFF, type="uint32")
     lun = Int(0xFFFFFFFF, type="uint32")
@@ -68,7 +71,7 @@ class ScsiDevice(Device):
                 raise Sense(*attention)
             if cdb[0] == REPORT_LUNS:
                 return Result(data=self.scsi_bus.report_luns(self.scsi_id, cdb)[:room])
-            result = Result(data=self.command(cdb, data, room)[:room])
+            result = self.carry_out(cdb, data, room)
             self.last_sense = None
             return result
         except Sense as sense:
@@ -77,6 +80,10 @@ class ScsiDevice(Device):
 
     def attention_reported(self) -> None:
         """The unit attention was told; another may follow it."""
+
+    def carry_out(self, cdb: bytes, data: bytes, room: int) -> Result:
+        """What a command ends in. Raises Sense."""
+        return Result(data=self.command(cdb, data, room)[:room])
 
     def command(self, cdb: bytes, data: bytes, room: int) -> bytes:
         """The data that a command returns. Raises Sense."""
