@@ -2,7 +2,7 @@
 
 An event is seen at *seams*, methods that are wrapped only while one of their events is on, so that one that is off
 costs nothing. ``qobra.*.trace_events`` declare the events of their layers, with QEMU's names and forms where QEMU has
-the same thing to tell; they are imported when somebody asks for events. Lines look like those of QEMU's ``log`` back end.
+the same thing to tell; they are imported when somebody asks for events. Lines are like those of QEMU's ``log``.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def event(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare an event, or more seams of one.
 
-    What is decorated gets the arguments of a call at a seam and returns the values of ``form``.
-    ``None`` in their place says that this call is no event. ``after``: it is told when the method has returned, and its
-    result comes first.
+    What is decorated gets the arguments of a call at a seam and returns the values of ``form``. ``None`` in their
+    place says that this call is no event. ``after``: it is told when the method has returned, and its result comes
+    first.
     """
 
     def decorate(values: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,9 @@ UINT64_MAX = (1 << 64) - 1
 _SHIFTS = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _UNITS = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
 
+BOOLEANS = {"on": True, "yes": True, "true": True, "y": True, "off": False, "no": False, "false": False, "n": False}
+"""The words of options that are switches."""
+
 
 class NotANumber(ValueError):
     """The text is no size."""

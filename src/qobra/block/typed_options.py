@@ -7,7 +7,7 @@ can be guessed: the format is probed, and a child that has a file name is a ``fi
 from __future__ import annotations
 
 from qobra.errors import QobraError
-from qobra.units import NotANumber, OutOfRange, parse_size
+from qobra.units import BOOLEANS, NotANumber, OutOfRange, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def _refuse(driver: str, name: str) -> None:
 def _value(name: str, kind: str, value: Any) -> Any:
     if isinstance(value, str):
         if kind == "bool":
-            if value not in ("on", "off"):
+            if value not in BOOLEANS:
                 raise QobraError(f"Parameter '{name}' expects 'on' or 'off'")
-            return value == "on"
+            return BOOLEANS[value]
         if kind == "size":
             return _size(name, value)
         if kind in _SCALARS:

@@ -172,10 +172,29 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
     else:
         create_file({**protocol, **(below.convert(file_values) if below is not None else file_values)})
     if not bare:
-        _format(layer, protocol, fmt, target.convert(values), filename)
+        made = [protocol]
+        try:
+            _format(layer, protocol, fmt, target.convert(values), filename, made)
+        except (QobraError, OSError):
+            for each in made:
+                _delete(each)
+            raise
 
 
-def _format(layer: BlockLayer, protocol: Options, fmt: str, options: Options, filename: str) -> None:
+def _delete(protocol: Options) -> None:
+    """What a format could not be made in is no image: it goes, where a protocol can delete."""
+    delete: Callable[[Options], None] | None = getattr(drivers.find(protocol["driver"]), "delete", None)
+    if delete is not None:
+        try:
+            delete(protocol)
+        except OSError:
+            pass  # what went wrong before is told
+
+
+def _format(
+    layer: BlockLayer, protocol: Options, fmt: str, options: Options, filename: str, made: list[Options]
+) -> None:
+    """Make the format in the file; a data file of its own is added to what was ``made``."""
     driver = drivers.find(fmt)
     assert driver is not None
     roots: list[BlockBackend] = []
@@ -187,6 +206,7 @@ def _format(layer: BlockLayer, protocol: Options, fmt: str, options: Options, fi
             data_driver = drivers.find(path["driver"])
             if data_driver is not None and data_driver.creatable:
                 data_driver.create({**path, "size": 0})  # type: ignore[attr-defined]
+                made.append(path)
             data_file = _open_for_creation(layer, path, roots)
             options["data-file"] = data_file.node_name
             driver.create({"driver": fmt, "file": file.node_name, **options}, file, data_file)  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from qobra.errors import QobraError
 from qobra.registry import Registry
-from qobra.units import NotANumber, OutOfRange, parse_size
+from qobra.units import BOOLEANS, NotANumber, OutOfRange, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,12 +35,18 @@ class Format:
     """The options of one format, in the order in which they are told."""
 
     def __init__(
-        self, options: Iterable[Option], convert: Callable[[Values], Values], amend: Iterable[Option] = ()
+        self,
+        options: Iterable[Option],
+        convert: Callable[[Values], Values],
+        amend: Iterable[Option] = (),
+        measured: Callable[[Values], Values] = dict,
     ) -> None:
         self.options = {option.name: option for option in options}
         self.convert = convert
         """The options as members of BlockdevCreateOptions (without driver and file). Raises QobraError."""
         self.amend_options = {option.name: option for option in amend}
+        self.measured = measured
+        """Those of the options that how much space an image takes depends on. Raises QobraError."""
 
 
 formats: Registry[Format] = Registry("creation options", ["qobra.block.creation"])
@@ -49,9 +55,9 @@ formats: Registry[Format] = Registry("creation options", ["qobra.block.creation"
 def convert_value(option: Option, text: str) -> str | int | bool:
     """The value that ``text`` stands for. Raises QobraError in QEMU's words."""
     if option.kind == BOOL:
-        if text not in ("on", "off"):
+        if text not in BOOLEANS:
             raise QobraError(f"Parameter '{option.name}' expects 'on' or 'off'")
-        return text == "on"
+        return BOOLEANS[text]
     if option.kind == NUMBER:
         try:
             return int(text, 0)

@@ -62,6 +62,8 @@ _MEMBERS = (
     "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits",
 )  # fmt: skip
 
+_PREALLOCATION = ("off", "metadata", "falloc", "full")
+
 
 def version(compat: str) -> str:
     """The schema's word for a compatibility level. Raises QobraError."""
@@ -79,7 +81,7 @@ def _convert(values: Values) -> Values:
         if encrypt.setdefault("format", "aes") != "aes":
             raise QobraError("Options encryption and encrypt.format are mutually exclusive")
     for name, allowed in (
-        ("preallocation", ("off", "metadata", "falloc", "full")),
+        ("preallocation", _PREALLOCATION),
         ("compression_type", ("zlib", "zstd")),
     ):
         if values.get(name, allowed[0]) not in allowed:
@@ -97,4 +99,12 @@ def _convert(values: Values) -> Values:
     return options
 
 
-formats.register("qcow2")(Format(_OPTIONS, _convert, _AMEND))
+def _measured(values: Values) -> Values:
+    if values.get("compat", "1.1") not in ("0.10", "1.1"):
+        raise QobraError(f"Invalid compatibility level: '{values['compat']}'")
+    if values.get("preallocation", "off") not in _PREALLOCATION:
+        raise QobraError(f"invalid parameter value: {values['preallocation']}")
+    return {name: value for name, value in values.items() if name not in ("compression_type", "encryption")}
+
+
+formats.register("qcow2")(Format(_OPTIONS, _convert, _AMEND, _measured))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.node import BlockNode
+from qobra.block.query import without_implicit
 from qobra.errors import QobraError, strerror
 from qobra.getopt import UsageError, parse
 from qobra.units import INT64_MAX, NotANumber, OutOfRange, io_size_text, parse_size
@@ -180,8 +181,8 @@ class Interpreter:
 
     @property
     def node(self) -> BlockNode:
-        """The node that commands work on."""
-        return self.root.inserted()
+        """The node that commands work on, below filters that the user has not put there."""
+        return without_implicit(self.root.inserted())
 
     @property
     def root(self) -> BlockBackend:
@@ -200,16 +201,16 @@ class Interpreter:
             raise Misused
         return dict(options), operands
 
-    def number(self, text: str) -> int:
-        """An offset or a length. Raises Failed."""
+    def number(self, text: str, *, shown: str | None = None) -> int:
+        """An offset or a length. Raises Failed, which shows ``text`` or what QEMU shows in its place."""
         try:
             value = parse_size(text, lambda message: self.complain(f"{self.program}: warning: {message}"))
         except NotANumber:
-            raise Failed(f"Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {text}")
+            raise Failed(f"Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {shown or text}")
         except OutOfRange:
             value = INT64_MAX + 1
         if value > INT64_MAX:
-            raise Failed(f"Parsing error: argument too large -- {text}")
+            raise Failed(f"Parsing error: argument too large -- {shown or text}")
         return value
 
     def pattern(self, text: str) -> int:

@@ -100,6 +100,8 @@ def reopen(interpreter: Interpreter, words: list[str]) -> None:
     from qobra.block.change_options import change_options, typed_changes
 
     if typed_changes(node, changes).get("read-only"):
+        if root.inserted() is not node:
+            raise QobraError(f"Can't set node '{node.node_name}' to r/o with copy-on-read enabled")
         root.set_permissions(root.perm & ~(permissions.WRITE | permissions.WRITE_UNCHANGED), root.shared)
     if changes:
         change_options(node, changes)
@@ -117,7 +119,7 @@ def truncate(interpreter: Interpreter, words: list[str]) -> None:
         raise QobraError(f"Invalid preallocation mode '{mode}'")
     if len(operands) != 1:
         raise Misused
-    length = interpreter.number(operands[0])
+    length = interpreter.number(operands[0], shown=words[1])
     root = interpreter.root
     perm = root.perm
     root.set_permissions(perm | permissions.RESIZE, root.shared)

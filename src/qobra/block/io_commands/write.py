@@ -126,11 +126,11 @@ def _write(interpreter: Interpreter, options: dict[str, str], offset: int, count
         save(offset, data)
         if not root.writeback:
             root.flush()
+    elif "z" in options:
+        root.write_zeroes(offset, count, may_unmap="u" in options, no_fallback="n" in options, fua="f" in options)
     elif "c" in options:
         with root.slot():
             interpreter.node.write_compressed(offset, data)
-    elif "z" in options:
-        root.write_zeroes(offset, count, may_unmap="u" in options, no_fallback="n" in options, fua="f" in options)
     else:
         root.write(offset, data, fua="f" in options)
 

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from fcntl import F_GETFL, F_SETFL, fcntl
 
 from qobra.block import permissions
 from qobra.block.buffers import BOUNCE_SIZE, Buffer, fill_zero
@@ -79,6 +80,8 @@ class FileNode(BlockNode):
         except OSError as error:
             raise QobraError(f"Could not open '{self.path}': {strerror(error)}", errno=error.errno)
         self._discards = self._discards_failed = self._discarded_bytes = 0
+        self._data = (0, 0)
+        """Where data begin and end that were found by the last look for a hole: within it there is none."""
         self.request_alignment = DIRECT_ALIGNMENT if self.cache_direct else 1
 
     def _open_fd(self) -> None:
@@ -158,6 +161,12 @@ class FileNode(BlockNode):
 
     def _swap_fd(self, access: int) -> None:
         """Reopen under the same descriptor number, so that requests in flight go on undisturbed."""
+        flags = fcntl(self.fd, F_GETFL)
+        if flags & os.O_ACCMODE == access:
+            # Nothing needs to be opened, and under its name there may be nothing any more.
+            fcntl(self.fd, F_SETFL, flags & ~os.O_DIRECT | (os.O_DIRECT if self.cache_direct else 0))
+            self._writable = access == os.O_RDWR
+            return
         fresh = self._host_open(access)
         try:
             if self._locking:
@@ -175,6 +184,12 @@ class FileNode(BlockNode):
         extents = []
         end = offset + length
         while offset < end:
+            known, known_end = self._data
+            if known <= offset < known_end:
+                size = min(known_end, end) - offset
+                extents.append(Extent(size, DATA, self, offset, WRITABLE))
+                offset += size
+                continue
             try:
                 data = os.lseek(self.fd, offset, os.SEEK_DATA)
             except OSError as error:
@@ -189,7 +204,10 @@ class FileNode(BlockNode):
                 offset += size
                 continue
             try:
-                hole = min(os.lseek(self.fd, offset, os.SEEK_HOLE), end)
+                hole = os.lseek(self.fd, offset, os.SEEK_HOLE)
+                # Looking for the end of long data takes long with some file systems: once will do.
+                self._data = (min(known, offset) if hole == known_end else offset, hole)
+                hole = min(hole, end)
             except OSError:
                 hole = end
             extents.append(Extent(hole - offset, DATA, self, offset, WRITABLE))
@@ -321,8 +339,11 @@ class FileNode(BlockNode):
         """fallocate(2) with a mode; False where the host or file system has none."""
         if length <= 0:
             return True
+        known, known_end = self._data
         try:
             locks.fallocate(self.fd, mode, offset, length)
+            if offset < known_end and offset + length > known:
+                self._data = (0, 0)
         except OSError as error:
             if error.errno in _UNSUPPORTED:
                 return False
@@ -342,6 +363,7 @@ class FileNode(BlockNode):
             os.ftruncate(self.fd, self.length)
             raise QobraError(f"Could not resize file: {strerror(error)}", errno=error.errno)
         self.length = length
+        self._data = (0, 0)
 
     def allocated_size(self) -> int | None:
         return os.fstat(self.fd).st_blocks * 512
@@ -351,6 +373,7 @@ class FileNode(BlockNode):
 
     def invalidate_cache(self) -> None:
         self.length = self._host_length()
+        self._data = (0, 0)
 
     @classmethod
     def create(cls, options: Options) -> None:
@@ -373,6 +396,13 @@ class FileNode(BlockNode):
             raise QobraError(f"Could not resize file: {strerror(error)}", errno=error.errno)
         finally:
             os.close(fd)
+
+    @classmethod
+    def delete(cls, options: Options) -> None:
+        """Remove the file that ``options`` name, if it is a regular one."""
+        path = options["filename"].removeprefix("file:")
+        if os.path.isfile(path):
+            os.unlink(path)
 
 
 class _NoLock:
@@ -404,3 +434,6 @@ def preallocate(fd: int, old_length: int, length: int, preallocation: str) -> No
         os.fsync(fd)
     else:
         raise QobraError(f"Unsupported preallocation mode: {preallocation}", errno=errno.ENOTSUP)
+    if preallocation != "full" and not old_length and length:
+        # Direct I/O finds out its alignment by reading the first block, which tells nothing in a hole.
+        os.pwrite(fd, bytes(min(length, DIRECT_ALIGNMENT)), 0)

@@ -9,7 +9,7 @@ from qobra.cli._img._pieces import disk_size
 from qobra.cli._img._snapshot_param import load_snapshot
 from qobra.cli._img.create import option_pairs
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
@@ -69,7 +69,11 @@ def main(program: Program, arguments: list[str]) -> int:
         images.create_objects()
         source = None
         if operands:
-            source = node_of(images.open(operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share))
+            source = node_of(
+                images.open(
+                    operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share, options=STORED_BITMAPS
+                )
+            )
             if snapshot is not None:
                 load_snapshot(program, source, snapshot)
         driver: Any = drivers.find(output_format)
@@ -88,7 +92,7 @@ def main(program: Program, arguments: list[str]) -> int:
         if not hasattr(driver, "measure"):
             raise ToolError(f"Block driver '{output_format}' does not support size measurement")
         try:
-            info = driver.measure(target.convert(values), source)
+            info = driver.measure(target.convert(target.measured(values)), source)
         except QobraError as error:
             raise ToolError(str(error))
         except OSError as error:

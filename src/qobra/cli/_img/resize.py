@@ -26,7 +26,7 @@ def main(program: Program, arguments: list[str]) -> int:
     # The size is taken off first, because -1G would read as an option.
     if arguments in (["-h"], ["--help"]):
         raise HelpWanted
-    if not arguments or (len(arguments) == 1 and not arguments[0].startswith("-")):
+    if len(arguments) < 2:
         raise usage("Not enough arguments")
     *arguments, size_text = arguments
     options, operands = parse_command(arguments, "f:q", ("object=", "image-opts", "preallocation=", "shrink"))

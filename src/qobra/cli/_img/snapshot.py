@@ -13,7 +13,7 @@ from qobra.errors import QobraError, errno_of, strerror
 from qobra.getopt import parse_command
 
 HELP = """\
-snapshot [-l | -a SNAPSHOT | -c NAME | -d NAME] [-f FMT | --image-opts] [-q] [-U] [--object DEF] FILENAME
+snapshot [-l | -a SNAPSHOT | -c NAME | -d NAME] [--image-opts] [-q] [-U] [--object DEF] FILENAME
 
 List the snapshots inside an image (-l), return to one by its id or name (-a), take one (-c)
 or delete one (-d).
@@ -22,8 +22,7 @@ or delete one (-d).
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "la:c:d:qUf:", ("object=", "image-opts", "force-share|U", "format=|f"))
-    fmt = None
+    options, operands = parse_command(arguments, "la:c:d:qU", ("object=", "image-opts", "force-share|U"))
     action, name = "", ""
     image_opts = force_share = False
     with Images(program) as images:
@@ -32,8 +31,6 @@ def main(program: Program, arguments: list[str]) -> int:
                 if action:
                     raise usage("Cannot mix '-l', '-a', '-c', '-d'")
                 action, name = option, value
-            elif option == "f":
-                fmt = value
             elif option == "U":
                 force_share = True
             elif option == "object":
@@ -43,12 +40,10 @@ def main(program: Program, arguments: list[str]) -> int:
         if len(operands) != 1:
             raise usage("Expecting one image file name")
         images.create_objects()
-        if not action:
-            return 0
-        writes = action in ("a", "c", "d")
+        writes = action != "l"
         backend = images.open(
             operands[0],
-            fmt=fmt,
+            fmt=None,
             image_opts=image_opts,
             writable=writes,
             resize=writes,
@@ -61,8 +56,9 @@ def main(program: Program, arguments: list[str]) -> int:
             if snapshots:
                 print("\n".join(["Snapshot list:", *snapshot_lines(snapshots)]))
             return 0
-        with images.layer.drained():
-            _ACTIONS[action](node, name)
+        if action:
+            with images.layer.drained():
+                _ACTIONS[action](node, name)
     return 0
 
 
@@ -70,7 +66,7 @@ def _create(node: object, name: str) -> None:
     try:
         if not hasattr(node, "snapshot_create"):
             raise OSError(errno.ENOTSUP, "Operation not supported")
-        node.snapshot_create(name)
+        node.snapshot_create(name, icount=0)  # no machine has run, and none is needed to go back to it
     except (OSError, QobraError) as error:
         number = errno_of(error)
         raise ToolError(f"Could not create snapshot '{name}': -{number} ({os.strerror(number)})")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 
+STORED_BITMAPS = {"_stored-bitmaps": True}
+"""Option of a node whose bitmaps are looked at once or never: they are not read into memory."""
+
+
 def cache_options(mode: str, error: str) -> tuple[Options, bool]:
     """The ``cache`` option of a mode's name and whether it writes through. Raises ToolError with the text ``error``."""
     if mode not in CACHE_MODES:
@@ -146,16 +150,14 @@ class Images:
         backend = BlockBackend(self.layer, perm=perm)
         backend.writeback = not through
         if request.get("snapshot"):
-            self._open_snapshot(backend, filename, fmt, image_opts, options)
+            self._open_snapshot(backend, filename, fmt, image_opts, options, read_only=not writable)
             return backend
         options["read-only"] = not writable
         if request.get("copy_on_read") and writable:
-            options = {
-                "driver": "copy-on-read",
-                "read-only": False,
-                "file": self._top(filename, fmt, image_opts, options),
-            }
-            self.layer.open(options, root=backend)
+            below = self._top(filename, fmt, image_opts, options)
+            passed = {"discard": options["discard"]} if "discard" in options else {}
+            options = {"driver": "copy-on-read", "read-only": False, "file": below, **passed}
+            self.layer.open(options, root=backend).implicit = True
         elif image_opts:
             self.layer.open(self._top(filename, fmt, image_opts, options), root=backend)
         else:
@@ -165,8 +167,9 @@ class Images:
         node = backend.inserted()
         if request.get("aio") == "native":
             _check_native(node)
-        if writable and node.probed and node.driver == "raw":
-            self._warn_probed(node)
+        image = node.children["file"] if node.implicit else node
+        if writable and image.probed and image.driver == "raw":
+            self._warn_probed(image)
         return backend
 
     def _top(self, filename: str, fmt: str | None, image_opts: bool, options: Options) -> Options:
@@ -187,7 +190,14 @@ class Images:
         return {**options, **named} if filename.startswith("json:") else {**options, "file": named}
 
     def _open_snapshot(
-        self, backend: BlockBackend, filename: str, fmt: str | None, image_opts: bool, options: Options
+        self,
+        backend: BlockBackend,
+        filename: str,
+        fmt: str | None,
+        image_opts: bool,
+        options: Options,
+        *,
+        read_only: bool,
     ) -> None:
         """Open the image read-only under a temporary one, which goes away when it is closed."""
         import tempfile
@@ -204,7 +214,7 @@ class Images:
             plan(self.layer, path, "qcow2", size=size).run(self.layer)
             top = {
                 "driver": "qcow2",
-                "read-only": False,
+                "read-only": read_only,
                 "file": {"driver": "file", "filename": path},
                 "backing": below,
             }

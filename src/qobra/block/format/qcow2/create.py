@@ -28,14 +28,19 @@ def create(options: Options, file: BlockNode, data_file: BlockNode | None) -> No
         from qobra.block.format.qcow2.crypt import create_area
 
         header.crypt_method, area = create_area(file.layer, options["encrypt"])
-    file.truncate(0, exact=False)  # a device or an export of a fixed size stays as it is
-    _write_empty(header, file, area)
     preallocation = options.get("preallocation", "off")
+    if preallocation != "off":
+        file.truncate(0, exact=False)  # what is allocated unwritten has to read as zeroes
+    _write_empty(header, file, area)
     if data_file is not None:
-        data_file.truncate(header.size, preallocation=preallocation if preallocation in ("falloc", "full") else "off")
         if preallocation == "off" and options.get("data-file-raw"):
             # Whoever reads the image through its metadata must see what the raw file holds.
             preallocation = "metadata"
+        whole = -(-header.size // header.cluster_size) * header.cluster_size  # what is mapped is there to be read
+        data_file.truncate(
+            header.size if preallocation == "off" else whole,
+            preallocation=preallocation if preallocation in ("falloc", "full") else "off",
+        )
     if preallocation != "off" and header.size:
         _preallocate(file, data_file, preallocation, header.size)
 

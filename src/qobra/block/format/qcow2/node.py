@@ -38,14 +38,22 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
         return [snapshot_info(each) for each in self.snapshots.entries]
 
     def snapshot_create(
-        self, name: str, *, vm_state_size: int = 0, vm_clock: int = 0, now_ns: int | None = None
+        self,
+        name: str,
+        *,
+        vm_state_size: int = 0,
+        vm_clock: int = 0,
+        icount: int | None = None,
+        now_ns: int | None = None,
     ) -> Options:
         """Take an internal snapshot (the node is drained) and return its SnapshotInfo."""
         from qobra.block.format.qcow2 import snapshot_ops
         from qobra.block.format.qcow2.info import snapshot_info
 
         return snapshot_info(
-            snapshot_ops.create(self, name, vm_state_size=vm_state_size, vm_clock=vm_clock, now_ns=now_ns)
+            snapshot_ops.create(
+                self, name, vm_state_size=vm_state_size, vm_clock=vm_clock, icount=icount, now_ns=now_ns
+            )
         )
 
     def snapshot_delete(self, id: str | None, name: str | None) -> None:
@@ -58,6 +66,7 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
         """Return the disk to the snapshot with that id or else name (the node is drained)."""
         from qobra.block.format.qcow2 import snapshot_ops
 
+        snapshot_ops.check_inside(self.image)
         snapshot_ops.apply(self, snapshot_ops.find_any(self, id_or_name))
 
     def snapshot_load(self, id_or_name: str) -> None:

@@ -31,8 +31,7 @@ def _changing(node: Qcow2Node) -> Iterator[Image]:
     image = node.image
     if node.read_only:
         raise QobraError("Image is read-only", errno=errno.EACCES)
-    if image.external:
-        raise QobraError("Snapshots are not supported with an external data file", errno=errno.ENOTSUP)
+    check_inside(image)
     image.check_usable()
     node.get_ready()
     image.writeback.settle()
@@ -48,6 +47,12 @@ def _changing(node: Qcow2Node) -> Iterator[Image]:
     image.writeback.barrier()
     if marked and not node.lazy_refcounts:
         image.writeback.set_incompatible(layout.DIRTY, clear=True)
+
+
+def check_inside(image: Image) -> None:
+    """See that the data of ``image`` is its own, so that snapshots may share it. Raises QobraError (ENOTSUP)."""
+    if image.external:
+        raise QobraError("Snapshots are not supported with an external data file", errno=errno.ENOTSUP)
 
 
 def find(node: Qcow2Node, id: str | None, name: str | None = None) -> Snapshot:
@@ -67,7 +72,13 @@ def find_any(node: Qcow2Node, text: str) -> Snapshot:
 
 
 def create(
-    node: Qcow2Node, name: str, *, vm_state_size: int = 0, vm_clock: int = 0, now_ns: int | None = None
+    node: Qcow2Node,
+    name: str,
+    *,
+    vm_state_size: int = 0,
+    vm_clock: int = 0,
+    icount: int | None = None,
+    now_ns: int | None = None,
 ) -> Snapshot:
     """Take a snapshot called ``name``; its id is the next free number. Raises QobraError."""
     now_ns = time.time_ns() if now_ns is None else now_ns
@@ -77,7 +88,7 @@ def create(
     snapshot = Snapshot(str(max(numbers, default=0) + 1), name)
     snapshot.seconds, snapshot.nanoseconds = divmod(now_ns, 1_000_000_000)
     snapshot.vm_clock, snapshot.vm_state_size = vm_clock, vm_state_size
-    snapshot.disk_size = node.length
+    snapshot.disk_size, snapshot.icount = node.length, icount
     with _changing(node) as image:
         l1 = image.tables.l1
         change_counts(image, references_of(image, l1), 1)

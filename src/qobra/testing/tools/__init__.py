@@ -1,0 +1,1 @@
+"""The image tools against QEMU's: random command lines, and what differs."""
