@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from qobra.block.copy.chunk import CopyFailed
-from qobra.block.copy.held import HeldCopies
+from qobra.block.copy.held import PIECE, HeldCopies
 
 
 class _Slots:
@@ -61,3 +61,28 @@ def test_closing_tells_what_could_not_be_written() -> None:
     thread.join(30)
     assert written == []
     assert lost == [[(0, 10), (10, 20)]]
+
+
+def test_the_memory_of_a_part_is_used_again_within_the_limit() -> None:
+    slots: Any = _Slots()
+    gate = threading.Event()
+    held = HeldCopies(
+        slots, lambda fetched: gate.wait(30) and None, lambda *part: None, lambda failure: None, 2 * PIECE
+    )
+    assert held.reserve(PIECE)
+    first = held.memory(PIECE)
+    held.put(0, PIECE, [(0, PIECE, first)])
+    gate.set()
+    assert held.wait_written()
+    assert held.reserve(PIECE)
+    assert held.memory(PIECE).obj is first.obj
+    held.put(0, PIECE, [(0, PIECE, first)])
+    assert held.wait_written()
+    # What is kept for later makes room where small parts need it.
+    assert held.reserve(PIECE + 1)
+    assert held.reserve(PIECE - 1)
+    held.release(2 * PIECE)
+    assert held.reserve(PIECE)
+    assert held.memory(PIECE).obj is not first.obj
+    held.release(PIECE)
+    assert held.close() == []

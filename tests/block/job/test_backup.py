@@ -11,6 +11,7 @@ import pytest
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.copy import once
 from qobra.block.job.backup import start_backup
 from qobra.block.table import ResolvedTable
 from qobra.errors import QobraError
@@ -294,6 +295,77 @@ def test_what_is_held_reaches_the_target_of_a_cancelled_job(layer, guest, target
         job.user_cancel(False)
     layer.wait_status("j", "null")
     assert (tmp_path / "target").read_bytes() == before
+
+
+@pytest.fixture
+def roomy(layer, tmp_path, monkeypatch):
+    """A guest on a disk of 4 MiB, the content of the disk, and a target."""
+    monkeypatch.setattr(once, "SLOW_NS", 10**12)  # however busy this machine is
+    backend = BlockBackend(layer, "drive", perm=permissions.CONSISTENT_READ | permissions.WRITE)
+    backend.insert(raw(layer, tmp_path / "source", "source", 4 * MIB))
+    layer.backends["drive"] = backend
+    before = random.Random(2).randbytes(4 * MIB)
+    backend.write(0, before)
+    return backend, before, raw(layer, tmp_path / "target", "target", 4 * MIB)
+
+
+def test_a_write_takes_what_is_around_it_into_memory(layer, roomy, monkeypatch, tmp_path):
+    guest, before, target = roomy
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536}})
+    guest.write(2 * MIB + 70000, b"new")
+    assert job.statistics()["held"] == MIB
+    guest.write(2 * MIB, b"x" * MIB)
+    assert job.statistics()["held"] == MIB
+    guest.write(3 * MIB - 5, b"across")
+    assert job.statistics()["held"] == 2 * MIB
+    slow.go.set()
+    layer.wait_status("j", "null")
+    assert (tmp_path / "target").read_bytes() == before
+
+
+def test_with_little_memory_left_a_write_takes_what_it_needs(layer, roomy, monkeypatch, tmp_path):
+    guest, before, target = roomy
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536}})
+    job._once.held.limit = MIB + 65536
+    guest.write(2 * MIB, b"x")
+    guest.write(3 * MIB + 65536, b"x")
+    assert job.statistics()["held"] == MIB + 65536
+    slow.go.set()
+    layer.wait_status("j", "null")
+    assert (tmp_path / "target").read_bytes() == before
+
+
+@pytest.mark.parametrize("args", [{"sync": "none"}, {"speed": 65536}])
+def test_writes_take_no_more_than_they_need_where_not_all_is_wanted_at_once(layer, roomy, monkeypatch, args):
+    guest, _before, target = roomy
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536}}, **args)
+    guest.write(2 * MIB + 70000, b"new")
+    assert job.statistics()["held"] == 65536
+    slow.go.set()
+    with layer.control:
+        job.user_cancel(True)
+
+
+def test_what_cannot_be_read_around_is_no_concern_of_a_write(layer, roomy, monkeypatch, tmp_path):
+    guest, _before, target = roomy
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536}})
+    original = guest.node.file.read_into
+
+    def read_into(offset, view):
+        if offset <= 3 * MIB < offset + len(view) and len(view) > 65536:
+            raise OSError(errno.EIO, "injected")
+        return original(offset, view)
+
+    monkeypatch.setattr(guest.node.file, "read_into", read_into)
+    guest.write(3 * MIB + 131072, b"x")
+    assert job.statistics()["held"] == 65536
+    slow.go.set()
+    with layer.control:
+        job.user_cancel(True)
 
 
 def test_with_its_memory_full_a_write_copies_by_itself(layer, guest, target, monkeypatch, tmp_path):

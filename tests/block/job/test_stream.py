@@ -7,6 +7,7 @@ import random
 import pytest
 
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.extents import resolve
 from qobra.block.job.stream import start_stream
 from qobra.block.reopen import reopen
 from qobra.errors import QobraError
@@ -189,3 +190,22 @@ def test_streams_side_by_side_in_a_chain_that_was_opened_with_all_its_names(laye
             job.user_cancel(True)
     layer.wait_status("s0", "null")
     assert layer.graph.find("c").read_only
+
+
+def test_what_the_image_holds_is_written_past_the_nodes_beside_a_stream(layer, tree):
+    tree.write(0, b"held" * 1024)  # a whole cluster
+    clusters = range(0, MIB, 4096)
+    top = tree.node
+    own = {start for start in clusters if resolve(top, start, 4096)[0].depth == 0}
+    job = stream(layer, speed=1)
+    with tree.backend.slot():
+        table = tree.backend.table()
+        table.fill(0, MIB)
+        page = table.pages[0]
+    direct = {start for start in clusters if page[start // 4096] > 1 and page[start // 4096] & 1}
+    assert table.writable
+    assert 0 in direct and direct <= own
+    with layer.control:
+        job.set_speed(0)
+    layer.wait_status("s", "null")
+    tree.check()

@@ -18,6 +18,8 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.block.node import BlockNode
 
 CHUNK_SIZE = 512 << 10
@@ -126,14 +128,14 @@ class ChunkCopier:
         except (OSError, QobraError) as error:
             raise CopyFailed(error, True)
 
-    def fetch(self, offset: int, length: int) -> Fetched:
-        """Read a range into memory of its own, for :meth:`put`. Raises CopyFailed."""
+    def fetch(self, offset: int, length: int, memory: Callable[[int], memoryview]) -> Fetched:
+        """Read a range into what ``memory`` gives for a length, for :meth:`put`. Raises CopyFailed."""
         end = min(offset + length, self.source.length)
         fetched: Fetched = []
         for start, size, zero in self._look(offset, end - offset) if end > offset else ():
             view = None
             if not zero:
-                view = memoryview(bytearray(size))
+                view = memory(size)
                 try:
                     self.source.read_into(start, view)
                 except (OSError, QobraError) as error:

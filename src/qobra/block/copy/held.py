@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LIMIT = 64 << 20
 """Most bytes that wait at a time; a write that would need more copies its part to the target itself."""
+PIECE = 1 << 20
+"""Bytes that are read ahead of writes at a time, and whose memory is used again."""
 
 
 class HeldCopies:
@@ -45,6 +47,8 @@ class HeldCopies:
         self.size = 0
         """Bytes that are held or about to be."""
         self._parts: deque[tuple[int, int, Fetched]] = deque()
+        self._unused: list[bytearray] = []
+        """Memory of ``PIECE`` bytes each; ``size`` and this together are within the limit."""
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stuck = False
@@ -57,6 +61,9 @@ class HeldCopies:
             if self._closed or self._stuck or self.size + length > self.limit:
                 return False
             self.size += length
+            needed = 1 if length == PIECE else 0
+            while len(self._unused) > needed and self.size + (len(self._unused) - needed) * PIECE > self.limit:
+                self._unused.pop()
             return True
 
     def release(self, length: int) -> None:
@@ -64,6 +71,14 @@ class HeldCopies:
         with self._condition:
             self.size -= length
             self._condition.notify_all()
+
+    def memory(self, length: int) -> memoryview:
+        """Memory for (a part of) what was reserved."""
+        if length == PIECE:
+            with self._condition:
+                if self._unused:
+                    return memoryview(self._unused.pop())
+        return memoryview(bytearray(length))
 
     def put(self, offset: int, length: int, fetched: Fetched) -> None:
         """Hold the part that was reserved; it is going to be written."""
@@ -124,7 +139,16 @@ class HeldCopies:
             with self._condition:
                 self._parts.popleft()
                 self.size -= length
+                self._keep(fetched)
                 self._condition.notify_all()
+
+    def _keep(self, fetched: Fetched) -> None:
+        """Use the memory of a part that is written again: fresh memory costs as much as the copy."""
+        for _offset, length, view in fetched:
+            if view is not None and length == PIECE and self.size + (len(self._unused) + 1) * PIECE <= self.limit:
+                memory = view.obj
+                assert isinstance(memory, bytearray)
+                self._unused.append(memory)
 
     def _try(self, fetched: Fetched) -> CopyFailed | None:
         try:

@@ -10,7 +10,8 @@ import threading
 import time
 
 from qobra.block.bitmap import DirtyBitmap
-from qobra.block.copy.chunk import ChunkCopier
+from qobra.block.copy.chunk import ChunkCopier, CopyFailed
+from qobra.block.copy.held import PIECE
 from qobra.block.copy.timed import timed_out
 
 TYPE_CHECKING = False
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from qobra.block.copy.held import HeldCopies
     from qobra.block.copy.timed import TimedCopies
     from qobra.block.node import BlockNode
+
+SLOW_NS = 5_000_000
+"""How long a write may have to wait for more than it needs."""
 
 
 class OnceCopy:
@@ -42,8 +46,12 @@ class OnceCopy:
         """Who copies for a write that waits only so many seconds."""
         self.held: HeldCopies | None = None
         """Where a write may leave old data instead of waiting until the target has it."""
+        self.wants_all = False
+        """Whether all of ``todo`` is going to be copied, so that a write may take more of it than it must."""
         self.safe: Callable[[int, int], None] | None = None
         """Told of each range whose old data is copied or held, once writes need not ask any more."""
+        self._around = PIECE
+        """Bytes that a write has read into memory with what it needs."""
         self._claims: dict[int, int] = {}
         self._in_memory: set[int] = set()
         """Claims whose old data is held: what lies there in the source may change."""
@@ -93,7 +101,7 @@ class OnceCopy:
     def _hold_claimed(self, held: HeldCopies, offset: int, length: int) -> None:
         """Read a claimed part into memory that was reserved, for the target to get it later. Raises CopyFailed."""
         try:
-            fetched = self.copier.fetch(offset, length)
+            fetched = self.copier.fetch(offset, length, held.memory)
         except BaseException:
             held.release(length)
             self.todo.set(offset, length)
@@ -105,6 +113,39 @@ class OnceCopy:
         held.put(offset, length, fetched)
         if self.safe is not None:
             self.safe(offset, length)
+
+    def _hold_around(self, held: HeldCopies, start: int, end: int) -> bool:
+        """Hold what is first needed of ``start`` .. ``end`` with all around it; False where that cannot be.
+
+        Writes tend to come where others came, and a large part costs little more than a small one.
+        """
+        size = max(self._around, self.cluster)
+        first = self.todo.next_dirty(start, end)
+        if first >= end or not held.reserve(size):
+            return False
+        part = self._claim_around(first, size)
+        held.release(size - (part[1] if part is not None else 0))
+        if part is None:
+            return False  # somebody else was faster
+        begun_ns = time.monotonic_ns()
+        try:
+            self._hold_claimed(held, *part)
+        except CopyFailed:
+            return False  # what is needed may do
+        slow = time.monotonic_ns() - begun_ns > SLOW_NS
+        self._around = max(self.cluster, size // 2) if slow else min(PIECE, 2 * size)
+        return True
+
+    def _claim_around(self, offset: int, size: int) -> tuple[int, int] | None:
+        """Claim all around ``offset``, within the same ``size`` bytes, that is to be copied in one go with it."""
+        low = offset - offset % size
+        with self._condition:
+            for start, length in self.todo.dirty_ranges(low, min(low + size, self.todo.length)):
+                if start <= offset < start + length:
+                    self._claims[start] = start + length
+                    self.todo.clear(start, length)
+                    return start, length
+        return None
 
     def held_written(self, offset: int, length: int) -> None:
         """The target has a part that was held."""
@@ -162,9 +203,11 @@ class OnceCopy:
         while True:
             if self.todo.next_dirty(start, end) >= end and not self._claims:
                 return
+            held = self.held
+            if held is not None and self.wants_all and self._hold_around(held, start, end):
+                continue
             part = self.claim(start, end - start, end)
             if part is not None:
-                held = self.held
                 if held is not None and held.reserve(part[1]):
                     self._hold_claimed(held, *part)
                 elif self.timed is not None and deadline is not None:

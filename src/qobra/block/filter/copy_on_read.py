@@ -9,7 +9,7 @@ from qobra.block.buffers import Buffer
 from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import chain_depth
-from qobra.block.extents import COMPUTED, DATA, ZERO, Extent, resolve
+from qobra.block.extents import COMPUTED, DATA, WRITABLE, ZERO, Extent, resolve
 from qobra.block.filter._filter import FilterNode
 from qobra.block.in_file import InFile
 from qobra.block.node import BlockNode, drivers
@@ -59,13 +59,16 @@ class CopyOnReadNode(FilterNode):
         return self.bottom.backing
 
     def plain_writes(self) -> bool:
-        return False
+        # A job never touches what the top image holds: where that can be written in place, nothing need be kept apart.
+        return self.by_job and super().plain_writes()
 
     def linear_child(self) -> tuple[BlockNode, int] | None:
         return None
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
-        if want_zero or self.by_job:
+        if self.by_job:
+            return (Extent(length, DATA, self.file, offset, WRITABLE),)
+        if want_zero:
             return (Extent(length, DATA, self.file, offset),)
         return (Extent(length, COMPUTED),)
 

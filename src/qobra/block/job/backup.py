@@ -81,8 +81,17 @@ class BackupJob(BlockJob):
         self._claim_size = self._max_chunk
         self._once = filter_node.once
         self._once.copied = self._advance
+        self._read_around()
         self._failures: list[CopyFailed] = []
         self._set_up_todo()
+
+    def set_speed(self, speed: int) -> None:
+        super().set_speed(speed)
+        self._read_around()
+
+    def _read_around(self) -> None:
+        # Where only what is overwritten is to be copied, or only so fast, writes cause no more than they must.
+        self._once.wants_all = self._sync != "none" and not self.rate.speed
 
     def _set_up_todo(self) -> None:
         """Say what is to be copied; the source is drained."""

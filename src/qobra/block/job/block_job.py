@@ -78,7 +78,7 @@ class BlockJob(Job):
             auto_dismiss=auto_dismiss,
         )
         self.rate = RateLimit()
-        self._pace = Pace(jobs.layer.flight)
+        self.pace = Pace(jobs.layer.flight)
         self._accounted_ns = 0
         self.io_status = "ok"
         self.ready = False
@@ -173,7 +173,7 @@ class BlockJob(Job):
         if rate.speed:
             delay_ns = rate.delay_ns(amount, clock.monotonic_ns())
         else:
-            delay_ns = self._pace.delay_ns(self._spent_ns())
+            delay_ns = self.pace.delay_ns(self._spent_ns())
         deadline_ns = clock.monotonic_ns() + delay_ns
         while delay_ns > 0 and rate is self.rate:
             self.park(delay_ns)

@@ -20,6 +20,7 @@ from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import take_out_filter
 from qobra.block.job.block_job import REPORT, BlockJob
 from qobra.block.job.chain import can_replace, next_below, set_read_only
+from qobra.block.job.pace import SHARE
 from qobra.errors import QobraError
 from qobra.report import report_error
 
@@ -225,6 +226,7 @@ class MirrorJob(BlockJob):
         assert dirty is not None
         longest = max(dirty.granularity, min(CHUNK_SIZE, self._plan.buffer))
         position = passes = asked = unthrottled = 0
+        behind = self._update_total()
         while True:
             if self.force_cancelled:
                 pool.wait_idle()
@@ -258,6 +260,8 @@ class MirrorJob(BlockJob):
             passes += 1
             ending = self._should_complete or (self.cancelled and not self.force_cancelled)
             asked += ending
+            self._adapt_pace(ending, behind, remaining)
+            behind = remaining
             # A guest that never rests would never let the two be equal: the last bit is copied while it is drained,
             # and all that is left where it writes faster than can be copied.
             if remaining > (NEARLY if passes > 2 else 0) and asked < PATIENCE:
@@ -268,6 +272,16 @@ class MirrorJob(BlockJob):
             if ending:
                 return
             self.park(BUSY_POLL_NS if remaining else POLL_NS)
+
+    def _adapt_pace(self, ending: bool, before: int, remaining: int) -> None:
+        """Give way less to a guest that writes nearly as much as a pass copies, and not at all once told to end."""
+        pace = self.pace
+        if remaining <= NEARLY:
+            pace.share = SHARE
+        elif 2 * remaining > before:
+            pace.share = max(1, pace.share // 2)
+        if ending:
+            pace.share = 1
 
     def _throttle_moved(self) -> None:
         """The speed limit is about data; zeroes are free."""

@@ -16,12 +16,14 @@ class Pace:
     """Tells a job how long to rest between two pieces of its work. Not thread-safe.
 
     What a job takes from a guest is processor time, so that is what is shared out: for what it spent since it last
-    asked, a job rests ``SHARE - 1`` times as long, if a guest had a request served meanwhile. So it always goes on,
+    asked, a job rests ``share - 1`` times as long, if a guest had a request served meanwhile. So it always goes on,
     if at a part of its speed; a guest that asks for little holds it up just as rarely; and beside guests that are idle
     it is as fast as it can be.
     """
 
     def __init__(self, flight: Flight) -> None:
+        self.share = SHARE
+        """See above; 1: it gives way to nobody."""
         self._flight = flight
         self._served = flight.served
 
@@ -31,4 +33,4 @@ class Pace:
         if served == self._served and not self._flight.is_serving:
             return 0
         self._served = served
-        return min((SHARE - 1) * spent_ns, LONGEST_NS)
+        return min((self.share - 1) * spent_ns, LONGEST_NS)

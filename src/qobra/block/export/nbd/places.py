@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     Pieces = list[tuple[int, int, int]]
     """(file descriptor, offset there, length); the descriptor is -1 for zeroes."""
 
-FILL_UNITS = 64
-"""Units of the table that are resolved at a time around one that was asked for."""
+FILL_UNITS = (64, 16, 1)
+"""Units of the table that are resolved at a time around one that was asked for: as many as are not known yet."""
 PAGE_MASK = PAGE_ENTRIES - 1
 
 
@@ -26,15 +26,14 @@ def resolved(table: ResolvedTable, offset: int, length: int, *, to_write: bool) 
     pieces = _locate(table, offset, length, to_write)
     if pieces is not None:
         return pieces
-    window = FILL_UNITS << table.unit_bits
-    begin = offset & -window
     page = table.pages.get(offset >> table.unit_bits + PAGE_BITS)
-    first = begin >> table.unit_bits & PAGE_MASK
-    if page is not None and any(page[first : first + FILL_UNITS]):
-        # The neighbours are known: only this has moved.
-        table.fill(offset, length)
-    else:
-        table.fill(begin, -(-(offset + length - begin) // window) * window)
+    for units in FILL_UNITS:
+        window = units << table.unit_bits
+        begin = offset & -window
+        first = begin >> table.unit_bits & PAGE_MASK
+        if page is None or not any(page[first : first + units]):
+            break  # where neighbours are known, only what is less far away has moved
+    table.fill(begin, -(-(offset + length - begin) // window) * window)
     return _locate(table, offset, length, to_write)
 
 
