@@ -99,3 +99,36 @@ def test_merged_sets_share_no_page_that_can_change():
     assert list(theirs.runs(0, SIZE)) == [(6, 9), (2 * PAGE_SIZE - 1, 2 * PAGE_SIZE)]
     theirs.load(PAGE_SIZE, bytes(4096))
     assert list(theirs.runs(0, SIZE)) == [(6, 9)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_stays_stored_equals_what_is_loaded(seed: int) -> None:
+    rng = random.Random(seed)
+    data = b"".join(rng.choice([bytes(600), b"\xff" * 600, rng.randbytes(600)]) for _ in range(-(-SIZE // 4800)))
+    file = b"before" + data
+    reads = []
+
+    def read(offset: int, length: int) -> bytes:
+        reads.append(length)
+        return file[offset : offset + length]
+
+    loaded, stored = Bits(SIZE), Bits(SIZE)
+    loaded.load(0, data[: SIZE + 7 >> 3])
+    stored.refer(0, read, 6, SIZE + 7 >> 3)
+    assert sum(reads) < PAGE_SIZE >> 3  # what is not a whole page
+    other = Bits(SIZE)
+    for _ in range(10):
+        start = rng.randrange(SIZE)
+        other.set(start, start + rng.randrange(2 * PAGE_SIZE))
+    before = stored.copy()
+    for bits in (loaded, stored):
+        assert bits.count() == loaded.count()
+        assert list(bits.runs(0, SIZE)) == list(loaded.runs(0, SIZE))
+    for bits in (loaded, stored):
+        bits.clear(100, 200)
+        bits.merge(other)
+        bits.set(PAGE_SIZE + 5, PAGE_SIZE + 9)
+    assert stored.to_bytes(0, SIZE) == loaded.to_bytes(0, SIZE)
+    total = Bits(SIZE)
+    total.merge(before)
+    assert total.to_bytes(0, SIZE)[: SIZE >> 3] == data[: SIZE >> 3]

@@ -17,6 +17,7 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -276,6 +277,11 @@ class DirtyBitmap(WriteTracker):
         """Take the bits from ``offset``, a multiple of eight granules, on from ``data``; see :meth:`to_bytes`."""
         with self._lock:
             self._bits.load(offset >> self._shift, data)
+
+    def refer(self, offset: int, read: Callable[[int, int], bytes], place: int, length: int) -> None:
+        """:meth:`load` of ``length`` bytes at ``place`` that are to be read whenever they are looked at."""
+        with self._lock:
+            self._bits.refer(offset >> self._shift, read, place, length)
 
     def sha256(self) -> str:
         """The hash of the bits as QEMU keeps them: in words of eight bytes, at least one."""

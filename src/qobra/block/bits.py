@@ -5,6 +5,8 @@ so that a bitmap of an empty or wholly dirty disk of many terabytes takes no mem
 the first byte is the lowest number: bytes of the set can be stored as they are (qcow2's bitmaps, "qcow2 spec,
 Bitmaps"). Big integers do the work on whole pages.
 
+A page may also be left where it is stored, and is read then whenever it is looked at (:class:`Stored`).
+
 Not thread-safe; :class:`qobra.block.bitmap.DirtyBitmap` has the lock.
 """
 
@@ -13,6 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qobra.native import compiled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PAGE_BITS = 15
 """Numbers in a page, as a power of two."""
@@ -23,6 +29,20 @@ _FULL = b"\xff" * PAGE_BYTES
 _EMPTY = bytes(PAGE_BYTES)
 
 Page = bytes | bytearray
+
+
+class Stored:
+    """A page that is not in memory: ``read(offset, length)`` gives it. For those who hold large sets for a moment."""
+
+    __slots__ = ("_offset", "_read")
+
+    def __init__(self, read: Callable[[int, int], bytes], offset: int) -> None:
+        self._read = read
+        self._offset = offset
+
+    def read(self) -> bytes:
+        """The page."""
+        return self._read(self._offset, PAGE_BYTES)
 
 
 def pure_union(mine: Page, theirs: Page) -> Page:
@@ -39,23 +59,33 @@ class Bits:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.pages: dict[int, Page] = {}
+        self.pages: dict[int, Page | Stored] = {}
+
+    def _get(self, number: int) -> Page | None:
+        page = self.pages.get(number)
+        return page.read() if isinstance(page, Stored) else page
 
     def copy(self) -> Bits:
         """An independent set of the same numbers."""
         result = Bits(self.size)
-        result.pages = {number: page if page is _FULL else bytes(page) for number, page in self.pages.items()}
+        result.pages = {
+            number: bytes(page) if isinstance(page, bytearray) else page for number, page in self.pages.items()
+        }
         return result
 
     def __contains__(self, number: int) -> bool:
-        page = self.pages.get(number >> PAGE_BITS)
+        page = self._get(number >> PAGE_BITS)
         return page is not None and bool(page[(number & PAGE_SIZE - 1) >> 3] & 1 << (number & 7))
 
     def count(self) -> int:
         """How many numbers are in the set."""
-        return sum(
-            PAGE_SIZE if page is _FULL else int.from_bytes(page, "little").bit_count() for page in self.pages.values()
-        )
+        total = 0
+        for page in self.pages.values():
+            if page is _FULL:
+                total += PAGE_SIZE
+            else:
+                total += int.from_bytes(page.read() if isinstance(page, Stored) else page, "little").bit_count()
+        return total
 
     # -- changing ---------------------------------------------------------------------------------------------
 
@@ -86,7 +116,7 @@ class Bits:
             first = stop
 
     def _writable(self, number: int) -> bytearray:
-        page = self.pages.get(number)
+        page = self._get(number)
         if not isinstance(page, bytearray):
             page = self.pages[number] = bytearray(page or PAGE_BYTES)
         return page
@@ -96,12 +126,13 @@ class Bits:
         form = compiled("bits")  # not at import, which every program pays for
         union = pure_union if form is None else form.union
         for number, theirs in other.pages.items():
-            mine = self.pages.get(number)
+            mine = self._get(number)
             if mine is None or theirs is _FULL:
-                self.pages[number] = theirs if theirs is _FULL else bytes(theirs)
+                self.pages[number] = bytes(theirs) if isinstance(theirs, bytearray) else theirs
             elif mine is not _FULL:
-                both = union(mine, theirs)
-                self.pages[number] = _FULL if both == _FULL else both
+                both = union(mine, theirs.read() if isinstance(theirs, Stored) else theirs)
+                if both is not mine:
+                    self.pages[number] = _FULL if both == _FULL else both
 
     def resize(self, size: int) -> None:
         """Let the set be one of ``range(size)``: numbers past it are dropped, new ones are not in the set."""
@@ -119,7 +150,7 @@ class Bits:
         if len(self.pages) < (end - first) >> PAGE_BITS >> 3:
             return self._next_set_sparse(first, end)
         while first < end:
-            page = self.pages.get(first >> PAGE_BITS)
+            page = self._get(first >> PAGE_BITS)
             if page is not None:
                 found = _find(page, first & PAGE_SIZE - 1, False)
                 if found < PAGE_SIZE:
@@ -131,7 +162,7 @@ class Bits:
         """:meth:`next_set` where looking at the pages that exist is less work than asking for each."""
         for number in sorted(number for number in tuple(self.pages) if number >= first >> PAGE_BITS):
             base = number << PAGE_BITS
-            page = self.pages.get(number)
+            page = self._get(number)
             if page is not None:
                 found = _find(page, max(0, first - base), False)
                 if found < PAGE_SIZE:
@@ -142,7 +173,7 @@ class Bits:
         """The lowest number in ``range(first, end)`` that is not in the set, or ``end``."""
         end = min(end, self.size)
         while first < end:
-            page = self.pages.get(first >> PAGE_BITS)
+            page = self._get(first >> PAGE_BITS)
             if page is None:
                 return first
             if page is not _FULL:
@@ -171,10 +202,23 @@ class Bits:
             base = first & -PAGE_SIZE
             stop = min(end, base + PAGE_SIZE)
             low, high = (first - base) >> 3, (stop - base + 7) >> 3
-            page = self.pages.get(first >> PAGE_BITS)
+            page = self._get(first >> PAGE_BITS)
             parts.append(_EMPTY[low:high] if page is None else page[low:high])
             first = stop
         return b"".join(parts)
+
+    def refer(self, first: int, read: Callable[[int, int], bytes], offset: int, length: int) -> None:
+        """:meth:`load` of ``length`` bytes at ``offset`` that stay where they are, where whole pages of the set do."""
+        end = offset + length
+        while offset < end and first < self.size:
+            if not first & PAGE_SIZE - 1 and end - offset >= PAGE_BYTES and self.size - first >= PAGE_SIZE:
+                self.pages[first >> PAGE_BITS] = Stored(read, offset)
+                size = PAGE_BYTES
+            else:
+                size = min(end - offset, PAGE_BYTES - ((first & PAGE_SIZE - 1) >> 3))
+                self.load(first, read(offset, size))
+            offset += size
+            first += size << 3
 
     def load(self, first: int, data: bytes | bytearray | memoryview) -> None:
         """Take the bits from number ``first``, a multiple of 8, on from ``data``; bits past the end are dropped."""

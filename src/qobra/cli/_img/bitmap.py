@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.block import bitmap_changes as changes
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
@@ -69,10 +69,12 @@ def main(program: Program, arguments: list[str]) -> int:
         images.create_objects()
         filename, name = operands
         # No data is touched, but where bitmaps are kept is.
-        node = node_of(images.open(filename, fmt=fmt, image_opts=image_opts, writable=True, backing=False))
+        node = node_of(
+            images.open(filename, fmt=fmt, image_opts=image_opts, writable=True, backing=False, options=STORED_BITMAPS)
+        )
         source = node
         if source_file is not None:
-            source = node_of(images.open(source_file, fmt=source_format, backing=False))
+            source = node_of(images.open(source_file, fmt=source_format, backing=False, options=STORED_BITMAPS))
         for action, value in actions:
             try:
                 _act(node, source, action, name, value, granularity)

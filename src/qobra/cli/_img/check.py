@@ -7,7 +7,7 @@ import sys
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of
 from qobra.cli._tool.report import Program, ToolError, flush_output, usage
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
@@ -71,7 +71,7 @@ def main(program: Program, arguments: list[str]) -> int:
             writable=repair is not None,
             cache=cache,
             force_share=force_share,
-            options={"_check": True},
+            options={"_check": True, **STORED_BITMAPS},
         )
         node = node_of(backend)
         examine: Any = getattr(node, "check", None)

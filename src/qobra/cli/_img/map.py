@@ -9,7 +9,7 @@ from itertools import islice
 from qobra.block.extents import ABSENT, COMPUTED, DATA, UNALLOCATED, ZERO
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.getopt import parse_command
 from qobra.native import compiled
@@ -89,7 +89,9 @@ def main(program: Program, arguments: list[str]) -> int:
             raise usage("Expecting one image file name")
         is_json = check_output(output)
         images.create_objects()
-        node = node_of(images.open(operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share))
+        node = node_of(
+            images.open(operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share, options=STORED_BITMAPS)
+        )
         size = disk_size(node)
         end = size if limit < 0 else min(size, start + limit)
         packed = getattr(node, "packed_map", None)

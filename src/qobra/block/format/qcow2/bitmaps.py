@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.check import Checker
     from qobra.block.format.qcow2.disk import Qcow2Disk
+    from qobra.block.format.qcow2.image import Image
     from qobra.block.node import Options
 
 IN_USE = 1
@@ -56,6 +57,23 @@ class Entry:
         )
         data += self.extra + name
         return data + bytes(-len(data) % 8)
+
+
+class _ClusterReader:
+    """Reads pieces of clusters, and keeps the cluster that was read last: pages are mostly asked for in order."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._last = (-1, b"")
+
+    def read(self, offset: int, length: int) -> bytes:
+        inside = offset & self._image.cluster_mask
+        start, data = self._last
+        if start != offset - inside:
+            start = offset - inside
+            data = self._image.read_meta(start, self._image.cluster_size)
+            self._last = start, data
+        return data[inside : inside + length]
 
 
 class StoredBitmaps:
@@ -140,6 +158,8 @@ class StoredBitmaps:
 
     def _load_bits(self, entry: Entry, bitmap: DirtyBitmap) -> None:
         node = self._node
+        image = node.image
+        reader = _ClusterReader(image) if node.options.get("_stored-bitmaps") else None
         span = self._span(entry.granularity_bits)
         if entry.table_entries != -(-node.header.size // span):
             raise QobraError(
@@ -148,8 +168,10 @@ class StoredBitmaps:
         for index, word in enumerate(self._table(entry)):
             start = index * span
             offset = word & layout.OFFSET_MASK
-            if offset:
-                bitmap.load(start, node.image.read_meta(offset, node.image.cluster_size))
+            if offset and reader is not None:
+                bitmap.refer(start, reader.read, offset, image.cluster_size)
+            elif offset:
+                bitmap.load(start, image.read_meta(offset, image.cluster_size))
             elif word & 1:
                 bitmap.set(start, min(span, node.header.size - start))
 
