@@ -1,0 +1,63 @@
+"""Where a file has data: looked for once, and known until holes are made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qobra.block.backend import BlockBackend
+from qobra.block.extents import DATA, ZERO
+from qobra.block.layer import BlockLayer
+from qobra.block.permissions import CONSISTENT_READ, RESIZE, WRITE
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Any:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * MIB)
+    layer = BlockLayer()
+    node = layer.add_node(
+        {"driver": "file", "node-name": "f", "filename": str(path), "discard": "unmap", "auto-read-only": False}
+    )
+    root = BlockBackend(layer, perm=CONSISTENT_READ | WRITE | RESIZE)
+    root.insert(node)
+    yield node
+    with layer.control:
+        layer.close()
+
+
+def kinds(node: Any, offset: int, length: int) -> list[tuple[int, int]]:
+    return [(extent.kind, extent.length) for extent in node.map(offset, length)]
+
+
+def test_the_end_of_data_is_looked_for_once(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    lseek = os.lseek
+    monkeypatch.setattr(os, "lseek", lambda *args: (looks.append(args), lseek(*args))[1])
+    for offset in range(0, MIB, 65536):
+        assert kinds(node, offset, 65536) == [(DATA, 65536)]
+    assert len(looks) <= 2
+
+
+@pytest.mark.parametrize("how", ["discard", "write_zeroes"])
+def test_holes_that_are_made_are_seen(node: Any, how: str) -> None:
+    assert kinds(node, 0, MIB) == [(DATA, MIB)]
+    if how == "discard":
+        node.discard(65536, 65536)
+    else:
+        node.write_zeroes(65536, 65536, may_unmap=True)
+    assert kinds(node, 0, MIB) == [(DATA, 65536), (ZERO, 65536), (DATA, MIB - 131072)]
+    node.write(65536, b"x" * 65536)
+    assert kinds(node, 0, MIB) == [(DATA, MIB)]
+
+
+def test_a_file_that_was_cut_and_grew_ends_with_a_hole(node: Any) -> None:
+    assert kinds(node, 0, MIB) == [(DATA, MIB)]
+    node.truncate(65536)
+    node.truncate(MIB)
+    assert kinds(node, 0, MIB) == [(DATA, 65536), (ZERO, MIB - 65536)]
