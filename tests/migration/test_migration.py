@@ -162,12 +162,14 @@ def test_memory_of_another_size_is_refused(pair_of: Make, capsys: pytest.Capture
     assert "Size mismatch: pc.ram: 0x400000 != 0x800000" in capsys.readouterr().err
 
 
-def test_a_device_without_declared_state_keeps_the_machine_here(pair_of: Make) -> None:
+def test_a_device_without_declared_state_keeps_the_machine_here(
+    pair_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = pair_of()
     with pair.source.control:
-        options = {"driver": "nvme", "serial": "1", "addr": "6"}
-        add_device(pair.source, options, keyval=True)
-        with pytest.raises(QobraError, match="State blocked by non-migratable device '0000:00:06.0/nvme'"):
+        device = add_device(pair.source, {"driver": "pvpanic-pci", "addr": "6"}, keyval=True)
+        monkeypatch.setattr(type(device), "migratable", False, raising=False)
+        with pytest.raises(QobraError, match="State blocked by non-migratable device '0000:00:06.0/pvpanic-pci'"):
             pair.source.migration.start("exec:cat>/dev/null")
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device, remove_device
+from qobra.migration import machine_state
 from qobra.testing.guest import BoardAccess, PciFunction, wait_until
 
 _ADMIN, _IO, _BUFFER, _LIST = 0x100000, 0x110000, 0x200000, 0x180000
@@ -339,3 +340,53 @@ def test_memory_that_cannot_be(name: str, value: str, text: str) -> None:
     with machine.control, pytest.raises(QobraError, match=text):
         add_device(machine, {"driver": "nvme", "serial": "x", name: value}, keyval=True)
     machine.close()
+
+
+def _move(source: Any, destination: Any, *, spoil: Any = None) -> None:
+    with source.control:
+        machine_state.settle(source)
+        (_kind, head), *sections = machine_state.save_devices(source, "paused")
+    payloads = [bytes(payload) for _kind, payload in sections]
+    with destination.control:
+        destination.board.ram.view[:] = source.board.ram.view
+        machine_state.load_devices(destination, bytes(head), payloads if spoil is None else spoil(payloads))
+
+
+def test_its_state_moves(guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    there = Guest(tmp_path / "there")
+    guest.put(0x0C, 0, 0, 0, (), 0)  # waits for an event
+    assert guest.command(0x09, words=(0x0B, 0x100), queue=0) == (0, 0)
+    assert guest.io(0x02, 3, 1) == 0
+    _move(guest.machine, there.machine)
+    guest.access, machine = there.access, there.machine
+    assert guest.io(0x02, 9, 1) == 0
+    assert guest.access.read(_BUFFER, 512) == bytes([9]) * 512
+    assert guest.command(0x0A, words=(0x0B,)) == (0, 0x100)
+    with machine.control:
+        machine.block.graph.nodes["disk"].truncate(2 << 20)
+        there.device._resized()
+    code, event = guest.answer(0)
+    assert (code, event & 0xFF0007) == (0, 4 << 16 | 2)
+    machine.close()
+
+
+def test_state_that_no_guest_can_have_made_is_refused(guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    there = Guest(tmp_path / "there")
+    size = _le(1, 2) + _le(_IO, 8) + _le(_ENTRIES, 2)
+
+    def spoil(payloads: list[bytes]) -> list[bytes]:
+        assert any(size in each for each in payloads)
+        return [each.replace(size, _le(1, 2) + _le(_IO, 8) + _le(1, 2)) for each in payloads]
+
+    with pytest.raises(QobraError, match="queue 1 cannot be"):
+        _move(guest.machine, there.machine, spoil=spoil)
+    there.machine.close()
+
+
+def test_memory_of_its_own_stays(tmp_path: Path) -> None:
+    guest = Guest(tmp_path, cmb_size_mb="1")
+    with guest.machine.control, pytest.raises(QobraError, match="memory that it offers cannot be moved"):
+        machine_state.save_devices(guest.machine, "paused")
+    guest.machine.close()

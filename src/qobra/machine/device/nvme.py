@@ -14,6 +14,7 @@ from qobra.machine.nvme.memories import PERSISTENT_BAR, Memories
 from qobra.machine.pci import express, regs
 from qobra.machine.pci.device import Bar, PciDevice
 from qobra.machine.pci.msix import Msix
+from qobra.machine.vmstate import VmState, flag, part
 from qobra.object.property import Int, Link
 
 _TABLE, _PENDING = 0x2000, 0x3000
@@ -49,6 +50,15 @@ class Nvme(PciDevice, BlockFrontEnd):
     # Errors always go to the guest.
     rerror: Any = "report"
     werror: Any = "report"
+
+    vmstate = VmState(flag("writeback"), part("_msix", "controller"))
+
+    @property
+    def working(self) -> bool:
+        return self.controller.working
+
+    def state_blocked(self) -> str | None:
+        return "the memory that it offers cannot be moved" if self.cmb_size_mb or self.pmrdev is not None else None
 
     def realize(self) -> None:
         if self.num_queues:

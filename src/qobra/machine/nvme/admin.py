@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qobra.machine.nvme import identify, status
+from qobra.errors import QobraError
+from qobra.machine.nvme import identify, state, status
 from qobra.machine.nvme.queues import Command, CompletionQueue, SubmissionQueue, pages
 from qobra.machine.nvme.status import Refused
+from qobra.machine.vmstate import Field, Listed, Number, NumberSet, Together, VmState, flag, u64
 
 if TYPE_CHECKING:
     from qobra.machine.nvme.controller import Controller
@@ -20,10 +22,30 @@ _ERROR_RECOVERY, _WRITE_CACHE, _QUEUES, _VECTOR, _EVENTS, _TIMESTAMP = 0x05, 0x0
 _CHANGED_NAMESPACES = 4
 _NOTICE = 2
 _MAX_EVENTS = 64
+_FEATURES = Listed(Together(Number(1), Number(4)), len(_FEATURES_DEFAULT))
+
+
+def _load_features(admin: Admin, values: list[tuple[int, int]]) -> None:
+    if dict(values).keys() != _FEATURES_DEFAULT.keys():
+        raise QobraError("features are missing, or unknown")
+    admin._features = dict(values)
+
+
+def _load_waiting(admin: Admin, ids: list[int]) -> None:
+    admin._waiting = deque(state.command_of(admin._controller, 0, id) for id in ids)
 
 
 class Admin:
     """The admin commands of one controller. A handler gives the result, or None if the command stays open."""
+
+    vmstate = VmState(
+        Field("_features", _FEATURES, get=lambda self: sorted(self._features.items()), put=_load_features),
+        u64("_timestamp_ms", "_timestamp_at_ns"),
+        Field("_waiting", Listed(Number(2), 256), get=lambda self: [c.id for c in self._waiting], put=_load_waiting),
+        Field("_events", Listed(Together(Number(1), Number(1)), _MAX_EVENTS)),
+        Field("_masked", NumberSet(256)),
+        flag("_namespace_changed"),
+    )
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller

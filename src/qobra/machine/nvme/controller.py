@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from qobra.errors import QobraError
 from qobra.machine.block_requests import BlockRequests, Done, Operation
-from qobra.machine.nvme import identify, status
+from qobra.machine.nvme import identify, state, status
 from qobra.machine.nvme.admin import Admin
 from qobra.machine.nvme.io import BlockCommands
 from qobra.machine.nvme.queues import Command, CompletionQueue, SubmissionQueue
 from qobra.machine.nvme.status import Refused
+from qobra.machine.vmstate import Field, Number, NumberSet, VmState, part, u32, u64
 
 if TYPE_CHECKING:
     from qobra.machine.device.nvme import Nvme
@@ -35,6 +37,17 @@ class Controller:
 
     max_entries = _MAX_ENTRIES
 
+    vmstate = VmState(
+        Field("_configuration", Number(4), put=lambda self, value: self._set_configuration(value)),
+        u32("_status", "_masked", "_admin_sizes"),
+        u64("_admin_submissions", "_admin_completions"),
+        Field("completions", state.COMPLETIONS, get=state.save_completions, put=state.load_completions),
+        Field("submissions", state.SUBMISSIONS, get=state.save_submissions, put=state.load_submissions),
+        Field("answers", state.ANSWERS, get=state.save_answers, put=state.load_answers),
+        Field("_signalled", NumberSet(1 << 16)),
+        part("admin"),
+    )
+
     def __init__(
         self, device: Nvme, memory: GuestMemory, vectors: int, messages_enabled: Callable[[], bool],
         notify: Callable[[int], None],
@@ -46,7 +59,7 @@ class Controller:
         self._notify = notify
         self.max_queues = device.max_ioqpairs
         self._requests = BlockRequests(device)
-        self._admin = Admin(self)
+        self.admin = Admin(self)
         self._io = BlockCommands(self)
         self.submissions: dict[int, SubmissionQueue] = {}
         self.completions: dict[int, CompletionQueue] = {}
@@ -55,6 +68,11 @@ class Controller:
         self._admin_sizes = self._admin_submissions = self._admin_completions = 0
         self._under_way = 0
         self._signalled: set[int] = set()
+
+    @property
+    def working(self) -> bool:
+        """Whether the storage has a command under way."""
+        return self._requests.working
 
     @property
     def max_transfer(self) -> int:
@@ -75,7 +93,7 @@ class Controller:
     def namespace_resized(self) -> None:
         """The medium has another length."""
         if self._status & _READY:
-            self._admin.namespace_resized()
+            self.admin.namespace_resized()
 
     # -- registers
 
@@ -154,11 +172,17 @@ class Controller:
         ):
             return False
         self.page = 1 << shift
-        self._admin.reset()
+        self.admin.reset()
         queue = CompletionQueue(self.memory, 0, self._admin_completions, completions, 0)
         self.completions[0] = queue
         self.submissions[0] = SubmissionQueue(self.memory, 0, self._admin_submissions, submissions, queue)
         return True
+
+    def _set_configuration(self, value: int) -> None:
+        shift = (value >> 7 & 15) + 12
+        if shift > _MAX_PAGE_SHIFT:
+            raise QobraError(f"{value} is out of range")
+        self._configuration, self.page = value, 1 << shift
 
     def _stop(self) -> None:
         self._requests.cancel()
@@ -206,7 +230,7 @@ class Controller:
             if command.queue.number:
                 self._io.execute(command)
                 return
-            result = self._admin.execute(command)
+            result = self.admin.execute(command)
         except Refused as refused:
             self.complete(command, 0, refused.status)
             return

@@ -43,11 +43,11 @@ class CompletionQueue:
     def __init__(self, memory: GuestMemory, number: int, base: int, size: int, vector: int | None) -> None:
         self._memory = memory
         self.number = number
-        self._base = base
+        self.base = base
         self.size = size
         self.vector = vector
         self.head = self.tail = 0
-        self._phase = 1
+        self.phase = 1
         self.users = 0
         self.waiting: deque[tuple[Command, int, int]] = deque()
 
@@ -72,13 +72,13 @@ class CompletionQueue:
                 + queue.head.to_bytes(2, "little")
                 + queue.number.to_bytes(2, "little")
                 + command.id.to_bytes(2, "little")
-                + (code << 1 | self._phase).to_bytes(2, "little")
+                + (code << 1 | self.phase).to_bytes(2, "little")
             )
-            self._memory.write(self._base + self.tail * COMPLETION_SIZE, entry)
+            self._memory.write(self.base + self.tail * COMPLETION_SIZE, entry)
             self.tail += 1
             if self.tail == self.size:
                 self.tail = 0
-                self._phase ^= 1
+                self.phase ^= 1
             wrote = True
         return wrote
 
@@ -89,7 +89,7 @@ class SubmissionQueue:
     def __init__(self, memory: GuestMemory, number: int, base: int, size: int, completions: CompletionQueue) -> None:
         self._memory = memory
         self.number = number
-        self._base = base
+        self.base = base
         self.size = size
         self.completions = completions
         self.head = self.tail = 0
@@ -100,7 +100,7 @@ class SubmissionQueue:
         """The next command, or None."""
         if self.head == self.tail:
             return None
-        data = self._memory.read(self._base + self.head * COMMAND_SIZE, COMMAND_SIZE)
+        data = self._memory.read(self.base + self.head * COMMAND_SIZE, COMMAND_SIZE)
         self.head = (self.head + 1) % self.size
         return Command(self, data)
 
