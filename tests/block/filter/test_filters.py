@@ -223,6 +223,23 @@ def test_quorum_votes_and_reports_who_was_wrong(layer, make_file, events):
     backend.remove()
 
 
+def test_of_a_quorum_is_zero_what_all_children_say_is_zero(layer, make_file):
+    from qobra.block.extents import ZERO
+
+    node = _quorum(layer, make_file, [b"", b"", b""])
+    for number, (start, length) in enumerate([(1, 1), (1, 3), (2, 4)]):
+        path = node.children[f"children.{number}"].filename
+        with open(path, "r+b") as file:
+            file.seek(start * 65536)
+            file.write(b"x" * length * 65536)
+            file.truncate(8 * 65536)
+        node.children[f"children.{number}"].length = 8 * 65536
+    extents = node.map(0, 8 * 65536)
+    assert [(each.length // 65536, each.kind == ZERO) for each in extents] == [
+        (1, True), (1, False), (2, False), (2, False), (2, True)
+    ]  # fmt: skip
+
+
 def test_quorum_mends_what_was_outvoted(layer, make_file):
     node = _quorum(layer, make_file, [b"right", b"wrong", b"right"], **{"rewrite-corrupted": True})
     backend = _enter(layer, node)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
-from qobra.block.extents import COMPUTED, ZERO, Extent, resolve
+from qobra.block.extents import ABSENT, COMPUTED, ZERO, Extent, resolve
 from qobra.block.filter.blkverify import end_for_mismatch
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
@@ -92,13 +92,27 @@ class QuorumNode(BlockNode):
         return False
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
-        if want_zero and all(
-            run.kind == ZERO
+        if not want_zero:
+            return (Extent(length, COMPUTED),)
+        # Zero is what is zero in all children.
+        data = sorted(
+            (run.start, run.start + run.length)
             for child in self.children.values()
             for run in resolve(child, offset, length, want_zero=True)
-        ):
-            return (Extent(length, ZERO),)
-        return (Extent(length, COMPUTED),)
+            if run.kind not in (ZERO, ABSENT)
+        )
+        extents: list[Extent] = []
+        position = offset
+        for start, end in data:
+            if start > position:
+                extents.append(Extent(start - position, ZERO))
+                position = start
+            if end > position:
+                extents.append(Extent(end - position, COMPUTED))
+                position = end
+        if position < offset + length:
+            extents.append(Extent(offset + length - position, ZERO))
+        return extents
 
     # -- reading ------------------------------------------------------------------------------------------------
 

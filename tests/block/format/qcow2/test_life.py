@@ -8,8 +8,8 @@ import random
 import pytest
 
 from qobra.block.bitmap import DirtyBitmap
-from qobra.block.extents import DATA
-from qobra.block.format.qcow2 import Qcow2Node
+from qobra.block.extents import DATA, ZERO
+from qobra.block.format.qcow2 import Qcow2Node, layout
 from qobra.block.layer import BlockLayer
 from qobra.block.reopen import reopen
 from qobra.errors import QobraError
@@ -254,6 +254,30 @@ def test_bitmaps_are_kept(lab):
             (32 * MIB - 512, 1024),
             (127 * MIB, 512),
         ]
+
+
+@pytest.mark.parametrize("mode", ["off", "metadata"])
+def test_growth_over_a_longer_backing_file_is_zero_to_its_end(lab, mode):
+    with open(lab.path("base"), "wb") as file:
+        file.write(_noise(4 * CLUSTER))
+    lab.create("a", size=2 * CLUSTER, backing_file=lab.path("base"), backing_fmt="raw")
+    with lab.open("a") as disk:
+        disk.node.truncate(6 * CLUSTER, preallocation=mode)
+        assert all(each.kind == ZERO for each in disk.node.map(2 * CLUSTER, 4 * CLUSTER))
+        assert sum(each.length for each in disk.node.map(2 * CLUSTER, 4 * CLUSTER)) == 4 * CLUSTER
+        if mode == "metadata":
+            assert os.stat(lab.path("a")).st_size == 9 * CLUSTER  # five of metadata, and the new ones
+    _clean(lab)
+
+
+def test_a_table_goes_where_the_one_that_was_too_short_lay(lab):
+    lab.create("a", size=MIB, cluster_size=512)
+    with lab.open("a") as disk:
+        freed = disk.node.header.l1_offset
+        disk.node.truncate(64 * MIB)
+        disk.write(0, b"x")
+        assert disk.node.image.tables.l1[0] & layout.OFFSET_MASK == freed
+    _clean(lab)
 
 
 def test_the_image_ends_where_its_bitmap_directory_ends(lab):

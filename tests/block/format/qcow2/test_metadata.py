@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import struct
 
 import pytest
 
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.counts import CompactCounts, differences
 from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
+from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
 
 CLUSTER = 65536
@@ -220,6 +224,22 @@ def test_entries_that_cannot_be(lab, entry, text):
     _patch(lab, l2, entry.to_bytes(8, "big"))
     with lab.open("a") as disk, pytest.raises(QobraError, match=text):
         disk.write(512, b"x" * 512)
+
+
+def test_past_the_end_of_a_file_that_cannot_grow_is_no_space(lab):
+    _written(lab)
+    layer = BlockLayer()
+    file = {"driver": "raw", "size": 0x50000, "file": {"driver": "file", "filename": lab.path("a")}}
+    layer.add_node({"driver": "qcow2", "node-name": "short", "file": file})
+    backend = BlockBackend(layer, perm=permissions.CONSISTENT_READ | permissions.WRITE)
+    backend.insert(layer.find_node("short"))
+    with pytest.raises(OSError) as caught:
+        backend.write(0, b"x" * 512)
+    assert caught.value.errno == errno.ENOSPC
+    backend.remove()
+    layer.close()
+    with lab.open("a") as disk:  # and the image is not corrupt
+        disk.write(0, b"x" * 512)
 
 
 def test_a_dirty_image_is_repaired_when_it_is_opened_for_writing(lab):

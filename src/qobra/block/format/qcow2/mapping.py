@@ -229,6 +229,7 @@ def check_inside(image: Image, host: int, size: int) -> None:
     """Refuse to write in place where the image file has never been: a damaged entry, or the file lost its end."""
     end = (image.data.length + image.cluster_mask) & ~image.cluster_mask
     if host + size > end and not image.external:
+        image.data.check_write(host, size)  # a file of a fixed size has no space there, whatever the image is like
         image.corrupt(f"Cluster at host offset {host:#x} is past the end of the image file", fatal=True)
 
 

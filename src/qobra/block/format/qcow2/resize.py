@@ -52,26 +52,29 @@ def _grow(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> None
     try:
         _hide_old_tail(node, old, length)
         backing = node.backing
-        covered = min(length, backing.length) if backing is not None else 0
+        hides = length > old and backing is not None and backing.length > old
         if preallocation != "off" and length > old:
-            _preallocate_over(node, old, length, covered, preallocation)
-        elif covered > old:
-            node.zero_new(old, covered - old)
+            _preallocate_over(node, old, length, preallocation, hides)
+        elif hides:
+            # All of it, as the backing file may grow.
+            node.zero_new(old, length - old)
     except BaseException:
         node.length = old
         raise
     _set_size(node, length)
 
 
-def _preallocate_over(node: Qcow2Disk, old: int, length: int, covered: int, mode: str) -> None:
-    """Preallocate from ``old`` to ``length``, where the backing file has data up to ``covered`` that is not to show."""
+def _preallocate_over(node: Qcow2Disk, old: int, length: int, mode: str, hides: bool) -> None:
+    """Preallocate from ``old`` to ``length``. ``hides``: the backing file has data there that is not to show."""
     image = node.image
+    backing = node.backing
     edge = min(length, (old + image.cluster_mask) & ~image.cluster_mask)
-    if edge > old and covered > old & ~image.cluster_mask:
+    if edge > old and backing is not None and backing.length > old & ~image.cluster_mask:
         node.write_zero_bytes(old, edge - old)  # in a cluster with what the backing file has before the old end
-    preallocate(node, old, length, mode)
-    if image.extended and covered > edge:
-        node.zero_new(edge, covered - edge)  # subclusters are still to be filled
+    flagged = hides and mode == "metadata" and image.header.version >= 3 and not (image.extended or image.external)
+    preallocate(node, old, length, mode, zero=flagged)
+    if image.extended and hides and length > edge:
+        node.zero_new(edge, length - edge)  # subclusters are still to be filled
 
 
 def _hide_old_tail(node: Qcow2Disk, old: int, length: int) -> None:
@@ -188,10 +191,14 @@ def grow_l1(image: Image, entries: int) -> None:
         image.overlap.rebuild()
         if old_clusters:
             image.free(old_offset, old_clusters << bits)
+    image.writeback.settle()  # what comes next may go where the old table was
 
 
-def preallocate(node: Qcow2Disk, start: int, end: int, mode: str) -> None:
-    """Allocate every cluster from guest ``start`` to ``end``; ``falloc`` and ``full`` reserve the file's space too."""
+def preallocate(node: Qcow2Disk, start: int, end: int, mode: str, *, zero: bool = False) -> None:
+    """Allocate every cluster from guest ``start`` to ``end``; ``falloc`` and ``full`` reserve the file's space too.
+
+    ``zero``: mark them as zero besides.
+    """
     image = node.image
     bits = image.cluster_bits
     tables = image.tables
@@ -204,7 +211,7 @@ def preallocate(node: Qcow2Disk, start: int, end: int, mode: str) -> None:
             image.before_allocating()
             stop = min((cluster | tables.slice_mask) + 1, last)
             while cluster < stop:
-                done, host_end = _fill_entries(image, cluster, stop)
+                done, host_end = _fill_entries(image, cluster, stop, layout.ZERO_FLAG if zero else 0)
                 top = max(top, host_end)
                 cluster += done
         # Before the mapping is written: it must not refer to what is past the end of the file.
@@ -215,8 +222,11 @@ def preallocate(node: Qcow2Disk, start: int, end: int, mode: str) -> None:
         image.allocator.virgin = max(image.allocator.virgin, image.file.length >> bits)
 
 
-def _fill_entries(image: Image, cluster: int, stop: int) -> tuple[int, int]:
-    """Map guest clusters from ``cluster`` on, all in one slice: (how many, end of the host clusters in bytes)."""
+def _fill_entries(image: Image, cluster: int, stop: int, flags: int) -> tuple[int, int]:
+    """Map guest clusters from ``cluster`` on, all in one slice: (how many, end of the host clusters in bytes).
+
+    ``flags`` are for each entry, besides COPIED.
+    """
     tables = image.tables
     part = tables.writable(cluster)
     words = part.words
@@ -233,7 +243,7 @@ def _fill_entries(image: Image, cluster: int, stop: int) -> tuple[int, int]:
         host = place << image.cluster_bits
     step = image.cluster_size
     # Subclusters stay unallocated, so that a backing file shows through.
-    fill_entries(words, first, count, width, host | layout.COPIED, step)
+    fill_entries(words, first, count, width, host | layout.COPIED | flags, step)
     tables.mark(cluster, part, first, first + count * width - 1)
     return count, host + count * step
 
