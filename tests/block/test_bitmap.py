@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from qobra.block import bitmap_changes as changes
@@ -10,6 +12,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap, default_granularity, dirty_bitmaps
 from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
+from qobra.native import compiled
 
 MIB = 1 << 20
 
@@ -38,6 +41,91 @@ def test_an_enabled_bitmap_records_writes_in_granules(node):
     bitmap.enable()
     node.write(MIB - 1, b"x")
     assert bitmap.is_dirty(MIB - 1)
+
+
+@pytest.fixture(params=["pure", "compiled"])
+def form(request, monkeypatch):
+    """Whether loops have marks of their own."""
+    if request.param == "pure":
+        monkeypatch.setenv("QOBRA_PURE", "1")
+    elif compiled("marks") is None:
+        pytest.skip("the compiled form was not built")
+    return request.param
+
+
+LOOKS = {
+    "is_dirty": lambda bitmap: bitmap.is_dirty(65536 * 3 + 5),
+    "count": lambda bitmap: bitmap.count() == 2 * 65536,
+    "next_dirty": lambda bitmap: bitmap.next_dirty(0) == 65536 * 3,
+    "next_clean": lambda bitmap: bitmap.next_clean(65536 * 3) == 65536 * 5,
+    "ranges": lambda bitmap: list(bitmap.dirty_ranges()) == [(65536 * 3, 65536 * 2)],
+    "bytes": lambda bitmap: bitmap.to_bytes(0, MIB) == b"\x18\0",
+    "snapshot": lambda bitmap: bitmap.snapshot().count() == 2,
+    "sha256": lambda bitmap: bitmap.sha256() == hashlib.sha256(b"\x18" + bytes(7)).hexdigest(),
+    "info": lambda bitmap: bitmap.info()["count"] == 2 * 65536,
+    "clear_all": lambda bitmap: bitmap.clear_all().count() == 2 and bitmap.count() == 0,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_loops_marked_is_there_whoever_looks_first(node, form, look):
+    bitmap = DirtyBitmap(node, "b", 65536)
+    marks = bitmap.marks()
+    assert marks is bitmap.marks() and (marks is bitmap) == (form == "pure")
+    marks.mark(65536 * 4 - 1, 2)
+    assert LOOKS[look](bitmap)
+
+
+def test_marks_of_loops_take_part_in_all_changes(node, form):
+    bitmap = DirtyBitmap(node, "b", 65536)
+    marks = bitmap.marks()
+    marks.mark(0, 1)
+    bitmap.clear(0, 1)  # a mark that came before goes with it
+    assert bitmap.count() == 0
+    marks.mark(65536, 1)
+    bitmap.freeze()
+    marks.mark(2 * 65536, 1)
+    assert list(bitmap.dirty_ranges()) == [(65536, 65536)]
+    bitmap.abdicate()
+    assert list(bitmap.dirty_ranges()) == [(2 * 65536, 65536)]
+    bitmap.freeze()
+    marks.mark(3 * 65536, 1)
+    bitmap.reclaim()
+    marks.mark(4 * 65536, 1)
+    other = DirtyBitmap(node, "other", 65536, enabled=False)
+    other.merge(bitmap)
+    assert list(other.dirty_ranges()) == [(2 * 65536, 3 * 65536)]
+    before = bitmap.clear_all()
+    marks.mark(9 * 65536, 1)
+    bitmap.put_back(before)
+    assert list(bitmap.dirty_ranges()) == [(2 * 65536, 3 * 65536)]
+
+
+def test_marks_of_before_a_change_of_the_length_are_taken_until_nobody_can_make_more(layer, node, form):
+    bitmap = DirtyBitmap(node, "b", 65536)
+    backend = BlockBackend(layer)
+    backend.insert(node)
+    old = bitmap.marks()
+    slot = backend.new_slot()
+    slot.enter()
+    generation = layer.generation
+    old.mark(MIB - 1, 1)
+    bitmap.resize(MIB // 2)
+    assert bitmap.marks() is not old or form == "pure"
+    assert layer.generation > generation or form == "pure"
+    old.mark(0, MIB // 2)  # by a loop that is still at it
+    assert bitmap.count() == MIB // 2
+    bitmap.marks().mark(MIB, 1)
+    bitmap.resize(2 * MIB)
+    assert list(bitmap.dirty_ranges()) == [(0, MIB // 2)]
+    bitmap.marks().mark(2 * MIB - 1, 1)
+    old.mark(65536 * 9, 1)
+    slot.leave()
+    layer.flight.reclaim()
+    assert list(bitmap.dirty_ranges()) == [(0, MIB // 2), (65536 * 9, 65536), (2 * MIB - 65536, 65536)]
+    assert len(bitmap._marked) <= 1
+    slot.close()
+    backend.remove()
 
 
 def test_ranges_are_cut_to_what_was_asked_for(node):

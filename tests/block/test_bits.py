@@ -57,6 +57,20 @@ def test_shrinking_and_growing_forgets():
     assert list(bits.runs(0, SIZE)) == [(0, PAGE_SIZE + 3)]
 
 
+def test_pages_are_added_without_what_is_past_the_end():
+    bits = Bits(SIZE)
+    bits.set(5, 9)
+    full = b"\xff" * (PAGE_SIZE // 8)
+    bits.add_pages([(0, b"\1" + bytes(PAGE_SIZE // 8 - 1)), (1, full), (3, full), (4, full), (1 << 30, full)])
+    assert list(bits.runs(0, SIZE)) == [(0, 1), (5, 9), (PAGE_SIZE, 2 * PAGE_SIZE), (3 * PAGE_SIZE, SIZE)]
+    assert bits.count() == 5 + PAGE_SIZE + 77
+    bits.clear(0, SIZE)
+    assert bits.count() == 0 and not any(any(page) for page in bits.pages.values())
+    exact = Bits(PAGE_SIZE)
+    exact.add_pages([(0, full), (1, full)])
+    assert exact.count() == PAGE_SIZE
+
+
 def test_loading_drops_what_is_past_the_end():
     bits = Bits(10)
     bits.load(0, b"\xff" * 20)

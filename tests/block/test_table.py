@@ -9,11 +9,12 @@ import pytest
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.bitmap import DirtyBitmap
 from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, Extent, resolve
 from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode, WriteTracker, drivers
 from qobra.block.opening import Opening
-from qobra.block.table import MAX_PAGES, PAGE_ENTRIES, ResolvedTable, highest_write
+from qobra.block.table import MAX_MARKS, MAX_PAGES, PAGE_ENTRIES, ResolvedTable, highest_write
 from qobra.native import compiled
 
 UNIT = 65536
@@ -85,6 +86,18 @@ def test_moved_drops_just_what_it_touches(backend):
     assert _entries(table)[2] >> 16 == 2
 
 
+def test_what_a_write_would_make_the_file_longer_by_is_not_written_past_its_node(backend, tmp_path):
+    (tmp_path / "image").write_bytes(bytes(3 * UNIT + 512))
+    file = backend.node.file
+    file.length = 3 * UNIT + 512
+    table = backend.table()
+    table.fill(0, backend.length)
+    assert [entry & 1 for entry in _entries(table)] == [0, 1, 1, 1] and _entries(table)[0] == 3 * UNIT | 1 << 1
+    file.write(4 * UNIT - 512, bytes(512))
+    table.fill(0, UNIT)
+    assert _entries(table)[0] & 1
+
+
 def test_what_was_resolved_before_a_move_is_not_kept(backend, monkeypatch):
     table = backend.table()
     node = backend.node
@@ -115,6 +128,82 @@ def test_a_tracker_turns_direct_writes_off(backend):
     assert not _entries(table)[0] & 1
     backend.node.remove_tracker(tracker)
     assert backend.table().writable and _entries(table) is None
+
+
+class _Marked:
+    """A bitmap's worth of what was marked, as it came."""
+
+    def __init__(self):
+        self.log = []
+
+    def mark(self, offset, length):
+        self.log.append((offset, length))
+
+
+def _track(node):
+    class Tracker(WriteTracker):
+        def mark(self, offset, length):
+            marked.mark(offset, length)
+
+        def marks(self):
+            return marked
+
+    marked = _Marked()
+    node.add_tracker(Tracker())
+    return marked
+
+
+def test_a_write_past_the_nodes_is_marked_for_all_that_it_passes(tmp_path, monkeypatch):
+    monkeypatch.setattr("qobra.block.table._compiled", None)
+    layer = BlockLayer()
+    (tmp_path / "image").write_bytes(bytes(4 * UNIT))
+    layer.add_node({"driver": "file", "node-name": "file", "filename": str(tmp_path / "image")})
+    layer.add_node({"driver": "raw", "node-name": "raw", "file": "file", "offset": UNIT, "size": UNIT})
+    top = layer.graph.find("raw")
+    logs = [_track(node) for node in (layer.graph.find("file"), top)]
+    table = ResolvedTable(top)
+    assert table.writable and table.linear is not None and len(table.marks) == 2
+    table.mark(5, 10)
+    assert [log.log for log in logs] == [[(UNIT + 5, 10)], [(5, 10)]]
+    table.close()
+    layer.close()
+
+
+def test_a_tracked_file_of_an_image_is_told_by_the_nodes(backend):
+    _track(backend.node.file)
+    assert not backend.table().writable and backend.table().marks == ()
+
+
+def test_as_many_bitmaps_as_loops_can_mark(backend):
+    bitmaps = [DirtyBitmap(backend.node, f"b{number}", 65536) for number in range(MAX_MARKS)]
+    table = backend.table()
+    assert table.writable and len(table.marks) == MAX_MARKS
+    table.fill(0, backend.length)
+    if table.places is not None:
+        assert table.places.write(5, b"x") and all(bitmap.is_dirty(0) for bitmap in bitmaps)
+    DirtyBitmap(backend.node, "one more", 65536)
+    assert not backend.table().writable
+
+
+def test_a_target_that_writes_do_not_pass_does_not_turn_direct_writes_off(tmp_path):
+    layer = BlockLayer()
+    for name in ("image", "copy"):
+        (tmp_path / name).write_bytes(bytes(4 * UNIT))
+        layer.add_node({"driver": "file", "node-name": name, "filename": str(tmp_path / name)})
+    top = layer.add_node({"driver": "copy-before-write", "node-name": "top", "file": "image", "target": "copy"})
+    told = _track(layer.graph.find("copy"))
+    bitmap = DirtyBitmap(layer.graph.find("image"), "b", UNIT)
+    table = ResolvedTable(top)
+    table.fill(0, 4 * UNIT)
+    assert table.writable and not table.pages[0][0] & 1  # nothing of it is copied yet
+    top.write(UNIT, b"new")
+    table.fill(0, 4 * UNIT)
+    assert [entry & 1 for entry in table.pages[0][:4]] == [0, 1, 0, 0]
+    told.log.clear()
+    table.mark(UNIT + 9, 1)
+    assert list(bitmap.dirty_ranges()) == [(UNIT, UNIT)] and told.log == []
+    table.close()
+    layer.close()
 
 
 def test_what_a_backing_node_holds_is_not_written_in_place(backend, tmp_path):
@@ -185,6 +274,8 @@ def test_a_page_that_makes_room_is_kept_while_loops_may_read_it(backend):
         lambda places: places.put_page(-1, array("q", bytes(8 * (PAGE_ENTRIES + 1)))),
         lambda places: places.add_leaf(0, 3),
         lambda places: [places.add_leaf(0) for _ in range(300)],
+        lambda places: type(places)(0, 0, 16, True, None, [(compiled("marks").Marks(1, 9), 0)] * (MAX_MARKS + 1)),
+        lambda places: places.__init__(0, 0, 16, True, None),
     ],
 )
 def test_places_take_nothing_that_loops_could_not_read(backend, call):

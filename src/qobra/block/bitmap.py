@@ -4,6 +4,13 @@ A bitmap belongs to a node, has a name (those of jobs have none), and notes writ
 export that reads it makes it *busy*. A job that will clear it at its end *freezes* it: what is written meanwhile is
 recorded apart, and at the end either takes the place of the old content (:meth:`DirtyBitmap.abdicate`) or is added
 to it (:meth:`DirtyBitmap.reclaim`).
+
+Loops without the GIL mark a bitmap past its lock, in bits of their own (:mod:`qobra.native.marks`). Whoever looks at
+the bitmap, or changes it, takes those over first, so that they count from the moment that they were marked. No write is
+lost between such a loop and a job, because each keeps an order: the loop writes, marks, and leaves its slot; the job
+clears a mark, and then reads what it copies. A mark that was cleared was made for data that the job reads; one that
+comes later stays. Whoever has to know of them all drains first, and so does a job when it makes its bitmap: a loop that
+began before knows nothing of that.
 """
 
 from __future__ import annotations
@@ -14,11 +21,15 @@ from collections.abc import Iterator
 from qobra.block.bits import Bits
 from qobra.block.node import BlockNode, WriteTracker
 from qobra.errors import QobraError
+from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from qobra.block.node import Marks as Markable
+    from qobra.native.marks import Marks
 
 
 MAX_NAME = 1023
@@ -80,6 +91,10 @@ class DirtyBitmap(WriteTracker):
         self._shift = granularity.bit_length() - 1
         self._bits = Bits(self._granules(self.length))
         self._since_frozen: Bits | None = None
+        self._marks: Marks | None = None
+        """What loops mark; a new one when the length has changed."""
+        self._marked: tuple[Marks, ...] = ()
+        """That, and what some loop may still mark instead."""
         self._lock = threading.Lock()
         self._enabled = False
         if name is not None:
@@ -140,6 +155,31 @@ class DirtyBitmap(WriteTracker):
         """A write of the node; see :class:`WriteTracker`."""
         self.set(offset, length)
 
+    def marks(self) -> Markable | None:
+        """See :class:`WriteTracker`. None for a bitmap of more granules than marks are kept of."""
+        form = compiled("marks")
+        if form is None:
+            return self
+        with self._lock:
+            if self._marks is None:
+                try:
+                    self._marks = form.Marks(self._granules(self.length), self._shift)
+                except ValueError:
+                    return None
+                self._marked = (*self._marked, self._marks)
+            return self._marks
+
+    def _take_marks(self) -> None:
+        """Have in the bits what loops have marked. Under the lock."""
+        for marks in self._marked:
+            if marks.waiting:
+                bits = self._bits if self._since_frozen is None else self._since_frozen
+                found = marks.take()
+                if found is None:
+                    bits.set(0, bits.size)
+                else:
+                    bits.add_pages(found)
+
     def set(self, offset: int, length: int) -> None:
         """Make ``length`` bytes from ``offset`` dirty (recorded apart while the bitmap is frozen)."""
         if length <= 0:
@@ -155,6 +195,7 @@ class DirtyBitmap(WriteTracker):
         """Make the whole granules that ``length`` bytes from ``offset`` touch clean."""
         if length > 0:
             with self._lock:
+                self._take_marks()
                 self._bits.clear(offset >> self._shift, self._granules(offset + length))
 
     def set_all(self) -> None:
@@ -164,17 +205,20 @@ class DirtyBitmap(WriteTracker):
     def clear_all(self) -> Bits:
         """Make everything clean and return the old content, for :meth:`put_back`."""
         with self._lock:
+            self._take_marks()
             old, self._bits = self._bits, Bits(self._bits.size)
         return old
 
     def snapshot(self) -> Bits:
         """A copy of the content."""
         with self._lock:
+            self._take_marks()
             return self._bits.copy()
 
     def put_back(self, content: Bits) -> None:
         """Let ``content``, from :meth:`clear_all` or :meth:`snapshot`, be the content again."""
         with self._lock:
+            self._take_marks()
             self._bits = content
 
     def add_back(self, content: Bits) -> None:
@@ -203,16 +247,29 @@ class DirtyBitmap(WriteTracker):
     def resize(self, length: int) -> None:
         """The node has another length now; what is new of it is clean until it is written."""
         with self._lock:
+            self._take_marks()
             self.length = length
             self._bits.resize(self._granules(length))
             if self._since_frozen is not None:
                 self._since_frozen.resize(self._granules(length))
+            old, self._marks = self._marks, None
+        if old is not None:
+            layer = self.node.layer
+            layer.changed()
+            layer.flight.retire(lambda: self._forget_marks(old))
+
+    def _forget_marks(self, old: Marks) -> None:
+        """No loop knows ``old`` any more."""
+        with self._lock:
+            self._take_marks()
+            self._marked = tuple(each for each in self._marked if each is not old)
 
     # -- frozen -----------------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
         """Keep the content as it is, and record what is written from now on apart."""
         with self._lock:
+            self._take_marks()
             self._since_frozen = Bits(self._bits.size)
         self.busy = True
 
@@ -220,6 +277,7 @@ class DirtyBitmap(WriteTracker):
         """End a freeze: what was recorded meanwhile is the content from now on."""
         with self._lock:
             assert self._since_frozen is not None
+            self._take_marks()
             self._bits, self._since_frozen = self._since_frozen, None
         self.busy = False
 
@@ -235,17 +293,22 @@ class DirtyBitmap(WriteTracker):
 
     def is_dirty(self, offset: int) -> bool:
         """Whether the granule that holds the byte ``offset`` is dirty."""
+        if self._marked:
+            with self._lock:
+                self._take_marks()
         return offset >> self._shift in self._bits
 
     def count(self) -> int:
         """Dirty bytes, in whole granules as QEMU counts them."""
         with self._lock:
+            self._take_marks()
             return self._bits.count() << self._shift
 
     def next_dirty(self, offset: int, end: int | None = None) -> int:
         """The first dirty byte from ``offset`` on, or ``end`` (default: the bitmap's length) where there is none."""
         end = self.length if end is None else end
         with self._lock:
+            self._take_marks()
             found = self._bits.next_set(offset >> self._shift, self._granules(end))
         return min(end, max(offset, found << self._shift))
 
@@ -253,6 +316,7 @@ class DirtyBitmap(WriteTracker):
         """The first clean byte from ``offset`` on, or ``end``."""
         end = self.length if end is None else end
         with self._lock:
+            self._take_marks()
             found = self._bits.next_clear(offset >> self._shift, self._granules(end))
         return min(end, max(offset, found << self._shift))
 
@@ -271,6 +335,7 @@ class DirtyBitmap(WriteTracker):
         ``offset`` is a multiple of eight granules.
         """
         with self._lock:
+            self._take_marks()
             return self._bits.to_bytes(offset >> self._shift, self._granules(offset + length))
 
     def load(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -289,6 +354,7 @@ class DirtyBitmap(WriteTracker):
 
         size = (max(self._bits.size, 1) + 63) // 64 * 64
         with self._lock:
+            self._take_marks()
             content = self._bits.to_bytes(0, size)
         return hashlib.sha256(content).hexdigest()
 

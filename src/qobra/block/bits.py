@@ -12,7 +12,7 @@ Not thread-safe; :class:`qobra.block.bitmap.DirtyBitmap` has the lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qobra.native import compiled
 
@@ -141,6 +141,13 @@ class Bits:
             for number in [number for number in self.pages if number << PAGE_BITS >= size]:
                 del self.pages[number]
         self.size = size
+
+    def add_pages(self, pages: Iterable[tuple[int, bytes]]) -> None:
+        """Add what is in whole ``pages``, given by their numbers; numbers past the end are dropped."""
+        other = Bits(self.size)
+        for number, page in pages:
+            other.load(number << PAGE_BITS, page)
+        self.merge(other)
 
     # -- finding ----------------------------------------------------------------------------------------------
 

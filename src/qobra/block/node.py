@@ -21,13 +21,13 @@ from qobra.registry import Registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar
+    from typing import Any, ClassVar, Protocol
 
     from qobra.block.bitmap import DirtyBitmap
     from qobra.block.layer import BlockLayer
     from qobra.block.table import ResolvedTable
 else:
-    Any = object
+    Any = Protocol = object
 
 drivers: Registry[type[BlockNode]] = Registry(
     "block driver", ["qobra.block.format", "qobra.block.protocol", "qobra.block.filter"]
@@ -316,8 +316,9 @@ class BlockNode(Vertex):
         self.length = self.children[name].length
 
     def plain_writes(self) -> bool:
-        """Whether writing straight to a WRITABLE place misses nothing that :meth:`write` would do."""
-        return not (self.read_only or self.inactive or self.trackers or self.detect_zeroes != "off")
+        """Whether writing straight to a WRITABLE place misses nothing that :meth:`write` would do, but telling the
+        :attr:`trackers`."""
+        return not (self.read_only or self.inactive or self.detect_zeroes != "off")
 
     def cluster_size(self) -> int:
         """Bytes of the unit in which the node allocates; 0 where it has none."""
@@ -357,6 +358,17 @@ class WriteTracker:
     def mark(self, offset: int, length: int) -> None:
         """``length`` bytes from ``offset`` were written, zeroed or discarded."""
         raise NotImplementedError
+
+    def marks(self) -> Marks | None:
+        """What whoever writes past the node may mark in the tracker's stead; None if the node has to tell it."""
+        return None
+
+
+class Marks(Protocol):
+    """Takes notes of writes, in any thread and without waiting."""
+
+    def mark(self, offset: int, length: int) -> None:
+        """See :meth:`WriteTracker.mark`."""
 
 
 MAX_LENGTH = (1 << 63) - (1 << 30)

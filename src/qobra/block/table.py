@@ -16,6 +16,9 @@ Behind the last entry of a page is the page's number.
 Whoever moves data calls :meth:`BlockNode.moved`, which drops the entries that it touches; a change of the graph, or of
 what must be told of writes, drops everything (:meth:`refresh`).
 
+A write that goes straight to its place is marked afterwards, and before its slot is left, in the dirty bitmaps of the
+nodes that it passes by (:attr:`ResolvedTable.marks`).
+
 Loops without the GIL read the same pages through :attr:`ResolvedTable.places`, from which they may still know a page
 that the table has dropped: it is kept until they have left their slots.
 """
@@ -32,7 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from qobra.block.node import BlockNode
+    from qobra.block.node import BlockNode, Marks
     from qobra.native.places import Places
 
 PAGE_BITS = 13
@@ -40,6 +43,9 @@ PAGE_ENTRIES = 1 << PAGE_BITS
 MAX_PAGES = 512
 """Pages that a table keeps: 32 MiB, 256 GiB of guest space at 64 KiB. Of those whose numbers leave the same rest when
 divided by this, it keeps the one that was filled last."""
+
+MAX_MARKS = 32
+"""Dirty bitmaps that a write past the nodes is marked in; where there are more, all writes go through the nodes."""
 
 _DIRECT = -(1 << 63)
 _EMPTY = bytes(8 * PAGE_ENTRIES)
@@ -59,7 +65,9 @@ class ResolvedTable:
         self.linear: tuple[int, int] | None = None
         """(file descriptor, offset to add) where the whole root lies in one piece, else None."""
         self.writable = False
-        """Whether a WRITABLE place may be written past the nodes' write methods."""
+        """Whether a WRITABLE place may be written past the nodes' write methods, and then :meth:`mark` be called."""
+        self.marks: tuple[tuple[Marks, int], ...] = ()
+        """What such a write is marked in, with what is to be added to its offset."""
         self.places: Places | None = None
         """The same for loops without the GIL, new with each generation; None where there are no compiled forms."""
         self._leaves: list[BlockNode] = []
@@ -72,7 +80,9 @@ class ResolvedTable:
     def refresh(self) -> None:
         """Start anew after a change of the graph or of who is told of writes."""
         with self._lock:
-            self.generation = self.root.layer.generation
+            generation = self.root.layer.generation
+            if self.generation == generation:
+                return  # another thread was first
             self._sequence += 1
             self._drop_pages()
             self.fds = [-1]
@@ -82,13 +92,17 @@ class ResolvedTable:
             for node in path:
                 node.tables = (*node.tables, self)
                 self._watched.append(node)
-            self.writable = all(node.plain_writes() for node in _written(self.root))
+            marks = _marks(self.root)
+            self.writable = marks is not None and all(node.plain_writes() for node in _written(self.root))
+            self.marks = marks or ()
             self.linear = self._find_linear()
             if _compiled is not None:
                 self.settle()
                 self.places = _compiled.Places(
-                    self.generation, self.root.length, self.unit_bits, self.writable, self.linear
+                    generation, self.root.length, self.unit_bits, self.writable, self.linear, self.marks
                 )
+            # Last, as who finds it current does not ask for the lock.
+            self.generation = generation
 
     def close(self) -> None:
         """Let go of the nodes."""
@@ -101,6 +115,11 @@ class ResolvedTable:
         """Have the nodes know how far loops without the GIL have written."""
         if self.places is not None and self.places.highest:
             note_writes(self.root, self.places.highest)
+
+    def mark(self, offset: int, length: int) -> None:
+        """A write past the nodes has been made, or some of it may have been. To be called before its slot is left."""
+        for marks, shift in self.marks:
+            marks.mark(offset + shift, length)
 
     def drop(self, offset: int, length: int) -> None:
         """Forget ``length`` bytes from ``offset``; they live elsewhere now."""
@@ -157,7 +176,11 @@ class ResolvedTable:
                 host = run.offset + (low - run.start)
                 if leaf and host & (alignment - 1):
                     continue
+                # A write past the end of the file has to be seen by its node, which reads zeroes from there.
+                inside = low + run.leaf.length - host if leaf and run.leaf is not None else high
                 for position in range(low, high, unit):
+                    if position + unit > inside:
+                        tag &= -2
                     number = position >> self.unit_bits
                     page = self.pages.get(number >> PAGE_BITS)
                     if page is None:
@@ -226,14 +249,41 @@ def _path(root: BlockNode) -> list[BlockNode]:
 
 
 def _written(root: BlockNode) -> list[BlockNode]:
-    """The nodes that a write to ``root`` passes through."""
+    """The nodes that a write to ``root``, to a place that is WRITABLE, passes through."""
     nodes = []
     pending = [root]
     while pending:
         node = pending.pop()
         nodes.append(node)
-        pending.extend(child for name, child in node.children.items() if name != "backing" or node.is_filter)
+        below = node.filtered
+        if below is not None:
+            pending.append(below)
+        else:
+            pending.extend(child for name, child in node.children.items() if name != "backing")
     return nodes
+
+
+def _marks(root: BlockNode) -> tuple[tuple[Marks, int], ...] | None:
+    """Where a write to ``root`` is to be marked, and what to add to its offset there; None if the nodes have to see it.
+
+    Where a tracked node has other offsets than the root, as an image's file has, only the nodes know which.
+    """
+    shifts = {root: 0}
+    node, shift = root, 0
+    while True:
+        below = (node.filtered, 0) if node.is_filter else node.linear_child() if node.is_transparent else None
+        if below is None or below[0] is None:
+            break
+        node, shift = below[0], shift + below[1]
+        shifts[node] = shift
+    found: list[tuple[Marks, int]] = []
+    for node in _written(root):
+        for tracker in node.trackers:
+            marks = tracker.marks() if node in shifts else None
+            if marks is None:
+                return None
+            found.append((marks, shifts[node]))
+    return tuple(found) if len(found) <= MAX_MARKS else None
 
 
 def note_writes(node: BlockNode, end: int) -> None:

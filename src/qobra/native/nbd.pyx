@@ -12,8 +12,8 @@ from libc.string cimport memcpy
 
 from qobra.native.direct cimport MAX_IN_FLIGHT, Direct
 from qobra.native.places cimport (
-    COLD, DIRECT, DONE, FAILED, UNKNOWN, Outcome, Piece, Places, Slot, inside, next_piece, note_write, read_ahead, read_range,
-    write_range,
+    COLD, DIRECT, DONE, FAILED, UNKNOWN, Outcome, Piece, Places, Slot, inside, mark_write, next_piece, note_write, read_ahead,
+    read_range, write_range,
 )
 from qobra.native.stream cimport END, NOTHING, SOME, Received, Stream, iovec
 from qobra.native.wire cimport (
@@ -52,6 +52,7 @@ cdef class Batches(Stream):
     cdef Request _long          # the write whose payload has been received apart
     cdef bint _long_received
     cdef Direct _direct
+    cdef Places _places         # what is in flight belongs to
     cdef Request _in_flight[MAX_IN_FLIGHT]    # by their numbers in _direct
     cdef uint8_t _headers[MAX_IN_FLIGHT][CHUNK_HEADER]
     cdef int _done[MAX_IN_FLIGHT]    # the numbers of those whose replies are to be sent
@@ -76,6 +77,7 @@ cdef class Batches(Stream):
         """Serve until there is something to do for Python; the reason. Not inside the slot."""
         cdef Reason reason
         self._aside_count = 0
+        self._places = places
         self._check()
         with nogil:
             reason = self._run(places)
@@ -437,6 +439,8 @@ cdef class Batches(Stream):
             number = self._direct.take(&worked)
             if number < 0:
                 break
+            if self._in_flight[number].command == WRITE:
+                mark_write(self._places, self._in_flight[number].offset, self._in_flight[number].length)
             if worked:
                 self._done[self._done_count] = number
                 self._done_count += 1

@@ -3,6 +3,8 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from qobra.native.marks cimport MarkTable
+
 
 cdef enum:
     PAGE_BITS = 13
@@ -10,6 +12,7 @@ cdef enum:
     MAX_PAGES = 512
     MAX_LEAVES = 256
     LINEAR = MAX_LEAVES - 1    # the number of the file that the whole root lies in
+    MAX_MARKS = 32             # dirty bitmaps that a write is marked in
 
 
 cdef enum Outcome:
@@ -62,12 +65,17 @@ cdef class Places:
     cdef readonly int64_t generation
     cdef readonly uint64_t length
     cdef readonly bint writable
+    cdef MarkTable *marks[MAX_MARKS]
+    cdef uint64_t mark_shifts[MAX_MARKS]    # what is to be added to the root's offset
+    cdef int mark_count
     cdef list _owners
+    cdef object _marked    # keeps what marks points to
     cdef void _set_leaf(self, int number, int fd, size_t alignment)
 
 
 cdef bint inside(Places places, uint64_t offset, uint64_t length) noexcept nogil
 cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece) noexcept nogil
+cdef void mark_write(Places places, uint64_t offset, uint64_t length) noexcept nogil
 cdef void note_write(Places places, uint64_t end) noexcept nogil
 cdef Outcome read_range(
     Places places, uint64_t offset, size_t length, uint8_t *into, bint may_wait, size_t longest_hole

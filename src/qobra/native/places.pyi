@@ -1,7 +1,9 @@
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from qobra.block.slots import Flight
+from qobra.native.marks import Marks
 
 class Gate:
     closed: int
@@ -28,7 +30,13 @@ class Places:
     writable: bool
     highest: int
     def __init__(
-        self, generation: int, length: int, unit_bits: int, writable: bool, linear: tuple[int, int] | None
+        self,
+        generation: int,
+        length: int,
+        unit_bits: int,
+        writable: bool,
+        linear: tuple[int, int] | None,
+        marks: Sequence[tuple[Marks, int]] = (),
     ) -> None: ...
     def add_leaf(self, fd: int, alignment: int = 1) -> int: ...
     def put_page(self, number: int, page: array[int]) -> Any: ...

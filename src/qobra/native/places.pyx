@@ -9,6 +9,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EAGAIN, EOPNOTSUPP, EINTR, errno
 from libc.string cimport memset
 
+from qobra.native.marks cimport Marks, add_marks
+
 cdef extern from * nogil:
     """
     #ifndef _GNU_SOURCE
@@ -165,10 +167,14 @@ cdef class Places:
     """What one generation of a root's flat table holds, for loops without the GIL.
 
     Each page is an ``array('q')`` of the table's, with the page's number behind its last entry. ``linear`` is the
-    (file descriptor, offset to add) where the root lies in one piece.
+    (file descriptor, offset to add) where the root lies in one piece. ``marks`` are the (:class:`Marks`, offset to add)
+    that a write is marked in, once it was made and before its slot is left.
     """
 
-    def __init__(self, int64_t generation, int64_t length, int unit_bits, bint writable, linear):
+    def __init__(self, int64_t generation, int64_t length, int unit_bits, bint writable, linear, marks=()):
+        cdef Marks one
+        if self.leaves:
+            raise ValueError("made already")
         if not 9 <= unit_bits <= 40 or length < 0:
             raise ValueError("a unit or a length that cannot be")
         self.generation = generation
@@ -182,6 +188,13 @@ cdef class Places:
             fd, self.linear_base = linear
             self.linear = LINEAR
             self._set_leaf(LINEAR, fd, 1)
+        self._marked = tuple(marks)
+        if len(self._marked) > MAX_MARKS:
+            raise ValueError("too many bitmaps")
+        for one, shift in self._marked:
+            self.marks[self.mark_count] = &one.table
+            self.mark_shifts[self.mark_count] = shift
+            self.mark_count += 1
 
     def add_leaf(self, int fd, size_t alignment=1):
         """Give a file the next number; returns that. ``alignment``, a power of two, is more than 1 where it bypasses the
@@ -343,10 +356,15 @@ cdef Outcome read_range(
 
 
 cdef Outcome write_range(Places places, uint64_t offset, size_t length, const uint8_t *data) noexcept nogil:
-    """Write a range that lies inside the root, all of it to space that is there already."""
+    """Write a range that lies inside the root, all of it to space that is there already, and mark it in the dirty bitmaps.
+
+    It is marked after it was written, also where some of it could not be: whoever clears a mark and then reads sees what was
+    written before, or finds the mark again.
+    """
     cdef Piece piece
     cdef uint64_t at = offset
     cdef size_t left = length
+    cdef Outcome outcome = DONE
     if not places.writable:
         return UNKNOWN
     while left:
@@ -357,16 +375,28 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
         at += piece.length
         left -= piece.length
     at = offset
-    while length:
-        if not next_piece(places, at, length, &piece) or not piece.writable or piece.alignment > 1:
-            return UNKNOWN  # it has just moved: the nodes' methods write all of it again
+    left = length
+    while left:
+        if not next_piece(places, at, left, &piece) or not piece.writable or piece.alignment > 1:
+            outcome = UNKNOWN  # it has just moved: the nodes' methods write all of it again
+            break
         if pwrite(piece.fd, data, piece.length, piece.host) != <ssize_t>piece.length:
-            return FAILED
+            outcome = FAILED
+            break
         data += piece.length
         at += piece.length
-        length -= piece.length
-    note_write(places, at)
-    return DONE
+        left -= piece.length
+    mark_write(places, offset, length)
+    if outcome == DONE:
+        note_write(places, at)
+    return outcome
+
+
+cdef void mark_write(Places places, uint64_t offset, uint64_t length) noexcept nogil:
+    """A write has been made, or some of it may have been. To be called before its slot is left."""
+    cdef int index
+    for index in range(places.mark_count):
+        add_marks(places.marks[index], offset + places.mark_shifts[index], length)
 
 
 cdef void note_write(Places places, uint64_t end) noexcept nogil:

@@ -291,10 +291,14 @@ def _plain_file(node: BlockNode) -> tuple[int, int] | None:
     base = 0
     while node.is_transparent:
         step = node.linear_child()
-        if step is None or not node.plain_writes():
+        if step is None or not _is_plain(node):
             return None
         node, offset = step
         base += offset
-    if not node.is_leaf or not node.plain_writes() or node.cache_direct:
+    if not node.is_leaf or not _is_plain(node) or node.cache_direct:
         return None
     return node.fd, base
+
+
+def _is_plain(node: BlockNode) -> bool:
+    return node.plain_writes() and not node.trackers

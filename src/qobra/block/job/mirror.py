@@ -122,7 +122,8 @@ class MirrorJob(BlockJob):
             self.discard()
             raise
         self._copier = ChunkCopier(self._source, target, unmap=plan.unmap)
-        self._dirty = DirtyBitmap(self._source, None, plan.granularity, enabled=not plan.write_blocking)
+        with self.layer.drained():  # writes that began before would not be marked
+            self._dirty = DirtyBitmap(self._source, None, plan.granularity, enabled=not plan.write_blocking)
         if plan.write_blocking:
             filter_node.target = target
             filter_node.active = self

@@ -110,6 +110,7 @@ class Loop:
         nowait = self._nowait
         unpack, pack_reply, pack_chunk = p.REQUEST.unpack_from, p.SIMPLE_REPLY.pack_into, p.CHUNK_DATA.pack_into
         preadv, pwrite = os.preadv, os.pwrite
+        marked = bool(table.marks)
         aside = self._aside
         going_on = True
         written = 0  # the end of the highest write
@@ -187,7 +188,10 @@ class Loop:
                         host = offset + base
                     if fd >= 0:
                         try:
-                            if pwrite(fd, payload, host) == length:
+                            count = pwrite(fd, payload, host)
+                            if marked:
+                                table.mark(offset, length)
+                            if count == length:
                                 written = max(written, offset + length)
                                 pack_reply(arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
                                 position += 16
@@ -255,6 +259,8 @@ class Loop:
                 done += size
         except OSError:
             return False
+        finally:
+            table.mark(offset, len(payload))
         return True
 
     def _write_long(self, table: ResolvedTable, work: Work) -> int:

@@ -314,12 +314,18 @@ class Qcow2Disk(BlockNode):
     def takes_files(self) -> bool:
         """Whether whole clusters may be written from an :class:`InFile`: they then lie in a local file as they are."""
         data = self.image.data
-        plain = data.is_leaf and data.fd >= 0 and data.plain_writes() and not data.cache_direct
+        plain = data.is_leaf and data.fd >= 0 and data.plain_writes() and not (data.trackers or data.cache_direct)
         return plain and not (self.image.encrypted or self.header.extended_l2 or self.detect_zeroes != "off")
 
     def filling(self) -> Filling | None:
         """For a copy by whoever is alone with the image: where its data may be written to. None if it may not be so."""
-        if self.image.external or self.image.data.driver != "file" or not self.takes_files() or not self.plain_writes():
+        if (
+            self.image.external
+            or self.image.data.driver != "file"
+            or not self.takes_files()
+            or not self.plain_writes()
+            or self.trackers
+        ):
             return None
         from qobra.block.format.qcow2.filling import Filling
 
