@@ -6,13 +6,16 @@ What reads as zeroes in both, or lies at the same place of the same file in both
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qobra.block.buffers import is_zero
+from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.zeroes import zero_pieces
 from qobra.block.extents import COMPUTED, DATA, Run, resolve
 from qobra.errors import QobraError
+from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 SECTOR = 512
 BUFFER_SIZE = 512 << 10
+BATCH = 64 << 20
+"""Bytes that threads compare before it is told how far they are."""
 STEP = 256 << 20
 """Bytes of both images whose maps are held at a time."""
 
@@ -47,7 +52,7 @@ class Side:
         self.given = False
         """A part of the buffer was given out: the next read goes into another."""
         self._identities: dict[BlockNode, object] = {}
-        self._direct = not _has_filter(node)
+        self.direct = not _has_filter(node)
 
     def runs(self, start: int, length: int) -> list[Run]:
         """Where a range lies. Raises SideError."""
@@ -65,7 +70,7 @@ class Side:
         view = memoryview(self.buffer)[:size]
         assert run.leaf is not None
         try:
-            if self._direct:
+            if self.direct:
                 run.leaf.read_into(run.offset + start - run.start, view)
             else:
                 self.node.read_into(start, view)  # some filters have to see the reads
@@ -139,6 +144,56 @@ def first_difference(one: Side, two: Side, start: int, length: int, a: Run, b: R
     return -1
 
 
+Candidate = tuple[int, int, Run, Run]
+"""(start, length, run of one, run of the other)."""
+
+
+def first_of(one: Side, two: Side, wanted: Iterable[Candidate]) -> Iterator[tuple[int, int]]:
+    """For each candidate its end and the first sector in it in which the images differ, or -1; not after the first.
+
+    What lies raw in files is compared by two threads without the GIL, a batch at a time. Raises SideError.
+    """
+    batch: list[Candidate] = []
+    size = 0
+    for candidate in wanted:
+        if _native is None or not _is_plain(one, candidate[2]) or not _is_plain(two, candidate[3]):
+            yield from _first_of_batch(one, two, batch)
+            yield candidate[0] + candidate[1], first_difference(one, two, *candidate)
+            batch, size = [], 0
+            continue
+        batch.append(candidate)
+        size += candidate[1]
+        if size >= BATCH:
+            yield from _first_of_batch(one, two, batch)
+            batch, size = [], 0
+    yield from _first_of_batch(one, two, batch)
+
+
+def _is_plain(side: Side, run: Run) -> bool:
+    return side.direct and run.leaf is not None and run.leaf.driver == "file" and is_plain_data(run)
+
+
+def _first_of_batch(one: Side, two: Side, batch: list[Candidate]) -> Iterator[tuple[int, int]]:
+    same = 0
+    if _native is not None and sum(candidate[1] for candidate in batch) > BUFFER_SIZE:
+        matcher = _native.Matcher([_pair(*candidate) for candidate in batch])
+        helper = threading.Thread(target=matcher.work, name="compare", daemon=True)
+        helper.start()
+        matcher.work()
+        helper.join()
+        same = matcher.suspect if matcher.suspect >= 0 else len(batch)
+    for start, length, _a, _b in batch[:same]:
+        yield start + length, -1
+    # Where they differ, or why they cannot be read, is found out in the ordinary way.
+    for start, length, a, b in batch[same:]:
+        yield start + length, first_difference(one, two, start, length, a, b)
+
+
+def _pair(start: int, length: int, a: Run, b: Run) -> tuple[int, int, int, int, int]:
+    assert a.leaf is not None and b.leaf is not None
+    return a.leaf.fd, a.offset + start - a.start, b.leaf.fd, b.offset + start - b.start, length
+
+
 def _first_unequal(first: memoryview, second: memoryview) -> int:
     low, high = 0, len(first)
     while high - low > SECTOR:
@@ -202,3 +257,6 @@ def _unequal_units(first: memoryview, second: memoryview, phase: int, unit: int)
         at = stop
     if open_run:
         yield low, length
+
+
+_native = compiled("matcher")

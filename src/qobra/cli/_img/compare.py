@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.block.cache_modes import CACHE_MODES
-from qobra.cli._img._differences import Side, SideError, candidates, first_difference
+from qobra.cli._img._differences import Side, SideError, candidates, first_of
 from qobra.cli._img._pieces import Pieces, disk_size
 from qobra.cli._img._target import reason
 from qobra.cli._img.map import Entry, walk
@@ -136,11 +136,10 @@ class Comparison:
     def _first_difference(self, end: int, start: int = 0, one: Side | None = None, two: Side | None = None) -> int:
         """The first sector that differs below ``end``, in bytes, or -1. Raises SideError."""
         one, two = one or self._sides[0], two or self._sides[1]
-        for begin, length, a, b in candidates(one, two, start, end - start):
-            offset = first_difference(one, two, begin, length, a, b)
+        for done, offset in first_of(one, two, candidates(one, two, start, end - start)):
             if offset >= 0:
                 return offset
-            self._progress.to(begin + length)
+            self._progress.to(done)
         return -1
 
     def _first_status_difference(self, end: int) -> int:
