@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 import time
@@ -277,3 +278,24 @@ def test_a_ready_job_that_the_end_of_the_program_meets_pauses_once_more(layer, g
     with layer.control:
         layer.jobs.close()
     assert layer.story()[-6:] == ["standby", "ready", "aborting", "BLOCK_JOB_CANCELLED", "concluded", "null"]
+
+
+def test_a_target_that_cannot_be_flushed_keeps_a_job_from_ending(layer, guest, raw, monkeypatch):
+    target = raw("target")
+    job = mirror(layer, **{"on-target-error": "stop"})
+    layer.wait_event("BLOCK_JOB_READY")
+    flush = target.flush
+
+    def fail():
+        monkeypatch.setattr(target, "flush", flush)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(target, "flush", fail)
+    with layer.control:
+        job.cancel(force=False)
+    layer.wait_event("BLOCK_JOB_ERROR")
+    layer.wait_status("m", "standby")
+    with layer.control:
+        job.user_resume()
+    layer.wait_status("m", "null")
+    guest.check()

@@ -267,8 +267,9 @@ class MirrorJob(BlockJob):
             # and all that is left where it writes faster than can be copied.
             if remaining > (NEARLY if passes > 2 else 0) and asked < PATIENCE:
                 continue
-            if not self.ready:
+            if ending or not self.ready:
                 self._flush()
+            if not self.ready:
                 self.layer.control.post(self.become_ready)
             if ending:
                 return
