@@ -7,6 +7,7 @@ import os
 import pytest
 
 from qobra.block.format.qcow2 import layout
+from qobra.block.node import drivers
 from qobra.cli import io
 from qobra.errors import QobraError
 
@@ -234,3 +235,76 @@ def test_refcount_blocks_lie_behind_what_they_were_made_for(lab, bits):
         assert all(entry >> 9 >= index * per_block for index, entry in enumerate(table) if entry)
     result = _check(lab)
     assert "leaks" not in result and "corruptions" not in result
+
+
+def _put(lab, offset, data):
+    with open(lab.path("a"), "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def _repair(lab):
+    found = []
+    with lab.open("a", _check=True) as disk:
+        result = disk.node.check(fix_leaks=True, fix_errors=True, report=found.append)
+    return result, found
+
+
+@pytest.mark.parametrize(
+    ("offset", "counted", "said"),
+    [
+        (1 << 20, True, []),
+        (1 << 20, False, ["ERROR cluster 16 refcount=0 reference=1", "Rebuilding refcount structure"]),
+        (1 << 45, False, ["ERROR could not resize image: Invalid argument", "Rebuilding refcount structure"]),
+        (0x7FFFFFFFFFFF0000, False, ["ERROR could not resize image: Invalid argument"]),
+    ],
+)
+def test_a_refcount_block_past_the_end_is_given_its_place(lab, offset, counted, said):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        table, block = disk.node.header.reftable_offset, disk.node.image.refcounts.table[0]
+    _put(lab, table + 8, offset.to_bytes(8, "big"))
+    if counted:
+        _put(lab, block + 2 * (offset >> 16), b"\0\1")
+    result, found = _repair(lab)
+    assert found[0] == "Repairing refcount block 1 is outside image"
+    assert found[1 : 1 + len(said)] == said
+    assert "corruptions" not in result and "leaks" not in result
+    assert os.path.getsize(lab.path("a")) < 1 << 22
+
+
+def test_new_refcount_structures_fill_holes(lab):
+    """A full image that cannot grow (as a device), but for one cluster at its beginning, and three further on."""
+    lab.create("a", size=9 << 20, cluster_size=512)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * (8 << 20))
+        disk.backend.flush()
+        data = disk.node.map(4096, 512)[0].offset
+        disk.node.discard_unmap = disk.node.pass_discard = False
+        disk.node.forget_range(0, 1)
+        disk.node.forget_range(8, 11)
+        block = disk.node.image.refcounts.table[0]
+    size = os.path.getsize(lab.path("a"))
+    _put(lab, block, b"\0\0")
+    result, found = _repair(lab)
+    assert found[:2] == ["ERROR cluster 0 refcount=0 reference=1", "Rebuilding refcount structure"]
+    assert "corruptions" not in result and "leaks" not in result
+    with lab.open("a", read_only=True) as disk:
+        assert disk.node.header.reftable_offset == data
+        assert disk.node.image.refcounts.table[0] < data
+        assert all(entry >> 9 >= index * 256 for index, entry in enumerate(disk.node.image.refcounts.table) if entry)
+    assert os.path.getsize(lab.path("a")) - size < 512 * 70  # the blocks of what is full
+    assert _check(lab).keys() & {"leaks", "corruptions"} == set()
+
+
+def test_an_image_is_made_in_a_file_without_making_it_shorter(lab):
+    with open(lab.path("old"), "wb") as file:
+        file.write(b"old" * 1000000)
+    layer_size = os.path.getsize(lab.path("old"))
+    with lab.open("old", driver="raw") as disk:
+        file = disk.node.file
+        drivers.find("qcow2").create({"driver": "qcow2", "file": file.node_name, "size": 1 << 20}, file)
+    assert os.path.getsize(lab.path("old")) == layer_size
+    with lab.open("old") as disk:
+        disk.write(100, b"new")
+        assert disk.read(0, 512) == bytes(100) + b"new" + bytes(409)

@@ -5,6 +5,8 @@ Memory is a byte or two for each cluster of the image file; an L2 table is read 
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from array import array
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.counts import LARGE, CompactCounts, differences
 from qobra.block.format.qcow2.refcount import unpack_counts
+from qobra.errors import QobraError, errno_of
 from qobra.native import compiled
 
 TYPE_CHECKING = False
@@ -26,6 +29,8 @@ _OFFSET = layout.OFFSET_MASK
 _COMPRESSED = layout.COMPRESSED_FLAG
 _ZERO = layout.ZERO_FLAG
 _SWAP = sys.byteorder == "little"
+MAX_GROWTH = 1 << 30
+"""Bytes by which a repair makes a file longer, so that it holds what is referred to; more is damage."""
 _BATCH = 16
 """L2 tables read at once where they touch."""
 _compiled = compiled("l2")
@@ -136,8 +141,7 @@ class Checker:
             if offset & image.cluster_mask:
                 self.error(f"ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted")
                 self.rebuild = True
-            elif offset >= self.file_length and offset:
-                self.error(f"ERROR refcount block {index} is outside image")
+            elif offset >= self.file_length and offset and not self._reaches(index, offset):
                 self.rebuild = True
             elif offset:
                 self.count(offset, image.cluster_size)
@@ -145,6 +149,28 @@ class Checker:
                 if references != 1:
                     self.error(f"ERROR refcount block {index} refcount={references}")
                     self.rebuild = True
+
+    def _reaches(self, index: int, offset: int) -> bool:
+        """Whether the file can be made to reach a refcount block past its end: then that is all that is wrong."""
+        image = self.image
+        if not self._repairing:
+            self.error(f"ERROR refcount block {index} is outside image")
+            return False
+        self.error(f"Repairing refcount block {index} is outside image")
+        length = offset + image.cluster_size
+        try:
+            if length > self.file_length + MAX_GROWTH:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            image.file.truncate(length)
+        except (OSError, QobraError) as error:
+            self._report(f"ERROR could not resize image: {os.strerror(errno_of(error))}")
+            return False
+        self.file_length = length
+        clusters = -(-length >> image.cluster_bits) + 1
+        self.seen.low.extend(bytes(clusters - len(self.seen)))
+        self.stored = CompactCounts(clusters)
+        self._load_stored()
+        return True
 
     # -- tables -------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.check import copied_cluster_text, copied_table_text
-from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
+from qobra.block.format.qcow2.counts import CompactCounts
+from qobra.block.format.qcow2.refcount import Counts, pack_counts, unpack_counts
 from qobra.block.format.qcow2.writeback import words_to_bytes
 
 TYPE_CHECKING = False
@@ -94,53 +95,120 @@ def _set_counts(checker: Checker, clusters: list[int], report: Report) -> None:
 
 
 def rebuild_refcounts(checker: Checker, order: int) -> list[tuple[int, int, int]]:
-    """Write refcount blocks and table anew past everything in use, then let the header refer to them.
+    """Write refcount blocks and table anew into free clusters, then let the header refer to them.
 
     The counts, of ``1 << order`` bits, are those that the checker has found, without the old structures. Returns
     ``(cluster, references before, and after)`` of the clusters of those. :meth:`Image.reload` must follow.
     """
     image = checker.image
     header = image.header
-    refcounts = image.refcounts
     bits = image.cluster_bits
-    block_bits = bits + 3 - order
-    maximum = (1 << (1 << order)) - 1
-    # The old structures are not worth anything any more: their clusters are free unless something else uses them.
     seen = checker.seen
-    first = header.reftable_offset >> bits
-    old = set(range(first, first + header.reftable_clusters))
-    for entry in refcounts.table:
+    old = _old_structures(checker)
+    before = {cluster: seen.get(cluster) for cluster in sorted(old)}
+    plan = _Plan(seen, old, bits, order)
+    # The old structures are not worth anything any more: their clusters are free unless something else uses them.
+    for cluster in old:
+        _drop(checker, cluster, 1)
+    plan.make(seen)
+    for index, place in plan.blocks.items():
+        image.file.write(place << bits, pack_counts(plan.counts(index, seen), order))
+    words = array("Q", bytes(8 * (max(plan.blocks) + 1)))
+    for index, place in plan.blocks.items():
+        words[index] = place << bits
+    offset = plan.table << bits
+    image.file.write(offset, words_to_bytes(words) + bytes((plan.table_clusters << bits) - 8 * len(words)))
+    image.writeback.barrier()
+    header.reftable_offset, header.reftable_clusters, header.refcount_order = offset, plan.table_clusters, order
+    image.writeback.write_header()
+    return [(cluster, count, seen.get(cluster)) for cluster, count in before.items() if count != seen.get(cluster)]
+
+
+def _old_structures(checker: Checker) -> set[int]:
+    """The clusters of the refcount table and its blocks, as far as they are there."""
+    image = checker.image
+    bits = image.cluster_bits
+    first = image.header.reftable_offset >> bits
+    old = set(range(first, first + image.header.reftable_clusters))
+    for entry in image.refcounts.table:
         offset = entry & layout.REFTABLE_MASK
         if offset and not offset & image.cluster_mask and offset < checker.file_length:
             old.add(offset >> bits)
-    before = {cluster: seen.get(cluster) for cluster in sorted(old)}
-    for cluster in old:
-        _drop(checker, cluster, 1)
-    start = seen.last_used() + 1
-    blocks = table = 1
-    while True:
-        total = start + blocks + table
-        need_blocks = -(-total >> block_bits)
-        need_table = -(-need_blocks * 8 >> bits)
-        if need_blocks <= blocks and need_table <= table:
-            break
-        blocks, table = max(blocks, need_blocks), max(table, need_table)
-    for index in range(blocks):
-        counts = unpack_counts(bytes(image.cluster_size), order)
-        first = index << block_bits
-        for at in range(len(counts)):
-            cluster = first + at
-            if cluster >= total:
-                break
-            counts[at] = 1 if cluster >= start else min(seen.get(cluster), maximum)
-        image.file.write((start + index) << bits, pack_counts(counts, order))
-    words = array("Q", [(start + index) << bits for index in range(blocks)])
-    place = (start + blocks) << bits
-    image.file.write(place, words_to_bytes(words) + bytes((table << bits) - 8 * blocks))
-    image.writeback.barrier()
-    header.reftable_offset, header.reftable_clusters, header.refcount_order = place, table, order
-    image.writeback.write_header()
-    return [(cluster, count, seen.get(cluster)) for cluster, count in before.items() if count != seen.get(cluster)]
+    return old
+
+
+class _Plan:
+    """Where new refcount structures go: into the first clusters that are free, and that the old ones do not use.
+
+    So the file does not grow if there is room in it; it may be a device, which cannot.
+    """
+
+    def __init__(self, seen: CompactCounts, old: set[int], cluster_bits: int, order: int) -> None:
+        self._busy = bytearray(seen.low)
+        for cluster in old:
+            if cluster < len(self._busy):
+                self._busy[cluster] = 1
+        self._cluster_bits = cluster_bits
+        self._order = order
+        self._block_bits = cluster_bits + 3 - order
+        self.blocks: dict[int, int] = {}
+        """Block number to the cluster where it goes."""
+        self.table = 0
+        """The first cluster of the table."""
+        self.table_clusters = 0
+        self._structures: dict[int, list[int]] = {}
+        """The clusters of all of these, by the number of the block that counts them."""
+
+    def make(self, seen: CompactCounts) -> None:
+        """Place what is needed to count ``seen``, and itself."""
+        size = 1 << self._block_bits
+        for index in range(-(-len(seen.low) >> self._block_bits)):
+            if seen.low[index * size : (index + 1) * size].strip(b"\0"):
+                self._place_block(index)
+        needed = 1
+        while needed > self.table_clusters:
+            # Blocks for the table may make it longer, and then it may need another place.
+            self.table_clusters = needed
+            self.table = self._find(0, needed)
+            for index in range(self.table >> self._block_bits, (self.table + needed - 1 >> self._block_bits) + 1):
+                self._place_block(index)
+            needed = -(-8 * (max(self.blocks) + 1) >> self._cluster_bits)
+        for cluster in (*self.blocks.values(), *range(self.table, self.table + self.table_clusters)):
+            self._structures.setdefault(cluster >> self._block_bits, []).append(cluster)
+
+    def _place_block(self, index: int) -> None:
+        """No block goes before what it counts."""
+        while index not in self.blocks:
+            place = self._find(index << self._block_bits, 1)
+            if self.table <= place < self.table + self.table_clusters:
+                place = self._find(self.table + self.table_clusters, 1)
+            self._take(place)
+            self.blocks[index] = place
+            index = place >> self._block_bits
+
+    def _find(self, start: int, count: int) -> int:
+        """The first of ``count`` free clusters in a row, from ``start`` on."""
+        found = self._busy.find(bytes(count), start)
+        if found >= 0:
+            return found
+        return max(start, len(self._busy.rstrip(b"\0")))
+
+    def _take(self, cluster: int) -> None:
+        if cluster >= len(self._busy):
+            self._busy.extend(bytes(cluster + 1 - len(self._busy)))
+        self._busy[cluster] = 1
+
+    def counts(self, index: int, seen: CompactCounts) -> Counts:
+        """What block ``index`` is to hold."""
+        first = index << self._block_bits
+        maximum = (1 << (1 << self._order)) - 1
+        counts = unpack_counts(bytes(1 << self._cluster_bits), self._order)
+        for at, count in enumerate(seen.low[first : first + len(counts)]):
+            if count:
+                counts[at] = min(seen.get(first + at), maximum)
+        for cluster in self._structures.get(index, ()):
+            counts[cluster - first] = 1
+        return counts
 
 
 def _drop(checker: Checker, first: int, count: int) -> None:
