@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from itertools import chain
 
 from qobra.block.copy.chunk import ChunkCopier, is_plain_data
 from qobra.block.copy.in_order import BUFFERS, copy_in_order
-from qobra.block.copy.ranges import in_chunks, whole
+from qobra.block.copy.ranges import Ranges, in_chunks, whole
 from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.errors import QobraError
 from qobra.native import compiled
@@ -40,10 +41,13 @@ if TYPE_CHECKING:
         def close(self) -> None: ...
 
 
+Step = list[tuple[int, int]]
+"""Ranges whose places are looked up together, and whose progress is told together."""
+
 WORKERS = 2
 """One reads while the other writes: writes to one file take turns in the kernel."""
 STEP = 32 << 20
-"""Bytes whose places are looked up together, and whose progress is told together."""
+"""Bytes of a step."""
 AHEAD = 2
 """Steps that are looked up ahead of the one that is waited for."""
 MAX_UNIT = 64 << 10
@@ -62,13 +66,13 @@ def copy_moving(
 
     The nodes are nobody else's meanwhile.
     """
-    steps = in_chunks(ranges if ranges is not None else whole(copier.source.length), STEP)
-    rest: Iterable[tuple[int, int]] | None = steps
+    parts = in_chunks(ranges if ranges is not None else whole(copier.source.length), STEP)
+    rest: Ranges | None = parts
     filling = _filling(copier)
     if filling is not None:
         moving = _Moving(copier, filling, progress, on_error, workers or WORKERS)
         try:
-            rest = moving.run(steps)
+            rest = moving.run(parts)
         finally:
             moving.close()
     if rest is not None:
@@ -116,6 +120,20 @@ class _InFile:
         pass
 
 
+def _steps(parts: Ranges) -> Iterator[Step]:
+    """Parts put together until they are about STEP bytes."""
+    step: Step = []
+    size = 0
+    for part in parts:
+        step.append(part)
+        size += part[1]
+        if size >= STEP:
+            yield step
+            step, size = [], 0
+    if step:
+        yield step
+
+
 class _Failed(Exception):
     """A thread could not go on."""
 
@@ -132,33 +150,31 @@ class _Moving:
         self._on_error = on_error
         assert _native is not None
         self._mover = _native.Mover(filling.fd, copier.detect_zeroes, filling.cluster, filling.base)
-        self._pending: deque[tuple[int, int, int]] = deque()
-        """Steps whose data are being moved: (offset, length, bytes of runs up to its end)."""
+        self._pending: deque[tuple[Step, int]] = deque()
+        """Steps whose data are being moved, with the bytes of all runs up to their end."""
         self._threads = [
             threading.Thread(target=self._mover.work, name="mover", daemon=True) for _number in range(workers)
         ]
         for thread in self._threads:
             thread.start()
 
-    def run(self, steps: Iterator[tuple[int, int]]) -> Iterable[tuple[int, int]] | None:
+    def run(self, parts: Ranges) -> Ranges | None:
         """Copy, and return what is left to be copied in another way, None if nothing is."""
-        offset = length = 0
+        step: Step = []
         try:
-            for offset, length in steps:
-                self._begin(offset, length)
-                self._pending.append((offset, length, self._mover.pushed))
-                length = 0
+            for step in _steps(parts):
+                for offset, length in step:
+                    self._begin(offset, length)
+                self._pending.append((step, self._mover.pushed))
+                step = []
                 if len(self._pending) > AHEAD:
                     self._finish_one()
             self._finish_all()
         except _Failed:
             # What happened is found out, and told, where it is tried again.
-            rest = [step[:2] for step in self._pending]
-            if length:
-                rest.append((offset, length))
             self._stop()
-            rest.extend(steps)
-            return rest
+            left = [part for known, _pushed in self._pending for part in known]
+            return chain(left, step, parts)
         return None
 
     def close(self) -> None:
@@ -221,12 +237,13 @@ class _Moving:
         copy_in_order(self._copier, [(run.start, run.length)], on_error=self._on_error)
 
     def _finish_one(self) -> None:
-        offset, length, pushed = self._pending[0]
+        step, pushed = self._pending[0]
         self._wait(pushed)
         self._pending.popleft()
-        self._filling.passed(offset + length)
+        self._filling.passed(sum(step[-1]))
         if self._progress is not None:
-            self._progress(length)
+            for _offset, length in step:
+                self._progress(length)
 
     def _finish_all(self) -> None:
         while self._pending:

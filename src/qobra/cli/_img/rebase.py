@@ -10,7 +10,8 @@ from qobra.block.copy.ahead import read_ahead
 from qobra.block.copy.ranges import unallocated_above
 from qobra.block.filename import relative_to
 from qobra.block.node import drivers
-from qobra.cli._img._differences import Side, SideError, differences
+from qobra.cli._img._copying import copy
+from qobra.cli._img._differences import Side, SideError, candidates, differences, has_data
 from qobra.cli._img._pieces import Pieces
 from qobra.cli._img._target import read_failed, reason, write_failed
 from qobra.cli._tool.opening import Images, node_of
@@ -127,19 +128,41 @@ def _copy_differences(images: Images, top: BlockNode, new: BlockNode | None, pro
     ]
     unit = top.cluster_size() or 65536
 
-    def pieces() -> Iterator[tuple[int, int, memoryview | None]]:
+    def parts() -> Iterator[tuple[int, int, bool]]:
+        """What the two sides may differ in, as (start, end, whether it is whole clusters of zeroes on the new side)."""
         for offset, size in unallocated_above(top, old):
-            yield from differences(sides[0], sides[1], offset, size, unit)
-            yield offset + size, 0, None
+            for start, part, a, b in candidates(sides[0], sides[1], offset, size):
+                low = high = end = start + part
+                if has_data(a) and not has_data(b):
+                    low, high = -(-start // unit) * unit, end if end == length else end // unit * unit
+                if low < high:
+                    yield start, low, False
+                    yield low, high, True
+                    yield high, end, False
+                else:
+                    yield start, end, False
 
-    done = 0
+    def pieces() -> Iterator[tuple[int, int, memoryview | None]]:
+        for start, end, is_simple in parts():
+            if start < end and not is_simple:
+                yield from differences(sides[0], sides[1], start, end - start, unit)
+                yield end, start - end, None
+
     try:
+        # Where the new side is zero, this is a copy into clusters that the image does not have yet.
+        copy(
+            sides[0].node,
+            top,
+            ((start, end - start) for start, end, is_simple in parts() if is_simple),
+            detect_zeroes=unit,
+            target_is_zero=True,
+            progress=progress.add,
+        )
         for start, part, view in read_ahead(pieces(), AHEAD):
-            if part:
+            if part > 0:
                 _write(top, start, part, view)
             else:
-                progress.add(start - done)
-                done = start
+                progress.add(-part)
     except SideError as error:
         raise read_failed(error.offset, error.error)
 
