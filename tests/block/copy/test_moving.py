@@ -194,3 +194,28 @@ def test_data_without_a_place_is_a_failure(tmp_path: Any) -> None:
         mover.work()
         mover.wait(4096)
         assert mover.failed and mover.take() == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_old_data_of_the_target_is_overwritten(tmp_path: Any, seed: int, form: None, monkeypatch: Any) -> None:
+    random_ = random.Random(seed)
+    monkeypatch.setattr(moving, "STEP", random_.choice([MIB, 32 * MIB]))
+    lab = ImageLab(tmp_path)
+    size = random_.randrange(1, 4 * MIB // 512) * 512
+    for name in ("base", "target"):
+        lab.create(name, size=size, cluster_size=random_.choice([4096, 65536]))
+    lab.create("source", size=size, cluster_size=65536)
+    with lab.open("base") as base:
+        fill(base, random_.randbytes(size), 65536)
+    backing = {"driver": "qcow2", "file": {"driver": "file", "filename": lab.path("base")}}
+    with lab.open("target", **({"backing": backing} if random_.random() < 0.5 else {})) as target:
+        fill(target, scatter(random_, size), 4096)
+        with lab.open("source") as source:
+            fill(source, scatter(random_, size), 65536)
+            content = source.content()
+            copy_moving(ChunkCopier(source.node, target.node))
+        assert target.content() == content
+        target.node.flush()
+    with lab.open("target", read_only=True) as target:
+        result = target.node.check()
+        assert not result.get("leaks") and not result.get("corruptions")

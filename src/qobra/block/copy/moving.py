@@ -1,7 +1,7 @@
 """Copy between local files by threads without the GIL (:mod:`qobra.native.mover`), where that can be.
 
-What lies raw in files and goes raw to parts of a file that read as zeroes is moved that way; the rest, and what failed,
-is copied by :func:`copy_in_order`. Without the compiled form all is.
+What lies raw in files and goes raw to a file is moved that way; the rest, and what failed, is copied by
+:func:`copy_in_order`. Without the compiled form all is.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def copy_moving(
 
 
 def _filling(copier: ChunkCopier) -> Filling | None:
-    if not copier.target_is_zero or copier.detect_zeroes > MAX_UNIT or _native is None:
+    if _native is None or copier.detect_zeroes > MAX_UNIT or (copier.detect_zeroes and not copier.target_is_zero):
         return None
     make: Any = getattr(copier.target, "filling", None)
     if make is not None:
-        found: Filling | None = make()
+        found: Filling | None = make(exact=not copier.detect_zeroes)
         return found
     plain = copier.plain_target()
     return _InFile(copier.target, *plain) if plain is not None else None
@@ -199,7 +199,7 @@ class _Moving:
             raise _Failed
         plain: list[Run] = []
         for run in runs:
-            if run.kind in (ZERO, ABSENT):
+            if run.kind in (ZERO, ABSENT) and self._copier.target_is_zero:
                 continue
             if run.leaf is not None and run.leaf.driver == "file" and is_plain_data(run):
                 plain.append(run)

@@ -317,8 +317,11 @@ class Qcow2Disk(BlockNode):
         plain = data.is_leaf and data.fd >= 0 and data.plain_writes() and not (data.trackers or data.cache_direct)
         return plain and not (self.image.encrypted or self.header.extended_l2 or self.detect_zeroes != "off")
 
-    def filling(self) -> Filling | None:
-        """For a copy by whoever is alone with the image: where its data may be written to. None if it may not be so."""
+    def filling(self, *, exact: bool) -> Filling | None:
+        """For a copy by whoever is alone with the image: where its data may be written to. None if it may not be so.
+
+        See :class:`.filling.Filling`.
+        """
         if (
             self.image.external
             or self.image.data.driver != "file"
@@ -331,7 +334,7 @@ class Qcow2Disk(BlockNode):
 
         if not self._ready:
             self.get_ready()
-        return Filling(self.image)
+        return Filling(self.image, exact=exact)
 
     def _write_unaligned(self, offset: int, view: memoryview) -> None:
         """Encryption works on whole sectors: read what is around, and write it with the data."""

@@ -1,4 +1,4 @@
-"""Clusters for a copy that fills parts of the disk that have none: claimed many at a time, mapped once written.
+"""Clusters for a copy: new ones, claimed many at a time and mapped once written, or those that are there.
 
 The data are written past the driver, straight to the file, by whoever has nobody beside him who writes to the image.
 """
@@ -9,6 +9,8 @@ from array import array
 from collections import deque
 
 from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.mapping import check_host, check_inside
+from qobra.block.format.qcow2.writer import contiguous
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,18 +19,26 @@ if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
 
 
-class Filling:
-    """One copy into an image, from its beginning towards its end. Close it."""
+_DATA_MASK = layout.COPIED | layout.COMPRESSED_FLAG | layout.ZERO_FLAG
 
-    def __init__(self, image: Image) -> None:
+
+class Filling:
+    """One copy into an image, from its beginning towards its end. Close it.
+
+    With ``exact`` all bytes of the runs are written, whole clusters of them, so that clusters that are there can be
+    overwritten. Otherwise zeroes may be left out, and what they are left out of reads as zeroes so far.
+    """
+
+    def __init__(self, image: Image, *, exact: bool) -> None:
         self._image = image
+        self._exact = exact
         self.fd = image.data.fd
         self.cluster = image.cluster_size
         self.base = 0
-        self._claimed: deque[tuple[int, int]] = deque()
-        """Clusters of the file that have no guest cluster yet, (first, how many), in the order of their use."""
+        self._claimed: deque[tuple[int, int, bool]] = deque()
+        """Clusters of the file to be written, (first, how many, whether they are new), in the order of their use."""
         self._unused = 0
-        """How many those are."""
+        """How many of those are new."""
         self._needs: deque[list[int]] = deque()
         """[end, how many at most] of the guest clusters of runs that are being written."""
         self._needed = 0
@@ -40,14 +50,16 @@ class Filling:
     def claim(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
         """``(host, length)`` of places that ``runs`` need beyond those claimed before, in the order of their use.
 
-        The runs are ``(offset, length)``. None if they cannot be written this way: there are clusters among them, or
-        freed ones to be used first.
+        The runs are ``(offset, length)``. None if they cannot be written this way, as there are clusters among them
+        that cannot be overwritten, or freed ones to be used first.
         """
         image = self._image
         image.writeback.commit_if_crowded()
         bits = image.cluster_bits
         need, first, last = 0, runs[0][0] >> bits, -1
         for offset, length in runs:
+            if self._exact and not self._is_whole(offset, offset + length):
+                return None
             begin, end = offset >> bits, (offset + length - 1) >> bits
             need += end - begin + (begin != last)
             last = end
@@ -55,7 +67,11 @@ class Filling:
             image.check_usable()
             image.before_allocating()
             if not self._is_free(first + (first == self._known), last):
-                return None
+                there = self._in_place(runs) if self._exact else None
+                if there is None:
+                    return None
+                self._claimed.extend((first, count, False) for first, count in there)
+                return [(first << bits, count << bits) for first, count in there]
             self._make_tables(first, last)
             claimed = self._allocate(need - (self._unused - self._needed))
             if claimed is None:
@@ -63,9 +79,36 @@ class Filling:
         self._known = last
         self._needs.append([last + 1, need])
         self._needed += need
-        self._claimed.extend(claimed)
+        self._claimed.extend((first, count, True) for first, count in claimed)
         self._unused += sum(count for _first, count in claimed)
         return [(first << bits, count << bits) for first, count in claimed]
+
+    def _is_whole(self, start: int, end: int) -> bool:
+        mask = self._image.cluster_mask
+        return not start & mask and (not end & mask or end == self._image.node.length)
+
+    def _in_place(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """The clusters that the runs have, as (first, how many); None if some have none that may be overwritten."""
+        image = self._image
+        tables, bits = image.tables, image.cluster_bits
+        found: list[tuple[int, int]] = []
+        for offset, length in runs:
+            cluster, end = offset >> bits, (offset + length + image.cluster_mask) >> bits
+            while cluster < end:
+                part = tables.find(cluster)
+                index = cluster & tables.slice_mask
+                word = part.words[index] if part is not None else 0
+                if part is None or word & _DATA_MASK != layout.COPIED or not word & layout.OFFSET_MASK:
+                    return None
+                limit = min(index + end - cluster, tables.slice_mask + 1)
+                count = contiguous(part, index, limit, word, image.cluster_size) - index
+                host = word & layout.OFFSET_MASK
+                check_host(image, part, index, host, cluster, ("Data", cluster << bits))
+                check_inside(image, host, count << bits)
+                image.overlap.guard(host, count << bits)
+                found.append((host >> bits, count))
+                cluster += count
+        return found
 
     def _is_free(self, first: int, last: int) -> bool:
         tables = self._image.tables
@@ -111,42 +154,41 @@ class Filling:
     def map(self, mappings: Sequence[tuple[int, int, int]]) -> None:
         """``(offset, host, length)``: guest clusters that are written, in the order of the places that were claimed."""
         image = self._image
-        bits, tables = image.cluster_bits, image.tables
-        step, mask = 1 << bits, tables.slice_mask
+        bits = image.cluster_bits
         with image.lock:
             for offset, host, length in mappings:
-                count = length >> bits
-                self._take_claimed(host >> bits, count)
-                cluster = offset >> bits
-                end = cluster + count
-                self._used(cluster, end)
-                word = host | layout.COPIED
-                while cluster < end:
-                    part = tables.writable(cluster)
-                    index = cluster & mask
-                    number = min(end - cluster, mask + 1 - index)
-                    part.words[index : index + number] = array("Q", range(word, word + (number << bits), step))
-                    tables.mark(cluster, part, index, index + number - 1)
-                    word += number << bits
-                    cluster += number
+                cluster, place, left = offset >> bits, host >> bits, length >> bits
+                while left:
+                    first, count, is_new = self._claimed.popleft()
+                    assert first == place
+                    used = min(count, left)
+                    if used < count:
+                        self._claimed.appendleft((first + used, count - used, is_new))
+                    if is_new:
+                        self._map(cluster, place, used)
+                    cluster, place, left = cluster + used, place + used, left - used
         if mappings:
             start, (offset, host, length) = mappings[0][0], mappings[-1]
             image.data.written(host, length)
             image.node.moved(start, offset + length - start)
 
-    def _take_claimed(self, host: int, count: int) -> None:
-        """Clusters from ``host``, the next in line, are in use."""
-        while count:
-            first, left = self._claimed[0]
-            assert first == host
-            used = min(left, count)
-            if used == left:
-                self._claimed.popleft()
-            else:
-                self._claimed[0] = first + used, left - used
-            self._unused -= used
-            host += used
-            count -= used
+    def _map(self, cluster: int, place: int, count: int) -> None:
+        """Let ``count`` guest clusters from ``cluster`` lie at the new clusters from ``place``."""
+        image = self._image
+        bits, tables = image.cluster_bits, image.tables
+        self._unused -= count
+        self._used(cluster, cluster + count)
+        end = cluster + count
+        word = place << bits | layout.COPIED
+        while cluster < end:
+            part = tables.writable(cluster)
+            index = cluster & tables.slice_mask
+            number = min(end - cluster, tables.slice_mask + 1 - index)
+            stop = word + (number << bits)
+            part.words[index : index + number] = array("Q", range(word, stop, image.cluster_size))
+            tables.mark(cluster, part, index, index + number - 1)
+            word = stop
+            cluster += number
 
     def _used(self, cluster: int, end: int) -> None:
         """Guest clusters ``cluster`` up to ``end`` need no place any more."""
@@ -174,7 +216,7 @@ class Filling:
         """Give back what was claimed and not used."""
         image = self._image
         with image.lock:
-            self._release(self._claimed)
+            self._release((first, count) for first, count, is_new in self._claimed if is_new)
             for entry in self._tables:
                 self._drop_if_empty(entry)
         self._claimed.clear()

@@ -98,7 +98,7 @@ class Writer:
         inside = offset & image.cluster_mask
         stop = 0
         if part is not None and word & _DATA_MASK == _COPIED and (word & _OFFSET or image.external):
-            stop = _contiguous(part, index, limit, word, image.cluster_size)
+            stop = contiguous(part, index, limit, word, image.cluster_size)
             if stop < limit and part.words[stop] == word + (stop - index) * image.cluster_size | _ZERO:
                 stop = 0  # a zero cluster has its place right behind: one write is better than two
         if stop:
@@ -126,7 +126,7 @@ class Writer:
         words = part.words
         if word & _DATA_MASK & ~_ZERO == _COPIED and (word & _OFFSET or image.external):
             # Zero clusters that have places of their own, perhaps with data before and behind them.
-            stop = _contiguous(part, index, limit, word & ~_ZERO, image.cluster_size, ~_ZERO)
+            stop = contiguous(part, index, limit, word & ~_ZERO, image.cluster_size, ~_ZERO)
             stop = self._before_in_flight(cluster, index, stop)
             check_inside(image, word & _OFFSET, (stop - index) << image.cluster_bits)
             if not image.external:
@@ -247,7 +247,7 @@ class Writer:
         tables.mark(claim.first, part, index, index + count - 1)
 
 
-def _contiguous(part: Slice, index: int, limit: int, word: int, step: int, mask: int = -1) -> int:
+def contiguous(part: Slice, index: int, limit: int, word: int, step: int, mask: int = -1) -> int:
     """Where, at most at ``limit``, the entries end that go on from ``word`` at ``index``, as far as ``mask`` goes."""
     words = part.words
     stop = index + 1
