@@ -29,6 +29,8 @@ COMPRESSED = 2
 """A compressed cluster."""
 UNALLOCATED = 4
 """DATA to be read like any other, of which its protocol says that no space is allocated for it."""
+ALLOCATED = 8
+"""ZERO of which its protocol says that space is allocated for it."""
 
 MAX_DEPTH = 512
 """Nodes that may lie on one another; a longer backing chain is refused."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qobra.block.extents import DATA, UNALLOCATED, ZERO
+from qobra.block.extents import ALLOCATED, DATA, UNALLOCATED, ZERO
 from qobra.block.layer import BlockLayer
 from qobra.block.protocol import _nbd_options as nbd_options
 from qobra.errors import QobraError
@@ -399,7 +399,7 @@ class Scripted:
 
 def test_a_minimum_block_size_is_kept(layer: BlockLayer, tmp_path: Path) -> None:
     path = tmp_path / "scripted.sock"
-    scripted = Scripted(path, 64 << 10, 4096, [(4096, 3), (4096, 1), (8192, 0)])
+    scripted = Scripted(path, 64 << 10, 4096, [(4096, 3), (4096, 1), (8192, 2)])
     node = layer.add_node({"driver": "nbd", "node-name": "n", "server": {"type": "unix", "path": str(path)}})
     backend = writable(layer, node)
     assert node.request_alignment == 4096
@@ -411,7 +411,7 @@ def test_a_minimum_block_size_is_kept(layer: BlockLayer, tmp_path: Path) -> None
     node.discard_unmap = True
     backend.discard(100, 4096)  # no whole block in it
     extents = [(each.length, each.kind, each.flags) for each in node.map(1000, 10_000)]
-    assert extents == [(3096, ZERO, 0), (4096, DATA, UNALLOCATED), (2808, DATA, 0)]
+    assert extents == [(3096, ZERO, 0), (4096, DATA, UNALLOCATED), (2808, ZERO, ALLOCATED)]
     assert all(offset % 4096 == length % 4096 == 0 for _command, offset, length in scripted.requests)
     assert not any(command == p.CMD_TRIM for command, _offset, _length in scripted.requests)
     backend.remove()

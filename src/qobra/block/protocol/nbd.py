@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from qobra.block.buffers import Buffer
-from qobra.block.extents import DATA, UNALLOCATED, ZERO, Extent
+from qobra.block.extents import ALLOCATED, DATA, UNALLOCATED, ZERO, Extent
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.block.protocol import _nbd_options as nbd_options
@@ -263,5 +263,5 @@ class NbdNode(BlockNode):
 
 def _extent(node: NbdNode, offset: int, length: int, flags: int) -> Extent:
     if flags & p.STATE_ZERO:
-        return Extent(length, ZERO, node, offset)
+        return Extent(length, ZERO, node, offset, 0 if flags & p.STATE_HOLE else ALLOCATED)
     return Extent(length, DATA, node, offset, UNALLOCATED if flags & p.STATE_HOLE else 0)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 
-from qobra.block.extents import ABSENT, COMPUTED, DATA, UNALLOCATED, ZERO
+from qobra.block.extents import ABSENT, ALLOCATED, COMPUTED, DATA, UNALLOCATED, ZERO
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of
@@ -214,8 +214,9 @@ def _entries(node: BlockNode, start: int, length: int, shift: int, depth: int) -
             yield from _below(node, child, start + shift, extent.offset, size, depth)
         else:
             absent = bool(extent.flags & UNALLOCATED)
+            data = kind == DATA and not absent or bool(extent.flags & ALLOCATED)
             place = extent.offset if child is not None and not absent else None
-            yield Entry(start + shift, size, depth, not absent, kind == ZERO, kind == DATA and not absent, place, child)
+            yield Entry(start + shift, size, depth, not absent, kind == ZERO, data, place, child)
         start += size
 
 

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from qobra.block.export.nbd import CONTEXT_ID_ALLOCATION, CONTEXT_ID_BITMAPS, CONTEXT_ID_DEPTH
-from qobra.block.extents import ABSENT, ZERO, resolve
+from qobra.block.extents import ABSENT, ALLOCATED, UNALLOCATED, ZERO, resolve
 from qobra.nbd import protocol as p
 
 if TYPE_CHECKING:
@@ -103,7 +103,10 @@ def _walk(
 
 def _allocation(node: BlockNode, offset: int, length: int) -> Status:
     for run in resolve(node, offset, length, want_zero=True):
-        yield run.length, p.STATE_HOLE | p.STATE_ZERO if run.kind in (ZERO, ABSENT) else 0
+        flags = p.STATE_HOLE | p.STATE_ZERO if run.kind in (ZERO, ABSENT) else 0
+        if run.flags & (ALLOCATED | UNALLOCATED):  # as the server says that it is an export of
+            flags ^= p.STATE_HOLE
+        yield run.length, flags
 
 
 def _depth(node: BlockNode, offset: int, length: int) -> Status:
