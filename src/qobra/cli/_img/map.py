@@ -214,7 +214,7 @@ def _entries(node: BlockNode, start: int, length: int, shift: int, depth: int) -
             yield from _below(node, child, start + shift, extent.offset, size, depth)
         else:
             absent = bool(extent.flags & UNALLOCATED)
-            data = kind == DATA and not absent or bool(extent.flags & ALLOCATED)
+            data = (kind == DATA and not absent) or bool(extent.flags & ALLOCATED)
             place = extent.offset if child is not None and not absent else None
             yield Entry(start + shift, size, depth, not absent, kind == ZERO, data, place, child)
         start += size
