@@ -8,6 +8,7 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.copy.ranges import allocated_above
+from qobra.block.copy.writeback import Writeback
 from qobra.block.job.chain import backing_of, find_by_name, set_read_only, skip_filters
 from qobra.block.node import BlockNode
 from qobra.cli._img._copying import copy
@@ -114,14 +115,23 @@ def _commit(images: Images, top: BlockNode, base: BlockNode, progress: Progress,
         raise ToolError(strerror(error))
 
     progress.start(top.length)
-    copy(
-        top,
-        base,
-        allocated_above(top, base),
-        progress=progress.add,
-        throttle=throttle.wait if throttle is not None else None,
-        failure=lambda error: ToolError(f"Block job failed: {reason(error)}"),
-    )
+    writeback = Writeback(base)
+
+    def copied(length: int) -> None:
+        progress.add(length)
+        writeback.note(length)
+
+    try:
+        copy(
+            top,
+            base,
+            allocated_above(top, base),
+            progress=copied,
+            throttle=throttle.wait if throttle is not None else None,
+            failure=lambda error: ToolError(f"Block job failed: {reason(error)}"),
+        )
+    finally:
+        writeback.close()
 
 
 def _flush(base: BlockNode) -> None:
