@@ -308,3 +308,44 @@ def test_an_image_is_made_in_a_file_without_making_it_shorter(lab):
     with lab.open("old") as disk:
         disk.write(100, b"new")
         assert disk.read(0, 512) == bytes(100) + b"new" + bytes(409)
+
+
+def test_an_image_that_is_emptied_shrinks_to_its_tables(lab):
+    lab.create("b", size=1 << 20)
+    with lab.open("b") as disk:
+        disk.write(0, b"below" * 1000)
+    lab.create("a", size=1 << 20, cluster_size=4096, backing_file=lab.path("b"), backing_fmt="qcow2")
+    with lab.open("a") as disk:
+        disk.write(0, b"above" * 100000)
+        disk.node.write_compressed(600 * 1024, b"c" * 4096)
+        with disk.layer.drained():
+            disk.node.make_empty()
+        assert disk.read(0, 5) == b"below"
+        disk.node.write_compressed(700 * 1024, b"d" * 4096)
+        disk.write(8192, b"again")
+        assert disk.read(8192, 5) == b"again"
+        assert disk.read(5000, 100) == bytes(100)
+        assert os.path.getsize(lab.path("a")) < 1 << 16
+        with disk.layer.drained():
+            disk.node.snapshot_create("kept")
+            disk.node.make_empty()
+        assert disk.read(8192, 5) == bytes(5)
+    result = _check(lab)
+    assert "leaks" not in result and "corruptions" not in result
+
+
+@pytest.mark.parametrize("event", ["l1_update", "empty_image_prepare", "reftable_update", "refblock_alloc"])
+def test_what_an_emptying_leaves_that_fails_is_repaired(lab, event):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * 100000)
+    with _broken(lab, event, once=False) as disk:
+        with disk.layer.drained(), pytest.raises(OSError):
+            disk.node.make_empty()
+        with pytest.raises(QobraError):
+            disk.read(0, 512)
+    with lab.open("a") as disk:
+        assert not disk.node.header.incompatible
+        assert event == "l1_update" or disk.read(0, 512) == bytes(512)
+    result = _check(lab)
+    assert "leaks" not in result and "corruptions" not in result

@@ -35,6 +35,7 @@ class Allocator:
     def start(self, file_length: int) -> None:
         """The image file is ``file_length`` bytes long."""
         self.virgin = -(-file_length >> self._image.cluster_bits)
+        self._partial = 0
 
     # -- whole clusters -----------------------------------------------------------------------------------------
 

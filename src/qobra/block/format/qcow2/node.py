@@ -27,8 +27,13 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
 
     def make_empty(self) -> None:
         """Give up all that the image holds itself, so that it shows its backing file (the node is drained)."""
+        from qobra.block.format.qcow2.empty import can_be_emptied, make_completely_empty
+
         self.get_ready()
-        self.forget_range(0, -(-self.length >> self.image.cluster_bits))
+        if can_be_emptied(self):
+            make_completely_empty(self)
+        else:
+            self.forget_range(0, -(-self.length >> self.image.cluster_bits))
         self.written(0, self.length)
 
     def snapshot_list(self) -> list[Options]:
