@@ -71,7 +71,7 @@ class BlockFrontEnd(Device):
     account_failed = Enum("OnOffAuto", ON_OFF_AUTO, "auto")
     rerror = Enum("BlockdevOnError", ON_ERROR, "auto")
     werror = Enum("BlockdevOnError", ON_ERROR, "auto")
-    bootindex = Int(-1, type="int32")
+    bootindex = Int(-1, type="int32", show_default=False)
     serial = String(type="str", description="Serial number that the guest sees")
 
     backend: BlockBackend | None = None

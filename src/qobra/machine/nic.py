@@ -56,7 +56,7 @@ class Nic(Device):
 
     mac = MacAddress("str", None, description="Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56")
     netdev = NetdevProperty("str", None, description="ID of a netdev to use as a backend")
-    bootindex = Int(-1, type="int32")
+    bootindex = Int(-1, type="int32", show_default=False)
 
     backend: Netdev | None = None
     link_forced_down = False

@@ -289,6 +289,7 @@ class PcBoard(Board):
         self.pics = masters
         masters[1].output.connect(masters[0].gpio_in[None][2])
         self.rtc = Rtc(tree)
+        self.rtc.values["base_year"] = 0
         self.rtc.start_time, self.rtc.follow_host = self.rtc_start, self.rtc_host
         self.place(self.rtc, bus=bus)
         for base, page_base, shift in ((0x00, 0x80, 0), (0xC0, 0x88, 1)):

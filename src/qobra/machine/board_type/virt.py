@@ -29,6 +29,7 @@ UART, VIRTIO, FW_CFG, FLASH = 0x10000000, 0x10001000, 0x10100000, 0x20000000
 ECAM, PCI_MEMORY, RAM = 0x30000000, 0x40000000, 0x80000000
 MROM_SIZE, FLASH_SIZE, PCI_MEMORY_SIZE, PCI_HIGH_SIZE = 0xF000, 32 << 20, 0x40000000, 0x400000000
 VIRTIO_COUNT, SOURCES = 8, 96
+TIME_BASE = 10_000_000
 IRQ_VIRTIO, IRQ_UART, IRQ_RTC, IRQ_PCIE = 1, 10, 11, 32
 
 
@@ -102,6 +103,7 @@ class Virt(Board):
         harts = len(self.cpus)
         software, timer = AclintSwi(self.tree), AclintTimer(self.tree)
         software.values["num-harts"] = timer.values["num-harts"] = harts
+        timer.values["timebase-freq"] = TIME_BASE
         self._at(software, CLINT)
         self._at(timer, CLINT + 0x4000)
         plic = Plic(self.tree)
@@ -124,6 +126,7 @@ class Virt(Board):
         assert self.topology is not None
         device = FwCfgMem(self.tree)
         device.base = FW_CFG
+        device.values["data_width"] = 8
         self.fw_cfg = device
         self.place(device, "fw_cfg")
         device.set_number(fw_cfg.NB_CPUS, self.topology.cpus, 2)
@@ -134,7 +137,8 @@ class Virt(Board):
         images = {drive.index: drive for drive in self.drives if drive.interface == "pflash"}
         for number in (0, 1):
             flash = Pflash(self.tree)
-            flash.values |= {"num-blocks": FLASH_SIZE >> 18, "sector-length": 1 << 18}
+            flash.values |= {"num-blocks": FLASH_SIZE >> 18, "sector-length": 1 << 18, "id0": 0x89, "id1": 0x18}
+            flash.values |= {"width": 4, "device-width": 2, "max-device-width": 2}
             flash.base = FLASH + FLASH_SIZE * number
             self.add_child(f"virt.flash{number}", flash)
             if number in images:

@@ -31,13 +31,13 @@ class Pflash(SysBusDevice, PlainFrontEnd):
 
     num_blocks = Int(0, type="uint32")
     sector_length = Int(0, type="uint64")
-    width = Int(4, type="uint8")
-    device_width = Int(2, type="uint8")
-    max_device_width = Int(2, type="uint8")
+    width = Int(0, type="uint8")
+    device_width = Int(0, type="uint8")
+    max_device_width = Int(0, type="uint8")
     big_endian = Bool(False)
     secure = Bool(False)
-    id0 = Int(0x89, type="uint16")
-    id1 = Int(0x18, type="uint16")
+    id0 = Int(0, type="uint16")
+    id1 = Int(0, type="uint16")
     id2 = Int(0, type="uint16")
     id3 = Int(0, type="uint16")
     base = 0
@@ -103,8 +103,8 @@ class Pflash(SysBusDevice, PlainFrontEnd):
 
     def _spread(self, value: int) -> int:
         # Every chip of the bank answers in its own lanes.
-        chips = self.width // self.device_width
-        return sum(value << 8 * self.device_width * i for i in range(chips))
+        chip = self.device_width or self.width
+        return sum(value << 8 * chip * i for i in range(self.width // chip))
 
     def _write(self, offset: int, width: int, value: int) -> None:
         command = value & 0xFF
@@ -187,7 +187,7 @@ class Pflash(SysBusDevice, PlainFrontEnd):
             self.backend.write(start, self.flash.view[start:end])
 
     def _query_table(self, size: int) -> bytes:
-        chips = max(1, self.width // self.device_width)
+        chips = max(1, self.width // (self.device_width or self.width))
         table = bytearray(0x52)
         table[0x10:0x13] = b"QRY"
         table[0x13], table[0x15] = 0x01, 0x31

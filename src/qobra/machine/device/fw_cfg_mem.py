@@ -14,7 +14,7 @@ class FwCfgMem(FwCfg):
 
     type_name = "fw_cfg_mem"
 
-    data_width = Int(8, type="uint32", name="data_width")
+    data_width = Int(0xFFFFFFFF, type="uint32", name="data_width")
     base = 0
 
     def realize(self) -> None:

@@ -36,7 +36,7 @@ class Ich9Lpc(PciDevice):
     revision = 2
     class_id = 0x0601
 
-    acpi_hotplug = Bool(True, name="acpi-pci-hotplug-with-bridge-support")
+    acpi_hotplug = Bool(True, name="acpi-pci-hotplug-with-bridge-support", show_default=False)
     noreboot = Bool(True)
 
     vmstate = VmState(

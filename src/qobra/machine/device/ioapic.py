@@ -22,7 +22,7 @@ class IoApic(SysBusDevice):
     type_name = "ioapic"
     architectures = frozenset(("x86_64",))
 
-    version = Int(0x20, type="uint32")
+    version = Int(0x20, type="uint8")
 
     vmstate = VmState(u8("apic_id", "selected"), u32("pending"), listed("entries", kind=Number(8)))
 

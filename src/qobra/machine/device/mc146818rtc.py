@@ -30,7 +30,7 @@ class Rtc(IsaDevice):
     type_name = "mc146818rtc"
     pluggable = False
 
-    base_year = Int(0, type="int32", name="base_year")
+    base_year = Int(1980, type="int32", name="base_year")
     iobase = Int(0x70, type="uint16")
     irq = Int(8, type="uint8")
     lost_tick_policy = Enum("LostTickPolicy", ("discard", "delay", "merge", "slew"), "discard", name="lost_tick_policy")

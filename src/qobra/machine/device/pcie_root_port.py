@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from qobra.errors import QobraError
+from qobra.machine.board import find_devices
 from qobra.machine.devices import registry
 from qobra.machine.pci import express, regs
 from qobra.machine.pci.bridge import PciBridge
@@ -66,6 +68,12 @@ class PciePort(PciBridge):
     @property
     def slot(self) -> int:
         return self.devfn >> 3
+
+    def check_place(self) -> None:
+        """Raise QobraError if another port has the number of this one's slot in its chassis."""
+        ports: Any = find_devices(self.board, "pcie-port")
+        if any((port.chassis, port.slot_number) == (self.chassis, self.slot_number) for port in ports):
+            raise QobraError(f"Can't add chassis slot, error -{errno.EBUSY}")
 
     def realize_port(self, offset: int) -> None:
         """The express capability with its slot at ``offset``, and the way devices come and go."""
@@ -197,6 +205,7 @@ class PcieRootPort(PciePort):
     def realize(self) -> None:
         if self.pci_bus.parent_bridge is not None:
             raise QobraError("PCIE-root ports must be plugged into the root complex's bus")
+        self.check_place()
         self.realize_bridge(self.user_id)
         start = self.add_capability(regs.CAP_SSVID, 8)
         self.put(start + 4, 4, regs.RED_HAT)

@@ -67,7 +67,7 @@ class AclintTimer(SysBusDevice):
     timecmp_base = Int(0, type="uint32")
     time_base = Int(_MTIME, type="uint32")
     aperture_size = Int(0x8000, type="uint32")
-    timebase_freq = Int(10_000_000, type="uint32")
+    timebase_freq = Int(0, type="uint32")
     base = 0
 
     vmstate = VmState(

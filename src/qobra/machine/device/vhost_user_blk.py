@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qobra.chardev.vhost_user import VhostUserFrontEnd
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
@@ -34,7 +36,7 @@ class VhostUserBlk(VirtioDevice):
     config_wce = Bool(True)
     discard = Bool(True)
     write_zeroes = Bool(True)
-    bootindex = Int(-1, type="int32")
+    bootindex = Int(-1, type="int32", show_default=False)
 
     def realize(self) -> None:
         if not self.chardev:
@@ -128,6 +130,7 @@ class VhostUserBlkPciBase(VirtioPci):
     backend_type = "vhost-user-blk"
     device_id = 0x1001
     class_id = 0x0100
+    ioeventfd: Any = None
 
 
 @registry.register("vhost-user-blk-pci")

@@ -220,7 +220,9 @@ class VirtioBalloonPciBase(VirtioPci):
     backend_type = "virtio-balloon-device"
     device_id = 0x1002
     class_id = 0x00FF
-    default_vectors = 0
+    # It interrupts by its pin alone.
+    vectors: Any = 0
+    ioeventfd: Any = None
 
 
 @registry.register("virtio-balloon-pci")

@@ -12,7 +12,7 @@ from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci
 from qobra.machine.virtio.queue import Queue
 from qobra.machine.vmstate import Field, Number, Raw, Together, VmState, listed
-from qobra.object.property import String
+from qobra.object.property import Int, String
 
 _UNSET, _NAME, _SERIAL, _IDS, _PROPERTIES, _EVENTS, _ABSOLUTE = 0x00, 0x01, 0x02, 0x03, 0x10, 0x11, 0x12
 _EVENT = Struct("<HHI")
@@ -230,7 +230,8 @@ class VirtioInputPci(VirtioPci):
     abstract = True
     fixed_legacy = "on"
     backend_type = "virtio-keyboard-device"
-    default_vectors = 2
+    vectors = Int(2, type="uint32")
+    ioeventfd: Any = None
 
 
 class VirtioInputHidPci(VirtioInputPci):

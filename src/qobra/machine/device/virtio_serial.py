@@ -365,7 +365,7 @@ class VirtioSerialPciBase(VirtioPci):
     backend_type = "virtio-serial-device"
     device_id = 0x1003
     class_id = 0x0780
-    default_vectors = 2
+    vectors = Int(2, type="uint32")
 
 
 @registry.register("virtio-serial-pci")

@@ -10,7 +10,6 @@ from qobra.machine.devicetree import Node, wide
 if TYPE_CHECKING:
     from qobra.machine.board_type.virt import Virt
 
-_TIME_BASE = 10_000_000
 _UART_CLOCK = 3_686_400
 _SOFTWARE, _TIMER, _SUPERVISOR_EXTERNAL, _MACHINE_EXTERNAL = 3, 7, 9, 11
 _PLIC_SIZE, _CLINT_SIZE, _PLIC_HANDLE, _TEST_HANDLE, _FIRST_CPU_HANDLE = 0x600000, 0x10000, 1, 2, 3
@@ -98,7 +97,7 @@ def _cpus(root: Node, board: Virt) -> None:
     cpus = root.child("cpus")
     cpus.cells("#address-cells", 1)
     cpus.cells("#size-cells", 0)
-    cpus.cells("timebase-frequency", _TIME_BASE)
+    cpus.cells("timebase-frequency", virt.TIME_BASE)
     cluster = Node()
     for cpu in board.cpus:
         harts: Any = cpu

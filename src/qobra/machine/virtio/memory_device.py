@@ -81,7 +81,8 @@ class VirtioMemoryPci(VirtioPci):
     abstract = True
     class_id = 0x00FF
     fixed_legacy = "on"
-    default_vectors = 0
+    vectors: Any = 0
+    ioeventfd: Any = None
 
     def check_unplug(self) -> None:
         raise QobraError("virtio based memory devices cannot be unplugged.")
