@@ -175,6 +175,10 @@ class BlockNode(Vertex):
             raise
         self.written(offset, len(data))
 
+    def set_compression_level(self, level: int) -> None:
+        """How hard :meth:`write_compressed` tries from now on, in the compressor's own terms. Raises QobraError."""
+        raise QobraError(f"Block format '{self.driver}' has no compression levels", errno=errno.ENOTSUP)
+
     def _write_compressed(self, offset: int, data: Buffer) -> None:
         raise QobraError(f"Block format '{self.driver}' does not support compression", errno=errno.ENOTSUP)
 

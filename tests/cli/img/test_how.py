@@ -154,3 +154,24 @@ def test_trace_events_are_printed(capfd: pytest.CaptureFixture[str], monkeypatch
             event.set(False)
     assert run("--trace", "help") == 0
     assert "blk_co_preadv" in capfd.readouterr().out.splitlines()
+
+
+def test_compression_level(capfd: pytest.CaptureFixture[str]) -> None:
+    words = b" ".join(str(number * 2654435761 % 99991).encode() for number in range(40_000))
+    Path("a.raw").write_bytes(words + bytes(-len(words) % 512))
+    sizes = {}
+    for kind in ("zlib", "zstd"):
+        for level in ("1", "9"):
+            command = ["convert", "-c", "--compression-level", level, "-o", f"compression_type={kind}"]
+            assert run(*command, "-f", "raw", "-O", "qcow2", "a.raw", "b.q") == 0
+            assert run("compare", "-f", "raw", "-F", "qcow2", "a.raw", "b.q") == 0
+            sizes[kind, level] = Path("b.q").stat().st_size
+        assert sizes[kind, "9"] < sizes[kind, "1"]
+    capfd.readouterr()
+    for level, target, error in (
+        ("10", ["-c", "-O", "qcow2"], "Compression level of zlib must be between 1 and 9"),
+        ("0", ["-c", "-O", "qcow2"], "Invalid compression level specified. Must be between 1 and 22."),
+        ("3", ["-O", "qcow2"], "--compression-level has no effect without -c"),
+    ):
+        assert run("convert", "--compression-level", level, *target, "-f", "raw", "a.raw", "c.q") == 1
+        assert error in capfd.readouterr().err

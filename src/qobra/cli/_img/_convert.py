@@ -205,6 +205,11 @@ class Conversion:
         target = self._open_target()
         if order.compress and not order.create:
             self._check_compression(type(target), {})
+        if order.level is not None:
+            try:
+                target.set_compression_level(order.level)
+            except QobraError as error:
+                raise ToolError(str(error))
         if not order.create and disk_size(target) < source.length:
             raise ToolError("output file is smaller than input file")
         has_backing = target.backing is not None

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from qobra.block.buffers import Buffer
 
 ZLIB, ZSTD = 0, 1
+MAX_LEVELS = (9, 22)
+"""Highest level of zlib and of zstd."""
 DEFLATE_BITS = -12
 """zlib's window bits of the streams that are written: raw deflate, 4 KiB."""
 
@@ -63,7 +65,8 @@ def _deflate(data: Buffer, level: int | None) -> bytes:
         else:
             packed: bytes = igzip_lib.compress(data, 3, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_EXTRA_LARGE, 12)
             return packed
-    stream = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION if level is None else level, zlib.DEFLATED, DEFLATE_BITS)
+    level = zlib.Z_DEFAULT_COMPRESSION if level is None else level
+    stream = zlib.compressobj(level, zlib.DEFLATED, DEFLATE_BITS, 9)
     return stream.compress(data) + stream.flush()
 
 

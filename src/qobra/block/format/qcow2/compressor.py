@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.compressed import compress
+from qobra.block.format.qcow2.compressed import MAX_LEVELS, compress
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -18,6 +18,18 @@ class CompressedWriter:
 
     def __init__(self, image: Image) -> None:
         self._image = image
+        self._level: int | None = None
+        """The compressor's level; None: what is quick and about as small as QEMU's."""
+
+    def set_level(self, level: int) -> None:
+        """Compress at ``level`` of zlib or zstd from now on. Raises QobraError where there is no such level."""
+        kind = self._image.header.compression
+        if not 1 <= level <= MAX_LEVELS[kind]:
+            name = layout.COMPRESSION_TYPES[kind]
+            raise QobraError(
+                f"Compression level of {name} must be between 1 and {MAX_LEVELS[kind]}", errno=errno.EINVAL
+            )
+        self._level = level
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write whole clusters; the last may be cut short by the end of the disk. None may be allocated yet."""
@@ -36,7 +48,7 @@ class CompressedWriter:
         for position in range(0, len(view), size):
             part = view[position : position + size]
             whole = part if len(part) == size else bytes(part) + bytes(size - len(part))
-            packed.append(compress(whole, kind))
+            packed.append(compress(whole, kind, self._level))
         start = 0
         while start < len(packed):
             if packed[start] is None:

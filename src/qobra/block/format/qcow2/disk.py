@@ -360,6 +360,9 @@ class Qcow2Disk(BlockNode):
             self.get_ready()
         self._compressor.write(offset, memoryview(data).cast("B"))
 
+    def set_compression_level(self, level: int) -> None:
+        self._compressor.set_level(level)
+
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
         if not self._ready:
             self.get_ready()
