@@ -240,6 +240,33 @@ def test_in_postcopy_bitmaps_follow_and_note_what_is_written_meanwhile(pair_of: 
     assert pair.destination.run_state.running
 
 
+def test_after_the_switch_of_postcopy_a_failure_does_not_start_the_guest_here_again(
+    pair_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qobra.migration.bitmaps import BitmapSender
+    from qobra.migration.outgoing import Outgoing
+
+    def fail(*_args: Any) -> None:
+        raise OSError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(BitmapSender, "send", fail)
+    monkeypatch.setattr(Outgoing, "_send_memory", lambda self, _out: self.start_postcopy())
+    pair = pair_of()
+    pair.set_capability("dirty-bitmaps")
+    with pair.source.control:
+        pair.source.block.add_node({"driver": "null-co", "node-name": "n", "size": MIB})
+        dispatch.call(pair.source, "block-dirty-bitmap-add", {"node": "n", "name": "b"})
+        pair.source.run_state.start()
+    pair.start()
+    assert pair.source.migration.wait(60) and pair.destination.migration.wait(60)
+    assert pair.source.migration.describe()["status"] == "failed"
+    assert pair.source.run_state.state == "postmigrate"
+    assert pair.source.block.graph.nodes["n"].bitmaps["b"].moving
+    with pair.source.control:
+        dispatch.call(pair.source, "cont", {})
+    assert not pair.source.block.graph.nodes["n"].bitmaps["b"].moving
+
+
 def test_an_unknown_place_of_a_bitmap_is_told_and_the_machine_moves_nevertheless(
     pair_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,8 @@ class Outgoing:
         self._out: StreamWriter | None = None
         self._was_running = False
         self._stopped = False
+        self._handed_over = False
+        """The other side goes on; whatever happens to the rest, the guest must not run here too."""
         self._started_ns = self._now_ns()
         self._setup_ns = self._ended_ns = self._stopped_ns = self._resumed_ns = 0
         self._window_ends_ns = self._window_bytes = 0
@@ -194,6 +196,7 @@ class Outgoing:
                 self._set_status("postcopy-active")
         if postcopy:
             assert self._bitmaps is not None
+            self._handed_over = True
             out.record(SWITCH)
             self._bitmaps.send(out, lambda: None)
         out.record(END)
@@ -281,7 +284,7 @@ class Outgoing:
             self._ended_ns = self._now_ns()
             self.error = error
             if self._bitmaps is not None:
-                self._bitmaps.end(moved=status == "completed")
+                self._bitmaps.end(moved=status == "completed" or self._handed_over)
             self._set_status(status)
             if self._stopped:
                 self._leave_finish_migrate(status)
@@ -292,7 +295,7 @@ class Outgoing:
         state = self._machine.run_state
         if state.state != "finish-migrate":
             return
-        if status != "completed":
+        if status != "completed" and not self._handed_over:
             try:
                 activate_all(self._machine.block)
                 if self._was_running:
