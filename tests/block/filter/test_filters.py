@@ -163,6 +163,50 @@ def test_blkdebug_holds_a_request_at_a_breakpoint(layer, make_file):
     assert not thread.is_alive()
 
 
+def test_blkdebug_fills_unaligned_writes_up(layer, make_file):
+    node = layer.add_node({"driver": "blkdebug", "node-name": "d", "image": make_file("a", b"o" * SIZE), "align": 4096})
+    backend = _enter(layer, node)
+    seen = []
+    put = type(node)._write_whole
+    told = []
+    node.debug_event = told.append
+    node._write_whole = lambda offset, data: (seen.append((offset, len(data))), put(node, offset, data))
+    whole = bytearray(b"o" * SIZE)
+    for offset, length, events in (
+        (512, 512, ["head", "tail", "after_head", "after_tail"]),
+        (4096, 8192, []),
+        (4096, 100, ["tail", "after_tail"]),
+        (5000, 8192 - 904, ["head", "after_head"]),
+        (5000, 8192, ["head", "after_head", "tail", "after_tail"]),
+        (6000, 4096, ["head", "tail", "after_head", "after_tail"]),
+    ):
+        told.clear()
+        backend.write(offset, b"n" * length)
+        whole[offset : offset + length] = b"n" * length
+        assert told == [f"pwritev_rmw_{name}" for name in events] + ["pwritev", "pwritev_done"]
+    assert seen == [(0, 4096), (4096, 8192), (4096, 4096), (4096, 8192), (4096, 12288), (4096, 8192)]
+    del node.debug_event
+    assert backend.read(0, SIZE) == bytes(whole)
+
+
+def test_blkdebug_has_writes_that_share_a_block_one_after_another(layer, make_file):
+    node = layer.add_node({"driver": "blkdebug", "node-name": "d", "image": make_file("a"), "align": 4096})
+    backend = _enter(layer, node)
+    node.set_breakpoint("pwritev_rmw_after_head", "held")
+    first = threading.Thread(target=backend.write, args=(512, b"1" * 512))
+    first.start()
+    node.wait_suspended("held")
+    second = threading.Thread(target=backend.write, args=(1024, b"2" * 512))
+    second.start()
+    backend.write(8192, b"3")  # in nobody's way
+    second.join(0.02)
+    assert second.is_alive()
+    node.resume("held")
+    first.join(10)
+    second.join(10)
+    assert backend.read(0, 2048) == bytes(512) + b"1" * 512 + b"2" * 512 + bytes(512)
+
+
 @pytest.mark.parametrize("options", [{"align": 3}, {"align": 512, "max-transfer": 100}])
 def test_blkdebug_refuses_limits_that_do_not_fit(layer, make_file, options):
     with pytest.raises(QobraError, match="Cannot meet constraints with"):

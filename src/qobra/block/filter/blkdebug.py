@@ -15,6 +15,7 @@ from typing import Any
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
+from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.filter._filter import FilterNode
 from qobra.block.node import BlockNode, Options, drivers
@@ -126,6 +127,9 @@ class BlkdebugNode(FilterNode):
         align = options.get("align", 0)
         if align < 0 or align > 1 << 31 or align & (align - 1):
             raise QobraError(f"Cannot meet constraints with align {align}")
+        self._align: int = align
+        self._ranges = RangeLocks(ordered=True)
+        """As guest: what has to be filled up, which nothing may overlap; as job: what is aligned."""
         self.request_alignment = max(align, self.file.request_alignment)
         unit = max(align, self.file.request_alignment)
         self._zero_unit: int = options.get("opt-write-zero", 0)
@@ -244,8 +248,44 @@ class BlkdebugNode(FilterNode):
         self._read(offset, view)
 
     def _write(self, offset: int, data: Buffer) -> None:
+        if self._align <= 1:
+            self._write_whole(offset, data)
+            return
+        end = offset + len(data)
+        start, stop = offset & -self._align, min(-(-end // self._align) * self._align, max(end, self.length))
+        if (start, stop) == (offset, end):
+            with self._ranges.job(start, stop - start):
+                self._write_whole(offset, data)
+            return
+        # Two requests must not undo one another in what both fill up.
+        with self._ranges.guest(start, stop - start):
+            self._write_whole(start, self._filled_up(start, stop, offset, data))
+
+    def _write_whole(self, offset: int, data: Buffer) -> None:
+        self.debug_event("pwritev")
         self._check("write", offset, len(data))
         super()._write(offset, data)
+        self.debug_event("pwritev_done")
+
+    def _filled_up(self, start: int, stop: int, offset: int, data: Buffer) -> memoryview:
+        """``data`` for ``offset`` with what lies around it, from ``start`` to ``stop``."""
+        whole = memoryview(bytearray(stop - start))
+        end = offset + len(data)
+        edges = [(start, min(start + self._align, stop), "head")] if start < offset else []
+        if end < stop:
+            edges.append((max(end & -self._align, start), stop, "tail"))
+        if len(edges) == 2 and edges[0][1] >= edges[1][0]:
+            reads = [(start, stop, ["head", "tail"])]  # both in one go
+        else:
+            reads = [(low, high, [name]) for low, high, name in edges]
+        for low, high, names in reads:
+            for name in names:
+                self.debug_event(f"pwritev_rmw_{name}")
+            self._read(low, whole[low - start : high - start])
+            for name in names:
+                self.debug_event(f"pwritev_rmw_after_{name}")
+        whole[offset - start : end - start] = data
+        return whole
 
     def _write_compressed(self, offset: int, data: Buffer) -> None:
         self._check("write", offset, len(data))
