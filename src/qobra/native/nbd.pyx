@@ -12,12 +12,13 @@ from libc.string cimport memcpy
 
 from qobra.native.direct cimport MAX_IN_FLIGHT, Direct
 from qobra.native.places cimport (
-    COLD, DIRECT, DONE, FAILED, UNKNOWN, Outcome, Piece, Places, Slot, inside, mark_write, next_piece, note_write, read_ahead,
-    read_range, write_range,
+    COLD, DIRECT, DONE, FAILED, HOLE, UNKNOWN, Outcome, Piece, Places, Slot, inside, mark_write, next_piece, note_write,
+    read_ahead, read_range, write_range,
 )
 from qobra.native.stream cimport END, NOTHING, SOME, Received, Stream, iovec
 from qobra.native.wire cimport (
-    CHUNK_HEADER, DISCONNECT, FLAG_DF, READ, REQUEST, SIMPLE_REPLY, WRITE, Request, parse, put_header,
+    CHUNK_HEADER, DISCONNECT, FLAG_DF, HOLE_CHUNK, READ, REQUEST, SIMPLE_REPLY, WRITE, Request, parse,
+    put_header, put_hole,
 )
 from qobra.native.stream import Lock
 
@@ -26,7 +27,6 @@ cdef enum:
     MAX_COLD = 1024
     LONGEST_HIT = 2 << 20
     LONGEST_INLINE = 64 << 10
-    LONGEST_ZEROES = 64 << 10    # longer runs are worth a hole in the reply
     # After so many bytes have been moved, replies are sent, so that the client and the server work at the same time.
     PROMPT = 32 << 10
 
@@ -66,7 +66,7 @@ cdef class Batches(Stream):
     cdef readonly int cold          # how many are in it
 
     def __init__(self, _lock, _sock, _inbox, _arena, Slot slot not None, *, structured, writable):
-        if self._inbox_size < 2 * (REQUEST + LONGEST_INLINE) or self._arena_size < LONGEST_HIT + 2 * CHUNK_HEADER:
+        if self._inbox_size < 2 * (REQUEST + LONGEST_INLINE) or self._arena_size < LONGEST_HIT + 2 * HOLE_CHUNK:
             raise ValueError("the buffers are too small")
         self._slot, self._structured, self._writable = slot, structured, writable
         self._direct = Direct()
@@ -312,16 +312,17 @@ cdef class Batches(Stream):
         return GOING_ON
 
     cdef bint _has_room(self, size_t length) noexcept nogil:
-        return self._arena_size - self.position >= length + CHUNK_HEADER
+        return self._arena_size - self.position >= length + HOLE_CHUNK
 
     cdef Outcome _read(self, Places places, Request *request, bint may_wait) noexcept nogil:
         """Read into the arena, for which there is room."""
         cdef uint8_t *at = self._arena + self.position
         cdef size_t header = CHUNK_HEADER if self._structured else SIMPLE_REPLY
-        cdef size_t longest_hole = LONGEST_ZEROES if self._structured and not request.flags else 0
-        cdef Outcome outcome = read_range(
-            places, request.offset, request.length, at + header, may_wait, longest_hole
-        )
+        cdef bint tell_holes = self._structured and not request.flags
+        cdef Outcome outcome = read_range(places, request.offset, request.length, at + header, may_wait, tell_holes)
+        if outcome == HOLE:
+            self.position += put_hole(at, request)
+            return DONE
         if outcome != DONE:
             return outcome
         self.position += put_header(at, request, self._structured) + request.length

@@ -18,7 +18,7 @@ cdef enum:
 cdef enum Outcome:
     DONE
     UNKNOWN    # some of the range is not in the table, or not to be written past the nodes
-    HOLE       # a long run of zeroes, where the caller asked to be told of them
+    HOLE       # nothing but zeroes, where the caller asked to be told of them
     COLD       # would have to wait for a disk
     DIRECT     # bypasses the page cache: see qobra.native.direct
     FAILED     # an error or a short transfer: the nodes' methods find out
@@ -78,7 +78,7 @@ cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece
 cdef void mark_write(Places places, uint64_t offset, uint64_t length) noexcept nogil
 cdef void note_write(Places places, uint64_t end) noexcept nogil
 cdef Outcome read_range(
-    Places places, uint64_t offset, size_t length, uint8_t *into, bint may_wait, size_t longest_hole
+    Places places, uint64_t offset, size_t length, uint8_t *into, bint may_wait, bint tell_holes
 ) noexcept nogil
 cdef Outcome write_range(Places places, uint64_t offset, size_t length, const uint8_t *data) noexcept nogil
 cdef void read_ahead(Places places, uint64_t offset, size_t length) noexcept nogil

@@ -319,20 +319,25 @@ cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece
 
 
 cdef Outcome read_range(
-    Places places, uint64_t offset, size_t length, uint8_t *into, bint may_wait, size_t longest_hole
+    Places places, uint64_t offset, size_t length, uint8_t *into, bint may_wait, bint tell_holes
 ) noexcept nogil:
-    """Read a range that lies inside the root. Runs of zeroes longer than ``longest_hole``, if that is not 0, are told
-    and not filled in. What is in memory is read at once; for the rest, ``may_wait`` says whether to wait."""
+    """Read a range that lies inside the root. What is in memory is read at once; for the rest, ``may_wait`` says whether to
+    wait. With ``tell_holes``, zeroes are not filled in: HOLE if there is nothing else, UNKNOWN if there are both."""
     cdef Piece piece
     cdef iovec vector
     cdef ssize_t count
+    cdef bint has_holes = False, has_data = False
     while length:
         if not next_piece(places, offset, length, &piece):
             return UNKNOWN
+        if tell_holes:
+            has_holes = has_holes or not piece.leaf
+            has_data = has_data or piece.leaf
+            if has_holes and has_data:
+                return UNKNOWN
         if not piece.leaf:
-            if longest_hole and piece.length > longest_hole:
-                return HOLE
-            memset(into, 0, piece.length)
+            if not tell_holes:
+                memset(into, 0, piece.length)
         elif piece.alignment > 1:
             return DIRECT
         else:
@@ -352,7 +357,7 @@ cdef Outcome read_range(
         into += piece.length
         offset += piece.length
         length -= piece.length
-    return DONE
+    return HOLE if has_holes else DONE
 
 
 cdef Outcome write_range(Places places, uint64_t offset, size_t length, const uint8_t *data) noexcept nogil:

@@ -32,6 +32,7 @@ cdef enum:
     CHUNK_MAGIC = 0x668E33EF
     SIMPLE_REPLY = 16
     CHUNK_HEADER = 28
+    HOLE_CHUNK = 32
     READ = 0
     WRITE = 1
     DISCONNECT = 2
@@ -76,3 +77,15 @@ cdef inline size_t put_header(uint8_t *at, const Request *request, bint structur
     put32(at + 4, 0)
     put64(at + 8, request.cookie)
     return SIMPLE_REPLY
+
+
+cdef inline size_t put_hole(uint8_t *at, const Request *request) noexcept nogil:
+    """Write the structured reply of a read that there are only zeroes; its length, HOLE_CHUNK."""
+    put32(at, <uint32_t>CHUNK_MAGIC)
+    put16(at + 4, 1)  # the last chunk
+    put16(at + 6, 2)  # a hole
+    put64(at + 8, request.cookie)
+    put32(at + 16, 12)
+    put64(at + 20, request.offset)
+    put32(at + 28, request.length)
+    return HOLE_CHUNK

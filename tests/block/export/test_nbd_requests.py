@@ -352,6 +352,11 @@ def test_holes_in_reads_and_depth(exporter: Any, tmp_path: Any) -> None:
     data, holes = client.pread_sparse(4 * MIB, 0)
     assert data == b"t" * 64 * KIB + bytes(MIB - 64 * KIB) + b"b" * MIB + bytes(2 * MIB)
     assert holes == [(64 * KIB, MIB - 64 * KIB), (2 * MIB, 2 * MIB)]
+    for offset, length in ((100 * KIB, 512), (2 * MIB + 1, 1), (64 * KIB, 256 * KIB)):  # only zeroes: one hole
+        for _ in range(2):
+            assert client.pread_sparse(length, offset) == (bytes(length), [(offset, length)])
+    for _ in range(2):  # both, at any size
+        assert client.pread_sparse(1024, 64 * KIB - 512)[1] == [(64 * KIB, 512)]
     assert client.pread(4 * MIB, 0, df=True) == data
     for length in (100, 64 * KIB, 128 * KIB, 192 * KIB):  # through the table, once and again
         for _ in range(2):

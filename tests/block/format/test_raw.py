@@ -39,3 +39,21 @@ def test_it_grows_under_a_format(tmp_path):
     assert backend.length == 2052
     layer.close()
     assert path.read_bytes() == bytes(3072) + b"more"
+
+
+def test_what_was_taken_for_raw_keeps_its_first_sector(tmp_path):
+    layer = BlockLayer()
+    layer.warn = lambda text: None
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2048))
+    file = {"file": {"driver": "file", "filename": str(path)}}
+    for options, alignment in ((file, 512), ({**file, "driver": "raw"}, 1)):
+        backend = BlockBackend(layer, perm=permissions.WRITE | permissions.CONSISTENT_READ)
+        node = layer.open({**options, "node-name": f"n{alignment}"}, root=backend)
+        assert node.request_alignment == alignment  # clients are asked for whole sectors
+        if alignment == 512:
+            backend.write(4, b"data")
+            with pytest.raises(OSError):
+                backend.write(0, b"QFI\xfb\x00\x00\x00\x03")
+        backend.remove()
+    layer.close()

@@ -34,6 +34,8 @@ class RawNode(BlockNode):
         role = permissions.ROLE_DATA if window else permissions.ROLE_FILTERED
         opening.child("file", role | permissions.ROLE_PRIMARY)
         self.take_options(options)
+        if self.probed:
+            self.request_alignment = 512  # so that the first sector is written whole, and can be looked at
         if self.probed and not self.read_only:
             self.layer.warn(
                 f"WARNING: Image format was not specified for '{self.file.filename}' and probing guessed raw.\n"

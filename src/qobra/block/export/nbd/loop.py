@@ -142,6 +142,13 @@ class Loop:
                     if entry > 1 and inside + length <= unit:
                         fd = fds[entry >> 1 & 255]
                         host = (entry & -512) + inside
+                    elif entry == 1 and structured and not flags and inside + length <= unit:
+                        pack_chunk(
+                            arena, position, p.STRUCTURED_REPLY_MAGIC, 1, p.CHUNK_OFFSET_HOLE, cookie, 12, offset
+                        )
+                        p.U32.pack_into(arena, data, length)
+                        position = data + 4
+                        continue
                     else:
                         if self._read_pieces(table, Work(command, flags, cookie, offset, length), data):
                             position = after
@@ -229,8 +236,8 @@ class Loop:
         try:
             for fd, host, size in pieces:
                 if fd < 0:
-                    if may_send_holes and size > len(_ZEROES):
-                        self._aside.append(work)  # worth a hole in the reply
+                    if may_send_holes:
+                        self._aside.append(work)  # the reply has holes
                         return False
                     _fill_zero(view[done : done + size])
                 elif os.preadv(fd, (view[done : done + size],), host, self._nowait.get(fd, _NOWAIT)) != size:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 STEP = 64 << 20
 """Bytes that are zeroed, trimmed or cached in one stay in a slot."""
-MIN_HOLE = 4096
-"""Shorter runs of zeroes are sent as data."""
 _SCRATCH = 1 << 20
 
 _FLAGS = {
@@ -209,7 +207,7 @@ def _pieces(node: BlockNode, offset: int, length: int) -> list[tuple[int, int, b
     pieces: list[tuple[int, int, bool]] = []
     inside = max(0, min(length, node.length - offset))
     for run in resolve(node, offset, inside) if inside else ():
-        hole = run.kind in (ZERO, ABSENT) and run.length >= MIN_HOLE
+        hole = run.kind in (ZERO, ABSENT)
         if pieces and pieces[-1][2] == hole:
             start, size, _hole = pieces[-1]
             pieces[-1] = (start, size + run.length, hole)
