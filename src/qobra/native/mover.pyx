@@ -8,7 +8,7 @@ zeroes there.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, EIO, ENOMEM, errno
+from libc.errno cimport EAGAIN, EINTR, EIO, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memmove, memset
@@ -34,6 +34,15 @@ cdef extern from "<pthread.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     int fallocate(int, int, off_t, off_t)
     int FALLOC_FL_KEEP_SIZE
+    int posix_fadvise(int, off_t, off_t, int)
+    int POSIX_FADV_WILLNEED
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t preadv2(int, const iovec *, int, off_t, int)
+    int RWF_NOWAIT
 
 cdef enum:
     CHUNK = 512 << 10        # fits into a processor's own cache, and a call's cost does not count
@@ -153,6 +162,7 @@ cdef class Mover:
         if offset < 0 or start < 0 or length <= 0 or max(offset, start) > (<int64_t>1 << 62) - length:
             raise ValueError("a run that cannot be")
         with nogil:
+            read_ahead(fd, offset, length)
             pthread_mutex_lock(&self._mutex)
             run = <Run *>queue_add(&self._runs)
             if run != NULL:
@@ -429,6 +439,15 @@ cdef class Mover:
             pthread_cond_broadcast(&self._written)
             if self._taken - before >= WINDOW:
                 pthread_cond_broadcast(&self._changed)
+
+
+cdef void read_ahead(int fd, int64_t offset, int64_t length) noexcept nogil:
+    """Let the kernel begin to read what is not in the page cache, as its first byte tells."""
+    cdef char first
+    cdef iovec piece
+    piece.iov_base, piece.iov_len = &first, 1
+    if preadv2(fd, &piece, 1, offset, RWF_NOWAIT) < 0 and errno == EAGAIN:
+        posix_fadvise(fd, offset, length, POSIX_FADV_WILLNEED)
 
 
 cdef int read_all(int fd, uint8_t *buffer, size_t size, int64_t offset) noexcept nogil:
