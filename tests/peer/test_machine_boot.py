@@ -1,17 +1,15 @@
-"""What a kernel finds when it starts on ``virt``: the same in memory as QEMU puts there."""
+"""What a kernel finds when it starts, in memory or in the firmware configuration: the same as with QEMU."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from struct import unpack_from
+from struct import pack_into, unpack_from
 from typing import Any
 
 import pytest
 
 from qobra.machine import devicetree
 from qobra.testing.system import SystemProgram, peer_available
-
-pytestmark = pytest.mark.skipif(not peer_available("riscv64"), reason="qemu-system-riscv64 is not installed")
 
 # CPU features that need a CPU; a bus for devices that are not there; chance.
 _ABSENT = ("pmu", "platform-bus@4000000")
@@ -47,6 +45,7 @@ def _comparable(root: devicetree.Node) -> dict[str, Any]:
     return nodes
 
 
+@pytest.mark.skipif(not peer_available("riscv64"), reason="qemu-system-riscv64 is not installed")
 @pytest.mark.parametrize(
     "more",
     [
@@ -80,5 +79,52 @@ def test_memory_at_the_start(tmp_path: Path, more: tuple[str, ...]) -> None:
                 found.append(guest.read(entry, 20000))
             if "-initrd" in more:
                 found.append(guest.read(entry + (64 << 20), 12000))
+            answers.append(found)
+    assert answers[0] == answers[1]
+
+
+_NUMBERS = (0x07, 0x08, 0x0A, 0x0B, 0x13, 0x14, 0x16, 0x17)
+_DATA = ((0x11, 0x08), (0x12, 0x0B), (0x15, 0x14), (0x18, 0x17))
+
+
+def _image(protocol: int, flags: int = 1, limit: int = 0x7FFFFFFF) -> bytes:
+    setup = bytearray(3 * 512)
+    setup[0x1F1], setup[0x211] = 2, flags
+    setup[0x202:0x206] = b"HdrS" if protocol else b"none"
+    pack_into("<H", setup, 0x206, protocol)
+    pack_into("<I", setup, 0x22C, limit)
+    return bytes(setup) + b"kernel" * 500
+
+
+@pytest.mark.skipif(not peer_available("x86_64"), reason="qemu-system-x86_64 is not installed")
+@pytest.mark.parametrize(
+    ("image", "memory", "more"),
+    [
+        (_image(0x20C), "128M", ("-append", "root=/dev/sda vga=ask")),
+        (_image(0x20C), "5G", ("-append", "vga=0x317", "-initrd", "{initrd}")),
+        (_image(0x204, limit=0x37FFFFFF), "2G", ("-initrd", "{initrd}")),
+        (_image(0x201), "64M", ("-append", "quiet", "-initrd", "{initrd}")),
+        (_image(0x200, flags=0), "64M", ("-initrd", "{initrd}")),
+        (_image(0), "64M", ("-append", "quiet")),
+    ],
+    ids=["2.12", "beyond 4 GiB", "2.4", "2.1", "2.0", "old"],
+)
+def test_parts_of_a_kernel_on_a_pc(tmp_path: Path, image: bytes, memory: str, more: tuple[str, ...]) -> None:
+    kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
+    kernel.write_bytes(image)
+    initrd.write_bytes(b"initrd" * 2000)
+    arguments = [each.format(initrd=initrd) for each in more]
+    answers = []
+    for peer in (False, True):
+        base = ("-machine", "pc", "-m", memory, "-kernel", str(kernel))
+        with SystemProgram(tmp_path, "x86_64", *base, *arguments, peer=peer) as program:
+            guest = program.guest
+
+            def item(key: int, length: int, guest: Any = guest) -> bytes:
+                guest.port_out(0x510, 2, key)
+                return bytes(guest.port_in(0x511, 1) for _ in range(min(length, 2000)))
+
+            found: list[Any] = [int.from_bytes(item(key, 4), "little") for key in _NUMBERS]
+            found += [item(key, int.from_bytes(item(size, 4), "little")) for key, size in _DATA]
             answers.append(found)
     assert answers[0] == answers[1]

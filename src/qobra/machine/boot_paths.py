@@ -41,7 +41,8 @@ def files(board: Board) -> dict[str, bytes]:
         shape = [getattr(device, name, 0) or 0 for name in ("lcyls", "lheads", "lsecs")]
         if any(shape):
             geometry += f"{path} {shape[0]} {shape[1]} {shape[2]}\n"
-    order = [places[index] for index in sorted(places)]
+    first = getattr(board, "boot_first", None)
+    order = ([first] if first else []) + [places[index] for index in sorted(places)]
     if board.boot.get("strict"):
         order.append("HALT")
     return {"bootorder": _text("\n".join(order)), "bios-geometry": _text(geometry)}

@@ -86,6 +86,8 @@ class PcBoard(Board):
     floppies = False
     """Whether the board has a floppy controller."""
     fdc: Any = None
+    boot_first: str | None = None
+    """What the firmware boots from before all devices, as it names it."""
 
     vmstate = VmState(part("dimm_slots", "nvdimm_interface"))
 
@@ -204,6 +206,10 @@ class PcBoard(Board):
         raise NotImplementedError
 
     def load(self) -> None:
+        if self.kernel:
+            from qobra.machine import linux_boot
+
+            linux_boot.offer(self)
         if self.acpi != "off":
             self.fw_cfg.add_late_files(self._acpi_files)
 

@@ -91,7 +91,7 @@ class Qemu64Cpu(X86Cpu):
     """What every x86-64 guest can count on."""
 
     type_name = "qemu64-x86_64-cpu"
-    alias_of = "qemu64-v1"
+    alias_of: str | None = "qemu64-v1"
     features = frozenset(_COMMON.split())
 
     family = Int(15)
