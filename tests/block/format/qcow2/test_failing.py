@@ -349,3 +349,58 @@ def test_what_an_emptying_leaves_that_fails_is_repaired(lab, event):
         assert event == "l1_update" or disk.read(0, 512) == bytes(512)
     result = _check(lab)
     assert "leaks" not in result and "corruptions" not in result
+
+
+@pytest.mark.parametrize(
+    ("offset", "text"),
+    [
+        (0xFFFFFF00000000, "Refblock at 0xffffff00000000 is not covered by the refcount structures"),
+        (0x10000000000, "Refblock at 0x10000000000 is not covered by the refcount structures"),
+    ],
+)
+def test_an_image_does_not_shrink_over_a_refcount_block_that_cannot_be(lab, capsys, offset, text):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        table = disk.node.header.reftable_offset
+    _put(lab, table + 8, offset.to_bytes(8, "big"))
+    with lab.open("a") as disk:
+        with pytest.raises(QobraError, match="Failed to discard unused refblocks: Input/output error"):
+            disk.node.truncate(1 << 19)
+        assert disk.node.length == 1 << 20
+    assert f"Marking image as corrupt: {text};" in capsys.readouterr().err
+    result, _found = _repair(lab)  # all that is left is the mark
+    assert "corruptions" not in result and "corruptions-fixed" not in result
+    with lab.open("a") as disk:
+        disk.node.truncate(1 << 19)
+        assert disk.node.length == 1 << 19
+
+
+def test_counts_in_a_block_past_the_end_are_not_changed(lab):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        table = disk.node.header.reftable_offset
+    _put(lab, table, (1 << 40).to_bytes(8, "big"))
+    disk = lab.open("a")
+    refcounts = disk.node.image.refcounts
+    assert refcounts.get(5) == 0
+    with pytest.raises(QobraError, match="Refblock offset 0x10000000000 is past the end of the image file"):
+        refcounts.add(5, 1, 1)
+    assert refcounts.get(5) == 0
+    disk.close()
+    assert os.path.getsize(lab.path("a")) < 1 << 20
+
+
+def test_damage_in_an_image_that_is_another_process_s_is_not_marked(lab):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        l1 = disk.node.header.l1_offset
+    _put(lab, l1, (0x2A2A2A00).to_bytes(8, "big"))
+    with open(lab.path("a"), "rb") as file:
+        before = file.read()
+    with lab.open("a") as disk:
+        disk.node.inactive = True
+        with pytest.raises(QobraError, match="unaligned"):
+            disk.read(0, 512)
+        disk.node._ready = False
+    with open(lab.path("a"), "rb") as file:
+        assert file.read() == before

@@ -142,7 +142,7 @@ class Overlap:
         """Say once that the image is damaged; if ``fatal``, set the corrupt bit and stop using the image."""
         image = self._image
         node = image.node
-        fatal = fatal and not node.read_only
+        fatal = fatal and not (node.read_only or node.inactive)
         if not (fatal and not image.is_corrupt) and self._signalled:
             return
         self._signalled = True

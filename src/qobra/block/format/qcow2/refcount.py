@@ -63,7 +63,7 @@ def pack_counts(counts: Counts, order: int) -> bytes:
 class Block:
     """A refcount block in memory."""
 
-    __slots__ = ("busy", "counts", "dirty", "offset", "used")
+    __slots__ = ("busy", "counts", "dirty", "offset", "outside", "used")
 
     def __init__(self, offset: int, counts: Counts) -> None:
         self.offset = offset
@@ -71,6 +71,8 @@ class Block:
         self.dirty = False
         self.busy = False
         """Being written: must stay in the cache."""
+        self.outside = False
+        """Past the end of the file, so that all counts are 0, and stay so."""
         self.used = True
 
 
@@ -136,9 +138,8 @@ class Refcounts:
             image.corrupt(
                 f"Refblock offset {offset:#x} unaligned (reftable index: {layout.hexadecimal(index)})", fatal=True
             )
-        if offset >= image.file.length:
-            image.corrupt(f"Refblock offset {offset:#x} is past the end of the image file", fatal=True)
         block = Block(offset, unpack_counts(image.read_meta(offset, image.cluster_size), self.order))
+        block.outside = offset >= image.file.length
         self.insert(index, block)
         return block
 
@@ -193,8 +194,11 @@ class Refcounts:
         return True
 
     def mark(self, index: int, block: Block) -> None:
-        """The counts of ``block`` have changed."""
+        """The counts of ``block`` change. Raises QobraError where it cannot be written."""
         if not block.dirty:
+            if block.outside:
+                text = f"Refblock offset {block.offset:#x} is past the end of the image file"
+                self._image.corrupt(text, fatal=True)
             block.dirty = True
             self.dirty[index] = block
 
@@ -204,8 +208,8 @@ class Refcounts:
         block = self.block(index)
         if block is None:
             raise QobraError(f"No refcount block covers cluster {cluster:#x}", errno=errno.EIO)
-        block.counts[cluster & (self.entries_per_block - 1)] = value
         self.mark(index, block)
+        block.counts[cluster & (self.entries_per_block - 1)] = value
 
     def add(self, cluster: int, count: int, delta: int) -> None:
         """Change the counts of ``count`` clusters from ``cluster`` by ``delta``.
@@ -235,11 +239,11 @@ class Refcounts:
                 if delta > 0:
                     raise QobraError("Refcount overflow", errno=errno.EINVAL)
                 raise QobraError(f"Refcount of cluster {at:#x} would become negative", errno=errno.EIO)
+            self.mark(index, block)
             if lowest == highest:
                 part[0] += delta
                 counts[low:high] = part[:1] * (high - low)  # type: ignore[assignment]
             else:
                 for position in range(low, high):
                     counts[position] += delta
-            self.mark(index, block)
             done += high - low

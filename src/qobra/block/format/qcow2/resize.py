@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from array import array
 
 from qobra.block.extents import COMPUTED, DATA
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.header import l1_entries_for
 from qobra.block.format.qcow2.writeback import words_to_bytes
-from qobra.errors import QobraError
+from qobra.errors import QobraError, errno_of
 from qobra.native import compiled
 
 TYPE_CHECKING = False
@@ -95,12 +96,16 @@ def _shrink(node: Qcow2Disk, length: int) -> None:
         tables = image.tables
         for index in range(-(-first >> tables.table_bits), len(tables.l1)):
             _drop_table(image, index)
-    node.length = length
-    _set_size(node, length)
     image.writeback.settle()
     image.tables.drop()
-    _drop_empty_blocks(image)
+    try:
+        _drop_empty_blocks(image)
+    except QobraError as error:
+        reason = os.strerror(errno_of(error))
+        raise QobraError(f"Failed to discard unused refblocks: {reason}", errno=error.errno)
     image.writeback.settle()
+    node.length = length
+    _set_size(node, length)
     end = image.last_used_cluster() + 1 << bits
     if end < image.file.length:
         image.file.truncate(end)
@@ -124,6 +129,7 @@ def _drop_table(image: Image, index: int) -> None:
 def _drop_empty_blocks(image: Image) -> None:
     """Take the refcount blocks that count nothing, but perhaps themselves, out of the refcount table."""
     refcounts = image.refcounts
+    dropped: list[int] = []
     with image.lock:
         for index in range(len(refcounts.table)):
             block = refcounts.block(index)
@@ -141,8 +147,14 @@ def _drop_empty_blocks(image: Image) -> None:
             refcounts.blocks.pop(index, None)
             refcounts.dirty.pop(index, None)
             if not counts_itself:
-                image.free(block.offset, image.cluster_size)
+                dropped.append(block.offset)
         image.overlap.rebuild()
+    image.writeback.settle()
+    with image.lock:
+        for offset in dropped:
+            if refcounts.block(offset >> image.cluster_bits >> refcounts.block_bits) is None:
+                image.corrupt(f"Refblock at {offset:#x} is not covered by the refcount structures", fatal=True)
+            image.free(offset, image.cluster_size)
 
 
 def _set_size(node: Qcow2Disk, length: int) -> None:
