@@ -327,7 +327,7 @@ def test_base_allocation(exporter: Any) -> None:
         (MIB, 64 * KIB, 0),
         (MIB + 64 * KIB, 3 * MIB - 64 * KIB, 3),
     ]
-    assert client.block_status(4 * MIB, 0, one=True) == {"base:allocation": [(MIB, 3)]}
+    assert client.block_status(4 * MIB, 0, one=True) == {"base:allocation": [(block, 0)]}
     assert client.block_status(10, MIB - 5) == {"base:allocation": [(5, 3), (5, 0)]}
 
 
