@@ -113,6 +113,72 @@ def test_what_was_resolved_before_a_move_is_not_kept(backend, monkeypatch):
     assert _entries(table) is None
 
 
+def test_what_moved_elsewhere_meanwhile_does_not_matter(backend, monkeypatch):
+    table = backend.table()
+    node = backend.node
+    real = node.map
+    moves = 0
+
+    def map_and_move(*args):
+        extents = real(*args)
+        for _ in range(moves):
+            node.moved(2 * UNIT, UNIT)
+        return extents
+
+    monkeypatch.setattr(node, "map", map_and_move)
+    for moves in (3, 1000):  # of so many, nobody knows where they were
+        kept = moves == 3
+        table.fill(0, 2 * UNIT)
+        assert (table.pages.get(0, [0])[0] != 0) == kept
+        node.moved(0, 2 * UNIT)
+
+
+@pytest.mark.parametrize("compiled_form", [True, False])
+def test_what_moves_below_leaves_alone_what_lies_above(backend, tmp_path, monkeypatch, compiled_form):
+    if not compiled_form:
+        monkeypatch.setattr("qobra.block.table._compiled", None)
+    layer = backend.layer
+    (tmp_path / "top").write_bytes(bytes(4 * UNIT))
+    file = {"driver": "file", "filename": str(tmp_path / "top")}
+    top = layer.add_node({"driver": "test-scattered", "node-name": "top", "file": file, "backing": None})
+    top.map = lambda offset, length, want_zero=True: [
+        each if each.kind == DATA else Extent(each.length, ABSENT)
+        for each in _ScatteredNode.map(top, offset, length, want_zero)
+    ]
+    top.places = [2, None, None, 0]
+    top.children["backing"] = backend.node
+    table = ResolvedTable(top)
+    table.fill(0, top.length)
+    before = _entries(table)
+    assert 0 not in before
+    backend.node.places = [0, 2, None, 1]
+    backend.node.moved(0, 4 * UNIT)
+    assert _entries(table) == [before[0], 0, 0, before[3]]
+    backend.node.moved(0, 4 * UNIT, may_look=True)  # of what nobody knows, nobody asked
+    assert _entries(table) == [before[0], 0, 0, before[3]]
+    table.fill(UNIT, UNIT)
+    backend.node.places[1] = 3
+    backend.node.moved(UNIT, 1, may_look=True)
+    assert _entries(table) == [before[0], 3 * UNIT | 2 << 1, 0, before[3]]
+    top.moved(0, top.length)
+    assert _entries(table) == [0, 0, 0, 0]
+    table.close()
+    del top.children["backing"]
+
+
+def test_looking_where_nobody_waits_for_it_fails_silently(backend, monkeypatch):
+    table = backend.table()
+    table.fill(0, backend.length)
+
+    def failing(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(backend.node, "map", failing)
+    backend.node.moved(0, UNIT, may_look=True)
+    table.renew(UNIT, 2 * UNIT)
+    assert _entries(table)[0] == 0 and _entries(table)[1] == 1
+
+
 def test_a_tracker_turns_direct_writes_off(backend):
     table = backend.table()
     assert table.writable
@@ -196,8 +262,7 @@ def test_a_target_that_writes_do_not_pass_does_not_turn_direct_writes_off(tmp_pa
     table = ResolvedTable(top)
     table.fill(0, 4 * UNIT)
     assert table.writable and not table.pages[0][0] & 1  # nothing of it is copied yet
-    top.write(UNIT, b"new")
-    table.fill(0, 4 * UNIT)
+    top.write(UNIT, b"new")  # and with that, what is known is known to be writable there
     assert [entry & 1 for entry in table.pages[0][:4]] == [0, 1, 0, 0]
     told.log.clear()
     table.mark(UNIT + 9, 1)

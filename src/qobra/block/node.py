@@ -88,13 +88,15 @@ class BlockNode(Vertex):
     def debug_event(self, event: str) -> None:
         """A driver above came to ``event`` (a BlkdebugEvent): what blkdebug acts on. Others let it pass."""
 
-    def moved(self, offset: int, length: int) -> None:
+    def moved(self, offset: int, length: int, *, may_look: bool = False) -> None:
         """The driver changed where ``length`` bytes from ``offset`` live, or that they exist: forget old places.
 
         To be called after the new place can be found by :meth:`map` and before the request that caused it returns.
+        ``may_look``: the caller holds nothing that :meth:`map` needs, and the bytes are likely to stay.
         """
         for table in self.tables:
-            table.drop(offset, length)
+            if table.drop(offset, length, self) and may_look:
+                table.look(offset, length)
 
     # -- reading ----------------------------------------------------------------------------------------------
 

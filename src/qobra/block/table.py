@@ -13,8 +13,9 @@ the same, negative    in a file that bypasses the page cache, which only loops w
 
 Behind the last entry of a page is the page's number.
 
-Whoever moves data calls :meth:`BlockNode.moved`, which drops the entries that it touches; a change of the graph, or of
-what must be told of writes, drops everything (:meth:`refresh`).
+Whoever moves data calls :meth:`BlockNode.moved`, which drops the entries that it touches, or puts the new ones in their
+place where nobody has to wait for that; what is held above the node that data moved in keeps its place. A change of the
+graph, or of what must be told of writes, drops everything (:meth:`refresh`).
 
 A write that goes straight to its place is marked afterwards, and before its slot is left, in the dirty bitmaps of the
 nodes that it passes by (:attr:`ResolvedTable.marks`).
@@ -27,12 +28,15 @@ from __future__ import annotations
 
 import threading
 from array import array
+from collections import deque
 
 from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, resolve
+from qobra.errors import QobraError
 from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from qobra.block.node import BlockNode, Marks
@@ -49,6 +53,8 @@ MAX_MARKS = 32
 
 _DIRECT = -(1 << 63)
 _EMPTY = bytes(8 * PAGE_ENTRIES)
+_MOVES = 64
+"""Moves that are remembered, so that what was resolved meanwhile elsewhere is kept."""
 _compiled = compiled("places")
 
 
@@ -72,6 +78,11 @@ class ResolvedTable:
         """The same for loops without the GIL, new with each generation; None where there are no compiled forms."""
         self._leaves: list[BlockNode] = []
         self._sequence = 0
+        """Counts what moved."""
+        self._moves: deque[tuple[int, int]] = deque(maxlen=_MOVES)
+        """The first and the last unit of each of the last moves."""
+        self._under: dict[BlockNode, set[BlockNode]] = {}
+        """A node with all that is under it."""
         self._lock = threading.Lock()
         self._watched: list[BlockNode] = []
         self.generation = -1
@@ -83,7 +94,8 @@ class ResolvedTable:
             generation = self.root.layer.generation
             if self.generation == generation:
                 return  # another thread was first
-            self._sequence += 1
+            self._note_move(0, self.root.length)
+            self._under = {}
             self._drop_pages()
             self.fds = [-1]
             self._leaves = []
@@ -121,25 +133,79 @@ class ResolvedTable:
         for marks, shift in self.marks:
             marks.mark(offset + shift, length)
 
-    def drop(self, offset: int, length: int) -> None:
-        """Forget ``length`` bytes from ``offset``; they live elsewhere now."""
+    def drop(self, offset: int, length: int, node: BlockNode) -> bool:
+        """Forget where ``length`` bytes from ``offset`` are in ``node`` and below; whether some of that was known."""
         with self._lock:
-            self._sequence += 1
+            self._note_move(offset, length)
             first = offset >> self.unit_bits
             last = (offset + length - 1) >> self.unit_bits
             if last - first > 4 * PAGE_ENTRIES:
                 self._drop_pages()
-                return
-            for number in range(first >> PAGE_BITS, (last >> PAGE_BITS) + 1):
-                page = self.pages.get(number)
-                if page is None:
-                    continue
-                low = max(first - (number << PAGE_BITS), 0)
-                high = min(last - (number << PAGE_BITS), PAGE_ENTRIES - 1) + 1
-                if self.places is not None:
-                    self.places.clear(number, low, high)
-                else:
-                    page[low:high] = array("q", _EMPTY[: 8 * (high - low)])
+                return False
+            above = self._leaves_above(node)
+            known = False
+            for number, low, high in self._parts(first, last):
+                page = self.pages[number]
+                if above:
+                    for index in range(low, high):
+                        entry = page[index]
+                        if entry and entry >> 1 & 255 not in above:
+                            page[index] = 0
+                            known = True
+                elif any(page[low:high]):
+                    known = True
+                    if self.places is not None:
+                        self.places.clear(number, low, high)
+                    else:
+                        page[low:high] = array("q", _EMPTY[: 8 * (high - low)])
+            return known
+
+    def renew(self, offset: int, length: int) -> None:
+        """``length`` bytes from ``offset`` stay there, and may be written there now: look, if some are known."""
+        first = offset >> self.unit_bits
+        last = (offset + length - 1) >> self.unit_bits
+        with self._lock:
+            known = any(any(self.pages[number][low:high]) for number, low, high in self._parts(first, last))
+        if known:
+            self.look(offset, length)
+
+    def look(self, offset: int, length: int) -> None:
+        """:meth:`fill` where nobody waits for it."""
+        try:
+            self.fill(offset, length)
+        except (OSError, QobraError):
+            pass  # who asks for these bytes is told
+
+    def _parts(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """The pages that there are of the units ``first`` to ``last``: (number, first entry, last entry + 1)."""
+        for number in range(first >> PAGE_BITS, (last >> PAGE_BITS) + 1):
+            if number in self.pages:
+                base = number << PAGE_BITS
+                yield number, max(first - base, 0), min(last - base, PAGE_ENTRIES - 1) + 1
+
+    def _note_move(self, offset: int, length: int) -> None:
+        self._sequence += 1
+        self._moves.append((offset >> self.unit_bits, offset + length - 1 >> self.unit_bits))
+
+    def _has_moved(self, since: int, first: int, last: int) -> bool:
+        """Whether one of the units ``first`` to ``last`` may have moved since the sequence was ``since``."""
+        missed = self._sequence - since
+        if missed > len(self._moves):
+            return True
+        return any(low <= last and high >= first for low, high in list(self._moves)[len(self._moves) - missed :])
+
+    def _leaves_above(self, node: BlockNode) -> set[int]:
+        """The numbers of the leaves that are not under ``node``: what lies there was found on the way down to it."""
+        under = self._under.get(node)
+        if under is None:
+            under = self._under[node] = set()
+            pending = [node]
+            while pending:
+                each = pending.pop()
+                if each not in under:
+                    under.add(each)
+                    pending.extend(each.children.values())
+        return {number for number, leaf in enumerate(self._leaves, 1) if leaf not in under}
 
     def fill(self, offset: int, length: int) -> None:
         """Resolve the units that ``length`` bytes from ``offset`` touch, and keep what is plain."""
@@ -151,8 +217,10 @@ class ResolvedTable:
             return
         runs = resolve(self.root, start, end - start)
         with self._lock:
-            if sequence != self._sequence:
-                return  # something moved meanwhile; what was resolved may be stale
+            if sequence != self._sequence and self._has_moved(
+                sequence, start >> self.unit_bits, (end - 1) >> self.unit_bits
+            ):
+                return  # what was resolved may be stale
             alignment = 512
             for run in runs:
                 if run.kind == DATA and run.leaf is not None and run.leaf.is_leaf:
@@ -177,15 +245,30 @@ class ResolvedTable:
                 if leaf and host & (alignment - 1):
                     continue
                 # A write past the end of the file has to be seen by its node, which reads zeroes from there.
-                inside = low + run.leaf.length - host if leaf and run.leaf is not None else high
-                for position in range(low, high, unit):
-                    if position + unit > inside:
-                        tag &= -2
-                    number = position >> self.unit_bits
-                    page = self.pages.get(number >> PAGE_BITS)
-                    if page is None:
-                        page = self._new_page(number >> PAGE_BITS)
-                    page[number & (PAGE_ENTRIES - 1)] = host + position - low | tag if leaf else 1
+                inside = low + (run.leaf.length - host & -unit) if leaf and run.leaf is not None else high
+                middle = max(low, min(high, inside))
+                self._put(low, middle, host | tag if leaf else 1, unit if leaf else 0)
+                if middle < high:
+                    self._put(middle, high, host + middle - low | tag & -2, unit)
+
+    def _put(self, low: int, high: int, entry: int, step: int) -> None:
+        """Let the units from ``low`` up to ``high``, in bytes, have the entries that begin with ``entry``."""
+        bits = self.unit_bits
+        first, end = low >> bits, (high + (1 << bits) - 1) >> bits
+        while first < end:
+            number = first >> PAGE_BITS
+            stop = min(end, (number + 1) << PAGE_BITS)
+            page = self.pages.get(number)
+            if page is None:
+                page = self._new_page(number)
+            index, count = first & (PAGE_ENTRIES - 1), stop - first
+            if self.places is not None:
+                self.places.put(number, index, index + count, entry, step)
+            else:
+                entries = range(entry, entry + step * count, step) if step else (entry,) * count
+                page[index : index + count] = array("q", entries)
+            entry += step * count
+            first = stop
 
     def _new_page(self, number: int) -> array[int]:
         page = array("q", _EMPTY)

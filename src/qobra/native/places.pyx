@@ -240,11 +240,15 @@ cdef class Places:
 
     def clear(self, int64_t number, int low, int high):
         """Forget the entries from ``low`` up to ``high`` of a page."""
+        self.put(number, low, high, 0, 0)
+
+    def put(self, int64_t number, int low, int high, int64_t entry, int64_t step):
+        """Let the entries from ``low`` up to ``high`` of a page be ``entry``, ``entry + step`` and so on."""
         cdef int64_t *page = load_page(&self.pages[number % MAX_PAGES]) if number >= 0 else NULL
         cdef int index
-        if page != NULL and page[PAGE_ENTRIES] == number:
-            for index in range(max(low, 0), min(high, PAGE_ENTRIES)):
-                store(page + index, 0)
+        if page != NULL and page[PAGE_ENTRIES] == number and 0 <= low and high <= PAGE_ENTRIES:
+            for index in range(low, high):
+                store(page + index, entry + (index - low) * step)
 
     @property
     def highest(self):

@@ -76,9 +76,14 @@ class CopyBeforeWriteNode(FilterNode):
         copier = ChunkCopier(self.file, target, compress=compress, use_copy_range=use_copy_range)
         self.once = OnceCopy(self.file, copier, copy_cluster(target))
         self.once.settled = self._settle
-        self.once.safe = self.moved
+        self.once.safe = self._may_be_written
         self._readers: set[Gate] = set()
         self._readers_generation = -1
+
+    def _may_be_written(self, offset: int, length: int) -> None:
+        """The old data of this range is copied or held: writes need not come here any more."""
+        for table in self.tables:
+            table.renew(offset, length)
 
     def _settle(self) -> None:
         """Let requests end that may have found, just before the copy, that the target has its data from ``file``."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Pieces = list[tuple[int, int, int]]
     """(file descriptor, offset there, length); the descriptor is -1 for zeroes."""
 
-FILL_UNITS = (64, 16, 1)
+FILL_UNITS = (512, 64, 16, 1)
 """Units of the table that are resolved at a time around one that was asked for: as many as are not known yet."""
 PAGE_MASK = PAGE_ENTRIES - 1
 

@@ -184,7 +184,8 @@ class Writer:
         with image.lock:
             self._map(claim)
             image.land(claim.first, claim.last)
-        image.node.moved(claim.first << image.cluster_bits, (claim.last - claim.first + 1) << image.cluster_bits)
+        size = (claim.last - claim.first + 1) << image.cluster_bits
+        image.node.moved(claim.first << image.cluster_bits, size, may_look=True)
 
     def _write_around(self, offset: int, data: memoryview, claim: Claim) -> None:
         image = self._image
