@@ -93,6 +93,15 @@ class SystemProgram:
             if "event" in message:
                 self.events.append(message)
 
+    def next_event(self) -> dict[str, Any]:
+        """The next event, which is taken from ``events``. Raises TimeoutError if none comes for 20 seconds."""
+        self._socket.settimeout(20)
+        while not self.events:
+            message = json.loads(self._stream.readline())
+            if "event" in message:
+                self.events.append(message)
+        return self.events.pop(0)
+
 
 def peer_available(architecture: str) -> bool:
     """Whether QEMU's program for the architecture is installed."""
