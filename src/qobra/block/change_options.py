@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from qobra.block.node import BlockNode, Options
 from qobra.block.reopen import reopen
-from qobra.block.vertex import GENERIC_OPTIONS
+from qobra.block.vertex import GENERIC_OPTIONS, TEXTS
 from qobra.errors import QobraError
 
 
@@ -58,6 +58,7 @@ def typed_changes(node: BlockNode, changes: Options) -> Options:
             raise QobraError(f"Cannot change the option '{_first(name, own[name])}'")
     result = typed({**own, "driver": node.driver})
     del result["driver"]
+    result.pop(TEXTS, None)
     return result
 
 

@@ -6,7 +6,7 @@ import os
 import stat
 
 from qobra.block import permissions
-from qobra.block.vertex import GENERIC_OPTIONS
+from qobra.block.vertex import GENERIC_OPTIONS, TEXTS
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -101,7 +101,9 @@ def names(node: Vertex) -> tuple[str, Options]:
         elif node.backing is None:
             children["backing"] = None
     options = {"driver": node.driver, **_strong_options(node), **children}
-    return node.plain_filename(options), options
+    plain = node.plain_filename(options)
+    given: Options = node.options.get(TEXTS, {})
+    return plain, {name: given.get(name, value) for name, value in options.items()}
 
 
 def format_filename(node: Vertex) -> str:
@@ -129,7 +131,7 @@ def _strong_options(node: Vertex) -> Options:
     """The options that a ``json:`` name has to tell, with dotted keys for what is inside of them."""
     chosen = node.strong_options
     if chosen is None:
-        own = {name: value for name, value in node.options.items() if name not in GENERIC_OPTIONS | {"driver"}}
+        own = {name: value for name, value in node.options.items() if name not in GENERIC_OPTIONS | {"driver", TEXTS}}
         return flatten({name: value for name, value in own.items() if name not in node.child_options()})
     tops = {name.partition(".")[0] for name in ("filename", *chosen)}
     flat = flatten({name: node.options[name] for name in tops if name in node.options})

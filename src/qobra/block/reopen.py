@@ -14,7 +14,7 @@ from qobra.block.filename import flatten
 from qobra.block.graph import GraphChange, reaches
 from qobra.block.node import BlockNode, Options
 from qobra.block.opening import with_inherited
-from qobra.block.vertex import GENERIC_OPTIONS
+from qobra.block.vertex import GENERIC_OPTIONS, TEXTS
 from qobra.errors import QobraError
 from qobra.json_text import ordered
 
@@ -150,10 +150,11 @@ def _check_unchanged(node: BlockNode, options: Options) -> None:
     children = node.children.keys() | set(_REPLACEABLE)
     free = node.changeable_options | GENERIC_OPTIONS
     for key, _value in ordered(node.explicit_options):
-        if key not in options and key not in free and key not in children:
+        if key != TEXTS and key not in options and key not in free and key not in children:
             raise QobraError(f"Option '{key}' cannot be reset to its default value")
     own = {"driver": node.driver, "node-name": node.node_name}
     fixed: Options = {key: value for key, value in options.items() if key in own or key not in free | children}
+    fixed.pop(TEXTS, None)
     for name in children & options.keys():
         if isinstance(options[name], dict) and not _follows(node, name):
             fixed.update(flatten({name: options[name]}))
@@ -170,7 +171,11 @@ def _take(node: BlockNode, options: Options, explicit: Options) -> None:
     """Use ``options`` (all of them) from now on."""
     node.explicit_options = explicit
     node.options = {
-        **{key: value for key, value in node.options.items() if key not in node.changeable_options | GENERIC_OPTIONS},
+        **{
+            key: value
+            for key, value in node.options.items()
+            if key not in node.changeable_options | GENERIC_OPTIONS | {TEXTS}
+        },
         **options,
     }
     node.take_generic_options(options)

@@ -6,6 +6,7 @@ can be guessed: the format is probed, and a child that has a file name is a ``fi
 
 from __future__ import annotations
 
+from qobra.block.vertex import TEXTS
 from qobra.errors import QobraError
 from qobra.units import BOOLEANS, NotANumber, OutOfRange, parse_size
 
@@ -22,7 +23,10 @@ _SCALARS = frozenset(("int", "int8", "int16", "int32", "int64", "uint8", "uint16
 
 
 def typed(options: Options) -> Options:
-    """``options`` with proper values all the way down. Raises QobraError for a value or an option that cannot be."""
+    """``options`` with proper values all the way down. Raises QobraError for a value or an option that cannot be.
+
+    What was given as text and is something else now is kept as it was given too, for the node's ``json:`` name.
+    """
     from qobra.qapi.contract import contract
 
     types = contract().types
@@ -53,6 +57,13 @@ def typed(options: Options) -> Options:
                 for unknown in value.keys() - {member.name for member in types[kind].members}:
                     _refuse(str(driver), f"{name}.{unknown}")
             result[name] = _value(name, kind, value)
+    texts = {
+        name: value
+        for name, value in options.items()
+        if isinstance(value, str) and isinstance(result[name], bool | int)
+    }
+    if texts:
+        result[TEXTS] = texts
     return result
 
 

@@ -20,6 +20,8 @@ else:
 
 Options = dict[str, Any]
 
+TEXTS = "_texts"
+"""The key of those of a node's options that were given as text and are something else: option to text."""
 GENERIC_OPTIONS = frozenset(
     {
         "node-name",
