@@ -24,6 +24,8 @@ class ObjectTree:
         self.closing = False
         self.registries: list[Registry[type[Object]]] = [registry]
         self._found: dict[str, type[Object]] = {}
+        self._all: dict[str, type[Object]] = {}
+        self._all_of = 0
         self.root = Container(self)
         self.objects = self.container("objects")
         self.container("chardevs")
@@ -89,6 +91,12 @@ class ObjectTree:
 
     def all_types(self) -> dict[str, type[Object]]:
         """Every type by name, with the abstract ones that they derive from."""
+        # Gone through once, and again when a board has brought more.
+        if self._all_of != len(self.registries):
+            self._all, self._all_of = self._list_types(), len(self.registries)
+        return dict(self._all)
+
+    def _list_types(self) -> dict[str, type[Object]]:
         found: dict[str, type[Object]] = {"object": Object, "container": Container}
         for types in self.registries:
             for cls in types.load_all().values():
