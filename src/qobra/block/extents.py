@@ -30,7 +30,7 @@ COMPRESSED = 2
 UNALLOCATED = 4
 """DATA to be read like any other, of which its protocol says that no space is allocated for it."""
 ALLOCATED = 8
-"""ZERO of which its protocol says that space is allocated for it."""
+"""ZERO that space is allocated for, as its protocol or the node that it is a part of says."""
 
 MAX_DEPTH = 512
 """Nodes that may lie on one another; a longer backing chain is refused."""
@@ -125,12 +125,15 @@ def _resolve(
                     # What lies under this node counts as this node's, and is only writable through both.
                     for run in own:
                         flags = run.flags & (extent.flags | ~WRITABLE)
+                        if run.kind == ZERO and not node.is_transparent:
+                            flags |= ALLOCATED  # a hole of its file, but a place that the node has for data
                         holder = run.layer if node.is_transparent else node
                         below = run.depth + depth if node.is_transparent else depth
                         _append(runs, run._replace(flags=flags, depth=below, layer=holder))
                 if inside < size:
                     # Past the end of the child: never written, so zeroes.
-                    _append(runs, Run(start + inside, size - inside, ZERO, None, 0, 0, depth, node))
+                    flags = 0 if node.is_transparent else ALLOCATED
+                    _append(runs, Run(start + inside, size - inside, ZERO, None, 0, flags, depth, node))
         elif kind == COMPUTED:
             _append(runs, Run(start, size, COMPUTED, node, offset, extent.flags & mask, depth, node))
         else:

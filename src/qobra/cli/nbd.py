@@ -251,7 +251,7 @@ class Task:
             writable="r" not in given and "l" not in given,
             name=given.get("x", ""),
             description=given.get("D", ""),
-            bitmaps=[value for option, value in self._options if option == "B"],
+            bitmaps=[value for option, value in reversed(self._options) if option == "B"],
             allocation_depth="A" in given,
             shared=self._number("e", "shared device number") if "e" in given else 1,
             tls_creds=given.get("tls-creds"),
@@ -307,7 +307,7 @@ class Task:
         if "l" in given:
             from qobra.cli._img._snapshot_param import load_snapshot
 
-            load_snapshot(self._program, backend.inserted(), given["l"])
+            load_snapshot(self._program, backend.inserted(), given["l"], quote="`")
         offset = self._number("o", "offset")
         if offset:
             self._shift(backend, offset)

@@ -102,6 +102,11 @@ def _convert(values: Values) -> Values:
 def _measured(values: Values) -> Values:
     if values.get("compat", "1.1") not in ("0.10", "1.1"):
         raise QobraError(f"Invalid compatibility level: '{values['compat']}'")
+    if values.get("compat") == "0.10" and values.get("refcount_bits", 16) in (1, 2, 4, 8, 32, 64):
+        raise QobraError(
+            "Different refcount widths than 16 bits require compatibility level 1.1 or above "
+            "(use compat=1.1 or greater)"
+        )
     if values.get("preallocation", "off") not in _PREALLOCATION:
         raise QobraError(f"invalid parameter value: {values['preallocation']}")
     return {name: value for name, value in values.items() if name not in ("compression_type", "encryption")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qobra.block.buffers import Buffer, fill_zero
-from qobra.block.extents import COMPUTED, ZERO, Extent
+from qobra.block.extents import COMPUTED, UNALLOCATED, ZERO, Extent
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
@@ -37,8 +37,9 @@ class NullNode(BlockNode):
         return f"{self.driver}://" if options.keys() <= {"driver", "filename"} else ""
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
-        kind = ZERO if self._read_zeroes and not self._latency_ns else COMPUTED
-        return (Extent(length, kind, self if kind == ZERO else None, offset),)
+        if self._read_zeroes and not self._latency_ns:
+            return (Extent(length, ZERO, self, offset),)
+        return (Extent(length, COMPUTED, None, offset, 0 if self._read_zeroes else UNALLOCATED),)
 
     def _read(self, offset: int, view: memoryview) -> None:
         self._sleep()

@@ -11,17 +11,18 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def load_snapshot(program: Program, node: Any, text: str) -> None:
+def load_snapshot(program: Program, node: Any, text: str, *, quote: str = "'") -> None:
     """Let ``node`` (read-only) show the snapshot that ``text`` means. Raises ToolError.
 
-    ``text`` is an id or a name, or ``snapshot.id=ID,snapshot.name=NAME``.
+    ``text`` is an id or a name, or ``snapshot.id=ID,snapshot.name=NAME``. ``quote`` is the
+    program's way to begin a quotation.
     """
     wanted: dict[str, str] = {}
     if text.startswith("snapshot."):
         for name, value in option_pairs([text]):
             if name not in ("snapshot.id", "snapshot.name"):
                 program.error(f"Invalid parameter '{name}'")
-                raise ToolError(f"Failed in parsing snapshot param '{text}'")
+                raise ToolError(f"Failed in parsing snapshot param {quote}{text}'")
             wanted[name.removeprefix("snapshot.")] = value
     if not hasattr(node, "snapshot_load"):
         raise ToolError(

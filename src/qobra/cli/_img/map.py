@@ -209,7 +209,8 @@ def _entries(node: BlockNode, start: int, length: int, shift: int, depth: int) -
             if inside < size:
                 yield Entry(start + shift + inside, size - inside, depth, False, True, False, None, None)
         elif kind == COMPUTED:
-            yield Entry(start + shift, size, depth, True, False, True, None, None)
+            held = not extent.flags & UNALLOCATED
+            yield Entry(start + shift, size, depth, held, False, held, None, None)
         elif kind == DATA and child is not None and child is not node:
             yield from _below(node, child, start + shift, extent.offset, size, depth)
         else:

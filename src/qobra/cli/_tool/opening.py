@@ -153,7 +153,9 @@ class Images:
             self._open_snapshot(backend, filename, fmt, image_opts, options, read_only=not writable)
             return backend
         options["read-only"] = not writable
-        if request.get("copy_on_read") and writable:
+        if request.get("copy_on_read"):
+            if not writable:
+                raise QobraError("Can't use copy-on-read on read-only device")
             below = self._top(filename, fmt, image_opts, options)
             passed = {"discard": options["discard"]} if "discard" in options else {}
             options = {"driver": "copy-on-read", "read-only": False, "file": below, **passed}

@@ -20,7 +20,9 @@ class IoMaker(Words):
              (0.04, ["-d", self.random.choice(["ignore", "unmap", "off", "on", "x"])])]
         ) + self.cache("-t")  # fmt: skip
         for _ in range(self.random.choice([1, 1, 2, 3, 5])):
-            command += ["-c", self.line(name)]
+            line = self.line(name)
+            # What an asynchronous request has to say comes when it is done, unless it is waited for.
+            command += ["-c", line] + (["-c", "aio_flush"] if "aio_" in line else [])
         return command + [name]
 
     def line(self, name: str) -> str:
