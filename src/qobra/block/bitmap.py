@@ -348,6 +348,18 @@ class DirtyBitmap(WriteTracker):
         with self._lock:
             self._bits.refer(offset >> self._shift, read, place, length)
 
+    def loaded(self) -> None:
+        """The content is what is stored."""
+        with self._lock:
+            self._bits.changed = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether the content may be another than when :meth:`loaded` was called."""
+        with self._lock:
+            self._take_marks()
+            return self._bits.changed or self._since_frozen is not None
+
     def sha256(self) -> str:
         """The hash of the bits as QEMU keeps them: in words of eight bytes, at least one."""
         import hashlib

@@ -55,10 +55,12 @@ def pure_union(mine: Page, theirs: Page) -> Page:
 class Bits:
     """A subset of ``range(size)``."""
 
-    __slots__ = ("pages", "size")
+    __slots__ = ("changed", "pages", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.changed = True
+        """Has been changed since somebody set this to False."""
         self.pages: dict[int, Page | Stored] = {}
 
     def _get(self, number: int) -> Page | None:
@@ -98,6 +100,7 @@ class Bits:
         self._assign(first, min(end, self.size), False)
 
     def _assign(self, first: int, end: int, value: bool) -> None:
+        self.changed = True
         while first < end:
             number = first >> PAGE_BITS
             base = number << PAGE_BITS
@@ -125,6 +128,7 @@ class Bits:
         """Add every number of ``other``, which has the same size."""
         form = compiled("bits")  # not at import, which every program pays for
         union = pure_union if form is None else form.union
+        self.changed = True
         for number, theirs in other.pages.items():
             mine = self._get(number)
             if mine is None or theirs is _FULL:
@@ -141,6 +145,7 @@ class Bits:
             for number in [number for number in self.pages if number << PAGE_BITS >= size]:
                 del self.pages[number]
         self.size = size
+        self.changed = True
 
     def add_pages(self, pages: Iterable[tuple[int, bytes]]) -> None:
         """Add what is in whole ``pages``, given by their numbers; numbers past the end are dropped."""
@@ -217,6 +222,7 @@ class Bits:
     def refer(self, first: int, read: Callable[[int, int], bytes], offset: int, length: int) -> None:
         """:meth:`load` of ``length`` bytes at ``offset`` that stay where they are, where whole pages of the set do."""
         end = offset + length
+        self.changed = True
         while offset < end and first < self.size:
             if not first & PAGE_SIZE - 1 and end - offset >= PAGE_BYTES and self.size - first >= PAGE_SIZE:
                 self.pages[first >> PAGE_BITS] = Stored(read, offset)
@@ -230,6 +236,7 @@ class Bits:
     def load(self, first: int, data: bytes | bytearray | memoryview) -> None:
         """Take the bits from number ``first``, a multiple of 8, on from ``data``; bits past the end are dropped."""
         position = 0
+        self.changed = True
         while position < len(data) and first < self.size:
             low = (first & PAGE_SIZE - 1) >> 3
             part = bytes(data[position : position + PAGE_BYTES - low])

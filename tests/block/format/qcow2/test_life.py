@@ -376,3 +376,33 @@ def test_growing_with_space_neither_hides_what_the_backing_file_has_nor_shows_mo
         assert disk.content() == b"b" * seen + bytes(new - seen)
         assert extended or all(extent.child is not None for extent in disk.node.map(0, new))
         assert disk.node.check().keys().isdisjoint({"leaks", "corruptions"})
+
+
+def test_a_bitmap_that_has_not_changed_stays_where_it_is(lab):
+    lab.create("a", size=64 * MIB)
+    with lab.open("a") as disk:
+        for name in ("one", "two"):
+            _bitmap(disk, name, 512, enabled=False).set(5 * MIB, MIB)
+
+    def places(disk):
+        return {entry.name: entry.table_offset for entry in disk.node.stored_bitmaps.entries}
+
+    for stored in (True, False):
+        with lab.open("a", **({"_stored-bitmaps": True} if stored else {})) as disk:
+            before = places(disk)
+            disk.node.bitmaps["two"].set(0, MIB)
+            disk.node.bitmaps["one"].enable()
+        with lab.open("a", read_only=True) as disk:
+            assert places(disk)["one"] == before["one"] and places(disk)["two"] != before["two"]
+            assert list(disk.node.bitmaps["one"].dirty_ranges()) == [(5 * MIB, MIB)]
+            assert disk.node.bitmaps["one"].enabled and not disk.node.bitmaps["two"].enabled
+            assert list(disk.node.bitmaps["two"].dirty_ranges()) == [(0, MIB), (5 * MIB, MIB)]
+        _clean(lab)
+        with lab.open("a") as disk:
+            disk.node.bitmaps["one"].disable()
+            disk.node.bitmaps["two"].clear(0, MIB)
+    with lab.open("a") as disk:
+        disk.node.bitmaps["one"].enable()
+        disk.write(0, b"x")
+    with lab.open("a", read_only=True) as disk:
+        assert list(disk.node.bitmaps["one"].dirty_ranges()) == [(0, 512), (5 * MIB, MIB)]

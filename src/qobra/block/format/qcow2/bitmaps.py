@@ -148,6 +148,7 @@ class StoredBitmaps:
                 bitmap.inconsistent = True
                 continue
             self._load_bits(entry, bitmap)
+            bitmap.loaded()
             bitmap.read_only = node.read_only
             if entry.flags & AUTO:
                 bitmap.enable()
@@ -236,9 +237,12 @@ class StoredBitmaps:
         for bitmap in wanted:
             assert bitmap.name is not None
             old = kept.pop(bitmap.name, None)
+            if old is not None and (bitmap.inconsistent or not bitmap.changed):
+                if not bitmap.inconsistent:
+                    old.flags = AUTO if bitmap.enabled else 0
+                fresh.append(old)
+                continue
             if bitmap.inconsistent:
-                if old is not None:
-                    fresh.append(old)
                 continue
             fresh.append(self._store_bitmap(bitmap))
             if old is not None:
