@@ -362,3 +362,24 @@ def test_progress_of_a_downgrade_is_told_by_l1_entry(capsys: pytest.CaptureFixtu
     assert run("amend", "-p", "-o", "compat=0.10", "a.q") == 0
     shown = capsys.readouterr().out.split("\r")
     assert [each.strip() for each in shown[:-1]][:4] == ["(0.00/100%)", "(12.50/100%)", "(25.00/100%)", "(37.50/100%)"]
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_errors_come_before_what_is_still_in_the_buffer_of_a_pipe(environment: dict[str, str]) -> None:
+    run("create", "-q", "-f", "qcow2", "a.q", "1M")
+    run("create", "-q", "-f", "qcow2", "b.q", "0")
+    write("a.q", b"x" * 512, 0, "qcow2")
+    Path("rules").write_text('[inject-error]\nevent = "read_aio"\nonce = "off"\n')
+    script = "from qobra.cli import img; img.main(None, 'qobra-img')"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "compare", "blkdebug:rules:a.q", "b.q"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "", "PYTHONPATH": os.path.dirname(qobra.__path__[0]), **environment},
+    )
+    assert done.stdout.splitlines() == [
+        "qobra-img: Error while reading offset 0 of blkdebug:rules:a.q: Input/output error",
+        "Warning: Image size mismatch!",
+    ]
+    assert done.returncode == 4

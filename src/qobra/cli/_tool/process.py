@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 
@@ -25,6 +26,7 @@ def run_program(main: Callable[[], int]) -> int:
     """Run ``main`` and leave the process with its status, without taking the interpreter apart first."""
     # Nothing that a start-up allocates is garbage; looking for some costs a tenth of a short command.
     gc.disable()
+    buffer_output()
     ended_by = 0
     try:
         status = main()
@@ -46,6 +48,15 @@ def run_program(main: Callable[[], int]) -> int:
         signal.signal(ended_by, signal.SIG_DFL)
         os.kill(os.getpid(), ended_by)
     os._exit(status)
+
+
+def buffer_output() -> None:
+    """Write standard output in blocks, or lines to a terminal, as C's stdio does, whatever PYTHONUNBUFFERED says."""
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(raw, io.RawIOBase):
+        old = sys.stdout
+        buffered = io.BufferedWriter(raw)
+        sys.stdout = io.TextIOWrapper(buffered, old.encoding, old.errors, line_buffering=raw.isatty())
 
 
 def collect_garbage() -> None:
