@@ -92,3 +92,56 @@ def test_job_errors(q: Run) -> None:
     disk(q, "top", backing="short")
     q.do("block-commit", job_id="j", device="top")
     q.wait("JOB_STATUS_CHANGE", id="j", status="null")
+
+
+@against_storage_daemon
+def test_progress_of_files_that_end_inside_a_sector(q: Run) -> None:
+    """A mirror counts whole sectors, a backup whole clusters."""
+    for name in ("odd", "even"):
+        q.tool("truncate", "-s", "99999" if name == "odd" else "100352", name)
+        q.add("file", node_name=name, filename=q.path(name))
+    q.do("blockdev-mirror", job_id="m", device="odd", target="even", sync="full")
+    q.wait("BLOCK_JOB_READY")
+    q.do("job-complete", id="m")
+    q.wait("JOB_STATUS_CHANGE", id="m", status="null")
+    q.do("drive-backup", job_id="b", device="even", target=q.path("new"), sync="full")
+    q.wait("JOB_STATUS_CHANGE", id="b", status="null")
+    q.do("drive-backup", job_id="b", device="even", target=q.path("new"), sync="full", format="qcow2")
+    q.wait("JOB_STATUS_CHANGE", id="b", status="null")
+
+
+@against_storage_daemon
+def test_snapshots_through_filters(q: Run) -> None:
+    def images(nodes: Any) -> Any:
+        return [(node["image"].get("cluster-size"), len(node["image"].get("snapshots", []))) for node in nodes]
+
+    disk(q, "top")
+    q.add("raw", node_name="raw", file="top")
+    q.add("copy-on-read", node_name="cor", file="raw")
+    q.do("blockdev-snapshot-internal-sync", device="cor", name="s0")
+    q("query-named-block-nodes", {"flat": True}, pick=images)
+    q.do("blockdev-snapshot-delete-internal-sync", device="cor", name="nope")
+    q.do("blockdev-snapshot-delete-internal-sync", device="cor", name="s0", id="1")
+    q.add("null-co", node_name="n", size=MIB)
+    q.add("blkverify", node_name="v", test="n", raw="cor")
+    q("query-named-block-nodes", {"flat": True}, pick=images)
+    q.add("quorum", node_name="q", vote_threshold=1, children=["v"])
+    q.do("blockdev-snapshot-internal-sync", device="q", name="s1")
+
+
+@against_storage_daemon
+def test_exports_and_their_node(q: Run) -> None:
+    """First the node has to bear the export, then there has to be a server, then it must keep its size."""
+    disk(q, "top")
+    q.add("null-co", node_name="n")
+    q.do("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "top", "file": "n"}])
+    export = {"type": "nbd", "id": "e", "node-name": "n"}
+    q("block-export-add", {**export, "writable": True})
+    q("block-export-add", {**export, "node-name": "top"})
+    q.do("nbd-server-start", addr={"type": "unix", "data": {"path": q.path("nbd")}})
+    q("block-export-add", export)
+    q("block-export-add", {**export, "name": "x" * 5000})
+    q("block-export-add", {**export, "node-name": "top", "bitmaps": ["nope"]})
+    q("block-export-add", {**export, "node-name": "top"})
+    q.do("block_resize", node_name="top", size=2 * MIB)
+    q("query-block-exports")

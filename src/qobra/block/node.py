@@ -56,6 +56,11 @@ class BlockNode(Vertex):
         """Some writes went straight to their places in the files below, whose nodes know nothing of them."""
         self.write_threshold = 0
 
+    @property
+    def sectors(self) -> int:
+        """The length in sectors of 512 bytes, of which the last may be cut short: what sizes are compared by."""
+        return -(-self.length // 512)
+
     # -- life ----------------------------------------------------------------------------------------------
 
     def inactivate(self) -> None:

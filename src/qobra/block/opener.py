@@ -280,13 +280,17 @@ class Opener:
                     best, score = name, sure
         return best
 
+    def is_unfinished(self, name: str) -> bool:
+        """Whether the node ``name`` is being opened."""
+        return any(node.node_name == name for node in self._unfinished)
+
     def check_node_name(self, name: str, opened: list[BlockNode]) -> None:
         """Refuse a node name that is malformed or taken, perhaps by one of the nodes that are ``opened`` together."""
         if not valid_id(name):
             raise QobraError(f"Invalid node-name: '{name}'")
         if name in self._layer.backends:
             raise QobraError(f"node-name={name} is conflicting with a device id")
-        together = any(node.node_name == name for node in (*opened, *self._unfinished))
+        together = self.is_unfinished(name) or any(node.node_name == name for node in opened)
         if together or self._layer.graph.find(name) is not None:
             raise QobraError(f"Duplicate nodes with node-name='{name}'")
         if len(name) > 31:

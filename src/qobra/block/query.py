@@ -55,7 +55,7 @@ def image_info(node: BlockNode) -> Info:
     info: Info = {
         "filename": node.filename,
         "format": node.driver,
-        "virtual-size": -(-node.length // 512) * 512,
+        "virtual-size": node.sectors * 512,
     }
     actual = node.allocated_size()
     if actual is not None:
@@ -66,6 +66,9 @@ def image_info(node: BlockNode) -> Info:
     if _reports_info(node):
         info["dirty-flag"] = False
     info.update(node.info())
+    keeper = node.snapshot_keeper()
+    if keeper not in (None, node) and (snapshots := keeper.snapshot_list()):
+        info["snapshots"] = snapshots
     name = getattr(node, "backing_filename", "")
     if name:
         info["backing-filename"] = name

@@ -137,29 +137,32 @@ def _internal_source(layer: BlockLayer, device: str) -> BlockNode:
 def snapshot_internal(layer: BlockLayer, args: Options) -> Change:
     """Keep the state of ``device`` as the internal snapshot ``name``. The layer is drained."""
     device, name = args["device"], args["name"]
-    node = _internal_source(layer, device)
-    if node.read_only:
+    source = _internal_source(layer, device)
+    if source.read_only:
         raise QobraError(f"Device '{device}' is read only")
-    if not hasattr(node, "snapshot_create"):
-        raise QobraError(f"Block format '{node.driver}' used by device '{device}' does not support internal snapshots")
+    node = source.snapshot_keeper()
+    if node is None:
+        raise QobraError(
+            f"Block format '{source.driver}' used by device '{device}' does not support internal snapshots"
+        )
     if not name:
         raise QobraError("Name is empty")
-    if any(each["name"] == name for each in node.snapshot_list()):  # type: ignore[attr-defined]
+    if any(each["name"] == name for each in node.snapshot_list()):
         raise QobraError(f"Snapshot with name '{name}' already exists on device '{device}'")
     try:
         made = node.snapshot_create(name)
     except (OSError, QobraError) as error:
         raise QobraError(f"Failed to create snapshot '{name}' on device '{device}': {_reason(error)}")
-    return Change(undo=lambda: node.snapshot_delete(made["id"], name))  # type: ignore[attr-defined]
+    return Change(undo=lambda: node.snapshot_delete(made["id"], name))
 
 
 def delete_internal(layer: BlockLayer, args: Options) -> Options:
     """Delete the internal snapshot with that ``id`` and ``name``, as far as given, and return its SnapshotInfo."""
     device, id, name = args["device"], args.get("id"), args.get("name")
-    node = _internal_source(layer, device)
+    node = _internal_source(layer, device).snapshot_keeper()
     if id is None and name is None:
         raise QobraError("Name or id must be provided")
-    if not hasattr(node, "snapshot_list"):
+    if node is None:
         raise QobraError("Failed to get a snapshot list: Operation not supported")
     found: Options | None = next(
         (
@@ -174,7 +177,7 @@ def delete_internal(layer: BlockLayer, args: Options) -> Options:
             f"Snapshot with id '{'null' if id is None else id}' and name '{'null' if name is None else name}' "
             f"does not exist on device '{device}'"
         )
-    node.snapshot_delete(found["id"], found["name"])  # type: ignore[attr-defined]
+    node.snapshot_delete(found["id"], found["name"])
     return found
 
 

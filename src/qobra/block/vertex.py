@@ -124,6 +124,16 @@ class Vertex:
         data = [child for name, child in self.children.items() if self.roles[name] & permissions.ROLE_DATA]
         return data[0] if len(data) == 1 else None
 
+    def snapshot_keeper(self) -> Any | None:
+        """The node that keeps this one's internal snapshots: itself, or the one child that has all of its data."""
+        if hasattr(self, "snapshot_create"):
+            return self
+        below = self.primary()
+        for name, child in self.children.items():
+            if child is not below and self.roles[name] & ~(permissions.ROLE_COW | permissions.ROLE_PRIMARY):
+                return None
+        return below.snapshot_keeper() if below is not None else None
+
     def children_changed(self) -> None:
         """``children`` is not what it was: forget what was kept of it. Called while everything is drained."""
 

@@ -33,21 +33,11 @@ class _Disk:
     def __init__(self, name: str, node: BlockNode) -> None:
         self.name = name
         self.node = node
-        self.image: Any = snapshot_node(node)
+        self.image: Any = node.snapshot_keeper()
 
     def find(self, tag: str) -> dict[str, Any] | None:
         """SnapshotInfo of the snapshot ``tag``."""
         return next((each for each in self.image.snapshot_list() if each["name"] == tag), None)
-
-
-def snapshot_node(node: BlockNode) -> BlockNode | None:
-    """The node that takes the snapshots of ``node``: itself, or what it shows unchanged."""
-    while not hasattr(node, "snapshot_create"):
-        below = node.primary()
-        if below is None or not (node.is_filter or node.is_transparent):
-            return None
-        node = below
-    return node
 
 
 def _disks(machine: Machine, names: list[str] | None = None) -> list[_Disk]:

@@ -244,16 +244,13 @@ def without_drains(events: list[Message]) -> list[Message]:
     moments = {("paused", "running"), ("standby", "ready")}
     result: list[Message] = []
     for event in events:
-        data = event.get("data", {})
-        before = result[-1] if result else {}
-        if (
-            event["event"] == before.get("event") == "JOB_STATUS_CHANGE"
-            and before["data"]["id"] == data["id"]
-            and (before["data"]["status"], data["status"]) in moments
-        ):
-            result.pop()
-        else:
-            result.append(event)
+        if event["event"] == "JOB_STATUS_CHANGE":
+            job, status = event["data"]["id"], event["data"]["status"]
+            before = next((each for each in reversed(result) if each.get("data", {}).get("id") == job), None)
+            if before and (before["data"].get("status"), status) in moments:
+                result.remove(before)
+                continue
+        result.append(event)
     return result
 
 

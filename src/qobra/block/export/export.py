@@ -36,8 +36,6 @@ class Export:
     """
 
     type_name: ClassVar[str] = ""
-    share_resize: ClassVar[bool] = True
-    """Whether the node may change its size under the export."""
 
     def __init__(self, layer: BlockLayer, options: dict[str, Any], node: BlockNode, writable: bool) -> None:
         self.layer = layer
@@ -48,8 +46,7 @@ class Export:
         self.shutting_down = False
         self.when_gone: list[Callable[[], None]] = []
         """Called in the strand once the export is gone."""
-        shared = permissions.ALL if self.share_resize else permissions.ALL & ~permissions.RESIZE
-        self.backend = BlockBackend(layer, shared=shared)
+        self.backend = BlockBackend(layer)
         self._clients: set[ExportClient] = set()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -57,7 +54,7 @@ class Export:
         if node.inactive:
             activate(layer, (node,))
         self._enter_iothread(node, options)
-        self.backend.insert(node, perm, shared)
+        self.backend.insert(node, perm)
 
     def _enter_iothread(self, node: BlockNode, options: dict[str, Any]) -> None:
         name, fixed = options.get("iothread"), options.get("fixed-iothread", False)

@@ -44,6 +44,9 @@ class BlkverifyNode(BlockNode):
         raw, test = self._raw.exact_filename, self._test.exact_filename
         return f"blkverify:{raw}:{test}" if raw and test else ""
 
+    def cluster_size(self) -> int:
+        return self._raw.cluster_size()
+
     def allocated_size(self) -> int | None:
         return None  # as of a protocol that cannot tell
 

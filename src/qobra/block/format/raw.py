@@ -138,6 +138,9 @@ class RawNode(BlockNode):
         self.file.truncate(length + self._offset, preallocation=preallocation, exact=exact)
         self.child_resized("file")
 
+    def cluster_size(self) -> int:
+        return self.file.cluster_size()
+
     def has_zero_init(self) -> bool:
         return self.file.has_zero_init()
 

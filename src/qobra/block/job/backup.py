@@ -102,15 +102,17 @@ class BackupJob(BlockJob):
         else:
             todo.set_all()
         self.total = todo.count()
-        if todo.length and todo.is_dirty(todo.length - 1):
-            self.total -= -todo.length % todo.granularity  # the last granule is cut short
         if self._bitmap is not None:
             self._bitmap.freeze()
             self._frozen = True
 
     def _advance(self, length: int) -> None:
         with self.condition:
-            self.current += length
+            self.current += self._clusters(length)
+
+    def _clusters(self, length: int) -> int:
+        """``length`` in whole clusters, as progress is told, also of an image that ends inside of one."""
+        return -(-length // self._once.cluster) * self._once.cluster
 
     def start(self) -> None:
         """Begin in a drained section; as QEMU's job does, it is paused until that ends (:meth:`drain_over`)."""
@@ -197,7 +199,7 @@ class BackupJob(BlockJob):
         if start < stop:
             dropped = self._once.skip(start, stop - start)
             with self.condition:
-                self.total -= dropped
+                self.total -= self._clusters(dropped)
 
     def _loop(self, pool: CopyPool) -> None:
         position = 0
@@ -334,7 +336,7 @@ def start_backup(
         raise QobraError("max-workers must be between 1 and 2147483647")
     if max_chunk < 0:
         raise QobraError("max-chunk must be zero (which means no limit) or positive")
-    if source.length != target.length:
+    if source.sectors != target.sectors:
         raise QobraError("Source and target image have different sizes")
     cluster = copy_cluster(target)
     if max_chunk and max_chunk < cluster:

@@ -86,7 +86,7 @@ class CommitJob(BlockJob):
         self.add_intermediate(top, base)
         self.add_node("base", base)
         perm = permissions.CONSISTENT_READ | permissions.WRITE
-        if base.length < top.length:
+        if base.sectors < top.sectors:
             perm |= permissions.RESIZE
         self._hold(base, perm, permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED)
         self._hold(top, 0, permissions.ALL)
@@ -101,7 +101,7 @@ class CommitJob(BlockJob):
         top, base = self._top, self._base
         self.total = top.length
         roots = (*self._edges, *self._roots)
-        if base.length < top.length:
+        if base.sectors < top.sectors:
             slots = ThreadSlots(roots)
             with slots.entered():
                 base.truncate(top.length)

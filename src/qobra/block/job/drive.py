@@ -70,7 +70,7 @@ def start_drive_mirror(jobs: Jobs, args: Options) -> MirrorJob:
     if "replaces" in args:
         if "node-name" not in args:
             raise QobraError("a node-name must be provided when replacing a named node of the graph")
-        if replaceable(layer, source, args["replaces"]).length != source.length:
+        if replaceable(layer, source, args["replaces"]).sectors != source.sectors:
             raise QobraError("cannot replace image with a mirror image of different size")
     if not existing:
         assert fmt is not None

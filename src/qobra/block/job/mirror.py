@@ -133,7 +133,7 @@ class MirrorJob(BlockJob):
         perm, shared = permissions.WRITE, permissions.WRITE_UNCHANGED
         if self._onto_backing:
             perm |= permissions.CONSISTENT_READ
-            if self._target.length < self._source.length:
+            if self._target.sectors < self._source.sectors:
                 perm |= permissions.RESIZE
             shared |= permissions.CONSISTENT_READ | permissions.WRITE
         self._root = BlockBackend(self.layer, perm=perm, shared=shared)
@@ -175,11 +175,11 @@ class MirrorJob(BlockJob):
         return max(1, min(MAX_HELPERS, self._plan.buffer // CHUNK_SIZE, suggested_helpers(self._source, self._target)))
 
     def _check_sizes(self) -> None:
-        if self._source.length == self._target.length:
+        if self._source.sectors == self._target.sectors:
             return
         if not self._onto_backing:
             raise QobraError("Source and target image have different sizes")
-        if self._target.length < self._source.length:
+        if self._target.sectors < self._source.sectors:
             with self._slots.entered():
                 self._target.truncate(self._source.length)
 
@@ -213,6 +213,7 @@ class MirrorJob(BlockJob):
         remaining = dirty.count()
         if dirty.length and dirty.is_dirty(dirty.length - 1):
             remaining -= -dirty.length % dirty.granularity
+            remaining = _sectors(remaining)
         with self.condition:
             remaining += self._copying
             self.total = self.current + remaining
@@ -304,7 +305,7 @@ class MirrorJob(BlockJob):
         dirty = self._dirty
         assert dirty is not None
         with self.condition:
-            self._copying += length
+            self._copying += _sectors(length)
         # A write that comes while the copy is made marks it again, so the mark goes first.
         dirty.clear(offset, length)
         try:
@@ -318,9 +319,9 @@ class MirrorJob(BlockJob):
     def _copied(self, offset: int, length: int, failure: CopyFailed | None) -> None:
         with self.condition:
             self._in_flight.remove((offset, offset + length))
-            self._copying -= length
+            self._copying -= _sectors(length)
             if failure is None:
-                self.current += length
+                self.current += _sectors(length)
             else:
                 self._failures.append(failure)
 
@@ -482,3 +483,8 @@ class MirrorJob(BlockJob):
     def restore_read_only(self) -> None:
         """The target was made writable for this job: undo that unless it takes the source's place."""
         self._restore_read_only = True
+
+
+def _sectors(length: int) -> int:
+    """``length`` in whole sectors, as progress is told, also of a file that ends inside of one."""
+    return -(-length // 512) * 512

@@ -38,7 +38,7 @@ def mirror_plan(layer: BlockLayer, source: BlockNode, target: BlockNode, args: O
             replaces = plain.node_name
     if replaces is not None:
         node = replaceable(layer, source, replaces)
-        if node.length != source.length:
+        if node.sectors != source.sectors:
             raise QobraError("cannot replace image with a mirror image of different size")
     if sync in ("incremental", "bitmap"):
         raise QobraError(f"Sync mode '{sync}' not supported")

@@ -43,6 +43,7 @@ class Trial:
         self._start = start
         self._devices = devices
         self.played = 0
+        self._theirs: list[Any] = []
 
     def draw(self, seed: int, length: int) -> tuple[list[Step], Difference | None]:
         """A script from a seed, which the peer plays while it is drawn, and how ours differs."""
@@ -101,6 +102,10 @@ class Trial:
             other = self.compare(candidate)
             return other if other is not None and other.kind == found.kind else None
 
+        last = len(steps) - 1
+        done = [step for number, step in enumerate(steps) if number == last or "error" not in self._answers[number]]
+        if len(done) < len(steps) and (other := shows(done)):
+            steps, found = done, other
         size = max(len(steps) // 2, 1)
         while True:
             at = 0
@@ -122,7 +127,13 @@ class Trial:
                     steps, found = candidate, other
         return steps, found
 
+    @property
+    def _answers(self) -> list[Any]:
+        """What the peer answered to the last script."""
+        return [told[0] for told in self._theirs]
+
     def _against(self, steps: list[Step], theirs: list[Any], slow: list[list[str]]) -> Difference | None:
+        self._theirs = theirs
         player = self._open(ours=True)
         names: dict[str, str] = {}
         other_names: dict[str, str] = {}

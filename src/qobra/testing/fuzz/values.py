@@ -71,6 +71,8 @@ class Values:
             self._member(result, member, driver, depth)
         if named or self.chance.random() < 0.5:
             result["node-name"] = self.world.free_node()
+        if driver.startswith("null"):
+            result["read-zeroes"] = True  # otherwise it counts as not allocated
         if driver == "quorum":
             result["vote-threshold"] = min(result["vote-threshold"], max(len(result["children"]), 1))
         return result
@@ -198,10 +200,11 @@ def _reopen(values: Values, depth: int) -> Any:
                 options[child] = options[child].get("node-name") or values.world.node()
         changed = values.options(driver=options["driver"])
         for key in values.chance.sample(list(changed), k=values.pick(0, 1, 1, 2)):
-            if key not in ("driver", "node-name", "filename") and not isinstance(changed[key], dict):
+            if key not in ("driver", "node-name", "filename", "aio-max-batch") and not isinstance(changed[key], dict):
                 options[key] = changed[key]
         if values.chance.random() < 0.3:
             options["read-only"] = values.chance.random() < 0.5
+        options.pop("aio-max-batch", None)  # cannot be given again, even as it is
         options.setdefault("discard", "ignore")  # left out, it means different things
         result.append(options)
     return result
@@ -276,8 +279,12 @@ HINTS: dict[str, Hint] = {
     "prealloc-align": lambda v, d: v.pick(4096, 65536, MIB, 1000),
     "prealloc-size": lambda v, d: v.pick(65536, MIB, 1000),
     "log-sector-size": lambda v, d: v.pick(512, 4096, 1000),
+    "blklogwrites.log": lambda v, d: {"driver": "file", "filename": "DIR/log.raw"},
+    "take-child-perms[]": lambda v, d: v.pick("consistent-read", "write", "write-unchanged", "resize"),
+    "unshare-child-perms[]": lambda v, d: v.pick("consistent-read", "write", "write-unchanged", "resize"),
     "aio": lambda v, d: v.pick("threads", "threads", "native", "io_uring"),
     "aio-max-batch": lambda v, d: v.pick(0, 1, 16),
+    "cache": lambda v, d: {v.pick("direct", "no-flush"): v.pick(True, False)},
     "event": lambda v, d: v.pick("read_aio", "write_aio", "flush_to_os"),
     "read-only": lambda v, d: v.chance.random() < 0.6,
     "node-name": lambda v, d: v.world.node(),

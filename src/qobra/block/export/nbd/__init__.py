@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
+from qobra.block import permissions
 from qobra.block.export.export import Export, kinds
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
@@ -29,29 +30,32 @@ class NbdExport(Export):
     """A node that NBD clients of the server see as the export ``name``."""
 
     type_name = "nbd"
-    share_resize = False
 
     def __init__(self, layer: BlockLayer, options: dict[str, Any], node: BlockNode, writable: bool) -> None:
-        server = layer.exports.nbd_server
+        super().__init__(layer, options, node, writable)
+        self.name: str = options.get("name", options["node-name"])
+        self.description: str = options.get("description", "")
+        self.allocation_depth: bool = options.get("allocation-depth", False)
+        self.bitmaps: list[DirtyBitmap] = []
+
+    def start(self) -> None:
+        server = self.layer.exports.nbd_server
         if server is None:
             raise QobraError("NBD server not running")
         self._server = server
-        self.name: str = options.get("name", options["node-name"])
-        self.description: str = options.get("description", "")
         if len(self.name.encode()) > p.MAX_STRING:
             raise QobraError(f"export name '{self.name}' too long")
         if len(self.description.encode()) > p.MAX_STRING:
             raise QobraError(f"description '{self.description}' too long")
         if server.lookup(self.name) is not None:
             raise QobraError(f"NBD server already has export named '{self.name}'")
-        self.allocation_depth: bool = options.get("allocation-depth", False)
-        self.bitmaps = _find_bitmaps(layer, node, options.get("bitmaps", []), writable)
-        super().__init__(layer, options, node, writable)
+        # Clients are told the size once.
+        self.backend.set_permissions(self.backend.perm, permissions.ALL & ~permissions.RESIZE)
+        node = self.backend.inserted()
+        self.bitmaps = _find_bitmaps(self.layer, node, self.options.get("bitmaps", []), self.writable)
         for bitmap in self.bitmaps:
             bitmap.busy = True
-
-    def start(self) -> None:
-        self._server.add(self)
+        server.add(self)
 
     def stop(self) -> None:
         self._server.forget(self)
