@@ -6,7 +6,7 @@ Two threads that each read and write would be as quick, but would scatter what t
 from __future__ import annotations
 
 import threading
-from queue import SimpleQueue
+from _queue import SimpleQueue
 
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.ranges import in_chunks, may_read_past, whole
