@@ -4,8 +4,12 @@
 
 Each run has fresh images, page-cached, and the runs are interleaved. For each row the medians in seconds and their
 ratio (above 1: Qobra is faster) are printed with the goal; ``merge`` is the time for merging two bitmaps of a 1 TiB
-disk, in milliseconds. The ``guest-`` rows tell which part of its idle 4K IOPS (random reads and writes, depth 16, over
-NBD) a guest keeps while that job runs at its default speed. The exit code is 1 if a goal is missed.
+disk, in milliseconds. The exit code is 1 if a goal is missed.
+
+The ``guest-`` rows are about a guest (random 4K reads and writes, depth 16, over NBD) that was at work for a while when
+a job begins at its default speed: which part it keeps of the IOPS that it has with no job, in the same seconds on the
+same images, for as long as the job runs or ``--window`` seconds. The first second of the job is told apart, and so is
+how long the job takes in all; the guest leaves at the end of the window.
 """
 
 from __future__ import annotations
@@ -25,7 +29,12 @@ from typing import Any
 GOAL = 1.3
 MERGE_GOAL_MS = 50.0
 GUEST_GOAL = 0.9
-GUEST_SECONDS = 2
+GUEST_LEAD = 2.0
+"""Seconds that the guest is at work before the job begins."""
+INTERVAL = 0.25
+"""Seconds of each count of what the guest got done."""
+JOB_LIMIT = 120.0
+"""Seconds after which a job is left alone."""
 ROWS = ("backup", "mirror", "stream", "commit", "merge", "guest-backup", "guest-mirror", "guest-stream", "guest-commit")
 
 DAEMONS = {
@@ -96,6 +105,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--size", default="4G")
     parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--window", type=float, default=8, help="seconds of a guest beside a job")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     for program in ("qemu-storage-daemon", "qemu-img", "qemu-io", "fio"):
@@ -126,19 +136,24 @@ def bench(directory: str, arguments: argparse.Namespace) -> int:
             missed = missed or not met
             continue
         if row.startswith("guest-"):
-            kept: dict[str, list[float]] = {name: [] for name in DAEMONS}
+            kept: dict[str, list[Kept]] = {name: [] for name in DAEMONS}
             for _ in range(arguments.runs):
                 for name, command in DAEMONS.items():
-                    kept[name].append(guest_keeps(directory, command, row.removeprefix("guest-"), full, size))
-            parts = {name: statistics.median(each) for name, each in kept.items()}
-            rows[row] = parts
-            met = parts["qobra"] >= GUEST_GOAL
+                    job = row.removeprefix("guest-")
+                    kept[name].append(guest_keeps(directory, command, job, full, size, arguments.window))
+            rows[row] = {}
+            for name, runs in kept.items():
+                rows[row] |= {f"{name}_{member}": statistics.median(each[member] for each in runs) for member in KEPT}
+            met = rows[row]["qobra_kept"] >= GUEST_GOAL
             missed = missed or not met
-            print(
-                f"{row:13} kept: qobra {parts['qobra']:5.2f}  qemu {parts['qemu']:5.2f}  goal {GUEST_GOAL:g} "
-                f"{'' if met else 'MISSED'}",
-                flush=True,
-            )
+            for name in DAEMONS:
+                kept_all, first, job_seconds, idle = (rows[row][f"{name}_{member}"] for member in KEPT)
+                verdict = "" if name == "qemu" else f"  goal {GUEST_GOAL:g} {'' if met else 'MISSED'}"
+                print(
+                    f"{row:13} {name:5}  kept {kept_all:5.2f}  in the first second {first:5.2f}  "
+                    f"job {job_seconds:6.2f} s  idle {idle:6.0f} IOPS{verdict}",
+                    flush=True,
+                )
             continue
         times: dict[str, list[float]] = {name: [] for name in DAEMONS}
         for _ in range(arguments.runs):
@@ -203,45 +218,81 @@ def start(directory: str, command: list[str], row: str, full: str, size: int) ->
     return daemon
 
 
-def guest_keeps(directory: str, command: list[str], row: str, full: str, size: int) -> float:
-    """The part of its idle IOPS that a guest keeps beside the job."""
+KEPT = ("kept", "first", "job", "idle")
+Kept = dict[str, float]
+"""What a guest kept beside a job, in all and in the first second; the job's seconds; the guest's IOPS without it."""
+
+
+def guest_keeps(directory: str, command: list[str], row: str, full: str, size: int, window: float) -> Kept:
+    """Compare a guest with itself: beside the job and without it."""
+    idle, _took = guest_beside(directory, command, row, full, size, window, job=False)
+    beside, took = guest_beside(directory, command, row, full, size, window, job=True)
+
+    def kept(seconds: float) -> float:
+        count = max(1, min(round(seconds / INTERVAL), len(idle), len(beside)))
+        return sum(beside[:count]) / max(1.0, sum(idle[:count]))
+
+    return {"kept": kept(min(took, window)), "first": kept(min(took, 1)), "job": took, "idle": statistics.mean(idle)}
+
+
+def guest_beside(
+    directory: str, command: list[str], row: str, full: str, size: int, window: float, *, job: bool
+) -> tuple[list[float], float]:
+    """The guest's IOPS in each interval from the moment on at which the job begins, and how long that takes."""
     daemon = start(directory, command, row, full, size)
     try:
-        path = os.path.join(directory, "nbd")
+        path, log = os.path.join(directory, "nbd"), os.path.join(directory, "guest")
         if os.path.exists(path):
             os.unlink(path)
         daemon.execute("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
         daemon.execute("block-export-add", type="nbd", id="e", node_name="source", name="x", writable=True)
-        uri = f"nbd+unix:///x?socket={path}"
-        random_io(uri, 1)
-        idle = random_io(uri, GUEST_SECONDS)
-        name, arguments = JOBS[row]
-        daemon.execute(name, job_id="j", auto_dismiss=False, **arguments)
-        beside = random_io(uri, GUEST_SECONDS)
-        if daemon.execute("query-jobs")[0]["status"] == "concluded":
-            print(f"guest-{row}: the job was over before the guest; use a larger --size", file=sys.stderr)
-        return beside / idle
+        lasting = GUEST_LEAD + window + 2
+        logging = (f"--write_iops_log={log}", f"--log_avg_msec={1000 * INTERVAL:g}", "--log_unix_epoch=1")
+        guest = subprocess.Popen([*fio(f"nbd+unix:///x?socket={path}", lasting), *logging], stdout=subprocess.DEVNULL)
+        time.sleep(GUEST_LEAD)
+        begin, took = time.time(), JOB_LIMIT
+        if job:
+            name, arguments = JOBS[row]
+            daemon.execute(name, job_id="j", auto_dismiss=False, **arguments)
+            while time.time() - begin < JOB_LIMIT:
+                status = daemon.execute("query-jobs")[0]["status"]
+                if status in ("concluded", "ready"):
+                    took = time.time() - begin
+                    break
+                time.sleep(0.02)
+        if guest.wait():
+            raise RuntimeError("fio failed")
+        return intervals(log + "_iops.1.log", begin, window), took
     finally:
         daemon.close()
 
 
-def random_io(uri: str, seconds: int) -> float:
+def intervals(log: str, begin: float, window: float) -> list[float]:
+    """What fio's log (milliseconds since the epoch, IOPS, ...) says of the intervals from ``begin`` on."""
+    counts = [0.0] * round(window / INTERVAL)
+    with open(log) as file:
+        for line in file:
+            milliseconds, value = line.split(",")[:2]
+            # Each value is of the interval that ends there.
+            index = round((int(milliseconds) / 1000 - begin) / INTERVAL - 0.5)
+            if 0 <= index < len(counts):
+                counts[index] += float(value)
+    return counts
+
+
+def random_io(uri: str, seconds: float) -> float:
     """IOPS of 4K random reads and writes."""
-    return iops(subprocess.run(fio(uri, seconds), check=True, stdout=subprocess.PIPE, text=True).stdout)
+    output = subprocess.run(fio(uri, seconds), check=True, stdout=subprocess.PIPE, text=True).stdout
+    job = json.loads(output[output.index("{") :])["jobs"][0]
+    return float(job["read"]["iops"] + job["write"]["iops"])
 
 
-def fio(uri: str, seconds: int) -> list[str]:
+def fio(uri: str, seconds: float) -> list[str]:
     """The command of the guest."""
     return [
         *("fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", "--rw=randrw", "--bs=4k", "--iodepth=16"),
-        *(f"--runtime={seconds}", "--time_based", "--randrepeat=1", "--thread", "--output-format=json"),
+        *(f"--runtime={seconds:g}", "--time_based", "--randrepeat=1", "--thread", "--output-format=json"),
     ]
-
-
-def iops(output: str) -> float:
-    """What a run of fio says."""
-    job = json.loads(output[output.index("{") :])["jobs"][0]
-    return float(job["read"]["iops"] + job["write"]["iops"])
 
 
 def merge_ms() -> float:
