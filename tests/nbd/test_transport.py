@@ -110,5 +110,5 @@ def test_certificates_that_are_not_there(tmp_path: Path) -> None:
 def test_pre_shared_keys_need_a_key(tmp_path: Path) -> None:
     keys = tmp_path / "keys.psk"
     keys.write_text("bob:0102\n")
-    with pytest.raises(QobraError, match="Python 3.13|No key for user"):
+    with pytest.raises(QobraError, match="No key for user"):
         client_context(psk_file=str(keys), username="alice")

@@ -132,12 +132,13 @@ def test_pre_shared_keys(serve: Any, pki: Path) -> None:
 def test_our_client_with_pre_shared_keys(serve: Any, pki: Path) -> None:
     served = serve(psk(pki))
     uri = served.uri(f"&tls-psk-file={pki}/keys.psk", "alice@")
-    if not getattr(ssl, "HAS_PSK", False):
-        with pytest.raises(QobraError, match=r"Python 3\.13"):
-            connect(uri)
-        return
     with connect(uri) as client:
         assert client.tls and client.pread(4, 0) == bytes(4)
+    (pki / "wrong.psk").write_text("alice:00000000000000000000000000000000\n")
+    with pytest.raises(QobraError):
+        connect(served.uri(f"&tls-psk-file={pki}/wrong.psk", "alice@"))
+    with pytest.raises(QobraError, match="No key for user 'carol'"):
+        connect(served.uri(f"&tls-psk-file={pki}/keys.psk", "carol@"))
 
 
 def test_our_client_with_certificates(serve: Any, pki: Path, tmp_path: Path) -> None:

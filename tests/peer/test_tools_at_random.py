@@ -16,7 +16,7 @@ from qobra.testing.tools.script import script
 
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io")
 
-SEEDS = 12
+SEEDS = 10
 """So many sequences of some eight commands each; under ``make soak`` fifty times as many."""
 
 

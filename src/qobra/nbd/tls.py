@@ -25,7 +25,7 @@ def client_context(
 
     ``certificates`` is a directory with ``ca-cert.pem`` and, where the server asks for one, ``client-cert.pem`` and
     ``client-key.pem``; without it the system's authorities are trusted. ``verify=False`` takes any certificate.
-    ``psk_file`` has lines ``user:hexkey``; ``username`` picks one (Python 3.13 or later). Raises QobraError.
+    ``psk_file`` has lines ``user:hexkey``; ``username`` picks one. Raises QobraError.
     """
     import ssl
 
@@ -59,15 +59,15 @@ def client_context(
 def _use_psk(context: ssl.SSLContext, path: str, username: str) -> None:
     import ssl
 
-    if not getattr(ssl, "HAS_PSK", False):
-        raise QobraError("TLS with pre-shared keys needs Python 3.13 or later", errno=errno.ENOTSUP)
+    from qobra.psk import offer_key
+
     key = _find_key(path, username)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     # OpenSSL's callback speaks TLS 1.2's pre-shared keys, which every peer with PSK has.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("PSK")
-    context.set_psk_client_callback(lambda _hint: (username, key))  # type: ignore[attr-defined]
+    offer_key(context, username, key)
 
 
 def _find_key(path: str, username: str) -> bytes:

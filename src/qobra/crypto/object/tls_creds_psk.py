@@ -38,11 +38,11 @@ class TlsCredsPsk(LoadableTlsCreds):
         require_tls12(context, self.priority)
         context.set_ciphers("kPSK:kECDHEPSK:kDHEPSK")
         if server:
-            from qobra.crypto.psk import serve_keys
+            from qobra.psk import serve_keys
 
             serve_keys(context, keys.get)
         else:
-            from qobra.crypto.psk import offer_key
+            from qobra.psk import offer_key
 
             username = self.username or "qemu"
             if username not in keys:
