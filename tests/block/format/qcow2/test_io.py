@@ -375,3 +375,24 @@ def test_a_backing_file_that_names_itself_is_refused(lab):
     lab.create("b", size=CLUSTER, backing_file="a", backing_fmt="qcow2")
     with pytest.raises(QobraError):
         lab.open("a", read_only=True)
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "alloc", "zero"),
+    [
+        (2, 2, 0xFFFFFFFD, 0x2),  # a whole subcluster with data
+        (0, 32, 0xFFFF0000, 0xFFFF),
+        (1, 4, 0xFFFFFFFD, 0x2),  # the whole one in it; what is beside is written
+        (1, 1, 0xFFFFFFFF, 0),  # none is whole
+        (33, 31, 0x0001FFFF, 0xFFFE0000),
+    ],
+)
+def test_whole_subclusters_are_zeroed_in_the_mapping(lab, start, length, alloc, zero):
+    lab.create("a", size=1 << 20, extended_l2=True)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * 65536)
+        disk.backend.write_zeroes(start * 1024, length * 1024)
+        part = disk.node.image.tables.find(0)
+        assert part.words[1] == zero << 32 | alloc
+        want = b"x" * start * 1024 + bytes(length * 1024) + b"x" * (64 - start - length) * 1024
+        assert disk.read(0, 65536) == want

@@ -121,19 +121,26 @@ class Zeroing:
         image = self._image
         size = image.cluster_size // layout.SUBCLUSTERS
         base = start & ~image.cluster_mask
-        easy = self._edge_is_easy(start, end)
-        low = start // size if easy else -(-start // size)
-        high = -(-end // size) if easy or end == image.node.length else end // size
-        done = low < high and self._set_zero_bits(base, low - base // size, high - base // size, easy)
-        if not done:
+        first = base // size
+        low, high = -(-start // size), -(-end // size) if end == image.node.length else end // size
+        if self._edge_is_easy(start, end):
+            wide_low, wide_high = start // size, -(-end // size)
+            partly = (1 << wide_low - first if wide_low < low else 0) | (1 << high - first if high < wide_high else 0)
+            if partly and self._set_zero_bits(base, wide_low - first, wide_high - first, partly):
+                return
+        if low >= high or not self._set_zero_bits(base, low - first, high - first, 0):
             image.node.write_zero_bytes(start, end - start)
             return
         for piece_start, piece_end in ((start, low * size), (high * size, end)):
             if piece_start < piece_end:
                 image.node.write_zero_bytes(piece_start, piece_end - piece_start)
 
-    def _set_zero_bits(self, base: int, low: int, high: int, rest_is_zero: bool) -> bool:
-        """Subclusters ``low`` to ``high`` of the cluster at guest ``base`` read as zeroes from now on."""
+    def _set_zero_bits(self, base: int, low: int, high: int, partly: int) -> bool:
+        """Subclusters ``low`` to ``high`` of the cluster at guest ``base`` read as zeroes from now on.
+
+        ``partly`` has the bits of those whose rest was found to read as zeroes: there must be no data in them.
+        False, and nothing done, where that cannot be.
+        """
         image = self._image
         cluster = base >> image.cluster_bits
         bits = ((1 << high) - 1) & ~((1 << low) - 1)
@@ -143,10 +150,8 @@ class Zeroing:
             index = (cluster & image.tables.slice_mask) * 2
             if part is not None and part.words[index] & _COMPRESSED:
                 return False
-            if part is not None and rest_is_zero and part.words[index + 1] & bits:
-                edge_bits = 1 << low | 1 << (high - 1)
-                if part.words[index + 1] & edge_bits:
-                    return False
+            if part is not None and part.words[index + 1] & partly:
+                return False  # someone has written to the rest meanwhile, or will in place
             image.before_allocating()
             part = image.tables.writable(cluster)
             bitmap = (part.words[index + 1] | bits << 32) & ~bits
