@@ -1,5 +1,5 @@
 class Mover:
-    """Moves runs of files into the file ``target``. One thread gives the work, others :meth:`work`.
+    """Moves runs of files into the file ``target``. One thread gives the work, and may help; others :meth:`work`.
 
     What is zero in units of ``unit`` bytes of the copy (0: nothing is looked at) is left out. ``cluster`` is the size
     of the clusters for which places are provided; 0: byte N of the copy goes to byte ``base`` + N of the target.
@@ -20,8 +20,8 @@ class Mover:
     def failed(self) -> int:
         """The number of the error that stopped the threads, 0 if there was none."""
 
-    def wait(self, pushed: int) -> None:
-        """Wait until so many bytes of the runs are moved, or a thread has failed."""
+    def help(self, pushed: int) -> None:
+        """Work like the threads until so many bytes of the runs are moved, or a thread has failed."""
 
     def take(self) -> list[tuple[int, int, int]]:
         """``(start, host, length)`` of clusters that got a place and are written, each told once, in order."""

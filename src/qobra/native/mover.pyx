@@ -1,10 +1,10 @@
 """Data moved from files into one file without the GIL, by a few threads: the hot loop of a plain conversion.
 
-A *run* is a stretch of a source file with its place in the copy. Threads take *chunks*, as much as fits into a buffer of
-one or several runs, in order, read them and look for zeroes in them side by side. In their order again the chunks get
-their places in the target (a cluster for each that holds data, or what follows from the place in the copy), and then they
-are written. So the target is laid out as if one thread had done it all. What is zero is left out: the target has to read as
-zeroes there.
+A *run* is a stretch of a source file with its place in the copy. Threads take *chunks*, as much as fits into a buffer
+of one or several runs, in order, read them and look for zeroes in them side by side. In their order again the chunks
+get their places in the target (a cluster for each that holds data, or what follows from the place in the copy), and
+then they are written. So the target is laid out as if one thread had done it all. What is zero is left out: the target
+has to read as zeroes there.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -73,6 +73,12 @@ cdef struct Piece:           # of a buffer
     int64_t place            # in the copy; in the target for one that is to be written
 
 
+cdef struct Room:            # of a thread
+    uint8_t *buffer
+    Run *parts
+    Piece *pieces
+    Piece *writes
+
 cdef struct Queue:
     char *items
     size_t size              # of an item
@@ -136,6 +142,7 @@ cdef class Mover:
     cdef int64_t _unplaced            # bytes that were taken and have no place yet
     cdef int64_t _last_cluster, _last_host
     cdef int _failure
+    cdef Room _room                   # of whoever gives the work
 
     def __cinit__(self, int target, int64_t unit, int64_t cluster, int64_t base=0):
         if (unit and unit < LEAST) or (cluster and (cluster < LEAST or cluster & (cluster - 1))) or base < 0:
@@ -151,6 +158,7 @@ cdef class Mover:
         free(self._runs.items)
         free(self._places.items)
         free(self._mappings.items)
+        free_room(&self._room)
         pthread_cond_destroy(&self._changed)
         pthread_cond_destroy(&self._written)
         pthread_mutex_destroy(&self._mutex)
@@ -194,12 +202,15 @@ cdef class Mover:
     def failed(self):
         return self._failure
 
-    def wait(self, int64_t pushed):
+    def help(self, int64_t pushed):
         cdef timespec until
-        while True:
+        cdef bint is_done = False
+        if self._room.buffer == NULL and not self._make_room(&self._room):
+            raise MemoryError
+        while not is_done:
             with nogil:
                 pthread_mutex_lock(&self._mutex)
-                if self._moved < pushed and not self._failure:
+                if self._moved < pushed and not self._failure and not self._move_chunk(&self._room, False):
                     # A signal is looked for now and then.
                     clock_gettime(CLOCK_REALTIME, &until)
                     until.tv_nsec += 100_000_000
@@ -207,10 +218,9 @@ cdef class Mover:
                         until.tv_nsec -= 1_000_000_000
                         until.tv_sec += 1
                     pthread_cond_timedwait(&self._written, &self._mutex, &until)
+                is_done = self._moved >= pushed or self._failure
                 pthread_mutex_unlock(&self._mutex)
             PyErr_CheckSignals()
-            if self._moved >= pushed or self._failure:
-                return
 
     def take(self):
         cdef Mapping found
@@ -254,53 +264,60 @@ cdef class Mover:
             self._work()
 
     cdef void _work(self) noexcept nogil:
+        cdef Room room
+        cdef bint has_room = self._make_room(&room)
+        pthread_mutex_lock(&self._mutex)
+        if has_room:
+            while self._move_chunk(&room, True):
+                pass
+        else:
+            self._fail(ENOMEM)
+        pthread_mutex_unlock(&self._mutex)
+        free_room(&room)
+
+    cdef bint _make_room(self, Room *room) noexcept nogil:
         cdef size_t most_pieces = PARTS + (CHUNK // self._unit + PARTS if self._unit else 0)
         cdef size_t most_writes = most_pieces + (CHUNK // self._cluster + PARTS if self._cluster else 0)
-        cdef uint8_t *buffer = <uint8_t *>malloc(CHUNK)
-        cdef Run *parts = <Run *>malloc(PARTS * sizeof(Run))
-        cdef Piece *pieces = <Piece *>malloc(most_pieces * sizeof(Piece))
-        cdef Piece *writes = <Piece *>malloc(most_writes * sizeof(Piece))
+        room.buffer = <uint8_t *>malloc(CHUNK)
+        room.parts = <Run *>malloc(PARTS * sizeof(Run))
+        room.pieces = <Piece *>malloc(most_pieces * sizeof(Piece))
+        room.writes = <Piece *>malloc(most_writes * sizeof(Piece))
+        return room.buffer != NULL and room.parts != NULL and room.pieces != NULL and room.writes != NULL
+
+    cdef bint _move_chunk(self, Room *room, bint waits) noexcept nogil:
+        """Move a chunk, with the lock held before and after. False if there is none, or, if it ``waits``, will be."""
         cdef int64_t number, length
-        cdef size_t count
+        cdef size_t count = self._take_chunk(room.parts, &length, waits)
         cdef int failure
-        pthread_mutex_lock(&self._mutex)
-        if buffer == NULL or parts == NULL or pieces == NULL or writes == NULL:
-            self._fail(ENOMEM)
-        while True:
-            count = self._take_chunk(parts, &length)
-            if not count:
-                break
-            number = self._taken
-            self._taken += 1
-            self._unplaced += length
-            self._lengths[number % WINDOW] = length
-            pthread_mutex_unlock(&self._mutex)
-            failure = self._read(parts, &count, buffer, pieces)
-            pthread_mutex_lock(&self._mutex)
-            if failure:
-                self._fail(failure)
-            while self._turn != number and not self._stopped:
-                pthread_cond_wait(&self._changed, &self._mutex)
-            if self._stopped:
-                break
-            count = self._place(number, pieces, count, writes)
-            self._unplaced -= length
-            self._turn += 1
-            if self._stopped:
-                break
-            pthread_cond_broadcast(&self._changed)
-            pthread_mutex_unlock(&self._mutex)
-            failure = write_all(self._target, buffer, writes, count)
-            pthread_mutex_lock(&self._mutex)
-            if failure:
-                self._fail(failure)
-                break
-            self._finish(number)
+        if not count:
+            return False
+        number = self._taken
+        self._taken += 1
+        self._unplaced += length
+        self._lengths[number % WINDOW] = length
         pthread_mutex_unlock(&self._mutex)
-        free(buffer)
-        free(parts)
-        free(pieces)
-        free(writes)
+        failure = self._read(room.parts, &count, room.buffer, room.pieces)
+        pthread_mutex_lock(&self._mutex)
+        if failure:
+            self._fail(failure)
+        while self._turn != number and not self._stopped:
+            pthread_cond_wait(&self._changed, &self._mutex)
+        if self._stopped:
+            return False
+        count = self._place(number, room.pieces, count, room.writes)
+        self._unplaced -= length
+        self._turn += 1
+        if self._stopped:
+            return False
+        pthread_cond_broadcast(&self._changed)
+        pthread_mutex_unlock(&self._mutex)
+        failure = write_all(self._target, room.buffer, room.writes, count)
+        pthread_mutex_lock(&self._mutex)
+        if failure:
+            self._fail(failure)
+            return False
+        self._finish(number)
+        return True
 
     cdef void _fail(self, int number) noexcept nogil:
         if not self._failure:
@@ -309,8 +326,8 @@ cdef class Mover:
         pthread_cond_broadcast(&self._changed)
         pthread_cond_broadcast(&self._written)
 
-    cdef size_t _take_chunk(self, Run *parts, int64_t *length) noexcept nogil:
-        """Wait for runs and take a chunk of them: its parts, and how many there are. 0 when there will be none."""
+    cdef size_t _take_chunk(self, Run *parts, int64_t *length, bint waits) noexcept nogil:
+        """Take a chunk of the runs: its parts, and how many there are. 0 if there are none, or will be none."""
         cdef Run *run
         cdef size_t count = 0
         cdef int64_t position, room, size
@@ -339,7 +356,7 @@ cdef class Mover:
                         run.start += size
                         run.length -= size
                 return count
-            if self._closed and not self._runs.count:
+            if not waits or (self._closed and not self._runs.count):
                 return 0
             pthread_cond_wait(&self._changed, &self._mutex)
         return 0
@@ -439,6 +456,13 @@ cdef class Mover:
             pthread_cond_broadcast(&self._written)
             if self._taken - before >= WINDOW:
                 pthread_cond_broadcast(&self._changed)
+
+
+cdef void free_room(Room *room) noexcept nogil:
+    free(room.buffer)
+    free(room.parts)
+    free(room.pieces)
+    free(room.writes)
 
 
 cdef void read_ahead(int fd, int64_t offset, int64_t length) noexcept nogil:

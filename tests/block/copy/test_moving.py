@@ -192,7 +192,7 @@ def test_data_without_a_place_is_a_failure(tmp_path: Any) -> None:
         mover = native.Mover(stream.fileno(), 4096, 65536)
         mover.push(stream.fileno(), 0, 0, 4096)
         mover.work()
-        mover.wait(4096)
+        mover.help(4096)
         assert mover.failed and mover.take() == []
 
 

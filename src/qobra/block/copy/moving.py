@@ -153,7 +153,7 @@ class _Moving:
         self._pending: deque[tuple[Step, int]] = deque()
         """Steps whose data are being moved, with the bytes of all runs up to their end."""
         self._threads = [
-            threading.Thread(target=self._mover.work, name="mover", daemon=True) for _number in range(workers)
+            threading.Thread(target=self._mover.work, name="mover", daemon=True) for _number in range(workers - 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -251,7 +251,7 @@ class _Moving:
         self._wait(self._mover.pushed)
 
     def _wait(self, pushed: int) -> None:
-        self._mover.wait(pushed)
+        self._mover.help(pushed)
         self._map()
         if self._mover.failed:
             raise _Failed
