@@ -114,12 +114,17 @@ class VirtioBalloon(VirtioDevice):
     @property
     def actual(self) -> int:
         """Bytes that the guest has left."""
-        return int(self.board.ram_size - self.actual_pages * _PAGE)
+        return self._memory - self.actual_pages * _PAGE
+
+    @property
+    def _memory(self) -> int:
+        # Modules that were plugged in are taken from as well.
+        modules = (each["size"] for each in self.board.memory_devices() if each["kind"] == "dimm")
+        return int(self.board.ram_size + sum(modules))
 
     def set_target(self, size: int) -> None:
         """Ask the guest to keep ``size`` bytes."""
-        size = min(size, self.board.ram_size)
-        self.target_pages = (self.board.ram_size - size) // _PAGE
+        self.target_pages = (self._memory - min(size, self._memory)) // _PAGE
         self.notify_config()
 
     def statistics(self) -> dict[str, Any]:

@@ -358,7 +358,7 @@ class VirtioNet(VirtioDevice, Nic):
             "multicast-overflow": self.multicast_overflow,
             "unicast-overflow": self.unicast_overflow,
             "main-mac": self.address.hex(":"),
-            "vlan-table": sorted(self.vlans) if self.has(F_CTRL_VLAN) else [],
+            "vlan-table": sorted(self.vlans if self.has(F_CTRL_VLAN) else range(4096), reverse=True),
             "unicast-table": [each.hex(":") for each in self.unicast],
             "multicast-table": [each.hex(":") for each in self.multicast],
         }
