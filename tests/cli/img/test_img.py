@@ -383,3 +383,13 @@ def test_errors_come_before_what_is_still_in_the_buffer_of_a_pipe(environment: d
         "Warning: Image size mismatch!",
     ]
     assert done.returncode == 4
+
+
+def test_a_data_file_s_name_starts_from_where_the_program_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkdir("d")
+    assert run("create", "-q", "-f", "qcow2", "-o", "data_file=d/data", "d/a.q", "1M") == 0
+    assert os.listdir() == ["d"] and sorted(os.listdir("d")) == ["a.q", "data"]
+    write("d/a.q", b"x" * 512, 0, "qcow2")
+    assert (here / "d" / "data").read_bytes()[:512] == b"x" * 512
+    monkeypatch.chdir(here / "d")
+    assert run("convert", "-O", "raw", "a.q", "a.raw") == 1

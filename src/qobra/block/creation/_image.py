@@ -174,7 +174,7 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
     if not bare:
         made = [protocol]
         try:
-            _format(layer, protocol, fmt, target.convert(values), filename, made)
+            _format(layer, protocol, fmt, target.convert(values), made)
         except (QobraError, OSError):
             for each in made:
                 _delete(each)
@@ -191,9 +191,7 @@ def _delete(protocol: Options) -> None:
             pass  # what went wrong before is told
 
 
-def _format(
-    layer: BlockLayer, protocol: Options, fmt: str, options: Options, filename: str, made: list[Options]
-) -> None:
+def _format(layer: BlockLayer, protocol: Options, fmt: str, options: Options, made: list[Options]) -> None:
     """Make the format in the file; a data file of its own is added to what was ``made``."""
     driver = drivers.find(fmt)
     assert driver is not None
@@ -202,7 +200,7 @@ def _format(
         file = _open_for_creation(layer, protocol, roots)
         if "data-file" in options:
             name = options["data-file"]
-            path = parse_filename(relative_to(name, filename))
+            path = parse_filename(name)
             data_driver = drivers.find(path["driver"])
             if data_driver is not None and data_driver.creatable:
                 data_driver.create({**path, "size": 0})  # type: ignore[attr-defined]

@@ -138,7 +138,7 @@ def _flush(base: BlockNode) -> None:
     try:
         base.flush()
     except (OSError, QobraError) as error:
-        raise ToolError(f"error while writing: {reason(error)}")
+        raise ToolError(f"Block job failed: {reason(error)}")
 
 
 def _empty(top: BlockNode) -> None:

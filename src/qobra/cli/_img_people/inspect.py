@@ -169,7 +169,7 @@ def _examine(images: Images, filename: str, check: bool, report: dict[str, Any])
         report["references"].append({"kind": "backing file", "name": name, **_reach(name, path)})
     data = ((info.get("format-specific") or {}).get("data") or {}).get("data-file")
     if data:
-        report["references"].append({"kind": "data file", "name": data, **_reach(data, path)})
+        report["references"].append({"kind": "data file", "name": data, **_reach(data, path, "")})
     for extent in ((info.get("format-specific") or {}).get("data") or {}).get("extents", ()):
         other = extent.get("filename", "")
         if other and os.path.realpath(other) != os.path.realpath(path):
@@ -188,14 +188,14 @@ def _examine(images: Images, filename: str, check: bool, report: dict[str, Any])
             report["problems"] += texts[:10]
 
 
-def _reach(name: str, path: str) -> dict[str, Any]:
-    """What opening a name would mean."""
+def _reach(name: str, path: str, start: str | None = None) -> dict[str, Any]:
+    """What opening a name in the image ``path`` would mean; it is relative to that, or to ``start``."""
     from qobra.block.filename import protocol_of, relative_to
 
     protocol = protocol_of(name)
     if protocol:
         return {"protocol": protocol}
-    full = os.path.realpath(relative_to(name, path))
+    full = os.path.realpath(relative_to(name, path if start is None else start))
     inside = os.path.dirname(full) == os.path.dirname(os.path.realpath(path))
     return {"path": full, "same-directory": inside}
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
 from qobra.block.extents import Extent
-from qobra.block.filename import parse_filename, relative_to
+from qobra.block.filename import parse_filename
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.bitmaps import StoredBitmaps
 from qobra.block.format.qcow2.header import parse_header
@@ -174,8 +174,8 @@ class Qcow2Disk(BlockNode):
         if "data-file" in opening.options:
             opening.child("data-file", permissions.ROLE_DATA)
         elif header.data_file:
-            reference = parse_filename(relative_to(header.data_file, self.file.filename))
-            opening.attach("data-file", permissions.ROLE_DATA, reference)
+            # As it is: unlike a backing file's, the name does not start from where the image lies.
+            opening.attach("data-file", permissions.ROLE_DATA, parse_filename(header.data_file))
         else:
             raise QobraError("'data-file' is required for this image")
         self.image.data = self.children["data-file"]
