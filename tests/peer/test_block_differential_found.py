@@ -145,3 +145,26 @@ def test_exports_and_their_node(q: Run) -> None:
     q("block-export-add", {**export, "node-name": "top"})
     q.do("block_resize", node_name="top", size=2 * MIB)
     q("query-block-exports")
+
+
+@against_storage_daemon
+def test_backing_files_are_busy(q: Run) -> None:
+    q.add("null-co", node_name="n", size=MIB)
+    q.add("null-co", node_name="n2", size=MIB)
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "base", "1M")
+    base = {"driver": "qcow2", "node-name": "base", "file": q.file("base")}
+    disk(q, "top", backing=base)
+    q.do("blockdev-mirror", job_id="j", device="n", target="base", sync="full")
+    q.do("blockdev-mirror", job_id="j", device="top", target="base", sync="full")
+    q.do("blockdev-mirror", job_id="j", device="top", target="n", sync="full", replaces="base")
+    q.do("blockdev-backup", job_id="j", device="n", target="base", sync="full")
+    q.do("block_resize", node_name="base", size=MIB)
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "other", "1M")
+    q.add("qcow2", node_name="o", file=q.file("other"), backing="nope")
+    q.add("qcow2", node_name="o", file=q.file("other"), backing={"driver": "file", "filename": "nope"})
+    q.add("qcow2", node_name="o", file=q.file("other"), backing={"driver": "null-co", "node-name": "o"})
+    q.tool("qemu-img", "create", "-q", "flat", "1M")
+    q.add("file", node_name="flat", filename=q.path("flat"))
+    q.do("blockdev-create", job_id="c", options={"driver": "qcow2", "file": "flat", "data-file": "flat", "size": MIB})
+    q.wait("JOB_STATUS_CHANGE", id="c", status="concluded")
+    q("query-jobs")

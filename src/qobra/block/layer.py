@@ -225,6 +225,16 @@ class BlockLayer:
         if reasons:
             raise QobraError(f"Node '{self.device_or_node_name(node)}' is busy: {reasons[0]}")
 
+    def check_free(self, node: BlockNode) -> None:
+        """:meth:`check_blockers`, and refuse also a node that is the backing file of another."""
+        self.check_blockers(node)
+        for parent, name in reversed(self.graph.parents(node)):
+            if name == "backing" and not parent.is_filter:
+                raise QobraError(
+                    f"Node '{self.device_or_node_name(node)}' is busy: "
+                    f"node is used as backing hd of '{self.device_or_node_name(parent)}'"
+                )
+
     def find_device(self, device: str | None, node_name: str | None) -> BlockNode:
         """The node that a command's ``device`` or ``node-name`` argument means. Raises QobraError in QEMU's words."""
         if device is not None and device in self.backends:

@@ -191,7 +191,7 @@ class Opener:
         try:
             backing = opening.attach("backing", permissions.ROLE_COW, reference)
         except QobraError as error:
-            raise error.prefixed(_BACKING_FAILED) if from_header else error
+            raise error.prefixed(_BACKING_FAILED)
         else:
             if from_header:
                 node.auto_backing = node.backing_filename, backing.filename  # type: ignore[attr-defined]

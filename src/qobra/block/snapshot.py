@@ -51,13 +51,7 @@ def blockdev_snapshot_sync(layer: BlockLayer, args: Options) -> Change:
 
 def _snapshot_source(layer: BlockLayer, device: str | None, node_name: str | None) -> BlockNode:
     node = layer.find_device(device, node_name)
-    layer.check_blockers(node)
-    for parent, name in reversed(layer.graph.parents(node)):
-        if name == "backing" and not parent.is_filter:
-            raise QobraError(
-                f"Node '{layer.device_or_node_name(node)}' is busy: "
-                f"node is used as backing hd of '{layer.device_or_node_name(parent)}'"
-            )
+    layer.check_free(node)
     if not node.read_only:
         try:
             node.flush()

@@ -116,7 +116,7 @@ def block_resize(machine: Machine, args: dict[str, Any]) -> None:
     if size < 0:
         raise QobraError("Parameter 'size' expects a >0 size")
     try:
-        block.check_blockers(node)
+        block.check_free(node)
     except QobraError:
         raise QobraError(f"Device '{args.get('device', '(null)')}' is in use")
     block.resize(node, size)

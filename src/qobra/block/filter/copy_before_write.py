@@ -58,11 +58,14 @@ class CopyBeforeWriteNode(FilterNode):
             self.once.todo.set_all()
         timeout = opening.options.get("cbw-timeout", 0)
         if timeout:
-            self.once.timed = TimedCopies(self.layer), timeout
+            self._timed = TimedCopies(self.layer)
+            self.once.timed = self._timed, timeout
 
     def close(self) -> None:
-        if self.once.timed is not None:
-            self.once.timed[0].close()
+        if self._timed is not None:
+            self._timed.close()
+
+    _timed: TimedCopies | None = None
 
     _readable: DirtyBitmap | None = None
     """What can be read of the point in time, in whole clusters; None: everything."""

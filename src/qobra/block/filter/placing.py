@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.opening import OpenedNodes
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def insert_filter(
     backend keeps it in the graph until something else does; the caller removes it. Raises QobraError, with ``refusal``
     before the reason where that is the filter's own; then nothing has changed.
     """
-    opened: list[BlockNode] = []
+    opened = OpenedNodes()
     holder = BlockBackend(layer, perm=0, shared=permissions.ALL, description="a filter that is being put in place")
     try:
         try:
@@ -46,6 +47,7 @@ def insert_filter(
             change.set_root(holder, node)
     except BaseException:
         layer.close_nodes(list(reversed(opened)))
+        opened.withdraw()
         raise
     return node, holder
 

@@ -57,6 +57,13 @@ class CreateJob(Job):
                 else:
                     self.layer.open(reference, root=root)
                 self._roots[name] = root
+        file, data = (self._roots[name].inserted() if name in self._roots else None for name in CHILDREN)
+        if file is not None and file is data:
+            image, uses = self.layer.opener.new_node_name(), f"(uses node '{file.node_name}' as"
+            raise QobraError(
+                f"Permission conflict on node '{file.node_name}': permissions 'resize' are both required by node "
+                f"'{image}' {uses} 'file' child) and unshared by node '{image}' {uses} 'data-file' child)."
+            )
 
     def run(self) -> None:
         try:

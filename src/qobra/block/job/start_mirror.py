@@ -27,7 +27,7 @@ def mirror_plan(layer: BlockLayer, source: BlockNode, target: BlockNode, args: O
     if granularity & (granularity - 1):
         raise QobraError("Parameter 'granularity' expects a power of 2")
     layer.check_blockers(source)
-    layer.check_blockers(target)
+    layer.check_free(target)
     sync = args["sync"]
     if sync == "top" and backing_of(source) is None:
         sync = "full"
@@ -73,7 +73,7 @@ def replaceable(layer: BlockLayer, source: BlockNode, name: str) -> BlockNode:
     node = layer.graph.find(name)
     if node is None:
         raise QobraError(f"Failed to find node with node-name='{name}'")
-    layer.check_blockers(node)
+    layer.check_free(node)
     if not can_replace(source, node):
         raise QobraError(
             f"Cannot replace '{name}' by a node mirrored from '{source.node_name}', because it cannot be guaranteed "

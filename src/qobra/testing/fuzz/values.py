@@ -200,11 +200,14 @@ def _reopen(values: Values, depth: int) -> Any:
                 options[child] = options[child].get("node-name") or values.world.node()
         changed = values.options(driver=options["driver"])
         for key in values.chance.sample(list(changed), k=values.pick(0, 1, 1, 2)):
-            if key not in ("driver", "node-name", "filename", "aio-max-batch") and not isinstance(changed[key], dict):
+            if key not in ("driver", "node-name", "filename", "aio-max-batch", "force-share") and not isinstance(
+                changed[key], dict
+            ):
                 options[key] = changed[key]
         if values.chance.random() < 0.3:
             options["read-only"] = values.chance.random() < 0.5
-        options.pop("aio-max-batch", None)  # cannot be given again, even as it is
+        for key in ("aio-max-batch", "force-share"):  # cannot be given again, even as they are
+            options.pop(key, None)
         options.setdefault("discard", "ignore")  # left out, it means different things
         result.append(options)
     return result
