@@ -84,10 +84,12 @@ def info_numa(machine: Machine, args: dict[str, Any]) -> str:
     assert board is not None
     lines = [f"{len(board.numa.nodes)} nodes"]
     present = {cpu.index for cpu in board.cpus}
+    plugged = board.memory_devices()
     for number, node in sorted(board.numa.nodes.items()):
         cpus = "".join(f" {cpu}" for cpu in sorted(node.cpus & present))
-        lines += [f"node {number} cpus:{cpus}", f"node {number} size: {(node.memory or 0) >> 20} MB"]
-        lines.append(f"node {number} plugged: 0 MB")
+        more = sum(each["size"] for each in plugged if each["info"].get("node", 0) == number)
+        lines += [f"node {number} cpus:{cpus}", f"node {number} size: {(node.memory or 0) + more >> 20} MB"]
+        lines.append(f"node {number} plugged: {more >> 20} MB")
     return "\n".join(lines) + "\n"
 
 
