@@ -12,6 +12,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.extents import DATA, ZERO
 from qobra.block.layer import BlockLayer
 from qobra.block.permissions import CONSISTENT_READ, RESIZE, WRITE
+from qobra.errors import QobraError
 
 MIB = 1 << 20
 
@@ -61,3 +62,17 @@ def test_a_file_that_was_cut_and_grew_ends_with_a_hole(node: Any) -> None:
     node.truncate(65536)
     node.truncate(MIB)
     assert kinds(node, 0, MIB) == [(DATA, 65536), (ZERO, MIB - 65536)]
+
+
+def test_a_file_that_bypasses_the_cache_grows_from_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "empty"
+    path.write_bytes(b"")
+    layer = BlockLayer()
+    options = {"driver": "file", "node-name": "e", "filename": str(path), "cache": {"direct": True}}
+    try:
+        node = layer.add_node(options)
+    except QobraError:
+        pytest.skip("the file system has no direct I/O")
+    layer.resize(node, 8192)
+    assert path.read_bytes() == bytes(8192) and node.length == 8192
+    layer.close()

@@ -438,5 +438,12 @@ def preallocate(fd: int, old_length: int, length: int, preallocation: str) -> No
     else:
         raise QobraError(f"Unsupported preallocation mode: {preallocation}", errno=errno.ENOTSUP)
     if preallocation != "full" and not old_length and length:
-        # Direct I/O finds out its alignment by reading the first block, which tells nothing in a hole.
-        os.pwrite(fd, bytes(min(length, DIRECT_ALIGNMENT)), 0)
+        # Direct I/O finds out its alignment by reading the first block, which tells nothing in a hole. The file may be
+        # open for direct I/O itself.
+        size = min(length, DIRECT_ALIGNMENT)
+        with locks.aligned_buffer(DIRECT_ALIGNMENT) as zeroes:
+            fill_zero(zeroes)
+            try:
+                os.pwrite(fd, zeroes[:size], 0)
+            except OSError:
+                pass  # others do without this help
