@@ -37,6 +37,11 @@ cdef extern from "<fcntl.h>" nogil:
     int posix_fadvise(int, off_t, off_t, int)
     int POSIX_FADV_WILLNEED
 
+cdef extern from "<sys/vfs.h>" nogil:
+    struct statfs:
+        int64_t f_type
+    int fstatfs(int, statfs *)
+
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base
@@ -49,6 +54,7 @@ cdef enum:
     PARTS = 128              # runs that may have a part in a chunk
     WINDOW = 64              # chunks that may be under way at a time
     RESERVE = 64 << 10       # writes of so much are cheaper, by a fifth on ext4, where the space is reserved before
+    TMPFS = 0x01021994       # f_type of statfs(2)
     LEAST = 512              # of a cluster, and of a unit of zero detection
 
 cdef struct Run:
@@ -130,6 +136,7 @@ cdef class Mover:
     cdef pthread_cond_t _changed      # something that a thread waits for
     cdef pthread_cond_t _written      # a chunk was written, for whoever waits for that
     cdef int _target
+    cdef bint _reserves               # space, before it is written to
     cdef int64_t _unit, _cluster, _base
     cdef Queue _runs, _places, _mappings
     cdef bint _closed, _stopped
@@ -145,6 +152,7 @@ cdef class Mover:
     cdef Room _room                   # of whoever gives the work
 
     def __cinit__(self, int target, int64_t unit, int64_t cluster, int64_t base=0):
+        cdef statfs system
         if (unit and unit < LEAST) or (cluster and (cluster < LEAST or cluster & (cluster - 1))) or base < 0:
             raise ValueError("a unit or cluster that cannot be")
         pthread_mutex_init(&self._mutex, NULL)
@@ -153,6 +161,8 @@ cdef class Mover:
         self._target, self._unit, self._cluster, self._base = target, unit, cluster, base
         self._runs.size, self._places.size, self._mappings.size = sizeof(Run), sizeof(Place), sizeof(Mapping)
         self._last_cluster = -1
+        # In memory, space that is reserved is also zeroed.
+        self._reserves = fstatfs(target, &system) == 0 and system.f_type != TMPFS
 
     def __dealloc__(self):
         free(self._runs.items)
@@ -311,7 +321,7 @@ cdef class Mover:
             return False
         pthread_cond_broadcast(&self._changed)
         pthread_mutex_unlock(&self._mutex)
-        failure = write_all(self._target, room.buffer, room.writes, count)
+        failure = write_all(self._target, room.buffer, room.writes, count, self._reserves)
         pthread_mutex_lock(&self._mutex)
         if failure:
             self._fail(failure)
@@ -490,13 +500,15 @@ cdef int read_all(int fd, uint8_t *buffer, size_t size, int64_t offset) noexcept
     return 0
 
 
-cdef int write_all(int fd, const uint8_t *buffer, const Piece *pieces, size_t count) noexcept nogil:
+cdef int write_all(
+    int fd, const uint8_t *buffer, const Piece *pieces, size_t count, bint reserves
+) noexcept nogil:
     """Write the pieces of a buffer; the number of the error, 0 if there was none."""
     cdef size_t which
     cdef int64_t done
     cdef ssize_t moved
     for which in range(count):
-        if pieces[which].length >= RESERVE:
+        if reserves and pieces[which].length >= RESERVE:
             # Where there is no space, writing says so.
             fallocate(fd, FALLOC_FL_KEEP_SIZE, pieces[which].place, pieces[which].length)
         done = 0
