@@ -93,7 +93,7 @@ class Numa:
         if "memdev" in options:
             backend = self._board.tree.find(options["memdev"])
             if not isinstance(backend, MemoryBackend):
-                raise QobraError(f"memdev={options['memdev']} is not found")
+                raise QobraError(f"memdev={options['memdev']} is ambiguous")
             node.memory, node.backend = backend.size, options["memdev"]
         kinds = {each.backend is not None for each in (*self.nodes.values(), node) if each.memory is not None}
         if len(kinds) > 1:
