@@ -13,6 +13,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy import once
 from qobra.block.job.backup import start_backup
+from qobra.block.job.pace import SHARE
 from qobra.block.table import ResolvedTable
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer
@@ -322,6 +323,20 @@ def test_a_write_takes_what_is_around_it_into_memory(layer, roomy, monkeypatch, 
     slow.go.set()
     layer.wait_status("j", "null")
     assert (tmp_path / "target").read_bytes() == before
+
+
+def test_a_backup_gives_way_unless_writes_have_to_copy(layer, roomy, monkeypatch):
+    guest, _before, target = roomy
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536, "max-workers": 1}})
+    shares = []
+    for offset in (2 * MIB, 2 * MIB + 65536, 3 * MIB):
+        guest.write(offset, b"x")
+        job._adapt_pace()
+        shares.append(job.pace.share)
+    assert shares == [1, SHARE, 1]
+    slow.go.set()
+    layer.wait_status("j", "null")
 
 
 def test_with_little_memory_left_a_write_takes_what_it_needs(layer, roomy, monkeypatch, tmp_path):

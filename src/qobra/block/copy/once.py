@@ -50,6 +50,8 @@ class OnceCopy:
         """Whether all of ``todo`` is going to be copied, so that a write may take more of it than it must."""
         self.safe: Callable[[int, int], None] | None = None
         """Told of each range whose old data is copied or held, once writes need not ask any more."""
+        self.missed = 0
+        """How many parts writes had to see to themselves, more or less."""
         self._around = PIECE
         """Bytes that a write has read into memory with what it needs."""
         self._claims: dict[int, int] = {}
@@ -205,9 +207,11 @@ class OnceCopy:
                 return
             held = self.held
             if held is not None and self.wants_all and self._hold_around(held, start, end):
+                self.missed += 1
                 continue
             part = self.claim(start, end - start, end)
             if part is not None:
+                self.missed += 1
                 if held is not None and held.reserve(part[1]):
                     self._hold_claimed(held, *part)
                 elif self.timed is not None and deadline is not None:

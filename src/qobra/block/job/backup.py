@@ -15,6 +15,7 @@ from qobra.block.filter.copy_before_write import CopyBeforeWriteNode, copy_clust
 from qobra.block.filter.placing import insert_filter, remove_filter, take_out_filter
 from qobra.block.job import state
 from qobra.block.job.block_job import REPORT, BlockJob, device_name
+from qobra.block.job.pace import SHARE
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 
@@ -82,6 +83,7 @@ class BackupJob(BlockJob):
         self._once = filter_node.once
         self._once.copied = self._advance
         self._read_around()
+        self._missed = 0
         self._failures: list[CopyFailed] = []
         self._set_up_todo()
 
@@ -180,17 +182,13 @@ class BackupJob(BlockJob):
                 break
             backing = below
         base = backing.backing
-        offset = 0
-        while offset < source.length:
-            self.pause_point()
-            end = min(source.length, offset + (1 << 30))
+        for offset, end in self.steps(0, source.length):
             with slots.entered():
                 position = offset
                 for start, length in allocated_above(source, base, offset, end):
                     self._drop(position, start)
                     position = start + length
                 self._drop(position, end)
-            offset = end
 
     def _drop(self, start: int, end: int) -> None:
         cluster = self._once.cluster
@@ -221,9 +219,15 @@ class BackupJob(BlockJob):
                 pool.wait_idle()
                 self._settle_failures()
                 position = 0
+            self._adapt_pace()
             self.throttle(part[1])
             if self.pause_count or self.force_cancelled:
                 pool.wait_idle()
+
+    def _adapt_pace(self) -> None:
+        """Give way, unless writes of the guest have to copy: what the job copies first, no write has to."""
+        missed, self._missed = self._missed, self._once.missed
+        self.pace.share = SHARE if self._missed == missed else 1
 
     def _claimable(self) -> bool:
         todo = self._once.todo

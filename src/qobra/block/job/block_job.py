@@ -18,10 +18,17 @@ from qobra.block.job.state import READY
 from qobra.errors import QobraError, errno_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from qobra.block.graph import GraphChange
     from qobra.block.job.jobs import Jobs
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode
+
+SHORTEST_STEP, FIRST_STEP, LONGEST_STEP = 8 << 20, 64 << 20, 1 << 30
+"""Bytes of an image whose map is asked for at a time."""
+STEP_NS = 2_000_000
+"""Processor time that this may take, more or less: nobody else has the interpreter meanwhile."""
 
 REPORT = "report"
 IGNORE = "ignore"
@@ -179,6 +186,22 @@ class BlockJob(Job):
             self.park(delay_ns)
             delay_ns = deadline_ns - clock.monotonic_ns()
         self.pause_point()
+
+    def steps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Go through an image, whose map is asked for, in steps (start, end) of a few milliseconds each.
+
+        Between two of them the job gives way, and stops while paused. Raises JobCancelled. Not inside a slot.
+        """
+        size = FIRST_STEP
+        while start < end:
+            self.throttle(0)
+            stop = min(end, start + size)
+            begun_ns = time.thread_time_ns()
+            yield start, stop
+            # Long holes are gone through fast, and so are images that lie in order.
+            quick = time.thread_time_ns() - begun_ns < STEP_NS
+            size = min(2 * size, LONGEST_STEP) if quick else max(size // 2, SHORTEST_STEP)
+            start = stop
 
     def _spent_ns(self) -> int:
         """Processor time that the job's work has taken since the last call (in the job's thread)."""

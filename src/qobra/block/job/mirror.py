@@ -199,10 +199,9 @@ class MirrorJob(BlockJob):
                 self.pause_point()
                 with self._slots.entered():
                     self._target.write_zeroes(offset, min(1 << 30, self._source.length - offset), may_unmap=True)
-        for offset in range(0, self._source.length, 1 << 30):
-            self.pause_point()
+        for offset, end in self.steps(0, self._source.length):
             with self._slots.entered():
-                for start, length in allocated_above(self._source, plan.base, offset, offset + (1 << 30)):
+                for start, length in allocated_above(self._source, plan.base, offset, end):
                     dirty.set(start, length)
         self._update_total()
 

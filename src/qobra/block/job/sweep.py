@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CHUNK = 512 << 10
 """Bytes at a time, as in QEMU, where a test can tell: what has been done when an error comes is whole chunks."""
 STEP = 1 << 30
-"""Bytes whose map is asked for at a time."""
+"""Bytes that are looked through before they are copied."""
 RETRY_NS = 10_000_000
 """Rest before a chunk that failed is tried again, so that it is not in a tight loop."""
 
@@ -54,10 +54,11 @@ class Sweep:
         writeback = Writeback(self._target)
         try:
             for step in range(0, length, STEP):
-                job.pause_point()
                 end = min(length, step + STEP)
-                with self._slots.entered():
-                    wanted = find(step, end)
+                wanted: list[tuple[int, int]] = []
+                for first, last in job.steps(step, end):
+                    with self._slots.entered():
+                        wanted += find(first, last)
                 for offset, size in in_chunks(wanted, CHUNK):
                     job.current = max(job.current, offset)
                     pool.submit(offset, size)
