@@ -252,7 +252,10 @@ class Opener:
         own = {
             key: value
             for key, value in options.items()
-            if key not in _OF_EVERY_NODE and key != "file" and not key.startswith("_") and value is not None
+            if (key not in _OF_EVERY_NODE or key == "cache")
+            and key != "file"
+            and not key.startswith("_")
+            and value is not None
         }
         if own:
             from qobra.block.typed_options import typed

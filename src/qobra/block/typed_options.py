@@ -54,7 +54,8 @@ def typed(options: Options) -> Options:
             result[name] = value
         else:
             if kind == "BlockdevCacheOptions" and isinstance(value, dict) and branch:
-                for unknown in value.keys() - {member.name for member in types[kind].members}:
+                # Old commands take ``writeback`` for a node; texts have it for a drive only, which has taken it off.
+                for unknown in value.keys() - ({member.name for member in types[kind].members} - {"writeback"}):
                     _refuse(str(driver), f"{name}.{unknown}")
             result[name] = _value(name, kind, value)
     texts = {

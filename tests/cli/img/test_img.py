@@ -393,3 +393,21 @@ def test_a_data_file_s_name_starts_from_where_the_program_runs(here: Path, monke
     assert (here / "d" / "data").read_bytes()[:512] == b"x" * 512
     monkeypatch.chdir(here / "d")
     assert run("convert", "-O", "raw", "a.q", "a.raw") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("file.cache.writeback=off", "Block protocol 'file' doesn't support the option 'cache.writeback'"),
+        (
+            "backing.cache.writeback=off",
+            "Could not open backing file: Block format 'qcow2' does not support the option 'cache.writeback'",
+        ),
+    ],
+)
+def test_writing_back_is_no_matter_of_a_node(option: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("create", "-q", "-f", "qcow2", "b.q", "1M")
+    run("create", "-q", "-f", "qcow2", "-b", "b.q", "-F", "qcow2", "a.q")
+    name = f"driver=qcow2,file.driver=file,file.filename=a.q,backing.file.filename=b.q,{option}"
+    assert run("compare", "--image-opts", name, "driver=null-co,size=1M") == 2
+    assert text in capsys.readouterr().err
