@@ -475,9 +475,10 @@ def test_minimum_block_size(exporter: Any) -> None:
     assert (client.size, client.block_sizes) == (8192, (4096, 4096, 32 * MIB))
 
 
-@pytest.mark.parametrize("structured", [True, False])
-def test_a_length_that_is_no_whole_sector(exporter: Any, structured: bool) -> None:
+@pytest.mark.parametrize(("structured", "alignment"), [(True, 1), (True, 512), (False, 1)])
+def test_a_length_that_is_no_whole_sector(exporter: Any, structured: bool, alignment: int) -> None:
     node = exporter.file("n", b"x" * 1000)
+    node.request_alignment = alignment
     exporter.export("n")
     client = exporter.connect("n", structured=structured, meta_contexts=["base:allocation"] if structured else [])
     assert client.size == 1024
@@ -489,7 +490,9 @@ def test_a_length_that_is_no_whole_sector(exporter: Any, structured: bool) -> No
     assert errno_of(client.pwrite, b"y" * 512, 512) == errno.ENOSPC
     assert node.length == 1000
     if structured:
-        assert client.block_status(1024, 0) == {"base:allocation": [(1000, 0), (24, 3)]}
+        assert client.block_status(1024, 0) == {
+            "base:allocation": [(1000, 0), (24, 3)] if alignment == 1 else [(1024, 0)]
+        }
 
 
 GARBAGE = st.one_of(

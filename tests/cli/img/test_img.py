@@ -411,3 +411,16 @@ def test_writing_back_is_no_matter_of_a_node(option: str, text: str, capsys: pyt
     name = f"driver=qcow2,file.driver=file,file.filename=a.q,backing.file.filename=b.q,{option}"
     assert run("compare", "--image-opts", name, "driver=null-co,size=1M") == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cache", "whole"), [("writeback", False), ("none", True)])
+def test_map_of_a_file_that_ends_within_a_sector(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: str, whole: bool
+) -> None:
+    path = tmp_path / "a.raw"
+    path.write_bytes(b"x" * 1000)
+    options = f"driver=raw,file.driver=file,file.filename={path},cache.direct={'on' if cache == 'none' else 'off'}"
+    if img.main(["map", "--output=json", "--image-opts", options], "qobra-img"):
+        pytest.skip("the file system has no direct I/O")
+    found = [(each["start"], each["length"], each["data"]) for each in json.loads(capsys.readouterr().out)]
+    assert found == ([(0, 1024, True)] if whole else [(0, 1000, True), (1000, 24, False)])

@@ -183,12 +183,21 @@ def walk(node: BlockNode, start: int, end: int) -> Iterator[Entry]:
 def _padded(node: BlockNode, start: int, length: int) -> Iterator[Entry]:
     """Entries of a range that may end in the last, incomplete sector of a file."""
     inside = max(0, min(length, node.length - start))
-    if inside:
-        yield from _entries(node, start, inside, 0, 0)
+    plain = node
+    while plain.is_transparent and plain.children:
+        plain = plain.file
+    last: Entry | None = None
+    for entry in _entries(node, start, inside, 0, 0) if inside else ():
+        if last is not None:
+            yield last
+        last = entry
+    if last is not None:
+        if plain.request_alignment > 1:
+            # Of a file that does whole sectors only, a sector is as a whole what is said of its last byte.
+            last = last._replace(length=last.length + length - inside)
+            inside = length
+        yield last
     if inside < length:
-        plain = node
-        while plain.is_transparent and plain.children:
-            plain = plain.file
         offset, file = (start + inside, plain) if plain.is_leaf else (None, None)
         yield Entry(start + inside, length - inside, 0, True, True, False, offset, file)
 

@@ -33,6 +33,8 @@ def block_status(
     reply = []
     numbers = sorted(contexts)
     inside = max(0, min(length, export.backend.length - offset))
+    # Of a node that does whole sectors only, a sector is as a whole what is said of its last byte.
+    aligned = export.backend.inserted().request_alignment > 1
     for number in numbers:
         extents = _Extents(one)
         behind = 0
@@ -44,7 +46,7 @@ def block_status(
         else:
             with slot:
                 whole = _bitmap(export.bitmaps, number - CONTEXT_ID_BITMAPS, offset, inside, extents)
-        if whole and inside < length:
+        if whole and inside < length and not (aligned and extents.extend(length - inside)):
             extents.add(length - inside, behind)  # the rest of the last sector
         body = extents.pack()
         done = p.REPLY_FLAG_DONE if number == numbers[-1] else 0
@@ -70,6 +72,13 @@ class _Extents:
             return False
         self._lengths.append(length)
         self._flags.append(flags)
+        return True
+
+    def extend(self, length: int) -> bool:
+        """What follows is like what is there; False if there is nothing."""
+        if not self._lengths:
+            return False
+        self._lengths[-1] += length
         return True
 
     def pack(self) -> bytes:
