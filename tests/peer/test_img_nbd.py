@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,10 +57,34 @@ def test_listed_alike(setting: list[str], images: Path) -> None:
     assert len(set(seen)) == 1, "\n".join(seen)
 
 
+@pytest.mark.peer("nbdinfo")
+@pytest.mark.parametrize(
+    "setting", [["-f", "raw", "plain.raw"], ["-f", "qcow2", "-A", "-B", "b1", "-B", "b0", "top.q"]], ids=" ".join
+)
+def test_seen_alike_on_a_passed_socket(setting: list[str], images: Path) -> None:
+    """nbdinfo starts the server itself and passes it the socket."""
+    subprocess.run(["qemu-io", "-c", "write -P 1 100k 100k", "-c", "write -z 512k 64k", "a.q"], check=True)
+    assert img.main(["create", "-q", "-f", "qcow2", "-b", "a.q", "-F", "qcow2", "top.q"]) == 0
+    assert img.main(["bitmap", "--add", "-g", "4k", "top.q", "b0"]) == 0
+    subprocess.run(["qemu-io", "-c", "write -P 2 300k 9k", "top.q"], check=True)
+    assert img.main(["bitmap", "--add", "--disable", "top.q", "b1"]) == 0
+    seen = []
+    for server in (THEIRS, OURS):
+        for question in (
+            ["--map"], ["--map=qemu:allocation-depth"], ["--map=qemu:dirty-bitmap:b0"], ["--json", "--no-content"],
+        ):  # fmt: skip
+            done = subprocess.run(
+                ["nbdinfo", *question, "--", "[", *server, *setting, "]"], capture_output=True, text=True, timeout=60
+            )
+            seen.append((done.returncode, re.sub(r"socket=\S+", "socket=X", done.stdout), done.stderr))
+    assert seen[4:] == seen[:4]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["-e", "x", "plain.raw"], ["-k", "relative", "plain.raw"], ["-o", "x", "plain.raw"],
+        ["-f", "raw", "-o", "-5", "plain.raw"], ["-f", "qcow2", "-l", "snapshot.x=1", "a.q"],
         ["--cache=bogus", "plain.raw"],
         ["--aio=bogus", "plain.raw"], ["--discard=bogus", "plain.raw"], ["--detect-zeroes=unmap", "plain.raw"],
         ["--tls-authz", "x", "plain.raw"], ["-L", "plain.raw"], ["-n", "--cache=none", "plain.raw"], ["missing"],
@@ -69,7 +94,8 @@ def test_listed_alike(setting: list[str], images: Path) -> None:
 )  # fmt: skip
 def test_errors_alike(arguments: list[str], images: Path) -> None:
     results = []
+    where = [] if {"-k", "-L", "-d"} & set(arguments) else ["-k", str(images / "sock")]
     for program in (THEIRS, OURS):
-        done = subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*program, *where, *arguments], capture_output=True, text=True, timeout=60)
         results.append((done.returncode, done.stdout, done.stderr))
     assert results[0] == results[1]

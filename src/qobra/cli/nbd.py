@@ -123,6 +123,7 @@ class Task:
         self._given = dict(options)
         self._operands = operands
         self._images = Images(program)
+        self._activated: dict[str, Any] | None = None
 
     def run(self) -> int:
         """Returns the exit status."""
@@ -137,6 +138,10 @@ class Task:
             print(f"{self._program.name} {QEMU_VERSION} (Qobra {__version__})")
             return 0
         self._check()
+        if "LISTEN_FDS" in os.environ:
+            from qobra.cli._nbd.activation import passed_address
+
+            self._activated = passed_address(self._program, given)
         for option, value in self._options:
             if option == "T":
                 from qobra.cli._tool.trace import take
@@ -205,6 +210,13 @@ class Task:
         except ValueError:
             value = -1
         if value < 0:
+            if option == "o" and text.removeprefix("-").isdigit():
+                # It is an option of a node, which takes a size.
+                raise ToolError(
+                    "Parameter 'offset' expects a non-negative number below 2^64\n"
+                    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+                    "and exabytes, respectively."
+                )
             raise ToolError(f"Invalid {what} '{text}'")
         return value
 
@@ -232,10 +244,9 @@ class Task:
         return 0
 
     def _serve(self, filename: str) -> int:
-        from qobra.cli._nbd.serve import activation_address, start, wait, write_pid_file
+        from qobra.cli._nbd.serve import start, wait, write_pid_file
 
         given = self._given
-        activated = activation_address(self._program, any(each in given for each in "pbk"))
         background = None
         if "fork" in given or ("c" in given and "v" not in given):
             from qobra.cli._nbd.background import fork
@@ -247,7 +258,7 @@ class Task:
         server = start(
             self._images.layer,
             backend,
-            {} if device is not None else activated or self._address,
+            {} if device is not None else self._activated or self._address,
             writable="r" not in given and "l" not in given,
             name=given.get("x", ""),
             description=given.get("D", ""),

@@ -56,8 +56,6 @@ def connect(server: Server, device: str, name: str) -> threading.Thread:
         except OSError as error:
             if error.errno != errno.ENOTTY or info.flags & p.FLAG_READ_ONLY:
                 raise
-        with open(device, "rb"):
-            pass  # so that the kernel reads the partition table
     except (OSError, QobraError) as error:
         os.close(fd)
         theirs.close()
@@ -79,7 +77,17 @@ def connect(server: Server, device: str, name: str) -> threading.Thread:
 
     thread = threading.Thread(target=run, name="kernel NBD client", daemon=True)
     thread.start()
+    # It reads the partition table, and is answered only while the client runs.
+    threading.Thread(target=_look, args=(device,), name="partition table", daemon=True).start()
     return thread
+
+
+def _look(device: str) -> None:
+    """Open the device, upon which the kernel reads its partition table."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        pass  # disconnected meanwhile
 
 
 def disconnect(device: str) -> None:

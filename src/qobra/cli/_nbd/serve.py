@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block.backend import BlockBackend
 from qobra.block.export.nbd.server import NbdServer
-from qobra.cli._tool.report import Program, ToolError
+from qobra.cli._tool.report import ToolError
 from qobra.errors import QobraError, strerror
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
 
 EXPORT_ID = "qobra-nbd-export"
-FIRST_ACTIVATION_FD = 3
 
 
 class Server(NbdServer):
@@ -92,23 +91,6 @@ def wait(server: Server, *, persistent: bool) -> None:
         if not persistent:
             return
         server.left.clear()
-
-
-def activation_address(program: Program, explicit: bool) -> dict[str, Any] | None:
-    """The socket that a service manager has passed (sd_listen_fds(3)), or None. Raises ToolError."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    try:
-        count = int(os.environ.get("LISTEN_FDS", "0"))
-    except ValueError:
-        count = 0
-    if count == 0:
-        return None
-    if explicit:
-        raise ToolError("Socket activation and -p/-b/-k cannot be used together")
-    if count != 1:
-        raise ToolError(f"{program.name} does not support socket activation with LISTEN_FDS > 1")
-    return {"type": "fd", "str": str(FIRST_ACTIVATION_FD)}
 
 
 def write_pid_file(path: str) -> int:
