@@ -126,6 +126,32 @@ def test_refusals(start: Callable[..., Machine], tmp_path: Path, name: str, data
         start(**{name: str(path)})
 
 
+def test_nodes_of_memory_and_cpus() -> None:
+    machine = Machine(capabilities=frozenset(("board", "riscv64")))
+    with machine.control:
+        board = attach_board(machine, find_board("riscv64", "virt"))
+        board.set("firmware", "none")
+        board.set_topology({"cpus": 2})
+        for number in range(2):
+            machine.objects.create("memory-backend-ram", f"m{number}", {"size": 32 << 20})
+            board.numa.set({"type": "node", "nodeid": number, "memdev": f"m{number}"})
+        board.numa.set({"type": "dist", "src": 0, "dst": 1, "val": 30})
+        board.set_memory(64 << 20)
+        board.start()
+        board.finish()
+        assert [cpu.describe_fast()["props"] for cpu in board.cpus] == [
+            {"core-id": number, "node-id": number} for number in (0, 1)
+        ]
+        root = _found_tree(board)
+    nodes = [name for name in root.children if name.startswith("memory@")]
+    assert nodes == ["memory@80000000", "memory@82000000"]
+    assert [root.children[name].properties["numa-node-id"] for name in nodes] == [pack(">I", n) for n in (0, 1)]
+    assert root.child("cpus").child("cpu@1").properties["numa-node-id"] == pack(">I", 1)
+    matrix = unpack_from(">12I", root.child("distance-map").properties["distance-matrix"])
+    assert matrix == (0, 0, 10, 0, 1, 30, 1, 0, 30, 1, 1, 10)
+    machine.close()
+
+
 def test_the_users_own_tree(start: Callable[..., Machine], tmp_path: Path) -> None:
     path = tmp_path / "tree"
     path.write_bytes(devicetree.flatten(_sample()))

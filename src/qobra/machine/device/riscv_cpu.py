@@ -30,7 +30,8 @@ class RiscvCpu(Cpu):
         self.pending = 0
 
     def properties_of_place(self) -> dict[str, int]:
-        return {"core-id": self.index}
+        node = self.board.numa.node_of_cpu(self.index)
+        return {"core-id": self.index} | ({} if node is None else {"node-id": node})
 
     def _set_pending(self, number: int, level: int) -> None:
         if level:
