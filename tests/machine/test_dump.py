@@ -56,6 +56,20 @@ def test_elf_is_what_readelf_expects(machine: Any, tmp_path: Path) -> None:
     assert f"0x{_start(machine):016x}" in text.stdout
 
 
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed")
+def test_a_debugger_finds_cpus_and_memory(tmp_path: Path) -> None:
+    machine = simple_machine("x86_64", "pc", memory=_MEMORY, cpus=2)
+    board: Any = machine.board
+    board.ram.view[0x1000:0x1010] = b"a needle in here"
+    path = tmp_path / "core"
+    _call(machine, "dump-guest-memory", paging=False, protocol=f"file:{path}")
+    machine.close()
+    command = ["gdb", "-batch", "-nx", "-ex", f"core-file {path}", "-ex", "info threads", "-ex", "x/s 0x1000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "LWP 1" in done.stdout and "LWP 2" in done.stdout
+    assert '0x1000:\t"a needle in here"' in done.stdout
+
+
 def test_a_part_of_memory(machine: Any, tmp_path: Path) -> None:
     path = tmp_path / "core"
     begin = _start(machine) + 0x200000
