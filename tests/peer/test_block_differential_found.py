@@ -168,3 +168,27 @@ def test_backing_files_are_busy(q: Run) -> None:
     q.do("blockdev-create", job_id="c", options={"driver": "qcow2", "file": "flat", "data-file": "flat", "size": MIB})
     q.wait("JOB_STATUS_CHANGE", id="c", status="concluded")
     q("query-jobs")
+
+
+@against_storage_daemon
+def test_reopen_looks_at_all_names_first(q: Run) -> None:
+    q.tool("truncate", "-s", "99999", "odd")
+    q.add("file", node_name="odd", filename=q.path("odd"))
+    q.add("raw", node_name="r", file="odd", size=MIB)
+    q.add("raw", node_name="r", file="odd", offset=MIB)
+    q.add("raw", node_name="r", file="odd", size=100352)
+    raw = {"driver": "raw", "node-name": "r", "file": "nope"}
+    q.do("blockdev-reopen", options=[raw, {"driver": "raw", "file": "odd"}])
+    q.do("blockdev-reopen", options=[{**raw, "detect-zeroes": "unmap"}])
+    q.add("null-co", node_name="n")
+    q.add("blklogwrites", node_name="log", file="n", log="r", log_append=False, log_sector_size=512)
+    q("query-named-block-nodes", {"flat": True}, pick=lambda nodes: nodes[0]["file"])
+
+
+@against_storage_daemon
+def test_permissions_of_an_active_commit(q: Run) -> None:
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "base", "1M")
+    disk(q, "top", backing={"driver": "qcow2", "node-name": "base", "file": q.file("base", node_name="f")})
+    q.do("block-commit", job_id="j", device="top", filter_node_name="over")
+    q.wait("BLOCK_JOB_READY")
+    q("x-debug-query-block-graph")

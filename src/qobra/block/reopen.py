@@ -14,7 +14,7 @@ from qobra.block.filename import flatten
 from qobra.block.graph import GraphChange, reaches
 from qobra.block.node import BlockNode, Options
 from qobra.block.opening import with_inherited
-from qobra.block.vertex import GENERIC_OPTIONS, TEXTS
+from qobra.block.vertex import GENERIC_OPTIONS, TEXTS, check_detect_zeroes
 from qobra.errors import QobraError
 from qobra.json_text import ordered
 
@@ -31,16 +31,11 @@ def reopen(layer: BlockLayer, all_options: list[Options]) -> None:
     undo: list[Callable[[], None]] = []
     with layer.drained():
         read_only = [node for node in layer.graph.nodes.values() if node.read_only]
+        nodes = [_named(layer, options.get("node-name")) for options in all_options]
         try:
             with layer.graph.change() as change:
                 change.touches_existing = True
-                for options in all_options:
-                    name = options.get("node-name")
-                    if name is None:
-                        raise QobraError("node-name not specified")
-                    node = layer.graph.find(name)
-                    if node is None:
-                        raise QobraError(f"Failed to find node with node-name='{name}'")
+                for node, options in zip(nodes, all_options, strict=True):
                     _prepare(layer, change, node, options, undo)
         except BaseException:
             for call in reversed(undo):
@@ -49,6 +44,15 @@ def reopen(layer: BlockLayer, all_options: list[Options]) -> None:
         for node in read_only:
             if not node.read_only and not node.closed:
                 node.activate()  # as one that is opened to be written
+
+
+def _named(layer: BlockLayer, name: str | None) -> BlockNode:
+    if name is None:
+        raise QobraError("node-name not specified")
+    node = layer.graph.find(name)
+    if node is None:
+        raise QobraError(f"Failed to find node with node-name='{name}'")
+    return node
 
 
 def _prepare(
@@ -71,6 +75,7 @@ def _prepare(
     if not node.read_only and options.get("read-only", False):
         # Before the children, which it writes to, turn read-only.
         node.inactivate()
+    check_detect_zeroes(options)
     node.check_options(options)
     given = [name for name in {**node.children, **dict.fromkeys(_REPLACEABLE)} if name in options]
     for name in given:

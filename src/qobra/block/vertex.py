@@ -35,6 +35,12 @@ GENERIC_OPTIONS = frozenset(
 )
 
 
+def check_detect_zeroes(options: Options) -> None:
+    """Raise QobraError where a node is to unmap zeroes but may not discard."""
+    if options.get("detect-zeroes", "off") == "unmap" and options.get("discard", "ignore") != "unmap":
+        raise QobraError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+
+
 class Vertex:
     """What the graph knows of a node. ``children`` maps a child's name to the node, as the newest graph has it; it
     changes only while the graph is drained. ``options`` are the options that the node was opened with, as a
@@ -239,12 +245,9 @@ class Vertex:
 
     def take_generic_options(self, options: Options) -> None:
         """Use the options that every node has. Raises QobraError for a combination that makes no sense."""
-        detect_zeroes: str = options.get("detect-zeroes", "off")
-        discard_unmap = options.get("discard", "ignore") == "unmap"
-        if detect_zeroes == "unmap" and not discard_unmap:
-            raise QobraError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
-        self.detect_zeroes = detect_zeroes
-        self.discard_unmap = discard_unmap
+        check_detect_zeroes(options)
+        self.detect_zeroes: str = options.get("detect-zeroes", "off")
+        self.discard_unmap = options.get("discard", "ignore") == "unmap"
         self.read_only = bool(options.get("read-only", False))
         self.auto_read_only = bool(options.get("auto-read-only", False))
         cache = options.get("cache") or {}

@@ -30,7 +30,7 @@ class BlklogwritesNode(FilterNode):
 
     driver = "blklogwrites"
     can_reopen = False
-    strong_options = ()
+    strong_options = ("log-sector-size", "log-append", "log-super-update-interval")
 
     def open(self, opening: Opening) -> None:
         options = opening.options

@@ -58,7 +58,7 @@ class RawNode(BlockNode):
 
     def take_options(self, options: Options) -> None:
         self.check_options(options)
-        real = self.file.length
+        real = self.file.sectors * 512
         offset: int = options.get("offset", 0)
         size: int | None = options.get("size")
         if real < offset:

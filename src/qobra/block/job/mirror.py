@@ -132,7 +132,6 @@ class MirrorJob(BlockJob):
     def _hold_nodes(self) -> None:
         perm, shared = permissions.WRITE, permissions.WRITE_UNCHANGED
         if self._onto_backing:
-            perm |= permissions.CONSISTENT_READ
             if self._target.sectors < self._source.sectors:
                 perm |= permissions.RESIZE
             shared |= permissions.CONSISTENT_READ | permissions.WRITE

@@ -188,6 +188,11 @@ def _children(values: Values, depth: int) -> Any:
     return [values.reference("BlockdevRef", "quorum", depth) for _ in range(values.pick(1, 2, 2, 3, 3))]
 
 
+_NOT_AGAIN = {"aio-max-batch", "force-share", "locking"}
+"""Options that blockdev-reopen does not bear, even as they are."""
+_FIXED = {"driver", "node-name", "filename", *_NOT_AGAIN}
+
+
 def _reopen(values: Values, depth: int) -> Any:
     known = [name for name in values.world.added if name in values.world.nodes]
     if not known:
@@ -200,14 +205,11 @@ def _reopen(values: Values, depth: int) -> Any:
                 options[child] = options[child].get("node-name") or values.world.node()
         changed = values.options(driver=options["driver"])
         for key in values.chance.sample(list(changed), k=values.pick(0, 1, 1, 2)):
-            if key not in ("driver", "node-name", "filename", "aio-max-batch", "force-share") and not isinstance(
-                changed[key], dict
-            ):
+            if key not in _FIXED and not isinstance(changed[key], dict):
                 options[key] = changed[key]
         if values.chance.random() < 0.3:
             options["read-only"] = values.chance.random() < 0.5
-        for key in ("aio-max-batch", "force-share"):  # cannot be given again, even as they are
-            options.pop(key, None)
+        options = {key: value for key, value in options.items() if key not in _NOT_AGAIN}
         options.setdefault("discard", "ignore")  # left out, it means different things
         result.append(options)
     return result
