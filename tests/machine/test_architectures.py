@@ -35,4 +35,7 @@ def test_types_of_other_architectures_are_unknown(
                 dispatch.call(machine, "qom-list-properties", {"typename": name})
             with pytest.raises(QobraError, match="is not a valid device model name"):
                 add_device(machine, {"driver": name}, keyval=True)
+        reason = "device not found" if architecture == "x86_64" else "not currently supported"
+        with pytest.raises(QobraError, match=reason):
+            dispatch.call(machine, "query-vm-generation-id", {})
     machine.close()

@@ -108,6 +108,8 @@ def query_vm_generation_id(machine: Machine, args: dict[str, Any]) -> dict[str, 
     assert machine.board is not None
     for device in find_devices(machine.board, "vmgenid"):
         return {"guid": device.get("guid")}
+    if machine.objects.find_type("vmgenid") is None:
+        raise QobraError("this feature or command is not currently supported")
     raise QobraError("VM Generation ID device not found")
 
 
