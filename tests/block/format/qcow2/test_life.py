@@ -406,3 +406,16 @@ def test_a_bitmap_that_has_not_changed_stays_where_it_is(lab):
         disk.write(0, b"x")
     with lab.open("a", read_only=True) as disk:
         assert list(disk.node.bitmaps["one"].dirty_ranges()) == [(0, 512), (5 * MIB, MIB)]
+
+
+def test_preallocation_in_a_file_that_cannot_grow_says_so(lab, monkeypatch):
+    from qobra.block.protocol.file import FileNode
+
+    def refuse(_file, length, _preallocation, exact):
+        assert not exact  # a file that is longer will do
+        if length:
+            raise QobraError("Cannot grow")
+
+    monkeypatch.setattr(FileNode, "_truncate", refuse)
+    with pytest.raises(QobraError, match="^Could not resize image: Cannot grow$"):
+        lab.create("a", size=4 * MIB, preallocation="metadata")

@@ -58,6 +58,8 @@ def _preallocate(file: BlockNode, data_file: BlockNode | None, mode: str, size: 
     try:
         node.activate()
         preallocate(node, 0, size, mode)
+    except QobraError as error:
+        raise error.prefixed("Could not resize image: ")
     finally:
         node.close_node()
 

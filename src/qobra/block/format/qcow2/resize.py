@@ -228,7 +228,7 @@ def preallocate(node: Qcow2Disk, start: int, end: int, mode: str, *, zero: bool 
                 cluster += done
         # Before the mapping is written: it must not refer to what is past the end of the file.
         if not image.external and top > image.file.length:
-            image.file.truncate(top, preallocation=file_mode)
+            image.file.truncate(top, preallocation=file_mode, exact=False)
     image.writeback.commit()
     with image.lock:
         image.allocator.virgin = max(image.allocator.virgin, image.file.length >> bits)
