@@ -41,7 +41,9 @@ def test_children_change_too_and_take_what_they_do_not_say_from_above(top):
     assert (top.file.cache_direct, top.file.cache_no_flush) == (True, False)
     assert (top.backing.cache_direct, top.backing.cache_no_flush) == (True, True)
     _change(top, "lazy-refcounts=on")
-    assert (top.cache_direct, top.cache_no_flush, top.backing.detect_zeroes) == (False, True, "off")
+    assert (top.cache_direct, top.cache_no_flush, top.backing.detect_zeroes) == (True, True, "on")
+    _change(top, "cache.no-flush=on,cache.direct=off")  # what a child was given it does not take from above any more
+    assert (top.file.cache_direct, top.file.cache_no_flush) == (False, False)
 
 
 @pytest.mark.parametrize(

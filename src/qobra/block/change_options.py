@@ -34,14 +34,9 @@ def parse_changes(node: BlockNode, text: str) -> Options:
 def change_options(node: BlockNode, changes: Options) -> None:
     """Reopen ``node`` with ``changes``: nested options, whose values may be texts.
 
-    The next change starts again from the options that the node was opened with, as with QEMU. Raises QobraError where
-    the node, or a child that the options are for, cannot change them.
+    Raises QobraError where the node, or a child that the options are for, cannot change them.
     """
-    opened_with: dict[BlockNode, Options] = {}
-    options = _changed(node, changes, opened_with)
-    reopen(node.layer, [options])
-    for each, explicit in opened_with.items():
-        each.explicit_options = explicit
+    reopen(node.layer, [_changed(node, changes)])
 
 
 def typed_changes(node: BlockNode, changes: Options) -> Options:
@@ -62,9 +57,8 @@ def typed_changes(node: BlockNode, changes: Options) -> Options:
     return result
 
 
-def _changed(node: BlockNode, changes: Options, opened_with: dict[BlockNode, Options]) -> Options:
+def _changed(node: BlockNode, changes: Options) -> Options:
     own = typed_changes(node, changes)
-    opened_with[node] = node.explicit_options
     free = GENERIC_OPTIONS | node.changeable_options
     options = {key: value for key, value in node.options.items() if key not in free}
     options.update(node.explicit_options)
@@ -76,7 +70,7 @@ def _changed(node: BlockNode, changes: Options, opened_with: dict[BlockNode, Opt
         if isinstance(wanted, dict):
             if child.opened_by is not node:
                 raise QobraError(f"Cannot change the option '{_first(name, wanted)}'")
-            wanted = _changed(child, wanted, opened_with)
+            wanted = _changed(child, wanted)
         options[name] = wanted
     return {**options, "node-name": node.node_name, "driver": node.driver}
 
