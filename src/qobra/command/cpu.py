@@ -88,7 +88,7 @@ def query_cpu_definitions(machine: Machine, args: dict[str, Any]) -> list[dict[s
     result: list[dict[str, Any]] = []
     for name, cls in sorted(machine.objects.all_types().items()):
         if issubclass(cls, Cpu) and not cls.abstract and name.endswith(suffix):
-            definition = {
+            definition: dict[str, Any] = {
                 "name": name.removesuffix(suffix),
                 "typename": name,
                 "static": getattr(cls, "static", False),
