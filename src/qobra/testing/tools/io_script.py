@@ -69,9 +69,7 @@ class IoMaker(Words):
         common = [(0.1, "-q"), (0.1, "-f"), (0.03, "-C")]
         if kind < 0.2:
             return (
-                "write -z"
-                + self.flags([*common, (0.4, "-u"), (0.1, "-n"), (0.03, f"-P {self.pattern()}")])
-                + f" {self.where(name)}"
+                "write -z" + self.flags([*common, (0.4, "-u"), (0.03, f"-P {self.pattern()}")]) + f" {self.where(name)}"
             )
         if kind < 0.3:
             cluster = self.image(name).cluster
