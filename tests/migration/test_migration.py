@@ -162,9 +162,7 @@ def test_memory_of_another_size_is_refused(pair_of: Make, capsys: pytest.Capture
     assert "Size mismatch: pc.ram: 0x400000 != 0x800000" in capsys.readouterr().err
 
 
-def test_a_device_without_declared_state_keeps_the_machine_here(
-    pair_of: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_without_declared_state_keeps_the_machine_here(pair_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = pair_of()
     with pair.source.control:
         device = add_device(pair.source, {"driver": "pvpanic-pci", "addr": "6"}, keyval=True)
