@@ -68,6 +68,16 @@ def test_what_cannot_be_changed(top, text, refusal):
     assert str(error.value) == refusal
 
 
+def test_new_cache_sizes_take_the_place_of_old_ones_that_contradict_them(top):
+    for text in ("cache-size=1M", "l2-cache-size=64k", "refcount-cache-size=256k"):
+        _change(top, text)
+    assert "cache-size" not in top.options and top.options["l2-cache-size"] == 65536
+    _change(top, "cache-size=1M")
+    assert "l2-cache-size" not in top.options and "refcount-cache-size" not in top.options
+    with pytest.raises(QobraError, match="may not be set at the same time"):
+        _change(top, "cache-size=1M,l2-cache-size=64k,refcount-cache-size=256k")
+
+
 def test_a_backing_node_follows_its_new_parent_once_what_lay_between_is_gone(layer, top):
     base = top.backing.backing
     with layer.graph.change() as change:

@@ -65,6 +65,7 @@ def _changed(node: BlockNode, changes: Options) -> Options:
     for name, value in own.items():
         before = options.get(name)
         options[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+    node.drop_overridden(options, own)
     for name, child in node.children.items():
         wanted = changes.get(name, child.node_name)
         if isinstance(wanted, dict):

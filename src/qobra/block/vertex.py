@@ -254,6 +254,9 @@ class Vertex:
         self.cache_direct = bool(cache.get("direct", False))
         self.cache_no_flush = bool(cache.get("no-flush", False))
 
+    def drop_overridden(self, options: Options, new: Options) -> None:
+        """qemu-io's reopen: take out of ``options``, old and new ones, old ones that contradict the ``new``."""
+
     def check_options(self, options: Options) -> None:
         """blockdev-reopen: raise QobraError for options that are wrong whatever the children are."""
 

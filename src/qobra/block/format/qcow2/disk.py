@@ -135,6 +135,16 @@ class Qcow2Disk(BlockNode):
         }
     )
 
+    def drop_overridden(self, options: Options, new: Options) -> None:
+        sizes = {"cache-size", "l2-cache-size", "refcount-cache-size"}
+        if sizes <= new.keys():
+            return  # to be refused
+        if "cache-size" in new:
+            for name in sizes - new.keys():
+                options.pop(name, None)
+        elif sizes <= options.keys():
+            del options["cache-size"]
+
     def take_options(self, options: Options) -> None:
         was_lazy = self.lazy_refcounts
         sizes = cache_sizes(self.header, options)
