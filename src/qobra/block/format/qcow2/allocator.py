@@ -56,9 +56,10 @@ class Allocator:
         at = max(self.first_free, self.virgin) if virgin else self.first_free
         tight = at == self.first_free
         while True:
+            capacity = self._refcounts.capacity
             first = self._find_free(at)
-            if tight and self.first_free == at:
-                self.first_free = first
+            if tight and self.first_free == at and self._refcounts.capacity == capacity:
+                self.first_free = first  # unless the clusters of an outgrown table have become free meanwhile
             found = self._free_run(first, want)
             if found >= least:
                 self._take(first, found, what)

@@ -65,7 +65,10 @@ class Writer:
         while position < total:
             here = offset + position
             with image.lock:
-                size, host, claim = self._plan(here, total - position, (host + size) >> image.cluster_bits)
+                # Not from one slice to the next, or what is free further down would never be used by large requests.
+                inside = here >> image.cluster_bits & image.tables.slice_mask
+                near = (host + size) >> image.cluster_bits if inside else 0
+                size, host, claim = self._plan(here, total - position, near)
             part = view[position : position + size] if size < total else view
             if claim is None:
                 self.write_data(here, host, part)
