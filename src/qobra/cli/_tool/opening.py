@@ -153,9 +153,7 @@ class Images:
             self._open_snapshot(backend, filename, fmt, image_opts, options, read_only=not writable)
             return backend
         options["read-only"] = not writable
-        if request.get("copy_on_read"):
-            if not writable:
-                raise QobraError("Can't use copy-on-read on read-only device")
+        if request.get("copy_on_read") and writable:
             below = self._top(filename, fmt, image_opts, options)
             passed = {"discard": options["discard"]} if "discard" in options else {}
             options = {"driver": "copy-on-read", "read-only": False, "file": below, **passed}
@@ -167,6 +165,8 @@ class Images:
                 options["driver"] = fmt
             self.layer.open_image(filename, options, root=backend)
         node = backend.inserted()
+        if request.get("copy_on_read") and not writable:
+            raise QobraError("Can't use copy-on-read on read-only device")
         if request.get("aio") == "native":
             _check_native(node)
         image = node.children["file"] if node.implicit else node
