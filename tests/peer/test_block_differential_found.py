@@ -192,3 +192,22 @@ def test_permissions_of_an_active_commit(q: Run) -> None:
     q.do("block-commit", job_id="j", device="top", filter_node_name="over")
     q.wait("BLOCK_JOB_READY")
     q("x-debug-query-block-graph")
+
+
+@against_storage_daemon
+def test_nodes_that_cannot_be_opened(q: Run) -> None:
+    """What was opened of them leaves nothing behind."""
+    q.tool("qemu-img", "create", "-q", "flat", "1M")
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "image", "1M")
+    log = {"driver": "file", "filename": q.path("flat")}
+    inner = {"driver": "blklogwrites", "file": {"driver": "null-co"}, "log": log}
+    q.add("blklogwrites", node_name="l", file=inner, log=log)
+    q.add("blklogwrites", node_name="l", file={"driver": "null-co"}, log=log, log_sector_size=1000)
+    q.add("raw", node_name="a", detect_zeroes="unmap", file={"driver": "null-co", "node-name": "a"})
+    q.add("file", node_name="f", filename=q.path("flat"))
+    q.do("nbd-server-start", addr={"type": "unix", "data": {"path": q.path("nbd")}})
+    q.do("block-export-add", type="nbd", id="e", node_name="f")
+    q.do("blockdev-create", job_id="d", options={"driver": "qcow2", "file": "f", "size": MIB})
+    q.wait("JOB_STATUS_CHANGE", id="d", status="concluded")
+    q("query-jobs", pick=lambda jobs: [job["error"] for job in jobs if job["id"] == "d"])
+    q("query-named-block-nodes", pick=lambda nodes: [node["node-name"] for node in nodes])

@@ -76,7 +76,9 @@ class Opening:
 
     def attach(self, name: str, role: int, reference: str | Options, inherit: Options | None = None) -> BlockNode:
         """Attach the node that ``reference`` (a node name, or options to open) stands for as child ``name``."""
-        if isinstance(reference, str) and self._layer.opener.is_unfinished(reference):
+        if isinstance(reference, str) and (
+            reference == self.node.node_name or self._layer.opener.is_unfinished(reference)
+        ):
             raise QobraError(f"Making '{reference}' a {name} child of '{self.node.node_name}' would create a cycle")
         child = self._layer.opener.open_reference(
             reference, self._opened, inherit if inherit is not None else self.inherited(role)

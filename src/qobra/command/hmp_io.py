@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.hmp import hmp_command
 
@@ -71,7 +72,10 @@ def _run(interpreter: Interpreter, line: str) -> str:
     may_write = backend.perm & permissions.WRITE
     if command is not None and command.writes and not may_write and backend.node and not backend.node.read_only:
         # It stays: the request may outlive the command. Not asked for twice, as that would wait for such a request.
-        backend.set_permissions(backend.perm | permissions.WRITE, backend.shared)
+        try:
+            backend.set_permissions(backend.perm | permissions.WRITE, backend.shared)
+        except QobraError as error:
+            return f"{error}\n"
     said: list[str] = []
     interpreter.refuse = lambda text: said.append(text + "\n")
     interpreter.detail = said.append

@@ -51,6 +51,9 @@ class BlklogwritesNode(FilterNode):
         if self._sector < 512 or self._sector > 8 << 20 or self._sector & (self._sector - 1):
             raise QobraError(f"Invalid log sector size {self._sector}")
         self.child_resized("file")
+        self._opened = True
+
+    _opened = False
 
     def _read_super(self) -> None:
         if self._log.length < _SUPER.size:
@@ -110,5 +113,5 @@ class BlklogwritesNode(FilterNode):
         self._log.flush()
 
     def close(self) -> None:
-        if not self.read_only and "log" in self.children:
+        if self._opened and not self.read_only:
             self._write_super()

@@ -48,9 +48,7 @@ class CreateJob(Job):
             reference = self._options.get(name)
             if reference is not None:
                 root = BlockBackend(
-                    self.layer,
-                    perm=permissions.CONSISTENT_READ | permissions.WRITE | permissions.RESIZE,
-                    description=f"creation job '{self.id}'",
+                    self.layer, perm=permissions.CONSISTENT_READ | permissions.WRITE | permissions.RESIZE
                 )
                 if isinstance(reference, str):
                     root.insert(self.layer.find_device_or_node(reference))
