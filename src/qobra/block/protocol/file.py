@@ -441,9 +441,9 @@ def preallocate(fd: int, old_length: int, length: int, preallocation: str) -> No
         # Direct I/O finds out its alignment by reading the first block, which tells nothing in a hole. The file may be
         # open for direct I/O itself.
         size = min(length, DIRECT_ALIGNMENT)
-        with locks.aligned_buffer(DIRECT_ALIGNMENT) as zeroes:
-            fill_zero(zeroes)
+        with locks.aligned_buffer(DIRECT_ALIGNMENT) as block:
+            fill_zero(block)
             try:
-                os.pwrite(fd, zeroes[:size], 0)
+                os.pwrite(fd, block[:size], 0)
             except OSError:
                 pass  # others do without this help
