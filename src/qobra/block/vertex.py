@@ -173,6 +173,10 @@ class Vertex:
         return 0
 
     @classmethod
+    def check_creation(cls, options: Options) -> None:
+        """Raise QobraError for options of blockdev-create that cannot be, before anything is asked of the file."""
+
+    @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
         """The driver's options for a legacy ``filename`` (a URI or a prefix), or None if it is not this driver's."""
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
 from qobra.block.job.create import CreateJob
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer
@@ -65,3 +67,36 @@ def test_drivers_that_cannot_are_refused_at_once(layer):
             CreateJob(layer.jobs, "c", {"driver": "null-co"})
         with pytest.raises(QobraError, match="Block driver 'x' not found or not supported"):
             CreateJob(layer.jobs, "c", {"driver": "x"})
+
+
+def test_options_are_looked_at_before_anything_is_asked_of_the_file(layer, tmp_path):
+    path = tmp_path / "new"
+    path.write_bytes(b"")
+    layer.add_node({"driver": "file", "node-name": "f", "filename": str(path)})
+    keeper = BlockBackend(layer, perm=0, shared=permissions.CONSISTENT_READ)
+    keeper.insert(layer.find_node("f"))
+    for number, (options, error) in enumerate(
+        [
+            ({"cluster-size": 3, "data-file": "nofile"}, "Cluster size must be a power of two between 512 and 2048k"),
+            ({"backing-fmt": "raw"}, "Backing format cannot be used without backing file"),
+            ({"data-file": "nofile"}, "Cannot find device='nofile' nor node-name='nofile'"),
+        ]
+    ):
+        job = create(layer, driver="qcow2", file="f", size=0, **options)
+        assert job.info()["error"] == error, number
+        with layer.control:
+            job.dismiss()
+        layer.events.clear()
+    assert "Permission conflict on node 'f'" in create(layer, driver="qcow2", file="f", size=0).info()["error"]
+
+
+def test_an_image_that_is_not_there_afterwards_was_not_made(layer):
+    null = {"driver": "null-co", "read-zeroes": True}
+    assert create(layer, driver="qcow2", file=null, size=0).info()["error"] == "Image is not in qcow2 format"
+
+
+def test_an_image_in_its_own_data_file(layer, tmp_path):
+    (tmp_path / "new").write_bytes(b"")
+    layer.add_node({"driver": "file", "node-name": "f", "filename": str(tmp_path / "new")})
+    error = create(layer, driver="qcow2", file="f", **{"data-file": "f"}, size=0).info()["error"]
+    assert "unshared by" in error and "(uses node 'f' as 'data-file' child)." in error

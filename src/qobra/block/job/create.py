@@ -47,21 +47,16 @@ class CreateJob(Job):
         for name in CHILDREN:
             reference = self._options.get(name)
             if reference is not None:
-                root = BlockBackend(
-                    self.layer, perm=permissions.CONSISTENT_READ | permissions.WRITE | permissions.RESIZE
-                )
+                root = BlockBackend(self.layer, perm=0)
                 if isinstance(reference, str):
                     root.insert(self.layer.find_device_or_node(reference))
                 else:
                     self.layer.open(reference, root=root)
                 self._roots[name] = root
-        file, data = (self._roots[name].inserted() if name in self._roots else None for name in CHILDREN)
-        if file is not None and file is data:
-            image, uses = self.layer.opener.new_node_name(), f"(uses node '{file.node_name}' as"
-            raise QobraError(
-                f"Permission conflict on node '{file.node_name}': permissions 'resize' are both required by node "
-                f"'{image}' {uses} 'file' child) and unshared by node '{image}' {uses} 'data-file' child)."
-            )
+            if name == "file":
+                self._driver.check_creation(self._options)
+        for root in self._roots.values():
+            root.set_permissions(permissions.CONSISTENT_READ | permissions.WRITE | permissions.RESIZE, permissions.ALL)
 
     def run(self) -> None:
         try:

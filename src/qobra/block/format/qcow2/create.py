@@ -22,7 +22,9 @@ def create(options: Options, file: BlockNode, data_file: BlockNode | None) -> No
 
     Raises QobraError in QEMU's words for options that cannot be.
     """
-    header = header_for(options, data_file)
+    header = header_for(options)
+    if data_file is not None:
+        header.data_file = data_file.filename
     area = b""
     if options.get("encrypt") is not None:
         from qobra.block.format.qcow2.crypt import create_area
@@ -32,6 +34,7 @@ def create(options: Options, file: BlockNode, data_file: BlockNode | None) -> No
     if preallocation != "off":
         file.truncate(0, exact=False)  # what is allocated unwritten has to read as zeroes
     _write_empty(header, file, area)
+    _check_written(file, data_file)
     if data_file is not None:
         if preallocation == "off" and options.get("data-file-raw"):
             # Whoever reads the image through its metadata must see what the raw file holds.
@@ -64,8 +67,23 @@ def _preallocate(file: BlockNode, data_file: BlockNode | None, mode: str, size: 
         node.close_node()
 
 
-def header_for(options: Options, data_file: BlockNode | None) -> Header:
-    """The header of the image that ``options`` ask for, with no table placed yet."""
+def _check_written(file: BlockNode, data_file: BlockNode | None) -> None:
+    """Raise QobraError where the image could not be opened again."""
+    if file.read(0, 4) != layout.MAGIC:
+        raise QobraError("Image is not in qcow2 format", errno=errno.EINVAL)  # a null node keeps nothing
+    if file is data_file:
+        image, uses = file.layer.opener.new_node_name(), f"(uses node '{file.node_name}' as"
+        raise QobraError(
+            f"Permission conflict on node '{file.node_name}': permissions 'resize' are both required by node "
+            f"'{image}' {uses} 'file' child) and unshared by node '{image}' {uses} 'data-file' child)."
+        )
+
+
+def header_for(options: Options) -> Header:
+    """The header of the image that ``options`` ask for, with no table placed yet and no name of a data file.
+
+    Raises QobraError in QEMU's words for options that cannot be.
+    """
     header = Header()
     size = options["size"]
     if size % 512:
@@ -89,11 +107,12 @@ def header_for(options: Options, data_file: BlockNode | None) -> Header:
             errno=errno.EINVAL,
         )
     header.refcount_order = refcount_order(options.get("refcount-bits", 16), header.version)
-    if options.get("data-file-raw") and data_file is None:
+    data_file = options.get("data-file") is not None
+    if options.get("data-file-raw") and not data_file:
         raise QobraError("data-file-raw requires data-file", errno=errno.EINVAL)
     if options.get("data-file-raw") and backing is not None:
         raise QobraError("Backing file and data-file-raw cannot be used at the same time", errno=errno.EINVAL)
-    if data_file is not None:
+    if data_file:
         if header.version < 3:
             raise QobraError(
                 "External data files are only supported with compatibility level 1.1 and above (use version=v3 or "
@@ -101,7 +120,6 @@ def header_for(options: Options, data_file: BlockNode | None) -> Header:
                 errno=errno.EINVAL,
             )
         header.incompatible |= layout.EXTERNAL_DATA
-        header.data_file = data_file.filename
         if options.get("data-file-raw"):
             header.autoclear |= layout.RAW_EXTERNAL
     if options.get("compression-type", "zlib") != "zlib":

@@ -173,6 +173,12 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
         return measure(options, source)
 
     @classmethod
+    def check_creation(cls, options: Options) -> None:
+        from qobra.block.format.qcow2.create import header_for
+
+        header_for(options)
+
+    @classmethod
     def create(cls, options: Options, file: BlockNode, data_file: BlockNode | None = None) -> None:
         """blockdev-create (BlockdevCreateOptionsQcow2); see :mod:`.create`."""
         from qobra.block.format.qcow2.create import create
