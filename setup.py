@@ -27,11 +27,13 @@ def extensions() -> list[Extension]:
             include_dirs=["src/qobra/native"],
             depends=glob.glob("src/qobra/native/*.h"),
             extra_compile_args=["-O3"],
-            optional=True,
         )
         for path in sorted(glob.glob("src/qobra/native/*.pyx"))
     ]
-    return list(cythonize(found, build_dir="build/cython", compiler_directives=DIRECTIVES, quiet=True))
+    made = list(cythonize(found, build_dir="build/cython", compiler_directives=DIRECTIVES, quiet=True))
+    for extension in made:  # cythonize makes new ones, without this
+        extension.optional = True
+    return made
 
 
 setup(ext_modules=extensions())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_wheel_is_complete(tmp_path: Path) -> None:
-    if int(version("setuptools").split(".")[0]) < 68:
+    if int(version("setuptools").split(".")[0]) < 77:
         pytest.skip("setuptools is older than pyproject.toml asks for")
     tree = tmp_path / "tree"
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -34,6 +35,17 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     wanted = {str(path.relative_to(tree / "src")) for path in (tree / "src" / "qobra").rglob("*") if path.is_file()}
     assert wanted - packed == set()
     assert "qobra-storage-daemon = qobra.cli.storage_daemon:main" in scripts
+
+
+def test_without_a_compiler_the_pure_forms_are_built(tmp_path: Path) -> None:
+    pytest.importorskip("Cython")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    (tmp_path / "src/qobra/native").mkdir(parents=True)
+    (tmp_path / "src/qobra/native/some.pyx").write_text("cdef int x = 1\n")
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CC": "false"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def test_the_programs_are_there() -> None:
