@@ -9,6 +9,7 @@ import pytest
 
 from qobra.errors import QobraError
 from qobra.machine.cpu_features import FEATURES
+from qobra.machine.cpuid import feature_words
 from qobra.machine.launch import attach_board, find_board, simple_machine
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
@@ -119,4 +120,37 @@ def test_a_machine_without_a_board_has_the_cpu_that_is_named(architecture: str, 
         board.start()
         board.finish()
         assert [cpu["cpu-index"] for cpu in dispatch.call(machine, "query-cpus-fast", {})] == [0]
+    machine.close()
+
+
+def test_words_of_cpuid() -> None:
+    def has(name: str) -> bool:
+        return name in {"fpu", "mmx", "arat", "xsave", "avx", "svm", "avx-vnni"}
+
+    words = feature_words(has, "AuthenticAMD")
+    assert words[1, None, "EDX"] == words[0x80000001, None, "EDX"] == 1 | 1 << 23  # AMD's show them twice
+    assert feature_words(has, "GenuineIntel")[0x80000001, None, "EDX"] == 0
+    assert words[6, None, "EAX"] == 1 << 2
+    assert words[0xD, 0, "EAX"] == 0b111  # what XSAVE saves: x87, SSE, AVX
+
+
+@pytest.mark.parametrize(
+    ("model", "levels"),
+    [
+        ("486", {"level": 1, "xlevel": 0, "xlevel2": 0}),
+        ("486,arat=on,3dnow=on,xstore=on", {"level": 6, "xlevel": 0x80000001, "xlevel2": 0xC0000001}),
+        ("486,level=0,arat=on", {"level": 0}),
+        ("phenom,svm=on,avx-vnni=on", {"level": 7, "level-func7": 1, "xlevel": 0x8000001A}),
+        ("486,arat=on,full-cpuid-auto-level=off", {"level": 1}),
+    ],
+)
+def test_the_highest_leaves_follow_from_the_features(model: str, levels: dict[str, int]) -> None:
+    machine = Machine(capabilities=frozenset(("board", "x86_64")))
+    with machine.control:
+        board = attach_board(machine, find_board("x86_64", "pc"))
+        board.set_cpu_model(model)
+        board.set_topology({"cpus": 1})
+        board.set_memory(1 << 20)
+        board.start()
+        assert {name: board.cpus[0].get(name) for name in levels} == levels
     machine.close()

@@ -48,3 +48,32 @@ def test_boards_from_before_models_had_versions_tell_of_no_aliases(tmp_path: Pat
         with SystemProgram(tmp_path, "x86_64", "-machine", f"pc-i440fx-{version}") as own:
             definitions = own.qmp("query-cpu-definitions")
             assert any("alias-of" in each for each in definitions) == expected
+
+
+_PLACE = ("cpuid-input-eax", "cpuid-input-ecx", "cpuid-register")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "Snowridge,svm=on,npt=on,xstore=on,sgx=on,sgx1=on,sgx-kss=on",
+        "EPYC-Milan,intel-pt=on,amx-tile=on,amx-int8=on",
+        "base,vendor=AuthenticAMD,mmx=on,xsave=on,avx=on,avx512f=on,avx-vnni=on",
+        "486,level=2,xlevel=0x80000003,arat=on,svm=on",
+        "phenom,invtsc=on,full-cpuid-auto-level=off",
+    ],
+)
+def test_words_of_cpuid(tmp_path: Path, model: str) -> None:
+    arguments = ("-machine", "pc", "-m", "2", "-net", "none", "-cpu", model)
+    seen = []
+    for peer in (False, True):
+        with SystemProgram(tmp_path, "x86_64", *arguments, peer=peer) as program:
+            path = program.qmp("query-cpus-fast")[0]["qom-path"]
+            words: dict[tuple[Any, ...], int] = {}
+            for name in ("feature-words", "filtered-features"):  # their accelerator lacks some
+                for word in program.qmp("qom-get", {"path": path, "property": name}):
+                    place = tuple(word.get(key) for key in _PLACE)
+                    words[place] = words.get(place, 0) | word["features"]
+            levels = ("level", "level-func7", "xlevel", "xlevel2")
+            seen.append((words, [program.qmp("qom-get", {"path": path, "property": name}) for name in levels]))
+    assert seen[0] == seen[1]

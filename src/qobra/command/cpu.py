@@ -8,6 +8,7 @@ from qobra.command.machine import architecture
 from qobra.errors import QobraError
 from qobra.machine.cpu import Cpu
 from qobra.machine.cpu_features import FEATURES
+from qobra.machine.device.x86_64_cpu import X86Cpu
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
 from qobra.qmp.registry import command
@@ -108,12 +109,13 @@ def query_cpu_model_expansion(machine: Machine, args: dict[str, Any]) -> dict[st
     """What a CPU model with changed properties comes to."""
     name = args["model"]["name"]
     cls = machine.objects.find_type(name + _SUFFIXES["x86_64"])
-    if cls is None or cls.abstract or not issubclass(cls, Cpu):
+    if cls is None or cls.abstract or not issubclass(cls, X86Cpu):
         raise QobraError(f"CPU model '{name}' not found")
     cpu = cls(machine.objects)
     changes = args["model"].get("props")
     for key, value in changes.items() if isinstance(changes, dict) else ():
         cpu.set(cls.find_feature(key), value)
+    cpu.expand()
     if args["type"] == "full":
         chosen = set(cpu.properties()) - _NOT_OF_A_MODEL
     else:

@@ -13,38 +13,78 @@ from qobra.object.property import Bool
 if TYPE_CHECKING:
     from qobra.object.qom import Object
 
-_LEAVES = {
-    "1.edx": "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 pn clflush ds acpi mmx fxsr sse "
-    "sse2 ss ht tm ia64 pbe",
-    "1.ecx": "pni pclmulqdq dtes64 monitor ds-cpl vmx smx est tm2 ssse3 cid fma cx16 xtpr pdcm pcid dca sse4.1 sse4.2 "
-    "x2apic movbe popcnt tsc-deadline aes xsave avx f16c rdrand hypervisor",
-    "6.eax": "arat",
-    "7.ebx": "fsgsbase tsc-adjust sgx bmi1 hle avx2 smep bmi2 erms invpcid rtm mpx avx512f avx512dq rdseed adx smap "
-    "avx512ifma pcommit clflushopt clwb intel-pt avx512pf avx512er avx512cd sha-ni avx512bw avx512vl",
-    "7.ecx": "avx512vbmi umip pku waitpkg avx512vbmi2 gfni vaes vpclmulqdq avx512vnni avx512bitalg avx512-vpopcntdq "
-    "la57 rdpid bus-lock-detect cldemote movdiri movdir64b sgxlc pks",
-    "7.edx": "avx512-4vnniw avx512-4fmaps fsrm avx512-vp2intersect md-clear serialize tsx-ldtrk arch-lbr amx-bf16 "
-    "avx512-fp16 amx-tile amx-int8 spec-ctrl stibp arch-capabilities core-capability ssbd",
-    "7.1.eax": "avx-vnni avx512-bf16",
-    "d.1.eax": "xsaveopt xsavec xgetbv1 xsaves xfd",
-    "12.eax": "sgx1 sgx2 sgx-debug sgx-mode64 sgx-provisionkey sgx-tokenkey sgx-exinfo sgx-kss",
-    "14.ecx": "intel-pt-lip",
-    "80000001.edx": "syscall nx mmxext fxsr-opt pdpe1gb rdtscp lm 3dnowext 3dnow",
-    "80000001.ecx": "lahf-lm cmp-legacy svm extapic cr8legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop skinit "
-    "wdt lwp fma4 tce nodeid-msr tbm topoext perfctr-core perfctr-nb",
-    "80000007.edx": "invtsc",
-    "80000008.ebx": "clzero xsaveerptr wbnoinvd ibpb ibrs amd-stibp amd-ssbd virt-ssbd amd-no-ssb",
-    "8000000a.edx": "npt lbrv svm-lock nrip-save tsc-scale vmcb-clean flushbyasid decodeassists pause-filter "
-    "pfthreshold avic v-vmsave-vmload vgif svme-addr-chk",
-    "c0000001.edx": "xstore xstore-en xcrypt xcrypt-en ace2 ace2-en phe phe-en pmm pmm-en",
-    "10a": "rdctl-no ibrs-all rsba skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no tsx-ctrl taa-no",
-    "cf": "split-lock-detect",
-    "345": "full-width-write",
-    "mca": "lmce",
+_LEAVES: dict[tuple[int, int | None, str], str] = {
+    (
+        1,
+        None,
+        "EDX",
+    ): "fpu vme de pse tsc msr pae mce cx8 apic 11 sep mtrr pge mca cmov pat pse36 pn clflush 21 ds acpi "
+    "mmx fxsr sse sse2 ss ht tm ia64 pbe",
+    (1, None, "ECX"): "pni pclmulqdq dtes64 monitor ds-cpl vmx smx est tm2 ssse3 cid 12 fma cx16 xtpr pdcm 17 pcid dca "
+    "sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline aes xsave 28 avx f16c rdrand hypervisor",
+    (
+        7,
+        0,
+        "EBX",
+    ): "fsgsbase tsc-adjust sgx bmi1 hle avx2 7 smep bmi2 erms invpcid rtm 14 mpx 16 avx512f avx512dq rdseed "
+    "adx smap avx512ifma pcommit clflushopt clwb intel-pt avx512pf avx512er avx512cd sha-ni avx512bw avx512vl",
+    (7, 0, "ECX"): "1 avx512vbmi umip pku 5 waitpkg avx512vbmi2 8 gfni vaes vpclmulqdq avx512vnni avx512bitalg 14 "
+    "avx512-vpopcntdq 16 la57 22 rdpid 24 bus-lock-detect cldemote 27 movdiri movdir64b 30 sgxlc pks",
+    (7, 0, "EDX"): "2 avx512-4vnniw avx512-4fmaps fsrm 8 avx512-vp2intersect 10 md-clear 14 serialize 16 tsx-ldtrk 19 "
+    "arch-lbr 22 amx-bf16 avx512-fp16 amx-tile amx-int8 spec-ctrl stibp 29 arch-capabilities core-capability ssbd",
+    (7, 1, "EAX"): "4 avx-vnni avx512-bf16",
+    (0x80000001, None, "EDX"): "11 syscall 20 nx 22 mmxext 25 fxsr-opt pdpe1gb rdtscp 29 lm 3dnowext 3dnow",
+    (
+        0x80000001,
+        None,
+        "ECX",
+    ): "lahf-lm cmp-legacy svm extapic cr8legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop "
+    "skinit wdt 15 lwp fma4 tce 19 nodeid-msr 21 tbm topoext perfctr-core perfctr-nb",
+    (0x80000007, None, "EDX"): "8 invtsc",
+    (0x80000008, None, "EBX"): "clzero 2 xsaveerptr 9 wbnoinvd 12 ibpb 14 ibrs amd-stibp 24 amd-ssbd virt-ssbd "
+    "amd-no-ssb",
+    (0xC0000001, None, "EDX"): "2 xstore xstore-en 6 xcrypt xcrypt-en ace2 ace2-en phe phe-en pmm pmm-en",
+    (0x40000001, None, "EAX"): "",
+    (0x40000001, None, "EDX"): "",
+    (0x8000000A, None, "EDX"): "npt lbrv svm-lock nrip-save tsc-scale vmcb-clean flushbyasid decodeassists 10 "
+    "pause-filter 12 pfthreshold avic 15 v-vmsave-vmload vgif 28 svme-addr-chk",
+    (0xD, 1, "EAX"): "xsaveopt xsavec xgetbv1 xsaves xfd",
+    (6, None, "EAX"): "2 arat",
+    (0xD, 0, "EAX"): "",
+    (0xD, 0, "EDX"): "",
+    (0x14, 0, "ECX"): "31 intel-pt-lip",
+    (0x12, 0, "EAX"): "sgx1 sgx2",
+    (0x12, 0, "EBX"): "sgx-exinfo",
+    (0x12, 1, "EAX"): "1 sgx-debug sgx-mode64 4 sgx-provisionkey sgx-tokenkey 7 sgx-kss",
+    (0xD, 1, "ECX"): "",
+    (0xD, 1, "EDX"): "",
 }
+"""What each word of CPUID says, from bit 0 up: EAX and ECX (None where it does not matter) that ask for it, the
+register that has it, names. A number says which bit the next name is."""
 
-FEATURES = tuple(name for names in _LEAVES.values() for name in names.split())
-"""Every name, in the order of its bits."""
+_IN_MSRS = (
+    "rdctl-no ibrs-all rsba skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no tsx-ctrl taa-no split-lock-detect "
+    "full-width-write lmce"
+)
+
+
+def _bits(names: str) -> dict[str, int]:
+    result: dict[str, int] = {}
+    bit = 0
+    for each in names.split():
+        if each.isdecimal():
+            bit = int(each)
+        else:
+            result[each] = bit
+            bit += 1
+    return result
+
+
+WORDS = {place: _bits(names) for place, names in _LEAVES.items()}
+"""The words of CPUID that tell of features, and the bit of each feature."""
+
+FEATURES = (*(name for bits in WORDS.values() for name in bits), *_IN_MSRS.split())
+"""Every name."""
 
 ALIASES = {
     "sse3": "pni",
@@ -67,7 +107,7 @@ class Feature(Bool):
 
     def read(self, instance: Object) -> bool:
         found: Any = instance
-        return bool(found.values.get(self._feature, self._feature in found.features))
+        return bool(found.has(self._feature))
 
     def write(self, instance: Object, value: Any, *, keyval: bool = False) -> None:
         instance.values[self._feature] = self.parse(value) if keyval and isinstance(value, str) else self.check(value)

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from qobra.machine import cpuid
 from qobra.machine.cpu import Cpu
-from qobra.machine.cpu_features import ALIASES, add_features
+from qobra.machine.cpu_features import ALIASES, WORDS, add_features
 from qobra.machine.devices import registry
 from qobra.machine.irq import Line
 from qobra.machine.vmstate import VmState
-from qobra.object.property import Bool, Int, String
+from qobra.object.property import Bool, Int, Property, String
+
+_AS_NEEDED = 0xFFFFFFFF
+
+
+def _words(words: dict[tuple[int, int | None, str], int]) -> list[dict[str, Any]]:
+    """List of X86CPUFeatureWordInfo."""
+    result: list[dict[str, Any]] = []
+    for leaf, subleaf, register in reversed(WORDS):
+        word: dict[str, Any] = {"cpuid-register": register, "cpuid-input-eax": leaf}
+        if subleaf is not None:
+            word["cpuid-input-ecx"] = subleaf
+        result.append({**word, "features": words.get((leaf, subleaf, register), 0)})
+    return result
 
 
 class X86Cpu(Cpu):
@@ -42,6 +56,17 @@ class X86Cpu(Cpu):
     model_id = String(name="model-id")
     min_level = Int(0, type="uint32")
     min_xlevel = Int(0, type="uint32")
+    min_xlevel2 = Int(0, type="uint32")
+    level = Int(_AS_NEEDED, type="uint32")
+    level_func7 = Int(_AS_NEEDED, type="uint32", name="level-func7")
+    xlevel = Int(_AS_NEEDED, type="uint32")
+    xlevel2 = Int(_AS_NEEDED, type="uint32")
+    full_cpuid_auto_level = Bool(True, name="full-cpuid-auto-level")
+    feature_words = Property(
+        "X86CPUFeatureWordInfo", get=lambda cpu: _words(cpuid.feature_words(cpu.has, cpu.vendor)), writable=False
+    )
+    filtered_features = Property("X86CPUFeatureWordInfo", get=lambda cpu: _words({}), writable=False)
+    unavailable_features = Property("strList", get=lambda cpu: [], writable=False)
 
     # Whether features are told of, refused or given all the same that the processor below cannot have. There is none.
     check = Bool(True)
@@ -55,7 +80,24 @@ class X86Cpu(Cpu):
         name = name.replace("_", "-")
         return super().find_feature(ALIASES.get(name, name))
 
+    def has(self, feature: str) -> bool:
+        """What the user says, else what the model has."""
+        return bool(self.values.get(feature, feature in self.features))
+
+    def expand(self) -> None:
+        """Settle the highest leaves of CPUID: what the user says, else the model's and as many as the features need."""
+        full = self.full_cpuid_auto_level
+        if self.level_func7 == _AS_NEEDED:
+            self.level_func7 = cpuid.highest_of_leaf_7(self.has) if full else 0
+        if self.level == _AS_NEEDED:
+            self.level = max(self.min_level, cpuid.highest_basic(self.has, full=full))
+        if self.xlevel == _AS_NEEDED:
+            self.xlevel = max(self.min_xlevel, cpuid.highest_extended(self.has) if full else 0)
+        if self.xlevel2 == _AS_NEEDED:
+            self.xlevel2 = max(self.min_xlevel2, cpuid.highest_centaur(self.has) if full else 0)
+
     def realize(self) -> None:
+        self.expand()
         if self.index < 0:
             board: Any = self.board
             board.place_cpu(self)
