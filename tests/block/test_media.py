@@ -114,7 +114,7 @@ def test_devices_are_found_by_exactly_one_name(layer):
     with pytest.raises(QobraError, match="Device 'x' not found") as error:
         media.find_backend(layer, None, "x")
     assert error.value.error_class == DEVICE_NOT_FOUND
-    layer.device_exists = lambda id: id == "x"
+    layer.check_device = lambda id: None
     with pytest.raises(QobraError, match="Device does not have a block device backend"):
         media.find_backend(layer, None, "x")
 

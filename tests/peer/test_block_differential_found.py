@@ -211,3 +211,18 @@ def test_nodes_that_cannot_be_opened(q: Run) -> None:
     q.wait("JOB_STATUS_CHANGE", id="d", status="concluded")
     q("query-jobs", pick=lambda jobs: [job["error"] for job in jobs if job["id"] == "d"])
     q("query-named-block-nodes", pick=lambda nodes: [node["node-name"] for node in nodes])
+
+
+@against_storage_daemon
+def test_filters_of_jobs_that_cannot_be_put_in_place(q: Run) -> None:
+    q.tool("qemu-img", "create", "-q", "flat", "1M")
+    q.add("null-co", node_name="other", size=MIB)
+    q.add("null-co", node_name="fixed", size=MIB, read_only=True)
+    q.add("raw", node_name="on-fixed", read_only=True, file="fixed")
+    q.add("quorum", node_name="quorum", vote_threshold=1, children=["other", "fixed"])
+    q.add("raw", node_name="on-quorum", file="quorum")
+    q.do("block-stream", job_id="s", device="on-quorum")
+    q.do("blockdev-backup", job_id="b", device="other", target="fixed", sync="none")
+    q.add("file", node_name="file", filename=q.path("flat"))
+    q.add("raw", node_name="mine", file="file", size=65536)
+    q.do("blockdev-backup", job_id="b", device="file", target="other", sync="none")

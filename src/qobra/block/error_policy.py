@@ -26,6 +26,8 @@ class ErrorPolicy:
         self.on_read_error = REPORT if on_read_error == "auto" else on_read_error
         self.on_write_error = "enospc" if on_write_error == "auto" else on_write_error
         self.io_status = "ok"
+        self.has_status = False
+        """Whether the device that it is for lets others ask for ``io_status``."""
 
     def decide(self, error: BaseException, *, is_read: bool) -> str:
         """What to do about ``error``: ``report``, ``ignore`` or ``stop``. Sends the event, and stops the machine.
@@ -61,8 +63,11 @@ class ErrorPolicy:
             backend.layer.stop_machine()
 
     @property
-    def stops(self) -> bool:
-        """Whether the machine may be stopped for an error, which is when there is an io-status to tell."""
+    def shown_status(self) -> str | None:
+        """``io_status`` where there is one to tell: the machine may be stopped for an error."""
+        return self.io_status if self.has_status and self._stops() else None
+
+    def _stops(self) -> bool:
         return self.on_write_error in (STOP, "enospc") or self.on_read_error == STOP
 
     def report_all(self) -> None:

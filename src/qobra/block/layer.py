@@ -67,8 +67,8 @@ class BlockLayer:
         """The named backends (drives), by name."""
         self.devices: list[BlockBackend] = []
         """The backends that device models use, named or not."""
-        self.device_exists: Callable[[str], bool] = lambda _id: False
-        """Whether an id or path means a device at all; the machine says."""
+        self.check_device: Callable[[str], None] = _no_device
+        """Raise QobraError (DeviceNotFound) unless an id or path means a device at all; the machine knows."""
         self.say: Callable[[str], None] = lambda _text: None
         """Tell whoever runs the program what is being done; the program says how."""
         self.warn: Callable[[str], None] = lambda _text: None
@@ -180,9 +180,11 @@ class BlockLayer:
 
     def find_qdev(self, id: str) -> BlockBackend:
         """The backend of the device with that id or path. Raises QobraError (DeviceNotFound)."""
-        from qobra.block.media import find_qdev_backend
-
-        return find_qdev_backend(self.devices, id, self.device_exists(id))
+        for backend in self.devices:
+            if backend.device is not None and backend.device.matches(id):
+                return backend
+        self.check_device(id)
+        raise QobraError("Device does not have a block device backend")
 
     def throttle_group(self, name: str) -> ThrottleGroup:
         """The throttle group of that name, a new one if there is none."""
@@ -342,6 +344,10 @@ class BlockLayer:
         with self.graph.change() as change:
             for root in tuple(self.graph.state.roots):
                 change.set_root(root, None)
+
+
+def _no_device(id: str) -> None:
+    raise QobraError(f"Device '{id}' not found", DEVICE_NOT_FOUND)
 
 
 def _ignore_event(_name: str, _data: dict[str, Any] | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.node import BlockNode, Options
-from qobra.errors import DEVICE_NOT_FOUND, QobraError
+from qobra.errors import QobraError
 
 if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
@@ -171,13 +171,3 @@ def leave_throttle(backend: BlockBackend) -> None:
 def _changed(backend: BlockBackend) -> None:
     if backend.device is not None:
         backend.device.medium_changed()
-
-
-def find_qdev_backend(backends: list[BlockBackend], id: str, exists: bool) -> BlockBackend:
-    """The backend among ``backends`` whose device answers to ``id``. Raises QobraError in QEMU's words."""
-    for backend in backends:
-        if backend.device is not None and backend.device.matches(id):
-            return backend
-    if exists:
-        raise QobraError("Device does not have a block device backend")
-    raise QobraError(f"Device '{id}' not found", DEVICE_NOT_FOUND)

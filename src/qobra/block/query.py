@@ -180,8 +180,8 @@ def _backend_info(backend: BlockBackend) -> Info:
         info["qdev"] = device.qom_path
         if device.has_tray:
             info["tray_open"] = device.tray_open
-    if backend.policy is not None and backend.policy.stops:
-        info["io-status"] = backend.policy.io_status
+    if backend.policy is not None and (status := backend.policy.shown_status) is not None:
+        info["io-status"] = status
     if backend.node is not None:
         node = without_implicit(backend.node)
         info["inserted"] = device_info(node, backend=backend)

@@ -77,6 +77,8 @@ class BlockFrontEnd(Device):
     backend: BlockBackend | None = None
     supports_iothreads = False
     """Whether it can work in the iothread that the node is in."""
+    has_io_status = True
+    """Whether queries tell whether a request of it failed."""
     is_removable = False
     has_tray = False
     tray_open = False
@@ -188,6 +190,7 @@ class BlockFrontEnd(Device):
             on_read_error=backend.on_error.get("rerror", "auto") if self.rerror == "auto" else self.rerror,
             on_write_error=backend.on_error.get("werror", "auto") if self.werror == "auto" else self.werror,
         )
+        backend.policy.has_status = self.has_io_status
         self.logical_size: int = self.logical_block_size or _MIN_BLOCK
         self.physical_size: int = self.physical_block_size or _MIN_BLOCK
         # What is in force can be asked for.

@@ -93,15 +93,15 @@ class Machine:
             open_path=lambda path, flags: self.fdsets.open_image(path, flags),
             find_fd=lambda name: self.fdsets.take_named_or_number(name),
         )
-        layer.device_exists = self._device_exists
+        layer.check_device = self._check_device
         layer.say = self.say
         layer.warn = self.warn
         return layer
 
-    def _device_exists(self, id: str) -> bool:
-        from qobra.machine.plug import device_exists
+    def _check_device(self, id: str) -> None:
+        from qobra.machine.plug import find_device
 
-        return device_exists(self, id)
+        find_device(self, id)
 
     @cached_property
     def chardevs(self) -> Chardevs:

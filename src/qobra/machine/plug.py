@@ -21,6 +21,9 @@ def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> De
     With ``keyval`` values may be option texts. Raises QobraError in QEMU's words; nothing is left behind then.
     """
     options = dict(options)
+    bus_name, id = options.pop("bus", None), options.pop("id", None)
+    if id is not None and not (isinstance(id, str) and is_identifier(id)):
+        raise QobraError("Parameter 'id' expects an identifier")
     driver = options.pop("driver", None)
     if driver is None:
         raise QobraError("Parameter 'driver' is missing")
@@ -33,9 +36,6 @@ def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> De
     hotplugged = board.ready
     if not cls.pluggable or (hotplugged and not cls.hotpluggable_class):
         raise QobraError("Parameter 'driver' expects a pluggable device type")
-    bus_name, id = options.pop("bus", None), options.pop("id", None)
-    if id is not None and not (isinstance(id, str) and is_identifier(id)):
-        raise QobraError("Parameter 'id' expects an identifier")
     bus = _choose_bus(board.system_bus, cls, bus_name)
     if hotplugged and bus is not None and not bus.hotplug:
         raise QobraError(f"Bus '{bus.bus_name}' does not support hotplugging")
@@ -69,30 +69,18 @@ def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> De
 
 def remove_device(machine: Machine, id: str) -> None:
     """device_del: have the device ``id`` (or at that path) leave; DEVICE_DELETED says when it has."""
-    board = machine.board
-    device = board.peripheral.children.get(id) if board is not None and not id.startswith("/") else None
-    if device is None:
-        if not id.startswith("/"):
-            raise QobraError(f"Device '{id}' not found", DEVICE_NOT_FOUND)
-        found = machine.objects.resolve(id)
-        if not isinstance(found, Device):
-            raise QobraError(f"{id} is not a hotpluggable device")
-        device = found
-    assert isinstance(device, Device) and board is not None
-    unplug(device)
+    unplug(find_device(machine, id))
 
 
-def device_exists(machine: Machine, id: str) -> bool:
-    """Whether there is a device with that id or at that path."""
-    board = machine.board
-    if board is None:
-        return False
-    if not id.startswith("/"):
-        return id in board.peripheral.children
+def find_device(machine: Machine, id: str) -> Device:
+    """The device with that id or at that path. Raises QobraError (DeviceNotFound)."""
     try:
-        return isinstance(machine.objects.resolve(id), Device)
+        found = machine.objects.resolve(id if id.startswith("/") else f"/machine/peripheral/{id}")
     except QobraError:
-        return False
+        raise QobraError(f"Device '{id}' not found", DEVICE_NOT_FOUND)
+    if not isinstance(found, Device):
+        raise QobraError(f"{id} is not a hotpluggable device")
+    return found
 
 
 def unplug(device: Device) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qobra.block import permissions
@@ -22,34 +23,52 @@ def insert_filter(
     options: Options,
     *,
     prepare: Callable[[BlockNode], None] | None = None,
-    refusal: str = "",
+    implicit: bool = True,
+    refusals: tuple[str, str] = ("", ""),
 ) -> tuple[BlockNode, BlockBackend]:
     """Open the filter that ``options`` describe and let everyone who uses ``below`` use it instead.
 
-    Without a ``node-name`` it is implicit. ``prepare`` is called with the filter before it takes part. The returned
-    backend keeps it in the graph until something else does; the caller removes it. Raises QobraError, with ``refusal``
-    before the reason where that is the filter's own; then nothing has changed.
+    Without a ``node-name`` it is implicit, if it may be. ``prepare`` is called with the filter before anybody uses it.
+    The returned backend keeps it in the graph until something else does; the caller removes it. Raises QobraError, with
+    the first of ``refusals`` before the reason where the filter cannot be, with the second where its users are against
+    it; then nothing has changed.
     """
     opened = OpenedNodes()
     holder = BlockBackend(layer, perm=0, shared=permissions.ALL, description="a filter that is being put in place")
     try:
-        try:
+        with telling(refusals[0]):
             node = layer.opener.open_reference(options, opened, {})
-        except QobraError as error:
-            raise error.prefixed(refusal)
-        node.implicit = "node-name" not in options
-        if prepare is not None:
-            prepare(node)
-        with layer.graph.change() as change:
-            for each in opened:
-                change.insert(each)
-            change.replace(below, node)
-            change.set_root(holder, node)
+            node.implicit = implicit and "node-name" not in options
+            with layer.graph.change() as change:
+                for each in opened:
+                    change.insert(each)
+                node.monitor_owned = True  # keeps it there, but is no user
     except BaseException:
         layer.close_nodes(list(reversed(opened)))
         opened.withdraw()
         raise
+    try:
+        if prepare is not None:
+            prepare(node)
+        with telling(refusals[1]), layer.graph.change() as change:
+            change.replace(below, node)
+            change.set_root(holder, node)
+    except BaseException:
+        node.monitor_owned = False
+        with layer.graph.change():
+            pass
+        raise
+    node.monitor_owned = False
     return node, holder
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Put ``what`` before the reason of a QobraError that is raised inside."""
+    try:
+        yield
+    except QobraError as error:
+        raise error.prefixed(what)
 
 
 def remove_filter(layer: BlockLayer, node: BlockNode) -> None:

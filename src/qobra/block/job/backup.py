@@ -354,8 +354,8 @@ def start_backup(
     options: Options = {"driver": "copy-before-write", "file": source.node_name, "target": target.node_name}
     if "filter-node-name" in args:
         options["node-name"] = args["filter-node-name"]
-    refusal = "Could not create node: "
-    filter_node, holder = insert_filter(layer, source, options, prepare=prepare, refusal=refusal)
+    refusals = "Could not create node: ", "Could not replace node: "
+    filter_node, holder = insert_filter(layer, source, options, prepare=prepare, implicit=False, refusals=refusals)
     assert isinstance(filter_node, CopyBeforeWriteNode)
     try:
         try:

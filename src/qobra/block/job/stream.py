@@ -186,8 +186,8 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
         filter_node.by_job = True
 
     try:
-        refusal = "Could not create node: "
-        filter_node, holder = insert_filter(layer, node, options, prepare=prepare, refusal=refusal)
+        refusals = "Could not create node: ", "Could not replace node: "
+        filter_node, holder = insert_filter(layer, node, options, prepare=prepare, refusals=refusals)
     except BaseException:
         set_read_only(layer, node, was_read_only)
         raise

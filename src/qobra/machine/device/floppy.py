@@ -53,6 +53,7 @@ class Floppy(BlockFrontEnd):
     bus_type = "floppy-bus"
     description = "virtual floppy drive"
     is_removable = True
+    has_io_status = False
     shown_first = ("unit",)
 
     unit = Int(_ANY, type="uint32")

@@ -21,7 +21,6 @@ class IsaFdc(IsaDevice):
     type_name = "isa-fdc"
     category = "Storage"
     description = "virtual floppy controller"
-    hotpluggable_class = False
 
     iobase = Int(0x3F0, type="uint32")
     irq = Int(6, type="uint32")

@@ -1,0 +1,46 @@
+"""What random scripts (``python -m qobra.testing.fuzz --server pc``) found to be answered differently once."""
+
+from __future__ import annotations
+
+from qobra.testing.differential import Run, against_system
+
+DEVICES = (
+    *(
+        "-M",
+        "pc",
+        "-blockdev",
+        "null-co,node-name=n0,read-zeroes=on,size=1048576",
+        "-device",
+        "virtio-blk-pci,drive=n0,id=d",
+    ),
+    *(
+        "-device",
+        "virtio-scsi-pci,id=scsi",
+        "-device",
+        "scsi-cd,id=cd",
+        "-device",
+        "isa-fdc",
+        "-device",
+        "floppy,id=fl",
+    ),
+)
+
+
+@against_system(*DEVICES)
+def test_devices_by_path(q: Run) -> None:
+    """An id is a path below the users' devices."""
+    for id in ("", "/machine", "/machine/peripheral/", "cd/", "scsi", "/nope", "fl/x"):
+        q.do("eject", id=id)
+    for id in ("", "nope", "scsi.0", "scsi/scsi.0", "scsi/virtio-backend"):
+        q.do("device_del", id=id)
+    q.do("device_add", id="", driver="nope")
+    q.do("device_add", driver="isa-fdc")
+
+
+@against_system(*DEVICES)
+def test_backup_filter_is_seen(q: Run) -> None:
+    q.add("null-co", node_name="target", read_zeroes=True, size=1 << 20)
+    q.do("blockdev-backup", job_id="j", device="n0", target="target", sync="none")
+    q("query-block")
+    q("query-named-block-nodes")
+    q("query-blockstats")
