@@ -12,7 +12,18 @@ from qobra.qmp.writer import Encoded, encode
 
 def test_layout() -> None:
     value = {"a": [1, -2, 2.5], "b": {}, "c": 'q"\n\u20ac', "d": [True, False, None]}
-    assert encode(value) == rb'{"d": [true, false, null], "a": [1, -2, 2.5], "b": {}, "c": "q\"\n\u20ac"}'
+    assert encode(value) == rb'{"d": [true, false, null], "a": [1, -2, 2.5], "b": {}, "c": "q\"\n\u20AC"}'
+
+
+@pytest.mark.parametrize("pretty", [False, True])
+def test_characters_and_numbers_are_written_as_qemu_does(pretty: bool) -> None:
+    value = ["\u00e9\x7f\U0001f600", "\udc80", 0.1, 3.0, -0.0, 1e22, 2.5, float("inf")]
+    text = encode(value, pretty=pretty).decode()
+    assert text.split() == (
+        r'["\u00E9\u007F\uD83D\uDE00", "\uFFFD", 0.10000000000000001, 3, -0, 1e+22, 2.5, inf]'.split()
+        if not pretty
+        else r'[ "\u00E9\u007F\uD83D\uDE00", "\uFFFD", 0.10000000000000001, 3, -0, 1e+22, 2.5, inf ]'.split()
+    )
 
 
 def test_pretty_layout() -> None:

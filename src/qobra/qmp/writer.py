@@ -6,16 +6,16 @@ QEMU's too: that of the hash table which its dictionaries are (bucket by bucket,
 
 from __future__ import annotations
 
+from qobra.json_text import quoted
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 try:
-    from _json import encode_basestring_ascii as _quote
+    from _json import encode_basestring_ascii as _quote_fast
     from _json import make_encoder as _make_encoder
 except ImportError:  # not CPython
-    from json.encoder import py_encode_basestring_ascii as _quote
-
     _make_encoder = None  # type: ignore[assignment,misc]
 
 
@@ -62,13 +62,25 @@ def _arrange(value: Any) -> Any:
     kind = type(value)
     if kind is dict:
         names = _names(value) if len(value) > 1 else value
-        return {name: _arrange(member) if type(member := value[name]) in _NESTING else member for name in names}
-    if kind in _NESTING:
-        return [_arrange(element) if type(element) in _NESTING else element for element in value]
+        return {name: _arrange(member) if type(member := value[name]) in _LOOKED_AT else member for name in names}
+    if kind is float:
+        if repr(value) != _float(value):
+            raise _WrittenOtherwise
+        return value
+    if kind in _LOOKED_AT:
+        return [_arrange(element) if type(element) in _LOOKED_AT else element for element in value]
     return value
 
 
-_NESTING = frozenset((dict, list, tuple))
+_LOOKED_AT = frozenset((dict, list, tuple, float))
+
+
+class _WrittenOtherwise(Exception):
+    """The value has something in it that QEMU writes otherwise than Python's encoder."""
+
+
+def _float(value: float) -> str:
+    return f"{value:.17g}"
 
 
 def _refuse(value: object) -> Any:
@@ -76,7 +88,7 @@ def _refuse(value: object) -> Any:
 
 
 _encode = (
-    _make_encoder(None, _refuse, _quote, None, ": ", ", ", False, False, True) if _make_encoder is not None else None
+    _make_encoder(None, _refuse, _quote_fast, None, ": ", ", ", False, False, True) if _make_encoder is not None else None
 )
 
 
@@ -91,9 +103,11 @@ def encode(value: Any, *, pretty: bool = False, arrange: bool = True) -> bytes:
         value = plain(value)
     if not pretty and _encode is not None:
         try:
-            return "".join(_encode(_arrange(value) if arrange else value, 0)).encode("ascii")
-        except RecursionError:
-            pass  # as deep as the reader lets in, which is more than Python's stack
+            text = "".join(_encode(_arrange(value) if arrange else value, 0))
+            if "\\u" not in text and "\x7f" not in text:
+                return text.encode("ascii")  # else there are characters that QEMU escapes in its own way
+        except (_WrittenOtherwise, RecursionError):
+            pass  # the reader lets in more depth than Python's stack has
     return _walk(value, pretty).encode("ascii")
 
 
@@ -117,7 +131,7 @@ def _walk(value: Any, pretty: bool) -> str:
         pending: list[str | tuple[Any, int]] = ["{" if is_dict else "["]
         for index, element in enumerate(_names(current) if isinstance(current, dict) else current):
             prefix = between if index else newline
-            pending.append(f"{prefix}{_quote(element)}: " if is_dict else prefix)
+            pending.append(f"{prefix}{quoted(element)}: " if is_dict else prefix)
             pending.append((current[element] if is_dict else element, depth + 1))
         close = "}" if is_dict else "]"
         pending.append("\n" + "    " * depth + close if pretty else close)
@@ -133,7 +147,9 @@ def _scalar(value: Any) -> str:
     if value is False:
         return "false"
     if isinstance(value, str):
-        return _quote(value)
-    if isinstance(value, (int, float)):
+        return quoted(value)
+    if isinstance(value, float):
+        return _float(value)
+    if isinstance(value, int):
         return repr(value)
     raise TypeError(f"{type(value).__name__} is no JSON value")
