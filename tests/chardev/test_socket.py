@@ -116,7 +116,7 @@ def test_client_and_names(machine: Machine, recorder: Any, eventually: Any) -> N
             assert device.filename() == f"tcp:127.0.0.1:{address[1]} <-> 127.0.0.1:{port}"
             peer.sendall(b"hi")
             eventually(lambda: front.data == b"hi")
-        eventually(lambda: front.events == ["opened", "closed"])
+        eventually(lambda: front.events == ["opened", "ended", "closed"])
         assert device.filename() == f"disconnected:tcp:127.0.0.1:{port}"
 
 
@@ -304,7 +304,7 @@ def test_websocket(machine: Machine, recorder: Any, eventually: Any) -> None:
         device.write_all(b"y" * 200)
         assert client.recv(204, socket.MSG_WAITALL) == b"\x82\x7e\x00\xc8" + b"y" * 200
         client.sendall(frame(8, b"\x03\xe8"))
-        eventually(lambda: front.events == ["opened", "closed"])
+        eventually(lambda: front.events == ["opened", "ended", "closed"])
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_tls(machine: Machine, recorder: Any, eventually: Any, certificates: Pat
         received = 0
         while received < 300000:
             received += len(client.recv(65536))
-    eventually(lambda: front.events == ["opened", "closed"])
+    eventually(lambda: front.events == ["opened", "ended", "closed"])
     # Someone without TLS is refused, and the next one served.
     with dial_inet(device) as plain:
         plain.sendall(b"hello, I speak no TLS\r\n")

@@ -226,6 +226,27 @@ def test_a_client_that_does_not_read_holds_up_nobody(monitored: Any) -> None:
     assert output._size < 1 << 21
 
 
+def test_commands_are_taken_before_their_answers_are_read(monitored: Any, serve: Any) -> None:
+    taken = threading.Semaphore(0)
+    serve("x-long", lambda machine, args: taken.release() or {"text": "x" * 4096})
+    client = monitored.client()
+    many = 100  # their answers are more than the socket holds, and less than what may wait
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    for number in range(many):
+        client.send(b'{"execute":"x-long","id":%d}' % number)
+    assert all(taken.acquire(timeout=30) for _ in range(many))
+    assert [client.reply()["id"] for _ in range(many)] == list(range(many))
+
+
+def test_a_client_that_has_said_all_is_still_answered(monitored: Any, serve: Any) -> None:
+    serve("x-long", lambda machine, args: {"text": "x" * 4096})
+    client = monitored.client()
+    client.send(*(b'{"execute":"x-long","id":%d}' % number for number in range(100)))
+    client.sock.shutdown(socket.SHUT_WR)
+    assert [client.reply()["id"] for _ in range(100)] == list(range(100))
+    assert client.sock.recv(1) == b""
+
+
 def _pending(sock: socket.socket) -> bool:
     import select
 

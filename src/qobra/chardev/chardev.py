@@ -39,7 +39,10 @@ class FrontEnd(Protocol):
         """``data`` came in, at most as much as :meth:`can_receive` said."""
 
     def event(self, name: str) -> None:
-        """``opened``: a peer is there; ``closed``: it left; ``break``: it sent a break."""
+        """``opened``: a peer is there; ``ended``: it sends no more; ``closed``: it left; ``break``: it sent a break.
+
+        What is said to a peer that sends no more may still reach it, until ``ended`` returns.
+        """
 
     def can_receive(self) -> int:
         """How many bytes to take now; 0 holds the peer back until :meth:`Chardev.accept_input`."""

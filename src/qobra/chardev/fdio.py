@@ -68,6 +68,7 @@ class FdChardev(Chardev):
         if self.closed:
             self._release()
         else:
+            self.deliver_event("ended")
             self.set_open(False)
             self._linger()
 

@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 MAX_BACKLOG = 1 << 20
 """Bytes that may wait for a client that does not read; events beyond that are dropped."""
 
+READ_AHEAD = MAX_BACKLOG // 2
+"""Bytes that may wait while a session goes on to the next request."""
+
 
 class Output:
     """Sends lines to a character device as long as it takes them, and keeps the rest.
 
-    Replies always find room: a session reads no further request before the reply to the last is out, so there is one at
-    a time (two with out-of-band commands). Events are dropped, whole, while ``MAX_BACKLOG`` is exceeded. ``client``
-    counts the clients that came.
+    Replies always find room: a session reads no further request while more than ``READ_AHEAD`` waits, so one at most
+    goes beyond that (two with out-of-band commands). Events are dropped, whole, while ``MAX_BACKLOG`` is exceeded.
+    ``client`` counts the clients that came.
     """
 
     def __init__(self, chardev: Chardev) -> None:
@@ -55,16 +58,33 @@ class Output:
                 self.dropped_events += 1
                 return
             self._put(line)
-            if not self._backlog or self._draining:
-                return
-            self._draining = True
-            client = self.client
-        threading.Thread(target=self._drain, args=(client,), name="qmp output", daemon=True).start()
+            self._send_later()
+
+    def settle(self) -> None:
+        """Wait until no more than ``READ_AHEAD`` waits, or the client is gone; a thread sends what is left."""
+        if not self._backlog:
+            return
+        if self._size > READ_AHEAD:
+            self._drain(self.client, READ_AHEAD)
+        with self._lock:
+            self._send_later()
 
     def drain(self) -> None:
         """Wait until everything is out, or the client gone."""
         if self._backlog:
-            self._drain(self.client)
+            self._drain(self.client, 0)
+
+    def _send_later(self) -> None:
+        if self._backlog and not self._draining:
+            self._draining = True
+            threading.Thread(target=self._send, args=(self.client,), name="qmp output", daemon=True).start()
+
+    def _send(self, client: int) -> None:
+        self._drain(client, 0)
+        with self._lock:
+            if client == self.client:
+                self._draining = False
+                self._send_later()  # what came in between
 
     def _put(self, line: bytes) -> None:
         if not self._backlog:
@@ -75,12 +95,13 @@ class Output:
         self._backlog.append(line)
         self._size += len(line)
 
-    def _drain(self, client: int) -> None:
+    def _drain(self, client: int, limit: int) -> None:
+        """Send until no more than ``limit`` bytes wait, or the client is gone."""
         while True:
             with self._lock:
                 if client != self.client:
                     return
-                while self._backlog:
+                while self._size > limit:
                     line = self._backlog[0]
                     sent = self._chardev.write(line)
                     self._size -= sent
@@ -89,6 +110,5 @@ class Output:
                         break
                     self._backlog.popleft()
                 else:
-                    self._draining = False
                     return
             self._chardev.wait_writable()

@@ -64,6 +64,8 @@ class Session:
             self._connected = True
             greeting = {"QMP": {"version": version_info(), "capabilities": list(CAPABILITIES)}}
             self._output.reply(self._line(greeting))
+        elif name == "ended":
+            self._output.drain()
         elif name == "closed":
             if self.machine.is_ending:
                 return  # the end of a script's input that asked for this; what ends now it is still told
@@ -112,7 +114,10 @@ class Session:
             with self.machine.control:
                 self._output.reply(self._answer(item), client)
         # Outside the strand: a client that does not read holds up nobody but itself.
-        self._output.drain()
+        if self.machine.is_ending:
+            self._output.drain()
+        else:
+            self._output.settle()
 
     def _answer(self, request: Any) -> bytes:
         name = "QMP"

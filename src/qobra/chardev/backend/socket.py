@@ -216,6 +216,8 @@ class SocketChardev(Chardev):
             if self.frontend is None:
                 self.room()  # nobody listens: leave what comes to the kernel
             data = connection.receive()
+        if not self.closed:
+            self.deliver_event("ended")
         with self._lock:
             self._connection = None
             connection.close()
