@@ -279,7 +279,7 @@ class Task:
         if background is not None:
             background.running()
         wait(server, persistent="t" in given)
-        self._images.layer.exports.close()
+        self._images.layer.exports.stop_nbd_server()
         backend.remove()
         self._images.close()
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 import time
@@ -55,6 +56,13 @@ def connect(address: dict[str, Any], *, timeout: float | None = None, find_fd: F
     if last is None:
         last = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     raise QobraError(f"Failed to connect to '{describe(address)}': {strerror(last)}", errno=last.errno)
+
+
+def hung_up(sock: socket.socket) -> bool:
+    """Whether the other side sends no more, though not all that it sent need have been received."""
+    poller = select.poll()
+    poller.register(sock, select.POLLRDHUP)
+    return bool(poller.poll(0))
 
 
 def listen(address: dict[str, Any], *, backlog: int = 16, find_fd: FindFd | None = None) -> list[socket.socket]:

@@ -27,6 +27,10 @@ class ExportClient(Protocol):
         """Leave soon, whatever is in flight; does not wait. Any thread may call."""
         ...
 
+    def hung_up(self) -> bool:
+        """Whether there is nobody at the other end, and the client's thread has only not got to that yet."""
+        ...
+
 
 class Export:
     """One export. Made by :meth:`Exports.add`, which checks what is the same for all kinds.
@@ -122,11 +126,16 @@ class Export:
         if not clients:
             self.layer.control.post(self.layer.exports.finish, self)
 
-    def wait_idle(self) -> None:
-        """Wait until the last client has left."""
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Wait until the last client has left; False if ``timeout`` seconds passed first."""
         with self._lock:
-            while self._clients:
-                self._idle.wait()
+            return self._idle.wait_for(lambda: not self._clients, timeout)
+
+    def wait_hung_up(self, timeout: float) -> None:
+        """Where all clients have hung up, wait until they have left, but no longer than ``timeout`` seconds."""
+        with self._lock:
+            if all(client.hung_up() for client in self._clients):
+                self._idle.wait_for(lambda: not self._clients, timeout)
 
 
 def required_iothread(layer: BlockLayer, name: str) -> Any:

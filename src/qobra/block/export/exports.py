@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 
+LEAVING = 0.2
+"""Seconds that a client which is gone, or disconnected, is given to leave its export before that is called in use."""
+
+
 class Exports:
     """See the module."""
 
@@ -83,9 +87,13 @@ class Exports:
             raise QobraError(f"Block export '{name}' is not an {only.upper()} export")
         if export.shutting_down:
             raise QobraError(f"Export '{name}' is already shutting down")
-        if mode == "safe" and export.in_use:
-            raise QobraError(f"export '{name}' still in use")
+        if mode == "safe":
+            export.wait_hung_up(LEAVING)
+            if export.in_use:
+                raise QobraError(f"export '{name}' still in use")
         export.request_shutdown()
+        # So that whoever asks next finds it gone, unless a request takes its time.
+        export.wait_idle(LEAVING)
 
     def remove_nbd(self, name: str, mode: str = "safe") -> None:
         """nbd-server-remove: :meth:`remove` for NBD exports."""
@@ -139,16 +147,19 @@ class Exports:
 
         Does nothing without a server, or raises QobraError where it is ``required``.
         """
+        self._stop_nbd_server(required=required, keep_sockets=False)
+
+    def _stop_nbd_server(self, *, required: bool, keep_sockets: bool) -> None:
         server, self.nbd_server = self.nbd_server, None
         if server is not None:
-            server.close()
+            server.close(keep_sockets=keep_sockets)
         elif required:
             raise QobraError("NBD server not running")
         self._end(self.of_type("nbd"))
 
     def close(self) -> None:
-        """End the server and every export."""
-        self.stop_nbd_server()
+        """End the server and every export. As QEMU does, it leaves its sockets in the file system."""
+        self._stop_nbd_server(required=False, keep_sockets=True)
         self._end(list(self._exports.values()))
 
     def _make(self, kind: type[Export], options: dict[str, Any], node: BlockNode, writable: bool) -> Export:

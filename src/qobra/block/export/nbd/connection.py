@@ -12,6 +12,7 @@ from qobra.block.export.nbd.serving import new_send_lock, serve
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 from qobra.nbd.negotiation import Negotiation
+from qobra.nbd.sockets import hung_up
 from qobra.nbd.transport import TlsTransport, Transport
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Connection:
         """See :class:`~qobra.block.export.export.ExportClient`."""
         # By the socket, which stays the same when TLS starts, in whatever state the connection is.
         Transport.shutdown(self.transport)
+
+    def hung_up(self) -> bool:
+        """See :class:`~qobra.block.export.export.ExportClient`."""
+        return hung_up(self._socket)
 
     # Replies ----------------------------------------------------------------------------------------------------------
 

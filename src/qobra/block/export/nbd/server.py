@@ -150,8 +150,11 @@ class NbdServer:
         if self.connected is not None:
             self.connected()
 
-    def close(self) -> None:
-        """Stop listening, disconnect everybody, and wait until they are gone."""
+    def close(self, *, keep_sockets: bool = False) -> None:
+        """Stop listening, disconnect everybody, and wait until they are gone.
+
+        ``keep_sockets``: UNIX sockets stay in the file system, where whoever started the program may remove them.
+        """
         with self._lock:
             self._closed = True
             connections = tuple(self._connections)
@@ -161,8 +164,9 @@ class NbdServer:
         for each in self._listeners:
             each.close()
         self._listeners = []
-        for path, inode in self._paths:
-            _remove_socket(path, inode)
+        if not keep_sockets:
+            for path, inode in self._paths:
+                _remove_socket(path, inode)
         self._paths = []
         for connection in connections:
             connection.disconnect()

@@ -15,6 +15,7 @@ from qobra.block.export.vhost_user_blk import requests as blk
 from qobra.block.export.vhost_user_blk.memory import Memory, map_region
 from qobra.block.export.vhost_user_blk.vring import Vring
 from qobra.errors import QobraError
+from qobra.nbd.sockets import hung_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,6 +146,10 @@ class Session:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+
+    def hung_up(self) -> bool:
+        """See :class:`~qobra.block.export.export.ExportClient`."""
+        return hung_up(self._socket)
 
     def _run(self) -> None:
         try:
