@@ -175,7 +175,6 @@ def test_looking_where_nobody_waits_for_it_fails_silently(backend, monkeypatch):
 
     monkeypatch.setattr(backend.node, "map", failing)
     backend.node.moved(0, UNIT, may_look=True)
-    table.renew(UNIT, 2 * UNIT)
     assert _entries(table)[0] == 0 and _entries(table)[1] == 1
 
 
@@ -261,9 +260,12 @@ def test_a_target_that_writes_do_not_pass_does_not_turn_direct_writes_off(tmp_pa
     bitmap = DirtyBitmap(layer.graph.find("image"), "b", UNIT)
     table = ResolvedTable(top)
     table.fill(0, 4 * UNIT)
-    assert table.writable and not table.pages[0][0] & 1  # nothing of it is copied yet
-    top.write(UNIT, b"new")  # and with that, what is known is known to be writable there
-    assert [entry & 1 for entry in table.pages[0][:4]] == [0, 1, 0, 0]
+    assert table.writable and table.pages[0][0] & 1
+    assert not table.keep(UNIT, 4)  # which asks first, and nothing of it is copied yet
+    top.write(UNIT, b"new")
+    assert [table.keep(unit * UNIT, 4) for unit in range(4)] == [False, True, False, False]
+    if table.places is not None:
+        assert [table.places.write(unit * UNIT, b"past") for unit in range(4)] == [False, True, False, False]
     told.log.clear()
     table.mark(UNIT + 9, 1)
     assert list(bitmap.dirty_ranges()) == [(UNIT, UNIT)] and told.log == []

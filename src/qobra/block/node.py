@@ -9,7 +9,6 @@ bounds and permissions, then call the hook of the same name with one.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 
 from qobra.block import permissions
 from qobra.block.buffers import BOUNCE_SIZE, ZEROES, Buffer, fill_zero, is_zero
@@ -21,9 +20,11 @@ from qobra.registry import Registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, ClassVar, Protocol
 
     from qobra.block.bitmap import DirtyBitmap
+    from qobra.block.copy.old_blocks import OldBlocks
     from qobra.block.layer import BlockLayer
     from qobra.block.table import ResolvedTable
 else:
@@ -326,6 +327,10 @@ class BlockNode(Vertex):
         """The child ``name`` of this filter or transparent node has a new length: adapt ``length``."""
         self.length = self.children[name].length
 
+    def keeper(self) -> Keeper | None:
+        """Who has to keep old data before somebody writes past the node."""
+        return None
+
     def plain_writes(self) -> bool:
         """Whether writing straight to a WRITABLE place misses nothing that :meth:`write` would do, but telling the
         :attr:`trackers`."""
@@ -380,6 +385,15 @@ class Marks(Protocol):
 
     def mark(self, offset: int, length: int) -> None:
         """See :meth:`WriteTracker.mark`."""
+
+
+class Keeper(Protocol):
+    """Keeps what a write is about to change, for a copy of a point in time."""
+
+    old: OldBlocks
+
+    def keep(self, offset: int, length: int) -> bool:
+        """See that a range may be written; False if the node has to see to that. Inside a slot."""
 
 
 MAX_LENGTH = (1 << 63) - (1 << 30)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from qobra.block.node import BlockNode, Marks
+    from qobra.block.node import BlockNode, Keeper, Marks
     from qobra.native.places import Places
 
 PAGE_BITS = 13
@@ -50,12 +50,15 @@ divided by this, it keeps the one that was filled last."""
 
 MAX_MARKS = 32
 """Dirty bitmaps that a write past the nodes is marked in; where there are more, all writes go through the nodes."""
+MAX_KEEPERS = 8
+"""The same for copies of a point in time."""
 
 _DIRECT = -(1 << 63)
 _EMPTY = bytes(8 * PAGE_ENTRIES)
 _MOVES = 64
 """Moves that are remembered, so that what was resolved meanwhile elsewhere is kept."""
 _compiled = compiled("places")
+_old_blocks = compiled("old_blocks") if _compiled is not None else None
 
 
 class ResolvedTable:
@@ -71,9 +74,11 @@ class ResolvedTable:
         self.linear: tuple[int, int] | None = None
         """(file descriptor, offset to add) where the whole root lies in one piece, else None."""
         self.writable = False
-        """Whether a WRITABLE place may be written past the nodes' write methods, and then :meth:`mark` be called."""
+        """Whether a WRITABLE place may be written past the nodes, after :meth:`keep` and with :meth:`mark`."""
         self.marks: tuple[tuple[Marks, int], ...] = ()
         """What such a write is marked in, with what is to be added to its offset."""
+        self.keepers: tuple[Keeper, ...] = ()
+        """Who keeps what such a write changes."""
         self.places: Places | None = None
         """The same for loops without the GIL, new with each generation; None where there are no compiled forms."""
         self._leaves: list[BlockNode] = []
@@ -104,14 +109,22 @@ class ResolvedTable:
             for node in path:
                 node.tables = (*node.tables, self)
                 self._watched.append(node)
-            marks = _marks(self.root)
-            self.writable = marks is not None and all(node.plain_writes() for node in _written(self.root))
-            self.marks = marks or ()
+            marks, keepers = _marks(self.root), _keepers(self.root)
+            self.writable = (
+                marks is not None and keepers is not None and all(node.plain_writes() for node in _written(self.root))
+            )
+            self.marks, self.keepers = marks or (), keepers or ()
             self.linear = self._find_linear()
             if _compiled is not None:
                 self.settle()
                 self.places = _compiled.Places(
-                    generation, self.root.length, self.unit_bits, self.writable, self.linear, self.marks
+                    generation,
+                    self.root.length,
+                    self.unit_bits,
+                    self.writable,
+                    self.linear,
+                    self.marks,
+                    [keeper.old for keeper in self.keepers],
                 )
             # Last, as who finds it current does not ask for the lock.
             self.generation = generation
@@ -127,6 +140,10 @@ class ResolvedTable:
         """Have the nodes know how far loops without the GIL have written."""
         if self.places is not None and self.places.highest:
             note_writes(self.root, self.places.highest)
+
+    def keep(self, offset: int, length: int) -> bool:
+        """See that a range may be written past the nodes; False if only the nodes can."""
+        return all(keeper.keep(offset, length) for keeper in self.keepers)
 
     def mark(self, offset: int, length: int) -> None:
         """A write past the nodes has been made, or some of it may have been. To be called before its slot is left."""
@@ -159,15 +176,6 @@ class ResolvedTable:
                     else:
                         page[low:high] = array("q", _EMPTY[: 8 * (high - low)])
             return known
-
-    def renew(self, offset: int, length: int) -> None:
-        """``length`` bytes from ``offset`` stay there, and may be written there now: look, if some are known."""
-        first = offset >> self.unit_bits
-        last = (offset + length - 1) >> self.unit_bits
-        with self._lock:
-            known = any(any(self.pages[number][low:high]) for number, low, high in self._parts(first, last))
-        if known:
-            self.look(offset, length)
 
     def look(self, offset: int, length: int) -> None:
         """:meth:`fill` where nobody waits for it."""
@@ -351,14 +359,7 @@ def _marks(root: BlockNode) -> tuple[tuple[Marks, int], ...] | None:
 
     Where a tracked node has other offsets than the root, as an image's file has, only the nodes know which.
     """
-    shifts = {root: 0}
-    node, shift = root, 0
-    while True:
-        below = (node.filtered, 0) if node.is_filter else node.linear_child() if node.is_transparent else None
-        if below is None or below[0] is None:
-            break
-        node, shift = below[0], shift + below[1]
-        shifts[node] = shift
+    shifts = _shifts(root)
     found: list[tuple[Marks, int]] = []
     for node in _written(root):
         for tracker in node.trackers:
@@ -367,6 +368,31 @@ def _marks(root: BlockNode) -> tuple[tuple[Marks, int], ...] | None:
                 return None
             found.append((marks, shifts[node]))
     return tuple(found) if len(found) <= MAX_MARKS else None
+
+
+def _keepers(root: BlockNode) -> tuple[Keeper, ...] | None:
+    """Who keeps what a write to ``root`` changes; None if the nodes have to see to it."""
+    shifts = _shifts(root)
+    found: list[Keeper] = []
+    for node in _written(root):
+        keeper = node.keeper()
+        if keeper is not None:
+            if shifts.get(node) != 0 or (_old_blocks is not None and not isinstance(keeper.old, _old_blocks.OldBlocks)):
+                return None
+            found.append(keeper)
+    return tuple(found) if len(found) <= MAX_KEEPERS else None
+
+
+def _shifts(root: BlockNode) -> dict[BlockNode, int]:
+    """The nodes that show the root's data in its order, and what to add to its offset there."""
+    shifts = {root: 0}
+    node, shift = root, 0
+    while True:
+        below = (node.filtered, 0) if node.is_filter else node.linear_child() if node.is_transparent else None
+        if below is None or below[0] is None:
+            return shifts
+        node, shift = below[0], shift + below[1]
+        shifts[node] = shift
 
 
 def note_writes(node: BlockNode, end: int) -> None:

@@ -12,8 +12,8 @@ from libc.string cimport memcpy
 
 from qobra.native.direct cimport MAX_IN_FLIGHT, Direct
 from qobra.native.places cimport (
-    COLD, DIRECT, DONE, FAILED, HOLE, UNKNOWN, Outcome, Piece, Places, Slot, inside, mark_write, next_piece, note_write,
-    read_ahead, read_range, write_range,
+    COLD, DIRECT, DONE, FAILED, HOLE, UNKNOWN, Outcome, Piece, Places, Slot, inside, mark_write, may_change, next_piece,
+    note_write, read_ahead, read_range, write_range,
 )
 from qobra.native.stream cimport END, NOTHING, SOME, Received, Stream, iovec
 from qobra.native.wire cimport (
@@ -387,7 +387,7 @@ cdef class Batches(Stream):
         if request.command == READ:
             number = self._direct.read(&piece, piece.alignment)
         else:
-            if not piece.writable:
+            if not piece.writable or not may_change(places, request.offset, request.length):
                 return UNKNOWN
             number = self._direct.write(&piece, self._inbox + request.payload, piece.alignment)
         if number < 0:

@@ -4,6 +4,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from qobra.native.marks cimport MarkTable
+from qobra.native.old_blocks cimport OldTable
 
 
 cdef enum:
@@ -13,6 +14,7 @@ cdef enum:
     MAX_LEAVES = 256
     LINEAR = MAX_LEAVES - 1    # the number of the file that the whole root lies in
     MAX_MARKS = 32             # dirty bitmaps that a write is marked in
+    MAX_KEEPERS = 8            # copies of a point in time that are made of what is written
 
 
 cdef enum Outcome:
@@ -68,8 +70,10 @@ cdef class Places:
     cdef MarkTable *marks[MAX_MARKS]
     cdef uint64_t mark_shifts[MAX_MARKS]    # what is to be added to the root's offset
     cdef int mark_count
+    cdef OldTable *keepers[MAX_KEEPERS]
+    cdef int keeper_count
     cdef list _owners
-    cdef object _marked    # keeps what marks points to
+    cdef object _marked    # keeps what marks and keepers point to
     cdef void _set_leaf(self, int number, int fd, size_t alignment)
 
 
@@ -77,6 +81,7 @@ cdef bint inside(Places places, uint64_t offset, uint64_t length) noexcept nogil
 cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece) noexcept nogil
 cdef void mark_write(Places places, uint64_t offset, uint64_t length) noexcept nogil
 cdef void note_write(Places places, uint64_t end) noexcept nogil
+cdef bint may_change(Places places, uint64_t offset, size_t length) noexcept nogil
 cdef Outcome read_range(
     Places places, uint64_t offset, size_t length, uint8_t *into, bint may_wait, bint tell_holes
 ) noexcept nogil

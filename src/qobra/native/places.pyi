@@ -4,6 +4,7 @@ from typing import Any
 
 from qobra.block.slots import Flight
 from qobra.native.marks import Marks
+from qobra.native.old_blocks import OldBlocks
 
 class Gate:
     closed: int
@@ -37,6 +38,7 @@ class Places:
         writable: bool,
         linear: tuple[int, int] | None,
         marks: Sequence[tuple[Marks, int]] = (),
+        keepers: Sequence[OldBlocks] = (),
     ) -> None: ...
     def add_leaf(self, fd: int, alignment: int = 1) -> int: ...
     def put_page(self, number: int, page: array[int]) -> Any: ...

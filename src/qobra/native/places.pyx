@@ -10,6 +10,7 @@ from libc.errno cimport EAGAIN, EOPNOTSUPP, EINTR, errno
 from libc.string cimport memset
 
 from qobra.native.marks cimport Marks, add_marks
+from qobra.native.old_blocks cimport LONGEST_RUN, OldBlocks, keep_blocks, next_missing
 
 cdef extern from * nogil:
     """
@@ -168,11 +169,13 @@ cdef class Places:
 
     Each page is an ``array('q')`` of the table's, with the page's number behind its last entry. ``linear`` is the
     (file descriptor, offset to add) where the root lies in one piece. ``marks`` are the (:class:`Marks`, offset to add)
-    that a write is marked in, once it was made and before its slot is left.
+    that a write is marked in, once it was made and before its slot is left; ``keepers`` the :class:`OldBlocks` that
+    have to keep what it is about to change.
     """
 
-    def __init__(self, int64_t generation, int64_t length, int unit_bits, bint writable, linear, marks=()):
+    def __init__(self, int64_t generation, int64_t length, int unit_bits, bint writable, linear, marks=(), keepers=()):
         cdef Marks one
+        cdef OldBlocks keeper
         if self.leaves:
             raise ValueError("made already")
         if not 9 <= unit_bits <= 40 or length < 0:
@@ -188,10 +191,13 @@ cdef class Places:
             fd, self.linear_base = linear
             self.linear = LINEAR
             self._set_leaf(LINEAR, fd, 1)
-        self._marked = tuple(marks)
-        if len(self._marked) > MAX_MARKS:
-            raise ValueError("too many bitmaps")
-        for one, shift in self._marked:
+        self._marked = tuple(marks), tuple(keepers)
+        if len(self._marked[0]) > MAX_MARKS or len(self._marked[1]) > MAX_KEEPERS:
+            raise ValueError("too many bitmaps, or copies")
+        for keeper in self._marked[1]:
+            self.keepers[self.keeper_count] = &keeper.table
+            self.keeper_count += 1
+        for one, shift in self._marked[0]:
             self.marks[self.mark_count] = &one.table
             self.mark_shifts[self.mark_count] = shift
             self.mark_count += 1
@@ -383,6 +389,8 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
             return DIRECT
         at += piece.length
         left -= piece.length
+    if places.keeper_count and not keep_old(places, offset, length):
+        return UNKNOWN
     at = offset
     left = length
     while left:
@@ -399,6 +407,34 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
     if outcome == DONE:
         note_write(places, at)
     return outcome
+
+
+cdef bint keep_old(Places places, uint64_t offset, size_t length) noexcept nogil:
+    """See that the old data of a range is kept where a copy of it is still to be made; False where the nodes have to."""
+    cdef uint8_t old[LONGEST_RUN]
+    cdef uint64_t at, start
+    cdef size_t size
+    cdef int index
+    for index in range(places.keeper_count):
+        at = offset
+        while next_missing(places.keepers[index], &at, offset + length, &start, &size):
+            if not inside(places, start, size) or read_range(places, start, size, old, False, False) != DONE:
+                return False
+            if not keep_blocks(places.keepers[index], start, old, size):
+                return False
+    return True
+
+
+cdef bint may_change(Places places, uint64_t offset, size_t length) noexcept nogil:
+    """Whether nobody has to keep the old data of a range."""
+    cdef uint64_t at, start
+    cdef size_t size
+    cdef int index
+    for index in range(places.keeper_count):
+        at = offset
+        if next_missing(places.keepers[index], &at, offset + length, &start, &size):
+            return False
+    return True
 
 
 cdef void mark_write(Places places, uint64_t offset, uint64_t length) noexcept nogil:

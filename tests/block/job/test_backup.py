@@ -5,16 +5,15 @@ from __future__ import annotations
 import errno
 import random
 import threading
+import time
 
 import pytest
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
-from qobra.block.copy import once
 from qobra.block.job.backup import start_backup
 from qobra.block.job.pace import SHARE
-from qobra.block.table import ResolvedTable
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer
 
@@ -235,25 +234,33 @@ def test_a_guest_write_fails_if_the_old_data_cannot_be_read(layer, guest, target
         job.user_cancel(True)
 
 
-def test_writes_need_not_ask_where_the_old_data_is_safe(layer, guest, target, monkeypatch):
+def test_writes_past_the_nodes_keep_the_old_data(layer, guest, target, monkeypatch, tmp_path):
+    before = guest.read(0, MIB)
     slow = Slow(monkeypatch, target)
-    job = backup(layer, sync="none", **{"x-perf": {"use-copy-range": False}})
-    table = ResolvedTable(guest.node)
-    unit = 1 << table.unit_bits
-
-    def writable():
+    job = backup(layer, **{"x-perf": {"use-copy-range": False}})
+    table = guest.table()
+    assert table.writable and table.keepers == (job._once,)
+    assert table.keep(3 * 65536, 65537)
+    assert job.statistics()["held"] == 65536 + 4096
+    if table.places is not None:
         table.fill(0, MIB)
-        return [place & 1 for place in table.pages[0][: MIB // unit]]
-
-    assert table.writable and writable() == [0] * 16
-    guest.write(3 * 65536, b"x" * 65537)
-    assert writable() == [0, 0, 0, 1, 1] + [0] * 11  # held
+        with guest.new_slot():
+            assert table.places.write(5 * 65536 - 10, b"x" * 20)
+        assert guest.read(5 * 65536 - 11, 3)[1:] == b"xx"
+        assert job.statistics()["held"] == 65536 + 3 * 4096
+    job._once.old.limit = 0
+    assert not table.keep(6 * 65536, 1)
+    job._once.old.limit = 1 << 20
     slow.go.set()
-    guest.write(0, b"x" * MIB)
-    assert writable() == [1] * 16
-    table.close()
-    with layer.control:
-        job.user_cancel(True)
+    layer.wait_status("j", "null")
+    assert (tmp_path / "target").read_bytes() == before
+
+
+def await_nothing_held(job):
+    deadline = time.monotonic() + 30
+    while job.statistics()["held"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 class Slow:
@@ -277,10 +284,10 @@ def test_a_write_does_not_wait_for_a_slow_target(layer, guest, target, monkeypat
     guest.write(70000, b"new" * 50000)
     guest.write(0, b"x")
     guest.write(0, b"y")  # its old data is held already
-    assert job.statistics() == {"held": 4 * 65536, "held-limit": 64 << 20}
+    # What is below 0 and from 70000 on, in blocks.
+    assert job.statistics() == {"held": (1 + -(-220000 // 4096) - 70000 // 4096) * 4096, "held-limit": 256 << 20}
     slow.go.set()
-    assert job._once.held.wait_written()
-    assert job.statistics()["held"] == 0
+    await_nothing_held(job)
     assert (tmp_path / "target").read_bytes()[: 4 * 65536] == before[: 4 * 65536]
     with layer.control:
         job.user_cancel(True)
@@ -298,108 +305,77 @@ def test_what_is_held_reaches_the_target_of_a_cancelled_job(layer, guest, target
     assert (tmp_path / "target").read_bytes() == before
 
 
-@pytest.fixture
-def roomy(layer, tmp_path, monkeypatch):
-    """A guest on a disk of 4 MiB, the content of the disk, and a target."""
-    monkeypatch.setattr(once, "SLOW_NS", 10**12)  # however busy this machine is
-    backend = BlockBackend(layer, "drive", perm=permissions.CONSISTENT_READ | permissions.WRITE)
-    backend.insert(raw(layer, tmp_path / "source", "source", 4 * MIB))
-    layer.backends["drive"] = backend
-    before = random.Random(2).randbytes(4 * MIB)
-    backend.write(0, before)
-    return backend, before, raw(layer, tmp_path / "target", "target", 4 * MIB)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_copy_gets_what_writes_kept_while_it_was_made(layer, tmp_path, qcow2, make_guest, seed):
+    """The guest writes all over the disk, zeroes and discards too, while each part is about to be written."""
+    rng = random.Random(seed)
+    source = qcow2("disk")
+    writer = make_guest(source)
+    writer.random_requests(rng, 20)
+    before = bytes(writer.model)
+    copy = qcow2("copy")
+    original = copy._write
 
+    def slowly(*args, **kwargs):
+        writer.random_requests(rng, 3, 30000)
+        return original(*args, **kwargs)
 
-def test_a_write_takes_what_is_around_it_into_memory(layer, roomy, monkeypatch, tmp_path):
-    guest, before, target = roomy
-    slow = Slow(monkeypatch, target)
-    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536}})
-    guest.write(2 * MIB + 70000, b"new")
-    assert job.statistics()["held"] == MIB
-    guest.write(2 * MIB, b"x" * MIB)
-    assert job.statistics()["held"] == MIB
-    guest.write(3 * MIB - 5, b"across")
-    assert job.statistics()["held"] == 2 * MIB
-    slow.go.set()
+    copy._write = slowly
+    backup(layer, "drive", "copy", **{"x-perf": {"max-workers": 1, "max-chunk": rng.choice([65536, 1 << 20])}})
     layer.wait_status("j", "null")
-    assert (tmp_path / "target").read_bytes() == before
+    assert copy.read(0, MIB) == before
+    writer.check()
 
 
-def test_a_backup_gives_way_unless_writes_have_to_copy(layer, roomy, monkeypatch):
-    guest, _before, target = roomy
+def test_what_was_zero_stays_zero_in_the_copy(layer, tmp_path, qcow2, make_guest, monkeypatch):
+    writer = make_guest(qcow2("disk"))
+    copy = qcow2("copy")
+    slow = threading.Event()
+    original = copy._write_zeroes
+    monkeypatch.setattr(copy, "_write_zeroes", lambda *args: slow.wait(30) and original(*args))
+    monkeypatch.setattr(copy, "_write", None)  # nothing but zeroes is written
+    job = backup(layer, "drive", "copy", **{"x-perf": {"max-chunk": 65536, "max-workers": 1}})
+    writer.write(3 * 65536 + 5, b"new")
+    assert job.statistics()["held"] == 0  # to know that it was zero takes no memory
+    slow.set()
+    layer.wait_status("j", "null")
+    assert copy.read(0, MIB) == bytes(MIB)
+
+
+def test_a_backup_gives_way_unless_its_memory_gets_full_too_soon(layer, guest, target, monkeypatch):
+    from qobra.block.job import backup as module
+
+    monkeypatch.setattr(module, "SLACK", 0)
     slow = Slow(monkeypatch, target)
     job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536, "max-workers": 1}})
+    job._once.old.limit = 4 * 65536
     shares = []
-    for offset in (2 * MIB, 2 * MIB + 65536, 3 * MIB):
-        guest.write(offset, b"x")
+    for done, offset in ((0.1, 2), (0.1, 3), (0.3, 4), (0.3, 5)):
+        guest.write(offset * 65536, b"x" * 65536)
+        job.current = int(done * MIB)
         job._adapt_pace()
         shares.append(job.pace.share)
-    assert shares == [1, SHARE, 1]
+    # A quarter of the memory is used each time.
+    assert shares == [SHARE, 1, SHARE, 1]
     slow.go.set()
     layer.wait_status("j", "null")
-
-
-def test_with_little_memory_left_a_write_takes_what_it_needs(layer, roomy, monkeypatch, tmp_path):
-    guest, before, target = roomy
-    slow = Slow(monkeypatch, target)
-    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536}})
-    job._once.held.limit = MIB + 65536
-    guest.write(2 * MIB, b"x")
-    guest.write(3 * MIB + 65536, b"x")
-    assert job.statistics()["held"] == MIB + 65536
-    slow.go.set()
-    layer.wait_status("j", "null")
-    assert (tmp_path / "target").read_bytes() == before
-
-
-@pytest.mark.parametrize("args", [{"sync": "none"}, {"speed": 65536}])
-def test_writes_take_no_more_than_they_need_where_not_all_is_wanted_at_once(layer, roomy, monkeypatch, args):
-    guest, _before, target = roomy
-    slow = Slow(monkeypatch, target)
-    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536}}, **args)
-    guest.write(2 * MIB + 70000, b"new")
-    assert job.statistics()["held"] == 65536
-    slow.go.set()
-    with layer.control:
-        job.user_cancel(True)
-
-
-def test_what_cannot_be_read_around_is_no_concern_of_a_write(layer, roomy, monkeypatch, tmp_path):
-    guest, _before, target = roomy
-    slow = Slow(monkeypatch, target)
-    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536}})
-    original = guest.node.file.read_into
-
-    def read_into(offset, view):
-        if offset <= 3 * MIB < offset + len(view) and len(view) > 65536:
-            raise OSError(errno.EIO, "injected")
-        return original(offset, view)
-
-    monkeypatch.setattr(guest.node.file, "read_into", read_into)
-    guest.write(3 * MIB + 131072, b"x")
-    assert job.statistics()["held"] == 65536
-    slow.go.set()
-    with layer.control:
-        job.user_cancel(True)
 
 
 def test_with_its_memory_full_a_write_copies_by_itself(layer, guest, target, monkeypatch, tmp_path):
-    from qobra.block.copy import held
-
     before = guest.read(0, MIB)
     slow = Slow(monkeypatch, target)
     job = backup(layer, sync="none", **{"x-perf": {"use-copy-range": False}})
-    job._once.held.limit = 65536
+    job._once.old.limit = 4096
     guest.write(0, b"x")
     writer = threading.Thread(target=guest.write, args=(65536, b"x"))
     writer.start()
     writer.join(0.05)
-    assert writer.is_alive() and job.statistics()["held"] == 65536
+    assert writer.is_alive() and job.statistics()["held"] == 4096
     slow.go.set()
     writer.join(30)
-    assert not writer.is_alive() and job._once.held.wait_written()
+    assert not writer.is_alive()
+    await_nothing_held(job)
     assert (tmp_path / "target").read_bytes()[:131072] == before[:131072]
-    assert held.LIMIT == 64 << 20
     with layer.control:
         job.user_cancel(True)
 

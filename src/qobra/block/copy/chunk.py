@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
     from qobra.block.node import BlockNode
 
+    Mend = Callable[[int, memoryview], None]
+    """Changes what was read from an offset before it is written."""
+
 CHUNK_SIZE = 512 << 10
 """Bytes of a chunk: large enough to hide the cost of a call, small enough to stay in the cache."""
 
 _NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.ETXTBSY, errno.EPERM)
-
-
-Fetched = list[tuple[int, int, "memoryview | None"]]
-"""Old data: (offset, length, the bytes; None for zeroes)."""
 
 
 class CopyFailed(Exception):
@@ -73,9 +72,10 @@ class ChunkCopier:
         self._plain: tuple[int, int] | None = None
         self._local = threading.local()
 
-    def copy(self, offset: int, length: int) -> int:
+    def copy(self, offset: int, length: int, mend: Mend | None = None) -> int:
         """Copy ``length`` bytes at ``offset`` and return how many were not just zeroes that the source knows of.
 
+        ``mend`` sees all that is not; not for a copy that compresses.
         Raises CopyFailed; what was copied till then stays.
         """
         end = offset + length
@@ -89,13 +89,13 @@ class ChunkCopier:
                 moved += inside
             else:
                 if inside:
-                    moved += self._copy_runs(offset, inside)
+                    moved += self._copy_runs(offset, inside, mend)
                 if inside < size:
                     self.write_zeroes(offset + inside, size - inside)
             offset += size
         return moved
 
-    def _copy_runs(self, offset: int, length: int) -> int:
+    def _copy_runs(self, offset: int, length: int, mend: Mend | None) -> int:
         moved = 0
         for start, size, zero in self._look(offset, length):
             if zero:
@@ -106,8 +106,10 @@ class ChunkCopier:
             for run in self._resolve(start, size, False):
                 if run.kind in (ZERO, ABSENT):
                     self.write_zeroes(run.start, run.length)
-                elif not (run.kind == DATA and self._copy_range and (self._in_kernel(run) or self._into_image(run))):
-                    self._through_buffer(run)
+                elif mend is not None or not (
+                    run.kind == DATA and self._copy_range and (self._in_kernel(run) or self._into_image(run))
+                ):
+                    self._through_buffer(run, mend)
         return moved
 
     def _look(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
@@ -128,30 +130,9 @@ class ChunkCopier:
         except (OSError, QobraError) as error:
             raise CopyFailed(error, True)
 
-    def fetch(self, offset: int, length: int, memory: Callable[[int], memoryview]) -> Fetched:
-        """Read a range into what ``memory`` gives for a length, for :meth:`put`. Raises CopyFailed."""
-        end = min(offset + length, self.source.length)
-        fetched: Fetched = []
-        for start, size, zero in self._look(offset, end - offset) if end > offset else ():
-            view = None
-            if not zero:
-                view = memory(size)
-                try:
-                    self.source.read_into(start, view)
-                except (OSError, QobraError) as error:
-                    raise CopyFailed(error, True)
-            fetched.append((start, size, view))
-        if end < offset + length:
-            fetched.append((end, offset + length - end, None))
-        return fetched
-
-    def put(self, fetched: Fetched) -> None:
-        """Write what :meth:`fetch` read. Raises CopyFailed."""
-        for offset, length, view in fetched:
-            if view is None:
-                self.write_zeroes(offset, length)
-            else:
-                self.write_data(offset, view)
+    def reads_as_zeroes(self, offset: int, length: int) -> bool:
+        """Whether the source knows that a range is zero. Raises CopyFailed."""
+        return all(zero for _start, _size, zero in self._look(offset, length))
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Zero a range, unless it is zero already. Raises CopyFailed."""
@@ -162,7 +143,7 @@ class ChunkCopier:
         except (OSError, QobraError) as error:
             raise CopyFailed(error, False)
 
-    def _through_buffer(self, run: Run) -> None:
+    def _through_buffer(self, run: Run, mend: Mend | None) -> None:
         position = 0
         while position < run.length:
             size = min(CHUNK_SIZE, run.length - position)
@@ -171,6 +152,8 @@ class ChunkCopier:
                 read_run(run, position, view)
             except (OSError, QobraError) as error:
                 raise CopyFailed(error, True)
+            if mend is not None:
+                mend(run.start + position, view)
             self.write_data(run.start + position, view)
             position += size
 

@@ -56,6 +56,7 @@ class CopyBeforeWriteNode(FilterNode):
             self._readable.merge(chosen)
         else:
             self.once.todo.set_all()
+        self.once.begin(0)
         timeout = opening.options.get("cbw-timeout", 0)
         if timeout:
             self._timed = TimedCopies(self.layer)
@@ -79,14 +80,16 @@ class CopyBeforeWriteNode(FilterNode):
         copier = ChunkCopier(self.file, target, compress=compress, use_copy_range=use_copy_range)
         self.once = OnceCopy(self.file, copier, copy_cluster(target))
         self.once.settled = self._settle
-        self.once.safe = self._may_be_written
         self._readers: set[Gate] = set()
         self._readers_generation = -1
 
-    def _may_be_written(self, offset: int, length: int) -> None:
-        """The old data of this range is copied or held: writes need not come here any more."""
-        for table in self.tables:
-            table.renew(offset, length)
+    def keeper(self) -> OnceCopy:
+        return self.once
+
+    def stop_copying(self) -> None:
+        """Writes just pass from now on."""
+        self.active = False
+        self.once.old.off = True
 
     def _settle(self) -> None:
         """Let requests end that may have found, just before the copy, that the target has its data from ``file``."""
@@ -160,10 +163,20 @@ class CopyBeforeWriteNode(FilterNode):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         for place, start, size in self.snapshot_places(offset, len(view)):
             part = view[start - offset : start - offset + size]
-            place.read_into(start, part)
+            if place is not self.file:
+                place.read_into(start, part)
+                continue
+            self.once.old_data(start, part)
             # A write first takes its part from what is to be copied: if that did not happen, none came in between.
-            if place is self.file and self.once.todo.next_clean(start, start + size) < start + size:
+            if self.once.todo.next_clean(start, start + size) < start + size:
                 self.read_snapshot(start, part)
+
+    def snapshot_changed(self, place: BlockNode, start: int, size: int) -> bool:
+        """Whether what was found of a part in the ``place`` that it had may be newer than the point in time."""
+        once, first = self.once, start - start % self.once.cluster
+        return place is self.file and (
+            once.old.holds(first, start + size - first) or once.todo.next_clean(start, start + size) < start + size
+        )
 
     def snapshot_places(self, offset: int, length: int) -> Iterator[tuple[BlockNode, int, int]]:
         """The node that holds each part of the range (start and length) of the point in time right now."""
@@ -200,14 +213,8 @@ class CopyBeforeWriteNode(FilterNode):
         return None
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
-        # Reads may go past the filter, writes only where nothing is left to be copied.
-        if self.broken is not None or not self.active:
-            return (Extent(length, DATA, self.file, offset, WRITABLE),)
-        extents: list[Extent] = []
-        for size, safe in self.once.parts(offset, length):
-            extents.append(Extent(size, DATA, self.file, offset, WRITABLE if safe else 0))
-            offset += size
-        return extents
+        # Reads may go past the filter, and so may writes of those who ask the keeper.
+        return (Extent(length, DATA, self.file, offset, WRITABLE),)
 
     def _before(self, offset: int, length: int) -> None:
         if not self.active or self.broken is not None:
@@ -217,6 +224,7 @@ class CopyBeforeWriteNode(FilterNode):
         except CopyFailed as failure:
             if self._break_snapshot:
                 self.broken = failure
+                self.once.old.off = True
                 return
             raise OSError(failure.error.errno or errno.EIO, str(failure.error))
 

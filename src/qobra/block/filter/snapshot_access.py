@@ -44,9 +44,11 @@ class SnapshotAccessNode(BlockNode):
         if not want_zero:
             return (Extent(length, COMPUTED),)
         extents: list[Extent] = []
-        for place, start, size in self._snapshot().snapshot_places(offset, length):
+        snapshot = self._snapshot()
+        for place, start, size in snapshot.snapshot_places(offset, length):
             for run in resolve(place, start, size, want_zero=True):
-                extents.append(Extent(run.length, ZERO if run.kind == ZERO else COMPUTED))
+                zero = run.kind == ZERO and not snapshot.snapshot_changed(place, run.start, run.length)
+                extents.append(Extent(run.length, ZERO if zero else COMPUTED))
         return extents
 
     def read_computed(self, offset: int, view: memoryview) -> None:

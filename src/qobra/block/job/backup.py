@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block.copy.chunk import CopyFailed
 from qobra.block.copy.engine import suggested_helpers
-from qobra.block.copy.held import HeldCopies
+from qobra.block.copy.once import LIMIT
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
@@ -20,6 +20,8 @@ from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.block.bitmap import DirtyBitmap
     from qobra.block.graph import GraphChange
     from qobra.block.job.group import JobGroup
@@ -31,8 +33,12 @@ MAX_CHUNK = 1 << 20
 """Most bytes that are copied at a time unless ``x-perf`` says otherwise."""
 MAX_HELPERS = 16
 """Chunks in flight that are of any use, however many ``x-perf`` allows."""
+SLACK = 4 << 20
+"""Bytes of old data for which a job does not hurry."""
 SLOW_NS = 10_000_000
 """How long a write may have to wait for a part that the job is copying."""
+POLL_NS = 100_000_000
+"""How often a job that copies nothing else looks for old data that writes have kept."""
 RETRY_NS = 100_000_000
 """Wait before parts that could not be copied, and whose error is ignored, are tried again."""
 
@@ -82,18 +88,9 @@ class BackupJob(BlockJob):
         self._claim_size = self._max_chunk
         self._once = filter_node.once
         self._once.copied = self._advance
-        self._read_around()
         self._missed = 0
         self._failures: list[CopyFailed] = []
         self._set_up_todo()
-
-    def set_speed(self, speed: int) -> None:
-        super().set_speed(speed)
-        self._read_around()
-
-    def _read_around(self) -> None:
-        # Where only what is overwritten is to be copied, or only so fast, writes cause no more than they must.
-        self._once.wants_all = self._sync != "none" and not self.rate.speed
 
     def _set_up_todo(self) -> None:
         """Say what is to be copied; the source is drained."""
@@ -103,6 +100,8 @@ class BackupJob(BlockJob):
             todo.merge(self._bitmap)
         else:
             todo.set_all()
+        self._once.begin(LIMIT if self._may_keep() else 0)
+        self.layer.changed()  # whoever has found the old keeper looks again
         self.total = todo.count()
         if self._bitmap is not None:
             self._bitmap.freeze()
@@ -119,9 +118,8 @@ class BackupJob(BlockJob):
     def start(self) -> None:
         """Begin in a drained section; as QEMU's job does, it is paused until that ends (:meth:`drain_over`)."""
         self._slots = ThreadSlots(self._edges)
-        if self._may_hold():
-            once = self._once
-            once.held = HeldCopies(self._slots, once.copier.put, once.held_written, self._held_failed)
+        if self._sync == "none":
+            self._once.kept = self.wake
         super().start()
         self.transition(state.PAUSED)
 
@@ -138,32 +136,45 @@ class BackupJob(BlockJob):
     def run(self) -> None:
         try:
             if self._sync == "none":
-                while True:
-                    self.park(None)
-                    self._settle_failures()
+                self._copy_overwritten()
             if self._sync == "top":
                 self._drop_unallocated(self._slots)
             self._copy_all()
         finally:
-            held = self._once.held
-            if held is not None:
-                # Also of a job that is cancelled, what was overwritten gets to the target.
-                for part in held.close():
-                    self._once.forget_held(*part)
+            self._once.old.limit = 0
             self._slots.close()
 
-    def _may_hold(self) -> bool:
+    def _copy_overwritten(self) -> None:
+        """Copy what writes have kept, until the job is cancelled."""
+        try:
+            while True:
+                self.park(POLL_NS)
+                self._copy_kept(self._failures.append)
+                self._settle_failures()
+        finally:
+            # Also of a job that is cancelled, what was overwritten gets to the target.
+            self._once.old.limit = 0
+            self._copy_kept(lambda failure: None)
+
+    def _copy_kept(self, failed: Callable[[CopyFailed], None]) -> None:
+        """Copy the clusters of which old data is kept."""
+        once = self._once
+        for start in once.old.clusters():
+            with self._slots.entered():
+                part = once.claim(start, once.cluster, start + once.cluster)
+                if part is not None:
+                    try:
+                        once.copy_claimed(*part)
+                    except CopyFailed as failure:
+                        failed(failure)
+
+    def _may_keep(self) -> bool:
         """Whether writes may leave old data in memory: not if readers of the target see the source's data meanwhile."""
         return not self._once.copier.compress and not self._filter.target_shows_source()
 
-    def _held_failed(self, failure: CopyFailed) -> None:
-        self._copied(0, 0, failure)
-        self.wake()
-
     def statistics(self) -> dict[str, int]:
         """``held`` and ``held-limit``: bytes of old data in memory that the target has yet to get, and their most."""
-        held = self._once.held
-        return {"held": held.size, "held-limit": held.limit} if held is not None else {}
+        return {"held": self._once.old.used, "held-limit": LIMIT} if self._may_keep() else {}
 
     def _copy_all(self) -> None:
         self.pool = pool = CopyPool(self._copy, self._copied, self._helpers)
@@ -206,8 +217,7 @@ class BackupJob(BlockJob):
             part = self._claim(position)
             if part is None:
                 pool.wait_idle()
-                held = self._once.held
-                if self._settle_failures() or (held is not None and not held.wait_written()):
+                if self._settle_failures():
                     continue
                 if self._claimable():
                     position = 0
@@ -225,9 +235,16 @@ class BackupJob(BlockJob):
                 pool.wait_idle()
 
     def _adapt_pace(self) -> None:
-        """Give way, unless writes of the guest have to copy: what the job copies first, no write has to."""
+        """Give way, unless the memory for old data would be full before the job is through, or writes have to copy.
+
+        Where writes come all over the disk, a copy at an even pace that takes T fills ``4 * p * (1 - p)`` of what it
+        fills at most, which is where the part ``p`` of it is done, and half of that is T times the rate of the writes.
+        """
         missed, self._missed = self._missed, self._once.missed
-        self.pace.share = SHARE if self._missed == missed else 1
+        old = self._once.old
+        done = min(0.5, self.current / self.total) if self.total else 0.5
+        is_late = old.limit > 0 and old.used > 4 * done * (1 - done) * old.limit + SLACK
+        self.pace.share = 1 if is_late or self._missed != missed else SHARE
 
     def _claimable(self) -> bool:
         todo = self._once.todo
@@ -281,8 +298,6 @@ class BackupJob(BlockJob):
         if action == "ignore":
             self.park(RETRY_NS)
         self.pause_point()
-        if self._once.held is not None:
-            self._once.held.retry()
         return True
 
     # -- the end ----------------------------------------------------------------------------------------------
@@ -313,7 +328,7 @@ class BackupJob(BlockJob):
         super().clean()
 
     def change_graph(self, change: GraphChange) -> None:
-        self._filter.active = False
+        self._filter.stop_copying()
         take_out_filter(change, self._filter)
 
 

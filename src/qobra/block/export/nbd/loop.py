@@ -15,6 +15,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from qobra.block.copy.chunk import CopyFailed
 from qobra.block.export.nbd.inbox import LONGEST_INLINE, Inbox
 from qobra.block.export.nbd.places import PAGE_MASK, never_waits, resolved
 from qobra.block.export.nbd.requests import Work
@@ -110,7 +111,7 @@ class Loop:
         nowait = self._nowait
         unpack, pack_reply, pack_chunk = p.REQUEST.unpack_from, p.SIMPLE_REPLY.pack_into, p.CHUNK_DATA.pack_into
         preadv, pwrite = os.preadv, os.pwrite
-        marked = bool(table.marks)
+        marked, keeps = bool(table.marks), bool(table.keepers)
         aside = self._aside
         going_on = True
         written = 0  # the end of the highest write
@@ -181,7 +182,7 @@ class Loop:
                         page = pages.get(number >> PAGE_BITS)
                         entry = page[number & PAGE_MASK] if page is not None else 0
                         inside = offset & mask
-                        if entry & 1 and entry > 1 and inside + length <= unit:
+                        if entry & 1 and entry > 1 and inside + length <= unit and not keeps:
                             fd = fds[entry >> 1 & 255]
                             host = (entry & -512) + inside
                         elif self._write_pieces(table, offset, payload):
@@ -256,7 +257,7 @@ class Loop:
     def _write_pieces(self, table: ResolvedTable, offset: int, payload: memoryview) -> bool:
         """Write where there is space already; False if that could not be done for all of it."""
         pieces = resolved(table, offset, len(payload), to_write=True)
-        if pieces is None:
+        if pieces is None or not _keeps(table, offset, len(payload)):
             return False
         done = 0
         try:
@@ -392,6 +393,14 @@ class Loop:
 
     def _send(self, length: int) -> None:
         self.connection.send((self.arena_view[:length],))
+
+
+def _keeps(table: ResolvedTable, offset: int, length: int) -> bool:
+    """Whether a range may be written past the nodes, after what is there was kept for whoever copies it."""
+    try:
+        return not table.keepers or table.keep(offset, length)
+    except CopyFailed:
+        return False  # the general path says what is wrong
 
 
 def _fill_zero(view: memoryview) -> None:
