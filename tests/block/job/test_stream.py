@@ -151,6 +151,29 @@ def test_links_of_a_job_are_frozen(layer, qcow2):
     assert layer.graph.find("top").backing is None and not layer.graph.frozen
 
 
+def test_an_image_that_only_its_stream_still_has_is_finished(layer, tmp_path, qcow2):
+    options = None
+    for name, backing in (("base", None), ("mid", "base"), ("top", "mid")):
+        qcow2(name, backing)
+    for name in ("top", "mid", "base"):
+        layer.delete_node(name)
+    for name in ("base", "mid", "top"):
+        file = {"driver": "file", "node-name": f"{name}-file", "filename": str(tmp_path / name)}
+        options = {"driver": "qcow2", "node-name": name, "file": file, "backing": options}
+    layer.add_node(options)
+    job = stream(layer, "mid", **{"filter-node-name": "filter", "auto-finalize": False})
+    layer.wait_status("s", "pending")
+    with layer.control:
+        reopen(layer, [{"driver": "qcow2", "node-name": "top", "file": "top-file", "backing": None}])
+        job.finalize()
+    layer.wait_status("s", "null")
+    assert "error" not in layer.wait_event("BLOCK_JOB_COMPLETED")
+    assert layer.graph.find("mid") is None
+    options["backing"]["node-name"] = "again"
+    del options["backing"]["backing"], options["backing"]["file"]["node-name"]
+    assert layer.add_node(options["backing"]).backing_filename == ""
+
+
 def test_a_stream_does_not_rely_on_the_filter_of_a_commit(layer, tree, qcow2, make_guest):
     from qobra.block.job.commit import start_commit
 

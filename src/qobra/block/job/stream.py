@@ -132,7 +132,8 @@ class StreamJob(BlockJob):
         for edge in self._edges:
             change.set_root(edge, None)
         if self._root is not None:
-            change.set_root(self._root, None)
+            # The job is not done with the image yet, and may be the last that has it.
+            change.set_root(self._root, self._target, 0, permissions.ALL)
 
     def change_graph(self, change: GraphChange) -> None:
         if self._in_place:
@@ -141,8 +142,12 @@ class StreamJob(BlockJob):
 
     def clean(self) -> None:
         super().clean()
-        if self._was_read_only:
-            set_read_only(self.layer, self._target, True)
+        try:
+            if self._was_read_only:
+                set_read_only(self.layer, self._target, True)
+        finally:
+            if self._root is not None:
+                self._root.remove()
 
 
 def start_stream(jobs: Jobs, args: Options) -> StreamJob:
