@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from qobra.block import media, query
 from qobra.block.backend import BlockBackend
 from qobra.block.layer import BlockLayer
+from qobra.block.throttle import Limits, Membership
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 
 
@@ -127,3 +130,33 @@ def test_query_block_tells_of_the_tray(layer):
     drive.insert(_null(layer, "n"))
     assert query.block_info(layer)[0]["inserted"]["node-name"] == "n"
     drive.remove()
+
+
+def test_limits_stay_with_the_drive(layer):
+    backend = _drive(layer)
+    backend.insert(_null(layer, "one"))
+    group = layer.throttle_group("g")
+    group.set_limits(Limits().updated({"bps-read": 512}))
+    backend.throttle = Membership(group)
+    media.open_tray(backend, "cd0", force=False)
+    media.remove_medium(backend, "cd0")
+    media.insert_medium(backend, _null(layer, "two"))
+    assert query.device_info(backend.node, backend=backend)["bps_rd"] == 512
+
+
+def test_requests_that_wait_are_let_go_with_the_medium(layer):
+    backend = _drive(layer)
+    backend.insert(_null(layer, "one"))
+    group = layer.throttle_group("g")
+    group.set_limits(Limits().updated({"iops-read": 1}))
+    backend.throttle = Membership(group)
+    backend.device.tray_open = True
+    backend.read(0, 512)
+    waiting = threading.Thread(target=backend.read, args=(0, 1 << 20))
+    waiting.start()
+    while not any(group._queues):
+        threading.Event().wait(0.001)
+    backend.throttle.release()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert group.members == 1

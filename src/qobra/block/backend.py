@@ -7,9 +7,6 @@ the methods here do that for callers that do not care, with one slot for each th
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
 from qobra.block import permissions
 from qobra.block.accounting import FLUSH, READ, UNMAP, WRITE, Accounting
 from qobra.block.buffers import Buffer
@@ -18,9 +15,11 @@ from qobra.block.node import BlockNode
 from qobra.block.slots import Gate, Slot
 from qobra.block.table import ResolvedTable
 from qobra.errors import QobraError
+from qobra.lean import local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from qobra.block.layer import BlockLayer
@@ -33,6 +32,9 @@ class Throttle(Protocol):
 
     def wait(self, length: int, is_write: bool) -> None:
         """Wait until a request of ``length`` bytes may go; returns at once while the backend is drained."""
+
+    def release(self) -> None:
+        """Requests that wait go on; those that come later have to wait as before."""
 
     def leave(self) -> None:
         """Leave the group; requests that wait go on."""
@@ -124,7 +126,7 @@ class BlockBackend:
         """Called after the node's length changed."""
         self.ejecting: list[Callable[[], None]] = []
         """Called before the node is taken out."""
-        self._local = threading.local()
+        self._local = local()
         self._table: ResolvedTable | None = None
 
     def __repr__(self) -> str:

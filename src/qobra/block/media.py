@@ -90,7 +90,7 @@ def remove_medium(backend: BlockBackend, called: str) -> None:
     backend.layer.check_blockers(backend.node)
     _note_mode(backend)
     if backend.throttle is not None:
-        leave_throttle(backend)
+        backend.throttle.release()  # the limits are the drive's, and are there for the next medium
     backend.remove()
     _changed(backend)
 

@@ -260,17 +260,24 @@ class Membership:
         self.group = group
         group.members += 1
         self.left = False
+        self._releases = 0
 
     def wait(self, length: int, is_write: bool) -> None:
         """Wait until a request of ``length`` bytes may go."""
-        self.group.wait(length, is_write, lambda: self.left)
+        releases = self._releases
+        self.group.wait(length, is_write, lambda: self.left or self._releases != releases)
+
+    def release(self) -> None:
+        """Requests that wait go on; those that come later have to wait as before."""
+        self._releases += 1
+        self.group.wake()
 
     def leave(self) -> None:
         """Leave the group; requests that wait go on."""
         if not self.left:
             self.left = True
             self.group.members -= 1
-            self.group.wake()
+            self.release()
 
     def limits(self) -> dict[str, Any]:
         """The members of BlockDeviceInfo that tell the limits and the group."""
