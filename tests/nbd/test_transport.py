@@ -6,6 +6,7 @@ import random
 import socket
 import ssl
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,27 @@ def test_pre_shared_keys_need_a_key(tmp_path: Path) -> None:
     keys.write_text("bob:0102\n")
     with pytest.raises(QobraError, match="No key for user"):
         client_context(psk_file=str(keys), username="alice")
+
+
+def test_what_is_long_is_encrypted_bit_by_bit(
+    certificates: Path, server_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the peer decrypts in the meantime, and ciphertext takes up little memory."""
+    left, right = socket.socketpair()
+    ours: list[TlsTransport] = []
+    thread = threading.Thread(target=lambda: ours.append(Transport(left).start_tls(server_context, server_side=True)))
+    thread.start()
+    client = Transport(right).start_tls(client_context(str(certificates)), server_side=False, hostname="localhost")
+    thread.join(20)
+    sizes: list[int] = []
+
+    def encode(parts: Sequence[bytes | bytearray | memoryview]) -> list[memoryview]:
+        sizes.append(sum(map(len, parts)))
+        return TlsTransport.encode(ours[0], parts)
+
+    monkeypatch.setattr("qobra.nbd.transport._TLS_SEND", 1000)
+    monkeypatch.setattr(ours[0], "encode", encode)
+    data = random.Random(6).randbytes(4500)
+    ours[0].send([data[:700], data[700:1000], b"", data[1000:3300], data[3300:]])
+    assert client.recv_exact(len(data)) == data
+    assert sizes == [1000, 1000, 1000, 1000, 500]

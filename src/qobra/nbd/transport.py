@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
 
 _TLS_READ = 256 << 10
+_TLS_SEND = 96 << 10
+"""Bytes that are encrypted before they are sent, so that the peer decrypts them while the next ones are encrypted."""
 # OpenSSL's reasons to refuse a certificate (X509_V_ERR_...), in the words of programs that use GnuTLS.
 _HOSTNAME_MISMATCH = 62
 _ADDRESS_MISMATCH = 64
@@ -251,7 +253,17 @@ class TlsTransport(Transport):
                     self._incoming.write_eof()
 
     def send(self, parts: Sequence[Buffer]) -> None:
-        super().send(self.encode(parts))
+        few: list[Buffer] = []
+        room = _TLS_SEND
+        for part in parts:
+            view = memoryview(part)
+            while len(view) > room:
+                super().send(self.encode([*few, view[:room]]))
+                view = view[room:]
+                few, room = [], _TLS_SEND
+            few.append(view)
+            room -= len(view)
+        super().send(self.encode(few))
 
     def encode(self, parts: Sequence[Buffer]) -> list[memoryview]:
         with self._lock:
