@@ -108,6 +108,11 @@ def test_option_text_is_converted(machine: Machine) -> None:
         machine.objects.create("iothread", "u", {"poll-max-ns": "ten"}, keyval=True)
 
 
+def test_numbers_beyond_64_bits_with_sign_are_of_the_wrong_type(machine: Machine) -> None:
+    with pytest.raises(QobraError, match="Invalid parameter type for 'poll-max-ns', expected: integer"):
+        machine.objects.create("iothread", "t", {"poll-max-ns": 1 << 63})
+
+
 def test_iothread_runs_what_it_is_given_in_order(machine: Machine) -> None:
     iothread = machine.objects.create("iothread", "t", {})
     seen: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from qobra.block import permissions
@@ -9,7 +10,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.extents import MAX_DEPTH
 from qobra.block.filename import full_backing_filename, parse_filename
 from qobra.block.format._magic import candidates
-from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.node import MAX_LENGTH, BlockNode, Options, drivers
 from qobra.block.opening import OpenedNodes, Opening, with_inherited
 from qobra.errors import QobraError
 
@@ -146,6 +147,8 @@ class Opener:
         self._unfinished.append(node)
         try:
             node.open(opening)
+            if node.length > MAX_LENGTH:
+                raise QobraError("Could not refresh total sector count: File too large", errno=errno.EFBIG)
         except BaseException:
             node.close_node()
             raise

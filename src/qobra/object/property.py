@@ -173,7 +173,7 @@ class Int(Property):
         low, high = _INT_BOUNDS[self.width]
         if low <= value <= high:
             return QobraError(f"{self.name} value must be in range [{self.minimum}, {self.maximum}]")
-        if not -(1 << 63) <= value < (1 << 64):
+        if self.width in ("int", "int64") or not -(1 << 63) <= value < (1 << 64):
             return self.mismatch()
         return QobraError(f"Parameter '{self.name}' expects {self.width}_t")
 

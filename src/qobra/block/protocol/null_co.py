@@ -30,7 +30,9 @@ class NullNode(BlockNode):
         self.length = opening.options.get("size", 1 << 30)
         self._latency_ns = opening.options.get("latency-ns", 0)
         self._read_zeroes = opening.options.get("read-zeroes", False)
-        if self._latency_ns < 0:
+        if self.length < 0:
+            raise QobraError("Parameter 'size' expects a non-negative number below 2^64")
+        if not 0 <= self._latency_ns < 1 << 63:
             raise QobraError("latency-ns is invalid")
 
     def plain_filename(self, options: Options) -> str:
