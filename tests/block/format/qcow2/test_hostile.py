@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.format.qcow2 import layout
 from qobra.errors import QobraError
 
 SHAPES = [
@@ -148,3 +149,25 @@ def test_compressed_clusters_far_from_one_another_are_read_each_for_itself(lab):
         assert disk.read(100, 3 * 4096) == whole[100 : 100 + 3 * 4096]
         disk.write(5 * 4096, b"new")
         assert disk.read(4 * 4096, 3 * 4096)[4096:4099] == b"new"
+
+
+@pytest.mark.parametrize(
+    ("entry", "cluster"),
+    [((0, layout.ALL_ALLOCATED), 1), ((None, layout.ALL_ALLOCATED | 1 << 35), 1), ((0, 1 << 31), 0)],
+)
+def test_nothing_is_written_where_subclusters_contradict_themselves(lab, capsys, entry, cluster):
+    """What they claim to hold would come to light: whatever is in the file."""
+    size = 1 << 16
+    lab.create("a", size=4 * size, extended_l2=True)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * (4 * size))
+        table = disk.node.image.tables.l1[0] & layout.OFFSET_MASK
+    with open(lab.path("a"), "r+b") as file:
+        for number in (cluster, cluster + 1):
+            file.seek(table + 16 * number)
+            old = int.from_bytes(file.read(8), "big")
+            file.seek(-8, 1)
+            file.write((old if entry[0] is None else entry[0]).to_bytes(8, "big") + entry[1].to_bytes(8, "big"))
+    with lab.open("a") as disk, pytest.raises(QobraError):
+        disk.write(cluster * size, b"y" * 2 * size)
+    assert "Invalid cluster entry found (L2 offset" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.mapping import check_host, check_inside
+from qobra.block.format.qcow2.mapping import check_host, check_inside, check_subclusters
 from qobra.block.format.qcow2.writer import Claim, Writer
 
 TYPE_CHECKING = False
@@ -49,6 +49,8 @@ class SubclusterWriter(Writer):
         part = tables.writable(cluster)
         index = (cluster & tables.slice_mask) * 2
         word, bitmap = part.words[index], part.words[index + 1]
+        if not word & _COMPRESSED:
+            check_subclusters(image, part, index)
         inside = offset & image.cluster_mask
         size = min(image.cluster_size - inside, length)
         if word & _COPIED and not word & _COMPRESSED and (word & _OFFSET or image.external):
@@ -88,6 +90,7 @@ class SubclusterWriter(Writer):
             run = (missing & -missing).bit_length() - 1
             if not run:
                 break
+            check_subclusters(image, part, index)
             check_host(image, part, index, word & _OFFSET, cluster)
             start = inside if not done else 0
             done += (sub + min(run, layout.SUBCLUSTERS - sub)) * self._size - start
@@ -106,7 +109,7 @@ class SubclusterWriter(Writer):
         words = part.words
         while stop << bits < end and (stop & image.tables.slice_mask) and stop not in image.in_flight:
             index = (stop & image.tables.slice_mask) * 2
-            if words[index]:
+            if words[index] or words[index + 1] & layout.ALL_ALLOCATED:
                 break
             stop += 1
         return min(stop << bits, end) - offset
