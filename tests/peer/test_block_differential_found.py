@@ -226,3 +226,43 @@ def test_filters_of_jobs_that_cannot_be_put_in_place(q: Run) -> None:
     q.add("file", node_name="file", filename=q.path("flat"))
     q.add("raw", node_name="mine", file="file", size=65536)
     q.do("blockdev-backup", job_id="b", device="file", target="other", sync="none")
+
+
+@against_storage_daemon
+def test_children_that_are_replaced(q: Run) -> None:
+    q.add("null-co", node_name="n", size=MIB)
+    q.add("quorum", node_name="q", vote_threshold=2, children=["n", "n"])
+    q.add("blkverify", node_name="v", test="n", raw="q")
+    q.do("blockdev-snapshot-sync", node_name="q", snapshot_file=q.path("new"), snapshot_node_name="s")
+    q("query-named-block-nodes", pick=lambda nodes: [node["image"].get("cluster-size") for node in nodes])
+
+
+@against_storage_daemon
+def test_internal_snapshots_below_other_nodes(q: Run) -> None:
+    disk(q, "disk")
+    q.add("quorum", node_name="quorum", vote_threshold=1, children=["disk"])
+    q.add("raw", node_name="raw", file="quorum")
+    q.add("snapshot-access", node_name="access", file="disk")
+    for name in ("disk", "raw", "access"):
+        q.do("blockdev-snapshot-internal-sync", device=name, name=name)
+    q(
+        "query-named-block-nodes",
+        pick=lambda nodes: [[each["name"] for each in node["image"].get("snapshots", [])] for node in nodes],
+    )
+
+
+@against_storage_daemon
+def test_order_of_refusals(q: Run) -> None:
+    q.add("null-co", node_name="n", size=MIB)
+    copying = {"driver": "copy-before-write", "file": "n", "target": "n"}
+    q.add("quorum", node_name="q", vote_threshold=2, children=["n", copying, "nope"])
+    q.add("blkverify", node_name="v", test="n", raw={"driver": "null-co"})
+    q.add("preallocate", node_name="fixed", read_only=True, file="n")
+    q.do("nbd-server-start", addr={"type": "unix", "data": {"path": q.path("nbd")}})
+    q.do("block-export-add", type="nbd", id="e", node_name="n", writable=True)
+    q.do("blockdev-create", job_id="c", options={"driver": "qcow2", "file": "fixed", "size": MIB})
+    q.wait("JOB_STATUS_CHANGE", id="c", status="concluded")
+    q("query-jobs", pick=lambda jobs: [job.get("error") for job in jobs])
+    q.add("null-co", node_name="target", size=MIB)
+    q.do("blockdev-backup", job_id="b", device="v", target="target", sync="top")
+    q.add("raw", node_name="w", file={"driver": "raw", "file": "n", "size": 512}, size=1000)

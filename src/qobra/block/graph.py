@@ -120,15 +120,15 @@ class Graph:
             child = parent.children[name]
             raise QobraError(f"Cannot change frozen '{name}' link from '{parent.node_name}' to '{child.node_name}'")
 
-    def check_user(self, node: BlockNode, user: BlockNode, name: str, perm: int, shared: int) -> None:
-        """Raise QobraError where one more user of ``node`` is in conflict with those that it has."""
+    def check_users(self, node: BlockNode, coming: list[User]) -> None:
+        """Raise QobraError where those who are ``coming`` to use ``node`` are in conflict with those that it has."""
         state = self.state
-        users: list[_User] = [
+        users: list[User] = [
             (parent, child_name, *state.permissions[(parent, child_name)]) for parent, child_name in state.parents(node)
         ]
         users += [(root, "root", *state.permissions[(root, "root")]) for root in self.roots_of(node)]
-        newest = {**state.ages, (user, name, node): self._next_age + 1}
-        _check_conflicts(node, [*users, (user, name, perm, shared)], newest)
+        newest = {(user, name, node): self._next_age + 1 + at for at, (user, name, *_rest) in enumerate(coming)}
+        _check_conflicts(node, [*users, *coming], {**state.ages, **newest})
 
     @contextmanager
     def change(self) -> Iterator[GraphChange]:
@@ -149,7 +149,7 @@ class Graph:
         gone = _prune(new, order)
         if gone:
             order = [node for node in order if node in new.links]
-        cumulative = compute_permissions(new, order)
+        cumulative = compute_permissions(new, order, change.recheck)
         placed: Placed = []
         if self.has_iothreads:
             from qobra.block.iothreads import settle
@@ -311,12 +311,15 @@ class GraphChange:
         return GraphState(self._nodes, self._links, self._roots)
 
 
-def compute_permissions(state: GraphState, order: list[BlockNode]) -> dict[BlockNode, tuple[int, int]]:
+def compute_permissions(
+    state: GraphState, order: list[BlockNode], recheck: set[BlockNode]
+) -> dict[BlockNode, tuple[int, int]]:
     """Work out what each link of ``state`` takes and shares, and what comes together at each node.
 
-    ``order`` has the nodes with children before parents. Raises QobraError naming both users where two conflict.
+    ``order`` has the nodes with children before parents. Raises QobraError naming both users where two conflict, and
+    where a node is read-only, unless it is in ``recheck``, from above to below.
     """
-    users: dict[BlockNode, list[_User]] = {node: [] for node in order}
+    users: dict[BlockNode, list[User]] = {node: [] for node in order}
     cumulative: dict[BlockNode, tuple[int, int]] = {}
     result = state.permissions
     for root, (node, perm, shared) in state.roots.items():
@@ -329,6 +332,8 @@ def compute_permissions(state: GraphState, order: list[BlockNode]) -> dict[Block
         perm, shared = cumulative[node] = _combine(users[node])
         if perm & ~shared:
             _check_conflicts(node, users[node], state.ages)
+        if perm & ~node.perm and node not in recheck and node.refuses(perm):
+            raise QobraError("Block node is read-only", node=node.node_name)
         node.has_users = bool(users[node])
         for name, (child, role) in state.links[node].items():
             child_perm, child_shared = node.asks_of(name, role, perm, shared)
@@ -339,11 +344,11 @@ def compute_permissions(state: GraphState, order: list[BlockNode]) -> dict[Block
     return cumulative
 
 
-_User = tuple[object, str, int, int]
+User = tuple[object, str, int, int]
 """A user of a node, the name of the link, what it takes and what it shares."""
 
 
-def _check_conflicts(node: BlockNode, users: list[_User], ages: dict[tuple[object, str, BlockNode], int]) -> None:
+def _check_conflicts(node: BlockNode, users: list[User], ages: dict[tuple[object, str, BlockNode], int]) -> None:
     """Raise QobraError if one takes what another does not share. The latest to come is the first to be asked."""
     users = sorted(users, key=lambda user: ages.get((user[0], user[1], node), 0), reverse=True)
     for refuser in users:

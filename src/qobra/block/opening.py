@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from qobra.block.graph import User
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode, Options
 else:
@@ -23,14 +24,16 @@ class OpenedNodes(list[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._asked: set[BlockNode] = set()
+        self._asked: dict[BlockNode, list[User]] = {}
+        """Those who are coming to use nodes that were there before."""
 
     def admit(self, layer: BlockLayer, node: BlockNode, name: str, perm: int, shared: int) -> None:
         """Let ``node`` use its child ``name``. Raises QobraError where others who use it object."""
         child = node.children[name]
         if layer.graph.find(child.node_name) is child:
-            layer.graph.check_user(child, node, name, perm, shared)
-            self._asked.add(child)
+            coming = self._asked.setdefault(child, [])
+            coming.append((node, name, perm, shared))
+            layer.graph.check_users(child, coming)
         child.prepare_permissions(child.perm | perm, child.shared & shared)
         if child not in self._asked:
             child.set_permissions(child.perm | perm, child.shared & shared)

@@ -134,7 +134,9 @@ class Vertex:
         """The node that keeps this one's internal snapshots: itself, or the one child that has all of its data."""
         if hasattr(self, "snapshot_create"):
             return self
-        below = self.primary()
+        below = next(
+            (child for name, child in self.children.items() if self.roles[name] & permissions.ROLE_PRIMARY), None
+        )
         for name, child in self.children.items():
             if child is not below and self.roles[name] & ~(permissions.ROLE_COW | permissions.ROLE_PRIMARY):
                 return None
@@ -287,13 +289,17 @@ class Vertex:
             return perm & permissions.CONSISTENT_READ, permissions.ALL
         return perm, shared
 
+    def refuses(self, perm: int) -> bool:
+        """Whether the node is read-only and stays so, and its users ask for more."""
+        writes = permissions.WRITE | permissions.WRITE_UNCHANGED
+        return bool(perm & writes) and self.read_only and not self.auto_read_only
+
     def prepare_permissions(self, perm: int, shared: int) -> None:
         """The node's users are about to ask ``perm`` and share ``shared``: refuse, or take locks, here."""
+        if self.refuses(perm):
+            raise QobraError("Block node is read-only")
         if perm & (permissions.WRITE | permissions.WRITE_UNCHANGED) and self.read_only:
-            if self.auto_read_only:
-                self.reopen_writable()
-            else:
-                raise QobraError("Block node is read-only")
+            self.reopen_writable()
 
     def reopen_writable(self) -> None:
         """Turn an auto-read-only node writable; protocols that can, override it."""

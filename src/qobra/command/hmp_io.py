@@ -70,7 +70,7 @@ def _run(interpreter: Interpreter, line: str) -> str:
     command = interpreter.commands.get(words[0]) if words else None
     backend = interpreter.root
     may_write = backend.perm & permissions.WRITE
-    if command is not None and command.writes and not may_write and backend.node and not backend.node.read_only:
+    if command is not None and command.writes and not may_write and backend.node:
         # It stays: the request may outlive the command. Not asked for twice, as that would wait for such a request.
         try:
             backend.set_permissions(backend.perm | permissions.WRITE, backend.shared)

@@ -36,7 +36,6 @@ class BlklogwritesNode(FilterNode):
         options = opening.options
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         opening.child("log", permissions.ROLE_METADATA)
-        self._log = self.children["log"]
         self._lock = threading.Lock()
         self._interval: int = options.get("log-super-update-interval", 4096)
         if not self._interval:
@@ -54,6 +53,10 @@ class BlklogwritesNode(FilterNode):
         self._opened = True
 
     _opened = False
+
+    @property
+    def _log(self) -> BlockNode:
+        return self.children["log"]
 
     def _read_super(self) -> None:
         if self._log.length < _SUPER.size:

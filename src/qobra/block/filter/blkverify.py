@@ -40,6 +40,14 @@ class BlkverifyNode(BlockNode):
     def filtered(self) -> BlockNode | None:
         return self.children.get("raw")
 
+    @property
+    def _raw(self) -> BlockNode:
+        return self.children["raw"]
+
+    @property
+    def _test(self) -> BlockNode:
+        return self.children["test"]
+
     def plain_filename(self, options: Options) -> str:
         raw, test = self._raw.exact_filename, self._test.exact_filename
         return f"blkverify:{raw}:{test}" if raw and test else ""
@@ -53,7 +61,6 @@ class BlkverifyNode(BlockNode):
     def open(self, opening: Opening) -> None:
         opening.child("raw", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         opening.child("test", permissions.ROLE_DATA)
-        self._raw, self._test = self.children["raw"], self.children["test"]
         self.length = self._test.length
 
     def child_resized(self, name: str) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from qobra.block import permissions
-from qobra.block.backend import BlockBackend
 from qobra.block.opening import OpenedNodes
 from qobra.errors import QobraError
 
@@ -25,16 +23,15 @@ def insert_filter(
     prepare: Callable[[BlockNode], None] | None = None,
     implicit: bool = True,
     refusals: tuple[str, str] = ("", ""),
-) -> tuple[BlockNode, BlockBackend]:
+) -> tuple[BlockNode, Holder]:
     """Open the filter that ``options`` describe and let everyone who uses ``below`` use it instead.
 
     Without a ``node-name`` it is implicit, if it may be. ``prepare`` is called with the filter before anybody uses it.
-    The returned backend keeps it in the graph until something else does; the caller removes it. Raises QobraError, with
+    The holder keeps it in the graph until something else does; the caller removes that. Raises QobraError, with
     the first of ``refusals`` before the reason where the filter cannot be, with the second where its users are against
     it; then nothing has changed.
     """
     opened = OpenedNodes()
-    holder = BlockBackend(layer, perm=0, shared=permissions.ALL, description="a filter that is being put in place")
     try:
         with telling(refusals[0]):
             node = layer.opener.open_reference(options, opened, {})
@@ -42,7 +39,7 @@ def insert_filter(
             with layer.graph.change() as change:
                 for each in opened:
                     change.insert(each)
-                node.monitor_owned = True  # keeps it there, but is no user
+                node.monitor_owned = True
     except BaseException:
         layer.close_nodes(list(reversed(opened)))
         opened.withdraw()
@@ -52,14 +49,24 @@ def insert_filter(
             prepare(node)
         with telling(refusals[1]), layer.graph.change() as change:
             change.replace(below, node)
-            change.set_root(holder, node)
     except BaseException:
-        node.monitor_owned = False
-        with layer.graph.change():
-            pass
+        Holder(layer, node).remove()
         raise
-    node.monitor_owned = False
-    return node, holder
+    return node, Holder(layer, node)
+
+
+class Holder:
+    """Keeps a filter in the graph, without being a user that would count for its permissions."""
+
+    def __init__(self, layer: BlockLayer, node: BlockNode) -> None:
+        self._layer = layer
+        self._node = node
+
+    def remove(self) -> None:
+        """Let go of it."""
+        self._node.monitor_owned = False
+        with self._layer.graph.change():
+            pass  # a node that nobody uses goes
 
 
 @contextmanager
@@ -81,6 +88,7 @@ def take_out_filter(change: GraphChange, node: BlockNode) -> None:
     """:func:`remove_filter` as a part of ``change``."""
     below = node.filtered
     assert below is not None
+    node.monitor_owned = False
     change.replace(node, below)
     for name in tuple(node.children):
         change.detach(node, name)

@@ -57,7 +57,6 @@ class RawNode(BlockNode):
             raise QobraError("Specified size is not multiple of 512")
 
     def take_options(self, options: Options) -> None:
-        self.check_options(options)
         real = self.file.sectors * 512
         offset: int = options.get("offset", 0)
         size: int | None = options.get("size")
@@ -68,6 +67,7 @@ class RawNode(BlockNode):
                 f"The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  "
                 f"actual size of the containing file ({real})"
             )
+        self.check_options(options)
         self._offset, self._size = offset, size
         self.child_resized("file")
 

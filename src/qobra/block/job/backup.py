@@ -363,7 +363,6 @@ def start_backup(
 
     def prepare(node: BlockNode) -> None:
         assert isinstance(node, CopyBeforeWriteNode)
-        node.guards = True
         node.set_up(compress, perf.get("use-copy-range", True))
 
     options: Options = {"driver": "copy-before-write", "file": source.node_name, "target": target.node_name}
@@ -372,6 +371,7 @@ def start_backup(
     refusals = "Could not create node: ", "Could not replace node: "
     filter_node, holder = insert_filter(layer, source, options, prepare=prepare, implicit=False, refusals=refusals)
     assert isinstance(filter_node, CopyBeforeWriteNode)
+    filter_node.guards = True
     try:
         try:
             job = BackupJob(

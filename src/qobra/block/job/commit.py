@@ -82,7 +82,7 @@ class CommitJob(BlockJob):
         if "filter-node-name" in args:
             options["node-name"] = args["filter-node-name"]
         self._filter, holder = insert_filter(layer, top, options)
-        self._roots.append(holder)
+        holder.remove()  # the overlay keeps it
         self.add_intermediate(top, base)
         self.add_node("base", base)
         perm = permissions.CONSISTENT_READ | permissions.WRITE

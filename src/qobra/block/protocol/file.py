@@ -123,12 +123,14 @@ class FileNode(BlockNode):
 
     # -- permissions ------------------------------------------------------------------------------------------
 
+    def refuses(self, perm: int) -> bool:
+        return bool(perm & ~permissions.RESIZE & _WRITES) and self.read_only and not self._writable
+
     def prepare_permissions(self, perm: int, shared: int) -> None:
-        if perm & _WRITES and not self._writable:
-            if not self.read_only:
-                self.reopen_writable()
-            elif perm & ~permissions.RESIZE & _WRITES:
-                raise QobraError("Block node is read-only")
+        if self.refuses(perm):
+            raise QobraError("Block node is read-only")
+        if perm & _WRITES and not self._writable and not self.read_only:
+            self.reopen_writable()
         if self._locking:
             self._held.take(self.fd, perm, permissions.ALL if self.force_share else shared, self.path)
 

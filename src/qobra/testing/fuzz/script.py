@@ -80,7 +80,7 @@ class Author:
             return ["io", self.world.root(), self._io()]
         arguments = self.values.arguments(command)
         if self.chance.random() < WRONG:
-            arguments = self.wrong(arguments)
+            arguments = self.wrong(arguments, typed=command != "device_add")
         return ["qmp", command, arguments]
 
     def _io(self) -> str:
@@ -91,8 +91,8 @@ class Author:
         )
         return kind if kind == "flush" else f"{kind} {start} {length}"
 
-    def wrong(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """``arguments`` with one member that is missing, of another type, out of range, or too many."""
+    def wrong(self, arguments: dict[str, Any], *, typed: bool) -> dict[str, Any]:
+        """``arguments`` with one member that is missing, of another type (if ``typed``), out of range, or too many."""
         result = copy.deepcopy(arguments)
         places: list[tuple[Any, Any]] = []
 
@@ -103,7 +103,7 @@ class Author:
                 visit(each)
 
         visit(result)
-        kind = self.chance.choice(("missing", "type", "value", "value", "value", "extra"))
+        kind = self.chance.choice(("missing", *["type"] * typed, "value", "value", "value", "extra"))
         if not places or kind == "extra":
             where = self.chance.choice([result, *(each[key] for each, key in places if isinstance(each[key], dict))])
             where[self.chance.choice(("zz", "id", "device", "driver", "size"))] = self.chance.choice(

@@ -15,6 +15,8 @@ from qobra.testing.fuzz.play import Gone, Player
 from qobra.testing.fuzz.script import LAST, Author, Step
 from qobra.testing.fuzz.world import World
 
+DELETED = 0.3
+"""Seconds that a device may take to go."""
 Start = Callable[[Path, bool], Player]
 """Starts a server in a directory; True for ours."""
 
@@ -169,6 +171,8 @@ class Trial:
 
     def _step(self, player: Player, step: Step, slow: set[str] | None) -> tuple[list[Any], list[str]]:
         answer = player.play(step)
+        if step[1] == "device_del" and "return" in answer:
+            player.wait_deleted(DELETED)
         quiet = player.settle(slow)
         return [answer, player.events()], quiet
 

@@ -18,13 +18,17 @@ DRIVERS = {
     "copy-before-write": 1,
 }  # fmt: skip
 """Drivers that are drawn, and how often."""
-LEFT_OUT = {"cbw-timeout", "config", "pr-manager", "x-check-cache-dropped", "iothread", "encrypt", "auth"}
-"""Members that are not drawn: files of other programs, things that a script has not made, and what is refused here."""
+LEFT_OUT = {
+    "cbw-timeout", "config", "pr-manager", "x-check-cache-dropped", "iothread", "encrypt", "auth", "aio-max-batch",
+    "force-share", "locking",
+}  # fmt: skip
+"""Members that are not drawn: files of other programs, things that a script has not made, what is refused here, and
+options with which QEMU can reopen a node no more, not even to make it read-only below a snapshot."""
 LIKELY = {
     "node-name": 0.9, "job-id": 0.95, "backing": 0.4, "size": 0.9, "base": 0.1, "top": 0.1, "base-node": 0.4,
     "top-node": 0.3, "bitmap": 0.25, "speed": 0.1, "snapshot-node-name": 0.9, "format": 0.7, "mode": 0.5, "name": 0.6,
     "device": 0.6, "child": 0.5, "node": 0.6, "writable": 0.6, "id": 0.6, "auto-dismiss": 0.3, "auto-finalize": 0.25,
-    "backing-fmt": 0.9, "latency-ns": 0.02, "align": 0.05, "cache": 0.05, "force-share": 0.05, "inject-error": 0.4,
+    "backing-fmt": 0.9, "latency-ns": 0.02, "align": 0.05, "cache": 0.05, "inject-error": 0.4,
     "read-only": 0.2, "data-file": 0.05, "offset": 0.2,
 }  # fmt: skip
 """How likely an optional member is given; others at one in ten."""
@@ -188,13 +192,20 @@ def _children(values: Values, depth: int) -> Any:
     return [values.reference("BlockdevRef", "quorum", depth) for _ in range(values.pick(1, 2, 2, 3, 3))]
 
 
-_NOT_AGAIN = {"aio-max-batch", "force-share", "locking"}
-"""Options that blockdev-reopen does not bear, even as they are."""
-_FIXED = {"driver", "node-name", "filename", *_NOT_AGAIN}
+_FIXED = {"driver", "node-name", "filename"}
+
+
+def _can_reopen(values: Values, name: str) -> bool:
+    """Whether there is a node with options to give again: an image that is put into another file is none any more."""
+    options = values.world.added.get(name)
+    if options is None or name not in values.world.nodes:
+        return False
+    file = options.get("file")
+    return options["driver"] != "qcow2" or not isinstance(file, dict) or "node-name" in file
 
 
 def _reopen(values: Values, depth: int) -> Any:
-    known = [name for name in values.world.added if name in values.world.nodes]
+    known = [name for name in values.world.added if _can_reopen(values, name)]
     if not known:
         return []
     result = []
@@ -209,7 +220,6 @@ def _reopen(values: Values, depth: int) -> Any:
                 options[key] = changed[key]
         if values.chance.random() < 0.3:
             options["read-only"] = values.chance.random() < 0.5
-        options = {key: value for key, value in options.items() if key not in _NOT_AGAIN}
         options.setdefault("discard", "ignore")  # left out, it means different things
         result.append(options)
     return result
@@ -288,7 +298,6 @@ HINTS: dict[str, Hint] = {
     "take-child-perms[]": lambda v, d: v.pick("consistent-read", "write", "write-unchanged", "resize"),
     "unshare-child-perms[]": lambda v, d: v.pick("consistent-read", "write", "write-unchanged", "resize"),
     "aio": lambda v, d: v.pick("threads", "threads", "native", "io_uring"),
-    "aio-max-batch": lambda v, d: v.pick(0, 1, 16),
     "cache": lambda v, d: {v.pick("direct", "no-flush"): v.pick(True, False)},
     "event": lambda v, d: v.pick("read_aio", "write_aio", "flush_to_os"),
     "read-only": lambda v, d: v.chance.random() < 0.6,
@@ -316,7 +325,7 @@ HINTS: dict[str, Hint] = {
     "filter-node-name": lambda v, d: v.world.free_node(),
     "snapshot-node-name": lambda v, d: v.world.free_node(),
     "job-id": lambda v, d: v.world.free_job(),
-    "speed": lambda v, d: v.pick(0, 1, 65536, MIB, 1 << 40),
+    "speed": lambda v, d: v.pick(0, 1, 65536, 1 << 40),
     "granularity": lambda v, d: v.pick(512, 4096, 65536, 65536, MIB, 1000, 0, 1 << 27),
     "buf-size": lambda v, d: v.pick(0, 65536, MIB, -1),
     "max-workers": lambda v, d: v.pick(1, 4, 64, 0),
