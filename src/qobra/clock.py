@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
+
+from qobra.lean import Condition, Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Clock(Protocol):
     def time_ns(self) -> int:
         """Nanoseconds since the Unix epoch."""
 
-    def wait(self, condition: threading.Condition, timeout_ns: int) -> bool:
+    def wait(self, condition: Condition, timeout_ns: int) -> bool:
         """Wait on ``condition``, which the caller holds, for at most ``timeout_ns``; False on time-out."""
 
 
@@ -34,7 +35,7 @@ class HostClock:
     def time_ns(self) -> int:
         return time.time_ns()
 
-    def wait(self, condition: threading.Condition, timeout_ns: int) -> bool:
+    def wait(self, condition: Condition, timeout_ns: int) -> bool:
         return condition.wait(timeout_ns / 1e9)
 
 
@@ -44,8 +45,8 @@ class SimulatedClock:
     def __init__(self, start_ns: int = 0, epoch_ns: int = 1_600_000_000 * 10**9) -> None:
         self._now_ns = start_ns
         self._epoch_ns = epoch_ns
-        self._lock = threading.Lock()
-        self._waiting: list[threading.Condition] = []
+        self._lock = Lock()
+        self._waiting: list[Condition] = []
 
     def monotonic_ns(self) -> int:
         return self._now_ns
@@ -53,7 +54,7 @@ class SimulatedClock:
     def time_ns(self) -> int:
         return self._epoch_ns + self._now_ns
 
-    def wait(self, condition: threading.Condition, timeout_ns: int) -> bool:
+    def wait(self, condition: Condition, timeout_ns: int) -> bool:
         deadline_ns = self._now_ns + timeout_ns
         with self._lock:
             self._waiting.append(condition)

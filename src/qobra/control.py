@@ -11,16 +11,15 @@ Only timers need a thread of their own, started when the first timer is set.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import sys
-import threading
-from collections import deque
 
 from qobra.clock import Clock, HostClock
+from qobra.lean import Condition, RLock, deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from typing import Any, TypeVar
 
@@ -53,12 +52,12 @@ class Control:
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or HostClock()
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._depth = 0
         self._posted: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[int, int, Timer]] = []
         self._sequence = itertools.count()
-        self._timer_condition = threading.Condition()
+        self._timer_condition = Condition()
         self._timer_thread: threading.Thread | None = None
         self._closed = False
 
@@ -104,6 +103,9 @@ class Control:
 
     def call_later(self, delay_ns: int, call: Callable[[], None]) -> Timer:
         """Run ``call`` in the strand once ``delay_ns`` have passed on the machine's clock."""
+        import heapq
+        import threading
+
         timer = Timer(self.clock.monotonic_ns() + max(0, delay_ns), call)
         with self._timer_condition:
             heapq.heappush(self._timers, (timer.deadline_ns, next(self._sequence), timer))
@@ -143,6 +145,8 @@ class Control:
                 self._lock.release()
 
     def _serve_timers(self) -> None:
+        import heapq
+
         while True:
             with self._timer_condition:
                 while not self._closed:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
 from qobra.clock import HostClock
 
 TYPE_CHECKING = False
@@ -123,6 +121,8 @@ class _Histogram:
         self._bins = [0] * (len(boundaries) + 1)
 
     def add(self, operations: int, time_ns: int) -> None:
+        from bisect import bisect_right
+
         self._bins[bisect_right(self._boundaries, time_ns)] += operations
 
     def info(self) -> dict[str, Any]:

@@ -15,17 +15,15 @@ began before knows nothing of that.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-
 from qobra.block.bits import Bits
 from qobra.block.node import BlockNode, WriteTracker
 from qobra.errors import QobraError
+from qobra.lean import Lock
 from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from qobra.block.node import Marks as Markable
@@ -95,7 +93,7 @@ class DirtyBitmap(WriteTracker):
         """What loops mark; a new one when the length has changed."""
         self._marked: tuple[Marks, ...] = ()
         """That, and what some loop may still mark instead."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._enabled = False
         if name is not None:
             node.bitmaps[name] = self

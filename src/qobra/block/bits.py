@@ -12,13 +12,11 @@ Not thread-safe; :class:`qobra.block.bitmap.DirtyBitmap` has the lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 PAGE_BITS = 15
 """Numbers in a page, as a power of two."""

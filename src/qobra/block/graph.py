@@ -11,16 +11,15 @@ closed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from qobra.block import permissions
 from qobra.block.extents import MAX_DEPTH
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
+from qobra.lean import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Protocol
 
     from qobra.block.iothreads import Placed

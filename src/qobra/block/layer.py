@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
@@ -17,22 +14,22 @@ from qobra.block.slots import Flight, Gate
 from qobra.clock import HostClock
 from qobra.control import Control
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
+from qobra.lean import cached_property, contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from qobra.block.export.exports import Exports
     from qobra.block.job.jobs import Jobs
     from qobra.block.throttle import ThrottleGroup
-else:
-    Any = object
+
+    Emit = Callable[[str, dict[str, Any] | None], None]
 
 # A request goes down a chain of MAX_DEPTH nodes by a few calls for each, and so does opening one.
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 20 * MAX_DEPTH))
-
-Emit = Callable[[str, dict[str, Any] | None], None]
 
 
 class BlockLayer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from qobra.block import permissions
 from qobra.block.accounting import Accounting
 from qobra.block.backend import BlockBackend
@@ -72,8 +70,10 @@ def image_info(node: BlockNode) -> Info:
     name = getattr(node, "backing_filename", "")
     if name:
         info["backing-filename"] = name
-        with suppress(QobraError):
+        try:
             info["full-backing-filename"] = full_backing_filename(node)
+        except QobraError:
+            pass
         backing_format = getattr(node, "backing_format", "")
         if backing_format:
             info["backing-filename-format"] = backing_format

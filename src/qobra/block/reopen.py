@@ -7,8 +7,6 @@ inline with its parent follows it; a child that has a name of its own is only ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from qobra.block import permissions
 from qobra.block.filename import flatten
 from qobra.block.graph import GraphChange, reaches
@@ -20,6 +18,8 @@ from qobra.json_text import ordered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.block.layer import BlockLayer
 
 _REPLACEABLE = ("backing", "file")

@@ -13,15 +13,14 @@ Both rely on stores and loads being seen in order by all threads, as CPython gua
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
+from qobra.lean import Condition, Lock, contextmanager, deque
 from qobra.native import compiled
 
 TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 class PureWords:
@@ -105,9 +104,9 @@ class Flight:
         """The slots of those who serve a guest."""
         self._served = 0
         """How often slots were entered that are no more."""
-        self._condition = threading.Condition()
+        self._condition = Condition()
         self._retired: deque[tuple[int, Callable[[], None]]] = deque()
-        self._reclaim_lock = threading.Lock()
+        self._reclaim_lock = Lock()
 
     @property
     def draining(self) -> int:

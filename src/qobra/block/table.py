@@ -26,12 +26,11 @@ that the table has dropped: it is kept until they have left their slots.
 
 from __future__ import annotations
 
-import threading
 from array import array
-from collections import deque
 
 from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, resolve
 from qobra.errors import QobraError
+from qobra.lean import Lock, deque
 from qobra.native import compiled
 
 TYPE_CHECKING = False
@@ -88,7 +87,7 @@ class ResolvedTable:
         """The first and the last unit of each of the last moves."""
         self._under: dict[BlockNode, set[BlockNode]] = {}
         """A node with all that is under it."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._watched: list[BlockNode] = []
         self.generation = -1
         self.refresh()

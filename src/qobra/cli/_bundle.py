@@ -10,6 +10,8 @@ from qobra.cli._start import PACKAGE, PATH, Bundle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import CodeType
+
     from qobra.cli._start import Entry
 
 # Every start imports these before it reads the bundle, or must find them in their own way.
@@ -24,31 +26,58 @@ def build(path: str = PATH) -> int:
     # A bundle that is in use would hide where its modules lie.
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Bundle)]
     entries: dict[str, Entry] = {}
-    code = bytearray()
-    for name in _imported():
-        spec = find_spec(name)
-        if name in _EARLY or spec is None or spec.origin is None or type(spec.loader) is not SourceFileLoader:
-            continue
-        bytecode = marshal.dumps(spec.loader.get_code(name))
-        found = os.stat(spec.origin)
-        is_package = spec.submodule_search_locations is not None
-        begin = len(code)
-        code += bytecode
-        entries[name] = (spec.origin, is_package, found.st_size, found.st_mtime_ns, begin, len(code))
-    index = marshal.dumps((PACKAGE, entries))
+    codes: dict[str, CodeType | None] = {}
+    sections: list[list[str]] = []
+    for names in _sections(_imported()):
+        held = []
+        for name in names:
+            spec = find_spec(name)
+            if name in _EARLY or spec is None or spec.origin is None or type(spec.loader) is not SourceFileLoader:
+                continue
+            found = os.stat(spec.origin)
+            is_package = spec.submodule_search_locations is not None
+            entries[name] = (spec.origin, is_package, found.st_size, found.st_mtime_ns, len(sections))
+            codes[name] = spec.loader.get_code(name)
+            held.append(name)
+        sections.append(held)
+    data = [marshal.dumps({name: codes[name] for name in names}) for names in sections]
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "wb") as stream:
-        stream.write(len(index).to_bytes(8, "little") + index + code)
+        stream.write(_index(entries, data))
+        stream.writelines(data)
     os.replace(temporary, path)
     return len(entries)
 
 
-def _imported() -> list[str]:
-    """The names of the modules that the usual starts import, in no particular order."""
+def _index(entries: dict[str, Entry], data: list[bytes]) -> bytes:
+    """The beginning of a bundle up to its sections."""
+    size = 0
+    while True:  # where the sections begin depends on how long the index is
+        begin, places = size, []
+        for section in data:
+            places.append((begin, len(section)))
+            begin += len(section)
+        index = marshal.dumps((PACKAGE, entries, places))
+        if 8 + len(index) == size:
+            return len(index).to_bytes(8, "little") + index
+        size = 8 + len(index)
+
+
+def _sections(starts: list[set[str]]) -> list[list[str]]:
+    """The modules that are imported by the same starts, together."""
+    found: dict[tuple[bool, ...], list[str]] = {}
+    for name in sorted(set().union(*starts)):
+        found.setdefault(tuple(name in start for start in starts), []).append(name)
+    return list(found.values())
+
+
+def _imported() -> list[set[str]]:
+    """The names of the modules that each of the usual starts imports."""
     import subprocess
     import tempfile
 
+    starts: list[set[str]] = []
     with tempfile.TemporaryDirectory() as directory:
         image = os.path.join(directory, "disk.qcow2")
         usual = (
@@ -60,7 +89,6 @@ def _imported() -> list[str]:
             ("img", "check", "-q", image),
             ("storage_daemon", "--chardev", "stdio,id=c", "--monitor", "c"),
         )
-        names: set[str] = set()
         for module, *arguments in usual:
             program = f"import sys; sys.path = {sys.path}; from qobra.cli.{module} import main; sys.exit(main())"
             command = [sys.executable, "-S", "-X", "importtime", "-c", program, *arguments]
@@ -71,10 +99,9 @@ def _imported() -> list[str]:
                     process.stdout.readline()  # it has started: the daemon has greeted
                     process.terminate()
                 report.seek(0)
-                for line in report.read().decode().splitlines():
-                    if line.startswith("import time:"):
-                        names.add(line.rpartition("|")[2].strip())
-    return sorted(names - {"imported package"})
+                lines = report.read().decode().splitlines()
+                starts.append({line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")})
+    return starts
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ import, made by ``python -m qobra.cli._bundle`` when an environment is set up. A
 time of each source are compared first, and a module whose source is another is imported as ever; without a bundle
 all are.
 
+The modules lie in *sections*: those that the same of the usual starts import are in one, which is read and unmarshalled
+together, so that what they share is read once.
+
 The console programs of an environment run with ``-S``: :class:`SitePackages` finds what lies in ``site-packages``
 when it is first imported.
 """
@@ -21,33 +24,52 @@ from _frozen_importlib import ModuleSpec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
+    from types import CodeType, ModuleType
     from typing import Any
 
-    Entry = tuple[str, bool, int, int, int, int]
-    """(source, whether it is a package, its size, its time in nanoseconds, begin and end of its bytecode)."""
+    Entry = tuple[str, bool, int, int, int]
+    """(source, whether it is a package, its size, its time in nanoseconds, number of its section)."""
+    Index = tuple[str, dict[str, Entry], list[tuple[int, int]]]
+    """(PACKAGE, modules by name, (begin, length) of the sections in the file)."""
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PATH = os.path.join(PACKAGE, "__pycache__", f"start.{sys.implementation.cache_tag}.bundle")
 
+FIRST_READ = 32 << 10
+"""Bytes that most likely hold the index."""
+
 
 class Bundle:
-    """A finder and loader of the modules in a bundle. ``entries`` is its index, ``code`` all bytecode."""
+    """A finder and loader of the modules in a bundle."""
 
-    def __init__(self, entries: dict[str, Entry], code: memoryview) -> None:
-        self._entries = entries
-        self._code = code
+    def __init__(self, path: str) -> None:
+        """Read the index. Raises OSError, ValueError, EOFError or TypeError for what is no bundle."""
+        self._path = path
+        self._codes: dict[str, CodeType] = {}
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._file = _identity(fd)
+            data = os.read(fd, FIRST_READ)
+            end = 8 + int.from_bytes(data[:8], "little")
+            if len(data) < end <= os.fstat(fd).st_size:
+                data += os.read(fd, end - len(data))
+        finally:
+            os.close(fd)
+        index: Index = marshal.loads(data[8:end])
+        self.package, self._entries, self._sections = index
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         entry = self._entries.get(name)
         if entry is None:
             return None
-        source, is_package, size, time, _begin, _end = entry
+        source, is_package, size, time, section = entry
         try:
             found = os.stat(source)
+            if found.st_size != size or found.st_mtime_ns != time:
+                return None
+            if name not in self._codes and not self._read(section):
+                return None
         except OSError:
-            return None
-        if found.st_size != size or found.st_mtime_ns != time:
             return None
         spec = ModuleSpec(name, self, origin=source, is_package=is_package)  # type: ignore[arg-type]
         spec.has_location = True
@@ -55,21 +77,39 @@ class Bundle:
             spec.submodule_search_locations = [os.path.dirname(source)]
         return spec
 
+    def _read(self, number: int) -> bool:
+        """Read a section; False if the file is another by now."""
+        begin, length = self._sections[number]
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _identity(fd) != self._file:
+                return False
+            self._codes.update(marshal.loads(os.pread(fd, length, begin)))
+        finally:
+            os.close(fd)
+        return True
+
     def create_module(self, spec: ModuleSpec) -> None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        exec(self.get_code(module.__name__), module.__dict__)
+        exec(self._codes.pop(module.__name__), module.__dict__)
 
-    def get_code(self, name: str) -> Any:
+    def get_code(self, name: str) -> CodeType | None:
         """The code object of a module, for ``python -m`` and ``inspect``."""
-        *_, begin, end = self._entries[name]
-        return marshal.loads(self._code[begin:end])
+        if name not in self._codes and not self._read(self._entries[name][4]):
+            return None
+        return self._codes[name]
 
     def get_source(self, name: str) -> str:
         """The text of a module, for tracebacks."""
         with open(self._entries[name][0], encoding="utf-8") as stream:
             return stream.read()
+
+
+def _identity(fd: int) -> tuple[int, int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 class SitePackages:
@@ -91,12 +131,9 @@ def start() -> None:
     # Modules are no garbage: with the usual threshold the collector would look through them dozens of times.
     gc.set_threshold(20_000)
     try:
-        with open(PATH, "rb") as stream:
-            data = memoryview(stream.read())
-        code = 8 + int.from_bytes(data[:8], "little")
-        package, entries = marshal.loads(data[8:code])
-        if package == PACKAGE:  # not of a tree that this one is a copy of
-            sys.meta_path.insert(0, Bundle(entries, data[code:]))
+        bundle = Bundle(PATH)
+        if bundle.package == PACKAGE:  # not of a tree that this one is a copy of
+            sys.meta_path.insert(0, bundle)
     except (OSError, ValueError, EOFError, TypeError):
         pass
     if sys.flags.no_site:

@@ -7,21 +7,17 @@ then the tag's branch, and at last what should not be there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from qobra.errors import QobraError
 from qobra.qapi.spec import ALTERNATE, ENUM, MemberSpec, Types, TypeSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
-else:
-    Any = object
 
-
-Check = Callable[[Any], None]
-Visit = Callable[[dict[str, Any]], int]
-"""Checks the members that an object has, and returns how many it saw."""
+    Check = Callable[[Any], None]
+    Visit = Callable[[dict[str, Any]], int]
+    """Checks the members that an object has, and returns how many it saw."""
 
 MISSING = "Parameter '%s' is missing"
 UNEXPECTED = "Parameter '%s' is unexpected"

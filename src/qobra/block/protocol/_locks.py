@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import struct
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from qobra.block import permissions
 from qobra.errors import QobraError, strerror
+from qobra.lean import contextmanager
 from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Iterator
     from typing import Any
-
-
-Lock = threading.Lock
 
 _F_OFD_GETLK = 36
 _F_OFD_SETLK = 37
@@ -158,6 +154,8 @@ _kept: list[mmap.mmap] = []
 @contextmanager
 def aligned_buffer(size: int) -> Iterator[memoryview]:
     """Memory on a page boundary, as O_DIRECT wants it."""
+    import mmap  # most programs have no direct image
+
     if size <= _KEPT_SIZE:
         # Most requests are short, and mapping takes longer than they do: keep a few areas.
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
 from fcntl import F_GETFL, F_SETFL, fcntl
 
 from qobra.block import permissions
@@ -18,9 +17,11 @@ from qobra.block.opening import Opening
 from qobra.block.protocol import _locks as locks
 from qobra.block.table import highest_write
 from qobra.errors import QobraError, strerror
+from qobra.lean import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 
@@ -278,11 +279,11 @@ class FileNode(BlockNode):
                         os.ftruncate(self.fd, max(before, high))
                 start += size
 
-    def _edge_lock(self) -> locks.Lock:
+    def _edge_lock(self) -> Lock:
         """Two writers that share a block of DIRECT_ALIGNMENT must not undo one another."""
-        lock: locks.Lock | None = self.__dict__.get("_edges")
+        lock: Lock | None = self.__dict__.get("_edges")
         if lock is None:
-            lock = self.__dict__.setdefault("_edges", locks.Lock())
+            lock = self.__dict__.setdefault("_edges", Lock())
         return lock
 
     def check_write(self, offset: int, length: int) -> None:

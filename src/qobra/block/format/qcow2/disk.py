@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from functools import cached_property
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
@@ -23,11 +20,12 @@ from qobra.block.in_file import InFile
 from qobra.block.node import BlockNode, Options
 from qobra.block.opening import Opening
 from qobra.errors import QobraError, strerror
+from qobra.lean import Lock, cached_property
 from qobra.report import report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from qobra.block.format.qcow2.compressor import CompressedWriter
     from qobra.block.format.qcow2.filling import Filling
@@ -237,7 +235,7 @@ class Qcow2Disk(BlockNode):
             self._writer = Writer(self.image)
         self._zeroing = Zeroing(self.image)
         self.__dict__.pop("_compressor", None)
-        self._sector_lock = threading.Lock()
+        self._sector_lock = Lock()
 
     def inactivate(self) -> None:
         if not self.read_only and not self.image.is_corrupt:

@@ -7,13 +7,16 @@ so that writing the header gives it back.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 from qobra.block.format.qcow2 import layout
 from qobra.errors import QobraError
 
-ReadBytes = Callable[[int, int], bytes]
-"""Gives ``length`` bytes from ``offset`` of the image file, zeroes past its end."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    ReadBytes = Callable[[int, int], bytes]
+    """Gives ``length`` bytes from ``offset`` of the image file, zeroes past its end."""
 
 
 class Header:

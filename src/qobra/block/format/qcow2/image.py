@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import threading
 from array import array
 
 from qobra.block.format.qcow2 import layout
@@ -21,6 +20,7 @@ from qobra.block.format.qcow2.tables import Tables
 from qobra.block.format.qcow2.writeback import Freed, Writeback
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
+from qobra.lean import Condition, Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class Image:
         self.cluster_mask = self.cluster_size - 1
         self.extended = header.extended_l2
         self.external = header.external_data
-        self.lock = threading.Lock()
-        self.landed = threading.Condition(self.lock)
+        self.lock = Lock()
+        self.landed = Condition(self.lock)
         """Notified when clusters leave ``in_flight`` and someone waits."""
         self.in_flight: set[int] = set()
         """Guest clusters that a write is allocating."""

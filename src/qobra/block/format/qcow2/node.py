@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 from qobra.block.bitmap import BitmapStore
 from qobra.block.buffers import Buffer
@@ -12,6 +11,10 @@ from qobra.block.format.qcow2.disk import Qcow2Disk
 from qobra.block.format.qcow2.header import l1_entries_for, l1_shift
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @drivers.register("qcow2")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.header import ReadBytes
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from array import array
 
-    from qobra.block.format.qcow2.header import Header
+    from qobra.block.format.qcow2.header import Header, ReadBytes
     from qobra.block.format.qcow2.image import Image
 
 

@@ -14,14 +14,13 @@ Most commits cost two barriers (after 1 and after 3), however many writes they g
 from __future__ import annotations
 
 import sys
-import threading
 from array import array
-from collections import deque
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.refcount import Block, pack_counts
 from qobra.block.format.qcow2.tables import Slice
 from qobra.block.table import highest_write
+from qobra.lean import Lock, deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Writeback:
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        self._lock = threading.Lock()
+        self._lock = Lock()
         """Held by the thread that commits; taken before the image's lock, never after it."""
         self.released: deque[list[Freed]] = deque()
         """Freed space that no request in flight can know any more, to be counted down by the next commit."""
