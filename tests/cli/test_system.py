@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from qobra.cli._system.build import Builder
 from qobra.cli.subcommand import run
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
+from qobra.machine.memory import Ram
 from qobra.qmp import dispatch
 
 Build = Callable[..., Machine]
@@ -94,12 +96,45 @@ def test_memory_backends(build: Build) -> None:
     _qmp(machine, "object-del", id="m1")
 
 
+def test_what_the_board_says_of_its_memory_goes_for_all_backends(build: Build) -> None:
+    machine = build("-machine", "pc,mem-merge=off,dump-guest-core=off", "-object", "memory-backend-ram,id=m,size=1M")
+    assert {(each["merge"], each["dump"]) for each in _qmp(machine, "query-memdev")} == {(False, False)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc")
+def test_memory_that_stays_out_of_core_dumps() -> None:
+    def flags(ram: Ram) -> str:
+        start = f"{ctypes.addressof(ctypes.c_char.from_buffer(ram.view)):x}-"
+        lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+        next(line for line in lines if line.startswith(start))
+        return next((line for line in lines if line.startswith("VmFlags:")), "")
+
+    plain, hidden = Ram("plain", 1 << 20), Ram("hidden", 1 << 20)
+    hidden.advise(merge=True, dump=False)
+    if not flags(plain):
+        pytest.skip("the kernel shows no VmFlags")
+    assert " dd" in flags(hidden) and " dd" not in flags(plain)
+
+
+def test_options_that_are_for_kvm_alone_are_let_by(build: Build) -> None:
+    machine = build("-machine", "pc,kernel_irqchip=split,kvm_shadow_mem=1M", "-accel", "tcg,thread=single,tb-size=32")
+    assert machine.board is not None and machine.board.accelerator == "tcg"
+
+
+def test_memory_on_nodes_of_the_host_that_there_are_not(build: Build) -> None:
+    with pytest.raises(QobraError, match="cannot bind memory to host NUMA nodes: "):
+        build("-object", "memory-backend-ram,id=m,size=1M,policy=bind,host-nodes=120")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["-machine", "nope"], "unsupported machine type"),
         (["-machine", "pc,nope=1"], "Property 'pc-i440fx-7.2-machine.nope' not found"),
         (["-accel", "nope"], "invalid accelerator nope"),
+        (["-accel", "tcg,bogus=1"], "-accel tcg,bogus=1: Property 'tcg-accel.bogus' not found"),
+        (["-accel", "tcg,thread=many"], "Invalid 'thread' setting many"),
+        (["-machine", "q35,usb=on"], "this machine has no USB controller of its own"),
         (["-cpu", "nope"], "unable to find CPU model 'nope'"),
         (["-smp", "0"], "CPU topology parameters must be greater than zero"),
         (["-smp", "3,sockets=2,maxcpus=3"], "product of the hierarchy must match maxcpus"),
@@ -121,6 +156,8 @@ def test_memory_backends(build: Build) -> None:
         (["-net", "user"], "use -netdev and -device"),
         (["-nic", "nope"], "nope"),
         (["-machine", "pc,hpet=on"], "hpet=on is not supported by this machine"),
+        (["-machine", "memory-backend=m", "-object", "memory-backend-ram,id=m,size=8M", "-m", "4"], "does not match"),
+        (["-object", "memory-backend-ram,id=m,size=1M,prealloc-threads=0"], "doesn't take value '0'"),
         (["-numa", "node,cpus=7"], "CPU index (7) should be smaller than maxcpus (1)"),
         (["-numa", "node,mem=1M"], "Parameter -numa node,mem is not supported by this machine type"),
         (["-numa", "node", "-numa", "dist,src=0,dst=5,val=20"], "NUMA node is missing"),
@@ -190,6 +227,7 @@ def test_numa(build: Build) -> None:
     assert bytes(second.ram.view[:4]).hex() == "44332211"
     assert board.memory.load(8 << 20, 4) == 0x11223344
     assert board.numa.distance(1, 0) == 30
+    assert [each["id"] for each in _qmp(machine, "query-memdev")] == ["a", "b"]  # the nodes' and no other
     with pytest.raises(QobraError, match="permitted only before the machine has been created"):
         _qmp(machine, "set-numa-node", type="node")
 

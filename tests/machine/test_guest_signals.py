@@ -125,3 +125,21 @@ def test_the_identity(machine: Any) -> None:
     guest.port_out(0x518, 4, int.from_bytes((0x101000).to_bytes(4, "big"), "little"))
     assert guest.read(0x101000, 4) == bytes(4)
     assert guest.read(0x110028, 16).hex() == "af6e4e32d1d1f64bbf41b9bb6c91fb87"
+
+
+@pytest.mark.parametrize(("policy", "ticks"), [("discard", 1), ("slew", 4)])
+def test_ticks_that_nobody_took_are_made_up_for(machine: Any, policy: str, ticks: int) -> None:
+    guest = BoardAccess(machine)
+
+    def register(index: int) -> int:
+        guest.port_out(0x70, 1, index)
+        return guest.port_in(0x71, 1)
+
+    guest.port_out(0x70, 1, 0x0A)
+    guest.port_out(0x71, 1, 0x26)  # 1024 ticks a second
+    guest.port_out(0x70, 1, 0x0B)
+    guest.port_out(0x71, 1, 0x42)
+    machine.board.rtc.lost_tick_policy = policy
+    for _ in range(4):
+        guest.step(10**9 // 1024)
+    assert [register(0x0C) & 0x40 for _ in range(6)] == [0x40] * ticks + [0] * (6 - ticks)

@@ -83,6 +83,11 @@ def parse(text: str, *, warn: Callable[[str], None] | None = None) -> tuple[str,
     return id, backend(kind, options)
 
 
+def is_multiplexed(text: str) -> bool:
+    """Whether several are to share the device of a ``-chardev`` option (``mux=on``)."""
+    return boolean("mux", split(text, "backend").get("mux", "off"))
+
+
 def backend(kind: str, options: Options) -> dict[str, Any]:
     """The ChardevBackend of the kind ``kind`` with these options, each a text."""
     if not kind:

@@ -38,9 +38,10 @@ def find_devices(start: Object, type_name: str) -> Iterator[Device]:
         yield from find_devices(child, type_name)
 
 
-def _refuse_usb(board: Board, value: bool) -> None:
-    if value:
+def _set_usb(board: Board, value: bool) -> None:
+    if value and not board.usb_supported:
         raise QobraError("this machine has no USB controller of its own: use -device")
+    board.values["usb"] = value
 
 
 class Board(Object):
@@ -75,6 +76,8 @@ class Board(Object):
     hmat: Any = False
     """Whether the guest is told how fast its memory is; a property where there can be nodes."""
     acpi_supported = False
+    usb_supported = False
+    """Whether the board has a USB controller of its own, for those who want it."""
     big_endian = False
     kernel_failure: str | None = None
     """What is said of a kernel that cannot be read; None where kernels are not started directly."""
@@ -84,7 +87,7 @@ class Board(Object):
     """Whether a CPU model without a version is told to be another name of one that has it."""
 
     graphics = Bool(True, description="Set on/off to enable/disable graphics emulation")
-    usb = Bool(False, set=_refuse_usb, description="Set on/off to enable/disable usb")
+    usb = Bool(False, set=_set_usb, description="Set on/off to enable/disable usb")
     firmware = String(description="Firmware image")
     kernel = String(description="Linux kernel image file")
     initrd = String(description="Linux initial ramdisk file")
@@ -103,6 +106,7 @@ class Board(Object):
         self.max_ram_size = 0
         self.memory_slots = 0
         self.memory_backend: str | None = None
+        self.memory_path: str | None = None
         self.cpus: list[Cpu] = []
         self.topology: Topology | None = None
         self.cpu_type = self.default_cpu_type or ""
@@ -186,15 +190,26 @@ class Board(Object):
         return self.default_cpu_type.partition("-")[2]
 
     def set_memory(self, size: int, *, backend: str | None = None, path: str | None = None) -> None:
-        """Get the RAM: ``size`` bytes, of the memory backend ``backend`` or the file ``path``. Raises QobraError."""
-        from qobra.machine.ram import default_backend
-
+        """How much RAM there will be: ``size`` bytes, of the memory backend ``backend`` or in the file ``path``."""
         size = (size + 8191) & ~8191
         self.ram_size = size
         self.max_ram_size = max(self.max_ram_size, size)
-        if size:
-            self.memory_backend = backend or default_backend(self.tree, self.default_ram_id or "ram", size, path)
-            self.ram = backend_ram(self.tree, self.memory_backend, size)
+        self.memory_backend, self.memory_path = backend, path
+
+    def _get_memory(self) -> None:
+        from qobra.machine.ram import default_backend
+
+        if not self.ram_size:
+            return
+        name = self.default_ram_id or "ram"
+        if self.numa.backends():
+            if self.memory_backend is not None:
+                raise QobraError("'-machine memory-backend' and '-numa memdev' properties are mutually exclusive")
+            self.ram = Ram(name, self.ram_size)  # the nodes' memory will lie over it
+            return
+        if self.memory_backend is None:
+            self.memory_backend = default_backend(self.tree, name, self.ram_size, self.memory_path)
+        self.ram = backend_ram(self.tree, self.memory_backend, self.ram_size)
 
     @property
     def clock_driven(self) -> bool:
@@ -225,6 +240,7 @@ class Board(Object):
         self.system_bus.bus_name_given = "main-system-bus"
         machine.run_state.on_reset(self.reset_all)
         self.numa.check()
+        self._get_memory()
         self.build()
         self._place_numa_memory()
 

@@ -108,13 +108,14 @@ class Drives:
             setattr(backend.accounting, _ACCOUNT[key], value)
         backend.accounting.set_intervals(intervals)
         file = take("file", "")
+        aio = _aio(options)
         nodes = _node_options(options)
         if file or nodes:
             if cache["direct"] or cache["no-flush"]:
                 nodes["cache"] = {"direct": cache["direct"], "no-flush": cache["no-flush"]}
             nodes.setdefault("read-only", read_only)
             nodes.setdefault("auto-read-only", True)
-            node = self._open(backend, file, nodes, snapshot=snapshot, copy_on_read=copy_on_read)
+            node = self._open(backend, file, nodes, aio=aio, snapshot=snapshot, copy_on_read=copy_on_read)
             node.detect_zeroes = detect_zeroes
         self._machine.block.backends[name] = backend
         if limits.enabled():
@@ -168,10 +169,19 @@ class Drives:
             raise QobraError(f"Device name '{name}' conflicts with an existing node name")
 
     def _open(
-        self, backend: BlockBackend, file: str, nodes: dict[str, Any], *, snapshot: bool, copy_on_read: bool
+        self,
+        backend: BlockBackend,
+        file: str,
+        nodes: dict[str, Any],
+        *,
+        aio: str | None,
+        snapshot: bool,
+        copy_on_read: bool,
     ) -> BlockNode:
         layer = self._machine.block
         options = layer.opener.image_options(file, nodes) if file else nodes
+        if aio is not None:
+            _give_aio(options, aio)
         if snapshot:
             from qobra.block.temporary import open_over
 
@@ -245,14 +255,26 @@ def _limits(options: dict[str, str]) -> tuple[Limits, str | None]:
     return Limits().updated(members), group
 
 
+def _aio(options: dict[str, str]) -> str | None:
+    aio = options.pop("aio", None)
+    if aio is not None and aio not in _AIO:
+        raise QobraError("invalid aio option")
+    return aio
+
+
+def _give_aio(options: dict[str, Any], aio: str) -> None:
+    """How requests are made is for the node of the file or device; others never hear of it."""
+    while isinstance(inner := options.get("file"), dict):
+        options = inner
+    if options.get("driver") in ("file", "host_device"):
+        options.setdefault("aio", aio)
+
+
 def _node_options(options: dict[str, str]) -> dict[str, Any]:
     """The options of the node, typed, from all that is left; {} if nothing is."""
     from qobra.block.typed_options import typed
     from qobra.qapi.keyval import parse
 
-    aio = options.pop("aio", "threads")
-    if aio not in _AIO:
-        raise QobraError("invalid aio option")
     driver = options.pop("format", None)
     if driver is not None:
         if "driver" in options:

@@ -58,7 +58,8 @@ class FwCfg(SysBusDevice):
         self.set_number(ID, 3 if self.dma_enabled else 1, 4)
         uuid = self.machine.uuid
         self.set_item(UUID, uuid.bytes if uuid is not None else bytes(16))
-        self.set_number(NOGRAPHIC, 0, 2)
+        board: Any = self.board
+        self.set_number(NOGRAPHIC, int(not board.graphics), 2)
         self.set_number(BOOT_MENU, 0, 2)
 
     def unrealize(self) -> None:

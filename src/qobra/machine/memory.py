@@ -77,6 +77,15 @@ class Ram(Region):
         twin.fd, twin.readonly, twin.view, twin._map, twin.shared = -1, True, self.view, self._map, self.shared
         return twin
 
+    def advise(self, *, merge: bool, dump: bool) -> None:
+        """Whether the host may merge equal pages, and has them in core dumps of this process, where it can choose."""
+        for wanted, advice in ((merge, mmap.MADV_MERGEABLE), (not dump, mmap.MADV_DONTDUMP)):
+            if wanted:
+                try:
+                    self._map.madvise(advice)
+                except OSError:
+                    pass  # a kernel without it: that is all that it is then
+
     def discard(self, offset: int, length: int) -> None:
         """Give whole pages back to the host; the guest finds zeroes there."""
         shared = self.fd >= 0 and self.shared

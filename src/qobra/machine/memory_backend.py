@@ -35,6 +35,12 @@ class _HostNodes(Property):
         return value or []
 
 
+def _set_threads(backend: MemoryBackend, value: int) -> None:
+    if value <= 0:
+        raise QobraError(f"property 'prealloc-threads' of {backend.type_name} doesn't take value '{value}'")
+    backend.values["prealloc-threads"] = value
+
+
 class MemoryBackend(Object):
     """Memory with an id. ``ram`` is the memory; ``mapped`` says that a machine or device has it."""
 
@@ -44,7 +50,7 @@ class MemoryBackend(Object):
     merge = Bool(True, description="Mark memory as mergeable")
     dump = Bool(True, description="Set to 'off' to exclude from core dump")
     prealloc = Bool(False, description="Preallocate memory")
-    prealloc_threads = Int(1, description="Number of CPU threads to use for prealloc")
+    prealloc_threads = Int(1, set=_set_threads, description="Number of CPU threads to use for prealloc")
     size = Size(0, type="int", description="Size of the memory region (ex: 500M)")
     host_nodes = _HostNodes("int", (), description="Binds memory to the list of NUMA host nodes")
     policy = Enum(
@@ -57,6 +63,10 @@ class MemoryBackend(Object):
     mapped = False
 
     def complete(self) -> None:
+        board = self.machine.board
+        if board is not None:
+            self.values.setdefault("merge", board.mem_merge)
+            self.values.setdefault("dump", board.dump_guest_core)
         if not self.size:
             raise QobraError("can't create backend with size 0")
         if self.policy == "default" and self.host_nodes:
@@ -71,6 +81,11 @@ class MemoryBackend(Object):
         except (OSError, OverflowError, ValueError) as error:
             text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
             raise QobraError(f"cannot set up guest memory '{self.name}': {text}")
+        self.ram.advise(merge=self.merge, dump=self.dump)
+        if self.host_nodes:
+            from qobra.machine import host_numa
+
+            host_numa.bind(self.ram.view, self.policy, self.host_nodes)
         if self.prealloc:
             self._touch()
 

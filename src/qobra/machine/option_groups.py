@@ -47,10 +47,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "fw_cfg": (("name", STRING), ("file", STRING), ("string", STRING)),
     "global": (("driver", STRING), ("property", STRING), ("value", STRING)),
-    "icount": (
-        ("shift", STRING), ("align", BOOLEAN), ("sleep", BOOLEAN), ("rr", STRING), ("rrfile", STRING),
-        ("rrsnapshot", STRING),
-    ),
+    "icount": (("shift", STRING), ("sleep", BOOLEAN)),
     "machine": (
         ("type", STRING), ("accel", STRING), ("kernel", STRING), ("initrd", STRING), ("append", STRING),
         ("dtb", STRING), ("firmware", STRING), ("dump-guest-core", BOOLEAN), ("mem-merge", BOOLEAN),
@@ -65,7 +62,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "nic": (),
     "numa": (),
     "object": (),
-    "overcommit": (("mem-lock", BOOLEAN), ("cpu-pm", BOOLEAN)),
+    "overcommit": (("mem-lock", BOOLEAN),),
     "rtc": (("base", STRING), ("clock", STRING), ("driftfix", STRING)),
     "sandbox": (
         ("enable", BOOLEAN), ("obsolete", STRING), ("elevateprivileges", STRING), ("spawn", STRING),
@@ -79,12 +76,18 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
 }  # fmt: skip
 """Parameters by group, in the order in which they are shown."""
 
+UNLISTED: dict[str, tuple[tuple[str, str], ...]] = {
+    "icount": (("align", BOOLEAN), ("rr", STRING), ("rrfile", STRING), ("rrsnapshot", STRING)),
+    "overcommit": (("cpu-pm", BOOLEAN),),
+}
+"""Parameters that are taken or refused in QEMU's words and not shown, as nothing comes of them while no CPU runs."""
+
 _TRUE, _FALSE = ("on", "yes", "true", "y"), ("off", "no", "false", "n")
 
 
 def convert(group: str, options: dict[str, str]) -> dict[str, Any]:
     """The texts of ``options`` as values of the group's types; QobraError for what it does not take."""
-    types = dict(GROUPS[group])
+    types = dict(GROUPS[group] + UNLISTED.get(group, ()))
     return {
         key: _value(key, text, types[key]) if key in types else _unknown(key, text, bool(types))
         for key, text in options.items()

@@ -42,9 +42,7 @@ def backend_ram(tree: ObjectTree, id: str, size: int) -> Ram:
     if backend.mapped:
         raise QobraError(f"memory backend '{id}' can't be used multiple times.")
     if backend.size != size:
-        raise QobraError(
-            "Size specified by -m option must match size of explicitly specified 'memory-backend' property"
-        )
+        raise QobraError("Machine memory size does not match the size of the memory backend")
     backend.mapped = True
     backend.in_use += 1
     assert backend.ram is not None

@@ -6,7 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from qobra.chardev.options import parse, parse_short, split, warn_on_stderr
+from qobra.chardev.options import is_multiplexed, parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
 from qobra.cli._system import boot, process, values
 from qobra.cli._system.config import MachineConfig, parse_name
@@ -78,15 +78,17 @@ class Builder:
 
     def build_early(self) -> None:
         """Descriptors, character devices, objects, block nodes, drives, monitors; and what the board will be."""
+        self._each("trace", process.set_trace)
         nodes = self._parsed_blockdevs()
         if self._has("incoming"):
             self.machine.migration.expect()
         self._each("sandbox", self._set_sandbox)
         self._each("add-fd", self._add_fd)
         self._each("machine", self._config.set_machine)
-        self._each("accel", self._config.set_accelerator)
+        objects = self.machine.objects
+        self._each("accel", lambda value: self._config.set_accelerator(value, objects))
         if self._has("enable-kvm"):
-            self._config.set_accelerator("kvm")
+            self._config.set_accelerator("kvm", objects)
         for value in self._values("smp"):
             self._config.set_smp(value)
         self._each("m", self._config.set_memory)
@@ -95,6 +97,7 @@ class Builder:
         for value in self._values("mem-path"):
             self._config.mem_path = value
         self._make_board()
+        self._config.apply_properties(self.board)
         if set(self._config.accelerators) == {"qtest"}:
             # Asked for, it drives the time: statistics are to be the same each time.
             self.machine.block.account_time = (self.board.guest_time_ns, 1_000_000)
@@ -108,7 +111,6 @@ class Builder:
         self.board.no_defaults = self._has("nodefaults")
         add_drives(self.board, self._options, snapshot=self._has("snapshot"), devices=self._named_devices())
         self._add_monitors()
-        self._each("trace", process.set_trace)
         self._set_run_state()
         self._board_options()
         self._config.apply(self.board)
@@ -145,6 +147,9 @@ class Builder:
 
     def _add_chardev(self, value: str) -> None:
         id, backend = parse(value, warn=warn_on_stderr(f"{program()}: -chardev {value}"))
+        if is_multiplexed(value):
+            self.machine.chardevs.create(f"{id}-base", backend, failure="")
+            backend = {"type": "mux", "data": {"chardev": f"{id}-base"}}
         self.machine.chardevs.create(id, backend, failure="")
 
     def _add_object(self, value: str) -> None:
@@ -255,6 +260,8 @@ class Builder:
             board.set("acpi", "off")
         if self._has("usb"):
             board.set("usb", True)
+        if self._has("nographic"):
+            board.set("graphics", False)
         self._each("fw_cfg", lambda value: board.fw_cfg_files.append(values.fw_cfg_file(value)))
         for option in ("initrd", "append"):
             if self._values(option) and not self._values("kernel"):
@@ -286,6 +293,8 @@ class Builder:
             if value not in words:
                 raise QobraError(f"invalid option value '{value}'")
         self.board.rtc_host = clock != "vm"
+        if options.get("driftfix") == "slew":
+            self.board.add_global("mc146818rtc", "lost_tick_policy", "slew")
         if base == "localtime":
             self.board.rtc_start = calendar.timegm(time.localtime(self.machine.clock.time_ns() // 10**9))
         elif base != "utc":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import split
 from qobra.errors import QobraError
@@ -10,10 +10,14 @@ from qobra.machine import accelerator
 from qobra.machine.option_groups import GROUPS, convert
 from qobra.units import NotANumber, OutOfRange, parse_size
 
+if TYPE_CHECKING:
+    from qobra.object.tree import ObjectTree
+
 _ELSEWHERE = ("kvm", "xen", "hax", "hvf", "nvmm", "whpx")
 """Accelerators that QEMU has and this machine has not: another that is named as well is taken."""
 
-_MIB = 1 << 20
+_OF_KVM = ("kernel_irqchip", "kvm_shadow_mem")
+"""Options of ``-machine`` that are KVM's, which other accelerators never look at."""
 
 
 class MachineConfig:
@@ -39,12 +43,18 @@ class MachineConfig:
         self.memory_backend = options.pop("memory-backend", self.memory_backend)
         for key in [key for key in options if key.startswith("smp.")]:
             self.smp[key[4:]] = _number(key, options.pop(key))
-        self.board_properties |= options
+        self.board_properties |= {key: value for key, value in options.items() if key not in _OF_KVM}
 
-    def set_accelerator(self, text: str) -> None:
+    def set_accelerator(self, text: str, tree: ObjectTree) -> None:
         """``-accel``."""
-        name = split(text, "accel").get("accel", "")
-        if accelerator.find(name) is None and name not in _ELSEWHERE:
+        options = split(text, "accel")
+        name = options.pop("accel", "")
+        found = accelerator.find(name)
+        if found is not None:
+            chosen = found(tree)
+            for key, value in options.items():
+                chosen.set(key, value, keyval=True)
+        elif name not in _ELSEWHERE:
             raise QobraError(f"invalid accelerator {name}")
         self.accelerators.append(name)
 
@@ -84,10 +94,13 @@ class MachineConfig:
         size: int | None = getattr(backend, "size", None)
         return size
 
-    def apply(self, board: Any) -> None:
-        """Set the board's properties and sizes. Raises QobraError."""
+    def apply_properties(self, board: Any) -> None:
+        """Set the board's properties, on which the defaults of memory backends depend. Raises QobraError."""
         for name, value in self.board_properties.items():
             board.set(name, value, keyval=True)
+
+    def apply(self, board: Any) -> None:
+        """Set the accelerator, the CPUs and the memory. Raises QobraError."""
         board.accelerator = self.accelerator()
         board.set_topology(self.smp)
         if self.cpu is not None:

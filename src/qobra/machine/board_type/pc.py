@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.machine.board import boards
 from qobra.machine.device.i440fx import I440Fx, I440FxHost, Piix3
 from qobra.machine.device.ioapic import IoApic
+from qobra.machine.device.piix3_usb_uhci import Piix3UsbUhci
 from qobra.machine.device.piix4_pm import Piix4Pm
 from qobra.machine.pc import PcBoard
 from qobra.machine.versions import register_older
@@ -26,6 +27,7 @@ class PcI440Fx(PcBoard):
     default_for = frozenset(("x86_64",))
     default_drives = ("cdrom", "floppy", "sd")
     floppies = True
+    usb_supported = True
 
     def low_memory_limit(self) -> int:
         return 0xC0000000 if self.ram_size >= 0xE0000000 else 0xE0000000
@@ -47,6 +49,8 @@ class PcI440Fx(PcBoard):
         self.ioapic = ioapic
         self.build_fw_cfg()
         self.build_ide("piix3-ide", 1 << 3 | 1)
+        if self.usb:
+            self._function(Piix3UsbUhci(self.tree), 1 << 3 | 2)
         self.power = Piix4Pm(self.tree)
         self._function(self.power, 1 << 3 | 3)
         self.build_memory_slots(self.power.acpi.raise_gpe)

@@ -21,6 +21,7 @@ _C_IRQ, _C_PF, _C_AF, _C_UF = 0x80, 0x40, 0x20, 0x10
 _UPDATE_NS = 8 * _SECOND // 32768  # how long before the second the update-in-progress bit rises
 _DIVIDER_RUNNING = 0x20
 _ANY = 0xC0
+_MADE_UP_AT_ONCE = 20  # ticks that come at acknowledgements between two that come by time
 
 
 @registry.register("mc146818rtc")
@@ -42,7 +43,7 @@ class Rtc(IsaDevice):
     vmstate = VmState(
         raw("cmos"),
         u8("_index", maximum=127),
-        i64("_base_ns", "_host_difference"),
+        i64("_base_ns", "_host_difference", "_lost_ticks"),
         Field("_frozen", Maybe(Number(8, signed=True))),
         timer("_update_timer", "_periodic_timer"),
     )
@@ -61,6 +62,7 @@ class Rtc(IsaDevice):
         self._update_timer = self.board.clock.timer(self._second_passed)
         self._periodic_timer = self.board.clock.timer(self._period_passed)
         self._announced_offset = 0
+        self._lost_ticks = self._made_up = 0
         self._uses_update_timer()
 
     def _host_start(self) -> int:
@@ -78,6 +80,7 @@ class Rtc(IsaDevice):
         self.cmos[_B] &= ~(_B_PIE | _B_AIE | 0x08)
         self.cmos[_C] &= ~(_C_UF | _C_IRQ | _C_PF | _C_AF)
         self._periodic_timer.cancel()
+        self._lost_ticks = 0
         self._uses_update_timer()
         self.output.set(0)
 
@@ -208,13 +211,24 @@ class Rtc(IsaDevice):
         # A period that is changed goes on from where the old one began.
         period = self._period_ns()
         if period is None:
+            self._lost_ticks = 0
             self._periodic_timer.cancel()
         else:
             self._periodic_timer.set(max(start_ns + period, self.board.clock.now_ns()))
 
     def _period_passed(self) -> None:
         self._arm_periodic(self.board.clock.now_ns())
+        self._made_up = 0
+        if self.lost_tick_policy == "slew" and self.cmos[_C] & _C_PF:
+            self._lost_ticks += 1  # nobody has taken the one before
         self._raise(_C_PF, _B_PIE)
+
+    def _make_up(self) -> None:
+        # A guest that counts ticks gets those that it lost when it is ready for more.
+        if self._lost_ticks and self._made_up < _MADE_UP_AT_ONCE:
+            self._lost_ticks -= 1
+            self._made_up += 1
+            self._raise(_C_PF, _B_PIE)
 
     # -- registers
 
@@ -236,6 +250,7 @@ class Rtc(IsaDevice):
             self.cmos[_C] = 0
             if value & (_C_UF | _C_AF):
                 self._uses_update_timer()
+            self._make_up()
             return value
         return self.cmos[index]
 
