@@ -82,7 +82,9 @@ class ChunkCopier:
         source_end = self.source.length
         moved = 0
         while offset < end:
-            size = min(CHUNK_SIZE, end - offset) if self.compress else end - offset
+            size = end - offset
+            if self.compress:
+                size = min(max(CHUNK_SIZE, self.target.cluster_size()), size)
             inside = max(0, min(size, source_end - offset))
             if self.compress:
                 self._copy_compressed(offset, size, inside)

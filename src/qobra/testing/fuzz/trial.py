@@ -67,8 +67,10 @@ class Trial:
                 slow.append(quiet)
                 if step[1] == "blockdev-add" and "return" in answer[0]:
                     world.added_by(step[2])
+                if _spoils(step, answer[0]):
+                    break
                 world.look(player.query)
-            for step in LAST:
+            for step in LAST if not _spoils(steps[-1], theirs[-1][0]) else []:
                 answer, quiet = self._step(player, step, None)
                 steps.append(step)
                 theirs.append(answer)
@@ -89,6 +91,8 @@ class Trial:
                 answer, quiet = self._step(player, step, None)
                 theirs.append(answer)
                 slow.append(quiet)
+                if _spoils(step, answer[0]):
+                    break
         except Gone:
             pass
         finally:
@@ -175,6 +179,15 @@ class Trial:
             player.wait_deleted(DELETED)
         quiet = player.settle(slow)
         return [answer, player.events()], quiet
+
+
+def _spoils(step: Step, answer: Any) -> bool:
+    """Whether QEMU is not to be compared with any more: a block-stream that is refused late leaves its root behind."""
+    return (
+        step[1] == "block-stream"
+        and "error" in answer
+        and answer["error"]["desc"].startswith(("Permission conflict", "Failed to get"))
+    )
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

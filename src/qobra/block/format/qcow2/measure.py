@@ -28,10 +28,6 @@ def measure(options: Options, source: BlockNode | None) -> Options:
     version = 2 if options.get("version", "v3") == "v2" else 3
     order = refcount_order(options.get("refcount-bits", 16), version)
     preallocation = options.get("preallocation", "off")
-    if extended and version < 3:
-        raise QobraError(
-            "Extended L2 entries are only supported with compatibility level 1.1 and above", errno=errno.EINVAL
-        )
     size = source.length if source is not None else -(-options["size"] // 512) * 512
     size = -(-size // cluster) * cluster
     entry = 16 if extended else 8

@@ -266,4 +266,4 @@ class Zeroing:
 
 
 def _reads_zero(image: Image, start: int, end: int) -> bool:
-    return start >= end or all(run.kind == ZERO for run in resolve(image.node, start, end - start))
+    return start >= end or all(run.kind == ZERO for run in resolve(image.node, start, end - start, want_zero=True))
