@@ -111,6 +111,14 @@ def monitor(path: Path) -> tuple[str, ...]:
             "Failed to bind socket to /nonexist/x: No such file or directory",
         ),
         (["--object", "secret"], "--object secret: Parameter 'id' is missing"),
+        (["--ob=secret"], "--ob=secret: Parameter 'id' is missing"),
+        (["--blockdev", "null-co,,node-name=a"], "--blockdev null-co,,node-name=a: Invalid parameter ''"),
+        (["--trace", "foo=bar"], "--trace foo=bar: Invalid parameter 'foo'"),
+        (
+            ["--object", "secret,id=1,data=x"],
+            "--object secret,id=1,data=x: Parameter 'id' expects an identifier\n"
+            "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+        ),
         (["--object", "id=x"], "--object id=x: Parameter 'qom-type' is missing"),
         (["--object", "secret,id=s"], "--object secret,id=s: Either 'file' or 'data' must be provided"),
         (["--chardev", "null"], "--chardev null: chardev: no id specified"),

@@ -39,22 +39,25 @@ class Option:
         self.takes_value = takes_value
 
 
-def scan(arguments: Sequence[str], options: Sequence[Option]) -> Iterator[tuple[str, str]]:
-    """The options in ``arguments`` as (long name, value), as getopt_long reads them.
+def scan(arguments: Sequence[str], options: Sequence[Option]) -> Iterator[tuple[str, str, str]]:
+    """The options in ``arguments`` as (long name, value, as it was typed), as getopt_long reads them.
 
-    Raises QobraError in getopt's words.
+    ``--`` ends them; what follows is left alone. Raises QobraError in getopt's words.
     """
     position = 0
     while position < len(arguments):
+        start = position
         argument = arguments[position]
         position += 1
-        if argument.startswith("--") and argument != "--":
+        if argument == "--":
+            return
+        if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             option = _by_long(name, options)
             shown = f"'--{option.long}'"
             if equals and not option.takes_value:
                 raise QobraError(f"option {shown} doesn't allow an argument")
-        elif argument.startswith("-") and len(argument) > 1 and argument != "--":
+        elif argument.startswith("-") and len(argument) > 1:
             letter, value = argument[1], argument[2:]
             found = next((each for each in options if each.short == letter), None)
             if found is None:
@@ -70,7 +73,7 @@ def scan(arguments: Sequence[str], options: Sequence[Option]) -> Iterator[tuple[
                 raise QobraError(wanted if argument.startswith("--") else f"option requires an argument {shown}")
             value = arguments[position]
             position += 1
-        yield option.long, value
+        yield option.long, value, " ".join(arguments[start:position])
 
 
 def _by_long(name: str, options: Sequence[Option]) -> Option:

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = list(scan(arguments, _OPTIONS))
     except QobraError as error:
         fail(str(error))
-    names = [name for name, _ in options]
+    names = [name for name, _, _ in options]
     if "help" in names or "version" in names:
         first = next(name for name in names if name in ("help", "version"))
         print(_HELP.format(program=program()) if first == "help" else _version(), end="")
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(options, background)
 
 
-def _run(options: list[tuple[str, str]], background: Background | None) -> int:
+def _run(options: list[tuple[str, str, str]], background: Background | None) -> int:
     ending = Ending()
     # An export's thread that comes back from a system call waits this long at most for one that computes (a job, a
     # query): with the default of 5 ms such a neighbour costs it four fifths of its requests, with this a twentieth.
@@ -95,14 +95,14 @@ def _run(options: list[tuple[str, str]], background: Background | None) -> int:
     try:
         pidfile = None
         with machine.control:  # nobody is answered before all is there that was asked for
-            for name, value in options:
+            for name, value, typed in options:
                 if name == "pidfile":
                     pidfile = value
                 elif (text := _help(machine, name, value)) is not None:
                     print(text, end="")
                     return 0
                 else:
-                    _apply(machine, monitors, name, value)
+                    _apply(machine, monitors, name, value, typed)
         if pidfile is not None:
             try:
                 remove_pidfile = write_pidfile(pidfile)
@@ -125,30 +125,29 @@ def _run(options: list[tuple[str, str]], background: Background | None) -> int:
     return status
 
 
-def _apply(machine: Machine, monitors: Monitors, name: str, value: str) -> None:
-    """Do one option; one line and out if it cannot be done."""
-    prefix = f"--{name} {value}"
+def _apply(machine: Machine, monitors: Monitors, name: str, value: str, typed: str) -> None:
+    """Do one option, which was ``typed`` so; one line and out if it cannot be done."""
     try:
         if name == "chardev":
-            _add_chardev(machine, value, f"{program()}: {prefix}")
+            _add_chardev(machine, value, f"{program()}: {typed}")
         elif name == "monitor":
             monitors.add_options(_monitor_options(value))
         elif name == "object":
             _add_object(machine, value)
         elif name == "trace":
-            _trace(value)
+            _trace(value, typed)
         elif name in _COMMANDS:
             command, type_name, implied = _COMMANDS[name]
             _call(machine, command, structure(value, type_name, implied))
     except QobraError as error:
-        fail(f"{prefix}: {error}")
+        fail(f"{typed}: {error}")
 
 
-def _trace(value: str) -> None:
+def _trace(value: str, typed: str) -> None:
     from qobra.cli._tool import trace
     from qobra.cli._tool.report import Program, ToolError
 
-    caller = Program(program())
+    caller = Program(f"{program()}: {typed}")
     try:
         trace.enable(caller, value)
     except ToolError as error:
@@ -188,11 +187,11 @@ def _add_chardev(machine: Machine, value: str, prefix: str) -> None:
         machine.chardevs.create(id, backend, failure="")
 
 
-def _refuse_stdio(options: list[tuple[str, str]]) -> None:
+def _refuse_stdio(options: list[tuple[str, str, str]]) -> None:
     """A program in the background has no standard input and output."""
-    for name, value in options:
+    for name, value, typed in options:
         if name == "chardev" and value.removeprefix("backend=").split(",")[0] == "stdio":
-            fail(f"--chardev {value}: cannot use stdio with -daemonize")
+            fail(f"{typed}: cannot use stdio with -daemonize")
 
 
 def _add_object(machine: Machine, value: str) -> None:

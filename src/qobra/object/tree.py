@@ -39,7 +39,8 @@ class ObjectTree:
         nothing is left behind then.
         """
         if not is_identifier(id):
-            raise QobraError("Parameter 'id' expects an identifier")
+            hint = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
+            raise QobraError("Parameter 'id' expects an identifier", hint=hint)
         cls = self.find_type(type_name)
         if cls is None:
             raise QobraError(f"invalid object type: {type_name}")

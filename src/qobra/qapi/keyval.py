@@ -2,7 +2,8 @@
 
 The grammar (QEMU, util/keyval.c): parameters are separated by commas; ``,,`` in a value is a comma; a dot in a key goes
 down one level; keys that are numbers make a list; the key of the first parameter may be left out where the option has
-an implied one. A string's type is found out later, by :meth:`qobra.qapi.contract.Contract.check` with ``keyval=True``.
+an implied one, and its value has no comma then. A string's type is found out later, by
+:meth:`qobra.qapi.contract.Contract.check` with ``keyval=True``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def _parameter(root: dict[str, Any], text: str, implied_key: str | None) -> str:
     if key in HELP:
         raise QobraError("Help is not available for this option")
     if implied_key is not None and key:
-        return _value(root, implied_key, text)
+        _store(root, implied_key, key)  # no comma can be in it
+        return text[end + 1 :]
     raise QobraError(f"Expected '=' after parameter '{key}'" if key else "Invalid parameter ''")
 
 

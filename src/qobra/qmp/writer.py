@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 try:
-    from _json import encode_basestring_ascii as _quote_fast
+    from _json import encode_basestring_ascii as _quote
     from _json import make_encoder as _make_encoder
 except ImportError:  # not CPython
     _make_encoder = None  # type: ignore[assignment,misc]
@@ -88,7 +88,7 @@ def _refuse(value: object) -> Any:
 
 
 _encode = (
-    _make_encoder(None, _refuse, _quote_fast, None, ": ", ", ", False, False, True) if _make_encoder is not None else None
+    _make_encoder(None, _refuse, _quote, None, ": ", ", ", False, False, True) if _make_encoder is not None else None
 )
 
 
