@@ -96,7 +96,18 @@ def test_an_image_tool_starts_without_what_is_dear() -> None:
 import sys
 sys.path[:] = {sys.path!r}
 import qobra.cli._img.info, qobra.block.format.qcow2, qobra.block.protocol.file
-print(*(name for name in ("threading", "functools", "contextlib", "types", "heapq") if name in sys.modules))
+print(*(name for name in ("threading", "functools", "contextlib", "types", "collections") if name in sys.modules))
 """
     found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
+
+
+def test_arrays_are_sequences() -> None:
+    code = f"""
+import sys
+sys.path[:] = {sys.path!r}
+import qobra.lean, array, collections.abc
+print(isinstance(array.array("b"), collections.abc.MutableSequence), collections.abc is sys.modules["collections.abc"])
+"""
+    found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "True True\n"

@@ -2,9 +2,15 @@
 
 ``threading``, ``contextlib``, ``functools`` and ``collections`` import each other, and take a seventh of the time of
 ``qobra-img info``. What the start of every program uses of them is here; elsewhere the originals are as good.
+
+``array`` imports ``collections.abc``, and with it ``collections``, to be registered as a sequence. Where this module
+comes first it gets what is in there without the rest.
 """
 
 from __future__ import annotations
+
+import _collections_abc
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +20,13 @@ if TYPE_CHECKING:
     from threading import Condition, Lock, RLock, local
 else:
     from _collections import deque
+
+    if "collections" not in sys.modules:
+        sys.modules["collections"] = sys.modules["collections.abc"] = _collections_abc
+        import array
+
+        del array, sys.modules["collections"], sys.modules["collections.abc"]
+
     from _thread import RLock
     from _thread import _local as local
     from _thread import allocate_lock as Lock

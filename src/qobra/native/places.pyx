@@ -5,7 +5,7 @@ All shared words are read and written atomically and in one order for all thread
 (a page of the table) stays until nobody who may have found it is inside a slot; see ``qobra.block.slots``.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EAGAIN, EOPNOTSUPP, EINTR, errno
 from libc.string cimport memset
 
@@ -261,24 +261,36 @@ cdef class Places:
         """The end of the highest write that loops have made, 0 if there is none."""
         return load(&self._highest)
 
-    def read(self, uint64_t offset, unsigned char[::1] into, *, bint may_wait=True):
+    # Not typed memoryviews: for those Cython imports `collections` when the module is loaded.
+
+    def read(self, uint64_t offset, into, *, bint may_wait=True):
         """Fill ``into``; whether that was possible with what the table knows. To be called inside a slot."""
         cdef Outcome outcome = DONE
-        if not inside(self, offset, into.shape[0]):
-            return False
-        if into.shape[0]:
-            with nogil:
-                outcome = read_range(self, offset, into.shape[0], &into[0], may_wait, 0)
+        cdef Py_buffer buffer
+        PyObject_GetBuffer(into, &buffer, PyBUF_WRITABLE)
+        try:
+            if not inside(self, offset, buffer.len):
+                return False
+            if buffer.len:
+                with nogil:
+                    outcome = read_range(self, offset, buffer.len, <unsigned char *>buffer.buf, may_wait, 0)
+        finally:
+            PyBuffer_Release(&buffer)
         return outcome == DONE
 
-    def write(self, uint64_t offset, const unsigned char[::1] data):
+    def write(self, uint64_t offset, data):
         """Write ``data``; whether that was possible with what the table knows. To be called inside a slot."""
         cdef Outcome outcome = DONE
-        if not inside(self, offset, data.shape[0]):
-            return False
-        if data.shape[0]:
-            with nogil:
-                outcome = write_range(self, offset, data.shape[0], &data[0])
+        cdef Py_buffer buffer
+        PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+        try:
+            if not inside(self, offset, buffer.len):
+                return False
+            if buffer.len:
+                with nogil:
+                    outcome = write_range(self, offset, buffer.len, <const unsigned char *>buffer.buf)
+        finally:
+            PyBuffer_Release(&buffer)
         return outcome == DONE
 
 
