@@ -266,3 +266,29 @@ def test_order_of_refusals(q: Run) -> None:
     q.add("null-co", node_name="target", size=MIB)
     q.do("blockdev-backup", job_id="b", device="v", target="target", sync="top")
     q.add("raw", node_name="w", file={"driver": "raw", "file": "n", "size": 512}, size=1000)
+
+
+@against_storage_daemon
+def test_options_that_are_looked_at_first(q: Run) -> None:
+    disk(q, "disk")
+    for name in ("cache-size", "l2-cache-entry-size"):
+        q("blockdev-add", {"driver": "qcow2", "node-name": "a", "file": q.file("disk"), name: -1})
+    q.add("qcow2", node_name="a", file=q.file("disk"), backing="a")
+    access: dict[str, Any] = {"driver": "snapshot-access", "node-name": "access", "file": "disk"}
+    q("blockdev-add", access)
+    q.do("blockdev-reopen", options=[{**access, "detect-zeroes": "unmap"}])
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "fixed", "1M")
+    q.add("raw", node_name="raw", file={"driver": "qcow2", "read-only": True, "file": q.file("fixed")})
+    q.do("blockdev-snapshot-internal-sync", device="raw", name="s")
+    q.do("x-blockdev-amend", job_id="amend", node_name="disk", options={"driver": "qcow2"})
+    q.wait("JOB_STATUS_CHANGE", id="amend", status="concluded")
+
+
+@against_storage_daemon
+def test_log_of_writes_that_nobody_made(q: Run) -> None:
+    q.tool("truncate", "-s", "1M", "log")
+    options: dict[str, Any] = {"driver": "blklogwrites", "file": {"driver": "null-co"}, "log": q.file("log")}
+    q.add(**options, node_name="a", log_super_update_interval=65536)
+    q("query-named-block-nodes", {"flat": True}, pick=lambda nodes: [node["file"] for node in nodes])
+    q.do("blockdev-del", node_name="a")
+    q.add(**options, node_name="a", log_append=True)

@@ -44,3 +44,15 @@ def test_backup_filter_is_seen(q: Run) -> None:
     q("query-block")
     q("query-named-block-nodes")
     q("query-blockstats")
+
+
+@against_system(*DEVICES)
+def test_a_guest_uses_the_disk(q: Run) -> None:
+    """Nodes are called by their devices; encryption keys may change meanwhile."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "disk", "1M")
+    q.do("human-monitor-command", command_line="drive_add 0 if=none,id=drive,file=disk,format=qcow2,node-name=disk")
+    q.do("device_add", driver="virtio-scsi-pci", id="other")
+    q.do("device_add", driver="scsi-hd", drive="drive", id="hd", bus="other.0")
+    q.do("x-blockdev-change", parent="disk", node="n0")
+    q.do("x-blockdev-amend", job_id="amend", node_name="disk", options={"driver": "qcow2"})
+    q.wait("JOB_STATUS_CHANGE", id="amend", status="concluded")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add(layer: BlockLayer, parent: BlockNode, node: BlockNode) -> None:
     """Make ``node`` one more child of ``parent``. Raises QobraError where the driver has no such children."""
     if not isinstance(parent, QuorumNode):
-        raise QobraError(f"The node {parent.node_name} does not support adding a child")
+        raise QobraError(f"The node {layer.device_or_node_name(parent)} does not support adding a child")
     if layer.graph.parents(node):
         raise QobraError(f"The node {node.node_name} already has a parent")
     parent.check_addition()
@@ -34,7 +34,7 @@ def remove(layer: BlockLayer, parent: BlockNode, child: str) -> None:
     if child not in parent.children:
         raise QobraError(f"Node '{parent.node_name}' does not have child '{child}'")
     if not isinstance(parent, QuorumNode):
-        raise QobraError(f"The node {parent.node_name} does not support removing a child")
+        raise QobraError(f"The node {layer.device_or_node_name(parent)} does not support removing a child")
     parent.check_removal()
     with layer.graph.change() as change:
         change.detach(parent, child)

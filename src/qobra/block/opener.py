@@ -190,6 +190,7 @@ class Opener:
             raise QobraError(f"Backing file '{name}' creates an infinite loop.")
         if len(self._backing_chain) >= MAX_DEPTH:
             raise QobraError(f"The backing chain is longer than {MAX_DEPTH} images")
+        opening.check_cycle("backing", reference)
         self._backing_chain.append(reference)
         try:
             backing = opening.attach("backing", permissions.ROLE_COW, reference)

@@ -79,10 +79,7 @@ class Opening:
 
     def attach(self, name: str, role: int, reference: str | Options, inherit: Options | None = None) -> BlockNode:
         """Attach the node that ``reference`` (a node name, or options to open) stands for as child ``name``."""
-        if isinstance(reference, str) and (
-            reference == self.node.node_name or self._layer.opener.is_unfinished(reference)
-        ):
-            raise QobraError(f"Making '{reference}' a {name} child of '{self.node.node_name}' would create a cycle")
+        self.check_cycle(name, reference)
         child = self._layer.opener.open_reference(
             reference, self._opened, inherit if inherit is not None else self.inherited(role)
         )
@@ -94,6 +91,13 @@ class Opening:
             perm, shared = self.node.asks_of(name, role, 0, permissions.ALL)
             self._opened.admit(self._layer, self.node, name, perm, permissions.ALL if self.node.force_share else shared)
         return child
+
+    def check_cycle(self, name: str, reference: str | Options) -> None:
+        """Raise QobraError where ``reference`` names a node that is only being opened, for this one to be part of."""
+        if isinstance(reference, str) and (
+            reference == self.node.node_name or self._layer.opener.is_unfinished(reference)
+        ):
+            raise QobraError(f"Making '{reference}' a {name} child of '{self.node.node_name}' would create a cycle")
 
     def inherited(self, role: int) -> Options:
         """The options that a child takes from this node unless it sets its own."""

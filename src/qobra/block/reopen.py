@@ -65,6 +65,7 @@ def _prepare(
     explicit: Options | None = None,
 ) -> None:
     """``explicit``: those of ``options`` that the node does not have from its parent, if not all."""
+    check_detect_zeroes(options)
     if not node.can_reopen:
         raise QobraError(
             f"Block format '{node.driver}' used by node '{node.node_name}' does not support reopening files"
@@ -75,7 +76,6 @@ def _prepare(
     if not node.read_only and options.get("read-only", False):
         # Before the children, which it writes to, turn read-only.
         node.inactivate()
-    check_detect_zeroes(options)
     node.check_options(options)
     given = [name for name in {**node.children, **dict.fromkeys(_REPLACEABLE)} if name in options]
     for name in given:

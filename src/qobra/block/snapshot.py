@@ -135,7 +135,7 @@ def snapshot_internal(layer: BlockLayer, args: Options) -> Change:
     if source.read_only:
         raise QobraError(f"Device '{device}' is read only")
     node = source.snapshot_keeper()
-    if node is None:
+    if node is None or node.read_only:
         raise QobraError(
             f"Block format '{source.driver}' used by device '{device}' does not support internal snapshots"
         )

@@ -30,7 +30,7 @@ class BlklogwritesNode(FilterNode):
 
     driver = "blklogwrites"
     can_reopen = False
-    strong_options = ("log-sector-size", "log-append", "log-super-update-interval")
+    strong_options = ("log-sector-size", "log-append")
 
     def open(self, opening: Opening) -> None:
         options = opening.options
@@ -50,9 +50,9 @@ class BlklogwritesNode(FilterNode):
         if self._sector < 512 or self._sector > 8 << 20 or self._sector & (self._sector - 1):
             raise QobraError(f"Invalid log sector size {self._sector}")
         self.child_resized("file")
-        self._opened = True
 
-    _opened = False
+    _noted = False
+    """Whether anything was added to the log."""
 
     @property
     def _log(self) -> BlockNode:
@@ -105,6 +105,7 @@ class BlklogwritesNode(FilterNode):
             sectors = -(-length // sector)
             self._next += 1 + (0 if flags & DISCARD_FLAG else sectors)
             self._entries += 1
+            self._noted = True
             entry = _ENTRY.pack(offset // sector, sectors, flags, 0).ljust(sector, b"\0")
             padded = bytes(data).ljust(sectors * sector, b"\0") if data else b""
             self._log.write(place * sector, entry + padded)
@@ -116,5 +117,5 @@ class BlklogwritesNode(FilterNode):
         self._log.flush()
 
     def close(self) -> None:
-        if self._opened and not self.read_only:
+        if self._noted:
             self._write_super()

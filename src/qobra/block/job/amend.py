@@ -36,7 +36,9 @@ class AmendJob(Job):
         super().__init__(jobs, job_id, auto_dismiss=False)
         self._options = options
         self._force = force
-        self._root = BlockBackend(self.layer, perm=permissions.WRITE, description=f"amend job '{job_id}'")
+        # A guest may use the disk meanwhile: what it reads stays the same.
+        perm = permissions.WRITE_UNCHANGED if options.get("encrypt") is not None else 0
+        self._root = BlockBackend(self.layer, perm=perm, description=f"amend job '{job_id}'")
         self.total = 1
         try:
             self._root.insert(node)

@@ -236,6 +236,8 @@ def without(value: Any) -> Any:
     if isinstance(value, dict):
         if value.get("status") == "running":
             value = {key: each for key, each in value.items() if key not in ("offset", "current-progress")}
+        if value.get("status") == "pending":
+            value = {key: each for key, each in value.items() if key != "paused"}  # QEMU's may hold its nodes drained
         if value.get("format") == "file":
             value = {key: each for key, each in value.items() if key != "virtual-size"}  # says what was allocated
         return {key: without(each) for key, each in value.items() if key not in NO_MATTER}

@@ -54,6 +54,7 @@ class Trial:
         steps: list[Step] = []
         theirs: list[Any] = []
         slow: list[list[str]] = []
+        gone = False
         try:
             commands = frozenset(each["name"] for each in player.query("query-commands"))
             world = World(chance, commands, self._devices)
@@ -76,16 +77,17 @@ class Trial:
                 theirs.append(answer)
                 slow.append(quiet)
         except Gone:
-            pass
+            gone = True
         finally:
             player.close()
-        return steps[: len(theirs)], self._against(steps[: len(theirs)], theirs, slow)
+        return steps[: len(theirs)], self._against(steps[: len(theirs)], theirs, slow, images=not gone)
 
     def compare(self, steps: list[Step]) -> Difference | None:
         """How ours differs in a script."""
         player = self._open(ours=False)
         theirs: list[Any] = []
         slow: list[list[str]] = []
+        gone = False
         try:
             for step in steps:
                 answer, quiet = self._step(player, step, None)
@@ -94,10 +96,10 @@ class Trial:
                 if _spoils(step, answer[0]):
                     break
         except Gone:
-            pass
+            gone = True
         finally:
             player.close()
-        return self._against(steps[: len(theirs)], theirs, slow)
+        return self._against(steps[: len(theirs)], theirs, slow, images=not gone)
 
     def shrink(self, steps: list[Step], found: Difference) -> tuple[list[Step], Difference]:
         """A short script that still shows the difference, and how."""
@@ -138,7 +140,10 @@ class Trial:
         """What the peer answered to the last script."""
         return [told[0] for told in self._theirs]
 
-    def _against(self, steps: list[Step], theirs: list[Any], slow: list[list[str]]) -> Difference | None:
+    def _against(
+        self, steps: list[Step], theirs: list[Any], slow: list[list[str]], *, images: bool
+    ) -> Difference | None:
+        """``images``: compare them too, as the peer did not break down."""
         self._theirs = theirs
         player = self._open(ours=True)
         names: dict[str, str] = {}
@@ -160,7 +165,7 @@ class Trial:
             told = (player.directory / "stderr").read_text(errors="replace")
         if "Traceback" in told or "Error" in told:
             return Difference(-1, "stderr", told[-2000:])
-        if any(slow) or not steps:
+        if any(slow) or not steps or not images:
             return None
         if left := play.compare_images(player.directory, self._directory / "theirs", self._images):
             return Difference(-1, "images", "\n".join("  " + each for each in left))

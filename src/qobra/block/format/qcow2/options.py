@@ -19,9 +19,14 @@ _MAX_ENTRIES = (1 << 31) - 1
 _SLICE_LIMIT = 64 << 10
 """Bytes of a slice unless the user says otherwise: whole L2 tables, up to this."""
 
+_SIZES = ("cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size")
+
 
 def cache_sizes(header: Header, options: Options) -> CacheSizes:
     """How large the caches are to be. Raises QobraError in QEMU's words for sizes that contradict one another."""
+    for name in _SIZES:
+        if options.get(name, 0) < 0:
+            raise QobraError(f"Parameter '{name}' expects a non-negative number below 2^64", errno=errno.EINVAL)
     total = options.get("cache-size")
     l2 = options.get("l2-cache-size")
     refcount = options.get("refcount-cache-size")
