@@ -340,6 +340,7 @@ def test_a_snapshot_whose_table_cannot_be(
     error = capsys.readouterr().err
     assert f"Failed to load snapshot: {text}" in error
     assert f"Could not delete snapshot 's': {text}" in error
+    assert f"{text}\nqobra-img: Could not apply snapshot 's': Failed to load snapshot: " in error
     assert "Failed to turn zero into data clusters: " in error
     assert contents("a.img", "qcow2")[:512] == b"x" * 512
 

@@ -208,6 +208,23 @@ def test_the_overlap_check_can_be_switched_off(lab):
         lab.open("a", overlap_check="some")
 
 
+@pytest.mark.parametrize(("member", "value"), [(0, bytes(5) + b"\x40\x02\x00"), (8, b"\x10\x00\x00\x00")])
+def test_nothing_is_written_where_the_l2_tables_of_a_snapshot_cannot_be_found(lab, capsys, member, value):
+    _written(lab)
+    with lab.open("a") as disk:
+        disk.node.snapshot_create("s")
+        table = disk.node.header.snapshot_offset
+    _patch(lab, table + member, value)
+    with lab.open("a", overlap_check={"inactive-l2": True}) as disk:
+        before = disk.read(0, 4096)
+        for _ in range(2):
+            with pytest.raises(QobraError, match="Snapshot L1 table"):
+                disk.write(0, b"y" * 4096)
+        assert disk.read(0, 4096) == before
+        assert not disk.node.info()["format-specific"]["data"]["corrupt"]
+    assert "Marking image as corrupt" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("entry", "text"),
     [

@@ -6,10 +6,8 @@ from array import array
 from collections.abc import Callable
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.snapshots import Snapshot, read_l1
+from qobra.block.format.qcow2.snapshots import read_l1_or_report
 from qobra.block.format.qcow2.writeback import words_to_bytes
-from qobra.errors import QobraError
-from qobra.report import report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> N
     """
     image = node.image
     entries: list[int] = []
-    for l1 in [image.tables.l1, *(_read_l1(image, snapshot) for snapshot in node.snapshots.entries)]:
+    for l1 in [image.tables.l1, *(read_l1_or_report(image, snapshot) for snapshot in node.snapshots.entries)]:
         entries.extend(l1)
     tables: dict[int, int] = {}
     for entry in entries:
@@ -48,14 +46,6 @@ def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> N
     image.tables.drop()
     image.writeback.settle()
     node.moved(0, max(node.length, 1))
-
-
-def _read_l1(image: Image, snapshot: Snapshot) -> array[int]:
-    try:
-        return read_l1(image, snapshot)
-    except QobraError as error:
-        report_error(error)  # the caller has no more than the number to tell
-        raise
 
 
 def _expand_table(image: Image, table: int, words: array[int], references: int, backed: bool) -> bool:

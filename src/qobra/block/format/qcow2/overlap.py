@@ -6,6 +6,8 @@ The check is one set lookup a cluster. The set is built from what is in memory w
 from __future__ import annotations
 
 from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.snapshots import read_l1
+from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class Overlap:
         self._image = image
         self.checks: frozenset[str] = TEMPLATES["cached"]
         self._clusters: set[int] | None = None
+        self._unknown: QobraError | None = None
+        """Why it cannot be known which clusters they are: then nothing is written."""
         self._signalled = False
 
     def note(self, cluster: int, count: int) -> None:
@@ -70,19 +74,31 @@ class Overlap:
         self._clusters = None
 
     def touches(self, cluster: int, count: int) -> bool:
-        """Whether one of ``count`` host clusters from ``cluster`` holds metadata that is guarded."""
+        """Whether one of ``count`` host clusters from ``cluster`` holds, or might hold, metadata that is guarded."""
         clusters = self._clusters
         if clusters is None:
-            clusters = self._clusters = self._collect()
+            self._unknown = None
+            try:
+                clusters = self._collect()
+            except QobraError as error:
+                self._unknown, clusters = error, set()
+            self._clusters = clusters
+        if self._unknown is not None:
+            return True
         if count == 1:
             return cluster in clusters
         return not clusters.isdisjoint(range(cluster, cluster + count))
 
     def guard(self, offset: int, length: int) -> None:
-        """Raise, and mark the image corrupt, if a write of ``length`` bytes at host ``offset`` would hit metadata."""
+        """Raise, and mark the image corrupt, if a write of ``length`` bytes at host ``offset`` would hit metadata.
+
+        Raise just so if that cannot be known.
+        """
         bits = self._image.cluster_bits
         first = offset >> bits
         if self.touches(first, ((offset + length - 1) >> bits) - first + 1):
+            if self._unknown is not None:
+                raise QobraError(self._unknown.desc, errno=self._unknown.errno)
             self._image.corrupt(
                 f"Preventing invalid write on metadata (overlaps with {self._name(offset, length)})",
                 fatal=True,
@@ -110,13 +126,11 @@ class Overlap:
         return [area for area in areas if area[0] in self.checks and area[2] and (area[1] or area[0] == "main-header")]
 
     def _inactive_tables(self) -> set[int]:
-        """The L2 tables of snapshots, read from disk."""
+        """The L2 tables of snapshots, read from disk. Raises QobraError where there can be no L1 table of one."""
         image = self._image
         tables: set[int] = set()
         for snapshot in image.node.snapshots.entries:
-            if snapshot.l1_entries * 8 <= layout.MAX_L1_BYTES and snapshot.l1_offset <= image.file.length:
-                words = image.read_array(snapshot.l1_offset, snapshot.l1_entries)
-                tables.update(word & layout.OFFSET_MASK for word in words)
+            tables.update(word & layout.OFFSET_MASK for word in read_l1(image, snapshot))
         return tables
 
     def _collect(self) -> set[int]:

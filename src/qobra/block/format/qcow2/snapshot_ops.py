@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.references import change_counts, clear_copied, references_of, set_copied
 from qobra.block.format.qcow2.resize import grow_l1
-from qobra.block.format.qcow2.snapshots import Snapshot, read_l1
+from qobra.block.format.qcow2.snapshots import Snapshot, read_l1, read_l1_or_report
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
 
@@ -125,7 +125,7 @@ def delete(node: Qcow2Node, snapshot: Snapshot) -> None:
 
 def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
     """Let the disk be what it was when ``snapshot`` was taken; what was written since is lost."""
-    read_l1(node.image, snapshot)  # before anything is changed
+    read_l1_or_report(node.image, snapshot)  # before anything is changed
     if snapshot.disk_size != node.length:
         node.truncate(snapshot.disk_size)
     grow_l1(node.image, snapshot.l1_entries)

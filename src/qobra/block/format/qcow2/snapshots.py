@@ -6,6 +6,7 @@ import errno
 
 from qobra.block.format.qcow2 import layout
 from qobra.errors import QobraError
+from qobra.report import report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,3 +123,12 @@ def read_l1(image: Image, snapshot: Snapshot) -> array[int]:
     if snapshot.l1_offset & image.cluster_mask or snapshot.l1_offset > image.file.length:
         raise QobraError("Snapshot L1 table offset invalid", errno=errno.EINVAL)
     return image.read_array(snapshot.l1_offset, snapshot.l1_entries)
+
+
+def read_l1_or_report(image: Image, snapshot: Snapshot) -> array[int]:
+    """As :func:`read_l1`, for callers that have no more than the number of an error to tell: why is printed, too."""
+    try:
+        return read_l1(image, snapshot)
+    except QobraError as error:
+        report_error(error)
+        raise
