@@ -118,10 +118,15 @@ def main() -> int:
 
 
 def make_program(directory: Path) -> str:
-    """A program as an installer makes it, with its modules compiled."""
+    """A program as ``tools/environment.py`` makes it, with a bundle that fits the sources."""
     program = directory / "qobra-img"
-    program.write_text(f"#!{sys.executable}\nimport sys\nfrom qobra.cli.img import main\nsys.exit(main())\n")
+    source = Path(__file__).resolve().parent.parent / "src"
+    program.write_text(
+        f"#!{sys.executable} -SP\nimport sys\nsys.path.append({str(source)!r})\n"
+        "from qobra.cli.img import main\nsys.exit(main())\n"
+    )
     program.chmod(0o755)
+    subprocess.run([sys.executable, "-m", "qobra.cli._bundle"], check=True)
     return str(program)
 
 
