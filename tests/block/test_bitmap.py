@@ -223,6 +223,18 @@ def test_refusals_name_the_reason(layer, node):
     )
 
 
+def test_what_a_frozen_bitmap_records_apart_is_listed_without_a_name(layer, node):
+    changes.add_bitmap(layer, {"node": "n", "name": "a"}).commit()
+    changes.add_bitmap(layer, {"node": "n", "name": "b"}).commit()
+    node.write(0, b"x")
+    node.bitmaps["a"].freeze()
+    node.write(65536, b"x" * 65537)
+    found = [(each.get("name"), each["count"], each["recording"], each["busy"]) for each in dirty_bitmaps(node)]
+    assert found == [(None, 2 * 65536, True, False), ("b", 3 * 65536, True, False), ("a", 65536, True, True)]
+    node.bitmaps["a"].abdicate()
+    assert [(each["name"], each["count"]) for each in dirty_bitmaps(node)] == [("b", 3 * 65536), ("a", 2 * 65536)]
+
+
 def test_changes_can_be_undone(layer, node):
     changes.add_bitmap(layer, {"node": "n", "name": "a"}).commit()
     changes.add_bitmap(layer, {"node": "n", "name": "b", "disabled": True}).commit()

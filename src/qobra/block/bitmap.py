@@ -392,10 +392,28 @@ class DirtyBitmap(WriteTracker):
             result["inconsistent"] = True
         return result
 
+    def info_since_frozen(self) -> dict[str, Any] | None:
+        """BlockDirtyInfo, without a name, of what is recorded apart while the bitmap is frozen; None if it is not."""
+        with self._lock:
+            if self._since_frozen is None:
+                return None
+            self._take_marks()
+            count = self._since_frozen.count() << self._shift
+        return {
+            "recording": self._enabled,
+            "persistent": False,
+            "busy": False,
+            "granularity": self.granularity,
+            "status": "active" if self._enabled else "disabled",
+            "count": count,
+        }
+
 
 def dirty_bitmaps(node: BlockNode) -> list[dict[str, Any]]:
     """The ``dirty-bitmaps`` member of the queries about ``node``: newest first, as QEMU lists them."""
-    return [bitmap.info() for bitmap in reversed(node.bitmaps.values())]
+    bitmaps = tuple(reversed(node.bitmaps.values()))
+    apart = [info for bitmap in bitmaps if (info := bitmap.info_since_frozen()) is not None]
+    return apart + [bitmap.info() for bitmap in bitmaps]
 
 
 def default_granularity(node: BlockNode) -> int:
