@@ -215,13 +215,18 @@ def test_nothing_is_written_where_the_l2_tables_of_a_snapshot_cannot_be_found(la
         disk.node.snapshot_create("s")
         table = disk.node.header.snapshot_offset
     _patch(lab, table + member, value)
+    with lab.open("a") as disk:
+        leaks = disk.node.check()["leaks"]
     with lab.open("a", overlap_check={"inactive-l2": True}) as disk:
         before = disk.read(0, 4096)
         for _ in range(2):
             with pytest.raises(QobraError, match="Snapshot L1 table"):
                 disk.write(0, b"y" * 4096)
+            with pytest.raises(QobraError, match="Snapshot L1 table"):
+                disk.write(0x4000, b"y" * 4096)
         assert disk.read(0, 4096) == before
         assert not disk.node.info()["format-specific"]["data"]["corrupt"]
+        assert disk.node.check()["leaks"] == leaks
     assert "Marking image as corrupt" not in capsys.readouterr().err
 
 

@@ -133,7 +133,8 @@ class Image:
     # -- allocating -----------------------------------------------------------------------------------------------
 
     def before_allocating(self) -> None:
-        """Refcounts are about to change: with lazy ones, say so in the header first."""
+        """Refcounts are about to change: with lazy ones, say so in the header first. Raises where they must not."""
+        self.overlap.require_known()
         if self.node.lazy_refcounts and not self.header.incompatible & layout.DIRTY:
             self.writeback.set_incompatible(layout.DIRTY)
 

@@ -97,14 +97,19 @@ class Overlap:
         bits = self._image.cluster_bits
         first = offset >> bits
         if self.touches(first, ((offset + length - 1) >> bits) - first + 1):
-            if self._unknown is not None:
-                raise QobraError(self._unknown.desc, errno=self._unknown.errno)
+            self.require_known()
             self._image.corrupt(
                 f"Preventing invalid write on metadata (overlaps with {self._name(offset, length)})",
                 fatal=True,
                 offset=offset,
                 size=length,
             )
+
+    def require_known(self) -> None:
+        """Raise if it cannot be known which clusters hold metadata."""
+        self.touches(0, 0)
+        if self._unknown is not None:
+            raise QobraError(self._unknown.desc, errno=self._unknown.errno)
 
     def _areas(self) -> list[tuple[str, int, int]]:
         """(check, host offset, bytes) of all that is guarded, in the order in which QEMU looks."""
