@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from struct import pack_into, unpack_from
+from struct import pack, pack_into, unpack_from
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from qobra.errors import QobraError
 from qobra.machine import fw_cfg
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
+from qobra.testing import elf
 
 
 def _image(protocol: int = 0x20C) -> bytes:
@@ -70,9 +71,37 @@ def test_the_rom_that_loads_it_comes_first(start: Callable[..., Any], tmp_path: 
     assert board.fw_cfg.file("bootorder") == b"/rom@genroms/linuxboot_dma.bin\0"
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_an_uncompressed_kernel_is_in_memory(start: Callable[..., Any], tmp_path: Path, bits: int) -> None:
+    (tmp_path / "pvh.bin").write_bytes(b"rom")
+    (tmp_path / "initrd").write_bytes(b"disk" * 100)
+    image = elf.program(b"code", 1 << 20, bits=bits, entry=0x100002, zeroes=4)
+    board = start(image, directory=str(tmp_path), append="quiet", initrd=str(tmp_path / "initrd"))
+    items = board.fw_cfg._items
+    numbers = [int.from_bytes(items[key], "little") for key in (fw_cfg.KERNEL_ADDR, fw_cfg.KERNEL_ENTRY)]
+    assert numbers == [0x100000, 0x100002]
+    assert items[fw_cfg.CMDLINE_DATA] == b"quiet\0" and items[fw_cfg.INITRD_DATA] == b"disk" * 100
+    assert items[fw_cfg.SETUP_DATA] == image.ljust(8192, b"\0")
+    assert board.fw_cfg.file("bootorder") == b"/rom@genroms/pvh.bin\0"
+    assert board.memory.read(1 << 20, 8) == b"code" + bytes(4)
+    board.memory.write(1 << 20, b"overwritten")
+    with board.machine.control:
+        board.machine.run_state.request_reset()
+    assert board.memory.read(1 << 20, 11) == b"code" + bytes(4) + b"ten"
+
+
+_MULTIBOOT = pack("<III", 0x1BADB002, 0, -0x1BADB002 & 0xFFFFFFFF)
+
+
 @pytest.mark.parametrize(
     ("image", "initrd", "reason"),
     [
+        (elf.program(b"code", 1 << 20), "", "Error loading uncompressed kernel without PVH ELF Note"),
+        (elf.program(b"code", 1 << 20, entry=1, note_type=17), "", "without PVH ELF Note"),
+        (elf.program(b"code", 1 << 20, entry=1, machine=40), "", "Error while loading elf kernel"),
+        (elf.program(b"code", 1 << 20, entry=1, zeroes=1 << 40), "", "Error while loading elf kernel"),
+        (elf.program(b"code", 1 << 20, entry=1)[:-40], "", "Error while loading elf kernel"),
+        (elf.program(_MULTIBOOT, 1 << 20, entry=1, bits=32), "", "Error while loading elf kernel"),
         (None, "", "could not open kernel file"),
         (b"abc", "", "invalid kernel header"),
         (_image()[:600], "", "invalid kernel header"),

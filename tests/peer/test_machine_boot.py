@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qobra.machine import devicetree
+from qobra.testing import elf
 from qobra.testing.system import SystemProgram, peer_available
 
 # CPU features that need a CPU; a bus for devices that are not there; chance.
@@ -83,7 +84,7 @@ def test_memory_at_the_start(tmp_path: Path, more: tuple[str, ...]) -> None:
     assert answers[0] == answers[1]
 
 
-_NUMBERS = (0x07, 0x08, 0x0A, 0x0B, 0x13, 0x14, 0x16, 0x17)
+_NUMBERS = (0x07, 0x08, 0x0A, 0x0B, 0x10, 0x13, 0x14, 0x16, 0x17)
 _DATA = ((0x11, 0x08), (0x12, 0x0B), (0x15, 0x14), (0x18, 0x17))
 
 
@@ -106,8 +107,10 @@ def _image(protocol: int, flags: int = 1, limit: int = 0x7FFFFFFF) -> bytes:
         (_image(0x201), "64M", ("-append", "quiet", "-initrd", "{initrd}")),
         (_image(0x200, flags=0), "64M", ("-initrd", "{initrd}")),
         (_image(0), "64M", ("-append", "quiet")),
+        (elf.program(b"kernel" * 50, 1 << 20, entry=0x100010, zeroes=50), "64M", ("-initrd", "{initrd}")),
+        (elf.program(b"kernel" * 50, 2 << 20, entry=0x200000, bits=32), "5G", ("-append", "q", "-initrd", "{initrd}")),
     ],
-    ids=["2.12", "beyond 4 GiB", "2.4", "2.1", "2.0", "old"],
+    ids=["2.12", "beyond 4 GiB", "2.4", "2.1", "2.0", "old", "PVH", "PVH of 32 bits"],
 )
 def test_parts_of_a_kernel_on_a_pc(tmp_path: Path, image: bytes, memory: str, more: tuple[str, ...]) -> None:
     kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
@@ -125,6 +128,7 @@ def test_parts_of_a_kernel_on_a_pc(tmp_path: Path, image: bytes, memory: str, mo
                 return bytes(guest.port_in(0x511, 1) for _ in range(min(length, 2000)))
 
             found: list[Any] = [int.from_bytes(item(key, 4), "little") for key in _NUMBERS]
+            found += [guest.read(1 << 20, 400), guest.read(2 << 20, 400)]
             found += [item(key, int.from_bytes(item(size, 4), "little")) for key, size in _DATA]
             answers.append(found)
     assert answers[0] == answers[1]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from struct import unpack_from
+from struct import Struct, unpack_from
 
 from qobra.errors import QobraError
 
 _MAX_SIZE = 4 << 30
-_ELF_HEADER, _PROGRAM_HEADER = 64, 56
-_LOAD = 1
+_ELF_CLASSES = {1: ("<I", 28, 42, Struct("<II4xIII8x")), 2: ("<Q", 32, 54, Struct("<I4xQ8xQQQ8x"))}
+"""By the class of an ELF file (32 and 64 bits): how and where it says where its program headers are, where their size
+and number are, and a program header: type, offset in the file, physical address, size in the file and in memory."""
+_LITTLE_ENDIAN = 1
+LOAD, NOTE = 1, 4
 
 
 def read_image(path: str, failure: str) -> bytes:
@@ -23,6 +26,27 @@ def read_image(path: str, failure: str) -> bytes:
     return data
 
 
+def elf_headers(data: bytes, failure: str) -> list[tuple[int, int, int, int, int]]:
+    """The program headers of a little-endian ELF file: type, offset, physical address, size there and in memory.
+
+    What they name is in the file. Raises QobraError with ``failure`` where something is not.
+    """
+    if len(data) < 64 or data[:4] != b"\x7fELF" or data[4] not in _ELF_CLASSES or data[5] != _LITTLE_ENDIAN:
+        raise QobraError(failure)
+    start_form, start_at, sizes_at, header = _ELF_CLASSES[data[4]]
+    (start,) = unpack_from(start_form, data, start_at)
+    size, count = unpack_from("<HH", data, sizes_at)
+    if size != header.size or start + size * count > len(data):
+        raise QobraError(failure)
+    found = []
+    for number in range(count):
+        kind, offset, address, length, room = header.unpack_from(data, start + size * number)
+        if kind in (LOAD, NOTE) and (offset + length > len(data) or (kind == LOAD and room < length)):
+            raise QobraError(failure)
+        found.append((kind, offset, address, length, room))
+    return found
+
+
 def elf_segments(data: bytes, failure: str) -> list[tuple[int, bytes, int]] | None:
     """What a 64-bit little-endian ELF program has in memory, as (physical address, bytes, how many zeroes follow).
 
@@ -30,18 +54,8 @@ def elf_segments(data: bytes, failure: str) -> list[tuple[int, bytes, int]] | No
     """
     if data[:6] != b"\x7fELF\x02\x01":
         return None
-    if len(data) < _ELF_HEADER:
-        raise QobraError(failure)
-    (start,) = unpack_from("<Q", data, 32)
-    size, count = unpack_from("<HH", data, 54)
-    if size != _PROGRAM_HEADER or start + size * count > len(data):
-        raise QobraError(failure)
-    found = []
-    for number in range(count):
-        kind, _flags, offset, _virtual, address, length, room = unpack_from("<IIQQQQQ", data, start + size * number)
-        if kind != _LOAD:
-            continue
-        if offset + length > len(data) or room < length:
-            raise QobraError(failure)
-        found.append((address, data[offset : offset + length], room - length))
-    return found
+    return [
+        (address, data[offset : offset + length], room - length)
+        for kind, offset, address, length, room in elf_headers(data, failure)
+        if kind == LOAD
+    ]

@@ -12,7 +12,7 @@ from struct import pack_into, unpack_from
 from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError, strerror
-from qobra.machine import fw_cfg
+from qobra.machine import fw_cfg, pvh
 from qobra.machine.image_file import read_image
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _LOADED_HIGH, _CAN_USE_HEAP, _ABOVE_4G = 0x01, 0x80, 0x02
 _LOADER_QEMU = 0xB0
 _OLD_COMMAND_LINE_MAGIC = 0xA33F
 _OLD_INITRD_MAX = 0x37FFFFFF
+_ANYWHERE = 0xFFFFFFFF
 _ROOM_FOR_FIRMWARE = 0x28000
 """Bytes at the end of low memory where the firmware puts its tables."""
 _VIDEO_MODES = {"normal": 0xFFFF, "ext": 0xFFFE, "ask": 0xFFFD}
@@ -36,7 +37,11 @@ def offer(board: PcBoard) -> None:
     path, command_line = board.kernel, (board.append or "").encode() + b"\0"
     data = read_image(path, f"could not open kernel file '{path}'")
     if data[:4] == b"\x7fELF":
-        raise QobraError("Error while loading elf kernel", hint="A kernel is started from its bzImage.\n")
+        pvh.offer(board, data)
+        if board.initrd:
+            _put_initrd(board, _read_initrd(board), _ANYWHERE)
+        _offer_rom(board, pvh.ROM)
+        return
     sectors = data[0x1F1] if len(data) > 0x1F1 else 0
     setup = bytearray(data[: ((sectors or 4) + 1) * _SECTOR])
     if len(setup) < ((sectors or 4) + 1) * _SECTOR:
@@ -70,7 +75,7 @@ def offer(board: PcBoard) -> None:
         device.set_number(address_key, address, 4)
         device.set_number(size_key, len(part), 4)
         device.set_item(data_key, part)
-    _offer_rom(board)
+    _offer_rom(board, ROM)
 
 
 def _set_video_mode(setup: bytearray, command_line: str) -> None:
@@ -87,30 +92,39 @@ def _set_video_mode(setup: bytearray, command_line: str) -> None:
 def _offer_initrd(board: PcBoard, setup: bytearray, protocol: int) -> None:
     if protocol < 0x200:
         raise QobraError("qemu: linux kernel too old to load a ram disk")
-    try:
-        with open(board.initrd, "rb") as stream:
-            data = stream.read()
-    except OSError as error:
-        raise QobraError(f"qemu: error reading initrd {board.initrd}: {strerror(error)}")
+    data = _read_initrd(board)
     if protocol >= 0x20C and setup[0x236] & _ABOVE_4G:
-        limit = 0xFFFFFFFF
+        limit = _ANYWHERE
     else:
         limit = unpack_from("<I", setup, 0x22C)[0] if protocol >= 0x203 else _OLD_INITRD_MAX
+    pack_into("<II", setup, 0x218, _put_initrd(board, data, limit), len(data))
+
+
+def _read_initrd(board: PcBoard) -> bytes:
+    try:
+        with open(board.initrd, "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        raise QobraError(f"qemu: error reading initrd {board.initrd}: {strerror(error)}")
+
+
+def _put_initrd(board: PcBoard, data: bytes, limit: int) -> int:
+    # As high as it may lie, up to limit; returns the address.
     limit = min(limit, board.low_memory - _ROOM_FOR_FIRMWARE - 1)
     if len(data) >= limit:
         raise QobraError(f"qemu: initrd is too large, cannot support.(max: {limit}, need {len(data)})")
     address = (limit - len(data)) & ~0xFFF
-    pack_into("<II", setup, 0x218, address, len(data))
     board.fw_cfg.set_number(fw_cfg.INITRD_ADDR, address, 4)
     board.fw_cfg.set_number(fw_cfg.INITRD_SIZE, len(data), 4)
     board.fw_cfg.set_item(fw_cfg.INITRD_DATA, data)
+    return address
 
 
-def _offer_rom(board: PcBoard) -> None:
+def _offer_rom(board: PcBoard, rom: str) -> None:
     # None is shipped; whoever brings the firmware has it beside it.
     for directory in board.firmware_directories:
-        path = os.path.join(directory, os.path.basename(ROM))
+        path = os.path.join(directory, os.path.basename(rom))
         if os.path.isfile(path):
-            board.fw_cfg.add_file(ROM, read_image(path, f"could not load '{path}'"))
-            board.boot_first = f"/rom@{ROM}"
+            board.fw_cfg.add_file(rom, read_image(path, f"could not load '{path}'"))
+            board.boot_first = f"/rom@{rom}"
             return

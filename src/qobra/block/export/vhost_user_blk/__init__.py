@@ -59,9 +59,11 @@ class VhostUserBlkExport(Export):
 
     def stop(self) -> None:
         self._stopping = True
-        if self._acceptor is not None:
+        acceptor = self._acceptor
+        if acceptor is not None:
+            # Whoever ends the export and whoever closes the machine may both be here.
             os.write(self._wake_write, b"\0")
-            self._acceptor.join()
+            acceptor.join()
             self._acceptor = None
         if self._listener is not None:
             self._listener.close()
