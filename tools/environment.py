@@ -58,8 +58,8 @@ def link_source(python: str, venv: str) -> None:
         scripts = tomllib.load(stream)["project"]["scripts"]
     for name, target in scripts.items():
         module, function = target.split(":")
-        # Without `site` and the folder of the program on the path the start is shorter; qobra.cli brings `site` in where
-        # something of site-packages is imported.
+        # Without `site` and the folder of the program on the path the start is shorter; qobra.cli brings `site` in
+        # where something of site-packages is imported.
         text = f"#!{python} -SP\nimport sys\n\nsys.path.append({source!r})\n\n"
         text += f"from {module} import {function}\n\nsys.exit({function}())\n"
         write(os.path.join(venv, "bin", name), text, 0o755)

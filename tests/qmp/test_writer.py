@@ -18,12 +18,8 @@ def test_layout() -> None:
 @pytest.mark.parametrize("pretty", [False, True])
 def test_characters_and_numbers_are_written_as_qemu_does(pretty: bool) -> None:
     value = ["\u00e9\x7f\U0001f600", "\udc80", 0.1, 3.0, -0.0, 1e22, 2.5, float("inf")]
-    text = encode(value, pretty=pretty).decode()
-    assert text.split() == (
-        r'["\u00E9\u007F\uD83D\uDE00", "\uFFFD", 0.10000000000000001, 3, -0, 1e+22, 2.5, inf]'.split()
-        if not pretty
-        else r'[ "\u00E9\u007F\uD83D\uDE00", "\uFFFD", 0.10000000000000001, 3, -0, 1e+22, 2.5, inf ]'.split()
-    )
+    text = "".join(encode(value, pretty=pretty).decode().split())
+    assert text == r'["\u00E9\u007F\uD83D\uDE00","\uFFFD",0.10000000000000001,3,-0,1e+22,2.5,inf]'
 
 
 def test_pretty_layout() -> None:
