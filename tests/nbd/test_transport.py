@@ -13,7 +13,7 @@ import pytest
 
 from qobra.errors import QobraError
 from qobra.nbd.tls import client_context
-from qobra.nbd.transport import Disconnected, TlsTransport, Transport
+from qobra.nbd.transport import Disconnected, TlsTransport, Transport, _reason
 
 Pair = tuple[Transport, Transport]
 
@@ -100,6 +100,25 @@ def test_tampering_is_noticed(certificates: Path, server_context: ssl.SSLContext
     left.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
     with pytest.raises(QobraError):
         client.recv_exact(1)
+
+
+def test_an_end_that_the_peer_did_not_announce_is_told_apart(
+    certificates: Path, server_context: ssl.SSLContext
+) -> None:
+    left, right = socket.socketpair()
+    thread = threading.Thread(target=lambda: Transport(left).start_tls(server_context, server_side=True))
+    thread.start()
+    client = Transport(right).start_tls(client_context(str(certificates)), server_side=False, hostname="localhost")
+    thread.join(20)
+    left.close()
+    with pytest.raises(Disconnected, match="^Cannot read from TLS channel: Software caused connection abort$"):
+        client.recv_exact(1)
+
+
+def test_reasons_of_openssl_are_told_without_its_callers() -> None:
+    error = ssl.SSLError(1, "[SSL] tlsv1 alert unknown psk identity (_ssl.c:1006)")
+    error.reason = None  # type: ignore[assignment]  # one that Python has no name for
+    assert _reason(error) == "tlsv1 alert unknown psk identity"
 
 
 def test_certificates_that_are_not_there(tmp_path: Path) -> None:

@@ -230,8 +230,9 @@ class Task:
     def _list(self) -> int:
         from qobra.cli._nbd.listing import print_list
 
-        context = None
+        context, hostname = None, self._given.get("tls-hostname")
         if "tls-creds" in self._given:
+            from qobra.block.nbd_tls import check_hostname
             from qobra.crypto.tls import find_creds
 
             try:
@@ -240,7 +241,8 @@ class Task:
                 ).client_context()
             except QobraError as error:
                 raise ToolError(f"Failed to get TLS creds: {error}")
-        print_list(self._address, context, self._given.get("tls-hostname"))
+            check_hostname(context, hostname, self._address)
+        print_list(self._address, context, hostname)
         return 0
 
     def _serve(self, filename: str) -> int:

@@ -76,8 +76,11 @@ class Transport:
         while position < len(view):
             count = self.recv_into(view[position:])
             if not count:
-                raise Disconnected("Unexpected end-of-file before all data were read", errno=errno.EPIPE)
+                raise self._early_end()
             position += count
+
+    def _early_end(self) -> Disconnected:
+        return Disconnected("Unexpected end-of-file before all data were read", errno=errno.EPIPE)
 
     def has_buffered(self) -> bool:
         """Whether bytes have arrived that ``poll`` on the socket does not see."""
@@ -190,6 +193,8 @@ class TlsTransport(Transport):
             raise QobraError(f"TLS handshake failed: {error}", errno=errno.EINVAL)
         self._lock = threading.Lock()
         self._ciphertext = memoryview(bytearray(_TLS_READ))
+        self._cut_off = False
+        """Whether the stream ended without the peer saying so, as anybody could make it."""
 
     @property
     def tls(self) -> bool:
@@ -207,7 +212,7 @@ class TlsTransport(Transport):
                 self._flush_alert()
                 if isinstance(error, self._ssl.SSLCertVerificationError):
                     raise QobraError(self._unverified(error), errno=errno.EACCES)
-                raise QobraError(f"TLS handshake failed: {error.reason or error}", errno=errno.EPROTO)
+                raise QobraError(f"TLS handshake failed: {_reason(error)}", errno=errno.EPROTO)
             if self._outgoing.pending:
                 super().send([self._outgoing.read()])
             if not wants_input:
@@ -241,16 +246,25 @@ class TlsTransport(Transport):
                 except self._ssl.SSLWantReadError:
                     if position:
                         return position
-                except (self._ssl.SSLZeroReturnError, self._ssl.SSLEOFError):
+                except self._ssl.SSLZeroReturnError:
+                    return position
+                except self._ssl.SSLEOFError:
+                    self._cut_off = True
                     return position
                 except self._ssl.SSLError as error:
-                    raise Disconnected(f"TLS failed: {error.reason or error}", errno=errno.EIO)
+                    raise Disconnected(f"TLS failed: {_reason(error)}", errno=errno.EIO)
             received = self._recv_raw(self._ciphertext)
             with self._lock:
                 if received:
                     self._incoming.write(self._ciphertext[:received])
                 else:
                     self._incoming.write_eof()
+
+    def _early_end(self) -> Disconnected:
+        if not self._cut_off:
+            return super()._early_end()
+        number = errno.ECONNABORTED
+        return Disconnected(f"Cannot read from TLS channel: {os.strerror(number)}", errno=number)
 
     def send(self, parts: Sequence[Buffer]) -> None:
         few: list[Buffer] = []
@@ -273,7 +287,7 @@ class TlsTransport(Transport):
                     while len(view):
                         view = view[self._session.write(view) :]
             except self._ssl.SSLError as error:
-                raise Disconnected(f"TLS failed: {error.reason or error}", errno=errno.EIO)
+                raise Disconnected(f"TLS failed: {_reason(error)}", errno=errno.EIO)
             return [memoryview(self._outgoing.read())]
 
     def _unverified(self, error: ssl.SSLCertVerificationError) -> str:
@@ -290,6 +304,11 @@ class TlsTransport(Transport):
                 super().send([self._outgoing.read()])
         except QobraError:
             pass
+
+
+def _reason(error: ssl.SSLError) -> str:
+    """OpenSSL's reason, without where in Python's source it was met."""
+    return error.reason or str(error).partition("] ")[2].partition(" (_ssl")[0] or str(error)
 
 
 def _advance(left: list[memoryview], count: int) -> list[memoryview]:

@@ -67,12 +67,11 @@ class NbdNode(BlockNode):
         self._tls_hostname: str | None = options.get("tls-hostname")
         self._tls: ssl.SSLContext | None = None
         if "tls-creds" in options:
-            from qobra.block.nbd_tls import find_tls_creds
+            from qobra.block.nbd_tls import check_hostname, find_tls_creds
 
             creds = find_tls_creds(self.layer.find_object, options["tls-creds"])
             self._tls = creds.client_context()
-            if self._tls.check_hostname and self._tls_hostname is None and self._address["type"] != "inet":
-                raise QobraError("No hostname for certificate validation", errno=errno.EINVAL)
+            check_hostname(self._tls, self._tls_hostname, self._address)
             creds.in_use += 1
             self._creds = creds
         client = self._client = self._connect_within(options.get("open-timeout", 0))
