@@ -54,9 +54,12 @@ generate: $(VENV)/.test
 bench: $(VENV)/.test $(COMPILED)
 	@status=0; for script in bench/*.py; do $(BIN)/python $$script || status=$$?; done; exit $$status
 
-# The tests marked `soak` at full length: hours of random operations, crashes and concurrency.
+# The tests marked `soak` at full length: hours of random operations, crashes and concurrency. The stress test of jobs
+# makes RUNS runs of each kind, from SEED on.
+RUNS ?= 250
+SEED ?= 0
 soak: $(VENV)/.test $(COMPILED)
-	QOBRA_SOAK=1 $(BIN)/pytest -n auto -m soak --timeout 3600 $(PYTEST_ARGS)
+	QOBRA_SOAK=1 QOBRA_STRESS_RUNS=$(RUNS) QOBRA_STRESS_SEED=$(SEED) $(BIN)/pytest -n auto -m soak --timeout 3600 $(PYTEST_ARGS)
 
 clean:
 	rm -rf src/qobra/native/*.so $(COMPILED) site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

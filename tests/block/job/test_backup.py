@@ -346,6 +346,7 @@ def test_a_backup_gives_way_unless_its_memory_gets_full_too_soon(layer, guest, t
     from qobra.block.job import backup as module
 
     monkeypatch.setattr(module, "SLACK", 0)
+    monkeypatch.setattr(module, "FULL", 1)
     slow = Slow(monkeypatch, target)
     job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536, "max-workers": 1}})
     job._once.old.limit = 4 * 65536

@@ -28,8 +28,9 @@ LONGEST_RUN = 64 << 10
 class PureOldBlocks:
     """What is kept of the old data of clusters that are still to be copied.
 
-    Clusters have ``1 << shift`` bytes; at first those in ``ranges`` (offset, length) of a disk of ``length`` bytes are to be
-    copied. At most ``capacity`` bytes are kept. Thread-safe. Ranges that the methods get begin where a cluster does, but for those of :meth:`missing` and :meth:`mend`.
+    Clusters have ``1 << shift`` bytes; at first those in ``ranges`` (offset, length) of a disk of ``length`` bytes are
+    to be copied. At most ``capacity`` bytes are kept. Thread-safe. Ranges that the methods get begin where a cluster
+    does, but for those of :meth:`missing` and :meth:`mend`.
     """
 
     def __init__(self, length: int, shift: int, capacity: int, ranges: Iterable[tuple[int, int]]) -> None:

@@ -33,6 +33,8 @@ MAX_CHUNK = 1 << 20
 """Most bytes that are copied at a time unless ``x-perf`` says otherwise."""
 MAX_HELPERS = 16
 """Chunks in flight that are of any use, however many ``x-perf`` allows."""
+FULL = 0.9
+"""The part of the memory for old data that a job means to be filled at most."""
 SLACK = 4 << 20
 """Bytes of old data for which a job does not hurry."""
 SLOW_NS = 10_000_000
@@ -237,13 +239,13 @@ class BackupJob(BlockJob):
     def _adapt_pace(self) -> None:
         """Give way, unless the memory for old data would be full before the job is through, or writes have to copy.
 
-        Where writes come all over the disk, a copy at an even pace that takes T fills ``4 * p * (1 - p)`` of what it
-        fills at most, which is where the part ``p`` of it is done, and half of that is T times the rate of the writes.
+        Where new writes come all over the disk at a rate r, a copy at an even pace that takes T has them fill
+        ``r * T * p * (1 - p)`` when the part ``p`` of it is done, a quarter of ``r * T`` at most.
         """
         missed, self._missed = self._missed, self._once.missed
         old = self._once.old
         done = min(0.5, self.current / self.total) if self.total else 0.5
-        is_late = old.limit > 0 and old.used > 4 * done * (1 - done) * old.limit + SLACK
+        is_late = old.limit > 0 and old.used > 4 * done * (1 - done) * FULL * old.limit + SLACK
         self.pace.share = 1 if is_late or self._missed != missed else SHARE
 
     def _claimable(self) -> bool:
