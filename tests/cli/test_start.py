@@ -110,3 +110,11 @@ def test_without_site_packages_are_found_when_asked_for(tmp_path: Path) -> None:
 
 def test_site_packages_leaves_submodules_alone() -> None:
     assert SitePackages().find_spec("a.b", ["/"]) is None
+
+
+@pytest.mark.parametrize(("error", "shown"), [("KeyboardInterrupt", False), ("ValueError", True)])
+def test_an_interrupt_at_the_start_is_no_traceback(error: str, shown: bool) -> None:
+    code = f"import qobra.cli; raise {error}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (error in result.stderr) == shown
+    assert result.returncode == (1 if shown else -2)

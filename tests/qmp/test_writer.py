@@ -22,6 +22,10 @@ def test_characters_and_numbers_are_written_as_qemu_does(pretty: bool) -> None:
     assert text == r'["\u00E9\u007F\uD83D\uDE00","\uFFFD",0.10000000000000001,3,-0,1e+22,2.5,inf]'
 
 
+def test_infinity() -> None:
+    assert encode({"id": [float("-inf")]}) == b'{"id": [-inf]}'
+
+
 def test_pretty_layout() -> None:
     value = {"a": [1, {"b": "x"}], "c": {}, "d": []}
     assert encode(value, pretty=True).decode() == (

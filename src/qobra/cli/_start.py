@@ -24,7 +24,7 @@ from _frozen_importlib import ModuleSpec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import CodeType, ModuleType
+    from types import CodeType, ModuleType, TracebackType
     from typing import Any
 
     Entry = tuple[str, bool, int, int, int]
@@ -138,3 +138,11 @@ def start() -> None:
         pass
     if sys.flags.no_site:
         sys.meta_path.append(SitePackages())
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _excepthook
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while a program is still being imported is nothing to show: Python dies of the signal."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, trace)

@@ -64,7 +64,7 @@ def _arrange(value: Any) -> Any:
         names = _names(value) if len(value) > 1 else value
         return {name: _arrange(member) if type(member := value[name]) in _LOOKED_AT else member for name in names}
     if kind is float:
-        if repr(value) != _float(value):
+        if repr(value) != _float(value) or value - value:  # the latter: infinite
             raise _WrittenOtherwise
         return value
     if kind in _LOOKED_AT:
