@@ -87,6 +87,39 @@ def test_persistent_bitmaps_are_with_whoever_is_active(two: tuple[BlockLayer, Bl
     assert list(other.bitmaps["b"].dirty_ranges()) == [(0x10000, 0x10000)] and other.bitmaps["b"].enabled
 
 
+def test_bitmaps_that_have_not_all_come_are_not_stored(two: tuple[BlockLayer, BlockLayer]) -> None:
+    from qobra.block.bitmap import DirtyBitmap
+    from qobra.migration.bitmaps import BitmapReceiver, BitmapSender
+
+    class Settings:
+        mapping = None
+
+    records: list[bytes] = []
+
+    class Out:
+        def record(self, _kind: int, *parts: bytes) -> None:
+            records.append(b"".join(parts))
+
+    here, there = two
+    node, other = here.graph.nodes["disk"], there.graph.nodes["disk"]
+    for name in ("whole", "half"):
+        DirtyBitmap(node, name, 65536, persistent=True).set(0, 65536)
+    sender: Any = BitmapSender(here, Settings())  # type: ignore[arg-type]
+    sender.send(Out(), lambda: None)
+    sender.end(moved=True)
+    deactivate_all(here)
+    activate_all(there)
+    receiver = BitmapReceiver(there, Settings())  # type: ignore[arg-type]
+    for record in records[:-1]:
+        receiver.take(record)
+    assert list(other.bitmaps) == ["whole", "half"] and other.bitmaps["half"].busy
+    receiver.give_up()  # as when the program ends in the middle
+    deactivate_all(there)
+    assert not other.bitmaps
+    activate_all(there)
+    assert list(other.bitmaps) == ["whole"]
+
+
 def test_a_length_that_changed_meanwhile_is_seen_above(two: tuple[BlockLayer, BlockLayer]) -> None:
     here, there = two
     there.add_node({"driver": "copy-on-read", "node-name": "above", "file": "disk"})
