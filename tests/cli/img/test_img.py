@@ -155,6 +155,18 @@ def test_an_interrupted_target_does_not_look_whole(number: signal.Signals) -> No
     assert os.stat("b.raw").st_size == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_preallocation_leaves_no_image(number: signal.Signals) -> None:
+    script = "import sys; from qobra.cli.img import main; sys.argv[0] = 'qobra-img'; sys.exit(main())"
+    arguments = ["create", "-q", "-f", "raw", "-o", "preallocation=full", "a.raw", "512M"]
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments])
+    while process.poll() is None and not (os.path.exists("a.raw") and os.stat("a.raw").st_blocks):
+        pass
+    process.send_signal(number)
+    if process.wait(60):  # it may have been done already
+        assert not os.path.exists("a.raw") or os.stat("a.raw").st_size == 0
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_hostile_images_get_one_line(seed: int, capfd: pytest.CaptureFixture[str]) -> None:
     import random

@@ -10,7 +10,7 @@ from qobra.block.creation._image import ImageCreation, find_format, known_option
 from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
 from qobra.cli._tool.opening import Images
-from qobra.cli._tool.process import Terminated
+from qobra.cli._tool.process import end_in_order
 from qobra.cli._tool.report import ToolError
 from qobra.errors import QobraError, strerror
 
@@ -81,14 +81,7 @@ class Guard:
         self._path = filename.removeprefix("file:") if created else ""
 
     def __enter__(self) -> Guard:
-        # The module around it brings enum, which takes longer than a small image.
-        import _signal as signal  # type: ignore[import-not-found]
-
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            try:
-                signal.signal(number, _terminate)
-            except ValueError:
-                pass  # not in the main thread, where signals are somebody else's
+        end_in_order()
         return self
 
     def __exit__(self, kind: object, *_exc: object) -> None:
@@ -104,10 +97,6 @@ class Guard:
                 os.truncate(self._path, 0)
         except OSError:
             pass
-
-
-def _terminate(number: int, _frame: object) -> None:
-    raise Terminated(number)
 
 
 def open_target(

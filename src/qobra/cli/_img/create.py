@@ -6,6 +6,7 @@ import sys
 
 from qobra.cli._tool.image_opts import split_options
 from qobra.cli._tool.opening import Images
+from qobra.cli._tool.process import end_in_order
 from qobra.cli._tool.report import Program, ToolError, flush_output, usage
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
@@ -129,6 +130,7 @@ def create(
         if not quiet:
             print(creation.message)
             flush_output()
+        end_in_order()
         creation.run(images.layer)
     except BackingError as error:
         program.error(f"{filename}: {error.desc}")

@@ -22,6 +22,22 @@ class Terminated(BaseException):
         self.number = number
 
 
+def end_in_order() -> None:
+    """From here on SIGTERM and SIGHUP unwind the program, as Ctrl-C does, so that it clears away what is unfinished."""
+    # The module around it brings enum, which takes longer than a small image.
+    import _signal as signal  # type: ignore[import-not-found]
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        try:
+            signal.signal(number, _terminate)
+        except ValueError:
+            pass  # not in the main thread, where signals are somebody else's
+
+
+def _terminate(number: int, _frame: object) -> None:
+    raise Terminated(number)
+
+
 def run_program(main: Callable[[], int]) -> int:
     """Run ``main`` and leave the process with its status, without taking the interpreter apart first."""
     # Nothing that a start-up allocates is garbage; looking for some costs a tenth of a short command.
