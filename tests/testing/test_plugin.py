@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ def test_fixture_in_a_foreign_project(tmp_path: Path) -> None:
         "no:cacheprovider",
         str(tmp_path),
     ]
-    result = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    # Where Qobra is installed rather than in its tree, pytest finds the plugin by itself, and refuses it by two names.
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    result = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment)
     assert result.returncode == 0, result.stdout
     assert "1 passed" in result.stdout
