@@ -87,12 +87,12 @@ class Negotiation:
     def run(self) -> Entered | None:
         """Shake hands; None if the client left. Raises QobraError where it broke the protocol or the connection."""
         self.transport.send([p.GREETING.pack(p.INIT_MAGIC, p.OPTION_MAGIC, p.FLAG_FIXED_NEWSTYLE | p.FLAG_NO_ZEROES)])
-        (flags,) = p.CLIENT_FLAGS.unpack(self.transport.recv_exact(4))
+        (flags,) = p.CLIENT_FLAGS.unpack(self._receive(p.CLIENT_FLAGS.size, "flags"))
         if flags & ~(p.FLAG_FIXED_NEWSTYLE | p.FLAG_NO_ZEROES):
             raise _broken(f"Unknown client flags 0x{flags:x} received")
         self._no_zeroes = bool(flags & p.FLAG_NO_ZEROES)
         while self._entered is None:
-            magic, option, length = p.OPTION.unpack(self.transport.recv_exact(p.OPTION.size))
+            magic, option, length = p.OPTION.unpack(self._receive(p.OPTION.size, "opts magic"))
             if magic != p.OPTION_MAGIC:
                 raise _broken("Bad magic received")
             if length > _MAX_SKIPPED:
@@ -106,6 +106,12 @@ class Negotiation:
         # Contexts selected for another export than the one entered do not count.
         contexts = self._contexts if self._contexts_of is self._entered else {}
         return Entered(self.transport, self._entered, self._structured, contexts)
+
+    def _receive(self, size: int, what: str) -> bytes:
+        try:
+            return self.transport.recv_exact(size)
+        except Disconnected as error:
+            raise Disconnected(f"Failed to read {what}: {error}", errno=error.errno)
 
     def _answer(self, option: int, body: bytes) -> bool:
         """Answer one option; False when the client leaves."""

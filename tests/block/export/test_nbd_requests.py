@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import socket
 import threading
 import time
 from typing import Any
@@ -552,3 +553,25 @@ def share(tmp_path_factory: Any, make_exporter: Any) -> Any:
     made.export("n", writable=False)
     yield made
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"", "Failed to read flags: Unexpected end-of-file before all data were read"),
+        (p.CLIENT_FLAGS.pack(0xF0), "Unknown client flags 0xf0 received"),
+        (p.CLIENT_FLAGS.pack(3), "Failed to read opts magic: Unexpected end-of-file before all data were read"),
+        (p.CLIENT_FLAGS.pack(3) + p.OPTION.pack(p.OPTION_MAGIC, p.OPT_EXPORT_NAME, 1) + b"x", "export not found"),
+        (p.CLIENT_FLAGS.pack(3) + p.OPTION.pack(p.OPTION_MAGIC, p.OPT_ABORT, 0), None),
+    ],
+)
+def test_why_a_client_did_not_get_in_is_said(exporter: Any, capsys: Any, sent: bytes, reason: str | None) -> None:
+    exporter.file("n", bytes(MIB))
+    exporter.export("n")
+    with exporter.socket() as sock:
+        sock.sendall(sent)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(4096):
+            pass
+    said = capsys.readouterr().err
+    assert said.endswith(f": option negotiation failed: {reason}\n") if reason else not said

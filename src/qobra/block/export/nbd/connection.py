@@ -14,6 +14,7 @@ from qobra.nbd import protocol as p
 from qobra.nbd.negotiation import Negotiation
 from qobra.nbd.sockets import hung_up
 from qobra.nbd.transport import TlsTransport, Transport
+from qobra.report import report_error
 
 if TYPE_CHECKING:
     import socket
@@ -41,7 +42,7 @@ class Connection:
         self.transport = Transport(sock)
         self._socket = sock
         self.structured = False
-        self._attached = False
+        self._attached = self._disconnected = False
         self.send_lock = new_send_lock()
         self._helpers: Helpers | None = None
         # By command number; the last one stands for all that are unknown.
@@ -55,6 +56,7 @@ class Connection:
     def disconnect(self) -> None:
         """See :class:`~qobra.block.export.export.ExportClient`."""
         # By the socket, which stays the same when TLS starts, in whatever state the connection is.
+        self._disconnected = True
         Transport.shutdown(self.transport)
 
     def hung_up(self) -> bool:
@@ -122,7 +124,12 @@ class Connection:
             self.transport, self._server, tls=self._server.tls, authorize=self._authorize, enter=self._enter
         )
         try:
-            entered = negotiation.run()
+            try:
+                entered = negotiation.run()
+            except QobraError as error:
+                if not self._disconnected:
+                    report_error(f"option negotiation failed: {error}")
+                raise
             if entered is None:
                 return
             self.transport = entered.transport
