@@ -155,6 +155,23 @@ def test_an_interrupted_target_does_not_look_whole(number: signal.Signals) -> No
     assert os.stat("b.raw").st_size == 0
 
 
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_a_resize_that_finds_no_space_leaves_the_image_consistent(mode: str) -> None:
+    assert run("create", "-q", "-f", "qcow2", "a.q", "1M") == 0
+    script = (
+        "import resource, signal, sys\n"
+        "from qobra.cli.img import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2 * MIB}, {2 * MIB}))\n"
+        f"sys.exit(main(['resize', '--preallocation={mode}', 'a.q', '+64M'], 'qobra-img'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert run("check", "-q", "a.q") == 0
+    assert run("resize", "-q", "--preallocation=full", "a.q", "+2M") == 0
+    assert run("check", "-q", "a.q") == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_preallocation_leaves_no_image(number: signal.Signals) -> None:
     script = "import sys; from qobra.cli.img import main; sys.argv[0] = 'qobra-img'; sys.exit(main())"

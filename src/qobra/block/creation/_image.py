@@ -175,7 +175,7 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
         made = [protocol]
         try:
             _format(layer, protocol, fmt, target.convert(values), made)
-        except (QobraError, OSError):
+        except BaseException:
             for each in made:
                 _delete(each)
             raise

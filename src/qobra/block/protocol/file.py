@@ -397,6 +397,9 @@ class FileNode(BlockNode):
             preallocate(fd, 0, options["size"], preallocation)
         except OSError as error:
             raise QobraError(f"Could not resize file: {strerror(error)}", errno=error.errno)
+        except BaseException:  # interrupted
+            os.ftruncate(fd, 0)
+            raise
         finally:
             os.close(fd)
 

@@ -218,17 +218,23 @@ def preallocate(node: Qcow2Disk, start: int, end: int, mode: str, *, zero: bool 
     file_mode = mode if mode != "metadata" else "off"
     while cluster < last:
         image.writeback.commit_if_crowded()
-        top = 0
+        filled: list[tuple[int, int, int]] = []
         with image.lock:
             image.before_allocating()
             stop = min((cluster | tables.slice_mask) + 1, last)
             while cluster < stop:
                 done, host_end = _fill_entries(image, cluster, stop, layout.ZERO_FLAG if zero else 0)
-                top = max(top, host_end)
+                if host_end:
+                    filled.append((cluster, done, host_end))
                 cluster += done
         # Before the mapping is written: it must not refer to what is past the end of the file.
+        top = max((host_end for _, _, host_end in filled), default=0)
         if not image.external and top > image.file.length:
-            image.file.truncate(top, preallocation=file_mode, exact=False)
+            try:
+                image.file.truncate(top, preallocation=file_mode, exact=False)
+            except BaseException:
+                _empty_entries_again(image, filled)
+                raise
     image.writeback.commit()
     with image.lock:
         image.allocator.virgin = max(image.allocator.virgin, image.file.length >> bits)
@@ -258,6 +264,20 @@ def _fill_entries(image: Image, cluster: int, stop: int, flags: int) -> tuple[in
     fill_entries(words, first, count, width, host | layout.COPIED | flags, step)
     tables.mark(cluster, part, first, first + count * width - 1)
     return count, host + count * step
+
+
+def _empty_entries_again(image: Image, filled: list[tuple[int, int, int]]) -> None:
+    """Undo :func:`_fill_entries` for each (guest cluster, how many, end of the host clusters) of one slice."""
+    tables = image.tables
+    width = 1 << tables.word_bits
+    with image.lock:
+        for cluster, count, host_end in filled:
+            part = tables.writable(cluster)
+            first = (cluster & tables.slice_mask) * width
+            for at in range(first, first + count * width, width):
+                part.words[at] = 0
+            tables.mark(cluster, part, first, first + count * width - 1)
+            image.allocator.release((host_end >> image.cluster_bits) - count, count)
 
 
 def pure_empty_entries(words: array[int], first: int, limit: int, width: int) -> int:
