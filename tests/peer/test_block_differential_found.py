@@ -292,3 +292,18 @@ def test_log_of_writes_that_nobody_made(q: Run) -> None:
     q("query-named-block-nodes", {"flat": True}, pick=lambda nodes: [node["file"] for node in nodes])
     q.do("blockdev-del", node_name="a")
     q.add(**options, node_name="a", log_append=True)
+
+
+@against_storage_daemon
+def test_refusals_of_jobs(q: Run) -> None:
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "image", "1M")
+    q.add("file", node_name="file", filename=q.path("image"))
+    q.add("qcow2", node_name="disk", file=q.file("image"))
+    raw = {"driver": "raw", "file": "file"}
+    q.do("blockdev-create", job_id="c", options={"driver": "qcow2", "file": raw, "size": 0})
+    q.wait("JOB_STATUS_CHANGE", id="c", status="concluded")
+    q("query-jobs", pick=lambda jobs: [job.get("error") for job in jobs])
+    q.add("copy-on-read", node_name="filter", file={"driver": "null-co", "node-name": "below"})
+    q.do("block-stream", job_id="s", device="filter", base_node="below")
+    mirror = {"device": "filter", "target": q.path("new"), "node-name": "new", "sync": "none", "replaces": "nope"}
+    q("drive-mirror", mirror)

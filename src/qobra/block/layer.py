@@ -231,7 +231,7 @@ class BlockLayer:
             if name == "backing" and not parent.is_filter:
                 raise QobraError(
                     f"Node '{self.device_or_node_name(node)}' is busy: "
-                    f"node is used as backing hd of '{self.device_or_node_name(parent)}'"
+                    f"node is used as backing hd of '{parent.node_name}'"
                 )
 
     def find_device(self, device: str | None, node_name: str | None) -> BlockNode:

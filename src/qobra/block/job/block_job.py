@@ -245,7 +245,7 @@ class BlockJob(Job):
         # Requests fail with a number, and that is what is told; only a reason without one is told in full.
         if error.errno:
             return os.strerror(error.errno)
-        return str(error)
+        return error.desc if isinstance(error, QobraError) else str(error)
 
     # -- events and queries -----------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.job.backup import BackupJob, start_backup
 from qobra.block.job.chain import root_node, skip_filters, skip_implicit
 from qobra.block.job.mirror import OPEN_BACKING, SOURCE_BACKING, MirrorJob
-from qobra.block.job.start_mirror import mirror_plan, replaceable, start_mirror
+from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.block.snapshot import create_image, open_image_over
 from qobra.errors import QobraError
 
@@ -67,11 +67,8 @@ def start_drive_mirror(jobs: Jobs, args: Options) -> MirrorJob:
         sync = "full"
     if sync == "none":
         backing = source
-    if "replaces" in args:
-        if "node-name" not in args:
-            raise QobraError("a node-name must be provided when replacing a named node of the graph")
-        if replaceable(layer, source, args["replaces"]).sectors != source.sectors:
-            raise QobraError("cannot replace image with a mirror image of different size")
+    if "replaces" in args and "node-name" not in args:
+        raise QobraError("a node-name must be provided when replacing a named node of the graph")
     if not existing:
         assert fmt is not None
         below = None if sync == "full" or backing is None else skip_implicit(backing)

@@ -119,7 +119,7 @@ class Job:
 
     def describe_error(self, error: QobraError | OSError) -> str:
         """The text of ``error`` for the user."""
-        return str(error) if isinstance(error, QobraError) else os.strerror(errno_of(error))
+        return error.desc if isinstance(error, QobraError) else os.strerror(errno_of(error))
 
     # -- states -----------------------------------------------------------------------------------------------
 

@@ -169,9 +169,9 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
     if base is None and bottom is None and "backing-file" in args:
         raise QobraError("backing file specified, but streaming the entire chain")
     above = bottom if bottom is not None else find_overlay(node, base)
-    if above is None:
-        assert base is not None
+    if base is not None and (above is None or skip_filters(base) is skip_filters(node)):
         raise QobraError(f"'{base.node_name}' is not in the backing chain of '{node.node_name}'")
+    assert above is not None
     check_freezable(node, above)
     was_read_only = node.read_only
     set_read_only(layer, node, False)

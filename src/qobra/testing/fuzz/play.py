@@ -105,6 +105,15 @@ class Player:
                 before, since = jobs, time.monotonic()
             time.sleep(0.01)
 
+    def wait_moved(self, job: str, seconds: float) -> None:
+        """Wait a moment for a job that was told to end to begin with it."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            jobs = {each["id"]: each["status"] for each in self.query("query-jobs") or []}
+            if jobs.get(job) not in ("ready", "standby"):
+                return
+            time.sleep(0.005)
+
     def wait_deleted(self, seconds: float) -> None:
         """Wait a moment for a device to be gone: QEMU does away with it some time after it left."""
         deadline = time.monotonic() + seconds
@@ -242,7 +251,11 @@ def without(value: Any) -> Any:
             value = {key: each for key, each in value.items() if key != "virtual-size"}  # says what was allocated
         return {key: without(each) for key, each in value.items() if key not in NO_MATTER}
     if isinstance(value, list):
+        if all(isinstance(each, dict) and "recording" in each for each in value):
+            value = sorted(value, key=lambda bitmap: str(bitmap.get("name")))  # a job moves its bitmap to the front
         return [without(each) for each in value]
+    if isinstance(value, str) and value.startswith("json:{") and value.endswith("}"):
+        return "json:" + json.dumps(json.loads(value[5:]), sort_keys=True)  # QEMU's order is that of a hash table
     return value
 
 

@@ -15,6 +15,7 @@ from qobra.testing.fuzz.play import Gone, Player
 from qobra.testing.fuzz.script import LAST, Author, Step
 from qobra.testing.fuzz.world import World
 
+ENDING = ("job-complete", "block-job-complete", "job-cancel", "block-job-cancel")
 DELETED = 0.3
 """Seconds that a device may take to go."""
 Start = Callable[[Path, bool], Player]
@@ -182,6 +183,8 @@ class Trial:
         answer = player.play(step)
         if step[1] == "device_del" and "return" in answer:
             player.wait_deleted(DELETED)
+        if step[1] in ENDING and "return" in answer:
+            player.wait_moved(step[2].get("id") or step[2].get("device"), play.PATIENCE)
         quiet = player.settle(slow)
         return [answer, player.events()], quiet
 

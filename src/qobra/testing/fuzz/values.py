@@ -233,6 +233,8 @@ def _create(values: Values, depth: int) -> Any:
         return {"driver": "null-co"}
     if driver == "qcow2":
         drawn["file"] = values.reference("BlockdevRef", "create", 1)
+        if isinstance(drawn["file"], dict) and drawn["file"]["driver"].startswith("null"):
+            drawn["file"]["size"] = 16 * MIB  # QEMU's grow
     return drawn
 
 

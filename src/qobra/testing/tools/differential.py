@@ -13,8 +13,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from filecmp import cmp
 from pathlib import Path
@@ -31,7 +33,7 @@ Outcome = tuple[int, str, str]
 
 _FORK = """
 import json, os, sys
-from qobra.cli import img, io
+from qobra.cli import img, io, nbd
 from qobra.cli._tool.process import run_program
 from qobra.block.io_commands._interpreter import load_commands
 load_commands()
@@ -45,7 +47,7 @@ for line in sys.stdin:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         program, *arguments = task["command"]
-        run_program(lambda: {"qemu-img": img, "qemu-io": io}[program].main(arguments, program))
+        run_program(lambda: {"qemu-img": img, "qemu-io": io, "qemu-nbd": nbd}[program].main(arguments, program))
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
 """
@@ -54,10 +56,16 @@ for line in sys.stdin:
 class Theirs:
     """QEMU's tools."""
 
+    def __init__(self, directory: Path) -> None:
+        self._out, self._err = directory / "theirs.out", directory / "theirs.err"
+
     def run(self, command: Sequence[str], cwd: Path) -> Outcome:
         """Run a command line there."""
-        done = subprocess.run(command, cwd=cwd, capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS)
-        return done.returncode, _text(done.stdout), _text(done.stderr)
+        with open(self._out, "w+b") as out, open(self._err, "w+b") as err:  # no pipes, which a server would keep open
+            done = subprocess.run(
+                command, cwd=cwd, stdout=out, stderr=err, stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS
+            )
+        return done.returncode, _text(self._out.read_bytes()), _text(self._err.read_bytes())
 
     def close(self) -> None:
         """Nothing is left running."""
@@ -89,7 +97,7 @@ class Pair:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._theirs = Theirs()
+        self._theirs = Theirs(directory)
         self._ours = Ours(directory)
         self.reached = 0
         """The command that the last sequence was ended by."""
@@ -113,10 +121,10 @@ class Pair:
         theirs, ours = places
         for self.reached, command in enumerate(script):
             try:
-                expected = self._theirs.run(command, theirs)
+                expected = run(self._theirs, command, theirs)
             except subprocess.TimeoutExpired:
                 return None  # QEMU's tools can hang
-            found = self._ours.run(command, ours)
+            found = run(self._ours, command, ours)
             if why := unlike(command, expected, found):
                 return f"{shlex.join(command)}\n{why}"
             self._make_alike(command, expected[0], theirs, ours)
@@ -179,6 +187,47 @@ class Pair:
                 else:
                     place += 1
         return shortest
+
+
+_PROGRAMS = ("qemu-img", "qemu-io", "qemu-nbd")
+
+
+def run(side: Theirs | Ours, command: Sequence[str], place: Path) -> Outcome:
+    """Run a command line of one side, also one that serves (see :mod:`qobra.testing.tools.nbd_script`)."""
+    if command[0] != "serve":
+        return side.run(command, place)
+    if "--" not in command:
+        return 0, "", ""  # shortened
+    client = command[command.index("--") + 1 :]
+    served = command[1 : command.index("--")]
+    try:
+        outcomes = [side.run(["qemu-nbd", "--fork", "-t", "--pid-file=pid", "-k", str(place / "sock"), *served], place)]
+        if not outcomes[0][0] and client and client[0] in _PROGRAMS:
+            outcomes.append(side.run(client, place))
+    finally:
+        _stop(place / "pid")
+        (place / "sock").unlink(missing_ok=True)
+    statuses, outputs, errors = zip(*outcomes, strict=True)
+    return max(statuses), "".join(outputs), "".join(errors)
+
+
+def _stop(pid_file: Path) -> None:
+    """End the server that left its number there, if it has not ended with its client."""
+    try:
+        pid = int(pid_file.read_text())
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while time.monotonic() < deadline and not _has_ended(pid):
+            time.sleep(0.005)
+    except (OSError, ValueError):
+        pass
+    pid_file.unlink(missing_ok=True)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to ask what became of it."""
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return state[0] == "Z"
 
 
 def unlike(command: Sequence[str], expected: Outcome, found: Outcome) -> str | None:
@@ -265,7 +314,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run many sequences at random; prints what parts the two, as short as can be."""
     import argparse
     import tempfile
-    import time
 
     from qobra.testing.tools.script import script
 

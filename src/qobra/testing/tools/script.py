@@ -1,4 +1,4 @@
-"""Random command lines of qemu-img and qemu-io: what a user could type, and mistakes that a user could make.
+"""Random command lines of qemu-img, qemu-io and qemu-nbd: what a user could type, and mistakes that a user could make.
 
 :func:`script` makes a sequence from a seed. It is made without running anything, so that the same sequence can be given
 to any two programs; :mod:`.differential` does that. Names come from a small pool, so that commands meet the images
@@ -10,10 +10,11 @@ from __future__ import annotations
 from random import Random
 
 from qobra.testing.tools.io_script import IoMaker
+from qobra.testing.tools.nbd_script import NbdMaker
 from qobra.testing.tools.words import CLUSTERS, Command, Image, cluster_of, number_of
 
 
-class Maker(IoMaker):
+class Maker(IoMaker, NbdMaker):
     """Makes the commands of one sequence."""
 
     def command(self) -> Command:
@@ -22,6 +23,7 @@ class Maker(IoMaker):
             (14, self.create), (30, self.io), (6, self.info), (5, self.check), (6, self.map), (4, self.measure),
             (10, self.convert), (5, self.resize), (5, self.rebase), (4, self.commit), (8, self.snapshot),
             (8, self.bitmap), (5, self.amend), (6, self.compare), (4, self.dd), (1, self.bench),
+            (3, self.serve),
         )  # fmt: skip
         make = self.random.choices([make for _, make in makers], [weight for weight, _ in makers])[0]
         return self.blurred(make())
@@ -262,6 +264,8 @@ class Maker(IoMaker):
             )
             for _ in range(1 if self.chance(0.8) else 2)
         ]  # fmt: skip
+        if any(option.startswith("backing_") for option in options):
+            del options[1:]  # where that is refused, QEMU has carried some of the others out
         command = ["qemu-img", "amend", *self.fmt_option(name), *self.cache("-t")]
         command += self.some([(0.1, ["-q"]), (0.05, ["--force"])])
         return command + self.some([(0.97, ["-o", ",".join(options)])]) + [name]
