@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,3 +152,17 @@ def test_buses_and_what_is_on_them(tmp_path_factory: pytest.TempPathFactory) -> 
                 found.append({e["name"]: e["type"] for e in answer if not e["type"].startswith(_FAMILIES[:2])})
             mine = {name: kind for name, kind in found[0].items() if not kind.startswith("child<")}
             assert mine.items() <= found[1].items()
+
+
+def test_kinds_of_pci(tmp_path: Path) -> None:
+    with (
+        SystemProgram(tmp_path, "x86_64", "-machine", "pc") as own,
+        SystemProgram(tmp_path, "x86_64", "-machine", "pc", peer=True) as peer,
+    ):
+        mine = {each["name"] for each in own.qmp("qom-list-types", {"implements": "pci-device"})}
+        for kind in ("conventional-pci-device", "pci-express-device"):
+            found, theirs = (
+                {each["name"] for each in program.qmp("qom-list-types", {"implements": kind})}
+                for program in (own, peer)
+            )
+            assert found == theirs & mine

@@ -30,6 +30,7 @@ class Nvme(PciDevice, BlockFrontEnd):
     """A controller with one namespace, the drive; without a drive it has none."""
 
     type_name = "nvme"
+    plugs_into = ("pci-express-device",)
     description = "Non-Volatile Memory Express"
     vendor_id = regs.RED_HAT
     device_id = 0x0010

@@ -15,6 +15,7 @@ class PciePciBridge(PciBridge):
     """A bridge. Devices behind it come and go with the help of ACPI."""
 
     type_name = "pcie-pci-bridge"
+    plugs_into = ("pci-express-device",)
     vendor_id = regs.RED_HAT
     device_id = 0x000E
     interrupt_pin = 1

@@ -188,6 +188,7 @@ class PcieRootPort(PciePort):
     """A generic root port."""
 
     type_name = "pcie-root-port"
+    plugs_into = ("pci-express-device",)
     description = "PCI Express Root Port"
     vendor_id = regs.RED_HAT
     device_id = 0x000C

@@ -85,6 +85,8 @@ class PciDevice(Device):
 
     type_name = "pci-device"
     abstract = True
+    plugs_into: tuple[str, ...] = ("conventional-pci-device",)
+    """The kinds of PCI that the device is made for, as interfaces of its type."""
     bus_type = "PCI"
     vendor_id = regs.QUMRANET
     device_id = 0
@@ -106,6 +108,10 @@ class PciDevice(Device):
     failover_pair_id = String(type="str", name="failover_pair_id")
 
     vmstate = VmState(Field("config", ConfigSpace()), u8("_pin_level", maximum=1), flag("unplug_pending"), partial=True)
+
+    @classmethod
+    def implements(cls, type_name: str) -> bool:
+        return super().implements(type_name) or (not cls.abstract and type_name in cls.plugs_into)
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)

@@ -72,6 +72,7 @@ def register_variants(base: type[VirtioPci], name: str) -> None:
             "disable_legacy": None,
             "disable_modern": None,
             "fixed_legacy": legacy,
+            "plugs_into": base.plugs_into if legacy == "on" else PciDevice.plugs_into,
         }
         registry.register(f"{name}-{suffix}")(type(f"{base.__name__}{suffix.title()}", (base,), members))
 
@@ -81,6 +82,7 @@ class VirtioPci(PciDevice):
 
     type_name = "virtio-pci"
     abstract = True
+    plugs_into = ("pci-express-device", "conventional-pci-device")
     backend_type: ClassVar[str] = ""
     interrupt_pin = 1
     default_vectors: ClassVar[int | None] = None
