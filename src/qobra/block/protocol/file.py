@@ -364,7 +364,7 @@ class FileNode(BlockNode):
             preallocate(self.fd, self.length, length, preallocation)
         except OSError as error:
             os.ftruncate(self.fd, self.length)
-            raise QobraError(f"Could not resize file: {strerror(error)}", errno=error.errno)
+            raise QobraError(f"{_NOT_RESIZED[preallocation]}: {strerror(error)}", errno=error.errno)
         self.length = length
         self._data = (0, 0)
 
@@ -382,7 +382,7 @@ class FileNode(BlockNode):
     def create(cls, options: Options) -> None:
         """blockdev-create (BlockdevCreateOptionsFile): a new file of ``size`` bytes, preallocated as asked for.
 
-        Raises QobraError; a file that could not be completed is left as it is, as the reference has it.
+        Raises QobraError; a file that could not be completed is left, empty.
         """
         path = options["filename"].removeprefix("file:")
         preallocation = options.get("preallocation", "off")
@@ -395,11 +395,11 @@ class FileNode(BlockNode):
                 locks.take_for_creation(fd, path)
             os.ftruncate(fd, 0)
             preallocate(fd, 0, options["size"], preallocation)
-        except OSError as error:
-            raise QobraError(f"Could not resize file: {strerror(error)}", errno=error.errno)
-        except BaseException:  # interrupted
-            os.ftruncate(fd, 0)
-            raise
+        except BaseException as error:
+            os.ftruncate(fd, 0)  # or it could be taken for whole
+            if not isinstance(error, OSError):
+                raise
+            raise QobraError(f"{_NOT_RESIZED[preallocation]}: {strerror(error)}", errno=error.errno)
         finally:
             os.close(fd)
 
@@ -420,6 +420,13 @@ class _NoLock:
 
 
 _NO_LOCK = _NoLock()
+
+
+_NOT_RESIZED = {
+    "off": "Could not resize file",
+    "falloc": "Could not preallocate new data",
+    "full": "Could not write zeros for preallocation",
+}
 
 
 def preallocate(fd: int, old_length: int, length: int, preallocation: str) -> None:

@@ -232,8 +232,10 @@ def preallocate(node: Qcow2Disk, start: int, end: int, mode: str, *, zero: bool 
         if not image.external and top > image.file.length:
             try:
                 image.file.truncate(top, preallocation=file_mode, exact=False)
-            except BaseException:
+            except BaseException as error:
                 _empty_entries_again(image, filled)
+                if isinstance(error, QobraError) and file_mode != "off":
+                    raise error.prefixed("Failed to resize underlying file: ")
                 raise
     image.writeback.commit()
     with image.lock:
