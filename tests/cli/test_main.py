@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import qobra.cli.subcommand
 from qobra.cli import main as program
+from qobra.cli.subcommand import completion
 
 DIRECTORY = Path(next(iter(qobra.cli.subcommand.__path__)))
 
@@ -41,17 +43,39 @@ def test_only_subcommands_are_found(name: str) -> None:
     assert program.module_of(name) is None
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["qobra"], {"img", "schema", "storage-daemon", "--help"}),
+        (["qobra", "img"], {"convert", "inspect", "snapshot"}),
+        (["qobra-img"], {"convert", "inspect", "snapshot"}),
+        (["qobra", "img", "convert", "-p"], {"-O", "-W", "--target-is-zero", "--salvage"}),
+        (["qobra", "schema"], {"check", "diff", "coverage"}),
+        (["/usr/bin/qobra-nbd"], {"--socket", "--persistent", "-k"}),
+    ],
+)
+def test_completion_knows_what_the_help_tells(words: list[str], expected: set[str]) -> None:
+    assert expected <= set(completion.candidates(words))
+
+
+def test_completion_offers_no_actions_after_one() -> None:
+    found = completion.candidates(["qobra", "img", "info", "disk.qcow2"])
+    assert "--backing-chain" in found
+    assert all(word.startswith("-") for word in found)
+
+
+def test_completion_is_valid_bash(tmp_path: Path) -> None:
+    program_path = tmp_path / "qobra"
+    program_path.write_text(f'#!/bin/sh\nexec {sys.executable} -m qobra.cli.main "$@"\n')
+    program_path.chmod(0o755)
+    script = subprocess.run([program_path, "completion", "bash"], stdout=subprocess.PIPE, check=True).stdout
+    check = script + b'COMP_WORDS=(qobra img conv); COMP_CWORD=2; _qobra; echo "${COMPREPLY[@]}"'
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash"], input=check, stdout=subprocess.PIPE, env=environment, check=True)
+    assert result.stdout.split() == [b"convert"]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_every_subcommand(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion_is_of_every_program(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["completion", shell]) == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in program.subcommands())
-
-
-def test_completion_is_valid_bash() -> None:
-    script = subprocess.run(
-        [sys.executable, "-m", "qobra.cli.main", "completion", "bash"], stdout=subprocess.PIPE, check=True
-    ).stdout
-    check = script + b'COMP_WORDS=(qobra compl); COMP_CWORD=1; _qobra; echo "${COMPREPLY[@]}"'
-    result = subprocess.run(["bash"], input=check, stdout=subprocess.PIPE, check=True)
-    assert result.stdout.split() == [b"completion"]
+    assert "qobra-storage-daemon" in capsys.readouterr().out

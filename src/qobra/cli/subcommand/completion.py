@@ -1,45 +1,90 @@
-"""``qobra completion SHELL``: completion of subcommands, for bash, zsh and fish."""
+"""``qobra completion SHELL``: completion of subcommands, actions and options, for bash, zsh and fish.
+
+The scripts ask ``qobra completion --words WORD...``, which answers from the help of the program that the words before
+the cursor name: what has a help text is completed, with no table to keep.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 
 HELP = 'print shell completion: eval "$(qobra completion bash)"'
 
+_PROGRAMS = "qobra qobra-img qobra-io qobra-nbd qobra-shell qobra-storage-daemon"
+
 _BASH = """\
 _qobra() {{
-    if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "{names}" -- "${{COMP_WORDS[1]}}"))
-    else
-        COMPREPLY=($(compgen -f -- "${{COMP_WORDS[COMP_CWORD]}}"))
-    fi
+    local IFS=$'\\n'
+    COMPREPLY=($(compgen -W "$(qobra completion --words "${{COMP_WORDS[@]:0:COMP_CWORD}}" 2>/dev/null)" \\
+        -- "${{COMP_WORDS[COMP_CWORD]}}"))
 }}
-complete -o filenames -F _qobra qobra
+complete -o default -F _qobra {programs}
 """
 
 _ZSH = """\
-#compdef qobra
 _qobra() {{
-    if (( CURRENT == 2 )); then
-        compadd -- {names}
-    else
-        _files
-    fi
+    local found=(${{(f)"$(qobra completion --words "${{(@)words[1,CURRENT-1]}}" 2>/dev/null)"}})
+    compadd -- $found
+    _files
 }}
-compdef _qobra qobra
+compdef _qobra {programs}
 """
 
-_FISH = "complete -c qobra -n __fish_use_subcommand -f -a '{names}'\n"
+_FISH = """\
+for program in {programs}
+    complete -c $program -a '(qobra completion --words (commandline -opc) 2>/dev/null)'
+end
+"""
 
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
+_OPTION = re.compile(r"(?<![\w-])(--?[A-Za-z][-\w]*)")
+_ACTION = re.compile(r"^ {2,4}([a-z][-a-z]*)(?=  |$)", re.MULTILINE)
+
 
 def main(argv: list[str]) -> int:
-    """Print the script for one shell."""
+    """Print the script for one shell, or what may follow some words."""
+    if argv[:1] == ["--words"]:
+        print("\n".join(candidates(argv[1:])))
+        return 0
     if len(argv) != 1 or argv[0] not in _SCRIPTS:
         print("usage: qobra completion bash|zsh|fish", file=sys.stdout if "--help" in argv else sys.stderr)
         return 0 if "--help" in argv else 2
-    from qobra.cli.main import PROGRAMS, subcommands
-
-    print(_SCRIPTS[argv[0]].format(names=" ".join(sorted([*subcommands(), *PROGRAMS]))), end="")
+    print(_SCRIPTS[argv[0]].format(programs=_PROGRAMS), end="")
     return 0
+
+
+def candidates(words: list[str]) -> list[str]:
+    """What may come after ``words``, the first of which is a program: subcommands, actions and options, sorted.
+
+    Empty where the help says nothing of what is to come, as with the value of an option or the name of a file.
+    """
+    program, *rest = words or ["qobra"]
+    named = [word for word in rest if not word.startswith("-")]
+    prefix = program.rpartition("/")[2].removeprefix("qobra").removeprefix("-")
+    if prefix:
+        named.insert(0, prefix)
+    path: list[str] = []
+    while True:
+        text = _help(path)
+        usage = text.partition("\n\n")[0]
+        actions = set(_ACTION.findall(text)) if "SUBCOMMAND" in usage or "ACTION" in usage else set()
+        if len(named) == len(path) or named[len(path)] not in actions:
+            break
+        path.append(named[len(path)])
+    options = set(_OPTION.findall(text))
+    return sorted(actions | options if len(named) == len(path) else options)
+
+
+def _help(path: list[str]) -> str:
+    """The text of ``qobra PATH... --help``."""
+    import contextlib
+    import io
+
+    from qobra.cli.main import main as qobra
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        qobra([*path, "--help"])
+    return out.getvalue()
