@@ -1,4 +1,4 @@
-"""``qobra graph ADDRESS``: a server's block graph, as a tree or for a program that draws.
+"""``qobra graph ADDRESS``: a server's block graph, as a tree, a picture or for a program.
 
 The nodes and links are those of x-debug-query-block-graph, so any QEMU since 4.0 will do as well.
 """
@@ -6,7 +6,6 @@ The nodes and links are those of x-debug-query-block-graph, so any QEMU since 4.
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from qobra.client import CommandNotFound
@@ -16,19 +15,23 @@ from qobra.units import size_text
 
 HELP = "draw the block graph of a running server"
 
+DRAWINGS = ("svg", "json", "dot", "mermaid")
+"""Methods of :class:`Graph` that are options too."""
+
 
 def main(argv: list[str]) -> int:
     """Print the graph; returns 0."""
     parser = argparse.ArgumentParser(prog="qobra graph", description=HELP)
     parser.add_argument("address", metavar="ADDRESS", help="where the server's QMP is: unix:PATH, HOST:PORT, ssh://...")
     formats = parser.add_mutually_exclusive_group()
-    formats.add_argument("--dot", action="store_true", help="print Graphviz: qobra graph ADDRESS --dot | dot -Tsvg")
+    formats.add_argument("--svg", action="store_true", help="print a picture: qobra graph ADDRESS --svg > graph.svg")
+    formats.add_argument("--json", action="store_true", help="print vertices and links as JSON")
+    formats.add_argument("--dot", action="store_true", help="print Graphviz' language")
     formats.add_argument("--mermaid", action="store_true", help="print Mermaid, as Markdown viewers draw it")
     options = parser.parse_args(argv)
     with Client.connect(options.address) as client:
         graph = Graph.of(client)
-    text = graph.dot() if options.dot else graph.mermaid() if options.mermaid else graph.tree()
-    print(text, file=sys.stdout)
+    print(getattr(graph, next((name for name in DRAWINGS if getattr(options, name)), "tree"))())
     return 0
 
 
@@ -61,6 +64,20 @@ class Graph:
                 lines.append(label)
                 self._branches(vertex, "", lines, drawn)
         return "\n".join(lines)
+
+    def svg(self) -> str:
+        """A picture, users above what they use; links that are written through are thick."""
+        from qobra.cli.subcommand._drawing import svg
+
+        return svg(self.labels, self.links)
+
+    def json(self) -> str:
+        """The vertices with their labels, and the links between them."""
+        import json
+
+        vertices = [{"id": vertex, "label": label} for vertex, label in self.labels.items()]
+        links = [dict(zip(("parent", "child", "name", "writes"), link, strict=True)) for link in self.links]
+        return json.dumps({"vertices": vertices, "links": links}, indent=2)
 
     def dot(self) -> str:
         """The graph in Graphviz' language; links that are written through are bold."""
