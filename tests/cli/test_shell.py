@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import qobra
 from qobra.cli import shell
 from qobra.cli._shell import manual
 from qobra.cli._shell.complete import candidates
@@ -299,3 +300,10 @@ def test_interactive(qobra_server: QobraServer, tmp_path: Path) -> None:
         process.wait()
         os.close(master)
     assert "node-name=typed" in (tmp_path / "qobra" / "shell_history").read_text()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        shell.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"qobra-shell {qobra.__version__}\n"

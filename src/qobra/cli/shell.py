@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
+from qobra import __version__
 from qobra.errors import QobraError
 
 HELP = "a prompt for a QMP server, with completion and help; or a script for it"
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qobra-shell", description=HELP, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("-V", "--version", action="version", version=f"qobra-shell {__version__}")
     parser.add_argument("address", metavar="ADDRESS", help="where the server listens")
     parser.add_argument("-c", "--command", action="append", metavar="LINE", help="run this line (may be repeated)")
     parser.add_argument("-f", "--file", metavar="FILE", help="run the lines of this file")
