@@ -118,7 +118,7 @@ def test_refusals(layer, drive, image, tmp_path):
     refused(f"Could not open '{tmp_path}/s': No such file or directory", take_sync, layer, {**new, "mode": "existing"})
     take(layer, {"node": "base", "overlay": "other"}).settle()
     refused(
-        "Node 'base' is busy: node is used as backing hd of 'drive'", take, layer, {"node": "base", "overlay": "null"}
+        "Node 'base' is busy: node is used as backing hd of 'other'", take, layer, {"node": "base", "overlay": "null"}
     )
 
 

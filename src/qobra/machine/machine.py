@@ -171,7 +171,8 @@ class Machine:
         if "migration" in self.__dict__:
             self.migration.close()
         if self.board is not None:
-            self.board.power_off()
+            with self.control:  # what a device's other threads have posted comes before or after, never beside
+                self.board.power_off()
         # Only what was ever used is there to be closed.
         for part in ("block", "netdevs", "chardevs", "fdsets", "objects"):
             if part in self.__dict__:
