@@ -87,6 +87,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
+    if unknown := set(options.rows.split(",")) - set(ROWS):
+        parser.error(f"no row '{min(unknown)}'; there are {', '.join(ROWS)}")
     if shutil.which("qemu-img") is None:
         sys.exit("qemu-img is not installed")
     size = int(options.size[:-1]) * {"M": MIB, "G": 1 << 30}[options.size[-1]]

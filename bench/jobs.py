@@ -108,6 +108,8 @@ def main() -> int:
     parser.add_argument("--window", type=float, default=8, help="seconds of a guest beside a job")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
+    if unknown := set(arguments.rows.split(",")) - set(ROWS):
+        parser.error(f"no row '{min(unknown)}'; there are {', '.join(ROWS)}")
     for program in ("qemu-storage-daemon", "qemu-img", "qemu-io", "fio"):
         if shutil.which(program) is None:
             print(f"bench/jobs.py: {program} is not installed", file=sys.stderr)

@@ -116,6 +116,8 @@ def main() -> int:
     parser.add_argument("--rows", default=",".join(PLAIN))
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
+    if unknown := set(arguments.rows.split(",")) - {"all", *ROWS, *CURVES}:
+        parser.error(f"no row '{min(unknown)}'; there are {', '.join([*ROWS, *CURVES])}")
     for program in ("qemu-nbd", "qemu-img", "qemu-io", "fio"):
         if shutil.which(program) is None:
             print(f"bench/nbd.py: {program} is not installed", file=sys.stderr)
