@@ -149,3 +149,12 @@ def test_the_recorded_backing_file_changes(layer, drive, tmp_path):
     ).settle()
     change_backing_file(layer, {**args, "image-node-name": "new"})
     assert drive.node.backing_filename == "elsewhere"
+
+
+@pytest.mark.parametrize("format", ["qcow2", "raw"])
+def test_an_image_that_somebody_uses_is_not_overwritten_by_a_new_one(layer, drive, tmp_path, format):
+    order = plan(layer, str(tmp_path / "base"), format, size=MIB)
+    with pytest.raises(QobraError, match='Failed to get "write" lock'):
+        order.run(layer)
+    assert drive.read(0, 6) == b"before"
+    assert (tmp_path / "base").stat().st_size > MIB // 4

@@ -307,3 +307,11 @@ def test_refusals_of_jobs(q: Run) -> None:
     q.do("block-stream", job_id="s", device="filter", base_node="below")
     mirror = {"device": "filter", "target": q.path("new"), "node-name": "new", "sync": "none", "replaces": "nope"}
     q("drive-mirror", mirror)
+
+
+@against_storage_daemon
+def test_a_file_is_opened_before_its_options_are_looked_at(q: Run) -> None:
+    q.tool("qemu-img", "create", "-q", "flat", "1M")
+    q.add("file", node_name="f", filename=q.path("nope"), aio="native")
+    q.add("file", node_name="f", filename=q.path(""), aio="native")
+    q.add("file", node_name="f", filename=q.path("flat"), aio="native")

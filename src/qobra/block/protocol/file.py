@@ -63,11 +63,6 @@ class FileNode(BlockNode):
                 "The 'file' block driver requires a file name" if self.driver == "file" else "A file name is required"
             )
         self.path: str = options["filename"]
-        if options.get("aio") == "native" and not self.cache_direct:
-            raise QobraError(
-                "aio=native was specified, but it requires cache.direct=on, which was not specified.",
-                errno=errno.EINVAL,
-            )
         locking = options.get("locking", "auto")
         self._locking = locking == "on" or (locking == "auto" and locks.available())
         self._held = locks.HeldLocks()
@@ -80,6 +75,11 @@ class FileNode(BlockNode):
             self.length = self._host_length()
         except OSError as error:
             raise QobraError(f"Could not open '{self.path}': {strerror(error)}", errno=error.errno)
+        if options.get("aio") == "native" and not self.cache_direct:
+            raise QobraError(
+                "aio=native was specified, but it requires cache.direct=on, which was not specified.",
+                errno=errno.EINVAL,
+            )
         self._discards = self._discards_failed = self._discarded_bytes = 0
         self._data = (0, 0)
         """Where data begin and end that were found by the last look for a hole: within it there is none."""
@@ -394,11 +394,12 @@ class FileNode(BlockNode):
             if locks.available():
                 locks.take_for_creation(fd, path)
             os.ftruncate(fd, 0)
-            preallocate(fd, 0, options["size"], preallocation)
-        except BaseException as error:
-            os.ftruncate(fd, 0)  # or it could be taken for whole
-            if not isinstance(error, OSError):
+            try:
+                preallocate(fd, 0, options["size"], preallocation)
+            except BaseException:
+                os.ftruncate(fd, 0)  # or it could be taken for whole
                 raise
+        except OSError as error:
             raise QobraError(f"{_NOT_RESIZED[preallocation]}: {strerror(error)}", errno=error.errno)
         finally:
             os.close(fd)
