@@ -53,4 +53,11 @@ def test_errors_as_getopt_words_them() -> None:
 def test_help() -> None:
     with pytest.raises(HelpWanted):
         parse_command(["-f", "raw", "--help"], "f:")
-    assert parse_command(["-f", "-h"], "f:") == ([("f", "-h")], [])
+    assert parse_command(["-f", "-h"], "f:").optional("f") == "-h"
+
+
+def test_the_last_value_of_an_option_counts() -> None:
+    line = parse_command(["-f", "raw", "-q", "disk", "-f", "qcow2"], "f:qp", ("cache=",))
+    assert (line.optional("f"), line.values("f"), line.value("f", "vdi")) == ("qcow2", ["raw", "qcow2"], "qcow2")
+    assert (line.optional("cache"), line.value("cache", "none"), line.values("cache")) == (None, "none", [])
+    assert (line.has("q"), line.has("p"), line.operands) == (True, False, ["disk"])

@@ -101,9 +101,36 @@ def _long_option(word: str, names: dict[str, tuple[bool, str]]) -> tuple[bool, s
     return matches.pop()
 
 
-def parse_command(arguments: Sequence[str], short: str, long: Sequence[str] = ()) -> Parsed:
+class CommandLine:
+    """What a subcommand was given; of an option that takes one value and was given twice, the last counts."""
+
+    def __init__(self, options: list[tuple[str, str]], operands: list[str]) -> None:
+        self.options = options
+        """Each option with its value, in order."""
+        self.operands = operands
+
+    def has(self, name: str) -> bool:
+        """Whether the option was given."""
+        return any(option == name for option, _value in self.options)
+
+    def values(self, name: str) -> list[str]:
+        """All values of the option, in order."""
+        return [value for option, value in self.options if option == name]
+
+    def optional(self, name: str) -> str | None:
+        """The option's value, or None if it was not given."""
+        values = self.values(name)
+        return values[-1] if values else None
+
+    def value(self, name: str, default: str) -> str:
+        """The option's value, or what it is when it was not given."""
+        values = self.values(name)
+        return values[-1] if values else default
+
+
+def parse_command(arguments: Sequence[str], short: str, long: Sequence[str] = ()) -> CommandLine:
     """:func:`parse` with ``-h`` and ``--help`` as every subcommand has them. Raises HelpWanted or UsageError."""
-    options, operands = parse(arguments, "h" + short, ("help|h", *long))
-    if any(option == "h" for option, _value in options):
+    line = CommandLine(*parse(arguments, "h" + short, ("help|h", *long)))
+    if line.has("h"):
         raise HelpWanted
-    return options, operands
+    return line

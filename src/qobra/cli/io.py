@@ -266,9 +266,7 @@ class Shell:
             raise QobraError(error.text)
 
     def _new_images(self) -> None:
-        self._images = Images(self._program)
-        for definition in self._objects:
-            self._images.add_object(definition)
+        self._images = Images(self._program, self._objects)
         self._images.create_objects()
         self._images.layer.tell_held = print
 

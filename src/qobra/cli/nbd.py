@@ -122,7 +122,7 @@ class Task:
         self._options = options
         self._given = dict(options)
         self._operands = operands
-        self._images = Images(program)
+        self._images = self._new_images()
         self._activated: dict[str, Any] | None = None
 
     def run(self) -> int:
@@ -148,9 +148,6 @@ class Task:
 
                 if not take(self._program, value):
                     return 0
-        for option, value in self._options:
-            if option == "object":
-                self._images.add_object(value)
         self._images.create_objects()
         if "L" in given:
             return self._list()
@@ -288,12 +285,12 @@ class Task:
 
     def _fresh_images(self) -> Images:
         """What was made before the fork has its threads in the parent."""
-        images = Images(self._program)
-        for option, value in self._options:
-            if option == "object":
-                images.add_object(value)
+        images = self._new_images()
         images.create_objects()
         return images
+
+    def _new_images(self) -> Images:
+        return Images(self._program, [value for option, value in self._options if option == "object"])
 
     def _open(self, filename: str) -> BlockBackend:
         given = self._given

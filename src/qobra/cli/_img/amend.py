@@ -6,7 +6,7 @@ from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.creation._options import Format, Option, formats, listed, parse_values
 from qobra.block.node import drivers
 from qobra.cli._img.create import option_pairs, wants_help
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
@@ -27,29 +27,12 @@ Change options of an image, name=value,...; '-o help' lists those that can be ch
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "o:f:t:pq", ("object=", "image-opts", "force"))
-    fmt = None
-    cache = "writeback"
-    texts: list[str] = []
-    image_opts = quiet = show_progress = force = False
-    with Images(program) as images:
-        for option, value in options:
-            if option == "o":
-                texts.append(value)
-            elif option == "f":
-                fmt = value
-            elif option == "t":
-                cache = value
-            elif option == "p":
-                show_progress = True
-            elif option == "q":
-                quiet = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
-            elif option == "force":
-                force = True
+    line = parse_command(arguments, "o:f:t:pq", ("object=", "image-opts", "force"))
+    operands = line.operands
+    texts = line.values("o")
+    fmt = line.optional("f")
+    cache = line.value("t", "writeback")
+    with Images(program, line.values("object")) as images:
         if not texts:
             raise usage("Must specify options (-o)")
         images.create_objects()
@@ -60,12 +43,12 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError("Expecting one image file name")
         if cache not in CACHE_MODES:
             raise ToolError(f"Invalid cache option: {cache}")
-        backend = images.open(operands[0], fmt=fmt, image_opts=image_opts, writable=True, resize=True, cache=cache)
+        backend = images.open(operands[0], **opening(line), writable=True, resize=True, cache=cache)
         node: Any = node_of(backend)
         if help_wanted:
             return _print_options(node.driver)
         target = _format(node.driver)
-        with program.progress(show_progress and not quiet) as progress:
+        with program.progress(line.has("p") and not line.has("q")) as progress:
             pairs = option_pairs(texts)
             for name, _value in pairs:
                 if name not in target.amend_options and name in target.options:
@@ -73,7 +56,7 @@ def main(program: Program, arguments: list[str]) -> int:
             try:
                 values = parse_values(target.amend_options, pairs)
                 order = amendment(values)
-                if "encrypt" in order and force:
+                if "encrypt" in order and line.has("force"):
                     order["_force"] = True
                 with images.layer.drained():
                     node.amend(order, lambda done, total: _tell(progress, done, total))

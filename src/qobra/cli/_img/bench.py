@@ -7,7 +7,7 @@ import time
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img._target import reason
-from qobra.cli._tool.opening import Images
+from qobra.cli._tool.opening import Images, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError
 from qobra.getopt import parse_command
@@ -49,53 +49,35 @@ class Order:
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(
+    line = parse_command(
         arguments,
         "c:d:f:i:no:qs:S:t:wU",
         ("flush-interval=", "pattern=", "no-drain", "image-opts", "force-share|U", "object="),
     )
     order = Order()
-    fmt = None
-    cache = "writeback"
-    image_opts = force_share = False
-    aio = "threads"
-    with Images(program) as images:
-        for option, value in options:
-            if option == "c":
-                order.count = _plain_number(value, "request count")
-            elif option == "d":
-                order.depth = _plain_number(value, "queue depth")
-            elif option == "f":
-                fmt = value
-            elif option == "i":
-                if value not in AIO_MODES:
-                    raise ToolError(f"Invalid aio option: {value}")
-                aio = value
-            elif option == "o":
-                order.offset = program.number("offset", value)
-            elif option == "s":
-                order.size = program.number("buffer size", value, 0, (1 << 31) - 1)
-            elif option == "S":
-                order.step = program.number("step_size", value, 0, (1 << 31) - 1)
-            elif option == "t":
-                if value not in CACHE_MODES:
-                    raise ToolError("Invalid cache mode")
-                cache = value
-            elif option == "w":
-                order.writes = True
-            elif option == "U":
-                force_share = True
-            elif option == "pattern":
-                order.pattern = _plain_number(value, "pattern byte", 255)
-            elif option == "flush-interval":
-                order.flush_interval = _plain_number(value, "flush interval")
-            elif option == "no-drain":
-                order.drain = False
-            elif option == "image-opts":
-                image_opts = True
-            elif option == "object":
-                images.add_object(value)
-        if len(operands) != 1:
+    for option, value in line.options:
+        if option == "c":
+            order.count = _plain_number(value, "request count")
+        elif option == "d":
+            order.depth = _plain_number(value, "queue depth")
+        elif option == "i" and value not in AIO_MODES:
+            raise ToolError(f"Invalid aio option: {value}")
+        elif option == "o":
+            order.offset = program.number("offset", value)
+        elif option == "s":
+            order.size = program.number("buffer size", value, 0, (1 << 31) - 1)
+        elif option == "S":
+            order.step = program.number("step_size", value, 0, (1 << 31) - 1)
+        elif option == "t" and value not in CACHE_MODES:
+            raise ToolError("Invalid cache mode")
+        elif option == "pattern":
+            order.pattern = _plain_number(value, "pattern byte", 255)
+        elif option == "flush-interval":
+            order.flush_interval = _plain_number(value, "flush interval")
+    order.writes = line.has("w")
+    order.drain = not line.has("no-drain")
+    with Images(program, line.values("object")) as images:
+        if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         if not order.writes and order.flush_interval:
             raise ToolError("--flush-interval is only available in write tests")
@@ -103,13 +85,11 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError("Flush interval can't be smaller than depth")
         images.create_objects()
         backend = images.open(
-            operands[0],
-            fmt=fmt,
-            image_opts=image_opts,
+            line.operands[0],
+            **opening(line),
             writable=order.writes,
-            cache=cache,
-            force_share=force_share,
-            aio=aio,
+            cache=line.value("t", "writeback"),
+            aio=line.value("i", "threads"),
         )
         step = order.step or order.size
         print(

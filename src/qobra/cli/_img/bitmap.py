@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.block import bitmap_changes as changes
-from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of
+from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
@@ -27,7 +27,7 @@ ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(
+    line = parse_command(
         arguments,
         "b:f:F:g:",
         (
@@ -35,26 +35,12 @@ def main(program: Program, arguments: list[str]) -> int:
             "source-format=|F", "granularity=|g",
         ),
     )  # fmt: skip
-    fmt = source_file = source_format = None
-    granularity = 0
-    image_opts = False
-    actions: list[tuple[str, str]] = []
-    with Images(program) as images:
-        for option, value in options:
-            if option in ACTIONS:
-                actions.append((option, value))
-            elif option == "b":
-                source_file = value
-            elif option == "f":
-                fmt = value
-            elif option == "F":
-                source_format = value
-            elif option == "g":
-                granularity = program.number("granularity", value, 1)
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
+    operands = line.operands
+    source_file, source_format = line.optional("b"), line.optional("F")
+    granularity_text = line.optional("g")
+    granularity = 0 if granularity_text is None else program.number("granularity", granularity_text, 1)
+    actions = [(option, value) for option, value in line.options if option in ACTIONS]
+    with Images(program, line.values("object")) as images:
         kinds = {action for action, _value in actions}
         if not actions:
             raise ToolError("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")
@@ -69,9 +55,7 @@ def main(program: Program, arguments: list[str]) -> int:
         images.create_objects()
         filename, name = operands
         # No data is touched, but where bitmaps are kept is.
-        node = node_of(
-            images.open(filename, fmt=fmt, image_opts=image_opts, writable=True, backing=False, options=STORED_BITMAPS)
-        )
+        node = node_of(images.open(filename, **opening(line), writable=True, backing=False, options=STORED_BITMAPS))
         source = node
         if source_file is not None:
             source = node_of(images.open(source_file, fmt=source_format, backing=False, options=STORED_BITMAPS))

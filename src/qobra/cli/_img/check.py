@@ -7,7 +7,7 @@ import sys
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of
+from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, flush_output, usage
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
@@ -32,45 +32,27 @@ CORRUPT, LEAKED, UNSUPPORTED = 2, 3, 63
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(
+    line = parse_command(
         arguments, "f:r:T:qU", ("format=|f", "repair=|r", "output=", "object=", "image-opts", "force-share|U")
     )
-    fmt = output = repair = None
-    cache = "writeback"
-    image_opts = quiet = force_share = False
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                fmt = value
-            elif option == "r":
-                if value not in ("leaks", "all"):
-                    raise usage(f"Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
-                repair = value
-            elif option == "T":
-                cache = value
-            elif option == "output":
-                output = value
-            elif option == "q":
-                quiet = True
-            elif option == "U":
-                force_share = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
-        if len(operands) != 1:
+    for value in line.values("r"):
+        if value not in ("leaks", "all"):
+            raise usage(f"Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
+    repair = line.optional("r")
+    cache = line.value("T", "writeback")
+    quiet = line.has("q")
+    with Images(program, line.values("object")) as images:
+        if len(line.operands) != 1:
             raise usage("Expecting one image file name")
-        is_json = check_output(output)
+        is_json = check_output(line)
         images.create_objects()
         if cache not in CACHE_MODES:
             raise ToolError(f"Invalid source cache option: {cache}")
         backend = images.open(
-            operands[0],
-            fmt=fmt,
-            image_opts=image_opts,
+            line.operands[0],
+            **opening(line),
             writable=repair is not None,
             cache=cache,
-            force_share=force_share,
             options={"_check": True, **STORED_BITMAPS},
         )
         node = node_of(backend)
@@ -116,7 +98,7 @@ def main(program: Program, arguments: list[str]) -> int:
                 )
             from qobra.json_text import dumps
 
-            print(dumps({"filename": operands[0], "format": node.driver, **result}))
+            print(dumps({"filename": line.operands[0], "format": node.driver, **result}))
         elif not quiet:
             print("\n".join(summary(result)))
     if result.get("corruptions"):

@@ -14,7 +14,7 @@ from qobra.block.node import BlockNode
 from qobra.cli._img._copying import copy
 from qobra.cli._img._target import reason
 from qobra.cli._img._throttle import Throttle
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.process import collect_garbage
 from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError, usage
@@ -34,44 +34,25 @@ image is empty afterwards.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "f:t:b:r:dpq", ("object=", "image-opts"))
-    fmt = base_name = None
-    cache = "writeback"
-    rate = 0
-    image_opts = quiet = drop = show_progress = False
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                fmt = value
-            elif option == "t":
-                cache = value
-            elif option == "b":
-                base_name = value
-                # What lies between would have to be emptied too.
-                drop = True
-            elif option == "r":
-                rate = program.number("rate limit", value)
-            elif option == "d":
-                drop = True
-            elif option == "p":
-                show_progress = True
-            elif option == "q":
-                quiet = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
-        if len(operands) != 1:
+    line = parse_command(arguments, "f:t:b:r:dpq", ("object=", "image-opts"))
+    base_name = line.optional("b")
+    # With a base further down, what lies between would have to be emptied too.
+    drop = line.has("d") or base_name is not None
+    cache = line.value("t", "writeback")
+    rate = program.number("rate limit", line.value("r", "0"))
+    quiet = line.has("q")
+    with Images(program, line.values("object")) as images:
+        if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         images.create_objects()
         if cache not in CACHE_MODES:
             raise ToolError(f"Invalid cache option: {cache}")
         backend = images.open(
-            operands[0], fmt=fmt, image_opts=image_opts, writable=True, cache=cache, options={"discard": "unmap"}
+            line.operands[0], **opening(line), writable=True, cache=cache, options={"discard": "unmap"}
         )
-        with program.progress(show_progress and not quiet) as progress:
+        with program.progress(line.has("p") and not quiet) as progress:
             top = node_of(backend)
-            base = _find_base(top, base_name, operands[0])
+            base = _find_base(top, base_name, line.operands[0])
             collect_garbage()
             _commit(images, top, base, progress, Throttle(rate) if rate else None)
             if not drop:

@@ -36,43 +36,26 @@ DIFFERENT, OPEN_FAILED, MAP_FAILED, READ_FAILED = 1, 2, 3, 4
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "f:F:T:pqsU", ("object=", "image-opts", "force-share|U"))
-    formats: list[str | None] = [None, None]
-    cache = "writeback"
-    image_opts = strict = quiet = force_share = show_progress = False
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                formats[0] = value
-            elif option == "F":
-                formats[1] = value
-            elif option == "T":
-                cache = value
-            elif option == "p":
-                show_progress = True
-            elif option == "q":
-                quiet = True
-            elif option == "s":
-                strict = True
-            elif option == "U":
-                force_share = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
+    line = parse_command(arguments, "f:F:T:pqsU", ("object=", "image-opts", "force-share|U"))
+    operands = line.operands
+    cache = line.value("T", "writeback")
+    strict, quiet = line.has("s"), line.has("q")
+    with Images(program, line.values("object")) as images:
         if len(operands) != 2:
             raise usage("Expecting two image file names")
         images.create_objects()
         if cache not in CACHE_MODES:
             raise ToolError(f"Invalid source cache option: {cache}", status=OPEN_FAILED)
         nodes = []
-        for filename, fmt in zip(operands, formats, strict=True):
+        for filename, fmt in zip(operands, (line.optional("f"), line.optional("F")), strict=True):
             try:
-                backend = images.open(filename, fmt=fmt, image_opts=image_opts, cache=cache, force_share=force_share)
+                backend = images.open(
+                    filename, fmt=fmt, image_opts=line.has("image-opts"), cache=cache, force_share=line.has("U")
+                )
             except ToolError as error:
                 raise ToolError(error.text, status=OPEN_FAILED)
             nodes.append(node_of(backend))
-        with program.progress(show_progress and not quiet) as progress:
+        with program.progress(line.has("p") and not quiet) as progress:
             warn = (lambda _text: None) if quiet else print
             difference = Comparison(nodes[0], nodes[1], operands, strict, progress, warn).run()
             if not quiet:

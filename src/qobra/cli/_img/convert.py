@@ -41,7 +41,7 @@ MAX_SPARSE = 16 << 20
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(
+    line = parse_command(
         arguments,
         "f:O:B:CcF:o:l:S:pt:T:qnm:WUr:",
         (
@@ -50,10 +50,11 @@ def main(program: Program, arguments: list[str]) -> int:
             "resume", "compression-level=",
         ),
     )  # fmt: skip
-    with Images(program) as images:
-        order = Order()
-        for option, value in options:
-            _take(program, images, order, option, value)
+    operands = line.operands
+    order = Order()
+    for option, value in line.options:
+        _take(program, order, option, value)
+    with Images(program, line.values("object")) as images:
         _check(order, operands)
         if any(wants_help(text) for text in order.options):
             return print_options(program, order.output_format, operands[-1] if operands else None)
@@ -126,7 +127,7 @@ _TEXTS = {
 }
 
 
-def _take(program: Program, images: Images, order: Order, option: str, value: str) -> None:
+def _take(program: Program, order: Order, option: str, value: str) -> None:
     """Put one option into ``order``. Raises ToolError."""
     if option in _FLAGS:
         setattr(order, _FLAGS[option], True)
@@ -158,8 +159,6 @@ def _take(program: Program, images: Images, order: Order, option: str, value: st
         order.level = program.number("compression level", value, 1, 22)
     elif option == "r":
         order.rate = program.number("rate limit", value)
-    elif option == "object":
-        images.add_object(value)
 
 
 def is_option_list(text: str) -> bool:

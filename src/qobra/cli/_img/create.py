@@ -11,6 +11,10 @@ from qobra.cli._tool.report import Program, ToolError, flush_output, usage
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qobra.getopt import CommandLine
+
 HELP = """\
 create [-q] [-f FMT] [-b BACKING [-F BACKING_FMT]] [-u] [-o OPTIONS] [--object DEF] FILENAME [SIZE]
 
@@ -28,26 +32,10 @@ as that.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "F:b:f:qo:u", ("object=",))
-    fmt, backing, backing_format = "raw", None, None
-    texts: list[str] = []
-    quiet = unsafe = False
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                fmt = value
-            elif option == "b":
-                backing = value
-            elif option == "F":
-                backing_format = value
-            elif option == "o":
-                texts.append(value)
-            elif option == "q":
-                quiet = True
-            elif option == "u":
-                unsafe = True
-            elif option == "object":
-                images.add_object(value)
+    line = parse_command(arguments, "F:b:f:qo:u", ("object=",))
+    operands = line.operands
+    texts = line.values("o")
+    with Images(program, line.values("object")) as images:
         filename = operands[0] if operands else None
         if filename is None and not any(wants_help(text) for text in texts):
             raise usage("Expecting image file name")
@@ -57,10 +45,10 @@ def main(program: Program, arguments: list[str]) -> int:
         if len(operands) > 2:
             raise usage(f"Unexpected argument: {operands[2]}")
         if any(wants_help(text) for text in texts):
-            return print_options(program, fmt, filename)
+            return print_options(program, line.value("f", "raw"), filename)
         assert filename is not None
         images.create_objects()
-        create(program, images, filename, fmt, texts, size, backing, backing_format, unsafe, quiet)
+        create(program, images, line, filename, size)
     return 0
 
 
@@ -101,18 +89,7 @@ def print_options(program: Program, fmt: str, filename: str | None) -> int:
     return 0
 
 
-def create(
-    program: Program,
-    images: Images,
-    filename: str,
-    fmt: str,
-    texts: list[str],
-    size: int | None,
-    backing: str | None,
-    backing_format: str | None,
-    unsafe: bool,
-    quiet: bool,
-) -> None:
+def create(program: Program, images: Images, line: CommandLine, filename: str, size: int | None) -> None:
     """Check the order, say what is about to be made, and make it. Raises ToolError."""
     from qobra.block.creation._image import BackingError, plan
 
@@ -120,14 +97,14 @@ def create(
         creation = plan(
             images.layer,
             filename,
-            fmt,
-            option_pairs(texts),
+            line.value("f", "raw"),
+            option_pairs(line.values("o")),
             size=size,
-            backing_file=backing,
-            backing_format=backing_format,
-            unsafe=unsafe,
+            backing_file=line.optional("b"),
+            backing_format=line.optional("F"),
+            unsafe=line.has("u"),
         )
-        if not quiet:
+        if not line.has("q"):
             print(creation.message)
             flush_output()
         end_in_order()

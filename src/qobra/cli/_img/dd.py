@@ -5,7 +5,7 @@ from __future__ import annotations
 from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import Pieces, disk_size
 from qobra.cli._img._target import Guard, check_format, create_target, open_target, refuse_source
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
 from qobra.getopt import parse_command
 from qobra.units import INT64_MAX
@@ -26,25 +26,12 @@ _NAMES = ("bs", "count", "if", "of", "skip")
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "f:O:U", ("object=", "image-opts", "force-share|U"))
-    fmt = None
-    output_format = "raw"
-    image_opts = force_share = False
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                fmt = value
-            elif option == "O":
-                output_format = value
-            elif option == "U":
-                force_share = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
+    line = parse_command(arguments, "f:O:U", ("object=", "image-opts", "force-share|U"))
+    output_format = line.value("O", "raw")
+    with Images(program, line.values("object")) as images:
         given: dict[str, str] = {}
         numbers = {"bs": 512, "count": -1, "skip": 0}
-        for operand in operands:
+        for operand in line.operands:
             name, equals, value = operand.partition("=")
             if not equals or name not in _NAMES:
                 raise ToolError(f"unrecognized operand {name}")
@@ -56,7 +43,7 @@ def main(program: Program, arguments: list[str]) -> int:
         if "if" not in given or "of" not in given:
             raise ToolError("Must specify both input and output files")
         images.create_objects()
-        source = node_of(images.open(given["if"], fmt=fmt, image_opts=image_opts, force_share=force_share))
+        source = node_of(images.open(given["if"], **opening(line)))
         check_format(output_format, given["of"], unknown="Unknown file format")
         start, end = numbers["skip"] * numbers["bs"], disk_size(source)
         if 0 <= numbers["count"] <= INT64_MAX // numbers["bs"]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from qobra.block.describe import describe
 from qobra.block.query import image_info
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.getopt import parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from qobra.getopt import CommandLine
 
     Info = dict[str, Any]
 
@@ -31,30 +33,16 @@ what the format has to tell. The image is only read.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(
+    line = parse_command(
         arguments, "f:U", ("format=|f", "output=", "backing-chain", "object=", "image-opts", "force-share|U")
     )
-    fmt = output = None
-    chain = image_opts = force_share = False
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                fmt = value
-            elif option == "U":
-                force_share = True
-            elif option == "output":
-                output = value
-            elif option == "backing-chain":
-                chain = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
-        if len(operands) != 1:
+    chain = line.has("backing-chain")
+    with Images(program, line.values("object")) as images:
+        if len(line.operands) != 1:
             raise usage("Expecting one image file name")
-        is_json = check_output(output)
+        is_json = check_output(line)
         images.create_objects()
-        infos = collect(images, operands[0], fmt, image_opts, chain, force_share)
+        infos = collect(images, line.operands[0], chain, **opening(line))
         if is_json:
             from qobra.json_text import dumps
 
@@ -64,15 +52,22 @@ def main(program: Program, arguments: list[str]) -> int:
     return 0
 
 
-def check_output(output: str | None) -> bool:
+def check_output(line: CommandLine) -> bool:
     """Whether ``--output`` asks for JSON. Raises ToolError for another word."""
-    if output not in (None, "human", "json"):
+    output = line.value("output", "human")
+    if output not in ("human", "json"):
         raise ToolError("--output must be used with human or json as argument.")
     return output == "json"
 
 
 def collect(
-    images: Images, filename: str, fmt: str | None, image_opts: bool, chain: bool, force_share: bool
+    images: Images,
+    filename: str,
+    chain: bool,
+    *,
+    fmt: str | None = None,
+    image_opts: bool = False,
+    force_share: bool = False,
 ) -> list[Info]:
     """ImageInfo of the image and, with ``chain``, of all that it lies on. Raises ToolError."""
     infos: list[Info] = []

@@ -9,7 +9,7 @@ from itertools import islice
 from qobra.block.extents import ABSENT, ALLOCATED, COMPUTED, DATA, UNALLOCATED, ZERO
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of
+from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.getopt import parse_command
 from qobra.native import compiled
@@ -61,37 +61,20 @@ class Entry(NamedTuple):
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(
+    line = parse_command(
         arguments,
         "f:s:l:U",
         ("format=|f", "output=", "object=", "image-opts", "force-share|U", "start-offset=|s", "max-length=|l"),
     )
-    fmt = output = None
-    image_opts = force_share = False
-    start, limit = 0, -1
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                fmt = value
-            elif option == "U":
-                force_share = True
-            elif option == "output":
-                output = value
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
-            elif option == "s":
-                start = program.number("start offset", value)
-            elif option == "l":
-                limit = program.number("max length", value)
-        if len(operands) != 1:
+    start = program.number("start offset", line.value("s", "0"))
+    length = line.optional("l")
+    limit = program.number("max length", length) if length is not None else -1
+    with Images(program, line.values("object")) as images:
+        if len(line.operands) != 1:
             raise usage("Expecting one image file name")
-        is_json = check_output(output)
+        is_json = check_output(line)
         images.create_objects()
-        node = node_of(
-            images.open(operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share, options=STORED_BITMAPS)
-        )
+        node = node_of(images.open(line.operands[0], **opening(line), options=STORED_BITMAPS))
         size = disk_size(node)
         end = size if limit < 0 else min(size, start + limit)
         packed = getattr(node, "packed_map", None)

@@ -9,7 +9,7 @@ from qobra.cli._img._pieces import disk_size
 from qobra.cli._img._snapshot_param import load_snapshot
 from qobra.cli._img.create import option_pairs
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of
+from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
@@ -29,38 +29,17 @@ for a disk of N bytes, or for what FILENAME, or a snapshot in it, holds.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(
-        arguments, "f:l:o:O:U", ("image-opts", "object=", "output=", "size=", "force-share|U")
-    )
-    fmt = output = snapshot = None
-    output_format = "raw"
-    texts: list[str] = []
-    size: int | None = None
-    image_opts = force_share = False
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                fmt = value
-            elif option == "l":
-                snapshot = value
-            elif option == "o":
-                texts.append(value)
-            elif option == "O":
-                output_format = value
-            elif option == "U":
-                force_share = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "output":
-                output = value
-            elif option == "size":
-                size = program.number("image size", value)
-            elif option == "image-opts":
-                image_opts = True
-        is_json = check_output(output)
+    line = parse_command(arguments, "f:l:o:O:U", ("image-opts", "object=", "output=", "size=", "force-share|U"))
+    operands = line.operands
+    snapshot = line.optional("l")
+    output_format = line.value("O", "raw")
+    size_text = line.optional("size")
+    size = program.number("image size", size_text) if size_text is not None else None
+    with Images(program, line.values("object")) as images:
+        is_json = check_output(line)
         if len(operands) > 1:
             raise ToolError("At most one filename argument is allowed.")
-        if not operands and (fmt is not None or snapshot is not None or image_opts):
+        if not operands and (line.has("f") or line.has("l") or line.has("image-opts")):
             raise ToolError("--image-opts, -f, and -l require a filename argument.")
         if not operands and size is None:
             raise ToolError("Either --size N or one filename must be specified.")
@@ -69,11 +48,7 @@ def main(program: Program, arguments: list[str]) -> int:
         images.create_objects()
         source = None
         if operands:
-            source = node_of(
-                images.open(
-                    operands[0], fmt=fmt, image_opts=image_opts, force_share=force_share, options=STORED_BITMAPS
-                )
-            )
+            source = node_of(images.open(operands[0], **opening(line), options=STORED_BITMAPS))
             if snapshot is not None:
                 load_snapshot(program, source, snapshot)
         driver: Any = drivers.find(output_format)
@@ -84,7 +59,7 @@ def main(program: Program, arguments: list[str]) -> int:
         except QobraError as error:
             raise ToolError(str(error))
         try:
-            values = parse_values(target.options, option_pairs(texts))
+            values = parse_values(target.options, option_pairs(line.values("o")))
         except QobraError as error:
             program.error(str(error))
             raise ToolError(f"Invalid options for file format '{output_format}'")

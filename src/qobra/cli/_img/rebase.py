@@ -43,34 +43,12 @@ the two backing files differ, the image gets a copy of the old one's data.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "f:F:b:upt:T:qU", ("object=", "image-opts", "force-share|U"))
-    fmt = backing = backing_format = None
-    cache = source_cache = "writeback"
-    image_opts = quiet = unsafe = show_progress = force_share = False
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                fmt = value
-            elif option == "F":
-                backing_format = value
-            elif option == "b":
-                backing = value
-            elif option == "u":
-                unsafe = True
-            elif option == "p":
-                show_progress = True
-            elif option == "t":
-                cache = value
-            elif option == "T":
-                source_cache = value
-            elif option == "q":
-                quiet = True
-            elif option == "U":
-                force_share = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
+    line = parse_command(arguments, "f:F:b:upt:T:qU", ("object=", "image-opts", "force-share|U"))
+    operands = line.operands
+    backing, backing_format = line.optional("b"), line.optional("F")
+    cache, source_cache = line.value("t", "writeback"), line.value("T", "writeback")
+    unsafe = line.has("u")
+    with Images(program, line.values("object")) as images:
         if len(operands) != 1:
             raise usage("Expecting one image file name")
         if not unsafe and backing is None:
@@ -81,15 +59,20 @@ def main(program: Program, arguments: list[str]) -> int:
         if source_cache not in CACHE_MODES:
             raise ToolError(f"Invalid source cache option: {source_cache}")
         backend = images.open(
-            operands[0], fmt=fmt, image_opts=image_opts, writable=True, cache=cache, backing=not unsafe
+            operands[0],
+            fmt=line.optional("f"),
+            image_opts=line.has("image-opts"),
+            writable=True,
+            cache=cache,
+            backing=not unsafe,
         )
         top = node_of(backend)
         if backing_format is not None and drivers.find(backing_format) is None:
             raise ToolError(f"Invalid format name: '{backing_format}'")
-        with program.progress(show_progress and not quiet) as progress:
+        with program.progress(line.has("p") and not line.has("q")) as progress:
             if not unsafe:
                 assert backing is not None
-                new = _open_new(images, operands[0], backing, backing_format, source_cache, force_share)
+                new = _open_new(images, operands[0], backing, backing_format, source_cache, line.has("U"))
                 collect_garbage()
                 _copy_differences(images, top, new, progress)
             _change(top, backing, backing_format)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.cli._img._pieces import disk_size
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
 from qobra.getopt import HelpWanted, parse_command
@@ -29,32 +29,18 @@ def main(program: Program, arguments: list[str]) -> int:
     if len(arguments) < 2:
         raise usage("Not enough arguments")
     *arguments, size_text = arguments
-    options, operands = parse_command(arguments, "f:q", ("object=", "image-opts", "preallocation=", "shrink"))
-    fmt = None
-    image_opts = shrink = quiet = False
-    preallocation = "off"
-    with Images(program) as images:
-        for option, value in options:
-            if option == "f":
-                fmt = value
-            elif option == "q":
-                quiet = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
-            elif option == "preallocation":
-                if value not in MODES:
-                    raise ToolError(f"Invalid preallocation mode '{value}'")
-                preallocation = value
-            elif option == "shrink":
-                shrink = True
-        if len(operands) != 1:
+    line = parse_command(arguments, "f:q", ("object=", "image-opts", "preallocation=", "shrink"))
+    for mode in line.values("preallocation"):
+        if mode not in MODES:
+            raise ToolError(f"Invalid preallocation mode '{mode}'")
+    preallocation = line.value("preallocation", "off")
+    with Images(program, line.values("object")) as images:
+        if len(line.operands) != 1:
             raise usage("Expecting image file name and size")
         images.create_objects()
         sign = size_text[:1] if size_text[:1] in ("+", "-") else ""
         amount = _size(program, size_text[len(sign) :])
-        backend = images.open(operands[0], fmt=fmt, image_opts=image_opts, writable=True, resize=True)
+        backend = images.open(line.operands[0], **opening(line), writable=True, resize=True)
         node = node_of(backend)
         current = disk_size(node)
         if amount > INT64_MAX:
@@ -64,7 +50,7 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError("New image size must be positive")
         if total <= current and preallocation != "off":
             raise ToolError("Preallocation can only be used for growing images")
-        if total < current and not shrink:
+        if total < current and not line.has("shrink"):
             program.error("Use the --shrink option to perform a shrink operation.")
             program.warning(
                 "Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an "
@@ -77,7 +63,7 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError(strerror(error))
         except QobraError as error:
             raise ToolError(str(error))
-        if not quiet:
+        if not line.has("q"):
             print("Image resized.")
     return 0
 

@@ -7,7 +7,7 @@ import os
 
 from qobra.block.describe import snapshot_lines
 from qobra.cli._img._target import reason
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, errno_of, strerror
 from qobra.getopt import parse_command
@@ -22,32 +22,21 @@ or delete one (-d).
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "la:c:d:qU", ("object=", "image-opts", "force-share|U"))
-    action, name = "", ""
-    image_opts = force_share = False
-    with Images(program) as images:
-        for option, value in options:
-            if option in "lacd":
-                if action:
-                    raise usage("Cannot mix '-l', '-a', '-c', '-d'")
-                action, name = option, value
-            elif option == "U":
-                force_share = True
-            elif option == "object":
-                images.add_object(value)
-            elif option == "image-opts":
-                image_opts = True
-        if len(operands) != 1:
+    line = parse_command(arguments, "la:c:d:qU", ("object=", "image-opts", "force-share|U"))
+    actions = [(option, value) for option, value in line.options if option in "lacd"]
+    if len(actions) > 1:
+        raise usage("Cannot mix '-l', '-a', '-c', '-d'")
+    action, name = actions[0] if actions else ("", "")
+    with Images(program, line.values("object")) as images:
+        if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         images.create_objects()
         writes = action != "l"
         backend = images.open(
-            operands[0],
-            fmt=None,
-            image_opts=image_opts,
+            line.operands[0],
+            **opening(line),
             writable=writes,
             resize=writes,
-            force_share=force_share,
             options={"discard": "unmap"} if writes else None,
         )
         node = node_of(backend)

@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any
 
+from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
@@ -46,20 +47,16 @@ _SIGNATURES = (
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "f:", ("format=|f", "output=", "untrusted", "max-size=", "check"))
-    given = dict(options)
-    if len(operands) != 1:
+    line = parse_command(arguments, "f:", ("format=|f", "output=", "untrusted", "max-size=", "check"))
+    if len(line.operands) != 1:
         raise usage("Expecting one image file name")
-    output = given.get("output", "human")
-    if output not in ("human", "json"):
-        raise ToolError("--output must be used with human or json as argument.")
-    limit = program.number("maximum size", given["max-size"]) if "max-size" in given else None
-    if "untrusted" in given:
-        report = confined(operands[0], "check" in given)
-    else:
-        report = examine(operands[0], "check" in given)
-    judge(report, given.get("f"), limit)
-    if output == "json":
+    is_json = check_output(line)
+    largest = line.optional("max-size")
+    limit = program.number("maximum size", largest) if largest is not None else None
+    look = confined if line.has("untrusted") else examine
+    report = look(line.operands[0], line.has("check"))
+    judge(report, line.optional("f"), limit)
+    if is_json:
         from qobra.json_text import dumps
 
         print(dumps(report))

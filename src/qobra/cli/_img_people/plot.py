@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 from qobra.block.query import cow_backing
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img.map import walk
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import strerror
 from qobra.getopt import parse_command
@@ -33,20 +33,18 @@ COLOURS = ("#2563eb", "#16a34a", "#d97706", "#9333ea", "#dc2626", "#0891b2")
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "f:U", ("format=|f", "image-opts", "force-share|U", "plot="))
-    given = dict(options)
-    if len(operands) != 1:
+    line = parse_command(arguments, "f:U", ("format=|f", "image-opts", "force-share|U", "plot="))
+    plot = line.value("plot", "")
+    if len(line.operands) != 1:
         raise usage("Expecting one image file name")
     with Images(program) as images:
-        node = node_of(
-            images.open(operands[0], fmt=given.get("f"), image_opts="image-opts" in given, force_share="U" in given)
-        )
+        node = node_of(images.open(line.operands[0], **opening(line)))
         text = picture(node)
     try:
-        with open(given["plot"], "w", encoding="utf-8") as stream:
+        with open(plot, "w", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
-        raise ToolError(f"Could not write '{given['plot']}': {strerror(error)}")
+        raise ToolError(f"Could not write '{plot}': {strerror(error)}")
     return 0
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.block.query import cow_backing
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.report import Program, usage
 from qobra.getopt import parse_command
 from qobra.units import size_text
@@ -26,14 +26,11 @@ STEP = 1 << 30
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    options, operands = parse_command(arguments, "f:U", ("format=|f", "image-opts", "force-share|U"))
-    given = dict(options)
-    if len(operands) != 1:
+    line = parse_command(arguments, "f:U", ("format=|f", "image-opts", "force-share|U"))
+    if len(line.operands) != 1:
         raise usage("Expecting one image file name")
     with Images(program) as images:
-        node = node_of(
-            images.open(operands[0], fmt=given.get("f"), image_opts="image-opts" in given, force_share="U" in given)
-        )
+        node = node_of(images.open(line.operands[0], **opening(line)))
         print("\n".join(draw(node)))
     return 0
 

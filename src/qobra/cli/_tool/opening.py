@@ -13,14 +13,21 @@ from qobra.errors import QobraError, strerror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, TypedDict, Unpack
 
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode
+    from qobra.getopt import CommandLine
 
 
 STORED_BITMAPS = {"_stored-bitmaps": True}
 """Option of a node whose bitmaps are looked at once or never: they are not read into memory."""
+
+
+def opening(line: CommandLine) -> Naming:
+    """What ``-f``, ``--image-opts`` and ``-U`` say of the images of a command line."""
+    return {"fmt": line.optional("f"), "image_opts": line.has("image-opts"), "force_share": line.has("U")}
 
 
 def cache_options(mode: str, error: str) -> tuple[Options, bool]:
@@ -34,17 +41,21 @@ def cache_options(mode: str, error: str) -> tuple[Options, bool]:
 if TYPE_CHECKING:
     Options = dict[str, Any]
 
-    class Request(TypedDict, total=False):
-        """How to open an image."""
+    class Naming(TypedDict, total=False):
+        """What a command line says of its images."""
 
         fmt: str | None
         """The format, or None to tell it from the first bytes."""
         image_opts: bool
         """The name is a list of options."""
+        force_share: bool
+
+    class Request(Naming, total=False):
+        """How to open an image."""
+
         writable: bool
         cache: str
         """A mode's name."""
-        force_share: bool
         backing: bool
         """False: without the backing file."""
         metadata_only: bool
@@ -66,10 +77,11 @@ class ShareConflict(ToolError):
 class Images:
     """What one command has open. Close it, or use it in a ``with``: that is when late write errors show."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, objects: Sequence[str] = ()) -> None:
         self.program = program
         self._layer: BlockLayer | None = None
-        self._objects: list[str] = []
+        self._objects = objects
+        """What ``--object`` defined."""
 
     @property
     def layer(self) -> BlockLayer:
@@ -82,10 +94,6 @@ class Images:
 
                 self._layer = BlockLayer()
         return self._layer
-
-    def add_object(self, definition: str) -> None:
-        """``--object``: to be created before the first image is opened."""
-        self._objects.append(definition)
 
     def create_objects(self) -> None:
         """Create what ``--object`` asked for. Raises ToolError."""
