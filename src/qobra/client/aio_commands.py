@@ -586,7 +586,7 @@ class Commands:
             id: Guest device, by name or QOM path. (since 2.8)
             filename: Name of the new image file.
             format: Format of the new image; probed if omitted.
-            force: (since 7.1)
+            force: Whether to open a tray that the guest has locked; default false. (since 7.1)
             read_only_mode: Read-only setting of the drive; default 'retain'.
         """
         await self._call("blockdev-change-medium", members({"filename": filename}, {"device": device, "id": id, "format": format, "force": force, "read-only-mode": read_only_mode}))
@@ -782,8 +782,9 @@ class Commands:
 
         Arguments:
             calc_time: How long to sample pages, in seconds.
-            sample_pages: (since 6.1)
-            mode: (since 6.2)
+            sample_pages: Number of pages sampled of each GiB of memory, with mode 'page-sampling'. (since
+                6.1)
+            mode: How it is measured; by default 'page-sampling'. (since 6.2)
         """
         await self._call("calc-dirty-rate", members({"calc-time": calc_time}, {"sample-pages": sample_pages, "mode": mode}))
 
@@ -2189,14 +2190,14 @@ class Commands:
         head: int | None = None,
         format: ImageFormat | None = None,
     ) -> None:
-        """Saves the guest's screen as a PPM picture. Since 0.14.0.
+        """Saves the guest's screen as a picture. Since 0.14.0.
 
         Arguments:
             filename: File to write the picture to.
             device: ID of the display device to capture; the primary display if not given (since 2.12).
             head: Which head of a device with several to capture, 0 by default; only allowed together with
                 device (since 2.12).
-            format: (since 7.1)
+            format: Format of the picture: PPM, the default, or PNG. (since 7.1)
         """
         await self._call("screendump", members({"filename": filename}, {"device": device, "head": head, "format": format}))
 
