@@ -68,6 +68,10 @@ def bad(text: str) -> tuple[str, str]:
         (b"\x00", [bad("stray ''")]),
         (b"@", [bad("stray '@'")]),
         (b'{"exec\xff{"a":1}', [bad("stray '\"exec\ufffd'"), {"a": 1}]),
+        (
+            b"'\xed\xa0\x80\xe2\x82x\x80\x80\xf8\x88\x80\x80\x80\x01",
+            [bad("stray ''\ufffd\ufffdx\ufffd\ufffd\ufffd\x01'")],
+        ),
     ],
 )
 def test_texts(text: bytes, expected: list[Any]) -> None:

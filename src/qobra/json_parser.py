@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from qobra.errors import QobraError
@@ -23,6 +24,13 @@ _ESCAPES = {
     0x74: "\t",
 }
 _HEX = b"0123456789abcdefABCDEF"
+
+# A character of UTF-8 as it was first defined, whole or cut short, or a byte that begins none.
+_SEQUENCE = re.compile(
+    rb"[\xc0-\xdf][\x80-\xbf]?|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xf7][\x80-\xbf]{0,3}"
+    rb"|[\xf8-\xfb][\x80-\xbf]{0,4}|[\xfc\xfd][\x80-\xbf]{0,5}|[\x00-\x7f]+|.",
+    re.DOTALL,
+)
 
 # What is expected next.
 _VALUE, _FIRST_ELEMENT, _FIRST_KEY, _KEY, _COLON, _LIST_SEPARATOR, _DICT_SEPARATOR, _DONE = range(8)
@@ -110,7 +118,7 @@ class Parser:
             self._brackets -= 1
         elif kind == STRAY:
             # As far as the first NUL byte, which is where QEMU ends its strings.
-            stray = text.split(b"\0", 1)[0].decode("utf-8", "replace")
+            stray = _for_message(text.split(b"\0", 1)[0])
             return f"JSON parse error, stray '{stray}'"
         if kind == TOO_LONG or self._size + len(text) + 1 > MAX_TOKEN_SIZE:
             return "JSON token size limit exceeded"
@@ -232,7 +240,7 @@ def _unicode_escape(token: bytes, position: int) -> tuple[str, int]:
             code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
             end += 6
     if code is None or _not_a_character(code):
-        raise _Bad(token[position:end].decode("utf-8", "replace") + " is not a valid Unicode character")
+        raise _Bad(_for_message(token[position:end]) + " is not a valid Unicode character")
     return chr(code), end
 
 
@@ -258,3 +266,14 @@ def _utf8(data: bytes) -> str:
     if any(_not_a_character(ord(character)) for character in text):
         raise _Bad("invalid UTF-8 sequence in string")
     return text
+
+
+def _for_message(data: bytes) -> str:
+    """Bytes as a message shows them: U+FFFD stands for each sequence that is no character."""
+    parts = []
+    for sequence in _SEQUENCE.findall(data):
+        try:
+            parts.append(_utf8(sequence))
+        except _Bad:
+            parts.append("\ufffd")
+    return "".join(parts)

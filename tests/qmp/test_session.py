@@ -90,6 +90,7 @@ def test_pretty_layout(monitored: Any) -> None:
         (b"{}", "QMP input lacks member 'execute'"),
         (b'{"execute":1}', "QMP input member 'execute' must be a string"),
         (b'{"execute":"query-name","x":1}', "QMP input member 'x' is unexpected"),
+        (b'{"zzz":1,"execute":"query-name","aaa":1,"bbb":2}', "QMP input member 'bbb' is unexpected"),
         (b'{"execute":"query-name","arguments":1}', "QMP input member 'arguments' must be an object"),
         (b'{"execute":"query-name","arguments":null}', "QMP input member 'arguments' must be an object"),
         (b'{"exec-oob":"query-name"}', "QMP input member 'exec-oob' is unexpected"),

@@ -6,6 +6,7 @@ import os
 import sys
 
 from qobra.errors import COMMAND_NOT_FOUND, QobraError
+from qobra.json_text import ordered
 from qobra.qmp import registry
 
 TYPE_CHECKING = False
@@ -32,20 +33,17 @@ def check_request(request: Any, *, oob_enabled: bool) -> tuple[str, dict[str, An
 
 def _check_unusual(request: dict[str, Any], oob_enabled: bool) -> tuple[str, dict[str, Any], bool]:
     found: str | None = None
-    for member in ("execute", "exec-oob"):
-        if member not in request:
-            continue
-        if member == "exec-oob" and not oob_enabled:
-            raise QobraError(f"QMP input member '{member}' is unexpected")
-        if type(request[member]) is not str:
-            raise QobraError(f"QMP input member '{member}' must be a string")
-        if found is not None:
-            raise QobraError(f"QMP input member '{found}' clashes with '{member}'")
-        found = member
-    if "arguments" in request and type(request["arguments"]) is not dict:
-        raise QobraError("QMP input member 'arguments' must be an object")
-    for member in request:
-        if member not in ("execute", "exec-oob", "arguments", "id"):
+    for member, value in ordered(request):  # of several faults, the one that QEMU comes upon first
+        if member == "execute" or (member == "exec-oob" and oob_enabled):
+            if type(value) is not str:
+                raise QobraError(f"QMP input member '{member}' must be a string")
+            if found is not None:
+                raise QobraError(f"QMP input member '{member}' clashes with '{found}'")
+            found = member
+        elif member == "arguments":
+            if type(value) is not dict:
+                raise QobraError("QMP input member 'arguments' must be an object")
+        elif member != "id":
             raise QobraError(f"QMP input member '{member}' is unexpected")
     if found is None:
         raise QobraError("QMP input lacks member 'execute'")
