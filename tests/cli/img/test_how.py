@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def test_workers_are_what_m_says(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.raw").write_bytes(b"x" * MIB)
     assert run("convert", "-m", "3", "-O", "qcow2", "-f", "raw", "a.raw", "b.q") == 0
     assert run("convert", "-m", "5", "-c", "-O", "qcow2", "-f", "raw", "a.raw", "b.q") == 0
+    assert os.path.getsize("b.q") % 512 == 0
     assert seen == [3, 5]
 
 

@@ -6,6 +6,7 @@ from qobra.block.copy.chunk import CHUNK_SIZE
 from qobra.block.copy.ranges import allocated_above, holding_data
 from qobra.block.creation._image import known_options
 from qobra.block.creation._options import parse_values
+from qobra.block.job.chain import skip_filters
 from qobra.block.node import drivers
 from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import disk_size, joined
@@ -344,6 +345,10 @@ class Conversion:
 
     def _finish(self, target: BlockNode) -> None:
         try:
+            if self._order.compress:
+                # Compressed clusters are read by whole sectors, so the last one has to have its rest.
+                file = skip_filters(target).file
+                file.truncate(-(-file.length // 512) * 512)
             target.flush()
         except (OSError, QobraError) as error:
             raise ToolError(f"error while writing: {reason(error)}")
