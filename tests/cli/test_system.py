@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qobra.cli import system
 from qobra.cli._system import answers, readconfig, table
 from qobra.cli._system.build import Builder
 from qobra.cli.subcommand import run
@@ -185,6 +186,13 @@ def test_questions_are_answered() -> None:
     assert "queue-size=<uint16>" in (answers.answer("x86_64", "device", "virtio-blk-pci,help") or "")
     assert "qtest" in (answers.answer("x86_64", "accel", "help") or "")
     assert answers.answer("x86_64", "device", "virtio-blk-pci,drive=x") is None
+
+
+def test_the_version_stands_where_launchers_look_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert system.main("x86_64", ["--version"]) == 0
+    words = capsys.readouterr().out.splitlines()[0].split()
+    assert words[:4] == ["QEMU", "emulator", "version", "5.2.0"]
+    assert len(words) == 5
 
 
 def test_preconfig_holds_the_board_back() -> None:

@@ -41,7 +41,8 @@ def main(architecture: str, arguments: list[str]) -> int:
     if "version" in names:
         from qobra.qmp.version import PACKAGE
 
-        print(f"{program()}: Qobra emulator version 5.2.0 ({PACKAGE})")
+        # What launches emulators reads the number at this place of this line.
+        print(f"QEMU emulator version 5.2.0 ({PACKAGE})\nThe Qobra project, under the Apache licence 2.0")
         return 0
     text = _help_answer(architecture, options)
     if text is not None:
