@@ -121,6 +121,20 @@ def test_with_sync_none_only_what_is_overwritten_is_copied(layer, guest, target,
     assert layer.story()[-4:] == ["aborting", "BLOCK_JOB_CANCELLED", "concluded", "null"]
 
 
+def test_what_is_overwritten_is_copied_also_if_the_job_never_gets_going(layer, guest, target, tmp_path):
+    before = guest.read(0, MIB)
+    with layer.control, layer.drained():
+        nodes = layer.find_device_or_node("source"), layer.find_device_or_node("target")
+        job = start_backup(layer.jobs, *nodes, {"job-id": "j", "sync": "none"})
+        job.pause()
+        job.start()
+    guest.write(70000, b"new")
+    with layer.control:
+        job.user_cancel(False)
+    layer.wait_status("j", "null")
+    assert (tmp_path / "target").read_bytes()[65536:131072] == before[65536:131072]
+
+
 @pytest.mark.parametrize("mode", ["on-success", "never", "always"])
 def test_bitmap_modes_after_success(layer, guest, target, tmp_path, mode):
     bitmap = DirtyBitmap(guest.node, "b", 65536)

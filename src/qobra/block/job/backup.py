@@ -136,27 +136,26 @@ class BackupJob(BlockJob):
     # -- the work ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        if self._sync == "none":
+            self._copy_overwritten()
+        if self._sync == "top":
+            self._drop_unallocated(self._slots)
+        self._copy_all()
+
+    def wind_up(self) -> None:
+        self._once.old.limit = 0
         try:
-            if self._sync == "none":
-                self._copy_overwritten()
-            if self._sync == "top":
-                self._drop_unallocated(self._slots)
-            self._copy_all()
+            if self._sync == "none":  # also of a job that is cancelled, what was overwritten gets to the target
+                self._copy_kept(lambda failure: None)
         finally:
-            self._once.old.limit = 0
             self._slots.close()
 
     def _copy_overwritten(self) -> None:
         """Copy what writes have kept, until the job is cancelled."""
-        try:
-            while True:
-                self.park(POLL_NS)
-                self._copy_kept(self._failures.append)
-                self._settle_failures()
-        finally:
-            # Also of a job that is cancelled, what was overwritten gets to the target.
-            self._once.old.limit = 0
-            self._copy_kept(lambda failure: None)
+        while True:
+            self.park(POLL_NS)
+            self._copy_kept(self._failures.append)
+            self._settle_failures()
 
     def _copy_kept(self, failed: Callable[[CopyFailed], None]) -> None:
         """Copy the clusters of which old data is kept."""

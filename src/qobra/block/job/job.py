@@ -101,6 +101,9 @@ class Job:
         """The work, in the job's thread. Raises QobraError, OSError or JobCancelled where it fails."""
         raise NotImplementedError
 
+    def wind_up(self) -> None:
+        """What has to be done when the work has stopped, in the job's thread: also if it never began."""
+
     def prepare(self) -> None:
         """The last step that can fail, in the strand."""
 
@@ -169,8 +172,11 @@ class Job:
         be_nice()
         failure: Exception | None = None
         try:
-            self.pause_point()
-            self.run()
+            try:
+                self.pause_point()
+                self.run()
+            finally:
+                self.wind_up()
         except JobCancelled:
             pass
         except (QobraError, OSError) as error:
