@@ -315,3 +315,109 @@ def test_a_file_is_opened_before_its_options_are_looked_at(q: Run) -> None:
     q.add("file", node_name="f", filename=q.path("nope"), aio="native")
     q.add("file", node_name="f", filename=q.path(""), aio="native")
     q.add("file", node_name="f", filename=q.path("flat"), aio="native")
+
+
+@against_storage_daemon
+def test_what_shows_a_node_that_is_replaced(q: Run) -> None:
+    """It has the length of what takes the node's place."""
+    disk(q, "small")
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "large", "3M")
+    q.add("raw", node_name="shown", file={"driver": "qcow2", "node-name": "small", "file": q.file("small")})
+    overlay = {"snapshot_file": q.path("large"), "snapshot_node_name": "large", "mode": "existing"}
+    q.do("blockdev-snapshot-sync", node_name="small", **overlay)
+    q("query-named-block-nodes")
+    q.tool("qemu-img", "create", "-q", "flat", "2M")
+    q.add("file", node_name="flat", filename=q.path("flat"))
+    q.add("preallocate", node_name="p", file="shown")
+    q.do("blockdev-reopen", options=[{"driver": "preallocate", "node-name": "p", "file": "flat"}])
+    q("query-named-block-nodes")
+
+
+@against_storage_daemon
+def test_filters_below_that_do_not_bear_a_new_user(q: Run) -> None:
+    """They are asked before the image is read."""
+    q.do("object-add", qom_type="throttle-group", id="tg")
+    q.do("nbd-server-start", addr={"type": "unix", "data": {"path": q.path("nbd")}})
+    q.add("null-co", node_name="n", size=MIB, read_zeroes=True)
+    q.do("block-export-add", type="nbd", id="e", node_name="n", writable=True)
+    q.add("throttle", node_name="t", throttle_group="tg", file="n")
+    q.add("qcow2", node_name="q", file="t")
+    q.add("qcow2", node_name="q", file={"driver": "raw", "file": "t"})
+
+
+@against_storage_daemon
+def test_names_over_a_point_in_time(q: Run) -> None:
+    disk(q, "image")
+    access = {"driver": "snapshot-access", "file": {"driver": "raw", "file": q.file("image")}}
+    q.add("raw", node_name="r", file=access)
+    q("query-named-block-nodes", {"flat": True})
+
+
+@against_storage_daemon
+def test_options_that_last(q: Run) -> None:
+    """Some have to be given again once they were given; a default that was not given before is a change."""
+
+    def again(**options: Any) -> None:
+        q.do("blockdev-reopen", options=[{name.replace("_", "-"): value for name, value in options.items()}])
+
+    q.tool("qemu-img", "create", "-q", "flat", "1M")
+    file = {"driver": "file", "node_name": "f", "filename": q.path("flat")}
+    q.add(**file, aio="threads")
+    again(**file, aio="threads")
+    again(**file, aio="threads", locking="auto")
+    again(**file)
+    again(**file, aio="threads", drop_cache=False)
+    again(**file, aio="threads")
+    again(**file, aio="threads", drop_cache=True, x_check_cache_dropped=True)
+    again(**file, aio="threads", drop_cache=True)
+    q.add("preallocate", node_name="p", file="f")
+    again(driver="preallocate", node_name="p", file="f", prealloc_align=65536)
+    again(driver="preallocate", node_name="p", file="f", prealloc_size=65536)
+    q.add("blkdebug", node_name="d", image="f")
+    again(driver="blkdebug", node_name="d", image="f", inject_error=[{"event": "read_aio"}])
+    again(driver="blkdebug", node_name="d", image="f", inject_error=[])
+    again(driver="blkdebug", node_name="d", image="f", unshare_child_perms=["write"])
+
+
+@against_storage_daemon
+def test_blkverify_is_resized_below_what_it_is_compared_with(q: Run) -> None:
+    disk(q, "image")
+    q.tool("qemu-img", "create", "-q", "flat", "1M")
+    disk(q, "target")
+    q.add("blkverify", node_name="v", test="image", raw=q.file("flat"))
+    q.do("block_resize", node_name="v", size=2 * MIB)
+    q("query-named-block-nodes", {"flat": True})
+    q.do("block_resize", node_name="v", size=MIB)
+    q.do("blockdev-mirror", job_id="j", device="v", target="target", sync="full", replaces="image")
+
+
+@against_storage_daemon
+def test_bitmaps_of_sizes_that_are_no_sectors(q: Run) -> None:
+    q.add("null-co", node_name="a", size=1000)
+    q.add("null-co", node_name="b", size=1024)
+    q.add("null-co", node_name="c", size=MIB)
+    for node in "abc":
+        q.do("block-dirty-bitmap-add", node=node, name=node)
+    for target in "abc":
+        for source in "abc":
+            bitmaps = [{"node": source, "name": source}]
+            q.do("block-dirty-bitmap-merge", node=target, target=target, bitmaps=bitmaps)
+    bitmap = {"node": "c", "name": "c"}
+    q.add("copy-before-write", node_name="cbw", file="a", target="b", bitmap=bitmap)
+    q.do("blockdev-backup", job_id="j", device="c", target="c", sync="incremental", bitmap="nope")
+    q.do("blockdev-backup", job_id="j", device="c", target="c", sync="incremental", bitmap="c")
+
+
+@against_storage_daemon
+def test_an_image_in_a_disk_that_is_too_small_for_it(q: Run) -> None:
+    disk(q, "image")
+    options = {"driver": "qcow2", "file": "image", "size": 0, "cluster-size": 2 * MIB}
+    q.do("blockdev-create", job_id="j", options=options)
+    q.wait("JOB_STATUS_CHANGE", status="concluded")
+    q("query-jobs")
+    q.do("blockdev-create", job_id="k", options={**options, "version": "v2", "extended-l2": True, "backing-fmt": "raw"})
+    q.wait("JOB_STATUS_CHANGE", status="concluded", id="k")
+    q("query-jobs")
+    limits = ({"opt-write-zero": 65536, "max-write-zero": 4096}, {"opt-discard": 4096, "max-discard": 512})
+    for limit in (*limits, {"opt-discard": 512, "max-discard": 4096}):
+        q("blockdev-add", {"driver": "blkdebug", "node-name": "d", "image": {"driver": "null-co"}, **limit})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qobra.testing.differential import Run, against_system
 
 DEVICES = (
@@ -56,3 +58,32 @@ def test_a_guest_uses_the_disk(q: Run) -> None:
     q.do("x-blockdev-change", parent="disk", node="n0")
     q.do("x-blockdev-amend", job_id="amend", node_name="disk", options={"driver": "qcow2"})
     q.wait("JOB_STATUS_CHANGE", id="amend", status="concluded")
+
+
+@against_system("-M", "none")
+def test_what_qemu_io_counts(q: Run) -> None:
+    """Asynchronous reads and writes of data, and the flush that waits for them."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "disk", "1M")
+    q.do("human-monitor-command", command_line="drive_add 0 if=none,id=d,file=disk,format=qcow2,discard=unmap")
+    lines = "read 0 512", "readv 0 512 512", "write 0 64k", "write -z 64k 64k", "writev 0 512 512", "discard 0 64k"
+    for line in (*lines, "flush", "write -c 128k 64k", "read 2M 512", "write 2M 512", "discard 2M 512"):
+        q.do("human-monitor-command", command_line=f'qemu-io d "{line}"')
+        q("query-blockstats", pick=_counters)
+    for line in ("aio_read 0 512", "aio_write 0 4k", "aio_write -z 0 64k", "aio_read 2M 512", "aio_write 2M 512"):
+        q.do("human-monitor-command", command_line=f'qemu-io d "{line}"')
+        q.do("human-monitor-command", command_line='qemu-io d "aio_flush"')
+        q("query-blockstats", pick=_counters)
+
+
+def _counters(found: list[Any]) -> list[Any]:
+    """Statistics without times."""
+    return [{name: value for name, value in each["stats"].items() if not name.endswith("_ns")} for each in found]
+
+
+@against_system("-M", "none")
+def test_a_stream_that_is_refused_leaves_its_image_read_only(q: Run) -> None:
+    q.tool("qemu-img", "create", "-q", "disk", "1M")
+    q.do("human-monitor-command", command_line="drive_add 0 if=none,id=d,file=disk,format=raw,read-only=on")
+    q.do("block-stream", job_id="9x", device="d")
+    q.do("block-stream", job_id="j", device="d", speed=-1)
+    q("query-named-block-nodes")

@@ -231,20 +231,30 @@ class BlockBackend:
         """Size in bytes; 0 without a medium."""
         return self.node.length if self.node is not None else 0
 
+    # ``counted`` False: the statistics do not know of the request.
+
     def read(self, offset: int, length: int) -> bytes:
         """See :meth:`BlockNode.read`."""
         return self._request(READ, length, BlockNode.read, offset, length)  # type: ignore[no-any-return]
 
-    def read_into(self, offset: int, view: memoryview) -> None:
+    def read_into(self, offset: int, view: memoryview, *, counted: bool = True) -> None:
         """See :meth:`BlockNode.read_into`."""
-        self._request(READ, len(view), BlockNode.read_into, offset, view)
+        self._request(READ, len(view), BlockNode.read_into, offset, view, counted=counted)
 
-    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+    def write(self, offset: int, data: Buffer, *, fua: bool = False, counted: bool = True) -> None:
         """See :meth:`BlockNode.write`."""
-        self._request(WRITE, len(data), BlockNode.write, offset, data, fua=fua or not self.writeback)
+        fua = fua or not self.writeback
+        self._request(WRITE, len(data), BlockNode.write, offset, data, fua=fua, counted=counted)
 
     def write_zeroes(
-        self, offset: int, length: int, *, may_unmap: bool = False, no_fallback: bool = False, fua: bool = False
+        self,
+        offset: int,
+        length: int,
+        *,
+        may_unmap: bool = False,
+        no_fallback: bool = False,
+        fua: bool = False,
+        counted: bool = True,
     ) -> None:
         """See :meth:`BlockNode.write_zeroes`."""
         self._request(
@@ -256,17 +266,20 @@ class BlockBackend:
             may_unmap=may_unmap,
             no_fallback=no_fallback,
             fua=fua or not self.writeback,
+            counted=counted,
         )
 
-    def discard(self, offset: int, length: int) -> None:
+    def discard(self, offset: int, length: int, *, counted: bool = True) -> None:
         """See :meth:`BlockNode.discard`."""
-        self._request(UNMAP, length, BlockNode.discard, offset, length)
+        self._request(UNMAP, length, BlockNode.discard, offset, length, counted=counted)
 
-    def flush(self) -> None:
+    def flush(self, *, counted: bool = True) -> None:
         """See :meth:`BlockNode.flush`."""
-        self._request(FLUSH, 0, _flush)
+        self._request(FLUSH, 0, _flush, counted=counted)
 
-    def _request(self, kind: int, length: int, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _request(
+        self, kind: int, length: int, method: Callable[..., Any], *args: Any, counted: bool = True, **kwargs: Any
+    ) -> Any:
         clock = self.layer.clock
         start_ns = clock.monotonic_ns()
         if self.throttle is not None and length:
@@ -275,9 +288,11 @@ class BlockBackend:
             with self.slot():
                 result = method(self.inserted(), *args, **kwargs)
         except (OSError, QobraError):
-            self.accounting.add_failed(kind, clock.monotonic_ns() - start_ns)
+            if counted:
+                self.accounting.add_failed(kind, clock.monotonic_ns() - start_ns)
             raise
-        self.accounting.add(kind, 1, length, clock.monotonic_ns() - start_ns)
+        if counted:
+            self.accounting.add(kind, 1, length, clock.monotonic_ns() - start_ns)
         return result
 
 

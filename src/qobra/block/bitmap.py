@@ -226,9 +226,10 @@ class DirtyBitmap(WriteTracker):
 
     def merge(self, source: DirtyBitmap) -> None:
         """Make dirty what is dirty in ``source``. Raises QobraError where the two cover different lengths."""
-        if source.length != self.length:
+        ours, theirs = (-(-each.length // 512) * 512 for each in (self, source))
+        if ours != theirs:
             raise QobraError(
-                f"Bitmaps are of different sizes (destination size is {self.length}, source size is {source.length}) "
+                f"Bitmaps are of different sizes (destination size is {ours}, source size is {theirs}) "
                 "and can't be merged"
             )
         content = source.snapshot()

@@ -120,14 +120,27 @@ class Graph:
             raise QobraError(f"Cannot change frozen '{name}' link from '{parent.node_name}' to '{child.node_name}'")
 
     def check_users(self, node: BlockNode, coming: list[User]) -> None:
-        """Raise QobraError where those who are ``coming`` to use ``node`` are in conflict with those that it has."""
+        """Raise QobraError where those who are ``coming`` to use ``node`` are in conflict with those that it has.
+
+        A user that it has already may come to ask for more. What lies under ``node`` is asked, too.
+        """
         state = self.state
         users: list[User] = [
-            (parent, child_name, *state.permissions[(parent, child_name)]) for parent, child_name in state.parents(node)
+            (parent, child_name, *state.permissions[(parent, child_name)])
+            for parent, child_name in state.parents(node)
+            if not any(parent is user and child_name == name for user, name, _perm, _shared in coming)
         ]
         users += [(root, "root", *state.permissions[(root, "root")]) for root in self.roots_of(node)]
         newest = {(user, name, node): self._next_age + 1 + at for at, (user, name, *_rest) in enumerate(coming)}
-        _check_conflicts(node, [*users, *coming], {**state.ages, **newest})
+        users += coming
+        _check_conflicts(node, users, {**newest, **state.ages})
+        perm, shared = _combine(users)
+        if perm & ~node.perm and node.refuses(perm):
+            raise QobraError("Block node is read-only", node=node.node_name)
+        for name, (child, role) in state.links[node].items():
+            asked = node.asks_of(name, role, perm, shared)
+            if not node.force_share and asked != state.permissions[(node, name)]:
+                self.check_users(child, [(node, name, *asked)])
 
     @contextmanager
     def change(self) -> Iterator[GraphChange]:
@@ -174,6 +187,7 @@ class Graph:
                 node.set_permissions(node.perm, node.shared)
             raise
         self._install(old, new)
+        self._adapt_lengths(old, new)
         for node, iothread in placed:
             node.iothread = iothread
         try:
@@ -214,6 +228,19 @@ class Graph:
             root.node = entry[0] if entry else None
             if entry:
                 root.perm, root.shared = entry[1], entry[2]
+
+    def _adapt_lengths(self, old: GraphState, new: GraphState) -> None:
+        """What shows another child than before may have another length."""
+        for node, links in new.links.items():
+            before = old.links.get(node)
+            if before is None or before is links or not (node.is_filter or node.is_transparent):
+                continue
+            for name, link in links.items():
+                if name in before and before[name][0] is not link[0]:
+                    length = node.length
+                    node.child_resized(name)
+                    if node.length != length:
+                        self._layer.node_resized(node, length)
 
 
 def _adopt(node: BlockNode) -> None:

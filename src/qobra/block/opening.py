@@ -28,17 +28,23 @@ class OpenedNodes(list[Any]):
         """Those who are coming to use nodes that were there before."""
 
     def admit(self, layer: BlockLayer, node: BlockNode, name: str, perm: int, shared: int) -> None:
-        """Let ``node`` use its child ``name``. Raises QobraError where others who use it object."""
+        """Let ``node`` use its child ``name``. Raises QobraError where others who use it object, or what lies below."""
         child = node.children[name]
         if layer.graph.find(child.node_name) is child:
-            coming = self._asked.setdefault(child, [])
-            coming.append((node, name, perm, shared))
+            coming = [user for user in self._asked.get(child, []) if user[:2] != (node, name)]
+            self._asked[child] = coming = [*coming, (node, name, perm, shared)]
             layer.graph.check_users(child, coming)
         child.prepare_permissions(child.perm | perm, child.shared & shared)
-        if child not in self._asked:
-            child.set_permissions(child.perm | perm, child.shared & shared)
-            if child.is_leaf:
-                child.invalidate_cache()  # it may have changed until the locks were taken
+        if child in self._asked:
+            return
+        before = child.perm, child.shared
+        child.set_permissions(child.perm | perm, child.shared & shared)
+        if child.is_leaf:
+            child.invalidate_cache()  # it may have changed until the locks were taken
+        for below, role in child.roles.items():
+            asked = child.asks_of(below, role, child.perm, child.shared)
+            if asked != child.asks_of(below, role, *before):
+                self.admit(layer, child, below, asked[0], permissions.ALL if child.force_share else asked[1])
 
     def withdraw(self) -> None:
         """It came to nothing: nodes that were there before get back what they had."""

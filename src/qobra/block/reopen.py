@@ -154,22 +154,28 @@ def _follows(node: BlockNode, name: str) -> bool:
 def _check_unchanged(node: BlockNode, options: Options) -> None:
     children = node.children.keys() | set(_REPLACEABLE)
     free = node.changeable_options | GENERIC_OPTIONS
-    for key, _value in ordered(node.explicit_options):
-        if key != TEXTS and key not in options and key not in free and key not in children:
+    resettable = free - node.lasting_options
+    for key, _value in ordered(_flat(node.explicit_options, but=resettable | children)):
+        if key.partition(".")[0] not in options:
             raise QobraError(f"Option '{key}' cannot be reset to its default value")
     own = {"driver": node.driver, "node-name": node.node_name}
-    fixed: Options = {key: value for key, value in options.items() if key in own or key not in free | children}
-    fixed.pop(TEXTS, None)
+    before = {**_flat(node.options, but=free | children), **own}
+    fixed = _flat(options, but=(free | children) - own.keys())
     for name in children & options.keys():
         if isinstance(options[name], dict) and not _follows(node, name):
             fixed.update(flatten({name: options[name]}))
     # Of several that cannot change, the one is named that QEMU comes to first.
     for key, value in ordered(fixed):
-        before = own.get(key) or node.options.get(key, node.default_option(key))
-        if value != before or key.partition(".")[0] in children:
+        if value != before.get(key) or key.partition(".")[0] in children:
             raise QobraError(f"Cannot change the option '{key}'")
     if options.get("force-share", False) != node.force_share:
         raise QobraError("Cannot change the option 'force-share'")
+
+
+def _flat(options: Options, *, but: frozenset[str] | set[str]) -> Options:
+    """``options`` without those of the names ``but``, by dotted names; a list without members has its own."""
+    chosen = {name: value for name, value in options.items() if name not in but and name != TEXTS}
+    return {**{name: value for name, value in chosen.items() if value == []}, **flatten(chosen)}
 
 
 def _take(node: BlockNode, options: Options, explicit: Options) -> None:

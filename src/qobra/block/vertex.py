@@ -248,6 +248,8 @@ class Vertex:
     """Whether blockdev-reopen takes nodes of this driver at all."""
     changeable_options: ClassVar[frozenset[str]] = frozenset()
     """Driver options that blockdev-reopen may change; :meth:`take_options` takes them."""
+    lasting_options: ClassVar[frozenset[str]] = frozenset()
+    """Those of the changeable ones that cannot be left out once they were given."""
 
     def take_generic_options(self, options: Options) -> None:
         """Use the options that every node has. Raises QobraError for a combination that makes no sense."""
@@ -271,10 +273,6 @@ class Vertex:
 
         Called while the node is drained, and again with the old options if the transaction fails. Raises QobraError.
         """
-
-    def default_option(self, name: str) -> Any:
-        """What the driver takes where its option ``name`` is not given; for comparing in blockdev-reopen."""
-        return None
 
     # -- permissions ---------------------------------------------------------------------------------------
 

@@ -131,10 +131,11 @@ class BlkdebugNode(FilterNode):
         self._ranges = RangeLocks(ordered=True)
         """As guest: what has to be filled up, which nothing may overlap; as job: what is aligned."""
         self.request_alignment = max(align, self.file.request_alignment)
-        unit = max(align, self.file.request_alignment)
         self._zero_unit: int = options.get("opt-write-zero", 0)
         for name in _LIMITS:
             value = options.get(name, 0)
+            unit = max(align, self.file.request_alignment, options.get(name.replace("max-", "opt-"), 0))
+            unit = self.request_alignment if name.startswith("opt-") else unit
             if value < 0 or value >= 1 << 31 or value % unit:
                 raise QobraError(f"Cannot meet constraints with {name} {value}")
 

@@ -82,6 +82,9 @@ class BlkverifyNode(BlockNode):
         self._test.write(offset, data)
         self._raw.write(offset, data)
 
+    def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
+        self._raw.truncate(length, preallocation=preallocation, exact=exact)
+
     def flush(self) -> None:
         # Only the image under test matters: the raw one is scratch.
         self._test.flush()

@@ -51,7 +51,11 @@ class CopyBeforeWriteNode(FilterNode):
         if bitmap is not None:
             chosen = find_bitmap(self.layer, bitmap["node"], bitmap["name"])
             chosen.check(busy=False, read_only=False)
-            self.once.todo.merge(chosen)
+            try:
+                self.once.todo.merge(chosen)
+            except QobraError as error:
+                failed = f"Failed to merge bitmap '{bitmap['name']}' to internal copy-bitmap"
+                raise error.prefixed(f"Cannot create block-copy-state: {failed}: ")
             self._readable = DirtyBitmap(self, None, self.once.cluster, enabled=False)
             self._readable.merge(chosen)
         else:

@@ -26,7 +26,7 @@ class PreallocateNode(FilterNode):
 
     driver = "preallocate"
     strong_options = ()
-    changeable_options = frozenset({"prealloc-align", "prealloc-size"})
+    changeable_options = lasting_options = frozenset({"prealloc-align", "prealloc-size"})
 
     def open(self, opening: Opening) -> None:
         self._lock = threading.Lock()

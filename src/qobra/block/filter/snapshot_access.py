@@ -24,6 +24,10 @@ class SnapshotAccessNode(BlockNode):
     strong_options = ()
     reports_info = False
 
+    @classmethod
+    def is_protocol(cls) -> bool:
+        return False
+
     def open(self, opening: Opening) -> None:
         opening.child("file", permissions.ROLE_DATA | permissions.ROLE_PRIMARY)
         self.length = self.file.length

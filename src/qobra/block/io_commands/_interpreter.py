@@ -225,13 +225,13 @@ class Interpreter:
 
     # -- requests ---------------------------------------------------------------------------------------------
 
-    def read(self, offset: int, view: memoryview) -> None:
+    def read(self, offset: int, view: memoryview, *, counted: bool = False) -> None:
         """Fill ``view``; a file ends with a whole sector. Raises OSError or QobraError."""
         inside = max(0, min(len(view), self.node.length - offset))
         if inside < len(view) and offset + len(view) <= -(-self.node.length // SECTOR) * SECTOR:
             view[inside:] = bytes(len(view) - inside)
             view = view[:inside]
-        self.root.read_into(offset, view)
+        self.root.read_into(offset, view, counted=counted)
 
     # -- results ----------------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ def aio_read(interpreter: Interpreter, words: list[str]) -> None:
     interpreter.pending.append(
         _Request(
             interpreter,
-            lambda: interpreter.read(offset, view),
+            lambda: interpreter.read(offset, view, counted=True),
             lambda start, end: finish_read(interpreter, options, view, offset, start, end, pattern, 0, len(view)),
             "readv",
         )
@@ -157,7 +157,7 @@ def aio_write(interpreter: Interpreter, words: list[str]) -> None:
         count = interpreter.number(operands[1])
 
         def work() -> None:
-            root.write_zeroes(offset, count, may_unmap="u" in options, fua="f" in options)
+            root.write_zeroes(offset, count, may_unmap="u" in options, fua="f" in options, counted=False)
     else:
         count = vector_length(interpreter, operands[1:])
         data = bytes([pattern]) * count

@@ -138,7 +138,7 @@ def length(interpreter: Interpreter, words: list[str]) -> None:
 @io_command("flush", "", "flush all in-core file state to disk", alias="f", most=0)
 def flush(interpreter: Interpreter, words: list[str]) -> None:
     """See that everything is on stable storage."""
-    interpreter.root.flush()
+    interpreter.root.flush(counted=False)
 
 
 @io_command("info", "", "prints information about the current file", alias="i", most=0)

@@ -125,14 +125,15 @@ def _write(interpreter: Interpreter, options: dict[str, str], offset: int, count
             raise OSError(errno.ENOTSUP, "Operation not supported")
         save(offset, data)
         if not root.writeback:
-            root.flush()
+            root.flush(counted=False)
     elif "z" in options:
-        root.write_zeroes(offset, count, may_unmap="u" in options, no_fallback="n" in options, fua="f" in options)
+        unmap, no_fallback, fua = (each in options for each in "unf")
+        root.write_zeroes(offset, count, may_unmap=unmap, no_fallback=no_fallback, fua=fua, counted=False)
     elif "c" in options:
         with root.slot():
             interpreter.node.write_compressed(offset, data)
     else:
-        root.write(offset, data, fua="f" in options)
+        root.write(offset, data, fua="f" in options, counted=False)
 
 
 @io_command(
@@ -153,7 +154,7 @@ def writev(interpreter: Interpreter, words: list[str]) -> None:
     count = vector_length(interpreter, operands[1:])
     start = now()
     try:
-        interpreter.root.write(offset, bytes([pattern]) * count, fua="f" in options)
+        interpreter.root.write(offset, bytes([pattern]) * count, fua="f" in options, counted=False)
     except (OSError, QobraError) as error:
         raise Failed(f"writev failed: {why(error)}")
     if "q" not in options:
@@ -180,7 +181,7 @@ def discard(interpreter: Interpreter, words: list[str]) -> None:
         raise Failed(f"length cannot exceed {MAX_REQUEST}, given {operands[1]}")
     start = now()
     try:
-        interpreter.root.discard(offset, count)
+        interpreter.root.discard(offset, count, counted=False)
     except (OSError, QobraError) as error:
         raise Failed(f"discard failed: {why(error)}")
     if "q" not in options:

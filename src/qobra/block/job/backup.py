@@ -356,6 +356,8 @@ def start_backup(
         raise QobraError("max-workers must be between 1 and 2147483647")
     if max_chunk < 0:
         raise QobraError("max-chunk must be zero (which means no limit) or positive")
+    if bitmap is not None and mode != "never":
+        bitmap.check()
     if source.sectors != target.sectors:
         raise QobraError("Source and target image have different sizes")
     cluster = copy_cluster(target)
@@ -426,8 +428,6 @@ def _check_bitmap(source: BlockNode, args: Options) -> tuple[str, DirtyBitmap | 
         raise QobraError("sync mode 'none' does not produce meaningful bitmap outputs")
     if mode == "never" and sync != "bitmap":
         raise QobraError(f"Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '{sync}'")
-    if mode != "never":
-        bitmap.check()
     return sync, bitmap, mode
 
 

@@ -203,6 +203,7 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
         except BaseException:
             if layer.graph.find(filter_node.node_name) is filter_node:
                 remove_filter(layer, filter_node)
+            set_read_only(layer, node, was_read_only)
             raise
     finally:
         holder.remove()

@@ -22,7 +22,6 @@ from qobra.lean import Lock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
 
 _FALLOC_KEEP_SIZE = 1
@@ -45,7 +44,8 @@ class FileNode(BlockNode):
     is_leaf = True
     creatable = True
     strong_options = ()
-    changeable_options = frozenset({"x-check-cache-dropped"})
+    changeable_options = frozenset({"drop-cache", "x-check-cache-dropped"})
+    lasting_options = frozenset({"drop-cache"})
 
     fd: int = -1
 
@@ -158,9 +158,6 @@ class FileNode(BlockNode):
         except OSError as error:
             raise QobraError(f"Could not reopen file: {strerror(error)}", errno=error.errno)
         self.request_alignment = DIRECT_ALIGNMENT if self.cache_direct else 1
-
-    def default_option(self, name: str) -> Any:
-        return {"locking": "auto", "aio": "threads", "drop-cache": True, "x-check-cache-dropped": False}.get(name)
 
     def _swap_fd(self, access: int) -> None:
         """Reopen under the same descriptor number, so that requests in flight go on undisturbed."""
@@ -454,7 +451,7 @@ def preallocate(fd: int, old_length: int, length: int, preallocation: str) -> No
     if preallocation != "full" and not old_length and length:
         # Direct I/O finds out its alignment by reading the first block, which tells nothing in a hole. The file may be
         # open for direct I/O itself.
-        size = min(length, DIRECT_ALIGNMENT)
+        size = DIRECT_ALIGNMENT if length >= DIRECT_ALIGNMENT else 512
         with locks.aligned_buffer(DIRECT_ALIGNMENT) as block:
             fill_zero(block)
             try:

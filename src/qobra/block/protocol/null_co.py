@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qobra.block import permissions
 from qobra.block.buffers import Buffer, fill_zero
 from qobra.block.extents import COMPUTED, UNALLOCATED, ZERO, Extent
 from qobra.block.node import BlockNode, Options, drivers
@@ -50,6 +51,17 @@ class NullNode(BlockNode):
 
     def read_computed(self, offset: int, view: memoryview) -> None:
         self._read(offset, view)
+
+    def check_write(self, offset: int, length: int) -> None:
+        if self.perm & permissions.RESIZE:
+            # Like a file it grows under whoever may resize it.
+            length = min(length, max(0, self.length - offset))
+            offset = min(offset, self.length)
+        super().check_write(offset, length)
+
+    def written(self, offset: int, length: int) -> None:
+        self.length = max(self.length, offset + length)
+        super().written(offset, length)
 
     def _write(self, offset: int, data: Buffer) -> None:
         self._sleep()

@@ -91,6 +91,14 @@ def header_for(options: Options) -> Header:
     header.size = size
     header.version = 2 if options.get("version", "v3") == "v2" else 3
     extended = bool(options.get("extended-l2", False))
+    if extended:
+        if header.version < 3:
+            raise QobraError(
+                "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or "
+                "greater)",
+                errno=errno.EINVAL,
+            )
+        header.incompatible |= layout.EXTENDED_L2
     header.cluster_bits = cluster_bits(options.get("cluster-size", 65536), extended)
     preallocation = options.get("preallocation", "off")
     backing = options.get("backing-file")
@@ -131,14 +139,6 @@ def header_for(options: Options) -> Header:
             )
         header.compression = layout.COMPRESSION_TYPES.index(options["compression-type"])
         header.incompatible |= layout.COMPRESSION
-    if extended:
-        if header.version < 3:
-            raise QobraError(
-                "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or "
-                "greater)",
-                errno=errno.EINVAL,
-            )
-        header.incompatible |= layout.EXTENDED_L2
     if options.get("lazy-refcounts"):
         header.compatible |= layout.LAZY_REFCOUNTS
     if l1_entries_for(header, size) * 8 > layout.MAX_L1_BYTES:
@@ -146,7 +146,7 @@ def header_for(options: Options) -> Header:
             "The image size is too large for file format 'qcow2' (try using a larger cluster size)", errno=errno.EFBIG
         )
     header.backing_file = backing or ""
-    header.backing_format = options.get("backing-fmt") or ""
+    header.backing_format = (options.get("backing-fmt") or "")[: layout.MAX_BACKING_FORMAT]
     return header
 
 
@@ -205,6 +205,13 @@ def _write_empty(header: Header, file: BlockNode, crypto: bytes) -> None:
     for cluster in range(total):
         counts[cluster] = 1
     end = total << bits
+    if not file.is_leaf and file.length < end:
+        # Unlike a file, a disk in an image does not grow by being written to.
+        try:
+            file.truncate(end, exact=False)
+        except QobraError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
     if header.l1_entries:
         # The file ends with the table, where nothing follows it.
         file.write_zeroes(header.l1_offset, 8 * header.l1_entries)

@@ -269,7 +269,7 @@ def _parse_extensions(header: Header, read: ReadBytes, start: int, end: int, *, 
 
 def _take_extension(header: Header, kind: int, data: bytes) -> None:
     if kind == layout.EXT_BACKING_FORMAT:
-        if len(data) > 15:
+        if len(data) > layout.MAX_BACKING_FORMAT:
             raise QobraError(f"ERROR: ext_backing_format: len={len(data)} too large (>=16)", errno=errno.EINVAL)
         header.backing_format = data.split(b"\0", 1)[0].decode("utf-8", "replace")
     elif kind == layout.EXT_DATA_FILE:
