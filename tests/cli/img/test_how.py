@@ -46,8 +46,9 @@ def test_workers_are_what_m_says(monkeypatch: pytest.MonkeyPatch) -> None:
         engine, "CopyPool", lambda work, done, helpers: seen.append(helpers) or pool(work, done, helpers)
     )
     monkeypatch.setattr(in_order, "_Reader", lambda *arguments: seen.append(arguments[2]) or reader(*arguments))
-    Path("a.raw").write_bytes(b"x" * MIB)
+    Path("a.raw").write_bytes(b"x" * MIB + bytes(4096) + b"x" * 4096)
     assert run("convert", "-m", "3", "-O", "qcow2", "-f", "raw", "a.raw", "b.q") == 0
+    assert os.path.getsize("b.q") % 65536 == 0
     assert run("convert", "-m", "5", "-c", "-O", "qcow2", "-f", "raw", "a.raw", "b.q") == 0
     assert os.path.getsize("b.q") % 512 == 0
     assert seen == [3, 5]
@@ -168,7 +169,7 @@ def test_compression_level(capfd: pytest.CaptureFixture[str]) -> None:
             assert run(*command, "-f", "raw", "-O", "qcow2", "a.raw", "b.q") == 0
             assert run("compare", "-f", "raw", "-F", "qcow2", "a.raw", "b.q") == 0
             sizes[kind, level] = Path("b.q").stat().st_size
-        assert sizes[kind, "9"] < sizes[kind, "1"]
+        assert sizes[kind, "9"] <= sizes[kind, "1"]
     capfd.readouterr()
     for level, target, error in (
         ("10", ["-c", "-O", "qcow2"], "Compression level of zlib must be between 1 and 9"),

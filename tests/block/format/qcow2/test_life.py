@@ -419,3 +419,22 @@ def test_preallocation_in_a_file_that_cannot_grow_says_so(lab, monkeypatch):
     monkeypatch.setattr(FileNode, "_truncate", refuse)
     with pytest.raises(QobraError, match="^Could not resize image: Cannot grow$"):
         lab.create("a", size=4 * MIB, preallocation="metadata")
+
+
+def test_the_file_holds_all_of_its_last_cluster(lab):
+    lab.create("a", size=4 * MIB)
+    with lab.open("a") as disk:
+        disk.write(MIB, _noise(512))
+        place = disk.node.map(MIB, 512)[0].offset
+    assert os.path.getsize(lab.path("a")) == place + CLUSTER
+    with lab.open("a") as disk:
+        assert disk.read(MIB, CLUSTER) == _noise(512) + bytes(CLUSTER - 512)
+    _clean(lab)
+
+
+def test_compressed_clusters_need_no_more_of_the_file_than_was_written(lab):
+    lab.create("a", size=4 * MIB)
+    before = os.path.getsize(lab.path("a"))
+    with lab.open("a") as disk:
+        disk.node.write_compressed(0, bytes(1000) + _noise(1000) + bytes(CLUSTER - 2000))
+    assert before < os.path.getsize(lab.path("a")) % CLUSTER + before < before + 2000

@@ -29,6 +29,8 @@ class Allocator:
         """No cluster below this index is free."""
         self.virgin = 0
         """Clusters from this index on were never written: they read as zeroes."""
+        self._data_end = 0
+        """No cluster from this index on was claimed for data."""
         self._partial = 0
         """Host offset at which the next compressed cluster goes, 0 if there is no begun cluster."""
 
@@ -123,6 +125,18 @@ class Allocator:
             raise
         if first + count > self.virgin:
             self.virgin = first + count
+
+    def claim_data(self, want: int, *, near: int = 0) -> tuple[int, int]:
+        """:meth:`allocate` up to ``want`` clusters for guest data, of which not all need be written."""
+        first, count = self.allocate(want, near=near)
+        self._data_end = max(self._data_end, first + count)
+        return first, count
+
+    def end_of_data(self) -> int:
+        """Where, in bytes, the clusters end that were claimed for data here and are in use."""
+        while self._data_end and not self._refcounts.get(self._data_end - 1):
+            self._data_end -= 1
+        return self._data_end << self._image.cluster_bits
 
     def _cover(self, first: int, count: int) -> None:
         """Make the blocks that count these free clusters, where there are none; they do not go into them."""

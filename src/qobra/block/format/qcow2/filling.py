@@ -128,7 +128,7 @@ class Filling:
         try:
             while want > 0:
                 virgin = image.allocator.virgin
-                claimed.append(image.allocator.allocate(want))
+                claimed.append(image.allocator.claim_data(want))
                 first, count = claimed[-1]
                 if first < virgin:  # what is not written of a cluster would not read as zeroes
                     self._release(claimed)

@@ -13,6 +13,7 @@ Most commits cost two barriers (after 1 and after 3), however many writes they g
 
 from __future__ import annotations
 
+import errno
 import sys
 from array import array
 
@@ -20,6 +21,7 @@ from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.refcount import Block, pack_counts
 from qobra.block.format.qcow2.tables import Slice
 from qobra.block.table import highest_write
+from qobra.errors import QobraError
 from qobra.lean import Lock, deque
 
 TYPE_CHECKING = False
@@ -78,9 +80,24 @@ class Writeback:
         """The last commit: nobody uses the image any more, and what was written is to outlive the host."""
         image = self._image
         self.settle()
+        self._complete_last_cluster()
         if any(highest_write(child) for child in (image.file, image.data)) or image.node.written_around:
             self.barrier()
         self.mark_clean()
+
+    def _complete_last_cluster(self) -> None:
+        # What is written of a new cluster may end within it. It reads the same here and in QEMU, but other readers take
+        # a file that ends within a cluster for a damaged one.
+        image = self._image
+        with image.lock:
+            end = image.allocator.end_of_data()
+        if end and not image.external:
+            try:
+                # What was written past the driver may be shorter than the file is taken to be.
+                image.file.truncate(max(end, image.file.length))
+            except QobraError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EINVAL):  # a device or an export has the size it has
+                    raise
 
     def mark_clean(self) -> None:
         """Clear the dirty bit: all counts are written."""

@@ -150,7 +150,7 @@ class Writer:
         if image.external:
             return Claim(cluster, cluster + count - 1, cluster << image.cluster_bits, owned=False, clean=False)
         virgin = image.allocator.virgin
-        first, count = image.allocator.allocate(count, near=near)
+        first, count = image.allocator.claim_data(count, near=near)
         host = first << image.cluster_bits
         image.overlap.guard(host, count << image.cluster_bits)
         return Claim(cluster, cluster + count - 1, host, owned=True, clean=first >= virgin)
