@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qobra.block.describe import describe
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
@@ -23,16 +24,17 @@ _THROTTLE = (
 def info_block(machine: Machine, args: dict[str, Any]) -> str:
     """Block devices, or nodes."""
     wanted, verbose = args.get("device"), args.get("verbose", False)
-    entries = []
+    text = ""
     if not args.get("nodes"):
-        for info in dispatch.call(machine, "query-block", {}):
+        for number, info in enumerate(dispatch.call(machine, "query-block", {})):
             if wanted in (None, info["device"]):
-                entries.append(_device(info, verbose))
-    if args.get("nodes") or (wanted is not None and not entries):
-        for info in dispatch.call(machine, "query-named-block-nodes", {}):
+                # As in QEMU, the empty line stands before all but the first there is, shown or not.
+                text += ("\n" if number else "") + _device(info, verbose)
+    if args.get("nodes") or (wanted is not None and not text):
+        for number, info in enumerate(dispatch.call(machine, "query-named-block-nodes", {})):
             if wanted in (None, info["node-name"]):
-                entries.append(f"{info['node-name']}{_inserted(info)}{_state(info, verbose)}")
-    return "\n".join(entries)
+                text += ("\n" if number else "") + f"{info['node-name']}{_inserted(info)}{_state(info, verbose)}"
+    return text
 
 
 def _device(info: dict[str, Any], verbose: bool) -> str:
@@ -74,32 +76,9 @@ def _state(info: dict[str, Any], verbose: bool) -> str:
         text += "\nImages:\n"
         image: dict[str, Any] | None = info["image"]
         while image is not None:
-            text += _image(image)
+            text += "".join(line + "\n" for line in describe(image))
             image = image.get("backing-image")
     return text
-
-
-def _image(image: dict[str, Any]) -> str:
-    text = f"image: {image['filename']}\nfile format: {image['format']}\n"
-    text += f"virtual size: {_size(image['virtual-size'])} ({image['virtual-size']} bytes)\n"
-    if "actual-size" in image:
-        text += f"disk size: {_size(image['actual-size'])}\n"
-    if "cluster-size" in image:
-        text += f"cluster_size: {image['cluster-size']}\n"
-    if "backing-filename" in image:
-        text += f"backing file: {image['backing-filename']}\n"
-    if "backing-filename-format" in image:
-        text += f"backing file format: {image['backing-filename-format']}\n"
-    return text
-
-
-def _size(size: float) -> str:
-    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-    unit = 0
-    while size >= 1000 and unit < len(units) - 1:
-        size /= 1024
-        unit += 1
-    return f"{size:.3g} {units[unit]}"
 
 
 @hmp_command("info block-jobs", help="show progress of ongoing block device operations")

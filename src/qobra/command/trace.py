@@ -34,14 +34,20 @@ def _meant(name: str, args: dict[str, Any]) -> list[trace.Event]:
         if found and not trace.is_pattern(name):
             raise QobraError(f'event "{name}" is not vCPU-specific')
         return []
-    if not found and not trace.is_pattern(name):
+    if _is_unknown(name):
         raise QobraError(f'unknown event "{name}"')
     return found
+
+
+def _is_unknown(name: str) -> bool:
+    return not trace.is_pattern(name) and not trace.matching(name)
 
 
 @hmp_command("info trace-events", args="name:s?,vcpu:i?", params="[name] [vcpu]", help="show available trace-events")
 def info_trace_events(machine: Machine, args: dict[str, Any]) -> str:
     """The state of the events that a name or pattern means, all of them without one."""
+    if _is_unknown(args.get("name", "*")):
+        return f'unknown event "{args["name"]}"\n'
     states = trace_event_get_state(machine, {**args, "name": args.get("name", "*")})
     return "".join(f"{each['name']} : state {int(each['state'] == 'enabled')}\n" for each in states)
 
@@ -50,7 +56,10 @@ def info_trace_events(machine: Machine, args: dict[str, Any]) -> str:
     "trace-event", args="name:s,option:b,vcpu:i?", params="name on|off [vcpu]",
     help="changes status of a specific trace event (vcpu: vCPU to set, default is all)",
 )  # fmt: skip
-def trace_event(machine: Machine, args: dict[str, Any]) -> None:
+def trace_event(machine: Machine, args: dict[str, Any]) -> str | None:
     """Switch the events that a name or pattern means."""
+    if _is_unknown(args["name"]):
+        return f'unknown event "{args["name"]}"\n'
     more = {"vcpu": args["vcpu"]} if "vcpu" in args else {}
     trace_event_set_state(machine, {"name": args["name"], "enable": args["option"], **more})
+    return None

@@ -18,11 +18,13 @@ b     ``on`` or ``off``
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qobra.errors import QobraError
 from qobra.qmp import registry
+from qobra.units import INT64_MAX, parse_size
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
@@ -32,7 +34,7 @@ _H = TypeVar("_H", bound=Callable[..., Any])
 
 _TEXT_NAMES = {"s": "string", "F": "filename", "B": "block device name"}
 _ESCAPES = {"n": "\n", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
-_SUFFIXES = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
+_SIZE = re.compile(r"\+?(0[xX][0-9a-fA-F]+(?![.])|[0-9]+(?:\.[0-9]*)?)([bBkKmMgGtTpPeE])?")
 
 
 class HmpCommand:
@@ -117,8 +119,7 @@ def _run(machine: Machine, line: str) -> str:
     try:
         arguments = _Arguments(rest).parse(entry)
     except _BadArguments as error:
-        name = word if word.startswith("info ") else entry.names.split("|")[0]
-        return f'{error}\nTry "help {name}" for more information\n'
+        return f'{error}\nTry "help {word}" for more information\n'
     return entry.handler(machine, arguments) or ""
 
 
@@ -170,7 +171,7 @@ class _Arguments:
             elif kind == "b":
                 arguments[name] = self._boolean(name)
             elif kind in ("o", "M"):
-                arguments[name] = self._size(default_shift=20)
+                arguments[name] = self._size()
             else:
                 arguments[name] = self._number()
         self._text = self._text.lstrip()
@@ -229,12 +230,15 @@ class _Arguments:
             bad = next((c for c in word if not c.isdigit()), word[0])
             raise _BadArguments(f"invalid char '{bad}' in expression") from None
 
-    def _size(self, default_shift: int) -> int:
-        word = self._word()
-        digits, shift = word, default_shift
-        if word[-1:].lower() in _SUFFIXES and not word.lower().startswith("0x"):
-            digits, shift = word[:-1], _SUFFIXES[word[-1].lower()]
+    def _size(self) -> int:
+        match = _SIZE.match(self._text)
+        if match is None:
+            raise _BadArguments("invalid size")
         try:
-            return int(float(digits) * (1 << shift)) if "." in digits else int(digits, 0) << shift
+            size = parse_size(match[1] + (match[2] or "M"))
         except ValueError:
-            raise _BadArguments("invalid size") from None
+            size = INT64_MAX + 1
+        if size > INT64_MAX:
+            raise _BadArguments("invalid size")
+        self._text = self._text[match.end() :]
+        return size
