@@ -22,7 +22,7 @@ Copy an image, or several one after another, into OUTPUT. Zeroes become holes.
   -B BACKING, -F FMT    let the new image lie on BACKING, and copy what differs from it
   -l SNAPSHOT           copy that snapshot: an id or a name, or snapshot.id=ID,snapshot.name=NAME
   -c                    compress the output
-  --compression-level N of zlib (1 to 9; 6 gives QEMU's sizes) or zstd (1 to 22), larger is smaller and slower
+  --compression-level N of zlib (1 to 9; 6 gives about the sizes of QEMU) or zstd (1 to 22), larger is smaller and slower
   -S SIZE               bytes in a row that must be zero to become a hole (4k); 0 writes everything out
   -n                    OUTPUT is there already; --target-is-zero says that it holds zeroes
   --target-image-opts   OUTPUT is a list of options

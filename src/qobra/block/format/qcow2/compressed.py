@@ -10,6 +10,7 @@ import threading
 import zlib
 
 from qobra.errors import QobraError
+from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from zstandard import ZstdCompressor, ZstdDecompressor
 
     from qobra.block.buffers import Buffer
+    from qobra.native.deflate import Deflater
 
 ZLIB, ZSTD = 0, 1
 MAX_LEVELS = (9, 22)
@@ -26,16 +28,20 @@ MAX_LEVELS = (9, 22)
 DEFLATE_BITS = -12
 """zlib's window bits of the streams that are written: raw deflate, 4 KiB."""
 
+DEFAULT_LEVEL = 6
+"""QEMU's."""
+
 _local = threading.local()
 
 
 def compress(data: Buffer, kind: int, level: int | None = None) -> bytes | None:
     """``data``, a whole cluster, compressed; None where that would not make it smaller."""
+    packed: bytes | None
     if kind == ZSTD:
         packed = _zstd_compressor(level or 3).compress(data)
     else:
         packed = _deflate(data, level)
-    return packed if len(packed) < len(data) else None
+    return packed if packed is not None and len(packed) < len(data) else None
 
 
 def decompress(data: Buffer, size: int, kind: int) -> bytes:
@@ -55,8 +61,11 @@ def decompress(data: Buffer, size: int, kind: int) -> bytes:
     return result
 
 
-def _deflate(data: Buffer, level: int | None) -> bytes:
-    """A raw deflate stream with a window of 4 KiB, as qcow2 asks for: by ISA-L unless zlib's ``level`` is asked for."""
+def _deflate(data: Buffer, level: int | None) -> bytes | None:
+    """A raw deflate stream with a window of 4 KiB, as qcow2 asks for, or None where it would not be smaller.
+
+    By ISA-L, which is quickest, unless a ``level`` is asked for.
+    """
     if level is None:
         try:
             from isal import igzip_lib
@@ -65,9 +74,29 @@ def _deflate(data: Buffer, level: int | None) -> bytes:
         else:
             packed: bytes = igzip_lib.compress(data, 3, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_EXTRA_LARGE, 12)
             return packed
-    level = zlib.Z_DEFAULT_COMPRESSION if level is None else level
+    return deflate(data, DEFAULT_LEVEL if level is None else level)
+
+
+def pure_deflate(data: Buffer, level: int) -> bytes | None:
+    """By zlib."""
     stream = zlib.compressobj(level, zlib.DEFLATED, DEFLATE_BITS, 9)
     return stream.compress(data) + stream.flush()
+
+
+def deflate(data: Buffer, level: int) -> bytes | None:
+    """A raw deflate stream with a window of 4 KiB, None where it would not be smaller."""
+    if not hasattr(_local, "deflater"):
+        native = compiled("deflate")
+        _local.deflater = native.Deflater() if native is not None else None
+    deflater: Deflater | None = _local.deflater
+    return deflater.compress(data, *_EFFORTS[level]) if deflater is not None else pure_deflate(data, level)
+
+
+_EFFORTS = (
+    (1, 16, 0), (1, 16, 0), (2, 32, 0), (4, 32, 0), (4, 32, 8), (8, 64, 16), (12, 128, 32), (24, 128, 32),
+    (64, 258, 64), (256, 258, 258),
+)  # fmt: skip
+"""By level of zlib, how hard the compiled form looks for matches. That of 6 is as much as it takes to be no larger."""
 
 
 def _inflate(data: Buffer, size: int) -> bytes:

@@ -1,0 +1,50 @@
+"""Raw deflate with a window of 4 KiB, without the GIL: see ``deflate.h``."""
+
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport free, malloc
+
+cdef extern from "deflate.h" nogil:
+    struct deflater:
+        pass
+    deflater *deflater_new()
+    size_t deflate_raw(
+        deflater *, const uint8_t *, size_t, uint8_t *, size_t, unsigned, unsigned, unsigned
+    )
+
+cdef enum:
+    LARGEST = 1 << 28
+
+
+cdef class Deflater:
+    """See ``deflate.pyi``."""
+
+    cdef deflater *_deflater
+    cdef bint _busy
+
+    def __cinit__(self):
+        self._deflater = deflater_new()
+        if self._deflater == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self._deflater)
+
+    def compress(self, data, unsigned depth, unsigned nice, unsigned lazy):
+        cdef const uint8_t[::1] view = data
+        cdef size_t size = view.shape[0], made
+        cdef uint8_t *out
+        if not size or size > LARGEST or not depth:
+            raise ValueError("a size or depth that cannot be")
+        if self._busy:
+            raise RuntimeError("used by two threads at once")
+        out = <uint8_t *>malloc(size)
+        if out == NULL:
+            raise MemoryError
+        self._busy = True
+        try:
+            with nogil:
+                made = deflate_raw(self._deflater, &view[0], size, out, size, depth, nice, lazy)
+            return out[:made] if made else None
+        finally:
+            self._busy = False
+            free(out)

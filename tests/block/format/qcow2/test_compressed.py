@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+import random
+import threading
+import zlib
+from typing import Any
+
+import pytest
+
+from qobra.block.format.qcow2.compressed import DEFLATE_BITS, deflate, pure_deflate
+from qobra.native import compiled
+
+_compiled = compiled("deflate")
+FORMS = [pure_deflate] if _compiled is None else [pure_deflate, deflate]
+SOURCE = b"".join(open(module, "rb").read() for module in (random.__file__, threading.__file__))
+WINDOW = 1 << -DEFLATE_BITS
+
+
+def inflate(packed: bytes, size: int) -> bytes:
+    """A few bytes at a time, so that zlib goes by its window of 4 KiB and refuses what is farther away."""
+    stream = zlib.decompressobj(DEFLATE_BITS)
+    parts = [stream.decompress(packed, 200)]
+    while not stream.eof:
+        parts.append(stream.decompress(stream.unconsumed_tail, 200))
+    assert not stream.unused_data
+    data = b"".join(parts)
+    assert len(data) == size
+    return data
+
+
+def text(seed: int, size: int) -> bytes:
+    """Words of a small vocabulary, some of them changed."""
+    random_ = random.Random(seed)
+    words = [random_.randbytes(random_.randrange(1, 12)).hex() for _ in range(300)]
+    data = bytearray()
+    while len(data) < size:
+        data += random_.choice(words).encode() + b" "
+        if not random_.randrange(20):
+            data += random_.randbytes(3)
+    return bytes(data[:size])
+
+
+def contents(seed: int) -> bytes:
+    random_ = random.Random(seed)
+    size = random_.choice([512, 4096, 65536, 65536, 200_000, 2 << 20])
+    kind = seed % 6
+    if kind == 0:
+        return text(seed, size)
+    if kind == 1:  # repeated from afar, also from just as far as is allowed and a byte more
+        piece = random_.randbytes(random_.choice([WINDOW - 1, WINDOW, WINDOW + 1, 5000, 300]))
+        return (piece * (size // len(piece) + 1))[:size]
+    if kind == 2:
+        return bytes([random_.choice(b"01") for _ in range(min(size, 65536))])
+    if kind == 3:  # long stretches of different statistics
+        parts = [text(seed, 9000), bytes(7000), bytes(range(256)) * 20, random_.randbytes(900), b"ab" * 9000]
+        random_.shuffle(parts)
+        return b"".join(parts)[:65536]
+    if kind == 4:  # as few and as skewed symbols as can be
+        return bytes(random_.choices(range(40), [2.0**-number for number in range(40)], k=min(size, 65536)))
+    return bytes(size - 1) + b"x"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", range(24))
+def test_what_was_compressed_is_read_within_4_kib(seed: int, form: Any) -> None:
+    data = contents(seed)
+    for level in (1, 6, 9) if len(data) <= 65536 else (1 + seed % 9,):
+        packed = form(data, level)
+        if packed is None:
+            assert len(pure_deflate(data, level) or b"") > len(data) * 0.99
+            continue
+        assert inflate(packed, len(data)) == data
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_cannot_be_made_smaller(form: Any) -> None:
+    for size in (1, 2, 3, 4, 5, 100, 65536):
+        data = os.urandom(size)
+        packed = form(data, 6)
+        assert packed is None or len(packed) >= size
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_small_inputs(form: Any) -> None:
+    for size in range(1, 600):
+        data = b"abcabcab" * 75
+        packed = form(data[:size], 6)
+        assert packed is None or inflate(packed, size) == data[:size]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_level_6_is_as_small_as_zlib(form: Any) -> None:
+    listing = "".join(
+        f"7f{number * 40503 % 65536:04x}000 r-xp /usr/lib/x86_64/part{number // 5}.so\n" for number in range(1500)
+    )
+    for data in (SOURCE[:65536], text(1, 65536), listing.encode()[:65536]):
+        packed = form(data, 6)
+        assert packed is not None and len(packed) <= 1.005 * len(pure_deflate(data, 6) or b"")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_higher_levels_are_smaller_and_the_same_each_time(form: Any) -> None:
+    data = SOURCE[:65536]
+    sizes = [len(form(data, level) or b"") for level in (1, 4, 6, 9)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
+    form(text(3, 65536), 9)
+    assert form(data, 9) == form(data, 9) and len(form(data, 9)) == sizes[-1]
+
+
+@pytest.mark.skipif(_compiled is None, reason="not built")
+def test_bounds() -> None:
+    assert _compiled is not None
+    deflater = _compiled.Deflater()
+    for arguments in ((b"", 1, 1, 1), (b"abcd", 0, 1, 1)):
+        with pytest.raises(ValueError):
+            deflater.compress(*arguments)
+    with pytest.raises(TypeError):
+        deflater.compress("text", 1, 1, 1)
+    for effort in ((1, 0, 0), (1 << 31, 1 << 31, 1 << 31)):
+        packed = deflater.compress(b"ab" * 3000, *effort)
+        assert inflate(packed, 6000) == b"ab" * 3000
