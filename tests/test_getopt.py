@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qobra.getopt import HelpWanted, UsageError, parse, parse_command
+from qobra.getopt import HelpWanted, UnknownGroup, UsageError, parse, parse_command
 
 LONG = ("format=|f", "output=", "object=", "image-opts", "force-share|U")
 
@@ -61,3 +61,10 @@ def test_the_last_value_of_an_option_counts() -> None:
     assert (line.optional("f"), line.values("f"), line.value("f", "vdi")) == ("qcow2", ["raw", "qcow2"], "qcow2")
     assert (line.optional("cache"), line.value("cache", "none"), line.values("cache")) == (None, "none", [])
     assert (line.has("q"), line.has("p"), line.operands) == (True, False, ["disk"])
+
+
+def test_an_unknown_group_that_comes_first_is_named_by_whoever_was_called() -> None:
+    with pytest.raises(UnknownGroup):
+        parse(["-Zq"], "q")
+    with pytest.raises(UsageError, match="unrecognized option '-q'"):
+        parse(["-q", "-Zq"], "q")

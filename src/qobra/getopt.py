@@ -19,6 +19,13 @@ class UsageError(Exception):
     """A command line that cannot be; the text is the one line to print."""
 
 
+class UnknownGroup(UsageError):
+    """The first word is a group of short options of which the first is unknown: programs in C name themselves."""
+
+    def __init__(self, called: str) -> None:
+        super().__init__(f"unrecognized option '{called}'")
+
+
 class HelpWanted(Exception):
     """``-h`` was among the options."""
 
@@ -68,7 +75,9 @@ def parse(
                     if raw_texts:
                         raise UsageError(f"invalid option -- '{letter}'")
                     # getopt has not moved on from an unfinished group, so the tools name the word before it.
-                    raise UsageError(f"unrecognized option '{word if place == len(word) else previous or word}'")
+                    if place < len(word) and not previous:
+                        raise UnknownGroup(word)
+                    raise UsageError(f"unrecognized option '{word if place == len(word) else previous}'")
                 if short[index + 1 : index + 2] != ":":
                     options.append((letter, ""))
                     continue

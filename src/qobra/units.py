@@ -59,6 +59,15 @@ def parse_size(text: str, warn: Callable[[str], None] | None = None) -> int:
     return value
 
 
+def not_a_size(name: str) -> str:
+    """The error of an option ``name`` that has to be a size, and is not."""
+    return (
+        f"Parameter '{name}' expects a non-negative number below 2^64\n"
+        "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+        "and exabytes, respectively."
+    )
+
+
 def size_text(size: int) -> str:
     """``size`` in bytes for a person, with three digits and a binary unit: ``1.5 GiB``."""
     unit = 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from qobra.block.filename import parse_filename
+from qobra.block.filename import parse_filename, unflatten
 from qobra.block.layer import BlockLayer
 from qobra.block.reopen import reopen
 from qobra.block.typed_options import typed
+from qobra.errors import QobraError
 
 
 def test_a_path_with_a_colon_stays_a_path_when_it_is_told_again():
@@ -58,4 +61,54 @@ def test_options_given_as_text_are_shown_as_they_were_given():
     assert node.filename == (
         'json:{"offset": 512, "driver": "raw", "file": {"read-zeroes": true, "driver": "null-co", "size": 1048576}}'
     )
+    layer.close()
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"driver": "qcow2", "file": 1}, 'A block device must be specified for "file"'),
+        ({"driver": "qcow2", "file": {"filename": 1}}, "Must specify either driver or file"),
+        ({"driver": "file", "filename": 1}, "The 'file' block driver requires a file name"),
+        ({"driver": 1}, "Must specify either driver or file"),
+        ({"driver": "file", "filename": "a", "locking": "x"}, "invalid parameter value: x"),
+        ({"driver": "file", "filename": "a", "discard": "x"}, "Invalid discard option"),
+        ({"driver": "file", "filename": "a", "force-share": 1}, "Parameter 'force-share' expects 'on' or 'off'"),
+        ({"driver": "raw", "file": "f", "offset": 1.5}, "Parameter 'offset' expects a non-negative number"),
+        ({"driver": "raw", "file": "f", "offset": "-1"}, "Parameter 'offset' expects a non-negative number"),
+        ({"driver": "qcow2", "file": "f", "cache": 1}, "Block format 'qcow2' does not support the option 'cache'"),
+        ({"driver": "nbd", "server": {"type": "unix"}}, "Parameter 'path' is missing"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_apart(options, error):
+    with pytest.raises(QobraError, match=re.escape(error)):
+        typed(options)
+
+
+def test_numbers_and_switches_stand_for_texts():
+    assert typed({"driver": "file", "filename": "a", "node-name": 1, "discard": True}) == {
+        "driver": "file",
+        "filename": "a",
+        "node-name": "1",
+        "discard": "unmap",
+    }
+
+
+def test_a_child_has_a_name_or_options():
+    for options in ({"file.filename": "a", "file": "b"}, {"file": "b", "file.filename": "a"}):
+        with pytest.raises(QobraError, match="Cannot reference an existing block device"):
+            unflatten(options)
+
+
+def test_what_a_tool_adds_to_options_is_not_part_of_a_name():
+    layer = BlockLayer()
+    node = layer.open({"driver": "copy-on-read", "file": {"driver": "null-co"}, "_no-io": True})
+    assert "_no-io" not in node.filename
+    layer.close()
+
+
+def test_options_of_a_window_must_be_sizes():
+    layer = BlockLayer()
+    with pytest.raises(QobraError, match="Parameter 'offset' expects"):
+        layer.open({"driver": "raw", "file": {"driver": "null-co"}, "offset": -1})
     layer.close()

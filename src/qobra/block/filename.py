@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_FILENAME = 1 << 20
 """Longest name that is looked at, in characters (a json: name may hold a whole chain)."""
+AMBIGUOUS_REFERENCE = "Cannot reference an existing block device with additional options or a new filename"
 PATH_MAX = 4096
 """Room for a name that is told, in bytes with an end mark."""
 
@@ -79,11 +80,13 @@ def unflatten(options: Options) -> Options:
         for part in path:
             inner = place.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise QobraError(f"Cannot use '{part}' both as a value and as an object")
+                raise QobraError(AMBIGUOUS_REFERENCE)
             place = inner
         value = unflatten(value) if isinstance(value, dict) else value
         if isinstance(value, dict) and isinstance(place.get(last), dict):
             place[last].update(value)
+        elif isinstance(place.get(last), dict):
+            raise QobraError(AMBIGUOUS_REFERENCE)
         else:
             place[last] = value
     return result
@@ -131,7 +134,11 @@ def _strong_options(node: Vertex) -> Options:
     """The options that a ``json:`` name has to tell, with dotted keys for what is inside of them."""
     chosen = node.strong_options
     if chosen is None:
-        own = {name: value for name, value in node.options.items() if name not in GENERIC_OPTIONS | {"driver", TEXTS}}
+        own = {
+            name: value
+            for name, value in node.options.items()
+            if name not in GENERIC_OPTIONS and name != "driver" and not name.startswith("_")
+        }
         return flatten({name: value for name, value in own.items() if name not in node.child_options()})
     tops = {name.partition(".")[0] for name in ("filename", *chosen)}
     flat = flatten({name: node.options[name] for name in tops if name in node.options})

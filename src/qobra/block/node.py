@@ -55,6 +55,8 @@ class BlockNode(Vertex):
         self.highest_write_offset = 0
         self.written_around = False
         """Some writes went straight to their places in the files below, whose nodes know nothing of them."""
+        self.abandoned = False
+        """Nobody is going to look at it again: what of it is not written need not be."""
         self.write_threshold = 0
 
     @property

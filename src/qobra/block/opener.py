@@ -8,7 +8,7 @@ import os
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.extents import MAX_DEPTH
-from qobra.block.filename import full_backing_filename, parse_filename
+from qobra.block.filename import AMBIGUOUS_REFERENCE, full_backing_filename, parse_filename
 from qobra.block.format._magic import candidates
 from qobra.block.node import MAX_LENGTH, BlockNode, Options, drivers
 from qobra.block.opening import OpenedNodes, Opening, with_inherited
@@ -88,19 +88,20 @@ class Opener:
         from qobra.block.typed_options import typed
 
         merged = dict(options)
-        protocol_options = parse_filename(filename)
         own = merged.get("driver")
         if filename.startswith("json:"):
-            merged = {**protocol_options, **merged}
-        elif own == protocol_options["driver"]:
-            merged = _merged(protocol_options, merged)
+            merged = {**parse_filename(filename), **merged}
         elif own is not None and _is_protocol(own):
             merged = _merged(_protocol_options(own, filename), merged)
         else:
             file = merged.get("file", {})
+            if isinstance(file, str):
+                raise QobraError(AMBIGUOUS_REFERENCE)
             protocol = file.get("driver")
             if protocol is not None and _is_protocol(protocol):
                 protocol_options = _protocol_options(protocol, filename)
+            else:
+                protocol_options = parse_filename(filename)
             # Only now it can be told what the options of the file mean.
             merged["file"] = typed(_merged(protocol_options, file))
         return merged
@@ -155,8 +156,11 @@ class Opener:
         finally:
             self._unfinished.pop()
         opened.append(node)
-        if driver.supports_backing and "backing" not in node.children and not options.get("_no-backing"):
-            self._open_backing(node, opening)
+        if driver.supports_backing and "backing" not in node.children:
+            if not options.get("_no-backing"):
+                self._open_backing(node, opening)
+            elif options.get("backing") is not None:
+                raise QobraError(f"Block format '{driver.driver}' does not support the option 'backing'")
         node.names_changed()
         return node
 

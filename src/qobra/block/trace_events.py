@@ -56,12 +56,14 @@ def _read_by_root(root: BlockBackend, offset: int, length: int) -> tuple[Any, ..
 
 
 @event("blk_co_preadv", f"blk %p bs %p {_REQUEST}", (BlockBackend, "read_into"))
-def _read_into_by_root(root: BlockBackend, offset: int, view: memoryview) -> tuple[Any, ...]:
+def _read_into_by_root(root: BlockBackend, offset: int, view: memoryview, **_more: Any) -> tuple[Any, ...]:
     return root, root.node, offset, len(view), 0
 
 
 @event("blk_co_pwritev", f"blk %p bs %p {_REQUEST}", (BlockBackend, "write"))
-def _written_by_root(root: BlockBackend, offset: int, data: Buffer, *, fua: bool = False) -> tuple[Any, ...]:
+def _written_by_root(
+    root: BlockBackend, offset: int, data: Buffer, *, fua: bool = False, **_more: Any
+) -> tuple[Any, ...]:
     return root, root.node, offset, len(data), _flags(fua or not root.writeback)
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from qobra.block.vertex import TEXTS
 from qobra.errors import QobraError
-from qobra.units import BOOLEANS, NotANumber, OutOfRange, parse_size
+from qobra.units import BOOLEANS, NotANumber, OutOfRange, not_a_size, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
+
+    from qobra.qapi.spec import Types
 else:
     Any = object
 
@@ -20,6 +23,13 @@ else:
 Options = dict[str, Any]
 
 _SCALARS = frozenset(("int", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "number"))
+
+_COUNTS = frozenset(
+    ("aio-max-batch", "cache-clean-interval", "latency-ns", "open-timeout", "reconnect-delay", "vote-threshold")
+)
+"""Options that count something other than bytes; what they may be is their drivers' to say."""
+DISCARD_WORDS = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
+"""What texts have for a discard mode, and the mode."""
 
 
 def typed(options: Options) -> Options:
@@ -41,7 +51,15 @@ def typed(options: Options) -> Options:
         kind = members.get(name, "")
         if kind.startswith("[") and isinstance(value, dict):
             value = _listed(name, value)
-        if isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
+        if value == {} and kind == "SocketAddress":
+            continue  # none
+        if name == "driver":
+            if not isinstance(value, str):
+                raise QobraError("Must specify either driver or file")
+            result[name] = value
+        elif kind == "BlockdevRef" and (not value or not isinstance(value, str | dict)):
+            raise QobraError(f'A block device must be specified for "{name}"')
+        elif isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
             try:
                 result[name] = _child(value)
             except QobraError as error:
@@ -53,6 +71,8 @@ def typed(options: Options) -> Options:
                 _refuse(str(driver), name)
             result[name] = value
         else:
+            if branch and not isinstance(value, dict) and _is_structure(types, kind):
+                _refuse(str(driver), name)
             if kind == "BlockdevCacheOptions" and isinstance(value, dict) and branch:
                 # Old commands take ``writeback`` for a node; texts have it for a drive only, which has taken it off.
                 for unknown in value.keys() - ({member.name for member in types[kind].members} - {"writeback"}):
@@ -61,7 +81,7 @@ def typed(options: Options) -> Options:
     texts = {
         name: value
         for name, value in options.items()
-        if isinstance(value, str) and isinstance(result[name], bool | int)
+        if isinstance(value, str) and isinstance(result.get(name), bool | int)
     }
     if texts:
         result[TEXTS] = texts
@@ -78,10 +98,18 @@ def _listed(name: str, value: Options) -> list[Any]:
     return result
 
 
+def _is_structure(types: Types, kind: str) -> bool:
+    from qobra.qapi.spec import OBJECT
+
+    return kind in types and types[kind].kind == OBJECT
+
+
 def _child(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "driver" not in value and "filename" in value:
+        if not isinstance(value["filename"], str):
+            raise QobraError("Must specify either driver or file")
         value = {"driver": "file", **value}
     return typed(value)
 
@@ -100,37 +128,81 @@ def _refuse(driver: str, name: str) -> None:
 
 
 def _value(name: str, kind: str, value: Any) -> Any:
-    if isinstance(value, str):
-        if kind == "bool":
-            if value not in BOOLEANS:
-                raise QobraError(f"Parameter '{name}' expects 'on' or 'off'")
-            return BOOLEANS[value]
-        if kind == "size":
-            return _size(name, value)
-        if kind in _SCALARS:
-            try:
-                return int(value, 0)
-            except ValueError:
-                return _size(name, value)  # the schema is not strict about what counts bytes
-        return value
+    """``value`` as the type ``kind`` of the schema wants it, where that can be told without the rest of the options."""
+    if kind == "str":
+        return _text(name, value)
+    if kind == "bool":
+        return _switch(name, value)
+    if kind == "size" or kind in _SCALARS:
+        return _number(name, kind, value)
+    from qobra.qapi.contract import contract
+    from qobra.qapi.spec import ENUM
+
+    types = contract().types
+    if kind in types and types[kind].kind == ENUM:
+        return _word(name, types[kind].values, value)
     if name == "encrypt" and isinstance(value, dict) and "format" not in value:
         return value  # the image knows
+    if isinstance(value, int | float):
+        return _text(name, value)  # one of several types, of which a number is none
     if isinstance(value, (dict, list)) and _all_texts(value):
-        from qobra.qapi.contract import contract
-
-        return contract().check(kind, value, path=name, keyval=True)
+        # What is wrong with an address is told without saying whose it is.
+        return contract().check(kind, value, path="" if kind == "SocketAddress" else name, keyval=True)
     return value
+
+
+def _text(name: str, value: Any) -> str:
+    """What is no text in a ``json:`` name but has to be one."""
+    if isinstance(value, str):
+        return value
+    if name == "filename":
+        raise QobraError("The 'file' block driver requires a file name")
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | float):
+        return str(value)
+    raise QobraError(f"Invalid parameter type for '{name}', expected: string")
+
+
+def _switch(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or value not in BOOLEANS:
+        raise QobraError(f"Parameter '{name}' expects 'on' or 'off'")
+    return BOOLEANS[value]
+
+
+def _number(name: str, kind: str, value: Any) -> int:
+    counts = name in _COUNTS
+    if isinstance(value, str):
+        try:
+            value = int(value, 0) if kind != "size" else _size(name, value)
+        except ValueError:
+            if counts:
+                raise QobraError(f"Parameter '{name}' expects a number")
+            value = _size(name, value)  # the schema is not strict about what counts bytes
+    if not isinstance(value, int) or isinstance(value, bool) or (value < 0 and not counts):
+        raise QobraError(f"Parameter '{name}' expects a number" if counts else not_a_size(name))
+    return value
+
+
+def _word(name: str, words: Collection[str], value: Any) -> str:
+    """A value of an enumeration."""
+    text = _text(name, value)
+    if name == "discard":
+        if text not in DISCARD_WORDS:
+            raise QobraError("Invalid discard option")
+        return DISCARD_WORDS[text]
+    if text not in words:
+        raise QobraError(f"invalid parameter value: {text}")
+    return text
 
 
 def _size(name: str, text: str) -> int:
     try:
         return parse_size(text)
     except NotANumber:
-        raise QobraError(
-            f"Parameter '{name}' expects a non-negative number below 2^64\n"
-            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-            "and exabytes, respectively."
-        )
+        raise QobraError(not_a_size(name))
     except OutOfRange:
         raise QobraError(f"Value '{text}' is out of range for parameter '{name}'")
 

@@ -11,8 +11,10 @@ from qobra.report import program, report_error, report_line
 __all__ = [
     "Background",
     "Option",
+    "asks_help",
     "fail",
     "json_object",
+    "object_help",
     "program",
     "say",
     "scan",
@@ -26,6 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any, NoReturn
+
+    from qobra.object.tree import ObjectTree
 
 
 class Option:
@@ -113,6 +117,24 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise QobraError("JSON parse error, expecting value")
     return value
+
+
+def asks_help(value: str) -> bool:
+    """Whether an option's value only asks what there is."""
+    return not {"help", "?"}.isdisjoint(value.split(","))
+
+
+def object_help(objects: ObjectTree, value: str) -> str:
+    """What ``--object help`` or ``--object TYPE,help`` prints: the types, or a type's properties."""
+    type_name = value.split(",")[0].removeprefix("qom-type=")
+    found = objects.find_type(type_name)
+    if found is None:
+        types = objects.all_types()
+        names = sorted(name for name, each in types.items() if each.user_creatable and not each.abstract)
+        return "List of user creatable objects:\n" + "".join(f"  {name}\n" for name in names)
+    properties = found.class_properties()
+    lines = sorted(f"  {name}=<{prop.type}>\n" for name, prop in properties.items() if prop.writable)
+    return f"{type_name} options:\n" + "".join(lines)
 
 
 def say(text: str) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-from qobra.cli._tool.report import Program, ToolError, usage
-from qobra.errors import QobraError, strerror
-from qobra.getopt import HelpWanted, UsageError, parse
+from qobra.cli._tool.report import Program, usage
+from qobra.getopt import HelpWanted, UnknownGroup, parse
 
 HELP = "create, inspect, convert and repair disk images (qemu-img's command line)"
 
@@ -35,28 +34,14 @@ def run(program: Program, arguments: list[str], *, package: str = "qobra.cli._im
 
     It is the module of its name in ``package``, or ``module`` of it.
     """
-    try:
-        return _run(program, arguments, package, module)
-    except ToolError as error:
-        return program.fail(error)
-    except UsageError as error:
-        return program.fail(usage(str(error)))
-    except QobraError as error:
-        return program.fail(ToolError(str(error)))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        return program.fail(ToolError(strerror(error)))
-    except MemoryError:
-        return program.fail(ToolError("Cannot allocate memory"))
-    except Exception as error:
-        if os.environ.get("QOBRA_TRACEBACK"):
-            raise
-        return program.fail(ToolError(f"internal error: {type(error).__name__}: {error}"))
+    return program.run(lambda: _run(program, arguments, package, module))
 
 
 def _run(program: Program, arguments: list[str], package: str, module_name: str) -> int:
-    options, rest = parse(arguments, "hVT:", ("help|h", "version|V", "trace=|T"), permute=False)
+    try:
+        options, rest = parse(arguments, "hVT:", ("help|h", "version|V", "trace=|T"), permute=False)
+    except UnknownGroup:
+        raise UnknownGroup(program.name)
     for option, value in options:
         if option == "h":
             return _help(program)
@@ -78,6 +63,8 @@ def _run(program: Program, arguments: list[str], package: str, module_name: str)
     module = __import__(f"{package}.{module_name or command}", fromlist=["main"])
     try:
         return int(module.main(program, rest))
+    except UnknownGroup:
+        raise UnknownGroup(command)
     except HelpWanted:
         if module_name:
             print(f"usage: {program.name} {module.HELP}", end="")

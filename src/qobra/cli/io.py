@@ -11,6 +11,7 @@ from typing import Any
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.io_commands._interpreter import Interpreter, Misused
+from qobra.block.typed_options import DISCARD_WORDS
 from qobra.cli._tool.opening import Images, ShareConflict
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
@@ -51,7 +52,6 @@ _LONG = (
     "force-share|U",
 )  # fmt: skip
 
-DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
 AIO_MODES = ("threads", "native", "io_uring")
 
 
@@ -73,12 +73,7 @@ def run(called: str, arguments: list[str]) -> int:
         flush_output()
         sys.stderr.write(f"{called}: {error}\n")
         return _usage(program)
-    try:
-        return Shell(program, options, operands).run()
-    except ToolError as error:
-        return program.fail(error)
-    except QobraError as error:
-        return program.fail(ToolError(str(error)))
+    return program.run(lambda: Shell(program, options, operands).run())
 
 
 def _usage(program: Program, status: int = 1) -> int:
@@ -211,9 +206,9 @@ class Shell:
                     raise ToolError(f"Invalid cache option: {value}")
                 result["cache"] = value
             elif option == "d":
-                if value not in DISCARD_MODES:
+                if value not in DISCARD_WORDS:
                     raise ToolError(f"Invalid discard option: {value}")
-                result["options"]["discard"] = DISCARD_MODES[value]
+                result["options"]["discard"] = DISCARD_WORDS[value]
             elif option == "i":
                 if value not in AIO_MODES:
                     raise ToolError(f"Invalid aio option: {value}")
@@ -253,11 +248,14 @@ class Shell:
             if not operands:
                 if text is None:
                     raise ToolError("can't open: Must specify either driver or file")
-                return self._open(text, None, True, settings, "can't open: ")
+                return self._open(text, None, True, {**settings, "implied_key": ""}, "can't open: ")
             if text is not None:
                 from qobra.cli._tool.image_opts import parse_image_opts
 
-                given = parse_image_opts(text, self._program)
+                try:
+                    given = parse_image_opts(text, self._program, implied_key="")
+                except QobraError as error:
+                    raise ToolError(f"can't open device {operands[0]}: {error}")
                 if settings.get("force_share") and given.get("force-share") is False:
                     raise ToolError("-U conflicts with image options")
                 settings["options"].update(given)
@@ -267,7 +265,6 @@ class Shell:
 
     def _new_images(self) -> None:
         self._images = Images(self._program, self._objects)
-        self._images.create_objects()
         self._images.layer.tell_held = print
 
     def _close(self) -> None:

@@ -7,10 +7,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.cache_modes import CACHE_MODES
+from qobra.block.typed_options import DISCARD_WORDS
 from qobra.cli._tool.opening import Images
 from qobra.cli._tool.report import Program, ToolError, flush_output
-from qobra.errors import QobraError, strerror
+from qobra.errors import QobraError
 from qobra.getopt import UsageError, parse
+from qobra.units import not_a_size
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
@@ -82,7 +84,6 @@ DEFAULT_PORT = "10809"
 DEFAULT_BIND = "0.0.0.0"
 MAX_STRING = 4096
 AIO_MODES = ("threads", "native", "io_uring")
-DISCARD_MODES = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
 
 
 def main(argv: list[str] | None = None, name: str | None = None) -> int:
@@ -103,14 +104,7 @@ def run(called: str, arguments: list[str]) -> int:
         flush_output()
         sys.stderr.write(f"{called}: {error}\n")
         return program.fail(ToolError(f"Try `{called} --help' for more information."))
-    try:
-        return Task(program, called, options, operands).run()
-    except ToolError as error:
-        return program.fail(error)
-    except QobraError as error:
-        return program.fail(ToolError(str(error)))
-    except OSError as error:
-        return program.fail(ToolError(strerror(error)))
+    return program.run(lambda: Task(program, called, options, operands).run())
 
 
 class Task:
@@ -148,7 +142,6 @@ class Task:
 
                 if not take(self._program, value):
                     return 0
-        self._images.create_objects()
         if "L" in given:
             return self._list()
         if len(self._operands) != 1:
@@ -170,12 +163,12 @@ class Task:
             raise ToolError(f"Invalid cache mode `{given['cache']}'")
         if given.get("aio", "threads") not in AIO_MODES:
             raise ToolError(f"Invalid aio mode '{given['aio']}'")
-        if given.get("discard", "ignore") not in DISCARD_MODES:
+        if given.get("discard", "ignore") not in DISCARD_WORDS:
             raise ToolError(f"Invalid discard mode `{given['discard']}'")
         mode = given.get("detect-zeroes", "off")
         if mode not in ("off", "on", "unmap"):
             raise ToolError(f"Failed to parse detect_zeroes mode: invalid parameter value: {mode}")
-        if mode == "unmap" and DISCARD_MODES[given.get("discard", "ignore")] != "unmap":
+        if mode == "unmap" and DISCARD_WORDS[given.get("discard", "ignore")] != "unmap":
             raise ToolError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
         self._number("o", "offset")
         self._number("e", "shared device number")
@@ -209,11 +202,7 @@ class Task:
         if value < 0:
             if option == "o" and text.removeprefix("-").isdigit():
                 # It is an option of a node, which takes a size.
-                raise ToolError(
-                    "Parameter 'offset' expects a non-negative number below 2^64\n"
-                    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-                    "and exabytes, respectively."
-                )
+                raise ToolError(not_a_size("offset"))
             raise ToolError(f"Invalid {what} '{text}'")
         return value
 
@@ -251,7 +240,7 @@ class Task:
             from qobra.cli._nbd.background import fork
 
             background = fork()
-            self._images = self._fresh_images()
+            self._images = self._new_images()  # what was made before has its threads in the parent
         backend = self._open(filename)
         device = given.get("c")
         server = start(
@@ -283,12 +272,6 @@ class Task:
         self._images.close()
         return 0
 
-    def _fresh_images(self) -> Images:
-        """What was made before the fork has its threads in the parent."""
-        images = self._new_images()
-        images.create_objects()
-        return images
-
     def _new_images(self) -> Images:
         return Images(self._program, [value for option, value in self._options if option == "object"])
 
@@ -297,7 +280,7 @@ class Task:
         read_only = "r" in given or "l" in given
         options: dict[str, Any] = {}
         if "discard" in given:
-            options["discard"] = DISCARD_MODES[given["discard"]]
+            options["discard"] = DISCARD_WORDS[given["discard"]]
         if "detect-zeroes" in given:
             options["detect-zeroes"] = given["detect-zeroes"]
         try:

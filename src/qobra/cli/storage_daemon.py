@@ -8,7 +8,20 @@ from __future__ import annotations
 import sys
 
 from qobra.cli._ending import Ending, Terminate
-from qobra.cli._options import Background, Option, fail, program, say, scan, structure, tree, warn, write_pidfile
+from qobra.cli._options import (
+    Background,
+    Option,
+    asks_help,
+    fail,
+    object_help,
+    program,
+    say,
+    scan,
+    structure,
+    tree,
+    warn,
+    write_pidfile,
+)
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.monitor import Monitors
@@ -206,8 +219,8 @@ def _add_object(machine: Machine, value: str) -> None:
 
 def _help(machine: Machine, name: str, value: str) -> str | None:
     """The text for an option that only asks what there is."""
-    if name == "object" and {"help", "?"} & set(value.split(",")):
-        return _object_help(machine, value)
+    if name == "object" and asks_help(value):
+        return object_help(machine.objects, value)
     if name == "trace" and value.removeprefix("enable=") in ("help", "?"):
         from qobra.trace import events
 
@@ -217,20 +230,6 @@ def _help(machine: Machine, name: str, value: str) -> str | None:
 
         return "Available chardev backend types: \n" + "".join(f"  {kind}\n" for kind in registry.names())
     return None
-
-
-def _object_help(machine: Machine, value: str) -> str:
-    type_name = value.split(",")[0]
-    if type_name in ("help", "?"):
-        types = machine.objects.all_types()
-        names = sorted(name for name, each in types.items() if each.user_creatable and not each.abstract)
-        return "List of user creatable objects:\n" + "".join(f"  {name}\n" for name in names)
-    found = machine.objects.find_type(type_name)
-    if found is None:
-        fail(f"--object {value}: Parameter 'qom-type' does not accept value '{type_name}'")
-    properties = found.class_properties()
-    lines = sorted(f"  {name}=<{prop.type}>\n" for name, prop in properties.items() if prop.writable)
-    return f"{type_name} options:\n" + "".join(lines)
 
 
 def _version() -> str:

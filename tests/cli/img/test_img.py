@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import qobra
-from qobra.cli import img
+from qobra.cli import img, io, nbd
 
 MIB = 1 << 20
 
@@ -319,6 +321,7 @@ def test_a_cluster_in_use_that_counts_as_free_calls_for_new_refcount_structures(
 
 def test_counts_are_repaired_in_the_order_of_the_clusters(capsys: pytest.CaptureFixture[str]) -> None:
     _damaged(0x20000 + 2 * 3, 0x0002_0001_0001_0005)  # 3 is counted once too often, 6 is not in use
+    os.truncate("a.img", 0x70000)
     assert run("check", "-r", "all", "a.img") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Repairing")]
     assert lines == ["Repairing cluster 3 refcount=2 reference=1", "Repairing cluster 6 refcount=5 reference=0"]
@@ -459,3 +462,142 @@ def test_map_of_a_file_that_ends_within_a_sector(
         pytest.skip("the file system has no direct I/O")
     found = [(each["start"], each["length"], each["data"]) for each in json.loads(capsys.readouterr().out)]
     assert found == ([(0, 1024, True)] if whole else [(0, 1000, True), (1000, 24, False)])
+
+
+def test_a_leak_repair_leaves_damaged_counts_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    img.main(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "a", "1M"])
+    io.main(["-c", "write -q 0 4k", "a"])
+    with open("a", "r+b") as file:
+        file.seek(2 * 4096 + 2 * 5)
+        file.write(b"\0\0")  # the data's cluster counts as free
+    capsys.readouterr()
+    assert img.main(["check", "-r", "leaks", "a"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "ERROR need to rebuild refcount structures\nqobra-img: Check failed: Input/output error\n"
+    )
+    assert img.main(["check", "-q", "-r", "all", "a"]) == 0
+
+
+def test_counts_past_the_end_of_the_file_are_no_leaks(capsys: pytest.CaptureFixture[str]) -> None:
+    img.main(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "a", "1M"])
+    io.main(["-c", "write -q 0 64k", "a"])
+    os.truncate("a", 20000)
+    capsys.readouterr()
+    assert img.main(["check", "--output=json", "a"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["corruptions"] == 16 and "leaks" not in found and found["allocated-clusters"] == 16
+    with open("a", "rb") as file:
+        before = file.read()
+    assert img.main(["check", "-q", "-r", "all", "a"]) == 2
+    with open("a", "rb") as file:
+        assert file.read() == before  # flags of clusters that are not there stay as they are
+
+
+@pytest.mark.parametrize("program", [img, io, nbd])
+def test_what_objects_there_are(program: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["info"] if program is img else []
+    assert program.main([*command, "--object", "help"]) == 0
+    assert "  secret\n" in capsys.readouterr().out
+    assert program.main([*command, "--object", "secret,help"]) == 0
+    assert "secret options:\n  data=<string>\n" in capsys.readouterr().out
+
+
+def test_an_internal_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(io.Shell, "run", lambda _self: 1 // 0)
+    assert io.main(["-c", "length", "a"]) == 1
+    assert (
+        capsys.readouterr().err == "qobra-io: internal error: ZeroDivisionError: integer division or modulo by zero\n"
+    )
+
+
+def test_check_can_be_quiet_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    img.main(["create", "-q", "-f", "qcow2", "a", "1M"])
+    assert img.main(["check", "-q", "--output=json", "a"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_check_takes_no_longer_for_a_file_that_is_long_with_nothing_in_it() -> None:
+    img.main(["create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "a", "1M"])
+    io.main(["-c", "write -q 0 64k", "a"])
+    os.truncate("a", 1 << 43)  # 2^34 clusters
+    assert img.main(["check", "-q", "a"]) == 0
+    with open("a", "r+b") as file:
+        file.seek(40)
+        file.seek(int.from_bytes(file.read(8), "big"))
+        table = int.from_bytes(file.read(8), "big") & ((1 << 56) - 512)
+        file.seek(table)
+        file.write(((1 << 42) | 1 << 63).to_bytes(8, "big"))
+    assert img.main(["check", "-q", "a"]) == 1  # a cluster so far away that nothing can count up to it
+
+
+def _small_disk(tmp_path: Path, size: int) -> Path:
+    """A directory in which files cannot grow beyond ``size`` together."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount")
+    return place
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    place = _small_disk(tmp_path, 1 << 19)
+    yield place
+    subprocess.run(["umount", str(place)], check=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "-f", "raw", "-O", "qcow2", "s"],
+        ["convert", "-c", "-f", "raw", "-O", "qcow2", "s"],
+        ["convert", "-t", "none", "-f", "raw", "-O", "qcow2", "s"],
+        ["convert", "-f", "raw", "-O", "raw", "s"],
+        ["dd", "-f", "raw", "-O", "qcow2", "if=s"],
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(command: list[str], full: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("s").write_bytes(os.urandom(1 << 21))
+    target = full / "a"
+    assert img.main([*command, f"of={target}" if command[0] == "dd" else str(target)]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].endswith(": No space left on device")
+    assert target.stat().st_size == 0
+
+
+def test_what_was_written_before_a_disk_was_full_is_kept(full: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = str(full / "a")
+    img.main(["create", "-q", "-f", "qcow2", path, "4M"])
+    assert io.main(["-c", "write -q -P 7 0 64k", "-c", "write -q 1M 1M", path]) == 1
+    assert capfd.readouterr() == ("write failed: No space left on device\n", "")
+    assert img.main(["check", "-q", path]) == 0
+    assert io.main(["-c", "read -q -P 7 0 64k", path]) == 0
+
+
+def test_a_rebase_that_finds_no_space_leaves_no_leaks(full: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("s").write_bytes(os.urandom(1 << 21))
+    path = str(full / "a")
+    img.main(["create", "-q", "-f", "qcow2", "-b", str(Path("s").absolute()), "-F", "raw", path])
+    assert img.main(["rebase", "-b", "", path]) == 1
+    assert capfd.readouterr().err == "qobra-img: Error while writing to COW image: No space left on device\n"
+    assert img.main(["check", "-q", path]) == 0
+
+
+def test_a_snapshot_that_finds_no_space_leaves_the_image_as_it_was(
+    full: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = str(full / "a")
+    img.main(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M"])
+    io.main(["-c", "write -q -P 1 0 100k", path])
+    img.main(["snapshot", "-c", "x", path])
+    try:
+        (full / "fill").write_bytes(bytes(1 << 20))
+    except OSError:
+        pass
+    for action in ("-c", "-a"):
+        assert img.main(["snapshot", action, "x", path]) == 1
+        assert capfd.readouterr().err.count("\n") == 1
+        assert img.main(["check", "-q", path]) == 0
+    (full / "fill").unlink()
+    assert img.main(["snapshot", "-a", "x", path]) == 0

@@ -109,14 +109,7 @@ def plan(
         if "size" in values:
             raise QobraError("The image size must be specified only once")
         values["size"] = size
-    for name, value, what in (
-        ("backing_file", backing_file, "Backing file"),
-        ("backing_fmt", backing_format, "Backing file format"),
-    ):
-        if value is not None:
-            if name not in known:
-                raise QobraError(f"{what} not supported for file format '{fmt}'")
-            values[name] = value
+    values.update(backing_values(known, fmt, backing_file, backing_format))
     backing = values.get("backing_file")
     if backing is not None:
         if not backing:
@@ -129,6 +122,20 @@ def plan(
     if "size" not in values:
         raise QobraError("Image creation needs a size parameter")
     return ImageCreation(filename, fmt, target, known, values)
+
+
+def backing_values(known: dict[str, Option], fmt: str, backing_file: str | None, backing_format: str | None) -> Values:
+    """The backing file of a new image, and its format, as options. Raises QobraError where ``fmt`` has none."""
+    values: Values = {}
+    for name, value, what in (
+        ("backing_file", backing_file, "Backing file"),
+        ("backing_fmt", backing_format, "Backing file format"),
+    ):
+        if value is not None:
+            if name not in known:
+                raise QobraError(f"{what} not supported for file format '{fmt}'")
+            values[name] = value
+    return values
 
 
 def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_format: str | None) -> int:

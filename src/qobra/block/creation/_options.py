@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from qobra.errors import QobraError
 from qobra.registry import Registry
-from qobra.units import BOOLEANS, NotANumber, OutOfRange, parse_size
+from qobra.units import BOOLEANS, NotANumber, OutOfRange, not_a_size, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,11 +67,7 @@ def convert_value(option: Option, text: str) -> str | int | bool:
         try:
             return parse_size(text)
         except NotANumber:
-            raise QobraError(
-                f"Parameter '{option.name}' expects a non-negative number below 2^64\n"
-                "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-                "and exabytes, respectively."
-            )
+            raise QobraError(not_a_size(option.name))
         except OutOfRange:
             raise QobraError(f"Value '{text}' is out of range for parameter '{option.name}'")
     return text

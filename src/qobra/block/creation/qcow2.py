@@ -80,11 +80,14 @@ def _convert(values: Values) -> Values:
     if values.get("encryption"):
         if encrypt.setdefault("format", "aes") != "aes":
             raise QobraError("Options encryption and encrypt.format are mutually exclusive")
+    from qobra.qapi.contract import contract
+
     for name, allowed in (
+        ("backing_fmt", contract().types["BlockdevDriver"].values),
         ("preallocation", _PREALLOCATION),
         ("compression_type", ("zlib", "zstd")),
     ):
-        if values.get(name, allowed[0]) not in allowed:
+        if name in values and values[name] not in allowed:
             raise QobraError(f"Parameter '{name.replace('_', '-')}' does not accept value '{values[name]}'")
     if encrypt:
         if "format" not in encrypt:

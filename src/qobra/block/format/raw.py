@@ -11,6 +11,7 @@ from qobra.block.extents import COMPUTED, DATA, WRITABLE, Extent
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
+from qobra.units import not_a_size
 
 
 @drivers.register("raw")
@@ -53,10 +54,14 @@ class RawNode(BlockNode):
     changeable_options = frozenset({"offset", "size"})
 
     def check_options(self, options: Options) -> None:
+        for name in ("offset", "size"):
+            if options.get(name, 0) < 0:
+                raise QobraError(not_a_size(name))
         if options.get("size", 0) % 512:
             raise QobraError("Specified size is not multiple of 512")
 
     def take_options(self, options: Options) -> None:
+        self.check_options(options)
         real = self.file.sectors * 512
         offset: int = options.get("offset", 0)
         size: int | None = options.get("size")
@@ -67,7 +72,6 @@ class RawNode(BlockNode):
                 f"The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  "
                 f"actual size of the containing file ({real})"
             )
-        self.check_options(options)
         self._offset, self._size = offset, size
         self.child_resized("file")
 

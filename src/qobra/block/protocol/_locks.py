@@ -169,13 +169,10 @@ def aligned_buffer(size: int) -> Iterator[memoryview]:
             view.release()
             if len(_kept) < _KEPT_AREAS:
                 _kept.append(area)
-            else:
-                area.close()
         return
     area = mmap.mmap(-1, size)
     view = memoryview(area)
     try:
         yield view
     finally:
-        view.release()
-        area.close()
+        view.release()  # the memory goes with the last slice of it, which an error on its way may hold

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from qobra.block.node import Options, drivers
+from qobra.block.node import drivers
 from qobra.block.protocol.host_device import HostDeviceNode
 
 
@@ -13,12 +13,6 @@ class HostCdromNode(HostDeviceNode):
     """Opens even without a medium, as O_NONBLOCK has it; then it is empty."""
 
     driver = "host_cdrom"
-
-    @classmethod
-    def parse_filename(cls, filename: str) -> Options | None:
-        if not filename.startswith("host_cdrom:"):
-            return None
-        return {"driver": cls.driver, "filename": filename.removeprefix("host_cdrom:")}
 
     def _host_length(self) -> int:
         try:

@@ -25,9 +25,7 @@ class HostDeviceNode(FileNode):
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
-        if not filename.startswith("host_device:"):
-            return None
-        return {"driver": cls.driver, "filename": filename.removeprefix("host_device:")}
+        return {"driver": cls.driver, "filename": filename.removeprefix(f"{cls.driver}:")}
 
     def check_kind(self, mode: int) -> None:
         if not (stat.S_ISBLK(mode) or stat.S_ISCHR(mode)):

@@ -25,7 +25,9 @@ class NullNode(BlockNode):
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
-        return {"driver": cls.driver} if filename == f"{cls.driver}://" else None
+        if filename != f"{cls.driver}://":
+            raise QobraError(f"The only allowed filename for this driver is '{cls.driver}://'")
+        return {"driver": cls.driver}
 
     def open(self, opening: Opening) -> None:
         self.length = opening.options.get("size", 1 << 30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qobra.block.copy.chunk import CHUNK_SIZE
 from qobra.block.copy.ranges import allocated_above, holding_data
-from qobra.block.creation._image import known_options
+from qobra.block.creation._image import backing_values, known_options
 from qobra.block.creation._options import parse_values
 from qobra.block.job.chain import skip_filters
 from qobra.block.node import drivers
@@ -160,16 +160,11 @@ class Conversion:
         more: Options = {}
         if "size" not in dict(order.pairs):
             more["size"] = length
-        if backing is not None:
-            more["backing_file"] = backing
-        if order.backing_format is not None:
-            more["backing_fmt"] = order.backing_format
-        if "backing_file" in more:
-            from qobra.block.creation._options import formats
-
-            known = formats.find(order.output_format)
-            if known is not None and "backing_file" not in known.options:
-                raise ToolError(f"Backing file not supported for file format '{order.output_format}'")
+        try:
+            known = known_options(order.output_format, self._output)
+            more.update(backing_values(known, order.output_format, backing, order.backing_format))
+        except QobraError as error:
+            raise ToolError(str(error))
         create_target(
             self._images,
             self._output,

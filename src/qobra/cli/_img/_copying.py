@@ -34,7 +34,7 @@ def copy(
     *,
     salvage: Callable[[int, int], None] | None = None,
     in_order: bool = False,
-    failure: Callable[[OSError | QobraError], ToolError] | None = None,
+    failure: Callable[[CopyFailed], ToolError] | None = None,
     workers: int | None = None,
     **options: Any,
 ) -> None:
@@ -56,7 +56,7 @@ def copy(
                 stopped.append(error)
                 return False
         if failure is not None:
-            stopped.append(failure(what.error))
+            stopped.append(failure(what))
         else:
             stopped.append((read_failed if what.is_read else write_failed)(offset, what.error))
         return False

@@ -87,11 +87,7 @@ class Guard:
     def __exit__(self, kind: object, *_exc: object) -> None:
         if kind is None or not self._path:
             return
-        try:
-            # Closing writes metadata, which must not come after the end.
-            self._images.close()
-        except (OSError, QobraError):
-            pass
+        self._images.abandon()
         try:
             if os.path.isfile(self._path):
                 os.truncate(self._path, 0)

@@ -35,7 +35,6 @@ def main(program: Program, arguments: list[str]) -> int:
     with Images(program, line.values("object")) as images:
         if not texts:
             raise usage("Must specify options (-o)")
-        images.create_objects()
         help_wanted = any(wants_help(text) for text in texts)
         if help_wanted and fmt is not None:
             return _print_options(fmt)

@@ -83,7 +83,6 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError("--flush-interval is only available in write tests")
         if order.flush_interval and order.flush_interval < order.depth and order.drain:
             raise ToolError("Flush interval can't be smaller than depth")
-        images.create_objects()
         backend = images.open(
             line.operands[0],
             **opening(line),

@@ -52,7 +52,6 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError("Merge bitmap source file only supported with --merge")
         if len(operands) != 2:
             raise ToolError("Expecting filename and bitmap name")
-        images.create_objects()
         filename, name = operands
         # No data is touched, but where bitmaps are kept is.
         node = node_of(images.open(filename, **opening(line), writable=True, backing=False, options=STORED_BITMAPS))

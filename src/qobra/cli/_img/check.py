@@ -45,7 +45,6 @@ def main(program: Program, arguments: list[str]) -> int:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         is_json = check_output(line)
-        images.create_objects()
         if cache not in CACHE_MODES:
             raise ToolError(f"Invalid source cache option: {cache}")
         backend = images.open(
@@ -87,7 +86,9 @@ def main(program: Program, arguments: list[str]) -> int:
             result = run(False, False)
         elif any(fixed):
             result = run(False, False)
-        if is_json:
+        if quiet:
+            pass
+        elif is_json:
             if any(fixed):
                 result.update(
                     {
@@ -99,7 +100,7 @@ def main(program: Program, arguments: list[str]) -> int:
             from qobra.json_text import dumps
 
             print(dumps({"filename": line.operands[0], "format": node.driver, **result}))
-        elif not quiet:
+        else:
             print("\n".join(summary(result)))
     if result.get("corruptions"):
         return CORRUPT

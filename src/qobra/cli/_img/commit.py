@@ -44,7 +44,6 @@ def main(program: Program, arguments: list[str]) -> int:
     with Images(program, line.values("object")) as images:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
-        images.create_objects()
         if cache not in CACHE_MODES:
             raise ToolError(f"Invalid cache option: {cache}")
         backend = images.open(
@@ -109,7 +108,7 @@ def _commit(images: Images, top: BlockNode, base: BlockNode, progress: Progress,
             allocated_above(top, base),
             progress=copied,
             throttle=throttle.wait if throttle is not None else None,
-            failure=lambda error: ToolError(f"Block job failed: {reason(error)}"),
+            failure=lambda failed: ToolError(f"Block job failed: {reason(failed.error)}"),
         )
     finally:
         writeback.close()

@@ -40,10 +40,14 @@ def main(program: Program, arguments: list[str]) -> int:
     operands = line.operands
     cache = line.value("T", "writeback")
     strict, quiet = line.has("s"), line.has("q")
-    with Images(program, line.values("object")) as images:
+    try:
+        images = Images(program, line.values("object"))
+    except ToolError as error:
+        error.status = error.status and OPEN_FAILED
+        raise
+    with images:
         if len(operands) != 2:
             raise usage("Expecting two image file names")
-        images.create_objects()
         if cache not in CACHE_MODES:
             raise ToolError(f"Invalid source cache option: {cache}", status=OPEN_FAILED)
         nodes = []

@@ -60,7 +60,6 @@ def main(program: Program, arguments: list[str]) -> int:
             return print_options(program, order.output_format, operands[-1] if operands else None)
         if len(operands) < 2:
             raise ToolError("Must specify image file name")
-        images.create_objects()
         Conversion(program, images, order, operands[:-1], operands[-1]).run()
     return 0
 

@@ -47,7 +47,6 @@ def main(program: Program, arguments: list[str]) -> int:
         if any(wants_help(text) for text in texts):
             return print_options(program, line.value("f", "raw"), filename)
         assert filename is not None
-        images.create_objects()
         create(program, images, line, filename, size)
     return 0
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from qobra.block.copy.chunk import CopyFailed
 from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import Pieces, disk_size
-from qobra.cli._img._target import Guard, check_format, create_target, open_target, refuse_source
+from qobra.cli._img._target import Guard, check_format, create_target, open_target, reason, refuse_source
 from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
 from qobra.getopt import parse_command
@@ -42,7 +43,6 @@ def main(program: Program, arguments: list[str]) -> int:
                 numbers[name] = program.number(name, value)
         if "if" not in given or "of" not in given:
             raise ToolError("Must specify both input and output files")
-        images.create_objects()
         source = node_of(images.open(given["if"], **opening(line)))
         check_format(output_format, given["of"], unknown="Unknown file format")
         start, end = numbers["skip"] * numbers["bs"], disk_size(source)
@@ -64,4 +64,9 @@ def main(program: Program, arguments: list[str]) -> int:
 
 def copy_all(source: BlockNode, target: BlockNode) -> None:
     """Copy all of ``source`` to a new ``target``. Raises ToolError."""
-    copy(source, target, detect_zeroes=4096, target_is_zero=target.has_zero_init())
+    copy(source, target, detect_zeroes=4096, target_is_zero=target.has_zero_init(), failure=_failed)
+
+
+def _failed(failed: CopyFailed) -> ToolError:
+    side = "reading from input" if failed.is_read else "writing to output"
+    return ToolError(f"error while {side} image file: {reason(failed.error)}")

@@ -41,7 +41,6 @@ def main(program: Program, arguments: list[str]) -> int:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         is_json = check_output(line)
-        images.create_objects()
         infos = collect(images, line.operands[0], chain, **opening(line))
         if is_json:
             from qobra.json_text import dumps

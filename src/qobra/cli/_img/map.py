@@ -73,7 +73,6 @@ def main(program: Program, arguments: list[str]) -> int:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         is_json = check_output(line)
-        images.create_objects()
         node = node_of(images.open(line.operands[0], **opening(line), options=STORED_BITMAPS))
         size = disk_size(node)
         end = size if limit < 0 else min(size, start + limit)

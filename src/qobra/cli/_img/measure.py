@@ -45,7 +45,6 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError("Either --size N or one filename must be specified.")
         if operands and size is not None:
             raise ToolError("--size N cannot be used together with a filename.")
-        images.create_objects()
         source = None
         if operands:
             source = node_of(images.open(operands[0], **opening(line), options=STORED_BITMAPS))

@@ -7,13 +7,14 @@ import os
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.copy.ahead import read_ahead
+from qobra.block.copy.chunk import CopyFailed
 from qobra.block.copy.ranges import unallocated_above
 from qobra.block.filename import relative_to
 from qobra.block.node import drivers
 from qobra.cli._img._copying import copy
 from qobra.cli._img._differences import Side, SideError, candidates, differences, has_data
 from qobra.cli._img._pieces import Pieces
-from qobra.cli._img._target import read_failed, reason, write_failed
+from qobra.cli._img._target import reason
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.process import collect_garbage
 from qobra.cli._tool.progress import Progress
@@ -53,7 +54,6 @@ def main(program: Program, arguments: list[str]) -> int:
             raise usage("Expecting one image file name")
         if not unsafe and backing is None:
             raise usage("Must specify backing file (-b) or use unsafe mode (-u)")
-        images.create_objects()
         if cache not in CACHE_MODES:
             raise ToolError(f"Invalid cache option: {cache}")
         if source_cache not in CACHE_MODES:
@@ -107,7 +107,7 @@ def _copy_differences(images: Images, top: BlockNode, new: BlockNode | None, pro
         return
     sides = [
         Side(Pieces(images.layer, [(node, 0, length)]), name, AHEAD + 2)
-        for node, name in ((old, "the old backing file"), (new, "the new backing file"))
+        for node, name in ((old, "old backing file"), (new, "new backing file"))
     ]
     unit = top.cluster_size() or 65536
 
@@ -140,6 +140,7 @@ def _copy_differences(images: Images, top: BlockNode, new: BlockNode | None, pro
             detect_zeroes=unit,
             target_is_zero=True,
             progress=progress.add,
+            failure=_failed,
         )
         for start, part, view in read_ahead(pieces(), AHEAD):
             if part > 0:
@@ -147,7 +148,7 @@ def _copy_differences(images: Images, top: BlockNode, new: BlockNode | None, pro
             else:
                 progress.add(-part)
     except SideError as error:
-        raise read_failed(error.offset, error.error)
+        raise ToolError(f"error while reading from {error.side.name}")
 
 
 def _write(top: BlockNode, start: int, size: int, view: memoryview | None) -> None:
@@ -157,7 +158,15 @@ def _write(top: BlockNode, start: int, size: int, view: memoryview | None) -> No
         else:
             top.write(start, view)
     except (OSError, QobraError) as error:
-        raise write_failed(start, error)
+        raise _write_failed(error)
+
+
+def _failed(failed: CopyFailed) -> ToolError:
+    return ToolError("error while reading from old backing file") if failed.is_read else _write_failed(failed.error)
+
+
+def _write_failed(error: OSError | QobraError) -> ToolError:
+    return ToolError(f"Error while writing to COW image: {reason(error)}")
 
 
 def _change(top: BlockNode, backing: str | None, fmt: str | None) -> None:

@@ -7,7 +7,7 @@ from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
 from qobra.getopt import HelpWanted, parse_command
-from qobra.units import INT64_MAX, NotANumber, OutOfRange, parse_size
+from qobra.units import INT64_MAX, NotANumber, OutOfRange, not_a_size, parse_size
 
 HELP = """\
 resize [-f FMT | --image-opts] [--preallocation MODE] [-q] [--shrink] [--object DEF] FILENAME [+|-]SIZE
@@ -37,7 +37,6 @@ def main(program: Program, arguments: list[str]) -> int:
     with Images(program, line.values("object")) as images:
         if len(line.operands) != 1:
             raise usage("Expecting image file name and size")
-        images.create_objects()
         sign = size_text[:1] if size_text[:1] in ("+", "-") else ""
         amount = _size(program, size_text[len(sign) :])
         backend = images.open(line.operands[0], **opening(line), writable=True, resize=True)
@@ -72,10 +71,6 @@ def _size(program: Program, text: str) -> int:
     try:
         return parse_size(text, program.warning)
     except NotANumber:
-        raise ToolError(
-            "Parameter 'size' expects a non-negative number below 2^64\n"
-            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-            "and exabytes, respectively."
-        )
+        raise ToolError(not_a_size("size"))
     except OutOfRange:
         raise ToolError(f"Value '{text}' is out of range for parameter 'size'")

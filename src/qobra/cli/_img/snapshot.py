@@ -30,7 +30,6 @@ def main(program: Program, arguments: list[str]) -> int:
     with Images(program, line.values("object")) as images:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
-        images.create_objects()
         writes = action != "l"
         backend = images.open(
             line.operands[0],
@@ -67,8 +66,8 @@ def _apply(node: object, name: str) -> None:
     try:
         node.snapshot_apply(name)
     except (OSError, QobraError) as error:
-        if error.errno == errno.ENOENT:
-            raise ToolError(f"Could not apply snapshot '{name}': Failed to load snapshot: {os.strerror(errno.ENOENT)}")
+        if error.errno == errno.EBUSY:
+            raise ToolError(f"Could not apply snapshot '{name}': {error}")
         raise ToolError(f"Could not apply snapshot '{name}': Failed to load snapshot: {reason(error)}")
 
 

@@ -32,9 +32,9 @@ def answer(architecture: str, name: str, value: str) -> str | None:
 
         return "Available netdev backend types:\n" + "".join(f"{each}\n" for each in netdevs.names())
     if name == "object" and asks:
-        tree = _tree(architecture)
-        creatable = sorted(n for n, cls in tree.all_types().items() if cls.user_creatable and not cls.abstract)
-        return "List of user creatable objects:\n" + "".join(f"  {each}\n" for each in creatable)
+        from qobra.cli._options import object_help
+
+        return object_help(_tree(architecture), value)
     if name == "chardev" and asks:
         from qobra.chardev.chardev import registry
 

@@ -8,7 +8,7 @@ from qobra.chardev.options import split
 from qobra.errors import QobraError
 from qobra.machine import accelerator
 from qobra.machine.option_groups import GROUPS, convert
-from qobra.units import NotANumber, OutOfRange, parse_size
+from qobra.units import NotANumber, OutOfRange, not_a_size, parse_size
 
 if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
@@ -128,10 +128,7 @@ def _size(key: str, text: str) -> int:
     try:
         return parse_size(text)
     except NotANumber:
-        raise QobraError(
-            f"Parameter '{key}' expects a non-negative number below 2^64\n"
-            "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
-        )
+        raise QobraError(not_a_size(key))
     except OutOfRange:
         raise QobraError(f"Value '{text}' is out of range for parameter '{key}'")
 

@@ -41,7 +41,7 @@ def split_options(text: str) -> list[str]:
 def parse_pairs(text: str, program: Program, implied_key: str = "") -> dict[str, str]:
     """``a=b,c=d`` as a dict, the last of a key winning; a bare word means on, or off if it begins with ``no``."""
     result: dict[str, str] = {}
-    for number, part in enumerate(split_options(text)):
+    for number, part in enumerate(split_options(text) if text else ()):
         key, equals, value = part.partition("=")
         if not equals:
             if number == 0 and implied_key:
@@ -58,6 +58,6 @@ def parse_pairs(text: str, program: Program, implied_key: str = "") -> dict[str,
     return result
 
 
-def parse_image_opts(text: str, program: Program) -> Options:
+def parse_image_opts(text: str, program: Program, implied_key: str = "file") -> Options:
     """The options of a node, typed as its driver's schema says. Raises QobraError."""
-    return typed(unflatten(dict(parse_pairs(text, program, "file"))))
+    return typed(unflatten(dict(parse_pairs(text, program, implied_key))))

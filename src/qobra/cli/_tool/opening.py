@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode
     from qobra.getopt import CommandLine
+    from qobra.machine.machine import Machine
 
 
 STORED_BITMAPS = {"_stored-bitmaps": True}
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     class Request(Naming, total=False):
         """How to open an image."""
 
+        implied_key: str
+        """The key of a first word that has none in a list of options (``file``)."""
         writable: bool
         cache: str
         """A mode's name."""
@@ -74,56 +77,53 @@ class ShareConflict(ToolError):
     """``-U`` was given, and options that say the contrary."""
 
 
+def _layer_with(program: Program, definitions: Sequence[str]) -> BlockLayer:
+    """The block layer of a machine, which is made only for what ``--object`` defined. Raises ToolError."""
+    from qobra.cli._options import asks_help, object_help
+    from qobra.machine.machine import Machine
+
+    machine = Machine()
+    for definition in definitions:
+        if not definition.startswith("{") and asks_help(definition):
+            print(object_help(machine.objects, definition), end="")
+            raise ToolError("", status=0)
+        try:
+            _create_object(machine, definition)
+        except QobraError as error:
+            raise ToolError(str(error))
+    return machine.block
+
+
+def _create_object(machine: Machine, definition: str) -> None:
+    from qobra.cli._options import tree
+
+    options, keyval = tree(definition, "qom-type")
+    kind = options.pop("qom-type", None)
+    if kind is None:
+        raise QobraError("Parameter 'qom-type' is missing")
+    if "id" not in options:
+        raise QobraError("Parameter 'id' is missing")
+    if machine.objects.find_type(kind) is None:
+        raise QobraError(f"Parameter 'qom-type' does not accept value '{kind}'")
+    machine.objects.create(kind, options.pop("id"), options, keyval=keyval)
+
+
 class Images:
     """What one command has open. Close it, or use it in a ``with``: that is when late write errors show."""
 
     def __init__(self, program: Program, objects: Sequence[str] = ()) -> None:
+        """``objects`` are what ``--object`` defined. Raises ToolError where one cannot be."""
         self.program = program
-        self._layer: BlockLayer | None = None
-        self._objects = objects
-        """What ``--object`` defined."""
+        self._layer: BlockLayer | None = _layer_with(program, objects) if objects else None
 
     @property
     def layer(self) -> BlockLayer:
-        """The command's own block layer; a machine is made only for the objects that it needs."""
+        """The command's own block layer."""
         if self._layer is None:
-            if self._objects:
-                self._layer = self._machine_layer()
-            else:
-                from qobra.block.layer import BlockLayer
+            from qobra.block.layer import BlockLayer
 
-                self._layer = BlockLayer()
+            self._layer = BlockLayer()
         return self._layer
-
-    def create_objects(self) -> None:
-        """Create what ``--object`` asked for. Raises ToolError."""
-        if self._objects:
-            try:
-                _ = self.layer
-            except QobraError as error:
-                raise ToolError(str(error))
-
-    def _machine_layer(self) -> BlockLayer:
-        from qobra.machine.machine import Machine
-        from qobra.qapi.keyval import parse
-
-        machine = Machine()
-        for definition in self._objects:
-            if definition.startswith("{"):
-                from qobra.cli._options import json_object
-
-                options = json_object(definition)
-            else:
-                options = parse(definition, "qom-type")
-            kind = options.pop("qom-type", None)
-            if kind is None:
-                raise QobraError("Parameter 'qom-type' is missing")
-            if "id" not in options:
-                raise QobraError("Parameter 'id' is missing")
-            if machine.objects.find_type(kind) is None:
-                raise QobraError(f"Parameter 'qom-type' does not accept value '{kind}'")
-            machine.objects.create(kind, options.pop("id"), options, keyval=not definition.startswith("{"))
-        return machine.block
 
     def open(self, filename: str, **request: Unpack[Request]) -> BlockBackend:
         """Open the image that a command line names. Raises ToolError with QEMU's ``Could not open 'NAME': ...``."""
@@ -158,16 +158,16 @@ class Images:
         backend = BlockBackend(self.layer, perm=perm)
         backend.writeback = not through
         if request.get("snapshot"):
-            self._open_snapshot(backend, filename, fmt, image_opts, options, read_only=not writable)
+            self._open_snapshot(backend, filename, request, options, read_only=not writable)
             return backend
         options["read-only"] = not writable
         if request.get("copy_on_read") and writable:
-            below = self._top(filename, fmt, image_opts, options)
+            below = self._top(filename, request, options)
             passed = {"discard": options["discard"]} if "discard" in options else {}
             options = {"driver": "copy-on-read", "read-only": False, "file": below, **passed}
             self.layer.open(options, root=backend).implicit = True
         elif image_opts:
-            self.layer.open(self._top(filename, fmt, image_opts, options), root=backend)
+            self.layer.open(self._top(filename, request, options), root=backend)
         else:
             if fmt is not None:
                 options["driver"] = fmt
@@ -182,12 +182,12 @@ class Images:
             self._warn_probed(image)
         return backend
 
-    def _top(self, filename: str, fmt: str | None, image_opts: bool, options: Options) -> Options:
+    def _top(self, filename: str, request: Request, options: Options) -> Options:
         """All options of the node that the command line means."""
-        if image_opts:
+        if request.get("image_opts"):
             from qobra.cli._tool.image_opts import parse_image_opts
 
-            given = parse_image_opts(filename, self.program)
+            given = parse_image_opts(filename, self.program, request.get("implied_key", "file"))
             if options.get("force-share") and given.get("force-share") is False:
                 raise ShareConflict("--force-share/-U conflicts with image options")
             # What the text says is the user's own word; the rest are this command's defaults.
@@ -195,6 +195,7 @@ class Images:
         from qobra.block.filename import parse_filename
 
         named = parse_filename(filename)
+        fmt = request.get("fmt")
         if fmt is not None:
             options = {**options, "driver": fmt}
         return {**options, **named} if filename.startswith("json:") else {**options, "file": named}
@@ -203,8 +204,7 @@ class Images:
         self,
         backend: BlockBackend,
         filename: str,
-        fmt: str | None,
-        image_opts: bool,
+        request: Request,
         options: Options,
         *,
         read_only: bool,
@@ -212,7 +212,7 @@ class Images:
         """Open the image read-only under a temporary one, which goes away when it is closed."""
         import tempfile
 
-        below = self._top(filename, fmt, image_opts, {**options, "read-only": True})
+        below = self._top(filename, request, {**options, "read-only": True})
         size_root = BlockBackend(self.layer, perm=0)
         size = self.layer.open(dict(below), root=size_root).length
         size_root.remove()
@@ -240,6 +240,15 @@ class Images:
             "will be restricted.\n"
             "         Specify the 'raw' format explicitly to remove the restrictions.\n"
         )
+
+    def abandon(self) -> None:
+        """Close everything; what images have yet to write of their metadata is dropped with them."""
+        for node in self.layer.graph.nodes.values():
+            node.abandoned = True
+        try:
+            self.close()
+        except (OSError, QobraError):
+            pass  # it is not going to be used
 
     def close(self) -> None:
         """Close everything, flushing it first. Raises QobraError or OSError where that fails."""

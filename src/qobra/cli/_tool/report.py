@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+from qobra.errors import QobraError, strerror
+from qobra.getopt import UsageError
 from qobra.units import INT64_MAX, NotANumber, OutOfRange, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.cli._tool.progress import Progress
 
 
@@ -31,6 +36,27 @@ class Program:
         self.name = name
         self.people = people
         """A person is looking: progress may be drawn."""
+
+    def run(self, main: Callable[[], int]) -> int:
+        """Run ``main``, and turn what goes wrong into one line and an exit status."""
+        try:
+            return main()
+        except ToolError as error:
+            return self.fail(error)
+        except UsageError as error:
+            return self.fail(usage(str(error)))
+        except QobraError as error:
+            return self.fail(ToolError(str(error)))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            return self.fail(ToolError(strerror(error)))
+        except MemoryError:
+            return self.fail(ToolError("Cannot allocate memory"))
+        except Exception as error:
+            if os.environ.get("QOBRA_TRACEBACK"):
+                raise
+            return self.fail(ToolError(f"internal error: {type(error).__name__}: {error}"))
 
     def progress(self, wanted: bool) -> Progress:
         """How far a command is: QEMU's line if it is ``wanted``, a bar where people look."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.check import Checker
-from qobra.block.format.qcow2.expand import expand_zero_clusters
+from qobra.block.format.qcow2.expand import expand_zero_clusters, has_compressed_clusters
 from qobra.block.format.qcow2.repair import rebuild_refcounts
 from qobra.errors import QobraError, errno_of
 
@@ -137,7 +137,13 @@ def _downgrade(node: Qcow2Node, tell: Progress) -> None:
     header = image.header
     if header.external_data:
         raise QobraError("Cannot downgrade an image with a data file", errno=errno.ENOTSUP)
-    others = header.incompatible & ~layout.DIRTY
+    if header.compression and has_compressed_clusters(node):
+        kind = layout.COMPRESSION_TYPES[header.compression]
+        raise QobraError(
+            f"Cannot downgrade an image with {kind} compression type and existing compressed clusters",
+            errno=errno.ENOTSUP,
+        )
+    others = header.incompatible & ~(layout.DIRTY | layout.COMPRESSION)
     if others:
         raise QobraError(f"Cannot downgrade an image with incompatible features {others:#x} set", errno=errno.ENOTSUP)
     if any(each.disk_size != node.length for each in node.snapshots.entries):

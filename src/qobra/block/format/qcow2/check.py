@@ -1,6 +1,7 @@
 """Checking an image: every reference is counted anew and compared with the refcounts, every entry looked at.
 
-Memory is a byte or two for each cluster of the image file; an L2 table is read once, however many snapshots share it.
+Memory is two bytes for each cluster that is counted or referred to; an L2 table is read once, however many snapshots
+share it.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class Checker:
         self._repairing = repairing
         self._report = report
         self.file_length = node.file.length
-        clusters = -(-self.file_length >> self.image.cluster_bits)
-        self.seen = CompactCounts(clusters + 1)
+        clusters = self._counted_clusters()
+        self.seen = CompactCounts(clusters)
         """References found."""
-        self.stored = CompactCounts(clusters + 1)
-        """Counts that the refcount blocks hold."""
+        self.stored = CompactCounts(clusters)
+        """Counts that the refcount blocks hold; of as many clusters as ``seen``."""
         self.corruptions = 0
         self.leaks = 0
         self.check_errors = 0
@@ -84,8 +85,20 @@ class Checker:
             )
             return False
         first = offset >> image.cluster_bits
-        self.seen.add(first, ((offset + size - 1) >> image.cluster_bits) - first + 1, weight)
+        end = ((offset + size - 1) >> image.cluster_bits) + 1
+        if end > len(self.seen):
+            self.seen.grow(end)
+            self.stored.grow(end)
+        self.seen.add(first, end - first, weight)
         return True
+
+    def _counted_clusters(self) -> int:
+        """How far there are counts in the file: a file may be long beyond all measure, with nothing in it."""
+        refcounts = self.image.refcounts
+        blocks = len(refcounts.table)
+        while blocks and not refcounts.table[blocks - 1] & layout.REFTABLE_MASK:
+            blocks -= 1
+        return min(-(-self.file_length >> self.image.cluster_bits) + 1, blocks << refcounts.block_bits)
 
     def run(self) -> None:
         """Look at everything."""
@@ -124,6 +137,8 @@ class Checker:
         image = self.image
         refcounts = image.refcounts
         for index, entry in enumerate(refcounts.table):
+            if index << refcounts.block_bits >= len(self.stored):
+                break
             offset = entry & layout.REFTABLE_MASK
             if not offset or offset & image.cluster_mask or offset >= self.file_length:
                 continue
@@ -166,8 +181,8 @@ class Checker:
             self._report(f"ERROR could not resize image: {os.strerror(errno_of(error))}")
             return False
         self.file_length = length
-        clusters = -(-length >> image.cluster_bits) + 1
-        self.seen.low.extend(bytes(clusters - len(self.seen)))
+        clusters = max(len(self.seen), self._counted_clusters())
+        self.seen.grow(clusters)
         self.stored = CompactCounts(clusters)
         self._load_stored()
         return True
@@ -271,13 +286,15 @@ class Checker:
                 self._odd_entry(word, index, table, weight, l1_index)
                 continue
             cluster = (word & _OFFSET) >> bits
-            if cluster >= limit:
-                self.count(word & _OFFSET, image.cluster_size, weight)
-                continue
             if active:
                 self.allocated += 1
                 self.fragmented += self._following not in (0, cluster)
                 self._following = cluster + 1
+            if cluster >= limit:
+                if self.count(word & _OFFSET, image.cluster_size, weight) and active and word >= _COPIED:
+                    self._copied_error(word, l1_index)  # nothing counts it
+                continue
+            if active:
                 if (stored[cluster] == 1) != (word >= _COPIED):
                     self._copied_error(word, l1_index)
             if low[cluster] or weight != 1:
@@ -359,7 +376,11 @@ class Checker:
     # -- comparing ----------------------------------------------------------------------------------------------
 
     def _compare(self) -> None:
+        # What is counted past the end of the file takes no space.
+        end = max(-(-self.file_length >> self.image.cluster_bits), self.seen.last_used() + 1)
         for cluster in differences(self.stored, self.seen):
+            if cluster >= end:
+                break
             stored, seen = self.stored.get(cluster), self.seen.get(cluster)
             if stored > seen:
                 self.leaks += 1

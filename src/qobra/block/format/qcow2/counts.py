@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from array import array
 
 from qobra.block.format.qcow2.refcount import Counts
 
 LARGE = 255
 """Counts from here on are kept aside."""
+MAX_CLUSTERS = 1 << 28
+"""The most clusters that are counted: 16 TiB in clusters of the usual size."""
 
 
 class CompactCounts:
     """Counts of clusters ``0`` to ``len - 1``. Those from 255 on, which are rare, are kept aside."""
 
     def __init__(self, clusters: int) -> None:
-        self.low = bytearray(clusters)
+        self.low = bytearray()
         """The counts, 255 standing for "see ``large``"."""
         self.large: dict[int, int] = {}
+        self.grow(clusters)
 
     def __len__(self) -> int:
         return len(self.low)
@@ -27,6 +32,12 @@ class CompactCounts:
             return 0
         count = self.low[cluster]
         return count if count < LARGE else self.large[cluster]
+
+    def grow(self, clusters: int) -> None:
+        """Have counts of so many clusters at least. Raises OSError where that is more than a check can hold."""
+        if clusters > MAX_CLUSTERS:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        self.low.extend(bytes(max(0, clusters - len(self.low))))
 
     def add(self, first: int, count: int, weight: int = 1) -> None:
         """Count ``weight`` more references to each of ``count`` clusters from ``first``."""

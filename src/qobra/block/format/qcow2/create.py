@@ -213,8 +213,8 @@ def _write_empty(header: Header, file: BlockNode, crypto: bytes) -> None:
             if error.errno != errno.ENOTSUP:
                 raise
     if header.l1_entries:
-        # The file ends with the table, where nothing follows it.
-        file.write_zeroes(header.l1_offset, 8 * header.l1_entries)
+        # The file ends with the table, where nothing follows it. It is no hole, so that a full disk leaves room for it.
+        file.write(header.l1_offset, bytes(8 * header.l1_entries))
     if crypto:
         header.crypto = (end - (crypto_clusters << bits), len(crypto))
         file.write(header.crypto[0], crypto)

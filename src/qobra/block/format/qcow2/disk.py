@@ -264,7 +264,7 @@ class Qcow2Disk(BlockNode):
         return check(self, fix_leaks=fix_leaks, fix_errors=fix_errors, report=report)
 
     def close(self) -> None:
-        if not getattr(self, "_ready", False) or self.image.is_corrupt:
+        if not getattr(self, "_ready", False) or self.image.is_corrupt or self.abandoned:
             return
         try:
             self.stored_bitmaps.store()

@@ -21,9 +21,7 @@ def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> N
     In all L2 tables, those of snapshots too. The image is settled and drained.
     """
     image = node.image
-    entries: list[int] = []
-    for l1 in [image.tables.l1, *(read_l1_or_report(image, snapshot) for snapshot in node.snapshots.entries)]:
-        entries.extend(l1)
+    entries = _all_l1_entries(node)
     tables: dict[int, int] = {}
     for entry in entries:
         table = entry & layout.OFFSET_MASK
@@ -46,6 +44,27 @@ def expand_zero_clusters(node: Qcow2Disk, tell: Callable[[int, int], None]) -> N
     image.tables.drop()
     image.writeback.settle()
     node.moved(0, max(node.length, 1))
+
+
+def has_compressed_clusters(node: Qcow2Disk) -> bool:
+    """Whether the image or one of its snapshots has a compressed cluster."""
+    image = node.image
+    tables = {entry & layout.OFFSET_MASK & ~image.cluster_mask for entry in _all_l1_entries(node)} - {0}
+    step = 1 << image.tables.word_bits
+    return any(
+        word & layout.COMPRESSED_FLAG
+        for table in sorted(tables)
+        for word in image.read_array(table, image.cluster_size // 8)[::step]
+    )
+
+
+def _all_l1_entries(node: Qcow2Disk) -> list[int]:
+    """The entries of the active L1 table and of those of snapshots."""
+    image = node.image
+    entries: list[int] = []
+    for l1 in [image.tables.l1, *(read_l1_or_report(image, snapshot) for snapshot in node.snapshots.entries)]:
+        entries.extend(l1)
+    return entries
 
 
 def _expand_table(image: Image, table: int, words: array[int], references: int, backed: bool) -> bool:

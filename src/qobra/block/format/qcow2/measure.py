@@ -42,9 +42,15 @@ def measure(options: Options, source: BlockNode | None) -> Options:
         required = 0
     full = _preallocated_size(size, cluster, order, entry)
     result: Options = {"required": full - size + required, "fully-allocated": full}
-    if version >= 3 and source is not None and hasattr(source, "stored_bitmaps"):
+    if version >= 3 and source is not None and _keeps_bitmaps(source):
         result["bitmaps"] = _bitmap_bytes(source, cluster)
     return result
+
+
+def _keeps_bitmaps(source: BlockNode) -> bool:
+    from qobra.block.format.qcow2.disk import Qcow2Disk
+
+    return isinstance(source, Qcow2Disk) and source.header.version >= 3
 
 
 def _allocated(source: BlockNode, cluster: int) -> int:

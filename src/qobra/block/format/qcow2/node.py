@@ -71,9 +71,14 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
         snapshot_ops.delete(self, snapshot_ops.find(self, id, name))
 
     def snapshot_apply(self, id_or_name: str) -> None:
-        """Return the disk to the snapshot with that id or else name (the node is drained)."""
+        """Return the disk to the snapshot with that id or else name (the node is drained).
+
+        Raises QobraError with EBUSY where bitmaps would not learn what changes.
+        """
         from qobra.block.format.qcow2 import snapshot_ops
 
+        if self.bitmaps or self.stored_bitmaps.entries:
+            raise QobraError("Device has active dirty bitmaps", errno=errno.EBUSY)
         snapshot_ops.check_inside(self.image)
         snapshot_ops.apply(self, snapshot_ops.find_any(self, id_or_name))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from array import array
 from collections.abc import Callable
 
@@ -30,6 +32,9 @@ def repair(checker: Checker, *, fix_leaks: bool, fix_errors: bool, report: Repor
         for cluster, before, after in rebuild_refcounts(checker, image.header.refcount_order):
             report(f"Repairing cluster {cluster} refcount={before} reference={after}")
         counts = checker.seen.get
+    elif structural:
+        report("ERROR need to rebuild refcount structures")
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
     else:
         repaired = sorted((checker.too_high if fix_leaks else []) + (checker.too_low if fix_errors else []))
         _set_counts(checker, repaired, report)
@@ -100,13 +105,15 @@ def rebuild_refcounts(checker: Checker, order: int) -> list[tuple[int, int, int]
     The counts, of ``1 << order`` bits, are those that the checker has found, without the old structures. Returns
     ``(cluster, references before, and after)`` of the clusters of those. :meth:`Image.reload` must follow.
     """
-    image = checker.image
+    image, node = checker.image, checker.node
     header = image.header
     bits = image.cluster_bits
     seen = checker.seen
     old = _old_structures(checker)
     before = {cluster: seen.get(cluster) for cluster in sorted(old)}
     plan = _Plan(seen, old, bits, order)
+    for place, size in ((header.l1_offset, 8 * len(image.tables.l1)), (header.snapshot_offset, node.snapshots.size)):
+        plan.keep(place >> bits, (place + size + image.cluster_mask >> bits) - (place >> bits))
     # The old structures are not worth anything any more: their clusters are free unless something else uses them.
     for cluster in old:
         _drop(checker, cluster, 1)
@@ -135,6 +142,10 @@ def _old_structures(checker: Checker) -> set[int]:
         if offset and not offset & image.cluster_mask and offset < checker.file_length:
             old.add(offset >> bits)
     return old
+
+
+_REACH = 1 << 16
+"""Clusters past the last one in use that new structures may come to lie in."""
 
 
 class _Plan:
@@ -175,6 +186,12 @@ class _Plan:
             needed = -(-8 * (max(self.blocks) + 1) >> self._cluster_bits)
         for cluster in (*self.blocks.values(), *range(self.table, self.table + self.table_clusters)):
             self._structures.setdefault(cluster >> self._block_bits, []).append(cluster)
+
+    def keep(self, first: int, count: int) -> None:
+        """Clusters of a table that the header refers to past the end of the file, where nothing could be counted."""
+        if first <= len(self._busy) + _REACH:
+            for cluster in range(first, first + count):
+                self._take(cluster)
 
     def _place_block(self, index: int) -> None:
         """No block goes before what it counts."""
@@ -223,6 +240,7 @@ def _set_copied(checker: Checker, counts: Callable[[int], int], report: Report, 
     image = checker.image
     bits = image.cluster_bits
     step = 1 << image.tables.word_bits
+    end = checker.file_length + image.cluster_mask & ~image.cluster_mask
     verb = "Repairing" if sure else "ERROR"
     wrong = 0
     for index, entry in enumerate(image.tables.l1):
@@ -243,7 +261,7 @@ def _set_copied(checker: Checker, counts: Callable[[int], int], report: Report, 
             host = word & layout.OFFSET_MASK
             if word & layout.COMPRESSED_FLAG:
                 new = word & ~layout.COPIED
-            elif not host or host & image.cluster_mask:
+            elif not host or host & image.cluster_mask or (host >= end and not image.external):
                 continue
             elif image.external:
                 new = word | layout.COPIED

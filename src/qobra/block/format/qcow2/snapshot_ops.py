@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.references import change_counts, clear_copied, references_of, set_copied
+from qobra.block.format.qcow2.references import Runs, change_counts, clear_copied, references_of, set_copied
 from qobra.block.format.qcow2.resize import grow_l1
 from qobra.block.format.qcow2.snapshots import Snapshot, read_l1, read_l1_or_report
 from qobra.block.format.qcow2.writeback import words_to_bytes
@@ -91,16 +91,17 @@ def create(
     snapshot.disk_size, snapshot.icount = node.length, icount
     with _changing(node) as image:
         l1 = image.tables.l1
-        change_counts(image, references_of(image, l1), 1)
+        entries = [*node.snapshots.entries, snapshot]
         snapshot.l1_entries = len(l1)
-        snapshot.l1_offset = _allocate(image, len(l1) * 8)
+        sizes = len(l1) * 8, len(_packed(entries))
+        snapshot.l1_offset, table = _allocate_for(image, sizes, references_of(image, l1))
         image.writeback.commit()
         copy = array("Q", [entry & ~layout.COPIED for entry in l1])
         _write_whole(image, snapshot.l1_offset, words_to_bytes(copy))
         clear_copied(image, l1)
         image.file.write(image.header.l1_offset, words_to_bytes(l1))
         image.writeback.barrier()
-        _write_table(node, [*node.snapshots.entries, snapshot])
+        _write_table(node, entries, table)
     if vm_state_size:
         # It belongs to the snapshot alone from here on.
         node.forget_vm_state()
@@ -133,10 +134,10 @@ def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
         new = read_l1(image, snapshot)
         old = image.tables.l1
         old_references = references_of(image, old)
-        change_counts(image, references_of(image, new), 1)
+        references = references_of(image, new)
         new = array("Q", [entry & ~layout.COPIED for entry in new])
         new.frombytes(bytes(8 * (len(old) - len(new))))
-        offset = _allocate(image, len(new) * 8)
+        (offset,) = _allocate_for(image, (len(new) * 8,), references)
         image.writeback.commit()
         clear_copied(image, new)
         _write_whole(image, offset, words_to_bytes(new))
@@ -168,14 +169,42 @@ def load(node: Qcow2Node, snapshot: Snapshot) -> None:
     node.moved(0, max(node.length, 1))
 
 
+def _allocate_for(image: Image, sizes: Iterable[int], references: Runs) -> list[int]:
+    """New places of these sizes, and one more reference to each cluster of ``references``: all of it, or nothing."""
+    places: list[tuple[int, int]] = []
+    try:
+        for size in sizes:
+            places.append((_allocate(image, size), size))
+        change_counts(image, references, 1)
+    except BaseException:
+        for offset, size in places:
+            _release(image, offset, size)
+        raise
+    return [offset for offset, _size in places]
+
+
 def _allocate(image: Image, size: int) -> int:
+    """Host offset of a new place of ``size`` bytes, which are written so that the disk has room for them."""
     if not size:
         return 0
     count = -(-size >> image.cluster_bits)
     with image.lock:
         first, _count = image.allocator.allocate(count, count)
         image.overlap.guard(first << image.cluster_bits, count << image.cluster_bits)
-    return first << image.cluster_bits
+    offset = first << image.cluster_bits
+    try:
+        _write_whole(image, offset, bytes(size))
+    except BaseException:
+        _release(image, offset, size)
+        raise
+    return offset
+
+
+def _release(image: Image, offset: int, size: int) -> None:
+    """Give back a place that nothing refers to."""
+    if size:
+        with image.lock:
+            image.allocator.release(offset >> image.cluster_bits, -(-size >> image.cluster_bits))
 
 
 def _write_whole(image: Image, offset: int, data: bytes) -> None:
@@ -190,14 +219,19 @@ def rewrite_table(node: Qcow2Node) -> None:
     node.image.writeback.settle()
 
 
-def _write_table(node: Qcow2Node, entries: list[Snapshot]) -> None:
-    """Put a new snapshot table in place of the old one."""
-    image = node.image
-    header = image.header
+def _packed(entries: list[Snapshot]) -> bytes:
     data = b"".join(each.pack() for each in entries)
     if len(data) > layout.MAX_SNAPSHOT_TABLE_BYTES:
         raise QobraError("Snapshot table is too big", errno=errno.EFBIG)
-    offset = _allocate(image, len(data))
+    return data
+
+
+def _write_table(node: Qcow2Node, entries: list[Snapshot], place: int | None = None) -> None:
+    """Put a new snapshot table in place of the old one: at ``place``, which was allocated for it, or wherever."""
+    image = node.image
+    header = image.header
+    data = _packed(entries)
+    offset = _allocate(image, len(data)) if place is None else place
     image.writeback.commit()
     _write_whole(image, offset, data)
     image.writeback.barrier()

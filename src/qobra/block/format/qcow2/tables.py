@@ -158,7 +158,8 @@ class Tables:
             image.file.write(new, content)
         else:
             image.file.debug_event("l2_alloc_write")
-            image.zero_fill(new, image.cluster_size)
+            # Written, not left as a hole: once the table is there, a full disk cannot keep its entries from it.
+            image.file.write(new, bytes(image.cluster_size))
 
     def mark(self, cluster: int, part: Slice, first: int, last: int) -> None:
         """Words ``first`` to ``last`` (inclusive) of ``part``, the slice of guest cluster ``cluster``, have changed."""
