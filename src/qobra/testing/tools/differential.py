@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from filecmp import cmp
 from pathlib import Path
 from types import TracebackType
@@ -95,8 +95,11 @@ class Ours:
 class Pair:
     """Both sides, with a directory to work in."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, prepare: Callable[[Path], None] | None = None) -> None:
+        """``prepare`` makes the directory that each sequence finds, and what is in it."""
         self._directory = directory
+        self._template = directory / "template"
+        (prepare or _prepare)(self._template)
         self._theirs = Theirs(directory)
         self._ours = Ours(directory)
         self.reached = 0
@@ -115,8 +118,9 @@ class Pair:
         places = []
         for side in ("theirs", "ours"):
             place = self._directory / side / "w"
+            place.parent.mkdir(exist_ok=True)
             shutil.rmtree(place, ignore_errors=True)
-            _prepare(place)
+            subprocess.run(["cp", "-a", "--sparse=always", str(self._template), str(place)], check=True)
             places.append(place)
         theirs, ours = places
         for self.reached, command in enumerate(script):
@@ -150,14 +154,17 @@ class Pair:
         if names != sorted(os.listdir(ours)):
             return f"files: {names}, ours: {sorted(os.listdir(ours))}"
         for name in names:
-            if (theirs / name).is_dir() or cmp(theirs / name, ours / name, shallow=False):
+            if not (theirs / name).is_file() or cmp(theirs / name, ours / name, shallow=False):
                 continue
             for command in (
                 ["qemu-img", "info", "-U", name],
                 ["qemu-img", "check", "-U", name],
                 ["qemu-img", "map", "--output=json", "-U", name],
             ):
-                expected, found = self._theirs.run(command, theirs), self._theirs.run(command, ours)
+                try:
+                    expected, found = self._theirs.run(command, theirs), self._theirs.run(command, ours)
+                except subprocess.TimeoutExpired:
+                    continue  # of an image in a file of many TiB it counts every cluster
                 if why := unlike(command, expected, found):
                     return f"at the end: {shlex.join(command)}\n{why}"
             one, other = theirs / name, ours / name
@@ -259,8 +266,6 @@ def comparable(command: Sequence[str], text: str) -> str:
     text = re.sub(r"^(  [\w.-]+=<[^>]*>) +- .*$", r"\1", text, flags=re.M)  # -o help
     if text.startswith(("Usage: qemu-io", "qemu-img version", "usage: qemu-img")):
         return "usage\n"
-    # Of a group of short options one that is unknown is named by the word before, or by itself.
-    text = re.sub(r"unrecognized option '\w+'", "unrecognized option '-Zq'", text)
     if "-p" in command:
         text = re.sub(r"( *\(\d+\.\d\d/100%\)\r)+", "", text).lstrip("\n")
     if command[1:2] == ["map"]:
@@ -315,21 +320,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     import argparse
     import tempfile
 
+    from qobra.testing.tools.odd_script import odd_command, prepare
     from qobra.testing.tools.script import script
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--count", type=int, default=100, help="how many sequences")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many")
+    parser.add_argument("--odd", action="store_true", help="single commands with any options on any kind of file")
     parser.add_argument("--failures", type=int, default=1, help="stop after so many")
     options = parser.parse_args(argv)
     end = time.monotonic() + options.seconds
     failures: list[Any] = []
     number = 0
-    with tempfile.TemporaryDirectory() as directory, Pair(Path(directory)) as pair:
+    with tempfile.TemporaryDirectory() as directory, Pair(Path(directory), prepare if options.odd else None) as pair:
         for number in range(options.count):
             seed = options.seed + number
-            commands = script(seed)
+            commands = [odd_command(seed)] if options.odd else script(seed)
             if pair.difference(commands):
                 shortest = pair.shrink(commands)
                 failures.append(seed)
