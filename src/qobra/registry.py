@@ -68,7 +68,7 @@ class Registry(Generic[T]):
     def load_all(self) -> dict[str, T]:
         """Import every module and return all that has registered, by name."""
         for package in self._packages:
-            for module in _modules(package):
+            for module in modules(package):
                 __import__(f"{package}.{module}")
         return dict(sorted(self._items.items()))
 
@@ -96,7 +96,17 @@ def _has_module(package: str, module: str) -> bool:
     )
 
 
-def _modules(package: str) -> Iterator[str]:
+_listed: dict[str, tuple[str, ...]] = {}
+
+
+def modules(package: str) -> tuple[str, ...]:
+    """The modules of ``package`` that are not private. It is looked once: a program may lose sight of its files."""
+    if package not in _listed:
+        _listed[package] = tuple(_list(package))
+    return _listed[package]
+
+
+def _list(package: str) -> Iterator[str]:
     for directory in _directories(package):
         for entry in sorted(os.listdir(directory)):
             if entry.startswith("_"):

@@ -137,7 +137,30 @@ def test_memory_on_nodes_of_the_host_that_there_are_not(build: Build) -> None:
         (["-accel", "tcg,thread=many"], "Invalid 'thread' setting many"),
         (["-machine", "q35,usb=on"], "this machine has no USB controller of its own"),
         (["-cpu", "nope"], "unable to find CPU model 'nope'"),
-        (["-smp", "0"], "CPU topology parameters must be greater than zero"),
+        (["-accel", "nope", "-accel", "neither"], "-accel neither: invalid accelerator neither"),
+        (["-machine", "pc,accel=tcg", "-accel", "tcg"], 'The -accel and "-machine accel=" options are incompatible'),
+        (["-icount", "3", "-accel", "tcg,thread=multi"], "No MTTCG when icount is enabled"),
+        (["-smp", "-1"], "Invalid SMP CPUs -1. The max CPUs supported by machine 'pc-i440fx-7.2' is 255"),
+        (["-smp", "4,sockets=2,cores=2,threads=2"], "cores (2) * threads (2) != maxcpus (4)"),
+        (["-m", "64,slots=257,maxmem=1G"], "unsupported amount of memory slots: 257"),
+        (["-uuid", "12345678567856781234567812345678"], "failed to parse UUID string: wrong format"),
+        (["-serial", "chardev:x"], "could not connect serial device to character backend 'chardev:x'"),
+        (["-qmp", "nope"], "-qmp nope: parse error: nope"),
+        (["-qtest", "nope"], 'Failed to initialize device for qtest: "nope"'),
+        (["-machine", "pc,append=x"], "-append only allowed with -kernel option"),
+        (["-incoming", "nope:x"], "-incoming nope:x: unknown migration protocol: nope:x"),
+        (["-add-fd", "fd=-1,set=1"], "fd option is required and must be non-negative"),
+        (["-add-fd", "fd=1,set=-1"], "fd cannot be a standard I/O stream"),
+        (["-fw_cfg", "name=opt/a,string=b", "-fw_cfg", "name=opt/a,string=c"], "duplicate fw_cfg file name: opt/a"),
+        (["-fw_cfg", "name=etc/e820,string=b"], "duplicate fw_cfg file name: etc/e820"),
+        (["-blockdev", "null-co,node-name=n,read-only=on", "-device", "ide-hd,drive=n"], "Block node is read-only"),
+        (["-device", "ide-hd"], "No drive specified"),
+        (
+            ["-device", "virtio-rng-pci,disable-modern=on,disable-legacy=on"],
+            "neither modern nor legacy mode is enabled",
+        ),
+        (["-device", "virtio-serial-pci,max_ports=0"], "Maximum number of serial ports not specified"),
+        (["-device", "virtio-serial-pci,max_ports=512"], "maximum ports supported: 511"),
         (["-smp", "3,sockets=2,maxcpus=3"], "product of the hierarchy must match maxcpus"),
         (["-smp", "9999"], "The max CPUs supported by machine"),
         (["-smp", "bogus=1"], "Parameter 'smp.bogus' is unexpected"),
@@ -169,6 +192,61 @@ def test_refusals(build: Build, arguments: list[str], text: str) -> None:
     with pytest.raises(QobraError) as caught:
         build(*arguments)
     assert text in caught.value.desc
+
+
+def test_what_is_odd_is_told_and_taken(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    board = build(
+        *("-accel", "nope", "-accel", "tcg", "-smp", "2,sockets=0", "-boot", "splash=/nowhere"),
+        *("-fw_cfg", "name=mine,string=x", "-serial", "null", *("-serial", "none") * 3, "-serial", "null"),
+    ).board
+    assert board is not None and board.accelerator == "tcg" and len(board.cpus) == 2
+    told = capsys.readouterr().err
+    for text in (
+        "-accel nope: invalid accelerator nope\n",
+        "falling back to tcg\n",
+        "Deprecated CPU topology (considered invalid): CPU topology parameters must be greater than zero\n",
+        'externally provided fw_cfg item names should be prefixed with "opt/"\n',
+    ):
+        assert text in told
+
+
+@pytest.mark.parametrize(
+    ("date", "seconds"),
+    [
+        ("1970-01-02", 86400),
+        ("2020-02-30", 1583020800),
+        ("2020-13-01T00:61:00", 1609462860),
+        ("2020-01-01T10:00:00Z", 1577872800),
+        ("2020-01-01T10:00", 1577836800),
+        ("1969-12-31", -86400),
+    ],
+)
+def test_dates_of_the_clock(build: Build, date: str, seconds: int) -> None:
+    board: Any = build("-rtc", f"base={date}").board
+    assert board.rtc_start == seconds
+
+
+def test_memory_that_may_come_later_makes_a_node(build: Build) -> None:
+    machine = build("-machine", "pc", "-m", "64,maxmem=1G")
+    assert [cpu["props"]["node-id"] for cpu in _qmp(machine, "query-cpus-fast")] == [0]
+    assert machine.board is not None and machine.board.numa.nodes[0].memory == 64 << 20
+
+
+def test_what_devices_settled_on_can_be_asked_for(build: Build) -> None:
+    nodes = [each for n in "abcd" for each in ("-blockdev", f"null-co,node-name={n},size=1048576")]
+    machine = build(
+        *nodes,
+        *("-device", "virtio-blk-pci,drive=a,id=v", "-device", "ide-hd,drive=b,id=i", "-device", "virtio-scsi-pci"),
+        *("-device", "scsi-hd,drive=c,id=s", "-device", "nvme,serial=x,drive=d,id=n"),
+        *("-device", "virtio-rng-pci,disable-legacy=on,id=r"),
+    )
+    for device, name, value in (
+        ("v", "cyls", 2), ("v", "heads", 16), ("v", "secs", 63), ("v", "disable-legacy", "off"),
+        ("i", "serial", "QM00003"), ("i", "ver", "2.5+"), ("i", "discard_granularity", 512),
+        ("s", "vendor", "QEMU"), ("s", "product", "QEMU HARDDISK"), ("s", "ver", "2.5+"),
+        ("s", "discard_granularity", 4096), ("n", "discard_granularity", 4096), ("r", "disable-legacy", "on"),
+    ):  # fmt: skip
+        assert _qmp(machine, "qom-get", path=f"/machine/peripheral/{device}", property=name) == value, (device, name)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
     try:
         # Nobody is answered before the machine is all there, and runs if it is to.
         with machine.control:
+            machine.setting_up = True
             builder.build_early()
             if not builder.preconfig:
                 builder.build_board()
@@ -101,6 +102,7 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
             builder.drop_privileges()
             if background is not None:
                 background.ready()
+            machine.setting_up = False
             if not builder.preconfig:
                 builder.start()
                 ending.serve(machine)

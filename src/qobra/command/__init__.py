@@ -5,12 +5,10 @@ One module per subject. Importing a module registers its commands (:mod:`qobra.q
 
 from __future__ import annotations
 
-import importlib
-import os
+from qobra.registry import modules
 
 
 def load_all() -> None:
     """Import every module of this package."""
-    for entry in sorted(os.listdir(os.path.dirname(__file__))):
-        if entry.endswith(".py") and not entry.startswith("_"):
-            importlib.import_module(f"{__name__}.{entry[:-3]}")
+    for name in modules(__name__):
+        __import__(f"{__name__}.{name}")

@@ -73,6 +73,8 @@ class Board(Object):
     hotpluggable_cpus = False
     numa_supported = False
     numa_mem_supported = False
+    node_for_memory_to_come = False
+    """Whether there is a NUMA node, though nobody asks for one, where memory may be plugged in."""
     hmat: Any = False
     """Whether the guest is told how fast its memory is; a property where there can be nodes."""
     acpi_supported = False

@@ -26,7 +26,13 @@ class Topology:
     def from_options(cls, options: dict[str, int], *, dies_supported: bool, limit: int, board: str) -> Topology:
         """From SMPConfiguration: what is left out follows from the rest. Raises QobraError in QEMU's words."""
         if any(value == 0 for value in options.values()):
-            raise QobraError("Invalid CPU topology: CPU topology parameters must be greater than zero")
+            report_warning(
+                "Deprecated CPU topology (considered invalid): CPU topology parameters must be greater than zero"
+            )
+            options = {name: value for name, value in options.items() if value}
+        for value in options.values():
+            if value < 0:
+                raise QobraError(f"Invalid SMP CPUs {value}. The max CPUs supported by machine '{board}' is {limit}")
         if options.get("dies", 1) > 1 and not dies_supported:
             raise QobraError("dies not supported by this machine's CPU topology")
         if options.get("clusters", 1) > 1:
@@ -37,7 +43,7 @@ class Topology:
         if not cpus and not max_cpus:
             sockets, cores, threads = sockets or 1, cores or 1, threads or 1
         else:
-            total = max_cpus or cpus
+            max_cpus = total = max_cpus or cpus
             # Of what is not given, cores are filled in first, then sockets, then threads.
             if not cores:
                 sockets, threads = sockets or 1, threads or 1

@@ -11,6 +11,7 @@ from qobra.machine.memory import Mapping
 from qobra.machine.qdev import SysBusDevice
 from qobra.machine.vmstate import MAX_BYTES, Field, Listed, Raw, VmState, u16, u32, u64
 from qobra.object.property import Bool
+from qobra.report import report_error
 
 SIGNATURE, ID, UUID, RAM_SIZE, NOGRAPHIC, NB_CPUS, MACHINE_ID = 0, 1, 2, 3, 4, 5, 6
 KERNEL_ADDR, KERNEL_SIZE, INITRD_ADDR, INITRD_SIZE = 0x7, 0x8, 0xA, 0xB
@@ -91,6 +92,13 @@ class FwCfg(SysBusDevice):
         if on_write is not None:
             self._writers[name] = on_write
         self._lay_out()
+
+    def add_users_files(self, files: list[tuple[str, bytes]]) -> None:
+        """The user's own blobs, none of which takes the place of another. Raises QobraError."""
+        for name, data in files:
+            if name in self._files:
+                raise QobraError(f"duplicate fw_cfg file name: {name}")
+            self.add_file(name, data)
 
     def add_late_files(self, make: Callable[[], dict[str, bytes]]) -> None:
         """Files that are made when the guest first looks for files after a reset."""
@@ -216,7 +224,10 @@ class FwCfg(SysBusDevice):
 def add_boot_options(device: FwCfg, boot: dict[str, Any]) -> None:
     """What ``-boot`` says of the firmware's menu and waiting. Raises QobraError for what cannot be."""
     if "splash" in boot:
-        device.add_file(*_splash(boot["splash"]))
+        try:
+            device.add_file(*_splash(boot["splash"]))
+        except QobraError as error:
+            report_error(error)  # a picture is nothing that a machine cannot do without
     device.set_number(BOOT_MENU, int(boot.get("menu", False)), 2)
     if "splash-time" in boot:
         if not 0 <= boot["splash-time"] <= 0xFFFF:

@@ -53,6 +53,8 @@ class Machine:
         self.capabilities = capabilities
         # True while a program holds the machine back for --preconfig: few commands are served then.
         self.preconfig = False
+        # True while the program sets the machine up, and for good if that fails: nobody is answered.
+        self.setting_up = False
         self.board: Board | None = None
         # Builds the board while ``preconfig`` holds the machine back; set by the program.
         self.exit_preconfig: Callable[[], None] | None = None

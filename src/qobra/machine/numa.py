@@ -145,6 +145,11 @@ class Numa:
 
     def check(self) -> None:
         """All options are there: do they fit together, and the machine?"""
+        board = self._board
+        if not self.nodes and board.node_for_memory_to_come and board.max_ram_size > board.ram_size:
+            # Guests take memory that comes later only where they have been told of a node.
+            self.nodes[0] = Node()
+            self.nodes[0].memory = board.ram_size
         if not self.nodes:
             return
         if sorted(self.nodes) != list(range(len(self.nodes))):

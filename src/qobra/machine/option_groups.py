@@ -104,14 +104,14 @@ def boolean(key: str, text: str) -> bool:
 
 
 def number(key: str, text: str) -> int:
-    """A whole number, decimal, hexadecimal or octal."""
+    """A whole number, decimal, hexadecimal or octal; of a negative one the two's complement in 64 bits."""
     try:
         value = int(text, 8 if text[:1] == "0" and text.isdigit() and len(text) > 1 else 0)
     except ValueError:
         raise QobraError(f"Parameter '{key}' expects a number")
-    if not 0 <= value < 1 << 64:
+    if not -1 << 63 <= value < 1 << 64:
         raise QobraError(f"Parameter '{key}' expects a number")
-    return value
+    return value % (1 << 64)
 
 
 def _value(key: str, text: str, kind: str) -> Any:

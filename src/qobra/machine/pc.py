@@ -35,6 +35,8 @@ BIOS_SIZE = 256 << 10
 _ISA_BIOS_SIZE = 128 << 10
 _FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
 _FOUR_GIB = 1 << 32
+_MAX_SERIAL_PORTS = 4
+_MAX_MEMORY_SLOTS = 256
 ON_OFF_AUTO = ("auto", "on", "off")
 
 
@@ -60,6 +62,7 @@ class PcBoard(Board):
     dies_supported = True
     hotpluggable_cpus = True
     numa_supported = True
+    node_for_memory_to_come = True
     kernel_failure = "could not open kernel file '{path}': {reason}"
     acpi_supported = True
 
@@ -183,6 +186,8 @@ class PcBoard(Board):
 
     def build_memory_slots(self, raise_gpe: Callable[[int], None]) -> None:
         """The place for memory that is plugged in, above all that is there from the start."""
+        if self.memory_slots > _MAX_MEMORY_SLOTS:
+            raise QobraError(f"unsupported amount of memory slots: {self.memory_slots}")
         above = self.ram_size - self.low_memory
         self.dimm_slots = MemorySlots(
             self,
@@ -308,7 +313,7 @@ class PcBoard(Board):
         pit.output.connect(self.gsi[0])
         if self.i8042:
             self.place(new("i8042"), bus=bus)
-        for number, chardev in enumerate(self.serial_chardevs):
+        for number, chardev in enumerate(self.serial_chardevs[:_MAX_SERIAL_PORTS]):
             if chardev is not None:
                 serial = new("isa-serial")
                 serial.values |= {"index": number, "chardev": chardev}
@@ -336,8 +341,7 @@ class PcBoard(Board):
         fw_cfg.add_boot_options(self.fw_cfg, self.boot)
         self.fw_cfg.set_item(fw_cfg.NUMA, self._numa_table())
         self.fw_cfg.add_file("etc/e820", self._e820())
-        for name, data in self.fw_cfg_files:
-            self.fw_cfg.add_file(name, data)
+        self.fw_cfg.add_users_files(self.fw_cfg_files)
 
     def _numa_table(self) -> bytes:
         # How many nodes, the node of each CPU, the memory of each node.

@@ -112,6 +112,8 @@ class Session:
             self._output.reply(self._answer(item), client)
         else:
             with self.machine.control:
+                if self.machine.setting_up:
+                    return
                 self._output.reply(self._answer(item), client)
         # Outside the strand: a client that does not read holds up nobody but itself.
         if self.machine.is_ending:

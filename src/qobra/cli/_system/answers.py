@@ -19,6 +19,11 @@ def answer(architecture: str, name: str, value: str) -> str | None:
         return _machines(architecture)
     if name == "cpu" and asks:
         return _cpus(architecture)
+    if name == "L" and asks:
+        from qobra.machine.launch import find_board
+
+        directories = find_board(architecture, None).firmware_directories
+        return "".join(f"{each}\n" for each in directories)
     if name == "accel" and asks:
         from qobra.machine.accelerator import names
 

@@ -86,9 +86,10 @@ class Builder:
         self._each("add-fd", self._add_fd)
         self._each("machine", self._config.set_machine)
         objects = self.machine.objects
-        self._each("accel", lambda value: self._config.set_accelerator(value, objects))
+        counted = self._has("icount")
+        self._each("accel", lambda value: self._config.set_accelerator(value, objects, counted=counted))
         if self._has("enable-kvm"):
-            self._config.set_accelerator("kvm", objects)
+            self._config.set_accelerator("kvm", objects, counted=counted)
         for value in self._values("smp"):
             self._config.set_smp(value)
         self._each("m", self._config.set_memory)
@@ -98,7 +99,7 @@ class Builder:
             self._config.mem_path = value
         self._make_board()
         self._config.apply_properties(self.board)
-        if set(self._config.accelerators) == {"qtest"}:
+        if self._config.accelerator == "qtest":
             # Asked for, it drives the time: statistics are to be the same each time.
             self.machine.block.account_time = (self.board.guest_time_ns, 1_000_000)
         self._each("chardev", self._add_chardev)
@@ -131,14 +132,14 @@ class Builder:
 
     def _add_fd(self, value: str) -> None:
         options = convert("add-fd", split(value))
-        if "fd" not in options:
+        if "fd" not in options or options["fd"] >> 63:
             raise QobraError("fd option is required and must be non-negative")
-        if "set" in options and options["fd"] > 2 and not values.is_inherited(options["fd"]):
-            raise QobraError("fd is not valid or already in use")
-        if "set" not in options:
-            raise QobraError("set option is required")
         if options["fd"] <= 2:
             raise QobraError("fd cannot be a standard I/O stream")
+        if not values.is_inherited(options["fd"]):
+            raise QobraError("fd is not valid or already in use")
+        if "set" not in options or options["set"] >> 63:
+            raise QobraError("set option is required and must be non-negative")
         try:
             fd = os.dup(options["fd"])
         except OSError as error:
@@ -176,7 +177,12 @@ class Builder:
         def on(value: str, mode: str, pretty: bool = False) -> None:
             if value == "none":
                 return
-            self._monitors.add(self._short_chardev(value, "compat_monitor"), mode=mode, pretty=pretty)
+            option = "monitor" if mode == "readline" else "qmp-pretty" if pretty else "qmp"
+            try:
+                device = self._short_chardev(value, "compat_monitor")
+            except QobraError as error:
+                raise QobraError(f"{error}\n{program()}: -{option} {value}: parse error: {value}")
+            self._monitors.add(device, mode=mode, pretty=pretty)
 
         def add(value: str) -> None:
             options = structure(value, "MonitorOptions", "chardev")
@@ -262,12 +268,14 @@ class Builder:
             board.set("usb", True)
         if self._has("nographic"):
             board.set("graphics", False)
-        self._each("fw_cfg", lambda value: board.fw_cfg_files.append(values.fw_cfg_file(value)))
-        for option in ("initrd", "append"):
-            if self._values(option) and not self._values("kernel"):
+        self._each("fw_cfg", self._add_fw_cfg_file)
+        for option in ("append", "initrd"):
+            if getattr(board, option) and not board.kernel:
                 raise QobraError(f"-{option} only allowed with -kernel option")
-        for value in self._values("rtc"):
-            self._set_rtc(convert("rtc", split(value)))
+        rtc: dict[str, Any] = {}
+        self._each("rtc", lambda value: rtc.update(convert("rtc", split(value))))
+        if rtc:
+            self._set_rtc(rtc)
         self._each("icount", self._set_icount)
         for value in self._values("boot"):
             board.boot |= boot.parse(value)
@@ -281,13 +289,16 @@ class Builder:
             if value not in ("none", "null"):
                 raise QobraError(f"-parallel {value}: this machine has no parallel port")
 
+    def _add_fw_cfg_file(self, value: str) -> None:
+        name, data = values.fw_cfg_file(value)
+        if any(name == other for other, _data in self.board.fw_cfg_files):
+            raise QobraError(f"duplicate fw_cfg file name: {name}")
+        self.board.fw_cfg_files.append((name, data))
+
     def _set_icount(self, value: str) -> None:
         self.board.clock_sleeps = icount_sleeps(convert("icount", split(value, "shift")))
 
     def _set_rtc(self, options: dict[str, Any]) -> None:
-        import calendar
-        import time
-
         base, clock = options.get("base", "utc"), options.get("clock", "host")
         for value, words in ((clock, ("host", "rt", "vm")), (options.get("driftfix", "none"), ("none", "slew"))):
             if value not in words:
@@ -296,15 +307,12 @@ class Builder:
         if options.get("driftfix") == "slew":
             self.board.add_global("mc146818rtc", "lost_tick_policy", "slew")
         if base == "localtime":
+            import calendar
+            import time
+
             self.board.rtc_start = calendar.timegm(time.localtime(self.machine.clock.time_ns() // 10**9))
         elif base != "utc":
-            for form in ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"):
-                try:
-                    self.board.rtc_start = calendar.timegm(time.strptime(base, form))
-                    return
-                except ValueError:
-                    continue
-            raise QobraError("invalid datetime format\nvalid formats: '2006-06-17T16:01:21' or '2006-06-17'")
+            self.board.rtc_start = values.seconds_of_date(base)
 
     def _serial_chardevs(self) -> list[str | None]:
         values = self._values("serial")
@@ -312,12 +320,13 @@ class Builder:
             values = ["mon:stdio" if self._has("nographic") and not self._has("monitor") else "null"]
         ids: list[str | None] = []
         for value in values:
+            failure = f"-serial {value}: could not connect serial device to character backend '{value}'"
             try:
                 ids.append(None if value == "none" else self._short_chardev(value, "serial"))
             except QobraError as error:
-                place = f"-serial {value}: "
-                more = f"could not connect serial device to character backend '{value}'"
-                raise QobraError(f"{place}{error}\n{program()}: {place}{more}")
+                raise QobraError(f"-serial {value}: {error}\n{program()}: {failure}")
+            if ids[-1] is not None and self.machine.chardevs.find(ids[-1]) is None:
+                raise QobraError(failure)
         return ids
 
     def _add_netdev(self, value: str) -> None:
@@ -357,7 +366,11 @@ class Builder:
     def _add_qtest(self) -> None:
         logs = self._values("qtest-log")
         for value in self._values("qtest"):
-            options = {"chardev": self._short_chardev(value, "qtest")} | ({"log": logs[-1]} if logs else {})
+            try:
+                device = self._short_chardev(value, "qtest")
+            except QobraError as error:
+                raise QobraError(f'{error}\n{program()}: Failed to initialize device for qtest: "{value}"')
+            options = {"chardev": device} | ({"log": logs[-1]} if logs else {})
             found = self.machine.objects.find_type("qtest")
             assert found is not None
             server = found(self.machine.objects)
@@ -390,10 +403,17 @@ class Builder:
         if state.autostart and state.state == "prelaunch":
             state.start()
         if state.incoming not in (None, "defer"):
-            self.machine.migration.listen(state.incoming)
+            try:
+                self.machine.migration.listen(state.incoming)
+            except QobraError as error:
+                raise error.prefixed(f"-incoming {state.incoming}: ")
 
     def drop_privileges(self) -> None:
         """``-chroot``, ``-runas`` and ``-sandbox``."""
+        if self._has("chroot") or self._has("runas"):
+            from qobra.cli._system.preload import preload
+
+            preload()
         for directory in self._values("chroot"):
             try:
                 os.chroot(directory)

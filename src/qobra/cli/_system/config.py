@@ -8,15 +8,14 @@ from qobra.chardev.options import split
 from qobra.errors import QobraError
 from qobra.machine import accelerator
 from qobra.machine.option_groups import GROUPS, convert
+from qobra.report import program, report_error
 from qobra.units import NotANumber, OutOfRange, not_a_size, parse_size
 
 if TYPE_CHECKING:
+    from qobra.machine.accelerator import Accelerator
     from qobra.object.tree import ObjectTree
 
-_ELSEWHERE = ("kvm", "xen", "hax", "hvf", "nvmm", "whpx")
-"""Accelerators that QEMU has and this machine has not: another that is named as well is taken."""
-
-_OF_KVM = ("kernel_irqchip", "kvm_shadow_mem")
+_OF_KVM = ("kernel_irqchip", "kernel-irqchip", "kvm_shadow_mem", "kvm-shadow-mem")
 """Options of ``-machine`` that are KVM's, which other accelerators never look at."""
 
 
@@ -26,7 +25,11 @@ class MachineConfig:
     def __init__(self) -> None:
         self.board: str | None = None
         self.board_properties: dict[str, str] = {}
-        self.accelerators: list[str] = []
+        self.accelerator: str | None = None
+        """The first that there is of those that were named."""
+        self._wanted: list[str] = []
+        self._accelerator_options = False
+        self._missing: list[str] = []
         self.cpu: str | None = None
         self.smp: dict[str, int] = {}
         self.memory: dict[str, int] = {}
@@ -39,24 +42,25 @@ class MachineConfig:
         options = split(text, "type")
         self.board = options.pop("type", self.board)
         if "accel" in options:
-            self.accelerators = options.pop("accel").split(":")
+            self._wanted = options.pop("accel").split(":")
         self.memory_backend = options.pop("memory-backend", self.memory_backend)
         for key in [key for key in options if key.startswith("smp.")]:
             self.smp[key[4:]] = _number(key, options.pop(key))
         self.board_properties |= {key: value for key, value in options.items() if key not in _OF_KVM}
 
-    def set_accelerator(self, text: str, tree: ObjectTree) -> None:
-        """``-accel``."""
+    def set_accelerator(self, text: str, tree: ObjectTree, *, counted: bool) -> None:
+        """``-accel``; ``counted`` says that instructions are (``-icount``)."""
         options = split(text, "accel")
         name = options.pop("accel", "")
-        found = accelerator.find(name)
-        if found is not None:
-            chosen = found(tree)
-            for key, value in options.items():
-                chosen.set(key, value, keyval=True)
-        elif name not in _ELSEWHERE:
-            raise QobraError(f"invalid accelerator {name}")
-        self.accelerators.append(name)
+        self._accelerator_options = True
+        found = self._try_accelerator(name, f"-accel {text}: ")
+        if found is None:
+            return
+        chosen = found(tree)
+        for key, value in options.items():
+            chosen.set(key, value, keyval=True)
+            if counted and (key, value) == ("thread", "multi"):
+                raise QobraError("No MTTCG when icount is enabled")
 
     def set_smp(self, text: str) -> None:
         """``-smp``."""
@@ -79,14 +83,32 @@ class MachineConfig:
             del memory["size"]  # the board's own size
         self.memory |= memory
 
-    def accelerator(self) -> str:
+    def _try_accelerator(self, name: str, place: str = "") -> type[Accelerator] | None:
+        # The accelerator if it is the one to be taken; what is missing is said once it is known what comes of it.
+        if self.accelerator is not None:
+            return None
+        found = accelerator.find(name)
+        if found is None:
+            self._missing.append(f"{place}invalid accelerator {name}")
+        else:
+            self.accelerator = name
+        return found
+
+    def choose_accelerator(self) -> str:
         """The first of the named accelerators that there is. Raises QobraError."""
-        for name in self.accelerators:
-            if accelerator.find(name) is not None:
-                return name
-        if self.accelerators:
-            raise QobraError(f"invalid accelerator {self.accelerators[-1]}")
-        return "tcg"
+        if self._wanted and self._accelerator_options:
+            raise QobraError('The -accel and "-machine accel=" options are incompatible')
+        for name in self._wanted:
+            self._try_accelerator(name)
+        if self.accelerator is None:
+            if self._missing:
+                raise QobraError(f"\n{program()}: ".join(self._missing))
+            return "tcg"
+        for text in self._missing:
+            report_error(text)
+        if self._missing:
+            report_error(f"falling back to {self.accelerator}")
+        return self.accelerator
 
     def _backend_size(self, board: Any) -> int | None:
         # Without -m, the backend that is named says how much memory there is.
@@ -101,7 +123,7 @@ class MachineConfig:
 
     def apply(self, board: Any) -> None:
         """Set the accelerator, the CPUs and the memory. Raises QobraError."""
-        board.accelerator = self.accelerator()
+        board.accelerator = self.choose_accelerator()
         board.set_topology(self.smp)
         if self.cpu is not None:
             board.set_cpu_model(self.cpu)

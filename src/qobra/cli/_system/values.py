@@ -9,6 +9,7 @@ from qobra.chardev.options import split
 from qobra.cli._options import structure
 from qobra.errors import QobraError
 from qobra.machine.option_groups import convert, number
+from qobra.report import report_error
 
 if TYPE_CHECKING:
     import uuid as uuid_module
@@ -50,9 +51,33 @@ def machine_uuid(text: str) -> uuid_module.UUID:
     import uuid as uuid_module
 
     try:
-        return uuid_module.UUID(text)
+        uuid = uuid_module.UUID(text)
     except ValueError:
+        uuid = None
+    if uuid is None or str(uuid) != text.lower():  # no braces, no form without dashes
         raise QobraError("failed to parse UUID string: wrong format")
+    return uuid
+
+
+def seconds_of_date(text: str) -> int:
+    """``YYYY-MM-DD[THH:MM:SS]`` in seconds since the epoch; what is more than a month has goes on in the next.
+
+    A time that is not whole counts as midnight, and what follows is not looked at.
+    """
+    import datetime
+    import re
+
+    found = re.match(r"([+-]?\d+)-(\d+)-(\d+)(?:T(\d+):(\d+):(\d+))?", text)
+    if found is not None:
+        year, month, day, hour, minute, second = (int(each or 0) for each in found.groups())
+        try:
+            first = datetime.date(year + (month - 1) // 12, (month - 1) % 12 + 1, 1)
+        except (ValueError, OverflowError):
+            pass
+        else:
+            days = first.toordinal() - datetime.date(1970, 1, 1).toordinal() + day - 1
+            return ((days * 24 + hour) * 60 + minute) * 60 + second
+    raise QobraError("invalid datetime format\nvalid formats: '2006-06-17T16:01:21' or '2006-06-17'")
 
 
 def is_inherited(fd: int) -> bool:
@@ -81,6 +106,8 @@ def fw_cfg_file(text: str) -> tuple[str, bytes]:
     name = options.get("name")
     if name is None or ("file" in options) == ("string" in options):
         raise QobraError("name, plus exactly one of file, string and gen_id, are needed")
+    if not name.startswith("opt/"):
+        report_error(f'-fw_cfg {text}: warning: externally provided fw_cfg item names should be prefixed with "opt/"')
     if "string" in options:
         return name, options["string"].encode()
     try:

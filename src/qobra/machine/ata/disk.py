@@ -55,9 +55,11 @@ class Disk(AtaDevice):
         from qobra.errors import QobraError
 
         if self.backend is None:
-            raise QobraError("drive property not set")
+            raise QobraError("No drive specified")
         if self.backend.node is None:
             raise QobraError("Device needs media, but drive is empty")
+        if self.backend.node.read_only:
+            raise QobraError("Block node is read-only")
         self.realize_drive()
         self.geometry, translation = geometry.choose(self, _LIMITS)
         for name, value in zip(("cyls", "heads", "secs"), self.geometry, strict=True):

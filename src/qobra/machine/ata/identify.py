@@ -57,7 +57,7 @@ def _identity(drive: AtaDevice) -> Words:
     single, multi, ultra = drive.transfer_modes
     words |= {62: single, 63: multi, 64: 3, 88: ultra}
     _text(words, 10, 10, drive.serial_text)
-    _text(words, 23, 4, drive.ver or "2.5+")
+    _text(words, 23, 4, drive.ver or "")
     _text(words, 27, 20, drive.model or drive.default_model)
     return words
 

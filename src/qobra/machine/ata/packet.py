@@ -104,7 +104,7 @@ class PacketCommands:
         if cdb[2]:
             raise Sense(*sense.INVALID_FIELD)
         answer = bytes((0x05, 0x80, 0x00, 0x21, 31, 0, 0, 0)) + b"QEMU".ljust(8) + b"QEMU DVD-ROM".ljust(16)
-        return (answer + (drive.ver or "2.5+").encode("ascii", "replace")[:4].ljust(4))[:length]
+        return (answer + (drive.ver or "").encode("ascii", "replace")[:4].ljust(4))[:length]
 
     def _vital_data(self, page: int) -> bytes:
         drive = self._drive

@@ -130,8 +130,7 @@ class Virt(Board):
         self.fw_cfg = device
         self.place(device, "fw_cfg")
         device.set_number(fw_cfg.NB_CPUS, self.topology.cpus, 2)
-        for name, data in self.fw_cfg_files:
-            device.add_file(name, data)
+        device.add_users_files(self.fw_cfg_files)
 
     def _build_flash(self) -> None:
         images = {drive.index: drive for drive in self.drives if drive.interface == "pflash"}

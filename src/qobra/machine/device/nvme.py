@@ -77,10 +77,10 @@ class Nvme(PciDevice, BlockFrontEnd):
         if self.backend is not None:
             backend = self.realize_block()
             if backend.node is None:
-                raise QobraError("Device needs media, but drive is empty")
+                raise QobraError("could not get blockdev size: No medium found")
             backend.resized.append(self._resized)
             if self.discard_granularity == 0xFFFFFFFF:
-                self.granularity = max(4096, self.logical_size)
+                self.granularity = self.discard_granularity = max(4096, self.logical_size)
         self._add_capabilities()
         memory = GuestMemory(self.board.memory, self.may_master)
         self._msix = Msix(

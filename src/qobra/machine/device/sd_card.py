@@ -29,6 +29,8 @@ class SdCard(PlainFrontEnd):
             raise QobraError(
                 "drive property not set" if self.backend is None else "Device needs media, but drive is empty"
             )
+        if self.backend.node.read_only:
+            raise QobraError("Cannot use read-only drive as SD card")
         size = self.backend.length
         if size & size - 1 or size < 512:
             raise QobraError(

@@ -87,6 +87,8 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
         backend = self.realize_block()
         if backend.node is None:
             raise QobraError("Device needs media, but drive is empty")
+        if not self.cyls:
+            self.cyls, self.heads, self.secs = _geometry(backend.length // _SECTOR)
         for _ in range(self.num_queues):
             self.add_queue(size)
         backend.resized.append(self._resized)
@@ -139,15 +141,14 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
         backend, block = self.backend, self.logical_size
         assert backend is not None
         sectors = backend.length // _SECTOR
-        cylinders, heads, per_track = (self.cyls, self.heads, self.secs) if self.cyls else _geometry(sectors)
         granularity = self.granularity if self.report_discard_granularity else 0
         return _CONFIG.pack(
             sectors,
             0,
             self.queue_size - 2 if self.seg_max_adjust else 126,
-            cylinders,
-            heads,
-            per_track & ~((block // _SECTOR) - 1),
+            self.cyls,
+            self.heads,
+            self.secs & ~((block // _SECTOR) - 1),
             block,
             (self.physical_size // block).bit_length() - 1,
             0,

@@ -26,7 +26,7 @@ _CONTROL = Struct("<IHH")
 _DEVICE_READY, _PORT_ADD, _PORT_REMOVE, _PORT_READY = 0, 1, 2, 3
 _CONSOLE_PORT, _RESIZE, _PORT_OPEN, _PORT_NAME = 4, 5, 6, 7
 _BAD_ID = 0xFFFFFFFF
-_MAX_PORTS = 31
+_USUAL_PORTS, _MAX_PORTS = 31, 511
 _CONTROL_LIMIT = 4096
 _RESERVED = "Port number 0 on virtio-serial devices reserved for virtconsole devices for backward compatibility."
 
@@ -59,13 +59,15 @@ class VirtioSerial(VirtioDevice):
     device_number = 3
     config_size = 12
 
-    max_ports = Int(_MAX_PORTS, type="uint32", name="max_ports")
+    max_ports = Int(_USUAL_PORTS, type="uint32", name="max_ports")
     emergency_write = Bool(True, name="emergency-write")
 
     vmstate = VmState(listed("_waiting", kind=Raw(_CONTROL.size + 255), maximum=_CONTROL_LIMIT), flag("_driver_ready"))
 
     def realize(self) -> None:
-        if not 1 <= self.max_ports <= _MAX_PORTS:
+        if not self.max_ports:
+            raise QobraError("Maximum number of serial ports not specified")
+        if self.max_ports > _MAX_PORTS:
             raise QobraError(f"maximum ports supported: {_MAX_PORTS}")
         self.ports: dict[int, SerialPort] = {}
         self._waiting: deque[bytes] = deque()

@@ -57,9 +57,11 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         if not chosen:
             self.logical_size = block_size
         if self.discard_granularity == 0xFFFFFFFF:
-            self.granularity = max(_DEFAULT_GRANULARITY, self.logical_size)
+            self.granularity = self.discard_granularity = max(_DEFAULT_GRANULARITY, self.logical_size)
         if self.serial is not None and len(self.serial) > 36:
             raise QobraError("The serial number can't be longer than 36 characters")
+        self.vendor, self.product = self.vendor or "QEMU", self.product or self.default_product
+        self.ver = self.ver or "2.5+"
         self._mode_values: dict[int, bytes] = {}
         iothread = getattr(self.scsi_bus.owner, "iothread", None)
         if iothread is not None:
@@ -142,9 +144,9 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         answer[1] = 0x80 if self.is_removable else 0
         answer[2], answer[3], answer[4] = self.scsi_version, 0x12 if self.scsi_version > 2 else 2, 31
         answer[7] = 0x12  # wide, command queueing
-        answer[8:16] = (self.vendor or "QEMU").encode()[:8].ljust(8)
-        answer[16:32] = (self.product or self.default_product).encode()[:16].ljust(16)
-        answer[32:36] = (self.ver or "2.5+").encode()[:4].ljust(4)
+        answer[8:16] = self.vendor.encode()[:8].ljust(8)
+        answer[16:32] = self.product.encode()[:16].ljust(16)
+        answer[32:36] = self.ver.encode()[:4].ljust(4)
         return bytes(answer)[:length]
 
     def _vital_data(self, page: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
@@ -125,6 +126,13 @@ class VirtioPci(PciDevice):
         wanted = self.fixed_legacy or self.disable_legacy
         self.legacy = wanted == "off" or (wanted == "auto" and not behind_port)
         self.modern = not self.disable_modern
+        if not self.legacy and not self.modern:
+            raise QobraError(
+                "device cannot work as neither modern nor legacy mode is enabled",
+                hint="Set either disable-modern or disable-legacy to off",
+            )
+        if "disable-legacy" in self.class_properties():
+            self.values["disable-legacy"] = "off" if self.legacy else "on"  # what is in force can be asked for
         self.virtio_bus.insert(self.device)
         self.device.hotplugged = self.hotplugged
         self.device.set_realized(True)
