@@ -91,11 +91,69 @@ def test_condition_wakes_who_waits(lock: Any) -> None:
         assert not condition.wait(0.001)
 
 
-def test_an_image_tool_starts_without_what_is_dear() -> None:
+def test_event() -> None:
+    event = lean.Event()
+    assert not event.is_set() and not event.wait(0)
+    woken: list[bool] = []
+    threads = [threading.Thread(target=lambda: woken.append(event.wait(10))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    event.set()
+    for thread in threads:
+        thread.join()
+    assert woken == [True, True] and event.is_set() and event.wait()
+
+
+def test_who_waited_in_vain_is_told_nothing_later() -> None:
+    condition = lean.Condition()
+    with condition:
+        with condition:  # the lock is let go of however deep it is held
+            assert not condition.wait(0)
+        told: list[bool] = []
+
+        def wait() -> None:
+            with condition:
+                condition.notify()  # nobody waits any more
+                told.append(condition.wait(10))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        while not told:
+            condition.wait(0.001)
+            condition.notify()
+    thread.join()
+    assert told == [True]
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_thread_starts_with_or_without_threading(deferred: bool) -> None:
     code = f"""
 import sys
 sys.path[:] = {sys.path!r}
-import qobra.cli._img.info, qobra.block.format.qcow2, qobra.block.protocol.file
+from qobra import lean
+if {deferred}:
+    lean.defer_threading()
+seen, event = [], lean.Event()
+lean.start_thread(lambda *args: (seen.append(args), event.set()), 1, 2, name="one")
+event.wait(10)
+print(seen, "threading" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["[(1,", "2)]", str(not deferred)]
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "qobra.cli._img.info, qobra.block.format.qcow2, qobra.block.protocol.file",
+        "qobra.cli.storage_daemon, qobra.chardev.options, qobra.chardev.chardevs, qobra.chardev.backend.socket",
+    ],
+)
+def test_a_start_goes_without_what_is_dear(modules: str) -> None:
+    code = f"""
+import sys
+sys.path[:] = {sys.path!r}
+import {modules}
 print(*(name for name in ("threading", "functools", "contextlib", "types", "collections") if name in sys.modules))
 """
     found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
@@ -106,7 +164,7 @@ def test_arrays_are_sequences() -> None:
     code = f"""
 import sys
 sys.path[:] = {sys.path!r}
-import qobra.lean, array, collections.abc
+import qobra.arrays, array, collections.abc
 print(isinstance(array.array("b"), collections.abc.MutableSequence), collections.abc is sys.modules["collections.abc"])
 """
     found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)

@@ -1,44 +1,36 @@
 """Parts of the standard library without the modules they come in.
 
 ``threading``, ``contextlib``, ``functools`` and ``collections`` import each other, and take a seventh of the time of
-``qobra-img info``. What the start of every program uses of them is here; elsewhere the originals are as good.
-
-``array`` imports ``collections.abc``, and with it ``collections``, to be registered as a sequence. Where this module
-comes first it gets what is in there without the rest.
+``qobra-img info`` and of a daemon's start. What the start of every program uses of them is here; elsewhere the
+originals are as good.
 """
 
 from __future__ import annotations
 
-import _collections_abc
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
+    from collections.abc import Callable
     from contextlib import contextmanager
     from functools import cached_property
-    from threading import Condition, Lock, RLock, local
+    from threading import Condition, Event, Lock, RLock, local
+    from typing import Any
 else:
     from _collections import deque
-
-    if "collections" not in sys.modules:
-        sys.modules["collections"] = sys.modules["collections.abc"] = _collections_abc
-        import array
-
-        del array, sys.modules["collections"], sys.modules["collections.abc"]
-
     from _thread import RLock
     from _thread import _local as local
     from _thread import allocate_lock as Lock
 
     class Condition:
-        """A ``threading.Condition`` that is made when somebody first waits; with nobody waiting, none need be told."""
+        """Wait until told; whoever waits or tells holds the lock."""
 
-        __slots__ = ("_lock", "_made", "acquire", "release")
+        __slots__ = ("_lock", "_waiting", "acquire", "release")
 
         def __init__(self, lock=None):
             self._lock = RLock() if lock is None else lock
-            self._made = None
+            self._waiting = deque()  # locks that those who wait have taken, and want again
             self.acquire, self.release = self._lock.acquire, self._lock.release
 
         def __enter__(self):
@@ -48,19 +40,48 @@ else:
             self._lock.release()
 
         def wait(self, timeout=None):
-            if self._made is None:
-                import threading
-
-                self._made = threading.Condition(self._lock)
-            return self._made.wait(timeout)
+            mine = Lock()
+            mine.acquire()
+            self._waiting.append(mine)
+            told = False
+            deep = isinstance(self._lock, RLock)
+            held = self._lock._release_save() if deep else self._lock.release()
+            try:
+                told = mine.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+                return told
+            finally:
+                self._lock._acquire_restore(held) if deep else self._lock.acquire()
+                if not told and mine in self._waiting:
+                    self._waiting.remove(mine)
 
         def notify(self, n=1):
-            if self._made is not None:
-                self._made.notify(n)
+            while n and self._waiting:
+                self._waiting.popleft().release()
+                n -= 1
 
         def notify_all(self):
-            if self._made is not None:
-                self._made.notify_all()
+            self.notify(len(self._waiting))
+
+    class Event:
+        """Something that happens once."""
+
+        __slots__ = ("_condition", "_set")
+
+        def __init__(self):
+            self._condition = Condition()
+            self._set = False
+
+        def is_set(self):
+            return self._set
+
+        def set(self):
+            with self._condition:
+                self._set = True
+                self._condition.notify_all()
+
+        def wait(self, timeout=None):
+            with self._condition:
+                return self._set or self._condition.wait(timeout)
 
     class cached_property:
         """An attribute that is worked out when it is first asked for."""
@@ -113,4 +134,39 @@ else:
             raise RuntimeError("generator didn't stop after throw()")
 
 
-__all__ = ["Condition", "Lock", "RLock", "cached_property", "contextmanager", "deque", "local"]
+_deferred = False
+
+
+def defer_threading() -> None:
+    """Threads of :func:`start_thread` may begin without ``threading``.
+
+    For a program whose main thread imports it before any of those can: what imports it first is the main thread to it.
+    """
+    global _deferred
+    _deferred = True
+
+
+def start_thread(target: Callable[..., object], *args: Any, name: str) -> None:
+    """Run ``target(*args)`` in a thread that the program's end does not wait for."""
+    if _deferred and "threading" not in sys.modules:
+        from _thread import start_new_thread
+
+        start_new_thread(target, args)
+    else:
+        import threading
+
+        threading.Thread(target=target, args=args, name=name, daemon=True).start()
+
+
+__all__ = [
+    "Condition",
+    "Event",
+    "Lock",
+    "RLock",
+    "cached_property",
+    "contextmanager",
+    "defer_threading",
+    "deque",
+    "local",
+    "start_thread",
+]

@@ -92,7 +92,8 @@ def test_a_copied_tree_does_not_use_it(bundled: Path, monkeypatch: pytest.Monkey
 def test_the_usual_starts_are_in_it() -> None:
     starts = _bundle._imported()
     assert {"qobra.cli.img", "qobra.block.format.qcow2.node"} <= starts[1]
-    assert {"qobra.qmp.session", "threading"} <= starts[-1]
+    assert {"qobra.qmp.session", "qobra.chardev.backend.socket", "threading"} <= starts[-1]
+    assert not {"typing", "re", "enum"} & starts[-1]
 
 
 def test_without_site_packages_are_found_when_asked_for(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+import qobra.arrays  # noqa: F401 (before a module imports array)

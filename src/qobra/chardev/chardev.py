@@ -6,9 +6,8 @@ A backend that reads does so in a thread of its own and calls the front end from
 
 from __future__ import annotations
 
-import threading
-
 from qobra.errors import QobraError
+from qobra.lean import Condition, RLock
 from qobra.registry import Registry
 
 TYPE_CHECKING = False
@@ -71,8 +70,8 @@ class Chardev:
         self.log: Log | None = None
         self.when_over: Callable[[], object] | None = None  # called once nobody can ever be there any more
         # Held while a peer or a front end comes or goes, so that the front end hears of each peer exactly once.
-        self._state = threading.RLock()
-        self._input_wanted = threading.Condition()
+        self._state = RLock()
+        self._input_wanted = Condition()
 
     # -- what backends implement
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import _socket as socket
 import os
 import sys
-import threading
 
 from qobra.errors import QobraError, strerror
+from qobra.lean import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Connection:
     def __init__(self, sock: socket.socket, layers: list[Layer] | None = None) -> None:
         self.sock = sock
         self._layers = layers or []
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._unsent = bytearray()
         self._fds: list[int] = []
         self._passes_fds = sock.family == socket.AF_UNIX

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import select
-import threading
-from typing import ClassVar
 
 from qobra.chardev.chardev import Chardev
 from qobra.errors import QobraError
+from qobra.lean import start_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 READ_SIZE = 65536
 FDSET_PREFIX = "/dev/fdset/"
@@ -34,7 +37,7 @@ class FdChardev(Chardev):
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC)
         self.set_open(True)
         if self._in >= 0:
-            threading.Thread(target=self._read, name=f"chardev {self.id}", daemon=True).start()
+            start_thread(self._read, name=f"chardev {self.id}")
 
     def stop(self) -> None:
         if self._wake_writer >= 0:

@@ -80,6 +80,8 @@ def _imported() -> list[set[str]]:
     starts: list[set[str]] = []
     with tempfile.TemporaryDirectory() as directory:
         image = os.path.join(directory, "disk.qcow2")
+        listening = f"socket,id=s,path={directory}/s,server=on,wait=off"
+        stdio = ("--chardev", "stdio,id=c", "--monitor", "c")
         usual = (
             ("img", "create", "-q", "-f", "qcow2", image, "1M"),
             ("img", "info", image),
@@ -87,7 +89,8 @@ def _imported() -> list[set[str]]:
             ("img", "resize", "-q", "-f", "qcow2", image, "2M"),
             ("img", "snapshot", "-c", "one", image),
             ("img", "check", "-q", image),
-            ("storage_daemon", "--chardev", "stdio,id=c", "--monitor", "c"),
+            ("storage_daemon", *stdio),
+            ("storage_daemon", "--chardev", listening, "--monitor", "s", *stdio),
         )
         for module, *arguments in usual:
             program = f"import sys; sys.path = {sys.path}; from qobra.cli.{module} import main; sys.exit(main())"
@@ -95,8 +98,12 @@ def _imported() -> list[set[str]]:
             with tempfile.TemporaryFile() as report:
                 pipe = subprocess.PIPE
                 with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=report) as process:
-                    assert process.stdout is not None
+                    assert process.stdin is not None and process.stdout is not None
                     process.stdout.readline()  # it has started: the daemon has greeted
+                    if "--monitor" in arguments:
+                        process.stdin.write(b'{"execute": "qmp_capabilities"}')
+                        process.stdin.flush()
+                        process.stdout.readline()  # and imported what can wait for that
                     process.terminate()
                 report.seek(0)
                 lines = report.read().decode().splitlines()

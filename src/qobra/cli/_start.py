@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PATH = os.path.join(PACKAGE, "__pycache__", f"start.{sys.implementation.cache_tag}.bundle")
 
+_PYC = f".{sys.implementation.cache_tag}.pyc"
+
 FIRST_READ = 32 << 10
 """Bytes that most likely hold the index."""
 
@@ -73,6 +75,8 @@ class Bundle:
             return None
         spec = ModuleSpec(name, self, origin=source, is_package=is_package)  # type: ignore[arg-type]
         spec.has_location = True
+        directory, _, file = source.rpartition("/")
+        spec.cached = f"{directory}/__pycache__/{file[:-3]}{_PYC}"  # importlib would take longer to work it out
         if is_package:
             spec.submodule_search_locations = [os.path.dirname(source)]
         return spec

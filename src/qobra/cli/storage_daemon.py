@@ -23,6 +23,7 @@ from qobra.cli._options import (
     write_pidfile,
 )
 from qobra.errors import QobraError
+from qobra.lean import defer_threading
 from qobra.machine.machine import Machine
 from qobra.qmp.monitor import Monitors
 
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: list[tuple[str, str, str]], background: Background | None) -> int:
     ending = Ending()
+    defer_threading()
     # An export's thread that comes back from a system call waits this long at most for one that computes (a job, a
     # query): with the default of 5 ms such a neighbour costs it four fifths of its requests, with this a twentieth.
     sys.setswitchinterval(0.0005)
@@ -116,6 +118,9 @@ def _run(options: list[tuple[str, str, str]], background: Background | None) -> 
                     return 0
                 else:
                     _apply(machine, monitors, name, value, typed)
+            # A client that came meanwhile is greeted beside this, but no command is carried out before it is done.
+            import threading  # noqa: F401
+        ending.serve(machine)  # whoever reads the pidfile may send a signal: it must not break off before it is known
         if pidfile is not None:
             try:
                 remove_pidfile = write_pidfile(pidfile)
@@ -123,7 +128,6 @@ def _run(options: list[tuple[str, str, str]], background: Background | None) -> 
                 fail(str(error))
         if background is not None:
             background.ready()
-        ending.serve(machine)
         ending.wait()
     except Terminate:
         pass

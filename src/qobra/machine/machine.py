@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from functools import cached_property
-
 from qobra.clock import Clock, HostClock
 from qobra.control import Control
 from qobra.errors import QobraError, strerror
 from qobra.events import EventBus
+from qobra.lean import Event, cached_property
 from qobra.report import report_error
 
 TYPE_CHECKING = False
@@ -63,7 +61,7 @@ class Machine:
         self.warn: Callable[[str], None] = lambda _text: None
         # Called when the machine asks the program to end.
         self.on_exit: Callable[[], None] | None = None
-        self._exit = threading.Event()
+        self._exit = Event()
         self._closed = False
 
     @cached_property

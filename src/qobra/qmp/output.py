@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
+from qobra.lean import Lock, deque, start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ class Output:
 
     def __init__(self, chardev: Chardev) -> None:
         self._chardev = chardev
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._backlog: deque[bytes] = deque()
         self._size = 0
         self.client = 0
@@ -77,7 +76,7 @@ class Output:
     def _send_later(self) -> None:
         if self._backlog and not self._draining:
             self._draining = True
-            threading.Thread(target=self._send, args=(self.client,), name="qmp output", daemon=True).start()
+            start_thread(self._send, self.client, name="qmp output")
 
     def _send(self, client: int) -> None:
         self._drain(client, 0)

@@ -8,10 +8,10 @@ every client sees an order that really was: a command's own events, its reply, t
 from __future__ import annotations
 
 import os
-import threading
 
 from qobra.errors import COMMAND_NOT_FOUND, QobraError
 from qobra.json_reader import Reader
+from qobra.lean import Lock
 from qobra.qmp import dispatch
 from qobra.qmp.output import Output
 from qobra.qmp.version import version_info
@@ -46,7 +46,7 @@ class Session:
         self._reader = Reader()
         self._output = Output(chardev)
         self._in_band: InBandQueue | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._connected = False
 
     # -- the chardev's front end

@@ -5,12 +5,12 @@ from __future__ import annotations
 import _socket as socket  # the socket module makes enums of its constants, which is slow
 import os
 import sys
-import threading
 
 from qobra.chardev import address
 from qobra.chardev.chardev import Chardev, registry
 from qobra.chardev.connection import Connection, Layer
 from qobra.errors import QobraError
+from qobra.lean import Event, Lock, start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class SocketChardev(Chardev):
         self._listener: socket.socket | None = None
         self._connection: Connection | None = None
         self._creds: TlsCreds | None = None
-        self._wake = threading.Event()
-        self._lock = threading.Lock()
+        self._wake = Event()
+        self._lock = Lock()
         self._bound_path: tuple[str, int] | None = None
         self._early = b""  # came with the end of a handshake
 
@@ -64,7 +64,7 @@ class SocketChardev(Chardev):
         self._begin(first)
 
     def _begin(self, first: Connection | None) -> None:
-        threading.Thread(target=self._serve, args=(first,), name=f"chardev {self.id}", daemon=True).start()
+        start_thread(self._serve, first, name=f"chardev {self.id}")
 
     def _check_options(self) -> None:
         options = self.options
