@@ -137,6 +137,14 @@ def test_memory_on_nodes_of_the_host_that_there_are_not(build: Build) -> None:
         (["-accel", "tcg,thread=many"], "Invalid 'thread' setting many"),
         (["-machine", "q35,usb=on"], "this machine has no USB controller of its own"),
         (["-cpu", "nope"], "unable to find CPU model 'nope'"),
+        (
+            ["-cpu", "qemu64,x=on"],
+            "can't apply global qemu64-x86_64-cpu.x=on: Property 'qemu64-x86_64-cpu.x' not found",
+        ),
+        (["-cpu", "Haswell,stepping=16"], "Property .stepping doesn't take value 16 (minimum: 0, maximum: 15)"),
+        (["-cpu", "qemu64,vendor=Me"], "Property '.vendor' doesn't take value 'Me'"),
+        (["-cpu", "qemu64,phys-bits=60"], "phys-bits should be between 32 and 52  (but is 60)"),
+        (["-cpu", "486,phys-bits=40"], "phys-bits is not user-configurable in 32 bit"),
         (["-accel", "nope", "-accel", "neither"], "-accel neither: invalid accelerator neither"),
         (["-machine", "pc,accel=tcg", "-accel", "tcg"], 'The -accel and "-machine accel=" options are incompatible'),
         (["-icount", "3", "-accel", "tcg,thread=multi"], "No MTTCG when icount is enabled"),
@@ -230,6 +238,27 @@ def test_memory_that_may_come_later_makes_a_node(build: Build) -> None:
     machine = build("-machine", "pc", "-m", "64,maxmem=1G")
     assert [cpu["props"]["node-id"] for cpu in _qmp(machine, "query-cpus-fast")] == [0]
     assert machine.board is not None and machine.board.numa.nodes[0].memory == 64 << 20
+
+
+def test_memory_of_nodes_on_old_boards_is_in_mebibytes(build: Build) -> None:
+    nodes = ("-numa", "node,mem=24,cpus=0", "-numa", "node,mem=8M,cpus=1")
+    board = build("-machine", "pc-i440fx-5.0", "-m", "32", "-smp", "2", *nodes).board
+    assert board is not None and [node.memory for node in board.numa.nodes.values()] == [24 << 20, 8 << 20]
+
+
+def test_cpus_say_where_they_are_and_what_a_hypervisor_shows(build: Build) -> None:
+    machine = build(
+        "-machine", "pc", "-smp", "4,cores=2,threads=2", "-cpu", "qemu64,kvm=off,hv-relaxed,hv-vendor-id=me"
+    )
+    cpu: Any = machine.board.cpus[3] if machine.board is not None else None
+    shown = {
+        name: _qmp(machine, "qom-get", path=cpu.path(), property=name) for name in cpu.properties() if name[:3] != "cra"
+    }
+    assert [shown[f"{part}-id"] for part in ("socket", "die", "core", "thread")] == [0, 0, 1, 1]
+    assert (shown["kvm"], shown["hv-relaxed"], shown["hv-vendor-id"], shown["phys-bits"]) == (False, True, "me", 40)
+    assert shown["lahf_lm"] is shown["lahf-lm"] is True and shown["vmx-ept"] is False
+    with pytest.raises(QobraError, match="No crash occurred"):
+        _qmp(machine, "qom-get", path=cpu.path(), property="crash-information")
 
 
 def test_what_devices_settled_on_can_be_asked_for(build: Build) -> None:

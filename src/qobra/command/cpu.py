@@ -117,7 +117,7 @@ def query_cpu_model_expansion(machine: Machine, args: dict[str, Any]) -> dict[st
         cpu.set(cls.find_feature(key), value)
     cpu.expand()
     if args["type"] == "full":
-        chosen = set(cpu.properties()) - _NOT_OF_A_MODEL
+        chosen = {key for key, prop in cpu.properties().items() if prop.writable} - _NOT_OF_A_MODEL
     else:
         name, chosen = "base", {*FEATURES, *_OF_A_STATIC_MODEL}
     props = {key: prop.read(cpu) for key, prop in cpu.properties().items() if key in chosen}

@@ -99,7 +99,7 @@ class Cpu(Device):
     architecture = ""
     legacy_architecture = "other"
 
-    start_powered_off = Bool(False, name="start-powered-off")
+    start_powered_off = Bool(False, name="start-powered-off", show_default=False)
     node_id = Int(-1, type="int32", name="node-id")
 
     index = -1
@@ -125,7 +125,11 @@ class Cpu(Device):
                 minus.append((cls.find_feature(part[1:]), "off"))
             else:
                 name, equals, value = part.partition("=")
-                values.append((cls.find_feature(name), value if equals else "on"))
+                value = value if equals else "on"
+                try:
+                    values.append((cls.find_feature(name), value))
+                except QobraError as error:
+                    raise error.prefixed(f"can't apply global {cls.type_name}.{name}={value}: ")
         for sign, marked in (("+", plus), ("-", minus)):
             for name, value in values:
                 if name in dict(marked):
@@ -135,9 +139,9 @@ class Cpu(Device):
     @classmethod
     def find_feature(cls, name: str) -> str:
         """The property that users mean by ``name``. Raises QobraError where there is none."""
-        name = name.replace("_", "-")
+        given, name = name, name.replace("_", "-")
         if name not in cls.class_properties():
-            raise QobraError(f"Property '{cls.type_name}.{name}' not found")
+            raise QobraError(f"Property '{cls.type_name}.{given}' not found")
         return name
 
     def properties_of_place(self) -> dict[str, int]:

@@ -66,6 +66,31 @@ _IN_MSRS = (
     "rdctl-no ibrs-all rsba skip-l1dfl-vmentry ssb-no mds-no pschange-mc-no tsx-ctrl taa-no split-lock-detect "
     "full-width-write lmce"
 )
+_OF_VMX = (
+    "vmx-activity-hlt vmx-activity-shutdown vmx-activity-wait-sipi vmx-apicv-register vmx-apicv-vid vmx-apicv-x2apic "
+    "vmx-apicv-xapic vmx-cr3-load-noexit vmx-cr3-store-noexit vmx-cr8-load-exit vmx-cr8-store-exit vmx-desc-exit "
+    "vmx-encls-exit vmx-entry-ia32e-mode vmx-entry-load-bndcfgs vmx-entry-load-efer vmx-entry-load-pat "
+    "vmx-entry-load-perf-global-ctrl vmx-entry-load-pkrs vmx-entry-load-rtit-ctl vmx-entry-noload-debugctl vmx-ept "
+    "vmx-ept-1gb vmx-ept-2mb vmx-ept-advanced-exitinfo vmx-ept-execonly vmx-eptad vmx-eptp-switching "
+    "vmx-exit-ack-intr vmx-exit-clear-bndcfgs vmx-exit-clear-rtit-ctl vmx-exit-load-efer vmx-exit-load-pat "
+    "vmx-exit-load-perf-global-ctrl vmx-exit-load-pkrs vmx-exit-nosave-debugctl vmx-exit-save-efer vmx-exit-save-pat "
+    "vmx-exit-save-preemption-timer vmx-flexpriority vmx-hlt-exit vmx-ins-outs vmx-intr-exit vmx-invept "
+    "vmx-invept-all-context vmx-invept-single-context vmx-invept-single-context-noglobals vmx-invlpg-exit "
+    "vmx-invpcid-exit vmx-invvpid vmx-invvpid-all-context vmx-invvpid-single-addr vmx-io-bitmap vmx-io-exit "
+    "vmx-monitor-exit vmx-movdr-exit vmx-msr-bitmap vmx-mtf vmx-mwait-exit vmx-nmi-exit vmx-page-walk-4 "
+    "vmx-page-walk-5 vmx-pause-exit vmx-ple vmx-pml vmx-posted-intr vmx-preemption-timer vmx-rdpmc-exit "
+    "vmx-rdrand-exit vmx-rdseed-exit vmx-rdtsc-exit vmx-rdtscp-exit vmx-secondary-ctls vmx-shadow-vmcs vmx-store-lma "
+    "vmx-true-ctls vmx-tsc-offset vmx-tsc-scaling vmx-unrestricted-guest vmx-vintr-pending vmx-vmfunc "
+    "vmx-vmwrite-vmexit-fields vmx-vnmi vmx-vnmi-pending vmx-vpid vmx-wbinvd-exit vmx-xsaves vmx-zero-len-inject"
+)
+"""What VT-x can do, in the MSRs from 0x480 on (SDM volume 3, appendix A)."""
+
+_OF_KVM = (
+    "kvm-asyncpf kvm-asyncpf-int kvm-hint-dedicated kvm-mmu kvm-msi-ext-dest-id kvm-nopiodelay kvm-poll-control "
+    "kvm-pv-eoi kvm-pv-ipi kvm-pv-sched-yield kvm-pv-tlb-flush kvm-pv-unhalt kvm-steal-time kvmclock "
+    "kvmclock-stable-bit"
+)
+"""What KVM offers its guests (Linux: Documentation/virt/kvm/x86/cpuid.rst)."""
 
 
 def _bits(names: str) -> dict[str, int]:
@@ -83,8 +108,14 @@ def _bits(names: str) -> dict[str, int]:
 WORDS = {place: _bits(names) for place, names in _LEAVES.items()}
 """The words of CPUID that tell of features, and the bit of each feature."""
 
-FEATURES = (*(name for bits in WORDS.values() for name in bits), *_IN_MSRS.split())
+FEATURES = (*(name for bits in WORDS.values() for name in bits), *f"{_IN_MSRS} {_OF_VMX} {_OF_KVM}".split())
 """Every name."""
+
+_UNDERLINED = (
+    "cmp_legacy ds_cpl fxsr_opt kvm_asyncpf kvm_asyncpf_int kvm_mmu kvm_nopiodelay kvm_poll_control kvm_pv_eoi "
+    "kvm_pv_unhalt kvm_steal_time lahf_lm nodeid_msr nrip_save pause_filter perfctr_core perfctr_nb svm_lock "
+    "tsc_adjust tsc_scale vmcb_clean"
+)
 
 ALIASES = {
     "sse3": "pni",
@@ -94,6 +125,9 @@ ALIASES = {
     "i64": "lm",
     "ffxsr": "fxsr-opt",
     "pclmuldq": "pclmulqdq",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+    **{name: name.replace("_", "-") for name in _UNDERLINED.split()},
 }
 """Other names of some."""
 
@@ -102,7 +136,7 @@ class Feature(Bool):
     """Whether a CPU has a feature: what the user says, else what the model has (``features`` of its class)."""
 
     def __init__(self, name: str, *, feature: str | None = None) -> None:
-        super().__init__(False, name=name, description="on/off")
+        super().__init__(False, name=name, show_default=False)
         self._feature = feature or name
 
     def read(self, instance: Object) -> bool:
@@ -122,6 +156,6 @@ def add_features(cls: type[Object]) -> None:
 
 
 def _add(cls: type[Object], name: str, prop: Feature) -> None:
-    attribute = "feature_" + name.replace("-", "_").replace(".", "_dot_")
+    attribute = "feature_" + name.replace("_", "_under_").replace("-", "_").replace(".", "_dot_")
     setattr(cls, attribute, prop)
     prop.__set_name__(cls, attribute)

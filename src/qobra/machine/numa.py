@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.errors import QobraError
 from qobra.machine.hmat import Hmat
 from qobra.machine.memory_backend import MemoryBackend
+from qobra.report import report_warning
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
@@ -89,6 +90,7 @@ class Numa:
                 raise QobraError(
                     "Parameter -numa node,mem is not supported by this machine type\nUse -numa node,memdev instead"
                 )
+            report_warning("Parameter -numa node,mem is deprecated, use -numa node,memdev instead")
             node.memory = options["mem"]
         if "memdev" in options:
             backend = self._board.tree.find(options["memdev"])

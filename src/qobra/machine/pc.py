@@ -181,7 +181,7 @@ class PcBoard(Board):
         for index in range(self.topology.cpus):
             cpu = cls(self.tree)
             cpu.index = index
-            cpu.values["apic-id"] = index
+            cpu.values |= {"apic-id": index, "die-id": 0, **self.place_of_cpu(index)}
             self.place(cpu)
 
     def build_memory_slots(self, raise_gpe: Callable[[int], None]) -> None:
@@ -255,6 +255,7 @@ class PcBoard(Board):
         if any(other.index == index for other in self.cpus):
             raise QobraError(f"CPU[{index}] with APIC ID {index} exists")
         cpu.index = index
+        cpu.values |= {"die-id": 0, **self.place_of_cpu(index)}
 
     def _apic_id(self, cpu: X86Cpu) -> int:
         topology = self.topology

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from qobra.machine.board import Board
 
 _OLDER = ("7.1", "7.0", "6.2", "6.1", "6.0", "5.2", "5.1", "5.0", "4.2", "4.1", "4.0")
+_WITH_PLAIN_NODE_MEMORY = ("5.0", "4.2", "4.1", "4.0")
+"""Versions that take ``-numa node,mem=``."""
 
 
 def register_older(board: type[Board], family: str, differences: dict[str, Compat]) -> None:
@@ -30,5 +32,6 @@ def register_older(board: type[Board], family: str, differences: dict[str, Compa
             "default_for": frozenset(),
             "compat": compat,
             "cpu_models_have_versions": version != "4.0",
+            "numa_mem_supported": version in _WITH_PLAIN_NODE_MEMORY,
         }
         boards.register(name)(type(f"{board.__name__}V{version.replace('.', '_')}", (board,), members))

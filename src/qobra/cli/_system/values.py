@@ -34,7 +34,7 @@ def numa(text: str) -> dict[str, Any]:
     for item in text.split(","):
         key, _equals, value = item.partition("=")
         if key != "cpus":
-            rest.append(item)
+            rest.append(f"{item}M" if key == "mem" and value.isdigit() else item)  # in MiB without a suffix
             continue
         first, _dash, last = value.partition("-")
         low, high = number("cpus", first), number("cpus", last or first)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.machine import cpuid
+from qobra.machine import cpu_options, cpuid
 from qobra.machine.cpu import Cpu
 from qobra.machine.cpu_features import ALIASES, WORDS, add_features
 from qobra.machine.devices import registry
 from qobra.machine.irq import Line
 from qobra.machine.vmstate import VmState
-from qobra.object.property import Bool, Int, Property, String
+from qobra.object.property import Bool, Int, Property
 
 _AS_NEEDED = 0xFFFFFFFF
+_MICROCODE, _MICROCODE_AMD = 0x100000000, 0x01000065
+"""Revisions of microcode with which guests know that they are none of the old ones."""
 
 
 def _words(words: dict[tuple[int, int | None, str], int]) -> list[dict[str, Any]]:
@@ -49,11 +51,11 @@ class X86Cpu(Cpu):
     die_number = Int(-1, type="int32", name="die-id")
     socket_number = Int(-1, type="int32", name="socket-id")
 
-    family = Int(0)
-    model_number = Int(0, name="model")
-    stepping = Int(0)
-    vendor = String()
-    model_id = String(name="model-id")
+    family = cpu_options.identity("family", 0)
+    model_number = cpu_options.identity("model", 0)
+    stepping = cpu_options.identity("stepping", 0)
+    vendor = cpu_options.vendor()
+    model_id = cpu_options.model_id()
     min_level = Int(0, type="uint32")
     min_xlevel = Int(0, type="uint32")
     min_xlevel2 = Int(0, type="uint32")
@@ -61,6 +63,7 @@ class X86Cpu(Cpu):
     level_func7 = Int(_AS_NEEDED, type="uint32", name="level-func7")
     xlevel = Int(_AS_NEEDED, type="uint32")
     xlevel2 = Int(_AS_NEEDED, type="uint32")
+    legacy_cache = Bool(True, name="legacy-cache", show_default=False)
     full_cpuid_auto_level = Bool(True, name="full-cpuid-auto-level")
     feature_words = Property(
         "X86CPUFeatureWordInfo", get=lambda cpu: _words(cpuid.feature_words(cpu.has, cpu.vendor)), writable=False
@@ -98,6 +101,10 @@ class X86Cpu(Cpu):
 
     def realize(self) -> None:
         self.expand()
+        self.values["phys-bits"] = cpu_options.check_address_bits(self)
+        self.values.setdefault("hv-vendor-id", "Microsoft Hv")
+        if not self.values.get("ucode-rev"):
+            self.values["ucode-rev"] = _MICROCODE_AMD if self.vendor == "AuthenticAMD" else _MICROCODE
         if self.index < 0:
             board: Any = self.board
             board.place_cpu(self)
@@ -114,6 +121,7 @@ class X86Cpu(Cpu):
 
 
 add_features(X86Cpu)
+cpu_options.add_options(X86Cpu)
 _COMMON = (
     "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 pni cx16 hypervisor "
     "syscall nx lm lahf-lm svm"
@@ -136,11 +144,11 @@ class Qemu64Cpu(X86Cpu):
     alias_of: str | None = "qemu64-v1"
     features = frozenset(_COMMON.split())
 
-    family = Int(15)
-    model_number = Int(107, name="model")
-    stepping = Int(1)
-    vendor = String("AuthenticAMD")
-    model_id = String("QEMU Virtual CPU version 2.5+", name="model-id")
+    family = cpu_options.identity("family", 15)
+    model_number = cpu_options.identity("model", 107)
+    stepping = cpu_options.identity("stepping", 1)
+    vendor = cpu_options.vendor("AuthenticAMD")
+    model_id = cpu_options.model_id("QEMU Virtual CPU version 2.5+")
     min_level = Int(13, type="uint32")
     min_xlevel = Int(0x8000000A, type="uint32")
 
@@ -152,3 +160,6 @@ class MaxCpu(Qemu64Cpu):
     type_name = "max-x86_64-cpu"
     alias_of = None
     migration_safe = False
+
+    migratable = Bool(True)
+    host_cache_info = Bool(False, name="host-cache-info")

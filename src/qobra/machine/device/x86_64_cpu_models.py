@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from qobra.machine import cpu_options
 from qobra.machine.cpu_models import MODELS, version_of
 from qobra.machine.device.x86_64_cpu import Qemu64Cpu, X86Cpu
 from qobra.machine.devices import registry
-from qobra.object.property import Int, String
+from qobra.object.property import Bool, Int
+
+_WITH_CACHES = ("EPYC", "Dhyana")
+"""Models that tell of caches of their own rather than of those that every model has."""
 
 
 def _register_all() -> None:
@@ -20,11 +24,12 @@ def _register_all() -> None:
             "__doc__": f"{model_id or name}.",
             "__module__": __name__,
             "features": features[name],
-            "family": Int(family),
-            "model_number": Int(model, name="model"),
-            "stepping": Int(stepping),
-            "vendor": String(vendor),
-            "model_id": String(model_id, name="model-id"),
+            "family": cpu_options.identity("family", family),
+            "model_number": cpu_options.identity("model", model),
+            "stepping": cpu_options.identity("stepping", stepping),
+            "vendor": cpu_options.vendor(vendor),
+            "model_id": cpu_options.model_id(model_id),
+            "legacy_cache": Bool(not name.startswith(_WITH_CACHES), name="legacy-cache", show_default=False),
             "min_level": Int(level, type="uint32"),
             "min_xlevel": Int(xlevel, type="uint32"),
         }
