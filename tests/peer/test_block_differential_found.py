@@ -421,3 +421,64 @@ def test_an_image_in_a_disk_that_is_too_small_for_it(q: Run) -> None:
     limits = ({"opt-write-zero": 65536, "max-write-zero": 4096}, {"opt-discard": 4096, "max-discard": 512})
     for limit in (*limits, {"opt-discard": 512, "max-discard": 4096}):
         q("blockdev-add", {"driver": "blkdebug", "node-name": "d", "image": {"driver": "null-co"}, **limit})
+
+
+@against_storage_daemon
+def test_nodes_that_are_not_written_are_not_flushed(q: Run) -> None:
+    disk(q, "overlay")
+    q.tool("qemu-img", "create", "-q", "flat", "1M")
+    q.tool("qemu-img", "create", "-q", "log", "1M")
+    log = {"driver": "blklogwrites", "read-only": True, "file": q.file("flat"), "log": q.file("log")}
+    q.add("raw", node_name="r", file=log)
+    q.do("blockdev-snapshot", node="r", overlay="overlay")
+
+
+@against_storage_daemon
+def test_an_active_commit_that_is_cancelled_leaves_its_base_writable(q: Run) -> None:
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "base", "1M")
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top")
+    base = {"driver": "qcow2", "node-name": "base", "file": q.file("base")}
+    q.add("qcow2", node_name="top", file=q.file("top"), backing=base)
+    q.do("block-commit", job_id="9x", device="top")
+    q("query-named-block-nodes", {"flat": True})
+    q.do("block-commit", job_id="j", device="top")
+    q.wait("BLOCK_JOB_READY")
+    q.do("block-job-cancel", device="j")
+    q.wait("BLOCK_JOB_COMPLETED")
+    q.finish()
+    q("query-named-block-nodes", {"flat": True})
+
+
+@against_storage_daemon
+def test_users_of_what_turns_read_only(q: Run) -> None:
+    q.do("object-add", qom_type="throttle-group", id="tg")
+    q.add("throttle", node_name="t", throttle_group="tg", file={"driver": "null-co", "size": 65536})
+    q.add("null-co", node_name="n", size=65536)
+    q.do("blockdev-backup", job_id="j", device="n", target="t", sync="none")
+    options = {"driver": "throttle", "node-name": "t", "throttle-group": "tg", "read-only": True, "file": "n"}
+    q.do("blockdev-reopen", options=[options])
+
+
+@against_storage_daemon
+def test_one_node_twice_below_a_filter(q: Run) -> None:
+    """What conflicts is told before what the image has no use for."""
+    disk(q, "image")
+    disk(q, "other")
+    q.do("blockdev-del", node_name="other")
+    twice = {"driver": "copy-before-write", "node-name": "cbw", "file": "image", "target": "image"}
+    q.add("qcow2", node_name="q", file=q.file("other"), data_file=twice)
+
+
+@against_storage_daemon
+def test_targets_of_older_commands(q: Run) -> None:
+    """Beside a file, an image that is there is a file."""
+    disk(q, "image")
+    q.tool("qemu-img", "create", "-q", "flat", "1M")
+    q.add("file", node_name="f", filename=q.path("flat"))
+    q.do("drive-backup", device="f", sync="bitmap", target=q.path("image"), mode="existing")
+    q.do("drive-mirror", device="f", sync="full", target=q.path("image"), mode="existing", replaces="x")
+    for size in (1, 511, 1000, (1 << 64) - 1):
+        options = {"driver": "file", "filename": q.path(f"new{size}"), "size": size}
+        q.do("blockdev-create", job_id=f"j{size}", options=options)
+        q.wait("JOB_STATUS_CHANGE", status="concluded", id=f"j{size}")
+    q("query-jobs")

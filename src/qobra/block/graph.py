@@ -161,7 +161,7 @@ class Graph:
         gone = _prune(new, order)
         if gone:
             order = [node for node in order if node in new.links]
-        cumulative = compute_permissions(new, order, change.recheck)
+        cumulative = compute_permissions(new, order, change.recheck, change.refusals)
         placed: Placed = []
         if self.has_iothreads:
             from qobra.block.iothreads import settle
@@ -174,8 +174,6 @@ class Graph:
                 perm, shared = cumulative[node]
                 known = node.node_name in old.nodes and node not in change.recheck
                 if (perm, shared) != (node.perm, node.shared) or not known:
-                    if node in change.refusals and node.read_only and perm & _WRITES:
-                        raise QobraError(change.refusals[node])
                     try:
                         node.prepare_permissions(perm, shared)
                     except QobraError as error:
@@ -338,12 +336,12 @@ class GraphChange:
 
 
 def compute_permissions(
-    state: GraphState, order: list[BlockNode], recheck: set[BlockNode]
+    state: GraphState, order: list[BlockNode], recheck: set[BlockNode], refusals: dict[BlockNode, str]
 ) -> dict[BlockNode, tuple[int, int]]:
     """Work out what each link of ``state`` takes and shares, and what comes together at each node.
 
     ``order`` has the nodes with children before parents. Raises QobraError naming both users where two conflict, and
-    where a node is read-only, unless it is in ``recheck``, from above to below.
+    where a node is read-only, unless it is in ``recheck``, from above to below; ``refusals`` has other words for that.
     """
     users: dict[BlockNode, list[User]] = {node: [] for node in order}
     cumulative: dict[BlockNode, tuple[int, int]] = {}
@@ -360,6 +358,8 @@ def compute_permissions(
             _check_conflicts(node, users[node], state.ages)
         if perm & ~node.perm and node not in recheck and node.refuses(perm):
             raise QobraError("Block node is read-only", node=node.node_name)
+        if node in refusals and node.read_only and perm & _WRITES:
+            raise QobraError(refusals[node])
         node.has_users = bool(users[node])
         for name, (child, role) in state.links[node].items():
             child_perm, child_shared = node.asks_of(name, role, perm, shared)

@@ -253,6 +253,8 @@ class BlockNode(Vertex):
 
     def flush(self) -> None:
         """Everything written before is on stable storage when this returns (except with cache.no-flush)."""
+        if self.read_only:
+            return
         file = self.children.get("file")
         if file is not None:
             file.debug_event("flush_to_os")

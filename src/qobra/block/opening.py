@@ -37,13 +37,14 @@ class OpenedNodes(list[Any]):
         child.prepare_permissions(child.perm | perm, child.shared & shared)
         if child in self._asked:
             return
-        before = child.perm, child.shared
+        before = {below: child.asks_of(below, role, child.perm, child.shared) for below, role in child.roles.items()}
+        child.has_users = True
         child.set_permissions(child.perm | perm, child.shared & shared)
         if child.is_leaf:
             child.invalidate_cache()  # it may have changed until the locks were taken
         for below, role in child.roles.items():
             asked = child.asks_of(below, role, child.perm, child.shared)
-            if asked != child.asks_of(below, role, *before):
+            if asked != before[below]:
                 self.admit(layer, child, below, asked[0], permissions.ALL if child.force_share else asked[1])
 
     def withdraw(self) -> None:

@@ -18,7 +18,7 @@ from qobra.block.buffers import Buffer
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers, read_or_zero
 from qobra.block.opening import Opening
 from qobra.errors import QobraError, strerror
 
@@ -282,7 +282,8 @@ class BlkdebugNode(FilterNode):
         for low, high, names in reads:
             for name in names:
                 self.debug_event(f"pwritev_rmw_{name}")
-            self._read(low, whole[low - start : high - start])
+            self._check("read", low, high - low)
+            read_or_zero(self.below, low, whole[low - start : high - start])
             for name in names:
                 self.debug_event(f"pwritev_rmw_after_{name}")
         whole[offset - start : end - start] = data

@@ -184,6 +184,8 @@ class QuorumNode(BlockNode):
         return True
 
     def flush(self) -> None:
+        if self.read_only:
+            return
         self._all("flush", 0, self.length, lambda child: child.flush())
 
     def _all(self, kind: str, offset: int, length: int, call: object) -> None:

@@ -54,14 +54,12 @@ class RawNode(BlockNode):
     changeable_options = frozenset({"offset", "size"})
 
     def check_options(self, options: Options) -> None:
-        for name in ("offset", "size"):
-            if options.get(name, 0) < 0:
-                raise QobraError(not_a_size(name))
+        _check_numbers(options)
         if options.get("size", 0) % 512:
             raise QobraError("Specified size is not multiple of 512")
 
     def take_options(self, options: Options) -> None:
-        self.check_options(options)
+        _check_numbers(options)
         real = self.file.sectors * 512
         offset: int = options.get("offset", 0)
         size: int | None = options.get("size")
@@ -72,6 +70,7 @@ class RawNode(BlockNode):
                 f"The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  "
                 f"actual size of the containing file ({real})"
             )
+        self.check_options(options)
         self._offset, self._size = offset, size
         self.child_resized("file")
 
@@ -158,3 +157,9 @@ class RawNode(BlockNode):
     def create(cls, options: Options, file: BlockNode) -> None:
         """blockdev-create (BlockdevCreateOptionsRaw): give ``file`` the size ``size``."""
         file.truncate(options["size"], preallocation=options.get("preallocation", "off"))
+
+
+def _check_numbers(options: Options) -> None:
+    for name in ("offset", "size"):
+        if options.get(name, 0) < 0:
+            raise QobraError(not_a_size(name))

@@ -236,12 +236,10 @@ def _start_active(jobs: Jobs, active: BlockNode, top: BlockNode, base: BlockNode
     was_read_only = base.read_only
     set_read_only(layer, base, False)
     try:
-        job = start_mirror(
+        # If it is cancelled, the base stays writable.
+        return start_mirror(
             jobs, top, base, plan, {**args, "job-id": args.get("job-id", device_name(layer, active))}, is_commit=True
         )
     except BaseException:
         set_read_only(layer, base, was_read_only)
         raise
-    if was_read_only:
-        job.restore_read_only()
-    return job

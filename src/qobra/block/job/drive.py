@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.filename import parse_filename
 from qobra.block.job.backup import BackupJob, start_backup
 from qobra.block.job.chain import root_node, skip_filters, skip_implicit
 from qobra.block.job.mirror import OPEN_BACKING, SOURCE_BACKING, MirrorJob
@@ -16,6 +17,7 @@ from qobra.errors import QobraError
 if TYPE_CHECKING:
     from qobra.block.job.group import JobGroup
     from qobra.block.job.jobs import Jobs
+    from qobra.block.node import BlockNode
 
 Options = dict[str, Any]
 
@@ -25,7 +27,7 @@ def start_drive_backup(jobs: Jobs, args: Options, group: JobGroup | None = None)
     layer = jobs.layer
     source = layer.find_device_or_node(args["device"])
     existing = args.get("mode", "absolute-paths") == "existing"
-    fmt = args.get("format") or (None if existing else source.driver)
+    fmt = _target_format(source, args)
     layer.check_blockers(source)
     sync = args["sync"]
     backing = None
@@ -54,13 +56,22 @@ def start_drive_backup(jobs: Jobs, args: Options, group: JobGroup | None = None)
         holder.remove()
 
 
+def _target_format(source: BlockNode, args: Options) -> str | None:
+    """The driver of the target; None where it is told from the image that is there."""
+    if args.get("format"):
+        return str(args["format"])
+    if args.get("mode", "absolute-paths") != "existing":
+        return source.driver
+    return parse_filename(args["target"])["driver"] if source.is_protocol() else None
+
+
 def start_drive_mirror(jobs: Jobs, args: Options) -> MirrorJob:
     """Make the target and the job; the caller starts it. The layer is drained. Raises QobraError in QEMU's words."""
     layer = jobs.layer
     source = root_node(layer, args["device"])
     layer.check_blockers(source)
     existing = args.get("mode", "absolute-paths") == "existing"
-    fmt = args.get("format") or (None if existing else source.driver)
+    fmt = _target_format(source, args)
     sync = args["sync"]
     backing = skip_filters(source).backing
     if backing is None and sync == "top":

@@ -104,7 +104,6 @@ class MirrorJob(BlockJob):
         self._swapped = False
         self._should_complete = False
         self._replaced: BlockNode | None = None
-        self._restore_read_only = False
         self._dirty: DirtyBitmap | None = None
         self._failures: list[CopyFailed] = []
         self._moved = 0
@@ -467,20 +466,11 @@ class MirrorJob(BlockJob):
         if self._dirty is not None:
             self._dirty.remove()
 
-    def clean(self) -> None:
-        super().clean()
-        if self._restore_read_only and not self._swapped:
-            set_read_only(self.layer, self._target, True)
-
     def change_graph(self, change: GraphChange) -> None:
         if not self._swapped:
             self._stop_tracking()
             self._let_go(change)
             take_out_filter(change, self._filter)
-
-    def restore_read_only(self) -> None:
-        """The target was made writable for this job: undo that unless it takes the source's place."""
-        self._restore_read_only = True
 
 
 def _sectors(length: int) -> int:

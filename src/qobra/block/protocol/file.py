@@ -391,6 +391,8 @@ class FileNode(BlockNode):
             if locks.available():
                 locks.take_for_creation(fd, path)
             os.ftruncate(fd, 0)
+            if options["size"] >= 1 << 63:
+                raise QobraError("Could not resize file: Invalid argument", errno=errno.EINVAL)
             try:
                 preallocate(fd, 0, options["size"], preallocation)
             except BaseException:

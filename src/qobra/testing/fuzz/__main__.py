@@ -51,6 +51,7 @@ def main() -> int:
                 steps, found = trial.shrink(steps, found)
             print(f"== seed {seed}: {found.command}\n" + "\n".join(json.dumps(step)[:2000] for step in steps))
             print(found.text, flush=True)
+        print(trial.coverage.report())
         print(f"{arguments.count} scripts, {total} played differently")
     return int(total > 0)
 

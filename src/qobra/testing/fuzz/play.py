@@ -166,7 +166,7 @@ class SystemPlayer(Player):
         return answer
 
 
-NOT_COMPARED = {"stderr", "nbd", "nbd2", "log.raw"}
+NOT_COMPARED = {"stderr", "nbd", "nbd2", "log.raw", "vu0", "vu1"}
 """Files that are no images, or hold times."""
 COMMON = ["-nodefaults", "-display", "none", "-S"]
 
@@ -214,6 +214,7 @@ def make_images(directory: Path) -> None:
     (directory / "a.raw").write_bytes(b"\1" * (1 << 19) + bytes(1 << 19))
     (directory / "b.raw").write_bytes(bytes(1 << 20))
     (directory / "log.raw").write_bytes(bytes(1 << 20))
+    (directory / "blkdebug.conf").write_text('[inject-error]\nevent = "write_aio"\nerrno = "28"\nonce = "on"\n')
     (directory / "odd.raw").write_bytes(b"\2" * 100_000)
 
 

@@ -25,7 +25,7 @@ WEIGHTS = {
     "x-debug-block-dirty-bitmap-sha256": 1, "transaction": 7, "block-export-add": 4, "block-export-del": 2,
     "nbd-server-start": 1, "nbd-server-stop": 0.5, "nbd-server-add": 1, "nbd-server-remove": 1,
     "query-named-block-nodes": 1, "query-block-jobs": 1, "query-jobs": 1, "query-block-exports": 1,
-    "query-blockstats": 1, "query-block": 1, "x-debug-query-block-graph": 1, "io": 8,
+    "query-pr-managers": 0.1, "query-blockstats": 1, "query-block": 1, "x-debug-query-block-graph": 1, "io": 8,
     "block-latency-histogram-set": 2, "block_set_io_throttle": 3, "eject": 3, "blockdev-open-tray": 3,
     "blockdev-close-tray": 3, "blockdev-remove-medium": 3, "blockdev-insert-medium": 3, "blockdev-change-medium": 3,
     "device_add": 2, "device_del": 2,
@@ -45,6 +45,11 @@ LAST = [
     ["qmp", "x-debug-query-block-graph", None],
 ]
 """What every script ends with."""
+
+
+def _image(name: str, node_name: str) -> dict[str, Any]:
+    file = {"driver": "file", "filename": f"DIR/{name}.qcow2"}
+    return {"driver": "qcow2", "node-name": node_name, "file": file}
 
 
 class Author:
@@ -68,6 +73,15 @@ class Author:
             steps.append(["qmp", "nbd-server-start", {"addr": address}])
         if self.chance.random() < 0.5:
             steps.append(["qmp", "object-add", {"qom-type": "throttle-group", "id": "tg0"}])
+        if self.chance.random() < 0.3:
+            steps.append(["qmp", "object-add", {"qom-type": "iothread", "id": "io0"}])
+        if self.chance.random() < 0.4:
+            backing: Any = None
+            for name, node in zip(("base", "mid", "top"), ("n2", "n1", "n0"), strict=True):
+                backing = {**_image(name, node), "backing": backing}
+            steps.append(["qmp", "blockdev-add", backing])
+        if self.chance.random() < 0.4:
+            steps.append(["qmp", "blockdev-add", _image("empty", "n3")])
         return steps
 
     def next(self) -> Step:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from qobra.testing.fuzz import play
+from qobra.testing.fuzz.coverage import Coverage
 from qobra.testing.fuzz.play import Gone, Player
-from qobra.testing.fuzz.script import LAST, Author, Step
+from qobra.testing.fuzz.script import LAST, WEIGHTS, Author, Step
+from qobra.testing.fuzz.values import DRIVERS
 from qobra.testing.fuzz.world import World
 
 ENDING = ("job-complete", "block-job-complete", "job-cancel", "block-job-cancel")
@@ -46,6 +48,7 @@ class Trial:
         self._start = start
         self._devices = devices
         self.played = 0
+        self.coverage = Coverage(WEIGHTS, DRIVERS)
         self._theirs: list[Any] = []
 
     def draw(self, seed: int, length: int) -> tuple[list[Step], Difference | None]:
@@ -67,6 +70,8 @@ class Trial:
                 steps.append(step)
                 theirs.append(answer)
                 slow.append(quiet)
+                if step[0] == "qmp":
+                    self.coverage.note(step[1], step[2], done="return" in answer[0])
                 if step[1] == "blockdev-add" and "return" in answer[0]:
                     world.added_by(step[2])
                 if _spoils(step, answer[0]):

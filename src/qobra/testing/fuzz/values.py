@@ -19,11 +19,10 @@ DRIVERS = {
 }  # fmt: skip
 """Drivers that are drawn, and how often."""
 LEFT_OUT = {
-    "cbw-timeout", "config", "pr-manager", "x-check-cache-dropped", "iothread", "encrypt", "auth", "aio-max-batch",
-    "force-share", "locking",
+    "pr-manager", "encrypt", "auth", "aio-max-batch", "force-share",
 }  # fmt: skip
-"""Members that are not drawn: files of other programs, things that a script has not made, what is refused here, and
-options with which QEMU can reopen a node no more, not even to make it read-only below a snapshot."""
+"""Members that are not drawn: things that a script has not made, and options with which QEMU can reopen a node no more,
+not even to make it read-only below a snapshot."""
 LIKELY = {
     "node-name": 0.9, "job-id": 0.95, "backing": 0.4, "size": 0.9, "base": 0.1, "top": 0.1, "base-node": 0.4,
     "top-node": 0.3, "bitmap": 0.25, "speed": 0.1, "snapshot-node-name": 0.9, "format": 0.7, "mode": 0.5, "name": 0.6,
@@ -158,7 +157,11 @@ class Values:
             if command != "block-dirty-bitmap-add":
                 drawn["node"] = node
                 drawn["target" if "target" in drawn else "name"] = bitmap
+        elif command in ("block-commit", "block-stream", "change-backing-file"):
+            self._fit_chain(command, drawn)
         elif "sync" in drawn and self.chance.random() < 0.9:
+            if "target" in drawn and not command.startswith("drive") and (pair := self.world.pair()):
+                drawn["device"], drawn["target"] = pair
             if drawn["sync"] in ("bitmap", "incremental") and (self.world.bitmaps or "mirror" in command):
                 drawn["device"], drawn["bitmap"] = self.world.bitmap()
                 if drawn["sync"] == "bitmap":
@@ -169,6 +172,18 @@ class Values:
             elif drawn["sync"] not in ("bitmap", "incremental"):
                 drawn.pop("bitmap", None)
                 drawn.pop("bitmap-mode", None)
+
+    def _fit_chain(self, command: str, drawn: dict[str, Any]) -> None:
+        """Name images of one chain, mostly in the right order."""
+        chain = self.world.chain()
+        if chain is None or self.chance.random() < 0.1:
+            return
+        drawn["device"] = chain[0]
+        lower = chain[1:] or chain
+        for name in drawn.keys() & {"base", "base-node", "top", "top-node", "bottom", "image-node-name"}:
+            drawn[name] = self.chance.choice(lower) if name not in ("base", "top") else drawn[name]
+        if {"base-node", "top-node"} <= drawn.keys():
+            drawn["top-node"], drawn["base-node"] = chain[0], lower[-1]
 
 
 def _actions(values: Values, depth: int) -> Any:
@@ -247,7 +262,7 @@ def _merged(values: Values, depth: int) -> Any:
 
 
 def _errors(values: Values, depth: int) -> Any:
-    drawn: dict[str, Any] = {"event": values.pick("read_aio", "write_aio", "flush_to_os", "none", "pwritev")}
+    drawn: dict[str, Any] = {"event": values.pick("read_aio", "write_aio", "flush_to_os", "none", "pwritev", *_EVENTS)}
     if values.chance.random() < 0.5:
         drawn["errno"] = values.pick(5, 28, 12)
     if values.chance.random() < 0.3:
@@ -259,6 +274,15 @@ def _errors(values: Values, depth: int) -> Any:
     return [drawn]
 
 
+_EVENTS = "cluster_alloc", "l2_load", "l2_update", "l2_alloc_write", "refblock_load", "refblock_update_part"
+    "cluster_alloc",
+    "l2_load",
+    "l2_update",
+    "l2_alloc_write",
+    "refblock_load",
+    "refblock_update_part",
+    "cow_write",
+)
 Hint = Callable[[Values, int], Any]
 
 HINTS: dict[str, Hint] = {
@@ -327,14 +351,22 @@ HINTS: dict[str, Hint] = {
     "filter-node-name": lambda v, d: v.world.free_node(),
     "snapshot-node-name": lambda v, d: v.world.free_node(),
     "job-id": lambda v, d: v.world.free_job(),
-    "speed": lambda v, d: v.pick(0, 1, 65536, 1 << 40),
+    "speed": lambda v, d: v.pick(0, 1 << 32, 1 << 40),  # with less, each drained section lets QEMU's jobs go on
+    "blkdebug.config": lambda v, d: v.pick("DIR/blkdebug.conf", "DIR/nope", "DIR/a.raw"),
+    "cbw-timeout": lambda v, d: v.pick(0, 60),
+    "locking": lambda v, d: v.pick("auto", "on", "off"),
+    "iothread": lambda v, d: v.pick("io0", "io0", "io0", "nope", "tg0"),
     "granularity": lambda v, d: v.pick(512, 4096, 65536, 65536, MIB, 1000, 0, 1 << 27),
     "buf-size": lambda v, d: v.pick(0, 65536, MIB, -1),
     "max-workers": lambda v, d: v.pick(1, 4, 64, 0),
     "max-chunk": lambda v, d: v.pick(0, 65536, MIB, 4096, -1),
     "bitmap": lambda v, d: v.world.bitmap()[1],
     "block-export-add.bitmaps": lambda v, d: [v.world.bitmap()[1]],
-    "block-export-add.type": lambda v, d: "nbd",
+    "block-export-add.type": lambda v, d: v.pick("nbd", "nbd", "nbd", "vhost-user-blk", "fuse"),
+    "block-export-add.addr": lambda v, d: {"type": "unix", "path": f"DIR/{v.pick('vu0', 'vu1')}"},
+    "block-export-add.mountpoint": lambda v, d: f"DIR/{v.pick('b.raw', 'odd.raw', 'nope', 'vu0')}",
+    "num-queues": lambda v, d: v.pick(1, 2, 0, 300),
+    "logical-block-size": lambda v, d: v.pick(512, 4096, 100, 0),
     "block-export-add.id": lambda v, d: v.pick(*names.EXPORT_NAMES),
     "block-export-add.name": lambda v, d: v.pick(*names.EXPORT_NAMES, "x" * 300),
     "block-export-add.description": lambda v, d: v.pick("", "about", "y" * 4100),
@@ -354,7 +386,7 @@ HINTS: dict[str, Hint] = {
     "block_resize.node-name": lambda v, d: v.world.top(),
     "block_resize.device": lambda v, d: v.world.top(),
     "write-threshold": lambda v, d: v.pick(0, 1, 65536, MIB, 1 << 40),
-    "x-blockdev-set-iothread.iothread": lambda v, d: v.pick("io0", "nope"),
+    "x-blockdev-set-iothread.iothread": lambda v, d: v.pick("io0", "io0", "nope", None),
     "job-pause.id": lambda v, d: v.world.job(),
     "job-resume.id": lambda v, d: v.world.job(),
     "job-cancel.id": lambda v, d: v.world.job(),

@@ -35,6 +35,8 @@ class World:
         self.exports: list[str] = []
         self.tops: list[str] = []
         """Nodes that no other node uses."""
+        self.chains: dict[str, list[str]] = {}
+        """By each of these, the nodes with a name that it shows or has as backing files, top first."""
 
     def look(self, query: Query) -> None:
         """Take in how things are."""
@@ -51,6 +53,18 @@ class World:
         names = {node["id"]: node["name"] for node in graph["nodes"] if node["type"] == "block-driver"}
         used = {names.get(edge["child"]) for edge in graph["edges"] if edge["parent"] in names}
         self.tops = [name for name in self.nodes if name not in used]
+        below = {
+            names[edge["parent"]]: names[edge["child"]]
+            for edge in graph["edges"]
+            if edge["parent"] in names and edge["name"] == "backing"
+        }
+        self.chains = {}
+        for top in self.tops:
+            chain = [top]
+            while (image := below.get(chain[-1])) is not None:
+                chain.append(image)
+            if len(chain) > 1:
+                self.chains[top] = [name for name in chain if name in self.nodes]
         self.exports = [export["id"] for export in query("query-block-exports", None) or []]
 
     def added_by(self, arguments: dict[str, Any]) -> None:
@@ -65,6 +79,20 @@ class World:
     def top(self) -> str:
         """A node that no other node uses: those above a node that is resized keep their size in QEMU."""
         return self.chance.choice(self.tops) if self.tops else "nope"
+
+    def pair(self) -> tuple[str, str] | None:
+        """Two nodes of one size that no other node uses, if there are such."""
+        pairs = [
+            (one, two) for one in self.tops for two in self.tops if one != two and self._size(one) == self._size(two)
+        ]
+        return self.chance.choice(pairs) if pairs else None
+
+    def _size(self, name: str) -> Any:
+        return self.nodes[name].get("image", {}).get("virtual-size")
+
+    def chain(self) -> list[str] | None:
+        """The names of a node and of its backing files, if any has such."""
+        return self.chance.choice(list(self.chains.values())) if self.chains else None
 
     def free_node(self) -> str:
         """A name for a new node, mostly one that is free."""
