@@ -136,6 +136,8 @@ def test_memory_on_nodes_of_the_host_that_there_are_not(build: Build) -> None:
         (["-accel", "tcg,bogus=1"], "-accel tcg,bogus=1: Property 'tcg-accel.bogus' not found"),
         (["-accel", "tcg,thread=many"], "Invalid 'thread' setting many"),
         (["-machine", "q35,usb=on"], "this machine has no USB controller of its own"),
+        (["-machine", "pc,max-ram-below-4g=5G"], "'max-ram-below-4g=5368709120' expects size less than or equal to 4G"),
+        (["-machine", "pc,boot.order=z"], "Invalid boot device 'z'"),
         (["-cpu", "nope"], "unable to find CPU model 'nope'"),
         (
             ["-cpu", "qemu64,x=on"],
@@ -259,6 +261,42 @@ def test_cpus_say_where_they_are_and_what_a_hypervisor_shows(build: Build) -> No
     assert shown["lahf_lm"] is shown["lahf-lm"] is True and shown["vmx-ept"] is False
     with pytest.raises(QobraError, match="No crash occurred"):
         _qmp(machine, "qom-get", path=cpu.path(), property="crash-information")
+
+
+def test_what_boards_are_told_can_be_asked_for(build: Build) -> None:
+    machine = build(
+        *("-machine", "q35,boot.order=c,max-ram-below-4g=64M,kernel-irqchip=split,smm=on,sata=off"),
+        *("-m", "96M,slots=1,maxmem=1G", "-smp", "2,cores=2"),
+    )
+    board: Any = machine.board
+    told = {name: _qmp(machine, "qom-get", path="/machine", property=name) for name in ("smp", "boot", "memory")}
+    assert told["smp"] == {"cpus": 2, "maxcpus": 2, "sockets": 1, "dies": 1, "clusters": 1, "cores": 2, "threads": 1}
+    assert told["boot"] == {"order": "c"} and board.boot_order() == "c"
+    assert told["memory"] == {"size": 96 << 20, "max-size": 1 << 30, "slots": 1}
+    assert _qmp(machine, "qom-get", path="/machine", property="memory-backend") == "/objects/pc.ram"
+    assert board.low_memory == 64 << 20 and board.ide is None
+    board.memory.store((1 << 32) + (16 << 20), 4, 0x12345678)
+    assert bytes(board.ram.view[(80 << 20) : (80 << 20) + 4]) == bytes.fromhex("78563412")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "machine", "place"), [("x86_64", "pc", (4 << 30) - 65536), ("riscv64", "virt", 0x20000000)]
+)
+def test_firmware_in_a_node(build: Build, tmp_path: Path, architecture: str, machine: str, place: int) -> None:
+    size = 65536 if architecture == "x86_64" else 32 << 20
+    image = tmp_path / "code"
+    image.write_bytes(b"code" + bytes(size - 4))
+    node = ("-blockdev", f"file,filename={image},node-name=code,read-only=on")
+    board: Any = build(*node, "-machine", f"{machine},pflash0=code", architecture=architecture).board
+    assert board.memory.load(place, 4).to_bytes(4, "little") == b"code"
+    with pytest.raises(QobraError, match="Property 'cfi.pflash01.drive' can't find value 'nothing'"):
+        build("-machine", f"{machine},pflash1=nothing", architecture=architecture)
+    with pytest.raises(QobraError, match="mean the same bank"):
+        build(
+            *node,
+            *("-machine", f"{machine},pflash0=code", "-drive", f"if=pflash,file={image},format=raw,readonly=on"),
+            architecture=architecture,
+        )
 
 
 def test_what_devices_settled_on_can_be_asked_for(build: Build) -> None:

@@ -14,7 +14,7 @@ from qobra.machine.numa import Numa
 from qobra.machine.qdev import Device, SystemBus
 from qobra.machine.ram import backend_ram
 from qobra.machine.vclock import VirtualClock
-from qobra.object.property import Bool, String
+from qobra.object.property import Bool, Property, String
 from qobra.object.qom import Container, Object
 from qobra.registry import Registry
 
@@ -36,6 +36,9 @@ def find_devices(start: Object, type_name: str) -> Iterator[Device]:
         yield start
     for child in list(start.children.values()):
         yield from find_devices(child, type_name)
+
+
+_TOLD: dict[str, Any] = {"writable": False, "show_default": False}
 
 
 def _set_usb(board: Board, value: bool) -> None:
@@ -81,6 +84,7 @@ class Board(Object):
     usb_supported = False
     """Whether the board has a USB controller of its own, for those who want it."""
     big_endian = False
+    default_boot_order = ""
     kernel_failure: str | None = None
     """What is said of a kernel that cannot be read; None where kernels are not started directly."""
     compat: Compat = ()
@@ -97,6 +101,12 @@ class Board(Object):
     dtb = String(description="Linux kernel device tree file")
     dump_guest_core = Bool(True, description="Include guest memory in a core dump")
     mem_merge = Bool(True, description="Enable/disable memory merge support")
+    smp = Property("SMPConfiguration", get=lambda board: board.describe_topology(), **_TOLD)
+    boot_order_told = Property("BootConfiguration", name="boot", get=lambda board: board.describe_boot(), **_TOLD)
+    memory_told = Property("MemorySizeConfiguration", name="memory", get=lambda board: board.describe_memory(), **_TOLD)
+    backend_told = Property(
+        "link<memory-backend>", name="memory-backend", get=lambda board: board.path_of_backend(), **_TOLD
+    )
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -158,6 +168,29 @@ class Board(Object):
         number = self._bus_numbers.get(bus_type, 0)
         self._bus_numbers[bus_type] = number + 1
         return f"{bus_type.lower()}.{number}"
+
+    # -- what was asked for, as the properties tell it
+
+    def describe_topology(self) -> dict[str, int]:
+        """SMPConfiguration."""
+        topology = self.topology
+        return topology.describe() if topology is not None else {}
+
+    def describe_boot(self) -> dict[str, Any]:
+        """BootConfiguration."""
+        return {"order": self.default_boot_order, **self.boot}
+
+    def describe_memory(self) -> dict[str, int]:
+        """MemorySizeConfiguration."""
+        sizes = {"size": self.ram_size}
+        if self.max_ram_size > self.ram_size:
+            sizes |= {"max-size": self.max_ram_size, "slots": self.memory_slots}
+        return sizes
+
+    def path_of_backend(self) -> str:
+        """Where the object is that the memory comes from."""
+        backend = self.tree.find(self.memory_backend) if self.memory_backend is not None else None
+        return backend.path() if backend is not None else ""
 
     # -- before the start
 

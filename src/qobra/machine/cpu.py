@@ -70,6 +70,11 @@ class Topology:
             raise QobraError(f"Invalid SMP CPUs {max_cpus}. The max CPUs supported by machine '{board}' is {limit}")
         return cls(cpus=cpus, max_cpus=max_cpus, sockets=sockets, dies=dies, cores=cores, threads=threads)
 
+    def describe(self) -> dict[str, int]:
+        """SMPConfiguration."""
+        parts = {"sockets": self.sockets, "dies": self.dies, "cores": self.cores, "threads": self.threads}
+        return {"cpus": self.cpus, "maxcpus": self.max_cpus, "clusters": 1, **parts}
+
     def place(self, index: int) -> dict[str, int]:
         """Where CPU ``index`` sits."""
         per_die = self.cores * self.threads

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
-from qobra.machine import boot_paths, cmos
+from qobra.machine import boot_paths, cmos, flash_banks
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
 from qobra.machine.board import Board
@@ -21,7 +21,8 @@ from qobra.machine.isa import IsaBus
 from qobra.machine.memory import Ram, Registers
 from qobra.machine.memory_slots import MemorySlots
 from qobra.machine.vmstate import VmState, part
-from qobra.object.property import Bool, Enum, Property
+from qobra.object.property import Bool, Enum, Property, Size
+from qobra.report import report_warning
 
 if TYPE_CHECKING:
     from qobra.machine.acpi_tables.dsdt import Layout
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 BIOS_SIZE = 256 << 10
 _ISA_BIOS_SIZE = 128 << 10
 _FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
-_FOUR_GIB = 1 << 32
+_MIB, _FOUR_GIB = 1 << 20, 1 << 32
 _MAX_SERIAL_PORTS = 4
 _MAX_MEMORY_SLOTS = 256
 ON_OFF_AUTO = ("auto", "on", "off")
@@ -48,6 +49,14 @@ def _only(name: str, *allowed: Any) -> Any:
         board.values[name] = value
 
     return set_value
+
+
+def _set_max_ram_below(board: Board, value: int) -> None:
+    if value > _FOUR_GIB:
+        raise QobraError(f"Machine option 'max-ram-below-4g={value}' expects size less than or equal to 4G")
+    if value < _MIB:
+        report_warning(f"Only {value} bytes of RAM below the 4GiB boundary,BIOS may not work with less than 1MiB")
+    board.values["max-ram-below-4g"] = value
 
 
 class PcBoard(Board):
@@ -65,6 +74,7 @@ class PcBoard(Board):
     node_for_memory_to_come = True
     kernel_failure = "could not open kernel file '{path}': {reason}"
     acpi_supported = True
+    default_boot_order = "cad"
 
     nvdimm = Bool(False, description="Set on/off to enable/disable NVDIMM instantiation")
     nvdimm_persistence = Enum("string", ("cpu", "mem-ctrl"), "", description="Set NVDIMM persistence")
@@ -77,7 +87,12 @@ class PcBoard(Board):
     pit = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("pit", "auto", "on"), description="Enable i8254 PIT")
     pic = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("pic", "auto", "on"), description="Enable i8259 PIC")
     vmport = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("vmport", "auto", "off"), description="Enable vmport")
-    smm = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("smm", "auto", "off"), description="Enable SMM")
+    smbus = Bool(False, set=_only("smbus", False))
+    smm = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable SMM")
+    sata = Bool(True)
+    max_ram_below_4g = Size(0, set=_set_max_ram_below, description="Maximum ram below the 4G boundary (32bit boundary)")
+    pflash0 = flash_banks.bank_property()
+    pflash1 = flash_banks.bank_property()
 
     firmware_directories = _FIRMWARE_DIRECTORIES
     fw_cfg: FwCfg
@@ -151,10 +166,11 @@ class PcBoard(Board):
         self.place(self.ide, bus=self.pci_root)
 
     def plug_drives(self, drives: list[Any]) -> None:
-        if any(drive.interface == "pflash" for drive in drives):
+        images = flash_banks.images(self, drives)
+        if images:
             from qobra.machine import pc_flash
 
-            pc_flash.plug(self, drives)
+            pc_flash.plug(self, images)
         buses = list(self.ide.buses()) if self.ide is not None else []
         for drive in sorted(drives, key=lambda drive: drive.index):
             if drive.interface == "floppy" and self.fdc is not None and drive.index < 2:
@@ -360,7 +376,7 @@ class PcBoard(Board):
 
     def boot_order(self) -> str:
         """Letters of devices to boot from, at most three. Raises QobraError."""
-        order = str(self.boot.get("order", "cad"))
+        order = str(self.boot.get("order", self.default_boot_order))
         cmos.check_order(order)
         once = self.boot.get("once")
         if once is not None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.chardev.options import split
 from qobra.errors import QobraError
 from qobra.machine.option_groups import boolean
 
 _BOOLEANS, _NUMBERS, _DEVICES = ("menu", "strict"), ("splash-time", "reboot-timeout"), ("order", "once")
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(given: dict[str, str]) -> dict[str, Any]:
     """The options, typed. Raises QobraError."""
     options: dict[str, Any] = {}
-    for key, value in split(text, "order").items():
+    for key, value in given.items():
         if key in _BOOLEANS:
             options[key] = boolean(f"boot.{key}", value)
         elif key in _NUMBERS:

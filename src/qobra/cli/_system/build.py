@@ -277,8 +277,9 @@ class Builder:
         if rtc:
             self._set_rtc(rtc)
         self._each("icount", self._set_icount)
+        board.boot |= self._config.boot
         for value in self._values("boot"):
-            board.boot |= boot.parse(value)
+            board.boot |= boot.parse(split(value, "order"))
         for option in ("vga", "display"):
             for value in self._values(option):
                 if option == "vga" and value not in ("none", "std"):

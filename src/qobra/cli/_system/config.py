@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import split
+from qobra.cli._system import boot
 from qobra.errors import QobraError
 from qobra.machine import accelerator
 from qobra.machine.option_groups import GROUPS, convert
@@ -32,6 +33,7 @@ class MachineConfig:
         self._missing: list[str] = []
         self.cpu: str | None = None
         self.smp: dict[str, int] = {}
+        self.boot: dict[str, Any] = {}
         self.memory: dict[str, int] = {}
         self.memory_backend: str | None = None
         self.mem_path: str | None = None
@@ -46,6 +48,8 @@ class MachineConfig:
         self.memory_backend = options.pop("memory-backend", self.memory_backend)
         for key in [key for key in options if key.startswith("smp.")]:
             self.smp[key[4:]] = _number(key, options.pop(key))
+        for key in [key for key in options if key.startswith("boot.")]:
+            self.boot |= boot.parse({key[5:]: options.pop(key)})
         self.board_properties |= {key: value for key, value in options.items() if key not in _OF_KVM}
 
     def set_accelerator(self, text: str, tree: ObjectTree, *, counted: bool) -> None:

@@ -30,7 +30,8 @@ class PcI440Fx(PcBoard):
     usb_supported = True
 
     def low_memory_limit(self) -> int:
-        return 0xC0000000 if self.ram_size >= 0xE0000000 else 0xE0000000
+        limit = self.max_ram_below_4g or 0xE0000000
+        return min(limit, 0xC0000000) if self.ram_size >= limit else limit
 
     def build(self) -> None:
         self.build_cpus()

@@ -28,7 +28,8 @@ class Q35(PcBoard):
     ide_units = 1
 
     def low_memory_limit(self) -> int:
-        return 0x80000000 if self.ram_size >= 0xB0000000 else 0xB0000000
+        limit = 0x80000000 if self.ram_size >= 0xB0000000 else 0xB0000000
+        return min(limit, self.max_ram_below_4g or limit)
 
     def build(self) -> None:
         self.build_cpus()
@@ -49,7 +50,8 @@ class Q35(PcBoard):
         self.lpc.start_acpi()
         self.build_fw_cfg()
         self.build_memory_slots(self.lpc.acpi.raise_gpe)
-        self.build_ide("ich9-ahci", 0x1F << 3 | 2)
+        if self.sata:
+            self.build_ide("ich9-ahci", 0x1F << 3 | 2)
 
     def _function(self, device: Any, devfn: int) -> None:
         device.values["addr"] = devfn

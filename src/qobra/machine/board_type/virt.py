@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.machine import flash_banks
 from qobra.machine.board import Board, boards
 from qobra.machine.device.cfi_pflash01 import Pflash
 from qobra.machine.device.fw_cfg_mem import FwCfgMem
@@ -52,6 +53,8 @@ class Virt(Board):
     kernel_failure = "could not load kernel '{path}'"
 
     hmat = Bool(False, description="Set on/off to enable/disable ACPI Heterogeneous Memory Attribute Table (HMAT)")
+    pflash0 = flash_banks.bank_property()
+    pflash1 = flash_banks.bank_property()
     aclint = Bool(False, description="Set on/off to enable/disable emulating ACLINT devices")
 
     fw_cfg: FwCfg
@@ -133,16 +136,15 @@ class Virt(Board):
         device.add_users_files(self.fw_cfg_files)
 
     def _build_flash(self) -> None:
-        images = {drive.index: drive for drive in self.drives if drive.interface == "pflash"}
-        for number in (0, 1):
+        images = flash_banks.images(self, self.drives)
+        for number in range(flash_banks.BANKS):
             flash = Pflash(self.tree)
             flash.values |= {"num-blocks": FLASH_SIZE >> 18, "sector-length": 1 << 18, "id0": 0x89, "id1": 0x18}
             flash.values |= {"width": 4, "device-width": 2, "max-device-width": 2}
             flash.base = FLASH + FLASH_SIZE * number
             self.add_child(f"virt.flash{number}", flash)
             if number in images:
-                flash.set("drive", images[number].backend.name)
-                images[number].claimed = True
+                flash.set("drive", images[number])
             self.system_bus.insert(flash)
             flash.set_realized(True)
 
