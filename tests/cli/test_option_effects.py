@@ -289,7 +289,7 @@ def _machine(_directory: Path) -> None:
         assert machine.board.fw_cfg.file("etc/acpi/tables") != with_cpu
 
 
-@_shows("machine", "kernel", "initrd", "append", "dtb", "firmware")
+@_shows("machine", "kernel", "initrd", "append", "dtb", "dumpdtb", "firmware")
 def _files(directory: Path) -> None:
     kernel, initrd = _image(directory, "kernel", b"\x13\0\0\0" * 64), _image(directory, "initrd", b"a ram disk")
     firmware = _image(directory, "firmware", b"\x93\0\0\0" * 64)
@@ -303,6 +303,9 @@ def _files(directory: Path) -> None:
     dtb = _image(directory, "dtb", tree[:size].replace(b"riscv-virtio,qemu", b"riscv-virtio,mine"))
     with _built("-machine", f"{words},dtb={dtb}", "-m", "32M", "-S", architecture="riscv64") as machine:
         assert b"riscv-virtio,mine" in bytes(machine.board.ram.view)
+    with pytest.raises(SystemExit, match="0"), _built("-M", f"virt,dumpdtb={directory}/dumped", architecture="riscv64"):
+        pass
+    assert b"riscv-virtio,qemu" in (directory / "dumped").read_bytes()
 
 
 @_shows("memory", "size", "slots", "maxmem")

@@ -99,6 +99,7 @@ class Board(Object):
     initrd = String(description="Linux initial ramdisk file")
     append = String(description="Linux kernel command line")
     dtb = String(description="Linux kernel device tree file")
+    dumpdtb = String(description="Dump current dtb to a file and quit")
     dump_guest_core = Bool(True, description="Include guest memory in a core dump")
     mem_merge = Bool(True, description="Enable/disable memory merge support")
     smp = Property("SMPConfiguration", get=lambda board: board.describe_topology(), **_TOLD)
@@ -370,6 +371,10 @@ class Board(Object):
                 self.apply_globals(child)
 
     # -- for boards to fill in
+
+    def device_tree(self) -> bytes | None:
+        """The flattened device tree that the guest is given, where it is given one."""
+        return None
 
     def bridge_added(self, bus: Any) -> None:
         """A bridge has come with ``bus`` behind it: take care of its hot-plug."""

@@ -51,7 +51,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "machine": (
         ("type", STRING), ("accel", STRING), ("kernel", STRING), ("initrd", STRING), ("append", STRING),
         ("dtb", STRING), ("firmware", STRING), ("dump-guest-core", BOOLEAN), ("mem-merge", BOOLEAN),
-        ("usb", BOOLEAN), ("graphics", BOOLEAN), ("memory-backend", STRING), ("nvdimm", BOOLEAN),
+        ("dumpdtb", STRING), ("usb", BOOLEAN), ("graphics", BOOLEAN), ("memory-backend", STRING), ("nvdimm", BOOLEAN),
         ("nvdimm-persistence", STRING),
     ),
     "memory": (("size", SIZE), ("slots", NUMBER), ("maxmem", SIZE)),

@@ -19,6 +19,7 @@ from qobra.machine.option_groups import convert
 from qobra.machine.plug import add_device
 from qobra.qmp import dispatch
 from qobra.qmp.monitor import Monitors
+from qobra.report import report_error
 
 if TYPE_CHECKING:
     import uuid as uuid_module
@@ -247,6 +248,21 @@ class Builder:
         self._each("nic", self._add_nic)
         self._each("device", self._add_device)
         board.finish()
+        if board.dumpdtb:
+            self._dump_tree(board.dumpdtb)
+
+    def _dump_tree(self, path: str) -> None:
+        """``-machine dumpdtb=``: that was all."""
+        tree = self.board.device_tree()
+        if tree is None:
+            return
+        try:
+            with open(path, "wb") as stream:
+                stream.write(tree)
+        except OSError:
+            raise QobraError(f"Failed dumping dtb to {path}")
+        report_error(f"info: dtb dumped to {path}. Exiting.")
+        raise SystemExit(0)
 
     def _board_options(self) -> None:
         board = self.board

@@ -22,6 +22,8 @@ from qobra.object.property import Bool
 from qobra.object.qom import Container
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qobra.machine.fw_cfg import FwCfg
     from qobra.machine.riscv.boot import BootImages
 
@@ -59,6 +61,7 @@ class Virt(Board):
 
     fw_cfg: FwCfg
     images: BootImages | None = None
+    flash_images: Mapping[int, str] = {}
 
     def build(self) -> None:
         self._build_harts()
@@ -136,7 +139,7 @@ class Virt(Board):
         device.add_users_files(self.fw_cfg_files)
 
     def _build_flash(self) -> None:
-        images = flash_banks.images(self, self.drives)
+        self.flash_images = images = flash_banks.images(self, self.drives)
         for number in range(flash_banks.BANKS):
             flash = Pflash(self.tree)
             flash.values |= {"num-blocks": FLASH_SIZE >> 18, "sector-length": 1 << 18, "id0": 0x89, "id1": 0x18}
@@ -156,6 +159,9 @@ class Virt(Board):
         from qobra.machine.riscv.boot import BootImages
 
         self.images = BootImages(self)
+
+    def device_tree(self) -> bytes | None:
+        return self.images.tree if self.images is not None else None
 
     def reset_all(self) -> None:
         for cpu in self.cpus:

@@ -41,12 +41,11 @@ class BootImages:
     def __init__(self, board: Virt) -> None:
         self._board = board
         self.images: list[tuple[int, bytes]] = []
-        flashes = {drive.index for drive in board.drives if drive.interface == "pflash"}
         firmware_end = self._load_firmware()
         entry, initrd = 0, None
         if board.kernel:
             # Firmware of two stages looks for the kernel in fw_cfg.
-            if 1 in flashes:
+            if 1 in board.flash_images:
                 self._offer_kernel()
             else:
                 entry = self._load_kernel(board.kernel, firmware_end)
@@ -59,9 +58,10 @@ class BootImages:
             chosen.cells("linux,initrd-start", initrd[0])
             chosen.cells("linux,initrd-end", initrd[1])
         place = self._place_of_tree()
-        self.images.append((place, devicetree.flatten(root)))
-        start = virt.FLASH if 0 in flashes else virt.RAM
-        if 1 in flashes:
+        self.tree = devicetree.flatten(root)
+        self.images.append((place, self.tree))
+        start = virt.FLASH if 0 in board.flash_images else virt.RAM
+        if 1 in board.flash_images:
             entry = virt.FLASH + virt.FLASH_SIZE
         self.vector = pack("<6IQQ", *_RESET_CODE, start, place)
         self.vector += pack("<6Q", _NEXT_MAGIC, _NEXT_VERSION, entry, _SUPERVISOR, 0, 0)
