@@ -1,3 +1,8 @@
+from collections.abc import Iterable
+
+can_unpack: bool
+"""Whether there is a library that :meth:`Mover.push_packed` can use."""
+
 class Mover:
     """Moves runs of files into the file ``target``. One thread gives the work, and may help; others :meth:`work`.
 
@@ -8,6 +13,12 @@ class Mover:
     def __init__(self, target: int, unit: int, cluster: int, base: int = 0) -> None: ...
     def push(self, fd: int, offset: int, start: int, length: int) -> None:
         """Have ``length`` bytes from ``offset`` of a file moved to ``start`` of the copy; in order of ``start``."""
+
+    def push_packed(self, fd: int, clusters: Iterable[tuple[int, int, int, int]], whole: int) -> None:
+        """Have clusters moved that zstd compressed, ``whole`` bytes each: ``(offset, packed, start, length)``.
+
+        At most ``packed`` bytes from ``offset`` of the file hold the one whose first ``length`` bytes go to ``start``.
+        """
 
     def provide(self, host: int, length: int) -> None:
         """Whole clusters of the target that data may go to, in the order given; before the run that needs them."""

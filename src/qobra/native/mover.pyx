@@ -4,7 +4,7 @@ A *run* is a stretch of a source file with its place in the copy. Threads take *
 of one or several runs, in order, read them and look for zeroes in them side by side. In their order again the chunks
 get their places in the target (a cluster for each that holds data, or what follows from the place in the copy), and
 then they are written. So the target is laid out as if one thread had done it all. What is zero is left out: the target
-has to read as zeroes there.
+has to read as zeroes there. A run may be *packed*: a cluster that zstd compressed, which is read in the chunk's thread.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -49,6 +49,12 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv2(int, const iovec *, int, off_t, int)
     int RWF_NOWAIT
 
+cdef extern from "unzstd.h" nogil:
+    int qobra_zstd_load()
+    void *qobra_zstd_create()
+    void qobra_zstd_destroy(void *)
+    int qobra_zstd_read(void *, const void *, size_t, void *, size_t)
+
 cdef enum:
     CHUNK = 512 << 10        # fits into a processor's own cache, and a call's cost does not count
     PARTS = 128              # runs that may have a part in a chunk
@@ -62,6 +68,8 @@ cdef struct Run:
     int64_t offset           # in the source's file
     int64_t start            # in the copy
     int64_t length
+    int64_t packed           # bytes at most of what is packed; 0: the run lies raw in the file
+    int64_t whole            # bytes of the packed cluster, of which the run is the beginning
 
 cdef struct Place:           # in the target, for data
     int64_t host
@@ -81,6 +89,8 @@ cdef struct Piece:           # of a buffer
 
 cdef struct Room:            # of a thread
     uint8_t *buffer
+    uint8_t *packed          # as it is in the file
+    void *zstd
     Run *parts
     Piece *pieces
     Piece *writes
@@ -127,6 +137,11 @@ cdef void queue_drop(Queue *queue) noexcept nogil:
 
 cdef bint is_zero(const uint8_t *data, size_t size) noexcept nogil:
     return data[0] == 0 and memcmp(data, data + 1, size - 1) == 0
+
+
+cdef bint unpacks = qobra_zstd_load()
+
+can_unpack = bool(unpacks)
 
 
 cdef class Mover:
@@ -184,12 +199,37 @@ cdef class Mover:
             pthread_mutex_lock(&self._mutex)
             run = <Run *>queue_add(&self._runs)
             if run != NULL:
-                run.fd, run.offset, run.start, run.length = fd, offset, start, length
+                run.fd, run.offset, run.start, run.length, run.packed = fd, offset, start, length, 0
                 self._pushed += length
                 pthread_cond_broadcast(&self._changed)
             pthread_mutex_unlock(&self._mutex)
         if run == NULL:
             raise MemoryError
+
+    def push_packed(self, int fd, clusters, int64_t whole):
+        cdef int64_t offset, packed, start, length
+        cdef Run *run = NULL
+        if not unpacks or not 0 < whole <= CHUNK:
+            raise ValueError("clusters that cannot be unpacked here")
+        for offset, packed, start, length in clusters:
+            if offset < 0 or start < 0 or max(offset, start) > <int64_t>1 << 62:
+                raise ValueError("a cluster that cannot be")
+            if not 0 < length <= whole or not 0 < packed <= 2 * CHUNK:
+                raise ValueError("a cluster that cannot be")
+            with nogil:
+                pthread_mutex_lock(&self._mutex)
+                run = <Run *>queue_add(&self._runs)
+                if run != NULL:
+                    run.fd, run.offset, run.start, run.length = fd, offset, start, length
+                    run.packed, run.whole = packed, whole
+                    self._pushed += length
+                pthread_mutex_unlock(&self._mutex)
+            if run == NULL:
+                raise MemoryError
+        with nogil:
+            pthread_mutex_lock(&self._mutex)
+            pthread_cond_broadcast(&self._changed)
+            pthread_mutex_unlock(&self._mutex)
 
     def provide(self, int64_t host, int64_t length):
         cdef Place *place
@@ -288,7 +328,9 @@ cdef class Mover:
     cdef bint _make_room(self, Room *room) noexcept nogil:
         cdef size_t most_pieces = PARTS + (CHUNK // self._unit + PARTS if self._unit else 0)
         cdef size_t most_writes = most_pieces + (CHUNK // self._cluster + PARTS if self._cluster else 0)
-        room.buffer = <uint8_t *>malloc(CHUNK)
+        # What is packed is unpacked whole, though only its beginning may count.
+        room.buffer = <uint8_t *>malloc(2 * CHUNK)
+        room.packed, room.zstd = NULL, NULL
         room.parts = <Run *>malloc(PARTS * sizeof(Run))
         room.pieces = <Piece *>malloc(most_pieces * sizeof(Piece))
         room.writes = <Piece *>malloc(most_writes * sizeof(Piece))
@@ -306,7 +348,7 @@ cdef class Mover:
         self._unplaced += length
         self._lengths[number % WINDOW] = length
         pthread_mutex_unlock(&self._mutex)
-        failure = self._read(room.parts, &count, room.buffer, room.pieces)
+        failure = self._read(room, &count)
         pthread_mutex_lock(&self._mutex)
         if failure:
             self._fail(failure)
@@ -351,6 +393,10 @@ cdef class Mover:
                 length[0] = 0
                 while self._runs.count and room and count < PARTS:
                     run = <Run *>queue_first(&self._runs)
+                    if run.packed and run.length > room:
+                        if count:
+                            break
+                        room = run.length
                     size = min(run.length, room)
                     if self._unit and size < run.length and (run.start + size) % self._unit < size:
                         size -= (run.start + size) % self._unit
@@ -371,7 +417,7 @@ cdef class Mover:
             pthread_cond_wait(&self._changed, &self._mutex)
         return 0
 
-    cdef int _read(self, const Run *parts, size_t *count, uint8_t *buffer, Piece *pieces) noexcept nogil:
+    cdef int _read(self, Room *room, size_t *count) noexcept nogil:
         """Read the parts of a chunk, one after another; what is not zeroes in them, and how many pieces that is.
 
         Returns the number of the error, 0 if there was none.
@@ -379,8 +425,14 @@ cdef class Mover:
         cdef size_t found = 0, which
         cdef int64_t at = 0, begin, end, stop, shift
         cdef int failure
+        cdef const Run *parts = room.parts
+        cdef uint8_t *buffer = room.buffer
+        cdef Piece *pieces = room.pieces
         for which in range(count[0]):
-            failure = read_all(parts[which].fd, buffer + at, parts[which].length, parts[which].offset)
+            if parts[which].packed:
+                failure = read_packed(room, &parts[which], buffer + at)
+            else:
+                failure = read_all(parts[which].fd, buffer + at, parts[which].length, parts[which].offset)
             if failure:
                 return failure
             begin, end = at, at + parts[which].length
@@ -470,6 +522,8 @@ cdef class Mover:
 
 cdef void free_room(Room *room) noexcept nogil:
     free(room.buffer)
+    free(room.packed)
+    qobra_zstd_destroy(room.zstd)
     free(room.parts)
     free(room.pieces)
     free(room.writes)
@@ -498,6 +552,21 @@ cdef int read_all(int fd, uint8_t *buffer, size_t size, int64_t offset) noexcept
         elif errno != EINTR:
             return errno
     return 0
+
+
+cdef int read_packed(Room *room, const Run *run, uint8_t *buffer) noexcept nogil:
+    """Unpack a whole cluster into ``buffer``; the number of the error, 0 if there was none."""
+    cdef int failure
+    if room.packed == NULL:
+        room.packed = <uint8_t *>malloc(2 * CHUNK)
+    if room.zstd == NULL:
+        room.zstd = qobra_zstd_create()
+    if room.packed == NULL or room.zstd == NULL:
+        return ENOMEM
+    failure = read_all(run.fd, room.packed, run.packed, run.offset)
+    if failure:
+        return failure
+    return 0 if qobra_zstd_read(room.zstd, room.packed, run.packed, buffer, run.whole) else EIO
 
 
 cdef int write_all(

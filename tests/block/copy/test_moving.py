@@ -12,6 +12,7 @@ import pytest
 from qobra.block.copy import moving
 from qobra.block.copy.chunk import ChunkCopier
 from qobra.block.copy.moving import copy_moving
+from qobra.errors import QobraError
 from qobra.native import compiled
 from qobra.testing.images import Disk, ImageLab
 
@@ -121,6 +122,53 @@ def test_what_is_compressed_is_copied_too(tmp_path: Any, form: None) -> None:
         assert not target.node.check().get("corruptions")
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_zstd_compressed_is_unpacked_on_the_way(tmp_path: Any, form: None, monkeypatch: Any, seed: int) -> None:
+    random_ = random.Random(seed)
+    monkeypatch.setattr(moving, "STEP", random_.choice([MIB, 3 * MIB, 32 * MIB]))
+    lab = ImageLab(tmp_path)
+    cluster = random_.choice([512, 4096, 65536, 512 << 10, 2 * MIB])
+    size = 5 * MIB + random_.choice([0, 512, 60_928])
+    lab.create("source", size=size, compression_type="zstd", cluster_size=cluster)
+    lab.create("target", size=size, cluster_size=random_.choice([4096, 65536]))
+    with lab.open("source") as source:
+        step = max(cluster, 65536)
+        for start in range(0, size, step):
+            text = b"%d" % random_.getrandbits(300) * (step // 20)
+            piece = (bytes(step // 2) + text if random_.random() < 0.3 else text)[: min(step, size - start)]
+            if random_.random() < 0.7:
+                source.node.write_compressed(start, piece)
+            elif random_.random() < 0.5:
+                source.write(start, piece)
+        content = source.content()
+        copied(lab, "target", "qcow2", source, random_.choice([0, 4096]))
+        lab.create("plain", "raw", size=size)
+        copied(lab, "plain", "raw", source, 4096)
+    assert (tmp_path / "plain").read_bytes() == content
+    with lab.open("target", read_only=True) as target:
+        assert target.content() == content
+        assert not target.node.check().get("corruptions")
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 40, bytes.fromhex("28b52ffd0000010000")], ids=["magic", "contents"])
+def test_what_cannot_be_unpacked_is_an_error_in_the_usual_words(tmp_path: Any, form: None, damage: bytes) -> None:
+    lab = ImageLab(tmp_path)
+    lab.create("source", size=4 * MIB, compression_type="zstd")
+    lab.create("target", size=4 * MIB)
+    with lab.open("source") as source:
+        for start in range(0, 4 * MIB, 65536):
+            source.node.write_compressed(start, (b"%9d" % start * 8000)[:65536])
+        place = source.node.reader.packed(2 * MIB, 65536)[2][0][0]
+    with open(tmp_path / "source", "r+b") as stream:
+        stream.seek(place)
+        stream.write(damage)
+    with lab.open("source", read_only=True) as source, lab.open("target") as target:
+        copier = ChunkCopier(source.node, target.node, detect_zeroes=4096, target_is_zero=True)
+        with pytest.raises(QobraError, match="Could not decompress a cluster"):
+            copy_moving(copier)
+        assert target.read(0, MIB) == source.read(0, MIB)
+
+
 def test_what_the_target_holds_is_written_in_place(tmp_path: Any, form: None) -> None:
     lab = ImageLab(tmp_path)
     for name in ("source", "target"):
@@ -181,6 +229,18 @@ def test_the_mover_refuses_what_cannot_be() -> None:
     for place in ((-65536, 65536), (0, 0), (512, 65536), (0, 512)):
         with pytest.raises(ValueError):
             mover.provide(*place)
+    for cluster, whole in (
+        ((-1, 1, 0, 1), 65536),
+        ((0, 0, 0, 1), 65536),
+        ((0, 2 * MIB, 0, 1), 65536),
+        ((0, 1, -1, 1), 65536),
+        ((0, 1, 0, 0), 65536),
+        ((0, 1, 0, 65537), 65536),
+        ((0, 1, 0, 1), 0),
+        ((0, 1, 0, 1), MIB),
+    ):
+        with pytest.raises(ValueError):
+            mover.push_packed(0, [cluster], whole)
 
 
 @needs_mover

@@ -1,7 +1,7 @@
 """Copy between local files by threads without the GIL (:mod:`qobra.native.mover`), where that can be.
 
-What lies raw in files and goes raw to a file is moved that way; the rest, and what failed, is copied by
-:func:`copy_in_order`. Without the compiled form all is.
+What lies raw in files, or compressed by zstd, and goes raw to a file is moved that way; the rest, and what failed, is
+copied by :func:`copy_in_order`. Without the compiled form all is.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import threading
 from collections import deque
 from itertools import chain
 
-from qobra.block.copy.chunk import ChunkCopier, is_plain_data
+from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, is_plain_data
 from qobra.block.copy.in_order import BUFFERS, copy_in_order
 from qobra.block.copy.ranges import Ranges, in_chunks, whole
-from qobra.block.extents import ABSENT, ZERO, resolve
+from qobra.block.extents import ABSENT, COMPRESSED, COMPUTED, ZERO, resolve
 from qobra.errors import QobraError
 from qobra.native import compiled
 
@@ -77,6 +77,21 @@ def copy_moving(
             moving.close()
     if rest is not None:
         copy_in_order(copier, rest, progress=progress, on_error=on_error, buffers=workers or BUFFERS)
+
+
+def is_unpacked(run: Run) -> bool:
+    """Whether a run is of a kind that the threads unpack as they move it."""
+    return _packed(run) is not None
+
+
+def _packed(run: Run) -> tuple[int, int, list[tuple[int, int, int, int]]] | None:
+    if _native is None or not _native.can_unpack or run.kind != COMPUTED or not run.flags & COMPRESSED:
+        return None
+    reader: Any = getattr(run.leaf, "reader", None)
+    found: tuple[int, int, list[tuple[int, int, int, int]]] | None = None
+    if reader is not None:
+        found = reader.packed(run.offset, run.length)
+    return found if found is not None and found[1] <= CHUNK_SIZE else None
 
 
 def _filling(copier: ChunkCopier) -> Filling | None:
@@ -206,7 +221,8 @@ class _Moving:
             else:
                 self._push(plain)
                 plain = []
-                self._copy_otherwise(run)
+                if not self._has_pushed_packed(run):
+                    self._copy_otherwise(run)
         self._push(plain)
 
     def _push(self, runs: list[Run]) -> None:
@@ -218,6 +234,26 @@ class _Moving:
                 self._copy_otherwise(run)
 
     def _has_pushed(self, runs: list[Run]) -> bool:
+        if not self._has_places(runs):
+            return False
+        for run in runs:
+            assert run.leaf is not None
+            self._mover.push(run.leaf.fd, run.offset, run.start, run.length)
+        return True
+
+    def _has_pushed_packed(self, run: Run) -> bool:
+        try:
+            packed = _packed(run)
+        except (OSError, QobraError):
+            return False  # who reads it in the ordinary way will be told why
+        if packed is None or not self._has_places([run]):
+            return False
+        fd, whole, clusters = packed
+        shift = run.start - run.offset
+        self._mover.push_packed(fd, [(host, most, at + shift, size) for host, most, at, size in clusters], whole)
+        return True
+
+    def _has_places(self, runs: list[Run]) -> bool:
         try:
             places = self._filling.claim([(run.start, run.length) for run in runs])
         except (OSError, QobraError):
@@ -226,9 +262,6 @@ class _Moving:
             return False
         for host, length in places:
             self._mover.provide(host, length)
-        for run in runs:
-            assert run.leaf is not None
-            self._mover.push(run.leaf.fd, run.offset, run.start, run.length)
         return True
 
     def _copy_otherwise(self, run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.engine import copy_ranges, is_local
 from qobra.block.copy.in_order import copy_in_order
-from qobra.block.copy.moving import copy_moving
+from qobra.block.copy.moving import copy_moving, is_unpacked
 from qobra.block.extents import COMPRESSED, resolve
 from qobra.cli._img._target import read_failed, write_failed
 from qobra.cli._tool.report import ToolError
@@ -23,8 +23,9 @@ DECOMPRESS_HELPERS = 2
 
 
 def _begins_compressed(source: BlockNode) -> bool:
-    """Whether reading means decompressing, which several threads do better than one."""
-    return any(run.flags & COMPRESSED for run in resolve(source, 0, min(SAMPLE, source.length)))
+    """Whether reading means decompressing chunk by chunk, which several threads do better than one."""
+    runs = resolve(source, 0, min(SAMPLE, source.length))
+    return any(run.flags & COMPRESSED and not is_unpacked(run) for run in runs)
 
 
 def copy(

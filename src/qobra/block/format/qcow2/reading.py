@@ -6,7 +6,7 @@ import errno
 
 from qobra.block.extents import COMPUTED, DATA
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.compressed import ClusterCache, decompress
+from qobra.block.format.qcow2.compressed import ZSTD, ClusterCache, decompress
 from qobra.block.format.qcow2.mapping import map_range
 from qobra.block.node import read_or_zero
 from qobra.errors import QobraError
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Place = tuple[int, int]
 """Host offset and length in bytes."""
+Packed = tuple[int, int, int, int]
+"""Host offset, length in bytes at most, guest offset, and bytes of the disk, of a compressed cluster."""
 
 
 class ComputedReader:
@@ -37,6 +39,30 @@ class ComputedReader:
             self._read_encrypted(offset, view)
         else:
             self._read_compressed(offset, view)
+
+    def packed(self, offset: int, length: int) -> tuple[int, int, list[Packed]] | None:
+        """The file and the size of clusters that zstd compressed, and where they lie, for who unpacks them himself.
+
+        None if the range is not made of such clusters only.
+        """
+        image = self._image
+        end = offset + length
+        if (
+            image.header.compression != ZSTD
+            or image.encrypted
+            or image.file.driver != "file"
+            or image.file.cache_direct
+        ):
+            return None
+        if offset & image.cluster_mask or (end & image.cluster_mask and end != self._node.length):
+            return None
+        clusters: list[Packed] = []
+        for place in self._places(offset >> image.cluster_bits, (end - 1) >> image.cluster_bits):
+            if place is None:
+                return None
+            clusters.append((*place, offset, min(image.cluster_size, end - offset)))
+            offset += image.cluster_size
+        return image.file.fd, image.cluster_size, clusters
 
     def _read_encrypted(self, offset: int, view: memoryview) -> None:
         position = 0
