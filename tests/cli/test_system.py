@@ -299,6 +299,41 @@ def test_firmware_in_a_node(build: Build, tmp_path: Path, architecture: str, mac
         )
 
 
+def test_modules_are_refused_in_qemus_order(build: Build) -> None:
+    memory = ("-object", "memory-backend-ram,id=m,size=64M", "-device", "pc-dimm,memdev=m")
+    machine = build("-machine", "pc", "-m", "64M,slots=1,maxmem=1G", *memory)
+    for arguments, text in (
+        ({"driver": "pc-dimm", "memdev": "m"}, "no free slots available"),
+        ({"driver": "pc-dimm"}, "no free slots available"),
+    ):
+        with pytest.raises(QobraError, match=text):
+            _qmp(machine, "device_add", **arguments)
+    with pytest.raises(QobraError, match="no slots where allocated"):
+        build("-device", "pc-dimm")
+    with pytest.raises(QobraError, match="No balloon device has been activated"):
+        _qmp(machine, "balloon", value=-1)
+
+
+def test_controllers_come_and_go_later(build: Build) -> None:
+    machine = build("-machine", "pc")
+    board: Any = machine.board
+    for id, driver in (("u", "piix3-usb-uhci"), ("a", "ich9-ahci")):
+        _qmp(machine, "device_add", driver=driver, id=id)
+        assert _qmp(machine, "qom-get", path=f"/machine/peripheral/{id}", property="hotpluggable") is True
+        slot = _qmp(machine, "qom-get", path=f"/machine/peripheral/{id}", property="addr") >> 3
+        _qmp(machine, "device_del", id=id)
+        with machine.control:
+            board.ports.store(0xAE08, 4, 1 << slot)
+        with pytest.raises(QobraError, match="not found"):
+            _qmp(machine, "qom-get", path=f"/machine/peripheral/{id}", property="type")
+    for driver, text in (
+        ("isa-debug-exit", "Bus 'isa.0' does not support hotplugging"),
+        ("sd-card", "No 'sd-bus' bus found for device 'sd-card'"),
+    ):
+        with pytest.raises(QobraError, match=text):
+            _qmp(machine, "device_add", driver=driver)
+
+
 def test_what_devices_settled_on_can_be_asked_for(build: Build) -> None:
     nodes = [each for n in "abcd" for each in ("-blockdev", f"null-co,node-name={n},size=1048576")]
     machine = build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -41,6 +42,40 @@ def test_trace_events_that_do_not_exist_are_named(tmp_path: Path) -> None:
     assert "warning: trace event 'nope' does not exist" in text
     assert "bdrv_" not in text
     assert text.endswith("-trace bogus=1: Invalid parameter 'bogus'\n")
+
+
+def _serve(*arguments: str, commands: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    lines = "".join(f'{{"execute": "{each}"}}\n' for each in ("qmp_capabilities", *commands))
+    command = [sys.executable, "-c", _MAIN, "-nodefaults", "-display", "none", "-qmp", "stdio", *arguments]
+    return subprocess.run(command, input=lines, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_board_that_cannot_be_made_ends_the_program() -> None:
+    done = _serve("-preconfig", "-device", "nope", commands=("x-exit-preconfig", "query-status"))
+    assert done.returncode == 1
+    assert "'nope' is not a valid device model name" in done.stderr
+    assert "prelaunch" not in done.stdout
+
+
+def test_nobody_is_answered_by_a_machine_that_fails_to_start() -> None:
+    done = _serve("-device", "nope", commands=("query-status", "quit"))
+    assert done.returncode == 1 and '"return"' not in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")
+@pytest.mark.parametrize("option", ["chroot", "runas"])
+def test_a_machine_without_its_files_goes_on(option: str, tmp_path: Path) -> None:
+    asked = (
+        "query-block",
+        "query-machines",
+        "qom-list-types",
+        "query-qmp-schema",
+        "query-pci",
+        "query-cpus-fast",
+        "quit",
+    )
+    done = _serve(f"-{option}", str(tmp_path) if option == "chroot" else "65534:65534", commands=asked)
+    assert done.returncode == 0 and done.stdout.count('{"return": ') == len(asked) + 1, done.stdout[-500:]
 
 
 def test_threads_have_names() -> None:

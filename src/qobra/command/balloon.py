@@ -12,9 +12,10 @@ from qobra.qmp.registry import command
 @command("balloon", needs="board")
 def balloon(machine: Machine, args: dict[str, Any]) -> None:
     """Ask the guest to keep ``value`` bytes of its memory."""
+    device = _find(machine)
     if args["value"] <= 0:
         raise QobraError("Parameter 'target' expects a size")
-    _find(machine).set_target(args["value"])
+    device.set_target(args["value"])
 
 
 @command("query-balloon", needs="board")

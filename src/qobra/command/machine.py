@@ -87,7 +87,7 @@ def query_memory_size_summary(machine: Machine, args: dict[str, Any]) -> dict[st
     board = machine.board
     assert board is not None
     summary = {"base-memory": board.ram_size}
-    if board.memory_slots_of() is not None:
+    if "x86_64" in machine.capabilities:  # where memory can be plugged in at all
         summary["plugged-memory"] = sum(device["size"] for device in board.memory_devices())
     return summary
 

@@ -54,6 +54,7 @@ class Builder:
         self._refused_calls: list[int] | None = None
         self._late: list[tuple[dict[str, Any], bool]] = []
         self._continue = threading.Event()
+        self._failure: QobraError | None = None
         commit: dict[str, Any] = {}
         self._each("overcommit", lambda value: commit.update(convert("overcommit", split(value))))
         process.set_up(names, lock_memory=commit.get("mem-lock", False))
@@ -399,16 +400,24 @@ class Builder:
     # -- the start
 
     def wait_for_preconfig(self) -> None:
-        """Serve commands until x-exit-preconfig, then build the board."""
+        """Serve commands until x-exit-preconfig has built the board. Raises QobraError if it could not."""
         self.machine.exit_preconfig = self._exit_preconfig
         while not self._continue.wait(0.1):
             if self.machine.wait_for_exit(0):
                 return
+        if self._failure is not None:
+            raise self._failure
 
     def _exit_preconfig(self) -> None:
         self.machine.preconfig = False
-        self.build_board()
-        self._continue.set()
+        try:
+            self.build_board()
+        except QobraError as error:
+            self._failure = error
+            self.machine.setting_up = True
+            raise
+        finally:
+            self._continue.set()
 
     def start(self) -> None:
         """Let the machine run, unless it is to wait."""

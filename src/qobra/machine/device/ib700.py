@@ -18,7 +18,6 @@ class Ib700(IsaDevice):
     type_name = "ib700"
     category = "Watchdog"
     description = "iBASE 700"
-    hotpluggable_class = False
 
     vmstate = VmState(timer("_timer"))
 

@@ -30,7 +30,6 @@ class Ich9Ahci(PciDevice):
 
     type_name = "ich9-ahci"
     category = "Storage"
-    hotpluggable_class = False
     vendor_id = regs.INTEL
     device_id = 0x2922
     revision = 2

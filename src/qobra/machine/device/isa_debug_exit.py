@@ -14,7 +14,6 @@ class IsaDebugExit(IsaDevice):
 
     type_name = "isa-debug-exit"
     category = "Misc"
-    hotpluggable_class = False
 
     iobase = Int(0x501, type="uint32")
     iosize = Int(0x02, type="uint32")

@@ -40,6 +40,8 @@ class PcDimm(Device, MemoryDevice):
         return self.user_id
 
     def realize(self) -> None:
+        slots = slots_of(self.board)
+        slot = slots.choose_slot(self.slot)
         backend: MemoryBackend | None = self.memdev
         if backend is None:
             raise QobraError("'memdev' property must be set")
@@ -50,8 +52,7 @@ class PcDimm(Device, MemoryDevice):
             raise QobraError(
                 f"'DIMM property node has value {self.node}' which exceeds the number of numa nodes: {nodes}"
             )
-        slots = slots_of(self.board)
-        self.values["slot"] = slots.choose_slot(self.slot)
+        self.values["slot"] = slot
         self.values["addr"] = self.memory_address = slots.place(self, self.addr)
         assert backend.ram is not None
         self._mapping = self.board.memory.map(self.addr, backend.ram, size=self.memory_length)

@@ -18,7 +18,6 @@ class Piix3UsbUhci(PciDevice):
 
     type_name = "piix3-usb-uhci"
     category = "USB"
-    hotpluggable_class = False
     vendor_id = regs.INTEL
     device_id = 0x7020
     revision = 1

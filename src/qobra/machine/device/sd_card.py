@@ -18,7 +18,6 @@ class SdCard(PlainFrontEnd):
 
     type_name = "sd-card"
     bus_type = "sd-bus"
-    hotpluggable_class = False
     rerror: Any = "report"
     werror: Any = "report"
 
