@@ -113,11 +113,12 @@ def test_info_refusals_and_lists(server: Server) -> None:
     with pytest.raises(OptionRefused) as caught:
         handshake.info("n" * 4096)
     assert caught.value.hint == f"server reported: export '{'n' * 80}...' not present"
+    everything = list(FakeExport("").contexts())
+    assert handshake.list_meta_contexts("a") == everything  # no structured replies are needed to ask
     with pytest.raises(OptionRefused, match="structured reply is not negotiated"):
-        handshake.list_meta_contexts("a")
+        handshake.set_meta_contexts("a", everything)
     assert handshake.request_structured_replies()
     assert not handshake.request_structured_replies()  # once is enough
-    everything = list(FakeExport("").contexts())
     assert handshake.list_meta_contexts("a") == everything
     assert handshake.list_meta_contexts("a", ["base:"]) == everything[:1]
     assert handshake.list_meta_contexts("a", ["qemu:"]) == everything[1:]
@@ -139,7 +140,7 @@ def test_contexts_of_another_export_do_not_count(server: Server) -> None:
 
 
 def test_export_name_with_and_without_zeroes() -> None:
-    for flags, extra in ((p.FLAG_FIXED_NEWSTYLE, 124), (p.FLAG_FIXED_NEWSTYLE | p.FLAG_NO_ZEROES, 0)):
+    for flags, extra in ((0, 124), (p.FLAG_FIXED_NEWSTYLE, 124), (p.FLAG_FIXED_NEWSTYLE | p.FLAG_NO_ZEROES, 0)):
         server = Server()
         transport = Transport(server.client_end)
         transport.recv_exact(18)
@@ -149,6 +150,15 @@ def test_export_name_with_and_without_zeroes() -> None:
         entered = server.ended()
         assert isinstance(entered, Entered) and not entered.structured
         server.close()
+
+
+def test_a_client_that_does_not_know_replies_gets_none(server: Server) -> None:
+    server.client_end.sendall(p.CLIENT_FLAGS.pack(0) + p.OPTION.pack(p.OPTION_MAGIC, p.OPT_LIST, 0))
+    transport = Transport(server.client_end, timeout=20)
+    transport.recv_exact(18)
+    with pytest.raises(QobraError):
+        transport.recv_exact(1)
+    assert "Unsupported option" in str(server.ended())
 
 
 def raw(server: Server, *options: tuple[int, bytes]) -> tuple[list[tuple[int, int, bytes]], Any]:
@@ -206,6 +216,17 @@ def test_bad_options_are_refused_and_the_next_is_answered(server: Server, option
 def test_bad_queries(server: Server, body: bytes) -> None:
     replies, _end = raw(server, (p.OPT_STRUCTURED_REPLY, b""), (p.OPT_SET_META_CONTEXT, body))
     assert replies[1][:2] == (p.OPT_SET_META_CONTEXT, p.REP_ERR_INVALID)
+
+
+def test_a_query_too_long_to_mean_anything_is_not_the_query_for_everything(server: Server) -> None:
+    query = p.U32.pack(5000) + b"x" * 5000
+    replies, _end = raw(server, (p.OPT_LIST_META_CONTEXT, p.U32.pack(1) + b"a" + p.U32.pack(1) + query))
+    assert [kind for _, kind, _ in replies] == [p.REP_ACK]
+
+
+def test_a_description_is_told_without_being_asked_for(server: Server) -> None:
+    replies, _end = raw(server, (p.OPT_INFO, p.U32.pack(1) + b"a" + b"\0\0"))
+    assert p.U16.pack(p.INFO_DESCRIPTION) + b"about a" in [body for _, _, body in replies]
 
 
 def test_block_sizes_have_to_be_asked_for(server: Server) -> None:

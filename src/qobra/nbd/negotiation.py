@@ -91,10 +91,13 @@ class Negotiation:
         if flags & ~(p.FLAG_FIXED_NEWSTYLE | p.FLAG_NO_ZEROES):
             raise _broken(f"Unknown client flags 0x{flags:x} received")
         self._no_zeroes = bool(flags & p.FLAG_NO_ZEROES)
+        knows_replies = bool(flags & p.FLAG_FIXED_NEWSTYLE)
         while self._entered is None:
             magic, option, length = p.OPTION.unpack(self._receive(p.OPTION.size, "opts magic"))
             if magic != p.OPTION_MAGIC:
                 raise _broken("Bad magic received")
+            if not knows_replies and option != p.OPT_EXPORT_NAME:
+                raise _broken(f"Unsupported option 0x{option:x} ({p.OPTION_NAMES.get(option, '<unknown>')})")
             if length > _MAX_SKIPPED:
                 raise _broken(f"len ({length}) is larger than max len ({_MAX_SKIPPED})")
             if length > _MAX_OPTION:
@@ -200,7 +203,7 @@ class Negotiation:
         assert sizes is not None
         if p.INFO_NAME in wanted:
             self._reply(option, p.REP_INFO, p.U16.pack(p.INFO_NAME), name.encode())
-        if p.INFO_DESCRIPTION in wanted and info.description:
+        if info.description:
             self._reply(option, p.REP_INFO, p.U16.pack(p.INFO_DESCRIPTION), info.description.encode())
         aware = p.INFO_BLOCK_SIZE in wanted
         # A client that did not ask may send requests of any alignment, so it is told that it may (we align).
@@ -236,7 +239,7 @@ class Negotiation:
 
     def _meta_context(self, option: int, body: bytes) -> None:
         listing = option == p.OPT_LIST_META_CONTEXT
-        if not self._structured:
+        if not (self._structured or listing):
             self._refuse(
                 option,
                 p.REP_ERR_INVALID,
@@ -248,8 +251,9 @@ class Negotiation:
         reader = _Reader(body)
         try:
             name = reader.string()
+            count = reader.u32()
             queries = []
-            for _ in range(reader.u32()):
+            for _ in range(count):
                 query = reader.string(longest=_MAX_OPTION)
                 if len(query) <= p.MAX_STRING:  # nothing has a longer name
                     queries.append(query)
@@ -262,7 +266,7 @@ class Negotiation:
             self._refuse(option, p.REP_ERR_UNKNOWN, f"export '{_shortened(name)}' not present")
             return
         available = export.contexts()
-        everything = listing and not queries
+        everything = listing and not count
         selected = {
             number: context
             for context, number in available.items()

@@ -210,7 +210,7 @@ def test_requests_that_make_no_sense(exporter: Any, structured: bool) -> None:
         assert raw.error(p.CMD_READ, MIB - 5, 10) == errno.EINVAL
         assert raw.error(p.CMD_READ, 1 << 49, 10) == errno.EINVAL
         assert raw.error(p.CMD_READ, 0, 33 * MIB) == errno.EINVAL
-        assert raw.error(p.CMD_READ, 0, 10, flags=p.CMD_FLAG_FUA) == errno.EINVAL
+        assert raw.error(p.CMD_READ, 0, 10, flags=p.CMD_FLAG_NO_HOLE) == errno.EINVAL
         assert raw.error(p.CMD_WRITE, MIB - 5, 10, payload=bytes(10)) == errno.ENOSPC
         assert raw.error(p.CMD_WRITE, 0, 10, flags=p.CMD_FLAG_DF, payload=bytes(10)) == errno.EINVAL
         assert raw.error(p.CMD_WRITE_ZEROES, MIB - 5, 10) == errno.ENOSPC
@@ -223,6 +223,17 @@ def test_requests_that_make_no_sense(exporter: Any, structured: bool) -> None:
         assert read_only.error(p.CMD_WRITE_ZEROES, 0, 10) == errno.EPERM
         assert read_only.error(p.CMD_TRIM, 0, 10) == errno.EPERM
         assert raw.error(p.CMD_FLUSH, 0, 0) is None
+
+
+@pytest.mark.parametrize("structured", [True, False])
+def test_fua_is_valid_with_every_command(exporter: Any, structured: bool) -> None:
+    exporter.file("n", bytes(MIB))
+    exporter.export("n")
+    raw = Raw(exporter.connect("n", structured=structured, meta_contexts=["base:allocation"] * structured))
+    commands = [p.CMD_READ, p.CMD_FLUSH, p.CMD_TRIM, p.CMD_CACHE, p.CMD_WRITE_ZEROES]
+    for command in commands + [p.CMD_BLOCK_STATUS] * structured:
+        length = 0 if command == p.CMD_FLUSH else 4096
+        assert raw.error(command, 0, length, flags=p.CMD_FLAG_FUA) is None, command
 
 
 def test_df_is_unknown_without_structured_replies(exporter: Any) -> None:

@@ -31,13 +31,14 @@ _SCRATCH = 1 << 20
 
 _FLAGS = {
     p.CMD_READ: p.CMD_FLAG_DF,
-    p.CMD_WRITE: p.CMD_FLAG_FUA,
+    p.CMD_WRITE: 0,
     p.CMD_FLUSH: 0,
-    p.CMD_TRIM: p.CMD_FLAG_FUA,
+    p.CMD_TRIM: 0,
     p.CMD_CACHE: 0,
-    p.CMD_WRITE_ZEROES: p.CMD_FLAG_FUA | p.CMD_FLAG_NO_HOLE | p.CMD_FLAG_FAST_ZERO,
+    p.CMD_WRITE_ZEROES: p.CMD_FLAG_NO_HOLE | p.CMD_FLAG_FAST_ZERO,
     p.CMD_BLOCK_STATUS: p.CMD_FLAG_REQ_ONE,
 }
+"""The flags that each command knows beside FUA, which is valid with all of them."""
 _FAILURES = {
     p.CMD_READ: "reading from file failed",
     p.CMD_WRITE: "writing to file failed",
@@ -104,7 +105,7 @@ class Requests:
         name = p.COMMAND_NAMES[command]
         if not self._structured:
             known &= ~p.CMD_FLAG_DF
-        if work.flags & ~known:
+        if work.flags & ~(known | p.CMD_FLAG_FUA):
             return errno.EINVAL, f"unsupported flags for command {name} (got 0x{work.flags:x})"
         if command == p.CMD_FLUSH:
             return None
