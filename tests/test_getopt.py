@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from qobra.getopt import HelpWanted, UnknownGroup, UsageError, parse, parse_command
@@ -68,3 +70,17 @@ def test_an_unknown_group_that_comes_first_is_named_by_whoever_was_called() -> N
         parse(["-Zq"], "q")
     with pytest.raises(UsageError, match="unrecognized option '-q'"):
         parse(["-q", "-Zq"], "q")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--form"], "option '--format' requires an argument"),
+        (["--o"], "option '--o' is ambiguous; possibilities: '--output' '--object'"),
+        (["--force=x"], "option '--force-share' doesn't allow an argument"),
+        (["--nosuch"], "unrecognized option '--nosuch'"),
+    ],
+)
+def test_long_options_in_getopt_s_words(arguments: list[str], error: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(error)}$"):
+        parse(arguments, "f:", LONG, raw_texts=True)

@@ -55,15 +55,17 @@ def parse(
             operands.extend(arguments[position:])
             break
         if word.startswith("--"):
-            takes_value, name = _long_option(word, long_names)
+            full, takes_value, name = _long_option(word, long_names, raw_texts)
             _, equals, value = word.partition("=")
             if takes_value and not equals:
                 if position >= len(arguments):
-                    raise UsageError(f"missing argument for option '{word}'")
+                    wanted = f"option '--{full}' requires an argument"
+                    raise UsageError(wanted if raw_texts else f"missing argument for option '{word}'")
                 value = arguments[position]
                 position += 1
             elif equals and not takes_value:
-                raise UsageError(f"unrecognized option '{word}'")
+                unwanted = f"option '--{full}' doesn't allow an argument"
+                raise UsageError(unwanted if raw_texts else f"unrecognized option '{word}'")
             options.append((name, value))
         elif word.startswith("-") and word != "-":
             place = 1
@@ -100,14 +102,16 @@ def parse(
     return options, operands
 
 
-def _long_option(word: str, names: dict[str, tuple[bool, str]]) -> tuple[bool, str]:
+def _long_option(word: str, names: dict[str, tuple[bool, str]], raw_texts: bool) -> tuple[str, bool, str]:
+    """The option that ``word`` is, by its full name: whether it takes a value, and what it is called here."""
     given = word[2:].partition("=")[0]
-    if given in names:
-        return names[given]
-    matches = {names[name] for name in names if name.startswith(given)}
-    if len(matches) != 1:
-        raise UsageError(f"unrecognized option '{word}'")
-    return matches.pop()
+    matches = [given] if given in names else [name for name in names if name.startswith(given)]
+    if len({names[name] for name in matches}) == 1:
+        return matches[0], *names[matches[0]]
+    if matches and raw_texts:
+        possible = " ".join(f"'--{name}'" for name in matches)
+        raise UsageError(f"option '{word}' is ambiguous; possibilities: {possible}")
+    raise UsageError(f"unrecognized option '{word}'")
 
 
 class CommandLine:

@@ -12,10 +12,11 @@ from qobra.cli._tool.opening import Images
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError
 from qobra.getopt import UsageError, parse
-from qobra.units import not_a_size
+from qobra.units import INT32_MAX, INT64_MAX, not_a_size
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
+    from qobra.cli._nbd.background import Background
 
 HELP = "serve an image over NBD (qemu-nbd's command line)"
 
@@ -85,6 +86,12 @@ DEFAULT_BIND = "0.0.0.0"
 MAX_STRING = 4096
 AIO_MODES = ("threads", "native", "io_uring")
 
+_ONCE = {"cache": "-n and --cache", "aio": "--aio", "discard": "--discard"}
+_NUMBERS = {"o": ("offset", INT64_MAX), "e": ("shared device number", INT32_MAX)}
+_STRINGS = {"x": "name", "D": "description"}
+_OF_ONE_DEVICE = ("x", "D", "c", "d", "f", "l", "B", "A", "n", "cache", "aio", "discard")
+"""Options that say something of one export or device, which a list has none of."""
+
 
 def main(argv: list[str] | None = None, name: str | None = None) -> int:
     """Run a command line; returns the exit status."""
@@ -107,6 +114,13 @@ def run(called: str, arguments: list[str]) -> int:
     return program.run(lambda: Task(program, called, options, operands).run())
 
 
+def _check_detect_zeroes(mode: str, discard: str) -> None:
+    if mode not in ("off", "on", "unmap"):
+        raise ToolError(f"Failed to parse detect_zeroes mode: invalid parameter value: {mode}")
+    if mode == "unmap" and discard != "unmap":
+        raise ToolError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+
+
 class Task:
     """One run of the program."""
 
@@ -116,7 +130,7 @@ class Task:
         self._options = options
         self._given = dict(options)
         self._operands = operands
-        self._images = self._new_images()
+        self._images = Images(program)
         self._activated: dict[str, Any] | None = None
 
     def run(self) -> int:
@@ -131,17 +145,13 @@ class Task:
 
             print(f"{self._program.name} {QEMU_VERSION} (Qobra {__version__})")
             return 0
+        if not self._read_options():
+            return 0
         self._check()
         if "LISTEN_FDS" in os.environ:
             from qobra.cli._nbd.activation import passed_address
 
             self._activated = passed_address(self._program, given)
-        for option, value in self._options:
-            if option == "T":
-                from qobra.cli._tool.trace import take
-
-                if not take(self._program, value):
-                    return 0
         if "L" in given:
             return self._list()
         if len(self._operands) != 1:
@@ -154,55 +164,76 @@ class Task:
             return 0
         return self._serve(self._operands[0])
 
+    def _read_options(self) -> bool:
+        """Look at the options in their order; whether there is more to do. Raises ToolError in QEMU's words."""
+        seen: set[str] = set()
+        discard = "ignore"
+        objects: list[str] = []
+        for option, value in self._options:
+            group = "cache" if option == "n" else option
+            if group in seen and group in _ONCE:
+                raise ToolError(f"{_ONCE[group]} can only be specified once")
+            seen.add(group)
+            if option == "cache" and value not in CACHE_MODES:
+                raise ToolError(f"Invalid cache mode `{value}'")
+            if option == "aio" and value not in AIO_MODES:
+                raise ToolError(f"Invalid aio mode '{value}'")
+            if option == "discard":
+                if value not in DISCARD_WORDS:
+                    raise ToolError(f"Invalid discard mode `{value}'")
+                discard = DISCARD_WORDS[value]
+            elif option == "detect-zeroes":
+                _check_detect_zeroes(value, discard)
+            elif option in _NUMBERS:
+                self._number(option, value)
+            elif option == "k" and not value.startswith("/"):
+                raise ToolError("socket path must be absolute")
+            elif option in _STRINGS and len(os.fsencode(value)) > MAX_STRING:
+                raise ToolError(f"export {_STRINGS[option]} '{value}' too long")
+            elif option == "selinux-label":
+                raise ToolError("SELinux labels are not supported")
+            elif option == "T":
+                from qobra.cli._tool.trace import take
+
+                if not take(self._program, value):
+                    return False
+            elif option == "object":
+                objects.append(value)
+                self._images = Images(self._program, objects)
+        return True
+
     def _check(self) -> None:
-        """Refuse values that cannot be. Raises ToolError in QEMU's words."""
+        """Refuse what cannot go together. Raises ToolError in QEMU's words."""
         given = self._given
-        if ("n" in given and "cache" in given) or self._count("cache") > 1:
-            raise ToolError("-n and --cache can only be specified once")
-        if given.get("cache", "writeback") not in CACHE_MODES:
-            raise ToolError(f"Invalid cache mode `{given['cache']}'")
-        if given.get("aio", "threads") not in AIO_MODES:
-            raise ToolError(f"Invalid aio mode '{given['aio']}'")
-        if given.get("discard", "ignore") not in DISCARD_WORDS:
-            raise ToolError(f"Invalid discard mode `{given['discard']}'")
-        mode = given.get("detect-zeroes", "off")
-        if mode not in ("off", "on", "unmap"):
-            raise ToolError(f"Failed to parse detect_zeroes mode: invalid parameter value: {mode}")
-        if mode == "unmap" and DISCARD_WORDS[given.get("discard", "ignore")] != "unmap":
-            raise ToolError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
-        self._number("o", "offset")
-        self._number("e", "shared device number")
-        if "k" in given and not given["k"].startswith("/"):
-            raise ToolError("socket path must be absolute")
-        for option, what in (("x", "name"), ("D", "description")):
-            if len(given.get(option, "").encode("utf-8", "surrogateescape")) > MAX_STRING:
-                raise ToolError(f"export {what} '{given[option]}' too long")
-        if "selinux-label" in given:
-            raise ToolError("SELinux labels are not supported")
-        if "tls-authz" in given and "tls-creds" not in given:
-            raise ToolError("--tls-authz is not permitted without --tls-creds")
-        if "L" in given and self._operands:
-            raise ToolError("List mode is incompatible with a file name")
+        if "tls-creds" not in given:
+            for option in ("tls-hostname", "tls-authz"):
+                if option in given:
+                    raise ToolError(f"--{option} is not permitted without --tls-creds")
+        if "L" in given:
+            if self._operands:
+                raise ToolError("List mode is incompatible with a file name")
+            if any(option in given for option in _OF_ONE_DEVICE) or self._offset:
+                raise ToolError("List mode is incompatible with per-device settings")
+            if "fork" in given:
+                raise ToolError("List mode is incompatible with forking")
         if "f" in given and "image-opts" in given:
             raise ToolError("--image-opts and -f are mutually exclusive")
         if "c" in given and "tls-creds" in given:
             raise ToolError("TLS is not supported with a host device")
 
-    def _count(self, option: str) -> int:
-        return sum(name == option for name, _value in self._options)
+    @property
+    def _offset(self) -> int:
+        return self._number("o", self._given.get("o", "0"))
 
-    def _number(self, option: str, what: str) -> int:
-        text = self._given.get(option)
-        if text is None:
-            return 0
+    def _number(self, option: str, text: str) -> int:
+        what, maximum = _NUMBERS[option]
         try:
             value = int(text, 0)
         except ValueError:
             value = -1
-        if value < 0:
-            if option == "o" and text.removeprefix("-").isdigit():
-                # It is an option of a node, which takes a size.
-                raise ToolError(not_a_size("offset"))
+        if option == "o" and text.removeprefix("-").isdigit() and -INT64_MAX <= value < 0:
+            raise ToolError(not_a_size("offset"))  # it is an option of a node, which takes a size
+        if not 0 <= value <= maximum:
             raise ToolError(f"Invalid {what} '{text}'")
         return value
 
@@ -232,15 +263,21 @@ class Task:
         return 0
 
     def _serve(self, filename: str) -> int:
-        from qobra.cli._nbd.serve import start, wait, write_pid_file
-
         given = self._given
         background = None
         if "fork" in given or ("c" in given and "v" not in given):
             from qobra.cli._nbd.background import fork
 
             background = fork()
-            self._images = self._new_images()  # what was made before has its threads in the parent
+            # What was made before has its threads in the parent.
+            self._images = Images(self._program, [value for option, value in self._options if option == "object"])
+        with self._images:
+            return self._serve_image(filename, background)
+
+    def _serve_image(self, filename: str, background: Background | None) -> int:
+        from qobra.cli._nbd.serve import start, wait, write_pid_file
+
+        given = self._given
         backend = self._open(filename)
         device = given.get("c")
         server = start(
@@ -252,7 +289,7 @@ class Task:
             description=given.get("D", ""),
             bitmaps=[value for option, value in reversed(self._options) if option == "B"],
             allocation_depth="A" in given,
-            shared=self._number("e", "shared device number") if "e" in given else 1,
+            shared=self._number("e", given.get("e", "1")),
             tls_creds=given.get("tls-creds"),
             tls_authz=given.get("tls-authz"),
         )
@@ -269,11 +306,7 @@ class Task:
         wait(server, persistent="t" in given)
         self._images.layer.exports.stop_nbd_server()
         backend.remove()
-        self._images.close()
         return 0
-
-    def _new_images(self) -> Images:
-        return Images(self._program, [value for option, value in self._options if option == "object"])
 
     def _open(self, filename: str) -> BlockBackend:
         given = self._given
@@ -301,9 +334,8 @@ class Task:
             from qobra.cli._img._snapshot_param import load_snapshot
 
             load_snapshot(self._program, backend.inserted(), given["l"], quote="`")
-        offset = self._number("o", "offset")
-        if offset:
-            self._shift(backend, offset)
+        if self._offset:
+            self._shift(backend, self._offset)
         return backend
 
     def _shift(self, backend: BlockBackend, offset: int) -> None:

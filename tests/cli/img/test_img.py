@@ -180,9 +180,16 @@ def test_a_resize_that_finds_no_space_leaves_the_image_consistent(mode: str, rea
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_preallocation_leaves_no_image(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["create", "-q", "-f", "raw", "-o", "preallocation=full", "a.raw", "512M"],
+        ["convert", "-O", "raw", "-o", "preallocation=full", "null-co://", "a.raw"],
+        ["convert", "-O", "qcow2", "-o", "preallocation=full", "null-co://", "a.raw"],
+    ],
+)
+def test_an_interrupted_preallocation_leaves_no_image(number: signal.Signals, arguments: list[str]) -> None:
     script = "import sys; from qobra.cli.img import main; sys.argv[0] = 'qobra-img'; sys.exit(main())"
-    arguments = ["create", "-q", "-f", "raw", "-o", "preallocation=full", "a.raw", "512M"]
     process = subprocess.Popen([sys.executable, "-c", script, *arguments])
     while process.poll() is None and not (os.path.exists("a.raw") and os.stat("a.raw").st_blocks):
         pass

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import qobra.nbd
-from qobra.cli import img
+from qobra.cli import img, nbd
 
 SCRIPT = "import sys; from qobra.cli.nbd import main; sys.argv[0] = 'qobra-nbd'; sys.exit(main())"
 
@@ -71,3 +71,50 @@ def test_a_failure_is_told_by_the_parent(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("qobra-nbd: Failed to blk_new_open ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["-e", "99999999999"], "Invalid shared device number '99999999999'"),
+        (["-o", "99999999999999999999"], "Invalid offset '99999999999999999999'"),
+        (["-o", "-1"], "Parameter 'offset' expects a non-negative number below 2^64"),
+        (["-n", "-n"], "-n and --cache can only be specified once"),
+        (["--aio=native", "--aio=threads"], "--aio can only be specified once"),
+        (["--discard=on", "--discard=off"], "--discard can only be specified once"),
+        (["--detect-zeroes=unmap", "--discard=unmap"], "setting detect-zeroes to unmap is not allowed without"),
+        (["--tls-hostname", "x"], "--tls-hostname is not permitted without --tls-creds"),
+        (["-L"], "List mode is incompatible with a file name"),
+        (["--object", "x"], "Parameter 'qom-type' does not accept value 'x'"),
+        (["-k", "s"], "socket path must be absolute"),
+    ],
+)
+def test_options_that_cannot_be(options: list[str], error: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert nbd.main([*options, "nofile"]) == 1
+    assert capfd.readouterr().err.startswith(f"qobra-nbd: {error}")
+
+
+@pytest.mark.parametrize(
+    "option", ["-x=a", "-D=a", "-o=1", "-c=a", "-f=raw", "-l=a", "-B=a", "-A", "-n", "--aio=threads"]
+)
+def test_a_list_has_nothing_of_one_device(option: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert nbd.main(["-L", "-k", "/nosock", *option.split("=")]) == 1
+    assert capfd.readouterr().err == "qobra-nbd: List mode is incompatible with per-device settings\n"
+
+
+def test_an_image_that_cannot_be_served_is_closed(disk: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    img.main(["bitmap", "--add", disk, "b"])
+    assert nbd.main(["-k", str(tmp_path / "s"), "-B", "nosuch", disk]) == 1
+    capfd.readouterr()
+    assert img.main(["info", disk]) == 0
+    assert "in-use" not in capfd.readouterr().out
+
+
+def test_a_pid_file_that_another_holds(disk: str, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    assert start("-t", "--pid-file", str(pid_file), "-k", str(tmp_path / "s"), disk).returncode == 0
+    done = start("-t", "--pid-file", str(pid_file), "-k", str(tmp_path / "t"), "-r", "null-co://")
+    os.kill(pid := int(pid_file.read_text()), signal.SIGTERM)
+    wait_gone(pid)
+    assert done.returncode == 1
+    assert done.stderr == "qobra-nbd: Cannot lock pid file: Resource temporarily unavailable\n"

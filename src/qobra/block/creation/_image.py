@@ -243,7 +243,9 @@ def _require_existing(layer: BlockLayer, protocol: Options, filename: str, drive
         if node.length < size:
             try:
                 node.truncate(size, exact=False)
-            except (QobraError, OSError):
+            except (QobraError, OSError) as error:
+                if error.errno != errno.ENOTSUP:
+                    raise
                 raise QobraError(f"The image file '{filename}' is too small: {node.length} bytes, {size} are needed")
         root.write_zeroes(0, min(512, node.length))
     finally:

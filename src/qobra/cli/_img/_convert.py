@@ -132,6 +132,7 @@ class Conversion:
                 known = formats.find(fmt)
                 if known is not None and "backing_file" in known.options:
                     raise ToolError("Use of backing file requires explicit backing format")
+            self._given_backing(backing)
             if order.compress:
                 self._check_compression(drivers.find(fmt), values)
         driver = drivers.find(fmt)
@@ -160,11 +161,7 @@ class Conversion:
         more: Options = {}
         if "size" not in dict(order.pairs):
             more["size"] = length
-        try:
-            known = known_options(order.output_format, self._output)
-            more.update(backing_values(known, order.output_format, backing, order.backing_format))
-        except QobraError as error:
-            raise ToolError(str(error))
+        more.update(self._given_backing(backing))
         create_target(
             self._images,
             self._output,
@@ -173,6 +170,15 @@ class Conversion:
             more,
             f"error while converting {order.output_format}",
         )
+
+    def _given_backing(self, backing: str | None) -> Options:
+        """The backing file, and its format, as options. Raises ToolError where the format has none."""
+        order = self._order
+        try:
+            known = known_options(order.output_format, self._output)
+            return backing_values(known, order.output_format, backing, order.backing_format)
+        except QobraError as error:
+            raise ToolError(str(error))
 
     def _open_target(self) -> BlockNode:
         order = self._order

@@ -41,6 +41,7 @@ def create_target(
 ) -> None:
     """Make the image, without a word. ``more`` are options that are not texts (``size``). Raises ToolError."""
     known = known_options(fmt, filename)
+    end_in_order()
     try:
         values = {**parse_values(known, pairs), **more}
     except QobraError as error:

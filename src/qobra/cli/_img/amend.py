@@ -5,7 +5,7 @@ from __future__ import annotations
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.creation._options import Format, Option, formats, listed, parse_values
 from qobra.block.node import drivers
-from qobra.cli._img.create import option_pairs, wants_help
+from qobra.cli._img.create import check_option_list, option_pairs, wants_help
 from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError, usage
@@ -30,6 +30,8 @@ def main(program: Program, arguments: list[str]) -> int:
     line = parse_command(arguments, "o:f:t:pq", ("object=", "image-opts", "force"))
     operands = line.operands
     texts = line.values("o")
+    for text in texts:
+        check_option_list(text)
     fmt = line.optional("f")
     cache = line.value("t", "writeback")
     with Images(program, line.values("object")) as images:

@@ -155,9 +155,7 @@ class Load:
                 return None
             offset = self._offset
             self._sent += 1
-            self._offset += self._step
-            if self._length > order.offset and self._offset + order.size > self._length:
-                self._offset = order.offset
+            self._offset = (self._offset + self._step) % max(1, self._length)
             if order.drain and order.flush_interval and self._sent % order.flush_interval == 0:
                 self._flushing = True  # nothing more until what was sent is done and flushed
             return offset

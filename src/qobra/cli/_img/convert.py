@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img._convert import Conversion
-from qobra.cli._img.create import option_pairs, print_options, wants_help
+from qobra.cli._img.create import check_option_list, option_pairs, print_options, wants_help
 from qobra.cli._tool.opening import Images
 from qobra.cli._tool.report import Program, ToolError
 from qobra.getopt import parse_command
@@ -22,7 +22,7 @@ Copy an image, or several one after another, into OUTPUT. Zeroes become holes.
   -B BACKING, -F FMT    let the new image lie on BACKING, and copy what differs from it
   -l SNAPSHOT           copy that snapshot: an id or a name, or snapshot.id=ID,snapshot.name=NAME
   -c                    compress the output
-  --compression-level N of zlib (1 to 9; 6 gives about the sizes of QEMU) or zstd (1 to 22), larger is smaller and slower
+  --compression-level N of zlib (1 to 9; 6 gives about QEMU's sizes) or zstd (1 to 22), larger is smaller and slower
   -S SIZE               bytes in a row that must be zero to become a hole (4k); 0 writes everything out
   -n                    OUTPUT is there already; --target-is-zero says that it holds zeroes
   --target-image-opts   OUTPUT is a list of options
@@ -137,8 +137,7 @@ def _take(program: Program, order: Order, option: str, value: str) -> None:
     elif option == "n":
         order.create = False
     elif option == "o":
-        if not is_option_list(value):
-            raise ToolError(f"Invalid option list: {value}")
+        check_option_list(value)
         order.options.append(value)
     elif option == "S":
         size = program.number("buffer size for sparse output", value)
@@ -158,15 +157,6 @@ def _take(program: Program, order: Order, option: str, value: str) -> None:
         order.level = program.number("compression level", value, 1, 22)
     elif option == "r":
         order.rate = program.number("rate limit", value)
-
-
-def is_option_list(text: str) -> bool:
-    """Whether ``-o`` texts can be put together: no comma that stands alone at the beginning or the end."""
-    if text == "help":
-        return True
-    if not text or (text.startswith(",") and not text.startswith(",,")):
-        return False
-    return (len(text) - len(text.rstrip(","))) % 2 == 0
 
 
 def _check(order: Order, operands: list[str]) -> None:

@@ -35,6 +35,8 @@ def main(program: Program, arguments: list[str]) -> int:
     line = parse_command(arguments, "F:b:f:qo:u", ("object=",))
     operands = line.operands
     texts = line.values("o")
+    for text in texts:
+        check_option_list(text)
     with Images(program, line.values("object")) as images:
         filename = operands[0] if operands else None
         if filename is None and not any(wants_help(text) for text in texts):
@@ -54,6 +56,13 @@ def main(program: Program, arguments: list[str]) -> int:
 def wants_help(text: str) -> bool:
     """Whether ``-o`` asks for the list of options."""
     return any(part in ("help", "?") for part in text.split(","))
+
+
+def check_option_list(text: str) -> None:
+    """See that ``-o`` texts can be put together: no comma is alone at the beginning or the end. Raises ToolError."""
+    trailing = len(text) - len(text.rstrip(","))
+    if not text or (text.startswith(",") and not text.startswith(",,")) or trailing % 2:
+        raise ToolError(f"Invalid option list: {text}")
 
 
 def option_pairs(texts: list[str]) -> list[tuple[str, str]]:

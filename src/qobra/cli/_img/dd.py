@@ -50,10 +50,10 @@ def main(program: Program, arguments: list[str]) -> int:
             # QEMU counts from the beginning of the image, what is skipped included.
             end = min(end, numbers["count"] * numbers["bs"])
         length = max(0, end - start)
-        if start > end:
-            program.error(f"{given['if']}: cannot skip to specified offset")
         refuse_source([source], given["of"], "error while creating output image")
         create_target(images, given["of"], output_format, [], {"size": length}, "error while creating output image")
+        if start > end:
+            program.error(f"{given['if']}: cannot skip to specified offset")
         with Guard(images, given["of"], created=True):
             target = node_of(open_target(images, given["of"], output_format, "writeback"))
             pieces = Pieces(images.layer, [(source, start, length)])

@@ -7,7 +7,7 @@ from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img._snapshot_param import load_snapshot
-from qobra.cli._img.create import option_pairs
+from qobra.cli._img.create import check_option_list, option_pairs
 from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
@@ -31,6 +31,8 @@ def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
     line = parse_command(arguments, "f:l:o:O:U", ("image-opts", "object=", "output=", "size=", "force-share|U"))
     operands = line.operands
+    for text in line.values("o"):
+        check_option_list(text)
     snapshot = line.optional("l")
     output_format = line.value("O", "raw")
     size_text = line.optional("size")

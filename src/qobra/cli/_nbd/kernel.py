@@ -45,12 +45,12 @@ def connect(server: Server, device: str, name: str) -> threading.Thread:
         handshake, _ = open_handshake(theirs, name)
         info = handshake.go(name)
         sectors = info.size // SECTOR
-        for request, argument in (
-            (_SET_SOCK, theirs.fileno()),
-            (_SET_BLOCK_SIZE, SECTOR),
-            (_SET_SIZE_BLOCKS, sectors),
+        for request, argument, failure in (
+            (_SET_SOCK, theirs.fileno(), "Failed to set NBD socket"),
+            (_SET_BLOCK_SIZE, SECTOR, "Failed setting NBD block size"),
+            (_SET_SIZE_BLOCKS, sectors, "Failed setting size (in blocks)"),
         ):
-            fcntl.ioctl(fd, request, argument)
+            _configure(fd, request, argument, failure)
         try:
             fcntl.ioctl(fd, _SET_FLAGS, info.flags)
         except OSError as error:
@@ -59,8 +59,7 @@ def connect(server: Server, device: str, name: str) -> threading.Thread:
     except (OSError, QobraError) as error:
         os.close(fd)
         theirs.close()
-        text = strerror(error) if isinstance(error, OSError) else str(error)
-        raise ToolError(f"Failed to set up {device}: {text}")
+        raise ToolError(f"Failed to set up {device}: {strerror(error)}" if isinstance(error, OSError) else str(error))
 
     def run() -> None:
         try:
@@ -80,6 +79,13 @@ def connect(server: Server, device: str, name: str) -> threading.Thread:
     # It reads the partition table, and is answered only while the client runs.
     threading.Thread(target=_look, args=(device,), name="partition table", daemon=True).start()
     return thread
+
+
+def _configure(fd: int, request: int, argument: int, failure: str) -> None:
+    try:
+        fcntl.ioctl(fd, request, argument)
+    except OSError as error:
+        raise QobraError(failure, errno=error.errno)
 
 
 def _look(device: str) -> None:

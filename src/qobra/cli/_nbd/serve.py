@@ -103,8 +103,8 @@ def write_pid_file(path: str) -> int:
         raise ToolError(f"Could not create '{path}': {strerror(error)}")
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ToolError(f"cannot create PID file: Cannot lock '{path}': it is in use by another process")
+    except OSError as error:
+        raise ToolError(f"Cannot lock pid file: {strerror(error)}")
     os.ftruncate(fd, 0)
     os.write(fd, f"{os.getpid()}\n".encode())
     return fd

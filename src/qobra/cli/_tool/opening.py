@@ -101,10 +101,10 @@ def _create_object(machine: Machine, definition: str) -> None:
     kind = options.pop("qom-type", None)
     if kind is None:
         raise QobraError("Parameter 'qom-type' is missing")
-    if "id" not in options:
-        raise QobraError("Parameter 'id' is missing")
     if machine.objects.find_type(kind) is None:
         raise QobraError(f"Parameter 'qom-type' does not accept value '{kind}'")
+    if "id" not in options:
+        raise QobraError("Parameter 'id' is missing")
     machine.objects.create(kind, options.pop("id"), options, keyval=keyval)
 
 

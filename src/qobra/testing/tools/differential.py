@@ -128,6 +128,8 @@ class Pair:
                 expected = run(self._theirs, command, theirs)
             except subprocess.TimeoutExpired:
                 return None  # QEMU's tools can hang
+            if expected[0] < 0:
+                return None  # or crash
             found = run(self._ours, command, ours)
             if why := unlike(command, expected, found):
                 return f"{shlex.join(command)}\n{why}"
