@@ -26,13 +26,15 @@ _SIZES = {0: 1, 2: 2, 4: 8}
 class Smram:
     """Follows the registers in the configuration space of ``device``, the memory controller.
 
-    ``at_default_base`` offers the guest to hide the memory where CPUs look first, at 0x30000.
+    ``at_default_base`` offers the guest to hide the memory where CPUs look first, at 0x30000; ``extended_mib`` is the
+    size of the segment at the top with the size bits 3.
     """
 
-    def __init__(self, device: PciDevice, board: PcBoard, *, at_default_base: bool) -> None:
+    def __init__(self, device: PciDevice, board: PcBoard, *, at_default_base: bool, extended_mib: int) -> None:
         self._device = device
         self._board = board
         self._at_default_base = at_default_base
+        self._extended_mib = extended_mib
         assert board.ram is not None
         self._low = board.memory.map(_LOW, board.ram, offset=_LOW, size=_LOW_SIZE, priority=2, enabled=False)
         self._base = board.memory.map(_DEFAULT_BASE, _hole(_BASE_SIZE), priority=2, enabled=False)
@@ -48,8 +50,10 @@ class Smram:
     def written(self, base: int | None) -> None:
         """The guest wrote the registers; ``base`` is what it wrote to that of the default base, if it did."""
         if base is not None and self._at_default_base and self._device.config[SMBASE] != _LOCK_BASE:
-            asked = self._device.config[SMBASE] == _AVAILABLE
-            self._device.config[SMBASE] = _AVAILABLE if base == _QUERY else _LOCK_BASE if asked and base == 2 else 0
+            if self._device.config[SMBASE] == _AVAILABLE:  # the lock is all that can be written now
+                self._device.config[SMBASE] = _LOCK_BASE if base & _LOCK_BASE else _AVAILABLE
+            else:
+                self._device.config[SMBASE] = _AVAILABLE if base == _QUERY else 0
         self.follow()
 
     def follow(self) -> None:
@@ -73,7 +77,7 @@ class Smram:
         config = self._device.config
         if not config[SMRAM] & _ENABLED or not config[ESMRAMC] & _SEGMENT_ENABLED:
             return 0
-        size = _SIZES.get(config[ESMRAMC] & _SIZE, self._device.word(EXTENDED_SIZE)) * _MIB
+        size = _SIZES.get(config[ESMRAMC] & _SIZE, self._extended_mib) * _MIB
         return size if size < self._board.low_memory else 0
 
 

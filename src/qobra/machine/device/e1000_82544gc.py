@@ -13,7 +13,7 @@ class E1000Gc(E1000):
 
     type_name = "e1000-82544gc"
     description = "Intel Gigabit Ethernet"
-    device_id = 0x1008
+    device_id = 0x100C
     phy_id = 0x0C30
 
     vmstate = VmState()

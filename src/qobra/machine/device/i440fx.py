@@ -15,8 +15,25 @@ from qobra.machine.qdev import SysBusDevice
 from qobra.machine.vmstate import Field, Number, NumberSet, VmState, listed, part, u8
 from qobra.object.property import Size
 
+_ROW_BOUNDARY = 0x57
 _PAM = 0x59
 _PIRQ_ROUTE = 0x60
+_PIIX3_RESET = {
+    0x4C: b"\x4d",
+    0x4E: b"\x03\0",
+    _PIRQ_ROUTE: b"\x80\x80\x80\x80",
+    0x69: b"\x02",
+    0x70: b"\x80",
+    0x76: b"\x0c\x0c\x02\0",
+    0x80: b"\0",
+    0x82: b"\0",
+    0xA0: b"\x08",
+    0xA2: bytes(6),
+    0xA8: b"\x0f",
+    0xAA: bytes(3),
+    0xAE: b"\0",
+}
+"""What a reset sets, in configuration space; all else stays as the guest has it."""
 
 
 @registry.register("i440FX-pcihost")
@@ -65,9 +82,10 @@ class I440Fx(PciDevice):
     def reset(self) -> None:
         super().reset()
         self.config[_PAM : _PAM + 7] = bytes(7)
-        self.put(0x57, 1, 0x08)
-        self.put(0x72, 1, 0x02)
         board: Any = self.board
+        # Where the memory of the first bank ends, in units of 8 MiB.
+        self.put(_ROW_BOUNDARY, 1, min(board.ram_size >> 23, 0xFF))
+        self.put(0x72, 1, 0x02)
         board.shadow.set(bytes(7))
 
     def state_loaded(self) -> None:
@@ -104,13 +122,8 @@ class Piix3(PciDevice):
         self._reset_routes()
 
     def _reset_routes(self) -> None:
-        self.config[0x4C] = 0x4D
-        self.config[0x4E] = 0x03
-        self.config[_PIRQ_ROUTE : _PIRQ_ROUTE + 4] = b"\x80" * 4
-        for offset, value in (
-            (0x69, 0x02), (0x70, 0x80), (0x76, 0x0C), (0x77, 0x0C), (0x78, 0x02), (0xA0, 0x08), (0xA8, 0x0F),
-        ):  # fmt: skip
-            self.config[offset] = value
+        for offset, values in _PIIX3_RESET.items():
+            self.config[offset : offset + len(values)] = values
 
     def reset(self) -> None:
         super().reset()

@@ -15,7 +15,8 @@ from qobra.machine.tco import Tco
 from qobra.machine.vmstate import Field, Number, NumberSet, VmState, listed, part, raw, u8
 from qobra.object.property import Bool
 
-_PMBASE, _ACPI_CONTROL, _PIRQ_A, _PIRQ_E, _RCBA = 0x40, 0x44, 0x60, 0x68, 0xF0
+_PMBASE, _ACPI_CONTROL, _PIRQ_A, _PIRQ_E, _PM_CONFIGURATION, _RCBA = 0x40, 0x44, 0x60, 0x68, 0xA0, 0xF0
+_SMI_LOCK = 0x10
 _HOTPLUG_BASE = 0x0CC0
 _ENABLE_COMMAND, _DISABLE_COMMAND = 0x02, 0x03
 _PM_REGION, _GPE_OFFSET, _TCO_OFFSET = 0x80, 0x20, 0x60
@@ -87,11 +88,9 @@ class Ich9Lpc(PciDevice):
         self.put(_PMBASE, 4, 1)
         self.writable[_PMBASE : _PMBASE + 4] = b"\x87\xff\x00\x00"
         self.config[_ACPI_CONTROL] = 0
-        self.writable[0xA0] = 0xEF
         self.config[_PIRQ_A : _PIRQ_A + 4] = b"\x80" * 4
         self.config[_PIRQ_E : _PIRQ_E + 4] = b"\x80" * 4
         self.put(_RCBA, 4, 0)
-        self.writable[_RCBA : _RCBA + 4] = b"\x01\xc0\xff\xff"
         self._chipset[:] = bytes(_CHIPSET_SIZE)
         for offset in _INTERRUPT_ROUTES:
             self._chipset[offset : offset + 2] = _ROUTE.to_bytes(2, "little")
@@ -122,6 +121,12 @@ class Ich9Lpc(PciDevice):
             self._route()
         if offset < _RCBA + 4 and end > _RCBA:
             self._place()
+        self._lock()
+
+    def _lock(self) -> None:
+        # Once set, the lock stays.
+        if self.config[_PM_CONFIGURATION] & _SMI_LOCK:
+            self.writable[_PM_CONFIGURATION] &= ~_SMI_LOCK
 
     def _place(self) -> None:
         base = self.dword(_PMBASE) & 0xFF80
@@ -179,4 +184,5 @@ class Ich9Lpc(PciDevice):
 
     def state_loaded(self) -> None:
         super().state_loaded()
+        self._lock()
         self._place()

@@ -22,7 +22,6 @@ _POWER_MANAGEMENT, _EXPRESS, _MSIX = 0x60, 0x80, 0x40
 _MAX_QUEUES, _MAX_VECTORS = 0xFFFF, 2048
 _MAX_BUFFER_MB = 1024
 _REGISTERS_END = 0x2000
-_FUNCTION_RESET = 0x10000000
 
 
 @registry.register("nvme")
@@ -38,7 +37,7 @@ class Nvme(PciDevice, BlockFrontEnd):
     class_id = 0x0108
     prog_if = 0x02
     interrupt_pin = 1
-    is_express = True
+    always_express = True
 
     mdts = Int(7, type="uint8")
     max_ioqpairs = Int(64, type="uint32", name="max_ioqpairs")
@@ -91,13 +90,8 @@ class Nvme(PciDevice, BlockFrontEnd):
         self.memories.show()
 
     def _add_capabilities(self) -> None:
-        start = self.add_capability(regs.CAP_PM, 8, offset=_POWER_MANAGEMENT)
-        self.put(start + 2, 2, 3)
-        self.put(start + 4, 2, 8)
-        self.writable[start + 4] = 0x03
-        start = express.add_capability(self, express.ENDPOINT, offset=_EXPRESS)
-        express.add_link(self, start)
-        self.put(start + express.DEVICE_CAPABILITIES, 4, 0x8000 | _FUNCTION_RESET)
+        express.add_power_management(self, offset=_POWER_MANAGEMENT, keeps_state=True)
+        self._express = express.add_endpoint(self, offset=_EXPRESS, reports_errors=False)
 
     def unrealize(self) -> None:
         self.controller.close()
@@ -129,6 +123,7 @@ class Nvme(PciDevice, BlockFrontEnd):
     def config_write(self, offset: int, width: int, value: int) -> None:
         super().config_write(offset, width, value)
         self._msix.config_written(offset, width)
+        express.reset_if_asked(self, self._express)
 
     def _read(self, offset: int, width: int) -> int:
         if offset >= _REGISTERS_END:

@@ -52,9 +52,10 @@ class PciePort(PciBridge):
 
     type_name = "pcie-port"
     abstract = True
-    is_express = True
+    always_express = True
     secondary_type: type[PciBus] = SlotBus
     port_type = express.ROOT_PORT
+    is_port = True
 
     port = Int(0, type="uint8")
     chassis = Int(0, type="uint8")
@@ -176,6 +177,7 @@ class PciePort(PciBridge):
         if self._pending:
             self._eject(self._pending[0])
         start = self._express
+        express.reset_controls(self, start)
         filled = bool(self.secondary.functions)
         self.put(start + express.SLOT_CONTROL, 2, _CONTROL_FILLED if filled else _CONTROL_EMPTY)
         self.update_link()
@@ -213,7 +215,7 @@ class PcieRootPort(PciePort):
         self._msix = Msix(self, 1, bar=0, offset=0x48)
         self._capability_end = 0x54
         self.realize_port(0x54)
-        express.add_error_reporting(self, _ERROR_REPORTING)
+        express.add_root_error_reporting(self, _ERROR_REPORTING)
         self.board.bridge_added(self.secondary)
 
     def signal(self) -> None:
@@ -229,4 +231,4 @@ class PcieRootPort(PciePort):
     def reset(self) -> None:
         super().reset()
         self._msix.reset()
-        express.reset_error_reporting(self, _ERROR_REPORTING)
+        express.reset_root_error_reporting(self, _ERROR_REPORTING)

@@ -28,7 +28,6 @@ class Piix3UsbUhci(PciDevice):
 
     def realize(self) -> None:
         self.put(0x60, 1, 0x10)  # USB 1.0
-        self.put(0x6A, 2, 1)
         bus = UsbBus(self.tree)
         self.add_bus(bus)
         memory = GuestMemory(self.board.memory, self.may_master)
@@ -41,6 +40,7 @@ class Piix3UsbUhci(PciDevice):
 
     def reset(self) -> None:
         super().reset()
+        self.put(0x6A, 2, 1)
         self.controller.reset()
 
     def _read(self, offset: int, _width: int) -> int:

@@ -56,14 +56,10 @@ class Piix4Pm(PciDevice):
         self.hotplug.manage(self.pci_bus)
         ports.map(0xB2, Registers("apm-io", 2, self._read_apm, self._write_apm, impl=(1, 1)))
         self._apm = bytearray(2)
-        self._fill()
-
-    def _fill(self) -> None:
         self.config[0x5F] = 0x10
         self.config[0x63] = 0x60
         self.put(_SMB_BASE, 4, 0xB100 | 1)
         self.config[0xD2] = 0x09
-        self.put(_PM_BASE, 4, 1)
 
     def unrealize(self) -> None:
         self.acpi.close()
@@ -71,8 +67,9 @@ class Piix4Pm(PciDevice):
 
     def reset(self) -> None:
         super().reset()
-        self._fill()
-        self.config[0x80] = 0
+        self.config[_PM_BASE] = 1
+        self.put(0x58, 4, 0)
+        self.config[_PM_ENABLE] = 0
         self.acpi.reset()
         self.hotplug.reset()
         self._place()

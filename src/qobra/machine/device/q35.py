@@ -18,6 +18,7 @@ from qobra.object.property import Bool, Int, Size
 _FIRST_CHIPSET_SLOT = 25
 _PAM = 0x90
 _PCIEXBAR = 0x60
+_QUERY_SIZE = 0xFFFF
 
 
 class Q35Bus(PcieBus):
@@ -70,7 +71,7 @@ class Mch(PciDevice):
 
     def realize(self) -> None:
         board: Any = self.board
-        self._smram = Smram(self, board, at_default_base=self.smbase_smram)
+        self._smram = Smram(self, board, at_default_base=self.smbase_smram, extended_mib=self.extended_tseg_mbytes)
         self._ecam: Mapping | None = None
         self._ecam_buses = 0
         self._fill()
@@ -79,7 +80,6 @@ class Mch(PciDevice):
         self.put(_PCIEXBAR, 8, 0xB0000000)
         self.config[_PAM : _PAM + 7] = bytes(7)
         self.put(EXTENDED_SIZE, 2, self.extended_tseg_mbytes)
-        self.writable[EXTENDED_SIZE : EXTENDED_SIZE + 2] = self.extended_tseg_mbytes.to_bytes(2, "little")
         self._smram.reset()
 
     def reset(self) -> None:
@@ -97,6 +97,8 @@ class Mch(PciDevice):
         if offset <= ESMRAMC and offset + width > SMBASE:
             inside = offset <= SMBASE < offset + width
             self._smram.written(value >> 8 * (SMBASE - offset) & 0xFF if inside else None)
+        if self.extended_tseg_mbytes and self.word(EXTENDED_SIZE) == _QUERY_SIZE:
+            self.put(EXTENDED_SIZE, 2, self.extended_tseg_mbytes)
         if offset < _PCIEXBAR + 8 and offset + width > _PCIEXBAR:
             self._place_ecam()
 

@@ -69,7 +69,8 @@ class PciBridge(PciDevice):
     class_id = 0x0604
     header_type = 1
     secondary_type: type[PciBus] = PciBus
-    wide_io = False
+    is_port = False
+    """Whether it leads to a link of PCI Express."""
 
     vmstate = VmState(partial=True)
 
@@ -85,10 +86,10 @@ class PciBridge(PciDevice):
             (regs.MEMORY_BASE, 4, 0xFFF0FFF0),
             (regs.PREFETCH_BASE, 4, 0xFFF0FFF0),
             (regs.PREFETCH_BASE_HIGH, 8, (1 << 64) - 1),
-            (regs.BRIDGE_CONTROL, 2, 0x005F if self.is_express else 0x0BFF),
+            (regs.BRIDGE_CONTROL, 2, 0x005F if self.is_port else 0x0BFF),
         ):
             self.writable[offset : offset + width] = mask.to_bytes(width, "little")
-        if not self.is_express:
+        if not self.is_port:
             # 66 MHz, fast back-to-back transfers.
             self.put(regs.SECONDARY_STATUS, 2, 0x00A0)
             self.put(regs.STATUS, 2, self.word(regs.STATUS) | 0x00A0)
@@ -142,8 +143,8 @@ class PciBridge(PciDevice):
         self.update_windows()
 
     def _close_windows(self) -> None:
-        # Ports begin with limits below their bases; conventional bridges with all at zero.
-        closed = self.is_express
+        # Ports begin with limits below their bases; other bridges with all at zero.
+        closed = self.is_port
         self.put(regs.IO_BASE, 2, 0x00F0 if closed else 0)
         self.put(regs.MEMORY_BASE, 4, 0xFFF0 if closed else 0)
         self.put(regs.PREFETCH_BASE, 4, 0x0001FFF1 if closed else 0x00010001)

@@ -95,7 +95,8 @@ class PciDevice(Device):
     prog_if = 0
     subsystem_vendor_id = regs.QUMRANET
     subsystem_id = regs.SUBSYSTEM_DEFAULT
-    is_express = False
+    always_express = False
+    """Whether it is a function of PCI Express wherever it is plugged in."""
     header_type = 0
     interrupt_pin = 0
 
@@ -129,6 +130,11 @@ class PciDevice(Device):
         """The bus that the device is on."""
         bus: Any = self.bus
         return bus  # type: ignore[no-any-return]
+
+    @property
+    def is_express(self) -> bool:
+        """Whether it is a function of PCI Express, with extended configuration space."""
+        return self.always_express
 
     @property
     def slot(self) -> int:
@@ -220,7 +226,7 @@ class PciDevice(Device):
         if offset is None:
             offset = self._capability_end
             self._capability_end += length
-        self.writable[offset : offset + length] = bytes(length)
+        self.writable[offset : offset + size] = bytes(size)
         self.config[offset] = kind
         self.config[offset + 1] = self.config[regs.CAPABILITIES]
         self.config[regs.CAPABILITIES] = offset

@@ -141,6 +141,8 @@ class Msi:
         start = self._capability
         self._device.config[start + 2] &= ~0x71
         self._device.config[start + 4 : start + 14] = bytes(10)
+        if self._maskable:
+            self._device.put(start + 16, 4, 0)
 
     def notify(self, vector: int = 0) -> None:
         """Signal ``vector``; with fewer vectors granted than the device has they share the first."""

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.memory import Registers
-from qobra.machine.pci import regs
+from qobra.machine.pci import express, regs
 from qobra.machine.pci.device import PciDevice
-from qobra.machine.pci.express import add_endpoint_capability
 from qobra.machine.pci.msix import Msix
 from qobra.machine.virtio.device import STATUS_DRIVER, STATUS_FEATURES_OK, VirtioBus, VirtioDevice
 from qobra.machine.virtio.legacy_pci import LegacyRegisters
@@ -121,10 +120,18 @@ class VirtioPci(PciDevice):
 
     # -- life
 
+    @property
+    def _behind_port(self) -> bool:
+        return self.pci_bus.implements("PCIE") and self.pci_bus.parent_bridge is not None
+
+    @property
+    def is_express(self) -> bool:
+        """Behind a port it is an endpoint of PCI Express, unless it has the interface of before 1.0 alone."""
+        return self._behind_port and not self.disable_modern
+
     def realize(self) -> None:
-        behind_port = self.pci_bus.implements("PCIE") and self.pci_bus.parent_bridge is not None
         wanted = self.fixed_legacy or self.disable_legacy
-        self.legacy = wanted == "off" or (wanted == "auto" and not behind_port)
+        self.legacy = wanted == "off" or (wanted == "auto" and not self._behind_port)
         self.modern = not self.disable_modern
         if not self.legacy and not self.modern:
             raise QobraError(
@@ -145,13 +152,17 @@ class VirtioPci(PciDevice):
             self.put(regs.REVISION, 1, 1)
         else:
             self.put(regs.SUBSYSTEM_ID, 2, self.device.device_number)
+        if self.is_express:
+            self._express = express.add_endpoint(self)
+            express.allow_link_options(self, self._express)
+            self._power = express.add_power_management(self)
+            if self.ats:
+                express.add_address_translation(self)
         if self.modern:
             self._add_modern()
         self.msix: Msix | None = None
         if self.vectors:
             self.msix = Msix(self, self.vectors, bar=_MSIX_BAR)
-        if behind_port:
-            add_endpoint_capability(self)
         if self.legacy:
             LegacyRegisters(self)
 
@@ -162,6 +173,9 @@ class VirtioPci(PciDevice):
     def reset(self) -> None:
         super().reset()
         self.device.reset()
+        if self.is_express:
+            express.reset_controls(self, self._express)
+            self.config[self._power] = 0
         if self.msix is not None:
             self.msix.reset()
         self.config_vector = _NO_VECTOR
@@ -205,6 +219,8 @@ class VirtioPci(PciDevice):
         if self.modern and self._window <= offset < self._window + 20:
             if offset + width > self._window + 16:
                 self._access_window(offset - self._window - 16, width, value)
+        if self.is_express:
+            express.reset_if_asked(self, self._express)
 
     def config_read(self, offset: int, width: int) -> int:
         if self.modern and self._window + 16 <= offset < self._window + 20:
