@@ -65,3 +65,20 @@ def test_plot_is_a_picture() -> None:
 def test_the_rest_is_qemu_imgs(capfd: pytest.CaptureFixture[str]) -> None:
     assert people.main(["info", "base.q"]) == 0
     assert "file format: qcow2" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("begin", "name"),
+    [
+        (b'# Disk DescriptorFile\nversion=1\nRW 100 FLAT "/etc/passwd" 0\n', "vmdk"),
+        (b"KDMV", "vmdk"),
+        (b"QED\0", "qed"),
+        (b"vhdxfile", "vhdx"),
+    ],
+)
+def test_inspect_warns_of_what_others_may_open(begin: bytes, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """No driver is here for these, but another program has one, and would open what the image names."""
+    Path("a").write_bytes(begin.ljust(4096, b"\0"))
+    for given in ([], ["-f", "raw"]):
+        assert people.main(["inspect", "--untrusted", *given, "a"]) == 4
+        assert f"it could be taken for {name} as well" in capfd.readouterr().out

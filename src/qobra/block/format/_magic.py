@@ -24,9 +24,19 @@ _MAGICS = (
 
 def candidates(data: bytes, filename: str) -> list[str]:
     """The names of formats that ``data``, the beginning of an image, may be; most images have one or none."""
-    found = [name for offset, magic, names in _MAGICS if data.startswith(magic, offset) for name in names]
+    return [name for names in _groups(data, filename) for name in names]
+
+
+def others(data: bytes, filename: str, fmt: str) -> list[str]:
+    """The names of formats that some program may take ``data`` for, though it is an image of ``fmt``."""
+    return [name for names in _groups(data, filename) if fmt not in names for name in names]
+
+
+def _groups(data: bytes, filename: str) -> list[tuple[str, ...]]:
+    """Formats by what speaks for them: those that have it in common are told apart by what follows."""
+    found = [names for offset, magic, names in _MAGICS if data.startswith(magic, offset)]
     if b"# Disk DescriptorFile" in data[:512] or b"# disk descriptorfile" in data[:512].lower():
-        found.append("vmdk")  # a descriptor is text, and may begin with comments
+        found.append(("vmdk",))  # a descriptor is text, and may begin with comments
     if filename.endswith(".dmg"):
-        found.append("dmg")
+        found.append(("dmg",))
     return found

@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any
 
+from qobra.block.format._magic import others
 from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage
@@ -154,7 +155,9 @@ def _examine(images: Images, filename: str, check: bool, report: dict[str, Any])
     fmt = images.layer.opener.format_of(head[:2048], path)
     report["format"] = fmt
     report["also-looks-like"] = [
-        name for name, offset, magic in _SIGNATURES if head[offset : offset + len(magic)] == magic and fmt != "raw"
+        # Also formats that are not known here: another program may open what such an image names.
+        *others(head[:2048], path, fmt),
+        *(name for name, offset, magic in _SIGNATURES if head[offset : offset + len(magic)] == magic and fmt != "raw"),
     ]
     node = node_of(images.open(path, fmt=fmt, backing=False, metadata_only=True, options={"_check": True}))
     report["virtual-size"] = node.length
