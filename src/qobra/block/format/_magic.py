@@ -34,7 +34,7 @@ def others(data: bytes, filename: str, fmt: str) -> list[str]:
 
 def _groups(data: bytes, filename: str) -> list[tuple[str, ...]]:
     """Formats by what speaks for them: those that have it in common are told apart by what follows."""
-    found = [names for offset, magic, names in _MAGICS if data.startswith(magic, offset)]
+    found: list[tuple[str, ...]] = [names for at, magic, names in _MAGICS if data.startswith(magic, at)]
     if b"# Disk DescriptorFile" in data[:512] or b"# disk descriptorfile" in data[:512].lower():
         found.append(("vmdk",))  # a descriptor is text, and may begin with comments
     if filename.endswith(".dmg"):
