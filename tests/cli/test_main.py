@@ -48,7 +48,7 @@ def test_only_subcommands_are_found(name: str) -> None:
     [
         (["qobra"], {"img", "schema", "storage-daemon", "--help"}),
         (["qobra", "img"], {"convert", "inspect", "snapshot"}),
-        (["qobra-img"], {"convert", "inspect", "snapshot"}),
+        (["qobra-img"], {"convert", "snapshot"}),
         (["qobra", "img", "convert", "-p"], {"-O", "-W", "--target-is-zero", "--salvage"}),
         (["qobra", "schema"], {"check", "diff", "coverage"}),
         (["/usr/bin/qobra-nbd"], {"--socket", "--persistent", "-k"}),
@@ -56,6 +56,10 @@ def test_only_subcommands_are_found(name: str) -> None:
 )
 def test_completion_knows_what_the_help_tells(words: list[str], expected: set[str]) -> None:
     assert expected <= set(completion.candidates(words))
+
+
+def test_completion_offers_what_the_program_itself_has() -> None:
+    assert not {"inspect", "tree", "--plot"} & set(completion.candidates(["qobra-img"]))
 
 
 def test_completion_offers_no_actions_after_one() -> None:

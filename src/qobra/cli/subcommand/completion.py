@@ -62,12 +62,10 @@ def candidates(words: list[str]) -> list[str]:
     """
     program, *rest = words or ["qobra"]
     named = [word for word in rest if not word.startswith("-")]
-    prefix = program.rpartition("/")[2].removeprefix("qobra").removeprefix("-")
-    if prefix:
-        named.insert(0, prefix)
+    name = program.rpartition("/")[2].removeprefix("qobra").removeprefix("-").replace("-", "_")
     path: list[str] = []
     while True:
-        text = _help(path)
+        text = _help(name or "main", path)
         usage = text.partition("\n\n")[0]
         actions = set(_ACTION.findall(text)) if "SUBCOMMAND" in usage or "ACTION" in usage else set()
         if len(named) == len(path) or named[len(path)] not in actions:
@@ -77,14 +75,14 @@ def candidates(words: list[str]) -> list[str]:
     return sorted(actions | options if len(named) == len(path) else options)
 
 
-def _help(path: list[str]) -> str:
-    """The text of ``qobra PATH... --help``."""
+def _help(module: str, path: list[str]) -> str:
+    """The text of ``PROGRAM PATH... --help``, of the program that is ``qobra.cli.MODULE``."""
     import contextlib
+    import importlib
     import io
 
-    from qobra.cli.main import main as qobra
-
+    program = importlib.import_module(f"qobra.cli.{module}").main
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        qobra([*path, "--help"])
+        program([*path, "--help"])
     return out.getvalue()
