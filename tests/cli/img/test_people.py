@@ -82,3 +82,15 @@ def test_inspect_warns_of_what_others_may_open(begin: bytes, name: str, capfd: p
     for given in ([], ["-f", "raw"]):
         assert people.main(["inspect", "--untrusted", *given, "a"]) == 4
         assert f"it could be taken for {name} as well" in capfd.readouterr().out
+
+
+def test_an_image_writes_no_lines_of_its_own_nor_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b[31mred\nverdict: nothing to object to"
+    img.main(["create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", "a", "1M"])
+    assert people.main(["inspect", "--untrusted", "a"]) == 3
+    out = capfd.readouterr().out
+    assert "\x1b" not in out and r"\x1b[31mred\nverdict" in out
+    assert [line for line in out.splitlines() if line.startswith("verdict")] == ["verdict: do not use it as it is"]
+    Path("new\nline").write_bytes(Path("base.q").read_bytes())
+    assert people.main(["tree", "new\nline"]) == 0
+    assert capfd.readouterr().out.startswith(r"new\nline  [qcow2]")

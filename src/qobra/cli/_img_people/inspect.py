@@ -13,7 +13,7 @@ from typing import Any
 from qobra.block.format._magic import others
 from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import Images, node_of
-from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.cli._tool.report import Program, ToolError, usage, visible
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
 from qobra.units import size_text
@@ -242,4 +242,4 @@ def describe(report: dict[str, Any]) -> list[str]:
     ]
     lines += [f"problem: {each}" for each in report["problems"]]
     lines.append("verdict: " + ("nothing to object to" if report["safe"] else "do not use it as it is"))
-    return lines
+    return [visible(line) for line in lines]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.block.query import cow_backing
 from qobra.cli._tool.opening import Images, node_of, opening
-from qobra.cli._tool.report import Program, usage
+from qobra.cli._tool.report import Program, usage, visible
 from qobra.getopt import parse_command
 from qobra.units import size_text
 
@@ -45,7 +45,7 @@ def draw(top: BlockNode) -> list[str]:
         actual = node.allocated_size()
         pad = "   " * (depth - 1) + "└─ " if depth else ""
         more = "   " * depth + ("│  " if cow_backing(node) is not None else "   ")
-        lines.append(f"{pad}{node.filename}  [{node.driver}]")
+        lines.append(f"{pad}{visible(node.filename)}  [{node.driver}]")
         lines.append(
             f"{more}{size_text(node.length)} virtual, "
             f"{'unknown' if actual is None else size_text(actual)} on the host, {size_text(_held(node))} of data, "
