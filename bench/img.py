@@ -4,16 +4,18 @@
     python bench/img.py --growth
 
 Each row is a command on images that are made for it: ``--size`` of data in twice as much disk, in pieces of 1 MiB with
-holes between. Runs are interleaved, so that whatever else the machine does hits both alike. For each row the
-medians, their ratio (above 1: Qobra is faster), the spread of the ratios of neighbouring runs, the ratio of processor
-times, the goal, the largest memory of both in MiB, and how much larger a new image is than QEMU's are printed. The exit
-code is 1 if a goal is missed. ``--growth`` shows instead how Qobra's times grow with the image and with fragmentation.
+holes between. Runs are interleaved, each program first in every other one, so that whatever else the machine does hits
+both alike, and find the same memory (see :class:`WarmMemory`). For each row the medians, their ratio (above 1: Qobra is
+faster), the spread of the ratios of neighbouring runs, the ratio of processor times, the goal, the largest memory of
+both in MiB, and how much larger a new image is than QEMU's are printed. The exit code is 1 if a goal is missed.
+``--growth`` shows instead how Qobra's times grow with the image and with fragmentation.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import shutil
 import statistics
@@ -35,6 +37,28 @@ STEP = 82
 """16 TiB of which every 82nd cluster is allocated hold 200 GiB."""
 
 
+WARM = 4 << 30
+"""Bytes of memory that the programs of a row write to, more or less."""
+
+
+class WarmMemory:
+    """Free memory that a virtual machine's host does not take away while this is there.
+
+    A host that is told which pages are free (virtio-balloon's reporting) takes them back within seconds, and has to
+    find new ones when they are written: that took three times as long as all else that a conversion does, for
+    whichever program came to such pages. Told are blocks of 2 MiB and more. So all pages are written once, and one in
+    every MiB is kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._pages.madvise(mmap.MADV_NOHUGEPAGE)
+        for start in range(0, size, mmap.PAGESIZE):
+            self._pages[start] = 1
+        for start in range(0, size, MIB):
+            self._pages.madvise(mmap.MADV_DONTNEED, start + mmap.PAGESIZE, MIB - mmap.PAGESIZE)
+
+
 class Row(NamedTuple):
     """``before`` is run, untimed, before each timed ``command``; ``{img}`` is the program. ``most`` bounds the runs.
 
@@ -47,6 +71,9 @@ class Row(NamedTuple):
     most: int = 99
     own: str = ""
 
+
+NEW = "cp small.q top.q"
+SNAPSHOT = "cp --sparse=always spread.q large.q; qemu-img snapshot -c s large.q"
 
 ROWS = {
     "startup-info": Row("{img} info small.q", 0.12),
@@ -67,10 +94,19 @@ ROWS = {
     "create-metadata": Row("{img} create -q -f qcow2 -o preallocation=metadata out 64G", 1.0, "rm -f out"),
     "create-falloc": Row("{img} create -q -f qcow2 -o preallocation=falloc out 1G", 1.0, "rm -f out"),
     "create-full": Row("{img} create -q -f qcow2 -o preallocation=full out 256M", 1.0, "rm -f out"),
+    "create-metadata-large": Row("{img} create -q -f qcow2 -o preallocation=metadata out 256G", 1.0, "rm -f out"),
+    "create-falloc-large": Row("{img} create -q -f qcow2 -o preallocation=falloc out 8G", 1.0, "rm -f out"),
+    "create-full-large": Row("{img} create -q -f qcow2 -o preallocation=full out 1G", 1.0, "rm -f out"),
     "resize": Row("{img} resize -q -f qcow2 small.q +1G", 1.0),
+    "resize-metadata": Row("{img} resize -q -f qcow2 --preallocation=metadata top.q +200G", 1.0, NEW),
+    "resize-falloc": Row("{img} resize -q -f qcow2 --preallocation=falloc top.q +8G", 1.0, NEW),
+    "resize-full": Row("{img} resize -q -f qcow2 --preallocation=full top.q +512M", 1.0, NEW),
     "snapshot-c": Row("{img} snapshot -c s data.q", 1.0),
     "snapshot-a": Row("{img} snapshot -a s data.q", 1.0),
     "snapshot-d": Row("{img} snapshot -d s data.q", 1.0),
+    "large-snapshot-c": Row("{img} snapshot -c s large.q", 1.0, "cp --sparse=always spread.q large.q", 1),
+    "large-snapshot-a": Row("{img} snapshot -a s large.q", 1.0, SNAPSHOT, 1),
+    "large-snapshot-d": Row("{img} snapshot -d s large.q", 1.0, SNAPSHOT, 1),
     "huge-info": Row("{img} info huge.q", 0.12),
     "huge-check": Row("{img} check -q -f qcow2 huge.q", 2.0, most=3),
     "huge-map": Row("{img} map --output=json -f qcow2 huge.q", 2.0, most=1),
@@ -99,6 +135,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-img.") as directory:
         ours = make_program(Path(directory))
         in_child(lambda: make_images(Path(directory), size))
+        warm = start_warm_memory()
         print(
             f"{'row':20}{'qemu s':>9}{'qobra s':>9}{'ratio':>7}{'spread':>14}{'cpu ratio':>10}{'goal':>6}"
             f"{'MiB':>11}{'size':>8}"
@@ -114,6 +151,8 @@ def main() -> int:
                 + (f"{100 * result['size']:+7.1f}%" if "size" in result else ""),
                 flush=True,
             )
+        warm.kill()
+        warm.wait()
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
     return 1 if missed else 0
@@ -130,6 +169,19 @@ def make_program(directory: Path) -> str:
     program.chmod(0o755)
     subprocess.run([sys.executable, "-m", "qobra.cli._bundle"], check=True)
     return str(program)
+
+
+def start_warm_memory() -> subprocess.Popen[bytes]:
+    """A process that keeps memory warm for as long as it lives."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from img import WARM, WarmMemory\n"
+        "kept = WarmMemory(WARM); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(Path(__file__).resolve().parent)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
 
 
 def in_child(work: Callable[[], None]) -> None:
@@ -178,6 +230,7 @@ def make_images(directory: Path, size: int) -> None:
             io.stdin.write(f"write -q -P 7 {number}M 1M\n".encode())
         io.stdin.close()
     make_fragmented(directory / "huge.q", HUGE, STEP, 1)
+    make_fragmented(directory / "spread.q", HUGE >> 4, STEP, 1)
     run("cp --sparse=always huge.q marked.q")
     for number, name in enumerate(("one", "two")):
         run(f"qemu-img bitmap --add -g 64K marked.q {name}")
@@ -291,8 +344,9 @@ def race(row: Row, runs: int, directory: str, ours: str) -> dict[str, float]:
     memory = {"qemu": 0.0, "qobra": 0.0}
     sizes: dict[str, int] = {}
     target = Path(directory) / "out"
-    for _ in range(runs + 1):
-        for name, program in (("qemu", "qemu-img"), ("qobra", ours)):
+    programs = [("qemu", "qemu-img"), ("qobra", ours)]
+    for number in range(runs + 1):
+        for name, program in programs[:: 1 if number % 2 else -1]:
             if row.before:
                 subprocess.run(row.before, shell=True, cwd=directory, check=True)
             wall, cpu, most = timed(row.command.format(img=program, own=row.own if program == ours else ""), directory)
