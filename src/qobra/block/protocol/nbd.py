@@ -77,7 +77,7 @@ class NbdNode(BlockNode):
         client = self._client = self._connect_within(options.get("open-timeout", 0))
         if client.read_only and not self.read_only:
             if not self.auto_read_only:
-                raise QobraError("request on write denied without write permission", errno=errno.EACCES)
+                raise QobraError("Could not open image: Permission denied", errno=errno.EACCES)
             self.read_only = True
         self.length = client.size
         self.request_alignment = client.block_sizes.minimum

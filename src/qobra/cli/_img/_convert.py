@@ -57,8 +57,6 @@ class Conversion:
     def run(self) -> None:
         """Do it all. Raises ToolError."""
         order = self._order
-        if order.snapshot is not None and len(self._filenames) > 1:
-            raise ToolError("No support for concatenating multiple snapshot")
         for filename in self._filenames:
             backend = self._images.open(
                 filename,
@@ -68,6 +66,8 @@ class Conversion:
                 force_share=order.force_share,
             )
             self._nodes.append(node_of(backend))
+        if order.snapshot is not None and len(self._filenames) > 1:
+            raise ToolError("No support for concatenating multiple snapshot")
         if order.snapshot is not None:
             load_snapshot(self._program, self._nodes[0], order.snapshot)
         source = joined(self._images.layer, self._nodes)
