@@ -14,6 +14,7 @@ from qobra.cli._system import answers, readconfig, table
 from qobra.cli._system.build import Builder
 from qobra.cli.subcommand import run
 from qobra.errors import QobraError
+from qobra.machine.board import find_devices
 from qobra.machine.machine import Machine
 from qobra.machine.memory import Ram
 from qobra.qmp import dispatch
@@ -332,6 +333,15 @@ def test_controllers_come_and_go_later(build: Build) -> None:
     ):
         with pytest.raises(QobraError, match=text):
             _qmp(machine, "device_add", driver=driver)
+
+
+def test_the_port_of_vmware_is_there_unless_it_is_not_wanted(build: Build) -> None:
+    for words, value in (("pc", "on"), ("q35,vmport=off", "off")):
+        machine = build("-machine", words)
+        board: Any = machine.board
+        assert [each.type_name for each in find_devices(board, "vmport")] == (["vmport"] if value == "on" else [])
+        assert _qmp(machine, "qom-get", path="/machine", property="vmport") == value
+        assert board.ports.load(0x5658, 1) == 0xFF
 
 
 def test_what_devices_settled_on_can_be_asked_for(build: Build) -> None:

@@ -12,6 +12,7 @@ from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
 from qobra.machine.board import Board
 from qobra.machine.device.isa_i8259 import I8259
+from qobra.machine.device.isa_pcspk import PcSpeaker
 from qobra.machine.device.isa_pit import Pit
 from qobra.machine.device.mc146818rtc import Rtc
 from qobra.machine.device.pc_dimm import PcDimm
@@ -86,7 +87,7 @@ class PcBoard(Board):
     hpet = Bool(False, set=_only("hpet", False))
     pit = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("pit", "auto", "on"), description="Enable i8254 PIT")
     pic = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("pic", "auto", "on"), description="Enable i8259 PIC")
-    vmport = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("vmport", "auto", "off"), description="Enable vmport")
+    vmport = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable vmport")
     smbus = Bool(False, set=_only("smbus", False))
     smm = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable SMM")
     sata = Bool(True)
@@ -328,8 +329,9 @@ class PcBoard(Board):
         pit.values["iobase"] = 0x40
         self.place(pit, bus=bus)
         pit.output.connect(self.gsi[0])
-        if self.i8042:
-            self.place(new("i8042"), bus=bus)
+        speaker = PcSpeaker(tree)
+        speaker.pit = pit
+        self.place(speaker, bus=bus)
         for number, chardev in enumerate(self.serial_chardevs[:_MAX_SERIAL_PORTS]):
             if chardev is not None:
                 serial = new("isa-serial")
@@ -337,6 +339,11 @@ class PcBoard(Board):
                 self.place(serial, bus=bus)
         if self.floppies:
             self.fdc = self.place(new("isa-fdc"), bus=bus)
+        if self.i8042:
+            self.place(new("i8042"), bus=bus)
+        if self.vmport != "off":
+            self.values["vmport"] = "on"
+            self.place(new("vmport"), bus=bus)
         self.place(new("port92"), bus=bus)
 
     def _new(self, type_name: str) -> Device:
