@@ -1,6 +1,7 @@
 """Jobs: backup, mirror, stream and commit of a half-full qcow2 image against qemu-storage-daemon's.
 
-    python bench/jobs.py [--runs 3] [--size 4G] [--rows backup,mirror,...] [--json FILE]
+    python bench/jobs.py [--runs 3] [--size 4G] [--guest-size 4G] [--window 8] [--rows backup,mirror,...] [--json FILE]
+    python bench/jobs.py --quick    # all rows, smaller, in less than four minutes
 
 Each run has fresh images, page-cached, and the runs are interleaved. For each row the medians in seconds and their
 ratio (above 1: Qobra is faster) are printed with the goal; ``merge`` is the time for merging two bitmaps of a 1 TiB
@@ -104,10 +105,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--size", default="4G")
+    parser.add_argument("--guest-size", help="the size of the disk for the guest- rows (default: --size)")
+    parser.add_argument("--quick", action="store_true", help="one run, 2G, 1G for the guest- rows, --window 4")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--window", type=float, default=8, help="seconds of a guest beside a job")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.runs, arguments.size, arguments.guest_size, arguments.window = 1, "2G", "1G", 4.0
     if unknown := set(arguments.rows.split(",")) - set(ROWS):
         parser.error(f"no row '{min(unknown)}'; there are {', '.join(ROWS)}")
     for program in ("qemu-storage-daemon", "qemu-img", "qemu-io", "fio"):
@@ -120,13 +125,13 @@ def main() -> int:
 
 def bench(directory: str, arguments: argparse.Namespace) -> int:
     """Measure the rows that were asked for, with images in ``directory``."""
-    units = {"M": 1 << 20, "G": 1 << 30}
-    size = int(arguments.size[:-1]) * units[arguments.size[-1]]
-    full = os.path.join(directory, "full")
-    run("qemu-img", "create", "-q", "-f", "qcow2", full, str(size))
-    step = 64 << 20
-    writes = [f"write -q -P {1 + offset // step % 200} {offset} {step // 2}" for offset in range(0, size, step)]
-    run("qemu-io", *(part for write in writes for part in ("-c", write)), full)
+    disks: dict[str, tuple[str, int]] = {}
+
+    def disk(text: str) -> tuple[str, int]:
+        if text not in disks:
+            disks[text] = half_full(os.path.join(directory, "full-" + text), text)
+        return disks[text]
+
     rows: dict[str, dict[str, float]] = {}
     missed = False
     for row in arguments.rows.split(","):
@@ -138,6 +143,7 @@ def bench(directory: str, arguments: argparse.Namespace) -> int:
             missed = missed or not met
             continue
         if row.startswith("guest-"):
+            full, size = disk(arguments.guest_size or arguments.size)
             kept: dict[str, list[Kept]] = {name: [] for name in DAEMONS}
             for _ in range(arguments.runs):
                 for name, command in DAEMONS.items():
@@ -157,6 +163,7 @@ def bench(directory: str, arguments: argparse.Namespace) -> int:
                     flush=True,
                 )
             continue
+        full, size = disk(arguments.size)
         times: dict[str, list[float]] = {name: [] for name in DAEMONS}
         for _ in range(arguments.runs):
             for name, command in DAEMONS.items():
@@ -175,6 +182,16 @@ def bench(directory: str, arguments: argparse.Namespace) -> int:
         with open(arguments.json, "w") as file:
             json.dump(rows, file, indent=2)
     return 1 if missed else 0
+
+
+def half_full(path: str, text: str) -> tuple[str, int]:
+    """A new image, with data in every other 32 MiB, of the size that ``text`` says; also its size in bytes."""
+    size = int(text[:-1]) * {"M": 1 << 20, "G": 1 << 30}[text[-1]]
+    run("qemu-img", "create", "-q", "-f", "qcow2", path, str(size))
+    step = 64 << 20
+    writes = [f"write -q -P {1 + offset // step % 200} {offset} {step // 2}" for offset in range(0, size, step)]
+    run("qemu-io", *(part for write in writes for part in ("-c", write)), path)
+    return path, size
 
 
 def one(directory: str, command: list[str], row: str, full: str, size: int) -> float:

@@ -124,9 +124,9 @@ def test_a_write_waits_only_so_long_for_its_copy(layer, monkeypatch, gives_way):
     may_end = threading.Event()
     copied = once.copier.copy
 
-    def slowly(offset, length):
+    def slowly(*args):
         may_end.wait(10)
-        return copied(offset, length)
+        return copied(*args)
 
     monkeypatch.setattr(once.copier, "copy", slowly)
     for _ in range(2):  # at first its own copy takes too long, then the one that is under way

@@ -12,6 +12,7 @@ import pytest
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.copy import chunk
 from qobra.block.job.backup import start_backup
 from qobra.block.job.pace import SHARE
 from qobra.errors import QobraError
@@ -205,6 +206,8 @@ class Failing:
 @pytest.mark.parametrize("method", ["_read", "_write"])
 def test_an_error_is_reported(layer, guest, target, monkeypatch, method):
     node = guest.node.file if method == "_read" else target
+    if method == "_read":
+        monkeypatch.setattr(chunk, "is_plain_data", lambda run: False)  # or it would be read from the file
     Failing(monkeypatch, node, method, 1)
     backup(layer, **{"x-perf": {"use-copy-range": False}, "auto-dismiss": False})
     layer.wait_status("j", "concluded")
@@ -500,6 +503,7 @@ def test_where_copying_is_slow_a_write_waits_for_a_small_part_only(layer, guest,
     from qobra.block.job import backup as module
 
     monkeypatch.setattr(module, "SLOW_NS", 0)
+    monkeypatch.setattr(module, "LIMIT", 0)  # where there is memory a write does not wait at all
     job = backup(layer, **{"x-perf": {"max-chunk": 131072}})
     layer.wait_status("j", "null")
     assert job._claim_size == job._once.cluster

@@ -123,6 +123,25 @@ def test_a_speed_limit_is_all_that_holds_a_job_that_has_one(layer) -> None:
     assert time_taken(layer, lambda: request(guest), speed=1_000_000_000) == 0
 
 
+def test_data_are_moved_in_idle_time_while_a_job_gives_way(layer) -> None:
+    guest = layer.flight.slot(Gate())
+    node = layer.add_node({"driver": "null-co", "node-name": "disk", "size": 1 << 20})
+    with layer.control:
+        job = Working(layer.jobs, "j", node)
+    shares = []
+    job.park = lambda _delay_ns: layer.clock.advance(LONGEST_NS)
+    for asks, speed in ((False, 0), (True, 0), (False, 0), (True, 1 << 40), (True, 0)):
+        if asks:
+            request(guest)
+        job.rate.speed = speed
+        job.throttle(1000)
+        shares.append(job.carrier.share)
+    assert shares == [1, SHARE, 1, 1, SHARE]
+    with layer.control:
+        job.discard()
+    assert job.carrier.share == 1  # nobody is given way to any more
+
+
 def test_setting_the_speed_ends_a_rest(layer) -> None:
     guest = layer.flight.slot(Gate())
     node = layer.add_node({"driver": "null-co", "node-name": "disk", "size": 1 << 20})

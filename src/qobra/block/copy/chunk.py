@@ -11,19 +11,18 @@ import os
 import threading
 
 from qobra.block.buffers import is_zero
+from qobra.block.copy.carrier import DIRECT, ZEROES, ReadFailed
+from qobra.block.copy.coarse import resolve_coarse
+from qobra.block.copy.ranges import may_read_past
 from qobra.block.copy.zeroes import Piece, read_pieces, zero_pieces
 from qobra.block.extents import ABSENT, DATA, ZERO, Run, read_run, resolve
-from qobra.block.in_file import InFile
+from qobra.block.in_files import InFiles
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from qobra.block.copy.carrier import Carrier, Mender, Part
     from qobra.block.node import BlockNode
-
-    Mend = Callable[[int, memoryview], None]
-    """Changes what was read from an offset before it is written."""
 
 CHUNK_SIZE = 512 << 10
 """Bytes of a chunk: large enough to hide the cost of a call, small enough to stay in the cache."""
@@ -67,15 +66,18 @@ class ChunkCopier:
         self.detect_zeroes = detect_zeroes
         self.target_is_zero = target_is_zero
         self._unmap = unmap
-        self._copy_range = use_copy_range and not compress and not detect_zeroes
+        self._carries = not compress and not detect_zeroes
+        self._copy_range = use_copy_range and self._carries
         self._generation = -1
         self._plain: tuple[int, int] | None = None
+        self._reads_past = False
+        self._cluster = 0
         self._local = threading.local()
 
-    def copy(self, offset: int, length: int, mend: Mend | None = None) -> int:
+    def copy(self, offset: int, length: int, mender: Mender | None = None, carrier: Carrier = DIRECT) -> int:
         """Copy ``length`` bytes at ``offset`` and return how many were not just zeroes that the source knows of.
 
-        ``mend`` sees all that is not; not for a copy that compresses.
+        ``mender`` sees all that is not; not for a copy that compresses. ``carrier`` moves what goes from file to file.
         Raises CopyFailed; what was copied till then stays.
         """
         end = offset + length
@@ -91,40 +93,48 @@ class ChunkCopier:
                 moved += inside
             else:
                 if inside:
-                    moved += self._copy_runs(offset, inside, mend)
+                    moved += self._copy_runs(offset, inside, mender, carrier)
                 if inside < size:
                     self.write_zeroes(offset + inside, size - inside)
             offset += size
         return moved
 
-    def _copy_runs(self, offset: int, length: int, mend: Mend | None) -> int:
+    def _copy_runs(self, offset: int, length: int, mender: Mender | None, carrier: Carrier) -> int:
         moved = 0
-        for start, size, zero in self._look(offset, length):
-            if zero:
-                self.write_zeroes(start, size)
+        together: list[Run] = []
+        for run in self._runs(offset, length):
+            if run.kind in (ZERO, ABSENT):
+                low, high = self._whole_zeroes(run, offset, offset + length)
+                if run.start < low:
+                    together += _between([run], run.start, low)
+                self._carry(together, mender, carrier)
+                if low < high:
+                    self.write_zeroes(low, high - low)
+                together += _between([run], max(low, high), run.start + run.length)
                 continue
-            moved += size
-            # Where to read is another question than what is there: some filters have to see the reads.
-            for run in self._resolve(start, size, False):
-                if run.kind in (ZERO, ABSENT):
-                    self.write_zeroes(run.start, run.length)
-                elif mend is not None or not (
-                    run.kind == DATA and self._copy_range and (self._in_kernel(run) or self._into_image(run))
-                ):
-                    self._through_buffer(run, mend)
+            moved += run.length
+            if self._carries and is_plain_data(run):
+                together.append(run)
+                continue
+            self._carry(together, mender, carrier)
+            self._through_buffer(run, mender)
+        self._carry(together, mender, carrier)
         return moved
 
-    def _look(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
-        """What is known to be zero and what is not, as ``(start, size, is zero)``."""
-        pieces: list[tuple[int, int, bool]] = []
-        for run in self._resolve(offset, length, True):
-            zero = run.kind in (ZERO, ABSENT)
-            if pieces and pieces[-1][2] == zero:
-                start, size, _zero = pieces[-1]
-                pieces[-1] = (start, size + run.length, zero)
-            else:
-                pieces.append((run.start, run.length, zero))
-        return pieces
+    def _runs(self, offset: int, length: int) -> list[Run]:
+        """What there is and where to read it."""
+        try:
+            runs = resolve_coarse(self.source, offset, length)
+        except (OSError, QobraError) as error:
+            raise CopyFailed(error, True)
+        self._look_at_nodes()
+        if self._reads_past:
+            return runs
+        # Where to read is another question than what is there: some filters have to see the reads.
+        found: list[Run] = []
+        for run in runs:
+            found += (run,) if run.kind in (ZERO, ABSENT) else self._resolve(run.start, run.length, False)
+        return found
 
     def _resolve(self, offset: int, length: int, want_zero: bool) -> list[Run]:
         try:
@@ -134,7 +144,7 @@ class ChunkCopier:
 
     def reads_as_zeroes(self, offset: int, length: int) -> bool:
         """Whether the source knows that a range is zero. Raises CopyFailed."""
-        return all(zero for _start, _size, zero in self._look(offset, length))
+        return all(run.kind in (ZERO, ABSENT) for run in self._resolve(offset, length, True))
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Zero a range, unless it is zero already. Raises CopyFailed."""
@@ -145,7 +155,7 @@ class ChunkCopier:
         except (OSError, QobraError) as error:
             raise CopyFailed(error, False)
 
-    def _through_buffer(self, run: Run, mend: Mend | None) -> None:
+    def _through_buffer(self, run: Run, mender: Mender | None) -> None:
         position = 0
         while position < run.length:
             size = min(CHUNK_SIZE, run.length - position)
@@ -154,8 +164,8 @@ class ChunkCopier:
                 read_run(run, position, view)
             except (OSError, QobraError) as error:
                 raise CopyFailed(error, True)
-            if mend is not None:
-                mend(run.start + position, view)
+            if mender is not None:
+                mender.mend(run.start + position, view, True)
             self.write_data(run.start + position, view)
             position += size
 
@@ -220,19 +230,72 @@ class ChunkCopier:
         except (OSError, QobraError) as error:
             raise CopyFailed(error, False)
 
-    # -- in the kernel ----------------------------------------------------------------------------------------
+    # -- from file to file ------------------------------------------------------------------------------------
 
-    def _in_kernel(self, run: Run) -> bool:
-        """Move a DATA run from file to file; False where that cannot be (nothing was moved then, or only a part)."""
-        leaf = run.leaf
+    def _carry(self, runs: list[Run], mender: Mender | None, carrier: Carrier) -> None:
+        """Move what lies raw in files, one run right after another, and forget the runs."""
+        if not runs:
+            return
+        start, end = runs[0].start, runs[-1].start + runs[-1].length
         plain = self.plain_target()
-        if plain is None or leaf is None or not leaf.is_leaf or leaf.cache_direct:
-            return False
-        fd, base = plain
+        low, high = start, end
+        if plain is None:
+            low, high = self._taken_by_target(start, end)
+        if plain is not None and self._copy_range and mender is None and carrier.share == 1:
+            if all(run.kind == DATA and self._in_kernel(run, *plain) for run in runs):
+                runs.clear()
+                return
+        for run in _between(runs, start, low):
+            self._otherwise(run, mender)
+        if low < high:
+            parts = [_part(run) for run in _between(runs, low, high)]
+            data = InFiles(parts, carrier, mender, low)
+            try:
+                self.target.write(low, data)  # type: ignore[arg-type]
+            except ReadFailed as error:
+                raise CopyFailed(error, True)
+            except (OSError, QobraError) as error:
+                raise CopyFailed(error, False)
+        for run in _between(runs, high, end):
+            self._otherwise(run, mender)
+        runs.clear()
+
+    def _otherwise(self, run: Run, mender: Mender | None) -> None:
+        if run.kind == DATA:
+            self._through_buffer(run, mender)
+        else:
+            self.write_zeroes(run.start, run.length)
+
+    def _taken_by_target(self, start: int, end: int) -> tuple[int, int]:
+        """What of a range the target takes from files: whole clusters, or nothing."""
+        takes_files = getattr(self.target, "takes_files", None)
+        if takes_files is None or not takes_files():
+            return end, end
+        cluster = self.target.cluster_size()
+        low, high = -(-start // cluster) * cluster, end // cluster * cluster
+        return (low, high) if low < high else (end, end)
+
+    def _whole_zeroes(self, run: Run, start: int, end: int) -> tuple[int, int]:
+        """What of zeroes, in a copy from ``start`` to ``end``, is to be zeroed as such: whole clusters of the target.
+
+        What is next to data in a cluster is better written with them.
+        """
+        cluster = self._cluster if self._carries else 0
+        low, high = run.start, run.start + run.length
+        if cluster:
+            low = low if low == start else -(-low // cluster) * cluster
+            high = high if high == end else high // cluster * cluster
+        return low, high
+
+    def _in_kernel(self, run: Run, fd: int, base: int) -> bool:
+        """Have the kernel move a run; False where it cannot (nothing was moved then, or only a part)."""
+        assert run.leaf is not None
         done = 0
         while done < run.length:
             try:
-                moved = os.copy_file_range(leaf.fd, fd, run.length - done, run.offset + done, base + run.start + done)
+                moved = os.copy_file_range(
+                    run.leaf.fd, fd, run.length - done, run.offset + done, base + run.start + done
+                )
             except OSError as error:
                 if error.errno in _NO_COPY_RANGE:
                     self._copy_range = False
@@ -243,27 +306,19 @@ class ChunkCopier:
             done += moved
         return True
 
-    def _into_image(self, run: Run) -> bool:
-        """Let the kernel move whole clusters from a file to where the target's format puts them; False if it cannot."""
-        leaf = run.leaf
-        if leaf is None or not is_plain_data(run):
-            return False
-        takes_files = getattr(self.target, "takes_files", None)
-        if takes_files is None or (run.start | run.length) & (self.target.cluster_size() - 1) or not takes_files():
-            return False
-        try:
-            self.target.write(run.start, InFile(leaf.fd, run.offset, run.length))  # type: ignore[arg-type]
-        except (OSError, QobraError) as error:
-            raise CopyFailed(error, False)
-        return True
-
     def plain_target(self) -> tuple[int, int] | None:
         """(descriptor, offset to add) of the target where it is a file as it is, or None."""
+        self._look_at_nodes()
+        return self._plain
+
+    def _look_at_nodes(self) -> None:
+        """See anew what depends on the graph, where that has changed."""
         generation = self.target.layer.generation
         if generation != self._generation:
             self._plain = _plain_file(self.target)
+            self._reads_past = may_read_past(self.source)
+            self._cluster = self.target.cluster_size() if hasattr(self.target, "takes_files") else 0
             self._generation = generation
-        return self._plain
 
 
 def is_plain_data(run: Run) -> bool:
@@ -287,3 +342,21 @@ def _plain_file(node: BlockNode) -> tuple[int, int] | None:
 
 def _is_plain(node: BlockNode) -> bool:
     return node.plain_writes() and not node.trackers
+
+
+def _part(run: Run) -> Part:
+    """Where a carrier finds a run."""
+    if run.kind == DATA:
+        assert run.leaf is not None
+        return run.leaf.fd, run.offset, run.length
+    return ZEROES, 0, run.length
+
+
+def _between(runs: list[Run], low: int, high: int) -> list[Run]:
+    """What of ``runs`` lies from ``low`` up to ``high``."""
+    found = []
+    for run in runs:
+        first, last = max(low, run.start), min(high, run.start + run.length)
+        if first < last:
+            found.append(run._replace(start=first, length=last - first, offset=run.offset + first - run.start))
+    return found

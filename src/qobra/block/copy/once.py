@@ -12,6 +12,7 @@ import threading
 import time
 
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.copy.carrier import DIRECT
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.old_blocks import OldBlocks, PureOldBlocks
 from qobra.block.copy.timed import timed_out
@@ -21,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qobra.block.copy.carrier import Carrier
     from qobra.block.copy.timed import TimedCopies
     from qobra.block.node import BlockNode
 
@@ -86,11 +88,11 @@ class OnceCopy:
             self.todo.clear(start, stop - start)
             return start, stop - start
 
-    def copy_claimed(self, offset: int, length: int) -> None:
+    def copy_claimed(self, offset: int, length: int, carrier: Carrier = DIRECT) -> None:
         """Copy a claimed part and let go of it. Raises CopyFailed; the part is to be copied again then."""
         old = self.old
         try:
-            self._copy_old(offset, length)
+            self._copy_old(offset, length, carrier)
             if self.settled is not None:
                 self.settled()
             while not old.settle(offset, length):
@@ -108,16 +110,16 @@ class OnceCopy:
                 del self._claims[offset]
                 self._condition.notify_all()
 
-    def _copy_old(self, offset: int, length: int) -> None:
+    def _copy_old(self, offset: int, length: int, carrier: Carrier) -> None:
         """Copy a part, with what is kept of it by now in its place."""
-        if not self.old.holds(offset, length):
+        if self.copier.compress:
             self.copier.copy(offset, length)
             return
         for start, size, zero in self.old.runs(offset, length):
             if zero:
                 self.copier.write_zeroes(start, size)
             else:
-                self.copier.copy(start, size, mend=lambda at, view: self.old.mend(at, view, True))
+                self.copier.copy(start, size, self.old, carrier)
 
     def keep(self, offset: int, length: int) -> bool:
         """See that a range may be written now; False if some of it is not kept, and has to be copied.

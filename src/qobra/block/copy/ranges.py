@@ -72,10 +72,12 @@ def holding_data(node: BlockNode) -> Ranges:
 
 def _select(node: BlockNode, base: BlockNode | None, offset: int, end: int, wanted: bool) -> Ranges:
     limit = chain_depth(node, base)
+    # Who holds what does not depend on the holes of files, but some filters tell only what is there, not where to read.
+    sees_reads = not may_read_past(node)
 
     def pieces() -> Ranges:
         for start in range(offset, end, STEP):
-            for run in resolve(node, start, min(STEP, end - start), want_zero=True):
+            for run in resolve(node, start, min(STEP, end - start), want_zero=sees_reads):
                 if (0 <= run.depth < limit) == wanted:
                     yield run.start, run.length
 

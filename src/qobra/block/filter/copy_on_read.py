@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
+from qobra.block.copy.carrier import DIRECT, Carrier
 from qobra.block.copy.chunk import is_plain_data
+from qobra.block.copy.coarse import resolve_coarse
 from qobra.block.copy.range_locks import RangeLocks
-from qobra.block.copy.ranges import chain_depth
+from qobra.block.copy.ranges import chain_depth, merged
 from qobra.block.extents import COMPUTED, DATA, WRITABLE, ZERO, Extent, resolve
 from qobra.block.filter._filter import FilterNode
-from qobra.block.in_file import InFile
+from qobra.block.in_files import InFiles
 from qobra.block.node import BlockNode, drivers
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
@@ -80,31 +83,32 @@ class CopyOnReadNode(FilterNode):
     def read_computed(self, offset: int, view: memoryview) -> None:
         self._read(offset, view)
 
-    def copy_up(self, offset: int, length: int, base: BlockNode | None) -> None:
-        """Write into the top image what comes from under it, but not from ``base`` or below."""
+    def copy_up(self, offset: int, length: int, base: BlockNode | None, carrier: Carrier = DIRECT) -> None:
+        """Write into the top image what comes from under it, but not from ``base`` or below.
+
+        ``carrier`` moves what goes from file to file.
+        """
         top = self.file
         held_above_base = chain_depth(top, base)
         start, size = self._clusters(offset, length)
         size = min(size, top.length - start)
         with self.locks.job(start, size):
-            for run in resolve(top, start, size, want_zero=True):
-                if not 0 < run.depth < held_above_base:
-                    continue
-                if run.kind == ZERO:
-                    top.write_unchanged(run.start, bytes(run.length))  # which is held as zeroes
-                else:
-                    self._take(top, run.start, run.length)
+            from_below = (run for run in resolve_coarse(top, start, size) if 0 < run.depth < held_above_base)
+            for is_zero, runs in groupby(from_below, key=lambda run: run.kind == ZERO):
+                for first, length in merged((run.start, run.length) for run in runs):
+                    if is_zero:
+                        top.write_unchanged(first, bytes(length))  # which is held as zeroes
+                    else:
+                        self._take(top, first, length, carrier)
 
-    def _take(self, top: BlockNode, offset: int, length: int) -> None:
+    def _take(self, top: BlockNode, offset: int, length: int, carrier: Carrier) -> None:
         """Hold what is at ``offset`` in ``top`` itself; the kernel moves it where it goes from file to file."""
         whole_clusters = not (offset | length) & (max(1, top.cluster_size()) - 1)
         if whole_clusters and hasattr(top, "takes_files") and top.takes_files():
             runs = resolve(top, offset, length)
             if all(is_plain_data(run) for run in runs):
-                for run in runs:
-                    assert run.leaf is not None
-                    data = InFile(run.leaf.fd, run.offset, run.length)
-                    top.write_unchanged(run.start, data)  # type: ignore[arg-type]
+                parts = [(run.leaf.fd, run.offset, run.length) for run in runs if run.leaf is not None]
+                top.write_unchanged(offset, InFiles(parts, carrier))  # type: ignore[arg-type]
                 return
         top.write_unchanged(offset, top.read(offset, length))
 

@@ -269,13 +269,13 @@ class BackupJob(BlockJob):
                 if part is None:
                     return
                 begun_ns = time.monotonic_ns()
-                self._once.copy_claimed(*part)
+                self._once.copy_claimed(*part, self.carrier)
                 self._adapt(time.monotonic_ns() - begun_ns)
                 offset = part[0] + part[1]
 
     def _adapt(self, took_ns: int) -> None:
         """A write waits for the part that it runs into, so where copying is slow the parts have to be small."""
-        if took_ns > SLOW_NS:
+        if took_ns > SLOW_NS and not self._once.old.limit:
             self._claim_size = max(self._once.cluster, self._claim_size // 2)
         elif took_ns < SLOW_NS // 4 and self._claim_size < self._max_chunk:
             self._claim_size *= 2

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.copy.carrier import Carrier
 from qobra.block.job.chain import chain, next_below, skip_filters
 from qobra.block.job.group import JobGroup
 from qobra.block.job.job import Job
@@ -86,6 +87,8 @@ class BlockJob(Job):
         )
         self.rate = RateLimit()
         self.pace = Pace(jobs.layer.flight)
+        self.carrier = Carrier()
+        """Moves the job's data, in idle time where it gives way."""
         self._accounted_ns = 0
         self.io_status = "ok"
         self.ready = False
@@ -142,6 +145,7 @@ class BlockJob(Job):
 
     def clean(self) -> None:
         """Let go of all nodes, and take out what the job put into the graph, in one change."""
+        self.carrier.close()
         for node in self._blocked:
             self.layer.unblock_node(node, self.blocker)
         self._blocked.clear()
@@ -177,10 +181,14 @@ class BlockJob(Job):
         That is when the speed limit says; a job without one gives way to guests.
         """
         rate, clock = self.rate, self.layer.clock
+        share = 1
         if rate.speed:
             delay_ns = rate.delay_ns(amount, clock.monotonic_ns())
         else:
             delay_ns = self.pace.delay_ns(self._spent_ns())
+            if self.pace.gives_way:
+                share = self.pace.share
+        self.carrier.share = share
         deadline_ns = clock.monotonic_ns() + delay_ns
         while delay_ns > 0 and rate is self.rate:
             self.park(delay_ns)

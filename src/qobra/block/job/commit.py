@@ -108,7 +108,10 @@ class CommitJob(BlockJob):
             slots.close()
         copier = ChunkCopier(top, base)
         Sweep(self, roots, base, suggested_helpers(top, base)).run(
-            top.length, lambda start, end: list(allocated_above(top, base, start, end)), copier.copy, self._failed
+            top.length,
+            lambda start, end: list(allocated_above(top, base, start, end)),
+            lambda offset, length: copier.copy(offset, length, carrier=self.carrier),
+            self._failed,
         )
 
     def _failed(self, failure: CopyFailed) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.copy.carrier import DIRECT, Carrier
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.engine import suggested_helpers
 from qobra.block.copy.pool import CopyPool
@@ -296,9 +297,9 @@ class MirrorJob(BlockJob):
 
     def _copy(self, offset: int, length: int) -> None:
         with self._slots.entered(), self.locks.job(offset, length):
-            self._copy_inside(offset, length)
+            self._copy_inside(offset, length, self.carrier)
 
-    def _copy_inside(self, offset: int, length: int) -> None:
+    def _copy_inside(self, offset: int, length: int, carrier: Carrier) -> None:
         dirty = self._dirty
         assert dirty is not None
         with self.condition:
@@ -306,7 +307,7 @@ class MirrorJob(BlockJob):
         # A write that comes while the copy is made marks it again, so the mark goes first.
         dirty.clear(offset, length)
         try:
-            moved = self._copier.copy(offset, length)
+            moved = self._copier.copy(offset, length, carrier=carrier)
         except CopyFailed:
             dirty.set(offset, length)
             raise
@@ -406,7 +407,7 @@ class MirrorJob(BlockJob):
         assert dirty is not None
         try:
             for start, length in dirty.dirty_ranges():
-                self._copy_inside(start, length)
+                self._copy_inside(start, length, DIRECT)
         except CopyFailed as failure:
             raise failure.error
         self._target.flush()

@@ -24,13 +24,16 @@ class Pace:
     def __init__(self, flight: Flight) -> None:
         self.share = SHARE
         """See above; 1: it gives way to nobody."""
+        self.gives_way = False
+        """Whether guests were at work when it was last asked."""
         self._flight = flight
         self._served = flight.served
 
     def delay_ns(self, spent_ns: int) -> int:
         """How long to rest, for the processor time that was spent since the last call."""
         served = self._flight.served
-        if served == self._served and not self._flight.is_serving:
-            return 0
+        self.gives_way = self.share > 1 and (served != self._served or self._flight.is_serving)
         self._served = served
+        if not self.gives_way:
+            return 0
         return min((self.share - 1) * spent_ns, LONGEST_NS)

@@ -89,7 +89,7 @@ class StreamJob(BlockJob):
         Sweep(self, self._edges, target, suggested_helpers(target, target)).run(
             self.total,
             lambda start, end: list(allocated_above(below, base, start, end)),
-            lambda offset, length: self._filter.copy_up(offset, length, base),
+            lambda offset, length: self._filter.copy_up(offset, length, base, self.carrier),
             self._failed,
         )
         if self._ignored is not None:

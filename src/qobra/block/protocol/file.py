@@ -11,7 +11,7 @@ from qobra.block import permissions
 from qobra.block.buffers import BOUNCE_SIZE, Buffer, fill_zero
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
 from qobra.block.filename import protocol_of
-from qobra.block.in_file import InFile
+from qobra.block.in_files import InFiles
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.block.protocol import _locks as locks
@@ -214,6 +214,19 @@ class FileNode(BlockNode):
             offset = hole
         return extents
 
+    def next_data(self, offset: int) -> int:
+        """Where data begin, at ``offset`` or behind it. Raises OSError: ENXIO where there are no more."""
+        known, known_end = self._data
+        return offset if known <= offset < known_end else os.lseek(self.fd, offset, os.SEEK_DATA)
+
+    def next_hole(self, offset: int) -> int:
+        """Where the data that are at ``offset`` end. Raises OSError."""
+        known, known_end = self._data
+        if not known <= offset < known_end:
+            known_end = os.lseek(self.fd, offset, os.SEEK_HOLE)
+            self._data = (offset, known_end)
+        return known_end
+
     def _read(self, offset: int, view: memoryview) -> None:
         if self.request_alignment > 1:
             self._read_direct(offset, view)
@@ -228,7 +241,7 @@ class FileNode(BlockNode):
             done += size
 
     def _write(self, offset: int, data: Buffer) -> None:
-        if isinstance(data, InFile):
+        if isinstance(data, InFiles):
             data.copy_to(self.fd, offset)
         elif self.request_alignment > 1:
             self._write_direct(offset, data)

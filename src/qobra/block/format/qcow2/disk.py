@@ -16,7 +16,7 @@ from qobra.block.format.qcow2.image import Image
 from qobra.block.format.qcow2.mapping import map_range
 from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
 from qobra.block.format.qcow2.snapshots import SnapshotTable
-from qobra.block.in_file import InFile
+from qobra.block.in_files import InFiles
 from qobra.block.node import BlockNode, Options
 from qobra.block.opening import Opening
 from qobra.errors import QobraError, strerror
@@ -308,7 +308,7 @@ class Qcow2Disk(BlockNode):
     def _write(self, offset: int, data: Buffer) -> None:
         if not self._ready:
             self.get_ready()
-        if isinstance(data, InFile):
+        if isinstance(data, InFiles):
             self._writer.write(offset, data)
             return
         view = memoryview(data)
@@ -320,7 +320,7 @@ class Qcow2Disk(BlockNode):
             self._writer.write(offset, view)
 
     def takes_files(self) -> bool:
-        """Whether whole clusters may be written from an :class:`InFile`: they then lie in a local file as they are."""
+        """Whether whole clusters may be written from :class:`InFiles`: they then lie in a local file as they are."""
         data = self.image.data
         plain = data.is_leaf and data.fd >= 0 and data.plain_writes() and not (data.trackers or data.cache_direct)
         return plain and not (self.image.encrypted or self.header.extended_l2 or self.detect_zeroes != "off")
