@@ -1,7 +1,7 @@
 """Jobs: backup, mirror, stream and commit of a half-full qcow2 image against qemu-storage-daemon's.
 
     python bench/jobs.py [--runs 3] [--size 4G] [--guest-size 4G] [--window 8] [--rows backup,mirror,...] [--json FILE]
-    python bench/jobs.py --quick    # all rows, smaller, in less than four minutes
+    python bench/jobs.py --quick    # all rows, smaller
 
 Each run has fresh images, page-cached, and the runs are interleaved. For each row the medians in seconds and their
 ratio (above 1: Qobra is faster) are printed with the goal; ``merge`` is the time for merging two bitmaps of a 1 TiB
