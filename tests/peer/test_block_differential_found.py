@@ -482,3 +482,12 @@ def test_targets_of_older_commands(q: Run) -> None:
         q.do("blockdev-create", job_id=f"j{size}", options=options)
         q.wait("JOB_STATUS_CHANGE", status="concluded", id=f"j{size}")
     q("query-jobs")
+
+
+@against_storage_daemon
+def test_blocks_of_a_size_that_is_not_said(q: Run) -> None:
+    q.add("null-co", node_name="n", size=MIB)
+    address = {"type": "unix", "path": q.path("vhost")}
+    for size in (0, 100, 256):
+        q.do("block-export-add", type="vhost-user-blk", id="e", node_name="n", addr=address, logical_block_size=size)
+    q("query-block-exports")

@@ -33,7 +33,7 @@ class FuseExport(Export):
         self.growable: bool = options.get("growable", False)
         self.mountpoint: str = options["mountpoint"]
         super().__init__(layer, options, node, writable)
-        if writable:
+        if writable or self.growable:
             # Truncating the file is the user's right; so is growing it where that is switched on.
             self.backend.set_permissions(self.backend.perm | permissions.RESIZE, permissions.ALL)
         self.fd = -1

@@ -34,7 +34,7 @@ class VhostUserBlkExport(Export):
         self._address: dict[str, Any] = options["addr"]
         if self._address["type"] not in ("unix", "fd"):
             raise QobraError("Only socket address types 'unix' and 'fd' are supported")
-        self.block_size: int = options.get("logical-block-size", MIN_BLOCK)
+        self.block_size: int = options.get("logical-block-size") or MIN_BLOCK
         _check_block_size(options["id"], self.block_size)
         self.num_queues: int = options.get("num-queues", 1)
         if not self.num_queues:
