@@ -126,3 +126,27 @@ def test_the_answer_comes_before_what_the_command_sets_off() -> None:
     client.session.command("outb 0xcf9 0x6")  # the reset register
     assert seen == ["OK", "RESET"]
     client.machine.close()
+
+
+def test_a_digit_that_is_none_sets_bits(client: Client) -> None:
+    client("memset 0x100000 4 0")
+    assert client("write 0x100000 3 0xzz4zz5") == "OK"
+    assert client("read 0x100000 4") == "OK 0xfffff500"
+
+
+def test_an_empty_block_can_be_filled(client: Client) -> None:
+    assert client("memset 0x100000 0 0xcc") == "OK"
+
+
+def test_the_speaker_shows_the_third_counter(client: Client) -> None:
+    looks = [int(client("inb 0x61")[3:], 16) for _ in range(2)]
+    assert [look ^ looks[0] for look in looks] == [0, 0x10]  # memory is refreshed meanwhile
+    assert looks[0] & 0x2F == 0x20
+    client("outb 0x61 0xff")
+    assert int(client("inb 0x61")[3:], 16) & 0x0F == 3
+    client("outb 0x43 0xb0")  # mode 0 lets the output fall until the count is over
+    client("outb 0x42 2")
+    client("outb 0x42 0")
+    assert not int(client("inb 0x61")[3:], 16) & 0x20
+    client("clock_step 1000000")
+    assert int(client("inb 0x61")[3:], 16) & 0x20

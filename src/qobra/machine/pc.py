@@ -12,6 +12,7 @@ from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
 from qobra.machine.board import Board
 from qobra.machine.device.isa_i8259 import I8259
+from qobra.machine.device.isa_pcspk import PcSpeaker
 from qobra.machine.device.isa_pit import Pit
 from qobra.machine.device.mc146818rtc import Rtc
 from qobra.machine.device.pc_dimm import PcDimm
@@ -328,6 +329,9 @@ class PcBoard(Board):
         pit.values["iobase"] = 0x40
         self.place(pit, bus=bus)
         pit.output.connect(self.gsi[0])
+        speaker = PcSpeaker(tree)
+        speaker.pit = pit
+        self.place(speaker, bus=bus)
         for number, chardev in enumerate(self.serial_chardevs[:_MAX_SERIAL_PORTS]):
             if chardev is not None:
                 serial = new("isa-serial")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MAX_LINE = 64 << 20
 _MAX_TRANSFER = 1 << 30
 _WIDTHS = {"b": 1, "w": 2, "l": 4, "q": 8}
+_HEXADECIMAL = frozenset("0123456789abcdefABCDEF")
 _NS_MAX = (1 << 63) - 1
 
 
@@ -132,8 +133,13 @@ class QtestSession:
         text = _word(words, 2)[2:]
         if not text:
             raise Refusal("invalid argument size")
-        # What is missing is zeroes, what is too much is dropped; a digit that is none counts as zero.
-        digits = "".join(c if c in "0123456789abcdefABCDEF" else "0" for c in text[: 2 * length])
+        # What is missing is zeroes, what is too much is dropped; a digit that is none sets all bits from it on.
+        digits = text[: 2 * length]
+        if not _HEXADECIMAL.issuperset(digits):
+            digits = "".join(
+                "ff" if low not in _HEXADECIMAL else f"{high if high in _HEXADECIMAL else 'f'}{low}"
+                for high, low in zip(digits[::2], digits[1::2], strict=False)
+            )
         data = bytes.fromhex(digits[: len(digits) & ~1])
         self.board.memory.write(address, data.ljust(length, b"\0"))
         return "OK"
@@ -152,8 +158,10 @@ class QtestSession:
         return "OK"
 
     def _memset(self, words: list[str]) -> str:
-        address, length = _range(words)
         (pattern,) = _numbers(words[2:], 1)
+        if not _numbers(words[1:], 1)[0]:
+            return "OK"  # of all blocks, only this may be empty
+        address, length = _range(words)
         self.board.memory.write(address, bytes([pattern & 0xFF]) * length)
         return "OK"
 
