@@ -83,8 +83,8 @@ class Graph:
     def __init__(self, layer: BlockLayer) -> None:
         self._layer = layer
         self._next_age = 0
-        self.frozen: set[tuple[BlockJob, BlockNode, str]] = set()
-        """(job, parent, child name): links that the job needs as they are; users are refused to change them."""
+        self.frozen: set[tuple[BlockJob | BlockNode, BlockNode, str]] = set()
+        """(job or filter, parent, child name): links that it needs as they are; users are refused to change them."""
         self.has_iothreads = False
         """Whether any node was ever taken into an iothread."""
         self.state = GraphState({}, {}, {})
@@ -113,9 +113,25 @@ class Graph:
         edges = [*users, *((root, "root") for root in self.roots_of(node))]
         return any(state.permissions[edge][0] & permissions.CONSISTENT_READ for edge in edges)
 
+    def freeze(self, owner: BlockJob | BlockNode, top: BlockNode, bottom: BlockNode) -> None:
+        """See to it that nobody else changes the chain from ``top`` down to ``bottom`` until ``owner`` thaws it."""
+        node: BlockNode | None = top
+        while node is not None and node is not bottom:
+            below = node.filtered if node.is_filter else node.backing
+            self.frozen |= {(owner, node, name) for name, child in node.children.items() if child is below}
+            node = below
+
+    def thaw(self, owner: BlockJob | BlockNode) -> None:
+        """Let go of what :meth:`freeze` holds for ``owner``."""
+        self.frozen -= {link for link in self.frozen if link[0] is owner}
+
+    def is_frozen(self, parent: BlockNode, name: str) -> bool:
+        """Whether somebody needs the child ``name`` of ``parent`` to stay what it is."""
+        return any(node is parent and link == name for _owner, node, link in self.frozen)
+
     def check_frozen(self, parent: BlockNode, name: str) -> None:
-        """Raise QobraError where a job needs the child ``name`` of ``parent`` to stay what it is."""
-        if any(node is parent and link == name for _job, node, link in self.frozen):
+        """Raise QobraError where somebody needs the child ``name`` of ``parent`` to stay what it is."""
+        if self.is_frozen(parent, name):
             child = parent.children[name]
             raise QobraError(f"Cannot change frozen '{name}' link from '{parent.node_name}' to '{child.node_name}'")
 

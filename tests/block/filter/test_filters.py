@@ -12,6 +12,7 @@ import pytest
 from qobra.block import change_children, permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.extents import read_run, resolve
+from qobra.block.filter.placing import insert_filter
 from qobra.block.layer import BlockLayer
 from qobra.block.typed_options import typed
 from qobra.errors import QobraError
@@ -453,3 +454,15 @@ def test_a_file_that_turns_writable_on_demand_can_be_resized(layer, make_file):
     options = {**make_file("a"), "node-name": "f", "read-only": False, "auto-read-only": True}
     layer.resize(layer.add_node(options), SIZE // 2)
     assert layer.graph.find("f").length == SIZE // 2
+
+
+def test_copy_on_read_keeps_the_chain_down_to_its_bottom(layer, make_file):
+    layer.add_node({**make_file("a"), "node-name": "a"})
+    layer.add_node({"driver": "copy-on-read", "node-name": "c", "file": "a", "bottom": "a"})
+    a = layer.graph.find("a")
+    with pytest.raises(QobraError, match="^Cannot change 'file' link to 'a'$"):
+        insert_filter(layer, a, {"driver": "copy-on-read", "file": "a"})
+    layer.delete_node("c")
+    node, holder = insert_filter(layer, a, {"driver": "copy-on-read", "file": "a"})
+    assert node.file is a
+    holder.remove()

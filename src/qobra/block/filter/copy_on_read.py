@@ -33,7 +33,7 @@ class CopyOnReadNode(FilterNode):
     can_compress = True
     strong_options = ()
     by_job = False
-    """Put in by a job, which does the copying: reads just pass."""
+    """Put in by a job, which does the copying and keeps the chain as it is: reads just pass."""
 
     def open(self, opening: Opening) -> None:
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
@@ -49,6 +49,15 @@ class CopyOnReadNode(FilterNode):
             if bottom.is_filter:
                 raise QobraError(f"Bottom node '{name}' is a filter")
             self.bottom = bottom
+            self.layer.graph.freeze(self, self, bottom)
+
+    def close(self) -> None:
+        self.layer.graph.thaw(self)
+
+    def serve_job(self) -> None:
+        """From now on a job does what there is to do."""
+        self.by_job = True
+        self.layer.graph.thaw(self)
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         perm, shared = super().child_permissions(name, role, perm, shared)

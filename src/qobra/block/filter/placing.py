@@ -48,6 +48,9 @@ def insert_filter(
         if prepare is not None:
             prepare(node)
         with telling(refusals[1]), layer.graph.change() as change:
+            for parent, name in layer.graph.parents(below):
+                if parent is not node and layer.graph.is_frozen(parent, name):
+                    raise QobraError(f"Cannot change '{name}' link to '{below.node_name}'")
             change.replace(below, node)
     except BaseException:
         Holder(layer, node).remove()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.copy.carrier import Carrier
-from qobra.block.job.chain import chain, next_below, skip_filters
+from qobra.block.job.chain import chain, skip_filters
 from qobra.block.job.group import JobGroup
 from qobra.block.job.job import Job
 from qobra.block.job.pace import Pace
@@ -124,16 +124,6 @@ class BlockJob(Job):
                 shared |= permissions.CONSISTENT_READ
             self.add_node("intermediate node", node, 0, shared)
 
-    def freeze(self, top: BlockNode, bottom: BlockNode) -> None:
-        """See to it that nobody else changes the chain from ``top`` down to ``bottom`` while the job lives."""
-        for node in chain(top):
-            if node is bottom:
-                break
-            below = next_below(node)
-            for name, child in node.children.items():
-                if child is below:
-                    self.layer.graph.frozen.add((self, node, name))
-
     def uses(self, node: BlockNode) -> bool:
         """Whether ``node`` is one of the job's."""
         return any(edge.node is node for edge in self._edges)
@@ -149,8 +139,7 @@ class BlockJob(Job):
         for node in self._blocked:
             self.layer.unblock_node(node, self.blocker)
         self._blocked.clear()
-        frozen = self.layer.graph.frozen
-        frozen -= {link for link in frozen if link[0] is self}
+        self.layer.graph.thaw(self)
         with self.layer.graph.change() as change:
             self.change_graph(change)
             for edge in self._edges:

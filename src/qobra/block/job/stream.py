@@ -75,7 +75,7 @@ class StreamJob(BlockJob):
                 if node is base:
                     break
                 self.add_node("intermediate node", node, 0, _SHARED)
-            self.freeze(self._target, above_base)
+            self.layer.graph.freeze(self, self._target, above_base)
         except BaseException:
             self.discard()
             raise
@@ -188,7 +188,7 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
 
     def prepare(filter_node: BlockNode) -> None:
         assert isinstance(filter_node, CopyOnReadNode)
-        filter_node.by_job = True
+        filter_node.serve_job()
 
     try:
         refusals = "Could not create node: ", "Could not replace node: "
