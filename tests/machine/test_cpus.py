@@ -68,6 +68,9 @@ def test_hot_plug(machine: Machine) -> None:
     assert [each.get("qom-path") is not None for each in _call(machine, "query-hotpluggable-cpus")] == [
         True, False, True, True,
     ]  # fmt: skip
+    # A device has as many queues as the board began with CPUs, or it would not fit after a migration.
+    _call(machine, "device_add", driver="virtio-scsi-pci", id="s")
+    assert _call(machine, "qom-get", path="s", property="num_queues") == 1
 
 
 @pytest.mark.parametrize(

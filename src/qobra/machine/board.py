@@ -172,6 +172,11 @@ class Board(Object):
 
     # -- what was asked for, as the properties tell it
 
+    @property
+    def first_cpus(self) -> int:
+        """How many CPUs the board began with: what a device counts by, so that it is the same after a migration."""
+        return self.topology.cpus if self.topology is not None else len(self.cpus)
+
     def describe_topology(self) -> dict[str, int]:
         """SMPConfiguration."""
         topology = self.topology

@@ -47,7 +47,7 @@ class VhostUserBlk(VirtioDevice):
         if chardev.busy:
             raise QobraError(f"Property '{self.type_name}.chardev' can't take value '{self.chardev}', it's in use")
         if self.num_queues == _AUTO_QUEUES:
-            self.values["num-queues"] = max(1, len(self.board.cpus))
+            self.values["num-queues"] = max(1, self.board.first_cpus)
         if not 0 < self.num_queues <= 1024:
             raise QobraError("invalid number of IO queues")
         size = self.queue_size

@@ -73,7 +73,7 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
             raise QobraError("drive property not set")
         if self.num_queues == _AUTO_QUEUES:
             # One for each CPU, where each can have an interrupt of its own.
-            many = len(self.board.cpus) if isinstance(self.parent, VirtioPci) else 1
+            many = self.board.first_cpus if isinstance(self.parent, VirtioPci) else 1
             self.values["num-queues"] = max(1, min(many, _MAX_QUEUES))
         if self.num_queues == 0:
             raise QobraError("num-queues property must be larger than 0")

@@ -60,7 +60,7 @@ class VirtioScsi(ServedDevice):
 
     def realize(self) -> None:
         if self.num_queues == _AUTO_QUEUES:
-            self.values["num_queues"] = max(1, len(self.board.cpus))
+            self.values["num_queues"] = max(1, self.board.first_cpus)
         if not 0 < self.num_queues <= 1024 - _FIRST_REQUEST:
             raise QobraError(
                 f"Invalid number of queues (= {self.num_queues}), must be a positive integer less than "
