@@ -105,8 +105,9 @@ def test_intercepted_interrupts_are_reported(client: Client) -> None:
     assert client.answers[0] == "IRQ raise 8"
     client("outb 0x70 0xc")
     client.answers.clear()
-    assert client("inb 0x71") == "OK 0x00c0"
-    assert client.answers == ["IRQ lower 8", "OK 0x00c0"]
+    # The update flag beside them, 0x10, is there if a second of the host's began meanwhile.
+    assert client("inb 0x71") in ("OK 0x00c0", "OK 0x00d0")
+    assert client.answers[0] == "IRQ lower 8"
 
 
 def test_without_the_qtest_accelerator_there_is_no_clock_to_step() -> None:
