@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from qobra.block import permissions
 from qobra.block.extents import MAX_DEPTH
+from qobra.block.frozen import FrozenLinks
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 from qobra.lean import contextmanager
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from qobra.block.iothreads import Placed
-    from qobra.block.job.block_job import BlockJob
     from qobra.block.layer import BlockLayer
 else:
     Protocol = object
@@ -83,8 +83,7 @@ class Graph:
     def __init__(self, layer: BlockLayer) -> None:
         self._layer = layer
         self._next_age = 0
-        self.frozen: set[tuple[BlockJob | BlockNode, BlockNode, str]] = set()
-        """(job or filter, parent, child name): links that it needs as they are; users are refused to change them."""
+        self.frozen = FrozenLinks()
         self.has_iothreads = False
         """Whether any node was ever taken into an iothread."""
         self.state = GraphState({}, {}, {})
@@ -112,28 +111,6 @@ class Graph:
         users = [(parent, name) for parent, name in state.parents(node) if parent is not beside]
         edges = [*users, *((root, "root") for root in self.roots_of(node))]
         return any(state.permissions[edge][0] & permissions.CONSISTENT_READ for edge in edges)
-
-    def freeze(self, owner: BlockJob | BlockNode, top: BlockNode, bottom: BlockNode) -> None:
-        """See to it that nobody else changes the chain from ``top`` down to ``bottom`` until ``owner`` thaws it."""
-        node: BlockNode | None = top
-        while node is not None and node is not bottom:
-            below = node.filtered if node.is_filter else node.backing
-            self.frozen |= {(owner, node, name) for name, child in node.children.items() if child is below}
-            node = below
-
-    def thaw(self, owner: BlockJob | BlockNode) -> None:
-        """Let go of what :meth:`freeze` holds for ``owner``."""
-        self.frozen -= {link for link in self.frozen if link[0] is owner}
-
-    def is_frozen(self, parent: BlockNode, name: str) -> bool:
-        """Whether somebody needs the child ``name`` of ``parent`` to stay what it is."""
-        return any(node is parent and link == name for _owner, node, link in self.frozen)
-
-    def check_frozen(self, parent: BlockNode, name: str) -> None:
-        """Raise QobraError where somebody needs the child ``name`` of ``parent`` to stay what it is."""
-        if self.is_frozen(parent, name):
-            child = parent.children[name]
-            raise QobraError(f"Cannot change frozen '{name}' link from '{parent.node_name}' to '{child.node_name}'")
 
     def check_users(self, node: BlockNode, coming: list[User]) -> None:
         """Raise QobraError where those who are ``coming`` to use ``node`` are in conflict with those that it has.

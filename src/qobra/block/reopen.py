@@ -125,7 +125,7 @@ def _replace_child(layer: BlockLayer, change: GraphChange, node: BlockNode, name
         if current is not None:
             if current.implicit:
                 raise QobraError(f"Cannot replace implicit {name} child of {node.node_name}")
-            layer.graph.check_frozen(node, name)
+            layer.graph.frozen.check(node, name)
             change.detach(node, name)
         return
     replaceable = name in _REPLACEABLE and (name != "backing" or node.supports_backing or node.is_filter)
@@ -136,7 +136,7 @@ def _replace_child(layer: BlockLayer, change: GraphChange, node: BlockNode, name
         raise QobraError(f"Cannot find device='' nor node-name='{wanted}'")
     if child is current:
         return
-    layer.graph.check_frozen(node, name)
+    layer.graph.frozen.check(node, name)
     if reaches(child, node):
         raise QobraError(f"Making '{child.node_name}' a {name} child of '{node.node_name}' would create a cycle")
     role = node.roles.get(name, permissions.ROLE_COW)

@@ -148,7 +148,8 @@ def test_links_of_a_job_are_frozen(layer, qcow2):
         reopen(layer, [{"driver": "qcow2", "node-name": "mid", "file": files["mid"], "backing": None}])
         job.finalize()
     layer.wait_status("s", "null")
-    assert layer.graph.find("top").backing is None and not layer.graph.frozen
+    top = layer.graph.find("top")
+    assert top.backing is None and not layer.graph.frozen.holds(top, "backing")
 
 
 def test_an_image_that_only_its_stream_still_has_is_finished(layer, tmp_path, qcow2):

@@ -112,7 +112,7 @@ class OnceCopy:
 
     def _copy_old(self, offset: int, length: int, carrier: Carrier) -> None:
         """Copy a part, with what is kept of it by now in its place."""
-        if self.copier.compress:
+        if self.copier.compress:  # then nothing is kept
             self.copier.copy(offset, length)
             return
         for start, size, zero in self.old.runs(offset, length):

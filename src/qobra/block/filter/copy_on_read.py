@@ -49,15 +49,15 @@ class CopyOnReadNode(FilterNode):
             if bottom.is_filter:
                 raise QobraError(f"Bottom node '{name}' is a filter")
             self.bottom = bottom
-            self.layer.graph.freeze(self, self, bottom)
+            self.layer.graph.frozen.freeze(self, self, bottom)
 
     def close(self) -> None:
-        self.layer.graph.thaw(self)
+        self.layer.graph.frozen.thaw(self)
 
     def serve_job(self) -> None:
         """From now on a job does what there is to do."""
         self.by_job = True
-        self.layer.graph.thaw(self)
+        self.layer.graph.frozen.thaw(self)
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         perm, shared = super().child_permissions(name, role, perm, shared)

@@ -49,7 +49,7 @@ def insert_filter(
             prepare(node)
         with telling(refusals[1]), layer.graph.change() as change:
             for parent, name in layer.graph.parents(below):
-                if parent is not node and layer.graph.is_frozen(parent, name):
+                if parent is not node and layer.graph.frozen.holds(parent, name):
                     raise QobraError(f"Cannot change '{name}' link to '{below.node_name}'")
             change.replace(below, node)
     except BaseException:

@@ -139,7 +139,7 @@ class BlockJob(Job):
         for node in self._blocked:
             self.layer.unblock_node(node, self.blocker)
         self._blocked.clear()
-        self.layer.graph.thaw(self)
+        self.layer.graph.frozen.thaw(self)
         with self.layer.graph.change() as change:
             self.change_graph(change)
             for edge in self._edges:

@@ -71,10 +71,10 @@ def can_replace(node: BlockNode, wanted: BlockNode) -> bool:
     """Whether ``wanted`` shows what ``node`` does, so that a copy of one may take the place of the other."""
     if node is wanted:
         return True
-    if node.is_filter and node.filtered is not None and node.driver != "blkverify":
-        return can_replace(node.filtered, wanted)
     if node.driver == "blkverify":
-        return can_replace(node.children["raw"], wanted) or can_replace(node.children["test"], wanted)
+        return any(can_replace(child, wanted) for child in node.children.values())
+    if node.is_filter and node.filtered is not None:
+        return can_replace(node.filtered, wanted)
     if node.driver == "quorum":
         # A vote hides what one child has of its own, but only from the quorum's users.
         return any(

@@ -90,7 +90,7 @@ class CommitJob(BlockJob):
             perm |= permissions.RESIZE
         self._hold(base, perm, permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED)
         self._hold(top, 0, permissions.ALL)
-        self.layer.graph.freeze(self, self._filter, base)
+        self.layer.graph.frozen.freeze(self, self._filter, base)
 
     def _hold(self, node: BlockNode, perm: int, shared: int) -> None:
         root = BlockBackend(self.layer, perm=perm, shared=shared)

@@ -143,7 +143,7 @@ class MirrorJob(BlockJob):
         self.add_node("target", self._target)
         if self._onto_backing:
             below = next_below(self._source)
-            self.layer.graph.freeze(self, self._filter, self._target)
+            self.layer.graph.frozen.freeze(self, self._filter, self._target)
             if below is not None:
                 self.add_intermediate(below, self._target)
 

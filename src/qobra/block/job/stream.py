@@ -75,7 +75,7 @@ class StreamJob(BlockJob):
                 if node is base:
                     break
                 self.add_node("intermediate node", node, 0, _SHARED)
-            self.layer.graph.freeze(self, self._target, above_base)
+            self.layer.graph.frozen.freeze(self, self._target, above_base)
         except BaseException:
             self.discard()
             raise
