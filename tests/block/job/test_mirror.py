@@ -12,7 +12,6 @@ import pytest
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.job.chain import root_node
-from qobra.block.job.pace import SHARE
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.errors import QobraError
 
@@ -300,21 +299,6 @@ def test_a_target_that_cannot_be_flushed_keeps_a_job_from_ending(layer, guest, r
         job.user_resume()
     layer.wait_status("m", "null")
     guest.check()
-
-
-def test_a_mirror_that_falls_behind_gives_way_less(layer, guest, raw):
-    raw("target")
-    job = mirror(layer)
-    layer.wait_event("BLOCK_JOB_READY")
-    shares = []
-    for before, remaining in ((90, 40), (40, 30), (30, 30), (30, 10), (10, 9), (9, 9), (9, 9), (9, 1)):
-        job._adapt_pace(False, before * MIB, remaining * MIB)
-        shares.append(job.pace.share)
-    assert shares == [SHARE, SHARE // 2, SHARE // 4, SHARE // 4, SHARE // 8, 1, 1, SHARE]
-    job._adapt_pace(True, 9 * MIB, 2 * MIB)
-    assert job.pace.share == 1
-    with layer.control:
-        job.user_cancel(True)
 
 
 def test_a_mirror_gets_ready_and_completes_beside_a_guest_that_never_rests(layer, guest, raw, tmp_path):

@@ -22,7 +22,7 @@ import pytest
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.job import backup as backup_module
-from qobra.block.job import state
+from qobra.block.job import failures, state
 from qobra.block.job.backup import start_backup
 from qobra.block.job.chain import root_node
 from qobra.block.job.commit import start_commit
@@ -242,7 +242,7 @@ def start_job(layer, kind, rng, qcow2):
 @pytest.mark.parametrize("kind", ["backup", "mirror", "commit", "stream"])
 def test_jobs_under_stress(stage, qcow2, kind, seed, tmp_path, monkeypatch):
     print(f"kind {kind}, seed {seed}")
-    monkeypatch.setattr(backup_module, "RETRY_NS", 2_000_000)
+    monkeypatch.setattr(failures, "RETRY_NS", 2_000_000)
     monkeypatch.setattr(backup_module, "LIMIT", backup_module.LIMIT)
     rng = random.Random(seed)
     writers = Writers(stage, seed, tmp_path / "nbd")

@@ -14,7 +14,8 @@ from qobra.block.copy.slots import ThreadSlots
 from qobra.block.filter.copy_before_write import CopyBeforeWriteNode, copy_cluster
 from qobra.block.filter.placing import insert_filter, remove_filter, take_out_filter
 from qobra.block.job import state
-from qobra.block.job.block_job import REPORT, BlockJob, device_name
+from qobra.block.job.block_job import BlockJob, device_name
+from qobra.block.job.failures import Failures
 from qobra.block.job.pace import SHARE
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
@@ -41,8 +42,6 @@ SLOW_NS = 10_000_000
 """How long a write may have to wait for a part that the job is copying."""
 POLL_NS = 100_000_000
 """How often a job that copies nothing else looks for old data that writes have kept."""
-RETRY_NS = 100_000_000
-"""Wait before parts that could not be copied, and whose error is ignored, are tried again."""
 
 
 class BackupJob(BlockJob):
@@ -83,15 +82,13 @@ class BackupJob(BlockJob):
         self._sync = sync
         self._bitmap = bitmap
         self._bitmap_mode = bitmap_mode
-        self._on_source_error = on_source_error
-        self._on_target_error = on_target_error
         self._helpers = helpers
         self._max_chunk = max_chunk or MAX_CHUNK
         self._claim_size = self._max_chunk
         self._once = filter_node.once
         self._once.copied = self._advance
         self._missed = 0
-        self._failures: list[CopyFailed] = []
+        self._failures = Failures(self, on_source_error, on_target_error)
         self._set_up_todo()
 
     def _set_up_todo(self) -> None:
@@ -154,8 +151,8 @@ class BackupJob(BlockJob):
         """Copy what writes have kept, until the job is cancelled."""
         while True:
             self.park(POLL_NS)
-            self._copy_kept(self._failures.append)
-            self._settle_failures()
+            self._copy_kept(self._failures.note)
+            self._failures.settle()
 
     def _copy_kept(self, failed: Callable[[CopyFailed], None]) -> None:
         """Copy the clusters of which old data is kept."""
@@ -218,7 +215,7 @@ class BackupJob(BlockJob):
             part = self._claim(position)
             if part is None:
                 pool.wait_idle()
-                if self._settle_failures():
+                if self._failures.settle():
                     continue
                 if self._claimable():
                     position = 0
@@ -228,7 +225,7 @@ class BackupJob(BlockJob):
             pool.submit(*part)
             if self._failures:
                 pool.wait_idle()
-                self._settle_failures()
+                self._failures.settle()
                 position = 0
             self._adapt_pace()
             self.throttle(part[1])
@@ -282,24 +279,7 @@ class BackupJob(BlockJob):
 
     def _copied(self, _offset: int, _length: int, failure: CopyFailed | None) -> None:
         if failure is not None:
-            with self.condition:
-                self._failures.append(failure)
-
-    def _settle_failures(self) -> bool:
-        """Do what the policies say about failed parts: True to go on, False if there were none."""
-        with self.condition:
-            failures, self._failures = self._failures, []
-        if not failures:
-            return False
-        failure = failures[0]
-        policy = self._on_source_error if failure.is_read else self._on_target_error
-        action = self.error_action(policy, failure.is_read, failure.error)
-        if action == REPORT:
-            raise failure.error
-        if action == "ignore":
-            self.park(RETRY_NS)
-        self.pause_point()
-        return True
+            self._failures.note(failure)
 
     # -- the end ----------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy.carrier import DIRECT, Carrier
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
-from qobra.block.copy.engine import suggested_helpers
+from qobra.block.copy.engine import is_local, suggested_helpers
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import allocated_above
@@ -20,8 +20,9 @@ from qobra.block.copy.writeback import Writeback
 from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import take_out_filter
 from qobra.block.job.block_job import REPORT, BlockJob
+from qobra.block.job.catch_up import CatchUp
 from qobra.block.job.chain import can_replace, next_below, set_read_only
-from qobra.block.job.pace import SHARE
+from qobra.block.job.failures import Failures
 from qobra.errors import QobraError
 from qobra.report import report_error
 
@@ -36,10 +37,6 @@ POLL_NS = 100_000_000
 """How often a job that is in step looks for new writes."""
 BUSY_POLL_NS = 10_000_000
 """The same while the guest keeps writing."""
-NEARLY = 1 << 20
-"""Bytes that may differ for source and target to count as in step."""
-PATIENCE = 10
-"""Passes after which a job that was told to end does so, whatever the guest still writes."""
 DEFAULT_BUFFER = 16 << 20
 """Bytes in flight at most, unless ``buf-size`` says otherwise."""
 CHUNK_SIZE = 1 << 20
@@ -106,7 +103,7 @@ class MirrorJob(BlockJob):
         self._should_complete = False
         self._replaced: BlockNode | None = None
         self._dirty: DirtyBitmap | None = None
-        self._failures: list[CopyFailed] = []
+        self._failures = Failures(self, plan.on_source_error, plan.on_target_error)
         self._moved = 0
         self._copies = False
         """Whether it is known what has to be copied at all."""
@@ -157,6 +154,8 @@ class MirrorJob(BlockJob):
         self._slots = ThreadSlots((*self._edges, self._root))
         self.pool = pool = CopyPool(self._copy, self._copied, self._helper_count())
         self._writeback = Writeback(self._target)
+        local = is_local(self._source) and is_local(self._target)
+        self._catch_up = CatchUp(self.pace, self.carrier, is_local=local)
         try:
             self._check_sizes()
             self._find_dirty()
@@ -225,8 +224,8 @@ class MirrorJob(BlockJob):
         dirty = self._dirty
         assert dirty is not None
         longest = max(dirty.granularity, min(CHUNK_SIZE, self._plan.buffer))
-        position = passes = asked = unthrottled = 0
-        behind = self._update_total()
+        position = unthrottled = 0
+        self._catch_up.begin(self._update_total())
         while True:
             if self.force_cancelled:
                 pool.wait_idle()
@@ -254,17 +253,13 @@ class MirrorJob(BlockJob):
                     continue
             position = unthrottled = 0
             pool.wait_idle()
-            if self._settle_failures():
+            if self._failures.settle():
                 continue
             remaining = self._update_total()
-            passes += 1
             ending = self._should_complete or (self.cancelled and not self.force_cancelled)
-            asked += ending
-            self._adapt_pace(ending, behind, remaining)
-            behind = remaining
             # A guest that never rests would never let the two be equal: the last bit is copied while it is drained,
             # and all that is left where it writes faster than can be copied.
-            if remaining > (NEARLY if passes > 2 else 0) and asked < PATIENCE:
+            if not self._catch_up.is_there(remaining, ending=ending):
                 continue
             if ending or not self.ready:
                 self._flush()
@@ -273,16 +268,6 @@ class MirrorJob(BlockJob):
             if ending:
                 return
             self.park(BUSY_POLL_NS if remaining else POLL_NS)
-
-    def _adapt_pace(self, ending: bool, before: int, remaining: int) -> None:
-        """Give way less to a guest that writes nearly as much as a pass copies, and not at all once told to end."""
-        pace = self.pace
-        if remaining <= NEARLY:
-            pace.share = SHARE
-        elif 2 * remaining > before:
-            pace.share = max(1, pace.share // 2)
-        if ending:
-            pace.share = 1
 
     def _throttle_moved(self) -> None:
         """The speed limit is about data; zeroes are free."""
@@ -304,6 +289,7 @@ class MirrorJob(BlockJob):
         assert dirty is not None
         with self.condition:
             self._copying += _sectors(length)
+        begun_ns = self._catch_up.clock()
         # A write that comes while the copy is made marks it again, so the mark goes first.
         dirty.clear(offset, length)
         try:
@@ -311,6 +297,7 @@ class MirrorJob(BlockJob):
         except CopyFailed:
             dirty.set(offset, length)
             raise
+        self._catch_up.note(length, self._catch_up.clock() - begun_ns)
         with self.condition:
             self._moved += moved
 
@@ -320,23 +307,8 @@ class MirrorJob(BlockJob):
             self._copying -= _sectors(length)
             if failure is None:
                 self.current += _sectors(length)
-            else:
-                self._failures.append(failure)
-
-    def _settle_failures(self) -> bool:
-        with self.condition:
-            failures, self._failures = self._failures, []
-        if not failures:
-            return False
-        failure = failures[0]
-        policy = self._plan.on_source_error if failure.is_read else self._plan.on_target_error
-        action = self.error_action(policy, failure.is_read, failure.error)
-        if action == REPORT:
-            raise failure.error
-        if action == "ignore":
-            self.park(POLL_NS)
-        self.pause_point()
-        return True
+        if failure is not None:
+            self._failures.note(failure)
 
     def _flush(self) -> None:
         while True:
@@ -377,9 +349,7 @@ class MirrorJob(BlockJob):
         assert dirty is not None
         dirty.set(offset, length)
         known = error if isinstance(error, (OSError, QobraError)) else OSError(errno.EIO, str(error))
-        with self.condition:
-            self._failures.append(CopyFailed(known, False))
-            self.condition.notify_all()
+        self._failures.note(CopyFailed(known, False))
 
     # -- the end ----------------------------------------------------------------------------------------------
 
