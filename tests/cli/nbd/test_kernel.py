@@ -93,7 +93,7 @@ def test_the_device_is_set_up_and_used(device: Device, tmp_path: Path, writable:
     assert bool(device.flags & p.FLAG_READ_ONLY) is not writable
     device.stop.set()
     thread.join(30)
-    assert server.left.wait(30)  # which ends a server that is not persistent
+    assert server.reasons.get(timeout=30) == "left"  # which ends a server that is not persistent
     assert device.asked[-2:] == [0xAB05, 0xAB04]
     layer.exports.close()
     backend.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
+from _queue import SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +21,19 @@ EXPORT_ID = "qobra-nbd-export"
 
 
 class Server(NbdServer):
-    """Tells when the last client that had chosen an export has left."""
+    """Tells when the last client that had chosen an export has left: every reason to end is put into ``reasons``."""
 
     def __init__(self, layer: BlockLayer, **arguments: Any) -> None:
         super().__init__(layer, **arguments)
-        self.left = threading.Event()
+        # A handler of signals puts into it while its own thread waits: an Event or a Condition would not survive that.
+        self.reasons: SimpleQueue[str] = SimpleQueue()
 
     def ended(self, connection: Connection) -> None:
         """See :meth:`NbdServer.ended`."""
         chose = getattr(connection, "export", None) is not None
         super().ended(connection)
         if chose and not self.connections:
-            self.left.set()
+            self.reasons.put("left")
 
 
 def start(
@@ -78,19 +79,14 @@ def start(
 
 def wait(server: Server, *, persistent: bool) -> None:
     """Wait until a signal ends the server or, unless ``persistent``, the last client has left."""
-    ended = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        ended.set()
-        server.left.set()
+        server.reasons.put("signal")
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
-    while not ended.is_set():
-        server.left.wait()
-        if not persistent:
-            return
-        server.left.clear()
+    while server.reasons.get() == "left" and persistent:
+        pass
 
 
 def write_pid_file(path: str) -> int:
