@@ -313,6 +313,19 @@ class FileNode(BlockNode):
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
         end = offset + length
+        alignment = self.request_alignment
+        if (offset | end) % alignment and not no_fallback:
+            # Blocks that are zeroed in part are written, as by any write; space is given and taken by whole ones.
+            first, last = -(-offset // alignment) * alignment, end // alignment * alignment
+            if first >= last:
+                return False
+            if not self._write_zeroes(first, last - first, may_unmap, no_fallback):
+                return False
+            if offset < first:
+                self._write(offset, bytes(first - offset))
+            if last < end:
+                self._write(last, bytes(end - last))
+            return True
         if may_unmap and self._fallocate(_FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length):
             if end > self.length:
                 os.ftruncate(self.fd, end)
