@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from array import array
 
@@ -10,11 +11,14 @@ import pytest
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.export.nbd.places import resolved
 from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, Extent, resolve
+from qobra.block.filter.placing import insert_filter, remove_filter
 from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode, WriteTracker, drivers
 from qobra.block.opening import Opening
-from qobra.block.table import MAX_MARKS, MAX_PAGES, PAGE_ENTRIES, ResolvedTable, highest_write
+from qobra.block.table import MAX_PAGES, PAGE_ENTRIES, ResolvedTable, highest_write
+from qobra.block.table_graph import MAX_MARKS
 from qobra.native import compiled
 
 UNIT = 65536
@@ -190,9 +194,107 @@ def test_a_tracker_turns_direct_writes_off(backend):
     backend.node.add_tracker(tracker)
     assert not backend.table().writable and backend.table() is table
     table.fill(0, UNIT)
-    assert not _entries(table)[0] & 1
+    assert resolved(table, 0, 9, to_write=True) is None and resolved(table, 0, 9, to_write=False) is not None
+    assert table.places is None or not table.places.write(0, b"x")
     backend.node.remove_tracker(tracker)
-    assert backend.table().writable and _entries(table) is None
+    assert backend.table().writable and resolved(table, 0, 9, to_write=True) is not None
+    assert table.places is None or table.places.write(0, b"x")
+
+
+FILTERS = [
+    {"driver": "copy-before-write", "target": "target"},
+    {"driver": "mirror_top"},
+    {"driver": "commit_top"},
+    {"driver": "copy-on-read"},
+]
+
+
+@pytest.mark.parametrize("compiled_form", [True, False])
+@pytest.mark.parametrize("options", FILTERS, ids=lambda options: options["driver"])
+def test_a_filter_of_a_job_leaves_the_places_alone(backend, monkeypatch, options, compiled_form):
+    if not compiled_form:
+        monkeypatch.setattr("qobra.block.table._compiled", None)
+    layer, below = backend.layer, backend.node
+    layer.add_node({"driver": "null-co", "node-name": "target", "size": below.length})
+    table = backend.table()
+    table.fill(0, backend.length)
+    before = _entries(table)
+    child = "backing" if options["driver"].endswith("_top") else "file"
+
+    def prepare(node):
+        if options["driver"] == "copy-on-read":
+            node.serve_job()
+
+    node, holder = insert_filter(layer, below, {**options, child: below.node_name}, prepare=prepare)
+    holder.remove()
+    assert backend.node is node and backend.table() is table and table.root is node
+    assert _entries(table) == before and 0 not in before
+    below.places[1] = 2
+    below.moved(UNIT, UNIT, may_look=True)
+    assert _entries(table) == [before[0], 2 * UNIT | 1 << 1 | 1, *before[2:]]
+    if table.places is not None:
+        into = bytearray(UNIT)
+        assert table.places.read(0, into) and into == bytes([3]) * UNIT
+        assert table.places.write(UNIT, b"x") == (options["driver"] != "copy-before-write")
+    remove_filter(layer, node)
+    assert backend.table() is table and table.root is below
+    assert _entries(table) == [before[0], 2 * UNIT | 1 << 1 | 1, *before[2:]]
+
+
+def test_other_nodes_come_and_go_and_the_places_stay(backend):
+    table = backend.table()
+    table.fill(0, backend.length)
+    before = _entries(table)
+    backend.layer.add_node({"driver": "null-co", "node-name": "other", "size": UNIT})
+    assert backend.table() is table and _entries(table) == before
+    backend.layer.delete_node("other")
+    assert backend.table() is table and _entries(table) == before
+
+
+def test_what_lies_under_the_root_now_is_looked_for_anew(backend, tmp_path):
+    table = backend.table()
+    table.fill(0, backend.length)
+    layer = backend.layer
+    (tmp_path / "other").write_bytes(bytes(4 * UNIT))
+    other = layer.add_node({"driver": "file", "node-name": "other", "filename": str(tmp_path / "other")})
+    with layer.graph.change() as change:
+        change.attach(backend.node, "file", other, permissions.ROLE_DATA)
+    assert backend.table() is table and _entries(table) is None
+    table.fill(0, backend.length)
+    assert table.fds == [-1, other.fd]
+
+
+def test_a_filter_that_has_to_see_what_is_read_takes_the_places_away(backend):
+    layer, below = backend.layer, backend.node
+    table = backend.table()
+    table.fill(0, backend.length)
+    _node, holder = insert_filter(layer, below, {"driver": "copy-on-read", "file": below.node_name})
+    holder.remove()
+    assert backend.table() is table and _entries(table) is None
+    table.fill(0, backend.length)
+    assert _entries(table) is None
+
+
+def test_a_file_that_is_opened_anew_has_its_places_in_its_new_descriptor(backend):
+    table = backend.table()
+    table.fill(0, backend.length)
+    before, file = _entries(table), backend.node.file
+    old, file.fd = file.fd, os.dup(file.fd)
+    os.close(old)
+    os.pwrite(file.fd, b"new", 3 * UNIT)
+    backend.layer.changed()
+    assert backend.table() is table and table.fds == [-1, file.fd] and _entries(table) == before
+    if table.places is not None:
+        into = bytearray(3)
+        assert table.places.read(0, into) and into == b"new"
+
+
+def test_a_table_that_nobody_has_looked_over_since_is_not_filled(backend):
+    table = backend.table()
+    table.fill(0, backend.length)
+    backend.layer.changed()
+    backend.node.moved(0, UNIT, may_look=True)
+    assert _entries(table)[0] == 0
 
 
 class _Marked:
@@ -311,7 +413,7 @@ def test_loops_without_the_gil_see_what_the_table_knows(backend):
     table.fill(0, backend.length)
     assert table.places is places and places.read(0, into)
     backend.layer.changed()
-    assert backend.table().places is not places and not places.read(0, into)
+    assert backend.table().places is not places and backend.table().places.read(0, into)
 
 
 @needs_compiled

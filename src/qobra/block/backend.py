@@ -19,7 +19,7 @@ from qobra.lean import local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
     from qobra.block.layer import BlockLayer
@@ -212,12 +212,13 @@ class BlockBackend:
         """The flat table of this root, up to date. To be called inside a slot."""
         table = self._table
         node = self.inserted()
-        if table is None or table.root is not node:
-            if table is not None:
-                table.close()
-            table = self._table = ResolvedTable(node)
-        elif table.generation != self.layer.generation:
-            table.refresh()
+        if table is not None and (table.root is node or table.may_follow(node)):
+            if table.generation != self.layer.generation or table.root is not node:
+                table.refresh(node)
+            return table
+        if table is not None:
+            table.close()
+        table = self._table = ResolvedTable(node)
         return table
 
     def inserted(self) -> BlockNode:
@@ -240,6 +241,10 @@ class BlockBackend:
     def read_into(self, offset: int, view: memoryview, *, counted: bool = True) -> None:
         """See :meth:`BlockNode.read_into`."""
         self._request(READ, len(view), BlockNode.read_into, offset, view, counted=counted)
+
+    def read_views(self, offset: int, views: Sequence[memoryview]) -> None:
+        """One request that fills ``views``, one after the other."""
+        self._request(READ, sum(map(len, views)), _read_views, offset, views)
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False, counted: bool = True) -> None:
         """See :meth:`BlockNode.write`."""
@@ -290,10 +295,24 @@ class BlockBackend:
         except (OSError, QobraError):
             if counted:
                 self.accounting.add_failed(kind, clock.monotonic_ns() - start_ns)
+                self._local.failed = kind, length
             raise
         if counted:
             self.accounting.add(kind, 1, length, clock.monotonic_ns() - start_ns)
         return result
+
+    def pardon(self, *, done: bool) -> None:
+        """The guest is not told of the last failure in this thread; see :meth:`Accounting.pardon`."""
+        failed: tuple[int, int] | None = getattr(self._local, "failed", None)
+        if failed is not None:
+            self._local.failed = None
+            self.accounting.pardon(*failed, done=done)
+
+
+def _read_views(node: BlockNode, offset: int, views: Sequence[memoryview]) -> None:
+    for view in views:
+        node.read_into(offset, view)
+        offset += len(view)
 
 
 def _flush(node: BlockNode) -> None:

@@ -42,6 +42,8 @@ class BlockNode(Vertex):
     """Has a file descriptor ``fd`` from which a DATA run is read at its offset."""
     fd: int = -1
     """A leaf's file descriptor."""
+    shows_places: bool = False
+    """A filter whose :meth:`map` says just that its data is that of the one child, and may be written there."""
 
     def __init__(self, layer: BlockLayer, node_name: str, options: Options) -> None:
         super().__init__(layer, node_name, options)

@@ -6,7 +6,7 @@ A page of the table is an ``array('q')`` with an entry for each unit of 64 KiB (
 0                     not known: resolve it
 1                     reads as zeroes
 ``host | leaf << 1``  raw bytes at ``host`` (a multiple of 512) of ``leaves[leaf]``; leaves count from 1
-the same, ``| 1``     and a write may go straight there
+the same, ``| 1``     and a write may go straight there, if the table is ``writable``
 the same, negative    in a file that bypasses the page cache, which only loops without the GIL can use from here: the
                       sign bit is set, and whole blocks of the leaf's ``request_alignment`` are at ``host``
 ====================  ==================================================================================
@@ -14,8 +14,9 @@ the same, negative    in a file that bypasses the page cache, which only loops w
 Behind the last entry of a page is the page's number.
 
 Whoever moves data calls :meth:`BlockNode.moved`, which drops the entries that it touches, or puts the new ones in their
-place where nobody has to wait for that; what is held above the node that data moved in keeps its place. A change of the
-graph, or of what must be told of writes, drops everything (:meth:`refresh`).
+place where nobody has to wait for that; what is held above the node that data moved in keeps its place. After a change
+of the graph, or of what must be told of writes, the table is looked over (:meth:`refresh`); it begins anew where
+something else lies under the root than before, filters that show their child as it is aside.
 
 A write that goes straight to its place is marked afterwards, and before its slot is left, in the dirty bitmaps of the
 nodes that it passes by (:attr:`ResolvedTable.marks`).
@@ -29,6 +30,7 @@ from __future__ import annotations
 from array import array
 
 from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, resolve
+from qobra.block.table_graph import basis, keepers_of, marks_of, path, written_nodes
 from qobra.errors import QobraError
 from qobra.lean import Lock, deque
 from qobra.native import compiled
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from qobra.block.node import BlockNode, Keeper, Marks
+    from qobra.block.table_graph import Basis
     from qobra.native.places import Places
 
 PAGE_BITS = 13
@@ -47,17 +50,11 @@ MAX_PAGES = 512
 """Pages that a table keeps: 32 MiB, 256 GiB of guest space at 64 KiB. Of those whose numbers leave the same rest when
 divided by this, it keeps the one that was filled last."""
 
-MAX_MARKS = 32
-"""Dirty bitmaps that a write past the nodes is marked in; where there are more, all writes go through the nodes."""
-MAX_KEEPERS = 8
-"""The same for copies of a point in time."""
-
 _DIRECT = -(1 << 63)
 _EMPTY = bytes(8 * PAGE_ENTRIES)
 _MOVES = 64
 """Moves that are remembered, so that what was resolved meanwhile elsewhere is kept."""
 _compiled = compiled("places")
-_old_blocks = compiled("old_blocks") if _compiled is not None else None
 
 
 class ResolvedTable:
@@ -65,8 +62,7 @@ class ResolvedTable:
 
     def __init__(self, root: BlockNode) -> None:
         self.root = root
-        cluster = root.cluster_size()
-        self.unit_bits = cluster.bit_length() - 1 if cluster >= 4096 else 16
+        self.unit_bits = _unit_bits(root)
         self.pages: dict[int, array[int]] = {}
         self.fds: list[int] = [-1]
         """File descriptor by leaf number; number 0 is not used."""
@@ -81,6 +77,10 @@ class ResolvedTable:
         self.places: Places | None = None
         """The same for loops without the GIL, new with each generation; None where there are no compiled forms."""
         self._leaves: list[BlockNode] = []
+        self._basis: Basis = []
+        """What the pages that there are were found in."""
+        self._numbers: dict[int, int] = {}
+        """The numbers of the pages by the rest that they leave when divided by MAX_PAGES."""
         self._sequence = 0
         """Counts what moved."""
         self._moves: deque[tuple[int, int]] = deque(maxlen=_MOVES)
@@ -90,43 +90,59 @@ class ResolvedTable:
         self._lock = Lock()
         self._watched: list[BlockNode] = []
         self.generation = -1
-        self.refresh()
+        self.refresh(root)
 
-    def refresh(self) -> None:
-        """Start anew after a change of the graph or of who is told of writes."""
+    def may_follow(self, root: BlockNode) -> bool:
+        """Whether the table can become that of ``root``, which took the place of its own."""
+        return self.unit_bits == _unit_bits(root)
+
+    def refresh(self, root: BlockNode) -> None:
+        """Be the table of ``root``, after a change of the graph or of who is told of writes."""
         with self._lock:
-            generation = self.root.layer.generation
-            if self.generation == generation:
+            generation = root.layer.generation
+            if self.generation == generation and self.root is root:
                 return  # another thread was first
-            self._note_move(0, self.root.length)
+            self.settle()
             self._under = {}
-            self._drop_pages()
-            self.fds = [-1]
-            self._leaves = []
             self._unwatch()
-            path = _path(self.root)
-            for node in path:
+            self.root = root
+            for node in path(root):
                 node.tables = (*node.tables, self)
                 self._watched.append(node)
-            marks, keepers = _marks(self.root), _keepers(self.root)
+            found = basis(root)
+            if found != self._basis:
+                self._note_move(0, root.length)
+                self._drop_pages()
+                self._leaves = []
+                self._basis = found
+            self.fds = [-1, *(leaf.fd for leaf in self._leaves)]
+            marks, keepers = marks_of(root), keepers_of(root)
             self.writable = (
-                marks is not None and keepers is not None and all(node.plain_writes() for node in _written(self.root))
+                marks is not None and keepers is not None and all(node.plain_writes() for node in written_nodes(root))
             )
             self.marks, self.keepers = marks or (), keepers or ()
             self.linear = self._find_linear()
-            if _compiled is not None:
-                self.settle()
-                self.places = _compiled.Places(
-                    generation,
-                    self.root.length,
-                    self.unit_bits,
-                    self.writable,
-                    self.linear,
-                    self.marks,
-                    [keeper.old for keeper in self.keepers],
-                )
+            self.places = self._make_places(generation)
             # Last, as who finds it current does not ask for the lock.
             self.generation = generation
+
+    def _make_places(self, generation: int) -> Places | None:
+        if _compiled is None:
+            return None
+        places: Places = _compiled.Places(
+            generation,
+            self.root.length,
+            self.unit_bits,
+            self.writable,
+            self.linear,
+            self.marks,
+            [keeper.old for keeper in self.keepers],
+        )
+        for leaf in self._leaves:
+            places.add_leaf(leaf.fd, leaf.request_alignment)
+        for number, page in self.pages.items():
+            places.put_page(number, page)
+        return places
 
     def close(self) -> None:
         """Let go of the nodes."""
@@ -178,6 +194,8 @@ class ResolvedTable:
 
     def look(self, offset: int, length: int) -> None:
         """:meth:`fill` where nobody waits for it."""
+        if self.generation != self.root.layer.generation:
+            return  # what is under the root now is not what the table is of
         try:
             self.fill(offset, length)
         except (OSError, QobraError):
@@ -234,7 +252,7 @@ class ResolvedTable:
                     leaf = self._leaf_number(run.leaf)
                     if not leaf:
                         continue
-                    tag = leaf << 1 | (1 if run.flags & WRITABLE and self.writable else 0)
+                    tag = leaf << 1 | (1 if run.flags & WRITABLE else 0)
                     alignment = 512
                     if run.leaf.request_alignment > 1:
                         tag |= _DIRECT
@@ -289,7 +307,7 @@ class ResolvedTable:
 
     def _drop_pages(self) -> None:
         self.pages = {}
-        self._numbers: dict[int, int] = {}
+        self._numbers = {}
         if self.places is not None:
             self._keep(self.places.drop_pages())
 
@@ -328,70 +346,9 @@ class ResolvedTable:
         self._watched = []
 
 
-def _path(root: BlockNode) -> list[BlockNode]:
-    """Every node under ``root`` that keeps the guest's offsets: what moves in them moves for the root."""
-    path = []
-    node: BlockNode | None = root
-    while node is not None:
-        path.append(node)
-        node = node.backing or (node.children.get("file") if node.is_transparent else None)
-    return path
-
-
-def _written(root: BlockNode) -> list[BlockNode]:
-    """The nodes that a write to ``root``, to a place that is WRITABLE, passes through."""
-    nodes = []
-    pending = [root]
-    while pending:
-        node = pending.pop()
-        nodes.append(node)
-        below = node.filtered
-        if below is not None:
-            pending.append(below)
-        else:
-            pending.extend(child for name, child in node.children.items() if name != "backing")
-    return nodes
-
-
-def _marks(root: BlockNode) -> tuple[tuple[Marks, int], ...] | None:
-    """Where a write to ``root`` is to be marked, and what to add to its offset there; None if the nodes have to see it.
-
-    Where a tracked node has other offsets than the root, as an image's file has, only the nodes know which.
-    """
-    shifts = _shifts(root)
-    found: list[tuple[Marks, int]] = []
-    for node in _written(root):
-        for tracker in node.trackers:
-            marks = tracker.marks() if node in shifts else None
-            if marks is None:
-                return None
-            found.append((marks, shifts[node]))
-    return tuple(found) if len(found) <= MAX_MARKS else None
-
-
-def _keepers(root: BlockNode) -> tuple[Keeper, ...] | None:
-    """Who keeps what a write to ``root`` changes; None if the nodes have to see to it."""
-    shifts = _shifts(root)
-    found: list[Keeper] = []
-    for node in _written(root):
-        keeper = node.keeper()
-        if keeper is not None:
-            if shifts.get(node) != 0 or (_old_blocks is not None and not isinstance(keeper.old, _old_blocks.OldBlocks)):
-                return None
-            found.append(keeper)
-    return tuple(found) if len(found) <= MAX_KEEPERS else None
-
-
-def _shifts(root: BlockNode) -> dict[BlockNode, int]:
-    """The nodes that show the root's data in its order, and what to add to its offset there."""
-    shifts = {root: 0}
-    node, shift = root, 0
-    while True:
-        below = (node.filtered, 0) if node.is_filter else node.linear_child() if node.is_transparent else None
-        if below is None or below[0] is None:
-            return shifts
-        node, shift = below[0], shift + below[1]
-        shifts[node] = shift
+def _unit_bits(root: BlockNode) -> int:
+    cluster = root.cluster_size()
+    return cluster.bit_length() - 1 if cluster >= 4096 else 16
 
 
 def note_writes(node: BlockNode, end: int) -> None:

@@ -325,7 +325,7 @@ cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece
     size = unit - (offset & (unit - 1))
     piece.leaf = 0 if entry == 1 else <int>(entry >> 1 & 255)
     piece.fd, piece.alignment = places.fds[piece.leaf], places.alignments[piece.leaf]
-    piece.writable = piece.leaf != 0 and (entry & 1) != 0
+    piece.writable = places.writable and piece.leaf != 0 and (entry & 1) != 0
     # The sign only tells loops that cannot read such files.
     piece.host = (entry & <int64_t>0x7FFFFFFFFFFFFE00) + <int64_t>(offset & (unit - 1)) if piece.leaf else 0
     wanted = entry

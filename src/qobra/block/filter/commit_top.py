@@ -13,6 +13,7 @@ class CommitTopNode(FilterNode):
     """Shows ``backing``."""
 
     driver = "commit_top"
+    shows_places = True
 
     def open(self, opening: Opening) -> None:
         opening.child("backing", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)

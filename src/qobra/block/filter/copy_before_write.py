@@ -34,6 +34,7 @@ class CopyBeforeWriteNode(FilterNode):
     """
 
     driver = "copy-before-write"
+    shows_places = True
     can_reopen = False
     strong_options = ()
 

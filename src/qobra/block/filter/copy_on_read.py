@@ -56,7 +56,7 @@ class CopyOnReadNode(FilterNode):
 
     def serve_job(self) -> None:
         """From now on a job does what there is to do."""
-        self.by_job = True
+        self.by_job = self.shows_places = True
         self.layer.graph.frozen.thaw(self)
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:

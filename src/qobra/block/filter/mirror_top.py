@@ -40,6 +40,7 @@ class MirrorTopNode(FilterNode):
     """Shows ``backing``. ``active`` is set by the job while writes go to ``target`` too."""
 
     driver = "mirror_top"
+    shows_places = True
     active: ActiveCopy | None = None
     target: BlockNode | None = None
     is_commit = False

@@ -73,6 +73,7 @@ class RawNode(BlockNode):
         self.check_options(options)
         self._offset, self._size = offset, size
         self.child_resized("file")
+        self.moved(0, max(self.length, 1))
 
     def child_resized(self, name: str) -> None:
         rest = max(0, self.file.length - self._offset)

@@ -39,6 +39,8 @@ def resolved(table: ResolvedTable, offset: int, length: int, *, to_write: bool) 
 
 def _locate(table: ResolvedTable, offset: int, length: int, to_write: bool) -> Pieces | None:
     """What :func:`resolved` says, from the table as it is."""
+    if to_write and not table.writable:
+        return None
     if table.linear is not None:
         return [(table.linear[0], offset + table.linear[1], length)]
     bits = table.unit_bits
