@@ -125,3 +125,29 @@ def qcow2(layer, tmp_path):
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def tree(layer, qcow2, make_guest):
+    """A chain top -> mid -> base with random data in each, and a guest on top."""
+    rng = random.Random(3)
+    for name, backing in (("base", None), ("mid", "base"), ("top", "mid")):
+        writer = make_guest(qcow2(name, backing), "writer")
+        writer.random_requests(rng, 20, 50000)
+        writer.check()
+        layer.backends.pop("writer").remove()
+    return make_guest(layer.graph.find("top"), "drive")
+
+
+@pytest.fixture
+def chain_names():
+    """The names of the nodes from one down to the last that it is backed by."""
+
+    def names(node):
+        chain = []
+        while node is not None:
+            chain.append(node.node_name)
+            node = node.backing
+        return chain
+
+    return names

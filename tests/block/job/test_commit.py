@@ -21,33 +21,12 @@ def commit(layer, device="top", **args):
     return job
 
 
-@pytest.fixture
-def tree(layer, qcow2, make_guest):
-    """A chain top -> mid -> base with random data in each, and a guest on top."""
-    rng = random.Random(3)
-    for name, backing in (("base", None), ("mid", "base"), ("top", "mid")):
-        node = qcow2(name, backing)
-        writer = make_guest(node, "writer")
-        writer.random_requests(rng, 20, 50000)
-        writer.check()
-        layer.backends.pop("writer").remove()
-    return make_guest(layer.graph.find("top"), "drive")
-
-
-def names(node):
-    chain = []
-    while node is not None:
-        chain.append(node.node_name)
-        node = node.backing
-    return chain
-
-
-def test_an_intermediate_commit(layer, tree, tmp_path):
+def test_an_intermediate_commit(layer, tree, tmp_path, chain_names):
     rng = random.Random(1)
     commit(layer, "drive", **{"top-node": "mid", "base-node": "base"})
     tree.random_requests(rng, 40)
     layer.wait_status("c", "null")
-    assert names(tree.node) == ["top", "base"]
+    assert chain_names(tree.node) == ["top", "base"]
     tree.random_requests(rng, 20)
     tree.check()
     assert layer.graph.find("top").backing_filename == str(tmp_path / "base")
@@ -66,7 +45,7 @@ def test_the_recorded_name_may_be_another(layer, tree):
 
 
 @pytest.mark.parametrize("base", ["mid", "base"])
-def test_an_active_commit(layer, tree, base):
+def test_an_active_commit(layer, tree, base, chain_names):
     rng = random.Random(1)
     job = commit(layer, "drive", speed=4 * MIB, **{"base-node": base})
     tree.random_requests(rng, 40)
@@ -77,20 +56,20 @@ def test_an_active_commit(layer, tree, base):
     with layer.control:
         job.complete()
     layer.wait_status("c", "null")
-    assert names(tree.node) == ["mid", "base"][["mid", "base"].index(base) :]
+    assert chain_names(tree.node) == ["mid", "base"][["mid", "base"].index(base) :]
     tree.random_requests(rng, 20)
     tree.check()
     assert layer.statuses("c") == ["created", "running", "ready", "waiting", "pending", "concluded", "null"]
     assert layer.wait_event("BLOCK_JOB_READY")["type"] == "commit"
 
 
-def test_a_cancelled_active_commit_leaves_the_chain(layer, tree):
+def test_a_cancelled_active_commit_leaves_the_chain(layer, tree, chain_names):
     job = commit(layer, "drive")
     layer.wait_event("BLOCK_JOB_READY")
     with layer.control:
         job.user_cancel(True)
     layer.wait_status("c", "null")
-    assert names(tree.node) == ["top", "mid", "base"]
+    assert chain_names(tree.node) == ["top", "mid", "base"]
     tree.check()
 
 
@@ -132,12 +111,12 @@ def test_an_error_stops_and_goes_on(layer, tree, fail):
     tree.check()
 
 
-def test_an_error_is_reported_and_the_chain_stays(layer, tree, fail):
+def test_an_error_is_reported_and_the_chain_stays(layer, tree, fail, chain_names):
     fail(layer.graph.find("base"), "_write", 1)
     commit(layer, "drive", **{"top-node": "mid"})
     layer.wait_status("c", "null")
     assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == "Input/output error"
-    assert names(tree.node) == ["top", "mid", "base"]
+    assert chain_names(tree.node) == ["top", "mid", "base"]
     tree.check()
 
 

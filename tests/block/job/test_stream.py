@@ -22,26 +22,8 @@ def stream(layer, device="drive", **args):
     return job
 
 
-@pytest.fixture
-def tree(layer, qcow2, make_guest):
-    rng = random.Random(3)
-    for name, backing in (("base", None), ("mid", "base"), ("top", "mid")):
-        writer = make_guest(qcow2(name, backing), "writer")
-        writer.random_requests(rng, 20, 50000)
-        layer.backends.pop("writer").remove()
-    return make_guest(layer.graph.find("top"), "drive")
-
-
-def names(node):
-    chain = []
-    while node is not None:
-        chain.append(node.node_name)
-        node = node.backing
-    return chain
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_streaming_all_leaves_no_backing_file(layer, tree, seed):
+def test_streaming_all_leaves_no_backing_file(layer, tree, seed, chain_names):
     rng = random.Random(seed)
     bitmap = DirtyBitmap(tree.node, "b", 4096)
     job = stream(layer, speed=MIB)
@@ -50,7 +32,7 @@ def test_streaming_all_leaves_no_backing_file(layer, tree, seed):
     with layer.control:
         job.set_speed(0)
     layer.wait_status("s", "null")
-    assert names(tree.node) == ["top"]
+    assert chain_names(tree.node) == ["top"]
     assert tree.node.backing_filename == ""
     tree.random_requests(rng, 20)
     tree.check()
@@ -66,12 +48,12 @@ def test_what_is_streamed_is_not_dirty(layer, tree):
 
 
 @pytest.mark.parametrize("how", [{"base-node": "base"}, {"bottom": "mid"}, {"base": "base"}])
-def test_streaming_a_part(layer, tree, tmp_path, how):
+def test_streaming_a_part(layer, tree, tmp_path, how, chain_names):
     if "base" in how:
         how = {"base": str(tmp_path / "base")}
     stream(layer, **how)
     layer.wait_status("s", "null")
-    assert names(tree.node) == ["top", "base"]
+    assert chain_names(tree.node) == ["top", "base"]
     assert tree.node.backing_filename == str(tmp_path / "base")
     tree.check()
 
@@ -82,32 +64,32 @@ def test_the_recorded_name_may_be_another(layer, tree):
     assert tree.node.backing_filename == "elsewhere"
 
 
-def test_an_ignored_error_keeps_the_backing_file(layer, tree, fail):
+def test_an_ignored_error_keeps_the_backing_file(layer, tree, fail, chain_names):
     fail(tree.node, "_write", 1)
     stream(layer, **{"on-error": "ignore"})
     layer.wait_status("s", "null")
     assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == "Input/output error"
-    assert names(tree.node) == ["top", "mid", "base"]
+    assert chain_names(tree.node) == ["top", "mid", "base"]
     tree.check()
 
 
-def test_an_error_stops_and_goes_on(layer, tree, fail):
+def test_an_error_stops_and_goes_on(layer, tree, fail, chain_names):
     fail(tree.node, "_write", 1)
     job = stream(layer, **{"on-error": "stop"})
     layer.wait_status("s", "paused")
     with layer.control:
         job.user_resume()
     layer.wait_status("s", "null")
-    assert names(tree.node) == ["top"]
+    assert chain_names(tree.node) == ["top"]
     tree.check()
 
 
-def test_cancelling_leaves_the_chain(layer, tree):
+def test_cancelling_leaves_the_chain(layer, tree, chain_names):
     job = stream(layer, speed=1)
     with layer.control:
         job.user_cancel(False)
     layer.wait_status("s", "null")
-    assert names(tree.node) == ["top", "mid", "base"]
+    assert chain_names(tree.node) == ["top", "mid", "base"]
     tree.check()
 
 
@@ -175,7 +157,7 @@ def test_an_image_that_only_its_stream_still_has_is_finished(layer, tmp_path, qc
     assert layer.add_node(options["backing"]).backing_filename == ""
 
 
-def test_a_stream_does_not_rely_on_the_filter_of_a_commit(layer, tree, qcow2, make_guest):
+def test_a_stream_does_not_rely_on_the_filter_of_a_commit(layer, tree, qcow2, make_guest, chain_names):
     from qobra.block.job.commit import start_commit
 
     layer.backends.pop("drive").remove()
@@ -192,7 +174,7 @@ def test_a_stream_does_not_rely_on_the_filter_of_a_commit(layer, tree, qcow2, ma
     with layer.control:
         commit.user_cancel(True)
     layer.wait_status("c", "null")
-    assert names(over.node) == ["over", "top", "mid", "base"]
+    assert chain_names(over.node) == ["over", "top", "mid", "base"]
 
 
 def test_streams_side_by_side_in_a_chain_that_was_opened_with_all_its_names(layer, qcow2, make_guest, tmp_path):
