@@ -439,8 +439,8 @@ def test_options_from_a_file(tmp_path: Path) -> None:
         ("m", "size=64"),
         ("device", "id=d0,driver=virtio-rng-pci,addr=a,,b"),
     ]
-    path.write_text("[memory]\nsize = 64\n")
-    with pytest.raises(QobraError, match="parse error"):
+    path.write_text("[memory]\n \nsize = 64\n")
+    with pytest.raises(QobraError, match=":2: parse error"):
         readconfig.read_config(str(path))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from qobra.errors import QobraError
@@ -57,3 +60,12 @@ def test_an_answer_has_to_keep_to_the_contract():
     check_answer("query-status", {"status": "running", "running": True, "singlestep": False})
     with pytest.raises(QobraError, match="Parameter 'running' is missing"):
         check_answer("query-status", {"status": "running", "singlestep": False})
+
+
+def test_descriptors_are_limited_for_all_that_is_started():
+    code = (
+        "import subprocess; from qobra.testing.differential import limit_descriptors; limit_descriptors(100);"
+        "print(subprocess.run(['sh', '-c', 'ulimit -n'], capture_output=True, text=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "100", done.stderr

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -46,6 +47,15 @@ _REPHRASED = re.compile(r"Parameter '[\w.-]+' does not accept value '([^']*)'")
 _AUTO_NAME = re.compile(r"#block\d+")
 
 Message = dict[str, Any]
+
+
+def limit_descriptors(count: int = 512) -> None:
+    """Let this process, and what it starts, have at most so many open files.
+
+    QEMU opens an image that is its own backing file until it has none left: with very many, that takes hours.
+    """
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard))
 
 
 class Server(Protocol):

@@ -148,8 +148,32 @@ def test_blkdebug_reads_rules_from_a_file(layer, make_file, tmp_path):
     assert error.value.errno == errno.ENOSPC
     node.flush()
     config.write_text("rubbish\n")
-    with pytest.raises(QobraError, match="Could not parse blkdebug config file: line 1"):
+    with pytest.raises(QobraError, match="no group defined"):
         layer.open_image(f"blkdebug:{config}:{make_file('b')['filename']}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (' \n[inject-error]\nevent = "none"\n', "parse error"),
+        ("[nope]\n", "There is no option group 'nope'"),
+        ('[inject-error "9"]\n', "Parameter 'id' expects an identifier"),
+        ('[set-state "a"]\n[set-state "a"\n', "Duplicate ID 'a' for set-state"),
+        ('[inject-error]\nevent="none"\n', "Invalid parameter 'event=\"none\"'"),
+        ('[inject-error]\nerrno = "5"\n', "Missing event name for rule"),
+        ('[inject-error]\nevent = "none\n', "invalid parameter value: none\n"),
+        ('[inject-error]\nevent = "none"\niotype = "seek"\n', "invalid parameter value: seek"),
+        ('[inject-error]\nevent = "none"\nonce = "1"\n', "Parameter 'once' expects 'on' or 'off'"),
+        ('[set-state]\nevent = "none"\nstate = "1k"\n', "Parameter 'state' expects a number"),
+        ('[set-state]\nstate = "99999999999999999999"\n', "Value '99999999999999999999' is too large for"),
+    ],
+)
+def test_blkdebug_says_what_is_wrong_with_a_config_file(layer, make_file, tmp_path, text, told):
+    config = tmp_path / "rules"
+    config.write_text(text)
+    with pytest.raises(QobraError) as failure:
+        layer.open_image(f"blkdebug:{config}:{make_file('a')['filename']}")
+    assert str(failure.value).startswith(told)
 
 
 def test_blkdebug_holds_a_request_at_a_breakpoint(layer, make_file):

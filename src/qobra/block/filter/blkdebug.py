@@ -11,7 +11,6 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
@@ -20,11 +19,9 @@ from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.filter._filter import FilterNode
 from qobra.block.node import BlockNode, Options, drivers, read_or_zero
 from qobra.block.opening import Opening
-from qobra.errors import QobraError, strerror
+from qobra.errors import QobraError
 
 _SECTOR = 512
-MAX_CONFIG = 1 << 20
-"""Largest configuration file that is read, in bytes."""
 _DEFAULT_KINDS = frozenset({"read", "write", "write-zeroes", "discard", "flush"})
 _LIMITS = ("max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard")
 
@@ -113,7 +110,10 @@ class BlkdebugNode(FilterNode):
         self._active: list[_InjectError] = []
         self._breakpoints: list[_Breakpoint] = []
         if options.get("config"):
-            self._rules += _read_config(options["config"])
+            from qobra.block.filter._blkdebug_config import read_config
+
+            errors, states = read_config(options["config"])
+            self._rules += [*map(_InjectError, errors), *map(_SetState, states)]
         self._rules += [_InjectError(rule) for rule in options.get("inject-error", [])]
         self._rules += [_SetState(rule) for rule in options.get("set-state", [])]
         self._take_perms = _mask(options.get("take-child-perms", []))
@@ -321,47 +321,3 @@ def _mask(names: list[str]) -> int:
     for name in names:
         mask |= bits[name]
     return mask
-
-
-def _read_config(path: str) -> list[_InjectError | _SetState]:
-    """The rules in a configuration file: sections ``[inject-error]`` and ``[set-state]`` of ``name = "value"``."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read(MAX_CONFIG)
-    except OSError as error:
-        raise QobraError(f"Could not read blkdebug config file: {strerror(error)}", errno=error.errno)
-    sections: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        if line.startswith("[") and line.endswith("]"):
-            sections.append((line[1:-1].strip(), {}))
-            continue
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if not equals or not sections or len(value) < 2 or value[0] != '"' or value[-1] != '"':
-            raise QobraError(f"Could not parse blkdebug config file: line {number}")
-        sections[-1][1][name] = value[1:-1]
-    return [_rule(kind, options) for kind, options in sections]
-
-
-def _rule(kind: str, options: dict[str, Any]) -> _InjectError | _SetState:
-    known = {
-        "inject-error": {"event", "state", "iotype", "errno", "sector", "once", "immediately"},
-        "set-state": {"event", "state", "new_state"},
-    }.get(kind)
-    if known is None:
-        raise QobraError(f"There is no option group '{kind}'")
-    for name, value in options.items():
-        if name not in known:
-            raise QobraError(f"Invalid parameter '{name}'")
-        if name in ("once", "immediately"):
-            options[name] = value in ("on", "yes", "true", "y")
-        elif name not in ("event", "iotype"):
-            try:
-                options[name] = int(value, 0)
-            except ValueError:
-                raise QobraError(f"Parameter '{name}' expects a number")
-    if not options.get("event"):
-        raise QobraError("Missing event name for rule")
-    return _InjectError(options) if kind == "inject-error" else _SetState({"new_state": 0, **options})

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from qobra.testing.differential import limit_descriptors
 from qobra.testing.fuzz import play
 from qobra.testing.fuzz.trial import Trial
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--known", help="a file of kinds of differences that are not told again; new ones are added")
     arguments = parser.parse_args()
+    limit_descriptors()
     with tempfile.TemporaryDirectory(prefix="qf") as place:
         images = Path(place) / "images"
         play.make_images(images)

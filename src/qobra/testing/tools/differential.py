@@ -322,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import argparse
     import tempfile
 
+    from qobra.testing.differential import limit_descriptors
     from qobra.testing.tools.odd_script import odd_command, prepare
     from qobra.testing.tools.script import script
 
@@ -332,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--odd", action="store_true", help="single commands with any options on any kind of file")
     parser.add_argument("--failures", type=int, default=1, help="stop after so many")
     options = parser.parse_args(argv)
+    limit_descriptors()
     end = time.monotonic() + options.seconds
     failures: list[Any] = []
     number = 0

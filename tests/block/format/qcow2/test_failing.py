@@ -10,6 +10,7 @@ from qobra.block.format.qcow2 import layout
 from qobra.block.node import drivers
 from qobra.cli import io
 from qobra.errors import QobraError
+from qobra.testing.images import Disk
 
 CLUSTER = 1024
 
@@ -404,3 +405,43 @@ def test_damage_in_an_image_that_is_another_process_s_is_not_marked(lab):
         disk.node._ready = False
     with open(lab.path("a"), "rb") as file:
         assert file.read() == before
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"iotype": "write"}, "Could not write qcow2 header: Input/output error"),
+        ({"iotype": "write", "sector": 128}, "Could not write refcount table: Input/output error"),
+        ({"iotype": "write", "sector": 256}, "Could not write refcount table: Input/output error"),
+        (
+            {"iotype": "write", "sector": 384},
+            "Could not resize image: Failed to grow the L1 table: Input/output error",
+        ),
+        ({"iotype": "flush"}, "Could not resize image: Failed to grow the L1 table: Input/output error"),
+        ({"iotype": "read"}, "Could not read qcow2 header: Input/output error"),
+    ],
+)
+def test_making_an_image_says_what_of_it_could_not_be_written(lab, rule, told):
+    open(lab.path("a"), "wb").close()
+    image = {"driver": "file", "filename": lab.path("a")}
+    options = {"driver": "blkdebug", "image": image, "inject-error": [{"event": "none", **rule}]}
+    with Disk(options) as disk:
+        with pytest.raises(QobraError) as failure:
+            drivers.find("qcow2").create({"size": 1 << 20}, disk.node)
+    assert str(failure.value) == told
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("metadata", "Could not resize image: Cannot resize fixed-size raw disks"),
+        ("full", "Could not resize image: Failed to resize underlying file: Cannot resize fixed-size raw disks"),
+    ],
+)
+def test_what_cannot_be_preallocated_is_told_after_all_else(lab, mode, told):
+    with open(lab.path("a"), "wb") as file:
+        file.truncate(8 << 20)
+    with Disk({"driver": "raw", "size": 1 << 18, "file": {"driver": "file", "filename": lab.path("a")}}) as disk:
+        with pytest.raises(QobraError) as failure:
+            drivers.find("qcow2").create({"size": 1 << 20, "preallocation": mode}, disk.node)
+    assert str(failure.value) == told

@@ -14,6 +14,7 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from qobra.block.buffers import Buffer
     from qobra.block.node import BlockNode, Options
 
 
@@ -31,10 +32,18 @@ def create(options: Options, file: BlockNode, data_file: BlockNode | None) -> No
 
         header.crypt_method, area = create_area(file.layer, options["encrypt"])
     preallocation = options.get("preallocation", "off")
+    refused = None
     if preallocation != "off":
-        file.truncate(0, exact=False)  # what is allocated unwritten has to read as zeroes
+        try:
+            file.truncate(0, exact=False)  # what is allocated unwritten has to read as zeroes
+        except QobraError as error:
+            refused = error
     _write_empty(header, file, area)
     _check_written(file, data_file)
+    if refused is not None:
+        raise refused.prefixed(
+            f"Could not resize image: {'Failed to resize underlying file: ' if preallocation != 'metadata' else ''}"
+        )
     if data_file is not None:
         if preallocation == "off" and options.get("data-file-raw"):
             # Whoever reads the image through its metadata must see what the raw file holds.
@@ -69,7 +78,11 @@ def _preallocate(file: BlockNode, data_file: BlockNode | None, mode: str, size: 
 
 def _check_written(file: BlockNode, data_file: BlockNode | None) -> None:
     """Raise QobraError where the image could not be opened again."""
-    if file.read(0, 4) != layout.MAGIC:
+    try:
+        magic = file.read(0, 4)
+    except OSError as error:
+        raise QobraError.from_os("Could not read qcow2 header", error)
+    if magic != layout.MAGIC:
         raise QobraError("Image is not in qcow2 format", errno=errno.EINVAL)  # a null node keeps nothing
     if file is data_file:
         image, uses = file.layer.opener.new_node_name(), f"(uses node '{file.node_name}' as"
@@ -212,14 +225,30 @@ def _write_empty(header: Header, file: BlockNode, crypto: bytes) -> None:
         except QobraError as error:
             if error.errno != errno.ENOTSUP:
                 raise
-    if header.l1_entries:
-        # The file ends with the table, where nothing follows it. It is no hole, so that a full disk leaves room for it.
-        file.write(header.l1_offset, bytes(8 * header.l1_entries))
     if crypto:
         header.crypto = (end - (crypto_clusters << bits), len(crypto))
-        file.write(header.crypto[0], crypto)
-    file.write(size, words_to_bytes(reftable) + bytes((table << bits) - 8 * blocks))
-    file.write(first_block, pack_counts(counts, header.refcount_order))
     head = header.pack()
-    file.write(0, head + bytes(size - len(head)))
-    file.flush()
+    # What the file was until now it no longer is, and it is an image only when all else is there.
+    _write(file, 0, bytes(size), "Could not write qcow2 header")
+    place = "Could not write refcount table"
+    _write(file, size, words_to_bytes(reftable) + bytes((table << bits) - 8 * blocks), place)
+    _write(file, first_block, pack_counts(counts, header.refcount_order), place)
+    place = "Could not resize image: Failed to grow the L1 table"
+    if header.l1_entries:
+        # The file ends with the table, where nothing follows it. It is no hole, so that a full disk leaves room for it.
+        _write(file, header.l1_offset, bytes(8 * header.l1_entries), place)
+    if header.crypto is not None:
+        _write(file, header.crypto[0], crypto, "Could not set up encryption")
+    _write(file, 0, head, "Could not write qcow2 header")
+    try:
+        file.flush()
+    except OSError as error:
+        raise QobraError.from_os(place, error)
+
+
+def _write(file: BlockNode, offset: int, data: Buffer, failed: str) -> None:
+    """Write; ``failed`` is what an error begins with."""
+    try:
+        file.write(offset, data)
+    except OSError as error:
+        raise QobraError.from_os(failed, error)
