@@ -226,8 +226,8 @@ def test_stale_paths_are_replaced_and_new_owners_left_alone(machine: Machine, tm
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"addr": unix(Path("/nonexist/s")), "server": True}, "Failed to bind socket to /nonexist/s: No such file"),
-        ({"addr": unix(Path("/nonexist/s")), "server": False}, "Failed to connect to '/nonexist/s': No such file"),
+        ({"addr": unix(Path("/proc/none/s")), "server": True}, "Failed to bind socket to /proc/none/s: No such file"),
+        ({"addr": unix(Path("/proc/none/s")), "server": False}, "Failed to connect to '/proc/none/s': No such file"),
         ({"addr": unix(Path("a" * 200)), "server": True}, "UNIX socket path 'a*' is too long"),
         ({"addr": inet(1), "server": False}, "Failed to connect to '127.0.0.1:1': Connection refused"),
         ({"addr": inet(1), "server": True, "reconnect": 1}, "'reconnect' option is incompatible with socket in server"),

@@ -106,9 +106,9 @@ def monitor(path: Path) -> tuple[str, ...]:
         ),
         (["--nbd-server", "addr.type=unix"], "--nbd-server addr.type=unix: Parameter 'addr.path' is missing"),
         (
-            ["--nbd-server", "addr.type=unix,addr.path=/nonexist/x"],
-            "--nbd-server addr.type=unix,addr.path=/nonexist/x: "
-            "Failed to bind socket to /nonexist/x: No such file or directory",
+            ["--nbd-server", "addr.type=unix,addr.path=/proc/none/x"],
+            "--nbd-server addr.type=unix,addr.path=/proc/none/x: "
+            "Failed to bind socket to /proc/none/x: No such file or directory",
         ),
         (["--object", "secret"], "--object secret: Parameter 'id' is missing"),
         (["--ob=secret"], "--ob=secret: Parameter 'id' is missing"),
@@ -138,8 +138,8 @@ def monitor(path: Path) -> tuple[str, ...]:
             '--monitor {"chardev":"a"}: Device \'a\' is in use',
         ),
         (
-            ["--pidfile", "/nonexist/p"],
-            "cannot create PID file: Could not create '/nonexist/p': No such file or directory",
+            ["--pidfile", "/proc/none/p"],
+            "cannot create PID file: Could not create '/proc/none/p': No such file or directory",
         ),
     ],
 )

@@ -174,6 +174,8 @@ def raw(server: Server, *options: tuple[int, bytes]) -> tuple[list[tuple[int, in
         while True:
             _magic, option, reply, length = p.OPTION_REPLY.unpack(transport.recv_exact(20))
             replies.append((option, reply, transport.recv_exact(length)))
+            if (option, reply) == (p.OPT_GO, p.REP_ACK):
+                break
     except QobraError:
         pass
     return replies, server.ended()

@@ -20,24 +20,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qobra.nbd.aio import AsyncClient as AsyncClient
     from qobra.nbd.client import Client as Client
     from qobra.nbd.connection import connect as connect
+    from qobra.nbd.connection import connect_command as connect_command
+    from qobra.nbd.connection import connect_systemd_socket_activation as connect_systemd_socket_activation
     from qobra.nbd.connection import list_exports as list_exports
     from qobra.nbd.connection import open_handshake as open_handshake
     from qobra.nbd.export_info import BlockSizes as BlockSizes
     from qobra.nbd.export_info import ExportInfo as ExportInfo
     from qobra.nbd.request import Request as Request
     from qobra.nbd.request import StatusExtent as StatusExtent
+    from qobra.nbd.server_process import ServerProcess as ServerProcess
 
 _HOMES = {
+    "AsyncClient": "aio",
     "Client": "client",
     "connect": "connection",
+    "connect_command": "connection",
+    "connect_systemd_socket_activation": "connection",
     "list_exports": "connection",
     "open_handshake": "connection",
     "BlockSizes": "export_info",
     "ExportInfo": "export_info",
     "Request": "request",
     "StatusExtent": "request",
+    "ServerProcess": "server_process",
 }
 
 __all__ = sorted(_HOMES)

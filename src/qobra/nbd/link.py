@@ -115,13 +115,14 @@ class Link:
             if self._reading:
                 return False
             self._reading = True
+        deadline = None if timeout is None else time.monotonic() + timeout
         came = False
         try:
-            while self._pending and (
-                self._replies.has_buffered() or self.transport.wait(select.POLLIN, 0 if came else timeout)
-            ):
-                self._replies.read_one()
-                came = True
+            while self._pending:
+                if self._replies.take_in():
+                    came = True
+                elif came or not self._wait_for_more(deadline):
+                    break
         except QobraError as error:
             self.fail(error)
         finally:
@@ -133,15 +134,19 @@ class Link:
     def _read_until(self, request: AnyRequest, deadline: float | None) -> None:
         try:
             while not request.done:
-                if deadline is not None and not self._replies.has_buffered():
-                    left = deadline - time.monotonic()
-                    if left <= 0 or not self.transport.wait(select.POLLIN, left):
-                        return
-                self._replies.read_one()
+                if deadline is None:
+                    self._replies.read_one()
+                elif not self._replies.take_in() and not self._wait_for_more(deadline):
+                    return
         except QobraError as error:
             self.fail(error)
         finally:
             self._stop_reading()
+
+    def _wait_for_more(self, deadline: float | None) -> bool:
+        """Wait until more arrives; False when it is too late."""
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return bool(self.transport.wait(select.POLLIN, left))
 
     def _stop_reading(self) -> None:
         with self._mutex:
@@ -179,11 +184,8 @@ class Link:
             self.transport.wait(select.POLLOUT, _YIELD)
             return
         try:
-            ready = (
-                select.POLLIN if self._replies.has_buffered() else self.transport.wait(select.POLLIN | select.POLLOUT)
-            )
-            if ready & ~select.POLLOUT:
-                self._replies.read_one()
+            if not self._replies.take_in():
+                self.transport.wait(select.POLLIN | select.POLLOUT)
         finally:
             self._stop_reading()
 

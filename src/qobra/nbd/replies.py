@@ -3,11 +3,15 @@
 Nothing that the server says is believed before it is checked against the request that it answers: lengths against
 what was asked for, so memory is bounded by the requests in flight, and every chunk has to bring the request nearer
 to its end, so that a stream of chunks ends.
+
+Reading waits, or it does not (:meth:`ReplyReader.take_in`): then a reply whose head is not all here yet is begun again
+when more has arrived, and data go on where they stopped.
 """
 
 from __future__ import annotations
 
 import errno
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,8 @@ from qobra.nbd.request import StatusExtent
 from qobra.nbd.transport import Disconnected
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.nbd.request import AnyRequest
     from qobra.nbd.transport import Transport
 
@@ -24,6 +30,8 @@ _BUFFER = 64 << 10
 _MAGIC = Struct(">I")
 _SIMPLE_REST = Struct(">IQ")
 _CHUNK_REST = Struct(">HHQI")
+_MAX_HEAD = 64 + p.MAX_STRING
+"""More than the longest reply takes before data of any length: an error and its text."""
 _MAX_ERRORS = 256
 """Error chunks that one request may be answered with."""
 
@@ -45,14 +53,21 @@ class ReplyReader:
         self._contexts = contexts
         self._buffer = memoryview(bytearray(_BUFFER))
         self._start = self._end = 0
+        self._begin = 0
+        """Where in the buffer the reply begins that is being read."""
+        self._unfilled = memoryview(b"")
+        """What is still to come of a reply's data."""
+        self._then: Callable[[], None] = _nothing
+        """What is to be done with them."""
+        self._waits = True
         self._errors: dict[int, int] = {}
-
-    def has_buffered(self) -> bool:
-        """Whether bytes are here that waiting for the socket would miss."""
-        return self._end > self._start or self._transport.has_buffered()
 
     def read_one(self) -> None:
         """Take in one reply or chunk, waiting for it. Raises QobraError when the connection is no longer usable."""
+        if self._unfilled:
+            self._go_on_filling()
+            return
+        self._begin = self._start
         (magic,) = _MAGIC.unpack(self._take(4))
         if magic == p.SIMPLE_REPLY_MAGIC:
             self._simple(*_SIMPLE_REST.unpack(self._take(12)))
@@ -61,6 +76,19 @@ class ReplyReader:
         else:
             raise _misbehaved(f"invalid reply magic 0x{magic:08x}")
 
+    def take_in(self) -> bool:
+        """Like :meth:`read_one`, but False where that would have to wait; what came of a reply by then is kept."""
+        self._waits = False
+        try:
+            self.read_one()
+            return True
+        except BlockingIOError:
+            if not self._unfilled:
+                self._start = self._begin
+            return False
+        finally:
+            self._waits = True
+
     def _simple(self, error: int, cookie: int) -> None:
         request = self._find(cookie)
         if error:
@@ -68,20 +96,26 @@ class ReplyReader:
         elif request.command == p.CMD_READ:
             if self._structured:
                 raise _misbehaved("simple reply to a read although structured replies were negotiated")
-            self._fill(request.view or memoryview(b""))
             request.received = request.length
+            self._fill(request.view or memoryview(b""), partial(self._finish, cookie, request))
+            return
         elif request.command == p.CMD_BLOCK_STATUS:
             raise _misbehaved("simple reply to a block status request")
         self._finish(cookie, request)
 
     def _chunk(self, flags: int, kind: int, cookie: int, length: int) -> None:
         request = self._find(cookie)
+        then: Callable[[], None] = _nothing
+        if flags & p.REPLY_FLAG_DONE:
+            then = partial(self._finish, cookie, request)
         if kind == p.CHUNK_OFFSET_DATA:
-            self._data(request, length)
-        elif kind == p.CHUNK_OFFSET_HOLE:
+            self._data(request, length, then)
+            return
+        if kind == p.CHUNK_BLOCK_STATUS:
+            self._status(request, length, then)
+            return
+        if kind == p.CHUNK_OFFSET_HOLE:
             self._hole(request, length)
-        elif kind == p.CHUNK_BLOCK_STATUS:
-            self._status(request, length)
         elif kind == p.CHUNK_NONE:
             if length or not flags & p.REPLY_FLAG_DONE:
                 raise _misbehaved("a chunk of no type that has a payload or is not the last")
@@ -89,10 +123,9 @@ class ReplyReader:
             self._error(request, kind, length)
         else:
             raise _misbehaved(f"unknown chunk type {kind}")
-        if flags & p.REPLY_FLAG_DONE:
-            self._finish(cookie, request)
+        then()
 
-    def _data(self, request: AnyRequest, length: int) -> None:
+    def _data(self, request: AnyRequest, length: int, then: Callable[[], None]) -> None:
         view = request.view
         if view is None or not 8 < length <= request.length + 8:
             raise _misbehaved(f"{length} bytes of data in answer to a {p.COMMAND_NAMES[request.command]}")
@@ -100,7 +133,7 @@ class ReplyReader:
         length -= 8
         self._account(request, offset, length)
         begin = offset - request.offset
-        self._fill(view[begin : begin + length])
+        self._fill(view[begin : begin + length], then)
 
     def _hole(self, request: AnyRequest, length: int) -> None:
         view = request.view
@@ -120,7 +153,7 @@ class ReplyReader:
         if request.received > request.length:
             raise _misbehaved(f"data twice in answer to a read at {request.offset}")
 
-    def _status(self, request: AnyRequest, length: int) -> None:
+    def _status(self, request: AnyRequest, length: int, then: Callable[[], None]) -> None:
         count, odd = divmod(length - 4, p.EXTENT.size)
         if request.command != p.CMD_BLOCK_STATUS or odd or count < 1 or count > _most_extents(request):
             raise _misbehaved(f"{length} bytes of block status in answer to a {p.COMMAND_NAMES[request.command]}")
@@ -129,16 +162,12 @@ class ReplyReader:
         if name is None or name in request.extents:
             raise _misbehaved(f"block status of context {context}, which was not selected or came before")
         body = bytearray(length - 4)
-        self._fill(memoryview(body))
-        extents = []
-        left = request.length
-        for size, flags in p.EXTENT.iter_unpack(body):
-            if not size or not left:
-                raise _misbehaved("block status with an empty extent, or beyond what was asked for")
-            # Only the last extent may say more than was asked for: cut it, so that extents always add up.
-            extents.append(StatusExtent(min(size, left), flags))
-            left -= min(size, left)
-        request.extents[name] = extents
+
+        def take() -> None:
+            request.extents[name] = _extents(body, request.length)
+            then()
+
+        self._fill(memoryview(body), take)
 
     def _error(self, request: AnyRequest, kind: int, length: int) -> None:
         extra = 8 if kind == p.CHUNK_ERROR_OFFSET else 0
@@ -168,25 +197,56 @@ class ReplyReader:
     def _take(self, length: int) -> memoryview:
         """The next ``length`` bytes, at most the buffer's size; valid until the next call."""
         while self._end - self._start < length:
-            if self._start == self._end:
-                self._start = self._end = 0
-            elif self._start + length > _BUFFER:
-                rest = self._end - self._start
-                self._buffer[:rest] = self._buffer[self._start : self._end]
-                self._start, self._end = 0, rest
-            count = self._transport.recv_into(self._buffer[self._end :])
-            if not count:
-                raise Disconnected("The NBD server closed the connection", errno=errno.ESHUTDOWN)
-            self._end += count
+            if self._begin == self._end or self._begin + _MAX_HEAD > _BUFFER:
+                rest = self._end - self._begin
+                self._buffer[:rest] = self._buffer[self._begin : self._end]
+                self._start, self._end, self._begin = self._start - self._begin, rest, 0
+            self._end += self._receive(self._buffer[self._end :])
         self._start += length
         return self._buffer[self._start - length : self._start]
 
-    def _fill(self, view: memoryview) -> None:
+    def _fill(self, view: memoryview, then: Callable[[], None]) -> None:
+        """Fill ``view``, then do ``then``; both later if reading does not wait."""
         ready = min(len(view), self._end - self._start)
         view[:ready] = self._buffer[self._start : self._start + ready]
         self._start += ready
-        if ready < len(view):
-            self._transport.fill(view[ready:])
+        if ready == len(view):
+            then()
+            return
+        self._unfilled, self._then = view[ready:], then
+        self._go_on_filling()
+
+    def _go_on_filling(self) -> None:
+        while self._unfilled:
+            count = self._receive(self._unfilled)
+            self._unfilled = self._unfilled[count:]
+        then, self._then = self._then, _nothing
+        then()
+
+    def _receive(self, view: memoryview) -> int:
+        count = self._transport.recv_into(view) if self._waits else self._transport.try_recv_into(view)
+        if count is None:
+            raise BlockingIOError
+        if not count:
+            raise Disconnected("The NBD server closed the connection", errno=errno.ESHUTDOWN)
+        return count
+
+
+def _extents(body: bytearray, length: int) -> list[StatusExtent]:
+    """The runs that the server told of, which may not be more than ``length`` but for the last."""
+    extents = []
+    left = length
+    for size, flags in p.EXTENT.iter_unpack(body):
+        if not size or not left:
+            raise _misbehaved("block status with an empty extent, or beyond what was asked for")
+        # Only the last extent may say more than was asked for: cut it, so that extents always add up.
+        extents.append(StatusExtent(min(size, left), flags))
+        left -= min(size, left)
+    return extents
+
+
+def _nothing() -> None:
+    """There is more to come of this answer."""
 
 
 def _most_extents(request: AnyRequest) -> int:

@@ -10,8 +10,9 @@ from qobra.nbd import protocol as p
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Callable, Generator
 
-    from qobra.nbd.link import Link
+    from qobra.nbd.submission import AnyLink
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class Request(Generic[T]):
     """A handle on one request. :meth:`result` waits for the answer and returns it; any thread may call it."""
 
     __slots__ = (
+        "_callbacks",
         "_done",
         "_error",
         "_link",
@@ -42,11 +44,12 @@ class Request(Generic[T]):
         "view",
     )
 
-    def __init__(self, link: Link, command: int, offset: int, length: int, value: T) -> None:
+    def __init__(self, link: AnyLink, command: int, offset: int, length: int, value: T) -> None:
         self._link = link
         self._done = False
         self._error: QobraError | None = None
         self._waiter: threading.Lock | None = None
+        self._callbacks: list[Callable[[Request[T]], object]] = []
         self.command = command
         self.offset = offset
         self.length = length
@@ -89,6 +92,20 @@ class Request(Generic[T]):
             self._link.wait_for(self, timeout)
         return self._error
 
+    def add_done_callback(self, callback: Callable[[Request[T]], object]) -> None:
+        """Have ``callback(request)`` called once the answer is here: by whoever takes it in, or now if it is."""
+        self._callbacks.append(callback)
+        if self._done:
+            self._call_back()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait for the answer in an asyncio event loop, which has to take answers in: see :mod:`qobra.nbd.aio`."""
+        if not self._done:
+            from qobra.nbd.aio import answered
+
+            yield from answered(self).__await__()
+        return self.result()
+
     # For the link, which owns the request until it is done ------------------------------------------------------------
 
     def complete(self, error: QobraError | None) -> None:
@@ -97,6 +114,7 @@ class Request(Generic[T]):
         self._done = True
         self.view = None
         self.wake()
+        self._call_back()
 
     def prepare_to_wait(self) -> threading.Lock:
         """A lock that is taken until the next :meth:`wake`."""
@@ -114,6 +132,14 @@ class Request(Generic[T]):
                 self._waiter.release()
             except RuntimeError:
                 pass  # nobody waits
+
+    def _call_back(self) -> None:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop(0)
+            except IndexError:
+                return  # another thread has it
+            callback(self)
 
     def fail(self, number: int, text: str) -> None:
         """Remember the first error of the server; more chunks may follow it."""

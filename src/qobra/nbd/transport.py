@@ -19,7 +19,7 @@ from qobra.errors import QobraError, strerror
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     Buffer = bytes | bytearray | memoryview
 
@@ -54,6 +54,8 @@ class Transport:
         self.socket = sock
         self.timeout = timeout
         self.deadline: float | None = None
+        self.on_close: Callable[[], None] | None = None
+        """Done once, after :meth:`close`."""
 
     @property
     def tls(self) -> bool:
@@ -63,6 +65,15 @@ class Transport:
     def recv_into(self, view: memoryview) -> int:
         """At least one byte into ``view``; the number of bytes, 0 at the end of the stream."""
         return self._recv_raw(view)
+
+    def try_recv_into(self, view: memoryview) -> int | None:
+        """Like :meth:`recv_into`, but None where that would wait."""
+        try:
+            return self.socket.recv_into(view, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise _broken(error)
 
     def recv_exact(self, length: int) -> bytes:
         """Exactly ``length`` bytes. The caller has bounded ``length``. Raises Disconnected at an early end."""
@@ -144,11 +155,15 @@ class Transport:
     def close(self) -> None:
         """Close the socket. No other thread may be inside a call."""
         self.socket.close()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
 
     def start_tls(self, context: ssl.SSLContext, *, server_side: bool, hostname: str | None = None) -> TlsTransport:
         """The encrypted stream over the same socket; this one must not be used again. Raises QobraError."""
         transport = TlsTransport(self.socket, context, server_side=server_side, hostname=hostname)
         transport.timeout, transport.deadline = self.timeout, self.deadline
+        transport.on_close, self.on_close = self.on_close, None
         transport.handshake()
         return transport
 
@@ -231,34 +246,47 @@ class TlsTransport(Transport):
             return bool(self._incoming.pending or self._session.pending())
 
     def recv_into(self, view: memoryview) -> int:
-        while True:
-            position = 0
-            with self._lock:
-                try:
-                    # One read returns one record; take all that are here.
-                    while position < len(view):
-                        # With a buffer, read() returns a count, whatever its annotation says.
-                        count: Any = self._session.read(len(view) - position, view[position:])
-                        if not count:
-                            break
-                        position += count
-                    return position
-                except self._ssl.SSLWantReadError:
-                    if position:
-                        return position
-                except self._ssl.SSLZeroReturnError:
-                    return position
-                except self._ssl.SSLEOFError:
-                    self._cut_off = True
-                    return position
-                except self._ssl.SSLError as error:
-                    raise Disconnected(f"TLS failed: {_reason(error)}", errno=errno.EIO)
-            received = self._recv_raw(self._ciphertext)
-            with self._lock:
-                if received:
-                    self._incoming.write(self._ciphertext[:received])
-                else:
-                    self._incoming.write_eof()
+        while (position := self._decrypt(view)) is None:
+            self._take_ciphertext(self._recv_raw(self._ciphertext))
+        return position
+
+    def try_recv_into(self, view: memoryview) -> int | None:
+        while (position := self._decrypt(view)) is None:
+            received = super().try_recv_into(self._ciphertext)
+            if received is None:
+                return None
+            self._take_ciphertext(received)
+        return position
+
+    def _take_ciphertext(self, received: int) -> None:
+        with self._lock:
+            if received:
+                self._incoming.write(self._ciphertext[:received])
+            else:
+                self._incoming.write_eof()
+
+    def _decrypt(self, view: memoryview) -> int | None:
+        """What is here already, into ``view``: the number of bytes, 0 at the end, None if more must be received."""
+        position = 0
+        with self._lock:
+            try:
+                # One read returns one record; take all that are here.
+                while position < len(view):
+                    # With a buffer, read() returns a count, whatever its annotation says.
+                    count: Any = self._session.read(len(view) - position, view[position:])
+                    if not count:
+                        break
+                    position += count
+                return position
+            except self._ssl.SSLWantReadError:
+                return position or None
+            except self._ssl.SSLZeroReturnError:
+                return position
+            except self._ssl.SSLEOFError:
+                self._cut_off = True
+                return position
+            except self._ssl.SSLError as error:
+                raise Disconnected(f"TLS failed: {_reason(error)}", errno=errno.EIO)
 
     def _early_end(self) -> Disconnected:
         if not self._cut_off:
