@@ -56,6 +56,8 @@ def test_intervals_forget_what_is_older(clock):
     stats = counters.stats()["timed_stats"][0]
     assert (stats["interval_length"], stats["min_rd_latency_ns"], stats["max_rd_latency_ns"]) == (10, 1000, 5000)
     assert stats["avg_rd_latency_ns"] == 3000
+    clock.advance(7 * SECOND)
+    assert counters.stats()["timed_stats"][0]["max_rd_latency_ns"] == 0  # both are older than half an interval
     clock.advance(20 * SECOND)
     stats = counters.stats()["timed_stats"][0]
     assert stats["max_rd_latency_ns"] == 0

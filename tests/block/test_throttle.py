@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from qobra.block.throttle import Limits, ThrottleGroup
+from qobra.block.throttle import Limits, ThrottleGroup, _Ticket, _Turns
 from qobra.clock import SimulatedClock
 from qobra.errors import QobraError
 
@@ -30,7 +30,7 @@ def test_the_average_rate_is_kept(rate):
     group.set_limits(Limits().updated({"iops-total": rate}))
     count = 10 * rate if rate < 10000 else 100_000
     for index in range(count):
-        group.wait(4096, index % 2 == 0, _never)
+        group.wait("disk", 4096, index % 2 == 0, _never)
     seconds = clock.monotonic_ns() / 1e9
     # a tenth of a second's worth goes ahead, and the last request does not wait for itself
     assert seconds == pytest.approx(count / rate - 0.1, rel=0.02, abs=1 / rate * 1.01)
@@ -41,10 +41,10 @@ def test_bytes_count_by_direction():
     group = ThrottleGroup("g", clock)
     group.set_limits(Limits().updated({"bps-write": 1000}))
     for _ in range(100):
-        group.wait(1000, False, _never)
+        group.wait("disk", 1000, False, _never)
     assert clock.monotonic_ns() == 0
     for _ in range(11):
-        group.wait(1000, True, _never)
+        group.wait("disk", 1000, True, _never)
     assert clock.monotonic_ns() / 1e9 == pytest.approx(9.9, rel=0.02)
 
 
@@ -53,11 +53,11 @@ def test_a_burst_is_allowed_for_its_length():
     group = ThrottleGroup("g", clock)
     group.set_limits(Limits().updated({"iops-total": 100, "iops-total-max": 1000, "iops-total-max-length": 2}))
     for _ in range(2000):
-        group.wait(512, False, _never)
+        group.wait("disk", 512, False, _never)
     assert clock.monotonic_ns() / 1e9 == pytest.approx(1.9, rel=0.02)
     before = clock.monotonic_ns()
     for _ in range(1000):
-        group.wait(512, False, _never)
+        group.wait("disk", 512, False, _never)
     assert (clock.monotonic_ns() - before) / 1e9 == pytest.approx(8.1, rel=0.05)
 
 
@@ -66,16 +66,32 @@ def test_iops_size_counts_large_requests_as_several():
     group = ThrottleGroup("g", clock)
     group.set_limits(Limits().updated({"iops-total": 10, "iops-size": 4096}))
     for _ in range(11):
-        group.wait(8192, False, _never)
+        group.wait("disk", 8192, False, _never)
     assert clock.monotonic_ns() / 1e9 == pytest.approx(1.9, rel=0.03)
+
+
+def test_members_take_turns_however_much_each_has_waiting():
+    turns = _Turns()
+    tickets = {}
+    for name in ("busy 1", "busy 2", "busy 3", "modest 1", "other 1", "other 2"):
+        tickets[name] = _Ticket(512, threading.Condition())
+        turns.add(name.split()[0], tickets[name])
+    turns.remove("other", tickets["other 1"])
+    served = []
+    while turns:
+        first = turns.first()
+        taken = turns.take()
+        served.append(next(name for name, ticket in tickets.items() if ticket is taken))
+        assert tickets[served[-1]] is first
+    assert served == ["busy 1", "modest 1", "other 2", "busy 2", "busy 3"]
 
 
 def test_who_is_released_does_not_wait():
     group = ThrottleGroup("g", SimulatedClock())
     group.set_limits(Limits().updated({"iops-total": 1}))
     released = threading.Event()
-    group.wait(1, False, released.is_set)
-    thread = threading.Thread(target=group.wait, args=(1, False, released.is_set))
+    group.wait("disk", 1, False, released.is_set)
+    thread = threading.Thread(target=group.wait, args=("disk", 1, False, released.is_set))
     thread.start()
     thread.join(0.02)
     assert thread.is_alive()

@@ -285,6 +285,7 @@ def test_a_failed_write_stops_the_machine_and_is_retried(tmp_path: Path) -> None
     disk.queue.wait_used()
     assert guest.access.load(status, 1) == 0
     assert guest.path.read_bytes()[:512] == b"q" * 512
+    assert (_stats(guest)["wr_operations"], _stats(guest)["failed_wr_operations"]) == (1, 0)
     assert board.cpus
     guest.machine.close()
 
@@ -377,3 +378,55 @@ def test_unplug_waits_for_the_guest_or_a_reset(guest: Guest) -> None:
     with pytest.raises(QobraError, match="Device 'disk' not found"):
         remove_device(guest.machine, "disk")
     guest.machine.block.delete_node("n0")
+
+
+def _stats(guest: Guest) -> dict[str, Any]:
+    [backend] = guest.machine.block.devices
+    return backend.accounting.stats()
+
+
+def test_what_the_guest_asks_for_is_counted(guest: Guest) -> None:
+    disk = BlockDriver(guest.transport, guest.memory)
+    segment = (8).to_bytes(8, "little") + (8).to_bytes(4, "little") + bytes(4)
+    header, status, pages = guest.memory.take(16), guest.memory.take(1), guest.memory.take(12288, 4096)
+    guest.access.write(header, (_IN).to_bytes(4, "little") + bytes(12))
+    # A read into three pages is one request.
+    disk.queue.send([(header, 16, False)] + [(pages + n * 4096, 4096, True) for n in range(3)] + [(status, 1, True)])
+    disk.queue.wait_used()
+    disk.request(_OUT, 0, b"x" * 1024)
+    disk.request(_ZEROES, 0, segment)
+    disk.request(_DISCARD, 0, segment)
+    disk.request(_FLUSH, 0)
+    stats = _stats(guest)
+    assert (stats["rd_operations"], stats["rd_bytes"]) == (1, 12288)
+    assert (stats["wr_operations"], stats["wr_bytes"]) == (2, 1024 + 4096)
+    assert (stats["unmap_operations"], stats["unmap_bytes"], stats["flush_operations"]) == (1, 4096, 1)
+
+
+def test_what_lies_outside_of_the_disk_counts_as_invalid(guest: Guest) -> None:
+    disk = BlockDriver(guest.transport, guest.memory)
+    beyond = (2047).to_bytes(8, "little") + (8).to_bytes(4, "little") + bytes(4)
+    assert disk.request(_IN, 2047, read=1024)[0] == disk.request(_OUT, 0, b"x" * 100)[0] == 1
+    assert disk.request(_ZEROES, 0, beyond)[0] == disk.request(_DISCARD, 0, beyond)[0] == 1
+    stats = _stats(guest)
+    invalid = [stats[f"invalid_{kind}_operations"] for kind in ("rd", "wr", "unmap")]
+    assert invalid == [1, 2, 1]
+    assert not stats["rd_operations"] and not stats["failed_rd_operations"] and "idle_time_ns" in stats
+
+
+@pytest.mark.parametrize(("policy", "answer", "counts"), [("report", 1, (0, 1)), ("ignore", 0, (1, 0))])
+def test_a_failure_counts_as_one_if_the_guest_is_told(
+    tmp_path: Path, policy: str, answer: int, counts: tuple[int, int]
+) -> None:
+    guest = Guest(tmp_path / "disk", "modern", werror=policy)
+    disk = BlockDriver(guest.transport, guest.memory)
+
+    def failing(_offset: int, _data: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    node: Any = guest.machine.block.find_node("n0")
+    node._write = failing
+    assert disk.request(_OUT, 0, b"x" * 512)[0] == answer
+    stats = _stats(guest)
+    assert (stats["wr_operations"], stats["failed_wr_operations"]) == counts
+    guest.machine.close()

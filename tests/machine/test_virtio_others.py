@@ -77,6 +77,31 @@ def test_units_come_and_go(guest: Guest) -> None:
     assert driver.command(bytes(6), target=3, lun=260)[0] == 3
 
 
+def test_a_disk_counts_what_it_is_asked_for(guest: Guest) -> None:
+    driver = _scsi(guest)
+    with guest.machine.control:
+        node = guest.machine.block.add_node({"driver": "null-co", "node-name": "n0", "size": 1 << 20})
+    guest.plug("scsi-hd", drive="n0", id="hd", rerror="ignore", werror="report")
+
+    def failing() -> None:
+        raise OSError(5, "Input/output error")
+
+    node.flush = failing  # type: ignore[method-assign]
+    driver.command(bytes(6))  # takes the unit attention
+    driver.command(bytes((0x28, 0, 0, 0, 7, 0xFF, 0, 0, 2, 0)), read=1024)  # over the end
+    driver.command(bytes((0x2A, 0, 0, 0, 8, 0, 0, 0, 1, 0)), data=bytes(512))  # behind it
+    driver.command(bytes((0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0)), data=bytes(512))
+    unmap = bytes((0, 22, 0, 16)) + bytes(4) + (2048).to_bytes(8, "big") + (1).to_bytes(4, "big") + bytes(4)
+    driver.command(bytes((0x42,)) + bytes(7) + bytes((24, 0)), data=unmap)
+    assert driver.command(bytes((0x35,)) + bytes(9))[1] == 2  # a failed flush is no read, so the guest is told
+    [device] = guest.call("query-blockstats")
+    counted = {name: device["stats"][f"{name}_operations"] for name in ("invalid_rd", "invalid_wr", "invalid_unmap")}
+    assert counted == {"invalid_rd": 1, "invalid_wr": 1, "invalid_unmap": 1}
+    assert (device["stats"]["wr_operations"], device["stats"]["failed_flush_operations"]) == (1, 1)
+    error = next(event["data"] for event in guest.events if event["event"] == "BLOCK_IO_ERROR")
+    assert (error["operation"], error["action"]) == ("write", "report")
+
+
 def test_a_cd_drive_with_its_tray(guest: Guest, tmp_path: Path) -> None:
     image = tmp_path / "cd.iso"
     image.write_bytes(b"CD" * 4096)

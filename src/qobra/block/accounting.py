@@ -55,6 +55,13 @@ class Accounting:
             self.time_ns[kind] += time_ns
             self._seen(kind, 1, time_ns)
 
+    def pardon(self, kind: int, length: int, *, done: bool) -> None:
+        """A request that failed is none for the guest: it is made again, or (``done``) taken for carried out."""
+        self.failed[kind] -= 1
+        if done:
+            self.operations[kind] += 1
+            self.bytes[kind] += length
+
     def add_invalid(self, kind: int) -> None:
         """A request was refused before it started."""
         self.invalid[kind] += 1
@@ -130,13 +137,12 @@ class _Histogram:
 
 
 class _Interval:
-    """Latencies over the last ``seconds``: two overlapping windows, the older of which answers."""
+    """Latencies over half of ``seconds`` at least and all of them at most: the older of two overlapping windows."""
 
     def __init__(self, seconds: int, now_ns: int) -> None:
         self.seconds = seconds
         self._length_ns = seconds * 10**9
-        self._windows = [_Window(now_ns), _Window(now_ns + self._length_ns // 2)]
-        self._start_ns = now_ns
+        self._windows = [_Window(now_ns - self._length_ns // 2), _Window(now_ns)]
 
     def _turn(self, now_ns: int) -> None:
         for window in self._windows:

@@ -32,8 +32,8 @@ class ErrorPolicy:
     def decide(self, error: BaseException, *, is_read: bool) -> str:
         """What to do about ``error``: ``report``, ``ignore`` or ``stop``. Sends the event, and stops the machine.
 
-        Called in the thread that served the request, outside of it; a stopped request is to be kept and retried
-        when the machine runs again.
+        Called in the thread whose request of the backend failed with it, outside of that; a stopped request is to be
+        kept and retried when the machine runs again.
         """
         number = errno_of(error)
         policy = self.on_read_error if is_read else self.on_write_error
@@ -42,6 +42,8 @@ class ErrorPolicy:
         else:
             action = policy
         backend = self._backend
+        if action != REPORT:
+            backend.pardon(done=action == IGNORE)
         backend.layer.control.defer(self._tell, is_read, action, number)
         return action
 

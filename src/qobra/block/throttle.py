@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from qobra.clock import Clock
@@ -151,15 +152,52 @@ class _Ticket:
         self.granted = False
 
 
+class _Turns:
+    """Requests that wait, one way: members take turns, however many requests each of them has waiting."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, deque[_Ticket]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def __iter__(self) -> Iterator[_Ticket]:
+        return chain.from_iterable(self._waiting.values())
+
+    def add(self, member: Hashable, ticket: _Ticket) -> None:
+        """``ticket`` waits behind what ``member`` has waiting, a member that had nothing behind all others."""
+        self._waiting.setdefault(member, deque()).append(ticket)
+
+    def first(self) -> _Ticket:
+        """The ticket whose turn it is."""
+        return next(iter(self._waiting.values()))[0]
+
+    def take(self) -> _Ticket:
+        """Take out the ticket whose turn it is; its member comes last now."""
+        member = next(iter(self._waiting))
+        tickets = self._waiting.pop(member)
+        ticket = tickets.popleft()
+        if tickets:
+            self._waiting[member] = tickets
+        return ticket
+
+    def remove(self, member: Hashable, ticket: _Ticket) -> None:
+        """``ticket`` does not wait any more."""
+        tickets = self._waiting[member]
+        tickets.remove(ticket)
+        if not tickets:
+            del self._waiting[member]
+
+
 class ThrottleGroup:
-    """Buckets that several members fill together. Thread-safe; waiting members are served in turn."""
+    """Buckets that several members fill together. Thread-safe; members that wait are served in turn."""
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
         self.members = 0
         self._clock = clock
         self._lock = threading.Lock()
-        self._queues: tuple[deque[_Ticket], deque[_Ticket]] = (deque(), deque())
+        self._turns = (_Turns(), _Turns())
         self.limits = Limits()
         self._buckets: dict[str, Bucket] = {}
         self._last_ns = clock.monotonic_ns()
@@ -186,35 +224,35 @@ class ThrottleGroup:
             self._wake()
 
     def _wake(self) -> None:
-        for queue in self._queues:
-            for ticket in queue:
+        for turns in self._turns:
+            for ticket in turns:
                 ticket.condition.notify()
 
-    def wait(self, length: int, is_write: bool, released: Callable[[], bool]) -> None:
-        """Wait until a request of ``length`` bytes may go, or ``released()`` says that it need not wait."""
+    def wait(self, member: Hashable, length: int, is_write: bool, released: Callable[[], bool]) -> None:
+        """Wait until a request of ``length`` bytes of ``member`` may go, or ``released()`` says that it need not."""
         if not self._buckets:
             return
-        queue = self._queues[is_write]
+        turns = self._turns[is_write]
         with self._lock:
-            if released() or not (queue or self._wait_ns(is_write)):
+            if released() or not (turns or self._wait_ns(is_write)):
                 self._account(length, is_write)
                 return
             ticket = _Ticket(length, threading.Condition(self._lock))
-            queue.append(ticket)
+            turns.add(member, ticket)
             while not ticket.granted:
                 if released():
-                    queue.remove(ticket)
+                    turns.remove(member, ticket)
                     self._account(length, is_write)
                     break
-                wait_ns = self._grant(is_write) if queue[0] is ticket else None
+                wait_ns = self._grant(is_write) if turns.first() is ticket else None
                 if ticket.granted:
                     break
                 if wait_ns is None:
                     ticket.condition.wait()
                 else:
                     self._clock.wait(ticket.condition, wait_ns)
-            if queue:
-                queue[0].condition.notify()
+            if turns:
+                turns.first().condition.notify()
 
     def _grant(self, is_write: bool) -> int:
         """Let all go that may, and say how long the next has to wait.
@@ -222,12 +260,12 @@ class ThrottleGroup:
         Whoever waits for the time wakes late, and more so on a busy host; what has become due till then goes at once
         and not one after the other, each after another late wakening.
         """
-        queue = self._queues[is_write]
-        while queue:
+        turns = self._turns[is_write]
+        while turns:
             wait_ns = self._wait_ns(is_write)
             if wait_ns:
                 return wait_ns
-            ticket = queue.popleft()
+            ticket = turns.take()
             self._account(ticket.length, is_write)
             ticket.granted = True
             ticket.condition.notify()
@@ -265,7 +303,7 @@ class Membership:
     def wait(self, length: int, is_write: bool) -> None:
         """Wait until a request of ``length`` bytes may go."""
         releases = self._releases
-        self.group.wait(length, is_write, lambda: self.left or self._releases != releases)
+        self.group.wait(self, length, is_write, lambda: self.left or self._releases != releases)
 
     def release(self) -> None:
         """Requests that wait go on; those that come later have to wait as before."""

@@ -275,7 +275,7 @@ def test_ending_the_layer_does_not_wait_for_a_throttled_job(layer):
         job = Reading(layer.jobs, "j")
     start(layer, job)
     deadline = time.monotonic() + 20
-    while not Holder.group._queues[0] and time.monotonic() < deadline:
+    while not Holder.group._turns[0] and time.monotonic() < deadline:
         time.sleep(0.001)
     with layer.control:
         layer.close()

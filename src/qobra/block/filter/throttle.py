@@ -63,7 +63,7 @@ class ThrottleNode(FilterNode):
 
     def _wait(self, length: int, is_write: bool) -> None:
         flight = self.layer.flight
-        self._group.wait(length, is_write, lambda: flight.draining > 0)
+        self._group.wait(self, length, is_write, lambda: flight.draining > 0)
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
         if want_zero:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qobra.block.accounting import READ, WRITE
+from qobra.block.accounting import READ, UNMAP, WRITE
 from qobra.machine.ata import geometry, identify, regs
 from qobra.machine.ata.device import MAX_CHUNK, AtaDevice
 from qobra.machine.ata.smart import Smart
@@ -27,7 +27,6 @@ _TRIM_ENTRIES = 64
 class Disk(AtaDevice):
     """A disk. ``geometry`` is what it was made with, ``multiple`` how many sectors READ MULTIPLE moves at once."""
 
-    type_name = "ide-disk-base"
     abstract = True
 
     cyls = Int(0, type="uint32")
@@ -261,7 +260,7 @@ class Disk(AtaDevice):
                 continue
             if not self.in_range(sector, length):
                 self.port.dma_done(self)
-                self.refuse_range(WRITE)
+                self.refuse_range(UNMAP)
                 return
             ranges.append((sector * _SECTOR, length * _SECTOR))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qobra.block import accounting
 from qobra.machine.devices import registry
 from qobra.machine.scsi import sense
 from qobra.machine.scsi.disk import UNMAP, WRITE_SAME, WRITE_SAME_16, ScsiDisk, block_range
@@ -80,9 +81,7 @@ class ScsiHd(ScsiDisk):
         ranges = []
         for at in range(8, 8 + int.from_bytes(data[2:4], "big") // 16 * 16, 16):
             block, count = int.from_bytes(data[at : at + 8], "big"), int.from_bytes(data[at + 8 : at + 12], "big")
-            if block + count > self.blocks:
-                raise Sense(*sense.LBA_OUT_OF_RANGE)
-            ranges.append((block * self.logical_size, count * self.logical_size))
+            ranges.append(self.on_medium(block, count, accounting.UNMAP))
         for offset, length in ranges:
             if length:
                 backend.discard(offset, length)
@@ -93,9 +92,7 @@ class ScsiHd(ScsiDisk):
         block, count = block_range(cdb)
         if cdb[1] & 0x16 or not count:
             raise Sense(*sense.INVALID_FIELD)
-        if block + count > self.blocks:
-            raise Sense(*sense.LBA_OUT_OF_RANGE)
-        offset, length = block * self.logical_size, count * self.logical_size
+        offset, length = self.on_medium(block, count, accounting.WRITE)
         pattern = data[: self.logical_size]
         if cdb[1] & 1 or not any(pattern):
             backend.write_zeroes(offset, length, may_unmap=bool(cdb[1] & _UNMAP_BIT))

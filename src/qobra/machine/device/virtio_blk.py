@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
+from qobra.block.accounting import READ, UNMAP, WRITE
 from qobra.errors import QobraError, errno_of
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
@@ -165,7 +166,7 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
         )
 
     def write_config(self, offset: int, data: bytes) -> None:
-        if offset <= _WCE_OFFSET < offset + len(data) and self.config_wce and self.backend is not None:
+        if offset <= _WCE_OFFSET < offset + len(data) and self.backend is not None:
             self.backend.writeback = bool(data[_WCE_OFFSET - offset])
 
     def features_accepted(self) -> None:
@@ -214,16 +215,13 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
         if backend is None:
             return S_IOERR, 0
         if kind == T_IN:
-            if not self._in_range(sector, room):
+            if not self._in_range(sector, room, READ):
                 return S_IOERR, 0
-            offset = sector * _SECTOR
-            for view in answer:
-                backend.read_into(offset, view)
-                offset += len(view)
+            backend.read_views(sector * _SECTOR, answer)
             return S_OK, room
         if kind == T_OUT:
             length = sum(map(len, data))
-            if not self._in_range(sector, length) or self._read_only:
+            if not self._in_range(sector, length, WRITE) or self._read_only:
                 return S_IOERR, 0
             backend.write(sector * _SECTOR, data[0] if len(data) == 1 else b"".join(data))
             return S_OK, 0
@@ -252,7 +250,11 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
         limit = self.max_write_zeroes_sectors if zeroing else self.max_discard_sectors
         if flags & ~_UNMAP or (flags & _UNMAP and not zeroing):
             return S_UNSUPP
-        if count > limit or not self._in_range(sector, count * _SECTOR) or self._read_only:
+        invalid = WRITE if zeroing else UNMAP
+        if count > limit:
+            backend.accounting.add_invalid(invalid)
+            return S_IOERR
+        if not self._in_range(sector, count * _SECTOR, invalid) or self._read_only:
             return S_IOERR
         if zeroing:
             backend.write_zeroes(sector * _SECTOR, count * _SECTOR, may_unmap=bool(flags & _UNMAP))
@@ -260,10 +262,14 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
             backend.discard(sector * _SECTOR, count * _SECTOR)
         return S_OK
 
-    def _in_range(self, sector: int, length: int) -> bool:
-        if length % self.logical_size or sector * _SECTOR % self.logical_size or length > _MAX_TRANSFER:
+    def _in_range(self, sector: int, length: int, kind: int) -> bool:
+        """Whether the device has this range; it counts as an invalid request of ``kind`` if not."""
+        backend, offset, block = self.backend, sector * _SECTOR, self.logical_size
+        assert backend is not None
+        if length % block or offset % block or length > _MAX_TRANSFER or offset + length > backend.length:
+            backend.accounting.add_invalid(kind)
             return False
-        return self.backend is not None and sector * _SECTOR + length <= self.backend.length
+        return True
 
 
 def _geometry(sectors: int) -> tuple[int, int, int]:

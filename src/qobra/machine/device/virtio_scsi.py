@@ -40,6 +40,8 @@ class VirtioScsi(ServedDevice):
     """A host adapter with the bus ``ID.0``. Commands run in the iothread, or in the adapter's own thread."""
 
     type_name = "virtio-scsi-device"
+    interfaces = ("hotplug-handler",)
+    ancestors = {"virtio-scsi-common": ()}
     category = "Storage"
     device_number = 8
     config_size = 36
@@ -168,7 +170,7 @@ class VirtioScsi(ServedDevice):
         try:
             result = self.scsi_bus.execute(target, unit, cdb, b"".join(data), room)
         except (OSError, QobraError) as error:
-            found = self._failed(error, target, unit, is_read=not sent)
+            found = self._failed(error, target, unit, is_read=bool(room))
             if found is None:
                 self.hold(queue, buffer)
                 return

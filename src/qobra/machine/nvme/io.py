@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qobra.block.accounting import READ, WRITE
+from qobra.block.accounting import READ, UNMAP, WRITE
 from qobra.machine.nvme import status
 from qobra.machine.nvme.queues import MAX_TRANSFER, Command, pages
 from qobra.machine.nvme.status import Refused
@@ -125,6 +125,8 @@ class BlockCommands:
             length = int.from_bytes(data[at + 4 : at + 8], "little")
             block = int.from_bytes(data[at + 8 : at + 16], "little")
             if block + length > device.blocks:
+                assert device.backend is not None
+                device.backend.accounting.add_invalid(UNMAP)
                 raise Refused(status.LBA_OUT_OF_RANGE)
             if length:
                 ranges.append((block * device.logical_size, length * device.logical_size))

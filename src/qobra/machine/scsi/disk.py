@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qobra.block import accounting
 from qobra.errors import QobraError
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.scsi import sense
@@ -202,10 +203,14 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
 
     # -- reading and writing
 
-    def _range(self, cdb: bytes) -> tuple[int, int]:
-        block, count = block_range(cdb)
+    def _range(self, cdb: bytes, kind: int = accounting.READ) -> tuple[int, int]:
         self.medium()
+        return self.on_medium(*block_range(cdb), kind)
+
+    def on_medium(self, block: int, count: int, kind: int) -> tuple[int, int]:
+        """Offset and length of these blocks. Outside of the disk: counts an invalid ``kind``, and raises Sense."""
         if block + count > self.blocks:
+            self.medium().accounting.add_invalid(kind)
             raise Sense(*sense.LBA_OUT_OF_RANGE)
         return block * self.logical_size, count * self.logical_size
 
@@ -221,7 +226,7 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         backend = self.writable()
         if cdb[0] != 0x0A and cdb[1] & 0xE0:
             raise Sense(*sense.INVALID_FIELD)
-        offset, length = self._range(cdb)
+        offset, length = self._range(cdb, accounting.WRITE)
         if len(data) < length:
             raise Sense(*sense.INVALID_FIELD)
         fua = cdb[0] != 0x0A and bool(cdb[1] & 0x08)
