@@ -77,15 +77,34 @@ def test_properties_of_every_device(both: Both) -> None:
     assert not differing
 
 
-def test_parents_of_types(both: Both) -> None:
-    own, peer = ({e["name"]: e.get("parent") for e in p.qmp("qom-list-types", {"abstract": True})} for p in both)
-    user_creatable = {each for each in own if each in peer}
-    # Bases are an affair of the program that has them; what users ask for by type is the same kind of thing.
-    assert {"object", "device"} <= user_creatable
-    for kind in ("device", "memory-backend", "secret_common", "tls-creds", "accel", "machine", "cpu"):
-        if kind in user_creatable:
-            here, there = ({e["name"] for e in p.qmp("qom-list-types", {"implements": kind})} for p in both)
-            assert here - _TYPES_ONLY_HERE.keys() <= there
+def test_types_descend_alike(both: Both) -> None:
+    """Parents, which types are abstract, and who implements what: all types of ours, bases and interfaces too."""
+    own, peer = ({e.pop("name"): e for e in p.qmp("qom-list-types", {"abstract": True})} for p in both)
+    assert own.keys() - _TYPES_ONLY_HERE.keys() <= peer.keys()
+    assert {name: each for name, each in own.items() if peer.get(name, each) != each} == {}
+    differing = []
+    for kind in own.keys() & peer.keys():
+        here, there = (
+            {e["name"] for e in p.qmp("qom-list-types", {"implements": kind, "abstract": True})} for p in both
+        )
+        if here - _TYPES_ONLY_HERE.keys() != there & own.keys():
+            differing.append((kind, here ^ (there & own.keys())))
+    assert not differing
+
+
+def test_who_sees_to_hot_plug(tmp_path_factory: pytest.TempPathFactory) -> None:
+    devices = ("virtio-scsi-pci,id=s", "virtio-serial-pci,id=v", "pcie-root-port,id=p,chassis=3", "piix3-usb-uhci,id=u")
+    devices += ("pcie-pci-bridge,id=b,bus=p", "ich9-ahci,id=a", "sdhci-pci,id=d")
+    arguments = [each for device in devices for each in ("-device", device)]
+    paths = ("/machine/q35/pcie.0", "/machine/unattached/sysbus", "s/virtio-backend/s.0", "v/virtio-backend/v.0")
+    paths += ("p/p", "b/b", "u/u.0", "a/a.0", "d/sd-bus", "s/virtio-bus")
+    for own, peer in _both(tmp_path_factory, "x86_64", "-machine", "q35", *arguments):
+        for path in paths:
+            question = {"path": path, "property": "hotplug-handler"}
+            here, there = (program.qmp("qom-get", question) for program in (own, peer))
+            assert here == there, path
+        power = [program.qmp("qom-get", {"path": "/machine", "property": "acpi-device"}) for program in (own, peer)]
+        assert power[0] == power[1]
 
 
 _OPTIONS_ONLY_HERE = {"machine": {"graphics", "memory-backend", "nvdimm", "nvdimm-persistence"}}

@@ -35,7 +35,7 @@ def device_list_properties(machine: Machine, args: dict[str, Any]) -> list[dict[
         raise QobraError("Parameter 'typename' expects a non-abstract device type")
     device = cls(machine.objects)
     return [
-        describe(prop)
+        describe(prop, with_default=True)
         for prop in device.properties().values()
         if prop.name not in Device.BASE_PROPERTIES and not prop.type.startswith("child<")
     ]

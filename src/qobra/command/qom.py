@@ -7,7 +7,7 @@ from typing import Any
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.machine import Machine
 from qobra.object.property import Property
-from qobra.object.qom import Object
+from qobra.object.qom import Interface, Object
 from qobra.qmp.registry import command
 
 
@@ -57,6 +57,8 @@ def qom_list_properties(machine: Machine, args: dict[str, Any]) -> list[dict[str
     cls = machine.objects.find_type(name)
     if cls is None:
         raise QobraError(f"Class '{name}' not found", DEVICE_NOT_FOUND)
+    if issubclass(cls, Interface):
+        raise QobraError("Parameter 'typename' expects a QOM type")
     return [describe(prop) for prop in _properties(machine, cls).values()]
 
 
@@ -65,11 +67,11 @@ def _properties(machine: Machine, cls: type[Object]) -> dict[str, Property]:
     return cls.class_properties() if cls.abstract else cls(machine.objects).properties()
 
 
-def describe(prop: Property) -> dict[str, Any]:
-    """ObjectPropertyInfo of the reference."""
+def describe(prop: Property, *, with_default: bool = False) -> dict[str, Any]:
+    """ObjectPropertyInfo of the reference; only lists of devices tell of defaults."""
     info: dict[str, Any] = {"name": prop.name, "type": prop.type}
     if prop.description:
         info["description"] = prop.description
-    if prop.show_default and prop.default is not None:
+    if with_default and prop.show_default and prop.default is not None:
         info["default-value"] = prop.show(prop.default)
     return info

@@ -20,6 +20,7 @@ class SecretCommon(Object):
     """What every kind of secret has; a kind says where its raw bytes come from."""
 
     type_name = "secret_common"
+    interfaces = ("user-creatable",)
     abstract = True
 
     loaded = Bool(get=lambda self: self.raw is not None, writable=False)

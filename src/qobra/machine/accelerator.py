@@ -12,7 +12,6 @@ class Accelerator(Object):
     """An accelerator. With ``drives_clock`` time stands still but for what a test says."""
 
     type_name = "accel"
-    abstract = True
     drives_clock = False
 
 

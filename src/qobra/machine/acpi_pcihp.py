@@ -11,6 +11,7 @@ from collections.abc import Callable
 from qobra.machine.memory import Mapping, Registers
 from qobra.machine.pci.bus import PciBus
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.qdev import Device
 from qobra.machine.vmstate import Number, VmState, listed, u32
 
 GPE_BIT = 1
@@ -19,11 +20,12 @@ _UP, _DOWN, _EJECT, _REMOVABLE, _SELECT = 0x00, 0x04, 0x08, 0x0C, 0x10
 
 
 class AcpiPciHotplug:
-    """The registers. ``notify`` raises the general-purpose event."""
+    """The registers, which belong to ``owner``. ``notify`` raises the general-purpose event."""
 
     vmstate = VmState(u32("_selected"), listed("_up", "_down", kind=Number(4)))
 
-    def __init__(self, notify: Callable[[], None]) -> None:
+    def __init__(self, owner: Device, notify: Callable[[], None]) -> None:
+        self.owner = owner
         self._notify = notify
         self.buses: list[PciBus] = []
         self._up: list[int] = []
@@ -35,6 +37,7 @@ class AcpiPciHotplug:
     def manage(self, bus: PciBus) -> None:
         """Serve ``bus``, which takes hot-plug from now on."""
         bus.hotplug = True
+        bus.managed_by = self.owner
         bus.plug_handler = self._plugged
         bus.unplug_handler = self._request_unplug
         bus.slot_check = None

@@ -76,7 +76,7 @@ def _ide_disks(board: PcBoard) -> list[Any]:
     if board.ide is None or board.ide_units != 2:
         return [None] * 4
     units = [bus.unit(number) for bus in board.ide.buses() for number in (0, 1)]
-    return [unit if unit is not None and unit.implements("ide-disk-base") else None for unit in units]
+    return [unit if unit is not None and unit.implements("ide-hd") else None for unit in units]
 
 
 def _geometry(disk: Any) -> bytes:

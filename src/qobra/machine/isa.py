@@ -17,6 +17,7 @@ class IsaBus(Bus):
     """The bus. ``lines`` are the interrupt inputs of the board, which it sets."""
 
     type_name = "ISA"
+    architectures = frozenset(("x86_64",))
     lines: list[Line]
 
 

@@ -45,6 +45,7 @@ class MemoryBackend(Object):
     """Memory with an id. ``ram`` is the memory; ``mapped`` says that a machine or device has it."""
 
     type_name = "memory-backend"
+    interfaces = ("user-creatable",)
     abstract = True
 
     merge = Bool(True, description="Mark memory as mergeable")

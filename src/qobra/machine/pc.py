@@ -60,10 +60,19 @@ def _set_max_ram_below(board: Board, value: int) -> None:
     board.values["max-ram-below-4g"] = value
 
 
-class PcBoard(Board):
+class X86Board(Board):
+    """A board for x86 CPUs, which know non-maskable interrupts."""
+
+    type_name = "x86-machine"
+    interfaces = ("nmi",)
+    abstract = True
+
+
+class PcBoard(X86Board):
     """A PC without its chipset."""
 
     type_name = "generic-pc-machine"
+    interfaces = ("hotplug-handler",)
     abstract = True
     architectures = frozenset(("x86_64",))
     max_cpus = 255
@@ -91,7 +100,20 @@ class PcBoard(Board):
     smbus = Bool(False, set=_only("smbus", False))
     smm = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable SMM")
     sata = Bool(True)
-    max_ram_below_4g = Size(0, set=_set_max_ram_below, description="Maximum ram below the 4G boundary (32bit boundary)")
+    max_ram_below_4g = Size(
+        0,
+        get=lambda self: self.values.get("max-ram-below-4g") or self.most_ram_below_4g,
+        set=_set_max_ram_below,
+        description="Maximum ram below the 4G boundary (32bit boundary)",
+    )
+    most_ram_below_4g = 0xE0000000
+    acpi_device = Property(
+        "link<hotplug-handler>",
+        get=lambda self: self.power_manager.path() if self.power_manager is not None else "",
+        writable=False,
+    )
+    power_manager: Device | None = None
+    """The device with the ACPI registers."""
     pflash0 = flash_banks.bank_property()
     pflash1 = flash_banks.bank_property()
 
@@ -144,6 +166,7 @@ class PcBoard(Board):
             data = stream.read(BIOS_SIZE + 1)
         if len(data) > BIOS_SIZE or not data:
             raise QobraError(f"could not load PC BIOS '{name}'")
+        self.firmware = name
         self.show_firmware(data)
 
     def show_firmware(self, data: bytes | memoryview) -> None:

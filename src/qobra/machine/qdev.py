@@ -28,6 +28,7 @@ class Device(Object):
     """
 
     type_name = "device"
+    interfaces: tuple[str, ...] = ("resettable", "vmstate-if")
     abstract = True
     bus_type: str | None = None
     pluggable = True
@@ -201,12 +202,20 @@ class Bus(Object):
     """Where devices plug in. ``limit`` is how many fit; ``hotplug`` whether they may come and go later."""
 
     type_name = "bus"
+    provided = True
+    interfaces: tuple[str, ...] = ("resettable",)
     abstract = True
     limit: int | None = None
     hotplug = False
     bus_name_given: str | None = None
 
     realized_property = Bool(name="realized", get=lambda self: self.realized, writable=False)
+    hotplug_handler_property = Property(
+        "link<hotplug-handler>",
+        name="hotplug-handler",
+        get=lambda self: handler.path() if (handler := self.hotplug_handler()) is not None else "",
+        writable=False,
+    )
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -261,6 +270,12 @@ class Bus(Object):
                 device.reset_tree()
 
     # -- for bus types to fill in
+
+    def hotplug_handler(self) -> Object | None:
+        """Who sees to devices that come and go here: the device that provides the bus, if it does such a thing."""
+        if self.hotplug and isinstance(self.parent, Device) and self.parent.implements("hotplug-handler"):
+            return self.parent
+        return None
 
     def accepts(self, device: Device) -> bool:
         """Whether the device has a place here as far as the bus can tell before it is set up (its address is free)."""

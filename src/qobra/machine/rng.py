@@ -10,6 +10,7 @@ class RngBackend(Object):
     """A source. ``random`` gives bytes; it may wait, so devices ask in a worker."""
 
     type_name = "rng-backend"
+    interfaces = ("user-creatable",)
     abstract = True
 
     opened = Bool(get=lambda self: self.is_open, writable=False)

@@ -13,6 +13,7 @@ class EventLoopBase(Object):
     """Limits of an event loop. Qobra's workers take them as given: how many requests a batch may hold."""
 
     type_name = "event-loop-base"
+    interfaces = ("user-creatable",)
     abstract = True
 
     aio_max_batch = Int(0, minimum=0)

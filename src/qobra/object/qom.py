@@ -8,7 +8,7 @@ the class (:mod:`qobra.object.property`) and, for what differs between instances
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
@@ -28,7 +28,12 @@ class Object:
     type_name = "object"
     abstract = True
     user_creatable = False
+    provided = False
+    """Whether the type comes with those that use it, and no module is named after it."""
     interfaces: tuple[str, ...] = ()
+    """What the type implements, beside what the types do that it derives from."""
+    ancestors: Mapping[str, tuple[str, ...]] = {}
+    """Abstract types between this one and the class that it is made from, nearest first: they add but interfaces."""
     architectures: frozenset[str] | None = None
     """The architectures whose programs have the type; None: all."""
 
@@ -70,6 +75,20 @@ class Object:
         for base in cls.__mro__:
             if issubclass(base, Object) and "type_name" in base.__dict__:
                 yield base
+                yield from base._classes_of_ancestors()
+
+    @classmethod
+    def _classes_of_ancestors(cls) -> Iterator[type[Object]]:
+        names = cls.__dict__.get("ancestors", {})
+        if names and "_ancestor_classes" not in cls.__dict__:
+            parent = next(base for base in cls.__mro__[1:] if "type_name" in base.__dict__)
+            made: list[type[Object]] = []
+            for name, interfaces in reversed(names.items()):
+                members = {"type_name": name, "abstract": True, "interfaces": interfaces, "__doc__": f"{name}."}
+                parent = type(f"{cls.__name__}Ancestor", (parent,), members)
+                made.insert(0, parent)
+            cls._ancestor_classes = made  # type: ignore[attr-defined]
+        yield from cls.__dict__.get("_ancestor_classes", ())
 
     @classmethod
     def parent_type(cls) -> str | None:
@@ -82,7 +101,22 @@ class Object:
     @classmethod
     def implements(cls, type_name: str) -> bool:
         """Whether the class is ``type_name``, derives from it or has it as an interface."""
-        return any(base.type_name == type_name or type_name in base.interfaces for base in cls.lineage())
+        interfaces = cls.all_interfaces()
+        if type_name == Interface.type_name:
+            return len(interfaces) == 1  # with more of them, which one is meant would not be clear
+        return type_name in interfaces or any(base.type_name == type_name for base in cls.lineage())
+
+    @classmethod
+    def all_interfaces(cls) -> frozenset[str]:
+        """The interfaces of the class, inherited ones too."""
+        found: frozenset[str] | None = cls.__dict__.get("_all_interfaces")
+        if found is None:
+            bases = (*cls.__mro__, *cls.lineage())
+            names = {each for base in bases for each in base.__dict__.get("interfaces", ())}
+            names |= {"user-creatable"} if cls.user_creatable else set()
+            found = frozenset(names)
+            cls._all_interfaces = found  # type: ignore[attr-defined]
+        return found
 
     @classmethod
     def class_properties(cls) -> dict[str, Property]:
@@ -183,3 +217,25 @@ class Container(Object):
     """An object that only holds others."""
 
     type_name = "container"
+    provided = True
+
+
+class Interface(Object):
+    """What types that do not derive from each other have in common: a name that lists of types know."""
+
+    type_name = "interface"
+    abstract = True
+
+    @classmethod
+    def parent_type(cls) -> str | None:
+        return None if cls is Interface else "interface"
+
+    @classmethod
+    def implements(cls, type_name: str) -> bool:
+        return type_name in (cls.type_name, Interface.type_name)
+
+    @staticmethod
+    def named(name: str) -> type[Interface]:
+        """The interface of that name as a type."""
+        members = {"type_name": name, "abstract": True, "__module__": __name__, "__doc__": f"The interface {name}."}
+        return type("Interface", (Interface,), members)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
-from qobra.object.qom import Container, Object
+from qobra.object.qom import Container, Interface, Object
 from qobra.object.types import registry
 from qobra.registry import Registry
 
@@ -98,11 +98,17 @@ class ObjectTree:
         return dict(self._all)
 
     def _list_types(self) -> dict[str, type[Object]]:
-        found: dict[str, type[Object]] = {"object": Object, "container": Container}
+        found: dict[str, type[Object]] = {"object": Object}
         for types in self.registries:
             for cls in types.load_all().values():
                 if self._has(cls):
                     found.update((base.type_name, base) for base in cls.lineage())
+        for cls in filter(self._has, _provided(Object)):
+            for base in cls.lineage():
+                found.setdefault(base.type_name, base)
+        interfaces = {name for cls in found.values() for name in cls.all_interfaces()}
+        found[Interface.type_name] = Interface
+        found.update((name, Interface.named(name)) for name in sorted(interfaces))
         return found
 
     def _has(self, cls: type[Object]) -> bool:
@@ -184,6 +190,13 @@ def _descend(start: Object, parts: list[str]) -> Object | None:
             child = linked if isinstance(linked, Object) else None
         here = child
     return here
+
+
+def _provided(start: type[Object]) -> Iterator[type[Object]]:
+    for cls in start.__subclasses__():
+        if cls.provided and cls.__module__.startswith("qobra."):
+            yield cls
+        yield from _provided(cls)
 
 
 def _walk(start: Object) -> Iterator[Object]:

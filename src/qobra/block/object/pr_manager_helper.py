@@ -33,7 +33,7 @@ class PRManagerHelper(Object):
 
     type_name = "pr-manager-helper"
     user_creatable = True
-    interfaces = ("pr-manager",)
+    ancestors = {"pr-manager": ("user-creatable",)}
 
     path_option = String(name="path", description="path of the helper's socket")
 

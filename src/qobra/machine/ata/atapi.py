@@ -29,7 +29,6 @@ _LIMIT_MAX = 0xFFFE
 class PacketDevice(CdTray, AtaDevice):
     """A CD drive. ``key``, ``code``, ``qualifier`` are the sense of the last packet that failed."""
 
-    type_name = "ide-cd-base"
     abstract = True
     signature = (0x14, 0xEB)
     reset_status = 0

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qobra.machine.board import boards
 from qobra.machine.device.i440fx import I440Fx, I440FxHost, Piix3
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.piix3_usb_uhci import Piix3UsbUhci
 from qobra.machine.device.piix4_pm import Piix4Pm
 from qobra.machine.pc import PcBoard
-from qobra.machine.versions import register_older
+from qobra.machine.versions import register_versions
 
 if TYPE_CHECKING:
     from qobra.machine.acpi_tables.dsdt import Layout
 
 
-@boards.register("pc", "pc-i440fx-7.2")
 class PcI440Fx(PcBoard):
     """Standard PC (i440FX + PIIX, 1996)."""
 
-    type_name = "pc-i440fx-7.2-machine"
     description = "Standard PC (i440FX + PIIX, 1996)"
-    machine_name = "pc-i440fx-7.2"
-    alias = "pc"
-    default_for = frozenset(("x86_64",))
     default_drives = ("cdrom", "floppy", "sd")
     floppies = True
     usb_supported = True
@@ -52,7 +46,7 @@ class PcI440Fx(PcBoard):
         self.build_ide("piix3-ide", 1 << 3 | 1)
         if self.usb:
             self._function(Piix3UsbUhci(self.tree), 1 << 3 | 2)
-        self.power = Piix4Pm(self.tree)
+        self.power = self.power_manager = Piix4Pm(self.tree)
         self._function(self.power, 1 << 3 | 3)
         self.build_memory_slots(self.power.acpi.raise_gpe)
 
@@ -80,4 +74,4 @@ class PcI440Fx(PcBoard):
             self.power.hotplug.manage(bus)
 
 
-register_older(PcI440Fx, "pc-i440fx", {})
+register_versions(PcI440Fx, "pc-i440fx", "pc", {}, default_for="x86_64")

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qobra.machine.board import boards
 from qobra.machine.device.ich9_lpc import Ich9Lpc
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.q35 import Mch, Q35Host
 from qobra.machine.pc import PcBoard
-from qobra.machine.versions import register_older
+from qobra.machine.versions import register_versions
 
 if TYPE_CHECKING:
     from qobra.machine.acpi_tables.dsdt import Layout
 
 
-@boards.register("q35", "pc-q35-7.2")
 class Q35(PcBoard):
     """Standard PC (Q35 + ICH9, 2009)."""
 
-    type_name = "pc-q35-7.2-machine"
     description = "Standard PC (Q35 + ICH9, 2009)"
-    machine_name = "pc-q35-7.2"
-    alias = "q35"
     max_cpus = 288
     default_drives = ("cdrom", "sd")
     ide_units = 1
+    most_ram_below_4g = 1 << 32
 
     def low_memory_limit(self) -> int:
         limit = 0x80000000 if self.ram_size >= 0xB0000000 else 0xB0000000
@@ -43,6 +39,7 @@ class Q35(PcBoard):
         self.lpc = Ich9Lpc(self.tree)
         self.lpc.values["multifunction"] = True
         self._function(self.lpc, 0x1F << 3)
+        self.power_manager = self.lpc
         self.build_isa(self.lpc.isa)
         ioapic = IoApic(self.tree)
         self.place(ioapic, "ioapic", parent=host)
@@ -78,9 +75,10 @@ class Q35(PcBoard):
             self.lpc.hotplug.manage(bus)
 
 
-register_older(
+register_versions(
     Q35,
     "pc-q35",
+    "q35",
     {
         "6.0": (("ICH9-LPC", "acpi-pci-hotplug-with-bridge-support", "off"),),
         "4.1": (("mch", "smbase-smram", "off"),),

@@ -41,6 +41,7 @@ class Virt(Board):
     """RISC-V VirtIO board."""
 
     type_name = "virt-machine"
+    interfaces = ("hotplug-handler",)
     description = "RISC-V VirtIO board"
     machine_name = "virt"
     architectures = frozenset(("riscv64",))

@@ -24,6 +24,7 @@ class FloppyBus(Bus):
     """The cable, with places for two drives. ``controller`` is at its other end."""
 
     type_name = "floppy-bus"
+    architectures = frozenset(("x86_64",))
     controller: Controller
     fallback = "288"
 

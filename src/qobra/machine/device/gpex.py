@@ -19,6 +19,7 @@ class GpexHost(SysBusDevice):
     """The host with the root bus ``pcie.0``. The board sets where things are and what the four lines drive."""
 
     type_name = "gpex-pcihost"
+    ancestors = {"pcie-host-bridge": (), "pci-host-bridge": ()}
 
     ecam_base = 0
     ecam_size = 0x10000000

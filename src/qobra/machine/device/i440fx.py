@@ -41,6 +41,7 @@ class I440FxHost(SysBusDevice):
     """The host bridge with the root bus ``pci.0``."""
 
     type_name = "i440FX-pcihost"
+    ancestors = {"pci-host-bridge": ()}
     architectures = frozenset(("x86_64",))
 
     pci_hole64_size = Size(1 << 31)
@@ -99,6 +100,7 @@ class Piix3(PciDevice):
     """The ISA bridge: routes the four PCI lines to ISA lines, and has the reset register at port 0xcf9."""
 
     type_name = "PIIX3"
+    ancestors = {"pci-piix3": ("acpi-dev-aml-interface", "conventional-pci-device")}
     architectures = frozenset(("x86_64",))
     pluggable = False
     hotpluggable_class = False

@@ -230,6 +230,7 @@ class I8042(IsaDevice):
     """Data at port 0x60, commands and status at 0x64."""
 
     type_name = "i8042"
+    interfaces = ("acpi-dev-aml-interface",)
     category = "Input"
     pluggable = False
 

@@ -95,6 +95,7 @@ class I8257(IsaDevice):
     """A controller; the second of a PC (``dshift`` 1) counts words."""
 
     type_name = "i8257"
+    interfaces = ("isa-dma",)
     pluggable = False
 
     base = Int(0, type="int32")

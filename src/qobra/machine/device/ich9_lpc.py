@@ -29,6 +29,11 @@ class Ich9Lpc(PciDevice):
     """Function 1f.0. The eight PCI lines go to ISA lines as routed, and to lines 16 to 23 of the I/O APIC."""
 
     type_name = "ICH9-LPC"
+    interfaces = (
+        "acpi-dev-aml-interface",
+        "acpi-device-interface",
+        "hotplug-handler",
+    )
     architectures = frozenset(("x86_64",))
     pluggable = False
     hotpluggable_class = False
@@ -80,7 +85,7 @@ class Ich9Lpc(PciDevice):
             (_GPE_OFFSET, ports.map(0, self.acpi.general, enabled=False)),
             (_TCO_OFFSET, ports.map(0, self.tco.registers, enabled=False)),
         ]
-        self.hotplug = AcpiPciHotplug(lambda: self.acpi.raise_gpe(GPE_BIT))
+        self.hotplug = AcpiPciHotplug(self, lambda: self.acpi.raise_gpe(GPE_BIT))
         if self.acpi_hotplug:
             ports.map(_HOTPLUG_BASE, self.hotplug.registers)
 

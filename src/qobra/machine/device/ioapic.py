@@ -15,8 +15,16 @@ _READ_ONLY = _REMOTE_IRR | 1 << 12
 _MESSAGE_BASE = 0xFEE00000
 
 
+class IoApicCommon(SysBusDevice):
+    """What these controllers have in common, wherever they are modelled."""
+
+    type_name = "ioapic-common"
+    interfaces = ("intctrl",)
+    abstract = True
+
+
 @registry.register("ioapic")
-class IoApic(SysBusDevice):
+class IoApic(IoApicCommon):
     """Redirects each input as its entry says; a message is a store to the CPUs' window of memory."""
 
     type_name = "ioapic"

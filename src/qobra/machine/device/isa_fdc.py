@@ -19,6 +19,7 @@ class IsaFdc(IsaDevice):
     """The controller with its cable."""
 
     type_name = "isa-fdc"
+    interfaces = ("acpi-dev-aml-interface",)
     category = "Storage"
     description = "virtual floppy controller"
 

@@ -8,8 +8,16 @@ from qobra.machine.vmstate import VmState, flag, u8
 from qobra.object.property import Bool, Int
 
 
+class PicCommon(IsaDevice):
+    """What these controllers have in common, wherever they are modelled."""
+
+    type_name = "pic-common"
+    interfaces = ("intctrl",)
+    abstract = True
+
+
 @registry.register("isa-i8259")
-class I8259(IsaDevice):
+class I8259(PicCommon):
     """Eight inputs; ``output`` goes to the CPU, or to the other controller."""
 
     type_name = "isa-i8259"

@@ -91,6 +91,7 @@ class Pit(IsaDevice):
     """Three counters at ports 0x40 to 0x43."""
 
     type_name = "isa-pit"
+    ancestors = {"pit-common": ()}
     pluggable = False
 
     iobase = Int(0xFFFFFFFF, type="uint32")

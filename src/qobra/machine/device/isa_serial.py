@@ -19,6 +19,7 @@ class IsaSerial(IsaDevice):
     """A 16550A at one of the four places, the next free one unless ``index`` says otherwise."""
 
     type_name = "isa-serial"
+    interfaces = ("acpi-dev-aml-interface",)
     category = "Input"
 
     index = Int(0xFFFFFFFF, type="uint32")

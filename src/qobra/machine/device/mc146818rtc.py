@@ -29,6 +29,7 @@ class Rtc(IsaDevice):
     """Index at port 0x70, data at 0x71. The time follows the host's or the guest's clock, as ``-rtc`` says."""
 
     type_name = "mc146818rtc"
+    interfaces = ("acpi-dev-aml-interface",)
     pluggable = False
 
     base_year = Int(1980, type="int32", name="base_year")

@@ -18,6 +18,7 @@ class PcDimm(Device, MemoryDevice):
     """The memory of a backend, in a slot and at an address of the board."""
 
     type_name = "pc-dimm"
+    interfaces = ("memory-device",)
     description = "DIMM memory module"
     memory_kind = "dimm"
     architectures = frozenset(("x86_64",))

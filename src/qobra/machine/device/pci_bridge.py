@@ -17,6 +17,7 @@ class PciPciBridge(HotplugBridge):
     """A bridge; ``chassis_nr`` tells one from another."""
 
     type_name = "pci-bridge"
+    interfaces = ("hotplug-handler",)
     description = "Standard PCI Bridge"
     vendor_id = regs.RED_HAT
     device_id = 0x0001

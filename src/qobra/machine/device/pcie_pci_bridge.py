@@ -13,6 +13,7 @@ class PciePciBridge(HotplugBridge):
     """A bridge. Devices behind it come and go with the standard controller or with the help of ACPI."""
 
     type_name = "pcie-pci-bridge"
+    interfaces = ("hotplug-handler",)
     plugs_into = ("pci-express-device",)
     vendor_id = regs.RED_HAT
     device_id = 0x000E

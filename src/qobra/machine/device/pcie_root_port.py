@@ -50,7 +50,9 @@ class SlotBus(PcieBus):
 class PciePort(PciBridge):
     """What ports have in common: the slot, and hot-plug by its registers (PCI Express Base 3.0, section 6.7)."""
 
-    type_name = "pcie-port"
+    type_name = "pcie-slot"
+    ancestors = {"pcie-port": ()}
+    interfaces = ("hotplug-handler",)
     abstract = True
     always_express = True
     secondary_type: type[PciBus] = SlotBus
@@ -190,6 +192,7 @@ class PcieRootPort(PciePort):
     """A generic root port."""
 
     type_name = "pcie-root-port"
+    ancestors = {"pcie-root-port-base": ("pci-express-device",)}
     plugs_into = ("pci-express-device",)
     description = "PCI Express Root Port"
     vendor_id = regs.RED_HAT

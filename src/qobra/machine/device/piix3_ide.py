@@ -21,6 +21,7 @@ class PciIde(PciDevice):
     """What PCI IDE controllers have in common in the type tree."""
 
     type_name = "pci-ide"
+    interfaces = ("conventional-pci-device",)
     abstract = True
     class_id = 0x0101
     prog_if = 0x80  # bus master, both channels at the old ports

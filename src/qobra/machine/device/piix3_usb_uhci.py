@@ -17,6 +17,7 @@ class Piix3UsbUhci(PciDevice):
     """The controller and its bus."""
 
     type_name = "piix3-usb-uhci"
+    ancestors = {"pci-uhci-usb": ("conventional-pci-device",)}
     category = "USB"
     vendor_id = regs.INTEL
     device_id = 0x7020
@@ -44,8 +45,7 @@ class Piix3UsbUhci(PciDevice):
         self.controller.reset()
 
     def _read(self, offset: int, _width: int) -> int:
-        return self.controller.read(offset & ~1) >> 8 * (offset & 1)
+        return self.controller.read(offset)
 
     def _write(self, offset: int, _width: int, value: int) -> None:
-        if not offset & 1:
-            self.controller.write(offset, value & 0xFFFF)
+        self.controller.write(offset, value & 0xFFFF)

@@ -24,6 +24,10 @@ class Piix4Pm(PciDevice):
     """ACPI registers where the firmware puts them; hot-plug registers at 0xae00, events at 0xafe0."""
 
     type_name = "PIIX4_PM"
+    interfaces = (
+        "acpi-device-interface",
+        "hotplug-handler",
+    )
     architectures = frozenset(("x86_64",))
     pluggable = False
     hotpluggable_class = False
@@ -51,7 +55,7 @@ class Piix4Pm(PciDevice):
             (8, ports.map(0, self.acpi.timer, enabled=False)),
         ]
         ports.map(0xAFE0, self.acpi.general)
-        self.hotplug = AcpiPciHotplug(lambda: self.acpi.raise_gpe(GPE_BIT))
+        self.hotplug = AcpiPciHotplug(self, lambda: self.acpi.raise_gpe(GPE_BIT))
         ports.map(0xAE00, self.hotplug.registers)
         self.hotplug.manage(self.pci_bus)
         ports.map(0xB2, Registers("apm-io", 2, self._read_apm, self._write_apm, impl=(1, 1)))

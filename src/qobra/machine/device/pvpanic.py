@@ -14,6 +14,7 @@ class Pvpanic(IsaDevice):
     """One byte at port 0x505."""
 
     type_name = "pvpanic"
+    interfaces = ("acpi-dev-aml-interface",)
     category = "Misc"
 
     ioport = Int(0x505, type="uint16")

@@ -35,6 +35,7 @@ class Q35Host(SysBusDevice):
     """The host bridge with the root bus ``pcie.0``."""
 
     type_name = "q35-pcihost"
+    ancestors = {"pcie-host-bridge": (), "pci-host-bridge": ()}
     architectures = frozenset(("x86_64",))
 
     pci_hole64_size = Size(1 << 35)

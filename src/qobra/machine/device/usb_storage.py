@@ -42,6 +42,7 @@ class UsbStorage(UsbDevice, BlockFrontEnd):
     """A disk with a plug. What stores is a SCSI disk inside, which takes the drive over."""
 
     type_name = "usb-storage"
+    ancestors = {"usb-storage-dev": ()}
     category = "Storage"
     description = "USB mass storage"
     product = "QEMU USB MSD"

@@ -27,6 +27,7 @@ class VirtioGpu(VirtioDevice):
     """A card with one output or more, a queue for commands and one for the pointer."""
 
     type_name = "virtio-gpu-device"
+    ancestors = {"virtio-gpu-base": ()}
     category = "Display"
     device_number = 16
     config_size = _CONFIG.size
@@ -99,6 +100,7 @@ class VirtioGpuPci(VirtioPci):
     """virtio-gpu as a PCI function."""
 
     type_name = "virtio-gpu-pci"
+    ancestors = {"virtio-gpu-pci-base-type": (), "virtio-gpu-pci-base": ()}
     backend_type = "virtio-gpu-device"
     device_id = 0x1050
     class_id = 0x0380

@@ -247,6 +247,7 @@ class VirtioKeyboardPci(VirtioInputHidPci):
     """A keyboard."""
 
     type_name = "virtio-keyboard-pci"
+    ancestors = {"virtio-keyboard-pci-base-type": ()}
     backend_type = "virtio-keyboard-device"
     class_id = 0x0900
 
@@ -256,6 +257,7 @@ class VirtioMousePci(VirtioInputHidPci):
     """A mouse."""
 
     type_name = "virtio-mouse-pci"
+    ancestors = {"virtio-mouse-pci-base-type": ()}
     backend_type = "virtio-mouse-device"
     class_id = 0x0902
 
@@ -265,4 +267,5 @@ class VirtioTabletPci(VirtioInputHidPci):
     """A tablet."""
 
     type_name = "virtio-tablet-pci"
+    ancestors = {"virtio-tablet-pci-base-type": ()}
     backend_type = "virtio-tablet-device"

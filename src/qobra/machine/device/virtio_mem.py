@@ -30,6 +30,7 @@ class VirtioMem(VirtioMemoryDevice):
     """Blocks of its backend that the guest plugs and unplugs until their size is the requested one."""
 
     type_name = "virtio-mem"
+    interfaces = ("qemu:ram-discard-manager",)
     category = "Misc"
     device_number = 24
     config_size = _CONFIG.size
@@ -238,6 +239,7 @@ class VirtioMemPci(VirtioMemoryPci):
     """virtio-mem as a PCI function."""
 
     type_name = "virtio-mem-pci"
+    ancestors = {"virtio-mem-pci-base": ("memory-device",)}
     backend_type = "virtio-mem"
     device_id = 0x1058
 

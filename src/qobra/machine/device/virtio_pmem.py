@@ -84,6 +84,7 @@ class VirtioPmemPci(VirtioMemoryPci):
     """virtio-pmem as a PCI function."""
 
     type_name = "virtio-pmem-pci"
+    ancestors = {"virtio-pmem-pci-base": ("memory-device",)}
     backend_type = "virtio-pmem"
     device_id = 0x105B
 

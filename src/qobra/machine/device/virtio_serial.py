@@ -55,6 +55,7 @@ class VirtioSerial(VirtioDevice):
     """The device: a control queue pair, and a queue pair for each port. Port 0 is for consoles."""
 
     type_name = "virtio-serial-device"
+    interfaces = ("hotplug-handler",)
     category = "Input"
     device_number = 3
     config_size = 12
@@ -352,7 +353,7 @@ class VirtSerialPort(SerialPort):
 
 
 @registry.register("virtconsole")
-class VirtConsole(SerialPort):
+class VirtConsole(VirtSerialPort):
     """A console of the guest."""
 
     type_name = "virtconsole"

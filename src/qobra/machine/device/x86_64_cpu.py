@@ -136,12 +136,10 @@ class BaseCpu(X86Cpu):
     static = True
 
 
-@registry.register("qemu64-x86_64-cpu")
-class Qemu64Cpu(X86Cpu):
+class CommonCpu(X86Cpu):
     """What every x86-64 guest can count on."""
 
-    type_name = "qemu64-x86_64-cpu"
-    alias_of: str | None = "qemu64-v1"
+    abstract = True
     features = frozenset(_COMMON.split())
 
     family = cpu_options.identity("family", 15)
@@ -153,12 +151,19 @@ class Qemu64Cpu(X86Cpu):
     min_xlevel = Int(0x8000000A, type="uint32")
 
 
+@registry.register("qemu64-x86_64-cpu")
+class Qemu64Cpu(CommonCpu):
+    """What every x86-64 guest can count on."""
+
+    type_name = "qemu64-x86_64-cpu"
+    alias_of = "qemu64-v1"
+
+
 @registry.register("max-x86_64-cpu")
-class MaxCpu(Qemu64Cpu):
+class MaxCpu(CommonCpu):
     """All that can be had: as long as nothing runs the CPUs, that is what every guest can count on."""
 
     type_name = "max-x86_64-cpu"
-    alias_of = None
     migration_safe = False
 
     migratable = Bool(True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from qobra.machine import cpu_options
 from qobra.machine.cpu_models import MODELS, version_of
-from qobra.machine.device.x86_64_cpu import Qemu64Cpu, X86Cpu
+from qobra.machine.device.x86_64_cpu import CommonCpu, X86Cpu
 from qobra.machine.devices import registry
 from qobra.object.property import Bool, Int
 
@@ -37,7 +37,7 @@ def _register_all() -> None:
         _register(name, X86Cpu, {**members, "alias_of": version})
         if version is not None:
             _register(version, X86Cpu, members)
-    _register("qemu64-v1", Qemu64Cpu, {"__doc__": Qemu64Cpu.__doc__, "__module__": __name__, "alias_of": None})
+    _register("qemu64-v1", CommonCpu, {"__doc__": CommonCpu.__doc__, "__module__": __name__})
 
 
 def _register(name: str, parent: type[X86Cpu], members: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ class _Place:
 class PciBridge(PciDevice):
     """A bridge of the type 1 header. ``secondary`` is the bus behind it."""
 
-    type_name = "pci-bridge-base"
+    type_name = "base-pci-bridge"
     category = "Controller/Bridge/Hub"
     abstract = True
     class_id = 0x0604

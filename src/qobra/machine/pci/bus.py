@@ -12,6 +12,7 @@ from qobra.machine.pci.device import PciDevice
 from qobra.machine.qdev import Bus, Device
 
 if TYPE_CHECKING:
+    from qobra.object.qom import Object
     from qobra.object.tree import ObjectTree
 
 
@@ -32,6 +33,8 @@ class PciBus(Bus):
         self.ports = AddressSpace("pci-io", unassigned=0xFF)
         self.functions: dict[int, PciDevice] = {}
         self.parent_bridge: Any = None
+        self.managed_by: Device | None = None
+        """The device of the board that sees to hot-plug here, if it is not the one that provides the bus."""
         self.unplug_handler: Callable[[PciDevice], None] | None = None
         self.plug_handler: Callable[[PciDevice], None] | None = None
         self.slot_check: Callable[[PciDevice], None] | None = None
@@ -45,6 +48,9 @@ class PciBus(Bus):
         return self.parent_bridge.config[regs.SECONDARY_BUS] if self.parent_bridge is not None else 0
 
     # -- plugging
+
+    def hotplug_handler(self) -> Object | None:
+        return self.managed_by or super().hotplug_handler()
 
     def check(self, device: Device) -> None:
         assert isinstance(device, PciDevice)

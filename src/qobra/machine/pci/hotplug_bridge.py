@@ -12,7 +12,6 @@ from qobra.object.property import Enum
 class HotplugBridge(PciBridge):
     """A bridge whose slots have a controller, which signals by message or by pin."""
 
-    type_name = "hotplug-bridge"
     abstract = True
     interrupt_pin = 1
     shpc = True

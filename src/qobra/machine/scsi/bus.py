@@ -108,6 +108,7 @@ class ScsiBus(Bus):
     """A bus of ``max_channel``, ``max_target`` and ``max_lun``, all inclusive."""
 
     type_name = "SCSI"
+    interfaces = ("hotplug-handler",)
     max_channel = 0
     max_target = 255
     max_lun = 16383

@@ -22,7 +22,6 @@ MECHANISM_STATUS, READ_DVD_STRUCTURE, READ_CD, SET_CD_SPEED = 0xBD, 0xAD, 0xBE, 
 class CdDrive(CdTray, ScsiDisk):
     """A CD and DVD drive with a tray."""
 
-    type_name = "scsi-cd-base"
     abstract = True
     peripheral_type = 5
     default_product = "QEMU CD-ROM"

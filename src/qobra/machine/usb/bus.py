@@ -10,6 +10,7 @@ from qobra.machine.qdev import Bus, Device
 from qobra.machine.usb.device import UsbDevice
 
 if TYPE_CHECKING:
+    from qobra.object.qom import Object
     from qobra.object.tree import ObjectTree
 
 
@@ -20,12 +21,16 @@ class UsbBus(Bus):
     """
 
     type_name = "usb-bus"
+    interfaces = ("hotplug-handler",)
     hotplug = True
 
     def __init__(self, tree: ObjectTree, ports: int = 2) -> None:
         super().__init__(tree)
         self.ports: list[UsbDevice | None] = [None] * ports
         self.attached: Callable[[int, UsbDevice | None], None] = lambda _port, _device: None
+
+    def hotplug_handler(self) -> Object | None:
+        return self
 
     def find(self, address: int) -> UsbDevice | None:
         """The device that the host has given an address."""

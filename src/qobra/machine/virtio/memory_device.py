@@ -15,7 +15,6 @@ from qobra.object.property import Int, Link
 class VirtioMemoryDevice(VirtioDevice, MemoryDevice):
     """A virtio device that maps its backend at ``memaddr``."""
 
-    type_name = "virtio-memory-device-base"
     architectures = frozenset(("x86_64",))
     abstract = True
 
@@ -76,7 +75,6 @@ class VirtioMemoryDevice(VirtioDevice, MemoryDevice):
 class VirtioMemoryPci(VirtioPci):
     """A function whose memory stays: users cannot unplug it."""
 
-    type_name = "virtio-memory-pci-base"
     architectures = frozenset(("x86_64",))
     abstract = True
     class_id = 0x00FF

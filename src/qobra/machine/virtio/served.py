@@ -25,7 +25,6 @@ class ServedDevice(VirtioDevice):
     Models call :meth:`start_serving`, :meth:`stop_serving` and :meth:`forget_requests`, and fill in :meth:`serve_one`.
     """
 
-    type_name = "virtio-served-device"
     abstract = True
 
     iothread = Link("iothread")
