@@ -94,8 +94,9 @@ class Refcounts:
         self.order = order
         self.maximum = (1 << (1 << order)) - 1
         self.block_bits = self._image.header.cluster_bits + 3 - order
-        entry_bytes = max(1, (1 << order) >> 3)
-        self._capacity = max(4, self._cache_bytes // ((1 << self.block_bits) * entry_bytes))
+        self.width = max(1, (1 << order) >> 3)
+        """Bytes of a count in memory."""
+        self._capacity = max(4, self._cache_bytes // ((1 << self.block_bits) * self.width))
 
     def resize_cache(self, cache_bytes: int) -> None:
         """Start with an empty cache of another size; nothing may be dirty."""

@@ -1,173 +1,193 @@
-"""What an L1 table refers to, in runs of host clusters, and changing counts and COPIED flags by it, for snapshots."""
+"""The loops over L2 entries, what they refer to, and the counts of that, for :mod:`.sharing`.
+
+What is referred to is in *runs*: a run is a word that has the first of its clusters from bit 16 on and their number
+less one below. The compiled form is ``native/references.pyx``.
+"""
 
 from __future__ import annotations
 
-import errno
 from array import array
-from collections.abc import Iterator
 
 from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2.refcount import pack_counts
 from qobra.block.format.qcow2.runs import table_runs
-from qobra.errors import QobraError
+from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qobra.block.format.qcow2.image import Image
+    from collections.abc import Iterator
+
+    from qobra.block.format.qcow2.refcount import Counts
 
 _OFFSET = layout.OFFSET_MASK
-_COPIED = layout.COPIED
-_SET_HIGH_BIT = bytes(value | 0x80 for value in range(256))
-_CLEAR_HIGH_BIT = bytes(value & 0x7F for value in range(256))
+COUNT_BITS = 16
+"""The bits of a run below its first cluster."""
+_COUNT_MASK = (1 << COUNT_BITS) - 1
+_NO_FLAG = bytes(value & 0x7F for value in range(256))
 """On disk, COPIED is the first bit of an entry."""
+_IS_ONE = bytes((0, 1)) + bytes(254)
 
 
-class Runs:
-    """Runs of host clusters, in 12 bytes each."""
+def pure_collect(
+    table: memoryview, step: int, bits: int, limit: int, split: int, runs: array[int], count: int
+) -> tuple[int, int]:
+    """Append to the ``count`` words of ``runs`` what the entries of ``table`` refer to, ``step`` bytes each.
 
-    def __init__(self) -> None:
-        self._firsts = array("Q")
-        self._counts = array("I")
+    Clusters have ``1 << bits`` bytes; runs are cut at multiples of ``1 << split`` clusters. ``runs`` has two words of
+    room for each entry. Returns the byte position of the first entry that refers to where nothing can be, at or past
+    cluster ``limit`` or not to a cluster's begin (the table's length if there is none), and the new number of runs.
+    """
+    size = 1 << bits
+    for at, number, word in _entry_runs(bytes(table), step, size):
+        if word & layout.COMPRESSED_FLAG:
+            for each in range(number):
+                offset, length = layout.compressed_place(word + each * size, bits)
+                first = offset >> bits
+                if first >= limit:
+                    return at + each * step, count
+                last = min((offset + length - 1) >> bits, limit - 1)
+                count = push(runs, count, first, last - first + 1, split)
+        elif word & _OFFSET:
+            offset = word & _OFFSET
+            first = offset >> bits
+            if offset & (size - 1):
+                return at, count
+            count = push(runs, count, first, min(number, max(0, limit - first)), split)
+            if first + number > limit:
+                return at + max(0, limit - first) * step, count
+    return len(table), count
 
-    def append(self, first: int, count: int) -> None:
-        """Add ``count`` clusters from ``first``; a run that goes on where the last one ended makes it longer."""
-        if self._firsts and self._firsts[-1] + self._counts[-1] == first and self._counts[-1] < 1 << 24:
-            self._counts[-1] += count
-        else:
-            self._firsts.append(first)
-            self._counts.append(count)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return zip(self._firsts, self._counts, strict=True)
-
-    def __len__(self) -> int:
-        return len(self._firsts)
-
-
-def _entry_runs(image: Image, table: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+def _entry_runs(table: bytes, step: int, size: int) -> Iterator[tuple[int, int, int]]:
     """As :func:`table_runs`, for plain and extended entries alike."""
-    if not image.extended:
-        yield from table_runs(table, image.cluster_size)
+    if step == 8:
+        yield from table_runs(table, size)
         return
-    for at in range(0, len(table), 16):
+    for at in range(0, len(table), step):
         word = int.from_bytes(table[at : at + 8], "big")
         if word:
             yield at, 1, word
 
 
-def references_of(image: Image, l1: array[int]) -> Runs:
-    """The L2 tables in ``l1``, and all that is mapped in them: a run for each time that clusters are referred to.
+def push(runs: array[int], count: int, first: int, clusters: int, split: int) -> int:
+    """Append ``clusters`` clusters from ``first`` to ``count`` runs, as :func:`pure_collect`; their new number."""
+    mask = (1 << split) - 1
+    while clusters:
+        size = min(clusters, mask + 1 - (first & mask))
+        runs[count] = first << COUNT_BITS | size - 1
+        count += 1
+        first += size
+        clusters -= size
+    return count
 
-    Raises QobraError (EIO) for a reference to where nothing can be.
+
+def pure_sort(runs: array[int], count: int) -> None:
+    """Bring the first ``count`` words into ascending order."""
+    runs[:count] = array("Q", sorted(runs[:count]))
+
+
+def pure_add(
+    counts: Counts, width: int, base: int, runs: array[int], at: int, end: int, sign: int, maximum: int
+) -> int:
+    """Add ``sign`` to the counts of runs ``at`` to ``end``, in a block that begins with cluster ``base``.
+
+    ``width`` is the bytes of a count in memory. Returns the first run that was left as it is: it is not in the block,
+    or a count of it would leave its bounds, 0 to ``maximum``.
     """
-    bits, mask = image.cluster_bits, image.cluster_mask
-    limit = (image.file.length + mask) >> bits
-    runs = Runs()
-    for entry in l1:
-        table = entry & _OFFSET
-        if not table:
-            continue
-        _check_place(table & mask == 0 and table >> bits < limit, table)
-        runs.append(table >> bits, 1)
-        for _at, count, word in _entry_runs(image, image.read_meta(table, image.cluster_size)):
-            if word & layout.COMPRESSED_FLAG:
-                for number in range(count):
-                    offset, size = layout.compressed_place(word + number * image.cluster_size, bits)
-                    first = offset >> bits
-                    _check_place(first < limit, offset)
-                    runs.append(first, min((offset + size - 1) >> bits, limit - 1) - first + 1)
-            elif word & _OFFSET:
-                first = (word & _OFFSET) >> bits
-                _check_place(word & _OFFSET & mask == 0 and first + count <= limit, word & _OFFSET)
-                runs.append(first, count)
-    return runs
-
-
-def _check_place(possible: bool, offset: int) -> None:
-    if not possible:
-        raise QobraError(f"Table refers to host offset {offset:#x}, which cannot be; check the image", errno=errno.EIO)
-
-
-def change_counts(image: Image, runs: Runs, sign: int) -> Runs:
-    """Add ``sign`` to the refcount of every cluster in ``runs``, in memory; what became free.
-
-    Raises QobraError, with nothing changed, where a count would leave its bounds.
-    """
-    refcounts = image.refcounts
-    freed = Runs()
-    with image.lock:
-        done = 0
-        try:
-            for first, count in runs:
-                refcounts.add(first, count, sign)
-                done += 1
-        except QobraError:
-            for number, (first, count) in enumerate(runs):
-                if number == done:
-                    break
-                refcounts.add(first, count, -sign)
-            raise
-        if sign < 0:
-            for first, count in runs:
-                value = refcounts.get(first)
-                if refcounts.all_are(first, count, value):
-                    if not value:
-                        freed.append(first, count)
-                else:
-                    for cluster in range(first, first + count):
-                        if not refcounts.get(cluster):
-                            freed.append(cluster, 1)
-            for first, _count in freed:
-                image.allocator.first_free = min(image.allocator.first_free, first)
-    return freed
-
-
-def clear_copied(image: Image, l1: array[int]) -> None:
-    """Clear COPIED in every entry of ``l1`` and, on disk, of its L2 tables. The clean L2 cache is dropped."""
-    width = 8 << image.tables.word_bits
-    for index, entry in enumerate(l1):
-        table = entry & _OFFSET
-        if not table:
-            continue
-        raw = bytearray(image.read_meta(table, image.cluster_size))
-        heads = raw[::width]
-        cleared = heads.translate(_CLEAR_HIGH_BIT)
-        if cleared != heads:
-            raw[::width] = cleared
-            image.file.write(table, raw)
-        l1[index] = entry & ~_COPIED
-    image.tables.drop()
-
-
-def set_copied(image: Image, l1: array[int]) -> None:
-    """Set COPIED in ``l1`` and, on disk, its L2 tables where a refcount is 1 and clear it where it is not."""
-    refcounts = image.refcounts
-    bits = image.cluster_bits
-    for index, entry in enumerate(l1):
-        table = entry & _OFFSET
-        if not table:
-            continue
-        raw = bytearray(image.read_meta(table, image.cluster_size))
-        before = bytes(raw)
-        with image.lock:
-            l1[index] = entry | _COPIED if refcounts.get(table >> bits) == 1 else entry & ~_COPIED
-            for at, count, word in _entry_runs(image, before):
-                if word & _OFFSET and not word & layout.COMPRESSED_FLAG:
-                    _flag_run(image, raw, at, count, (word & _OFFSET) >> bits)
-        if raw != before:
-            image.file.write(table, raw)
-    image.tables.drop()
-
-
-def _flag_run(image: Image, raw: bytearray, at: int, count: int, cluster: int) -> None:
-    """Set COPIED of ``count`` entries from byte ``at`` by the refcounts of the clusters from ``cluster`` on."""
-    refcounts = image.refcounts
-    stop = at + count * 8
-    if refcounts.all_are(cluster, count, 1):
-        raw[at:stop:8] = raw[at:stop:8].translate(_SET_HIGH_BIT)
-        return
-    for number in range(count):
-        place = at + number * 8
-        if refcounts.get(cluster + number) == 1:
-            raw[place] |= 0x80
+    entries = len(counts)
+    while at < end:
+        low = (runs[at] >> COUNT_BITS) - base
+        high = low + (runs[at] & _COUNT_MASK) + 1
+        if low < 0 or high > entries:
+            break
+        part = counts[low:high]
+        if (maximum if sign > 0 else 0) in part:
+            break
+        if part == part[:1] * (high - low):
+            part[0] += sign
+            counts[low:high] = part[:1] * (high - low)  # type: ignore[assignment]
         else:
-            raw[place] &= 0x7F
+            for position in range(low, high):
+                counts[position] += sign
+        at += 1
+    return at
+
+
+def pure_free_of(
+    counts: Counts, width: int, base: int, runs: array[int], at: int, end: int, into: array[int]
+) -> tuple[int, int]:
+    """Put the clusters of runs ``at`` to ``end`` whose count is 0 into ``into``, as pairs of first and number.
+
+    Arguments as for :func:`pure_add`. Returns the first run that is not in the block, or for which there is no room (a
+    run has at most ``1 << 16`` clusters), and the number of pairs.
+    """
+    made = done = 0
+    while at < end:
+        low = (runs[at] >> COUNT_BITS) - base
+        high = low + (runs[at] & _COUNT_MASK) + 1
+        if low < 0 or high > len(counts) or made + (high - low + 1) // 2 > len(into) // 2:
+            break
+        for each in range(max(low, done), high):
+            if not counts[each]:
+                if made and into[2 * made - 2] + into[2 * made - 1] == base + each:
+                    into[2 * made - 1] += 1
+                else:
+                    into[2 * made], into[2 * made + 1] = base + each, 1
+                    made += 1
+        done = max(done, high)
+        at += 1
+    return at, made
+
+
+def pure_note_ones(counts: Counts, width: int, ones: bytearray, first: int) -> None:
+    """Set the bits of ``ones`` from bit ``first`` on, a multiple of 8, where counts are 1."""
+    flags = counts.translate(_IS_ONE) if isinstance(counts, bytearray) else bytes(count == 1 for count in counts)
+    packed = pack_counts(bytearray(flags), 0)
+    at = first >> 3
+    ones[at : at + len(packed)] = packed[: max(0, len(ones) - at)]
+
+
+def pure_clear_flags(table: memoryview, step: int) -> tuple[int, int]:
+    """Clear COPIED in every entry; the byte positions between which ``table`` has changed, (0, 0) if it has not."""
+    heads = bytes(table[::step])
+    cleared = heads.translate(_NO_FLAG)
+    if cleared == heads:
+        return 0, 0
+    table[::step] = cleared
+    return 0, len(table)
+
+
+def pure_set_flags(table: memoryview, step: int, bits: int, ones: bytearray, base: int) -> tuple[int, int]:
+    """Set COPIED in entries for clusters that have a bit in ``ones`` and clear it where they have none.
+
+    The first bit is that of cluster ``base``; entries for clusters before it and past the last stay as they are.
+    Returns the byte positions between which ``table`` has changed, (0, 0) if it has not.
+    """
+    first = last = -1
+    for at, number, word in _entry_runs(bytes(table), step, 1 << bits):
+        if word & layout.COMPRESSED_FLAG or not word & _OFFSET:
+            continue
+        for each in range(number):
+            cluster = ((word & _OFFSET) >> bits) + each - base
+            place = at + each * step
+            if 0 <= cluster < len(ones) << 3 and table[place] >> 7 != ones[cluster >> 3] >> (cluster & 7) & 1:
+                table[place] ^= 0x80
+                first = place if first < 0 else first
+                last = place
+    return (0, 0) if first < 0 else (first, last + step)
+
+
+_compiled = compiled("references")
+collect, sort, add, free_of, note_ones, clear_flags, set_flags = (
+    (pure_collect, pure_sort, pure_add, pure_free_of, pure_note_ones, pure_clear_flags, pure_set_flags)
+    if _compiled is None
+    else (
+        _compiled.collect,
+        _compiled.sort,
+        _compiled.add,
+        _compiled.free_of,
+        _compiled.note_ones,
+        _compiled.clear_flags,
+        _compiled.set_flags,
+    )
+)

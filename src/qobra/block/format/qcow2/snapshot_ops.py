@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.references import Runs, change_counts, clear_copied, references_of, set_copied
 from qobra.block.format.qcow2.resize import grow_l1
+from qobra.block.format.qcow2.sharing import References, change_counts, clear_copied, discard_free, set_copied
 from qobra.block.format.qcow2.snapshots import Snapshot, read_l1, read_l1_or_report
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
@@ -94,7 +94,7 @@ def create(
         entries = [*node.snapshots.entries, snapshot]
         snapshot.l1_entries = len(l1)
         sizes = len(l1) * 8, len(_packed(entries))
-        snapshot.l1_offset, table = _allocate_for(image, sizes, references_of(image, l1))
+        snapshot.l1_offset, table = _allocate_for(image, sizes, References(image, l1))
         image.writeback.commit()
         copy = array("Q", [entry & ~layout.COPIED for entry in l1])
         _write_whole(image, snapshot.l1_offset, words_to_bytes(copy))
@@ -112,16 +112,15 @@ def delete(node: Qcow2Node, snapshot: Snapshot) -> None:
     """Remove a snapshot and free what only it used."""
     with _changing(node) as image:
         l1 = read_l1(image, snapshot)
-        references = references_of(image, l1)
+        references = References(image, l1)
         _write_table(node, [each for each in node.snapshots.entries if each is not snapshot])
-        freed = change_counts(image, references, -1)
+        change_counts(image, references, -1)
         image.free(snapshot.l1_offset, -(-len(l1) * 8 // image.cluster_size) * image.cluster_size)
         image.writeback.commit()
         set_copied(image, image.tables.l1)
         image.file.write(image.header.l1_offset, words_to_bytes(image.tables.l1))
         if node.pass_discard_snapshot:
-            for first, count in freed:
-                image.file.discard(first << image.cluster_bits, count << image.cluster_bits)
+            discard_free(image, references)
 
 
 def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
@@ -133,8 +132,8 @@ def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
     with _changing(node) as image:
         new = read_l1(image, snapshot)
         old = image.tables.l1
-        old_references = references_of(image, old)
-        references = references_of(image, new)
+        old_references = References(image, old)
+        references = References(image, new)
         new = array("Q", [entry & ~layout.COPIED for entry in new])
         new.frombytes(bytes(8 * (len(old) - len(new))))
         (offset,) = _allocate_for(image, (len(new) * 8,), references)
@@ -169,7 +168,7 @@ def load(node: Qcow2Node, snapshot: Snapshot) -> None:
     node.moved(0, max(node.length, 1))
 
 
-def _allocate_for(image: Image, sizes: Iterable[int], references: Runs) -> list[int]:
+def _allocate_for(image: Image, sizes: Iterable[int], references: References) -> list[int]:
     """New places of these sizes, and one more reference to each cluster of ``references``: all of it, or nothing."""
     places: list[tuple[int, int]] = []
     try:
