@@ -46,6 +46,12 @@ def _qmp(machine: Machine, command: str, **arguments: Any) -> Any:
         return dispatch.call(machine, command, arguments)
 
 
+def test_no_display_is_asked_for_in_each_way(build: Build) -> None:
+    build("-vnc", "none")
+    with pytest.raises(QobraError, match="^-vnc :1: this machine has no VNC server$"):
+        build("-vnc", ":1")
+
+
 def test_the_usual_way_of_tests(build: Build, tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     disk.write_bytes(bytes(1 << 20))
@@ -376,6 +382,13 @@ def test_questions_are_answered() -> None:
     assert "queue-size=<uint16>" in (answers.answer("x86_64", "device", "virtio-blk-pci,help") or "")
     assert "qtest" in (answers.answer("x86_64", "accel", "help") or "")
     assert answers.answer("x86_64", "device", "virtio-blk-pci,drive=x") is None
+
+
+def test_boards_are_listed_newest_first_and_those_without_versions_last() -> None:
+    names = [line.split()[0] for line in (answers.answer("x86_64", "machine", "help") or "").splitlines()[1:]]
+    assert names[:3] == ["pc", "pc-i440fx-7.2", "pc-i440fx-7.1"]
+    assert names[names.index("q35") + 1] == "pc-q35-7.2" and names[-1] == "none"
+    assert sorted(names) == sorted(set(names))
 
 
 def test_the_version_stands_where_launchers_look_for_it(capsys: pytest.CaptureFixture[str]) -> None:

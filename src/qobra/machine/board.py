@@ -58,6 +58,8 @@ class Board(Object):
     abstract = True
     description = ""
     machine_name = ""
+    family = ""
+    """What boards of several versions have in common; empty: there is one alone."""
     alias: str | None = None
     architectures: frozenset[str] = frozenset()
     default_for: frozenset[str] = frozenset()

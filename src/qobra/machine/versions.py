@@ -33,6 +33,7 @@ def register_versions(
             "__doc__": board.__doc__,
             "type_name": f"{name}-machine",
             "machine_name": name,
+            "family": family,
             "alias": alias if newest else None,
             "default_for": frozenset((default_for,) if newest and default_for else ()),
             "compat": compat,

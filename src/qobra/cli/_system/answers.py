@@ -68,7 +68,10 @@ def _machines(architecture: str) -> str:
     from qobra.machine.launch import board_classes
 
     lines = []
-    for cls in board_classes(architecture):
+    # The newest of a family first, as QEMU lists them; then those of none.
+    classes = sorted(board_classes(architecture), key=lambda cls: cls.machine_name, reverse=True)
+    alone = [cls for cls in reversed(classes) if not cls.family]
+    for cls in [*sorted((cls for cls in classes if cls.family), key=lambda cls: cls.family), *alone]:
         if cls.alias:
             lines.append(f"{cls.alias:<20} {cls.description} (alias of {cls.machine_name})\n")
         default = " (default)" if architecture in cls.default_for else ""

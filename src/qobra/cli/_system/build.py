@@ -297,10 +297,12 @@ class Builder:
         board.boot |= self._config.boot
         for value in self._values("boot"):
             board.boot |= boot.parse(split(value, "order"))
-        for option in ("vga", "display"):
+        for option in ("vga", "vnc", "display"):
             for value in self._values(option):
                 if option == "vga" and value not in ("none", "std"):
                     raise QobraError(f"unknown vga type: {value}")
+                if option == "vnc" and value.split(",")[0] != "none":
+                    raise QobraError(f"-vnc {value}: this machine has no VNC server")
                 if option == "display" and value.split(",")[0] != "none":
                     raise QobraError(f"-display {value}: Parameter 'type' does not accept value '{value}'")
         for value in self._values("parallel"):
