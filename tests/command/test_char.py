@@ -93,3 +93,15 @@ def test_ring_buffer_errors(monitored: Any) -> None:
     assert client.call("ringbuf-write", {"device": "n", "data": ""}) == error("n is not a ringbuf device")
     for size in (0, -1):
         assert client.call("ringbuf-read", {"device": "r", "size": size}) == error("size must be greater than zero")
+    bad = {"device": "r", "data": "!!", "format": "base64"}
+    assert client.call("ringbuf-write", bad) == error("Base64 data contains invalid characters")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("aGk", "hi"), ("aGk=\n", "hi"), ("aGkx\nYQ", "hi1a"), ("a", ""), ("", "")]
+)
+def test_base64_is_taken_as_far_as_it_goes(monitored: Any, written: str, read: str) -> None:
+    client = monitored.client()
+    add(client, "r", "ringbuf", size=16)
+    assert client.call("ringbuf-write", {"device": "r", "data": written, "format": "base64"}) == {"return": {}}
+    assert client.call("ringbuf-read", {"device": "r", "size": 99}) == {"return": read}

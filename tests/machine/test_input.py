@@ -107,3 +107,9 @@ def test_every_key_has_codes_of_both_sets() -> None:
     assert known is not None
     assert scancodes.set2("f7", True) == b"\x83" and scancodes.set1("f7", True) == b"\x41"
     assert scancodes.qcode_of(0x1E) == "a" and scancodes.qcode_of(0xC8) == "up"
+
+
+def test_events_for_a_device_that_is_not_there(machine: Any) -> None:
+    events = [{"type": "btn", "data": {"button": "left", "down": True}}]
+    with pytest.raises(QobraError, match="^Device 'none' not found$"):
+        dispatch.call(machine, "input-send-event", {"device": "none", "events": events})

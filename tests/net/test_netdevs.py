@@ -192,3 +192,8 @@ def test_announcements_come_in_rounds(card: tuple[Machine, NetDriver, Peer, list
         dispatch.call(machine, "announce-self", {"initial": 1, "max": 2, "rounds": 3, "step": 1})
     wait_until(lambda: len(outside.packets) == 3)
     assert outside.packets == [packet(bytes.fromhex("525400000001"))] * 3
+
+
+def test_ids_of_backends_are_identifiers(machine: Machine) -> None:
+    with pytest.raises(QobraError, match="^Parameter 'id' expects an identifier$"):
+        dispatch.call(machine, "netdev_add", {"type": "hubport", "id": "1x", "hubid": 0})

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from qobra.display.console import Console
 from qobra.display.picture import WRITERS
 from qobra.errors import QobraError, strerror
+from qobra.machine.board import Board
 from qobra.machine.machine import Machine
 from qobra.machine.qdev import Device
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
 from qobra.qmp.registry import command
+
+
+def find_console(board: Board, id: str, head: int) -> Console:
+    """The console ``head`` of the device ``id``. Raises QobraError (DeviceNotFound)."""
+    device = board.peripheral.children.get(id)
+    return board.consoles.find(device if isinstance(device, Device) else None, head, id)
 
 
 @command("query-display-options", needs="board")
@@ -30,8 +38,7 @@ def screendump(machine: Machine, args: dict[str, Any]) -> None:
             raise QobraError("'head' must be specified together with 'device'")
         console = board.consoles.first()
     else:
-        device = board.peripheral.children.get(id)
-        console = board.consoles.find(device if isinstance(device, Device) else None, args.get("head", 0), id)
+        console = find_console(board, id, args.get("head", 0))
     if console.refresh is not None:
         console.refresh()
     data = WRITERS[args.get("format", "ppm")](console.surface)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qobra.command.display import find_console
 from qobra.machine.machine import Machine
 from qobra.qapi.contract import contract
 from qobra.qmp.hmp import hmp_command
@@ -21,6 +22,8 @@ def send_key(machine: Machine, args: dict[str, Any]) -> None:
 def input_send_event(machine: Machine, args: dict[str, Any]) -> None:
     """Send events that belong together."""
     assert machine.board is not None
+    if "device" in args:
+        find_console(machine.board, args["device"], args.get("head", 0))
     machine.board.input.send(args["events"])
 
 

@@ -44,7 +44,7 @@ class Ram(Region):
     """Memory. ``view`` is all of it; ``fd`` the memfd or file behind it (-1: private and anonymous), which other
     processes that map it see if it is ``shared``.
 
-    ``readonly`` makes it ROM to the guest; the board still writes through ``view``.
+    ``readonly`` makes it ROM to the guest; the board still writes through ``view``, unless it is shared with a file.
     """
 
     __slots__ = ("_map", "fd", "readonly", "shared", "view")
@@ -57,7 +57,8 @@ class Ram(Region):
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
         if fd < 0:
             flags |= mmap.MAP_ANONYMOUS
-        self._map = mmap.mmap(fd, size, flags=flags | getattr(mmap, "MAP_NORESERVE", 0x4000))
+        protection = mmap.PROT_READ if readonly and shared else mmap.PROT_READ | mmap.PROT_WRITE
+        self._map = mmap.mmap(fd, size, flags=flags | getattr(mmap, "MAP_NORESERVE", 0x4000), prot=protection)
         self.view = memoryview(self._map)
 
     def load(self, offset: int, width: int) -> int:

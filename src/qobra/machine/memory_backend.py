@@ -35,6 +35,14 @@ class _HostNodes(Property):
         return value or []
 
 
+def _set_size(backend: MemoryBackend, value: int) -> None:
+    if backend.ram is not None:
+        raise QobraError(f"cannot change property size of {backend.type_name} ")
+    if not value:
+        raise QobraError(f"property 'size' of {backend.type_name} doesn't take value '0'")
+    backend.values["size"] = value
+
+
 def _set_threads(backend: MemoryBackend, value: int) -> None:
     if value <= 0:
         raise QobraError(f"property 'prealloc-threads' of {backend.type_name} doesn't take value '{value}'")
@@ -52,7 +60,7 @@ class MemoryBackend(Object):
     dump = Bool(True, description="Set to 'off' to exclude from core dump")
     prealloc = Bool(False, description="Preallocate memory")
     prealloc_threads = Int(1, set=_set_threads, description="Number of CPU threads to use for prealloc")
-    size = Size(0, type="int", description="Size of the memory region (ex: 500M)")
+    size = Size(0, type="int", set=_set_size, description="Size of the memory region (ex: 500M)")
     host_nodes = _HostNodes("int", (), description="Binds memory to the list of NUMA host nodes")
     policy = Enum(
         "HostMemPolicy", ("default", "preferred", "bind", "interleave"), "default", description="Set the NUMA policy"
@@ -104,6 +112,8 @@ class MemoryBackend(Object):
     def _touch(self) -> None:
         assert self.ram is not None
         view = self.ram.view
+        if view.readonly:
+            return
         for offset in range(0, len(view), 4096):
             view[offset] = view[offset]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.net.netdev import Netdev, registry
+from qobra.object.tree import is_identifier
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
@@ -30,6 +31,8 @@ class Netdevs:
         """Make the backend that ``options``, a Netdev of the contract, describes. Raises QobraError."""
         rest = dict(options)
         kind, id = rest.pop("type"), rest.pop("id")
+        if not is_identifier(id):
+            raise QobraError("Parameter 'id' expects an identifier")
         if id in self._backends:
             raise QobraError(f"Duplicate ID '{id}' for netdev")
         cls = registry.find(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 from qobra.errors import QobraError
@@ -31,6 +32,8 @@ class MemoryBackendFile(MemoryBackend):
         super().complete()
 
     def allocate(self) -> Ram:
+        if self.align % mmap.PAGESIZE:
+            raise QobraError(f"alignment 0x{self.align:x} must be multiples of page size 0x{mmap.PAGESIZE:x}")
         try:
             fd = open_backing(self.mem_path, self.size, read_only=self.readonly)
         except OSError as error:
@@ -40,4 +43,4 @@ class MemoryBackendFile(MemoryBackend):
         if length < self.size:
             os.close(fd)
             raise QobraError(f"backing store size 0x{length:x} does not match 'size' option 0x{self.size:x}")
-        return Ram(self.name, self.size, fd=fd, shared=self.share)
+        return Ram(self.name, self.size, fd=fd, shared=self.share, readonly=self.readonly)

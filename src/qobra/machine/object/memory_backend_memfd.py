@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from qobra.errors import QobraError
 from qobra.machine.memory import Ram
 from qobra.machine.memory_backend import MemoryBackend
 from qobra.object.property import Bool, Size
@@ -36,7 +37,11 @@ class MemoryBackendMemfd(MemoryBackend):
             if self.hugetlbsize:
                 flags |= (self.hugetlbsize.bit_length() - 1) << _HUGE_SHIFT
         fd = os.memfd_create("memory-backend-memfd", flags)
-        os.ftruncate(fd, self.size)
+        try:
+            os.ftruncate(fd, self.size)
+        except OSError as error:
+            os.close(fd)
+            raise QobraError.from_os(f"failed to resize memfd to {self.size}", error)
         if self.seal:
             fcntl.fcntl(fd, _F_ADD_SEALS, _SEAL_GROW | _SEAL_SHRINK | _SEAL_SEAL)
         return Ram(self.name, self.size, fd=fd, shared=self.share)

@@ -29,7 +29,10 @@ class Qtest(Object):
         board = self.machine.board
         if board is None:
             raise QobraError("Cannot add 'qtest' without a board")
-        self._device = self.machine.chardevs.get(self.chardev)
+        device = self.machine.chardevs.find(self.chardev)
+        if device is None:
+            raise QobraError(f"Cannot find character device '{self.chardev}'")
+        self._device = device
         self._started_ns = time.monotonic_ns()
         self._stream = None
         if self.log is None:
