@@ -154,7 +154,7 @@ def test_requests_that_wait_are_let_go_with_the_medium(layer):
     backend.read(0, 512)
     waiting = threading.Thread(target=backend.read, args=(0, 1 << 20))
     waiting.start()
-    while not any(group._queues):
+    while not any(group._turns):
         threading.Event().wait(0.001)
     backend.throttle.release()
     waiting.join(30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.testing.differential import Run, against_storage_daemon
+from qobra.testing.differential import Run, against_storage_daemon, against_system
 
 
 @against_storage_daemon
@@ -101,3 +101,38 @@ def test_change(q: Run) -> None:
     q.add("raw", node_name="r", file="d")
     q.do("x-blockdev-change", parent="q", node="d")
     q("x-debug-query-block-graph")
+
+
+_UNLIMITED = {"bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}
+
+
+@against_system(
+    *("-drive", "if=none,id=d0,driver=null-co,read-zeroes=on,size=1M,node-name=n0"),
+    *("-drive", "if=none,id=d1,driver=null-co,read-zeroes=on,size=1M,node-name=n1"),
+)
+def test_groups_of_drives_objects_and_filters(q: Run) -> None:
+    """A group is there as long as it has members, and one that has members cannot be deleted."""
+
+    def limit(device: str, **limits: Any) -> None:
+        q.do("block_set_io_throttle", **_UNLIMITED | limits | {"device": device})
+        q("query-block")
+
+    limit("d0", iops=100)
+    limit("d1", group="d0", bps_wr=1 << 20, bps_wr_max=1 << 22, bps_wr_max_length=7)
+    q.do("object-add", qom_type="throttle-group", id="object", limits={"iops-total": 7})
+    limit("d0", group="object", iops=33, iops_size=4096)
+    q("qom-get", {"path": "/objects/object", "property": "limits"})
+    q.do("object-del", id="object")
+    q("qom-set", {"path": "/objects/object", "property": "limits", "value": {"iops-total": 44}})
+    q("query-block")
+    for number, group in enumerate(("d0", "object", "", "none")):
+        q.add("throttle", node_name=f"t{number}", throttle_group=group, file="n0")
+    limit("d0")
+    q.do("object-del", id="object")
+    q.do("blockdev-del", node_name="t1")
+    q.do("object-del", id="object")
+    limit("d1", group="", iops=5)
+    limit("d1", iops=6)
+    limit("d1")
+    q.do("blockdev-del", node_name="t0")
+    q.add("throttle", node_name="late", throttle_group="d0", file="n1")

@@ -183,15 +183,22 @@ class BlockLayer:
         self.check_device(id)
         raise QobraError("Device does not have a block device backend")
 
-    def throttle_group(self, name: str) -> ThrottleGroup:
-        """The throttle group of that name, a new one if there is none."""
-        from qobra.block.throttle import ThrottleGroup
-
+    def find_throttle_group(self, name: str) -> ThrottleGroup | None:
+        """The throttle group of that name: an object, or one that its members made and keep."""
         known = self.find_object(name, "throttle-group")
         if known is not None:
             return known.group  # type: ignore[no-any-return]
         self._throttle_groups = {key: group for key, group in self._throttle_groups.items() if group.members}
-        return self._throttle_groups.setdefault(name, ThrottleGroup(name, self.clock))
+        return self._throttle_groups.get(name)
+
+    def throttle_group(self, name: str) -> ThrottleGroup:
+        """The throttle group of that name, a new one if there is none."""
+        group = self.find_throttle_group(name)
+        if group is None:
+            from qobra.block.throttle import ThrottleGroup
+
+            group = self._throttle_groups[name] = ThrottleGroup(name, self.clock)
+        return group
 
     def set_iothread(self, node: BlockNode, iothread: Any, *, but: BlockBackend | None = None) -> None:
         """Take ``node`` and all that it is connected with into ``iothread`` (None: the main loop).

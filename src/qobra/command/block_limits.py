@@ -25,7 +25,7 @@ def block_set_io_throttle(machine: Machine, args: dict[str, Any]) -> None:
         leave_throttle(backend)
         return
     current = backend.throttle.group.name if isinstance(backend.throttle, Membership) else None
-    name = args.get("group") or current or args.get("device") or args.get("id") or ""
+    name = args.get("group", current or args.get("device") or args.get("id") or "")
     if name != current:
         leave_throttle(backend)
         backend.throttle = Membership(machine.block.throttle_group(name))

@@ -11,7 +11,7 @@ import pytest
 from qobra.block.job import state
 from qobra.block.job.group import JobGroup
 from qobra.block.job.job import Job
-from qobra.block.throttle import Limits, ThrottleGroup
+from qobra.block.throttle import Limits
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer
 
@@ -258,28 +258,26 @@ def test_closing_cancels_all(layer):
 
 
 def test_ending_the_layer_does_not_wait_for_a_throttled_job(layer):
-    class Holder:
-        in_use = 0
-        group = ThrottleGroup("slow", layer.clock)
+    group = layer.throttle_group("slow")
+    group.members += 1
 
     class Reading(Waiting):
         def run(self):
             node.read(0, 1 << 20)  # goes at once, and takes 2**40 seconds to be paid for
             node.read(0, 1 << 20)
 
-    Holder.group.set_limits(Limits().updated({"bps-total": 1}))
-    layer.find_object = lambda _name, _kind: Holder
+    group.set_limits(Limits().updated({"bps-total": 1}))
     null = {"driver": "null-co", "size": 1 << 20}
     node = layer.add_node({"driver": "throttle", "node-name": "t", "throttle-group": "slow", "file": null})
     with layer.control:
         job = Reading(layer.jobs, "j")
     start(layer, job)
     deadline = time.monotonic() + 20
-    while not Holder.group._turns[0] and time.monotonic() < deadline:
+    while not group._turns[0] and time.monotonic() < deadline:
         time.sleep(0.001)
     with layer.control:
         layer.close()
-    assert not layer.jobs.all() and not Holder.in_use
+    assert not layer.jobs.all() and group.members == 1
 
 
 def test_a_sleeping_job_that_is_cancelled_ends_between_that_command_and_the_next(layer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
@@ -11,6 +10,7 @@ from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.filter._filter import FilterNode
 from qobra.block.node import Options, drivers
 from qobra.block.opening import Opening
+from qobra.block.throttle import ThrottleGroup
 from qobra.errors import QobraError
 
 
@@ -31,25 +31,24 @@ class ThrottleNode(FilterNode):
         self._join(self._find(name))
         self.child_resized("file")
 
-    def _find(self, name: str) -> Any:
-        group = self.layer.find_object(name, "throttle-group")
+    def _find(self, name: str) -> ThrottleGroup:
+        group = self.layer.find_throttle_group(name)
         if group is None:
             raise QobraError(f"Throttle group '{name}' does not exist")
         return group
 
-    def _join(self, group: Any) -> None:
-        self._object = group
-        group.in_use += 1
-        self._group = group.group
-        self.layer.flight.drain_listeners.append(self._group.wake)
+    def _join(self, group: ThrottleGroup) -> None:
+        self._group = group
+        group.members += 1
+        self.layer.flight.drain_listeners.append(group.wake)
 
     def _leave(self) -> None:
-        if self._object is not None:
-            self.layer.flight.drain_listeners.remove(self._group.wake)
-            self._object.in_use -= 1
-            self._object = None
+        group, self._group = self._group, None
+        if group is not None:
+            self.layer.flight.drain_listeners.remove(group.wake)
+            group.members -= 1
 
-    _object: Any = None
+    _group: ThrottleGroup | None = None
 
     changeable_options = frozenset({"throttle-group"})
 
@@ -62,8 +61,9 @@ class ThrottleNode(FilterNode):
         self._leave()
 
     def _wait(self, length: int, is_write: bool) -> None:
-        flight = self.layer.flight
-        self._group.wait(self, length, is_write, lambda: flight.draining > 0)
+        flight, group = self.layer.flight, self._group
+        assert group is not None
+        group.wait(self, length, is_write, lambda: flight.draining > 0)
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
         if want_zero:

@@ -80,6 +80,9 @@ class ThrottleGroupObject(Object):
         else:
             self.pending = updated
 
+    def can_be_deleted(self) -> bool:
+        return super().can_be_deleted() and (self.group is None or not self.group.members)
+
     def complete(self) -> None:
         self.pending.check()
         group = ThrottleGroup(self.name, self.machine.clock)
