@@ -9,6 +9,7 @@ import pytest
 from qobra.errors import QobraError
 from qobra.machine import scancodes
 from qobra.machine.launch import simple_machine
+from qobra.machine.plug import add_device
 from qobra.qapi.contract import contract
 from qobra.qmp import dispatch, hmp
 from qobra.testing.guest import BoardAccess, wait_until
@@ -113,3 +114,13 @@ def test_events_for_a_device_that_is_not_there(machine: Any) -> None:
     events = [{"type": "btn", "data": {"button": "left", "down": True}}]
     with pytest.raises(QobraError, match="^Device 'none' not found$"):
         dispatch.call(machine, "input-send-event", {"device": "none", "events": events})
+
+
+def test_people_choose_which_mouse_moves(machine: Any) -> None:
+    with machine.control:
+        add_device(machine, {"driver": "virtio-tablet-pci"}, keyval=True)
+    assert hmp.execute(machine, "mouse_set 99") == "Mouse at index '99' not found\r\n"
+    assert hmp.execute(machine, "mouse_set 1") == "Input device 'QEMU PS/2 Keyboard' is not a mouse\r\n"
+    for number in (3, 2):
+        assert hmp.execute(machine, f"mouse_set {number}") == ""
+        assert f"* Mouse #{number}: " in hmp.execute(machine, "info mice")

@@ -99,3 +99,11 @@ def sendkey(machine: Machine, args: dict[str, Any]) -> str | None:
     assert machine.board is not None
     machine.board.input.send_keys(keys, args.get("hold-time"))
     return None
+
+
+@hmp_command("mouse_set", args="index:i", params="index", help="set which mouse device receives events", needs="board")
+def mouse_set(machine: Machine, args: dict[str, Any]) -> str:
+    """Have one of several pointing devices receive what is moved."""
+    assert machine.board is not None
+    wrong = machine.board.input.choose(args["index"])
+    return "" if wrong is None else f"{wrong}\n"

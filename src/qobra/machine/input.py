@@ -61,14 +61,15 @@ class InputHub:
         for event in events:
             if self._find(event["type"]) is None:
                 raise QobraError(f"Input handler not found for event type {event['type']}")
-        self._deliver(events)
+        self.deliver(events)
 
     @property
     def _awake(self) -> bool:
         state = self._machine.run_state
         return state.running or state.state == "suspended"
 
-    def _deliver(self, events: list[dict[str, Any]]) -> None:
+    def deliver(self, events: list[dict[str, Any]]) -> None:
+        """Deliver events; what nothing takes, or a guest that does not run, is lost."""
         if not self._awake:
             return
         touched: list[InputDevice] = []
@@ -90,9 +91,19 @@ class InputHub:
         def events(order: list[dict[str, Any]], down: bool) -> list[dict[str, Any]]:
             return [{"type": "key", "data": {"key": key, "down": down}} for key in order]
 
-        self._deliver(events(keys, True))
+        self.deliver(events(keys, True))
         delay = (DEFAULT_HOLD_MS if hold_ms is None else hold_ms) * _MILLISECOND
-        self._machine.control.call_later(delay, lambda: self._deliver(events(keys[::-1], False)))
+        self._machine.control.call_later(delay, lambda: self.deliver(events(keys[::-1], False)))
+
+    def choose(self, number: int) -> str | None:
+        """Have the pointing device ``number`` of :meth:`mice` receive what it can; what is wrong if it cannot."""
+        entry = next((each for each in self._devices if each[0] == number), None)
+        if entry is None:
+            return f"Mouse at index '{number}' not found"
+        if not entry[1].accepts & {"rel", "abs"}:
+            return f"Input device '{entry[1].input_name}' is not a mouse"
+        self.activate(entry[1], True)
+        return None
 
     def mice(self) -> list[dict[str, Any]]:
         """MouseInfo of the pointing devices."""
