@@ -95,12 +95,10 @@ def create(
         snapshot.l1_entries = len(l1)
         sizes = len(l1) * 8, len(_packed(entries))
         snapshot.l1_offset, table = _allocate_for(image, sizes, References(image, l1))
-        image.writeback.commit()
         copy = array("Q", [entry & ~layout.COPIED for entry in l1])
         _write_whole(image, snapshot.l1_offset, words_to_bytes(copy))
         clear_copied(image, l1)
         image.file.write(image.header.l1_offset, words_to_bytes(l1))
-        image.writeback.barrier()
         _write_table(node, entries, table)
     if vm_state_size:
         # It belongs to the snapshot alone from here on.
@@ -116,7 +114,6 @@ def delete(node: Qcow2Node, snapshot: Snapshot) -> None:
         _write_table(node, [each for each in node.snapshots.entries if each is not snapshot])
         change_counts(image, references, -1)
         image.free(snapshot.l1_offset, -(-len(l1) * 8 // image.cluster_size) * image.cluster_size)
-        image.writeback.commit()
         set_copied(image, image.tables.l1)
         image.file.write(image.header.l1_offset, words_to_bytes(image.tables.l1))
         if node.pass_discard_snapshot:
@@ -137,7 +134,7 @@ def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
         new = array("Q", [entry & ~layout.COPIED for entry in new])
         new.frombytes(bytes(8 * (len(old) - len(new))))
         (offset,) = _allocate_for(image, (len(new) * 8,), references)
-        image.writeback.commit()
+        image.writeback.commit(durable=False)
         clear_copied(image, new)
         _write_whole(image, offset, words_to_bytes(new))
         image.writeback.barrier()
@@ -231,7 +228,7 @@ def _write_table(node: Qcow2Node, entries: list[Snapshot], place: int | None = N
     header = image.header
     data = _packed(entries)
     offset = _allocate(image, len(data)) if place is None else place
-    image.writeback.commit()
+    image.writeback.commit(durable=False)
     _write_whole(image, offset, data)
     image.writeback.barrier()
     old_offset, old_size = header.snapshot_offset, node.snapshots.size
