@@ -63,7 +63,7 @@ class Channel:
         """The command block; the data register is 16 or 32 bits wide, all others eight."""
         if offset == 0 and width > 1:
             device = self._selected
-            return device.read_data(width) if device is not None else 0xFFFFFFFF
+            return device.read_data(width) if device is not None else 0
         return sum(self._read_byte(offset + i) << 8 * i for i in range(width))
 
     def write_command(self, offset: int, width: int, value: int) -> None:
@@ -77,13 +77,13 @@ class Channel:
             self._write_byte(offset + i, value >> 8 * i & 0xFF)
 
     def _read_byte(self, offset: int) -> int:
-        if offset == 0:
-            return 0xFF
         device = self._selected
         if offset == 7:
             self._irq.set(0)
         if device is None:
             return 0
+        if offset == 0:
+            return 0xFF
         return device.read_register(offset, high_order=bool(self._control & regs.HIGH_ORDER))
 
     def _write_byte(self, offset: int, value: int) -> None:

@@ -86,7 +86,7 @@ class Nvme(PciDevice, BlockFrontEnd):
             self, self.msix_qsize, bar=0, offset=_MSIX, own_bar=False, table_offset=_TABLE, pending_offset=_PENDING
         )
         self.controller = Controller(self, memory, self.msix_qsize, lambda: self._msix.enabled, self._msix.notify)
-        self.add_bar(0, Registers("nvme", 0x4000, self._read, self._write, valid=(1, 8), impl=(4, 4)), wide=True)
+        self.add_bar(0, Registers("nvme", 0x4000, self._read, self._write, valid=(1, 8)), wide=True)
         self.memories.show()
 
     def _add_capabilities(self) -> None:
@@ -127,13 +127,14 @@ class Nvme(PciDevice, BlockFrontEnd):
 
     def _read(self, offset: int, width: int) -> int:
         if offset >= _REGISTERS_END:
-            return self._msix.read(offset, width)
+            return self._msix.read(offset, width) if width == 4 else 0
         value = self.controller.read(offset & ~3) | self.memories.read(offset & ~3)
         return value >> 8 * (offset & 3)
 
     def _write(self, offset: int, width: int, value: int) -> None:
         if offset >= _REGISTERS_END:
-            self._msix.write(offset, width, value & 0xFFFFFFFF)
+            if width == 4:
+                self._msix.write(offset, width, value)
         elif not offset & 3:
             self.controller.write(offset, value & 0xFFFFFFFF)
             self.memories.write(offset, value & 0xFFFFFFFF)

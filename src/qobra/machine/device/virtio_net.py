@@ -28,7 +28,7 @@ from qobra.object.property import Bool, Int, String
 if TYPE_CHECKING:
     from qobra.machine.virtio.vhost import Vhost
 
-F_CTRL_OFFLOADS, F_MTU, F_MAC, F_MRG_RXBUF, F_STATUS = 2, 3, 5, 15, 16
+F_CTRL_OFFLOADS, F_MTU, F_MAC, F_GSO, F_MRG_RXBUF, F_STATUS = 2, 3, 5, 6, 15, 16
 F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN = 17, 18, 19
 F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE, F_CTRL_MAC = 20, 21, 23
 _OF_QUEUES = sum(
@@ -54,8 +54,10 @@ class VirtioNet(VirtioDevice, Nic):
 
     type_name = "virtio-net-device"
     device_number = 1
+    assumed_features = 1 << F_MAC
     config_size = 8
 
+    gso = Bool(True)
     mrg_rxbuf = Bool(True, name="mrg_rxbuf")
     status_feature = Bool(True, name="status")
     ctrl_vq = Bool(True, name="ctrl_vq")
@@ -139,6 +141,8 @@ class VirtioNet(VirtioDevice, Nic):
 
     def offered_features(self, *, modern: bool) -> int:
         offered = super().offered_features(modern=modern)
+        if self.gso and not modern:
+            offered |= 1 << F_GSO  # says something only beside others, which are not offered
         if self._vhost is not None:
             # Of what concerns the queues, the process that serves them has the say.
             offered &= ~_OF_QUEUES | self._vhost.front_end.features
@@ -162,8 +166,8 @@ class VirtioNet(VirtioDevice, Nic):
 
     def write_config(self, offset: int, data: bytes) -> None:
         # Before 1.0 a driver might set the address here.
-        if not self.has(F_VERSION_1) and not self.has(F_CTRL_MAC) and offset + len(data) <= 6:
-            self.address = self.address[:offset] + data + self.address[offset + len(data) :]
+        if not self.has(F_VERSION_1) and not self.has(F_CTRL_MAC):
+            self.address = (self.address[:offset] + data + self.address[offset + len(data) :])[: len(self.address)]
 
     def link_changed(self) -> None:
         if self._vhost is not None and self.backend is not None and self.backend.front_end is None:

@@ -16,11 +16,6 @@ from qobra.machine.vmstate import Number, VmState, listed, part, u32
 _MEMORY_SIZE, _PORTS_SIZE = 0x20000, 0x40
 _PACKETS_WAITING = 256
 _ADDRESS_VALID = 0x80000000
-_READ_ONLY = frozenset((regs.STATUS,))
-_MASKS = {
-    regs.RDLEN: 0xFFF80, regs.TDLEN: 0xFFF80, regs.RDBAL: 0xFFFFFFF0, regs.TDBAL: 0xFFFFFFF0,
-    regs.RDH: 0xFFFF, regs.RDT: 0xFFFF, regs.TDH: 0xFFFF, regs.TDT: 0xFFFF, regs.VET: 0xFFFF,
-}  # fmt: skip
 
 
 class E1000(PciDevice, Nic):
@@ -30,6 +25,7 @@ class E1000(PciDevice, Nic):
     """
 
     type_name = "e1000-base"
+    interfaces = ("conventional-pci-device",)
     abstract = True
     vendor_id = pci.INTEL
     class_id = 0x0200
@@ -100,6 +96,9 @@ class E1000(PciDevice, Nic):
 
     def ring_base(self, low: int) -> int:
         """The address of a ring, in the register at ``low`` and the next one."""
+        return self._wide(low) & ~0xF
+
+    def _wide(self, low: int) -> int:
         return self.register(low) | self.register(low + 4) << 32
 
     def count(self, offset: int, number: int) -> None:
@@ -108,7 +107,7 @@ class E1000(PciDevice, Nic):
 
     def count_wide(self, offset: int, number: int) -> None:
         """The same for one of 64 bits."""
-        total = min(self.ring_base(offset) + number, (1 << 64) - 1)
+        total = min(self._wide(offset) + number, (1 << 64) - 1)
         self.set_register(offset, total)
         self.set_register(offset + 4, total >> 32)
 
@@ -149,21 +148,26 @@ class E1000(PciDevice, Nic):
     # -- registers
 
     def _read(self, offset: int, _width: int) -> int:
+        # Whatever the width, it is the register that the address lies in which is meant.
+        offset &= ~3
         if offset >= regs.END:
             return 0
         value = self.register(offset)
         if offset == regs.ICR:
             self.set_register(regs.ICR, 0)
             self._update_interrupt()
-            return value | (0x80000000 if value else 0)
+            return value
         if offset == regs.EECD:
             return self._eeprom.lines
-        if regs.STATISTICS <= offset < regs.STATISTICS_END:
+        if offset == regs.ICS:
+            return self.register(regs.ICR)
+        if regs.STATISTICS <= offset < regs.STATISTICS_END and not regs.writable(offset):
             self.set_register(offset, 0)
-        return 0 if offset in (regs.ICS, regs.IMC) else value
+        return 0 if offset == regs.IMC else value
 
     def _write(self, offset: int, _width: int, value: int) -> None:
         value &= 0xFFFFFFFF
+        offset &= ~3
         if offset == regs.CTRL:
             if value & regs.CTRL_RESET:
                 self._clear()
@@ -185,11 +189,12 @@ class E1000(PciDevice, Nic):
         elif offset == regs.EERD:
             self.set_register(offset, self._eeprom.read_word(value))
         elif offset == regs.MDIC:
-            self.set_register(offset, self._phy.transact(value & 0x3FFFFFFF))
+            value = self._phy.transact(value & 0x3FFFFFFF, self.register(offset))
+            self.set_register(offset, value)
             if value >> 29 & 1:
                 self.interrupt(regs.MDAC)
-        elif offset < regs.END and offset not in _READ_ONLY and not regs.STATISTICS <= offset < regs.STATISTICS_END:
-            self.set_register(offset, value & _MASKS.get(offset, 0xFFFFFFFF))
+        elif mask := regs.writable(offset):
+            self.set_register(offset, value & mask)
             if offset in (regs.TDT, regs.TCTL):
                 self.transmitter.run()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qobra.machine.vmstate import VmState, flag, u8, u16
 
-_CLOCK, _SELECT, _IN, _OUT, _REQUEST, _GRANT, _PRESENT = 0x01, 0x02, 0x04, 0x08, 0x40, 0x80, 0x100
+_CLOCK, _SELECT, _IN, _OUT, _FLASH, _REQUEST, _GRANT, _PRESENT = 0x01, 0x02, 0x04, 0x08, 0x30, 0x40, 0x80, 0x100
 _START, _DONE = 0x01, 0x10
 _WORDS, _CHECKSUM = 64, 0xBABA
 _READ = 0b110
@@ -52,7 +52,7 @@ class Eeprom:
 
     @lines.setter
     def lines(self, value: int) -> None:
-        before, self._lines = self._lines, value & (_CLOCK | _SELECT | _IN | _REQUEST)
+        before, self._lines = self._lines, value & (_CLOCK | _SELECT | _IN | _FLASH | _REQUEST)
         if not value & _SELECT:
             self._deselect()
             return

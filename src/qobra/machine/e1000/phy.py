@@ -45,10 +45,12 @@ class Phy:
             value = self._registers[number]
             self._registers[number] = value | bits if up else value & ~bits
 
-    def transact(self, request: int) -> int:
-        """MDIC after ``request`` was written to it."""
+    def transact(self, request: int, before: int) -> int:
+        """MDIC after ``request`` was written to it, where it was ``before``."""
         number, operation = request >> 16 & 31, request >> 26 & 3
-        if request >> 21 & 31 != _ADDRESS or operation not in (_OP_READ, _OP_WRITE):
+        if request >> 21 & 31 != _ADDRESS:
+            return before | _ERROR | _READY
+        if operation not in (_OP_READ, _OP_WRITE):
             return request | _ERROR | _READY
         if operation == _OP_READ:
             return request & ~0xFFFF | self._registers[number] | _READY

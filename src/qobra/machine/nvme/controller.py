@@ -128,11 +128,11 @@ class Controller:
         elif offset == _CC:
             self._configure(value)
         elif offset == _AQA:
-            self._admin_sizes = value & 0x0FFF0FFF
+            self._admin_sizes = value
         elif offset & ~7 == _ASQ:
-            self._admin_submissions = half(self._admin_submissions, offset & 4, value) & ~0xFFF
+            self._admin_submissions = half(self._admin_submissions, offset & 4, value)
         elif offset & ~7 == _ACQ:
-            self._admin_completions = half(self._admin_completions, offset & 4, value) & ~0xFFF
+            self._admin_completions = half(self._admin_completions, offset & 4, value)
 
     def _configure(self, value: int) -> None:
         before, self._configuration = self._configuration, value
@@ -160,13 +160,14 @@ class Controller:
     def _start(self) -> bool:
         shift = (self._configuration >> 7 & 15) + 12
         commands, sizes = self._configuration >> 4 & 7, self._configuration >> 16 & 0xFF
-        submissions, completions = (self._admin_sizes & 0xFFF) + 1, (self._admin_sizes >> 16) + 1
+        submissions, completions = (self._admin_sizes & 0xFFF) + 1, (self._admin_sizes >> 16 & 0xFFF) + 1
         if (
             shift > _MAX_PAGE_SHIFT
             or commands
             or sizes != 0x46
             or not self._admin_submissions
             or not self._admin_completions
+            or (self._admin_submissions | self._admin_completions) & (1 << shift) - 1
             or submissions < 2
             or completions < 2
         ):

@@ -10,6 +10,8 @@ from qobra.machine.vmstate import VmState, raw
 _ENTRY = 16
 _ENTRY_MASKED = 1
 _ENABLE, _FUNCTION_MASK = 0x8000, 0x4000
+WIDTHS = (4, 8)
+"""How wide an access to the table and the pending bits is: others are ignored."""
 
 
 class Msix:
@@ -47,7 +49,8 @@ class Msix:
         device.writable[self._capability + 3] = (_ENABLE | _FUNCTION_MASK) >> 8
         if own_bar:
             size = 2 * half
-            device.add_bar(bar, Registers(f"{device.type_name}-msix", size, self.read, self.write, valid=(1, 8)))
+            name = f"{device.type_name}-msix"
+            device.add_bar(bar, Registers(name, size, self.read, self.write, valid=WIDTHS, impl=(4, 4)))
         self.reset()
 
     @property

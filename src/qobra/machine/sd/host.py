@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qobra.machine.sd.card import Card
 
 _MAX_CHUNK = 64 << 10
+_MAX_BLOCK = 512
 _SIZE = 256
 _DURING_DATA, _ENDING_DATA = (0, 12, 13), (0, 12)
 """Commands that may come while data are moved, and those that end that."""
@@ -88,8 +89,12 @@ class Host:
             return
         for i in range(width):
             self._write_byte(offset + i, value >> 8 * i & 0xFF)
+        if offset < regs.BLOCK_SIZE + 2 and offset + width > regs.BLOCK_SIZE and self._block > _MAX_BLOCK:
+            self.put(regs.BLOCK_SIZE, 2, self.get(regs.BLOCK_SIZE, 2) & 0xF000 | _MAX_BLOCK)
+        if regs.FORCED <= offset < regs.FORCED + 4:
+            self._force(value << 8 * (offset - regs.FORCED))
         if offset <= regs.RESET < offset + width:
-            self._reset(self._registers[regs.RESET])
+            self._reset(value >> 8 * (regs.RESET - offset) & 0xFF)
         if offset <= regs.COMMAND + 1 < offset + width:
             self._command()
         if offset <= regs.DMA_ADDRESS + 3 < offset + width and self._left and self._table is None and self._waits():
@@ -104,17 +109,32 @@ class Host:
         else:
             mask = regs.WRITABLE.get(offset, 0)
             self._registers[offset] = self._registers[offset] & ~mask | value & mask
-        if offset == regs.CLOCK and self._registers[offset] & 1:
-            self._registers[offset] |= 2  # stable at once
+        if offset == regs.CLOCK:
+            # Stable as soon as it is on.
+            self._registers[offset] = self._registers[offset] & ~2 | (self._registers[offset] & 1) << 1
+        elif offset == regs.POWER and not self._can_power(value >> 1 & 7):
+            self._registers[offset] &= ~1
+
+    def _can_power(self, voltage: int) -> bool:
+        # Codes from 5 on: 1.8, 3.0 and 3.3 volts.
+        return (
+            self._bus.card is not None and voltage >= 5 and bool(self._fixed[regs.CAPABILITIES][3] >> (7 - voltage) & 1)
+        )
+
+    def _force(self, value: int) -> None:
+        # Errors that a driver makes up, to try itself.
+        self.put(regs.AUTOMATIC_ERROR, 2, self.get(regs.AUTOMATIC_ERROR, 2) | value)
+        if self.get(regs.AUTOMATIC_ERROR, 2):
+            self.put(regs.ERROR_STATUS, 2, self.get(regs.ERROR_STATUS, 2) | regs.AUTOMATIC_FAILED)
+        self._fail(value >> 16 & 0xFFFF)
 
     def _reset(self, what: int) -> None:
-        self._registers[regs.RESET] = 0
-        if what & 1:
+        # One part at a time, or all.
+        if what == 1:
             self.reset()
-            return
-        if what & 2:
+        elif what == 2:
             self._registers[regs.STATUS] &= ~regs.COMMAND_DONE & 0xFF
-        if what & 4:
+        elif what == 4:
             self._drop_data()
             self._registers[regs.STATUS] &= (
                 ~(regs.TRANSFER_DONE | regs.DMA_BOUNDARY | regs.BUFFER_WRITABLE | regs.BUFFER_READABLE) & 0xFF
@@ -155,6 +175,9 @@ class Host:
         self._update()
 
     def _card_changed(self) -> None:
+        if self._bus.card is None:
+            self._registers[regs.POWER] &= ~1
+            self._registers[regs.CLOCK] &= ~4
         self._tell(regs.INSERTED if self._bus.card is not None else regs.REMOVED)
 
     # -- commands

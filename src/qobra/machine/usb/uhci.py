@@ -20,7 +20,8 @@ _S_INTERRUPT, _S_ERROR, _S_SYSTEM, _S_PROCESS, _S_HALTED = 0x01, 0x02, 0x08, 0x1
 _E_TIMEOUT, _E_COMPLETE, _E_SHORT = 0x01, 0x04, 0x08
 _CONNECTED, _CONNECT_CHANGED, _ENABLED, _ENABLE_CHANGED = 0x0001, 0x0002, 0x0004, 0x0008
 _PORT_RESET, _ALWAYS_ONE = 0x0200, 0x0080
-_PORT_WRITABLE = 0x1245
+_PORT_KEPT = 0x01BB
+"""What a write to a port's register leaves as it is, unless it clears it."""
 
 _TERMINATE, _QUEUE, _POINTER = 0x1, 0x2, 0xFFFFFFF0
 _ACTIVE, _STALLED, _BABBLE, _NAKED, _TIMED_OUT, _ON_COMPLETE, _SHORT_STOPS = (
@@ -53,12 +54,13 @@ class Uhci:
         self._interrupt = interrupt
         self._timer = clock.timer(self._next_frame)
         self._deadline_ns = 0
+        self._number = 0
         self._ports = [_ALWAYS_ONE] * len(bus.ports)
         bus.attached = self._attached
         self._clear()
 
     def _clear(self) -> None:
-        self._command = self._enabled = self._number = self._base = 0
+        self._command = self._enabled = self._base = 0
         self._status = _S_HALTED
         self._start_of_frame = 64
         self._short = self._complete = False
@@ -119,12 +121,12 @@ class Uhci:
         if offset == _COMMAND:
             self._write_command(value)
         elif offset == _STATUS:
-            self._status &= ~(value & 0x1F)
+            self._status &= ~value
             if value & _S_INTERRUPT:
                 self._short = self._complete = False
             self._update()
         elif offset == _INTERRUPTS:
-            self._enabled = value & 0x0F
+            self._enabled = value
             self._update()
         elif offset == _FRAME:
             if self._status & _S_HALTED:
@@ -134,21 +136,15 @@ class Uhci:
         elif offset == _BASE + 2:
             self._base = self._base & 0xFFFF | value << 16
         elif offset == _START:
-            self._start_of_frame = value & 0x7F
+            self._start_of_frame = value & 0xFF
         elif _PORTS <= offset < _PORTS + 2 * len(self._ports):
             self._write_port((offset - _PORTS) // 2, value)
 
     def _write_command(self, value: int) -> None:
-        if value & _GLOBAL_RESET:
-            for device in self._bus.ports:
-                if device is not None and device.realized:
-                    device.reset()
-            self._clear()
-            return
-        if value & _RESET:
+        if value & (_GLOBAL_RESET | _RESET):
             self.reset()
             return
-        running, self._command = self._command & _RUN, value & 0xFF
+        running, self._command = self._command & _RUN, value
         if value & _RUN and not running:
             self._status &= ~_S_HALTED
             self._deadline_ns = self._clock.now_ns() + _FRAME_NS
@@ -161,11 +157,8 @@ class Uhci:
         port, device = self._ports[number], self._bus.ports[number]
         if value & _PORT_RESET and not port & _PORT_RESET and device is not None and device.realized:
             device.reset()
-        writable = _PORT_WRITABLE if port & _CONNECTED else _PORT_WRITABLE & ~_ENABLED
-        writable &= ~_CONNECTED
-        port = port & ~writable | value & writable
-        if not port & _CONNECTED:
-            port &= ~_ENABLED
+        taken = value & ~_PORT_KEPT if port & _CONNECTED else value & ~(_PORT_KEPT | _ENABLED)
+        port = port & _PORT_KEPT | taken
         self._ports[number] = port & ~(value & (_CONNECT_CHANGED | _ENABLE_CHANGED))
 
     # -- frames

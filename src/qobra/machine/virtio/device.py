@@ -50,6 +50,8 @@ class VirtioDevice(Device):
     bus_type = "virtio-bus"
     device_number = 0
     config_size = 0
+    assumed_features = 0
+    """What drivers understood that accepted every bit there was."""
 
     indirect_desc = Bool(True, name="indirect_desc")
     event_idx = Bool(True, name="event_idx")
@@ -113,10 +115,12 @@ class VirtioDevice(Device):
         """What the device offers on a transport that knows only the interface of before 1.0."""
         return self.offered_features(modern=False)
 
-    def accept_features(self, features: int, *, modern: bool) -> None:
-        """The driver chose; what was not offered is dropped."""
+    def accept_features(self, features: int, *, modern: bool, alone: bool = False) -> None:
+        """The driver chose; what was not offered is dropped. ``alone``: the transport knows no other interface."""
         if not self.status & STATUS_FEATURES_OK:
-            self.features = features & self.offered_features(modern=modern)
+            if not modern and features >> F_BAD & 1:
+                features = self.assumed_features  # an old driver that took all without a look
+            self.features = features & (self.legacy_features() if alone else self.offered_features(modern=modern))
             self.features_accepted()
 
     def write_status(self, status: int) -> None:
@@ -210,6 +214,12 @@ class VirtioDevice(Device):
     def validate_features(self) -> bool:
         """Whether the device can work with the features that were chosen."""
         return True
+
+    def read_config_at(self, offset: int, width: int) -> int:
+        """What an access to the configuration gives; one that is not all inside it is answered by nobody."""
+        if offset + width > self.config_size:
+            return (1 << 8 * width) - 1
+        return int.from_bytes(self.read_config()[offset : offset + width], "little")
 
     def read_config(self) -> bytes:
         """The configuration space, ``config_size`` bytes."""

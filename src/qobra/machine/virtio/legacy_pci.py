@@ -31,12 +31,10 @@ class LegacyRegisters:
         proxy, device = self._proxy, self._proxy.device
         start = self._config_start()
         if offset >= start:
-            config = device.read_config()[offset - start : offset - start + width]
-            # Beyond the configuration nothing answers.
-            return int.from_bytes(config.ljust(width, b"\xff"), "little")
+            return device.read_config_at(offset - start, width)
         queue = self._queue()
         if offset == 0:
-            return device.offered_features(modern=False)
+            return device.offered_features(modern=False) if proxy.modern else device.legacy_features()
         if offset == 4:
             return device.features & 0xFFFFFFFF
         if offset == 8:
@@ -64,7 +62,7 @@ class LegacyRegisters:
             return
         queue = self._queue()
         if offset == 4:
-            device.accept_features(value, modern=False)
+            device.accept_features(value, modern=False, alone=not proxy.modern)
         elif offset == 8:
             if value == 0:
                 proxy.write_status(0)

@@ -105,8 +105,7 @@ class VirtioMmio(SysBusDevice):
             known = {0x00: _MAGIC, 0x04: 1 if self.force_legacy else 2, 0x0C: _VENDOR}
             return known.get(offset, 0)
         if offset >= _CONFIG:
-            config = device.read_config()[offset - _CONFIG : offset - _CONFIG + width]
-            return int.from_bytes(config.ljust(width, b"\xff" if self.force_legacy else b"\0"), "little")
+            return device.read_config_at(offset - _CONFIG, width)
         if width != 4:
             return 0
         if offset == 0x10:
@@ -177,7 +176,7 @@ class VirtioMmio(SysBusDevice):
     def _accept(self, device: VirtioDevice, value: int) -> None:
         if self.force_legacy:
             if self._driver_select == 0:
-                device.accept_features(value, modern=False)
+                device.accept_features(value, modern=False, alone=True)
         elif self._driver_select < 2:
             self._chosen[self._driver_select] = value
             device.accept_features(self._chosen[1] << 32 | self._chosen[0], modern=True)

@@ -261,9 +261,7 @@ class VirtioPci(PciDevice):
         if area == _ISR:
             return self.read_isr() if offset == _ISR else 0
         if area == _DEVICE:
-            config = self.device.read_config()[offset - _DEVICE : offset - _DEVICE + width]
-            # Beyond the configuration nothing answers.
-            return int.from_bytes(config.ljust(width, b"\xff"), "little")
+            return self.device.read_config_at(offset - _DEVICE, width)
         return 0
 
     def _write_modern(self, offset: int, width: int, value: int) -> None:
@@ -299,7 +297,7 @@ class VirtioPci(PciDevice):
             return device.status
         if offset == 0x15:
             return device.generation
-        if offset == 0x16:
+        if offset in (0x16, 0x1E):
             return self.queue_select
         queue = self._queue()
         if queue is None:
@@ -308,7 +306,6 @@ class VirtioPci(PciDevice):
             0x18: queue.size,
             0x1A: queue.vector,
             0x1C: int(queue.ready),
-            0x1E: self.queue_select,
             0x20: queue.descriptors & 0xFFFFFFFF,
             0x24: queue.descriptors >> 32,
             0x28: queue.driver_area & 0xFFFFFFFF,
@@ -364,6 +361,7 @@ class VirtioPci(PciDevice):
         if status == 0:
             self.config_vector = _NO_VECTOR
             self._chosen = [0, 0]
+            self.queue_select = 0
             self.read_isr()
         elif status & STATUS_DRIVER and not status & STATUS_FEATURES_OK and not self.may_master() and self.legacy:
             # Old drivers never switch bus mastering on.
