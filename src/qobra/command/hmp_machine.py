@@ -99,24 +99,6 @@ def info_kvm(machine: Machine, args: dict[str, Any]) -> str:
     return "kvm support: disabled\n"
 
 
-@hmp_command("info network", help="show the network state", needs="board")
-def info_network(machine: Machine, args: dict[str, Any]) -> str:
-    """Each backend."""
-    return "".join(f"{backend.id}: type={backend.describe()}\n" for backend in machine.netdevs)
-
-
-@hmp_command(
-    "set_link",
-    args="name:s,up:b",
-    params="name on|off",
-    help="change the link status of a network adapter",
-    needs="board",
-)
-def set_link(machine: Machine, args: dict[str, Any]) -> None:
-    """Pull or plug a cable."""
-    dispatch.call(machine, "set_link", {"name": args["name"], "up": args["up"]})
-
-
 @hmp_command("watchdog_action", args="action:s", params="action", help="change watchdog action", needs="board")
 def watchdog_action(machine: Machine, args: dict[str, Any]) -> None:
     """What follows an expired watchdog."""

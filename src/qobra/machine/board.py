@@ -184,6 +184,10 @@ class Board(Object):
         topology = self.topology
         return topology.describe() if topology is not None else {}
 
+    def set_boot_order(self, order: str) -> None:
+        """Have the firmware boot from other devices from the next reset on. Raises QobraError."""
+        raise QobraError("no function defined to set boot device list for this architecture")
+
     def describe_boot(self) -> dict[str, Any]:
         """BootConfiguration."""
         return {"order": self.default_boot_order, **self.boot}

@@ -258,6 +258,10 @@ class AddressSpace:
         for listener in self.listeners:
             listener()
 
+    def mappings(self) -> list[Mapping]:
+        """What is mapped, in order of address; of two at one address, the one that shows first."""
+        return sorted(self._mappings, key=lambda mapping: (mapping.base, -mapping.priority))
+
     def flat(self) -> list[tuple[int, int, Region, int]]:
         """``(start, end, region, offset)`` of each range that shows something, in order of address."""
         starts, ends, regions, deltas = self._flat()

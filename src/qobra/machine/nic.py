@@ -73,15 +73,12 @@ class Nic(Device):
                 raise QobraError(f"Property '{self.type_name}.netdev' can't take value '{name}', it's in use")
             backend.peer = self
             self.backend = backend
-        if self.mac is None:
-            self.values["mac"] = self._default_mac()
-        self.address: bytes = self.mac
-
-    def _default_mac(self) -> bytes:
-        return bytes.fromhex(self.machine.netdevs.default_address().replace(":", ""))
+        self.address: bytes = self.machine.netdevs.take_address(self.mac)
+        self.values["mac"] = self.address
 
     def unrealize_nic(self) -> None:
-        """Let the backend go."""
+        """Let the backend and the address go."""
+        self.machine.netdevs.release_address(self.mac)
         if self.backend is not None:
             self.backend.peer = None
             self.backend = None

@@ -413,6 +413,11 @@ class PcBoard(X86Board):
             cmos.check_order(str(once))
         return order if once is None or self.ready else str(once)
 
+    def set_boot_order(self, order: str) -> None:
+        cmos.check_order(order)
+        self.boot["order"] = order
+        cmos.fill(self)
+
     def reset_all(self) -> None:
         super().reset_all()
         cmos.fill(self)

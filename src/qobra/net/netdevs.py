@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from qobra.machine.machine import Machine
     from qobra.net.announce import Announcer
 
+_DEFAULT_PREFIX = bytes.fromhex("5254001234")
+
 
 class Netdevs:
     """The owner of a machine's network backends."""
@@ -21,8 +23,8 @@ class Netdevs:
         self._backends: dict[str, Netdev] = {}
         self.hubs: dict[int, list[Netdev]] = {}
         self.announcer: Announcer | None = None
-        self.announced = 0
-        """Default addresses that were given to cards so far."""
+        self._cards_at = [0] * 256
+        """How many cards have each of the default addresses, by the last byte."""
 
     def __iter__(self) -> Any:
         return iter(tuple(self._backends.values()))
@@ -64,11 +66,21 @@ class Netdevs:
         if peer is not None:
             peer.link_changed()
 
-    def default_address(self) -> str:
-        """The next of the default Ethernet addresses."""
-        number = 0x56 + self.announced
-        self.announced += 1
-        return f"52:54:00:12:34:{number & 0xFF:02x}"
+    def take_address(self, wanted: bytes | None) -> bytes:
+        """The Ethernet address of a new card: what its user wanted, or the first default one that no card has."""
+        if wanted is None:
+            last = next((n for n in (*range(0x56, 0x100), *range(0x56)) if not self._cards_at[n]), 0xFF)
+            wanted = bytes((*_DEFAULT_PREFIX, last))
+        self._count_address(wanted, 1)
+        return wanted
+
+    def release_address(self, address: bytes) -> None:
+        """The card with that address is gone."""
+        self._count_address(address, -1)
+
+    def _count_address(self, address: bytes, change: int) -> None:
+        if address[:-1] == _DEFAULT_PREFIX:
+            self._cards_at[address[-1]] += change
 
     def close(self) -> None:
         """Close every backend."""

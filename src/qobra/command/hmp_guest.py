@@ -1,0 +1,204 @@
+"""The guest's memory, ports and pointer for people: files of memory, sums, port accesses, mouse moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.machine.machine import Machine
+from qobra.machine.memory import AddressSpace, Ram
+from qobra.qmp import dispatch
+from qobra.qmp.hmp import hmp_command
+
+_FORMATS = {"zlib": "kdump-zlib", "lzo": "kdump-lzo", "snappy": "kdump-snappy", "windmp": "win-dmp"}
+_WIDTHS = {"b": 1, "h": 2, "w": 4, "l": 4}
+_SUFFIXES = {1: "b", 2: "w", 4: "l"}
+_BUTTONS = ("left", "middle", "right")
+
+
+@hmp_command(
+    "dump-guest-memory",
+    args="paging:-p,detach:-d,windmp:-w,zlib:-z,lzo:-l,snappy:-s,filename:F,begin:l?,length:l?",
+    params="[-p] [-d] [-z|-l|-s|-w] filename [begin length]",
+    help="dump guest memory into file 'filename'",
+    needs="board",
+)
+def dump_guest_memory(machine: Machine, args: dict[str, Any]) -> None:
+    """A core file (ELF unless a flag says otherwise), of all memory or a part."""
+    formats = [kind for flag, kind in _FORMATS.items() if args.get(flag)]
+    if len(formats) > 1:
+        raise QobraError("only one of '-z|-l|-s|-w' can be set")
+    options: dict[str, Any] = {"paging": bool(args.get("paging")), "protocol": f"file:{args['filename']}"}
+    options |= {name: args[name] for name in ("begin", "length") if name in args}
+    if args.get("detach"):
+        options["detach"] = True
+    if formats:
+        options["format"] = formats[0]
+    dispatch.call(machine, "dump-guest-memory", options)
+
+
+@hmp_command(
+    "memsave",
+    args="val:l,size:i,filename:s",
+    params="addr size file",
+    help="save to disk virtual memory dump starting at 'addr' of size 'size'",
+    needs="board",
+)
+def memsave(machine: Machine, args: dict[str, Any]) -> None:
+    """Memory as the CPU sees it, to a file."""
+    dispatch.call(machine, "memsave", args)
+
+
+@hmp_command(
+    "pmemsave",
+    args="val:l,size:i,filename:s",
+    params="addr size file",
+    help="save to disk physical memory dump starting at 'addr' of size 'size'",
+    needs="board",
+)
+def pmemsave(machine: Machine, args: dict[str, Any]) -> None:
+    """Physical memory, to a file."""
+    dispatch.call(machine, "pmemsave", args)
+
+
+@hmp_command(
+    "sum", args="start:i,size:i", params="addr size", help="compute the checksum of a memory region", needs="board"
+)
+def checksum(machine: Machine, args: dict[str, Any]) -> str:
+    """The sum that BSD's ``sum`` gives."""
+    assert machine.board is not None
+    total = 0
+    for offset in range(0, min(args["size"], 1 << 24), 4096):
+        for byte in machine.board.memory.read(args["start"] + offset, min(4096, args["size"] - offset)):
+            total = ((total >> 1 | total << 15) + byte) & 0xFFFF
+    return f"{total:05d}\n"
+
+
+def _port_access(words: str) -> tuple[int, list[str]]:
+    width, rest = 4, words.split()
+    if rest and rest[0].startswith("/"):
+        width = _WIDTHS.get(rest.pop(0)[1:], 0)
+    if not width:
+        raise QobraError("invalid char in format")
+    return width, rest
+
+
+def _ports(machine: Machine) -> AddressSpace:
+    board: Any = machine.board
+    ports = getattr(board, "ports", None)
+    if not isinstance(ports, AddressSpace):
+        raise QobraError("this machine has no ports")
+    return ports
+
+
+@hmp_command("i", args="where:S", params="/fmt addr", help="I/O port read", needs="board")
+def port_in(machine: Machine, args: dict[str, Any]) -> str:
+    """What a port reads as: ``/b``, ``/h`` or ``/w`` wide."""
+    width, rest = _port_access(args["where"])
+    if len(rest) != 1:
+        raise QobraError("an address was expected")
+    address = _number(rest[0]) & 0xFFFF
+    value = _ports(machine).load(address, width)
+    return f"port{_SUFFIXES[width]}[0x{address:04x}] = 0x{value:0{2 * width}x}\n"
+
+
+@hmp_command("o", args="where:S", params="/fmt addr value", help="I/O port write", needs="board")
+def port_out(machine: Machine, args: dict[str, Any]) -> None:
+    """Write to a port."""
+    width, rest = _port_access(args["where"])
+    if len(rest) != 2:
+        raise QobraError("an address and a value were expected")
+    _ports(machine).store(_number(rest[0]) & 0xFFFF, width, _number(rest[1]) & ((1 << 8 * width) - 1))
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise QobraError(f"invalid number '{text}'")
+
+
+@hmp_command("info mtree", args="flatview:-f", params="[-f]", help="show memory tree", needs="board")
+def info_mtree(machine: Machine, args: dict[str, Any]) -> str:
+    """What is mapped where, in memory and among the ports; with ``-f`` what of it shows."""
+    board: Any = machine.board
+    spaces = {"memory": board.memory, "I/O": getattr(board, "ports", None)}
+    lines: list[str] = []
+    for name, space in spaces.items():
+        if not isinstance(space, AddressSpace):
+            continue
+        lines.append(f'FlatView of "{name}"' if args.get("flatview") else f"address-space: {name}")
+        if args.get("flatview"):
+            for start, end, region, offset in space.flat():
+                at = f" @{offset:016x}" if offset else ""
+                lines.append(f"  {start:016x}-{end - 1:016x} ({_kind(region)}): {region.name}{at}")
+        else:
+            for mapping in space.mappings():
+                last = mapping.base + mapping.size - 1
+                state = "" if mapping.enabled else " [disabled]"
+                kind = _kind(mapping.region)
+                where = f"  {mapping.base:016x}-{last:016x} (prio {mapping.priority}, {kind})"
+                lines.append(f"{where}: {mapping.region.name}{state}")
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def _kind(region: object) -> str:
+    if not isinstance(region, Ram):
+        return "i/o"
+    return "rom" if region.readonly else "ram"
+
+
+@hmp_command(
+    "boot_set",
+    args="bootdevice:s",
+    params="bootdevice",
+    help="define new values for the boot device list",
+    needs="board",
+)
+def boot_set(machine: Machine, args: dict[str, Any]) -> str:
+    """What the firmware is to boot from, at the next reset."""
+    assert machine.board is not None
+    machine.board.set_boot_order(args["bootdevice"])
+    return f"boot device list now set to {args['bootdevice']}\n"
+
+
+@hmp_command("exit_preconfig", help="exit the preconfig state", needs="board")
+def exit_preconfig(machine: Machine, args: dict[str, Any]) -> None:
+    """Make the machine that was configured."""
+    dispatch.call(machine, "x-exit-preconfig", {})
+
+
+@hmp_command(
+    "mouse_move",
+    args="dx:i,dy:i,dz:i?",
+    params="dx dy [dz]",
+    help="send mouse move events",
+    needs="board",
+)
+def mouse_move(machine: Machine, args: dict[str, Any]) -> None:
+    """Move the pointer, and turn the wheel."""
+    events = [{"type": "rel", "data": {"axis": axis, "value": args[name]}} for axis, name in (("x", "dx"), ("y", "dy"))]
+    if args.get("dz"):
+        button = "wheel-up" if args["dz"] > 0 else "wheel-down"
+        events += [{"type": "btn", "data": {"button": button, "down": down}} for down in (True, False)]
+    _point(machine, events)
+
+
+@hmp_command(
+    "mouse_button", args="state:i", params="state", help="change mouse button state (1=L, 2=M, 4=R)", needs="board"
+)
+def mouse_button(machine: Machine, args: dict[str, Any]) -> None:
+    """Press and let go buttons: those whose bits are set are down."""
+    _point(
+        machine,
+        [
+            {"type": "btn", "data": {"button": button, "down": bool(args["state"] >> bit & 1)}}
+            for bit, button in enumerate(_BUTTONS)
+        ],
+    )
+
+
+def _point(machine: Machine, events: list[dict[str, Any]]) -> None:
+    assert machine.board is not None
+    machine.board.input.deliver(events)

@@ -1,0 +1,110 @@
+"""The network for people: what is plugged into what, backends that come and go, links."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.chardev.options import split
+from qobra.machine.machine import Machine
+from qobra.machine.nic import Nic, cards
+from qobra.net.netdev import Netdev
+from qobra.qapi.contract import contract
+from qobra.qmp import dispatch
+from qobra.qmp.hmp import hmp_command
+
+
+@hmp_command("info network", help="show the network state", needs="board")
+def info_network(machine: Machine, args: dict[str, Any]) -> str:
+    """Hubs with their ports, cards with their backends, and backends that are plugged into nothing."""
+    names = _card_names(machine)
+    lines: list[str] = []
+    of_hubs: set[Netdev] = set()
+    for number, ports in reversed(machine.netdevs.hubs.items()):
+        lines.append(f"hub {number}")
+        for port in reversed(ports):
+            of_hubs.add(port)
+            behind = f": {_card_line(names, port.peer)}" if isinstance(port.peer, Nic) else ""
+            lines.append(f" \\ {port.id}{behind}")
+    for nic in names:
+        if nic.backend not in of_hubs:
+            lines.append(_card_line(names, nic))
+            if nic.backend is not None:
+                lines.append(f" \\ {_backend_line(nic.backend)}")
+    lines += [_backend_line(each) for each in machine.netdevs if each not in of_hubs and each.peer is None]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _card_names(machine: Machine) -> dict[Nic, str]:
+    """The cards by what they are called: their id, or their model with a number."""
+    counts: dict[str, int] = {}
+    names: dict[Nic, str] = {}
+    for nic in cards(machine):
+        model = _model(nic)
+        given = nic.user_id or getattr(nic.parent, "user_id", None)
+        number = counts.get(model, 0)
+        if given is None:
+            counts[model] = number + 1
+        names[nic] = given or f"{model}.{number}"
+    return names
+
+
+def _model(nic: Nic) -> str:
+    # A function that carries a virtio card is what users named.
+    carrier = getattr(nic.parent, "backend_type", None)
+    return nic.parent.type_name if carrier == nic.type_name and nic.parent is not None else nic.type_name
+
+
+def _card_line(names: dict[Nic, str], nic: Nic) -> str:
+    return f"{names[nic]}: index=0,type=nic,model={_model(nic)},macaddr={nic.address.hex(':')}"
+
+
+def _backend_line(backend: Netdev) -> str:
+    return f"{backend.id}: index=0,type={backend.describe()}"
+
+
+@hmp_command(
+    "netdev_add",
+    args="netdev:O",
+    params="TYPE,id=str[,prop=value][,...]",
+    help="add host network device",
+    needs="board",
+)
+def netdev_add(machine: Machine, args: dict[str, Any]) -> None:
+    """Make a network backend, as -netdev does."""
+    options = args["netdev"] if isinstance(args["netdev"], dict) else split(args["netdev"], "type")
+    dispatch.call(machine, "netdev_add", contract().check("Netdev", options, keyval=True))
+
+
+@hmp_command("netdev_del", args="id:s", params="id", help="remove host network device", needs="board")
+def netdev_del(machine: Machine, args: dict[str, Any]) -> None:
+    """Remove a network backend."""
+    dispatch.call(machine, "netdev_del", {"id": args["id"]})
+
+
+@hmp_command(
+    "set_link",
+    args="name:s,up:b",
+    params="name on|off",
+    help="change the link status of a network adapter",
+    needs="board",
+)
+def set_link(machine: Machine, args: dict[str, Any]) -> None:
+    """Pull or plug a cable."""
+    dispatch.call(machine, "set_link", {"name": args["name"], "up": args["up"]})
+
+
+@hmp_command(
+    "announce_self",
+    args="interfaces:s?,id:s?",
+    params="[interfaces] [id]",
+    help="Trigger GARP/RARP announcements",
+    needs="board",
+)
+def announce_self(machine: Machine, args: dict[str, Any]) -> None:
+    """Have the cards, or those named, make themselves known."""
+    options: dict[str, Any] = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+    if "interfaces" in args:
+        options["interfaces"] = args["interfaces"].split(",")
+    if "id" in args:
+        options["id"] = args["id"]
+    dispatch.call(machine, "announce-self", options)
