@@ -25,6 +25,9 @@ NEAR_HELPERS = 4
 """Chunks in flight between local files: some are read while others are written."""
 FAR_HELPERS = 8
 """Chunks in flight where an end is not a local file."""
+LOCAL_CHUNK = 4 << 20
+"""Bytes of a job's chunk between local files. None are held in memory, and what is to be done for each chunk beside
+moving its data costs as much as moving some hundred KiB."""
 COMPRESS_HELPERS = 2
 """Threads that compress."""
 

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.copy.chunk import CopyFailed
-from qobra.block.copy.engine import suggested_helpers
+from qobra.block.copy.engine import LOCAL_CHUNK, is_local, suggested_helpers
 from qobra.block.copy.once import LIMIT
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import allocated_above
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 Options = dict[str, Any]
 
 MAX_CHUNK = 1 << 20
-"""Most bytes that are copied at a time unless ``x-perf`` says otherwise."""
+"""Most bytes that are copied at a time with a speed limit, where an end is not local, or where writes wait for that,
+unless ``x-perf`` says otherwise."""
 MAX_HELPERS = 16
 """Chunks in flight that are of any use, however many ``x-perf`` allows."""
 FULL = 0.9
@@ -83,8 +84,9 @@ class BackupJob(BlockJob):
         self._bitmap = bitmap
         self._bitmap_mode = bitmap_mode
         self._helpers = helpers
-        self._max_chunk = max_chunk or MAX_CHUNK
-        self._claim_size = self._max_chunk
+        self._max_chunk = max_chunk
+        self._claim_size = max_chunk or MAX_CHUNK
+        self._is_local = is_local(self._source) and is_local(target)
         self._once = filter_node.once
         self._once.copied = self._advance
         self._missed = 0
@@ -255,14 +257,20 @@ class BackupJob(BlockJob):
         if start >= todo.length:
             return None
         start -= start % self._once.cluster
-        stop = todo.next_clean(start, min(todo.length, start + max(self._max_chunk, self._once.cluster)))
+        stop = todo.next_clean(start, min(todo.length, start + max(self._longest(), self._once.cluster)))
         return start, stop - start
+
+    def _longest(self) -> int:
+        """Most bytes that are copied at a time."""
+        is_free = self._is_local and self._once.old.limit > 0 and not self.rate.speed
+        return self._max_chunk or (LOCAL_CHUNK if is_free else MAX_CHUNK)
 
     def _copy(self, offset: int, length: int) -> None:
         end = offset + length
         with self._slots.entered():
             while offset < end:
-                part = self._once.claim(offset, min(end - offset, self._claim_size), end)
+                size = end - offset if self._once.old.limit else min(end - offset, self._claim_size)
+                part = self._once.claim(offset, size, end)
                 if part is None:
                     return
                 begun_ns = time.monotonic_ns()
@@ -274,7 +282,7 @@ class BackupJob(BlockJob):
         """A write waits for the part that it runs into, so where copying is slow the parts have to be small."""
         if took_ns > SLOW_NS and not self._once.old.limit:
             self._claim_size = max(self._once.cluster, self._claim_size // 2)
-        elif took_ns < SLOW_NS // 4 and self._claim_size < self._max_chunk:
+        elif took_ns < SLOW_NS // 4 and self._claim_size < self._longest():
             self._claim_size *= 2
 
     def _copied(self, _offset: int, _length: int, failure: CopyFailed | None) -> None:

@@ -8,7 +8,6 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import default_granularity
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
-from qobra.block.copy.engine import suggested_helpers
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
 from qobra.block.filter.placing import insert_filter, take_out_filter
@@ -107,7 +106,7 @@ class CommitJob(BlockJob):
                 base.truncate(top.length)
             slots.close()
         copier = ChunkCopier(top, base)
-        Sweep(self, roots, base, suggested_helpers(top, base)).run(
+        Sweep(self, roots, top, base).run(
             top.length,
             lambda start, end: list(allocated_above(top, base, start, end)),
             lambda offset, length: copier.copy(offset, length, carrier=self.carrier),

@@ -11,7 +11,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy.carrier import DIRECT, Carrier
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
-from qobra.block.copy.engine import is_local, suggested_helpers
+from qobra.block.copy.engine import FAR_HELPERS, LOCAL_CHUNK, NEAR_HELPERS, is_local
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import allocated_above
@@ -40,8 +40,7 @@ BUSY_POLL_NS = 10_000_000
 DEFAULT_BUFFER = 16 << 20
 """Bytes in flight at most, unless ``buf-size`` says otherwise."""
 CHUNK_SIZE = 1 << 20
-"""Most bytes that are copied at a time."""
-MAX_HELPERS = 16
+"""Most bytes that are copied at a time with a speed limit, where writes wait for that, or where an end is not local."""
 
 LEAVE_BACKING = "leave"
 """The target's backing chain stays as it is."""
@@ -152,10 +151,10 @@ class MirrorJob(BlockJob):
     def run(self) -> None:
         assert self._root is not None
         self._slots = ThreadSlots((*self._edges, self._root))
+        self._is_local = is_local(self._source) and is_local(self._target)
         self.pool = pool = CopyPool(self._copy, self._copied, self._helper_count())
         self._writeback = Writeback(self._target)
-        local = is_local(self._source) and is_local(self._target)
-        self._catch_up = CatchUp(self.pace, self.carrier, is_local=local)
+        self._catch_up = CatchUp(self.pace, self.carrier, is_local=self._is_local)
         try:
             self._check_sizes()
             self._find_dirty()
@@ -170,7 +169,7 @@ class MirrorJob(BlockJob):
             self._slots.close()
 
     def _helper_count(self) -> int:
-        return max(1, min(MAX_HELPERS, self._plan.buffer // CHUNK_SIZE, suggested_helpers(self._source, self._target)))
+        return max(1, min(self._plan.buffer // CHUNK_SIZE, NEAR_HELPERS if self._is_local else FAR_HELPERS))
 
     def _check_sizes(self) -> None:
         if self._source.sectors == self._target.sectors:
@@ -223,7 +222,6 @@ class MirrorJob(BlockJob):
     def _loop(self, pool: CopyPool) -> None:
         dirty = self._dirty
         assert dirty is not None
-        longest = max(dirty.granularity, min(CHUNK_SIZE, self._plan.buffer))
         position = unthrottled = 0
         self._catch_up.begin(self._update_total())
         while True:
@@ -233,7 +231,7 @@ class MirrorJob(BlockJob):
             start = dirty.next_dirty(position)
             if start < dirty.length:
                 start -= start % dirty.granularity
-                stop = dirty.next_clean(start, min(dirty.length, start + longest))
+                stop = dirty.next_clean(start, min(dirty.length, start + self._longest(dirty.granularity)))
                 while self._overlaps(start, stop):
                     pool.wait_progress()
                 position = stop
@@ -268,6 +266,13 @@ class MirrorJob(BlockJob):
             if ending:
                 return
             self.park(BUSY_POLL_NS if remaining else POLL_NS)
+
+    def _longest(self, granularity: int) -> int:
+        """Most bytes that are copied at a time."""
+        plan = self._plan
+        is_free = self._is_local and not plan.write_blocking and not self.rate.speed
+        wanted = min(LOCAL_CHUNK, plan.buffer // self._helper_count()) if is_free else CHUNK_SIZE
+        return max(granularity, min(wanted, plan.buffer))
 
     def _throttle_moved(self) -> None:
         """The speed limit is about data; zeroes are free."""
@@ -393,7 +398,13 @@ class MirrorJob(BlockJob):
             )
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if target.read_only != replaced.read_only:
-            set_read_only(layer, target, replaced.read_only)
+            assert self._root is not None
+            if replaced.read_only:
+                self._root.set_permissions(0, permissions.ALL)
+            try:
+                set_read_only(layer, target, replaced.read_only)
+            except QobraError:
+                pass  # users that need it otherwise refuse the swap
         self._stop_tracking()
         try:
             with layer.graph.change() as change:

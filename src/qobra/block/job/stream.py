@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.copy.chunk import CopyFailed
-from qobra.block.copy.engine import suggested_helpers
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.filter.copy_on_read import CopyOnReadNode
 from qobra.block.filter.placing import insert_filter, remove_filter, take_out_filter
@@ -86,7 +85,7 @@ class StreamJob(BlockJob):
         if target is self._above_base or below is None:
             return  # there is nothing between the two
         self.total = self._target.length
-        Sweep(self, self._edges, target, suggested_helpers(target, target)).run(
+        Sweep(self, self._edges, target, target).run(
             self.total,
             lambda start, end: list(allocated_above(below, base, start, end)),
             lambda offset, length: self._filter.copy_up(offset, length, base, self.carrier),
@@ -166,7 +165,7 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
         if each is end:
             break
         layer.check_blockers(each)
-    if base is None and bottom is None and "backing-file" in args:
+    if end is None and "backing-file" in args:
         raise QobraError("backing file specified, but streaming the entire chain")
     above = bottom if bottom is not None else find_overlay(node, base)
     if base is not None and (above is None or skip_filters(base) is skip_filters(node)):

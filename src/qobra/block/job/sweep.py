@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from qobra.block.copy.chunk import CopyFailed
+from qobra.block.copy.engine import FAR_HELPERS, LOCAL_CHUNK, NEAR_HELPERS, is_local
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import in_chunks
 from qobra.block.copy.slots import ThreadSlots
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 CHUNK = 512 << 10
-"""Bytes at a time, as in QEMU, where a test can tell: what has been done when an error comes is whole chunks."""
+"""Bytes at a time with a speed limit, or where an end is not local or somebody in between sees each request. As in
+QEMU, where a test can tell: what has been done when an error comes is whole chunks."""
 STEP = 1 << 30
 """Bytes that are looked through before they are copied."""
 RETRY_NS = 10_000_000
@@ -32,14 +34,14 @@ class Sweep:
 
     ``failed(failure)`` is called in the job's thread for each chunk that failed: True to try it again, False to leave
     it out; or it raises, which ends the pass. ``roots`` are entered for the finding and for each chunk. At the end
-    ``target``, which the work writes to, is flushed.
+    ``target``, which the work, reading from ``source``, writes to, is flushed.
     """
 
-    def __init__(self, job: BlockJob, roots: Sequence[BlockBackend], target: BlockNode, helpers: int) -> None:
+    def __init__(self, job: BlockJob, roots: Sequence[BlockBackend], source: BlockNode, target: BlockNode) -> None:
         self._job = job
         self._target = target
         self._slots = ThreadSlots(roots)
-        self._helpers = helpers
+        self._is_local = is_local(source) and is_local(target)
         self._failures: list[tuple[int, int, CopyFailed]] = []
 
     def run(self, length: int, find: Find, work: Callable[[int, int], object], failed: Failed) -> None:
@@ -50,7 +52,7 @@ class Sweep:
             with self._slots.entered():
                 work(offset, size)
 
-        job.pool = pool = CopyPool(guarded, self._done, self._helpers)
+        job.pool = pool = CopyPool(guarded, self._done, NEAR_HELPERS if self._is_local else FAR_HELPERS)
         writeback = Writeback(self._target)
         try:
             for step in range(0, length, STEP):
@@ -59,7 +61,7 @@ class Sweep:
                 for first, last in job.steps(step, end):
                     with self._slots.entered():
                         wanted += find(first, last)
-                for offset, size in in_chunks(wanted, CHUNK):
+                for offset, size in in_chunks(wanted, LOCAL_CHUNK if self._is_local and not job.rate.speed else CHUNK):
                     job.current = max(job.current, offset)
                     pool.submit(offset, size)
                     self._settle(pool, failed)
