@@ -40,24 +40,24 @@ cdef inline Py_ssize_t push(
 
 
 def collect(
-    const uint8_t[::1] table, Py_ssize_t step, int bits, uint64_t limit, int split, uint64_t[::1] runs, Py_ssize_t count
+    const uint8_t[::1] table, Py_ssize_t at, Py_ssize_t step, int bits, uint64_t limit, int split, uint64_t[::1] runs,
+    Py_ssize_t count,
 ):
     """See ``references.pure_collect``."""
-    cdef Py_ssize_t entries = table.shape[0] // step if step in (8, 16) else 0
     if not 9 <= bits <= 21 or not 3 <= split <= 16 or limit > 1ULL << 47 or step not in (8, 16):
         raise ValueError("arguments are out of range")
-    if count < 0 or count + 2 * entries > runs.shape[0]:
-        raise ValueError("there is no room for so many runs")
-    if not entries:
-        return 0, count
+    if at < 0 or at % step or table.shape[0] % step or count < 0:
+        raise ValueError("arguments are out of range")
+    cdef Py_ssize_t stop = table.shape[0], room = runs.shape[0] - 2
+    if at >= stop or count > room:
+        return at, count
     cdef const uint8_t *words = &table[0]
     cdef uint64_t *into = &runs[0]
     cdef uint64_t word, offset, cluster, last, end, mask = (1ULL << split) - 1
     cdef uint64_t unaligned = (1ULL << bits) - 1
     cdef int size_shift = 62 - (bits - 8)
-    cdef Py_ssize_t at = 0, stop = entries * step
     with nogil:
-        while at < stop:
+        while at < stop and count <= room:
             word = (<const uint64_t *>(words + at))[0]
             if not word:
                 at += step

@@ -34,7 +34,8 @@ def loops(request, monkeypatch):
 @pytest.fixture
 def small_steps(monkeypatch):
     """Everything takes several passes, and counts are written in between."""
-    monkeypatch.setattr(sharing, "_BATCH", 64)
+    monkeypatch.setattr(sharing, "_BATCH", 128)
+    monkeypatch.setattr(sharing, "_FIRST_ROOM", 80)
     monkeypatch.setattr(sharing, "_GROUP_BYTES", 2 * CLUSTER)
     monkeypatch.setattr(sharing, "_WINDOW", 1)
     monkeypatch.setattr(sharing, "_MOST_BLOCKS", 1)
@@ -80,12 +81,19 @@ def test_both_forms_find_the_same_references(step):
         table = bytearray(struct.pack(">256Q", *words))
         found = []
         for form in (PURE, COMPILED):
-            runs = array("Q", bytes(8 * (2 * 256 * 8 // step + 1)))
-            at, count = form["collect"](memoryview(table), step, BITS, 3000, 5, runs, 0)
-            assert all((word >> 16 & 31) + (word & 0xFFFF) < 32 for word in runs[:count])
-            form["sort"](runs, count)
-            assert list(runs[:count]) == sorted(runs[:count])
-            found.append((at, _clusters(runs, count)))
+            at, clusters = 0, []
+            while at < len(table):
+                runs = array("Q", bytes(8 * 9))
+                before = at
+                at, count = form["collect"](memoryview(table), at, step, BITS, 3000, 5, runs, 0)
+                assert all((word >> 16 & 31) + (word & 0xFFFF) < 32 for word in runs[:count])
+                form["sort"](runs, count)
+                assert list(runs[:count]) == sorted(runs[:count])
+                clusters += _clusters(runs, count)
+                if count + 2 <= len(runs):
+                    break
+                assert at > before
+            found.append((at, sorted(clusters)))
         assert found[0] == found[1]
 
 
@@ -122,9 +130,13 @@ def test_both_forms_count_and_flag_alike(code):
 @needs_compiled
 def test_compiled_loops_stay_in_their_buffers():
     runs, table = array("Q", [5 << 16 | 3]), memoryview(bytearray(64))
-    for arguments in ((table, 8, BITS, 9, 5, runs, 0), (table, 7, BITS, 9, 5, runs, 0), (table, 8, 40, 9, 5, runs, 0)):
-        with pytest.raises(ValueError, match="room|range"):
-            COMPILED["collect"](*arguments)
+    for at, step, bits, count in ((0, 7, BITS, 0), (0, 8, 40, 0), (-8, 8, BITS, 0), (4, 8, BITS, 0), (0, 8, BITS, -1)):
+        with pytest.raises(ValueError, match="range"):
+            COMPILED["collect"](table, at, step, bits, 9, 5, runs, count)
+    table[:8] = (layout.COPIED | CLUSTER).to_bytes(8, "big")
+    assert COMPILED["collect"](table, 0, 8, BITS, 9, 5, runs, 0) == (0, 0)
+    assert COMPILED["collect"](table, 0, 8, BITS, 9, 5, runs, 7) == (0, 7)
+    assert COMPILED["collect"](table, 72, 8, BITS, 9, 5, runs, 0) == (72, 0)
     with pytest.raises(ValueError, match="so many"):
         COMPILED["sort"](runs, 2)
     for at, end in ((0, 2), (-1, 1), (1, 0)):

@@ -29,32 +29,36 @@ _IS_ONE = bytes((0, 1)) + bytes(254)
 
 
 def pure_collect(
-    table: memoryview, step: int, bits: int, limit: int, split: int, runs: array[int], count: int
+    table: memoryview, at: int, step: int, bits: int, limit: int, split: int, runs: array[int], count: int
 ) -> tuple[int, int]:
     """Append to the ``count`` words of ``runs`` what the entries of ``table`` refer to, ``step`` bytes each.
 
-    Clusters have ``1 << bits`` bytes; runs are cut at multiples of ``1 << split`` clusters. ``runs`` has two words of
-    room for each entry. Returns the byte position of the first entry that refers to where nothing can be, at or past
-    cluster ``limit`` or not to a cluster's begin (the table's length if there is none), and the new number of runs.
+    This begins with the entry at byte ``at``. Clusters have ``1 << bits`` bytes; runs are cut at multiples of
+    ``1 << split`` clusters. Returns the byte position of the first entry that refers to where nothing can be (at or
+    past cluster ``limit``, or not to a cluster's begin) or for which ``runs`` has no room of two words, the table's
+    length if there is none, and the new number of runs.
     """
-    size = 1 << bits
-    for at, number, word in _entry_runs(bytes(table), step, size):
-        if word & layout.COMPRESSED_FLAG:
-            for each in range(number):
-                offset, length = layout.compressed_place(word + each * size, bits)
+    size, room, part = 1 << bits, len(runs) - 2, 1 << split
+    for begin, number, word in _entry_runs(bytes(table[at:]), step, size):
+        done = 0
+        while done < number:
+            place, entry, taken = at + begin + done * step, word + done * size, 1
+            if count > room:
+                return place, count
+            if entry & layout.COMPRESSED_FLAG:
+                offset, length = layout.compressed_place(entry, bits)
                 first = offset >> bits
                 if first >= limit:
-                    return at + each * step, count
+                    return place, count
                 last = min((offset + length - 1) >> bits, limit - 1)
                 count = push(runs, count, first, last - first + 1, split)
-        elif word & _OFFSET:
-            offset = word & _OFFSET
-            first = offset >> bits
-            if offset & (size - 1):
-                return at, count
-            count = push(runs, count, first, min(number, max(0, limit - first)), split)
-            if first + number > limit:
-                return at + max(0, limit - first) * step, count
+            elif entry & _OFFSET:
+                first = (entry & _OFFSET) >> bits
+                if entry & _OFFSET & (size - 1) or first >= limit:
+                    return place, count
+                taken = min(number - done, limit - first, part - first % part)
+                count = push(runs, count, first, taken, split)
+            done += taken
     return len(table), count
 
 

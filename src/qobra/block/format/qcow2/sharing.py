@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 _OFFSET = layout.OFFSET_MASK
 _COPIED = layout.COPIED
 _BATCH = 1 << 18
-"""Runs in a batch, and those of some tables more at most."""
+"""Runs in a batch."""
+_FIRST_ROOM = 1 << 12
+"""Runs that there is room for at first."""
+_LEAST_ROOM = 64
+"""More runs than those of a group of tables themselves, of which one is of 64 at least, and of an entry."""
 _GROUP_BYTES = 512 << 10
 """L2 tables that lie side by side are read and written in pieces of this size, or of a cluster if that is more."""
 _ALIGNMENT = 4096
@@ -113,22 +117,25 @@ class References:
         image = self._image
         step, bits, limit = 8 << image.tables.word_bits, image.cluster_bits, _limit(image)
         split = min(image.refcounts.block_bits, COUNT_BITS)
-        runs, count = array("Q"), 0
+        runs, count = array("Q", bytes(8 * _FIRST_ROOM)), 0
         for offset, number, content in _table_groups(image, self._l1):
-            room = count + 2 * len(content) // step + number + 1
-            if count and room > _BATCH:
-                sort(runs, count)
-                yield runs, count
-                room -= count
-                count = 0
-            if room > len(runs):
-                runs.frombytes(bytes(8 * (max(room, min(_BATCH, 2 * room)) - len(runs))))
-            count = push(runs, count, offset >> bits, number, split)
-            at, count = collect(content, step, bits, limit, split, runs, count)
-            if at < len(content):
-                word = int.from_bytes(content[at : at + 8], "big")
-                compressed = word & layout.COMPRESSED_FLAG
-                _check_place(False, layout.compressed_place(word, bits)[0] if compressed else word & _OFFSET)
+            at = -1
+            while at < len(content):
+                if count + _LEAST_ROOM > len(runs):
+                    if len(runs) < _BATCH:
+                        runs.frombytes(bytes(8 * len(runs)))
+                    else:
+                        sort(runs, count)
+                        yield runs, count
+                        count = 0
+                if at < 0:  # the tables themselves
+                    at, count = 0, push(runs, count, offset >> bits, number, split)
+                    continue
+                at, count = collect(content, at, step, bits, limit, split, runs, count)
+                if at < len(content) and count + 2 <= len(runs):
+                    word = int.from_bytes(content[at : at + 8], "big")
+                    compressed = word & layout.COMPRESSED_FLAG
+                    _check_place(False, layout.compressed_place(word, bits)[0] if compressed else word & _OFFSET)
         if count:
             sort(runs, count)
             yield runs, count
