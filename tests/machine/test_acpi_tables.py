@@ -251,3 +251,35 @@ def test_names() -> None:
     assert aml.name("^S08.PCNT") == b"^\x2eS08_PCNT"
     assert aml.name("\\") == b"\\\0"
     assert aml.eisa_id("PNP0A03") == b"\x0c\x41\xd0\x0a\x03"
+
+
+@pytest.mark.parametrize(("board", "driver"), [("pc", "PIIX4_PM"), ("q35", "ICH9-LPC")])
+@pytest.mark.parametrize(
+    ("told", "bits", "packages"),
+    [
+        ({}, "8000 0081 8280", {3: 1, 4: 2, 5: 0}),
+        ({"disable_s3": 1}, "8000 0001 8280", {4: 2, 5: 0}),
+        ({"disable_s4": 1, "s4_val": 5}, "8000 0081 0580", {3: 1, 5: 0}),
+        ({"s4_val": 5}, "8000 0081 8580", {3: 1, 4: 5, 5: 0}),
+    ],
+)
+def test_states_of_sleep(board: str, driver: str, told: dict[str, int], bits: str, packages: dict[int, int]) -> None:
+    machine = Machine(capabilities=frozenset(("board", "x86_64")))
+    try:
+        with machine.control:
+            made = attach_board(machine, find_board("x86_64", board))
+            for name, value in told.items():
+                made.add_global(driver, name, str(value))
+            made.set_topology({"cpus": 1})
+            made.set_memory(16 << 20)
+            made.start()
+            made.finish()
+        firmware = Firmware(machine)
+        assert firmware._read("etc/system-states") == bytes.fromhex(bits)
+        code = firmware.tables()["DSDT"]
+        found = {n: code[code.index(f"_S{n}_".encode()) + 4 :][:8] for n in (3, 4, 5) if f"_S{n}_".encode() in code}
+        assert found.keys() == packages.keys()
+        for state, kind in packages.items():
+            assert aml.integer(kind) * 2 in found[state]
+    finally:
+        machine.close()

@@ -100,16 +100,17 @@ def _run(architecture: str, options: list[tuple[str, str]], background: Backgrou
                 if name == "pidfile":
                     remove_pidfile = write_pidfile(value)
             builder.drop_privileges()
-            if background is not None:
-                background.ready()
-            machine.setting_up = False
             if not builder.preconfig:
                 builder.start()
                 ending.serve(machine)
+            if background is not None:
+                background.ready()
+            machine.setting_up = False
         if builder.preconfig:
-            builder.wait_for_preconfig()
+            built = builder.wait_for_preconfig()
             with machine.control:
-                builder.start()
+                if built:
+                    builder.start()
                 ending.serve(machine)
         memory_failure.watch(machine)
         if ending.wait():

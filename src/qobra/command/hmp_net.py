@@ -6,7 +6,7 @@ from typing import Any
 
 from qobra.chardev.options import split
 from qobra.machine.machine import Machine
-from qobra.machine.nic import Nic, cards
+from qobra.machine.nic import Nic, card_names
 from qobra.net.netdev import Netdev
 from qobra.qapi.contract import contract
 from qobra.qmp import dispatch
@@ -16,7 +16,7 @@ from qobra.qmp.hmp import hmp_command
 @hmp_command("info network", help="show the network state", needs="board")
 def info_network(machine: Machine, args: dict[str, Any]) -> str:
     """Hubs with their ports, cards with their backends, and backends that are plugged into nothing."""
-    names = _card_names(machine)
+    names = card_names(machine)
     lines: list[str] = []
     of_hubs: set[Netdev] = set()
     for number, ports in reversed(machine.netdevs.hubs.items()):
@@ -34,28 +34,8 @@ def info_network(machine: Machine, args: dict[str, Any]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _card_names(machine: Machine) -> dict[Nic, str]:
-    """The cards by what they are called: their id, or their model with a number."""
-    counts: dict[str, int] = {}
-    names: dict[Nic, str] = {}
-    for nic in cards(machine):
-        model = _model(nic)
-        given = nic.user_id or getattr(nic.parent, "user_id", None)
-        number = counts.get(model, 0)
-        if given is None:
-            counts[model] = number + 1
-        names[nic] = given or f"{model}.{number}"
-    return names
-
-
-def _model(nic: Nic) -> str:
-    # A function that carries a virtio card is what users named.
-    carrier = getattr(nic.parent, "backend_type", None)
-    return nic.parent.type_name if carrier == nic.type_name and nic.parent is not None else nic.type_name
-
-
 def _card_line(names: dict[Nic, str], nic: Nic) -> str:
-    return f"{names[nic]}: index=0,type=nic,model={_model(nic)},macaddr={nic.address.hex(':')}"
+    return f"{names[nic]}: index=0,type=nic,model={nic.model},macaddr={nic.address.hex(':')}"
 
 
 def _backend_line(backend: Netdev) -> str:

@@ -7,12 +7,15 @@ from typing import Any
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.machine import Machine
 from qobra.machine.nic import cards
+from qobra.object.tree import is_identifier
 from qobra.qmp.registry import command
 
 
 @command("netdev_add", needs="board")
 def netdev_add(machine: Machine, args: dict[str, Any]) -> None:
     """Make a network backend."""
+    if not is_identifier(args["id"]):
+        raise QobraError("Parameter 'id' expects an identifier")
     machine.netdevs.create(args)
 
 

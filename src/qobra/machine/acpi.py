@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from qobra.machine.irq import Line
 from qobra.machine.memory import Registers
+from qobra.machine.qdev import Device
 from qobra.machine.vmstate import VmState, raw, timer, u16, u64
+from qobra.object.property import Int
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
@@ -16,6 +18,26 @@ _SECOND = 10**9
 _TIMER, _BUS_MASTER, _GLOBAL_LOCK, _POWER_BUTTON, _RTC, _WAKE = 1 << 0, 1 << 4, 1 << 5, 1 << 8, 1 << 10, 1 << 15
 _SCI_ENABLE, _SLEEP_ENABLE = 1 << 0, 1 << 13
 _S3, _S4 = 1, 2
+
+
+class SleepStates(Device):
+    """What a device with the ACPI registers is told of sleep: what guests are not to know, how S4 is written."""
+
+    abstract = True
+
+    disable_s3 = Int(0, type="uint8", name="disable_s3")
+    disable_s4 = Int(0, type="uint8", name="disable_s4")
+    s4_val = Int(_S4, type="uint8", name="s4_val")
+
+    def sleep_kinds(self) -> dict[int, int]:
+        """What a guest writes to go to sleep, by the state (3: to memory, 4: to disk, 5: off)."""
+        kinds = {} if self.disable_s3 else {3: _S3}
+        return kinds | ({} if self.disable_s4 else {4: self.s4_val}) | {5: 0}
+
+    def sleep_bits(self) -> bytes:
+        """The same for the firmware: of each state, whether it is there, and how it is written."""
+        s3, s4 = (0 if off else 0x80 for off in (self.disable_s3, self.disable_s4))
+        return bytes((0x80, 0, 0, s3 | _S3, s4 | self.s4_val & 0x7F, 0x80))
 
 
 class AcpiRegisters:
@@ -31,7 +53,8 @@ class AcpiRegisters:
         timer("_overflow"),
     )
 
-    def __init__(self, board: Board, sci: Line, gpe_length: int) -> None:
+    def __init__(self, board: Board, sci: Line, gpe_length: int, *, to_disk: int = _S4) -> None:
+        self._to_disk = to_disk
         self._board = board
         self._sci = sci
         self._overflow = board.clock.timer(self._timer_overflow)
@@ -133,7 +156,7 @@ class AcpiRegisters:
             state.request_shutdown("guest-shutdown")
         elif kind == _S3:
             state.request_suspend()
-        elif kind == _S4:
+        elif kind == self._to_disk:
             self._board.machine.events.emit("SUSPEND_DISK")
             state.request_shutdown("guest-shutdown")
 

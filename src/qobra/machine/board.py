@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from qobra.display.console import Consoles
@@ -224,6 +224,8 @@ class Board(Object):
         suffix = self.cpu_suffix()
         cls = self.tree.find_type(f"{model}-{suffix}")
         if cls is None or cls.abstract:
+            if model == "host" and suffix == "x86_64-cpu":
+                raise QobraError("CPU model 'host' requires KVM or HVF")
             raise QobraError(f"unable to find CPU model '{model}'")
         assert issubclass(cls, Cpu)
         for name, value in cls.parse_features(features):
@@ -362,6 +364,13 @@ class Board(Object):
     def add_global(self, driver: str, name: str, value: str) -> None:
         """Another default for a property of every device of a type (``-global``)."""
         self._globals.append((driver, name, value))
+
+    def warn_of_globals(self, warn: Callable[[str], None]) -> None:
+        """Tell of defaults for types that there are not, and for devices that will not be made."""
+        for driver, name, _value in self._globals:
+            cls = self.tree.find_type(driver)
+            if cls is None or not issubclass(cls, Device):
+                warn(f"warning: global {driver}.{name} has invalid class name")
 
     def check_no_global(self, device: Device, name: str, value: str) -> None:
         """Raise QobraError if a default of the user's stands against ``value``, where only one of both can be had."""

@@ -89,6 +89,12 @@ class Nic(Device):
         return {name for name in (self.user_id, getattr(proxy, "user_id", None)) if name is not None}
 
     @property
+    def model(self) -> str:
+        """The type that users name: that of the function, for a card that one carries."""
+        carried = getattr(self.parent, "backend_type", None) == self.type_name
+        return self.parent.type_name if carried and self.parent is not None else self.type_name
+
+    @property
     def link_up(self) -> bool:
         """Whether packets come and go."""
         return not self.link_forced_down and (self.backend is None or self.backend.link_up)
@@ -120,3 +126,16 @@ def cards(machine: Machine) -> list[Nic]:
     if machine.board is None:
         return []
     return [device for device in find_devices(machine.board, "device") if isinstance(device, Nic)]
+
+
+def card_names(machine: Machine) -> dict[Nic, str]:
+    """The cards by what they are called: their id, or their model with a number."""
+    counts: dict[str, int] = {}
+    names: dict[Nic, str] = {}
+    for nic in cards(machine):
+        given = nic.user_id or getattr(nic.parent, "user_id", None)
+        number = counts.get(nic.model, 0)
+        if given is None:
+            counts[nic.model] = number + 1
+        names[nic] = given or f"{nic.model}.{number}"
+    return names

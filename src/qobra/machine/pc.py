@@ -26,6 +26,7 @@ from qobra.object.property import Bool, Enum, Property, Size
 from qobra.report import report_warning
 
 if TYPE_CHECKING:
+    from qobra.machine.acpi import SleepStates
     from qobra.machine.acpi_tables.dsdt import Layout
     from qobra.machine.device.ioapic import IoApic
     from qobra.machine.fw_cfg import FwCfg
@@ -112,7 +113,7 @@ class PcBoard(X86Board):
         get=lambda self: self.power_manager.path() if self.power_manager is not None else "",
         writable=False,
     )
-    power_manager: Device | None = None
+    power_manager: SleepStates | None = None
     """The device with the ACPI registers."""
     pflash0 = flash_banks.bank_property()
     pflash1 = flash_banks.bank_property()
@@ -421,6 +422,8 @@ class PcBoard(X86Board):
     def reset_all(self) -> None:
         super().reset_all()
         cmos.fill(self)
+        if self.power_manager is not None:
+            self.fw_cfg.add_file("etc/system-states", self.power_manager.sleep_bits())
         for name, data in boot_paths.files(self).items():
             self.fw_cfg.add_file(name, data)
 

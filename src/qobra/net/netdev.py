@@ -31,6 +31,8 @@ class Netdev:
     """The common half of the backends. ``options`` are the members of the contract's Netdev of this kind."""
 
     kind: ClassVar[str]
+    hub: int | None = None
+    """The hub that the backend is a port of."""
     front_end: Any = None
     """The way to a process that serves the card's queues itself (vhost-user)."""
 
@@ -40,6 +42,11 @@ class Netdev:
         self.options = options
         self.peer: Peer | None = None
         self.link_up = True
+
+    @property
+    def leads_out(self) -> bool:
+        """Whether a backend that is no port of a hub is behind this one."""
+        return self.hub is None
 
     def start(self) -> None:
         """Open the outside. Raises QobraError."""

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.net.netdev import Netdev, registry
-from qobra.object.tree import is_identifier
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.machine.machine import Machine
     from qobra.net.announce import Announcer
 
@@ -33,8 +34,6 @@ class Netdevs:
         """Make the backend that ``options``, a Netdev of the contract, describes. Raises QobraError."""
         rest = dict(options)
         kind, id = rest.pop("type"), rest.pop("id")
-        if not is_identifier(id):
-            raise QobraError("Parameter 'id' expects an identifier")
         if id in self._backends:
             raise QobraError(f"Duplicate ID '{id}' for netdev")
         cls = registry.find(kind)
@@ -81,6 +80,25 @@ class Netdevs:
     def _count_address(self, address: bytes, change: int) -> None:
         if address[:-1] == _DEFAULT_PREFIX:
             self._cards_at[address[-1]] += change
+
+    def warn_of_loose_ends(self, warn: Callable[[str], None], cards: dict[str, Netdev | None]) -> None:
+        """Tell of what is plugged into nothing. ``cards`` are the machine's by name, with their backends."""
+        plugged = {backend.id for backend in cards.values() if backend is not None}
+        for number, ports in reversed(self.hubs.items()):
+            for port in reversed(ports):
+                if port.id not in plugged and not port.leads_out:
+                    warn(f"warning: hub port {port.id} has no peer")
+            has_card, leads_out = any(p.id in plugged for p in ports), any(p.leads_out for p in ports)
+            if has_card and not leads_out:
+                warn(f"warning: hub {number} is not connected to host network")
+            elif leads_out and not has_card:
+                warn(f"warning: hub {number} with no nics")
+        for backend in self:
+            if backend.peer is None and not (backend.hub is not None and backend.leads_out):
+                warn(f"warning: netdev {backend.id} has no peer")
+        for name, behind in cards.items():
+            if behind is None:
+                warn(f"warning: nic {name} has no peer")
 
     def close(self) -> None:
         """Close every backend."""

@@ -15,6 +15,7 @@ from qobra.cli._system.icount import icount_sleeps
 from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
+from qobra.machine.nic import card_names
 from qobra.machine.option_groups import convert
 from qobra.machine.plug import add_device
 from qobra.qmp import dispatch
@@ -249,6 +250,9 @@ class Builder:
         self._each("nic", self._add_nic)
         self._each("device", self._add_device)
         board.finish()
+        cards = {name: nic.backend for nic, name in card_names(self.machine).items()}
+        self.machine.netdevs.warn_of_loose_ends(report_error, cards)
+        board.warn_of_globals(report_error)
         if board.dumpdtb:
             self._dump_tree(board.dumpdtb)
 
@@ -365,7 +369,7 @@ class Builder:
             number += 1
         name = id or f"__org.qemu.net{number}"
         rest = "".join(f",{key}={text.replace(',', ',,')}" for key, text in options.items())
-        self._add_netdev(f"{kind},id={name}{rest}")
+        self.machine.netdevs.create(structure(f"{kind},id={name}{rest}", "Netdev", "type"))
         add_device(self.machine, {"driver": model, "netdev": name} | ({"mac": mac} if mac else {}), keyval=True)
 
     def _add_device(self, value: str) -> None:
@@ -401,14 +405,18 @@ class Builder:
 
     # -- the start
 
-    def wait_for_preconfig(self) -> None:
-        """Serve commands until x-exit-preconfig has built the board. Raises QobraError if it could not."""
+    def wait_for_preconfig(self) -> bool:
+        """Serve commands until x-exit-preconfig has built the board; whether it has, and the program was not to end.
+
+        Raises QobraError if it could not.
+        """
         self.machine.exit_preconfig = self._exit_preconfig
         while not self._continue.wait(0.1):
             if self.machine.wait_for_exit(0):
-                return
+                return False
         if self._failure is not None:
             raise self._failure
+        return True
 
     def _exit_preconfig(self) -> None:
         self.machine.preconfig = False

@@ -65,7 +65,7 @@ def dsdt(board: PcBoard, layout: Layout) -> bytes:
             aml.scope("\\_SB.PCI0", pci_slots.slots(board.pci_root, layout.hotplug)),
             aml.scope("\\_SB", _links(layout), _cpus(board), memory.devices(board)),
             _events(board, layout),
-            _sleep_states(),
+            _sleep_states(board),
         )
     )
 
@@ -243,9 +243,10 @@ def _events(board: PcBoard, layout: Layout) -> bytes:
     return aml.scope("\\_GPE", aml.define("_HID", aml.string("ACPI0006")), *methods)
 
 
-def _sleep_states() -> bytes:
+def _sleep_states(board: PcBoard) -> bytes:
     """What to write to the control register to suspend to memory and to disk, and to switch off."""
+    assert board.power_manager is not None
     return b"".join(
         aml.define(f"\\_S{state}", aml.package(aml.integer(kind), aml.integer(kind), aml.ZERO, aml.ZERO))
-        for state, kind in ((3, 1), (4, 2), (5, 0))
+        for state, kind in board.power_manager.sleep_kinds().items()
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.machine.acpi import AcpiRegisters
+from qobra.machine.acpi import AcpiRegisters, SleepStates
 from qobra.machine.acpi_pcihp import GPE_BIT, AcpiPciHotplug
 from qobra.machine.devices import registry
 from qobra.machine.isa import IsaBus
@@ -13,7 +13,7 @@ from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.tco import Tco
 from qobra.machine.vmstate import Field, Number, NumberSet, VmState, listed, part, raw, u8
-from qobra.object.property import Bool
+from qobra.object.property import Bool, Int
 
 _PMBASE, _ACPI_CONTROL, _PIRQ_A, _PIRQ_E, _PM_CONFIGURATION, _RCBA = 0x40, 0x44, 0x60, 0x68, 0xA0, 0xF0
 _SMI_LOCK = 0x10
@@ -25,7 +25,7 @@ _INTERRUPT_ROUTES, _ROUTE = range(0x3140, 0x314C, 2), 0x3210
 
 
 @registry.register("ICH9-LPC")
-class Ich9Lpc(PciDevice):
+class Ich9Lpc(SleepStates, PciDevice):
     """Function 1f.0. The eight PCI lines go to ISA lines as routed, and to lines 16 to 23 of the I/O APIC."""
 
     type_name = "ICH9-LPC"
@@ -44,6 +44,9 @@ class Ich9Lpc(PciDevice):
 
     acpi_hotplug = Bool(True, name="acpi-pci-hotplug-with-bridge-support", show_default=False)
     noreboot = Bool(True)
+    disable_s3 = Int(0, type="uint8", name="disable_s3", show_default=False)
+    disable_s4 = Int(0, type="uint8", name="disable_s4", show_default=False)
+    s4_val = Int(2, type="uint8", name="s4_val", show_default=False)
 
     vmstate = VmState(
         part("acpi", "hotplug", "tco"),
@@ -76,7 +79,7 @@ class Ich9Lpc(PciDevice):
         """The interrupt controllers are there: make the ACPI registers."""
         board: Any = self.board
         ports = board.ports
-        self.acpi = AcpiRegisters(board, board.gsi[9], 16)
+        self.acpi = AcpiRegisters(board, board.gsi[9], 16, to_disk=self.s4_val)
         self.tco = Tco(board, self._may_reboot)
         self._places = [
             (0, ports.map(0, self.acpi.events, enabled=False)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.machine.acpi import AcpiRegisters
+from qobra.machine.acpi import AcpiRegisters, SleepStates
 from qobra.machine.acpi_pcihp import GPE_BIT, AcpiPciHotplug
 from qobra.machine.devices import registry
 from qobra.machine.irq import Line
@@ -20,7 +20,7 @@ _ENABLE_COMMAND, _DISABLE_COMMAND = 0xF1, 0xF0
 
 
 @registry.register("PIIX4_PM")
-class Piix4Pm(PciDevice):
+class Piix4Pm(SleepStates, PciDevice):
     """ACPI registers where the firmware puts them; hot-plug registers at 0xae00, events at 0xafe0."""
 
     type_name = "PIIX4_PM"
@@ -48,7 +48,7 @@ class Piix4Pm(PciDevice):
         self.put(regs.COMMAND, 2, 0)
         ports = board.ports
         sci: Line = board.gsi[9]
-        self.acpi = AcpiRegisters(board, sci, 4)
+        self.acpi = AcpiRegisters(board, sci, 4, to_disk=self.s4_val)
         self._places = [
             (0, ports.map(0, self.acpi.events, enabled=False)),
             (4, ports.map(0, self.acpi.controls, enabled=False)),

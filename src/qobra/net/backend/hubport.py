@@ -14,6 +14,7 @@ class Hubport(Netdev):
     _lower: Netdev | None = None
 
     def start(self) -> None:
+        self.hub = self.options["hubid"]
         ports = self.machine.netdevs.hubs.setdefault(self.options["hubid"], [])
         name = self.options.get("netdev")
         if name is not None:
@@ -32,6 +33,10 @@ class Hubport(Netdev):
             ports.remove(self)
         if self._lower is not None:
             self._lower.peer = None
+
+    @property
+    def leads_out(self) -> bool:
+        return self._lower is not None
 
     def send(self, packet: bytes) -> None:
         for port in tuple(self.machine.netdevs.hubs[self.options["hubid"]]):
