@@ -391,8 +391,9 @@ def test_boards_are_listed_newest_first_and_those_without_versions_last() -> Non
     assert sorted(names) == sorted(set(names))
 
 
-def test_the_version_stands_where_launchers_look_for_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert system.main("x86_64", ["--version"]) == 0
+@pytest.mark.parametrize("option", ["--version", "-help"])
+def test_the_version_stands_where_launchers_look_for_it(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert system.main("x86_64", [option]) == 0
     words = capsys.readouterr().out.splitlines()[0].split()
     assert words[:4] == ["QEMU", "emulator", "version", "5.2.0"]
     assert len(words) == 5

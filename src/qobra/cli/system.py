@@ -35,14 +35,13 @@ def main(architecture: str, arguments: list[str]) -> int:
     except QobraError as error:
         fail(str(error))
     names = {name for name, _ in options}
-    if "h" in names:
-        print(table.help_text(program()), end="")
-        return 0
-    if "version" in names:
+    if names & {"h", "version"}:
         from qobra.qmp.version import PACKAGE
 
-        # What launches emulators reads the number at this place of this line.
+        # What launches emulators reads the number at this place of this line, of either answer.
         print(f"QEMU emulator version 5.2.0 ({PACKAGE})\nThe Qobra project, under the Apache licence 2.0")
+        if "h" in names:
+            print(table.help_text(program()), end="")
         return 0
     text = _help_answer(architecture, options)
     if text is not None:
