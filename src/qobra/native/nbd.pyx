@@ -7,7 +7,7 @@ that bypass the page cache keep it inside for longer, until somebody waits for i
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from qobra.native.direct cimport MAX_IN_FLIGHT, Direct
@@ -49,6 +49,7 @@ cdef class Batches(Stream):
     cdef Slot _slot
     cdef bint _structured, _writable
     cdef readonly bint again    # there are requests in the inbox that have not been looked at
+    cdef int64_t _served, _replied    # requests that were looked at, and bytes of their replies, since the last receive
     cdef Request _long          # the write whose payload has been received apart
     cdef bint _long_received
     cdef Direct _direct
@@ -156,6 +157,9 @@ cdef class Batches(Stream):
             if self._direct.in_flight and not self._pause_direct(places):
                 return BROKEN
             if not self.again:
+                if not self.cold and not self._direct.in_flight:
+                    self._gather(self._served, self._replied)
+                self._served = self._replied = 0
                 received = self._receive(not (self.cold or self._direct.in_flight), LONGEST_INLINE + REQUEST)
                 if received == NOTHING:
                     reason = self._go_on_direct(True) if self._direct.in_flight else self._serve_cold(places)
@@ -171,6 +175,7 @@ cdef class Batches(Stream):
             self.position = 0
             reason = self._serve_hits(places)
             self._leave()
+            self._replied += self.position
             # While the first were sent, others may have been done.
             if (self.position and not self._send()) or not self._send_done():
                 return BROKEN
@@ -259,6 +264,7 @@ cdef class Batches(Stream):
                     self.again = True
                     break
                 self.start += REQUEST
+                self._served += 1
                 outcome = self._read(places, &request, False)
                 moved += request.length
                 if outcome == DIRECT:
@@ -282,6 +288,7 @@ cdef class Batches(Stream):
                     break
                 request.payload = self.start + REQUEST
                 self.start += need
+                self._served += 1
                 moved += request.length
                 outcome = UNKNOWN
                 if (

@@ -31,11 +31,13 @@ cdef class Stream:
     cdef int _sock, _errno
     cdef int64_t _poll_ns            # how long a receive looks again and again before it waits
     cdef int _rest, _longest_rest    # receives until one does so again
+    cdef int64_t _pace_ns, _gathered  # from one request to the next, and when that was looked at
     cdef bint _is_inside
     cdef readonly size_t position
     cdef public size_t start, end
     cdef int _check(self) except -1
     cdef Received _receive(self, bint may_wait, size_t room) noexcept nogil
+    cdef void _gather(self, int64_t requests, int64_t replied) noexcept nogil
     cdef int64_t _let_others_run(self) noexcept nogil
     cdef void _note_wait(self, int64_t took) noexcept nogil
     cdef Received _receive_payload(self, size_t have, size_t length) noexcept nogil

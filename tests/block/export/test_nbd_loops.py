@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import socket
+import sys
+import termios
 import threading
 import time
 from typing import Any
@@ -176,6 +179,38 @@ def test_a_client_that_reads_no_replies_holds_nobody_up(exporter: Any, direct: b
                 pass
             assert other.pread(4096, 0) == b"1" * 4096
         client.abort()
+
+
+def until_waiting(sock: Any, count: int) -> None:
+    """Wait until ``count`` bytes have come and were not read."""
+    until(lambda: int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder) == count)
+
+
+@pytest.mark.parametrize("block", [512, 4096])
+def test_a_client_gets_more_replies_while_it_reads_none(exporter: Any, block: int) -> None:
+    content = random.Random(block).randbytes(16 * block)
+    add_image(exporter, "n").write(0, content)
+    exporter.export("n")
+    client = exporter.connect("n")
+    sock = client._link.transport.socket
+    stream = bytearray()
+    for cookie in range(16):  # a single one at a time, so each has to be answered before the next is there
+        sock.sendall(p.REQUEST.pack(p.REQUEST_MAGIC, 0, p.CMD_READ, cookie, cookie * block, block))
+        until_waiting(sock, (cookie + 1) * (p.CHUNK_DATA.size + block))
+    sock.sendall(
+        b"".join(p.REQUEST.pack(p.REQUEST_MAGIC, 0, p.CMD_READ, 16 + n, n * block, block) for n in range(16))
+        + p.REQUEST.pack(p.REQUEST_MAGIC, 0, p.CMD_FLUSH, 32, 0, 0)
+    )
+    expected = b"".join(
+        p.CHUNK_DATA.pack(p.STRUCTURED_REPLY_MAGIC, 1, 1, cookie, block + 8, cookie % 16 * block)
+        + content[cookie % 16 * block :][:block]
+        for cookie in range(32)
+    )
+    expected += p.SIMPLE_REPLY.pack(p.SIMPLE_REPLY_MAGIC, 0, 32)
+    while len(stream) < len(expected):
+        stream += sock.recv(1 << 20)
+    assert stream == expected
+    client.abort()
 
 
 @pytest.mark.parametrize("direct", [False, True])
