@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -176,8 +177,13 @@ def test_a_write_that_would_hit_metadata_marks_the_image_corrupt(lab, capsys):
         disk.layer.emit_from_request = lambda name, data: events.append((name, data))
         with pytest.raises(QobraError, match="overlaps with active L2 table"):
             disk.write(0, b"x" * 512)
-        with pytest.raises(QobraError):
-            disk.read(0, 512)
+        for request in (
+            lambda: disk.read(0, 512),
+            lambda: disk.write(5 * CLUSTER, b"x"),
+            lambda: disk.backend.discard(CLUSTER, CLUSTER),
+        ):
+            with pytest.raises(QobraError, match="Image is corrupt"):
+                request()
     assert events == [
         (
             "BLOCK_IMAGE_CORRUPTED",
@@ -197,6 +203,31 @@ def test_a_write_that_would_hit_metadata_marks_the_image_corrupt(lab, capsys):
     with lab.open("a", read_only=True) as disk:
         assert disk.node.info()["format-specific"]["data"]["corrupt"]
     del block
+
+
+def test_places_that_were_found_before_an_image_was_marked_corrupt_are_not_used(lab):
+    _block, l2, _data = _written(lab)
+    _patch(lab, l2 + 8, (layout.COPIED | l2).to_bytes(8, "big"))
+    with lab.open("a") as disk:
+        disk.layer.emit_from_request = lambda _name, _data: None
+        table = disk.backend.table()
+        table.fill(0, 1)
+        assert table.pages[0][0]
+        with pytest.raises(QobraError, match="overlaps"):
+            disk.write(CLUSTER, b"x")
+        assert not table.pages or not table.pages[0][0]
+
+
+def test_a_refcount_block_that_is_an_l2_table_too_is_not_changed(lab):
+    block, _l2, _data = _written(lab)
+    l1 = int.from_bytes(Path(lab.path("a")).read_bytes()[40:48], "big")
+    _patch(lab, l1, (layout.COPIED | block).to_bytes(8, "big"))
+    before = Path(lab.path("a")).read_bytes()[block : block + CLUSTER]
+    with lab.open("a") as disk:
+        disk.layer.emit_from_request = lambda _name, _data: None
+        with pytest.raises(QobraError, match=r"invalid write on metadata \(overlaps with active L2 table\)"):
+            disk.write(CLUSTER, b"x")
+    assert Path(lab.path("a")).read_bytes()[block : block + CLUSTER] == before
 
 
 def test_the_overlap_check_can_be_switched_off(lab):

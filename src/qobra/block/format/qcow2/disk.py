@@ -237,6 +237,10 @@ class Qcow2Disk(BlockNode):
         self.__dict__.pop("_compressor", None)
         self._sector_lock = Lock()
 
+    def check_write(self, offset: int, length: int) -> None:
+        super().check_write(offset, length)
+        self.image.check_usable()
+
     def inactivate(self) -> None:
         if not self.read_only and not self.image.is_corrupt:
             self.stored_bitmaps.store()

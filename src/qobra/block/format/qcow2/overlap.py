@@ -11,6 +11,8 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from qobra.block.format.qcow2.image import Image
 
 CHECKS = (
@@ -54,6 +56,8 @@ class Overlap:
         self._image = image
         self.checks: frozenset[str] = TEMPLATES["cached"]
         self._clusters: set[int] | None = None
+        self._double: set[int] = set()
+        """Those that are refcount blocks and something else at once."""
         self._unknown: QobraError | None = None
         """Why it cannot be known which clusters they are: then nothing is written."""
         self._signalled = False
@@ -98,12 +102,17 @@ class Overlap:
         first = offset >> bits
         if self.touches(first, ((offset + length - 1) >> bits) - first + 1):
             self.require_known()
-            self._image.corrupt(
-                f"Preventing invalid write on metadata (overlaps with {self._name(offset, length)})",
-                fatal=True,
-                offset=offset,
-                size=length,
-            )
+            self._refuse(offset, length)
+
+    def guard_block(self, offset: int) -> None:
+        """Raise, and mark the image corrupt, if the refcount block at host ``offset`` is other metadata as well."""
+        bits = self._image.cluster_bits
+        if self.touches(offset >> bits, 1) and offset >> bits in self._double:
+            self._refuse(offset, 1 << bits, "refcount-block")
+
+    def _refuse(self, offset: int, length: int, but: str = "") -> NoReturn:
+        text = f"Preventing invalid write on metadata (overlaps with {self._name(offset, length, but)})"
+        self._image.corrupt(text, fatal=True, offset=offset, size=length)
 
     def require_known(self) -> None:
         """Raise if it cannot be known which clusters hold metadata."""
@@ -139,21 +148,24 @@ class Overlap:
         return tables
 
     def _collect(self) -> set[int]:
-        clusters: set[int] = set()
+        blocks: set[int] = set()
+        others: set[int] = set()
         bits, cluster = self._image.cluster_bits, self._image.cluster_size
         # What a damaged table puts past the end of the file needs no guard, and might be anything in size.
         end = -(-self._image.file.length >> bits)
-        for _check, offset, size in self._areas():
+        for check, offset, size in self._areas():
+            kind = blocks if check == "refcount-block" else others
             first = offset >> bits
-            clusters.add(first)
+            kind.add(first)
             if size > cluster or offset & cluster - 1:
-                clusters.update(range(first, min((offset + size - 1) >> bits, end) + 1))
-        return clusters
+                kind.update(range(first, min((offset + size - 1) >> bits, end) + 1))
+        self._double = blocks & others
+        return blocks | others
 
-    def _name(self, offset: int, length: int) -> str:
+    def _name(self, offset: int, length: int, but: str) -> str:
         mask = -self._image.cluster_size
         for check, start, size in self._areas():
-            if start & mask < offset + length and offset < start + size:
+            if check != but and start & mask < offset + length and offset < start + size:
                 return _NAMES[check]
         return "metadata"
 
@@ -178,4 +190,5 @@ class Overlap:
         node.layer.emit_from_request("BLOCK_IMAGE_CORRUPTED", data)
         if fatal:
             image.is_corrupt = True
+            node.moved(0, max(node.length, 1))  # what roots have found of it is not to be used either
             image.writeback.set_incompatible(layout.CORRUPT)
