@@ -88,7 +88,8 @@ class Numa:
         if "mem" in options:
             if not self._board.numa_mem_supported:
                 raise QobraError(
-                    "Parameter -numa node,mem is not supported by this machine type\nUse -numa node,memdev instead"
+                    "Parameter -numa node,mem is not supported by this machine type",
+                    hint="Use -numa node,memdev instead",
                 )
             report_warning("Parameter -numa node,mem is deprecated, use -numa node,memdev instead")
             node.memory = options["mem"]

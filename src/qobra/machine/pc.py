@@ -10,6 +10,7 @@ from qobra.errors import QobraError
 from qobra.machine import boot_paths, cmos, flash_banks
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
+from qobra.machine.apic_ids import ApicIds, find_place
 from qobra.machine.board import Board
 from qobra.machine.device.isa_i8259 import I8259
 from qobra.machine.device.isa_pcspk import PcSpeaker
@@ -215,6 +216,12 @@ class PcBoard(X86Board):
 
     # -- CPUs
 
+    @property
+    def apic_ids(self) -> ApicIds:
+        """By which numbers the CPUs are addressed."""
+        assert self.topology is not None
+        return ApicIds(self.topology)
+
     def build_cpus(self) -> None:
         """One object for each CPU of the start."""
         assert self.topology is not None
@@ -222,7 +229,7 @@ class PcBoard(X86Board):
         for index in range(self.topology.cpus):
             cpu = cls(self.tree)
             cpu.index = index
-            cpu.values |= {"apic-id": index, "die-id": 0, **self.place_of_cpu(index)}
+            cpu.values |= {"apic-id": self.apic_ids.of(index), "die-id": 0, **self.place_of_cpu(index)}
             self.place(cpu)
 
     def build_memory_slots(self, raise_gpe: Callable[[int], None]) -> None:
@@ -281,44 +288,16 @@ class PcBoard(X86Board):
 
     def place_cpu(self, cpu: X86Cpu) -> None:
         """Find the place of a CPU that a user plugs in. Raises QobraError."""
-        topology = self.topology
-        assert topology is not None
         if cpu.type_name != self.cpu_type:
             raise QobraError(f"Invalid CPU type, expected cpu type: '{self.cpu_type}'")
-        if cpu.apic_id == 0xFFFFFFFF:
-            cpu.values["apic-id"] = self._apic_id(cpu)
-        index = cpu.apic_id
-        if index >= topology.max_cpus:
-            raise QobraError(
-                f"Invalid CPU [socket: {cpu.socket_number}, die: {max(cpu.die_number, 0)}, core: {cpu.core_number}, "
-                f"thread: {cpu.thread_number}] with APIC ID {index}, valid index range 0:{topology.max_cpus - 1}"
-            )
-        if any(other.index == index for other in self.cpus):
-            raise QobraError(f"CPU[{index}] with APIC ID {index} exists")
-        cpu.index = index
-        cpu.values |= {"die-id": 0, **self.place_of_cpu(index)}
-
-    def _apic_id(self, cpu: X86Cpu) -> int:
-        topology = self.topology
-        assert topology is not None
-        die = cpu.die_number if topology.dies > 1 or cpu.die_number >= 0 else 0
-        number = 0
-        for name, value, count in (
-            ("socket", cpu.socket_number, topology.sockets),
-            ("die", die, topology.dies),
-            ("core", cpu.core_number, topology.cores),
-            ("thread", cpu.thread_number, topology.threads),
-        ):
-            if value < 0:
-                raise QobraError(f"CPU {name}-id is not set")
-            if value >= count:
-                raise QobraError(f"Invalid CPU {name}-id: {value} must be in range 0:{count - 1}")
-            number = number * count + value
-        return number
+        cpu.index, cpu.values["apic-id"] = find_place(self, cpu)
+        cpu.values |= {"die-id": 0, **self.place_of_cpu(cpu.index)}
 
     def request_unplug(self, device: Device) -> None:
         if device in self.cpus:
-            raise QobraError("Boot CPU is unpluggable" if device is self.cpus[0] else "CPU hot-unplug is not supported")
+            if device is self.cpus[0]:
+                raise QobraError("Boot CPU is unpluggable")
+            raise QobraError(f"acpi: device unplug request for not supported device type: {device.type_name}")
         if isinstance(device, PcDimm) and self.dimm_slots is not None:
             device.request_removal()
             return
@@ -384,7 +363,7 @@ class PcBoard(X86Board):
         self.fw_cfg = FwCfgIo(self.tree)
         self.place(self.fw_cfg, "fw_cfg")
         self.fw_cfg.set_number(fw_cfg.NB_CPUS, self.topology.cpus, 2)
-        self.fw_cfg.set_number(fw_cfg.MAX_CPUS, self.topology.max_cpus, 2)
+        self.fw_cfg.set_number(fw_cfg.MAX_CPUS, self.apic_ids.limit, 2)
         self.fw_cfg.set_number(fw_cfg.RAM_SIZE, self.ram_size, 8)
         fw_cfg.add_boot_options(self.fw_cfg, self.boot)
         self.fw_cfg.set_item(fw_cfg.NUMA, self._numa_table())
@@ -392,10 +371,12 @@ class PcBoard(X86Board):
         self.fw_cfg.add_users_files(self.fw_cfg_files)
 
     def _numa_table(self) -> bytes:
-        # How many nodes, the node of each CPU, the memory of each node.
+        # How many nodes, the node of each CPU by its APIC id, the memory of each node.
         assert self.topology is not None
         nodes = self.numa.nodes
-        cpus = [(self.numa.node_of_cpu(index) or 0) if nodes else 0 for index in range(self.topology.max_cpus)]
+        cpus = [0] * self.apic_ids.limit
+        for index in range(self.topology.max_cpus if nodes else 0):
+            cpus[self.apic_ids.of(index)] = self.numa.node_of_cpu(index) or 0
         sizes = [nodes[number].memory or 0 for number in sorted(nodes)]
         return b"".join(number.to_bytes(8, "little") for number in (len(nodes), *cpus, *sizes))
 

@@ -76,10 +76,11 @@ def _madt(board: PcBoard) -> bytes:
     assert board.topology is not None
     present = {cpu.index for cpu in board.cpus}
     for index in range(board.topology.max_cpus):
-        if index < 255:
-            body += pack("<BBBBI", 0, 8, index, index, int(index in present))
+        id = board.apic_ids.of(index)
+        if id < 255:
+            body += pack("<BBBBI", 0, 8, index, id, int(index in present))
         else:
-            body += pack("<BBHIII", 9, 16, 0, index, int(index in present), index)
+            body += pack("<BBHIII", 9, 16, 0, id, int(index in present), index)
     body += pack("<BBBBII", 1, 12, 0, 0, _IO_APIC, 0)
     body += pack("<BBBBIH", 2, 10, 0, 0, 2, 0)  # the timer comes to input 2
     for line in (5, 9, 10, 11):
@@ -92,10 +93,11 @@ def _srat(board: PcBoard) -> bytes:
     assert board.topology is not None
     for index in range(board.topology.max_cpus):
         node = board.numa.node_of_cpu(index) or 0
-        if index < 255:
-            body += pack("<BBBBIB3sI", 0, 16, node & 0xFF, index, 1, 0, (node >> 8).to_bytes(3, "little"), 0)
+        id = board.apic_ids.of(index)
+        if id < 255:
+            body += pack("<BBBBIB3sI", 0, 16, node & 0xFF, id, 1, 0, (node >> 8).to_bytes(3, "little"), 0)
         else:
-            body += pack("<BBHIII4xI", 2, 24, 0, node, index, 1, 0)
+            body += pack("<BBHIII4xI", 2, 24, 0, node, id, 1, 0)
     start = 0
     for number, node_ in sorted(board.numa.nodes.items()):
         end = start + (node_.memory or 0)
