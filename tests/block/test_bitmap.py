@@ -297,3 +297,13 @@ def test_a_write_that_fails_may_have_changed_something(tmp_path):
             request(number << 16)
     assert bitmap.count() == 2 << 16 and node.highest_write_offset == (1 << 16) + 1
     layer.close()
+
+
+def test_a_target_that_cannot_be_changed_is_told_before_a_later_source_is_missed(layer, node):
+    for name in ("a", "b"):
+        changes.add_bitmap(layer, {"node": "n", "name": name}).commit()
+    node.bitmaps["a"].read_only = True
+    with pytest.raises(QobraError, match="'a' is readonly"):
+        changes.merge_bitmaps(layer, "n", "a", ["b", "missing"])
+    with pytest.raises(QobraError, match="'missing' not found"):
+        changes.merge_bitmaps(layer, "n", "a", ["missing", "b"])

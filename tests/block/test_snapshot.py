@@ -158,3 +158,18 @@ def test_an_image_that_somebody_uses_is_not_overwritten_by_a_new_one(layer, driv
         order.run(layer)
     assert drive.read(0, 6) == b"before"
     assert (tmp_path / "base").stat().st_size > MIB // 4
+
+
+def test_what_is_put_over_a_read_only_node_is_read_only(layer, image, tmp_path):
+    image("fixed", **{"read-only": True})
+    blockdev_snapshot_sync(
+        layer, {"node-name": "fixed", "snapshot-file": str(tmp_path / "new"), "snapshot-node-name": "new"}
+    ).settle()
+    assert layer.graph.find("fixed").read_only
+
+
+def test_both_sides_of_blkverify_keep_no_snapshots(layer, image):
+    image("both")
+    layer.add_node({"driver": "blkverify", "node-name": "v", "raw": "both", "test": "both"})
+    assert layer.graph.find("v").snapshot_keeper() is None
+    assert layer.graph.find("both").snapshot_keeper() is layer.graph.find("both")

@@ -107,9 +107,9 @@ def merge_bitmaps(layer: BlockLayer, node_name: str, target: str, sources: Seque
             other = find_bitmap(layer, node_name, source)
         else:
             other = find_bitmap(layer, source["node"], source["name"])
+        bitmap.check()
         other.check(read_only=False)
         total.merge(other)
-    bitmap.check()
     before = bitmap.snapshot()
     bitmap.merge(total)
     return Change(undo=lambda: bitmap.put_back(before))

@@ -304,10 +304,7 @@ class BlockLayer:
         parents = self.graph.parents(node)
         if any(getattr(root, "job", None) is None for root in self.graph.roots_of(node)):
             raise QobraError(f"Node {node_name} is in use")
-        for parent, name in parents:
-            if name == "backing" and not parent.is_filter:
-                raise QobraError(f"Node '{node_name}' is busy: node is used as backing hd of '{parent.node_name}'")
-        self.check_blockers(node)
+        self.check_free(node)
         if not node.monitor_owned:
             raise QobraError(f"Node {node_name} is not owned by the monitor")
         if parents or self.graph.roots_of(node):

@@ -37,7 +37,7 @@ def blockdev_snapshot_sync(layer: BlockLayer, args: Options) -> Change:
     filename = args["snapshot-file"]
     if args.get("mode", "absolute-paths") != "existing":
         create_image(layer, filename, fmt, old.length, old)
-    overlay_options: Options = {"driver": fmt, "backing": None}
+    overlay_options: Options = {"driver": fmt, "backing": None, "read-only": old.read_only}
     if name is not None:
         overlay_options["node-name"] = name
     holder = BlockBackend(layer, perm=0, description="a snapshot that is being taken")

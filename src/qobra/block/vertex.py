@@ -134,13 +134,11 @@ class Vertex:
         """The node that keeps this one's internal snapshots: itself, or the one child that has all of its data."""
         if hasattr(self, "snapshot_create"):
             return self
-        below = next(
-            (child for name, child in self.children.items() if self.roles[name] & permissions.ROLE_PRIMARY), None
-        )
-        for name, child in self.children.items():
-            if child is not below and self.roles[name] & ~(permissions.ROLE_COW | permissions.ROLE_PRIMARY):
+        below = next((name for name in self.children if self.roles[name] & permissions.ROLE_PRIMARY), None)
+        for name in self.children:
+            if name != below and self.roles[name] & ~(permissions.ROLE_COW | permissions.ROLE_PRIMARY):
                 return None
-        return below.snapshot_keeper() if below is not None else None
+        return self.children[below].snapshot_keeper() if below is not None else None
 
     def children_changed(self) -> None:
         """``children`` is not what it was: forget what was kept of it. Called while everything is drained."""

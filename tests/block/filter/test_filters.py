@@ -490,3 +490,14 @@ def test_copy_on_read_keeps_the_chain_down_to_its_bottom(layer, make_file):
     node, holder = insert_filter(layer, a, {"driver": "copy-on-read", "file": "a"})
     assert node.file is a
     holder.remove()
+
+
+def test_children_of_a_quorum_are_as_long_as_one_another_in_sectors(layer, tmp_path):
+    for name, length in (("a", 1000), ("b", 1024), ("c", 1025)):
+        (tmp_path / name).write_bytes(bytes(length))
+        layer.add_node({"driver": "file", "node-name": name, "filename": str(tmp_path / name)})
+    quorum = {"driver": "quorum", "vote-threshold": 1}
+    assert layer.add_node({**quorum, "node-name": "q", "children": ["a", "b"]}).length == 1000
+    layer.delete_node("q")
+    with pytest.raises(QobraError, match="Could not refresh total sector count"):
+        layer.add_node({**quorum, "node-name": "q", "children": ["a", "c"]})

@@ -172,3 +172,15 @@ def test_what_lies_behind_the_end_of_a_short_image_does_not_show_through(layer, 
         layer.jobs.find("c").complete()
     layer.wait_status("c", "null")
     assert base.read(0, MIB) == b"b" * (MIB // 2) + bytes(MIB // 2)
+
+
+def test_a_node_that_a_commit_is_busy_with_says_so(layer, tree):
+    job = commit(layer, "drive")
+    layer.wait_event("BLOCK_JOB_READY")
+    with layer.control:
+        with pytest.raises(QobraError, match="Node 'mid' is busy: block device is in use by block job: commit"):
+            layer.delete_node("mid")
+        job.user_cancel(True)
+    layer.wait_status("c", "null")
+    with pytest.raises(QobraError, match="Node 'mid' is busy: node is used as backing hd of 'top'"):
+        layer.delete_node("mid")

@@ -100,3 +100,9 @@ def test_an_image_in_its_own_data_file(layer, tmp_path):
     layer.add_node({"driver": "file", "node-name": "f", "filename": str(tmp_path / "new")})
     error = create(layer, driver="qcow2", file="f", **{"data-file": "f"}, size=0).info()["error"]
     assert "unshared by" in error and "(uses node 'f' as 'data-file' child)." in error
+
+
+def test_an_extent_size_hint_has_32_bits(layer, tmp_path):
+    options = {"driver": "file", "filename": str(tmp_path / "new"), "size": 512}
+    job = create(layer, **options, **{"extent-size-hint": 1 << 32})
+    assert job.info()["error"] == "Extent size hint is too large" and not (tmp_path / "new").exists()

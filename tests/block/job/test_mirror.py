@@ -336,3 +336,29 @@ def test_pieces_are_no_larger_than_the_buffer(layer, guest, raw):
     assert 0 < job.current < MIB and job.current % 131072 == 0
     with layer.control:
         job.user_cancel(True)
+
+
+def test_the_target_becomes_read_only_in_the_place_of_a_source_that_is(layer, raw, make_guest):
+    source = raw("source")
+    source.write(0, b"kept")
+    layer.delete_node("source")
+    raw("source", **{"read-only": True})
+    target = raw("target")
+    job = mirror(layer, "source", **{"filter-node-name": "filter"})
+    layer.wait_event("BLOCK_JOB_READY")
+    assert layer.graph.find("filter").filename == layer.graph.find("source").filename
+    with layer.control:
+        job.complete()
+    layer.wait_status("m", "null")
+    assert "error" not in layer.wait_event("BLOCK_JOB_COMPLETED")
+    assert target.read_only and target.read(0, 4) == b"kept"
+
+
+def test_the_filter_of_a_mirror_has_the_name_of_what_it_shows(layer, raw, make_guest):
+    raw("target")
+    raw("window", offset=512, size=4096)
+    raw("other", 4096)
+    with layer.control:
+        mirror(layer, "window", "other", sync="none", **{"filter-node-name": "filter"})
+        name = layer.graph.find("filter").filename
+    assert name.startswith("json:") and name == layer.graph.find("window").filename

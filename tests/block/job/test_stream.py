@@ -103,6 +103,7 @@ REFUSALS = [
     ({"base": "a", "bottom": "b"}, "'base' and 'bottom' cannot be specified at the same time"),
     ({"base-node": "a", "bottom": "b"}, "'bottom' and 'base-node' cannot be specified at the same time"),
     ({"backing-file": "x"}, "backing file specified, but streaming the entire chain"),
+    ({"backing-file": "x", "bottom": "base"}, "backing file specified, but streaming the entire chain"),
     ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
 ]
 

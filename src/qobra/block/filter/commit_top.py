@@ -20,7 +20,7 @@ class CommitTopNode(FilterNode):
         self.child_resized("backing")
 
     def plain_filename(self, options: Options) -> str:
-        return self.below.exact_filename
+        return self.below.filename
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         # Between the copying of two parts, what lies above the base is not consistent.

@@ -54,7 +54,7 @@ class MirrorTopNode(FilterNode):
         self.length = self.below.length
 
     def plain_filename(self, options: Options) -> str:
-        return self.below.exact_filename
+        return self.below.filename
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         perm, shared = super().child_permissions(name, role, perm, shared)

@@ -52,7 +52,7 @@ class QuorumNode(BlockNode):
         for reference in references:
             opening.attach(self.next_child_name(), permissions.ROLE_DATA | permissions.ROLE_FILTERED, reference)
             self.child_added()
-        if any(child.length != self.length for child in self.children.values()):
+        if len({-(-child.length // _SECTOR) for child in self.children.values()}) > 1:
             raise QobraError("Could not refresh total sector count: Input/output error", errno=errno.EIO)
 
     def child_options(self) -> Options:

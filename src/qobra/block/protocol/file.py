@@ -409,6 +409,8 @@ class FileNode(BlockNode):
         """
         path = options["filename"].removeprefix("file:")
         preallocation = options.get("preallocation", "off")
+        if not 0 <= options.get("extent-size-hint", 0) < 1 << 32:
+            raise QobraError("Extent size hint is too large", errno=errno.EINVAL)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:

@@ -325,7 +325,7 @@ def image_facts(path: Path) -> Any:
     facts: dict[str, Any] = {}
     done = subprocess.run(["qemu-img", "check", "-U", "--output=json", path], capture_output=True, text=True)
     if done.returncode:
-        facts["check"] = [done.returncode, done.stderr[-200:].replace(str(path.parent), "DIR")]
+        facts["check"] = [done.returncode, done.stderr.replace(str(path.parent), "DIR")[-200:]]
     done = subprocess.run(["qemu-img", "info", "-U", "--output=json", path], capture_output=True, text=True)
     if done.returncode:
         facts["info"] = done.stderr.replace(str(path.parent), "DIR")

@@ -425,9 +425,8 @@ def test_making_an_image_says_what_of_it_could_not_be_written(lab, rule, told):
     open(lab.path("a"), "wb").close()
     image = {"driver": "file", "filename": lab.path("a")}
     options = {"driver": "blkdebug", "image": image, "inject-error": [{"event": "none", **rule}]}
-    with Disk(options) as disk:
-        with pytest.raises(QobraError) as failure:
-            drivers.find("qcow2").create({"size": 1 << 20}, disk.node)
+    with Disk(options) as disk, pytest.raises(QobraError) as failure:
+        drivers.find("qcow2").create({"size": 1 << 20}, disk.node)
     assert str(failure.value) == told
 
 
@@ -441,7 +440,7 @@ def test_making_an_image_says_what_of_it_could_not_be_written(lab, rule, told):
 def test_what_cannot_be_preallocated_is_told_after_all_else(lab, mode, told):
     with open(lab.path("a"), "wb") as file:
         file.truncate(8 << 20)
-    with Disk({"driver": "raw", "size": 1 << 18, "file": {"driver": "file", "filename": lab.path("a")}}) as disk:
-        with pytest.raises(QobraError) as failure:
-            drivers.find("qcow2").create({"size": 1 << 20, "preallocation": mode}, disk.node)
+    options = {"driver": "raw", "size": 1 << 18, "file": {"driver": "file", "filename": lab.path("a")}}
+    with Disk(options) as disk, pytest.raises(QobraError) as failure:
+        drivers.find("qcow2").create({"size": 1 << 20, "preallocation": mode}, disk.node)
     assert str(failure.value) == told
