@@ -232,7 +232,7 @@ def test_stale_paths_are_replaced_and_new_owners_left_alone(machine: Machine, tm
         ({"addr": inet(1), "server": False}, "Failed to connect to '127.0.0.1:1': Connection refused"),
         ({"addr": inet(1), "server": True, "reconnect": 1}, "'reconnect' option is incompatible with socket in server"),
         ({"addr": inet(1), "server": False, "wait": True}, "'wait' option is incompatible with socket in client"),
-        ({"addr": inet(1), "server": False, "websocket": True}, "WebSocket client"),
+        ({"addr": inet(1), "server": False, "websocket": True}, "Websocket client is not implemented"),
         ({"addr": inet(0), "tls-creds": "x"}, "No TLS credentials with id 'x'"),
         ({"addr": inet(0), "tls-authz": "x"}, "'tls-authz' option requires 'tls-creds' option"),
         ({"addr": {"type": "fd", "data": {"str": "foo"}}}, "File descriptor named 'foo' has not been found"),

@@ -123,6 +123,11 @@ def monitor(path: Path) -> tuple[str, ...]:
         (["--object", "secret,id=s"], "--object secret,id=s: Either 'file' or 'data' must be provided"),
         (["--chardev", "null"], "--chardev null: chardev: no id specified"),
         (
+            ["--chardev", "null,id=a", "--chardev", "memory,id=a"],
+            "--chardev memory,id=a: attempt to add duplicate property 'a' to object (type 'container')",
+        ),
+        (["--chardev", "socket,id=a,fd=x"], "--chardev socket,id=a,fd=x: Unable to parse FD number x"),
+        (
             ["--chardev", "ringbuf,id=r,size=1000"],
             "--chardev ringbuf,id=r,size=1000: size of ringbuf chardev must be power of two",
         ),

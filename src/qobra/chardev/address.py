@@ -28,8 +28,9 @@ def listen(machine: Machine, address: Address) -> socket.socket:
     if kind == "inet":
         return _listen_inet(data)
     if kind == "vsock":
-        sock = _vsock()
-        return _bind(sock, _vsock_address(data), f"vsock:{data['cid']}:{data['port']}")
+        from qobra.nbd.sockets import vsock_name
+
+        return _bind(_vsock(), vsock_name(data))
     return _adopt(machine, data["str"])
 
 
@@ -43,7 +44,9 @@ def connect(machine: Machine, address: Address) -> socket.socket:
     if kind == "inet":
         return _connect_inet(data)
     if kind == "vsock":
-        return _connect(_vsock(), _vsock_address(data), f"vsock:{data['cid']}:{data['port']}")
+        from qobra.nbd.sockets import vsock_name
+
+        return _connect(_vsock(), vsock_name(data), f"vsock:{data['cid']}:{data['port']}")
     return _adopt(machine, data["str"])
 
 
@@ -125,13 +128,13 @@ def _unix_name(data: dict[str, Any]) -> bytes:
     return name if data.get("tight", True) else name.ljust(_MAX_UNIX_PATH + 1, b"\0")
 
 
-def _bind(sock: socket.socket, name: Any, shown: str) -> socket.socket:
+def _bind(sock: socket.socket, name: Any, shown: str = "") -> socket.socket:
     try:
         sock.bind(name)
         sock.listen(1)
     except OSError as error:
         sock.close()
-        raise QobraError.from_os(f"Failed to bind socket to {shown}", error)
+        raise QobraError.from_os(f"Failed to bind socket to {shown}" if shown else "Failed to bind socket", error)
     return sock
 
 
@@ -192,14 +195,6 @@ def _vsock() -> socket.socket:
         return socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     except (AttributeError, OSError):
         raise QobraError("socket family AF_VSOCK unsupported")
-
-
-def _vsock_address(data: dict[str, Any]) -> tuple[int, int]:
-    for member in ("cid", "port"):
-        text = data[member]
-        if not text.isdecimal() or int(text) >= 1 << 32:
-            raise QobraError(f"Failed to parse {member} '{text}'")
-    return int(data["cid"]), int(data["port"])
 
 
 def _adopt(machine: Machine, name: str) -> socket.socket:

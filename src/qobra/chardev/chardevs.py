@@ -30,6 +30,8 @@ class Chardevs:
         ``failure`` begins the error text instead of chardev-add's words.
         """
         if id in self._devices:
+            if failure is not None:
+                raise QobraError(f"{failure}attempt to add duplicate property '{id}' to object (type 'container')")
             raise QobraError(f"Chardev with id '{id}' already exists")
         device = self._open(id, backend, f"Failed to add chardev '{id}': " if failure is None else failure)
         self._keep(device)

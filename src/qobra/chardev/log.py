@@ -15,7 +15,7 @@ class Log:
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o666)
         except OSError as error:
-            raise QobraError.from_os(f"Unable to open logfile {path}", error)
+            raise QobraError.from_os(f"Could not create '{path}'", error)
 
     def write(self, data: bytes) -> None:
         """Append ``data``."""

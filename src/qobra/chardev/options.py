@@ -5,6 +5,9 @@ Turns the text into the contract's ChardevBackend, which :class:`qobra.chardev.c
 
 from __future__ import annotations
 
+import os
+import stat
+
 from qobra.chardev.chardev import registry
 from qobra.errors import QobraError
 from qobra.report import report_line
@@ -19,7 +22,7 @@ Options = dict[str, str]
 # The options of the kinds that have many, so that a misspelt one is named before what it leaves missing.
 _SOCKET = frozenset(
     (
-        *("path", "host", "port", "fd", "cid", "abstract", "tight", "server", "wait", "telnet", "tn3270", "websocket"),
+        *("path", "host", "port", "fd", "abstract", "tight", "server", "wait", "telnet", "tn3270", "websocket"),
         *("reconnect", "delay", "nodelay", "tls-creds", "tls-authz", "to", "ipv4", "ipv6", "keep-alive", "numeric"),
     )
 )
@@ -68,8 +71,13 @@ def _item(text: str) -> tuple[str, str]:
         text = text[1:]
 
 
-def parse(text: str, *, warn: Callable[[str], None] | None = None) -> tuple[str, dict[str, Any]]:
-    """The id and the ChardevBackend of a ``-chardev`` option."""
+def parse(
+    text: str, *, warn: Callable[[str], None] | None = None, named_fds: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The id and the ChardevBackend of a ``-chardev`` option.
+
+    ``named_fds``: a monitor may have been passed descriptors, to which it gave names.
+    """
     options = split(text, "backend", warn=warn)
     id = options.pop("id", None)
     kind = options.pop("backend", "")
@@ -80,7 +88,23 @@ def parse(text: str, *, warn: Callable[[str], None] | None = None) -> tuple[str,
             "Parameter 'id' expects an identifier\n"
             "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
         )
-    return id, backend(kind, options)
+    built = backend(kind, options)
+    address = built["data"].get("addr") or {}
+    if address.get("type") == "fd" and not named_fds:
+        _check_inherited(address["data"]["str"])
+    return id, built
+
+
+def _check_inherited(number: str) -> None:
+    """Refuse what is not the number of a socket that the program was started with."""
+    try:
+        if not (number.isascii() and number.isdecimal() and len(number) < 10):
+            raise QobraError(f"Unable to parse FD number {number}")
+        if stat.S_ISSOCK(os.fstat(int(number)).st_mode):
+            return
+    except OSError:
+        pass
+    raise QobraError(f"File descriptor '{number}' is not a socket")
 
 
 def is_multiplexed(text: str) -> bool:
@@ -154,20 +178,18 @@ def _socket(rest: Options, data: dict[str, Any]) -> None:
 def _stream_address(rest: Options) -> dict[str, Any]:
     path, host, fd = rest.pop("path", None), rest.pop("host", None), rest.pop("fd", None)
     if [path, host, fd].count(None) < 2:
-        raise QobraError("chardev: socket: only one of 'path', 'host' and 'fd' may be given")
+        raise QobraError("None or one of 'path', 'fd' or 'host' option required.")
     if path is not None:
         unix: dict[str, Any] = {"path": path}
         _flags(rest, unix, "abstract", "tight")
         return {"type": "unix", "data": unix}
-    if host is not None or "port" in rest:
+    if host is not None:
         if "port" not in rest:
             raise QobraError("chardev: socket: no port given")
-        return {"type": "inet", "data": _inet(rest, host or "")}
-    if fd is not None:
-        return {"type": "fd", "data": {"str": fd}}
-    if "cid" in rest:
-        return {"type": "vsock", "data": {"cid": rest.pop("cid"), "port": rest.pop("port", "")}}
-    raise QobraError("chardev: socket: no host or path given")
+        return {"type": "inet", "data": _inet(rest, host)}
+    # Where nothing is given, QEMU takes it for a descriptor, too.
+    rest.pop("port", None)
+    return {"type": "fd", "data": {"str": fd or ""}}
 
 
 def _inet(rest: Options, host: str) -> dict[str, Any]:

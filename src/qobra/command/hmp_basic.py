@@ -85,7 +85,7 @@ def chardev_add(machine: Machine, args: dict[str, Any]) -> None:
     """Make a character device from what ``-chardev`` takes."""
     from qobra.chardev.options import parse
 
-    id, backend = parse(args["args"])
+    id, backend = parse(args["args"], named_fds=True)
     machine.chardevs.create(id, backend, failure="")
 
 

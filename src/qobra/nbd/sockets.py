@@ -86,7 +86,8 @@ def listen(address: dict[str, Any], *, backlog: int = 16, find_fd: FindFd | None
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise QobraError(f"Failed to bind socket to {describe(address)}: {strerror(error)}", errno=error.errno)
+        where = "" if family == socket.AF_VSOCK else f" to {describe(address)}"
+        raise QobraError(f"Failed to bind socket{where}: {strerror(error)}", errno=error.errno)
     return [sock]
 
 
@@ -132,10 +133,7 @@ def _targets(address: dict[str, Any], *, passive: bool) -> list[tuple[int, Any]]
             return [(socket.AF_UNIX, path if address.get("tight", True) else path.ljust(_MAX_UNIX_PATH, "\0"))]
         return [(socket.AF_UNIX, path)]
     if kind == "vsock":
-        try:
-            return [(socket.AF_VSOCK, (int(address["cid"]), int(address["port"])))]
-        except ValueError:
-            raise QobraError(f"Failed to parse cid '{address['cid']}' or port '{address['port']}'")
+        return [(socket.AF_VSOCK, vsock_name(address))]
     if kind != "inet":
         raise QobraError(f"Unsupported socket address type '{kind}'")
     host = str(address["host"])
@@ -149,6 +147,15 @@ def _targets(address: dict[str, Any], *, passive: bool) -> list[tuple[int, Any]]
         raise QobraError(f"address resolution failed for {describe(address)}: {error.strerror}", errno=errno.EINVAL)
     unique = dict.fromkeys((entry[0], entry[4]) for entry in found)
     return [(int(family), target) for family, target in unique]
+
+
+def vsock_name(address: dict[str, Any]) -> tuple[int, int]:
+    """The context id and the port of a vsock address, for the socket calls."""
+    for member in ("cid", "port"):
+        text = str(address[member])
+        if not (text.isascii() and text.isdecimal()) or int(text) >= 1 << 32:
+            raise QobraError(f"Failed to parse {member} '{text}'")
+    return int(address["cid"]), int(address["port"])
 
 
 def _family(address: dict[str, Any]) -> int:

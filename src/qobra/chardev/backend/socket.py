@@ -75,7 +75,7 @@ class SocketChardev(Chardev):
             if "wait" in options:
                 raise QobraError("'wait' option is incompatible with socket in client connect mode")
             if options.get("websocket"):
-                raise QobraError("WebSocket client is not supported")
+                raise QobraError("Websocket client is not implemented")
             if options.get("reconnect") and self._address["type"] == "fd":
                 raise QobraError("'reconnect' option is incompatible with 'fd' address type")
         if options.get("tn3270"):

@@ -29,7 +29,7 @@ class TlsCredsPsk(LoadableTlsCreds):
             raise QobraError("Missing 'dir' property value")
         server = self.endpoint == "server"
         if server and self.username is not None:
-            raise QobraError("username should not be set when endpoint is server")
+            raise QobraError("username should not be set when endpoint=server")
         path = self.find_file("keys.psk", required=True) or ""
         keys = _read_keys(path)
         context = new_context(server)
@@ -46,7 +46,7 @@ class TlsCredsPsk(LoadableTlsCreds):
 
             username = self.username or "qemu"
             if username not in keys:
-                raise QobraError(f"Password file {path} does not contain user {username}")
+                raise QobraError(f"Username {username} not found in PSK file {path}")
             offer_key(context, username, keys[username])
         self._context = context
         self.is_loaded = True
