@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from qobra.block import permissions
 from qobra.block.export.fuse.mount import unmount
 from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
@@ -46,7 +47,8 @@ def export(layer, tmp_path):
     mountpoint = tmp_path / "mount"
     mountpoint.touch()
 
-    def add(**options):
+    def add(**given):
+        options = {name.replace("_", "-"): value for name, value in given.items()}
         try:
             with layer.control:
                 layer.exports.add(
@@ -107,6 +109,35 @@ def test_a_growable_export_grows(layer, export):
         file.seek(2 * SIZE)
         file.write(b"end")
     assert layer.find_node("disk").length == 2 * SIZE + 3
+
+
+@pytest.mark.parametrize(
+    ("options", "may_resize"),
+    [({}, False), ({"growable": True}, True), ({"writable": True}, True), ({"writable": True, "growable": True}, True)],
+)
+def test_who_may_make_the_file_longer_has_the_permission(layer, export, options, may_resize):
+    export(**options)
+    [backend] = layer.graph.roots_of(layer.find_node("disk"))
+    assert bool(backend.perm & permissions.RESIZE) == may_resize
+
+
+def test_the_file_is_its_owners_alone_unless_others_may_have_it(layer, export):
+    path = export(writable=True, allow_other="off")
+    path.chmod(0o400)
+    with pytest.raises(PermissionError):
+        path.chmod(0o644)
+    with pytest.raises(OSError) as error:
+        os.chown(path, 1, 1)
+    assert error.value.errno == errno.EOPNOTSUPP
+    assert path.stat().st_mode & 0o777 == 0o400
+
+
+def test_the_file_can_be_made_others(layer, export):
+    path = export(writable=True, allow_other="on")
+    path.chmod(0o640)
+    os.chown(path, 1, 2)
+    found = path.stat()
+    assert (found.st_mode & 0o777, found.st_uid, found.st_gid) == (0o640, 1, 2)
 
 
 def test_a_read_only_export_cannot_be_written(layer, export):

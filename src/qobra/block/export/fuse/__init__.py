@@ -37,6 +37,8 @@ class FuseExport(Export):
             # Truncating the file is the user's right; so is growing it where that is switched on.
             self.backend.set_permissions(self.backend.perm | permissions.RESIZE, permissions.ALL)
         self.fd = -1
+        self.open_to_others = False
+        """Whether other users may be given access to the file."""
         self._key = ""
 
     def start(self) -> None:
@@ -53,9 +55,8 @@ class FuseExport(Export):
             raise QobraError(f"Failed to mount on '{self.mountpoint}': {strerror(error)}", errno=error.errno)
         _mounted.add(key)
         self._key = key
-        requests = Requests(
-            self, os.getuid(), os.getgid(), 0o600
-        )  # a disk is nobody else's business until it is made so
+        # A disk is nobody else's business until it is made so.
+        requests = Requests(self, os.getuid(), os.getgid(), 0o600)
         client = _Kernel(self)
         self.attach(client)
         self._left = THREADS
@@ -72,11 +73,13 @@ class FuseExport(Export):
 
     def _mount(self) -> int:
         allow_other = self.options.get("allow-other", "auto")
-        if allow_other != "auto":
-            return mount(self.mountpoint, allow_other=allow_other == "on")
+        self.open_to_others = allow_other != "off"
         try:
-            return mount(self.mountpoint, allow_other=True)
+            return mount(self.mountpoint, allow_other=self.open_to_others)
         except (OSError, QobraError):
+            if allow_other != "auto":
+                raise
+            self.open_to_others = False
             return mount(self.mountpoint, allow_other=False)
 
     def _serve(self, requests: Requests, client: _Kernel) -> None:

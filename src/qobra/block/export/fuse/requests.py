@@ -114,6 +114,11 @@ class Requests:
     def _setattr(self, body: memoryview) -> bytes:
         fields = p.SETATTR_IN.unpack_from(body)
         valid, size, mode, uid, gid = fields[0], fields[3], fields[11], fields[13], fields[14]
+        if not self._export.open_to_others:
+            if valid & p.SET_MODE and mode & 0o077:
+                raise OSError(errno.EPERM, "mounted for its owner alone")
+            if valid & (p.SET_UID | p.SET_GID):
+                raise OSError(errno.EOPNOTSUPP, "mounted for its owner alone")
         if valid & p.SET_MODE:
             if mode & 0o222 and not self._export.writable:
                 raise OSError(errno.EROFS, "read-only export")
