@@ -64,7 +64,7 @@ from qobra.qapi.contract import contract
     ],
 )
 def test_options(text: str, kind: str, data: dict[str, Any]) -> None:
-    id, backend = parse(text)
+    id, backend = parse(text, named_fds=True)
     assert (id, backend) == ("c", {"type": kind, "data": data})
     contract().check("ChardevBackend", backend)
 
