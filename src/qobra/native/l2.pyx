@@ -293,7 +293,7 @@ def json_lines(const uint64_t[::1] runs, Py_ssize_t count):
 
 
 def empty_entries(const uint64_t[::1] words, Py_ssize_t first, Py_ssize_t limit, Py_ssize_t width):
-    """See ``resize.pure_empty_entries``."""
+    """See ``preallocation.pure_empty_entries``."""
     if not 0 <= first <= limit <= words.shape[0] or width < 1:
         raise ValueError("arguments are out of range")
     cdef Py_ssize_t at = first
@@ -303,7 +303,7 @@ def empty_entries(const uint64_t[::1] words, Py_ssize_t first, Py_ssize_t limit,
 
 
 def fill_entries(uint64_t[::1] words, Py_ssize_t first, Py_ssize_t count, Py_ssize_t width, uint64_t word, uint64_t step):
-    """See ``resize.pure_fill_entries``."""
+    """See ``preallocation.pure_fill_entries``."""
     if first < 0 or count < 0 or width < 1 or count and first + (count - 1) * width >= words.shape[0]:
         raise ValueError("arguments are out of range")
     cdef Py_ssize_t at

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
@@ -14,6 +13,7 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from qobra.block.layer import BlockLayer

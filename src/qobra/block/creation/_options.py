@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from qobra.errors import QobraError
 from qobra.registry import Registry
 from qobra.units import BOOLEANS, NotANumber, OutOfRange, not_a_size, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import Any, NamedTuple
 else:
     Any = object

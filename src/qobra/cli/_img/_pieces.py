@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from qobra.block.extents import DATA, ZERO, Extent
 from qobra.block.node import BlockNode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qobra.block.layer import BlockLayer
 
 SECTOR = 512

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
 
 from qobra.block.creation._image import ImageCreation, find_format, known_options
 from qobra.block.creation._options import parse_values
@@ -16,6 +15,7 @@ from qobra.errors import QobraError, strerror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from qobra.block.backend import BlockBackend

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from itertools import islice
 
 from qobra.block.extents import ABSENT, ALLOCATED, COMPUTED, DATA, UNALLOCATED, ZERO
@@ -17,6 +16,8 @@ from qobra.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from qobra.block.format.qcow2.packed import Block
     from qobra.block.node import BlockNode
 

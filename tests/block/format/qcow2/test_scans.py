@@ -189,7 +189,7 @@ def test_lines_of_json():
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_entries_are_filled(width):
-    from qobra.block.format.qcow2.resize import pure_empty_entries, pure_fill_entries
+    from qobra.block.format.qcow2.preallocation import pure_empty_entries, pure_fill_entries
 
     forms = [(pure_empty_entries, pure_fill_entries)]
     if _l2 is not None:

@@ -59,7 +59,7 @@ def create(options: Options, file: BlockNode, data_file: BlockNode | None) -> No
 
 def _preallocate(file: BlockNode, data_file: BlockNode | None, mode: str, size: int) -> None:
     from qobra.block.format.qcow2.node import Qcow2Node
-    from qobra.block.format.qcow2.resize import preallocate
+    from qobra.block.format.qcow2.preallocation import preallocate
 
     layer = file.layer
     options: Options = {"driver": "qcow2", "file": file.node_name, "backing": None, "_keyless": True}

@@ -7,7 +7,6 @@ if in no place). Runs are as long as they can be, and come in blocks of a bounde
 from __future__ import annotations
 
 from array import array
-from collections.abc import Generator, Iterator
 
 from qobra.block.extents import COMPUTED, DATA, ZERO
 from qobra.block.format.qcow2 import layout
@@ -16,6 +15,8 @@ from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
     from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.image import Image
     from qobra.block.node import BlockNode

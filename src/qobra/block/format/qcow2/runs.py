@@ -6,7 +6,9 @@ in steps: a table that maps one stretch of the file costs a few operations, what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _NO_ENTRY = bytes(8)
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import time
 from array import array
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.resize import grow_l1
@@ -19,9 +17,12 @@ from qobra.block.format.qcow2.sharing import References, change_counts, clear_co
 from qobra.block.format.qcow2.snapshots import Snapshot, read_l1, read_l1_or_report
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
+from qobra.lean import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from qobra.block.format.qcow2.image import Image
     from qobra.block.format.qcow2.node import Qcow2Node
 
