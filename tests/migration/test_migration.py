@@ -273,3 +273,23 @@ def test_bandwidth_bounds_what_is_sent(machine: Machine) -> None:
     call(machine, "migrate", uri="exec:cat >/dev/null")
     assert machine.migration.wait(60)
     assert call(machine, "query-migrate")["total-time"] > 400
+
+
+def test_without_the_capability_only_the_wait_is_told_of(pair_of: Make) -> None:
+    pair = pair_of()
+    for machine in (pair.source, pair.destination):
+        machine.migration.set_capabilities([{"capability": "events", "state": False}])
+    pair.migrate()
+    told = [event for events in pair.events.values() for event in events if event not in ("STOP", "RESUME")]
+    assert told == ["setup"]
+
+
+def test_a_wait_at_no_address_is_told_of_too(pair_of: Make) -> None:
+    pair = pair_of()
+    destination = pair.destination
+    with destination.control:
+        destination.migration.expect()
+        destination.run_state.incoming = "defer"
+        with pytest.raises(QobraError, match="^unknown migration protocol: foo$"):
+            destination.migration.listen("foo")
+    assert pair.events[destination] == ["setup"]

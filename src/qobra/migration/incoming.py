@@ -92,7 +92,7 @@ class Incoming:
 
     def start(self) -> None:
         """Begin to wait."""
-        self._set_status("setup")
+        self.status = "setup"
         self._thread.start()
 
     def close(self) -> None:

@@ -37,6 +37,11 @@ class Migration:
         if self.capability("events"):
             self.machine.events.emit("MIGRATION", {"status": status})
 
+    def tell_pass(self, number: int) -> None:
+        """Emit MIGRATION_PASS, where events of migration were asked for."""
+        if self.capability("events"):
+            self.machine.events.emit("MIGRATION_PASS", {"pass": number})
+
     @property
     def under_way(self) -> bool:
         """Whether a migration goes out right now."""
@@ -124,6 +129,8 @@ class Migration:
         if state.state != "inmigrate" or self._incoming is not None:
             raise QobraError("The incoming migration has already been started")
         self._check_plain()
+        # Told whether or not events were asked for, and whatever comes of the address.
+        self.machine.events.emit("MIGRATION", {"status": "setup"})
         self._incoming = Incoming(self, uri)
         self._incoming.start()
 

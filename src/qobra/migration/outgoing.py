@@ -220,13 +220,13 @@ class Outgoing:
 
     def _announce_pass(self) -> None:
         with self._machine.control:
-            self._machine.events.emit("MIGRATION_PASS", {"pass": self._ram.passes + 1})
+            self._owner.tell_pass(self._ram.passes + 1)
 
     def _enter(self, status: str) -> None:
         with self._machine.control:
             self._check_cancelled()
             if status == "active":
-                self._machine.events.emit("MIGRATION_PASS", {"pass": 1})
+                self._owner.tell_pass(1)
             self._set_status(status)
 
     def _stop_guest(self) -> str:
