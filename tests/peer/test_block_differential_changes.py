@@ -365,3 +365,26 @@ def test_creation(q: Run) -> None:
     q.do("blockdev-create", job_id="0", options={"driver": "file", "filename": q.path("x"), "size": 1})
     q.do("blockdev-create", job_id="", options={"driver": "file", "filename": q.path("x"), "size": 1})
     q("query-named-block-nodes", pick=lambda nodes: [node["node-name"] for node in nodes])
+
+
+@against_storage_daemon
+def test_bitmaps_of_an_image_that_became_read_only(q: Run) -> None:
+    """They stay as they are stored; what is recorded can still be chosen, and what is not stored changed."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "disk", "1M")
+    q.add("file", node_name="file", filename=q.path("disk"))
+    q.add("qcow2", node_name="disk", file="file")
+    for name in ("stored", "other", "own"):
+        q.do("block-dirty-bitmap-add", node="disk", name=name, persistent=name != "own")
+    read_only = {"driver": "qcow2", "node-name": "disk", "file": "file", "read-only": True}
+    q.do("blockdev-reopen", options=[read_only])
+    for name in ("stored", "own"):
+        q.do("block-dirty-bitmap-clear", node="disk", name=name)
+        q.do("block-dirty-bitmap-merge", node="disk", target=name, bitmaps=["other"])
+        q.do("block-dirty-bitmap-disable", node="disk", name=name)
+        q.do("block-dirty-bitmap-enable", node="disk", name=name)
+        q.do("block-dirty-bitmap-remove", node="disk", name=name)
+    q("query-named-block-nodes", pick=formats)
+    q.do("blockdev-reopen", options=[read_only | {"read-only": False}])
+    q.do("block-dirty-bitmap-clear", node="disk", name="stored")
+    q.do("block-dirty-bitmap-remove", node="disk", name="stored")
+    q("query-named-block-nodes", pick=formats)

@@ -253,6 +253,11 @@ class StoredBitmaps:
             self._free(entry)
         self._marked = False
 
+    def freeze(self) -> None:
+        """The bitmaps stay as they are stored, until the image may change again."""
+        for bitmap in self._node.bitmaps.values():
+            bitmap.read_only = bitmap.persistent
+
     def let_go(self) -> None:
         """Store the bitmaps and forget those that are: whoever opens the image next has them."""
         self.store()

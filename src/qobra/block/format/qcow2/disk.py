@@ -69,7 +69,7 @@ class Qcow2Disk(BlockNode):
             raise QobraError.from_os("Could not read qcow2 header", error)
 
     def _read_metadata(self, options: Options) -> None:
-        self.header = parse_header(self._read_file)
+        self.header = parse_header(self.read_file, check_snapshots=not self.checking)
         self.snapshots = SnapshotTable(self.header)
         header = self.header
         if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
@@ -84,7 +84,8 @@ class Qcow2Disk(BlockNode):
 
     def _load_metadata(self) -> None:
         self.image.load()
-        self.snapshots.load(self._read_file)
+        if not self.checking:
+            self.snapshots.load(self.read_file)  # else the check reads them
         self.stored_bitmaps.load_directory()
         self.backing_filename = self.header.backing_file
         self.backing_format = self.header.backing_format
@@ -113,7 +114,8 @@ class Qcow2Disk(BlockNode):
 
             check_format(self.header.crypt_method, options)
 
-    def _read_file(self, offset: int, length: int) -> bytes:
+    def read_file(self, offset: int, length: int) -> bytes:
+        """Bytes of the image file; zeroes past its end."""
         inside = max(0, min(length, self.file.length - offset))
         data = self.file.read(offset, inside) if inside else b""
         return data + bytes(length - inside)
@@ -244,6 +246,7 @@ class Qcow2Disk(BlockNode):
     def inactivate(self) -> None:
         if not self.read_only and not self.image.is_corrupt:
             self.stored_bitmaps.store()
+            self.stored_bitmaps.freeze()
             self.image.writeback.finish()
             self._ready = False
 
