@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import struct
 import subprocess
 import zlib
 from pathlib import Path
@@ -169,3 +170,39 @@ def test_refusals(machine: Any, tmp_path: Path, arguments: dict[str, Any], text:
     with pytest.raises(QobraError) as caught:
         _call(machine, "dump-guest-memory", **full)
     assert text in caught.value.desc
+
+
+_OF_A_PC = [(0, 0xC0000), (0xC0000, 0x20000), (0xE0000, 0x20000), (0x100000, 0x100000), (0xFFFC0000, 0x40000)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "board", "ranges"),
+    [
+        ("x86_64", "pc", _OF_A_PC),
+        ("x86_64", "q35", _OF_A_PC),
+        ("riscv64", "virt", [(0x1000, 0xF000), (0x80000000, 0x200000)]),
+    ],
+)  # fmt: skip
+def test_rom_is_dumped_too_and_all_lies_where_it_is(
+    tmp_path: Path, architecture: str, board: str, ranges: list[tuple[int, int]]
+) -> None:
+    machine = simple_machine(architecture, board, memory=2 << 20)
+    try:
+        with machine.control:
+            dispatch.call(machine, "dump-guest-memory", {"paging": False, "protocol": f"file:{tmp_path}/core"})
+    finally:
+        machine.close()
+    core = (tmp_path / "core").read_bytes()
+    count = int.from_bytes(core[56:58], "little")
+    headers = [struct.unpack_from("<II6Q", core, 64 + 56 * number) for number in range(count)]
+    assert [(each[3], each[4], each[5]) for each in headers if each[0] == 1] == [(a, a, size) for a, size in ranges]
+
+
+def test_a_pc_has_memory_where_a_graphics_card_would_be_and_its_option_roms_cannot_be_written() -> None:
+    machine = simple_machine("x86_64", "pc", memory=2 << 20)
+    try:
+        for address, kept in ((0xA0000, b"\x55\xaa"), (0xBFFFE, b"\x55\xaa"), (0xC0000, bytes(2))):
+            machine.board.memory.write(address, b"\x55\xaa")
+            assert machine.board.memory.read(address, 2) == kept
+    finally:
+        machine.close()

@@ -107,6 +107,12 @@ class Ram(Region):
             self.fd = -1
 
 
+class RomDevice(Ram):
+    """Memory that a device watches over (flash): read like any, but no memory of the machine's."""
+
+    __slots__ = ()
+
+
 class Registers(Region):
     """A device's registers: ``read(offset, width)`` and ``write(offset, width, value)`` are called for each access.
 

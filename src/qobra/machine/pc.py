@@ -148,8 +148,7 @@ class PcBoard(X86Board):
         self.memory.map(0, self.ram, size=low)
         if self.ram_size > low:
             self.memory.map(_FOUR_GIB, self.ram, offset=low, size=self.ram_size - low)
-        self.memory.map(0xA0000, Registers("vga-hole", 0x20000, lambda _o, _w: 0, _ignore), priority=1)
-        self._option_rom = Ram("pc.rom", 0x20000)
+        self._option_rom = Ram("pc.rom", 0x20000, readonly=True)
         self.bios = Ram("pc.bios", BIOS_SIZE, readonly=True)
         self._load_bios()
         self.bios_mapping = self.memory.map(_FOUR_GIB - BIOS_SIZE, self.bios)

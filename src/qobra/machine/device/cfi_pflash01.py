@@ -8,7 +8,7 @@ from qobra.block.backend import BlockBackend
 from qobra.errors import QobraError
 from qobra.machine.blockdev import PlainFrontEnd
 from qobra.machine.devices import registry
-from qobra.machine.memory import Mapping, Ram, Registers
+from qobra.machine.memory import Mapping, Ram, Registers, RomDevice
 from qobra.machine.qdev import SysBusDevice
 from qobra.machine.vmstate import Field, Listed, Number, Together, VmState, i64, u8
 from qobra.object.property import Bool, Int
@@ -217,7 +217,7 @@ class Pflash(SysBusDevice, PlainFrontEnd):
         self._commands.place(None if self._mode == _READ_ARRAY else self.base)
 
 
-class _ReadArray(Ram):
+class _ReadArray(RomDevice):
     """The array as memory: loads read it, stores are commands."""
 
     __slots__ = ("_registers",)

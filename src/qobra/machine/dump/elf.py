@@ -37,7 +37,7 @@ def write_elf(
     table = [_PHDR.pack(_PT_NOTE, 0, notes_at, 0, 0, len(notes), len(notes), 0)]
     for run in runs:
         length = len(run.view)
-        table.append(_PHDR.pack(_PT_LOAD, 0, offset, 0, run.address, length, length, 0))
+        table.append(_PHDR.pack(_PT_LOAD, 0, offset, run.address, run.address, length, length, 0))
         offset += length
     write(header + b"".join(table))
     if extended:

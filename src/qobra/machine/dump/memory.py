@@ -1,10 +1,10 @@
-"""What of the guest's memory is dumped: the RAM that it sees, as ranges of physical addresses."""
+"""What of the guest's memory is dumped: the RAM and ROM that it sees, as ranges of physical addresses."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from qobra.machine.memory import AddressSpace, Ram
+from qobra.machine.memory import AddressSpace, Ram, RomDevice
 
 
 class Run(NamedTuple):
@@ -15,10 +15,10 @@ class Run(NamedTuple):
 
 
 def ram_runs(memory: AddressSpace) -> list[Run]:
-    """Every range that the guest may write, adjacent ones of one piece of RAM joined."""
+    """Every range of memory, adjacent ones of one piece joined."""
     runs: list[tuple[int, Ram, int, int]] = []
     for start, end, region, offset in memory.flat():
-        if not isinstance(region, Ram) or region.readonly:
+        if not isinstance(region, Ram) or isinstance(region, RomDevice):
             continue
         if runs:
             last_start, last_region, last_offset, length = runs[-1]
