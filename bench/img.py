@@ -3,12 +3,13 @@
     python bench/img.py [--runs 5] [--size 1G] [--rows convert-raw-qcow2,...] [--json FILE]
     python bench/img.py --growth
 
-Each row is a command on images that are made for it: ``--size`` of data in twice as much disk, in pieces of 1 MiB with
-holes between. Runs are interleaved, each program first in every other one, so that whatever else the machine does hits
-both alike, and find the same memory (see :class:`WarmMemory`). For each row the medians, their ratio (above 1: Qobra is
-faster), the spread of the ratios of neighbouring runs, the ratio of processor times, the goal, the largest memory of
-both in MiB, and how much larger a new image is than QEMU's are printed. The exit code is 1 if a goal is missed.
-``--growth`` shows instead how Qobra's times grow with the image and with fragmentation.
+Each row is a command on images that are made for it, and only for it: ``--size`` of data in twice as much disk, in
+pieces of 1 MiB with holes between. Runs are interleaved, each program first in every other one, so that whatever else
+the machine does hits both alike, and find the same memory (see :class:`WarmMemory`). For each row the medians, their
+ratio (above 1: Qobra is faster), the spread of the ratios of neighbouring runs, the ratio of processor times, the goal,
+the largest memory of both in MiB, and how much larger a new image is than QEMU's are printed. The exit code is 1 if a
+goal is missed. ``--growth`` shows instead how Qobra's times grow with the image, with fragmentation and with the chain
+of backing files.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Row(NamedTuple):
 
 
 NEW = "cp small.q top.q"
-SNAPSHOT = "cp --sparse=always spread.q large.q; qemu-img snapshot -c s large.q"
+COPY = "cp --sparse=always {} copy.q; sync copy.q"
+"""What cp wrote is not for the program to wait for."""
 
 ROWS = {
     "startup-info": Row("{img} info small.q", 0.12),
@@ -104,9 +106,15 @@ ROWS = {
     "snapshot-c": Row("{img} snapshot -c s data.q", 1.0),
     "snapshot-a": Row("{img} snapshot -a s data.q", 1.0),
     "snapshot-d": Row("{img} snapshot -d s data.q", 1.0),
-    "large-snapshot-c": Row("{img} snapshot -c s large.q", 1.0, "cp --sparse=always spread.q large.q", 1),
-    "large-snapshot-a": Row("{img} snapshot -a s large.q", 1.0, SNAPSHOT, 1),
-    "large-snapshot-d": Row("{img} snapshot -d s large.q", 1.0, SNAPSHOT, 1),
+    "snapshot-c-128G": Row("{img} snapshot -c s copy.q", 1.0, COPY.format("128G.q")),
+    "snapshot-a-128G": Row("{img} snapshot -a s copy.q", 1.0, COPY.format("128G.taken.q")),
+    "snapshot-d-128G": Row("{img} snapshot -d s copy.q", 1.0, COPY.format("128G.taken.q")),
+    "snapshot-c-256G": Row("{img} snapshot -c s copy.q", 1.0, COPY.format("256G.q")),
+    "snapshot-a-256G": Row("{img} snapshot -a s copy.q", 1.0, COPY.format("256G.taken.q")),
+    "snapshot-d-256G": Row("{img} snapshot -d s copy.q", 1.0, COPY.format("256G.taken.q")),
+    "snapshot-c-512G": Row("{img} snapshot -c s copy.q", 1.0, COPY.format("512G.q"), 1),
+    "snapshot-a-512G": Row("{img} snapshot -a s copy.q", 1.0, COPY.format("512G.taken.q"), 1),
+    "snapshot-d-512G": Row("{img} snapshot -d s copy.q", 1.0, COPY.format("512G.taken.q"), 1),
     "huge-info": Row("{img} info huge.q", 0.12),
     "huge-check": Row("{img} check -q -f qcow2 huge.q", 2.0, most=3),
     "huge-map": Row("{img} map --output=json -f qcow2 huge.q", 2.0, most=1),
@@ -134,13 +142,14 @@ def main() -> int:
         return growth()
     with tempfile.TemporaryDirectory(prefix="bench-img.") as directory:
         ours = make_program(Path(directory))
-        in_child(lambda: make_images(Path(directory), size))
+        rows = options.rows.split(",")
+        in_child(lambda: make_images(Path(directory), size, [ROWS[name] for name in rows]))
         warm = start_warm_memory()
         print(
             f"{'row':20}{'qemu s':>9}{'qobra s':>9}{'ratio':>7}{'spread':>14}{'cpu ratio':>10}{'goal':>6}"
             f"{'MiB':>11}{'size':>8}"
         )
-        for name in options.rows.split(","):
+        for name in rows:
             result = race(ROWS[name], min(options.runs, ROWS[name].most), directory, ours)
             results[name] = result
             missed |= result["ratio"] < ROWS[name].goal
@@ -198,43 +207,84 @@ def in_child(work: Callable[[], None]) -> None:
         sys.exit("the images could not be made")
 
 
-def make_images(directory: Path, size: int) -> None:
-    """The images of all rows, by qemu-img, and the page cache warm."""
+def make_images(directory: Path, size: int, rows: list[Row]) -> None:
+    """The images that ``rows`` name, by qemu-img mostly, in the page cache."""
+    words = {word.strip(";") for row in rows for word in f"{row.before} {row.command}".replace("=", " ").split()}
+    for name, (needs, _make) in reversed(IMAGES.items()):
+        if name in words:
+            words.update(needs.split())
+    for name, (_needs, make) in IMAGES.items():
+        if name in words:
+            if isinstance(make, str):
+                subprocess.run(
+                    make.format(double=2 * size), shell=True, cwd=directory, check=True, stdout=subprocess.DEVNULL
+                )
+            else:
+                make(directory / name, size)
 
-    def run(command: str) -> None:
-        subprocess.run(command, shell=True, cwd=directory, check=True, stdout=subprocess.DEVNULL)
 
+def make_raw(path: Path, size: int) -> None:
     block = os.urandom(MIB)
-    with open(directory / "data.raw", "wb") as stream:
+    with open(path, "wb") as stream:
         stream.truncate(2 * size)
         for number in range(size // MIB):
             stream.seek(2 * number * MIB)
             cut = number * 977 % MIB
             stream.write(block[cut:] + block[:cut])
+
+
+def make_text(path: Path, size: int) -> None:
     words = b" ".join(str(number * 2654435761 % 99991).encode() for number in range(400_000))
-    with open(directory / "text.raw", "wb") as stream:
+    with open(path, "wb") as stream:
         for number in range(max(1, size // 8 // len(words))):
             stream.write(words[number * 13 % 1000 :])
         stream.truncate(-(-stream.tell() // MIB) * MIB)
-    run("qemu-img create -q -f qcow2 small.q 1G")
-    run("qemu-img convert -f raw -O qcow2 data.raw data.q")
-    run("qemu-img convert -c -f raw -O qcow2 text.raw text.zlib.q")
-    run("qemu-img convert -c -o compression_type=zstd -f raw -O qcow2 text.raw text.zstd.q")
-    run(f"qemu-img create -q -f qcow2 empty.q {2 * size}")
-    run("cp data.q base.q; qemu-img create -q -f qcow2 -b base.q -F qcow2 over.q")
-    with subprocess.Popen(
-        ["qemu-io", str(directory / "over.q")], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as io:
+
+
+def make_overlay(path: Path, size: int) -> None:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.q", "-F", "qcow2", path], check=True)
+    with subprocess.Popen(["qemu-io", path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as io:
         assert io.stdin is not None
         for number in range(0, 2 * size // MIB, 4):
             io.stdin.write(f"write -q -P 7 {number}M 1M\n".encode())
         io.stdin.close()
-    make_fragmented(directory / "huge.q", HUGE, STEP, 1)
-    make_fragmented(directory / "spread.q", HUGE >> 4, STEP, 1)
-    run("cp --sparse=always huge.q marked.q")
+
+
+def make_spread(size: int) -> Callable[[Path, int], None]:
+    """A maker of an image of which every STEP-th cluster is allocated."""
+    return lambda path, _size: make_fragmented(path, size, STEP, 1)
+
+
+def make_marked(path: Path, _size: int) -> None:
+    """The huge image with two bitmaps, in which every STEP-th cluster is dirty."""
+    subprocess.run(["cp", "--sparse=always", path.parent / "huge.q", path], check=True)
     for number, name in enumerate(("one", "two")):
-        run(f"qemu-img bitmap --add -g 64K marked.q {name}")
-        mark_fragments(directory / "marked.q", name, number)
+        subprocess.run(["qemu-img", "bitmap", "--add", "-g", "64K", path, name], check=True)
+        mark_fragments(path, name, number)
+
+
+TAKEN = "cp --sparse=always {0} {1}; qemu-img snapshot -c s {1}"
+
+IMAGES: dict[str, tuple[str, str | Callable[[Path, int], None]]] = {
+    "data.raw": ("", make_raw),
+    "text.raw": ("", make_text),
+    "small.q": ("", "qemu-img create -q -f qcow2 small.q 1G"),
+    "data.q": ("data.raw", "qemu-img convert -f raw -O qcow2 data.raw data.q"),
+    "text.zlib.q": ("text.raw", "qemu-img convert -c -f raw -O qcow2 text.raw text.zlib.q"),
+    "text.zstd.q": ("text.raw", "qemu-img convert -c -o compression_type=zstd -f raw -O qcow2 text.raw text.zstd.q"),
+    "empty.q": ("", "qemu-img create -q -f qcow2 empty.q {double}"),
+    "base.q": ("data.q", "cp data.q base.q"),
+    "over.q": ("base.q", make_overlay),
+    "128G.q": ("", make_spread(128 << 30)),
+    "256G.q": ("", make_spread(256 << 30)),
+    "512G.q": ("", make_spread(512 << 30)),
+    "128G.taken.q": ("128G.q", TAKEN.format("128G.q", "128G.taken.q")),
+    "256G.taken.q": ("256G.q", TAKEN.format("256G.q", "256G.taken.q")),
+    "512G.taken.q": ("512G.q", TAKEN.format("512G.q", "512G.taken.q")),
+    "huge.q": ("", make_spread(HUGE)),
+    "marked.q": ("huge.q", make_marked),
+}
+"""The images by their names: those that each is made from, and a command (``{double}``: twice the size) or a maker."""
 
 
 def mark_fragments(path: Path, name: str, shift: int) -> None:
@@ -247,25 +297,58 @@ def mark_fragments(path: Path, name: str, shift: int) -> None:
 
 
 def growth() -> int:
-    """How the times of Qobra grow with what is allocated, and with the fragments that it is in."""
+    """How the times of Qobra grow with what is allocated, with the fragments that it is in, and with a chain."""
     with tempfile.TemporaryDirectory(prefix="bench-img.") as directory:
         ours = make_program(Path(directory))
-        cases = [(size, 1) for size in (1 << 40, 2 << 40, 4 << 40, 8 << 40, 16 << 40)]
+        cases = [(size, 1) for size in (1 << 40, 4 << 40, 16 << 40)]
         cases += [(1 << 40, run) for run in (4, 16, 64, 256)]
-        print(f"{'disk':>8}{'clusters':>10}{'in runs of':>12}{'check s':>9}{'map s':>9}{'measure s':>10}{'MiB':>6}")
+        commands = [
+            f"{{}} {command} -f qcow2 huge.q" for command in ("check -q", "map --output=json", "measure -O qcow2")
+        ]
+        commands += [f"{{}} snapshot -{action} s huge.q" for action in "cad"]
+        print(
+            f"{'disk':>8}{'clusters':>10}{'in runs of':>12}{'check s':>9}{'map s':>9}{'measure s':>10}"
+            f"{'-c s':>7}{'-a s':>7}{'-d s':>7}{'MiB':>6}"
+        )
         for size, run in cases:
             in_child(partial(make_fragmented, Path(directory) / "huge.q", size, STEP * run, run))
-            seconds, memory = [], 0.0
-            for command in ("check -q", "map --output=json", "measure -O qcow2"):
-                spent = [timed(f"{ours} {command} -f qcow2 huge.q", directory) for _ in range(3)]
-                seconds.append(statistics.median(each[0] for each in spent))
-                memory = max(memory, *(each[2] for each in spent))
+            seconds, memory = measured([command.format(ours) for command in commands], directory)
             print(
                 f"{size >> 40:5} TiB{size // 65536 // STEP:10}{run:12}{seconds[0]:9.3f}{seconds[1]:9.3f}"
-                f"{seconds[2]:10.3f}{memory:6.0f}",
+                f"{seconds[2]:10.3f}{seconds[3]:7.2f}{seconds[4]:7.2f}{seconds[5]:7.2f}{memory:6.0f}",
                 flush=True,
             )
+        print(f"{'chain':>8}{'info s':>10}{'map s':>9}{'convert s':>11}{'MiB':>6}")
+        for depth in (1, 2, 4, 8, 16, 32, 64):
+            in_child(partial(make_chain, Path(directory), depth))
+            commands = [f"{ours} info --backing-chain top.q", f"{ours} map --output=json top.q"]
+            seconds, memory = measured([*commands, f"{ours} convert -O raw top.q out"], directory)
+            print(f"{depth:8}{seconds[0]:10.3f}{seconds[1]:9.3f}{seconds[2]:11.3f}{memory:6.0f}", flush=True)
     return 0
+
+
+def measured(commands: list[str], directory: str) -> tuple[list[float], float]:
+    """The median of the seconds that each command takes, in three rounds of all, and MiB of memory at most."""
+    rounds = [[timed(command, directory) for command in commands] for _ in range(3)]
+    seconds = [statistics.median(each[0] for each in spent) for spent in zip(*rounds, strict=True)]
+    return seconds, max(each[2] for spent in rounds for each in spent)
+
+
+def make_chain(directory: Path, depth: int) -> None:
+    """A disk of 1 GiB, ``top.q`` with ``depth`` - 1 files behind it: 256 MiB, in pieces of 64 KiB dealt among them."""
+    from qobra.testing.images import Disk
+
+    below = ""
+    for level in range(depth):
+        name = "top.q" if level == depth - 1 else f"{level}.q"
+        back = ["-b", below, "-F", "qcow2"] if below else []
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", *back, name, "1G"]
+        subprocess.run(command, cwd=directory, check=True)
+        file = {"driver": "file", "filename": str(directory / name)}
+        with Disk({"driver": "qcow2", "file": file, "backing": None}) as disk:
+            for piece in range(level, 4096, depth):
+                disk.write(piece * 4 * 65536, bytes((level + 1,)) * 65536)
+        below = name
 
 
 def timed(command: str, directory: str) -> tuple[float, float, float]:
