@@ -166,10 +166,14 @@ def test_refusals(machine: Machine) -> None:
         machine.block.add_node({"driver": "null-co", "node-name": "plain"})
         with pytest.raises(QobraError, match="Device 'plain' is writable but does not support snapshots"):
             snapshots.save(machine, "s")
-        machine.block.delete_node("plain")
         machine.block.graph.nodes["one"].snapshot_create("disk-only")
         machine.block.graph.nodes["two"].snapshot_create("disk-only")
-        with pytest.raises(QobraError, match="This is a disk-only snapshot. Revert to it offline using qemu-img"):
+    # A disk without snapshots has none of those that the others have.
+    shown = execute(machine, "info snapshots")
+    assert "present on all disks:\r\nNone\r\n" in shown and "snapshots on 'one'" in shown and "'plain'" not in shown
+    with machine.control:
+        machine.block.delete_node("plain")
+        with pytest.raises(QobraError, match="This is a disk-only snapshot. Revert to it  offline using qemu-img"):
             snapshots.load(machine, "disk-only")
         with pytest.raises(QobraError, match="vmstate block device 'three' does not exist"):
             snapshots.save(machine, "s", vmstate="three", devices=["one"])

@@ -35,6 +35,11 @@ class _Disk:
         self.node = node
         self.image: Any = node.snapshot_keeper()
 
+    @property
+    def supports_snapshots(self) -> bool:
+        """Whether snapshots of it can be taken."""
+        return self.image is not None and not self.image.read_only
+
     def find(self, tag: str) -> dict[str, Any] | None:
         """SnapshotInfo of the snapshot ``tag``."""
         return next((each for each in self.image.snapshot_list() if each["name"] == tag), None)
@@ -45,15 +50,21 @@ def _disks(machine: Machine, names: list[str] | None = None) -> list[_Disk]:
     layer = machine.block
     if names is not None:
         nodes = [layer.find_node(name) for name in names]
+        disks = [_Disk(layer.device_or_node_name(node), node) for node in nodes]
     else:
-        top = [node for node in layer.graph.nodes.values() if not layer.graph.parents(node) and node.monitor_owned]
-        used = [node for node, _perm, _shared in layer.graph.state.roots.values()]
-        nodes = [node for node in dict.fromkeys([*used, *top]) if not node.read_only]
-    disks = [_Disk(layer.device_or_node_name(node), node) for node in nodes]
+        disks = _written_disks(machine)
     for disk in disks:
-        if disk.image is None or disk.image.read_only:
+        if not disk.supports_snapshots:
             raise QobraError(f"Device '{disk.name}' is writable but does not support snapshots")
     return disks
+
+
+def _written_disks(machine: Machine) -> list[_Disk]:
+    layer = machine.block
+    top = [node for node in layer.graph.nodes.values() if not layer.graph.parents(node) and node.monitor_owned]
+    used = [node for node, _perm, _shared in layer.graph.state.roots.values()]
+    nodes = [node for node in dict.fromkeys([*used, *top]) if not node.read_only]
+    return [_Disk(layer.device_or_node_name(node), node) for node in nodes]
 
 
 def _state_disk(disks: list[_Disk], name: str | None) -> _Disk:
@@ -110,7 +121,7 @@ def load(machine: Machine, tag: str, *, vmstate: str | None = None, devices: lis
         raise QobraError(f"Snapshot '{tag}' does not exist in one or more devices")
     info = keeper.find(tag)
     if info is None or not info["vm-state-size"]:
-        raise QobraError("This is a disk-only snapshot. Revert to it offline using qemu-img")
+        raise QobraError("This is a disk-only snapshot. Revert to it  offline using qemu-img")
     with _standing_still(machine, "restore-vm"):
         activate_all(machine.block)
         with machine.block.drained():
@@ -144,12 +155,13 @@ def _delete(disks: list[_Disk], tag: str) -> None:
 
 def listing(machine: Machine) -> list[tuple[str, bool, list[dict[str, Any]]]]:
     """Of each disk: its name, whether it keeps the state, and its snapshots (SnapshotInfo). Raises QobraError."""
-    try:
-        disks = _disks(machine)
-        keeper = _state_disk(disks, None)
-    except QobraError:
+    disks = _written_disks(machine)
+    keeper = next((disk for disk in disks if disk.supports_snapshots), None)
+    if keeper is None:
         raise QobraError(_NO_VMSTATE)
-    return [(disk.name, disk is keeper, disk.image.snapshot_list()) for disk in disks]
+    return [
+        (disk.name, disk is keeper, disk.image.snapshot_list() if disk.supports_snapshots else []) for disk in disks
+    ]
 
 
 @contextmanager
