@@ -146,9 +146,12 @@ def defer_threading() -> None:
     _deferred = True
 
 
-def start_thread(target: Callable[..., object], *args: Any, name: str) -> None:
-    """Run ``target(*args)`` in a thread that the program's end does not wait for."""
-    if _deferred and "threading" not in sys.modules:
+def start_thread(target: Callable[..., object], *args: Any, name: str, imports: bool = True) -> None:
+    """Run ``target(*args)`` in a thread that the program's end does not wait for.
+
+    One that ``imports`` nothing may begin without ``threading``.
+    """
+    if (_deferred or not imports) and "threading" not in sys.modules:
         from _thread import start_new_thread
 
         start_new_thread(target, args)

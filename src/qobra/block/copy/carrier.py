@@ -9,9 +9,9 @@ are never idle: see :class:`Carrier`.
 from __future__ import annotations
 
 import os
-import threading
 
 from qobra.block.copy.old_blocks import PureOldBlocks
+from qobra.lean import Lock, start_thread
 from qobra.native import compiled
 
 TYPE_CHECKING = False
@@ -96,7 +96,7 @@ class Carrier:
         self.share = 1
         self._mover = Mover()
         self._has_begun = self._closed = False
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def move(self, parts: Sequence[Part], fd: int, host: int, mender: Mender | None = None, start: int = 0) -> None:
         """Write ``parts``, one after another, to ``host`` of ``fd``; mended as the data from ``start`` of a disk.
@@ -125,7 +125,7 @@ class Carrier:
                 return
             self._has_begun = True
             for _number in range(min(MOST_THREADS, os.cpu_count() or 1)):
-                threading.Thread(target=self._mover.work, name="carrier", daemon=True).start()
+                start_thread(self._mover.work, name="carrier")
 
 
 _PURE = PureMover()

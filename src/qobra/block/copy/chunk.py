@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 
 from qobra.block.buffers import is_zero
 from qobra.block.copy.carrier import DIRECT, ZEROES, ReadFailed
@@ -18,6 +17,7 @@ from qobra.block.copy.zeroes import Piece, read_pieces, zero_pieces
 from qobra.block.extents import ABSENT, DATA, ZERO, Run, read_run, resolve
 from qobra.block.in_files import InFiles
 from qobra.errors import QobraError
+from qobra.lean import local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class ChunkCopier:
         self._plain: tuple[int, int] | None = None
         self._reads_past = False
         self._cluster = 0
-        self._local = threading.local()
+        self._local = local()
 
     def copy(self, offset: int, length: int, mender: Mender | None = None, carrier: Carrier = DIRECT) -> int:
         """Copy ``length`` bytes at ``offset`` and return how many were not just zeroes that the source knows of.

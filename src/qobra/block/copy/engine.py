@@ -6,20 +6,21 @@ themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
+from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import all_under, in_chunks, may_read_past, whole
 from qobra.block.copy.slots import ThreadSlots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from qobra.block.backend import BlockBackend
+    from qobra.block.copy.chunk import CopyFailed
     from qobra.block.node import BlockNode
 
-Progress = Callable[[int], None]
-OnError = Callable[[CopyFailed, int, int], bool]
+    Progress = Callable[[int], None]
+    OnError = Callable[[CopyFailed, int, int], bool]
 
 NEAR_HELPERS = 4
 """Chunks in flight between local files: some are read while others are written."""

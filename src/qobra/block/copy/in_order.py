@@ -5,7 +5,6 @@ Two threads that each read and write would be as quick, but would scatter what t
 
 from __future__ import annotations
 
-import threading
 from _queue import SimpleQueue
 
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
@@ -87,7 +86,9 @@ class _Reader:
         for _ in range(buffers):
             self.free.put(bytearray(BUFFER_SIZE))
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="copy reader", daemon=True)
+        from threading import Thread
+
+        self._thread = Thread(target=self._run, name="copy reader", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

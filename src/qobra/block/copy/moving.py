@@ -6,15 +6,14 @@ copied by :func:`copy_in_order`. Without the compiled form all is.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from itertools import chain
 
 from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, is_plain_data
 from qobra.block.copy.in_order import BUFFERS, copy_in_order
-from qobra.block.copy.ranges import Ranges, in_chunks, whole
+from qobra.block.copy.ranges import in_chunks, whole
 from qobra.block.extents import ABSENT, COMPRESSED, COMPUTED, ZERO, resolve
 from qobra.errors import QobraError
+from qobra.lean import Lock, deque, start_thread
 from qobra.native import compiled
 
 TYPE_CHECKING = False
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from qobra.block.copy.engine import OnError, Progress
+    from qobra.block.copy.ranges import Ranges
     from qobra.block.extents import Run
     from qobra.block.node import BlockNode
 
@@ -167,11 +167,11 @@ class _Moving:
         self._mover = _native.Mover(filling.fd, copier.detect_zeroes, filling.cluster, filling.base)
         self._pending: deque[tuple[Step, int]] = deque()
         """Steps whose data are being moved, with the bytes of all runs up to their end."""
-        self._threads = [
-            threading.Thread(target=self._mover.work, name="mover", daemon=True) for _number in range(workers - 1)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._ended = [Lock() for _number in range(workers - 1)]
+        """Of each thread: held until it has ended."""
+        for ended in self._ended:
+            ended.acquire()
+            start_thread(self._work, ended, name="mover", imports=False)
 
     def run(self, parts: Ranges) -> Ranges | None:
         """Copy, and return what is left to be copied in another way, None if nothing is."""
@@ -192,6 +192,12 @@ class _Moving:
             return chain(left, step, parts)
         return None
 
+    def _work(self, ended: Lock) -> None:
+        try:
+            self._mover.work()
+        finally:
+            ended.release()
+
     def close(self) -> None:
         """End the threads and give back what was claimed for nothing."""
         self._stop()
@@ -199,8 +205,9 @@ class _Moving:
 
     def _stop(self) -> None:
         self._mover.stop()
-        for thread in self._threads:
-            thread.join()
+        for ended in self._ended:
+            with ended:
+                pass
         self._map()
 
     def _begin(self, offset: int, length: int) -> None:

@@ -10,12 +10,11 @@ The memory is bounded (``limit``). A write that finds no room has to see to the 
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING
-
 from qobra.block.bits import Bits
+from qobra.lean import Lock
 from qobra.native import compiled
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -47,7 +46,7 @@ class PureOldBlocks:
         self._given: set[int] = set()
         self._zero: dict[int, bool] = {}
         """Clusters that read as zeroes but for their blocks, with whether that was given."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @property
     def used(self) -> int:

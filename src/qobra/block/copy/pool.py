@@ -9,19 +9,22 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from _thread import get_native_id
 
 from qobra.block.copy.chunk import CopyFailed
 from qobra.errors import QobraError
+from qobra.lean import Condition, Lock, deque
 
-Work = Callable[[int, int], None]
-"""Moves ``length`` bytes at ``offset``. Raises CopyFailed."""
-Done = Callable[[int, int, CopyFailed | None], None]
-"""Told of each chunk's end, with its failure if it failed."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from threading import Thread
 
+    Work = Callable[[int, int], None]
+    """Moves ``length`` bytes at ``offset``. Raises CopyFailed."""
+    Done = Callable[[int, int, CopyFailed | None], None]
+    """Told of each chunk's end, with its failure if it failed."""
 
 NICENESS = 4
 """How much nicer copying threads are than those that serve a guest."""
@@ -31,7 +34,7 @@ def be_nice() -> None:
     """Let the threads that serve guests, which have the process's own priority, go before the calling thread."""
     try:
         niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICENESS
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), niceness)
     except OSError:
         pass  # it is a courtesy
 
@@ -47,14 +50,14 @@ class CopyPool:
         self._work = work
         self._done = done
         self._limit = helpers
-        lock = threading.Lock()
+        lock = Lock()
         # Two conditions, so that a helper that is done wakes the dispatcher and nobody else.
-        self._given = threading.Condition(lock)
-        self._finished = threading.Condition(lock)
+        self._given = Condition(lock)
+        self._finished = Condition(lock)
         self._queue: deque[tuple[int, int]] = deque()
         self._busy = 0
         self._idle = 0
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Thread] = []
         self._closed = False
         self.helped_ns = 0
         """Processor time that helpers have spent on chunks."""
@@ -76,7 +79,9 @@ class CopyPool:
             if self._idle:
                 self._given.notify()
             elif len(self._threads) < self._limit:
-                thread = threading.Thread(target=self._help, name="copy helper", daemon=True)
+                from threading import Thread
+
+                thread = Thread(target=self._help, name="copy helper", daemon=True)
                 self._threads.append(thread)
                 thread.start()
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from qobra.block.extents import ABSENT, ZERO, resolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from qobra.block.node import BlockNode
 
-Ranges = Iterator[tuple[int, int]]
-"""``(offset, length)`` in bytes, in order, not overlapping."""
+    Ranges = Iterator[tuple[int, int]]
+    """``(offset, length)`` in bytes, in order, not overlapping."""
 
 STEP = 1 << 30
 """Bytes whose map is asked for at a time, so that one of a large image is never held whole."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from qobra.lean import contextmanager, local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from qobra.block.backend import BlockBackend
     from qobra.block.slots import Slot
 
@@ -18,7 +18,7 @@ class ThreadSlots:
     def __init__(self, roots: Sequence[BlockBackend]) -> None:
         self._roots = tuple(roots)
         self._all: list[Slot] = []
-        self._local = threading.local()
+        self._local = local()
 
     @contextmanager
     def entered(self) -> Iterator[None]:

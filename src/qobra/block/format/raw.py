@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
@@ -12,6 +11,10 @@ from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
 from qobra.units import not_a_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @drivers.register("raw")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from qobra.block.filename import protocol_of, relative_to
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode
 
