@@ -374,9 +374,36 @@ def test_a_backup_gives_way_unless_its_memory_gets_full_too_soon(layer, guest, t
         job._adapt_pace()
         shares.append(job.pace.share)
     # A quarter of the memory is used each time.
-    assert shares == [SHARE, 1, SHARE, 1]
+    assert shares == [7, 1, 2, 1]
+    job._once.old.limit = 2 * MIB  # more than there is
+    job._adapt_pace()
+    assert job.pace.share == SHARE
+    job._once.missed += 1  # a write had to copy
+    job._adapt_pace()
+    assert job.pace.share == 1
     slow.go.set()
     layer.wait_status("j", "null")
+
+
+def test_what_is_zero_is_known_before_it_is_written(layer, qcow2, make_guest):
+    """So that no write has to look."""
+    source, copy = qcow2("source", None, MIB), qcow2("copy", None, MIB)
+    writer = make_guest(source, "drive")
+    writer.write(2 * 65536, b"data")
+    before = source.read(0, MIB)
+    job = backup(layer, "drive", "copy", speed=1, **{"x-perf": {"max-chunk": 65536, "max-workers": 1}})
+    deadline = time.monotonic() + 30
+    while not job._once.old.holds(15 * 65536, 65536):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    held = [job._once.old.holds(number * 65536, 65536) for number in range(1, 16)]
+    assert held == [number != 2 for number in range(1, 16)]
+    assert job._zeroes == MIB - 65536
+    writer.write(0, bytes([7]) * MIB)
+    with layer.control:
+        job.set_speed(0)
+    layer.wait_status("j", "null")
+    assert copy.read(0, MIB) == before
 
 
 def test_with_its_memory_full_a_write_copies_by_itself(layer, guest, target, monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from qobra.block.copy.once import LIMIT
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
+from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.block.filter.copy_before_write import CopyBeforeWriteNode, copy_cluster
 from qobra.block.filter.placing import insert_filter, remove_filter, take_out_filter
 from qobra.block.job import state
@@ -37,7 +38,7 @@ MAX_HELPERS = 16
 """Chunks in flight that are of any use, however many ``x-perf`` allows."""
 FULL = 0.9
 """The part of the memory for old data that a job means to be filled at most."""
-SLACK = 4 << 20
+SLACK = 16 << 20
 """Bytes of old data for which a job does not hurry."""
 SLOW_NS = 10_000_000
 """How long a write may have to wait for a part that the job is copying."""
@@ -86,10 +87,12 @@ class BackupJob(BlockJob):
         self._helpers = helpers
         self._max_chunk = max_chunk
         self._claim_size = max_chunk or MAX_CHUNK
-        self._is_local = is_local(self._source) and is_local(target)
+        self.is_local = is_local(self._source) and is_local(target)
         self._once = filter_node.once
         self._once.copied = self._advance
         self._missed = 0
+        self._zeroes = 0
+        """Bytes that are known to be zeroes."""
         self._failures = Failures(self, on_source_error, on_target_error)
         self._set_up_todo()
 
@@ -139,6 +142,8 @@ class BackupJob(BlockJob):
             self._copy_overwritten()
         if self._sync == "top":
             self._drop_unallocated(self._slots)
+        if self._sync != "none" and self._may_keep():
+            self._keep_zeroes()
         self._copy_all()
 
     def wind_up(self) -> None:
@@ -235,16 +240,40 @@ class BackupJob(BlockJob):
                 pool.wait_idle()
 
     def _adapt_pace(self) -> None:
-        """Give way, unless the memory for old data would be full before the job is through, or writes have to copy.
+        """Give way, but less where the memory for old data may be full before the job is through, or writes copy."""
+        missed, self._missed = self._missed, self._once.missed
+        self.pace.share = self._share_in_time() if self._missed == missed else 1
+
+    def _share_in_time(self) -> int:
+        """The share with which the memory for old data lasts.
 
         Where new writes come all over the disk at a rate r, a copy at an even pace that takes T has them fill
         ``r * T * p * (1 - p)`` when the part ``p`` of it is done, a quarter of ``r * T`` at most.
         """
-        missed, self._missed = self._missed, self._once.missed
         old = self._once.old
-        done = min(0.5, self.current / self.total) if self.total else 0.5
-        is_late = old.limit > 0 and old.used > 4 * done * (1 - done) * FULL * old.limit + SLACK
-        self.pace.share = 1 if is_late or self._missed != missed else SHARE
+        limit, used = FULL * old.limit, old.used
+        done = self.current / self.total if self.total else 1.0
+        if limit <= 0 or used + (1 - done) * (self.total - self._zeroes) <= limit:
+            return SHARE  # whatever is written
+        done = min(0.5, done)
+        allowed = 4 * done * (1 - done) * limit + SLACK
+        return max(1, min(SHARE, int(2 * SHARE * (1 - used / allowed))))
+
+    def _keep_zeroes(self) -> None:
+        """Have it known what is zero, so that writes there, which mostly are many, need not look.
+
+        A write that comes first has seen to what it changes: so what reads as zeroes now did so at the point in time,
+        or is kept.
+        """
+        once, source = self._once, self._source
+        cluster = once.cluster
+        for offset, end in self.steps(0, source.length):
+            with self._slots.entered():
+                for run in resolve(source, offset, end - offset):
+                    first, last = -(-run.start // cluster) * cluster, run.start + run.length
+                    last -= last % cluster if last < source.length else 0
+                    if run.kind in (ZERO, ABSENT) and first < last and once.old.keep_zeroes(first, last - first):
+                        self._zeroes += sum(size for _start, size in once.todo.dirty_ranges(first, last))
 
     def _claimable(self) -> bool:
         todo = self._once.todo
@@ -262,7 +291,7 @@ class BackupJob(BlockJob):
 
     def _longest(self) -> int:
         """Most bytes that are copied at a time."""
-        is_free = self._is_local and self._once.old.limit > 0 and not self.rate.speed
+        is_free = self.is_local and self._once.old.limit > 0 and not self.rate.speed
         return self._max_chunk or (LOCAL_CHUNK if is_free else MAX_CHUNK)
 
     def _copy(self, offset: int, length: int) -> None:

@@ -89,6 +89,8 @@ class BlockJob(Job):
         self.pace = Pace(jobs.layer.flight)
         self.carrier = Carrier()
         """Moves the job's data, in idle time where it gives way."""
+        self.is_local = False
+        """Whether all that the job copies lies in local files, as far as it knows."""
         self._accounted_ns = 0
         self.io_status = "ok"
         self.ready = False
@@ -170,6 +172,9 @@ class BlockJob(Job):
         That is when the speed limit says; a job without one gives way to guests.
         """
         rate, clock = self.rate, self.layer.clock
+        if self.carrier.share > 1 and self.is_local and self.pool is not None:
+            # Several helpers would take turns at the interpreter lock with each other and, one by one, with a guest.
+            self.pool.wait_idle()
         share = 1
         if rate.speed:
             delay_ns = rate.delay_ns(amount, clock.monotonic_ns())

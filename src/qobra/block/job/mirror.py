@@ -151,10 +151,10 @@ class MirrorJob(BlockJob):
     def run(self) -> None:
         assert self._root is not None
         self._slots = ThreadSlots((*self._edges, self._root))
-        self._is_local = is_local(self._source) and is_local(self._target)
+        self.is_local = is_local(self._source) and is_local(self._target)
         self.pool = pool = CopyPool(self._copy, self._copied, self._helper_count())
         self._writeback = Writeback(self._target)
-        self._catch_up = CatchUp(self.pace, self.carrier, is_local=self._is_local)
+        self._catch_up = CatchUp(self.pace, self.carrier, is_local=self.is_local)
         try:
             self._check_sizes()
             self._find_dirty()
@@ -169,7 +169,7 @@ class MirrorJob(BlockJob):
             self._slots.close()
 
     def _helper_count(self) -> int:
-        return max(1, min(self._plan.buffer // CHUNK_SIZE, NEAR_HELPERS if self._is_local else FAR_HELPERS))
+        return max(1, min(self._plan.buffer // CHUNK_SIZE, NEAR_HELPERS if self.is_local else FAR_HELPERS))
 
     def _check_sizes(self) -> None:
         if self._source.sectors == self._target.sectors:
@@ -270,7 +270,7 @@ class MirrorJob(BlockJob):
     def _longest(self, granularity: int) -> int:
         """Most bytes that are copied at a time."""
         plan = self._plan
-        is_free = self._is_local and not plan.write_blocking and not self.rate.speed
+        is_free = self.is_local and not plan.write_blocking and not self.rate.speed
         wanted = min(LOCAL_CHUNK, plan.buffer // self._helper_count()) if is_free else CHUNK_SIZE
         return max(granularity, min(wanted, plan.buffer))
 

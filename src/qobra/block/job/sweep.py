@@ -41,7 +41,7 @@ class Sweep:
         self._job = job
         self._target = target
         self._slots = ThreadSlots(roots)
-        self._is_local = is_local(source) and is_local(target)
+        job.is_local = is_local(source) and is_local(target)
         self._failures: list[tuple[int, int, CopyFailed]] = []
 
     def run(self, length: int, find: Find, work: Callable[[int, int], object], failed: Failed) -> None:
@@ -52,7 +52,7 @@ class Sweep:
             with self._slots.entered():
                 work(offset, size)
 
-        job.pool = pool = CopyPool(guarded, self._done, NEAR_HELPERS if self._is_local else FAR_HELPERS)
+        job.pool = pool = CopyPool(guarded, self._done, NEAR_HELPERS if job.is_local else FAR_HELPERS)
         writeback = Writeback(self._target)
         try:
             for step in range(0, length, STEP):
@@ -61,7 +61,7 @@ class Sweep:
                 for first, last in job.steps(step, end):
                     with self._slots.entered():
                         wanted += find(first, last)
-                for offset, size in in_chunks(wanted, LOCAL_CHUNK if self._is_local and not job.rate.speed else CHUNK):
+                for offset, size in in_chunks(wanted, LOCAL_CHUNK if job.is_local and not job.rate.speed else CHUNK):
                     job.current = max(job.current, offset)
                     pool.submit(offset, size)
                     self._settle(pool, failed)
