@@ -65,3 +65,9 @@ def test_pieces_are_read_from_a_file_and_past_its_end(tmp_path: Any, read_pieces
 def test_the_compiled_reader_stays_inside_of_its_buffer() -> None:
     with pytest.raises(ValueError, match="beyond the buffer"):
         _compiled.read_pieces(0, bytearray(8), 9, 0, 0)
+    with pytest.raises(ValueError, match="beyond the buffer"):
+        _compiled.zero_pieces(bytearray(8), 9, 4)
+    for unit, phase in ((0, 0), (-1, 0), (1 << 62, 0), (4, -1), (4, 1 << 62)):
+        with pytest.raises(ValueError, match="cannot be"):
+            _compiled.zero_pieces(bytearray(8), 8, unit, phase)
+    assert _compiled.zero_pieces(bytearray(8), 0, 4) == []

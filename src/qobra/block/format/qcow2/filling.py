@@ -6,11 +6,11 @@ The data are written past the driver, straight to the file, by whoever has nobod
 from __future__ import annotations
 
 from array import array
-from collections import deque
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.mapping import check_host, check_inside
 from qobra.block.format.qcow2.writer import contiguous
+from qobra.lean import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
