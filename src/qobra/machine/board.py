@@ -341,8 +341,11 @@ class Board(Object):
         return device
 
     def reset_all(self) -> None:
-        """Reset every device."""
+        """Reset every device, those that users plugged into the board itself too."""
         self.system_bus.reset()
+        for device in (*self.peripheral.children.values(), *self.peripheral_anon.children.values()):
+            if isinstance(device, Device) and device.bus is None and device.realized:
+                device.reset_tree()
 
     def can_hotplug(self, cls: type[Device]) -> bool:
         """Whether the board itself takes devices of this kind while the machine exists (CPUs, memory)."""

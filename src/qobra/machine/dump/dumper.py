@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from qobra.errors import QobraError, strerror
 from qobra.machine.dump.compression import available, compressor
 from qobra.machine.dump.elf import write_elf
-from qobra.machine.dump.kdump import write_kdump
+from qobra.machine.dump.kdump import Notes, write_kdump
 from qobra.machine.dump.memory import Run, clip, ram_runs
 from qobra.machine.dump.notes import cpu_notes
 
 if TYPE_CHECKING:
+    from qobra.machine.board import Board
     from qobra.machine.machine import Machine
 
 _COMPRESSED = ("kdump-zlib", "kdump-lzo", "kdump-snappy", "win-dmp")
@@ -97,6 +98,7 @@ class Dumper:
         board = self._machine.board
         assert board is not None
         notes = cpu_notes(board.cpus, self._architecture)
+        kernel_note = _kernel_note(board)
 
         def write(data: bytes | memoryview) -> None:
             view = memoryview(data)
@@ -109,9 +111,10 @@ class Dumper:
         def work() -> QobraError | None:
             try:
                 if form == "elf":
-                    write_elf(write, runs, notes, self._architecture, progress)
+                    write_elf(write, runs, notes + kernel_note, self._architecture, progress)
                 else:
-                    write_kdump(write, runs, notes, self._architecture, len(board.cpus), progress, compressor(form))
+                    all_notes = Notes(notes, kernel_note)
+                    write_kdump(write, runs, all_notes, self._architecture, len(board.cpus), progress, compressor(form))
             except OSError as error:
                 return QobraError(f"dump: failed to save memory: {strerror(error)}", errno=error.errno)
             finally:
@@ -128,3 +131,10 @@ class Dumper:
         self._machine.events.emit("DUMP_COMPLETED", data)
         if resume:
             self._machine.run_state.start()
+
+
+def _kernel_note(board: Board) -> bytes:
+    from qobra.machine.board import find_devices
+
+    found: Any = next(find_devices(board, "vmcoreinfo"), None)
+    return bytes(found.note()) if found is not None else b""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from struct import Struct
+from typing import NamedTuple
 
 from qobra.machine.dump.compression import Compress
 from qobra.machine.dump.memory import Run
+from qobra.machine.dump.notes import body_of
 
 PAGE = 4096
 _FLAT = Struct(">qq")
@@ -28,10 +30,35 @@ _MACHINES = {"x86_64": b"x86_64", "riscv64": b"riscv64"}
 Write = Callable[[bytes], None]
 
 
+class Notes(NamedTuple):
+    """What is known beside the memory: the CPUs' registers, and the note of the guest's kernel (or nothing)."""
+
+    of_cpus: bytes
+    of_kernel: bytes
+
+    def kernel_info(self) -> tuple[int, int]:
+        """Where among the notes the kernel's lines begin, and how long they are; zeroes where there are none."""
+        if not self.of_kernel:
+            return 0, 0
+        at, length = body_of(self.of_kernel)
+        return len(self.of_cpus) + at, length
+
+    def said(self, key: bytes) -> bytes:
+        """What the kernel says of ``key``; empty where it says nothing."""
+        at, length = body_of(self.of_kernel) if self.of_kernel else (0, 0)
+        lines = (line.partition(b"=") for line in self.of_kernel[at : at + length].split(b"\n"))
+        return next((value for name, _equals, value in lines if name == key), b"")
+
+    def physical_base(self) -> int:
+        """Where the kernel says that it lies in physical memory."""
+        value = self.said(b"NUMBER(phys_base)")
+        return int(value) & (1 << 64) - 1 if value.isdigit() else 0
+
+
 def write_kdump(
     write: Write,
     runs: list[Run],
-    notes: bytes,
+    notes: Notes,
     architecture: str,
     cpus: int,
     progress: Callable[[int], None],
@@ -44,11 +71,16 @@ def write_kdump(
     frames = (last + PAGE - 1) // PAGE
     pages = sum((len(run.view) + PAGE - 1) // PAGE for run in runs)
     bitmap_blocks = -(-frames // (8 * PAGE))
-    sub_blocks = -(-(_SUB_HEADER.size + len(notes)) // PAGE)
-    flat.put(0, _header(architecture, frames, bitmap_blocks, sub_blocks, cpus, flag))
+    all_notes = notes.of_cpus + notes.of_kernel
+    sub_blocks = -(-(_SUB_HEADER.size + len(all_notes)) // PAGE)
+    flat.put(0, _header(architecture, frames, bitmap_blocks, sub_blocks, cpus, flag, notes))
     notes_at = PAGE + _SUB_HEADER.size
-    sub_header = _SUB_HEADER.pack(0, _DUMP_LEVEL, 0, 0, 0, 0, 0, notes_at, len(notes), 0, 0, 0, 0, frames)
-    flat.put(PAGE, (sub_header + notes).ljust(sub_blocks * PAGE, b"\0"))
+    info_at, info_length = notes.kernel_info()
+    info_at += notes_at if info_length else 0
+    sub_header = _SUB_HEADER.pack(
+        notes.physical_base(), _DUMP_LEVEL, 0, 0, 0, info_at, info_length, notes_at, len(all_notes), 0, 0, 0, 0, frames
+    )
+    flat.put(PAGE, (sub_header + all_notes).ljust(sub_blocks * PAGE, b"\0"))
     bitmap_at = PAGE * (1 + sub_blocks)
     bitmap = _bitmap(runs, bitmap_blocks * PAGE)
     flat.put(bitmap_at, bitmap)
@@ -67,8 +99,12 @@ class _Flat:
         self._write(_FLAT.pack(offset, len(data)) + data)
 
 
-def _header(architecture: str, frames: int, bitmap_blocks: int, sub_blocks: int, cpus: int, flag: int) -> bytes:
-    names = (b"Linux", b"", b"", b"", _MACHINES[architecture], b"")
+def _header(
+    architecture: str, frames: int, bitmap_blocks: int, sub_blocks: int, cpus: int, flag: int, notes: Notes
+) -> bytes:
+    # Readers believe in these names only if the kernel's release and version are among them.
+    release = notes.said(b"OSRELEASE")[:64]
+    names = (b"Linux", b"", release, b"#1" if release else b"", _MACHINES[architecture], b"")
     utsname = b"".join(name.ljust(65, b"\0") for name in names)
     stamp = int(time.time()).to_bytes(8, "little").ljust(22, b"\0")
     fields = (flag, PAGE, sub_blocks, 2 * bitmap_blocks, min(frames, 0xFFFFFFFF), 0, 0, 0, 0, cpus)

@@ -17,6 +17,12 @@ def note(name: bytes, kind: int, body: bytes) -> bytes:
     return head + padded.ljust((len(padded) + 3) & ~3, b"\0") + body.ljust((len(body) + 3) & ~3, b"\0")
 
 
+def body_of(note: bytes) -> tuple[int, int]:
+    """Where in a note its body lies, and how long it is."""
+    name_length, body_length, _kind = _NOTE.unpack_from(note)
+    return _NOTE.size + ((name_length + 3) & ~3), body_length
+
+
 def cpu_notes(cpus: list[Any], architecture: str) -> bytes:
     """The notes of all CPUs: first the registers of each, then the states."""
     if architecture == "x86_64":
