@@ -50,7 +50,7 @@ def slots(bus: PciBus, hotplug: AcpiPciHotplug) -> bytes:
         terms.append(aml.define("BSEL", aml.integer(number)))
     below: list[str] = []
     notified: list[tuple[int, str]] = []
-    for slot in range(bus.slots):
+    for slot in range(1 if bus.one_slot else 32):
         device = bus.functions.get(slot << 3)
         label = f"S{slot << 3:02X}"
         inner: list[bytes] = []

@@ -70,6 +70,8 @@ class PciBridge(PciDevice):
     header_type = 1
     secondary_type: type[PciBus] = PciBus
     is_port = False
+    closes_windows = False
+    """Whether its windows begin with limits below their bases, so that they let nothing through."""
     """Whether it leads to a link of PCI Express."""
 
     vmstate = VmState(partial=True)
@@ -143,8 +145,7 @@ class PciBridge(PciDevice):
         self.update_windows()
 
     def _close_windows(self) -> None:
-        # Ports begin with limits below their bases; other bridges with all at zero.
-        closed = self.is_port
+        closed = self.closes_windows
         self.put(regs.IO_BASE, 2, 0x00F0 if closed else 0)
         self.put(regs.MEMORY_BASE, 4, 0xFFF0 if closed else 0)
         self.put(regs.PREFETCH_BASE, 4, 0x0001FFF1 if closed else 0x00010001)

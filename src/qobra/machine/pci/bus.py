@@ -25,7 +25,8 @@ class PciBus(Bus):
     type_name = "PCI"
     first_free = 0
     hotplug = False
-    slots = 32
+    one_slot = False
+    """Whether a guest looks for devices in the first slot alone."""
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -88,7 +89,7 @@ class PciBus(Bus):
         devfn: int = device.addr
         name = device.type_name
         if devfn < 0:
-            devfn = next((n for n in range(self.first_free << 3, self.slots << 3, 8) if n not in self.functions), -1)
+            devfn = next((n for n in range(self.first_free << 3, 256, 8) if n not in self.functions), -1)
             if devfn < 0:
                 raise QobraError(f"PCI: no slot/function available for {name}, all in use or reserved")
         elif devfn in self.functions:
@@ -97,8 +98,8 @@ class PciBus(Bus):
                 f"PCI: slot {devfn >> 3} function {devfn & 7} not available for {name}, "
                 f"in use by {other.type_name},id={other.user_id or '(null)'}"
             )
-        # A guest looks for a new device when function 0 comes, which behind a port is that of slot 0 alone.
-        shown = self.functions.get(0 if self.slots == 1 else devfn & ~7)
+        # A guest looks for a new device when function 0 comes.
+        shown = self.functions.get(0 if self.one_slot else devfn & ~7)
         if device.hotplugged and shown is not None:
             raise QobraError(
                 f"PCI: slot {shown.devfn >> 3} function 0 already occupied by {shown.type_name}, "
@@ -137,7 +138,7 @@ class PciBus(Bus):
         bus = self.find(number)
         device = bus.functions.get(devfn) if bus is not None else None
         # Until function 0 is there, the others of its slot are not seen.
-        return device if device is not None and device.realized else None
+        return device if device is not None and device.realized and device.powered else None
 
     def config_read(self, bdf: int, offset: int, width: int) -> int:
         """A configuration read; all ones where nobody answers."""

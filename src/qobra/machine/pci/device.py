@@ -123,6 +123,8 @@ class PciDevice(Device):
         self.bars: dict[int, Bar] = {}
         self._capability_end = 0x40
         self._pin_level = 0
+        self.powered = True
+        """Whether its slot gives it power; nothing is seen of it otherwise."""
         self._rom: Ram | None = None
 
     @property
@@ -256,6 +258,8 @@ class PciDevice(Device):
 
     def bar_address(self, bar: Bar) -> int | None:
         """Where the guest has put ``bar``, or None while it is off or nowhere."""
+        if not self.powered:
+            return None
         command = self.word(regs.COMMAND)
         offset = self._bar_offset(bar.number)
         if bar.flags & regs.BAR_IO:
@@ -305,7 +309,7 @@ class PciDevice(Device):
 
     def may_master(self) -> bool:
         """Whether the guest lets the device reach memory."""
-        return bool(self.config[regs.COMMAND] & regs.COMMAND_MASTER)
+        return self.powered and bool(self.config[regs.COMMAND] & regs.COMMAND_MASTER)
 
     def send_message(self, address: int, data: int) -> None:
         """Signal an interrupt by writing a message."""
@@ -313,6 +317,14 @@ class PciDevice(Device):
             self.board.memory.store(address, 4, data)
 
     # -- life
+
+    def set_power(self, on: bool) -> None:
+        """The slot gives power, or takes it; without it the device forgets all."""
+        if on != self.powered:
+            self.powered = on
+            if not on:
+                self.reset_tree()
+            self.update_mappings()
 
     def unrealize(self) -> None:
         self.set_pin(0)

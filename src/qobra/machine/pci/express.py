@@ -131,15 +131,18 @@ def add_error_reporting(device: PciDevice, start: int, *, version: int = 2) -> N
     device.put(start + _AER_CONTROL, 4, 0x00A0)
 
 
-def add_root_error_reporting(device: PciDevice, start: int) -> None:
-    """Advanced error reporting of a root port, and access control services behind it (7.7.7)."""
+def add_port_error_reporting(device: PciDevice, start: int, *, root: bool) -> None:
+    """Advanced error reporting of a port, which keeps the headers of several errors."""
     add_error_reporting(device, start)
-    services = start + _AER_SIZE
-    device.put(start, 4, services << 20 | device.dword(start))
-    # A port keeps the headers of several errors.
     device.config[start + _AER_CONTROL + 1] |= _MULTIPLE_HEADERS
     device.writable[start + _AER_CONTROL + 1] |= _MULTIPLE_HEADERS_ENABLED
-    device.writable[start + _ROOT_ERROR_COMMAND] = 0x7
+    device.writable[start + _ROOT_ERROR_COMMAND] = 0x7 if root else 0
+
+
+def add_access_control(device: PciDevice, start: int) -> None:
+    """Access control services (7.16) after the error reporting at ``start``."""
+    services = start + _AER_SIZE
+    device.put(start, 4, services << 20 | device.dword(start))
     device.writable[services : services + 8] = bytes(8)
     device.put(services, 4, 1 << 16 | _ACS)
     device.put(services + 4, 4, _ACS_SERVICES)
@@ -149,4 +152,5 @@ def add_root_error_reporting(device: PciDevice, start: int) -> None:
 def reset_root_error_reporting(device: PciDevice, start: int) -> None:
     """No error interrupts any more; nothing is blocked between the devices behind the port."""
     device.put(start + _ROOT_ERROR_COMMAND, 4, 0)
-    device.put(start + _AER_SIZE + 6, 2, 0)
+    if device.dword(start) >> 20:
+        device.put(start + _AER_SIZE + 6, 2, 0)

@@ -118,21 +118,30 @@ class Msix:
 
 
 class Msi:
-    """The MSI capability of one device: 64-bit address, one vector or more, optionally maskable."""
+    """The MSI capability of one device: one vector or more, optionally maskable; addresses of 64 bits if ``wide``."""
 
     def __init__(
-        self, device: PciDevice, vectors: int = 1, *, offset: int | None = None, maskable: bool = False
+        self,
+        device: PciDevice,
+        vectors: int = 1,
+        *,
+        offset: int | None = None,
+        maskable: bool = False,
+        wide: bool = True,
     ) -> None:
         self._device = device
         self._maskable = maskable
-        size = 24 if maskable else 14
+        self._data = 12 if wide else 8
+        self._mask = self._data + 4
+        size = self._data + (12 if maskable else 2)
         start = self._capability = device.add_capability(regs.CAP_MSI, size, offset=offset)
-        device.put(start + 2, 2, 0x80 | (vectors.bit_length() - 1) << 1 | (0x100 if maskable else 0))
-        device.writable[start + 2] = 0x71 if vectors > 1 else 0x01
+        flags = (0x80 if wide else 0) | (vectors.bit_length() - 1) << 1 | (0x100 if maskable else 0)
+        device.put(start + 2, 2, flags)
+        device.writable[start + 2] = 0x01 | (0x10 if vectors == 2 else 0x70 if vectors > 2 else 0)
         device.writable[start + 4 : start + 8] = b"\xfc\xff\xff\xff"
-        device.writable[start + 8 : start + 14] = b"\xff" * 6
+        device.writable[start + 8 : start + self._data + 2] = b"\xff" * (self._data - 6)
         if maskable:
-            device.writable[start + 16 : start + 20] = ((1 << vectors) - 1).to_bytes(4, "little")
+            device.writable[start + self._mask : start + self._mask + 4] = ((1 << vectors) - 1).to_bytes(4, "little")
 
     @property
     def enabled(self) -> bool:
@@ -143,9 +152,9 @@ class Msi:
         """Off."""
         start = self._capability
         self._device.config[start + 2] &= ~0x71
-        self._device.config[start + 4 : start + 14] = bytes(10)
+        self._device.config[start + 4 : start + self._data + 2] = bytes(self._data - 2)
         if self._maskable:
-            self._device.put(start + 16, 4, 0)
+            self._device.put(start + self._mask, 4, 0)
 
     def notify(self, vector: int = 0) -> None:
         """Signal ``vector``; with fewer vectors granted than the device has they share the first."""
@@ -154,7 +163,7 @@ class Msi:
             return
         granted = 1 << (device.config[start + 2] >> 4 & 7)
         vector = vector if vector < granted else 0
-        if self._maskable and device.dword(start + 16) >> vector & 1:
+        if self._maskable and device.dword(start + self._mask) >> vector & 1:
             return
-        address = device.dword(start + 4) | device.dword(start + 8) << 32
-        device.send_message(address, device.word(start + 12) & ~(granted - 1) | vector)
+        address = int.from_bytes(device.config[start + 4 : start + self._data], "little")
+        device.send_message(address, device.word(start + self._data) & ~(granted - 1) | vector)

@@ -28,7 +28,9 @@ Options = dict[str, str]
 
 BOARDS = {"pc": "x86_64", "q35": "x86_64", "virt": "riscv64"}
 # Where a device goes, and what has to be there before; what is not named here goes onto `pc` as it is.
-_ON: dict[str, str] = {"pcie-root-port": "q35", "pcie-pci-bridge": "q35"}
+_ON: dict[str, str] = dict.fromkeys(
+    ("pcie-root-port", "ioh3420", "x3130-upstream", "xio3130-downstream", "pcie-pci-bridge"), "q35"
+)
 _BELOW: dict[str, Options] = {
     "SCSI": {"driver": "virtio-scsi-pci"},
     "IDE": {"driver": "ich9-ahci", "id": "ahci"},
@@ -38,7 +40,7 @@ _BELOW: dict[str, Options] = {
 }
 _OPTIONS: dict[str, Options] = {
     "pci-bridge": {"chassis_nr": "1"},
-    "pcie-root-port": {"chassis": "1"},
+    **dict.fromkeys(("pcie-root-port", "ioh3420", "xio3130-downstream"), {"chassis": "1"}),
     "ide-hd": {"bus": "ahci.0"},
     "ide-cd": {"bus": "ahci.0"},
     "nvme": {"serial": "fuzz"},
