@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
@@ -100,6 +101,30 @@ def test_a_disk_counts_what_it_is_asked_for(guest: Guest) -> None:
     assert (device["stats"]["wr_operations"], device["stats"]["failed_flush_operations"]) == (1, 1)
     error = next(event["data"] for event in guest.events if event["event"] == "BLOCK_IO_ERROR")
     assert (error["operation"], error["action"]) == ("write", "report")
+
+
+def test_a_removable_disk_has_a_tray(guest: Guest) -> None:
+    driver = _scsi(guest)
+    with guest.machine.control:
+        for name in ("one", "two"):
+            guest.machine.block.add_node({"driver": "null-co", "node-name": name, "size": 1 << 20})
+    guest.plug("scsi-hd", drive="one", id="hd", removable="on")
+    driver.command(bytes(6))
+    [told] = guest.call("query-block")
+    assert (told["removable"], told["tray_open"], told["locked"]) == (True, False, False)
+    driver.command(bytes((_PREVENT, 0, 0, 0, 1, 0)))
+    with pytest.raises(QobraError, match="is locked and force was not specified"):
+        guest.call("eject", id="hd")
+    driver.command(bytes((_PREVENT, 0, 0, 0, 0, 0)))
+    guest.call("eject", id="hd")
+    assert guest.events[-1]["data"] == {"device": "", "id": "hd", "tray-open": True}
+    assert [driver.command(bytes(6))[2][2] for _ in range(2)] == [6, 2]  # the medium may have changed; there is none
+    guest.call("blockdev-insert-medium", id="hd", **{"node-name": "two"})
+    guest.call("blockdev-close-tray", id="hd")
+    assert [driver.command(bytes(6))[1] for _ in range(3)] == [2, 2, 0]
+    assert driver.command(bytes((0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0)), data=bytes(512))[1] == 0
+    driver.command(bytes((_START_STOP, 0, 0, 0, 2, 0)))  # the guest ejects
+    wait_until(lambda: guest.events[-1].get("data") == {"device": "", "id": "hd", "tray-open": True})
 
 
 def test_a_cd_drive_with_its_tray(guest: Guest, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from qobra.block import accounting
+from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.scsi import sense
-from qobra.machine.scsi.disk import UNMAP, WRITE_SAME, WRITE_SAME_16, ScsiDisk, block_range
+from qobra.machine.scsi.disk import UNMAP, WRITE_SAME, WRITE_SAME_16, block_range
+from qobra.machine.scsi.removable import RemovableDisk
 from qobra.machine.scsi.sense import Sense
 from qobra.object.property import Bool, Int
 
@@ -14,11 +16,13 @@ _HEADS, _STEP_RATE, _ROTATIONS = 16, 200, 5400
 
 
 @registry.register("scsi-hd")
-class ScsiHd(ScsiDisk):
-    """A direct-access block device."""
+class ScsiHd(RemovableDisk):
+    """A direct-access block device, whose medium can be changed if it is ``removable``."""
 
     type_name = "scsi-hd"
     description = "virtual SCSI disk"
+
+    is_removable = has_tray = False
 
     removable = Bool(False)
     dpofua = Bool(False)
@@ -27,10 +31,11 @@ class ScsiHd(ScsiDisk):
     lsecs = Int(0, type="uint32")
 
     def realize(self) -> None:
+        if self.backend is None:
+            raise QobraError("drive property not set")
+        self.is_removable = self.has_tray = bool(self.removable)
         backend = self.realize_disk(512)
-        if backend.node is None:
-            from qobra.errors import QobraError
-
+        if backend.node is None and not self.is_removable:
             raise QobraError("Device needs media, but drive is empty")
         self.takes_fua = self.dpofua
         backend.resized.append(self._resized)

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qobra.machine.scsi import mmc, sense
-from qobra.machine.scsi.disk import ScsiDisk
 from qobra.machine.scsi.mmc import SECTOR
+from qobra.machine.scsi.removable import RemovableDisk
 from qobra.machine.scsi.sense import Sense
-from qobra.machine.tray import CdTray
-from qobra.machine.vmstate import VmState, flag
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
@@ -19,7 +17,7 @@ READ_TOC, GET_CONFIGURATION, GET_EVENT_STATUS, READ_DISC_INFORMATION = 0x43, 0x4
 MECHANISM_STATUS, READ_DVD_STRUCTURE, READ_CD, SET_CD_SPEED = 0xBD, 0xAD, 0xBE, 0xBB
 
 
-class CdDrive(CdTray, ScsiDisk):
+class CdDrive(RemovableDisk):
     """A CD and DVD drive with a tray."""
 
     abstract = True
@@ -30,46 +28,9 @@ class CdDrive(CdTray, ScsiDisk):
     max_unmap_size = None
     rotation_rate = None
 
-    _changed = False
-
-    vmstate = VmState(flag("_changed"))
-
-    # -- the tray
-
-    def medium(self) -> BlockBackend:
-        if self.tray_open:
-            raise Sense(*sense.NO_MEDIUM_TRAY_OPEN)
-        return super().medium()
-
     def writable(self) -> BlockBackend:
         self.medium()
         raise Sense(*sense.WRITE_PROTECTED)  # the node below may be writable, the medium is not
-
-    def tray_moved(self) -> None:
-        # A guest that does not poll for events sees the medium go first and then another one.
-        self._changed = not self.tray_open
-        self.attention = sense.MEDIUM_GONE
-
-    def attention_reported(self) -> None:
-        if self._changed:
-            self._changed = False
-            self.attention = sense.MEDIUM_CHANGED
-
-    def reset(self) -> None:
-        super().reset()
-        self.close_and_unlock()
-
-    def start_stop(self, cdb: bytes) -> bytes:
-        if cdb[4] & 2 and not cdb[4] >> 4:
-            opening = not cdb[4] & 1
-            if opening and self.medium_locked and not self.tray_open:
-                raise Sense(*(sense.REMOVAL_PREVENTED if self.loaded else sense.REMOVAL_PREVENTED_NO_MEDIUM))
-            self.guest_moves_tray(opening)
-        return b""
-
-    def prevent_removal(self, cdb: bytes) -> bytes:
-        self.medium_locked = bool(cdb[4] & 1)
-        return b""
 
     # -- commands
 
