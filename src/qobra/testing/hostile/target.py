@@ -40,7 +40,7 @@ _BELOW: dict[str, Options] = {
 }
 _OPTIONS: dict[str, Options] = {
     "pci-bridge": {"chassis_nr": "1"},
-    **dict.fromkeys(("pcie-root-port", "ioh3420", "xio3130-downstream"), {"chassis": "1"}),
+    **{name: {"chassis": "1"} for name in ("pcie-root-port", "ioh3420", "xio3130-downstream")},
     "ide-hd": {"bus": "ahci.0"},
     "ide-cd": {"bus": "ahci.0"},
     "nvme": {"serial": "fuzz"},
