@@ -1,7 +1,5 @@
 """Qobra: the virtual machine and block layer that QEMU's QMP manual describes, in Python."""
 
-from __future__ import annotations
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -9,7 +7,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # `qobra.open` pulls in the block layer; most importers of the package do not want it.
     if name == "open":
         from qobra.image import open_image

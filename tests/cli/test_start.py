@@ -8,6 +8,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,71 @@ def test_modules_come_from_the_bundle(bundled: Path) -> None:
     assert isinstance(module.__spec__.loader, Bundle)
     assert module.__file__ == str(bundled / "bundled_two" / "__init__.py")
     assert importlib.import_module("bundled_two.inner").VALUE == 2  # it is not in the bundle
+
+
+def test_its_modules_look_like_others(bundled: Path) -> None:
+    names = ("__name__", "__package__", "__file__", "__cached__", "__path__", "__spec__", "__loader__", "__builtins__")
+    bundled_form = vars(importlib.import_module("bundled_two")).copy()
+    sys.modules.pop("bundled_two")
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Bundle)]
+    plain_form = vars(importlib.import_module("bundled_two"))
+    assert [bundled_form[name] for name in names[:5]] == [plain_form[name] for name in names[:5]]
+    assert bundled_form.keys() == plain_form.keys() >= set(names)
+    assert bundled_form["__spec__"].loader is bundled_form["__loader__"]
+
+
+LEAN = """\
+'''Of the module.'''
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nowhere import Missing
+else:
+    Missing = int
+
+
+class Record:
+    '''Of the class.'''
+
+    field: Missing[str] = 1
+
+    def method(self, one: Missing, *rest: Missing, two: Missing = 2, **more: Missing) -> Missing:
+        '''Of the method.'''
+        return one, rest, two, more
+
+    async def empty(self) -> Missing:
+        '''Of the coroutine.'''
+
+
+if TYPE_CHECKING:
+    import nowhere
+
+
+def fail():
+    '''Of the function.'''
+    raise ValueError
+"""
+
+
+def test_lean_bytecode_does_the_same() -> None:
+    namespace: dict[str, object] = {"__name__": "lean"}
+    code = _bundle.lean(LEAN, "lean.py")
+    exec(code, namespace)
+    assert "__future__" not in code.co_names and "annotations" not in namespace and "nowhere" not in code.co_names
+    assert namespace["__doc__"] == "Of the module." and namespace["Missing"] is int
+    record: Any = namespace["Record"]
+    assert record.__doc__ == "Of the class." and record.__annotations__ == {"field": "Missing[str]"}
+    assert record().method(1, 3, two=4, five=6) == (1, (3,), 4, {"five": 6})
+    for function in (record.method, record.empty, namespace["fail"]):
+        assert function.__doc__ is None and not function.__annotations__
+    with pytest.raises(ValueError) as raised:
+        namespace["fail"]()  # type: ignore[operator]
+    assert (
+        traceback.extract_tb(raised.value.__traceback__)[-1].lineno
+        == LEAN.splitlines().index("    raise ValueError") + 1
+    )
 
 
 def test_a_changed_source_is_read(bundled: Path) -> None:
@@ -94,6 +160,13 @@ def test_the_usual_starts_are_in_it() -> None:
     assert {"qobra.cli.img", "qobra.block.format.qcow2.node"} <= starts[1]
     assert {"qobra.qmp.session", "qobra.chardev.backend.socket", "threading"} <= starts[-1]
     assert not {"typing", "re", "enum"} & starts[-1]
+
+
+def test_a_start_does_without_future() -> None:
+    source = os.path.dirname(_start.PACKAGE)
+    program = f"import sys; sys.path.append({source!r}); import qobra.cli; print('__future__' in sys.modules)"
+    result = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True)
+    assert result.stdout == "False\n", result.stderr
 
 
 def test_without_site_packages_are_found_when_asked_for(tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
-"""Make the bundle that :mod:`qobra.cli._start` uses: ``python -m qobra.cli._bundle``."""
+"""Make the bundle that :mod:`qobra.cli._start` uses: ``python -m qobra.cli._bundle``.
+
+The bytecode of Qobra's own modules is *lean*: without what a start would unmarshal and make for nothing, which is the
+annotations and docstrings of functions, what is only there for type checkers, and the import of ``__future__``. Classes
+and modules keep theirs, which records and help texts are made of.
+"""
 
 from __future__ import annotations
 
+import ast
 import marshal
 import os
 import sys
@@ -37,7 +43,8 @@ def build(path: str = PATH) -> int:
             found = os.stat(spec.origin)
             is_package = spec.submodule_search_locations is not None
             entries[name] = (spec.origin, is_package, found.st_size, found.st_mtime_ns, len(sections))
-            codes[name] = spec.loader.get_code(name)
+            own = name.partition(".")[0] == "qobra"
+            codes[name] = lean(spec.loader.get_source(name), spec.origin) if own else spec.loader.get_code(name)
             held.append(name)
         sections.append(held)
     data = [marshal.dumps({name: codes[name] for name in names}) for names in sections]
@@ -48,6 +55,48 @@ def build(path: str = PATH) -> int:
         stream.writelines(data)
     os.replace(temporary, path)
     return len(entries)
+
+
+def lean(source: str | None, path: str) -> CodeType:
+    """The bytecode of a module's text in ``path``, lean as the module's documentation says."""
+    trimmer = _Trimmer()
+    tree = ast.fix_missing_locations(trimmer.visit(ast.parse(source or "", path)))
+    return compile(tree, path, "exec", trimmer.flags, dont_inherit=True)  # type: ignore[no-any-return]
+
+
+class _Trimmer(ast.NodeTransformer):
+    """Takes out what lean modules do without; ``flags`` are for the compiler in place of ``__future__``'s imports."""
+
+    def __init__(self) -> None:
+        self.flags = 0
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
+        self.generic_visit(node)
+        node.returns = None
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body[0] = ast.copy_location(ast.Pass(), node.body[0])
+        return node
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return node.orelse or ast.copy_location(ast.Pass(), node)
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        if node.module != "__future__":
+            return node
+        import __future__
+
+        for name in node.names:
+            self.flags |= getattr(__future__, name.name).compiler_flag
+        return ast.copy_location(ast.Pass(), node)
 
 
 def _index(entries: dict[str, Entry], data: list[bytes]) -> bytes:

@@ -13,7 +13,7 @@ The console programs of an environment run with ``-S``: :class:`SitePackages` fi
 when it is first imported.
 """
 
-from __future__ import annotations
+# Not `from __future__ import annotations`: a start imports no other module of that name.
 
 import gc
 import marshal
@@ -36,6 +36,8 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PATH = os.path.join(PACKAGE, "__pycache__", f"start.{sys.implementation.cache_tag}.bundle")
 
 _PYC = f".{sys.implementation.cache_tag}.pyc"
+
+_ModuleType = type(sys)
 
 FIRST_READ = 32 << 10
 """Bytes that most likely hold the index."""
@@ -60,7 +62,7 @@ class Bundle:
         index: Index = marshal.loads(data[8:end])
         self.package, self._entries, self._sections = index
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: "Any" = None) -> "ModuleSpec | None":
         entry = self._entries.get(name)
         if entry is None:
             return None
@@ -93,13 +95,19 @@ class Bundle:
             os.close(fd)
         return True
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
+    def create_module(self, spec: ModuleSpec) -> "ModuleType":
+        module = _ModuleType(spec.name)
+        # importlib would set these as well, but looks for them first, and makes an error of each that is not there.
+        module.__loader__ = self  # type: ignore[assignment]
+        module.__package__ = spec.parent
+        module.__file__ = spec.origin
+        module.__dict__["__cached__"] = spec.cached
+        return module
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         exec(self._codes.pop(module.__name__), module.__dict__)
 
-    def get_code(self, name: str) -> CodeType | None:
+    def get_code(self, name: str) -> "CodeType | None":
         """The code object of a module, for ``python -m`` and ``inspect``."""
         if name not in self._codes and not self._read(self._entries[name][4]):
             return None
@@ -119,7 +127,7 @@ def _identity(fd: int) -> tuple[int, int, int]:
 class SitePackages:
     """Puts ``site-packages`` on the path at the first import that nothing else finds, and goes."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: "Any" = None) -> "ModuleSpec | None":
         if path is not None:
             return None  # a submodule: its package knows where to look
         sys.meta_path.remove(self)
@@ -146,7 +154,7 @@ def start() -> None:
         sys.excepthook = _excepthook
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _excepthook(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
     """Ctrl-C while a program is still being imported is nothing to show: Python dies of the signal."""
     if kind is not KeyboardInterrupt:
         sys.__excepthook__(kind, error, trace)
