@@ -7,7 +7,7 @@ from typing import Any
 from qobra.errors import QobraError
 from qobra.machine.launch import board_classes
 from qobra.machine.machine import Machine
-from qobra.machine.option_groups import GROUPS
+from qobra.machine.option_groups import GROUPS, OF_ONE_ARCHITECTURE
 from qobra.qmp.registry import command
 
 
@@ -63,11 +63,16 @@ def query_kvm(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
 def query_command_line_options(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The options of the programs, with their parameters."""
     wanted = args.get("option")
-    if wanted is not None and wanted not in GROUPS:
+    groups = {
+        name: parameters
+        for name, parameters in GROUPS.items()
+        if OF_ONE_ARCHITECTURE.get(name) in (None, *machine.capabilities)
+    }
+    if wanted is not None and wanted not in groups:
         raise QobraError(f"invalid option name: {wanted}")
     return [
         {"option": name, "parameters": [{"name": key, "type": kind} for key, kind in parameters]}
-        for name, parameters in GROUPS.items()
+        for name, parameters in groups.items()
         if wanted in (None, name)
     ]
 

@@ -133,6 +133,9 @@ class Board(Object):
         self.rtc_host = True
         """Whether the clock follows the host's rather than the guest's time."""
         self.fw_cfg_files: list[tuple[str, bytes]] = []
+        self.users_acpi_tables: list[bytes] = []
+        self.rom_places: dict[int, str] = {}
+        """Where in the boot order the user's option ROMs stand, by their files."""
         self.drives: list[Any] = []
         self.balloon: Any = None
         self.numa = Numa(self)

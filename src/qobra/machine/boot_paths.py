@@ -27,7 +27,7 @@ def files(board: Board) -> dict[str, bytes]:
 
     Raises QobraError where two devices of the command line want the same place.
     """
-    places: dict[int, str] = {}
+    places = {index: f"/rom@{file}" for index, file in board.rom_places.items()}
     geometry = ""
     for device in find_devices(board, "device"):
         path = _path(device) if _is_bootable(device) else None

@@ -22,6 +22,7 @@ _THROTTLING = tuple(
 
 GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "accel": (),
+    "acpi": (),
     "action": (("reboot", STRING), ("shutdown", STRING), ("panic", STRING), ("watchdog", STRING)),
     "add-fd": (("fd", NUMBER), ("set", NUMBER), ("opaque", STRING)),
     "boot-opts": (
@@ -62,6 +63,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "nic": (),
     "numa": (),
     "object": (),
+    "option-rom": (("romfile", STRING), ("bootindex", NUMBER)),
     "overcommit": (("mem-lock", BOOLEAN),),
     "rtc": (("base", STRING), ("clock", STRING), ("driftfix", STRING)),
     "sandbox": (
@@ -75,6 +77,9 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "trace": (("enable", STRING), ("events", STRING), ("file", STRING)),
 }  # fmt: skip
 """Parameters by group, in the order in which they are shown."""
+
+OF_ONE_ARCHITECTURE = {"acpi": "x86_64"}
+"""Groups that only the program of one architecture has."""
 
 UNLISTED: dict[str, tuple[tuple[str, str], ...]] = {
     "icount": (("align", BOOLEAN), ("rr", STRING), ("rrfile", STRING), ("rrsnapshot", STRING)),

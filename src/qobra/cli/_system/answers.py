@@ -36,6 +36,10 @@ def answer(architecture: str, name: str, value: str) -> str | None:
         from qobra.net.netdev import registry as netdevs
 
         return "Available netdev backend types:\n" + "".join(f"{each}\n" for each in netdevs.names())
+    if name == "d" and asks:
+        from qobra.cli._system.log import help_text
+
+        return help_text()
     if name == "object" and asks:
         from qobra.cli._options import object_help
 

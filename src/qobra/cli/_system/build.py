@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import is_multiplexed, parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
-from qobra.cli._system import boot, process, values
+from qobra.cli._system import boot, firmware, log, process, values
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
 from qobra.cli._system.icount import icount_sleeps
@@ -81,6 +81,10 @@ class Builder:
 
     def build_early(self) -> None:
         """Descriptors, character devices, objects, block nodes, drives, monitors; and what the board will be."""
+        for value in self._values("D"):
+            log.set_file(value)
+        for value in self._values("d"):
+            log.set_items(value)
         self._each("trace", process.set_trace)
         nodes = self._parsed_blockdevs()
         if self._has("incoming"):
@@ -290,6 +294,8 @@ class Builder:
         if self._has("nographic"):
             board.set("graphics", False)
         self._each("fw_cfg", self._add_fw_cfg_file)
+        self._each("acpitable", self._add_acpi_table)
+        self._each("option-rom", self._add_option_rom)
         for option in ("append", "initrd"):
             if getattr(board, option) and not board.kernel:
                 raise QobraError(f"-{option} only allowed with -kernel option")
@@ -318,6 +324,22 @@ class Builder:
         if any(name == other for other, _data in self.board.fw_cfg_files):
             raise QobraError(f"duplicate fw_cfg file name: {name}")
         self.board.fw_cfg_files.append((name, data))
+
+    def _add_acpi_table(self, value: str) -> None:
+        if self._architecture != "x86_64":
+            raise QobraError("Option not supported for this target")
+        self.board.users_acpi_tables.append(firmware.acpi_table(value))
+
+    def _add_option_rom(self, value: str) -> None:
+        rom = firmware.option_rom(value)
+        if rom is None:
+            return
+        name, data, index = rom
+        self.board.fw_cfg_files.append((name, data))
+        if index is not None:
+            if index in self.board.rom_places:
+                raise QobraError(f"The bootindex {index} has already been used")
+            self.board.rom_places[index] = name
 
     def _set_icount(self, value: str) -> None:
         self.board.clock_sleeps = icount_sleeps(convert("icount", split(value, "shift")))

@@ -52,6 +52,8 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "dtb": (True, "FILE: its device tree"),
     "bios": (True, "FILE: the firmware"),
     "L": (True, "DIRECTORY: where to look for firmware"),
+    "acpitable": (True, "file=FILE|data=FILE[,sig=NAME][,rev=N][,oem_id=ID]...: an ACPI table (x86)"),
+    "option-rom": (True, "[romfile=]FILE[,bootindex=N]: a ROM that the firmware runs"),
     "fw_cfg": (True, "[name=]NAME,file=FILE|string=TEXT: a firmware configuration file"),
     "icount": (True, "[shift=]N|auto[,align=on|off][,sleep=on|off]: how the guest's time passes"),
     "rtc": (True, "[base=utc|localtime|DATE][,clock=host|rt|vm][,driftfix=none|slew]"),
@@ -90,7 +92,8 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "msg": (True, "[timestamp=on|off][,guest-name=on|off]: what precedes messages"),
     "overcommit": (True, "[mem-lock=on|off][,cpu-pm=on|off]"),
     "trace": (True, "[enable=]PATTERN[,events=FILE][,file=FILE]: print trace events; 'help' lists them"),
-    "D": (True, "FILE: accepted; messages go to standard error"),
+    "d": (True, "ITEM[,ITEM...]: what to log; trace:PATTERN for trace events; 'help' lists the items"),
+    "D": (True, "FILE: log there instead of standard error"),
     "enable-kvm": (False, "the same as -accel kvm"),
 }
 

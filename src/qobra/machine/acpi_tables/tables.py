@@ -46,6 +46,7 @@ def build(board: PcBoard, layout: Layout) -> dict[str, bytes]:
         tables.add_room(nvdimm.PAGE_FILE, nvdimm.PAGE, nvdimm.PAGE)
         page = ((nvdimm.ADDRESS_AT, nvdimm.PAGE_FILE),)
         found.append(tables.add(b"SSDT", 1, nvdimm.ssdt(board), outside=page))
+    found += [tables.add_raw(table) for table in board.users_acpi_tables]
     pointers = tuple((4 * number, 4, offset) for number, offset in enumerate(found))
     return tables.files(tables.add(b"RSDT", 1, bytes(4 * len(found)), pointers=pointers))
 
