@@ -15,6 +15,7 @@ from collections.abc import Callable
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.counts import LARGE, CompactCounts, differences
 from qobra.block.format.qcow2.refcount import unpack_counts
+from qobra.block.format.qcow2.snapshots import check_table
 from qobra.errors import QobraError, errno_of
 from qobra.native import compiled
 
@@ -427,11 +428,22 @@ def check(
     say = report or (lambda _text: None)
     if not node.read_only:
         node.image.writeback.settle()
+    faults = check_table(node, say, fix=fix_errors)
     checker = Checker(node, say, repairing=fix_errors)
     checker.run()
     if fix_leaks or fix_errors:
         from qobra.block.format.qcow2.repair import repair
 
-        return repair(checker, fix_leaks=fix_leaks, fix_errors=fix_errors, report=say)
-    checker.report_copied()
-    return checker.result()
+        result = repair(checker, fix_leaks=fix_leaks, fix_errors=fix_errors, report=say)
+    else:
+        checker.report_copied()
+        result = checker.result()
+    counter = "corruptions"
+    if faults and fix_errors:
+        from qobra.block.format.qcow2.snapshot_ops import mend_table
+
+        mend_table(node)
+        counter = "corruptions-fixed"
+    if faults:
+        result[counter] = result.get(counter, 0) + faults
+    return result

@@ -122,10 +122,11 @@ class Header:
         return packed + layout.EXTENSION.pack(layout.EXT_END, 0)
 
 
-def parse_header(read: ReadBytes, *, check_features: bool = True) -> Header:
+def parse_header(read: ReadBytes, *, check_features: bool = True, check_snapshots: bool = True) -> Header:
     """The header of the image that ``read`` reads. Raises QobraError in QEMU's words for what cannot be opened.
 
-    Without ``check_features``, unknown incompatible features are let through (for repair tools that only look).
+    Without ``check_features``, unknown incompatible features are let through (for repair tools that only look), without
+    ``check_snapshots`` more snapshots than there may be.
     """
     header = Header()
     raw = read(0, layout.FULL_LENGTH)
@@ -172,7 +173,7 @@ def parse_header(read: ReadBytes, *, check_features: bool = True) -> Header:
         raise QobraError(f"Unsupported qcow2 feature(s): {_feature_text(header, unknown)}", errno=errno.ENOTSUP)
     if backing_offset:
         header.backing_file = _backing_name(header, read, backing_offset, backing_size)
-    check_header(header)
+    check_header(header, check_snapshots=check_snapshots)
     return header
 
 
@@ -182,7 +183,7 @@ def _backing_name(header: Header, read: ReadBytes, offset: int, size: int) -> st
     return read(offset, size).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-def check_header(header: Header) -> None:
+def check_header(header: Header, *, check_snapshots: bool = True) -> None:
     """Refuse a header whose fields are out of bounds or contradict one another."""
     _check_compression(header)
     if header.refcount_order > layout.MAX_REFCOUNT_ORDER:
@@ -203,7 +204,7 @@ def check_header(header: Header) -> None:
     check_table(
         header,
         header.snapshot_offset,
-        header.snapshot_count * layout.SNAPSHOT.size,
+        header.snapshot_count * layout.SNAPSHOT.size if check_snapshots else 0,
         layout.MAX_SNAPSHOTS * layout.SNAPSHOT.size,
         "Snapshot table",
     )

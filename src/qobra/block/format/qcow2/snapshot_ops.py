@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.image import Image
     from qobra.block.format.qcow2.node import Qcow2Node
 
@@ -210,10 +211,19 @@ def _write_whole(image: Image, offset: int, data: bytes) -> None:
         image.file.write(offset, data + bytes(-len(data) & image.cluster_mask))
 
 
-def rewrite_table(node: Qcow2Node) -> None:
+def rewrite_table(node: Qcow2Disk) -> None:
     """Write the snapshot table anew, with all the extra data that we know."""
     _write_table(node, node.snapshots.entries)
     node.image.writeback.settle()
+
+
+def mend_table(node: Qcow2Disk) -> None:
+    """Let the image have the snapshots that were found, after some of them, or parts of them, could not be read."""
+    if node.snapshots.differs:
+        rewrite_table(node)
+        return
+    node.header.snapshot_count = len(node.snapshots.entries)
+    node.image.writeback.write_header()
 
 
 def _packed(entries: list[Snapshot]) -> bytes:
@@ -223,7 +233,7 @@ def _packed(entries: list[Snapshot]) -> bytes:
     return data
 
 
-def _write_table(node: Qcow2Node, entries: list[Snapshot], place: int | None = None) -> None:
+def _write_table(node: Qcow2Disk, entries: list[Snapshot], place: int | None = None) -> None:
     """Put a new snapshot table in place of the old one: at ``place``, which was allocated for it, or wherever."""
     image = node.image
     header = image.header
@@ -235,7 +245,9 @@ def _write_table(node: Qcow2Node, entries: list[Snapshot], place: int | None = N
     old_offset, old_size = header.snapshot_offset, node.snapshots.size
     header.snapshot_offset, header.snapshot_count = offset, len(entries)
     image.writeback.write_header()
-    node.snapshots.entries, node.snapshots.size = entries, len(data)
+    node.snapshots.entries, node.snapshots.size, node.snapshots.differs = entries, len(data), False
+    for each in entries:
+        each.is_complete = True
     image.overlap.rebuild()
     if old_size:
         image.free(old_offset, -(-old_size // image.cluster_size) * image.cluster_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from qobra.block.format.qcow2 import layout
 from qobra.errors import QobraError
@@ -11,7 +12,10 @@ from qobra.report import report_error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Callable
 
+    from qobra.block.format.qcow2.check import Report
+    from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.header import Header, ReadBytes
     from qobra.block.format.qcow2.image import Image
 
@@ -33,6 +37,8 @@ class Snapshot:
         self.icount: int | None = None
         """Instructions that the guest had run, None where that was not recorded."""
         self.unknown_extra = b""
+        self.is_complete = True
+        """The entry has all the extra data that images of version 3 must have."""
 
     def pack(self) -> bytes:
         """The entry in the snapshot table."""
@@ -62,19 +68,42 @@ class SnapshotTable:
         self.entries: list[Snapshot] = []
         self.size = 0
         """Bytes of the table on disk."""
+        self.differs = False
+        """What is on disk holds more of an entry than was taken, or less than it must have."""
 
-    def load(self, read: ReadBytes) -> None:
-        """Read the table, entry by entry. Raises QobraError where it is out of bounds."""
+    def load(self, read: ReadBytes, discarded: Callable[[str, int], None] | None = None) -> None:
+        """Read the table, entry by entry. Raises QobraError where it is out of bounds.
+
+        With ``discarded``, what is out of bounds is left out instead, and ``discarded`` is told what and how many.
+        """
         offset = start = self._header.snapshot_offset
-        entries = []
-        for _number in range(self._header.snapshot_count):
-            entry, length = _parse(read, offset, self._header.size)
+        count = min(self._header.snapshot_count, layout.MAX_SNAPSHOTS)
+        entries: list[Snapshot] = []
+        dropped = 0
+        self.differs = False
+        for number in range(count):
+            entry, length, extra = _parse(read, offset, self._header.size)
+            if extra > layout.MAX_SNAPSHOT_EXTRA:
+                if discarded is None:
+                    raise QobraError(
+                        f"Too much extra metadata in snapshot table entry {number}",
+                        errno=errno.EFBIG,
+                        hint="You can force-remove this extra metadata with qemu-img check -r all",
+                    )
+                about = f"({extra} > {layout.MAX_SNAPSHOT_EXTRA})"
+                discarded(f"too much extra metadata in snapshot table entry {number} {about}", 1)
+                dropped += extra - layout.MAX_SNAPSHOT_EXTRA
+            if offset + length - dropped - start > layout.MAX_SNAPSHOT_TABLE_BYTES:
+                left = count - number
+                if discarded is None:
+                    raise QobraError("Snapshot table is too big", errno=errno.EFBIG, hint=_removable(left))
+                discarded(f"{left} overhanging snapshots (snapshot table is too big)", left)
+                break
             offset += length
-            if offset - start > layout.MAX_SNAPSHOT_TABLE_BYTES:
-                raise QobraError("Snapshot table is too big", errno=errno.EFBIG)
             entries.append(entry)
         self.entries = entries
         self.size = offset - start
+        self.differs = bool(dropped) or (self._header.version >= 3 and not all(each.is_complete for each in entries))
 
     def areas(self) -> list[tuple[str, int, int]]:
         """(check, host offset, bytes) of what snapshots take of the image, for the overlap check."""
@@ -83,8 +112,47 @@ class SnapshotTable:
         return areas
 
 
-def _parse(read: ReadBytes, offset: int, disk_size: int) -> tuple[Snapshot, int]:
-    """The entry at ``offset`` and its length in the table."""
+def check_table(node: Qcow2Disk, report: Report, *, fix: bool) -> int:
+    """Read the table of a node that was opened to be checked, and look at it: how many faults there are.
+
+    With ``fix``, what cannot be read is left out, for :func:`.snapshot_ops.mend_table`. Raises OSError where it cannot
+    be read otherwise.
+    """
+    table, header = node.snapshots, node.header
+    faults = 0
+
+    def discarded(text: str, count: int) -> None:
+        nonlocal faults
+        faults += count
+        report(f"Discarding {text}")
+
+    if node.checking:
+        excess = header.snapshot_count - layout.MAX_SNAPSHOTS
+        if excess > 0 and not fix:
+            report_error(f"ERROR snapshot table too large\n{_removable(excess)}")
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if excess > 0:
+            discarded(f"{excess} overhanging snapshots", excess)
+        try:
+            table.load(node.read_file, discarded if fix else None)
+        except QobraError as error:
+            report_error(f"ERROR failed to read the snapshot table: {error}")
+            number = error.errno or errno.EINVAL
+            raise OSError(number, os.strerror(number))
+    for number, entry in enumerate(table.entries):
+        if header.version >= 3 and not entry.is_complete:
+            faults += 1
+            report(f"{'Repairing' if fix else 'ERROR'} snapshot table entry {number} is incomplete")
+    return faults
+
+
+def _removable(count: int) -> str:
+    return f"You can force-remove all {count} overhanging snapshots with qemu-img check -r all"
+
+
+def _parse(read: ReadBytes, offset: int, disk_size: int) -> tuple[Snapshot, int, int]:
+    """The entry at ``offset``, its length in the table, and that of its extra data, of which only so much is kept as
+    there may be."""
     (
         l1_offset,
         l1_entries,
@@ -96,24 +164,29 @@ def _parse(read: ReadBytes, offset: int, disk_size: int) -> tuple[Snapshot, int]
         vm_state_size,
         extra_length,
     ) = layout.SNAPSHOT.unpack(read(offset, layout.SNAPSHOT.size))
-    if extra_length > layout.MAX_SNAPSHOT_EXTRA:
-        raise QobraError("Too much extra metadata in snapshot table entry", errno=errno.EINVAL)
-    rest = read(offset + layout.SNAPSHOT.size, extra_length + id_length + name_length)
-    entry = Snapshot(
-        rest[extra_length : extra_length + id_length].decode("utf-8", "surrogateescape"),
-        rest[extra_length + id_length :].decode("utf-8", "surrogateescape"),
-    )
+    offset += layout.SNAPSHOT.size
+    length = layout.SNAPSHOT.size + extra_length + id_length + name_length
+    kept = min(extra_length, layout.MAX_SNAPSHOT_EXTRA)
+    if kept == extra_length:
+        rest = read(offset, kept + id_length + name_length)
+    else:
+        rest = read(offset, kept) + read(offset + extra_length, id_length + name_length)
+    entry = Snapshot(_text(rest[kept : kept + id_length]), _text(rest[kept + id_length :]))
     entry.l1_offset, entry.l1_entries = l1_offset, l1_entries
     entry.seconds, entry.nanoseconds, entry.vm_clock = seconds, nanoseconds, vm_clock
-    extra = rest[:extra_length]
+    extra = rest[:kept]
+    entry.is_complete = extra_length >= layout.MIN_SNAPSHOT_EXTRA
     entry.vm_state_size = int.from_bytes(extra[:8], "big") if extra_length >= 8 else vm_state_size
     entry.disk_size = int.from_bytes(extra[8:16], "big") if extra_length >= 16 else disk_size
     if extra_length >= 24:
         icount = int.from_bytes(extra[16:24], "big")
         entry.icount = icount if icount != (1 << 64) - 1 else None
         entry.unknown_extra = extra[24:]
-    length = layout.SNAPSHOT.size + len(rest)
-    return entry, length + (-length % 8)
+    return entry, length + (-length % 8), extra_length
+
+
+def _text(data: bytes) -> str:
+    return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def read_l1(image: Image, snapshot: Snapshot) -> array[int]:
