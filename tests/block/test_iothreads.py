@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import queue
+import threading
+from types import SimpleNamespace
+
 import pytest
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.export.export import Export
 from qobra.block.layer import BlockLayer
 from qobra.block.reopen import reopen
 from qobra.errors import QobraError
@@ -114,3 +120,27 @@ def test_an_export_moves_its_node_if_it_may(layer, tmp_path, fixed):
         assert _iothread(layer, "a") is TWO
         with pytest.raises(QobraError, match=REFUSED):
             layer.set_iothread(layer.find_node("a"), None)
+
+
+def test_an_export_is_served_on_the_processors_of_its_iothread(layer):
+    processor = min(os.sched_getaffinity(0))
+    ids, done, found = queue.Queue(), threading.Event(), []
+
+    def iothread():
+        os.sched_setaffinity(0, {processor})
+        ids.put(threading.get_native_id())
+        done.wait(20)
+
+    def serve():
+        export.enter_thread()
+        found.append(os.sched_getaffinity(0))
+
+    export = Export(layer, {"id": "e"}, layer.find_node("a"), False)
+    threads = [threading.Thread(target=iothread), threading.Thread(target=serve)]
+    threads[0].start()
+    layer.set_iothread(layer.find_node("a"), SimpleNamespace(thread_id=ids.get(timeout=20)))
+    threads[1].start()
+    threads[1].join()
+    done.set()
+    threads[0].join()
+    assert found == [{processor}]

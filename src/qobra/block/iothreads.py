@@ -3,7 +3,8 @@
 A user that works in an iothread, or in the main loop, and cannot leave it (a device; an export with ``fixed-iothread``)
 keeps what it is connected with there. Everything else goes along, and goes home when the last that was kept is gone.
 
-It is kept track of, and refused, and that is all: a request is carried out in the thread that makes it.
+A request is carried out in the thread that makes it: a device's iothread is that, and an export's threads keep to the
+processors of theirs. So nodes need nothing done to them, and that it can be refused is all that is left.
 """
 
 from __future__ import annotations

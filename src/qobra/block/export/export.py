@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -102,6 +103,19 @@ class Export:
             if self.shutting_down:
                 raise QobraError(f"Export '{self.id}' is already shutting down")
             self._clients.add(client)
+
+    def enter_thread(self) -> None:
+        """The calling thread serves this export from now on: on the processors of the node's iothread, if it is in one.
+
+        Whoever confines an iothread means what is done for the users of the node. Threads that this one starts follow.
+        """
+        node = self.backend.node
+        thread_id = getattr(node.iothread, "thread_id", 0) if node is not None else 0
+        if thread_id:
+            try:
+                os.sched_setaffinity(0, os.sched_getaffinity(thread_id))
+            except OSError:
+                pass  # it has ended, or may run where we may not
 
     def detach(self, client: ExportClient) -> None:
         """``client`` has left. Must not be called inside a slot."""

@@ -83,6 +83,7 @@ class FuseExport(Export):
             return mount(self.mountpoint, allow_other=False)
 
     def _serve(self, requests: Requests, client: _Kernel) -> None:
+        self.enter_thread()
         try:
             requests.serve(self.fd)
         except Ended:

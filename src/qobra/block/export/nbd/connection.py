@@ -151,6 +151,7 @@ class Connection:
         self.export = cast("NbdExport", export)
         self.export.attach(self)
         self._attached = True
+        self.export.enter_thread()
 
     def _authorize(self, transport: TlsTransport) -> bool:
         return self._server.authorized(transport.peer_certificate())

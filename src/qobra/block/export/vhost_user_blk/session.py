@@ -82,6 +82,7 @@ class Queue:
         self.kick = self.call = -1
 
     def _run(self, ring: Vring) -> None:
+        self._session.export.enter_thread()
         slot = self._session.export.backend.new_slot()
         session = self._session
         requests = blk.Requests(session.export, slot, session.export.block_size, session.caches_writes)
