@@ -101,14 +101,8 @@ class UsbStorage(UsbDevice, BlockFrontEnd):
 
     def string(self, index: int) -> str | None:
         if index == 3:
-            return self.serial_number or self._place()
+            return self.serial_number or self.place("1")
         return super().string(index)
-
-    def _place(self) -> str:
-        # Without a serial number, where the device is plugged in tells it apart.
-        bus: Any = self.bus
-        host = bus.owner
-        return f"1-0000:{host.pci_bus.number:02x}:{host.slot:02x}.{host.function:x}-{self.port_number + 1}"
 
     def device_reset(self) -> None:
         if self.realized:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Device
@@ -21,6 +21,7 @@ _GET_STATUS, _CLEAR_FEATURE, _SET_FEATURE, _SET_ADDRESS = 0x00, 0x01, 0x03, 0x05
 _GET_DESCRIPTOR, _GET_CONFIGURATION, _SET_CONFIGURATION = 0x06, 0x08, 0x09
 _GET_INTERFACE, _SET_INTERFACE = 0x0A, 0x0B
 _DEVICE, _CONFIGURATION, _STRING = 1, 2, 3
+_REMOTE_WAKEUP = 1
 _IDLE, _DATA, _STATUS = range(3)
 _MAX_CONTROL = 0xFFFF
 
@@ -51,6 +52,7 @@ class UsbDevice(Device):
 
     vmstate = VmState(
         u8("address", "configuration"),
+        u8("_wakeup", maximum=1),
         u8("_stage", maximum=_STATUS),
         raw("_request", maximum=8),
         raw("_reply", "_control_data", maximum=_MAX_CONTROL),
@@ -63,6 +65,7 @@ class UsbDevice(Device):
         self.port_number = 0
         self.address = 0
         self.configuration = 0
+        self._wakeup = 0
         self._stage = _IDLE
         self._request = b""
         self._reply = b""
@@ -76,7 +79,7 @@ class UsbDevice(Device):
 
     def reset(self) -> None:
         """The host resets the port, or the machine is reset."""
-        self.address = self.configuration = 0
+        self.address = self.configuration = self._wakeup = 0
         self._stage = _IDLE
         self._halted.clear()
         self.device_reset()
@@ -140,7 +143,7 @@ class UsbDevice(Device):
         if kind == 0x80 and code == _GET_DESCRIPTOR:
             return self._descriptor(value >> 8, value & 0xFF)
         if kind == 0x80 and code == _GET_STATUS:
-            return b"\x01\x00"  # powers itself
+            return bytes((self.configuration_descriptor[7] >> 6 & 1 | self._wakeup << 1, 0))
         if kind == 0x80 and code == _GET_CONFIGURATION:
             return bytes((self.configuration,))
         if kind == 0x81 and code in (_GET_STATUS, _GET_INTERFACE):
@@ -159,7 +162,10 @@ class UsbDevice(Device):
             self._halted.clear()
         elif kind == 0x02 and code == _CLEAR_FEATURE and value == 0:
             self._halted.discard(request[4])
-        elif (kind == 0x00 and code in (_CLEAR_FEATURE, _SET_FEATURE)) or (kind == 0x01 and code == _SET_INTERFACE):
+        elif kind == 0x00 and code in (_CLEAR_FEATURE, _SET_FEATURE):
+            if value == _REMOTE_WAKEUP:
+                self._wakeup = int(code == _SET_FEATURE)
+        elif kind == 0x01 and code == _SET_INTERFACE:
             pass
         else:
             self.own_request(request, bytes(self._control_data))
@@ -183,6 +189,12 @@ class UsbDevice(Device):
     def string(self, index: int) -> str | None:
         """A string of the descriptors."""
         return self.strings.get(index)
+
+    def place(self, kind: str) -> str:
+        """What tells a device of a ``kind`` that has no serial number apart: where it is plugged in."""
+        bus: Any = self.bus
+        host = bus.owner
+        return f"{kind}-0000:{host.pci_bus.number:02x}:{host.slot:02x}.{host.function:x}-{self.port_number + 1}"
 
     def device_reset(self) -> None:
         """Drop what is going on."""
