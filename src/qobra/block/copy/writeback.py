@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
+
+from qobra.lean import Condition, Lock, start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ class Writeback:
     def __init__(self, target: BlockNode) -> None:
         self._fds = _files(target)
         self._pending = 0
-        self._condition = threading.Condition()
+        self._condition = Condition()
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._ended: Lock | None = None
+        """Held until the thread has ended; None until there is one."""
 
     def note(self, length: int) -> None:
         """``length`` bytes were copied."""
@@ -33,9 +35,10 @@ class Writeback:
         with self._condition:
             self._pending += length
             if self._pending >= STEP:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._sync, name="writeback", daemon=True)
-                    self._thread.start()
+                if self._ended is None:
+                    self._ended = Lock()
+                    self._ended.acquire()
+                    start_thread(self._run, self._ended, name="writeback", imports=False)
                 self._condition.notify()
 
     def close(self) -> None:
@@ -43,8 +46,15 @@ class Writeback:
         with self._condition:
             self._closed = True
             self._condition.notify()
-        if self._thread is not None:
-            self._thread.join()
+        if self._ended is not None:
+            with self._ended:
+                pass
+
+    def _run(self, ended: Lock) -> None:
+        try:
+            self._sync()
+        finally:
+            ended.release()
 
     def _sync(self) -> None:
         while True:
