@@ -186,6 +186,10 @@ class Flight:
                     gate.closed -= 1
                 self._condition.notify_all()
 
+    def is_inside(self, gate: Gate) -> bool:
+        """Whether a request of somebody behind ``gate`` is being served right now."""
+        return any(slot.busy and slot.gate is gate for slot in tuple(self._slots))
+
     def fence(self, gates: set[Gate]) -> None:
         """Wait until whoever is inside a slot behind one of ``gates`` now has left it.
 

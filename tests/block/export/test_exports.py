@@ -108,7 +108,7 @@ def test_hard_removal_disconnects(exporter: Any) -> None:
     exporter.export("n")  # both names are free again
 
 
-def test_an_export_that_shuts_down_takes_no_new_client(exporter: Any) -> None:
+def test_an_export_that_shuts_down_takes_no_new_client(exporter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     node = exporter.told("n")
@@ -117,7 +117,10 @@ def test_an_export_that_shuts_down_takes_no_new_client(exporter: Any) -> None:
     node.hold = threading.Event()
     request = client.aio_pread(10, 0)
     assert node.entered.acquire(timeout=30)
+    monkeypatch.setattr("qobra.block.export.exports.LEAVING", 120)
+    start = time.monotonic()
     exporter.exports.remove("n", "hard")
+    assert time.monotonic() - start < 60  # a request that is not done in a moment is not waited for
     assert exporter.exports.query()[0]["shutting-down"]
     with pytest.raises(QobraError):
         exporter.connect("n")

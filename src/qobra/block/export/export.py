@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from qobra.block import permissions
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 kinds: Registry[type[Export]] = Registry("block export", ["qobra.block.export"])
+
+_MOMENT = 5e-3
+"""Seconds that a request of a client that has to leave may take before whoever waits for it goes on."""
 
 
 class ExportClient(Protocol):
@@ -145,11 +149,19 @@ class Export:
         with self._lock:
             return self._idle.wait_for(lambda: not self._clients, timeout)
 
+    def wait_left(self, timeout: float) -> None:
+        """Wait up to ``timeout`` seconds until the last client has left, unless one has a request that takes longer."""
+        deadline = time.monotonic() + timeout
+        while not self.wait_idle(_MOMENT):
+            if time.monotonic() > deadline or self.layer.flight.is_inside(self.backend.gate):
+                return
+
     def wait_hung_up(self, timeout: float) -> None:
-        """Where all clients have hung up, wait until they have left, but no longer than ``timeout`` seconds."""
+        """:meth:`wait_left` where all clients have hung up."""
         with self._lock:
-            if all(client.hung_up() for client in self._clients):
-                self._idle.wait_for(lambda: not self._clients, timeout)
+            gone = all(client.hung_up() for client in self._clients)
+        if gone:
+            self.wait_left(timeout)
 
 
 def required_iothread(layer: BlockLayer, name: str) -> Any:

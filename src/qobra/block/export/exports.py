@@ -93,7 +93,7 @@ class Exports:
                 raise QobraError(f"export '{name}' still in use")
         export.request_shutdown()
         # So that whoever asks next finds it gone, unless a request takes its time.
-        export.wait_idle(LEAVING)
+        export.wait_left(LEAVING)
 
     def remove_nbd(self, name: str, mode: str = "safe") -> None:
         """nbd-server-remove: :meth:`remove` for NBD exports."""
