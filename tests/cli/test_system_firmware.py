@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qobra.cli._system import firmware, log, table
+from qobra.cli._system import early, firmware, log, table
 from qobra.cli._system.build import Builder
 from qobra.errors import QobraError
 from qobra.machine import boot_paths
@@ -107,3 +107,22 @@ def test_items_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("Log items (comma separated):\nout_asm")
     with pytest.raises(QobraError, match="^Error opening logfile /none/such: No such file or directory$"):
         log.set_file("/none/such")
+
+
+@pytest.mark.parametrize(("options", "error"), [
+    ("-monitor stdio", "-monitor stdio: cannot use stdio with -daemonize"),
+    ("-serial mon:stdio", "-serial mon:stdio: cannot use stdio with -daemonize"),
+    ("-chardev stdio,id=c", "-chardev stdio,id=c: cannot use stdio with -daemonize"),
+    ("-chardev backend=stdio,id=c", "-chardev backend=stdio,id=c: cannot use stdio with -daemonize"),
+    ("-qmp stdio", "-qmp stdio: cannot use stdio with -daemonize"),
+    ("-nographic", "-nographic cannot be used with -daemonize"),
+    ("-nographic -nodefaults", None), ("-chardev null,id=stdio", None), ("-serial null", None),
+])  # fmt: skip
+def test_what_needs_a_terminal_does_not_go_into_the_background(options: str, error: str | None) -> None:
+    scanned = table.scan(options.split())
+    if error is None:
+        early.refuse_stdio(scanned)
+        return
+    with pytest.raises(QobraError) as caught:
+        early.refuse_stdio(scanned)
+    assert caught.value.desc == error

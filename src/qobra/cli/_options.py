@@ -188,7 +188,7 @@ def write_pidfile(path: str) -> Callable[[], None]:
     import fcntl
 
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise QobraError.from_os(f"cannot create PID file: Could not create '{path}'", error)
     try:

@@ -27,11 +27,13 @@ def main_riscv64() -> int:
 def main(architecture: str, arguments: list[str]) -> int:
     """Run a machine until it quits; the exit status."""
     from qobra.cli._system import table
-    from qobra.cli._system.early import prepare
+    from qobra.cli._system.early import prepare, refuse_stdio
 
     try:
         options = table.scan(arguments)
         options = prepare(_with_config_files(options))
+        if any(name == "daemonize" for name, _ in options):
+            refuse_stdio(options)
     except QobraError as error:
         fail(str(error))
     names = {name for name, _ in options}

@@ -10,6 +10,7 @@ from qobra.errors import QobraError
 Options = list[tuple[str, str]]
 
 _WITH_IDS = ("device", "object", "chardev", "netdev", "drive")
+_ON_CHARDEVS = ("chardev", "serial", "monitor", "qmp", "qmp-pretty")
 _BAD_ID = (
     "Parameter 'id' expects an identifier\n"
     "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
@@ -39,6 +40,17 @@ def prepare(options: Options) -> Options:
             raise QobraError(f"-{name} {value}: Duplicate ID '{id}' for {name}")
         taken.add((name, id))
     return result
+
+
+def refuse_stdio(options: Options) -> None:
+    """A program in the background has no standard input and output. Raises QobraError for what would use them."""
+    names = {name for name, _value in options}
+    for name, value in options:
+        backend = value.removeprefix("backend=") if name == "chardev" else value.removeprefix("mon:")
+        if name in _ON_CHARDEVS and backend.split(",")[0] == "stdio":
+            raise QobraError(f"-{name} {value}: cannot use stdio with -daemonize")
+    if "nographic" in names and "nodefaults" not in names:
+        raise QobraError("-nographic cannot be used with -daemonize")
 
 
 def _check_audiodev(text: str) -> None:
