@@ -74,10 +74,12 @@ def _split(run: Run, leaf: FileNode) -> list[Run]:
                 runs.append(run._replace(start=data, length=first - data, offset=data + shift))
             runs.append(run._replace(start=first, length=last - first, offset=first + shift, kind=ZERO))
             data = last
-        if found >= end:
+        # A hole that begins in the same unit counts from the next one on at most.
+        position = found // UNIT * UNIT + UNIT
+        if position >= end:
             break
         try:
-            position = leaf.next_hole(found + shift) - shift
+            position = leaf.next_hole(position + shift) - shift
         except OSError:
             break
     if data < end:
