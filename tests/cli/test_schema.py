@@ -125,8 +125,13 @@ class TestDiff:
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         entities = introspect(contract().commands, contract().events)
-        for name, content in (("bare.json", entities), ("reply.json", {"return": entities, "id": 1})):
-            (tmp_path / name).write_text(json.dumps(content))
+        texts = {
+            "bare.json": json.dumps(entities),
+            "reply.json": json.dumps({"return": entities, "id": 1}),
+            "lines.json": _run(capsys, "introspect", "--all")[1],
+        }
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
             assert _run(capsys, "diff", "qobra", str(tmp_path / name))[:2] == (
                 0,
                 "0 changes, 0 of them break clients\n",

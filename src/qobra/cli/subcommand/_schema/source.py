@@ -21,7 +21,8 @@ _KNOWN |= {"arg-type", "ret-type", "allow-oob"}
 def read_side(source: str, *, timeout: float = 10.0) -> list[dict[str, Any]]:
     """SchemaInfo of ``source``: ``qobra`` (the whole contract), a file, or an address (unix:PATH or HOST:PORT).
 
-    A file is a schema, or a saved ``query-qmp-schema`` with or without the ``return`` around it. Raises QobraError.
+    A file is a schema, or a saved ``query-qmp-schema``, with or without the ``return`` around it or an entity a line as
+    ``qobra schema introspect`` prints them. Raises QobraError.
     """
     if source == "qobra":
         return introspect_file(SCHEMA_FILE)
@@ -42,7 +43,11 @@ def _read_dump(path: str) -> list[dict[str, Any]] | None:
         raise QobraError(f"{path} is larger than {MAX_DUMP} bytes")
     try:
         with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
+            text = stream.read()
+        try:
+            content = json.loads(text)
+        except ValueError:
+            content = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (ValueError, RecursionError):
         return None
     return check_entities(content.get("return") if isinstance(content, dict) else content, path)
