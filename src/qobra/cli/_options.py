@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any, NoReturn
 
+    from qobra.object.property import Property
     from qobra.object.tree import ObjectTree
 
 
@@ -132,9 +133,19 @@ def object_help(objects: ObjectTree, value: str) -> str:
         types = objects.all_types()
         names = sorted(name for name, each in types.items() if each.user_creatable and not each.abstract)
         return "List of user creatable objects:\n" + "".join(f"  {name}\n" for name in names)
-    properties = found.class_properties()
-    lines = sorted(f"  {name}=<{prop.type}>\n" for name, prop in properties.items() if prop.writable)
-    return f"{type_name} options:\n" + "".join(lines)
+    properties = (found.class_properties() if found.abstract else found(objects).properties()).values()
+    lines = sorted(property_line(prop) for prop in properties if prop.writable and not prop.type.startswith("child<"))
+    return f"{type_name} options:\n" + "".join(lines) if lines else f"There are no options for {type_name}.\n"
+
+
+def property_line(prop: Property, *, with_default: bool = False) -> str:
+    """What lists for people say of a property."""
+    left, text = f"  {prop.name}=<{prop.type}>", prop.description or ""
+    if with_default and prop.default is not None and prop.show_default:
+        import json
+
+        text += f" (default: {json.dumps(prop.show(prop.default))})"
+    return f"{left:<24} - {text}\n" if text else f"{left}\n"
 
 
 def say(text: str) -> None:

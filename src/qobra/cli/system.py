@@ -31,7 +31,12 @@ def main(architecture: str, arguments: list[str]) -> int:
 
     try:
         options = table.scan(arguments)
-        options = prepare(_with_config_files(options))
+        options = _with_config_files(options)
+        text = _help_answer(architecture, options)
+        if text is not None:
+            print(text, end="")
+            return 0
+        options = prepare(options)
         if any(name == "daemonize" for name, _ in options):
             refuse_stdio(options)
     except QobraError as error:
@@ -44,10 +49,6 @@ def main(architecture: str, arguments: list[str]) -> int:
         print(f"QEMU emulator version 5.2.0 ({PACKAGE})\nThe Qobra project, under the Apache licence 2.0")
         if "h" in names:
             print(table.help_text(program()), end="")
-        return 0
-    text = _help_answer(architecture, options)
-    if text is not None:
-        print(text, end="")
         return 0
     background = Background() if "daemonize" in names else None
     return _run(architecture, options, background)

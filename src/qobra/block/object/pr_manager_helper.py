@@ -35,7 +35,7 @@ class PRManagerHelper(Object):
     user_creatable = True
     ancestors = {"pr-manager": ("user-creatable",)}
 
-    path_option = String(name="path", description="path of the helper's socket")
+    path_option = String(name="path")
 
     def __init__(self, tree: Any) -> None:
         super().__init__(tree)

@@ -56,7 +56,6 @@ class ThrottleGroupObject(Object):
 
     limits = _LimitsProperty(
         "ThrottleLimits",
-        description="limits of the group",
         get=lambda self: self.group_limits().as_dict(),
         set=lambda self, value: self.set_limits(value),
     )

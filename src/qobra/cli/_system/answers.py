@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from qobra.errors import QobraError
+from qobra.report import report_error
+
 _ASK = ("help", "?")
 
+
+_GROUPS = {"smp": "smp-opts", "rtc": "rtc", "boot": "boot-opts"}
+"""Options whose parameters can be asked for, with their groups."""
+
+_ONLY = {
+    "display": "Available display backend types:\nnone\n",
+    "vga": f"{'none':<20} no graphic card\n",
+    "audiodev": "Available audio drivers:\nnone\n",
+}
+"""What is said of options that know but one thing."""
+
+_SHORT_TYPES = {"string": "str", "boolean": "bool (on/off)", "number": "num", "size": "size"}
 
 _CATEGORIES = (
     *("Controller/Bridge/Hub", "USB", "Storage", "Network", "Input", "Display"),
@@ -15,8 +30,15 @@ def answer(architecture: str, name: str, value: str) -> str | None:
     """The text for an option that only asks, or None for any other."""
     first = value.split(",")[0]
     asks = first in _ASK
+    asks_of_type = not asks and any(part in _ASK for part in value.split(",")[1:])
     if name == "machine" and asks:
         return _machines(architecture)
+    if name == "machine" and asks_of_type:
+        return _machine(architecture, first.removeprefix("type="))
+    if name in _GROUPS and asks:
+        return _group(_GROUPS[name])
+    if name in _ONLY and asks:
+        return _ONLY[name]
     if name == "cpu" and asks:
         return _cpus(architecture)
     if name == "L" and asks:
@@ -28,7 +50,7 @@ def answer(architecture: str, name: str, value: str) -> str | None:
         from qobra.machine.accelerator import names
 
         return "Accelerators supported in QEMU binary:\n" + "".join(f"{each}\n" for each in names())
-    if name == "device" and (asks or ",help" in value or ",?" in value):
+    if name == "device" and (asks or asks_of_type):
         return _devices(architecture) if asks else _device(architecture, first)
     if name == "drive" and ("format=help" in value.split(",") or "format=?" in value.split(",")):
         return _formats()
@@ -40,7 +62,7 @@ def answer(architecture: str, name: str, value: str) -> str | None:
         from qobra.cli._system.log import help_text
 
         return help_text()
-    if name == "object" and asks:
+    if name == "object" and (asks or asks_of_type):
         from qobra.cli._options import object_help
 
         return object_help(_tree(architecture), value)
@@ -83,6 +105,22 @@ def _machines(architecture: str) -> str:
     return "Supported machines are:\n" + "".join(lines)
 
 
+def _machine(architecture: str, name: str) -> str:
+    from qobra.cli._options import property_line
+    from qobra.machine.launch import find_board
+
+    board = find_board(architecture, name or None)
+    properties = (prop for prop in board.class_properties().values() if prop.writable)
+    return f"{board.type_name} options:\n" + "".join(sorted(property_line(prop) for prop in properties))
+
+
+def _group(name: str) -> str:
+    from qobra.machine.option_groups import GROUPS
+
+    lines = sorted(f"  {key}=<{_SHORT_TYPES[kind]}>\n" for key, kind in GROUPS[name])
+    return f"{name} options:\n" + "".join(lines)
+
+
 def _cpus(architecture: str) -> str:
     suffix = {"x86_64": "-x86_64-cpu", "riscv64": "-riscv-cpu"}[architecture]
     names = sorted(
@@ -115,15 +153,16 @@ def _devices(architecture: str) -> str:
 
 
 def _device(architecture: str, type_name: str) -> str:
+    from qobra.cli._options import property_line
     from qobra.machine.plug import device_class
     from qobra.machine.qdev import Device
 
     tree = _tree(architecture)
-    device = device_class(tree, type_name)(tree)
-    lines = []
-    for name, prop in sorted(device.properties().items()):
-        if name not in Device.BASE_PROPERTIES:
-            default = "" if prop.default is None or not prop.show_default else f" (default: {prop.show(prop.default)})"
-            description = f" - {prop.description}" if prop.description else ""
-            lines.append(f"  {name}=<{prop.type}>{description}{default}\n")
+    try:
+        device = device_class(tree, type_name)(tree)
+    except QobraError:
+        report_error(f"-device {type_name},help: Device '{type_name}' not found")
+        return ""
+    properties = (prop for name, prop in device.properties().items() if name not in Device.BASE_PROPERTIES)
+    lines = sorted(property_line(prop, with_default=True) for prop in properties)
     return f"{device.type_name} options:\n" + "".join(lines)

@@ -17,8 +17,8 @@ class Secret(SecretCommon):
     type_name = "secret"
     user_creatable = True
 
-    data = String(description="The secret itself")
-    file = String(description="Name of the file that holds the secret")
+    data = String()
+    file = String()
 
     def load(self) -> bytes:
         if self.data is not None and self.file is not None:

@@ -22,7 +22,7 @@ class SecretKeyring(SecretCommon):
     type_name = "secret_keyring"
     user_creatable = True
 
-    serial = Int(0, type="int32", description="Serial number of the key")
+    serial = Int(0, type="int32")
 
     def load(self) -> bytes:
         number = _SYS_KEYCTL.get(os.uname().machine)

@@ -20,7 +20,7 @@ class Qtest(Object):
     user_creatable = True
     hotswap = False
 
-    chardev = String(type="str")
+    chardev = String()
     log = String()
 
     def complete(self) -> None:
