@@ -1,7 +1,7 @@
 """The image tools: qobra-img against qemu-img, the same command line for both.
 
     python bench/img.py [--runs 5] [--size 1G] [--rows convert-raw-qcow2,...] [--json FILE]
-    python bench/img.py --growth
+    python bench/img.py --growth [--runs 1]
 
 Each row is a command on images that are made for it, and only for it: ``--size`` of data in twice as much disk, in
 pieces of 1 MiB with holes between. Runs are interleaved, each program first in every other one, so that whatever else
@@ -139,7 +139,7 @@ def main() -> int:
     missed = False
     results = {}
     if options.growth:
-        return growth()
+        return growth(options.runs)
     with tempfile.TemporaryDirectory(prefix="bench-img.") as directory:
         ours = make_program(Path(directory))
         rows = options.rows.split(",")
@@ -296,11 +296,11 @@ def mark_fragments(path: Path, name: str, shift: int) -> None:
         disk.node.bitmaps[name].load(0, period * (HUGE // 65536 // 8 // STEP))
 
 
-def growth() -> int:
+def growth(runs: int) -> int:
     """How the times of Qobra grow with what is allocated, with the fragments that it is in, and with a chain."""
     with tempfile.TemporaryDirectory(prefix="bench-img.") as directory:
         ours = make_program(Path(directory))
-        cases = [(size, 1) for size in (1 << 40, 4 << 40, 16 << 40)]
+        cases = [(size << 30, 1) for size in (256, 512, 1024, 2048, 4096)]
         cases += [(1 << 40, run) for run in (4, 16, 64, 256)]
         commands = [
             f"{{}} {command} -f qcow2 huge.q" for command in ("check -q", "map --output=json", "measure -O qcow2")
@@ -312,9 +312,9 @@ def growth() -> int:
         )
         for size, run in cases:
             in_child(partial(make_fragmented, Path(directory) / "huge.q", size, STEP * run, run))
-            seconds, memory = measured([command.format(ours) for command in commands], directory)
+            seconds, memory = measured([command.format(ours) for command in commands], directory, runs)
             print(
-                f"{size >> 40:5} TiB{size // 65536 // STEP:10}{run:12}{seconds[0]:9.3f}{seconds[1]:9.3f}"
+                f"{size >> 30:4} GiB{size // 65536 // STEP:10}{run:12}{seconds[0]:9.3f}{seconds[1]:9.3f}"
                 f"{seconds[2]:10.3f}{seconds[3]:7.2f}{seconds[4]:7.2f}{seconds[5]:7.2f}{memory:6.0f}",
                 flush=True,
             )
@@ -322,14 +322,14 @@ def growth() -> int:
         for depth in (1, 2, 4, 8, 16, 32, 64):
             in_child(partial(make_chain, Path(directory), depth))
             commands = [f"{ours} info --backing-chain top.q", f"{ours} map --output=json top.q"]
-            seconds, memory = measured([*commands, f"{ours} convert -O raw top.q out"], directory)
+            seconds, memory = measured([*commands, f"{ours} convert -O raw top.q out"], directory, runs)
             print(f"{depth:8}{seconds[0]:10.3f}{seconds[1]:9.3f}{seconds[2]:11.3f}{memory:6.0f}", flush=True)
     return 0
 
 
-def measured(commands: list[str], directory: str) -> tuple[list[float], float]:
-    """The median of the seconds that each command takes, in three rounds of all, and MiB of memory at most."""
-    rounds = [[timed(command, directory) for command in commands] for _ in range(3)]
+def measured(commands: list[str], directory: str, runs: int) -> tuple[list[float], float]:
+    """The median of the seconds that each command takes, in so many rounds of all, and MiB of memory at most."""
+    rounds = [[timed(command, directory) for command in commands] for _ in range(runs)]
     seconds = [statistics.median(each[0] for each in spent) for spent in zip(*rounds, strict=True)]
     return seconds, max(each[2] for spent in rounds for each in spent)
 
