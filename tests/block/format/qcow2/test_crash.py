@@ -164,6 +164,57 @@ def test_power_loss_with_a_snapshot_keeps_both(lab, soak_scale):
                 assert disk.content() == kept
 
 
+@pytest.mark.parametrize("version", ["v2", "v3"])
+@pytest.mark.parametrize("operation", ["create", "apply", "delete"])
+def test_power_loss_while_snapshots_change(lab, soak_scale, operation, version):
+    """The disk is what it was, or, applied, what it becomes; what snapshots there are hold what they did."""
+    for seed in range(soak_scale):
+        chosen = random.Random(seed)
+        lab.create("a", size=400 * 1024, cluster_size=4096, version=version)
+        with lab.open("a") as disk:
+            disk.write(0, chosen.randbytes(200 * 1024))
+            kept = disk.content()
+            disk.node.snapshot_create("s")
+            disk.write(64 * 1024, chosen.randbytes(200 * 1024))
+            now = disk.content()
+        with open(lab.path("a"), "rb") as file:
+            before = file.read()
+        with lab.open("a", recording=True, discard="unmap") as disk:
+            log = disk.node.file.log
+            if operation == "create":
+                disk.node.snapshot_create("t")
+            elif operation == "apply":
+                disk.node.snapshot_apply("s")
+            else:
+                disk.node.snapshot_delete(None, "s")
+        found = set()
+        for _ in range(25):
+            state = after_power_loss(before, log, chosen.randrange(len(log) + 1), chosen)
+            with open(lab.path("crashed"), "wb") as file:
+                file.write(state)
+            with lab.open("crashed") as disk:  # used as it is
+                disk.write(0, chosen.randbytes(400 * 1024))
+            with lab.open("crashed", read_only=True) as disk:
+                for name in [each["name"] for each in disk.node.snapshot_list()]:
+                    disk.node.snapshot_load(name)
+                    assert disk.content() == (kept if name == "s" else now)
+            with open(lab.path("crashed"), "wb") as file:
+                file.write(state)
+            with lab.open("crashed", _check=True) as disk:  # or repaired
+                disk.node.check(fix_leaks=True, fix_errors=True)
+            with lab.open("crashed", read_only=True) as disk:
+                result = disk.node.check()
+                assert "corruptions" not in result and "leaks" not in result
+                content = disk.content()
+                assert content in ((now, kept) if operation == "apply" else (now,))
+                names = [each["name"] for each in disk.node.snapshot_list()]
+                found.add((content, *names))
+                for name in names:
+                    disk.node.snapshot_load(name)
+                    assert disk.content() == (kept if name == "s" else now)
+        assert len(found) == 2, "before and after"
+
+
 def test_lazy_refcounts_are_counted_anew_after_power_loss(lab, soak_scale):
     for seed in range(2 * soak_scale):
         lab.create("a", size=400 * 1024, cluster_size=4096, lazy_refcounts=True)
