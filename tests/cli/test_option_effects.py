@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -168,8 +169,11 @@ _CHARDEVS = {
 
 @_shows("chardev", *(name for name, _type in GROUPS["chardev"]))
 def _chardev(_directory: Path) -> None:
-    for text, data in _CHARDEVS.items():
-        assert parse_chardev(text)[1]["data"] == data
+    with socket.socket() as inherited:
+        number = inherited.fileno()
+        for text, data in _CHARDEVS.items():
+            expected = json.loads(json.dumps(data).replace('"5"', f'"{number}"'))
+            assert parse_chardev(text.replace("fd=5", f"fd={number}"))[1]["data"] == expected
     named = {key for text in _CHARDEVS for key in re.findall(r"([\w-]+)=", text)} | {"mux"}
     assert {name for name, _type in GROUPS["chardev"]} <= named
     with _built("-chardev", "null,id=c,mux=on", "-mon", "c", "-mon", "c") as machine:
@@ -255,6 +259,14 @@ def _fw_cfg(directory: Path) -> None:
     with _built("-fw_cfg", "name=opt/a,string=text", "-fw_cfg", f"name=opt/b,file={blob}") as machine:
         files = machine.board.fw_cfg.file
         assert (files("opt/a"), files("opt/b")) == (b"text", b"from a file")
+
+
+@_shows("option-rom", "romfile", "bootindex")
+def _option_rom(directory: Path) -> None:
+    rom = _image(directory, "rom", b"of the user")
+    with _built("-option-rom", f"romfile={rom},bootindex=3", "-machine", "pc") as machine:
+        assert machine.board.fw_cfg.file("genroms/rom") == b"of the user"
+        assert machine.board.fw_cfg.file("bootorder") == b"/rom@genroms/rom\0"
 
 
 @_shows("global", "driver", "property", "value")
