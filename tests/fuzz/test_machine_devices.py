@@ -64,3 +64,13 @@ def test_a_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=True)
         assert done.stdout == f"2 rounds, 0 went wrong; next seed {count + 1}\n"
     assert json.loads(state.read_text()) == {"port92": 3, "ib700": 3}
+
+
+@pytest.mark.parametrize("place", ["port", "bridge"])
+def test_what_is_behind_a_port_or_a_bridge_is_reached(tmp_path: Path, place: str) -> None:
+    target = Target("i6300esb", tmp_path, place)
+    (function,) = (each for each in target.functions if each.bdf >> 8)
+    assert any(start <= function.bars[0] < end for kind, start, end in target.ranges if kind == "memory")
+    target.access(0, 0, 4, (1 << 32) | 1, 2)  # the device goes
+    assert function.config(0, 2) == 0xFFFF and target.alive()
+    target.close()

@@ -12,7 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
-from qobra.testing.hostile.target import Target, devices, draw
+from qobra.testing.hostile.target import PLACES, Target, devices, draw
 
 
 def main() -> int:
@@ -54,7 +54,7 @@ def play(name: str, seed: int, length: int) -> str:
     said = io.StringIO()
     with contextlib.redirect_stderr(said), tempfile.TemporaryDirectory(prefix="qh") as directory:
         try:
-            target = Target(name, Path(directory))
+            target = Target(name, Path(directory), tuple(PLACES)[seed % len(PLACES)])
             try:
                 target.attack(seed, draw(seed, length))
             finally:

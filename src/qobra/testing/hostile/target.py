@@ -12,6 +12,7 @@ from qobra.machine.devices import registry
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.machine.memory import Ram
+from qobra.machine.pci import regs
 from qobra.machine.pci.bus import PciBus
 from qobra.machine.plug import add_device
 from qobra.machine.qdev import Device
@@ -60,10 +61,18 @@ def devices() -> list[str]:
     ]
 
 
-class Target:
-    """A board with one device, and where the guest can reach it."""
+PLACES: dict[str, tuple[str, Options]] = {
+    "root": ("", {}),
+    "port": ("q35", {"driver": "pcie-root-port", "id": "above", "chassis": "9"}),
+    "bridge": ("pc", {"driver": "pci-bridge", "id": "above", "chassis_nr": "9"}),
+}
+"""Where a function of PCI may be: the board, and what is above it."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+
+class Target:
+    """A board with one device, and where the guest can reach it. ``place`` is one of :data:`PLACES`."""
+
+    def __init__(self, name: str, directory: Path, place: str = "root") -> None:
         cls: Any = registry.load_all()[name]
         if cls.bus_type == "virtio-bus" and cls.architectures:
             name, cls = f"{name}-pci", registry.find(f"{name}-pci")  # there, no slot takes it as it is
@@ -71,6 +80,10 @@ class Target:
             board_name = _ON.get(name, "virt" if cls.bus_type == "virtio-bus" else "pc")
         else:
             board_name = next(each for each in BOARDS if name in own_devices(each))
+        self._above: Options = {}
+        if place != "root" and cls.pluggable and name not in _ON and (cls.bus_type in ("PCI", "PCIE", *_BELOW)):
+            board_name, self._above = PLACES[place]
+        self.device: Device | None = None
         self.helpers: list[Any] = []
         """What stands for the world outside: it has a close() each."""
         shared = name.startswith("vhost-user-")
@@ -100,9 +113,14 @@ class Target:
 
     def _plug(self, name: str, cls: type[Device]) -> None:
         self.board.ready = False  # some cannot be plugged in later
+        bus = {}
+        if self._above:
+            add_device(self.machine, dict(self._above), keyval=True)
+            bus = {"bus": "above"}
         if cls.bus_type in _BELOW:
-            add_device(self.machine, dict(_BELOW[cls.bus_type]), keyval=True)
-        options = {"driver": name, "id": "it"} | _OPTIONS.get(name, {})
+            add_device(self.machine, _BELOW[cls.bus_type] | bus, keyval=True)
+            bus = {}
+        options = {"driver": name, "id": "it"} | bus | _OPTIONS.get(name, {})
         if name.startswith(_WITH_DRIVE):
             disk = self.directory / name
             disk.write_bytes(random.Random(name).randbytes(_DISK))
@@ -123,8 +141,10 @@ class Target:
             self.helpers.append(outside.ScsiKernel())
             self.machine.block.add_node({"driver": "host_device", "filename": "/dev/null", "node-name": "disk"})
             options["drive"] = "disk"
-        add_device(self.machine, options, keyval=True)
+        self.device = add_device(self.machine, options, keyval=True)
         self.board.ready = True
+        if bus:
+            self.board.reset_all()  # which gives power to what is in a slot
 
     def close(self) -> None:
         """End the machine, and what stood for the world outside."""
@@ -140,11 +160,22 @@ class Target:
             return
         if self.board.cpus and "riscv64" in self.board.architectures:
             return  # the configuration space is in memory there, and fuzzed like all else
-        for devfn in sorted(self.board.pci_root.functions):
-            function = PciFunction(self.guest, devfn)
+        found = [PciFunction(self.guest, devfn) for devfn in sorted(self.board.pci_root.functions)]
+        for function in found:
             function.enable(memory, ports)
             self.functions.append(function)
             memory, ports = memory + 0x200000, ports + 0x100
+            if function.config(regs.HEADER_TYPE, 1) & 0x7F == 1 and not function.bdf >> 8:
+                memory, ports = (memory + 0xFFFFF) & ~0xFFFFF, (ports + 0xFFF) & ~0xFFF
+                found += self._open(function, memory, ports)
+
+    def _open(self, bridge: PciFunction, memory: int, ports: int) -> list[PciFunction]:
+        # Number the bus behind, let everything through that comes from here on, and see who is there.
+        bridge.set_config(regs.PRIMARY_BUS, 4, 0x010100)
+        bridge.set_config(regs.IO_BASE, 2, 0xF000 | ports >> 8 & 0xF0)
+        bridge.set_config(regs.MEMORY_BASE, 4, (memory + 0xFF00000) & 0xFFF00000 | memory >> 16 & 0xFFF0)
+        behind = [PciFunction(self.guest, 0x100 | devfn) for devfn in range(256)]
+        return [function for function in behind if function.config(regs.VENDOR_ID, 2) != 0xFFFF]
 
     def _virtio_devices(self, start: Any) -> list[Any]:
         found = [start] if hasattr(start, "accept_features") and hasattr(start, "kick") else []
@@ -157,14 +188,18 @@ class Target:
         value &= (1 << 8 * width) - 1
         if action == 0 and self.functions:
             function = self.functions[where % len(self.functions)]
-            if not 0x04 <= offset % 256 < 0x28:  # base addresses and command stay, so that there is something to hit
-                width = min(width, 4)
-                function.set_config(offset % 256 & ~(width - 1), width, value & ((1 << 8 * width) - 1))
+            width, at = min(width, 4), offset % (4096 if where & 0x80 else 256)
+            if not 0x04 <= at < 0x28:  # base addresses and command stay, so that there is something to hit
+                with self.machine.control:
+                    self.board.pci_root.config_write(function.bdf, at & -width, width, value & ((1 << 8 * width) - 1))
+                    self.board.pci_root.config_read(function.bdf, at & -width, width)
         elif action == 1:
             self.guest.write(value % (_MEMORY - 4096) + self._ram(), random.Random(value).randbytes(64))
         elif action == 2 and value % 64 == 0:
             with self.machine.control:
                 self.board.reset_all()
+        elif action == 2 and value % 64 == 1:
+            self.unplug()
         elif action == 3:
             self.guest.step(value % 10**9)
         elif action < 7:
@@ -177,6 +212,13 @@ class Target:
         elif address != 0x514:  # the address of a request to fw_cfg may ask for very much
             width = min(width, 4)
             self.guest.port_out(address, width, value & ((1 << 8 * width) - 1))
+
+    def unplug(self) -> None:
+        """The device goes, whatever is under way, if it is one that can."""
+        with self.machine.control:
+            device, self.device = self.device, None
+            if device is not None and device.is_hotpluggable():
+                device.unparent()
 
     def _ram(self) -> int:
         return 0x80000000 if "riscv64" in self.board.architectures else 0
