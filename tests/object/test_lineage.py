@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
+from qobra.machine.plug import add_device
 from qobra.object.qom import Object
 
 
@@ -53,5 +57,31 @@ def test_versions_of_a_board_are_no_kinds_of_the_newest() -> None:
         types = machine.objects.all_types()
         assert types["pc-q35-6.2-machine"].parent_type() == types["pc-q35-7.2-machine"].parent_type()
         assert types["hotplug-handler"].parent_type() == "interface"
+    finally:
+        machine.close()
+
+
+@pytest.mark.parametrize(("driver", "text"), [
+    (5, "'5' is not a valid device model name"), (True, "'on' is not a valid device model name"),
+    (1.5, "'1.5' is not a valid device model name"), ([1], "Parameter 'driver' is missing"),
+    (None, "Parameter 'driver' is missing"),
+])  # fmt: skip
+def test_models_that_are_no_names(driver: Any, text: str) -> None:
+    machine = simple_machine("x86_64", "pc", memory=1 << 20)
+    try:
+        with machine.control, pytest.raises(QobraError) as caught:
+            add_device(machine, {"driver": driver}, keyval=True)
+        assert caught.value.desc == text
+    finally:
+        machine.close()
+
+
+def test_a_device_shows_its_place_first() -> None:
+    machine = simple_machine("x86_64", "pc", memory=1 << 20)
+    try:
+        with machine.control:
+            device = add_device(machine, {"driver": "virtio-rng-pci", "id": "r"}, keyval=True)
+        first = ["type", "parent_bus", "realized", "hotplugged", "hotpluggable"]
+        assert list(device.properties())[:5] == first
     finally:
         machine.close()

@@ -25,10 +25,10 @@ def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> De
     if id is not None and not (isinstance(id, str) and is_identifier(id)):
         raise QobraError("Parameter 'id' expects an identifier")
     driver = options.pop("driver", None)
-    if driver is None:
-        raise QobraError("Parameter 'driver' is missing")
+    if isinstance(driver, bool | int | float):  # what is no text is taken as an option's text would be
+        driver = ("off", "on")[driver] if isinstance(driver, bool) else str(driver)
     if not isinstance(driver, str):
-        raise QobraError("Invalid parameter type for 'driver', expected: string")
+        raise QobraError("Parameter 'driver' is missing")
     board = machine.board
     if board is None:
         raise QobraError("this machine has no board to plug devices into")

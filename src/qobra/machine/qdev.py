@@ -37,17 +37,17 @@ class Device(Object):
     category: str | None = None
     """Under what ``-device help`` lists it."""
 
+    parent_bus = Property(
+        "link<bus>", name="parent_bus", get=lambda self: self.bus.path() if self.bus else "", writable=False
+    )
     realized_property = Bool(
         name="realized",
         get=lambda self: self.realized,
         set=lambda self, value: self.set_realized(value),
         show_default=False,
     )
-    hotpluggable = Bool(get=lambda self: self.is_hotpluggable(), writable=False, show_default=False)
     hotplugged_property = Bool(name="hotplugged", get=lambda self: self.hotplugged, writable=False, show_default=False)
-    parent_bus = Property(
-        "link<bus>", name="parent_bus", get=lambda self: self.bus.path() if self.bus else "", writable=False
-    )
+    hotpluggable = Bool(get=lambda self: self.is_hotpluggable(), writable=False, show_default=False)
 
     BASE_PROPERTIES = frozenset(("type", "realized", "hotpluggable", "hotplugged", "parent_bus"))
     shown_first: tuple[str, ...] = ()
