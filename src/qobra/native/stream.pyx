@@ -163,8 +163,8 @@ cdef class Stream:
         that has read its replies, or most of them, is not kept waiting.
         """
         cdef int64_t now, replies, until
-        if self._rest or requests <= 0 or replied <= 0:
-            return
+        if self._longest_rest or requests <= 0 or replied <= 0:
+            return  # others want the processor, or there is nothing to go by
         now = now_ns()
         self._pace_ns += (min((now - self._gathered) // requests, <int64_t>MAX_PACE_NS) - self._pace_ns) >> 3
         self._gathered = now
@@ -172,8 +172,9 @@ cdef class Stream:
         if replies < MANY_UNREAD:
             return
         until = now + min(replies * self._pace_ns // 2, <int64_t>MAX_GATHER_NS)
-        while now < until and self._rest == 0:
-            now = self._let_others_run()
+        now = self._let_others_run()  # once: each time is one more for neighbours that compute
+        while now < until:
+            now = now_ns()
 
     cdef int64_t _let_others_run(self) noexcept nogil:
         """Let others run while there is nothing to do yet; the time then. A client that shares the processor sends
