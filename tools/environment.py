@@ -19,6 +19,10 @@ import subprocess
 import sys
 
 MINIMUM = (3, 11)
+# Ctrl-C ends a program that has not begun yet at once; Python would show where in its imports it was.
+INTERRUPTIBLE = """if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+"""
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -60,7 +64,7 @@ def link_source(python: str, venv: str) -> None:
         module, function = target.split(":")
         # Without `site` and the folder of the program on the path the start is shorter; qobra.cli brings `site` in
         # where something of site-packages is imported.
-        text = f"#!{python} -SP\nimport sys\n\nsys.path.append({source!r})\n\n"
+        text = f"#!{python} -SP\nimport _signal\nimport sys\n\n{INTERRUPTIBLE}\nsys.path.append({source!r})\n\n"
         text += f"from {module} import {function}\n\nsys.exit({function}())\n"
         write(os.path.join(venv, "bin", name), text, 0o755)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,21 @@ def test_a_bare_environment_runs_the_programs(tmp_path: Path) -> None:
     shown = subprocess.run([venv / "bin" / "qobra", "--version"], stdout=subprocess.PIPE, text=True, check=True)
     assert shown.stdout.startswith("qobra ")
     assert subprocess.run([venv / "bin" / "python", "-c", "import pip"], stderr=subprocess.DEVNULL).returncode != 0
+
+
+def test_an_interrupt_before_a_program_has_begun_ends_it_without_a_word(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(TOOL), str(tmp_path / "venv")], check=True)
+    fake = tmp_path / "source" / "qobra" / "cli"
+    fake.mkdir(parents=True)
+    fake.joinpath("img.py").write_text("import os; os.kill(os.getpid(), 2)\nmain = lambda: 7\n")
+    script = (tmp_path / "venv" / "bin" / "qobra-img").read_text()
+    program = tmp_path / "qobra-img"
+    program.write_text(script.replace(repr(str(TOOL.parent.parent / "src")), repr(str(tmp_path / "source"))))
+    program.chmod(0o755)
+    ended = subprocess.run([program], stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+    # Who is not to be interrupted is not.
+    assert subprocess.run(["sh", "-c", 'trap "" INT; exec "$0"', program]).returncode == 7
 
 
 def test_a_broken_environment_is_made_anew(tmp_path: Path) -> None:

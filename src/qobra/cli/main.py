@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 
+from qobra.cli._tool.process import Terminated, catch_interrupts
 from qobra.errors import QobraError
 
 _DIRECTORY = os.path.join(os.path.dirname(__file__), "subcommand")
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(module_name: str, arguments: list[str]) -> int:
     """Run the ``main`` of a module, with errors as one line on standard error."""
+    catch_interrupts()
     try:
         return int(importlib.import_module(module_name).main(arguments) or 0)
     except QobraError as error:
@@ -57,6 +59,8 @@ def run(module_name: str, arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Terminated as signalled:
+        return 128 + signalled.number
 
 
 def module_of(name: str) -> str | None:

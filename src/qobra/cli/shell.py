@@ -9,6 +9,7 @@ import os
 import sys
 
 from qobra import __version__
+from qobra.cli._tool.process import catch_interrupts
 from qobra.errors import QobraError
 
 HELP = "a prompt for a QMP server, with completion and help; or a script for it"
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import asyncio
 
+    catch_interrupts()
     try:
         return asyncio.run(
             _run(options.address, lines, options.timeout, options.json, color, options.events or lines is None)

@@ -23,15 +23,29 @@ class Terminated(BaseException):
 
 
 def end_in_order() -> None:
-    """From here on SIGTERM and SIGHUP unwind the program, as Ctrl-C does, so that it clears away what is unfinished."""
+    """From here on SIGTERM, SIGHUP and Ctrl-C unwind the program, so that it clears away what is unfinished."""
     # The module around it brings enum, which takes longer than a small image.
     import _signal as signal  # type: ignore[import-not-found]
 
+    catch_interrupts()
     for number in (signal.SIGTERM, signal.SIGHUP):
         try:
             signal.signal(number, _terminate)
         except ValueError:
             pass  # not in the main thread, where signals are somebody else's
+
+
+def catch_interrupts() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt. Before, console programs of ours just end: Python would show where
+    in its start it was, or lose the signal in the middle of an import.
+    """
+    import _signal as signal
+
+    try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    except ValueError:
+        pass  # not in the main thread
 
 
 def _terminate(number: int, _frame: object) -> None:
