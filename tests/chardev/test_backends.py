@@ -125,8 +125,13 @@ def test_serial(machine: Machine, recorder: Any, eventually: Any) -> None:
     assert os.read(master, 100) == b"out\n"
     device.send_break()
     os.close(master)
-    with pytest.raises(QobraError, match="'/dev/null' is not a terminal"):
-        make(machine, "t", "serial", device="/dev/null")
+
+
+def test_a_serial_port_that_is_no_terminal_is_used_as_it_is(machine: Machine) -> None:
+    device = make(machine, "t", "serial", device="/dev/null")
+    device.set_parameters(9600, "N", 8, 1)
+    device.send_break()
+    device.write_all(b"gone")
 
 
 def test_udp(machine: Machine, recorder: Any, eventually: Any) -> None:

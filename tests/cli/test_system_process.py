@@ -94,3 +94,9 @@ def test_threads_have_names() -> None:
 def test_lines_are_plain_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
     report.report_warning("odd")
     assert capsys.readouterr().err == f"{report.program()}: warning: odd\n"
+
+
+def test_people_are_told_which_terminal_a_port_is_on() -> None:
+    done = _serve("-serial", "pty", "-chardev", "pty,id=mine", commands=("quit",))
+    assert re.search(r"^char device redirected to /dev/pts/\d+ \(label serial0\)$", done.stdout, re.MULTILINE)
+    assert re.search(r"^char device redirected to /dev/pts/\d+ \(label mine\)$", done.stdout, re.MULTILINE)

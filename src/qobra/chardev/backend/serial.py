@@ -6,25 +6,26 @@ import os
 
 from qobra.chardev.chardev import registry
 from qobra.chardev.fdio import FdChardev, open_path
-from qobra.errors import QobraError
 
 
 @registry.register("serial")
 class SerialChardev(FdChardev):
-    """A terminal device, set to pass every byte; a front end may set speed and format."""
+    """A terminal device, set to pass every byte; a front end may set speed and format.
+
+    What is no terminal (``/dev/null``) is read and written as it is.
+    """
 
     kind = "serial"
+    _is_terminal = False
 
     def open_fds(self) -> tuple[int, int]:
         import termios
         import tty
 
         fd = open_path(self, self.options["device"], os.O_RDWR | os.O_NONBLOCK)
-        try:
+        self._is_terminal = os.isatty(fd)
+        if self._is_terminal:
             tty.setraw(fd, termios.TCSANOW)
-        except termios.error:
-            os.close(fd)
-            raise QobraError(f"'{self.options['device']}' is not a terminal")
         return fd, fd
 
     def set_parameters(self, speed: int, parity: str, data_bits: int, stop_bits: int) -> None:
@@ -34,6 +35,8 @@ class SerialChardev(FdChardev):
         """
         import termios
 
+        if not self._is_terminal:
+            return
         attributes = termios.tcgetattr(self._in)
         code = getattr(termios, f"B{speed}", None)
         if code is not None:
@@ -48,4 +51,5 @@ class SerialChardev(FdChardev):
     def send_break(self) -> None:
         import termios
 
-        termios.tcsendbreak(self._out, 1)
+        if self._is_terminal:
+            termios.tcsendbreak(self._out, 1)

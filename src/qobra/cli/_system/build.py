@@ -156,9 +156,14 @@ class Builder:
     def _add_chardev(self, value: str) -> None:
         id, backend = parse(value, warn=warn_on_stderr(f"{program()}: -chardev {value}"))
         if is_multiplexed(value):
-            self.machine.chardevs.create(f"{id}-base", backend, failure="")
+            self._create_chardev(f"{id}-base", backend)
             backend = {"type": "mux", "data": {"chardev": f"{id}-base"}}
-        self.machine.chardevs.create(id, backend, failure="")
+        self._create_chardev(id, backend)
+
+    def _create_chardev(self, id: str, backend: dict[str, Any]) -> None:
+        device = self.machine.chardevs.create(id, backend, failure="")
+        if terminal := device.return_info().get("pty"):
+            print(f"char device redirected to {terminal} (label {id})", flush=True)  # which nobody can know before
 
     def _add_object(self, value: str) -> None:
         properties, keyval = tree(value, "qom-type")
@@ -209,7 +214,7 @@ class Builder:
         number = 0
         while self.machine.chardevs.find(f"{stem}{number}") is not None:
             number += 1
-        self.machine.chardevs.create(f"{stem}{number}", parse_short(value), failure="")
+        self._create_chardev(f"{stem}{number}", parse_short(value))
         return f"{stem}{number}"
 
     def _shared_chardev(self, value: str, stem: str) -> str:
