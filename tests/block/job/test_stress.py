@@ -191,13 +191,14 @@ def stage(layer, qcow2, make_guest, tmp_path):
     return layer
 
 
-def failing(rng, node):
-    """Let a few of the node's writes fail."""
+def failing(rng, node, layer):
+    """Let a few of the node's writes fail, until it is the guest's disk: then they would be errors of the guest's."""
     original = node._write
     left = iter(range(5))
 
     def replaced(*args, **kwargs):
-        if rng.random() < 0.1 and next(left, None) is not None:
+        is_target = layer.backends["drive"].node is not node
+        if is_target and rng.random() < 0.1 and next(left, None) is not None:
             raise OSError(errno.EIO, "injected")
         return original(*args, **kwargs)
 
@@ -213,7 +214,7 @@ def start_job(layer, kind, rng, qcow2):
         if kind == "mirror" or backup_module.LIMIT > SIZE:
             args["on-target-error"] = "ignore"
             if rng.random() < 0.3:
-                failing(random.Random(rng.random()), target)
+                failing(random.Random(rng.random()), target, layer)
     with layer.control, layer.drained():
         if kind == "backup":
             args["x-perf"] = {"max-chunk": 65536, "max-workers": rng.choice([1, 4])}
