@@ -179,6 +179,24 @@ def test_a_resize_that_finds_no_space_leaves_the_image_consistent(mode: str, rea
     assert run("check", "-q", "a.q") == 0
 
 
+@pytest.mark.parametrize("began", [False, True])
+def test_an_interrupt_while_the_target_is_made(monkeypatch: pytest.MonkeyPatch, began: bool) -> None:
+    """A target that has its length already is cut to nothing; one that is not ours yet is left alone."""
+    from qobra.block.creation._image import ImageCreation
+
+    def interrupted(self: Any, layer: Any) -> None:
+        if began:
+            os.truncate("b.raw", 5)
+        raise KeyboardInterrupt
+
+    Path("a.raw").write_bytes(b"x" * MIB)
+    Path("b.raw").write_bytes(b"another's")
+    monkeypatch.setattr(ImageCreation, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("dd", "if=a.raw", "of=b.raw", "-f", "raw", "-O", "raw")
+    assert Path("b.raw").read_bytes() == (b"" if began else b"another's")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "arguments",

@@ -9,7 +9,7 @@ from qobra.block.creation._image import ImageCreation, find_format, known_option
 from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
 from qobra.cli._tool.opening import Images
-from qobra.cli._tool.process import end_in_order
+from qobra.cli._tool.process import Terminated, end_in_order
 from qobra.cli._tool.report import ToolError
 from qobra.errors import QobraError, strerror
 
@@ -46,8 +46,16 @@ def create_target(
         values = {**parse_values(known, pairs), **more}
     except QobraError as error:
         raise ToolError(str(error))
+    path = filename.removeprefix("file:")
+    before = _state(path)
     try:
         ImageCreation(filename, fmt, find_format(fmt), known, values).run(images.layer)
+    except (Terminated, KeyboardInterrupt):
+        # An image that somebody else uses has not been written to.
+        if _state(path) != before:
+            images.abandon()
+            _cut_to_nothing(path)
+        raise
     except QobraError as error:
         raise ToolError(f"{filename}: {failure}: {error}")
     except OSError as error:
@@ -89,11 +97,24 @@ class Guard:
         if kind is None or not self._path:
             return
         self._images.abandon()
-        try:
-            if os.path.isfile(self._path):
-                os.truncate(self._path, 0)
-        except OSError:
-            pass
+        _cut_to_nothing(self._path)
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    """What changes when a file is made or written to; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _cut_to_nothing(path: str) -> None:
+    try:
+        if os.path.isfile(path):
+            os.truncate(path, 0)
+    except OSError:
+        pass
 
 
 def open_target(
