@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qobra.units import NotANumber, OutOfRange, io_size_text, parse_size, size_text
+from qobra.units import NotANumber, OutOfRange, io_size_text, not_a_size, parse_size, size_text
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,9 @@ def test_size_text(size: int, text: str) -> None:
 )  # fmt: skip
 def test_io_size_text(size: float, text: str) -> None:
     assert io_size_text(size) == text
+
+
+def test_what_a_size_may_look_like_is_a_hint():
+    error = not_a_size("offset")
+    assert error.desc == "Parameter 'offset' expects a non-negative number below 2^64"
+    assert str(error).endswith("and exabytes, respectively.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qobra.errors import QobraError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,12 +62,11 @@ def parse_size(text: str, warn: Callable[[str], None] | None = None) -> int:
     return value
 
 
-def not_a_size(name: str) -> str:
+def not_a_size(name: str) -> QobraError:
     """The error of an option ``name`` that has to be a size, and is not."""
-    return (
-        f"Parameter '{name}' expects a non-negative number below 2^64\n"
-        "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-        "and exabytes, respectively."
+    return QobraError(
+        f"Parameter '{name}' expects a non-negative number below 2^64",
+        hint="Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
     )
 
 

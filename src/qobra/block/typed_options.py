@@ -182,7 +182,7 @@ def _number(name: str, kind: str, value: Any) -> int:
                 raise QobraError(f"Parameter '{name}' expects a number")
             value = _size(name, value)  # the schema is not strict about what counts bytes
     if not isinstance(value, int) or isinstance(value, bool) or (value < 0 and not counts):
-        raise QobraError(f"Parameter '{name}' expects a number" if counts else not_a_size(name))
+        raise QobraError(f"Parameter '{name}' expects a number") if counts else not_a_size(name)
     return value
 
 
@@ -202,7 +202,7 @@ def _size(name: str, text: str) -> int:
     try:
         return parse_size(text)
     except NotANumber:
-        raise QobraError(not_a_size(name))
+        raise not_a_size(name)
     except OutOfRange:
         raise QobraError(f"Value '{text}' is out of range for parameter '{name}'")
 

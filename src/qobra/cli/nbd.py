@@ -232,7 +232,7 @@ class Task:
         except ValueError:
             value = -1
         if option == "o" and text.removeprefix("-").isdigit() and -INT64_MAX <= value < 0:
-            raise ToolError(not_a_size("offset"))  # it is an option of a node, which takes a size
+            raise ToolError(str(not_a_size("offset")))  # it is an option of a node, which takes a size
         if not 0 <= value <= maximum:
             raise ToolError(f"Invalid {what} '{text}'")
         return value

@@ -106,3 +106,14 @@ def test_an_extent_size_hint_has_32_bits(layer, tmp_path):
     options = {"driver": "file", "filename": str(tmp_path / "new"), "size": 512}
     job = create(layer, **options, **{"extent-size-hint": 1 << 32})
     assert job.info()["error"] == "Extent size hint is too large" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("preallocation", "told"),
+    [("off", "Could not resize file: Invalid argument"), ("full", "Cannot use preallocation for shrinking files")],
+)
+def test_a_size_past_all_is_taken_for_negative(layer, tmp_path, preallocation, told):
+    job = create(
+        layer, driver="file", filename=str(tmp_path / "new"), size=(1 << 64) - 512, preallocation=preallocation
+    )
+    assert job.info()["error"] == told

@@ -134,3 +134,8 @@ def test_a_mirror_writes_whole_clusters_where_the_target_does_not_have_its_backi
     layer.wait_status("j", "null")
     guest.check()
     assert guest.node.cluster_size() == 131072
+
+
+def test_an_empty_format_is_no_driver(layer, guest, tmp_path):
+    with pytest.raises(QobraError, match="Unknown driver ''"):
+        run(layer, start_drive_mirror, target=str(tmp_path / "missing"), mode="existing", format="")

@@ -66,7 +66,7 @@ def convert_value(option: Option, text: str) -> str | int | bool:
         try:
             return parse_size(text)
         except NotANumber:
-            raise QobraError(not_a_size(option.name))
+            raise not_a_size(option.name)
         except OutOfRange:
             raise QobraError(f"Value '{text}' is out of range for parameter '{option.name}'")
     return text

@@ -166,4 +166,4 @@ class RawNode(BlockNode):
 def _check_numbers(options: Options) -> None:
     for name in ("offset", "size"):
         if options.get(name, 0) < 0:
-            raise QobraError(not_a_size(name))
+            raise not_a_size(name)

@@ -58,7 +58,7 @@ def start_drive_backup(jobs: Jobs, args: Options, group: JobGroup | None = None)
 
 def _target_format(source: BlockNode, args: Options) -> str | None:
     """The driver of the target; None where it is told from the image that is there."""
-    if args.get("format"):
+    if "format" in args:
         return str(args["format"])
     if args.get("mode", "absolute-paths") != "existing":
         return source.driver

@@ -420,6 +420,8 @@ class FileNode(BlockNode):
                 locks.take_for_creation(fd, path)
             os.ftruncate(fd, 0)
             if options["size"] >= 1 << 63:
+                if preallocation != "off":
+                    raise QobraError("Cannot use preallocation for shrinking files", errno=errno.ENOTSUP)
                 raise QobraError("Could not resize file: Invalid argument", errno=errno.EINVAL)
             try:
                 preallocate(fd, 0, options["size"], preallocation)

@@ -71,6 +71,6 @@ def _size(program: Program, text: str) -> int:
     try:
         return parse_size(text, program.warning)
     except NotANumber:
-        raise ToolError(not_a_size("size"))
+        raise ToolError(str(not_a_size("size")))
     except OutOfRange:
         raise ToolError(f"Value '{text}' is out of range for parameter 'size'")

@@ -154,7 +154,7 @@ def _size(key: str, text: str) -> int:
     try:
         return parse_size(text)
     except NotANumber:
-        raise QobraError(not_a_size(key))
+        raise not_a_size(key)
     except OutOfRange:
         raise QobraError(f"Value '{text}' is out of range for parameter '{key}'")
 
