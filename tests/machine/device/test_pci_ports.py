@@ -197,3 +197,11 @@ def test_a_bridge_of_an_older_chipset(machine: Machine) -> None:
     bridge.put(regs.SECONDARY_BUS, 2, 0x0101)
     assert bridge.pci_bus.config_read(0x118, 0, 4) == 0x00111B36
     assert (bridge.dword(0), bridge.config[regs.CAPABILITIES], bridge.config[0x50]) == (0x244E8086, 0x50, 0x0D)
+
+
+def test_what_goes_before_the_guest_gave_it_power_leaves_no_button_pressed(slot: Slot) -> None:
+    slot.plug(id="a")
+    assert slot.status() & _ATTENTION
+    slot.unplug("a")
+    assert not slot.port.secondary.functions
+    assert slot.status() == _PRESENCE

@@ -149,6 +149,8 @@ class PcieSlot(PciePort):
         control = self.word(self._express + express.SLOT_CONTROL)
         if control & _CONTROL_POWER_OFF:
             self._eject()
+            # The guest has not acted on what was plugged in: there is nothing any more for it to answer.
+            self.config[self._express + express.SLOT_STATUS] &= ~_SLOT_ATTENTION
             return
         if control >> 8 & 3 == 2:
             raise QobraError("Hot-unplug failed: guest is busy (power indicator blinking)")
