@@ -11,6 +11,7 @@ import pytest
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.copy.chunk import CopyFailed
 from qobra.block.job.chain import root_node
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.errors import QobraError
@@ -362,3 +363,28 @@ def test_the_filter_of_a_mirror_has_the_name_of_what_it_shows(layer, raw, make_g
         mirror(layer, "window", "other", sync="none", **{"filter-node-name": "filter"})
         name = layer.graph.find("filter").filename
     assert name.startswith("json:") and name == layer.graph.find("window").filename
+
+
+@pytest.mark.parametrize("policy", ["ignore", "report"])
+def test_an_error_in_the_last_bit_is_ignored_if_errors_are(layer, guest, raw, monkeypatch, policy):
+    raw("target")
+    job = mirror(layer, **{"on-target-error": policy})
+    layer.wait_event("BLOCK_JOB_READY")
+    copy_rest, copy = job._copy_rest, job._copier.copy
+    failures = iter([CopyFailed(OSError(errno.EIO, "Input/output error"), False)])
+
+    def failing(*args, **kwargs):
+        for failure in failures:
+            raise failure
+        return copy(*args, **kwargs)
+
+    def rest():
+        job._dirty.set(0, 65536)
+        monkeypatch.setattr(job._copier, "copy", failing)
+        copy_rest()
+
+    monkeypatch.setattr(job, "_copy_rest", rest)
+    with layer.control:
+        job.user_cancel(False)
+    layer.wait_status("m", "null")
+    assert (job.error is None) == (policy == "ignore")

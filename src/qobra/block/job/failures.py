@@ -32,6 +32,10 @@ class Failures:
             self._noted.append(failure)
             self._job.condition.notify_all()
 
+    def policy(self, failure: CopyFailed) -> str:
+        """The policy for a failure."""
+        return self._on_source_error if failure.is_read else self._on_target_error
+
     def settle(self) -> bool:
         """Do what the policies say: True to go on, False if there were no failures. In the job's thread.
 
@@ -43,8 +47,7 @@ class Failures:
         if not noted:
             return False
         failure = noted[0]
-        policy = self._on_source_error if failure.is_read else self._on_target_error
-        action = job.error_action(policy, failure.is_read, failure.error)
+        action = job.error_action(self.policy(failure), failure.is_read, failure.error)
         if action == REPORT:
             raise failure.error
         if action == IGNORE:

@@ -19,7 +19,7 @@ from qobra.block.copy.slots import ThreadSlots
 from qobra.block.copy.writeback import Writeback
 from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import take_out_filter
-from qobra.block.job.block_job import REPORT, BlockJob
+from qobra.block.job.block_job import IGNORE, REPORT, BlockJob
 from qobra.block.job.catch_up import CatchUp
 from qobra.block.job.chain import can_replace, next_below, set_read_only
 from qobra.block.job.failures import Failures
@@ -41,6 +41,9 @@ DEFAULT_BUFFER = 16 << 20
 """Bytes in flight at most, unless ``buf-size`` says otherwise."""
 CHUNK_SIZE = 1 << 20
 """Most bytes that are copied at a time with a speed limit, where writes wait for that, or where an end is not local."""
+
+LAST_TRIES = 10
+"""How often the last bit is tried to be copied, while the guest waits, if errors are to be ignored."""
 
 LEAVE_BACKING = "leave"
 """The target's backing chain stays as it is."""
@@ -380,11 +383,16 @@ class MirrorJob(BlockJob):
         """What was written between the last look and the drain."""
         dirty = self._dirty
         assert dirty is not None
-        try:
-            for start, length in dirty.dirty_ranges():
-                self._copy_inside(start, length, DIRECT)
-        except CopyFailed as failure:
-            raise failure.error
+        tries = LAST_TRIES
+        while ranges := list(dirty.dirty_ranges()):
+            try:
+                for start, length in ranges:
+                    self._copy_inside(start, length, DIRECT)
+            except CopyFailed as failure:
+                tries -= 1
+                if self._failures.policy(failure) != IGNORE or not tries:
+                    raise failure.error
+                self.error_action(IGNORE, failure.is_read, failure.error)
         self._target.flush()
 
     def _swap(self) -> None:
