@@ -40,7 +40,8 @@ class FrontEnd(Protocol):
     def event(self, name: str) -> None:
         """``opened``: a peer is there; ``ended``: it sends no more; ``closed``: it left; ``break``: it sent a break.
 
-        What is said to a peer that sends no more may still reach it, until ``ended`` returns.
+        What is said to a peer that sends no more may still reach it, until ``ended`` returns. ``ending``: the device is
+        about to be closed; what waits to be sent may be sent until this returns, which it should soon.
         """
 
     def can_receive(self) -> int:

@@ -125,7 +125,9 @@ class Chardevs:
         return new
 
     def close(self) -> None:
-        """Close every device, muxes before what they multiplex."""
+        """Close every device, muxes before what they multiplex, once their front ends have sent what waits."""
+        for device in tuple(self._devices.values()):
+            device.deliver_event("ending")
         for device in reversed(tuple(self._devices.values())):
             device.close()
         self._devices.clear()

@@ -170,8 +170,8 @@ class Machine:
         self._closed = True
         if "migration" in self.__dict__:
             self.migration.close()
-        if self.board is not None:
-            with self.control:  # what a device's other threads have posted comes before or after, never beside
+        with self.control:  # what others do, or answer, comes before or after, never beside
+            if self.board is not None:
                 self.board.power_off()
         # Only what was ever used is there to be closed.
         for part in ("block", "netdevs", "chardevs", "fdsets", "objects"):

@@ -14,6 +14,9 @@ MAX_BACKLOG = 1 << 20
 READ_AHEAD = MAX_BACKLOG // 2
 """Bytes that may wait while a session goes on to the next request."""
 
+PATIENCE = 1.0
+"""Seconds that the end of the program waits for a client that reads nothing of what it is still to be told."""
+
 
 class Output:
     """Sends lines to a character device as long as it takes them, and keeps the rest.
@@ -73,6 +76,11 @@ class Output:
         if self._backlog:
             self._drain(self.client, 0)
 
+    def finish(self) -> None:
+        """Wait until everything is out, the client gone, or none of it was read for a while: the device ends next."""
+        if self._backlog:
+            self._drain(self.client, 0, PATIENCE)
+
     def _send_later(self) -> None:
         if self._backlog and not self._draining:
             self._draining = True
@@ -94,8 +102,8 @@ class Output:
         self._backlog.append(line)
         self._size += len(line)
 
-    def _drain(self, client: int, limit: int) -> None:
-        """Send until no more than ``limit`` bytes wait, or the client is gone."""
+    def _drain(self, client: int, limit: int, timeout: float | None = None) -> None:
+        """Send until no more than ``limit`` bytes wait, the client is gone, or none go out for ``timeout`` seconds."""
         while True:
             with self._lock:
                 if client != self.client:
@@ -110,4 +118,5 @@ class Output:
                     self._backlog.popleft()
                 else:
                     return
-            self._chardev.wait_writable()
+            if not self._chardev.wait_writable(timeout):
+                return

@@ -66,6 +66,8 @@ class Session:
             self._output.reply(self._line(greeting))
         elif name == "ended":
             self._output.drain()
+        elif name == "ending":
+            self._output.finish()
         elif name == "closed":
             if self.machine.is_ending:
                 return  # the end of a script's input that asked for this; what ends now it is still told

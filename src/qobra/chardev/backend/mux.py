@@ -170,7 +170,7 @@ class _BaseFrontEnd:
         self._mux.take(data)
 
     def event(self, name: str) -> None:
-        if name in ("break", "ended"):
+        if name in ("break", "ended", "ending"):
             self._mux.deliver_event(name)
         else:
             self._mux.set_open(name == "opened")
