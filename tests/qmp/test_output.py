@@ -52,12 +52,15 @@ def _read_all(reader: int) -> bytes:
 
 def test_a_client_that_reads_late_loses_nothing_at_the_end(machine: Machine, tmp_path: Path) -> None:
     reader = _ask(machine, tmp_path)
+    device: Any = machine.chardevs.find("m")
     read = [b""]
     late = threading.Thread(target=lambda: read.__setitem__(0, _read_all(reader)))
     closing = threading.Thread(target=machine.close)
     closing.start()
     late.start()
     closing.join(30)
+    # The program may be gone from here on: nothing is left to its threads.
+    assert not device.frontend._output._backlog
     late.join(30)
     assert read[0].count(b'{"return"') == len(_COMMANDS)
 
