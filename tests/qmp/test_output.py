@@ -52,7 +52,7 @@ def _read_all(reader: int) -> bytes:
 
 def test_a_client_that_reads_late_loses_nothing_at_the_end(machine: Machine, tmp_path: Path) -> None:
     reader = _ask(machine, tmp_path)
-    device: Any = machine.chardevs.find("m")
+    session: Any = machine.chardevs.find("m").frontend
     read = [b""]
     late = threading.Thread(target=lambda: read.__setitem__(0, _read_all(reader)))
     closing = threading.Thread(target=machine.close)
@@ -60,7 +60,7 @@ def test_a_client_that_reads_late_loses_nothing_at_the_end(machine: Machine, tmp
     late.start()
     closing.join(30)
     # The program may be gone from here on: nothing is left to its threads.
-    assert not device.frontend._output._backlog
+    assert not session._output._backlog
     late.join(30)
     assert read[0].count(b'{"return"') == len(_COMMANDS)
 
