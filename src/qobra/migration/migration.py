@@ -12,6 +12,7 @@ from qobra.migration.settings import Settings
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
+    from qobra.migration.dirty_rate import DirtyRate
     from qobra.migration.incoming import Incoming
     from qobra.migration.outgoing import Outgoing
 
@@ -27,6 +28,7 @@ class Migration:
         self._outgoing: Outgoing | None = None
         self._incoming: Incoming | None = None
         machine.run_state.before_start(self._take_over)
+        self._dirty_rate: DirtyRate | None = None
 
     def capability(self, name: str) -> bool:
         """Whether a capability is on."""
@@ -41,6 +43,15 @@ class Migration:
         """Emit MIGRATION_PASS, where events of migration were asked for."""
         if self.capability("events"):
             self.machine.events.emit("MIGRATION_PASS", {"pass": number})
+
+    @property
+    def dirty_rate(self) -> DirtyRate:
+        """What is known of how fast the guest changes its memory."""
+        if self._dirty_rate is None:
+            from qobra.migration.dirty_rate import DirtyRate
+
+            self._dirty_rate = DirtyRate(self.machine)
+        return self._dirty_rate
 
     @property
     def under_way(self) -> bool:

@@ -1,0 +1,36 @@
+"""How fast the guest changes its memory, over QMP and for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.machine.machine import Machine
+from qobra.qmp import dispatch
+from qobra.qmp.hmp import hmp_command
+from qobra.qmp.registry import command
+
+
+@command("calc-dirty-rate", needs="board")
+def calc_dirty_rate(machine: Machine, args: dict[str, Any]) -> None:
+    """Begin to measure."""
+    assert machine.board is not None
+    mode = args.get("mode", "page-sampling")
+    machine.migration.dirty_rate.start(machine.board, args["calc-time"], args.get("sample-pages"), mode)
+
+
+@command("query-dirty-rate", needs="board")
+def query_dirty_rate(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """What was measured."""
+    return machine.migration.dirty_rate.query()
+
+
+@hmp_command("info dirty_rate", help="show dirty rate information", needs="board")
+def info_dirty_rate(machine: Machine, args: dict[str, Any]) -> str:
+    """What was measured."""
+    info = dispatch.call(machine, "query-dirty-rate", {})
+    rate = f"{info['dirty-rate']} (MB/s)" if "dirty-rate" in info else "(not ready)"
+    return (
+        f"Status: {info['status']}\nStart Time: {info['start-time']} (ms)\n"
+        f"Sample Pages: {info['sample-pages']} (per GB)\nPeriod: {info['calc-time']} (sec)\n"
+        f"Mode: {info['mode']}\nDirty rate: {rate}\n"
+    )
