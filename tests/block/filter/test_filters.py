@@ -355,6 +355,14 @@ def test_quorum_options_that_make_no_sense(layer, make_file, options, text):
         _quorum(layer, make_file, [b"", b""], **options)
 
 
+def test_quorum_that_reads_in_turn_has_no_use_for_options_about_votes(layer, make_file):
+    options = {"read-pattern": "fifo", "blkverify": True, "rewrite-corrupted": True}
+    node = _quorum(layer, make_file, [b"right"], threshold=1, **options)
+    # A quorum that compares two files takes no third.
+    change_children.add(layer, node, layer.add_node({**make_file("spare", b"right"), "node-name": "spare"}))
+    assert len(node.children) == 2
+
+
 # -- blklogwrites -----------------------------------------------------------------------------------------------
 
 

@@ -43,10 +43,12 @@ class QuorumNode(BlockNode):
             raise QobraError("Parameter 'vote-threshold' expects a value >= 1")
         if self._threshold > len(references):
             raise QobraError("threshold may not exceed children count")
-        self._blkverify: bool = options.get("blkverify", False)
+        # Where nobody votes, what is done about a vote that is not unanimous is never looked at.
+        votes = not self._fifo
+        self._blkverify: bool = votes and options.get("blkverify", False)
         if self._blkverify and (len(references) != 2 or self._threshold != 2):
             raise QobraError("blkverify=on can only be set if there are exactly two files and vote-threshold is 2")
-        self._rewrite: bool = options.get("rewrite-corrupted", False)
+        self._rewrite: bool = votes and options.get("rewrite-corrupted", False)
         if self._rewrite and self._blkverify:
             raise QobraError("rewrite-corrupted=on cannot be used with blkverify=on")
         for reference in references:
