@@ -6,6 +6,8 @@ A backend that reads does so in a thread of its own and calls the front end from
 
 from __future__ import annotations
 
+import os
+
 from qobra.errors import QobraError
 from qobra.lean import Condition, RLock
 from qobra.registry import Registry
@@ -98,6 +100,11 @@ class Chardev:
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until :meth:`write` can send something; False if ``timeout`` seconds passed first."""
         return True
+
+    def add_client(self, fd: int) -> bool:
+        """Serve the peer at the connected socket ``fd``, which is the device's from now on; False if it cannot."""
+        os.close(fd)
+        return False
 
     def take_fds(self) -> list[int]:
         """The file descriptors that came with the latest data, for the caller to own. A later message with

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from qobra.errors import QobraError
+from qobra.errors import DEVICE_NOT_ACTIVE, QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.registry import command
 from qobra.qmp.session import Session
+
+_DISPLAYS = {"spice": "SPICE", "vnc": "VNC"}
 
 
 def _received(session: Session | None) -> int:
@@ -45,3 +48,18 @@ def remove_fd(machine: Machine, args: dict[str, Any]) -> None:
 def query_fdsets(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """All sets."""
     return machine.fdsets.query()
+
+
+@command("add_client", needs="board")
+def add_client(machine: Machine, args: dict[str, Any]) -> None:
+    """Hand the named descriptor, a connected socket, to a socket character device that has no client."""
+    fd = machine.fdsets.take_named(args["fdname"])
+    protocol = args["protocol"]
+    device = machine.chardevs.find(protocol)
+    if device is None:
+        os.close(fd)
+        if protocol in _DISPLAYS:
+            raise QobraError(f"{_DISPLAYS[protocol]} is not in use", DEVICE_NOT_ACTIVE)
+        raise QobraError(f"protocol '{protocol}' is invalid")
+    if not device.add_client(fd):
+        raise QobraError("failed to add client")

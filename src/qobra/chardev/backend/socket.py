@@ -36,6 +36,7 @@ class SocketChardev(Chardev):
         self._creds: TlsCreds | None = None
         self._wake = Event()
         self._lock = Lock()
+        self._turn = Lock()  # who has it talks to its peer
         self._bound_path: tuple[str, int] | None = None
         self._early = b""  # came with the end of a handshake
 
@@ -122,7 +123,8 @@ class SocketChardev(Chardev):
             if connection is None:
                 connection = self._next()
             if connection is not None:
-                self._talk(connection)
+                with self._turn:
+                    self._talk(connection)
                 connection = None
             if not self._server and not self.options.get("reconnect"):
                 break
@@ -130,6 +132,26 @@ class SocketChardev(Chardev):
             self._listener.close()
         if self.when_over is not None:
             self.when_over()
+
+    def add_client(self, fd: int) -> bool:
+        """A server takes the socket as one that it accepted, unless it has a client."""
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            return super().add_client(fd)
+        if not self._server or not self._turn.acquire(blocking=False):
+            sock.close()
+            return False
+        start_thread(self._serve_added, sock, name=f"chardev {self.id}")
+        return True
+
+    def _serve_added(self, sock: socket.socket) -> None:
+        try:
+            self._talk(self._open(sock))
+        except QobraError as error:
+            _say(str(error))
+        finally:
+            self._turn.release()
 
     def _next(self) -> Connection | None:
         """The next peer; None if that failed or the device was closed."""
