@@ -8,6 +8,7 @@ import pytest
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.creation._image import plan
 from qobra.block.layer import BlockLayer
 from qobra.block.reopen import reopen
 from qobra.errors import QobraError
@@ -71,6 +72,28 @@ def test_the_file_child_is_replaced_and_cycles_are_refused(layer, tmp_path):
     layer.add_node({"driver": "raw", "node-name": "top", "file": "disk"})
     with pytest.raises(QobraError, match="Making 'top' a file child of 'disk' would create a cycle"):
         reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "top"}])
+
+
+def test_of_several_overlays_the_last_to_come_is_the_one_that_keeps_a_node_busy(layer, tmp_path):
+    for name in ("base", "first", "second"):
+        plan(layer, str(tmp_path / name), "qcow2", size=1 << 20).run(layer)
+    options = {
+        name: {"driver": "qcow2", "node-name": name, "file": f"{name}-file", "backing": backing}
+        for name, backing in [("base", None), ("first", "base"), ("second", "base")]
+    }
+    for name in options:
+        layer.add_node({"driver": "file", "filename": str(tmp_path / name), "node-name": f"{name}-file"})
+        layer.add_node(options[name])
+
+    def named():
+        with pytest.raises(QobraError, match="Node 'base' is busy: node is used as backing hd of") as refused:
+            layer.delete_node("base")
+        return str(refused.value).split("'")[-2]
+
+    assert named() == "second"
+    reopen(layer, [{**options["first"], "backing": None}])
+    reopen(layer, [options["first"]])
+    assert named() == "first"
 
 
 @pytest.mark.parametrize(

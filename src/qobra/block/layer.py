@@ -234,12 +234,14 @@ class BlockLayer:
     def check_free(self, node: BlockNode) -> None:
         """:meth:`check_blockers`, and refuse also a node that is the backing file of another."""
         self.check_blockers(node)
-        for parent, name in reversed(self.graph.parents(node)):
-            if name == "backing" and not parent.is_filter:
-                raise QobraError(
-                    f"Node '{self.device_or_node_name(node)}' is busy: "
-                    f"node is used as backing hd of '{parent.node_name}'"
-                )
+        overlays = [link for link in self.graph.parents(node) if link[1] == "backing" and not link[0].is_filter]
+        if overlays:
+            # Of several, the last to come to it is named.
+            ages = self.graph.state.ages
+            overlay, _name = max(overlays, key=lambda link: ages[*link, node])
+            raise QobraError(
+                f"Node '{self.device_or_node_name(node)}' is busy: node is used as backing hd of '{overlay.node_name}'"
+            )
 
     def find_device(self, device: str | None, node_name: str | None) -> BlockNode:
         """The node that a command's ``device`` or ``node-name`` argument means. Raises QobraError in QEMU's words."""
