@@ -10,6 +10,7 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.extents import DATA, ZERO, resolve
 from qobra.block.layer import BlockLayer
+from qobra.block.query import block_graph
 from qobra.errors import QobraError
 
 
@@ -169,4 +170,24 @@ def test_retired_space_comes_back_only_after_older_requests(layer, image):
     assert released == ["a"]
     slot.leave()
     slot.close()
+    backend.remove()
+
+
+def test_the_graph_is_told_with_the_latest_first(layer):
+    for name in ("left", "right"):
+        layer.add_node({"driver": "null-co", "node-name": name})
+    layer.add_node({"driver": "quorum", "node-name": "both", "vote-threshold": 1, "children": ["left", "right"]})
+    layer.add_node({"driver": "raw", "node-name": "top", "file": "both"})
+    backend = BlockBackend(layer, "")
+    backend.insert(layer.find_node("left"))
+    graph = block_graph(layer)
+    names = {node["id"]: node["name"] for node in graph["nodes"]}
+    assert list(names.values()) == ["top", "both", "right", "left", ""]
+    edges = [(names[edge["parent"]], edge["name"], names[edge["child"]]) for edge in graph["edges"]]
+    assert edges == [
+        ("top", "file", "both"),
+        ("both", "children.0", "left"),
+        ("both", "children.1", "right"),
+        ("", "root", "left"),
+    ]
     backend.remove()

@@ -191,7 +191,7 @@ def _backend_info(backend: BlockBackend) -> Info:
 
 
 def block_graph(layer: BlockLayer) -> Info:
-    """XDbgBlockGraph: nodes, roots and jobs, and what each edge takes and shares."""
+    """XDbgBlockGraph: nodes, jobs and roots, the latest first, and what each edge takes and shares."""
     state: GraphState = layer.graph.state
     numbers: dict[object, int] = {}
 
@@ -228,7 +228,9 @@ def block_graph(layer: BlockLayer) -> Info:
                 "shared-perm": permissions.names(shared & ~permissions.GRAPH_MOD)[::-1],
             }
         )
-    return {"nodes": nodes, "edges": edges}
+    # The latest first, as QEMU has them; edges as their parents come, those of one parent as its children do.
+    edges.sort(key=lambda edge: -edge["parent"])
+    return {"nodes": nodes[::-1], "edges": edges}
 
 
 def _root_name(root: object) -> str:
