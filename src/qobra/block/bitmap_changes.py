@@ -37,7 +37,7 @@ def add_bitmap(layer: BlockLayer, args: dict[str, Any]) -> Change:
         raise QobraError("Bitmap name cannot be empty")
     node = layer.find_device_or_node(args["node"])
     granularity = args.get("granularity") or default_granularity(node)
-    if "granularity" in args and (args["granularity"] < 512 or granularity & (granularity - 1)):
+    if "granularity" in args and (not 512 <= args["granularity"] < 1 << 32 or granularity & (granularity - 1)):
         raise QobraError("Granularity must be power of 2 and at least 512")
     persistent = args.get("persistent", False)
     if persistent:

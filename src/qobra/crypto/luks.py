@@ -173,10 +173,10 @@ class LuksHeader:
             rounds *= 4
 
 
-def create_header(options: dict[str, Any], passphrase: bytes) -> tuple[LuksHeader, bytes, bytes]:
-    """A new header as ``options`` (QCryptoBlockCreateOptionsLUKS) say: (header, its bytes, the master key).
+def plan_header(options: dict[str, Any]) -> LuksHeader:
+    """What ``options`` (QCryptoBlockCreateOptionsLUKS) ask for, and where its parts will lie; it has no key yet.
 
-    The bytes include the key material, and end where the payload begins. Raises QobraError for what is not supported.
+    Raises QobraError for what is not supported.
     """
     header = LuksHeader()
     header.cipher = options.get("cipher-alg", "aes-256")
@@ -190,12 +190,21 @@ def create_header(options: dict[str, Any], passphrase: bytes) -> tuple[LuksHeade
     if header.hash not in hashlib.algorithms_available:
         raise QobraError(f"Hash algorithm '{header.hash}' not supported")
     header.key_length = KEY_BYTES[header.cipher] * (2 if header.mode == "xts" else 1)
-    key = os.urandom(header.key_length)
     size = -(-header.key_length * STRIPES // _ALIGNMENT) * _ALIGNMENT
     header.slots = [Slot(_ALIGNMENT + number * size) for number in range(SLOTS)]
     header.payload_offset = _ALIGNMENT + SLOTS * size
+    return header
+
+
+def create_header(options: dict[str, Any], passphrase: bytes) -> tuple[LuksHeader, bytes, bytes]:
+    """A new header as ``options`` (QCryptoBlockCreateOptionsLUKS) say: (header, its bytes, the master key).
+
+    The bytes include the key material, and end where the payload begins. Raises QobraError for what is not supported.
+    """
     import uuid
 
+    header = plan_header(options)
+    key = os.urandom(header.key_length)
     header.uuid = str(uuid.uuid4())
     iter_time = options.get("iter-time", DEFAULT_ITER_TIME)
     header.set_digest(key, iter_time)

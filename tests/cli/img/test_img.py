@@ -626,3 +626,41 @@ def test_a_snapshot_that_finds_no_space_leaves_the_image_as_it_was(
         assert img.main(["check", "-q", path]) == 0
     (full / "fill").unlink()
     assert img.main(["snapshot", "-a", "x", path]) == 0
+
+
+def test_convert_onto_a_backing_file_hides_what_it_holds_where_the_source_has_none() -> None:
+    run("create", "-q", "-f", "qcow2", "base.q", "1M")
+    write("base.q", b"b" * 131072)
+    run("create", "-q", "-f", "qcow2", "empty.q", "1M")
+    assert run("convert", "-B", "base.q", "-F", "qcow2", "-O", "qcow2", "empty.q", "o.q") == 0
+    assert run("compare", "empty.q", "o.q") == 0
+    run("create", "-q", "-f", "raw", "short.img", "64k")
+    run("create", "-q", "-f", "qcow2", "-b", "short.img", "-F", "raw", "top.q", "1M")
+    write("short.img", b"b" * 65536)
+    assert run("convert", "-B", "base.q", "-F", "qcow2", "-O", "qcow2", "top.q", "p.q") == 0
+    with qobra.open("p.q", "r") as image:
+        assert image.pread(131072, 0) == b"b" * 65536 + bytes(65536)
+
+
+def test_convert_makes_a_target_of_the_length_of_the_source(capfd: pytest.CaptureFixture[str]) -> None:
+    run("create", "-q", "a.img", "1M")
+    for size in ("512", "2M"):
+        assert run("convert", "-f", "raw", "-O", "raw", "-o", f"size={size}", "a.img", "o.img") == 0
+        assert os.path.getsize("o.img") == 1 << 20
+    assert run("convert", "-f", "raw", "-O", "qcow2", "-B", "", "a.img", "p.q") == 1
+    assert "Use of backing file requires explicit backing format" in capfd.readouterr().err
+
+
+def test_measure_counts_the_encryption_header(capfd: pytest.CaptureFixture[str]) -> None:
+    options = "encrypt.format=luks,encrypt.key-secret=s"
+    assert run("measure", "--object", "secret,id=s,data=x", "-O", "qcow2", "-o", options, "--size", "0") == 0
+    assert "required size: 2293760\n" in capfd.readouterr().out
+    options += ",encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc"
+    assert run("measure", "--object", "secret,id=s,data=x", "-O", "qcow2", "-o", options, "--size", "0") == 0
+    assert "required size: 786432\n" in capfd.readouterr().out
+
+
+def test_key_slots_of_an_image_without_encryption(capfd: pytest.CaptureFixture[str]) -> None:
+    run("create", "-q", "-f", "qcow2", "a.q", "1M")
+    assert run("amend", "-o", "encrypt.state=inactive,encrypt.keyslot=0", "a.q") == 1
+    assert capfd.readouterr().err == "qobra-img: Can't amend encryption options - encryption not present\n"

@@ -96,3 +96,16 @@ def test_a_refcount_table_that_cannot_grow_leaves_a_good_image(tmp_path: Path, s
     assert io.main([each for line in (opening, *lines) for each in ("-c", line)]) == 1
     assert img.main(["check", "-q", path]) in (0, 3)  # leaks at most
     assert io.main(["-c", "read -P 7 64M 1M", path]) == 0
+
+
+def test_the_temporary_image_discards_as_the_image_would(disk: str) -> None:
+    lines = ["write -P 1 0 64k", "discard 0 64k"]
+    commands = [each for line in lines for each in ("-c", line)]
+    assert io.main(["-s", *commands, "-c", "read -P 0 0 64k", disk]) == 0
+    assert io.main(["-s", "-d", "ignore", *commands, "-c", "read -P 1 0 64k", disk]) == 0
+
+
+def test_a_pattern_file_that_is_empty(disk: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").touch()
+    assert io.main(["-c", f"write -s {tmp_path}/empty 0 512", disk]) == 1
+    assert capfd.readouterr().err == f"{tmp_path}/empty: file is empty\n"

@@ -112,7 +112,7 @@ def _contents(interpreter: Interpreter, options: dict[str, str], pattern: int, c
         interpreter.complain(f"{options['s']}: {strerror(error)}")
         raise Failed
     if not part:
-        interpreter.complain(f"{options['s']}: file empty")
+        interpreter.complain(f"{options['s']}: file is empty")
         raise Failed
     return (part * (-(-count // len(part))))[:count]
 

@@ -32,6 +32,7 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from qobra.block.node import BlockNode
@@ -121,7 +122,8 @@ class Conversion:
             given = values.get("backing_file")
             if backing is not None and given is not None:
                 raise ToolError("-B and -o backing_file cannot be used at the same time")
-            backing = backing or given
+            if backing is None:
+                backing = given
             if len(self._nodes) > 1 and backing is not None:
                 raise ToolError(
                     "Having a backing file for the target makes no sense when concatenating multiple input images"
@@ -158,9 +160,7 @@ class Conversion:
 
     def _create(self, length: int, backing: str | None) -> None:
         order = self._order
-        more: Options = {}
-        if "size" not in dict(order.pairs):
-            more["size"] = length
+        more: Options = {"size": length}
         more.update(self._given_backing(backing))
         create_target(
             self._images,
@@ -224,7 +224,7 @@ class Conversion:
         ranges: Any = [(start, source.length - start)] if start < source.length else []
         if has_backing and order.create:
             # What the source's own backing chain has in common with the target's is seen through the target.
-            ranges = allocated_above(self._nodes[0], self._common_base(), start)
+            ranges = self._not_below(source.length)
         if start and hasattr(target, "check"):
             target.check(fix_leaks=True)  # what was allocated and not yet noted when the process was killed
         collect_garbage()
@@ -264,6 +264,19 @@ class Conversion:
         except OSError:
             return False
         return True
+
+    def _not_below(self, length: int) -> Iterator[tuple[int, int]]:
+        """What the source does not take from the node under its top: (offset, length).
+
+        Past that node's end, and where there is none, the source reads as zeroes; the target's backing file may not.
+        """
+        base = self._common_base()
+        end = min(base.length, length) if base is not None else 0
+        for offset, count in allocated_above(self._nodes[0], base, 0) if end else ():
+            if offset < end:
+                yield offset, min(count, end - offset)
+        if end < length:
+            yield end, length - end
 
     def _common_base(self) -> BlockNode | None:
         """The node in the source's chain below which nothing is copied: the one under the top."""

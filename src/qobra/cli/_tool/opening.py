@@ -228,6 +228,8 @@ class Images:
                 "file": {"driver": "file", "filename": path},
                 "backing": below,
             }
+            if "discard" in options:
+                top["discard"] = options["discard"]
             self.layer.open(top, root=backend)
         finally:
             os.unlink(path)

@@ -109,6 +109,8 @@ def create_area(layer: BlockLayer, encrypt: Options) -> tuple[int, bytes]:
 
 def amend_crypt(node: Qcow2Disk, encrypt: Options, *, force: bool = False) -> None:
     """Change key slots as ``encrypt`` (QCryptoBlockAmendOptionsLUKS) says. Raises QobraError in QEMU's words."""
+    if not node.header.crypt_method:
+        raise QobraError("Can't amend encryption options - encryption not present", errno=errno.EINVAL)
     if node.header.crypt_method != layout.CRYPT_LUKS:
         raise QobraError(
             "Only LUKS encryption options can be amended for qcow2 with LUKS encryption", errno=errno.EINVAL

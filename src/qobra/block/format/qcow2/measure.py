@@ -40,11 +40,20 @@ def measure(options: Options, source: BlockNode | None) -> Options:
         required = _allocated(source, cluster)
     else:
         required = 0
-    full = _preallocated_size(size, cluster, order, entry)
+    full = _preallocated_size(size, cluster, order, entry) + _encryption_bytes(options.get("encrypt"), cluster)
     result: Options = {"required": full - size + required, "fully-allocated": full}
     if version >= 3 and source is not None and _keeps_bitmaps(source):
         result["bitmaps"] = _bitmap_bytes(source, cluster)
     return result
+
+
+def _encryption_bytes(encrypt: Options | None, cluster: int) -> int:
+    """Bytes of the clusters that the encryption header takes."""
+    if encrypt is None or encrypt["format"] != "luks":
+        return 0
+    from qobra.crypto.luks import plan_header
+
+    return -(-plan_header(encrypt).payload_offset // cluster) * cluster
 
 
 def _keeps_bitmaps(source: BlockNode) -> bool:
