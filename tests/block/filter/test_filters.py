@@ -392,6 +392,23 @@ def test_blklogwrites_logs_and_appends(layer, make_file):
     assert data[2560 + 512 : 2560 + 1024] == b"y" * 512
 
 
+def test_blklogwrites_passes_zeroes_on_as_zeroes(layer, make_file):
+    log = make_file("log", b"x" * 4096)
+    below = {"driver": "blkdebug", "node-name": "below", "image": make_file("a", b"x" * 4096)}
+    node = layer.add_node({"driver": "blklogwrites", "node-name": "l", "file": below, "log": log})
+    written = []
+    layer.find_node("below")._write = lambda offset, data: written.append(offset)
+    backend = _enter(layer, node)
+    backend.write_zeroes(1024, 1024)
+    assert backend.read(512, 2048) == b"x" * 512 + bytes(1024) + b"x" * 512
+    backend.remove()
+    layer.delete_node("l")
+    assert not written
+    data = open(log["filename"], "rb").read()
+    assert [int.from_bytes(data[512 + 8 * i : 520 + 8 * i], "little") for i in range(3)] == [2, 2, 0]
+    assert data[1024:2560] == bytes(1024) + b"x" * 512
+
+
 @pytest.mark.parametrize("driver", ["blkverify", "quorum"])
 def test_images_that_read_differently_end_the_process(tmp_path, driver):
     (tmp_path / "a").write_bytes(b"x" * 1024)

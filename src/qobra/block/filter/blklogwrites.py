@@ -88,7 +88,10 @@ class BlklogwritesNode(FilterNode):
         self._note(offset, len(data), 0, data)
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
-        return False  # the log has no other way to say zeroes than zeroes
+        # No space is given back: who replays the log sees a write of zeroes, and would not do so either.
+        super()._write_zeroes(offset, length, False, no_fallback)
+        self._note(offset, length, 0, None)
+        return True
 
     def _discard(self, offset: int, length: int) -> None:
         self.below.discard(offset, length)
@@ -98,7 +101,8 @@ class BlklogwritesNode(FilterNode):
         if not self.closed:
             self._note(0, 0, FLUSH_FLAG, b"")
 
-    def _note(self, offset: int, length: int, flags: int, data: Buffer) -> None:
+    def _note(self, offset: int, length: int, flags: int, data: Buffer | None) -> None:
+        """Add an entry, and after it ``data``; None: zeroes, which the log has no other way to tell of."""
         sector = self._sector
         with self._lock:
             place = self._next
@@ -109,6 +113,8 @@ class BlklogwritesNode(FilterNode):
             entry = _ENTRY.pack(offset // sector, sectors, flags, 0).ljust(sector, b"\0")
             padded = bytes(data).ljust(sectors * sector, b"\0") if data else b""
             self._log.write(place * sector, entry + padded)
+            if data is None:
+                self._log.write_zeroes((place + 1) * sector, sectors * sector)
             if flags & FLUSH_FLAG or self._entries % self._interval == 0:
                 self._write_super()
 
