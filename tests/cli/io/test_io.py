@@ -109,3 +109,11 @@ def test_a_pattern_file_that_is_empty(disk: str, tmp_path: Path, capfd: pytest.C
     (tmp_path / "empty").touch()
     assert io.main(["-c", f"write -s {tmp_path}/empty 0 512", disk]) == 1
     assert capfd.readouterr().err == f"{tmp_path}/empty: file is empty\n"
+
+
+def test_a_discard_of_the_first_cluster_reaches_the_data_file(tmp_path: Path) -> None:
+    path, data = str(tmp_path / "a.q"), tmp_path / "a.data"
+    img.main(["create", "-q", "-f", "qcow2", "-o", f"data_file={data}", path, "256k"])
+    assert io.main(["-c", "write -P 1 0 192k", "-c", "discard 0 64k", path]) == 0
+    assert data.read_bytes()[: 192 << 10] == bytes(64 << 10) + b"\1" * (128 << 10)
+    assert io.main(["-c", "write -z -u 64k 64k", "-c", "read -P 0 0 128k", path]) == 0

@@ -206,8 +206,10 @@ class Zeroing:
         part.words[index:stop] = new
         tables.mark(first, part, index, stop - 1)
         passes = image.node.pass_discard and mode != KEEP
+        # In a data file the first cluster lies at offset 0, and only the flag tells that it is there.
+        of_nothing = _ZERO if image.external else _COPIED | _ZERO
         for at, (before, after) in enumerate(zip(old, new, strict=True)):
-            if before == after or not before & ~(_COPIED | _ZERO):
+            if before == after or not before & ~of_nothing:
                 continue
             if not before & _COMPRESSED and (before ^ after) & _OFFSET == 0 and not image.external:
                 continue
