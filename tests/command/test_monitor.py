@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import qobra
+from qobra.machine.machine import Machine
 from qobra.qapi.contract import contract
 from qobra.qapi.introspect import introspect
-from qobra.qmp import registry
+from qobra.qmp import hmp, registry
 
 
 def names(client: Any, command: str) -> list[str]:
@@ -175,3 +176,13 @@ class TestHmp:
         assert b"\r\n5.2.0" in ring.read(1000)
         ring.deliver(b"info ver\t\r")
         assert b"5.2.0" in ring.read(1000)
+
+
+def test_people_are_not_answered_by_a_machine_that_could_not_be_set_up() -> None:
+    machine = Machine()
+    machine.setting_up = True
+    assert hmp.execute(machine, "info version") == hmp.execute(machine, "quit") == ""
+    assert not machine.is_ending
+    machine.setting_up = False
+    assert qobra.__version__ in hmp.execute(machine, "info version")
+    machine.close()

@@ -94,9 +94,14 @@ def commands(machine: Machine) -> dict[str, HmpCommand]:
 
 
 def execute(machine: Machine, line: str) -> str:
-    """Run ``line`` in the strand and return what it prints, lines ending as on a terminal."""
+    """Run ``line`` in the strand and return what it prints, lines ending as on a terminal.
+
+    A machine that could not be set up carries nothing out: its program is about to end.
+    """
     try:
         with machine.control:
+            if machine.setting_up:
+                return ""
             output = _run(machine, line.strip())
     except QobraError as error:
         output = f"Error: {error}\n"
