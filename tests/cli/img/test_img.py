@@ -664,3 +664,18 @@ def test_key_slots_of_an_image_without_encryption(capfd: pytest.CaptureFixture[s
     run("create", "-q", "-f", "qcow2", "a.q", "1M")
     assert run("amend", "-o", "encrypt.state=inactive,encrypt.keyslot=0", "a.q") == 1
     assert capfd.readouterr().err == "qobra-img: Can't amend encryption options - encryption not present\n"
+
+
+def test_what_is_compressed_is_whole_clusters_wherever_the_data_begin_and_end() -> None:
+    run("create", "-q", "-f", "raw", "a.img", "1M")
+    for offset in (70000, 400000, 1048000):
+        write("a.img", b"a" * 500, offset, "raw")
+    assert run("convert", "-c", "-p", "-f", "raw", "-O", "qcow2", "a.img", "o.q") == 0
+    assert run("compare", "-f", "raw", "-F", "qcow2", "a.img", "o.q") == 0
+    run("create", "-q", "-f", "qcow2", "base.q", "1M")
+    write("base.q", b"b" * (1 << 20))
+    run("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", "base.q", "-F", "qcow2", "top.q")
+    for offset in (70000, 400000):
+        write("top.q", b"a" * 500, offset)
+    assert run("convert", "-c", "-B", "base.q", "-F", "qcow2", "-O", "qcow2", "top.q", "p.q") == 0
+    assert run("compare", "top.q", "p.q") == 0

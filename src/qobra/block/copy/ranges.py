@@ -98,6 +98,20 @@ def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
         yield offset, length
 
 
+def widened(ranges: Iterable[tuple[int, int]], unit: int, end: int) -> Ranges:
+    """The same with what is missing to whole multiples of ``unit``, but nothing past ``end``."""
+
+    def outward() -> Ranges:
+        done = 0
+        for offset, length in ranges:
+            start = max(offset - offset % unit, done)
+            done = min(-(-(offset + length) // unit) * unit, end)
+            if start < done:
+                yield start, done - start
+
+    yield from merged(outward())
+
+
 def in_chunks(ranges: Iterable[tuple[int, int]], size: int) -> Ranges:
     """The same in pieces that do not cross multiples of ``size``."""
     for offset, length in ranges:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.block.copy.chunk import CHUNK_SIZE
-from qobra.block.copy.ranges import allocated_above, holding_data
+from qobra.block.copy.ranges import allocated_above, holding_data, widened
 from qobra.block.creation._image import backing_values, known_options
 from qobra.block.creation._options import parse_values
 from qobra.block.job.chain import skip_filters
@@ -224,7 +224,7 @@ class Conversion:
         ranges: Any = [(start, source.length - start)] if start < source.length else []
         if has_backing and order.create:
             # What the source's own backing chain has in common with the target's is seen through the target.
-            ranges = self._not_below(source.length)
+            ranges = self._in_units(self._not_below(source.length), target, source.length)
         if start and hasattr(target, "check"):
             target.check(fix_leaks=True)  # what was allocated and not yet noted when the process was killed
         collect_garbage()
@@ -233,8 +233,8 @@ class Conversion:
         if shown and is_zero and order.min_sparse and self._journal is None:
             # What need not be written does not count.
             if not order.salvage:
-                total = sum(length for _start, length in holding_data(source))
-                ranges = holding_data(source)
+                total = sum(length for _, length in self._in_units(holding_data(source), target, source.length))
+                ranges = self._in_units(holding_data(source), target, source.length)
         if order.salvage and order.min_sparse:
             ranges = list(ranges)
             for _part in mapped_parts(source, ranges, self._no_status):
@@ -264,6 +264,11 @@ class Conversion:
         except OSError:
             return False
         return True
+
+    def _in_units(self, ranges: Iterator[tuple[int, int]], target: BlockNode, end: int) -> Iterator[tuple[int, int]]:
+        """``ranges`` as far as they must reach to be written: only whole clusters can be compressed."""
+        unit = target.cluster_size() if self._order.compress else 0
+        return widened(ranges, unit, end) if unit else ranges
 
     def _not_below(self, length: int) -> Iterator[tuple[int, int]]:
         """What the source does not take from the node under its top: (offset, length).
