@@ -117,3 +117,14 @@ def test_a_discard_of_the_first_cluster_reaches_the_data_file(tmp_path: Path) ->
     assert io.main(["-c", "write -P 1 0 192k", "-c", "discard 0 64k", path]) == 0
     assert data.read_bytes()[: 192 << 10] == bytes(64 << 10) + b"\1" * (128 << 10)
     assert io.main(["-c", "write -z -u 64k 64k", "-c", "read -P 0 0 128k", path]) == 0
+
+
+def test_a_signal_that_cannot_be(capfd: pytest.CaptureFixture[str]) -> None:
+    assert io.main(["-c", "sigraise 0"]) == 0
+    assert io.main(["-c", "sigraise 100"]) == 1
+    assert capfd.readouterr().out == "signal argument '100' is too large to be a valid signal\n"
+
+
+def test_patterns_can_be_octal(disk: str) -> None:
+    assert io.main(["-c", "write -P 012 0 512", "-c", "read -P 0xa 0 512", "-c", "read -P 10 0 512", disk]) == 0
+    assert io.main(["-c", "read -P 08 0 512", disk]) == 1

@@ -102,6 +102,11 @@ def load_commands() -> dict[str, Command]:
     return commands
 
 
+def c_integer(text: str) -> int:
+    """The number that ``text`` is in C: 10, 0xa, or 012. Raises ValueError."""
+    return int(text, 8 if text.lstrip("+-")[:1] == "0" and text.lstrip("+-0").isdecimal() else 0)
+
+
 class Interpreter:
     """Runs lines. ``out`` takes text of results, ``complain`` one error without a newline.
 
@@ -216,7 +221,7 @@ class Interpreter:
     def pattern(self, text: str) -> int:
         """A byte. Raises Failed."""
         try:
-            value = int(text, 0)
+            value = c_integer(text)
         except ValueError:
             value = -1
         if not 0 <= value <= 255:

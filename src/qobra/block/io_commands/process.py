@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from qobra.block.io_commands._interpreter import Command, Failed, Interpreter, Misused, io_command
+from qobra.block.io_commands._interpreter import Command, Failed, Interpreter, c_integer, io_command
 from qobra.errors import strerror
 
 _SIGRAISE_HELP = """
@@ -45,7 +45,7 @@ def sleep(interpreter: Interpreter, words: list[str]) -> None:
     from qobra.block.io_commands.asynchronous import report_ended
 
     try:
-        milliseconds = int(words[1], 0)
+        milliseconds = c_integer(words[1])
     except ValueError:
         raise Failed(f"{words[1]} is not a valid number")
     time.sleep(max(0, milliseconds) / 1000)
@@ -56,8 +56,8 @@ def sleep(interpreter: Interpreter, words: list[str]) -> None:
 def sigraise(interpreter: Interpreter, words: list[str]) -> None:
     """Send the process a signal."""
     number = interpreter.number(words[1])
-    if not 0 < number < signal.NSIG:
-        raise Misused
+    if number >= signal.NSIG:
+        raise Failed(f"signal argument '{words[1]}' is too large to be a valid signal")
     try:
         os.kill(os.getpid(), number)
     except OSError as error:
