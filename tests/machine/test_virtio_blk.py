@@ -106,6 +106,14 @@ def test_requests_that_cannot_be_served(guest: Guest, kind: int, sector: int, re
     assert disk.request(_IN, 0, read=512)[0] == 0
 
 
+@_ALL
+def test_there_are_no_shared_regions(guest: Guest) -> None:
+    transport: Any = guest.transport
+    if not hasattr(transport, "register"):
+        pytest.skip("told by a capability on PCI")
+    assert [transport.register(offset) for offset in (0xB0, 0xB4, 0xAC)] == [0xFFFFFFFF, 0xFFFFFFFF, 0]
+
+
 def test_interrupts_by_message(guest: Guest) -> None:
     transport: Any = guest.transport
     disk = BlockDriver(transport, guest.memory)

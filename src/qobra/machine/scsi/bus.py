@@ -13,7 +13,9 @@ from qobra.object.property import Int
 if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
 
-TEST_UNIT_READY, REQUEST_SENSE, INQUIRY, REPORT_LUNS = 0x00, 0x03, 0x12, 0xA0
+TEST_UNIT_READY, REQUEST_SENSE, INQUIRY, REPORT_LUNS, GET_EVENT_STATUS = 0x00, 0x03, 0x12, 0xA0, 0x4A
+_TOLD_NO_ATTENTION = frozenset((INQUIRY, REPORT_LUNS, REQUEST_SENSE, GET_EVENT_STATUS))
+"""Commands that are carried out although something else is to be told first (SPC-4, 5.14; MMC-6, 6.7)."""
 
 
 class Result:
@@ -65,7 +67,7 @@ class ScsiDevice(Device):
         Raises OSError or QobraError where the storage failed: the host adapter asks the error policy.
         """
         try:
-            if self.attention is not None and cdb[0] not in (INQUIRY, REPORT_LUNS, REQUEST_SENSE):
+            if self.attention is not None and cdb[0] not in _TOLD_NO_ATTENTION:
                 attention, self.attention = self.attention, None
                 self.attention_reported()
                 raise Sense(*attention)

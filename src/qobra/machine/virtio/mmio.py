@@ -124,6 +124,9 @@ class VirtioMmio(SysBusDevice):
             0x0C: _VENDOR,
             0x60: self._isr,
             0x70: device.status,
+            # The length of a shared memory region that there is none of (virtio 1.2, 4.2.2).
+            0xB0: 0xFFFFFFFF,
+            0xB4: 0xFFFFFFFF,
             0xFC: device.generation,
         }
         if offset == 0xFC and self.force_legacy:
