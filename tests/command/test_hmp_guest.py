@@ -46,12 +46,16 @@ def test_sums(machine: Any) -> None:
     for byte in range(200):
         expected = ((expected >> 1) + ((expected & 1) << 15) + byte) & 0xFFFF
     assert hmp.execute(machine, "sum 4096 200") == f"{expected:05d}\r\n"
+    assert hmp.execute(machine, "sum 0 0x1000001") == "Error: no more than 16777216 bytes are summed at a time\r\n"
+    for line in ("sum -5 16", "sum 0 0x100000000"):
+        assert hmp.execute(machine, line).startswith("'sum' has failed: integer is for 32-bit values\r\n")
 
 
 def test_ports(machine: Any) -> None:
     assert hmp.execute(machine, "o /b 0x70 0x38") == ""
     assert hmp.execute(machine, "o /b 0x71 0x25") == ""
     assert hmp.execute(machine, "i /b 0x71") == "portb[0x0071] = 0x25\r\n"
+    assert hmp.execute(machine, "i /1bx 0x71") == "portb[0x0071] = 0x25\r\n"
     assert hmp.execute(machine, "i zz") == "Error: invalid number 'zz'\r\n"
 
 
@@ -77,3 +81,6 @@ def test_the_mouse_moves(machine: Any) -> None:
     assert [event["data"] for event in events[:2]] == [{"axis": "x", "value": 3}, {"axis": "y", "value": -4}]
     assert [event["data"]["button"] for event in events[2:4]] == ["wheel-up", "wheel-up"]
     assert [event["data"]["down"] for event in events[4:]] == [True, False, True]
+    del events[:]
+    assert hmp.execute(machine, "mouse_move a b") == ""
+    assert [event["data"]["value"] for event in events] == [0, 0]

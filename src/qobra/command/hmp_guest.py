@@ -13,6 +13,7 @@ from qobra.qmp.hmp import hmp_command
 _FORMATS = {"zlib": "kdump-zlib", "lzo": "kdump-lzo", "snappy": "kdump-snappy", "windmp": "win-dmp"}
 _WIDTHS = {"b": 1, "h": 2, "w": 4, "l": 4}
 _SUFFIXES = {1: "b", 2: "w", 4: "l"}
+_MOST_SUMMED = 1 << 24
 _BUTTONS = ("left", "middle", "right")
 
 
@@ -65,10 +66,12 @@ def pmemsave(machine: Machine, args: dict[str, Any]) -> None:
     "sum", args="start:i,size:i", params="addr size", help="compute the checksum of a memory region", needs="board"
 )
 def checksum(machine: Machine, args: dict[str, Any]) -> str:
-    """The sum that BSD's ``sum`` gives."""
+    """The sum that BSD's ``sum`` gives. Raises QobraError for more than can be summed while everything else waits."""
     assert machine.board is not None
+    if args["size"] > _MOST_SUMMED:
+        raise QobraError(f"no more than {_MOST_SUMMED} bytes are summed at a time")
     total = 0
-    for offset in range(0, min(args["size"], 1 << 24), 4096):
+    for offset in range(0, args["size"], 4096):
         for byte in machine.board.memory.read(args["start"] + offset, min(4096, args["size"] - offset)):
             total = ((total >> 1 | total << 15) + byte) & 0xFFFF
     return f"{total:05d}\n"
@@ -77,9 +80,8 @@ def checksum(machine: Machine, args: dict[str, Any]) -> str:
 def _port_access(words: str) -> tuple[int, list[str]]:
     width, rest = 4, words.split()
     if rest and rest[0].startswith("/"):
-        width = _WIDTHS.get(rest.pop(0)[1:], 0)
-    if not width:
-        raise QobraError("invalid char in format")
+        for letter in rest.pop(0)[1:].lstrip("0123456789"):
+            width = _WIDTHS.get(letter, width)
     return width, rest
 
 
@@ -171,18 +173,27 @@ def exit_preconfig(machine: Machine, args: dict[str, Any]) -> None:
 
 @hmp_command(
     "mouse_move",
-    args="dx:i,dy:i,dz:i?",
+    args="dx:s,dy:s,dz:s?",
     params="dx dy [dz]",
     help="send mouse move events",
     needs="board",
 )
 def mouse_move(machine: Machine, args: dict[str, Any]) -> None:
     """Move the pointer, and turn the wheel."""
-    events = [{"type": "rel", "data": {"axis": axis, "value": args[name]}} for axis, name in (("x", "dx"), ("y", "dy"))]
-    if args.get("dz"):
-        button = "wheel-up" if args["dz"] > 0 else "wheel-down"
+    dx, dy, dz = (_digits(args.get(name, "")) for name in ("dx", "dy", "dz"))
+    events = [{"type": "rel", "data": {"axis": axis, "value": value}} for axis, value in (("x", dx), ("y", dy))]
+    if dz:
+        button = "wheel-up" if dz > 0 else "wheel-down"
         events += [{"type": "btn", "data": {"button": button, "down": down}} for down in (True, False)]
     _point(machine, events)
+
+
+def _digits(text: str) -> int:
+    # What is no number moves nothing, as in QEMU.
+    try:
+        return int(text, 0)
+    except ValueError:
+        return 0
 
 
 @hmp_command(

@@ -8,7 +8,7 @@ s     a word, or text in double quotes
 F, B  the same: a file's name, a block device's name
 S     the rest of the line
 O     the rest of the line: ``key=value,...`` options
-i, l  a number
+i, l  a number; ``i`` one of 32 bits without a sign
 M     a number of mebibytes, or with a suffix; as bytes
 o     the same
 b     ``on`` or ``off``
@@ -178,7 +178,9 @@ class _Arguments:
             elif kind in ("o", "M"):
                 arguments[name] = self._size()
             else:
-                arguments[name] = self._number()
+                arguments[name] = number = self._number()
+                if kind == "i" and not 0 <= number < 1 << 32:
+                    raise _BadArguments(f"'{entry.own_names}' has failed: integer is for 32-bit values")
         self._text = self._text.lstrip()
         if self._text:
             raise _BadArguments(f"{entry.own_names}: extraneous characters at the end of line")
