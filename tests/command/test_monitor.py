@@ -149,7 +149,7 @@ class TestHmp:
             ("ringbuf_read r", 'unexpected end of expression\r\nTry "help ringbuf_read" for more information\r\n'),
             ("chardev-change r null", ""),
             ("chardev-remove r", ""),
-            ("help q", "quit|q  -- quit the emulator\r\n"),
+            ("help q", "quit|q  -- end the program\r\n"),
             ("help foo bar", "unknown command: 'foo'\r\n"),
             ("help info foo", "unknown command: 'info foo'\r\n"),
             ("info uuid", "00000000-0000-0000-0000-000000000000\r\n"),
@@ -158,10 +158,10 @@ class TestHmp:
 
     def test_help_lists_every_command_once(self, monitored: Any) -> None:
         everything = self.run(monitored, "help").splitlines()
-        assert "quit|q  -- quit the emulator" in everything
+        assert "quit|q  -- end the program" in everything
         assert len(everything) == len(set(everything))
         assert self.run(monitored, "info") == self.run(monitored, "help info")
-        assert "info version  -- show the version of QEMU" in self.run(monitored, "info").splitlines()
+        assert "info version  -- the version that this program answers as" in self.run(monitored, "info").splitlines()
 
     def test_on_a_terminal(self, monitored: Any) -> None:
         machine = monitored.machine

@@ -24,7 +24,7 @@ def query_dirty_rate(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
     return machine.migration.dirty_rate.query()
 
 
-@hmp_command("info dirty_rate", help="show dirty rate information", needs="board")
+@hmp_command("info dirty_rate", help="how fast memory changed when it was last looked at", needs="board")
 def info_dirty_rate(machine: Machine, args: dict[str, Any]) -> str:
     """What was measured."""
     info = dispatch.call(machine, "query-dirty-rate", {})

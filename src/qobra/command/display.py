@@ -53,8 +53,7 @@ def screendump(machine: Machine, args: dict[str, Any]) -> None:
     "screendump",
     args="filename:F,format:-fs,device:s?,head:i?",
     params="filename [-f format] [device [head]]",
-    help="save screen from head 'head' of display device 'device'in specified format 'format' as image 'filename'."
-    "Currently only 'png' and 'ppm' formats are supported.",
+    help="write a picture of the screen to a file, as PPM or PNG (-f png)",
     needs="board",
 )
 def hmp_screendump(machine: Machine, args: dict[str, Any]) -> None:

@@ -10,19 +10,19 @@ from qobra.qmp.hmp import hmp_command
 from qobra.qmp.version import version_info
 
 
-@hmp_command("help|?", args="name:S?", params="[cmd]", help="show the help")
+@hmp_command("help|?", args="name:S?", params="[cmd]", help="what commands there are, or one of them")
 def help_(machine: Machine, args: dict[str, Any]) -> str:
     """What commands there are."""
     return hmp.help_text(machine, args.get("name", ""))
 
 
-@hmp_command("quit|q", help="quit the emulator")
+@hmp_command("quit|q", help="end the program")
 def quit_(machine: Machine, args: dict[str, Any]) -> None:
     """End the program."""
     dispatch.call(machine, "quit", {})
 
 
-@hmp_command("info version", help="show the version of QEMU")
+@hmp_command("info version", help="the version that this program answers as")
 def info_version(machine: Machine, args: dict[str, Any]) -> str:
     """The version."""
     info = version_info()
@@ -30,19 +30,19 @@ def info_version(machine: Machine, args: dict[str, Any]) -> str:
     return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}{info['package']}\n"
 
 
-@hmp_command("info name", help="show the current VM name")
+@hmp_command("info name", help="the machine's name")
 def info_name(machine: Machine, args: dict[str, Any]) -> str:
     """The machine's name."""
     return "" if machine.name is None else f"{machine.name}\n"
 
 
-@hmp_command("info uuid", help="show the current VM UUID")
+@hmp_command("info uuid", help="the machine's UUID")
 def info_uuid(machine: Machine, args: dict[str, Any]) -> str:
     """The machine's identity."""
     return f"{dispatch.call(machine, 'query-uuid', {})['UUID']}\n"
 
 
-@hmp_command("info iothreads", help="show iothreads")
+@hmp_command("info iothreads", help="threads that serve devices")
 def info_iothreads(machine: Machine, args: dict[str, Any]) -> str:
     """The I/O threads."""
     text = ""
@@ -53,7 +53,10 @@ def info_iothreads(machine: Machine, args: dict[str, Any]) -> str:
 
 
 @hmp_command(
-    "object_add", args="object:S", params="[qom-type=]type,id=str[,prop=value][,...]", help="create QOM object"
+    "object_add",
+    args="object:S",
+    params="[qom-type=]type,id=str[,prop=value][,...]",
+    help="make an object, with -object's options",
 )
 def object_add(machine: Machine, args: dict[str, Any]) -> None:
     """Create an object."""
@@ -68,19 +71,19 @@ def object_add(machine: Machine, args: dict[str, Any]) -> None:
     machine.objects.create(type_name, id, properties, keyval=True)
 
 
-@hmp_command("object_del", args="id:s", params="id", help="destroy QOM object")
+@hmp_command("object_del", args="id:s", params="id", help="delete an object")
 def object_del(machine: Machine, args: dict[str, Any]) -> None:
     """Delete an object."""
     machine.objects.delete(args["id"])
 
 
-@hmp_command("info chardev", help="show the character devices")
+@hmp_command("info chardev", help="character devices, and what they are connected to")
 def info_chardev(machine: Machine, args: dict[str, Any]) -> str:
     """The character devices."""
     return "".join(f"{device.id}: filename={device.filename()}\n" for device in machine.chardevs)
 
 
-@hmp_command("chardev-add", args="args:S", params="args", help="add chardev")
+@hmp_command("chardev-add", args="args:S", params="args", help="make a character device, with -chardev's options")
 def chardev_add(machine: Machine, args: dict[str, Any]) -> None:
     """Make a character device from what ``-chardev`` takes."""
     from qobra.chardev.options import parse
@@ -89,7 +92,7 @@ def chardev_add(machine: Machine, args: dict[str, Any]) -> None:
     machine.chardevs.create(id, backend, failure="")
 
 
-@hmp_command("chardev-change", args="id:s,args:S", params="id args", help="change chardev")
+@hmp_command("chardev-change", args="id:s,args:S", params="id args", help="give a character device another backend")
 def chardev_change(machine: Machine, args: dict[str, Any]) -> None:
     """Exchange the backend of a character device."""
     from qobra.chardev.options import backend, split
@@ -99,29 +102,30 @@ def chardev_change(machine: Machine, args: dict[str, Any]) -> None:
     machine.chardevs.change(args["id"], backend(kind, options))
 
 
-@hmp_command("chardev-remove", args="id:s", params="id", help="remove chardev")
+@hmp_command("chardev-remove", args="id:s", params="id", help="delete a character device that nothing uses")
 def chardev_remove(machine: Machine, args: dict[str, Any]) -> None:
     """Remove a character device."""
     machine.chardevs.remove(args["id"])
 
 
-@hmp_command("chardev-send-break", args="id:s", params="id", help="send a break on chardev")
+@hmp_command(
+    "chardev-send-break",
+    args="id:s",
+    params="id",
+    help="send a break to what is at the other end of a character device",
+)
 def chardev_send_break(machine: Machine, args: dict[str, Any]) -> None:
     """Send a break."""
     dispatch.call(machine, "chardev-send-break", {"id": args["id"]})
 
 
-@hmp_command(
-    "ringbuf_write", args="device:s,data:s", params="device data", help="Write to a ring buffer character device"
-)
+@hmp_command("ringbuf_write", args="device:s,data:s", params="device data", help="put bytes into a ring buffer")
 def ringbuf_write(machine: Machine, args: dict[str, Any]) -> None:
     """Put text into a ring buffer."""
     dispatch.call(machine, "ringbuf-write", {"device": args["device"], "data": args["data"]})
 
 
-@hmp_command(
-    "ringbuf_read", args="device:s,size:i", params="device size", help="Read from a ring buffer character device"
-)
+@hmp_command("ringbuf_read", args="device:s,size:i", params="device size", help="take bytes out of a ring buffer")
 def ringbuf_read(machine: Machine, args: dict[str, Any]) -> str:
     """Take text out of a ring buffer, what is no text shown as its code."""
     text = dispatch.call(machine, "ringbuf-read", {"device": args["device"], "size": args["size"]})

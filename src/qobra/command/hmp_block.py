@@ -19,7 +19,7 @@ _THROTTLE = (
     "info block",
     args="nodes:-n,verbose:-v,device:B?",
     params="[-n] [-v] [device]",
-    help="show info of one block device or all block devices (-n: show named nodes; -v: show details)",
+    help="drives and their images (-n: all named nodes; -v: in detail)",
 )
 def info_block(machine: Machine, args: dict[str, Any]) -> str:
     """Block devices, or nodes."""
@@ -81,7 +81,7 @@ def _state(info: dict[str, Any], verbose: bool) -> str:
     return text
 
 
-@hmp_command("info block-jobs", help="show progress of ongoing block device operations")
+@hmp_command("info block-jobs", help="block jobs, and how far they are")
 def info_block_jobs(machine: Machine, args: dict[str, Any]) -> str:
     """Block jobs."""
     text = ""
@@ -107,7 +107,7 @@ def info_jobs(machine: Machine, args: dict[str, Any]) -> str:
     return text or "No jobs\n"
 
 
-@hmp_command("block_resize", args="device:B,size:o", params="device size", help="resize a block image")
+@hmp_command("block_resize", args="device:B,size:o", params="device size", help="change the size of a device")
 def block_resize(machine: Machine, args: dict[str, Any]) -> None:
     """Give a node another size."""
     dispatch.call(machine, "block_resize", {"device": args["device"], "size": args["size"]})
@@ -117,7 +117,7 @@ def block_resize(machine: Machine, args: dict[str, Any]) -> None:
     "block_job_set_speed",
     args="device:B,speed:o",
     params="device speed",
-    help="set maximum speed for a background block operation",
+    help="limit the bytes in a second that a job moves",
 )
 def block_job_set_speed(machine: Machine, args: dict[str, Any]) -> None:
     """Limit a job's speed."""
@@ -128,7 +128,7 @@ def block_job_set_speed(machine: Machine, args: dict[str, Any]) -> None:
     "block_job_cancel",
     args="force:-f,device:B",
     params="[-f] device",
-    help="stop an active background block operation (use -f\n\t\t\t if you want to abort the operation at once)",
+    help="give up a job (-f: at once, although it is ready)",
 )
 def block_job_cancel(machine: Machine, args: dict[str, Any]) -> None:
     """Cancel a job."""
@@ -141,6 +141,6 @@ def _verb(name: str, command: str, help: str) -> None:
         dispatch.call(machine, command, {"device": args["device"]})
 
 
-_verb("block_job_complete", "block-job-complete", "stop an active background block operation")
-_verb("block_job_pause", "block-job-pause", "pause an active background block operation")
-_verb("block_job_resume", "block-job-resume", "resume a paused background block operation")
+_verb("block_job_complete", "block-job-complete", "bring a job to its end that is ready for it")
+_verb("block_job_pause", "block-job-pause", "let a job rest")
+_verb("block_job_resume", "block-job-resume", "let a job that rests go on")

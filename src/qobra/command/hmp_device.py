@@ -23,7 +23,7 @@ from qobra.units import size_text
     "device_add",
     args="device:O",
     params="driver[,prop=value][,...]",
-    help="add device, like -device on the command line",
+    help="plug a device in, with -device's options",
     needs="board",
 )
 def device_add(machine: Machine, args: dict[str, Any]) -> None:
@@ -32,13 +32,15 @@ def device_add(machine: Machine, args: dict[str, Any]) -> None:
     add_device(machine, split(text, "driver") if isinstance(text, str) else text, keyval=True)
 
 
-@hmp_command("device_del", args="id:s", params="device", help="remove device", needs="board")
+@hmp_command(
+    "device_del", args="id:s", params="device", help="ask the guest to let go of a device, and unplug it", needs="board"
+)
 def device_del(machine: Machine, args: dict[str, Any]) -> None:
     """Ask a device to leave."""
     dispatch.call(machine, "device_del", {"id": args["id"]})
 
 
-@hmp_command("qom-list", args="path:s?", params="path", help="list QOM properties")
+@hmp_command("qom-list", args="path:s?", params="path", help="the properties of an object")
 def qom_list(machine: Machine, args: dict[str, Any]) -> str:
     """The properties of an object."""
     if "path" not in args:
@@ -47,20 +49,22 @@ def qom_list(machine: Machine, args: dict[str, Any]) -> str:
     return "".join(f"{each['name']} ({each['type']})\n" for each in listed)
 
 
-@hmp_command("qom-get", args="path:s,property:s", params="path property", help="print QOM property")
+@hmp_command("qom-get", args="path:s,property:s", params="path property", help="the value of an object's property")
 def qom_get(machine: Machine, args: dict[str, Any]) -> str:
     """A property, as JSON."""
     value = dispatch.call(machine, "qom-get", {"path": args["path"], "property": args["property"]})
     return json.dumps(value, indent=4) + "\n"
 
 
-@hmp_command("qom-set", args="path:s,property:s,value:S", params="path property value", help="set QOM property")
+@hmp_command(
+    "qom-set", args="path:s,property:s,value:S", params="path property value", help="change an object's property"
+)
 def qom_set(machine: Machine, args: dict[str, Any]) -> None:
     """Set a property from text."""
     machine.objects.resolve(args["path"]).set(args["property"], args["value"], keyval=True)
 
 
-@hmp_command("info qom-tree", args="path:s?", params="[path]", help="show QOM composition tree")
+@hmp_command("info qom-tree", args="path:s?", params="[path]", help="the objects, as a tree")
 def info_qom_tree(machine: Machine, args: dict[str, Any]) -> str:
     """What is in the tree."""
     start = machine.objects.resolve(args["path"]) if "path" in args else machine.objects.root.children.get("machine")
@@ -76,7 +80,7 @@ def _tree_lines(item: Object, depth: int) -> list[str]:
     return lines
 
 
-@hmp_command("info qtree", help="show device tree", needs="board")
+@hmp_command("info qtree", help="buses, and the devices on them", needs="board")
 def info_qtree(machine: Machine, args: dict[str, Any]) -> str:
     """Buses and what is on them."""
     assert machine.board is not None

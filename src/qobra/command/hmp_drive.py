@@ -20,7 +20,7 @@ _CLASSES = ("none", "ide", "scsi", "floppy", "pflash", "mtd", "sd", "virtio", "x
     "[,unit=m][,media=d][,index=i]\n"
     "[,snapshot=on|off][,cache=on|off]\n"
     "[,readonly=on|off][,copy-on-read=on|off]",
-    help="add drive to PCI storage controller",
+    help="make a drive, with -drive's options",
     needs="board",
 )
 def drive_add(machine: Machine, args: dict[str, Any]) -> str:
@@ -55,7 +55,7 @@ def drive_add(machine: Machine, args: dict[str, Any]) -> str:
     return "OK\n"
 
 
-@hmp_command("drive_del", args="id:B", params="device", help="remove host block device", needs="board")
+@hmp_command("drive_del", args="id:B", params="device", help="take a drive away from under its device", needs="board")
 def drive_del(machine: Machine, args: dict[str, Any]) -> str:
     """Take a drive from under its device, whose requests fail from then on; or let go of a node."""
     name = args["id"]

@@ -13,7 +13,7 @@ from qobra.qmp.hmp import hmp_command
     "nbd_server_start",
     args="all:-a,writable:-w,uri:s",
     params="nbd_server_start [-a] [-w] host:port",
-    help="serve block devices on the given host and port",
+    help="wait for NBD clients at an address",
 )
 def nbd_server_start(machine: Machine, args: dict[str, Any]) -> str:
     """Listen; with -a export every device that has a medium."""
@@ -39,7 +39,7 @@ def nbd_server_start(machine: Machine, args: dict[str, Any]) -> str:
     "nbd_server_add",
     args="writable:-w,device:B,name:s?",
     params="nbd_server_add [-w] device [name]",
-    help="export a block device via NBD",
+    help="let NBD clients have a device",
 )
 def nbd_server_add(machine: Machine, args: dict[str, Any]) -> str:
     """Export one device."""
@@ -51,7 +51,7 @@ def nbd_server_add(machine: Machine, args: dict[str, Any]) -> str:
     "nbd_server_remove",
     args="force:-f,name:s",
     params="nbd_server_remove [-f] name",
-    help="remove an export previously exposed via NBD",
+    help="take a device away from NBD clients",
 )
 def nbd_server_remove(machine: Machine, args: dict[str, Any]) -> str:
     """Remove an export, with -f although clients use it."""
@@ -62,7 +62,7 @@ def nbd_server_remove(machine: Machine, args: dict[str, Any]) -> str:
 @hmp_command(
     "nbd_server_stop",
     params="nbd_server_stop",
-    help="stop serving block devices using the NBD protocol",
+    help="send NBD clients away, and wait for no more",
 )
 def nbd_server_stop(machine: Machine, args: dict[str, Any]) -> str:
     """Stop the server."""

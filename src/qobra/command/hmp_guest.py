@@ -21,7 +21,7 @@ _BUTTONS = ("left", "middle", "right")
     "dump-guest-memory",
     args="paging:-p,detach:-d,windmp:-w,zlib:-z,lzo:-l,snappy:-s,filename:F,begin:l?,length:l?",
     params="[-p] [-d] [-z|-l|-s|-w] filename [begin length]",
-    help="dump guest memory into file 'filename'",
+    help="write the guest's memory to a file",
     needs="board",
 )
 def dump_guest_memory(machine: Machine, args: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ def dump_guest_memory(machine: Machine, args: dict[str, Any]) -> None:
     "memsave",
     args="val:l,size:i,filename:s",
     params="addr size file",
-    help="save to disk virtual memory dump starting at 'addr' of size 'size'",
+    help="write a range of memory, as the CPU sees it, to a file",
     needs="board",
 )
 def memsave(machine: Machine, args: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def memsave(machine: Machine, args: dict[str, Any]) -> None:
     "pmemsave",
     args="val:l,size:i,filename:s",
     params="addr size file",
-    help="save to disk physical memory dump starting at 'addr' of size 'size'",
+    help="write a range of physical memory to a file",
     needs="board",
 )
 def pmemsave(machine: Machine, args: dict[str, Any]) -> None:
@@ -63,7 +63,11 @@ def pmemsave(machine: Machine, args: dict[str, Any]) -> None:
 
 
 @hmp_command(
-    "sum", args="start:i,size:i", params="addr size", help="compute the checksum of a memory region", needs="board"
+    "sum",
+    args="start:i,size:i",
+    params="addr size",
+    help="the sum of 16 bits of a range of physical memory",
+    needs="board",
 )
 def checksum(machine: Machine, args: dict[str, Any]) -> str:
     """The sum that BSD's ``sum`` gives. Raises QobraError for more than can be summed while everything else waits."""
@@ -93,7 +97,7 @@ def _ports(machine: Machine) -> AddressSpace:
     return ports
 
 
-@hmp_command("i", args="where:S", params="/fmt addr", help="I/O port read", needs="board")
+@hmp_command("i", args="where:S", params="/fmt addr", help="a read of an I/O port", needs="board")
 def port_in(machine: Machine, args: dict[str, Any]) -> str:
     """What a port reads as: ``/b``, ``/h`` or ``/w`` wide."""
     width, rest = _port_access(args["where"])
@@ -104,7 +108,7 @@ def port_in(machine: Machine, args: dict[str, Any]) -> str:
     return f"port{_SUFFIXES[width]}[0x{address:04x}] = 0x{value:0{2 * width}x}\n"
 
 
-@hmp_command("o", args="where:S", params="/fmt addr value", help="I/O port write", needs="board")
+@hmp_command("o", args="where:S", params="/fmt addr value", help="a write to an I/O port", needs="board")
 def port_out(machine: Machine, args: dict[str, Any]) -> None:
     """Write to a port."""
     width, rest = _port_access(args["where"])
@@ -120,7 +124,9 @@ def _number(text: str) -> int:
         raise QobraError(f"invalid number '{text}'")
 
 
-@hmp_command("info mtree", args="flatview:-f", params="[-f]", help="show memory tree", needs="board")
+@hmp_command(
+    "info mtree", args="flatview:-f", params="[-f]", help="what lies where in the address space", needs="board"
+)
 def info_mtree(machine: Machine, args: dict[str, Any]) -> str:
     """What is mapped where, in memory and among the ports; with ``-f`` what of it shows."""
     board: Any = machine.board
@@ -155,7 +161,7 @@ def _kind(region: object) -> str:
     "boot_set",
     args="bootdevice:s",
     params="bootdevice",
-    help="define new values for the boot device list",
+    help="choose what the next boot tries, in which order",
     needs="board",
 )
 def boot_set(machine: Machine, args: dict[str, Any]) -> str:
@@ -165,7 +171,7 @@ def boot_set(machine: Machine, args: dict[str, Any]) -> str:
     return f"boot device list now set to {args['bootdevice']}\n"
 
 
-@hmp_command("exit_preconfig", help="exit the preconfig state", needs="board")
+@hmp_command("exit_preconfig", help="finish the machine that -preconfig left open", needs="board")
 def exit_preconfig(machine: Machine, args: dict[str, Any]) -> None:
     """Make the machine that was configured."""
     dispatch.call(machine, "x-exit-preconfig", {})
@@ -175,7 +181,7 @@ def exit_preconfig(machine: Machine, args: dict[str, Any]) -> None:
     "mouse_move",
     args="dx:s,dy:s,dz:s?",
     params="dx dy [dz]",
-    help="send mouse move events",
+    help="move the mouse, or turn its wheel",
     needs="board",
 )
 def mouse_move(machine: Machine, args: dict[str, Any]) -> None:
@@ -197,7 +203,11 @@ def _digits(text: str) -> int:
 
 
 @hmp_command(
-    "mouse_button", args="state:i", params="state", help="change mouse button state (1=L, 2=M, 4=R)", needs="board"
+    "mouse_button",
+    args="state:i",
+    params="state",
+    help="hold mouse buttons: the sum of 1 (left), 2 (middle), 4 (right)",
+    needs="board",
 )
 def mouse_button(machine: Machine, args: dict[str, Any]) -> None:
     """Press and let go buttons: those whose bits are set are down."""

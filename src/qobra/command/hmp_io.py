@@ -26,8 +26,7 @@ _interpreters: weakref.WeakKeyDictionary[BlockBackend, Interpreter] = weakref.We
     "qemu-io",
     args="qdev:-d,device:B,command:s",
     params='[-d] [device] "[command]"',
-    help="run a qemu-io command on a block device\n"
-    "\t\t\t-d: [device] is a device ID rather than a drive ID or node name",
+    help="carry out one of qemu-io's commands on a drive or node (-d: on the drive of that device)",
 )
 def qemu_io(machine: Machine, args: dict[str, Any]) -> str:
     """Run one line of qemu-io's language on a drive, a device or a node."""

@@ -31,7 +31,7 @@ def _target(args: Args) -> Args:
     "block_stream",
     args="device:B,speed:o?,base:s?",
     params="device [speed [base]]",
-    help="copy data from a backing file into a block device",
+    help="copy what a drive's backing files hold into its image",
 )
 def block_stream(machine: Machine, args: Args) -> None:
     """Start a stream named after the device."""

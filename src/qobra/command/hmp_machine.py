@@ -15,7 +15,7 @@ _WIDTHS = {"b": 1, "h": 2, "w": 4, "g": 8}
 _MAX_ITEMS = 4096
 
 
-@hmp_command("info cpus", help="show infos for each CPU", needs="board")
+@hmp_command("info cpus", help="the CPUs, and their threads", needs="board")
 def info_cpus(machine: Machine, args: dict[str, Any]) -> str:
     """Each CPU with its thread."""
     cpus = dispatch.call(machine, "query-cpus-fast", {})
@@ -25,7 +25,7 @@ def info_cpus(machine: Machine, args: dict[str, Any]) -> str:
     )
 
 
-@hmp_command("info hotpluggable-cpus", help="Show information about hotpluggable CPUs", needs="board")
+@hmp_command("info hotpluggable-cpus", help="places for CPUs, and which are taken", needs="board")
 def info_hotpluggable_cpus(machine: Machine, args: dict[str, Any]) -> str:
     """Each place for a CPU."""
     lines = ["Hotpluggable CPUs:"]
@@ -40,21 +40,25 @@ def info_hotpluggable_cpus(machine: Machine, args: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@hmp_command("info balloon", help="show balloon information", needs="board")
+@hmp_command("info balloon", help="how much memory the guest gets along with", needs="board")
 def info_balloon(machine: Machine, args: dict[str, Any]) -> str:
     """The guest's memory."""
     return f"balloon: actual={dispatch.call(machine, 'query-balloon', {})['actual'] >> 20}\n"
 
 
 @hmp_command(
-    "balloon", args="value:M", params="target", help="request VM to change its memory allocation (in MB)", needs="board"
+    "balloon",
+    args="value:M",
+    params="target",
+    help="ask the guest to get along with so many MiB of memory",
+    needs="board",
 )
 def balloon(machine: Machine, args: dict[str, Any]) -> None:
     """Ask the guest to keep so much."""
     dispatch.call(machine, "balloon", {"value": args["value"]})
 
 
-@hmp_command("info memdev", help="show memory backends", needs="board")
+@hmp_command("info memdev", help="objects that memory comes from", needs="board")
 def info_memdev(machine: Machine, args: dict[str, Any]) -> str:
     """Each memory backend."""
     texts = []
@@ -67,9 +71,7 @@ def info_memdev(machine: Machine, args: dict[str, Any]) -> str:
     return "".join(texts) + "\n"
 
 
-@hmp_command(
-    "info memory_size_summary", help="show the amount of initially allocated and hotpluggable memory", needs="board"
-)
+@hmp_command("info memory_size_summary", help="memory from the start, and plugged in since", needs="board")
 def info_memory_size(machine: Machine, args: dict[str, Any]) -> str:
     """How much memory there is."""
     summary = dispatch.call(machine, "query-memory-size-summary", {})
@@ -77,7 +79,7 @@ def info_memory_size(machine: Machine, args: dict[str, Any]) -> str:
     return "".join(f"{title}: {summary[name]}\n" for title, name in names if name in summary)
 
 
-@hmp_command("info numa", help="show NUMA information", needs="board")
+@hmp_command("info numa", help="the nodes, with their CPUs and memory", needs="board")
 def info_numa(machine: Machine, args: dict[str, Any]) -> str:
     """Each node."""
     board = machine.board
@@ -93,13 +95,19 @@ def info_numa(machine: Machine, args: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@hmp_command("info kvm", help="show KVM information", needs="board")
+@hmp_command("info kvm", help="whether KVM runs the CPUs", needs="board")
 def info_kvm(machine: Machine, args: dict[str, Any]) -> str:
     """Whether KVM runs the CPUs."""
     return "kvm support: disabled\n"
 
 
-@hmp_command("watchdog_action", args="action:s", params="action", help="change watchdog action", needs="board")
+@hmp_command(
+    "watchdog_action",
+    args="action:s",
+    params="action",
+    help="choose what happens when the watchdog runs out",
+    needs="board",
+)
 def watchdog_action(machine: Machine, args: dict[str, Any]) -> None:
     """What follows an expired watchdog."""
     from qobra.machine.watchdog import ACTIONS
@@ -109,13 +117,13 @@ def watchdog_action(machine: Machine, args: dict[str, Any]) -> None:
     dispatch.call(machine, "watchdog-set-action", {"action": args["action"]})
 
 
-@hmp_command("nmi", help="inject an NMI", needs="board")
+@hmp_command("nmi", help="interrupt the CPUs in a way that cannot be masked", needs="board")
 def nmi(machine: Machine, args: dict[str, Any]) -> None:
     """Send a non-maskable interrupt."""
     dispatch.call(machine, "inject-nmi", {})
 
 
-@hmp_command("info pci", help="show PCI info", needs="board")
+@hmp_command("info pci", help="PCI devices, with their interrupts and regions", needs="board")
 def info_pci(machine: Machine, args: dict[str, Any]) -> str:
     """Each function."""
     buses = dispatch.call(machine, "query-pci", {})
@@ -160,7 +168,7 @@ def _pci_region(region: dict[str, Any]) -> str:
     return f"BAR{region['bar']}: {bits} bit{prefetch} memory at 0x{start:08x} [0x{end:08x}]."
 
 
-@hmp_command("xp", args="where:S", params="/fmt addr", help="physical memory dump starting at 'addr'", needs="board")
+@hmp_command("xp", args="where:S", params="/fmt addr", help="look at physical memory", needs="board")
 def xp(machine: Machine, args: dict[str, Any]) -> str:
     """Show physical memory: ``/COUNT FORMAT SIZE ADDRESS``, such as ``/4xw 0x1000``."""
     assert machine.board is not None

@@ -20,7 +20,7 @@ _STATS = ("rd_bytes", "wr_bytes", "rd_operations", "wr_operations", "flush_opera
     "commit",
     args="device:B",
     params="device|all",
-    help="commit changes to the disk images (if -snapshot is used) or backing files",
+    help="write what a drive's overlay holds into its backing file",
 )
 def commit(machine: Machine, args: dict[str, Any]) -> str:
     """Put what an image holds into its backing file, at once."""
@@ -53,7 +53,10 @@ def _commit(machine: Machine, node: Any) -> None:
 
 
 @hmp_command(
-    "eject", args="force:-f,device:B", params="[-f] device", help="eject a removable medium (use -f to force it)"
+    "eject",
+    args="force:-f,device:B",
+    params="[-f] device",
+    help="open a drive's tray and take the medium out (-f: although the guest locked it)",
 )
 def eject(machine: Machine, args: dict[str, Any]) -> None:
     """Take a medium out."""
@@ -64,7 +67,7 @@ def eject(machine: Machine, args: dict[str, Any]) -> None:
     "change",
     args="device:B,force:-f,target:F,arg:s?,read-only-mode:s?",
     params="device [-f] filename [format [read-only-mode]]",
-    help="change a removable medium, optional format, use -f to force the operation",
+    help="put another medium into a drive (-f: although the guest locked it)",
 )
 def change(machine: Machine, args: dict[str, Any]) -> None:
     """Put another medium in."""
@@ -80,7 +83,7 @@ def change(machine: Machine, args: dict[str, Any]) -> None:
     "block_set_io_throttle",
     args="device:B,bps:l,bps_rd:l,bps_wr:l,iops:l,iops_rd:l,iops_wr:l",
     params="device bps bps_rd bps_wr iops iops_rd iops_wr",
-    help="change I/O throttle limits for a block drive",
+    help="limit a drive's bytes and requests in a second",
 )
 def block_set_io_throttle(machine: Machine, args: dict[str, Any]) -> None:
     """Limit a drive, or a device by its id."""
@@ -90,7 +93,7 @@ def block_set_io_throttle(machine: Machine, args: dict[str, Any]) -> None:
     dispatch.call(machine, "block_set_io_throttle", {key: name, **limits})
 
 
-@hmp_command("info blockstats", help="show block device statistics")
+@hmp_command("info blockstats", help="what devices have read and written")
 def info_blockstats(machine: Machine, args: dict[str, Any]) -> str:
     """What block devices have done so far."""
     text = ""

@@ -17,7 +17,7 @@ _SHOWN = {
 _ADDRESSES = ("addr", "memaddr")
 
 
-@hmp_command("info memory-devices", help="show memory devices", needs="board")
+@hmp_command("info memory-devices", help="DIMMs and the like", needs="board")
 def info_memory_devices(machine: Machine, args: dict[str, Any]) -> str:
     """Each memory device."""
     lines = []
@@ -31,13 +31,13 @@ def info_memory_devices(machine: Machine, args: dict[str, Any]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-@hmp_command("info vm-generation-id", help="Show Virtual Machine Generation ID", needs="board")
+@hmp_command("info vm-generation-id", help="the generation ID that the guest sees", needs="board")
 def info_generation(machine: Machine, args: dict[str, Any]) -> str:
     """What the guest compares to see if it was cloned."""
     return f"{dispatch.call(machine, 'query-vm-generation-id', {})['guid']}\n"
 
 
-@hmp_command("info dump", help="Display the latest dump status", needs="board")
+@hmp_command("info dump", help="how far the last dump is", needs="board")
 def info_dump(machine: Machine, args: dict[str, Any]) -> str:
     """How far the last dump is."""
     found = dispatch.call(machine, "query-dump", {})

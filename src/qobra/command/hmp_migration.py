@@ -26,11 +26,7 @@ _NOT_SHOWN = ("multifd-zlib-level", "multifd-zstd-level")
     "migrate",
     args="detach:-d,blk:-b,inc:-i,resume:-r,uri:s",
     params="[-d] [-b] [-i] [-r] uri",
-    help="migrate to URI (using -d to not wait for completion)\n"
-    "\t\t\t -b for migration without shared storage with full copy of disk\n"
-    "\t\t\t -i for migration without shared storage with incremental copy of disk "
-    "(base image shared between src and destination)\n"
-    "\t\t\t -r to resume a paused migration",
+    help="send the machine to a URI (-d: do not wait for it)",
     needs="board",
 )
 def migrate(machine: Machine, args: dict[str, Any]) -> None:
@@ -38,7 +34,7 @@ def migrate(machine: Machine, args: dict[str, Any]) -> None:
     dispatch.call(machine, "migrate", args)
 
 
-@hmp_command("migrate_cancel", help="cancel the current VM migration", needs="board")
+@hmp_command("migrate_cancel", help="give up the migration that runs", needs="board")
 def migrate_cancel(machine: Machine, args: dict[str, Any]) -> None:
     """Give the migration up."""
     dispatch.call(machine, "migrate_cancel", {})
@@ -48,7 +44,7 @@ def migrate_cancel(machine: Machine, args: dict[str, Any]) -> None:
     "migrate_continue",
     args="state:s",
     params="state",
-    help="Continue migration from the given paused state",
+    help="let a migration go on that waits in a state",
     needs="board",
 )
 def migrate_continue(machine: Machine, args: dict[str, Any]) -> None:
@@ -60,7 +56,7 @@ def migrate_continue(machine: Machine, args: dict[str, Any]) -> None:
     "migrate_incoming",
     args="uri:s",
     params="uri",
-    help="Continue an incoming migration from an -incoming defer",
+    help="take a machine in from a URI, after -incoming defer",
     needs="board",
 )
 def migrate_incoming(machine: Machine, args: dict[str, Any]) -> None:
@@ -70,8 +66,7 @@ def migrate_incoming(machine: Machine, args: dict[str, Any]) -> None:
 
 @hmp_command(
     "migrate_start_postcopy",
-    help="Followup to a migration command to switch the migration to postcopy mode. The postcopy-ram capability must "
-    "be set on both source and destination before the original migration command .",
+    help="let the machine run at the destination at once, and send what memory is left after it",
     needs="board",
 )
 def migrate_start_postcopy(machine: Machine, args: dict[str, Any]) -> None:
@@ -83,7 +78,7 @@ def migrate_start_postcopy(machine: Machine, args: dict[str, Any]) -> None:
     "migrate_set_capability",
     args="capability:s,state:b",
     params="capability state",
-    help="Enable/Disable the usage of a capability for migration",
+    help="turn a capability of migration on or off",
     needs="board",
 )
 def migrate_set_capability(machine: Machine, args: dict[str, Any]) -> None:
@@ -97,7 +92,7 @@ def migrate_set_capability(machine: Machine, args: dict[str, Any]) -> None:
     "migrate_set_parameter",
     args="parameter:s,value:s",
     params="parameter value",
-    help="Set the parameter for migration",
+    help="change a parameter of migration",
     needs="board",
 )
 def migrate_set_parameter(machine: Machine, args: dict[str, Any]) -> None:
@@ -128,14 +123,14 @@ def _value(name: str, text: str) -> Any:
         raise QobraError(f"Invalid parameter '{text}'")
 
 
-@hmp_command("info migrate_capabilities", help="show current migration capabilities", needs="board")
+@hmp_command("info migrate_capabilities", help="what migration may do", needs="board")
 def info_migrate_capabilities(machine: Machine, args: dict[str, Any]) -> str:
     """Which capabilities are on."""
     found = dispatch.call(machine, "query-migrate-capabilities", {})
     return "".join(f"{each['capability']}: {'on' if each['state'] else 'off'}\n" for each in found)
 
 
-@hmp_command("info migrate_parameters", help="show current migration parameters", needs="board")
+@hmp_command("info migrate_parameters", help="the limits and settings of migration", needs="board")
 def info_migrate_parameters(machine: Machine, args: dict[str, Any]) -> str:
     """All parameters."""
     found = dispatch.call(machine, "query-migrate-parameters", {})
@@ -157,7 +152,7 @@ def info_migrate_parameters(machine: Machine, args: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-@hmp_command("info migrate", help="show migration status", needs="board")
+@hmp_command("info migrate", help="how far the last migration is", needs="board")
 def info_migrate(machine: Machine, args: dict[str, Any]) -> str:
     """How the current or the last migration is going."""
     info = dispatch.call(machine, "query-migrate", {})

@@ -13,7 +13,7 @@ from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
 
 
-@hmp_command("info network", help="show the network state", needs="board")
+@hmp_command("info network", help="network cards and backends, and which are connected", needs="board")
 def info_network(machine: Machine, args: dict[str, Any]) -> str:
     """Hubs with their ports, cards with their backends, and backends that are plugged into nothing."""
     names = card_names(machine)
@@ -39,14 +39,17 @@ def _card_line(names: dict[Nic, str], nic: Nic) -> str:
 
 
 def _backend_line(backend: Netdev) -> str:
-    return f"{backend.id}: index=0,type={backend.describe()}"
+    line = f"{backend.id}: index=0,type={backend.describe()}"
+    if backend.filters:
+        line += "\nfilters:" + "".join(f"\n  - {each.id}: {each.description()}" for each in backend.filters)
+    return line
 
 
 @hmp_command(
     "netdev_add",
     args="netdev:O",
     params="TYPE,id=str[,prop=value][,...]",
-    help="add host network device",
+    help="make a network backend, with -netdev's options",
     needs="board",
 )
 def netdev_add(machine: Machine, args: dict[str, Any]) -> None:
@@ -55,7 +58,7 @@ def netdev_add(machine: Machine, args: dict[str, Any]) -> None:
     dispatch.call(machine, "netdev_add", contract().check("Netdev", options, keyval=True))
 
 
-@hmp_command("netdev_del", args="id:s", params="id", help="remove host network device", needs="board")
+@hmp_command("netdev_del", args="id:s", params="id", help="delete a network backend", needs="board")
 def netdev_del(machine: Machine, args: dict[str, Any]) -> None:
     """Remove a network backend."""
     dispatch.call(machine, "netdev_del", {"id": args["id"]})
@@ -65,7 +68,7 @@ def netdev_del(machine: Machine, args: dict[str, Any]) -> None:
     "set_link",
     args="name:s,up:b",
     params="name on|off",
-    help="change the link status of a network adapter",
+    help="plug a network card's cable in, or pull it",
     needs="board",
 )
 def set_link(machine: Machine, args: dict[str, Any]) -> None:
@@ -77,7 +80,7 @@ def set_link(machine: Machine, args: dict[str, Any]) -> None:
     "announce_self",
     args="interfaces:s?,id:s?",
     params="[interfaces] [id]",
-    help="Trigger GARP/RARP announcements",
+    help="tell the network again where the guest's cards are",
     needs="board",
 )
 def announce_self(machine: Machine, args: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
 
 
-@hmp_command("info status", help="show the current VM status (running|paused)")
+@hmp_command("info status", help="whether the machine runs, or why it does not")
 def info_status(machine: Machine, args: dict[str, Any]) -> str:
     """What the machine is doing."""
     status = machine.run_state.query()
@@ -18,31 +18,31 @@ def info_status(machine: Machine, args: dict[str, Any]) -> str:
     return f"VM status: {'running' if status['running'] else 'paused'}{step}{reason}\n"
 
 
-@hmp_command("stop|s", help="stop emulation")
+@hmp_command("stop|s", help="halt the machine")
 def stop(machine: Machine, args: dict[str, Any]) -> None:
     """Stop the guest."""
     dispatch.call(machine, "stop", {})
 
 
-@hmp_command("cont|c", help="resume emulation")
+@hmp_command("cont|c", help="let the machine run")
 def cont(machine: Machine, args: dict[str, Any]) -> None:
     """Let the guest run."""
     dispatch.call(machine, "cont", {})
 
 
-@hmp_command("system_reset", help="reset the system", needs="board")
+@hmp_command("system_reset", help="press the reset button", needs="board")
 def system_reset(machine: Machine, args: dict[str, Any]) -> None:
     """Press the reset button."""
     dispatch.call(machine, "system_reset", {})
 
 
-@hmp_command("system_powerdown", help="send system power down event", needs="board")
+@hmp_command("system_powerdown", help="press the power button", needs="board")
 def system_powerdown(machine: Machine, args: dict[str, Any]) -> None:
     """Press the power button."""
     dispatch.call(machine, "system_powerdown", {})
 
 
-@hmp_command("system_wakeup", help="wakeup guest from suspend", needs="board")
+@hmp_command("system_wakeup", help="wake a guest that sleeps", needs="board")
 def system_wakeup(machine: Machine, args: dict[str, Any]) -> None:
     """Wake a suspended guest."""
     dispatch.call(machine, "system_wakeup", {})

@@ -67,7 +67,7 @@ def query_mice(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     return machine.board.input.mice()
 
 
-@hmp_command("info mice", help="show which guest mouse is receiving events", needs="board")
+@hmp_command("info mice", help="the mice, and which moves", needs="board")
 def info_mice(machine: Machine, args: dict[str, Any]) -> str:
     """The pointing devices, the current one marked."""
     mice = query_mice(machine, {})
@@ -80,7 +80,7 @@ def info_mice(machine: Machine, args: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-@hmp_command("sendkey", args="keys:s,hold-time:i?", params="keys [hold_ms]", help="send keys to the VM", needs="board")
+@hmp_command("sendkey", args="keys:s,hold-time:i?", params="keys [hold_ms]", help="press keys", needs="board")
 def sendkey(machine: Machine, args: dict[str, Any]) -> str | None:
     """Keys joined by ``-``, by name or as hexadecimal numbers."""
     from qobra.machine.scancodes import SET1
@@ -101,7 +101,7 @@ def sendkey(machine: Machine, args: dict[str, Any]) -> str | None:
     return None
 
 
-@hmp_command("mouse_set", args="index:i", params="index", help="set which mouse device receives events", needs="board")
+@hmp_command("mouse_set", args="index:i", params="index", help="choose the mouse that moves", needs="board")
 def mouse_set(machine: Machine, args: dict[str, Any]) -> str:
     """Have one of several pointing devices receive what is moved."""
     assert machine.board is not None

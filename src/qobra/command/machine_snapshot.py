@@ -46,7 +46,7 @@ def _start(machine: Machine, job_id: str, kind: str, work: Any) -> None:
     "savevm",
     args="name:s?",
     params="tag",
-    help="save a VM snapshot. If no tag is provided, a new snapshot is created",
+    help="keep the whole machine in a snapshot, under a name that it may have had before",
     needs="board",
 )
 def savevm(machine: Machine, args: Args) -> None:
@@ -54,19 +54,19 @@ def savevm(machine: Machine, args: Args) -> None:
     snapshots.save(machine, args.get("name"))
 
 
-@hmp_command("loadvm", args="name:s", params="tag", help="restore a VM snapshot from its tag", needs="board")
+@hmp_command("loadvm", args="name:s", params="tag", help="go back to a snapshot of the machine", needs="board")
 def loadvm(machine: Machine, args: Args) -> None:
     """Go back to a snapshot."""
     snapshots.load(machine, args["name"])
 
 
-@hmp_command("delvm", args="name:s", params="tag", help="delete a VM snapshot from its tag", needs="board")
+@hmp_command("delvm", args="name:s", params="tag", help="delete a snapshot of the machine", needs="board")
 def delvm(machine: Machine, args: Args) -> None:
     """Delete a snapshot."""
     snapshots.delete(machine, args["name"])
 
 
-@hmp_command("info snapshots", help="show the currently saved VM snapshots", needs="board")
+@hmp_command("info snapshots", help="snapshots of the machine", needs="board")
 def info_snapshots(machine: Machine, args: Args) -> str:
     """The snapshots that all disks have, and by disk those that they do not."""
     from qobra.block.describe import snapshot_lines

@@ -43,7 +43,7 @@ def _is_unknown(name: str) -> bool:
     return not trace.is_pattern(name) and not trace.matching(name)
 
 
-@hmp_command("info trace-events", args="name:s?,vcpu:i?", params="[name] [vcpu]", help="show available trace-events")
+@hmp_command("info trace-events", args="name:s?,vcpu:i?", params="[name] [vcpu]", help="trace events, and which are on")
 def info_trace_events(machine: Machine, args: dict[str, Any]) -> str:
     """The state of the events that a name or pattern means, all of them without one."""
     if _is_unknown(args.get("name", "*")):
@@ -54,7 +54,7 @@ def info_trace_events(machine: Machine, args: dict[str, Any]) -> str:
 
 @hmp_command(
     "trace-event", args="name:s,option:b,vcpu:i?", params="name on|off [vcpu]",
-    help="changes status of a specific trace event (vcpu: vCPU to set, default is all)",
+    help="switch a trace event on or off (vcpu: for one CPU alone)",
 )  # fmt: skip
 def trace_event(machine: Machine, args: dict[str, Any]) -> str | None:
     """Switch the events that a name or pattern means."""

@@ -141,7 +141,7 @@ def help_text(machine: Machine, topic: str = "") -> str:
         if name.startswith("info ") == (topic == "info"):
             lines[entry.names] = entry.usage()
     if not topic:
-        lines["info"] = "info [subcommand] -- show various information about the system state\n"
+        lines["info"] = "info [subcommand] -- how things stand; alone, what can be asked for\n"
     return "".join(lines[name] for name in sorted(lines))
 
 
