@@ -35,6 +35,7 @@ def bad(text: str) -> tuple[str, str]:
         (b"1 ", [1]),
         (b"null,", [None, bad("expecting value")]),
         (b"xxx\n", [bad("invalid keyword 'xxx'")]),
+        (b"x" * 2000 + b"\n", [bad("invalid keyword '" + "x" * 1006)]),
         (b'{"a":tru}', [bad("invalid keyword 'tru'")]),
         (b'{"execute":}', [bad("expecting value")]),
         (b"{,}", [bad("expecting value")]),

@@ -10,6 +10,8 @@ from qobra.json_lexer import FLOAT, INTEGER, KEYWORD, MAX_TOKEN_SIZE, STRAY, STR
 
 MAX_TOKEN_COUNT = 2 << 20
 MAX_NESTING = 1024
+_LONGEST_REASON = 1023
+"""Of what is wrong with a value, no more is told: an endless keyword is not sent back whole."""
 
 _KEYWORDS: dict[bytes, Any] = {b"true": True, b"false": False, b"null": None}
 _ESCAPES = {
@@ -87,7 +89,7 @@ class Parser:
                     try:
                         self._take(kind, text)
                     except _Bad as bad:
-                        self._bad = str(bad)
+                        self._bad = str(bad)[:_LONGEST_REASON]
                 open_ones = self._braces > 0 or self._brackets > 0
                 if open_ones and self._braces >= 0 and self._brackets >= 0:
                     continue
