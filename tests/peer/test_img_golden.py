@@ -46,6 +46,7 @@ def normal(text: str) -> str:
     text = re.sub(r"\d+\.\d+ seconds", "TIME", text)
     text = re.sub(r"^(disk size: |    *\"actual-size\": ).*$", r"\1SIZE", text, flags=re.M)
     text = re.sub(r"^(Image end offset: |    *\"image-end-offset\": ).*$", r"\1OFFSET", text, flags=re.M)
+    text = re.sub(r"^([a-z_]+ .*)-- .*$", r"\1", text, flags=re.M)  # how a command of qemu-io is written
     return re.sub(r"#block\w+", "#block", text)
 
 

@@ -209,7 +209,7 @@ class Interpreter:
     def number(self, text: str, *, shown: str | None = None) -> int:
         """An offset or a length. Raises Failed, which shows ``text`` or what QEMU shows in its place."""
         try:
-            value = parse_size(text, lambda message: self.complain(f"{self.program}: warning: {message}"))
+            value = parse_size(text, self.warn)
         except NotANumber:
             raise Failed(f"Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {shown or text}")
         except OutOfRange:
@@ -217,6 +217,10 @@ class Interpreter:
         if value > INT64_MAX:
             raise Failed(f"Parsing error: argument too large -- {shown or text}")
         return value
+
+    def warn(self, text: str) -> None:
+        """Complain of what is done all the same."""
+        self.complain(f"{self.program}: warning: {text}")
 
     def pattern(self, text: str) -> int:
         """A byte. Raises Failed."""

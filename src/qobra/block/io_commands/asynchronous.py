@@ -103,7 +103,7 @@ def wait_all(interpreter: Interpreter) -> None:
 @io_command(
     "aio_read",
     "[-Ciqv] [-P pattern] off len [len..]",
-    "asynchronously reads a number of bytes",
+    "start a read, and go on",
     least=2,
     details=_READ_HELP,
 )
@@ -132,7 +132,7 @@ def aio_read(interpreter: Interpreter, words: list[str]) -> None:
 @io_command(
     "aio_write",
     "[-Cfiquz] [-P pattern] off len [len..]",
-    "asynchronously writes a number of bytes",
+    "start a write, and go on",
     least=2,
     details=_WRITE_HELP,
     writes=True,
@@ -172,7 +172,7 @@ def aio_write(interpreter: Interpreter, words: list[str]) -> None:
     interpreter.pending.append(_Request(interpreter, work, report, "aio_write"))
 
 
-@io_command("aio_flush", "", "completes all outstanding aio requests", most=0)
+@io_command("aio_flush", "", "wait for all that was started", most=0)
 def aio_flush(interpreter: Interpreter, words: list[str]) -> None:
     """Wait for all requests; it counts as a flush."""
     accounting, clock = interpreter.root.accounting, interpreter.root.layer.clock

@@ -29,25 +29,25 @@ def _call(interpreter: Interpreter, method: str, what: str, *arguments: str) -> 
         raise Failed(f"{what}: No such file or directory")
 
 
-@io_command("break", "event tag", "sets a breakpoint on event and tags the stopped request as tag", least=2, most=2)
+@io_command("break", "event tag", "hold the next request that comes to an event, under a tag", least=2, most=2)
 def set_break(interpreter: Interpreter, words: list[str]) -> None:
     """Stop the next request that comes to an event."""
     _call(interpreter, "set_breakpoint", "Could not set breakpoint", words[1], words[2])
 
 
-@io_command("remove_break", "tag", "remove a breakpoint by tag", least=1, most=1)
+@io_command("remove_break", "tag", "take breakpoints with a tag back", least=1, most=1)
 def remove_break(interpreter: Interpreter, words: list[str]) -> None:
     """Take a breakpoint back, and let go what it has stopped."""
     _call(interpreter, "remove_breakpoint", f"Could not remove breakpoint {words[1]}", words[1])
 
 
-@io_command("resume", "tag", "resumes the request tagged as tag", least=1, most=1)
+@io_command("resume", "tag", "let go the request that is held under a tag", least=1, most=1)
 def resume(interpreter: Interpreter, words: list[str]) -> None:
     """Let a stopped request go on."""
     _call(interpreter, "resume", "Could not resume request", words[1])
 
 
-@io_command("wait_break", "tag", "waits for the suspension of a request", least=1, most=1)
+@io_command("wait_break", "tag", "wait until a request is held under a tag", least=1, most=1)
 def wait_break(interpreter: Interpreter, words: list[str]) -> None:
     """Wait until a request has stopped."""
     node = _blkdebug(interpreter)

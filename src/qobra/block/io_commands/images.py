@@ -46,7 +46,7 @@ _REOPEN_HELP = """
 MAP_STEP = 1 << 30
 
 
-@io_command("open", "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path",
+@io_command("open", "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "work on another image",
             alias="o", least=1, details=_OPEN_HELP, needs_file=False)  # fmt: skip
 def open_file(interpreter: Interpreter, words: list[str]) -> None:
     """Open a file to work on."""
@@ -57,7 +57,7 @@ def open_file(interpreter: Interpreter, words: list[str]) -> None:
     interpreter.backend = interpreter.open_file(words)
 
 
-@io_command("close", "", "close the current open file", alias="c", most=0)
+@io_command("close", "", "let go of the image", alias="c", most=0)
 def close_file(interpreter: Interpreter, words: list[str]) -> None:
     """Close it."""
     if interpreter.close_file is None:
@@ -69,7 +69,7 @@ def close_file(interpreter: Interpreter, words: list[str]) -> None:
     interpreter.close_file()
 
 
-@io_command("reopen", "[(-r|-w)] [-c cache] [-o options]", "reopens an image with new options", details=_REOPEN_HELP)
+@io_command("reopen", "[(-r|-w)] [-c cache] [-o options]", "change how the image is open", details=_REOPEN_HELP)
 def reopen(interpreter: Interpreter, words: list[str]) -> None:
     """Change options in place."""
     options, operands = interpreter.options(words, "c:o:rw")
@@ -82,7 +82,7 @@ def reopen(interpreter: Interpreter, words: list[str]) -> None:
     if "o" in options:
         from qobra.block.change_options import parse_changes
 
-        changes = parse_changes(node, options["o"])
+        changes = parse_changes(node, options["o"], interpreter.warn)
     if "r" in options or "w" in options:
         if "read-only" in changes:
             raise QobraError("Cannot set both -r/-w and 'read-only'")
@@ -109,7 +109,7 @@ def reopen(interpreter: Interpreter, words: list[str]) -> None:
         root.set_permissions(root.perm | permissions.WRITE, root.shared)
 
 
-@io_command("truncate", "[-m prealloc_mode] off", "truncates the current file at the given offset",
+@io_command("truncate", "[-m prealloc_mode] off", "make the image longer or shorter",
             alias="t", least=1, most=3, writes=True)  # fmt: skip
 def truncate(interpreter: Interpreter, words: list[str]) -> None:
     """Change the size."""
@@ -129,19 +129,19 @@ def truncate(interpreter: Interpreter, words: list[str]) -> None:
         root.set_permissions(perm, root.shared)
 
 
-@io_command("length", "", "gets the length of the current file", alias="l", most=0)
+@io_command("length", "", "how long the image is", alias="l", most=0)
 def length(interpreter: Interpreter, words: list[str]) -> None:
     """The size, for a person."""
     interpreter.out(io_size_text(_disk_size(interpreter.node)) + "\n")
 
 
-@io_command("flush", "", "flush all in-core file state to disk", alias="f", most=0)
+@io_command("flush", "", "see that what was written is on the disk", alias="f", most=0)
 def flush(interpreter: Interpreter, words: list[str]) -> None:
     """See that everything is on stable storage."""
     interpreter.root.flush(counted=False)
 
 
-@io_command("info", "", "prints information about the current file", alias="i", most=0)
+@io_command("info", "", "format, size of clusters, and what the format tells", alias="i", most=0)
 def info(interpreter: Interpreter, words: list[str]) -> None:
     """Format, cluster size, and what the format has to tell."""
     from qobra.block.describe import value_lines
@@ -164,7 +164,7 @@ def info(interpreter: Interpreter, words: list[str]) -> None:
         interpreter.detail("".join(f"{line}\n" for line in value_lines(specific["data"], 1)))
 
 
-@io_command("alloc", "offset [count]", "checks if offset is allocated in the file", alias="a", least=1, most=2)
+@io_command("alloc", "offset [count]", "how much of a range this layer holds itself", alias="a", least=1, most=2)
 def alloc(interpreter: Interpreter, words: list[str]) -> None:
     """How much of a range the node holds itself."""
     start = interpreter.number(words[1])
@@ -175,7 +175,7 @@ def alloc(interpreter: Interpreter, words: list[str]) -> None:
     interpreter.out(f"{held}/{total} bytes allocated at offset {io_size_text(start)}\n")
 
 
-@io_command("map", "", "prints the allocated areas of a file", most=0)
+@io_command("map", "", "which parts this layer holds itself", most=0)
 def show_map(interpreter: Interpreter, words: list[str]) -> None:
     """What the node holds itself, and what it does not."""
     for offset, size, held in _allocation(interpreter.node, 0, _disk_size(interpreter.node)):

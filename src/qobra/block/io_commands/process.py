@@ -17,7 +17,7 @@ _SIGRAISE_HELP = """
 """
 
 
-@io_command("help", "[command]", "help for one or all commands", alias="?", most=1, needs_file=False)
+@io_command("help", "[command]", "what commands there are, or all about one", alias="?", most=1, needs_file=False)
 def show_help(interpreter: Interpreter, words: list[str]) -> None:
     """The list of commands, or one in full."""
     if len(words) > 1:
@@ -33,13 +33,13 @@ def show_help(interpreter: Interpreter, words: list[str]) -> None:
     interpreter.out("\nUse 'help commandname' for extended help.\n")
 
 
-@io_command("quit", "", "exit the program", alias="q", most=0, needs_file=False)
+@io_command("quit", "", "leave", alias="q", most=0, needs_file=False)
 def end(interpreter: Interpreter, words: list[str]) -> None:
     """No more lines."""
     interpreter.quit = True
 
 
-@io_command("sleep", "", "waits for the given value in milliseconds", least=1, most=1, needs_file=False)
+@io_command("sleep", "", "wait so many milliseconds", least=1, most=1, needs_file=False)
 def sleep(interpreter: Interpreter, words: list[str]) -> None:
     """Wait, while requests that were started go on."""
     from qobra.block.io_commands.asynchronous import report_ended
@@ -52,7 +52,9 @@ def sleep(interpreter: Interpreter, words: list[str]) -> None:
     report_ended(interpreter)
 
 
-@io_command("sigraise", "signal", "raises a signal", least=1, most=1, needs_file=False, details=_SIGRAISE_HELP)
+@io_command(
+    "sigraise", "signal", "send the program a signal", least=1, most=1, needs_file=False, details=_SIGRAISE_HELP
+)
 def sigraise(interpreter: Interpreter, words: list[str]) -> None:
     """Send the process a signal."""
     number = interpreter.number(words[1])
@@ -64,7 +66,7 @@ def sigraise(interpreter: Interpreter, words: list[str]) -> None:
         raise Failed(f"sigraise failed: {strerror(error)}")
 
 
-@io_command("abort", "", "simulate a program crash using abort(3)", most=0, needs_file=False)
+@io_command("abort", "", "end at once, as in a crash", most=0, needs_file=False)
 def abort(interpreter: Interpreter, words: list[str]) -> None:
     """Die at once, with nothing written out."""
     os.abort()

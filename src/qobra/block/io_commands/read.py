@@ -41,7 +41,7 @@ _READV_HELP = """
 @io_command(
     "read",
     "[-abCqv] [-P pattern [-s off] [-l len]] off len",
-    "reads a number of bytes at a specified offset",
+    "read bytes, from an offset on",
     alias="r",
     least=2,
     details=_READ_HELP,
@@ -86,7 +86,7 @@ def read(interpreter: Interpreter, words: list[str]) -> None:
 @io_command(
     "readv",
     "[-Cqv] [-P pattern] off len [len..]",
-    "reads a number of bytes at a specified offset",
+    "read bytes, from an offset on, into several buffers",
     least=2,
     details=_READV_HELP,
 )

@@ -58,7 +58,7 @@ _DISCARD_HELP = """
 @io_command(
     "write",
     "[-bcCfnquz] [-P pattern | -s source_file] off len",
-    "writes a number of bytes at a specified offset",
+    "write bytes, from an offset on",
     alias="w",
     least=2,
     details=_WRITE_HELP,
@@ -139,7 +139,7 @@ def _write(interpreter: Interpreter, options: dict[str, str], offset: int, count
 @io_command(
     "writev",
     "[-Cfq] [-P pattern] off len [len..]",
-    "writes a number of bytes at a specified offset",
+    "write bytes, from an offset on, out of several buffers",
     least=2,
     details=_WRITEV_HELP,
     writes=True,
@@ -164,7 +164,7 @@ def writev(interpreter: Interpreter, words: list[str]) -> None:
 @io_command(
     "discard",
     "[-Cq] off len",
-    "discards a number of bytes at a specified offset",
+    "let go of bytes, from an offset on",
     alias="d",
     least=2,
     details=_DISCARD_HELP,

@@ -266,6 +266,7 @@ def comparable(command: Sequence[str], text: str) -> str:
     text = re.sub(r"\"date-(n?)sec\": \d+", r'"date-\1sec": 0', text)
     text = re.sub(r"^(\d+,\d+),\d:\d\d:\d\d\.\d\d,.*$", r"\1,TIME", text, flags=re.M)  # -C
     text = re.sub(r"^(  [\w.-]+=<[^>]*>) +- .*$", r"\1", text, flags=re.M)  # -o help
+    text = re.sub(r"^([a-z_]+ .*)-- .*$", r"\1", text, flags=re.M)  # how a command of qemu-io is written
     if text.startswith(("Usage: qemu-io", "qemu-img version", "usage: qemu-img")):
         return "usage\n"
     if "-p" in command:
