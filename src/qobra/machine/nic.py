@@ -102,7 +102,7 @@ class Nic(Device):
     def transmit(self, packet: bytes) -> None:
         """Send a packet; without a link it is lost."""
         if self.backend is not None and self.link_up:
-            self.backend.send(packet)
+            self.backend.take(packet)
 
     def receive_packet(self, packet: bytes) -> None:
         """A packet came in. Called in the backend's thread."""

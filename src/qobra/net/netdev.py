@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from qobra.registry import Registry
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
+    from qobra.net.filter import NetFilter
+
+Direction = Literal["rx", "tx"]
+"""Which way a packet goes: ``tx`` from the backend to its peer, ``rx`` from the peer to the backend."""
 
 registry: Registry[type[Netdev]] = Registry("network backend", ["qobra.net.backend"])
 
@@ -42,6 +46,7 @@ class Netdev:
         self.options = options
         self.peer: Peer | None = None
         self.link_up = True
+        self.filters: tuple[NetFilter, ...] = ()
 
     @property
     def leads_out(self) -> bool:
@@ -58,11 +63,36 @@ class Netdev:
         """Take a packet of the card's out; it is lost where nobody takes it. From any thread."""
         raise NotImplementedError
 
+    def take(self, packet: bytes) -> None:
+        """A packet of the peer's: out, unless a filter keeps it. From any thread."""
+        if self.filters:
+            self.pass_on(packet, "rx")
+        else:
+            self.send(packet)
+
     def deliver(self, packet: bytes) -> None:
-        """Hand a packet from outside to the card."""
+        """Hand a packet from outside to the peer, unless a filter keeps it."""
         peer = self.peer
         if peer is not None and self.link_up and 0 < len(packet) <= MAX_PACKET:
+            if self.filters:
+                self.pass_on(packet, "tx")
+            else:
+                peer.receive_packet(packet)
+
+    def pass_on(self, packet: bytes, direction: Direction, after: NetFilter | None = None) -> None:
+        """Have a packet pass the filters, those behind ``after`` only, and leave if none keeps it."""
+        peer = self.peer
+        if peer is None or not self.link_up or not 0 < len(packet) <= MAX_PACKET:
+            return
+        chain = self.filters if direction == "tx" else self.filters[::-1]
+        first = chain.index(after) + 1 if after in chain else 0
+        for each in chain[first:]:
+            if each.on and each.queue in ("all", direction) and each.takes(packet, direction):
+                return
+        if direction == "tx":
             peer.receive_packet(packet)
+        else:
+            self.send(packet)
 
     def describe(self) -> str:
         """One line for people."""

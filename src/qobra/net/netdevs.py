@@ -59,6 +59,8 @@ class Netdevs:
         backend = self._backends.pop(id, None)
         if backend is None:
             raise QobraError(f"Device '{id}' not found", DEVICE_NOT_FOUND)
+        for each in backend.filters:
+            each.unparent()
         peer, backend.peer = backend.peer, None
         backend.link_up = False
         backend.close()

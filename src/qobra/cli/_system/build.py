@@ -54,6 +54,7 @@ class Builder:
         self._config = MachineConfig()
         self._refused_calls: list[int] | None = None
         self._late: list[tuple[dict[str, Any], bool]] = []
+        self._nics: list[dict[str, Any] | None] = []
         self._continue = threading.Event()
         self._failure: QobraError | None = None
         commit: dict[str, Any] = {}
@@ -252,11 +253,13 @@ class Builder:
         self._each("global", lambda value: board.add_global(*values.global_default(value)))
         self._each("netdev", self._add_netdev)
         self._each("net", values.refuse_net)
+        self._each("nic", self._add_nic_backend)
         board.start()
         for properties, keyval in self._late:
             self._create(properties, keyval)
         plug_drives(board)
-        self._each("nic", self._add_nic)
+        cards_of_nics = iter(self._nics)
+        self._each("nic", lambda value: self._add_nic(next(cards_of_nics)))
         self._each("device", self._add_device)
         board.finish()
         cards = {name: nic.backend for nic, name in card_names(self.machine).items()}
@@ -383,11 +386,12 @@ class Builder:
     def _add_netdev(self, value: str) -> None:
         dispatch.call(self.machine, "netdev_add", structure(value, "Netdev", "type"))
 
-    def _add_nic(self, value: str) -> None:
-        """``-nic``: a backend and a card on it in one."""
+    def _add_nic_backend(self, value: str) -> None:
+        """``-nic``: a backend and a card on it in one. The card comes with the other devices."""
         options = split(value, "type")
         kind = options.pop("type", "")
         if kind == "none":
+            self._nics.append(None)
             return
         model, mac = options.pop("model", self.board.default_nic), options.pop("mac", None)
         id = options.pop("id", None)
@@ -397,7 +401,11 @@ class Builder:
         name = id or f"__org.qemu.net{number}"
         rest = "".join(f",{key}={text.replace(',', ',,')}" for key, text in options.items())
         self.machine.netdevs.create(structure(f"{kind},id={name}{rest}", "Netdev", "type"))
-        add_device(self.machine, {"driver": model, "netdev": name} | ({"mac": mac} if mac else {}), keyval=True)
+        self._nics.append({"driver": model, "netdev": name} | ({"mac": mac} if mac else {}))
+
+    def _add_nic(self, card: dict[str, Any] | None) -> None:
+        if card is not None:
+            add_device(self.machine, card, keyval=True)
 
     def _add_device(self, value: str) -> None:
         if value.startswith("{"):

@@ -6,6 +6,20 @@ from qobra.errors import QobraError
 from qobra.net.netdev import Netdev, registry
 
 
+class _Lower:
+    """The backend that is plugged into a port, as its peer."""
+
+    def __init__(self, backend: Netdev) -> None:
+        self.backend = backend
+
+    def receive_packet(self, packet: bytes) -> None:
+        """A packet of the hub leaves by that backend."""
+        self.backend.take(packet)
+
+    def link_changed(self) -> None:
+        """There is nobody to tell."""
+
+
 @registry.register("hubport")
 class Hubport(Netdev):
     """One port. With ``netdev`` another backend is plugged into it, otherwise a card may be."""
@@ -25,6 +39,7 @@ class Hubport(Netdev):
                 raise QobraError(f"netdev '{name}' is in use")
             lower.peer = self
             self._lower = lower
+            self.peer = _Lower(lower)
         ports.append(self)
 
     def close(self) -> None:
@@ -41,20 +56,13 @@ class Hubport(Netdev):
     def send(self, packet: bytes) -> None:
         for port in tuple(self.machine.netdevs.hubs[self.options["hubid"]]):
             if isinstance(port, Hubport) and port is not self:
-                port.forward(packet)
-
-    def forward(self, packet: bytes) -> None:
-        """A packet of another port leaves by this one."""
-        if self._lower is not None:
-            self._lower.send(packet)
-        else:
-            self.deliver(packet)
+                port.deliver(packet)
 
     # -- as the peer of the backend that is plugged in
 
     def receive_packet(self, packet: bytes) -> None:
         """A packet of that backend: to all other ports."""
-        self.send(packet)
+        self.take(packet)
 
     def link_changed(self) -> None:
         """That backend is gone, or its link changed: nothing to tell the others."""
