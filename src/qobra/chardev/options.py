@@ -41,20 +41,27 @@ def split(text: str, implied: str | None = None, *, warn: Callable[[str], None] 
     A word without ``=`` stands for the value of ``implied`` if it is the first, else it is a switch: ``server`` is
     ``server=on`` and ``nowait`` is ``wait=off``, of which ``warn`` is told.
     """
-    options: Options = {}
+    return dict(pairs(text, implied, warn=warn))
+
+
+def pairs(
+    text: str, implied: str | None = None, *, warn: Callable[[str], None] | None = None
+) -> list[tuple[str, str]]:
+    """The same as a list, for those who take a key more than once."""
+    options: list[tuple[str, str]] = []
     first = True
     while text:
         item, text = _item(text)
         key, equals, value = item.partition("=")
         if equals:
-            options[key] = value
+            options.append((key, value))
         elif first and implied is not None:
-            options[implied] = item
+            options.append((implied, item))
         elif item:
             key, value = (item[2:], "off") if item.startswith("no") and item[2:] in _BOOLEANS else (item, "on")
             if warn is not None and key in _BOOLEANS:
                 warn(f"short-form boolean option '{item}' deprecated\nPlease use {key}={value} instead")
-            options[key] = value
+            options.append((key, value))
         first = False
     return options
 

@@ -13,6 +13,7 @@ from qobra.machine.memory import AddressSpace, Ram
 from qobra.machine.numa import Numa
 from qobra.machine.qdev import Device, SystemBus
 from qobra.machine.ram import backend_ram
+from qobra.machine.smbios.settings import Settings as SmbiosSettings
 from qobra.machine.vclock import VirtualClock
 from qobra.object.property import Bool, Property, String
 from qobra.object.qom import Container, Object
@@ -134,6 +135,7 @@ class Board(Object):
         """Whether the clock follows the host's rather than the guest's time."""
         self.fw_cfg_files: list[tuple[str, bytes]] = []
         self.users_acpi_tables: list[bytes] = []
+        self.smbios = SmbiosSettings()
         self.rom_places: dict[int, str] = {}
         """Where in the boot order the user's option ROMs stand, by their files."""
         self.drives: list[Any] = []

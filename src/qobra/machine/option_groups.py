@@ -74,11 +74,12 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
         ("cpus", NUMBER), ("sockets", NUMBER), ("dies", NUMBER), ("clusters", NUMBER), ("cores", NUMBER),
         ("threads", NUMBER), ("maxcpus", NUMBER),
     ),
+    "smbios": (),
     "trace": (("enable", STRING), ("events", STRING), ("file", STRING)),
 }  # fmt: skip
 """Parameters by group, in the order in which they are shown."""
 
-OF_ONE_ARCHITECTURE = {"acpi": "x86_64"}
+OF_ONE_ARCHITECTURE = {"acpi": "x86_64", "smbios": "x86_64"}
 """Groups that only the program of one architecture has."""
 
 UNLISTED: dict[str, tuple[tuple[str, str], ...]] = {
@@ -92,7 +93,11 @@ _TRUE, _FALSE = ("on", "yes", "true", "y"), ("off", "no", "false", "n")
 
 def convert(group: str, options: dict[str, str]) -> dict[str, Any]:
     """The texts of ``options`` as values of the group's types; QobraError for what it does not take."""
-    types = dict(GROUPS[group] + UNLISTED.get(group, ()))
+    return convert_as(dict(GROUPS[group] + UNLISTED.get(group, ())), options)
+
+
+def convert_as(types: dict[str, str], options: dict[str, str]) -> dict[str, Any]:
+    """The same for parameters whose types are not a group's."""
     return {
         key: _value(key, text, types[key]) if key in types else _unknown(key, text, bool(types))
         for key, text in options.items()

@@ -41,6 +41,10 @@ _FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
 _MIB, _FOUR_GIB = 1 << 20, 1 << 32
 _MAX_SERIAL_PORTS = 4
 _MAX_MEMORY_SLOTS = 256
+OLD_QEMU64 = tuple(
+    ("qemu64-x86_64-cpu", name, value) for name, value in (("family", "6"), ("model", "6"), ("stepping", "3"))
+)
+"""What the CPU model that boards have by default said of itself up to version 6.0."""
 ON_OFF_AUTO = ("auto", "on", "off")
 
 
@@ -114,6 +118,7 @@ class PcBoard(X86Board):
         get=lambda self: self.power_manager.path() if self.power_manager is not None else "",
         writable=False,
     )
+    smbios_entry_point_type = Enum("str", ("32", "64"), "32", description="SMBIOS Entry Point type [32, 64]")
     power_manager: SleepStates | None = None
     """The device with the ACPI registers."""
     pflash0 = flash_banks.bank_property()
@@ -258,10 +263,14 @@ class PcBoard(X86Board):
         raise NotImplementedError
 
     def load(self) -> None:
+        from qobra.machine.smbios import tables as smbios_tables
+
         if self.kernel:
             from qobra.machine import linux_boot
 
             linux_boot.offer(self)
+        for name, data in smbios_tables.files(self).items():
+            self.fw_cfg.add_file(name, data)
         if self.acpi != "off":
             self.fw_cfg.add_late_files(self._acpi_files)
 
@@ -379,10 +388,15 @@ class PcBoard(X86Board):
         sizes = [nodes[number].memory or 0 for number in sorted(nodes)]
         return b"".join(number.to_bytes(8, "little") for number in (len(nodes), *cpus, *sizes))
 
-    def _e820(self) -> bytes:
+    def ram_ranges(self) -> list[tuple[int, int]]:
+        """Address and length of each range of RAM that is there from the start."""
         ranges = [(0, self.low_memory)]
         if self.ram_size > self.low_memory:
             ranges.append((_FOUR_GIB, self.ram_size - self.low_memory))
+        return ranges
+
+    def _e820(self) -> bytes:
+        ranges = self.ram_ranges()
         return b"".join(s.to_bytes(8, "little") + n.to_bytes(8, "little") + b"\1\0\0\0" for s, n in ranges)
 
     def boot_order(self) -> str:

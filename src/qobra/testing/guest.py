@@ -408,3 +408,19 @@ def start_driver(transport: Transport, wanted: int) -> int:
 def driver_ok(transport: Transport) -> None:
     """The driver is ready."""
     transport.status(15)
+
+
+def firmware_file(guest: Access, name: str) -> bytes | None:
+    """A file of a PC's firmware configuration, or None if there is none of that name."""
+
+    def item(key: int, length: int) -> bytes:
+        guest.port_out(0x510, 2, key)
+        return bytes(guest.port_in(0x511, 1) for _ in range(length))
+
+    count = int.from_bytes(item(0x19, 4), "big")
+    directory = item(0x19, 4 + 64 * count)
+    for start in range(4, len(directory), 64):
+        entry = directory[start : start + 64]
+        if entry[8:].rstrip(b"\0").decode() == name:
+            return item(int.from_bytes(entry[4:6], "big"), int.from_bytes(entry[:4], "big"))
+    return None

@@ -18,6 +18,7 @@ from qobra.machine.machine import Machine
 from qobra.machine.nic import card_names
 from qobra.machine.option_groups import convert
 from qobra.machine.plug import add_device
+from qobra.machine.smbios.settings import Settings as SmbiosSettings
 from qobra.qmp import dispatch
 from qobra.qmp.monitor import Monitors
 from qobra.report import report_error
@@ -39,13 +40,12 @@ class Builder:
         self._options = options
         self.preconfig = self._has("preconfig")
         names: dict[str, Any] = {}
-        uuids: list[uuid_module.UUID] = []
+        self._smbios = SmbiosSettings()
         self._each("name", lambda value: names.update(parse_name(value)))
         self._each("msg", lambda value: process.set_messages(convert("msg", split(value)), names.get("guest")))
-        self._each("uuid", lambda value: uuids.append(values.machine_uuid(value)))
         self.machine = Machine(
             name=names.get("guest"),
-            uuid=uuids[-1] if uuids else None,
+            uuid=self._find_uuid(),
             capabilities=frozenset(("board", architecture)),
         )
         self.machine.say, self.machine.warn = say, warn
@@ -73,10 +73,27 @@ class Builder:
 
     def _each(self, name: str, do: Callable[[str], Any]) -> None:
         for value in self._values(name):
-            try:
-                do(value)
-            except QobraError as error:
-                raise error.prefixed(f"-{name} {value}: ")
+            self._work_off(name, value, do)
+
+    def _work_off(self, name: str, value: str, do: Callable[[str], Any]) -> None:
+        try:
+            do(value)
+        except QobraError as error:
+            raise error.prefixed(f"-{name} {value}: ")
+
+    def _find_uuid(self) -> uuid_module.UUID | None:
+        # The system's structure in SMBIOS has it too: whichever option comes last says what it is.
+        for name, value in self._options:
+            if name == "uuid":
+                self._work_off(name, value, self._smbios.set_uuid)
+            elif name == "smbios":
+                self._work_off(name, value, self._add_smbios)
+        return self._smbios.uuid
+
+    def _add_smbios(self, value: str) -> None:
+        if self._architecture != "x86_64":
+            raise QobraError("Option not supported for this target")
+        self._smbios.add(value)
 
     # -- before the board
 
@@ -303,6 +320,7 @@ class Builder:
             board.set("graphics", False)
         self._each("fw_cfg", self._add_fw_cfg_file)
         self._each("acpitable", self._add_acpi_table)
+        board.smbios = self._smbios
         self._each("option-rom", self._add_option_rom)
         for option in ("append", "initrd"):
             if getattr(board, option) and not board.kernel:

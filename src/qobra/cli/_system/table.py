@@ -53,6 +53,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "bios": (True, "FILE: the firmware"),
     "L": (True, "DIRECTORY: where to look for firmware"),
     "acpitable": (True, "file=FILE|data=FILE[,sig=NAME][,rev=N][,oem_id=ID]...: an ACPI table (x86)"),
+    "smbios": (True, "file=FILE|type=N[,FIELD=VALUE...]: what the tables of the hardware say (x86)"),
     "option-rom": (True, "[romfile=]FILE[,bootindex=N]: a ROM that the firmware runs"),
     "fw_cfg": (True, "[name=]NAME,file=FILE|string=TEXT: a firmware configuration file"),
     "icount": (True, "[shift=]N|auto[,align=on|off][,sleep=on|off]: how the guest's time passes"),

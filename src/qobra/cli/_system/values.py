@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qobra.chardev.options import split
 from qobra.cli._options import structure
 from qobra.errors import QobraError
 from qobra.machine.option_groups import convert, number
 from qobra.report import report_error
-
-if TYPE_CHECKING:
-    import uuid as uuid_module
 
 _MAX_CPU_NUMBER = 1 << 16
 
@@ -44,19 +41,6 @@ def numa(text: str) -> dict[str, Any]:
     options: dict[str, Any] = split(",".join(rest), "type")
     checked: dict[str, Any] = contract().check("NumaOptions", options | ({"cpus": cpus} if cpus else {}), keyval=True)
     return checked
-
-
-def machine_uuid(text: str) -> uuid_module.UUID:
-    """``-uuid``."""
-    import uuid as uuid_module
-
-    try:
-        uuid = uuid_module.UUID(text)
-    except ValueError:
-        uuid = None
-    if uuid is None or str(uuid) != text.lower():  # no braces, no form without dashes
-        raise QobraError("failed to parse UUID string: wrong format")
-    return uuid
 
 
 def seconds_of_date(text: str) -> int:

@@ -8,7 +8,7 @@ from qobra.machine.device.i440fx import I440Fx, I440FxHost, Piix3
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.piix3_usb_uhci import Piix3UsbUhci
 from qobra.machine.device.piix4_pm import Piix4Pm
-from qobra.machine.pc import PcBoard
+from qobra.machine.pc import OLD_QEMU64, PcBoard
 from qobra.machine.versions import register_versions
 
 if TYPE_CHECKING:
@@ -74,4 +74,4 @@ class PcI440Fx(PcBoard):
             self.power.hotplug.manage(bus)
 
 
-register_versions(PcI440Fx, "pc-i440fx", "pc", {}, default_for="x86_64")
+register_versions(PcI440Fx, "pc-i440fx", "pc", {"6.0": OLD_QEMU64}, default_for="x86_64")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.machine.device.ich9_lpc import Ich9Lpc
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.q35 import Mch, Q35Host
-from qobra.machine.pc import PcBoard
+from qobra.machine.pc import OLD_QEMU64, PcBoard
 from qobra.machine.versions import register_versions
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ register_versions(
     "pc-q35",
     "q35",
     {
-        "6.0": (("ICH9-LPC", "acpi-pci-hotplug-with-bridge-support", "off"),),
+        "6.0": (("ICH9-LPC", "acpi-pci-hotplug-with-bridge-support", "off"), *OLD_QEMU64),
         "4.1": (("mch", "smbase-smram", "off"),),
     },
 )

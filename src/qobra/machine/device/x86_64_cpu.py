@@ -87,6 +87,12 @@ class X86Cpu(Cpu):
         """What the user says, else what the model has."""
         return bool(self.values.get(feature, feature in self.features))
 
+    def processor_id(self) -> int:
+        """What CPUID's leaf 1 says in EAX (family, model and stepping) and, above that, in EDX (features)."""
+        signature = (self.model_number & 0xF) << 4 | self.model_number >> 4 << 16 | self.stepping
+        signature |= min(self.family, 0xF) << 8 | max(self.family - 0xF, 0) << 20
+        return signature | cpuid.feature_words(self.has, self.vendor)[1, None, "EDX"] << 32
+
     def expand(self) -> None:
         """Settle the highest leaves of CPUID: what the user says, else the model's and as many as the features need."""
         full = self.full_cpuid_auto_level
