@@ -231,10 +231,9 @@ def test_stale_paths_are_replaced_and_new_owners_left_alone(machine: Machine, tm
         ({"addr": unix(Path("a" * 200)), "server": True}, "UNIX socket path 'a*' is too long"),
         ({"addr": inet(1), "server": False}, "Failed to connect to '127.0.0.1:1': Connection refused"),
         ({"addr": inet(1), "server": True, "reconnect": 1}, "'reconnect' option is incompatible with socket in server"),
-        ({"addr": inet(1), "server": False, "wait": True}, "'wait' option is incompatible with socket in client"),
         ({"addr": inet(1), "server": False, "websocket": True}, "Websocket client is not implemented"),
         ({"addr": inet(0), "tls-creds": "x"}, "No TLS credentials with id 'x'"),
-        ({"addr": inet(0), "tls-authz": "x"}, "'tls-authz' option requires 'tls-creds' option"),
+        ({"addr": inet(0), "tls-authz": "x"}, "'tls_authz' option requires 'tls_creds' option"),
         ({"addr": {"type": "fd", "data": {"str": "foo"}}}, "File descriptor named 'foo' has not been found"),
         ({"addr": {"type": "fd", "data": {"str": "9999999"}}}, "File descriptor named '9999999' has not been found"),
         ({"addr": {"type": "inet", "data": {"host": "::1", "port": "x"}}}, "address resolution failed for ::1:x: "),
@@ -270,6 +269,34 @@ def test_telnet(machine: Machine, recorder: Any, eventually: Any) -> None:
         assert front.events == ["opened", "break"]
         device.write_all(b"x\xffy")
         assert client.recv(4, socket.MSG_WAITALL) == b"x\xff\xffy"
+
+
+def test_tn3270(machine: Machine, recorder: Any, eventually: Any) -> None:
+    device = make(machine, addr=inet(), server=True, wait=False, tn3270=True)
+    front = recorder()
+    device.attach(front)
+    with dial_inet(device) as client:
+        asked = b"\xff\xfd\x19\xff\xfb\x19\xff\xfd\x00\xff\xfb\x00\xff\xfd\x18\xff\xfa\x18\x01\xff\xf0"
+        assert client.recv(len(asked), socket.MSG_WAITALL) == asked
+        client.sendall(b"\xff\xfb\x18\xff\xfa\x18\x00IBM-3278-2\xff\xf0\x88\xff\xff\x40\xff\xef")
+        eventually(lambda: front.data == b"\x88\xff\x40\xff\xef")
+        device.write_all(b"\xf5\xff\xff\xff\xef")
+        assert client.recv(5, socket.MSG_WAITALL) == b"\xf5\xff\xff\xff\xef"
+
+
+def test_only_a_server_speaks_telnet_and_waits(machine: Machine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        device = make(machine, addr=inet(other.getsockname()[1]), server=False, telnet=True, wait=True)
+        peer, _name = other.accept()
+        with peer:
+            device.write_all(b"a\xffb")
+            assert peer.recv(3, socket.MSG_WAITALL) == b"a\xffb"
+
+
+def test_a_unix_socket_is_called_one_whatever_it_speaks(machine: Machine, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    device = make(machine, addr={"type": "unix", "data": {"path": path}}, server=True, wait=False, telnet=True)
+    assert device.filename() == f"disconnected:unix:{path},server=on"
 
 
 REQUEST = (

@@ -46,7 +46,7 @@ def connect(machine: Machine, address: Address) -> socket.socket:
     if kind == "vsock":
         from qobra.nbd.sockets import vsock_name
 
-        return _connect(_vsock(), vsock_name(data), f"vsock:{data['cid']}:{data['port']}")
+        return _connect(_vsock(), vsock_name(data), f"{data['cid']}:{data['port']}")
     return _adopt(machine, data["str"])
 
 
@@ -86,7 +86,7 @@ def describe(address: Address, sock: socket.socket | None = None, *, passive: bo
             host, port = name[0], str(name[1])
         return f"tcp:{host}:{port}"
     if kind == "unix":
-        abstract = f",abstract=on,tight={'on' if data.get('tight', True) else 'off'}" if data.get("abstract") else ""
+        abstract = ",abstract=on" + (",tight=on" if data.get("tight", True) else "") if data.get("abstract") else ""
         return f"unix:{data['path']}{abstract}"
     if kind == "vsock":
         return f"vsock:{data['cid']}:{data['port']}"

@@ -115,7 +115,7 @@ class Chardevs:
         if (old.busy and frontend is None) or (frontend is not None and not frontend.hotswap):
             raise QobraError("Chardev user does not support chardev hotswap")
         # The new one may want what the old one holds (an address, a file): the old goes first only if it must.
-        new = self._open(id, backend, f"Failed to change chardev '{id}': ")
+        new = self._open(id, backend, f"Failed to add chardev '{id}': " if frontend is None else "")
         self._keep(new)
         if frontend is not None:
             old.detach()

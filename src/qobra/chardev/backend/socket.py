@@ -73,21 +73,17 @@ class SocketChardev(Chardev):
             if options.get("reconnect"):
                 raise QobraError("'reconnect' option is incompatible with socket in server listen mode")
         else:
-            if "wait" in options:
-                raise QobraError("'wait' option is incompatible with socket in client connect mode")
             if options.get("websocket"):
                 raise QobraError("Websocket client is not implemented")
             if options.get("reconnect") and self._address["type"] == "fd":
                 raise QobraError("'reconnect' option is incompatible with 'fd' address type")
-        if options.get("tn3270"):
-            raise QobraError("TN3270 is not supported")
         if "tls-creds" in options:
             from qobra.crypto.tls import find_creds
 
             endpoint = "server" if self._server else "client"
             self._creds = find_creds(self.machine.objects.find, options["tls-creds"], endpoint)
         elif "tls-authz" in options:
-            raise QobraError("'tls-authz' option requires 'tls-creds' option")
+            raise QobraError("'tls_authz' option requires 'tls_creds' option")
 
     def _note_bound_path(self) -> None:
         if self._address["type"] == "unix" and not self._address["data"].get("abstract"):
@@ -190,10 +186,10 @@ class SocketChardev(Chardev):
             from qobra.chardev.layer.websocket import WebSocketLayer
 
             layers.append(WebSocketLayer())
-        if self.options.get("telnet"):
-            from qobra.chardev.layer.telnet import TelnetLayer
+        if self._server and (self.options.get("telnet") or self.options.get("tn3270")):
+            from qobra.chardev.layer.telnet import TelnetLayer, Tn3270Layer
 
-            layers.append(TelnetLayer())
+            layers.append(Tn3270Layer() if self.options.get("tn3270") else TelnetLayer())
         connection = Connection(sock, layers)
         with self._lock:
             self._connection = connection
@@ -285,7 +281,7 @@ class SocketChardev(Chardev):
                 peer = " <-> " + _endpoint(connection.sock.getpeername())
             except OSError:
                 pass
-        if protocol is not None:
+        if protocol is not None and name.startswith("tcp:"):
             name = protocol + ":" + name.partition(":")[2]
         if self._server:
             name += ",server=on"

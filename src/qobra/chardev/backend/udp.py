@@ -31,7 +31,7 @@ class UdpChardev(Chardev):
         local = self.options.get("local")
         for each in (remote, local):
             if each is not None and each["type"] != "inet":
-                raise QobraError("socket type unsupported")
+                raise QobraError("socket type unsupported for datagram")
         family, peer = address.resolve(remote["data"], passive=False, datagram=True)[0]
         sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
