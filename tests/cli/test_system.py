@@ -134,6 +134,17 @@ def test_memory_on_nodes_of_the_host_that_there_are_not(build: Build) -> None:
         build("-object", "memory-backend-ram,id=m,size=1M,policy=bind,host-nodes=120")
 
 
+def test_a_list_is_given_piece_by_piece(build: Build) -> None:
+    machine = build("-object", "thread-context,id=t,cpu-affinity=0,cpu-affinity=0-0")
+    assert machine.objects.resolve("/objects/t").get("cpu-affinity") == [0]
+
+
+def test_filters_find_the_backends_of_nic(build: Build) -> None:
+    machine = build("-nic", "hubport,hubid=1,id=n,model=e1000", "-object", "filter-buffer,id=f,netdev=n,interval=9")
+    backend = machine.netdevs.find("n")
+    assert backend is not None and [each.id for each in backend.filters] == ["f"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

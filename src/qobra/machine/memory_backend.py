@@ -7,32 +7,11 @@ from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.memory import Ram
-from qobra.object.property import Bool, Enum, Int, Property, Size
+from qobra.object.number_list import NumberList
+from qobra.object.property import Bool, Enum, Int, Link, Size
 from qobra.object.qom import Object
 
-
-class _HostNodes(Property):
-    def check(self, value: Any) -> list[int]:
-        nodes = value if isinstance(value, list) else [value]
-        for node in nodes:
-            if isinstance(node, bool) or not isinstance(node, int):
-                raise self.mismatch("integer")
-            if not 0 <= node < 128:
-                raise QobraError(f"Invalid host-nodes value: {node}")
-        return nodes
-
-    def parse(self, text: str) -> list[int]:
-        nodes: list[int] = []
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            try:
-                nodes.extend(range(int(first), int(last if dash else first) + 1))
-            except ValueError:
-                raise QobraError(f"Parameter '{self.name}' expects integer")
-        return self.check(nodes)
-
-    def show(self, value: Any) -> Any:
-        return value or []
+_MAX_NODE = 127
 
 
 def _set_size(backend: MemoryBackend, value: int) -> None:
@@ -61,7 +40,8 @@ class MemoryBackend(Object):
     prealloc = Bool(False, description="Preallocate memory")
     prealloc_threads = Int(1, set=_set_threads, description="Number of CPU threads to use for prealloc")
     size = Size(0, type="int", set=_set_size, description="Size of the memory region (ex: 500M)")
-    host_nodes = _HostNodes("int", (), description="Binds memory to the list of NUMA host nodes")
+    prealloc_context = Link("thread-context", description="Context to use for creating CPU threads for preallocation")
+    host_nodes = NumberList(maximum=_MAX_NODE, description="Binds memory to the list of NUMA host nodes")
     policy = Enum(
         "HostMemPolicy", ("default", "preferred", "bind", "interleave"), "default", description="Set the NUMA policy"
     )
@@ -96,7 +76,11 @@ class MemoryBackend(Object):
 
             host_numa.bind(self.ram.view, self.policy, self.host_nodes)
         if self.prealloc:
-            self._touch()
+            context = self.prealloc_context
+            if context is not None:
+                context.run(self._touch)
+            else:
+                self._touch()
 
     def allocate(self) -> Ram:
         """Get the memory. Raises OSError."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qobra.object.property import Bool
 from qobra.object.qom import Object
 
@@ -23,6 +25,12 @@ class RngBackend(Object):
     def open(self) -> None:
         """Get ready. Raises QobraError."""
 
-    def random(self, length: int) -> bytes:
-        """``length`` bytes or fewer, at least one unless the source is at its end."""
+    def random(self, length: int, waits: Callable[[], bool]) -> bytes:
+        """``length`` bytes or fewer; none at the end of the source.
+
+        One that has nothing yet has its user wait for as long as ``waits`` says, which is asked at each :meth:`wake`.
+        """
         raise NotImplementedError
+
+    def wake(self) -> None:
+        """Somebody may wait no longer."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import is_multiplexed, parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
-from qobra.cli._system import boot, firmware, log, process, values
+from qobra.cli._system import boot, firmware, log, objects, process, values
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
 from qobra.cli._system.icount import icount_sleeps
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _MAX_CPU_NUMBER = 1 << 16
 # Objects that other options refer to come early; those that refer to other options come late.
-_LATE_OBJECTS = ("qtest", "rng-egd", "filter-", "colo-compare", "cryptodev-vhost-user", "can-host")
+_LATE_OBJECTS = ("qtest", "rng-egd", "filter-")
 
 
 class Builder:
@@ -184,10 +184,7 @@ class Builder:
             print(f"char device redirected to {terminal} (label {id})", flush=True)  # which nobody can know before
 
     def _add_object(self, value: str) -> None:
-        properties, keyval = tree(value, "qom-type")
-        for required in ("qom-type", "id"):
-            if required not in properties:
-                raise QobraError(f"Parameter '{required}' is missing")
+        properties, keyval = objects.options(self.machine.objects, value)
         if str(properties["qom-type"]).startswith(_LATE_OBJECTS):
             self._late.append((properties, keyval))
         else:

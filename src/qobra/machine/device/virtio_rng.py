@@ -52,9 +52,12 @@ class VirtioRng(VirtioDevice):
         self._quota = self.max_bytes
         self._epoch = 0
         self._timer = self.board.clock.timer(self._new_period)
+        self._unsubscribe = self.machine.run_state.subscribe(lambda _running, _state: self._run_state_changed())
 
     def unrealize(self) -> None:
+        self._unsubscribe()
         self._epoch += 1
+        self._source.wake()
         self._timer.cancel()
         self._source.in_use -= 1
         self._worker.close()
@@ -62,12 +65,21 @@ class VirtioRng(VirtioDevice):
 
     def device_reset(self) -> None:
         self._epoch += 1
+        self._source.wake()
 
     def kicked(self, queue: Queue) -> None:
         self._worker.run(partial(self._serve, queue, self._epoch))
 
     def _new_period(self) -> None:
         self._quota = self.max_bytes
+        self._go_on()
+
+    def _run_state_changed(self) -> None:
+        self._source.wake()
+        if self.machine.run_state.running:
+            self._go_on()
+
+    def _go_on(self) -> None:
         if self.queues and self.running:
             self._worker.run(partial(self._serve, self.queues[0], self._epoch))
 
@@ -79,7 +91,11 @@ class VirtioRng(VirtioDevice):
             if buffer is None:
                 break
             length = min(buffer.writable_length, self._quota, _CHUNK)
-            data = self._source.random(length) if length else b""
+            data = self._source.random(length, lambda: self._waits(epoch)) if length else b""
+            if length and not data:
+                if queue.ring is not None and epoch == self._epoch:
+                    queue.ring.unpop(buffer)
+                break
             self._quota -= len(data)
             self.push(queue, buffer, buffer.scatter(data))
             served = True
@@ -87,6 +103,10 @@ class VirtioRng(VirtioDevice):
             self.machine.control.post(self._arm)
         if served and epoch == self._epoch:
             self.notify(queue)
+
+    def _waits(self, epoch: int) -> bool:
+        """Whether the buffers of ``epoch`` wait for a source that has nothing: not while the guest stands still."""
+        return epoch == self._epoch and self.machine.run_state.running
 
     def _arm(self) -> None:
         if self.realized:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from qobra.machine.rng import RngBackend
 from qobra.object.types import registry
@@ -15,5 +16,5 @@ class RngBuiltin(RngBackend):
     type_name = "rng-builtin"
     user_creatable = True
 
-    def random(self, length: int) -> bytes:
+    def random(self, length: int, waits: Callable[[], bool]) -> bytes:
         return os.urandom(length)

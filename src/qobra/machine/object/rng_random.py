@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from qobra.errors import QobraError
 from qobra.machine.rng import RngBackend
@@ -28,7 +29,7 @@ class RngRandom(RngBackend):
         except OSError as error:
             raise QobraError.from_os(f"Could not open '{self.filename}'", error)
 
-    def random(self, length: int) -> bytes:
+    def random(self, length: int, waits: Callable[[], bool]) -> bytes:
         return os.read(self._fd, length)
 
     def finalize(self) -> None:

@@ -1,0 +1,49 @@
+"""Properties that are sets of small numbers: CPUs, NUMA nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qobra.errors import QobraError
+from qobra.object.property import Property
+
+_MAX = 0xFFFF
+
+
+class NumberList(Property):
+    """Numbers below 65536. An option's text has them one by one or as a range (``0-3``), and may be repeated."""
+
+    expected = "array"
+
+    def __init__(self, *, maximum: int = _MAX, **options: Any) -> None:
+        super().__init__("int", (), **options)
+        self.maximum = maximum
+
+    def write(self, instance: Any, value: Any, *, keyval: bool = False) -> None:
+        if keyval:
+            texts = value if isinstance(value, list) else [value]
+            value = [number for text in texts for number in self._range(text)]
+        super().write(instance, value)
+
+    def check(self, value: Any) -> list[int]:
+        if not isinstance(value, list):
+            raise self.mismatch()
+        for index, number in enumerate(value):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise QobraError(f"Parameter '{self.name}[{index}]' expects uint64")
+            if not 0 <= number <= _MAX:
+                raise QobraError("Parameter 'null' expects uint16_t")
+            if number > self.maximum:
+                raise QobraError(f"Invalid {self.name} value: {number}")
+        return sorted(set(value))
+
+    def show(self, value: Any) -> list[int]:
+        return list(value)
+
+    def _range(self, text: Any) -> range:
+        first, dash, last = text.partition("-") if isinstance(text, str) else ("", "", "")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise QobraError(f"Parameter '{self.name}' expects a uint64 value or range")
+        if int(last or first) > _MAX:
+            raise QobraError("Parameter 'null' expects uint16_t")
+        return range(int(first), int(last or first) + 1)
