@@ -14,6 +14,7 @@ from __future__ import annotations
 from qobra.block import permissions
 from qobra.block.extents import MAX_DEPTH
 from qobra.block.frozen import FrozenLinks
+from qobra.block.granting import check_conflicts, combine, compute_permissions
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 from qobra.lean import contextmanager
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Protocol
 
+    from qobra.block.granting import User
     from qobra.block.iothreads import Placed
     from qobra.block.layer import BlockLayer
 else:
     Protocol = object
 
-_WRITES = permissions.WRITE | permissions.WRITE_UNCHANGED
 Links = dict[str, tuple[BlockNode, int]]
 """Name of a child to the child and its role."""
 
@@ -97,9 +98,19 @@ class Graph:
         """The node of that name."""
         return self.state.nodes.get(node_name)
 
+    def has(self, node: BlockNode) -> bool:
+        """Whether ``node`` is in the graph, and not only being opened."""
+        return self.state.nodes.get(node.node_name) is node
+
     def parents(self, node: BlockNode) -> list[tuple[BlockNode, str]]:
         """See :meth:`GraphState.parents`."""
         return self.state.parents(node)
+
+    def check_replaceable(self, node: BlockNode, *, keep: tuple[BlockNode, ...] = ()) -> None:
+        """Raise QobraError where a user of ``node``, but for those in ``keep``, needs it to stay what it has."""
+        for parent, name in self.parents(node):
+            if parent not in keep and self.frozen.holds(parent, name):
+                raise QobraError(f"Cannot change '{name}' link to '{node.node_name}'")
 
     def roots_of(self, node: BlockNode) -> list[Root]:
         """The roots whose node is ``node``."""
@@ -126,14 +137,18 @@ class Graph:
         users += [(root, "root", *state.permissions[(root, "root")]) for root in self.roots_of(node)]
         newest = {(user, name, node): self._next_age + 1 + at for at, (user, name, *_rest) in enumerate(coming)}
         users += coming
-        _check_conflicts(node, users, {**newest, **state.ages})
-        perm, shared = _combine(users)
+        check_conflicts(node, users, {**newest, **state.ages})
+        perm, shared = combine(users)
         if perm & ~node.perm and node.refuses(perm):
             raise QobraError("Block node is read-only", node=node.node_name)
-        for name, (child, role) in state.links[node].items():
-            asked = node.asks_of(name, role, perm, shared)
-            if not node.force_share and asked != state.permissions[(node, name)]:
-                self.check_users(child, [(node, name, *asked)])
+        had_users, node.has_users = node.has_users, True
+        try:
+            for name, (child, role) in state.links[node].items():
+                asked = node.asks_of(name, role, perm, shared)
+                if not node.force_share and asked != state.permissions[(node, name)]:
+                    self.check_users(child, [(node, name, *asked)])
+        finally:
+            node.has_users = had_users
 
     @contextmanager
     def change(self) -> Iterator[GraphChange]:
@@ -149,7 +164,7 @@ class Graph:
     def _apply(self, change: GraphChange) -> None:
         old = self.state
         new = change.build()
-        self._note_ages(new)
+        self._note_ages(new, change.attached)
         order = _children_first(new)
         gone = _prune(new, order)
         if gone:
@@ -192,14 +207,14 @@ class Graph:
                 if node.node_name not in old.nodes and not node.inactive:
                     node.activate()
 
-    def _note_ages(self, state: GraphState) -> None:
+    def _note_ages(self, state: GraphState, attached: list[tuple[BlockNode, str, BlockNode]]) -> None:
         before, ages = self.state.ages, state.ages
-        keys: list[tuple[object, str, BlockNode]] = [
-            (parent, name, child) for parent, links in state.links.items() for name, (child, _role) in links.items()
-        ]
+        keys: list[tuple[object, str, BlockNode]] = [*attached]
+        for parent, links in state.links.items():
+            keys += [(parent, name, child) for name, (child, _role) in links.items()]
         keys += [(root, "root", node) for root, (node, _perm, _shared) in state.roots.items()]
         for key in keys:
-            age = before.get(key)
+            age = before.get(key) or ages.get(key)
             if age is None:
                 self._next_age += 1
                 age = self._next_age
@@ -253,6 +268,9 @@ class GraphChange:
         self._links = dict(state.links)
         self._roots = dict(state.roots)
         self.touches_existing = False
+        self.attached: list[tuple[BlockNode, str, BlockNode]] = []
+        """Links (parent, name, child) of nodes that were just opened, in the order in which they came to be."""
+
         self.recheck: set[BlockNode] = set()
         """Nodes to ask again whether they bear their users, as something about them changes."""
 
@@ -326,77 +344,6 @@ class GraphChange:
     def build(self) -> GraphState:
         """The state that the changes lead to."""
         return GraphState(self._nodes, self._links, self._roots)
-
-
-def compute_permissions(
-    state: GraphState, order: list[BlockNode], recheck: set[BlockNode], refusals: dict[BlockNode, str]
-) -> dict[BlockNode, tuple[int, int]]:
-    """Work out what each link of ``state`` takes and shares, and what comes together at each node.
-
-    ``order`` has the nodes with children before parents. Raises QobraError naming both users where two conflict, and
-    where a node is read-only, unless it is in ``recheck``, from above to below; ``refusals`` has other words for that.
-    """
-    users: dict[BlockNode, list[User]] = {node: [] for node in order}
-    cumulative: dict[BlockNode, tuple[int, int]] = {}
-    result = state.permissions
-    for root, (node, perm, shared) in state.roots.items():
-        if root.gives_way and (node.inactive or node.layer.opens_inactive):
-            # While the guest is elsewhere, its disks may be filled by others, even those that are active here.
-            perm, shared = 0 if node.inactive else perm, permissions.ALL
-        users[node].append((root, "root", perm, shared))
-        result[(root, "root")] = (perm, shared)
-    for node in reversed(order):
-        perm, shared = cumulative[node] = _combine(users[node])
-        if perm & ~shared:
-            _check_conflicts(node, users[node], state.ages)
-        if perm & ~node.perm and node not in recheck and node.refuses(perm):
-            raise QobraError("Block node is read-only", node=node.node_name)
-        if node in refusals and node.read_only and perm & _WRITES:
-            raise QobraError(refusals[node])
-        node.has_users = bool(users[node])
-        for name, (child, role) in state.links[node].items():
-            child_perm, child_shared = node.asks_of(name, role, perm, shared)
-            if node.force_share:
-                child_shared = permissions.ALL
-            users[child].append((node, name, child_perm, child_shared))
-            result[(node, name)] = (child_perm, child_shared)
-    return cumulative
-
-
-User = tuple[object, str, int, int]
-"""A user of a node, the name of the link, what it takes and what it shares."""
-
-
-def _check_conflicts(node: BlockNode, users: list[User], ages: dict[tuple[object, str, BlockNode], int]) -> None:
-    """Raise QobraError if one takes what another does not share. The latest to come is the first to be asked."""
-    users = sorted(users, key=lambda user: ages.get((user[0], user[1], node), 0), reverse=True)
-    for refuser in users:
-        for taker in users:
-            refused = taker[2] & ~refuser[3]
-            if refused and taker is not refuser:
-                raise QobraError(
-                    f"Permission conflict on node '{node.node_name}': permissions '{permissions.texts(refused)}' are "
-                    f"both required by {_user_text(taker[0], node, taker[1])} and unshared by "
-                    f"{_user_text(refuser[0], node, refuser[1])}.",
-                    node=node.node_name,
-                )
-
-
-def _user_text(user: object, node: BlockNode, name: str) -> str:
-    if isinstance(user, BlockNode):
-        who = f"node '{user.node_name}'"
-    else:
-        who = user.description()  # type: ignore[attr-defined]
-        name = getattr(user, "edge_name", name)
-    return f"{who} (uses node '{node.node_name}' as '{name}' child)"
-
-
-def _combine(users: list[tuple[object, str, int, int]]) -> tuple[int, int]:
-    perm, shared = 0, permissions.ALL
-    for _user, _name, user_perm, user_shared in users:
-        perm |= user_perm
-        shared &= user_shared
-    return perm, shared
 
 
 def reaches(start: BlockNode, goal: BlockNode) -> bool:

@@ -57,6 +57,7 @@ class Opener:
             with self._layer.graph.change() as change:
                 for each in sorted(opened, key=lambda node: node.serial):
                     change.insert(each)
+                change.attached = opened.links
                 if root is not None:
                     change.set_root(root, node)
             return node
@@ -168,7 +169,9 @@ class Opener:
         """``options`` of a node with its file opened, which comes before the node has a name and its driver looks."""
         file = options.get("file")
         if isinstance(file, str):
-            self.open_reference(file, opened, {})
+            node = self.open_reference(file, opened, {})
+            if isinstance(opened, OpenedNodes):
+                opened.look_at(self._layer, node)
         elif isinstance(file, dict) and not isinstance(file, _Opened):
             from qobra.block.reopen import inherited_options
 

@@ -9,11 +9,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from qobra.block.graph import User
+    from qobra.block.granting import User
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode, Options
 else:
     Any = object
+
+
+_ONLOOKER = object()
+"""A user who takes nothing, and thus is in nobody's way."""
 
 
 class OpenedNodes(list[Any]):
@@ -26,26 +30,43 @@ class OpenedNodes(list[Any]):
         super().__init__()
         self._asked: dict[BlockNode, list[User]] = {}
         """Those who are coming to use nodes that were there before."""
+        self.links: list[tuple[BlockNode, str, BlockNode]] = []
+        """(parent, name, child), in the order in which they came to be."""
 
-    def admit(self, layer: BlockLayer, node: BlockNode, name: str, perm: int, shared: int) -> None:
-        """Let ``node`` use its child ``name``. Raises QobraError where others who use it object, or what lies below."""
-        child = node.children[name]
-        if layer.graph.find(child.node_name) is child:
-            coming = [user for user in self._asked.get(child, []) if user[:2] != (node, name)]
-            self._asked[child] = coming = [*coming, (node, name, perm, shared)]
-            layer.graph.check_users(child, coming)
-        child.prepare_permissions(child.perm | perm, child.shared & shared)
-        if child in self._asked:
-            return
-        before = {below: child.asks_of(below, role, child.perm, child.shared) for below, role in child.roles.items()}
-        child.has_users = True
-        child.set_permissions(child.perm | perm, child.shared & shared)
-        if child.is_leaf:
-            child.invalidate_cache()  # it may have changed until the locks were taken
-        for below, role in child.roles.items():
-            asked = child.asks_of(below, role, child.perm, child.shared)
-            if asked != before[below]:
-                self.admit(layer, child, below, asked[0], permissions.ALL if child.force_share else asked[1])
+    def look_at(self, layer: BlockLayer, node: BlockNode) -> None:
+        """Somebody who asks for nothing looks at ``node`` before it becomes a child: filters that nobody used begin
+        to guard what they show. Raises QobraError where others object to that."""
+        if layer.graph.has(node):
+            layer.graph.check_users(node, [(_ONLOOKER, "root", 0, permissions.ALL)])
+
+    def admit(self, layer: BlockLayer, node: BlockNode, asked: dict[str, tuple[int, int]]) -> None:
+        """Let ``node`` use the children that ``asked`` names: what it takes of each, and what it shares.
+
+        Raises QobraError where others who use them object, or what lies below.
+        """
+        known = {node.children[name]: None for name in asked if layer.graph.has(node.children[name])}
+        for child in known:
+            coming = {user[:2]: user for user in self._asked.get(child, [])}
+            coming |= {(node, name): (node, name, *asked[name]) for name in asked if node.children[name] is child}
+            self._asked[child] = [*coming.values()]
+        for child in known:
+            layer.graph.check_users(child, self._asked[child])
+        for name, (perm, shared) in asked.items():
+            child = node.children[name]
+            child.prepare_permissions(child.perm | perm, child.shared & shared)
+            if child not in known:
+                self._take(layer, child, perm, shared)
+
+    def _take(self, layer: BlockLayer, node: BlockNode, perm: int, shared: int) -> None:
+        """``node``, which is being opened too, gets permissions, and asks its own children for what it needs then."""
+        before = {below: node.asks_of(below, role, node.perm, node.shared) for below, role in node.roles.items()}
+        node.has_users = True
+        node.set_permissions(node.perm | perm, node.shared & shared)
+        if node.is_leaf:
+            node.invalidate_cache()  # it may have changed until the locks were taken
+        now = {below: node.asks_of(below, role, node.perm, node.shared) for below, role in node.roles.items()}
+        asked = {below: (perm, node.lets(shared)) for below, (perm, shared) in now.items()}
+        self.admit(layer, node, {below: each for below, each in asked.items() if now[below] != before[below]})
 
     def withdraw(self) -> None:
         """It came to nothing: nodes that were there before get back what they had."""
@@ -95,8 +116,9 @@ class Opening:
         self.node.children[name] = child
         self.node.roles[name] = role
         if isinstance(self._opened, OpenedNodes):
+            self._opened.links.append((self.node, name, child))
             perm, shared = self.node.asks_of(name, role, 0, permissions.ALL)
-            self._opened.admit(self._layer, self.node, name, perm, permissions.ALL if self.node.force_share else shared)
+            self._opened.admit(self._layer, self.node, {name: (perm, self.node.lets(shared))})
         return child
 
     def check_cycle(self, name: str, reference: str | Options) -> None:

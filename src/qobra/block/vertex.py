@@ -285,6 +285,10 @@ class Vertex:
             return perm & permissions.CONSISTENT_READ, permissions.ALL
         return perm, shared
 
+    def lets(self, shared: int) -> int:
+        """What others may do with a child of which the node shares ``shared``: with ``force-share``, everything."""
+        return permissions.ALL if self.force_share else shared
+
     def refuses(self, perm: int) -> bool:
         """Whether the node is read-only and stays so, and its users ask for more."""
         writes = permissions.WRITE | permissions.WRITE_UNCHANGED

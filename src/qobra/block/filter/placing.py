@@ -48,9 +48,7 @@ def insert_filter(
         if prepare is not None:
             prepare(node)
         with telling(refusals[1]), layer.graph.change() as change:
-            for parent, name in layer.graph.parents(below):
-                if parent is not node and layer.graph.frozen.holds(parent, name):
-                    raise QobraError(f"Cannot change '{name}' link to '{below.node_name}'")
+            layer.graph.check_replaceable(below, keep=(node,))
             change.replace(below, node)
     except BaseException:
         Holder(layer, node).remove()

@@ -11,6 +11,7 @@ from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import in_chunks
 from qobra.block.copy.slots import ThreadSlots
 from qobra.block.copy.writeback import Writeback
+from qobra.errors import QobraError
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
@@ -32,9 +33,9 @@ Failed = Callable[[CopyFailed], bool]
 class Sweep:
     """Copies with ``work(offset, length)`` what ``find(offset, end)`` says, all of ``length`` bytes.
 
-    ``failed(failure)`` is called in the job's thread for each chunk that failed: True to try it again, False to leave
-    it out; or it raises, which ends the pass. ``roots`` are entered for the finding and for each chunk. At the end
-    ``target``, which the work, reading from ``source``, writes to, is flushed.
+    ``failed(failure)`` is called in the job's thread for each chunk that failed, and each step that could not be looked
+    through: True to try it again, False to leave it out; or it raises, which ends the pass. ``roots`` are entered for
+    the finding and for each chunk. At the end ``target`` is flushed, which the work writes to, from ``source``.
     """
 
     def __init__(self, job: BlockJob, roots: Sequence[BlockBackend], source: BlockNode, target: BlockNode) -> None:
@@ -59,8 +60,7 @@ class Sweep:
                 end = min(length, step + STEP)
                 wanted: list[tuple[int, int]] = []
                 for first, last in job.steps(step, end):
-                    with self._slots.entered():
-                        wanted += find(first, last)
+                    wanted += self._found(find, first, last, failed)
                 for offset, size in in_chunks(wanted, LOCAL_CHUNK if job.is_local and not job.rate.speed else CHUNK):
                     job.current = max(job.current, offset)
                     pool.submit(offset, size)
@@ -76,6 +76,17 @@ class Sweep:
             pool.close()
             writeback.close()
             self._slots.close()
+
+    def _found(self, find: Find, first: int, last: int, failed: Failed) -> list[tuple[int, int]]:
+        """What ``find`` says of a step; nothing where it cannot tell and that is to be left out."""
+        while True:
+            try:
+                with self._slots.entered():
+                    return find(first, last)
+            except (OSError, QobraError) as error:
+                if not failed(CopyFailed(error, True)):
+                    return []
+                self._job.park(RETRY_NS)
 
     def _done(self, offset: int, length: int, failure: CopyFailed | None) -> None:
         if failure is None:

@@ -1,0 +1,76 @@
+"""What random scripts found of links: who is in whose way first, and which cannot be changed."""
+
+from __future__ import annotations
+
+from qobra.testing.differential import Run, against_storage_daemon, against_system
+
+MIB = 1 << 20
+
+
+def disk(q: Run, name: str, **options: object) -> None:
+    """A qcow2 node ``name`` on an image of that name."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", name, "1M")
+    q.add("qcow2", node_name=name, file=q.file(name), **options)
+
+
+@against_storage_daemon
+def test_first_look(q: Run) -> None:
+    """A filter that guards what it shows does so as soon as anybody looks at it, before it has a parent."""
+    disk(q, "n")
+    q.add("copy-before-write", node_name="cbw", file="n", target="n")
+    q.add("qcow2", node_name="top", file="cbw")
+    q.add("raw", node_name="raw", file={"driver": "quorum", "vote-threshold": 1, "children": ["cbw"]})
+    q.do("blockdev-add", driver="copy-on-read", node_name="over", file="cbw")
+
+
+@against_storage_daemon
+def test_latest_link(q: Run) -> None:
+    """Links are as old as the moment in which they were made, whichever node was opened first."""
+    disk(q, "n")
+    disk(q, "m")
+    verify = {"driver": "blkverify", "test": "m", "raw": "n", "node-name": "v"}
+    q.add("quorum", node_name="q", vote_threshold=1, children=[verify, "n"])
+    q.do("block_resize", node_name="q", size=65536)
+
+
+@against_system("-blockdev", "null-co,node-name=n,size=1048576", "-device", "virtio-blk-pci,drive=n")
+def test_both_at_once(q: Run) -> None:
+    """What lies on a node twice lets go of it at once: the later link is the first to be in the way."""
+    verify = {"driver": "blkverify", "test": "n", "raw": "n", "node-name": "v"}
+    q.add("blkverify", node_name="w", test="n", raw="n")
+    q.add("quorum", node_name="q", vote_threshold=1, children=[verify])
+
+
+@against_storage_daemon
+def test_bottom_stays(q: Run) -> None:
+    """A copy-on-read filter with a bottom needs the chain down to it as it is."""
+    disk(q, "base")
+    disk(q, "top", backing="base")
+    q.add("copy-on-read", node_name="cor", file="top", bottom="top")
+    q.do("blockdev-snapshot-sync", node_name="top", snapshot_file=q.path("new"), snapshot_node_name="new")
+    disk(q, "overlay", backing=None)
+    q.do("blockdev-snapshot", node="top", overlay="overlay")
+    q.do("block-commit", job_id="j", device="top")
+    q.do("blockdev-del", node_name="cor")
+    q.do("blockdev-snapshot", node="top", overlay="overlay")
+
+
+@against_storage_daemon
+def test_stream_of_one_image(q: Run) -> None:
+    """An image that was opened without its backing file keeps the name of that, where a stream has nothing to do."""
+    disk(q, "base")
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top")
+    q.add("qcow2", node_name="top", file=q.file("top"), backing=None)
+    q.do("block-stream", job_id="j", device="top")
+    q.wait("BLOCK_JOB_COMPLETED", device="j")
+    q("query-named-block-nodes")
+
+
+@against_storage_daemon
+def test_stream_of_what_cannot_be_told(q: Run) -> None:
+    """Where it cannot be told what an image holds, that is an error of reading."""
+    disk(q, "n")
+    q.add("snapshot-access", node_name="s", file="n")
+    disk(q, "top", backing="s")
+    q.do("block-stream", job_id="j", device="top")
+    q.wait("BLOCK_JOB_COMPLETED", device="j")
