@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
@@ -61,3 +62,16 @@ def test_generation_and_dump(machine: Machine, tmp_path: Path) -> None:
         target = f"file:{tmp_path}/dump"
         dispatch.call(machine, "dump-guest-memory", {"paging": False, "protocol": target})
     assert _ask(machine, "info dump") == "Status: completed\n"
+
+
+def test_memory_to_files(machine: Machine, tmp_path: Path) -> None:
+    target = tmp_path / "saved"
+    with machine.control:
+        top = (16 << 20) - 8
+        with pytest.raises(QobraError, match=f"Invalid addr 0x{top:016x}/size 16 specified"):
+            dispatch.call(machine, "memsave", {"val": top, "size": 16, "filename": str(target)})
+        assert target.stat().st_size == 8
+        dispatch.call(machine, "pmemsave", {"val": top, "size": 16, "filename": str(target)})
+        assert target.stat().st_size == 16
+        with pytest.raises(QobraError, match="Invalid addr 0xffffffffffffffff/size 1 specified"):
+            dispatch.call(machine, "memsave", {"val": -1, "size": 1, "filename": str(target)})

@@ -28,16 +28,23 @@ def memsave(machine: Machine, args: dict[str, Any]) -> None:
     if not any(cpu.index == index for cpu in board.cpus):
         raise QobraError("Parameter 'cpu-index' expects a CPU number")
     # After a reset, and so while no CPU has run, paging is off: virtual addresses are physical ones.
-    _save(board.memory, args["val"], args["size"], args["filename"])
+    _save(board.memory, args["val"], args["size"], args["filename"], must_exist=True)
 
 
-def _save(memory: AddressSpace, address: int, size: int, filename: str) -> None:
-    if size < 0 or address < 0:
+def _save(memory: AddressSpace, address: int, size: int, filename: str, *, must_exist: bool = False) -> None:
+    """Bytes where there is nothing are zero, or (with ``must_exist``) an error at which the file ends."""
+    address &= (1 << 64) - 1
+    asked = f"addr 0x{address:016x}/size {size}"
+    if size < 0:
         raise QobraError("Parameter 'size' expects a non-negative number")
     try:
         with open(filename, "wb") as stream:
             while size:
                 chunk = min(size, _CHUNK)
+                if must_exist:
+                    chunk = memory.mapped(address, chunk)
+                    if not chunk:
+                        raise QobraError(f"Invalid {asked} specified")
                 stream.write(memory.read(address, chunk))
                 address += chunk
                 size -= chunk

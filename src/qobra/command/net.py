@@ -56,6 +56,8 @@ def query_rx_filter(machine: Machine, args: dict[str, Any]) -> list[dict[str, An
         elif wanted is not None:
             raise QobraError(f"net client({wanted}) doesn't support rx-filter querying")
     if wanted is not None and not result:
+        if machine.netdevs.find(wanted) is not None:
+            raise QobraError(f"net client({wanted}) isn't a NIC")
         raise QobraError(f"invalid net client name: {wanted}")
     return result
 

@@ -16,21 +16,24 @@ def trace_event_get_state(machine: Machine, args: dict[str, Any]) -> list[dict[s
     """The state of the events that a name or pattern means."""
     return [
         {"name": event.name, "state": "enabled" if event.enabled else "disabled", "vcpu": False}
-        for event in _meant(args["name"], args)
+        for event in _meant(machine, args["name"], args)
     ]
 
 
 @command("trace-event-set-state")
 def trace_event_set_state(machine: Machine, args: dict[str, Any]) -> None:
     """Switch the events that a name or pattern means."""
-    for event in _meant(args["name"], args):
+    for event in _meant(machine, args["name"], args):
         event.set(args["enable"])
 
 
-def _meant(name: str, args: dict[str, Any]) -> list[trace.Event]:
+def _meant(machine: Machine, name: str, args: dict[str, Any]) -> list[trace.Event]:
     """The events, none of which belongs to a virtual CPU."""
     found = trace.matching(name)
     if "vcpu" in args:
+        cpus = machine.board.cpus if machine.board is not None else ()
+        if all(cpu.index != args["vcpu"] for cpu in cpus):
+            raise QobraError(f"invalid vCPU index {args['vcpu']}")
         if found and not trace.is_pattern(name):
             raise QobraError(f'event "{name}" is not vCPU-specific')
         return []

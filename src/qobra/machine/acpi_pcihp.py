@@ -16,6 +16,7 @@ from qobra.machine.vmstate import Number, VmState, listed, u32
 
 GPE_BIT = 1
 SIZE = 0x18
+_PATIENCE_NS = 1_000_000
 _UP, _DOWN, _EJECT, _REMOVABLE, _SELECT = 0x00, 0x04, 0x08, 0x0C, 0x10
 
 
@@ -59,6 +60,7 @@ class AcpiPciHotplug:
     def _request_unplug(self, device: PciDevice) -> None:
         number = self.buses.index(device.pci_bus)
         device.unplug_pending = True
+        device.unplug_again_ns = device.board.clock.now_ns() + _PATIENCE_NS
         self._down[number] |= 1 << device.slot
         self._notify()
 

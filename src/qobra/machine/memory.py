@@ -373,6 +373,11 @@ class AddressSpace:
         offset = address - deltas[i]
         return region.view[offset : offset + length]
 
+    def mapped(self, address: int, length: int) -> int:
+        """How many of ``length`` bytes from ``address`` on lie in one region; 0 where there is none."""
+        region, _offset, run = self._lookup(address, length)
+        return run if region is not None else 0
+
     def _lookup(self, address: int, length: int) -> tuple[Region | None, int, int]:
         """The region at ``address``, the offset in it, and how many of ``length`` bytes it has."""
         starts, ends, regions, deltas = self._view or self._flat()

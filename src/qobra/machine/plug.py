@@ -86,7 +86,8 @@ def find_device(machine: Machine, id: str) -> Device:
 def unplug(device: Device) -> None:
     """Have ``device`` leave, as far as it and its bus allow."""
     board = device.board
-    if device.unplug_pending:
+    again = device.unplug_again_ns
+    if device.unplug_pending and (again is None or board.clock.now_ns() < again):
         raise QobraError(f"Device {device.describe()} is already in the process of unplug")
     if device.bus is None:
         board.request_unplug(device)

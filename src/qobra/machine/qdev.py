@@ -60,6 +60,8 @@ class Device(Object):
         self.hotplugged = False
         self.user_id: str | None = None
         self.unplug_pending = False
+        self.unplug_again_ns: int | None = None
+        """From when on (of the guest's time) a guest that does not react may be asked again; None: never."""
         self._was_realized = False
         self.gpio_in: dict[str | None, list[Line]] = {}
         self.gpio_out: dict[str | None, list[Line]] = {}

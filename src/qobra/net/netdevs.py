@@ -35,12 +35,10 @@ class Netdevs:
         rest = dict(options)
         kind, id = rest.pop("type"), rest.pop("id")
         if id in self._backends:
-            raise QobraError(f"Duplicate ID '{id}' for netdev")
+            raise QobraError(f"Duplicate ID '{id}'")
         cls = registry.find(kind)
         if cls is None:
-            raise QobraError(
-                "Parameter 'type' expects a netdev backend type (maybe it is not compiled into this binary)"
-            )
+            raise QobraError(f"network backend '{kind}' is not compiled into this binary")
         backend = cls(self._machine, id, rest)
         try:
             backend.start()

@@ -46,8 +46,8 @@ class Dumper:
         assert board is not None
         runs = ram_runs(board.memory)
         if "begin" in args:
-            if not any(r.address <= args["begin"] < r.address + len(r.view) for r in runs):
-                raise QobraError("Invalid parameter 'begin'")
+            if not args["length"]:
+                raise QobraError("Invalid parameter 'length'")
             runs = clip(runs, args["begin"], args["length"])
         if not runs:
             raise QobraError("dump: no guest memory to dump")

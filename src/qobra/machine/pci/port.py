@@ -18,6 +18,8 @@ from qobra.object.property import Bool, Int
 ERROR_REPORTING = express.EXTENDED
 _SLOT_ATTENTION, _SLOT_POWER, _SLOT_PRESENCE = 0x01, 0x02, 0x08
 _STATUS_PRESENT = 0x40
+_PATIENCE_NS = 5_000_000_000
+"""A driver waits so long after the button was pressed; pressed again within that time, it lets go of nothing."""
 _LINK_UP = 0x2000
 _CONTROL_FILLED, _CONTROL_EMPTY = 0x01C0, 0x07C0
 """Indicators off; power and its indicator on, or off."""
@@ -155,6 +157,7 @@ class PcieSlot(PciePort):
         if control >> 8 & 3 == 2:
             raise QobraError("Hot-unplug failed: guest is busy (power indicator blinking)")
         device.unplug_pending = True
+        device.unplug_again_ns = self.board.clock.now_ns() + _PATIENCE_NS
         self._slot_event(_SLOT_ATTENTION)
 
     def _eject(self) -> None:

@@ -74,6 +74,9 @@ class SocketNetdev(Netdev):
 
     def _start_mcast(self, text: str) -> None:
         group, port = _host_port(text)
+        number = int.from_bytes(socket.inet_aton(group), "big")
+        if number >> 28 != _MULTICAST:
+            raise QobraError(f"specified mcastaddr {group} (0x{number:08x}) does not contain a multicast address")
         connection = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket = connection
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -147,6 +150,10 @@ class SocketNetdev(Netdev):
             except OSError:
                 return
             self.deliver(packet)
+
+
+_MULTICAST = 0xE
+"""What addresses of groups begin with (RFC 1112)."""
 
 
 def _host_port(text: str) -> tuple[str, int]:
