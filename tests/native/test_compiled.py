@@ -3,10 +3,13 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import sysconfig
 
 import pytest
 
+import qobra
 import qobra.native
 from qobra.native import compiled
 
@@ -26,3 +29,14 @@ def test_pure_forms_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QOBRA_PURE", "1")
     assert NAMES
     assert compiled(NAMES[0]) is None
+
+
+def test_bring_no_large_modules_with_them() -> None:
+    names = [name for name in NAMES if compiled(name) is not None]
+    if not names:
+        pytest.skip("there are no compiled forms")
+    source = str(pathlib.Path(qobra.__file__).parent.parent)
+    text = f"import sys; sys.path.append({source!r})\n"
+    text += "".join(f"import qobra.native.{name}\n" for name in names) + "print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-SP", "-c", text], capture_output=True, text=True, check=True).stdout
+    assert not set(loaded.split()) & {"collections", "enum", "functools", "re", "threading", "typing"}

@@ -3,6 +3,8 @@
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
 
+from qobra.native.buffers cimport items
+
 cdef extern from "deflate.h" nogil:
     struct deflater:
         pass
@@ -30,8 +32,10 @@ cdef class Deflater:
         free(self._deflater)
 
     def compress(self, data, unsigned depth, unsigned nice, unsigned lazy):
-        cdef const uint8_t[::1] view = data
-        cdef size_t size = view.shape[0], made
+        cdef Py_ssize_t length
+        data = memoryview(data)
+        cdef const uint8_t *plain = <const uint8_t *>items(data, 1, False, &length)
+        cdef size_t size = length, made
         cdef uint8_t *out
         if not size or size > LARGEST or not depth:
             raise ValueError("a size or depth that cannot be")
@@ -43,7 +47,7 @@ cdef class Deflater:
         self._busy = True
         try:
             with nogil:
-                made = deflate_raw(self._deflater, &view[0], size, out, size, depth, nice, lazy)
+                made = deflate_raw(self._deflater, plain, size, out, size, depth, nice, lazy)
             return out[:made] if made else None
         finally:
             self._busy = False

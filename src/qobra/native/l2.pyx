@@ -8,6 +8,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
+from qobra.native.buffers cimport items
+
 cdef extern from "<endian.h>" nogil:
     uint64_t be64toh(uint64_t word)
 
@@ -33,27 +35,29 @@ cdef uint64_t DATA = 0, ZERO = 1, ABSENT = 2, COMPUTED = 3, HOLE = 4
 
 
 def count_entries(
-    const uint8_t[::1] table, Py_ssize_t first, uint8_t[::1] seen, const uint8_t[::1] stored, int bits,
-    Py_ssize_t limit, int weight, bint active, uint64_t[::1] tally,
+    table, Py_ssize_t first, seen, stored, int bits, Py_ssize_t limit, int weight, bint active, tally,
 ):
     """See ``check.Checker._count_tables``: count from entry ``first`` on, and return the first that needs a closer look.
 
     ``tally`` is allocated, fragmented and compressed clusters, and where the next cluster lies if it goes on in a row.
     """
-    cdef Py_ssize_t at = first, entries = table.shape[0] // 8, cluster, last, each
+    cdef Py_ssize_t at = first, size, seen_size, stored_size, tallies, cluster, last, each
     cdef uint64_t word, size_shift, offset, end
     cdef uint64_t allocated = 0, fragmented = 0, compressed = 0, following
-    if tally.shape[0] < 4 or first < 0 or not 9 <= bits <= 21 or not 0 < weight < 255:
+    table, seen, stored, tally = memoryview(table), memoryview(seen), memoryview(stored), memoryview(tally)
+    cdef const uint64_t *words = <const uint64_t *>items(table, 1, False, &size)
+    cdef uint8_t *counts = <uint8_t *>items(seen, 1, True, &seen_size)
+    cdef const uint8_t *before = <const uint8_t *>items(stored, 1, False, &stored_size)
+    cdef uint64_t *sums = <uint64_t *>items(tally, 8, True, &tallies)
+    cdef Py_ssize_t entries = size // 8
+    if tallies < 4 or first < 0 or not 9 <= bits <= 21 or not 0 < weight < 255:
         raise ValueError("arguments are out of range")
-    limit = min(limit, seen.shape[0], stored.shape[0])
+    limit = min(limit, seen_size, stored_size)
     if at >= entries:
         return entries
-    cdef const uint64_t *words = <const uint64_t *>&table[0]
-    cdef uint8_t *counts = &seen[0] if seen.shape[0] else NULL
-    cdef const uint8_t *before = &stored[0] if stored.shape[0] else NULL
     cdef uint64_t mask = (1ULL << bits) - 1
     cdef uint64_t bad = ~(COPIED | OFFSET | ZERO_FLAG) | (OFFSET & mask)
-    following = tally[3]
+    following = sums[3]
     with nogil:
         while at < entries:
             word = words[at]
@@ -104,10 +108,10 @@ def count_entries(
                 following = <uint64_t>cluster + 1
             counts[cluster] += <uint8_t>weight
             at += 1
-    tally[0] += allocated
-    tally[1] += fragmented
-    tally[2] += compressed
-    tally[3] = following
+    sums[0] += allocated
+    sums[1] += fragmented
+    sums[2] += compressed
+    sums[3] = following
     return at
 
 
@@ -131,19 +135,18 @@ cdef inline Py_ssize_t add_run(
     return count + 1
 
 
-def pack_table(
-    const uint8_t[::1] table, uint64_t start, Py_ssize_t entries, int bits, bint zeroes, uint64_t[::1] runs,
-    Py_ssize_t count,
-):
+def pack_table(table, uint64_t start, Py_ssize_t entries, int bits, bint zeroes, runs, Py_ssize_t count):
     """See ``packed.pure_pack_table``; -1 where an entry cannot be."""
-    if entries < 0 or entries * 8 > table.shape[0] or not 9 <= bits <= 21 or count < 0:
+    cdef Py_ssize_t table_size, room
+    table, runs = memoryview(table), memoryview(runs)
+    cdef const uint64_t *words = <const uint64_t *>items(table, 1, False, &table_size)
+    cdef uint64_t *into = <uint64_t *>items(runs, 8, True, &room)
+    if not 0 <= entries <= table_size // 8 or not 9 <= bits <= 21 or count < 0:
         raise ValueError("arguments are out of range")
-    if (count + entries) * 4 > runs.shape[0]:
+    if count > room // 4 - entries:
         raise ValueError("there is no room for so many runs")
     if not entries:
         return count
-    cdef const uint64_t *words = <const uint64_t *>&table[0]
-    cdef uint64_t *into = &runs[0]
     cdef uint64_t size = 1ULL << bits, word, host, stretch
     cdef Py_ssize_t at = 0, begin
     with nogil:
@@ -178,21 +181,21 @@ def pack_table(
     return count
 
 
-def split_holes(
-    const uint64_t[::1] runs, Py_ssize_t first, Py_ssize_t count, int fd, uint64_t[::1] known, uint64_t[::1] into,
-    Py_ssize_t made,
-):
+def split_holes(runs, Py_ssize_t first, Py_ssize_t count, int fd, known, into, Py_ssize_t made):
     """See ``packed.pure_split_holes``."""
-    if first < 0 or count * 4 > runs.shape[0] or known.shape[0] < 4 or made < 0:
+    cdef Py_ssize_t at = first, given, states, room
+    runs, known, into = memoryview(runs), memoryview(known), memoryview(into)
+    cdef const uint64_t *run = <const uint64_t *>items(runs, 8, False, &given)
+    cdef uint64_t *state = <uint64_t *>items(known, 8, True, &states)
+    cdef uint64_t *out = <uint64_t *>items(into, 8, True, &room)
+    if first < 0 or count > given // 4 or states < 4 or made < 0:
         raise ValueError("arguments are out of range")
-    cdef Py_ssize_t at = first, room = into.shape[0] // 4
+    room //= 4
     cdef uint64_t start, size, kind, place, piece
-    cdef uint64_t low = known[0], high = known[1], hole = known[2], done = known[3]
+    cdef uint64_t low = state[0], high = state[1], hole = state[2], done = state[3]
     cdef int64_t found
     if at >= count or made >= room:
         return at, made
-    cdef const uint64_t *run = &runs[0]
-    cdef uint64_t *out = &into[0]
     with nogil:
         while at < count and made < room:
             start, size, kind, place = run[4 * at], run[4 * at + 1], run[4 * at + 2], run[4 * at + 3]
@@ -223,7 +226,7 @@ def split_holes(
             else:
                 done = 0
                 at += 1
-    known[0], known[1], known[2], known[3] = low, high, hole, done
+    state[0], state[1], state[2], state[3] = low, high, hole, done
     return at, made
 
 
@@ -253,13 +256,15 @@ cdef inline char *put_number(char *to, uint64_t value) noexcept nogil:
 cdef Py_ssize_t LINE = 192
 
 
-def json_lines(const uint64_t[::1] runs, Py_ssize_t count):
+def json_lines(runs, Py_ssize_t count):
     """The entries of ``qemu-img map --output=json`` for ``count`` packed runs, with ",\n" between them."""
-    if count < 0 or count * 4 > runs.shape[0]:
+    cdef Py_ssize_t given
+    runs = memoryview(runs)
+    cdef const uint64_t *run = <const uint64_t *>items(runs, 8, False, &given)
+    if not 0 <= count <= given // 4:
         raise ValueError("there are not so many runs")
     if not count:
         return ""
-    cdef const uint64_t *run = &runs[0]
     cdef char *text = <char *>malloc(count * LINE)
     if text == NULL:
         raise MemoryError
@@ -292,21 +297,25 @@ def json_lines(const uint64_t[::1] runs, Py_ssize_t count):
         free(text)
 
 
-def empty_entries(const uint64_t[::1] words, Py_ssize_t first, Py_ssize_t limit, Py_ssize_t width):
+def empty_entries(words, Py_ssize_t first, Py_ssize_t limit, Py_ssize_t width):
     """See ``preallocation.pure_empty_entries``."""
-    if not 0 <= first <= limit <= words.shape[0] or width < 1:
+    cdef Py_ssize_t at = first, size
+    words = memoryview(words)
+    cdef const uint64_t *word = <const uint64_t *>items(words, 8, False, &size)
+    if not 0 <= first <= limit <= size or width < 1:
         raise ValueError("arguments are out of range")
-    cdef Py_ssize_t at = first
-    while at < limit and not words[at]:
+    while at < limit and not word[at]:
         at += width
     return (at - first) // width
 
 
-def fill_entries(uint64_t[::1] words, Py_ssize_t first, Py_ssize_t count, Py_ssize_t width, uint64_t word, uint64_t step):
+def fill_entries(words, Py_ssize_t first, Py_ssize_t count, Py_ssize_t width, uint64_t word, uint64_t step):
     """See ``preallocation.pure_fill_entries``."""
-    if first < 0 or count < 0 or width < 1 or count and first + (count - 1) * width >= words.shape[0]:
+    cdef Py_ssize_t at, size
+    words = memoryview(words)
+    cdef uint64_t *into = <uint64_t *>items(words, 8, True, &size)
+    if first < 0 or count < 0 or width < 1 or count and (first >= size or count - 1 > (size - 1 - first) // width):
         raise ValueError("arguments are out of range")
-    cdef Py_ssize_t at
     for at in range(count):
-        words[first + at * width] = word
+        into[first + at * width] = word
         word += step

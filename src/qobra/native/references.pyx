@@ -7,6 +7,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
 
+from qobra.native.buffers cimport items
+
 cdef extern from "<endian.h>" nogil:
     uint64_t be64toh(uint64_t word)
 
@@ -39,20 +41,19 @@ cdef inline Py_ssize_t push(
     return count
 
 
-def collect(
-    const uint8_t[::1] table, Py_ssize_t at, Py_ssize_t step, int bits, uint64_t limit, int split, uint64_t[::1] runs,
-    Py_ssize_t count,
-):
+def collect(table, Py_ssize_t at, Py_ssize_t step, int bits, uint64_t limit, int split, runs, Py_ssize_t count):
     """See ``references.pure_collect``."""
+    cdef Py_ssize_t stop, room
+    table, runs = memoryview(table), memoryview(runs)
+    cdef const uint8_t *words = <const uint8_t *>items(table, 1, False, &stop)
+    cdef uint64_t *into = <uint64_t *>items(runs, 8, True, &room)
     if not 9 <= bits <= 21 or not 3 <= split <= 16 or limit > 1ULL << 47 or step not in (8, 16):
         raise ValueError("arguments are out of range")
-    if at < 0 or at % step or table.shape[0] % step or count < 0:
+    if at < 0 or at % step or stop % step or count < 0:
         raise ValueError("arguments are out of range")
-    cdef Py_ssize_t stop = table.shape[0], room = runs.shape[0] - 2
+    room -= 2
     if at >= stop or count > room:
         return at, count
-    cdef const uint8_t *words = &table[0]
-    cdef uint64_t *into = &runs[0]
     cdef uint64_t word, offset, cluster, last, end, mask = (1ULL << split) - 1
     cdef uint64_t unaligned = (1ULL << bits) - 1
     cdef int size_shift = 62 - (bits - 8)
@@ -90,14 +91,15 @@ cdef int compare(const void *left, const void *right) noexcept nogil:
     return (a > b) - (a < b)
 
 
-def sort(uint64_t[::1] runs, Py_ssize_t count):
+def sort(runs, Py_ssize_t count):
     """See ``references.pure_sort``."""
-    if not 0 <= count <= runs.shape[0]:
+    cdef Py_ssize_t at = 1, given
+    runs = memoryview(runs)
+    cdef uint64_t *words = <uint64_t *>items(runs, 8, True, &given)
+    if not 0 <= count <= given:
         raise ValueError("there are not so many runs")
-    cdef Py_ssize_t at = 1
     if count < 2:
         return
-    cdef uint64_t *words = &runs[0]
     with nogil:
         while at < count and words[at - 1] <= words[at]:
             at += 1
@@ -169,18 +171,17 @@ cdef void *hold(Py_buffer *view, object counts, int width, bint writable, Py_ssi
     return view.buf
 
 
-def add(
-    counts, int width, uint64_t base, const uint64_t[::1] runs, Py_ssize_t at, Py_ssize_t end, int sign, uint64_t maximum
-):
+def add(counts, int width, uint64_t base, runs, Py_ssize_t at, Py_ssize_t end, int sign, uint64_t maximum):
     """See ``references.pure_add``."""
-    if not 0 <= at <= end <= runs.shape[0] or sign not in (1, -1):
+    cdef Py_ssize_t given, entries
+    runs = memoryview(runs)
+    cdef const uint64_t *words = <const uint64_t *>items(runs, 8, False, &given)
+    if not 0 <= at <= end <= given or sign not in (1, -1):
         raise ValueError("arguments are out of range")
     if at == end:
         return at
     cdef Py_buffer view
-    cdef Py_ssize_t entries
     cdef void *held = hold(&view, counts, width, True, &entries)
-    cdef const uint64_t *words = &runs[0]
     with nogil:
         if width == 1:
             at = add_to[uint8_t](<uint8_t *>held, entries, base, words, at, end, sign, maximum)
@@ -194,19 +195,19 @@ def add(
     return at
 
 
-def free_of(
-    counts, int width, uint64_t base, const uint64_t[::1] runs, Py_ssize_t at, Py_ssize_t end, uint64_t[::1] into
-):
+def free_of(counts, int width, uint64_t base, runs, Py_ssize_t at, Py_ssize_t end, into):
     """See ``references.pure_free_of``."""
-    if not 0 <= at <= end <= runs.shape[0] or into.shape[0] < 1 << 16:
+    cdef Py_ssize_t given, room, entries, made
+    runs, into = memoryview(runs), memoryview(into)
+    cdef const uint64_t *words = <const uint64_t *>items(runs, 8, False, &given)
+    cdef uint64_t *out = <uint64_t *>items(into, 8, True, &room)
+    if not 0 <= at <= end <= given or room < 1 << 16:
         raise ValueError("arguments are out of range")
     if at == end:
         return at, 0
+    room //= 2
     cdef Py_buffer view
-    cdef Py_ssize_t entries, made, room = into.shape[0] // 2
     cdef void *held = hold(&view, counts, width, False, &entries)
-    cdef const uint64_t *words = &runs[0]
-    cdef uint64_t *out = &into[0]
     with nogil:
         if width == 1:
             made = free_in[uint8_t](<uint8_t *>held, entries, base, words, &at, end, out, room)
@@ -220,18 +221,19 @@ def free_of(
     return at, made
 
 
-def note_ones(counts, int width, uint8_t[::1] ones, Py_ssize_t first):
+def note_ones(counts, int width, ones, Py_ssize_t first):
     """See ``references.pure_note_ones``."""
     cdef Py_buffer view
-    cdef Py_ssize_t entries
+    cdef Py_ssize_t entries, size
     cdef void *held
+    ones = memoryview(ones)
+    cdef uint8_t *into = <uint8_t *>items(ones, 1, True, &size)
     if first < 0 or first & 7:
         raise ValueError("arguments are out of range")
     held = hold(&view, counts, width, False, &entries)
-    entries = min(entries, ones.shape[0] * 8 - first)
-    cdef uint8_t *into
+    entries = min(entries, size * 8 - first)
     if entries > 0:
-        into = &ones[first >> 3]
+        into += first >> 3
         with nogil:
             if width == 1:
                 ones_of[uint8_t](<uint8_t *>held, entries, into)
@@ -244,14 +246,14 @@ def note_ones(counts, int width, uint8_t[::1] ones, Py_ssize_t first):
     PyBuffer_Release(&view)
 
 
-def clear_flags(uint8_t[::1] table, Py_ssize_t step):
+def clear_flags(table, Py_ssize_t step):
     """See ``references.pure_clear_flags``."""
+    cdef Py_ssize_t at = 0, size, first = -1, last = -1
+    table = memoryview(table)
+    cdef uint8_t *words = <uint8_t *>items(table, 1, True, &size)
     if step not in (8, 16):
         raise ValueError("entries have no such size")
-    cdef Py_ssize_t at = 0, size = table.shape[0] // step * step, first = -1, last = -1
-    if not size:
-        return 0, 0
-    cdef uint8_t *words = &table[0]
+    size = size // step * step
     with nogil:
         while at < size:
             if words[at] & 0x80:
@@ -265,16 +267,16 @@ def clear_flags(uint8_t[::1] table, Py_ssize_t step):
     return first, last + step
 
 
-def set_flags(uint8_t[::1] table, Py_ssize_t step, int bits, const uint8_t[::1] ones, uint64_t base):
+def set_flags(table, Py_ssize_t step, int bits, ones, uint64_t base):
     """See ``references.pure_set_flags``."""
+    cdef Py_ssize_t at = 0, size, ones_size, first = -1, last = -1
+    table, ones = memoryview(table), memoryview(ones)
+    cdef uint8_t *words = <uint8_t *>items(table, 1, True, &size)
+    cdef const uint8_t *one = <const uint8_t *>items(ones, 1, False, &ones_size)
     if step not in (8, 16) or not 9 <= bits <= 21:
         raise ValueError("arguments are out of range")
-    cdef Py_ssize_t at = 0, size = table.shape[0] // step * step, first = -1, last = -1
-    if not size or not ones.shape[0]:
-        return 0, 0
-    cdef uint8_t *words = &table[0]
-    cdef const uint8_t *one = &ones[0]
-    cdef uint64_t word, cluster, known = <uint64_t>ones.shape[0] * 8
+    size = size // step * step
+    cdef uint64_t word, cluster, known = <uint64_t>ones_size * 8
     cdef uint8_t flag
     with nogil:
         while at < size:
