@@ -84,3 +84,10 @@ def test_an_unknown_group_that_comes_first_is_named_by_whoever_was_called() -> N
 def test_long_options_in_getopt_s_words(arguments: list[str], error: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(error)}$"):
         parse(arguments, "f:", LONG, raw_texts=True)
+
+
+def test_each_option_is_looked_at_before_the_next() -> None:
+    seen: list[tuple[str, str]] = []
+    with pytest.raises(UsageError, match="nosuch"):
+        parse(["-q", "--size", "3", "--nosuch", "-q"], "q", ("size=",), met=lambda *option: seen.append(option))
+    assert seen == [("q", ""), ("size", "3")]

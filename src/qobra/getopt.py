@@ -9,10 +9,12 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     Parsed = tuple[list[tuple[str, str]], list[str]]
     """Options with their values ("" for those that take none), in order, and the operands."""
+    Met = Callable[[str, str], None]
+    """Told of an option and its value."""
 
 
 class UsageError(Exception):
@@ -31,13 +33,20 @@ class HelpWanted(Exception):
 
 
 def parse(
-    arguments: Sequence[str], short: str, long: Sequence[str] = (), *, permute: bool = True, raw_texts: bool = False
+    arguments: Sequence[str],
+    short: str,
+    long: Sequence[str] = (),
+    *,
+    permute: bool = True,
+    raw_texts: bool = False,
+    met: Met | None = None,
 ) -> Parsed:
     """Split ``arguments`` into options and operands.
 
     ``short`` is getopt's option string (``hf:b:``). A name in ``long`` that ends in ``=`` takes a value; ``name|x``
     (or ``name=|x``) says that it is the short option ``x`` by another name. Without ``permute`` the first operand
-    ends the options. ``raw_texts`` words errors as getopt itself does (qemu-io), without a program's name.
+    ends the options. ``raw_texts`` words errors as getopt itself does (qemu-io), without a program's name. ``met`` is
+    told of each option before the next is looked at, so that the first mistake of a line is the one that it ends with.
     Raises UsageError.
     """
     long_names = {}
@@ -46,6 +55,12 @@ def parse(
         long_names[name.rstrip("=")] = (name.endswith("="), alias or name.rstrip("="))
     options: list[tuple[str, str]] = []
     operands: list[str] = []
+
+    def take(name: str, value: str) -> None:
+        options.append((name, value))
+        if met is not None:
+            met(name, value)
+
     position = 0
     previous = ""
     while position < len(arguments):
@@ -66,7 +81,7 @@ def parse(
             elif equals and not takes_value:
                 unwanted = f"option '--{full}' doesn't allow an argument"
                 raise UsageError(unwanted if raw_texts else f"unrecognized option '{word}'")
-            options.append((name, value))
+            take(name, value)
         elif word.startswith("-") and word != "-":
             place = 1
             while place < len(word):
@@ -81,13 +96,13 @@ def parse(
                         raise UnknownGroup(word)
                     raise UsageError(f"unrecognized option '{word if place == len(word) else previous}'")
                 if short[index + 1 : index + 2] != ":":
-                    options.append((letter, ""))
+                    take(letter, "")
                     continue
                 if place < len(word):
-                    options.append((letter, word[place:]))
+                    take(letter, word[place:])
                 elif position < len(arguments):
-                    options.append((letter, arguments[position]))
                     position += 1
+                    take(letter, arguments[position - 1])
                 elif raw_texts:
                     raise UsageError(f"option requires an argument -- '{letter}'")
                 else:
@@ -141,9 +156,15 @@ class CommandLine:
         return values[-1] if values else default
 
 
-def parse_command(arguments: Sequence[str], short: str, long: Sequence[str] = ()) -> CommandLine:
+def parse_command(
+    arguments: Sequence[str], short: str, long: Sequence[str] = (), met: Met | None = None
+) -> CommandLine:
     """:func:`parse` with ``-h`` and ``--help`` as every subcommand has them. Raises HelpWanted or UsageError."""
-    line = CommandLine(*parse(arguments, "h" + short, ("help|h", *long)))
-    if line.has("h"):
-        raise HelpWanted
-    return line
+
+    def look(option: str, value: str) -> None:
+        if option == "h":
+            raise HelpWanted
+        if met is not None:
+            met(option, value)
+
+    return CommandLine(*parse(arguments, "h" + short, ("help|h", *long), met=look))

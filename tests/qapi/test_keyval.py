@@ -123,7 +123,7 @@ class TestConversion:
             ("driver=quorum,vote-threshold=1,children=x", "Invalid parameter type for 'children', expected: array"),
             ("driver=blkdebug,image=x,max-transfer=4294967296", "Parameter 'max-transfer' expects int32_t"),
             ("driver=raw,file.0=x", "Invalid parameter type for 'file', expected: BlockdevRef"),
-            ("driver=zz", "Invalid parameter 'zz'"),
+            ("driver=zz", "Parameter 'driver' does not accept value 'zz'"),
             ("", "Parameter 'driver' is missing"),
         ],
     )

@@ -9,16 +9,21 @@ from qobra.block.node import BlockNode, Options
 from qobra.block.reopen import reopen
 from qobra.block.vertex import GENERIC_OPTIONS, TEXTS
 from qobra.errors import QobraError
+from qobra.option_list import option_pairs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def parse_changes(node: BlockNode, text: str) -> Options:
+def parse_changes(node: BlockNode, text: str, warn: Callable[[str], object] | None = None) -> Options:
     """The nested options that ``text`` (``a=b,c.d=e``) has for ``node``. Raises QobraError.
 
-    ``x.template`` is the same as ``x`` for options that have both forms.
+    ``warn`` is told of words without a value. ``x.template`` is the same as ``x`` for options that have both forms.
     """
     from qobra.block.filename import unflatten
 
-    pairs = dict(part.partition("=")[::2] for part in text.split(","))
+    pairs = dict(option_pairs(text, warn=warn))
     for name in [name.removesuffix(".template") for name in pairs if name.endswith(".template")]:
         template = f"{name}.template"
         if pairs.get(name, pairs[template]) != pairs[template]:

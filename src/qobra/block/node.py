@@ -17,6 +17,7 @@ from qobra.block.vertex import Options as Options  # what drivers are written wi
 from qobra.block.vertex import Vertex
 from qobra.errors import QobraError
 from qobra.registry import Registry
+from qobra.units import INT64_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ else:
 drivers: Registry[type[BlockNode]] = Registry(
     "block driver", ["qobra.block.format", "qobra.block.protocol", "qobra.block.filter"]
 )
+
+
+def check_size(length: int) -> None:
+    """Raise QobraError for what is no size of an image, in any format."""
+    if not 0 <= length <= INT64_MAX:  # a size is a signed number of 64 bits
+        raise QobraError("Image size cannot be negative", errno=errno.EINVAL)
+    if length > MAX_LENGTH:
+        raise QobraError(f"offset({length}) exceeds maximum({MAX_LENGTH})", errno=errno.EIO)
 
 
 class BlockNode(Vertex):
@@ -276,10 +285,7 @@ class BlockNode(Vertex):
         """Change the size to ``length`` bytes; ``exact`` False lets it become larger."""
         if self.read_only:
             raise QobraError("Image is read-only", errno=errno.EACCES)
-        if length < 0:
-            raise QobraError("Image size cannot be negative", errno=errno.EINVAL)
-        if length > MAX_LENGTH:
-            raise QobraError(f"offset({length}) exceeds maximum({MAX_LENGTH})", errno=errno.EIO)
+        check_size(length)
         old = self.length
         self._truncate(length, preallocation, exact)
         self.moved(min(old, self.length), max(old, self.length) - min(old, self.length))

@@ -38,6 +38,8 @@ def run(program: Program, arguments: list[str], *, package: str = "qobra.cli._im
 
 
 def _run(program: Program, arguments: list[str], package: str, module_name: str) -> int:
+    if not arguments:
+        raise usage("Not enough arguments")
     try:
         options, rest = parse(arguments, "hVT:", ("help|h", "version|V", "trace=|T"), permute=False)
     except UnknownGroup:
@@ -56,7 +58,7 @@ def _run(program: Program, arguments: list[str], package: str, module_name: str)
             if not take(program, value):
                 return 0
     if not rest:
-        raise usage("Not enough arguments")
+        return 0
     command, *rest = rest
     if command not in COMMANDS and not module_name:
         raise usage(f"Command not found: {command}")

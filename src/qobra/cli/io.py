@@ -12,10 +12,12 @@ from typing import Any
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.io_commands._interpreter import Interpreter, Misused
 from qobra.block.typed_options import DISCARD_WORDS
+from qobra.cli._tool.image_opts import node_options
 from qobra.cli._tool.opening import Images, ShareConflict
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
 from qobra.getopt import UsageError, parse
+from qobra.option_list import option_pairs
 
 HELP = "single requests to an image, with patterns (qemu-io's command line)"
 
@@ -115,7 +117,7 @@ class Shell:
         if "f" in given and "image-opts" in given:
             raise ToolError("--image-opts and -f are mutually exclusive")
         self._new_images()
-        interpreter = Interpreter(
+        interpreter = self._interpreter = Interpreter(
             None,
             sys.stdout.write,
             self._complain,
@@ -126,9 +128,11 @@ class Shell:
         status = 0
         try:
             if self._operands:
-                described = "image-opts" in given
-                prefix = "can't open: " if described else "can't open device {}: "
-                interpreter.backend = self._open(self._operands[0], given.get("f"), described, settings, prefix)
+                filename, prefix = self._operands[0], "can't open device {}: "
+                if "image-opts" in given:
+                    prefix = "can't open: "
+                    settings["described"] = self._described([filename], prefix)
+                interpreter.backend = self._open(filename, given.get("f"), settings, prefix)
             status = self._run_lines(interpreter, lines) if lines else self._converse(interpreter)
         finally:
             try:
@@ -223,9 +227,17 @@ class Shell:
                 result["copy_on_read"] = True
         return result
 
-    def _open(self, filename: str, fmt: str | None, image_opts: bool, settings: dict[str, Any], prefix: str) -> Any:
+    def _described(self, texts: list[str], prefix: str) -> dict[str, Any]:
+        """The options of a node that lists of options say. Raises ToolError."""
+        pairs = [pair for text in texts for pair in option_pairs(text, warn=self._program.warning)]
         try:
-            return self._images.open(filename, fmt=fmt, image_opts=image_opts, **settings)
+            return node_options(pairs)
+        except QobraError as error:
+            raise ToolError(prefix + str(error))
+
+    def _open(self, filename: str, fmt: str | None, settings: dict[str, Any], prefix: str) -> Any:
+        try:
+            return self._images.open(filename, fmt=fmt, **settings)
         except ShareConflict:
             raise ToolError("-U conflicts with image options")
         except ToolError as error:
@@ -240,26 +252,19 @@ class Shell:
             raise Misused
         try:
             settings = self.settings(options)
-            text = dict(options).get("o")
-            if len(operands) > 1 or (not operands and text is None):
-                if operands:
-                    raise Misused
+            prefix = "can't open device {}: " if operands else "can't open: "
+            given = self._described([value for option, value in options if option == "o"], prefix.format(*operands))
+            if len(operands) > 1:
+                raise Misused
+            if self._interpreter.backend is not None and self._interpreter.backend.node is not None:
+                raise ToolError("file open already, try 'help close'")
             self._new_images()
             if not operands:
-                if text is None:
-                    raise ToolError("can't open: Must specify either driver or file")
-                return self._open(text, None, True, {**settings, "implied_key": ""}, "can't open: ")
-            if text is not None:
-                from qobra.cli._tool.image_opts import parse_image_opts
-
-                try:
-                    given = parse_image_opts(text, self._program, implied_key="")
-                except QobraError as error:
-                    raise ToolError(f"can't open device {operands[0]}: {error}")
-                if settings.get("force_share") and given.get("force-share") is False:
-                    raise ToolError("-U conflicts with image options")
-                settings["options"].update(given)
-            return self._open(operands[0], None, False, settings, "can't open device {}: ")
+                return self._open("", None, {**settings, "described": given}, prefix)
+            if settings.get("force_share") and given.get("force-share") is False:
+                raise ToolError("-U conflicts with image options")
+            settings["options"].update(given)
+            return self._open(operands[0], None, settings, prefix)
         except ToolError as error:
             raise QobraError(error.text)
 

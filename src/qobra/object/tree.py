@@ -50,6 +50,10 @@ class ObjectTree:
             raise QobraError(f"object type '{type_name}' is abstract")
         created = cls(self)
         try:
+            known = created.properties()
+            for name in props:
+                if keyval and name not in known:
+                    raise QobraError(f"Parameter '{name}' is unexpected")
             for name, value in props.items():
                 created.set(name, value, keyval=keyval)
             self.objects.add_child(id, created)

@@ -6,8 +6,6 @@ number. The order of checks and the words are those of QEMU's keyval input visit
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.qapi.checker import (
     BUILTIN_CHECKS,
     MISSING,
@@ -18,6 +16,10 @@ from qobra.qapi.checker import (
     member_names,
 )
 from qobra.qapi.spec import ALTERNATE, BUILTINS, ENUM, Types, TypeSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _TRUE = frozenset(("on", "yes", "true", "y"))
 _FALSE = frozenset(("off", "no", "false", "n"))
@@ -79,7 +81,7 @@ def _enum(spec: TypeSpec, value: Any) -> str:
     if not isinstance(value, str):
         raise Bad(WRONG_TYPE % "string")
     if value not in spec.values:
-        raise Bad(f"Invalid parameter '{value}'", fixed=True)
+        raise Bad(f"Parameter '%s' does not accept value '{value.replace('%', '%%')}'", whole=False)
     return value
 
 

@@ -69,7 +69,7 @@ def find_format(fmt: str) -> Format:
     if driver is None:
         raise QobraError(f"Unknown file format '{fmt}'")
     target = formats.find(fmt)
-    if target is None or not driver.creatable:
+    if target is None:
         raise QobraError(f"Format driver '{fmt}' does not support image creation")
     return target
 
@@ -141,7 +141,7 @@ def backing_values(known: dict[str, Option], fmt: str, backing_file: str | None,
 def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_format: str | None) -> int:
     full = relative_to(backing, filename)
     # Only its size is asked for, whoever may be writing to it.
-    options: Options = {"read-only": True, "force-share": True}
+    options: Options = {"read-only": True, "force-share": True, "_no-io": True}
     if backing_format:
         options["driver"] = backing_format
     backend = BlockBackend(layer, perm=0)
@@ -160,10 +160,16 @@ def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_form
 def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Format, values: Values) -> None:
     """Make the file, then the format in it."""
     protocol = parse_filename(filename)
+    named = drivers.find(fmt)
+    if named is not None and not named.is_format and protocol["driver"] != fmt:
+        protocol = {"driver": fmt, "filename": filename.removeprefix("file:")}
     driver = drivers.find(protocol["driver"])
     assert driver is not None
-    if fmt in ("raw", driver.driver) and values.get("preallocation", "off") not in PREALLOCATION_MODES:
-        raise QobraError(f"invalid parameter value: {values['preallocation']}")
+    mode = values.get("preallocation", "off") if fmt in ("raw", driver.driver) else "off"
+    if mode not in PREALLOCATION_MODES:
+        raise QobraError(f"invalid parameter value: {mode}")
+    if mode != "off" and not driver.creatable:
+        raise QobraError(f"Unsupported preallocation mode '{mode}'")
     create_file: Callable[[Options], None] | None = driver.create if driver.creatable else None  # type: ignore[attr-defined]
     # A disk is allocated in whole sectors, whatever the user asked for.
     values = {**values, "size": -(-values["size"] // 512) * 512}
@@ -175,7 +181,7 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
         names = FORMAT_MEMBERS_OF_FILE if bare else FORMAT_MEMBERS_OF_FILE[1:]
         file_values.update({name: values[name] for name in names if name in values})
     if create_file is None:
-        _require_existing(layer, protocol, filename, driver.driver, file_values["size"])
+        _require_existing(layer, filename, driver.driver, file_values["size"])
     else:
         create_file({**protocol, **(below.convert(file_values) if below is not None else file_values)})
     if not bare:
@@ -230,11 +236,11 @@ def _open_for_creation(layer: BlockLayer, options: Options, roots: list[BlockBac
     return node
 
 
-def _require_existing(layer: BlockLayer, protocol: Options, filename: str, driver: str, size: int) -> None:
+def _require_existing(layer: BlockLayer, filename: str, driver: str, size: int) -> None:
     """A protocol that cannot create serves if its image is there and large enough; its first sector is cleared."""
     root = BlockBackend(layer, perm=permissions.CONSISTENT_READ | permissions.WRITE | permissions.RESIZE)
     try:
-        node = layer.open({**protocol, "read-only": False}, root=root)
+        node = layer.open_image(filename, {"driver": driver, "read-only": False}, root=root)
     except QobraError as error:
         raise QobraError(
             f"Protocol driver '{driver}' does not support image creation, and opening the image failed: {error}"

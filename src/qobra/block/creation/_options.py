@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, NamedTuple
+
+    from qobra.block.layer import BlockLayer
 else:
     Any = object
     from qobra.records import NamedTuple
@@ -38,14 +40,14 @@ class Format:
         options: Iterable[Option],
         convert: Callable[[Values], Values],
         amend: Iterable[Option] = (),
-        measured: Callable[[Values], Values] = dict,
+        measured: Callable[[Values, BlockLayer], Values] | None = None,
     ) -> None:
         self.options = {option.name: option for option in options}
         self.convert = convert
         """The options as members of BlockdevCreateOptions (without driver and file). Raises QobraError."""
         self.amend_options = {option.name: option for option in amend}
-        self.measured = measured
-        """Those of the options that how much space an image takes depends on. Raises QobraError."""
+        self.measured = measured or (lambda values, _layer: convert(values))
+        """As :attr:`convert`, of those that the space which an image takes depends on: no others are looked at."""
 
 
 formats: Registry[Format] = Registry("creation options", ["qobra.block.creation"])
@@ -91,14 +93,18 @@ def listed(known: dict[str, Option]) -> list[str]:
     return lines
 
 
+def text_of(value: str | int | bool) -> str:
+    """A typed value as it would be written."""
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
 def told(known: dict[str, Option], values: Values) -> str:
     """The values, defaults among them, as ``Formatting`` tells them."""
     parts = []
     for name, option in known.items():
         value = values.get(name, option.default)
         if value is not None:
-            text = ("on" if value else "off") if isinstance(value, bool) else str(value)
-            parts.append(f"{name}={text.replace(',', ',,')}")
+            parts.append(f"{name}={text_of(value).replace(',', ',,')}")
     return " ".join(parts)
 
 

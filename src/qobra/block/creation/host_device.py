@@ -9,4 +9,6 @@ _OPTIONS = (
     Option("preallocation", STRING, "space to reserve (off)"),
 )
 
-formats.register("host_device")(Format(_OPTIONS, lambda values: {"size": values["size"]}))
+DEVICE = Format(_OPTIONS, lambda values: {"size": values["size"]})
+
+formats.register("host_device")(DEVICE)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from qobra.block.creation._options import BOOL, NUMBER, SIZE, STRING, Format, Option, Values, dashed, formats
+from qobra.block.creation._options import BOOL, NUMBER, SIZE, STRING, Format, Option, Values, dashed, formats, text_of
 from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qobra.block.layer import BlockLayer
 
 _COMPAT = {"0.10": "v2", "v2": "v2", "1.1": "v3", "v3": "v3"}
 
@@ -57,62 +61,70 @@ _AMEND = (
     _REFCOUNT_BITS._replace(default=None),
 )
 
+_PREALLOCATION = ("off", "metadata", "falloc", "full")
+
 _MEMBERS = (
     "size", "cluster_size", "extended_l2", "preallocation", "compression_type", "backing_file", "backing_fmt",
     "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits",
 )  # fmt: skip
 
-_PREALLOCATION = ("off", "metadata", "falloc", "full")
-
-
-def version(compat: str) -> str:
-    """The schema's word for a compatibility level. Raises QobraError."""
-    if compat not in _COMPAT:
-        raise QobraError(f"Parameter 'version' does not accept value '{compat}'")
-    return _COMPAT[compat]
-
 
 def _convert(values: Values) -> Values:
-    options = dashed(values, _MEMBERS)
-    if "compat" in values:
-        options["version"] = version(values["compat"])
-    encrypt = {name.removeprefix("encrypt."): value for name, value in values.items() if name.startswith("encrypt.")}
-    if values.get("encryption"):
-        if encrypt.setdefault("format", "aes") != "aes":
-            raise QobraError("Options encryption and encrypt.format are mutually exclusive")
+    """BlockdevCreateOptionsQcow2 without its file. Raises QobraError in QEMU's words."""
     from qobra.qapi.contract import contract
 
-    for name, allowed in (
-        ("backing_fmt", contract().types["BlockdevDriver"].values),
-        ("preallocation", _PREALLOCATION),
-        ("compression_type", ("zlib", "zstd")),
-    ):
-        if name in values and values[name] not in allowed:
-            raise QobraError(f"Parameter '{name.replace('_', '-')}' does not accept value '{values[name]}'")
+    texts: Values = {name: text_of(value) for name, value in dashed(values, _MEMBERS).items()}
+    if "compat" in values:
+        texts["version"] = _COMPAT.get(values["compat"], values["compat"])
+    encrypt = _encryption(values)
+    if values.get("encryption"):
+        if "format" in encrypt:
+            raise QobraError("'encrypt.format' and its alias 'encryption' can't be used at the same time")
+        encrypt["format"] = "aes"
     if encrypt:
-        if "format" not in encrypt:
-            raise QobraError("Parameter 'encrypt.format' is missing")
-        if encrypt["format"] not in ("aes", "luks"):
-            raise QobraError(f"Parameter 'encrypt.format' does not accept value '{encrypt['format']}'")
-        if "key-secret" not in encrypt:
-            raise QobraError("Parameter 'encrypt.key-secret' is required for cipher")
-        if encrypt["format"] == "aes":
+        if encrypt.get("format") == "aes":
             encrypt["format"] = "qcow"  # the schema's name of the same thing
-        options["encrypt"] = encrypt
+        texts["encrypt"] = encrypt
+    options: Values = contract().check("BlockdevCreateOptionsQcow2", {"file": "", **texts}, keyval=True)
+    del options["file"]
+    if encrypt and "key-secret" not in encrypt:
+        raise QobraError("Parameter 'encrypt.key-secret' is required for cipher")
     return options
 
 
-def _measured(values: Values) -> Values:
-    if values.get("compat", "1.1") not in ("0.10", "1.1"):
-        raise QobraError(f"Invalid compatibility level: '{values['compat']}'")
-    if values.get("compat") == "0.10" and values.get("refcount_bits", 16) in (1, 2, 4, 8, 32, 64):
+def _encryption(values: Values) -> Values:
+    """What is said of encryption, as texts."""
+    return {name.removeprefix("encrypt."): text_of(values[name]) for name in values if name.startswith("encrypt.")}
+
+
+def _measured(values: Values, layer: BlockLayer) -> Values:
+    """What of the options the size of an image depends on, looked at in QEMU's order. Raises QobraError."""
+    from qobra.block.format.qcow2.create import cluster_bits, refcount_order
+
+    options = dashed(values, ("size", "cluster_size", "extended_l2", "preallocation", "refcount_bits"))
+    cluster_bits(options.get("cluster-size", 65536), options.get("extended-l2", False))
+    compat, width = values.get("compat", "1.1"), options.get("refcount-bits", 16)
+    if compat not in ("0.10", "1.1"):
+        raise QobraError(f"Invalid compatibility level: '{compat}'")
+    refcount_order(width, 3)
+    if compat == "0.10" and width != 16:
         raise QobraError(
             "Different refcount widths than 16 bits require compatibility level 1.1 or above "
             "(use compat=1.1 or greater)"
         )
-    if values.get("preallocation", "off") not in _PREALLOCATION:
-        raise QobraError(f"invalid parameter value: {values['preallocation']}")
-    return {name: value for name, value in values.items() if name not in ("compression_type", "encryption")}
+    options["version"] = _COMPAT[compat]
+    if options.get("preallocation", "off") not in _PREALLOCATION:
+        raise QobraError(f"invalid parameter value: {options['preallocation']}")
+    encrypt = _encryption(values)
+    if encrypt.get("format") == "luks":
+        from qobra.crypto.secret import secret_bytes
+        from qobra.qapi.contract import contract
+
+        options["encrypt"] = contract().check("QCryptoBlockCreateOptions", encrypt, path="encrypt", keyval=True)
+        if "key-secret" not in encrypt:
+            raise QobraError("Parameter 'encrypt.key-secret' is required for cipher")
+        secret_bytes(layer.find_object, encrypt["key-secret"])
+    return options
 
 
 formats.register("qcow2")(Format(_OPTIONS, _convert, _AMEND, _measured))

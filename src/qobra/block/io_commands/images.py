@@ -52,8 +52,6 @@ def open_file(interpreter: Interpreter, words: list[str]) -> None:
     """Open a file to work on."""
     if interpreter.open_file is None:
         raise QobraError("Operation not supported")
-    if interpreter.backend is not None and interpreter.backend.node is not None:
-        raise QobraError("file open already, try 'help close'")
     interpreter.backend = interpreter.open_file(words)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qobra.block.node import Options
 
 _EXPORT = ":exportname="
+_NO_ADDRESS = "NBD server address missing"
 
 
 def server_address(options: Options) -> dict[str, Any]:
@@ -30,14 +31,18 @@ def server_address(options: Options) -> dict[str, Any]:
         return {"type": "unix", "path": options["path"]}
     if "host" in options:
         return {"type": "inet", "host": options["host"], "port": str(options.get("port", DEFAULT_PORT))}
-    raise QobraError("NBD server address missing", errno=errno.EINVAL)
+    raise QobraError(_NO_ADDRESS, errno=errno.EINVAL)
 
 
 def parse_filename(filename: str) -> Options:
     """``server`` and ``export`` from a URI, ``nbd:HOST:PORT``, ``nbd:unix:PATH``, these with ``:exportname=NAME``."""
     if "://" in filename:
         return _parse_uri(filename)
+    if not filename.startswith("nbd:"):
+        raise QobraError("File name string for NBD must start with 'nbd:'", errno=errno.EINVAL)
     place, found, export = filename.removeprefix("nbd:").partition(_EXPORT)
+    if not place:
+        raise QobraError(_NO_ADDRESS, errno=errno.EINVAL)
     options: Options = {"server": parse_place(place)}
     if found and export:
         options["export"] = export

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qobra.cli._img.create import option_pairs
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
+from qobra.option_list import option_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def load_snapshot(program: Program, node: Any, text: str, *, quote: str = "'") -
     """
     wanted: dict[str, str] = {}
     if text.startswith("snapshot."):
-        for name, value in option_pairs([text]):
+        for name, value in option_pairs(text, warn=program.warning):
             if name not in ("snapshot.id", "snapshot.name"):
                 program.error(f"Invalid parameter '{name}'")
                 raise ToolError(f"Failed in parsing snapshot param {quote}{text}'")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from qobra.block.cache_modes import CACHE_MODES
-from qobra.block.creation._options import Format, Option, formats, listed, parse_values
+from qobra.block.creation._options import Format, Option, formats, listed, parse_values, text_of
 from qobra.block.node import drivers
-from qobra.cli._img.create import check_option_list, option_pairs, wants_help
-from qobra.cli._tool.opening import Images, node_of, opening
+from qobra.cli._img.create import creation_pairs, look_at_options, wants_help
+from qobra.cli._tool.opening import command_line, node_of, opening
 from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
-from qobra.getopt import parse_command
+from qobra.qapi.contract import contract
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,14 +27,12 @@ Change options of an image, name=value,...; '-o help' lists those that can be ch
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(arguments, "o:f:t:pq", ("object=", "image-opts", "force"))
+    line, images = command_line(program, arguments, "o:f:t:pq", ("image-opts", "force"), look_at_options)
     operands = line.operands
     texts = line.values("o")
-    for text in texts:
-        check_option_list(text)
     fmt = line.optional("f")
     cache = line.value("t", "writeback")
-    with Images(program, line.values("object")) as images:
+    with images:
         if not texts:
             raise usage("Must specify options (-o)")
         help_wanted = any(wants_help(text) for text in texts)
@@ -50,17 +48,19 @@ def main(program: Program, arguments: list[str]) -> int:
             return _print_options(node.driver)
         target = _format(node.driver)
         with program.progress(line.has("p") and not line.has("q")) as progress:
-            pairs = option_pairs(texts)
+            pairs = creation_pairs(texts)
             for name, _value in pairs:
                 if name not in target.amend_options and name in target.options:
                     raise ToolError(f"Invalid parameter '{name}'\nThis option is only supported for image creation")
             try:
                 values = parse_values(target.amend_options, pairs)
                 order = amendment(values)
-                if "encrypt" in order and line.has("force"):
-                    order["_force"] = True
+                if "encrypt" in order:
+                    node.require_key_slots()
+                    encrypt = {"format": "luks", **order["encrypt"]}
+                    order["encrypt"] = contract().check("QCryptoBlockAmendOptions", encrypt, keyval=True)
                 with images.layer.drained():
-                    node.amend(order, lambda done, total: _tell(progress, done, total))
+                    node.amend(order, lambda done, total: _tell(progress, done, total), force=line.has("force"))
             except QobraError as error:
                 if str(error) == "Cannot amend the backing file":
                     raise ToolError(f"{error}\nYou can use '{program.name} rebase' instead.")
@@ -72,7 +72,7 @@ def main(program: Program, arguments: list[str]) -> int:
 
 
 def amendment(values: dict[str, Any]) -> dict[str, Any]:
-    """Option values as members of the driver's amend options. Raises QobraError."""
+    """Option values as members of the driver's amend options, those of ``encrypt`` as texts. Raises QobraError."""
     order: dict[str, Any] = {}
     for name, value in values.items():
         if name == "compat":
@@ -81,7 +81,7 @@ def amendment(values: dict[str, Any]) -> dict[str, Any]:
                 raise QobraError(f"Unknown compatibility level {value}")
             order["version"] = version
         elif name.startswith("encrypt."):
-            order.setdefault("encrypt", {})[name.removeprefix("encrypt.")] = value
+            order.setdefault("encrypt", {})[name.removeprefix("encrypt.")] = text_of(value)
         else:
             order[name.replace("_", "-")] = value
     return order

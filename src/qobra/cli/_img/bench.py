@@ -7,10 +7,9 @@ import time
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img._target import reason
-from qobra.cli._tool.opening import Images, opening
+from qobra.cli._tool.opening import command_line, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError
-from qobra.getopt import parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,13 +48,9 @@ class Order:
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(
-        arguments,
-        "c:d:f:i:no:qs:S:t:wU",
-        ("flush-interval=", "pattern=", "no-drain", "image-opts", "force-share|U", "object="),
-    )
     order = Order()
-    for option, value in line.options:
+
+    def look(option: str, value: str) -> None:
         if option == "c":
             order.count = _plain_number(value, "request count")
         elif option == "d":
@@ -74,9 +69,17 @@ def main(program: Program, arguments: list[str]) -> int:
             order.pattern = _plain_number(value, "pattern byte", 255)
         elif option == "flush-interval":
             order.flush_interval = _plain_number(value, "flush interval")
+
+    line, images = command_line(
+        program,
+        arguments,
+        "c:d:f:i:no:qs:S:t:wU",
+        ("flush-interval=", "pattern=", "no-drain", "image-opts", "force-share|U"),
+        look,
+    )
     order.writes = line.has("w")
     order.drain = not line.has("no-drain")
-    with Images(program, line.values("object")) as images:
+    with images:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         if not order.writes and order.flush_interval:

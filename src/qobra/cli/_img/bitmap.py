@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from qobra.block import bitmap_changes as changes
-from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of, opening
+from qobra.cli._tool.opening import STORED_BITMAPS, command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
-from qobra.getopt import parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,20 +26,27 @@ ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(
+    granularity = 0
+
+    def look(option: str, value: str) -> None:
+        nonlocal granularity
+        if option == "g":
+            granularity = program.number("granularity", value, 1)
+
+    line, images = command_line(
+        program,
         arguments,
         "b:f:F:g:",
         (
-            "object=", "image-opts", "add", "remove", "clear", "enable", "disable", "merge=", "source-file=|b",
+            "image-opts", "add", "remove", "clear", "enable", "disable", "merge=", "source-file=|b",
             "source-format=|F", "granularity=|g",
         ),
+        look,
     )  # fmt: skip
     operands = line.operands
     source_file, source_format = line.optional("b"), line.optional("F")
-    granularity_text = line.optional("g")
-    granularity = 0 if granularity_text is None else program.number("granularity", granularity_text, 1)
     actions = [(option, value) for option, value in line.options if option in ACTIONS]
-    with Images(program, line.values("object")) as images:
+    with images:
         kinds = {action for action, _value in actions}
         if not actions:
             raise ToolError("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge")

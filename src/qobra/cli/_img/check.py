@@ -7,10 +7,9 @@ import sys
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of, opening
+from qobra.cli._tool.opening import STORED_BITMAPS, command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, flush_output, usage
 from qobra.errors import QobraError, strerror
-from qobra.getopt import parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,18 +29,24 @@ be checked.
 CORRUPT, LEAKED, UNSUPPORTED = 2, 3, 63
 
 
+def _look(option: str, value: str) -> None:
+    if option == "r" and value not in ("leaks", "all"):
+        raise usage(f"Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
+
+
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(
-        arguments, "f:r:T:qU", ("format=|f", "repair=|r", "output=", "object=", "image-opts", "force-share|U")
+    line, images = command_line(
+        program,
+        arguments,
+        "f:r:T:qU",
+        ("format=|f", "repair=|r", "output=", "image-opts", "force-share|U"),
+        _look,
     )
-    for value in line.values("r"):
-        if value not in ("leaks", "all"):
-            raise usage(f"Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
     repair = line.optional("r")
     cache = line.value("T", "writeback")
     quiet = line.has("q")
-    with Images(program, line.values("object")) as images:
+    with images:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         is_json = check_output(line)

@@ -14,12 +14,11 @@ from qobra.block.node import BlockNode
 from qobra.cli._img._copying import copy
 from qobra.cli._img._target import reason
 from qobra.cli._img._throttle import Throttle
-from qobra.cli._tool.opening import Images, node_of, opening
+from qobra.cli._tool.opening import Images, command_line, node_of, opening
 from qobra.cli._tool.process import collect_garbage
 from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
-from qobra.getopt import parse_command
 
 HELP = """\
 commit [-f FMT | --image-opts] [-t CACHE] [-b BASE] [-r RATE] [-d] [-p] [-q] [--object DEF] FILENAME
@@ -34,14 +33,20 @@ image is empty afterwards.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(arguments, "f:t:b:r:dpq", ("object=", "image-opts"))
+    rate = 0
+
+    def look(option: str, value: str) -> None:
+        nonlocal rate
+        if option == "r":
+            rate = program.number("rate limit", value)
+
+    line, images = command_line(program, arguments, "f:t:b:r:dpq", ("image-opts",), look)
     base_name = line.optional("b")
     # With a base further down, what lies between would have to be emptied too.
     drop = line.has("d") or base_name is not None
     cache = line.value("t", "writeback")
-    rate = program.number("rate limit", line.value("r", "0"))
     quiet = line.has("q")
-    with Images(program, line.values("object")) as images:
+    with images:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         if cache not in CACHE_MODES:

@@ -7,11 +7,10 @@ from qobra.cli._img._differences import Side, SideError, candidates, first_of
 from qobra.cli._img._pieces import Pieces, disk_size
 from qobra.cli._img._target import reason
 from qobra.cli._img.map import Entry, walk
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import command_line, node_of
 from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError
-from qobra.getopt import parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,15 +35,14 @@ DIFFERENT, OPEN_FAILED, MAP_FAILED, READ_FAILED = 1, 2, 3, 4
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(arguments, "f:F:T:pqsU", ("object=", "image-opts", "force-share|U"))
-    operands = line.operands
-    cache = line.value("T", "writeback")
-    strict, quiet = line.has("s"), line.has("q")
     try:
-        images = Images(program, line.values("object"))
+        line, images = command_line(program, arguments, "f:F:T:pqsU", ("image-opts", "force-share|U"))
     except ToolError as error:
         error.status = error.status and OPEN_FAILED
         raise
+    operands = line.operands
+    cache = line.value("T", "writeback")
+    strict, quiet = line.has("s"), line.has("q")
     with images:
         if len(operands) != 2:
             raise usage("Expecting two image file names")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img._convert import Conversion
-from qobra.cli._img.create import check_option_list, option_pairs, print_options, wants_help
-from qobra.cli._tool.opening import Images
+from qobra.cli._img.create import check_option_list, creation_pairs, print_options, wants_help
+from qobra.cli._tool.opening import command_line
 from qobra.cli._tool.report import Program, ToolError
-from qobra.getopt import parse_command
 
 HELP = """\
 convert [-f FMT | --image-opts] [-T CACHE] [-O OUTPUT_FMT] [-t CACHE] [-o OPTIONS] [-B BACKING [-F BACKING_FMT]]
@@ -41,20 +40,20 @@ MAX_SPARSE = 16 << 20
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(
+    order = Order()
+    line, images = command_line(
+        program,
         arguments,
         "f:O:B:CcF:o:l:S:pt:T:qnm:WUr:",
         (
-            "source-format=|f", "target-format=|O", "object=", "image-opts", "force-share|U", "target-image-opts",
+            "source-format=|f", "target-format=|O", "image-opts", "force-share|U", "target-image-opts",
             "salvage", "target-is-zero", "bitmaps", "skip-broken-bitmaps",
             "resume", "compression-level=",
         ),
+        lambda option, value: _take(program, order, option, value),
     )  # fmt: skip
     operands = line.operands
-    order = Order()
-    for option, value in line.options:
-        _take(program, order, option, value)
-    with Images(program, line.values("object")) as images:
+    with images:
         _check(order, operands)
         if any(wants_help(text) for text in order.options):
             return print_options(program, order.output_format, operands[-1] if operands else None)
@@ -99,7 +98,7 @@ class Order:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """``name=value`` of the target's options."""
-        return option_pairs(self.options)
+        return creation_pairs(self.options)
 
 
 _FLAGS = {

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from qobra.cli._tool.image_opts import split_options
-from qobra.cli._tool.opening import Images
+from qobra.cli._tool.opening import Images, command_line
 from qobra.cli._tool.process import end_in_order
 from qobra.cli._tool.report import Program, ToolError, flush_output, usage
 from qobra.errors import QobraError, strerror
-from qobra.getopt import parse_command
+from qobra.option_list import option_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +31,10 @@ as that.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(arguments, "F:b:f:qo:u", ("object=",))
+    line, images = command_line(program, arguments, "F:b:f:qo:u", met=look_at_options)
     operands = line.operands
     texts = line.values("o")
-    for text in texts:
-        check_option_list(text)
-    with Images(program, line.values("object")) as images:
+    with images:
         filename = operands[0] if operands else None
         if filename is None and not any(wants_help(text) for text in texts):
             raise usage("Expecting image file name")
@@ -65,19 +62,15 @@ def check_option_list(text: str) -> None:
         raise ToolError(f"Invalid option list: {text}")
 
 
-def option_pairs(texts: list[str]) -> list[tuple[str, str]]:
-    """``name=value`` of all ``-o`` together; a bare name means on, with ``no`` before it off."""
-    pairs = []
-    for text in texts:
-        for part in split_options(text):
-            name, equals, value = part.partition("=")
-            if equals:
-                pairs.append((name, value))
-            elif name.startswith("no"):
-                pairs.append((name[2:], "off"))
-            elif name:
-                pairs.append((name, "on"))
-    return pairs
+def look_at_options(option: str, value: str) -> None:
+    """For :func:`command_line`: what ``-o`` has must be such a list. Raises ToolError."""
+    if option == "o":
+        check_option_list(value)
+
+
+def creation_pairs(texts: list[str]) -> list[tuple[str, str]]:
+    """``name=value`` of all ``-o`` together."""
+    return [pair for text in texts for pair in option_pairs(text)]
 
 
 def print_options(program: Program, fmt: str, filename: str | None) -> int:
@@ -106,7 +99,7 @@ def create(program: Program, images: Images, line: CommandLine, filename: str, s
             images.layer,
             filename,
             line.value("f", "raw"),
-            option_pairs(line.values("o")),
+            creation_pairs(line.values("o")),
             size=size,
             backing_file=line.optional("b"),
             backing_format=line.optional("F"),

@@ -6,9 +6,8 @@ from qobra.block.copy.chunk import CopyFailed
 from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import Pieces, disk_size
 from qobra.cli._img._target import Guard, check_format, create_target, open_target, reason, refuse_source
-from qobra.cli._tool.opening import Images, node_of, opening
+from qobra.cli._tool.opening import command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
-from qobra.getopt import parse_command
 from qobra.units import INT64_MAX
 
 TYPE_CHECKING = False
@@ -27,9 +26,9 @@ _NAMES = ("bs", "count", "if", "of", "skip")
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(arguments, "f:O:U", ("object=", "image-opts", "force-share|U"))
+    line, images = command_line(program, arguments, "f:O:U", ("image-opts", "force-share|U"))
     output_format = line.value("O", "raw")
-    with Images(program, line.values("object")) as images:
+    with images:
         given: dict[str, str] = {}
         numbers = {"bs": 512, "count": -1, "skip": 0}
         for operand in line.operands:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from qobra.block.describe import describe
 from qobra.block.query import image_info
-from qobra.cli._tool.opening import Images, node_of, opening
+from qobra.cli._tool.opening import Images, command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
-from qobra.getopt import parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,11 +32,11 @@ what the format has to tell. The image is only read.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(
-        arguments, "f:U", ("format=|f", "output=", "backing-chain", "object=", "image-opts", "force-share|U")
+    line, images = command_line(
+        program, arguments, "f:U", ("format=|f", "output=", "backing-chain", "image-opts", "force-share|U")
     )
     chain = line.has("backing-chain")
-    with Images(program, line.values("object")) as images:
+    with images:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         is_json = check_output(line)

@@ -8,9 +8,8 @@ from itertools import islice
 from qobra.block.extents import ABSENT, ALLOCATED, COMPUTED, DATA, UNALLOCATED, ZERO
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of, opening
+from qobra.cli._tool.opening import STORED_BITMAPS, command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
-from qobra.getopt import parse_command
 from qobra.native import compiled
 from qobra.records import NamedTuple
 
@@ -62,15 +61,23 @@ class Entry(NamedTuple):
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(
+    start, limit = 0, -1
+
+    def look(option: str, value: str) -> None:
+        nonlocal start, limit
+        if option == "s":
+            start = program.number("start offset", value)
+        elif option == "l":
+            limit = program.number("max length", value)
+
+    line, images = command_line(
+        program,
         arguments,
         "f:s:l:U",
-        ("format=|f", "output=", "object=", "image-opts", "force-share|U", "start-offset=|s", "max-length=|l"),
+        ("format=|f", "output=", "image-opts", "force-share|U", "start-offset=|s", "max-length=|l"),
+        look,
     )
-    start = program.number("start offset", line.value("s", "0"))
-    length = line.optional("l")
-    limit = program.number("max length", length) if length is not None else -1
-    with Images(program, line.values("object")) as images:
+    with images:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         is_json = check_output(line)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from qobra.block.creation._image import find_format
+from qobra.block.creation._image import find_format, known_options
 from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
 from qobra.cli._img._pieces import disk_size
 from qobra.cli._img._snapshot_param import load_snapshot
-from qobra.cli._img.create import check_option_list, option_pairs
+from qobra.cli._img.create import creation_pairs, look_at_options
 from qobra.cli._img.info import check_output
-from qobra.cli._tool.opening import STORED_BITMAPS, Images, node_of, opening
+from qobra.cli._tool.opening import STORED_BITMAPS, command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
-from qobra.getopt import parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,15 +28,21 @@ for a disk of N bytes, or for what FILENAME, or a snapshot in it, holds.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(arguments, "f:l:o:O:U", ("image-opts", "object=", "output=", "size=", "force-share|U"))
+    size: int | None = None
+
+    def look(option: str, value: str) -> None:
+        nonlocal size
+        look_at_options(option, value)
+        if option == "size":
+            size = program.number("image size", value)
+
+    line, images = command_line(
+        program, arguments, "f:l:o:O:U", ("image-opts", "output=", "size=", "force-share|U"), look
+    )
     operands = line.operands
-    for text in line.values("o"):
-        check_option_list(text)
     snapshot = line.optional("l")
     output_format = line.value("O", "raw")
-    size_text = line.optional("size")
-    size = program.number("image size", size_text) if size_text is not None else None
-    with Images(program, line.values("object")) as images:
+    with images:
         is_json = check_output(line)
         if len(operands) > 1:
             raise ToolError("At most one filename argument is allowed.")
@@ -60,7 +65,7 @@ def main(program: Program, arguments: list[str]) -> int:
         except QobraError as error:
             raise ToolError(str(error))
         try:
-            values = parse_values(target.options, option_pairs(line.values("o")))
+            values = parse_values(known_options(output_format, "file:"), creation_pairs(line.values("o")))
         except QobraError as error:
             program.error(str(error))
             raise ToolError(f"Invalid options for file format '{output_format}'")
@@ -68,7 +73,7 @@ def main(program: Program, arguments: list[str]) -> int:
         if not hasattr(driver, "measure"):
             raise ToolError(f"Block driver '{output_format}' does not support size measurement")
         try:
-            info = driver.measure(target.convert(target.measured(values)), source)
+            info = driver.measure(target.measured(values, images.layer), source)
         except QobraError as error:
             raise ToolError(str(error))
         except OSError as error:

@@ -15,12 +15,11 @@ from qobra.cli._img._copying import copy
 from qobra.cli._img._differences import Side, SideError, candidates, differences, has_data
 from qobra.cli._img._pieces import Pieces
 from qobra.cli._img._target import reason
-from qobra.cli._tool.opening import Images, node_of
+from qobra.cli._tool.opening import Images, command_line, node_of
 from qobra.cli._tool.process import collect_garbage
 from qobra.cli._tool.progress import Progress
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError
-from qobra.getopt import parse_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,12 +43,12 @@ the two backing files differ, the image gets a copy of the old one's data.
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(arguments, "f:F:b:upt:T:qU", ("object=", "image-opts", "force-share|U"))
+    line, images = command_line(program, arguments, "f:F:b:upt:T:qU", ("image-opts", "force-share|U"))
     operands = line.operands
     backing, backing_format = line.optional("b"), line.optional("F")
     cache, source_cache = line.value("t", "writeback"), line.value("T", "writeback")
     unsafe = line.has("u")
-    with Images(program, line.values("object")) as images:
+    with images:
         if len(operands) != 1:
             raise usage("Expecting one image file name")
         if not unsafe and backing is None:

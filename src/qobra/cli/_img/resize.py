@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from qobra.cli._img._pieces import disk_size
-from qobra.cli._tool.opening import Images, node_of, opening
+from qobra.cli._tool.opening import command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
-from qobra.getopt import HelpWanted, parse_command
+from qobra.getopt import HelpWanted
 from qobra.units import INT64_MAX, NotANumber, OutOfRange, not_a_size, parse_size
 
 HELP = """\
@@ -21,20 +21,22 @@ Give an image another size, or with + or - so much more or less than it has.
 MODES = ("off", "metadata", "falloc", "full")
 
 
+def _look(option: str, value: str) -> None:
+    if option == "preallocation" and value not in MODES:
+        raise ToolError(f"Invalid preallocation mode '{value}'")
+
+
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    # The size is taken off first, because -1G would read as an option.
-    if arguments in (["-h"], ["--help"]):
+    # The size is taken off first, because -1G would read as an option. So there is no help in QEMU's.
+    if program.people and arguments in (["-h"], ["--help"]):
         raise HelpWanted
     if len(arguments) < 2:
         raise usage("Not enough arguments")
     *arguments, size_text = arguments
-    line = parse_command(arguments, "f:q", ("object=", "image-opts", "preallocation=", "shrink"))
-    for mode in line.values("preallocation"):
-        if mode not in MODES:
-            raise ToolError(f"Invalid preallocation mode '{mode}'")
+    line, images = command_line(program, arguments, "f:q", ("image-opts", "preallocation=", "shrink"), _look)
     preallocation = line.value("preallocation", "off")
-    with Images(program, line.values("object")) as images:
+    with images:
         if len(line.operands) != 1:
             raise usage("Expecting image file name and size")
         sign = size_text[:1] if size_text[:1] in ("+", "-") else ""

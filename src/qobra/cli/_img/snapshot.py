@@ -7,10 +7,9 @@ import os
 
 from qobra.block.describe import snapshot_lines
 from qobra.cli._img._target import reason
-from qobra.cli._tool.opening import Images, node_of, opening
+from qobra.cli._tool.opening import command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, errno_of, strerror
-from qobra.getopt import parse_command
 
 HELP = """\
 snapshot [-l | -a SNAPSHOT | -c NAME | -d NAME] [--image-opts] [-q] [-U] [--object DEF] FILENAME
@@ -22,12 +21,17 @@ or delete one (-d).
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(arguments, "la:c:d:qU", ("object=", "image-opts", "force-share|U"))
-    actions = [(option, value) for option, value in line.options if option in "lacd"]
-    if len(actions) > 1:
-        raise usage("Cannot mix '-l', '-a', '-c', '-d'")
-    action, name = actions[0] if actions else ("", "")
-    with Images(program, line.values("object")) as images:
+    action = name = ""
+
+    def look(option: str, value: str) -> None:
+        nonlocal action, name
+        if option in "lacd":
+            if action:
+                raise usage("Cannot mix '-l', '-a', '-c', '-d'")
+            action, name = option, value
+
+    line, images = command_line(program, arguments, "la:c:d:qU", ("image-opts", "force-share|U"), look)
+    with images:
         if len(line.operands) != 1:
             raise usage("Expecting one image file name")
         writes = action != "l"

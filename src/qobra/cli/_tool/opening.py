@@ -13,7 +13,7 @@ from qobra.errors import QobraError, strerror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, TypedDict, Unpack
 
     from qobra.block.layer import BlockLayer
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     class Request(Naming, total=False):
         """How to open an image."""
 
-        implied_key: str
-        """The key of a first word that has none in a list of options (``file``)."""
+        described: Options
+        """All that the user says of the node, in place of a name."""
         writable: bool
         cache: str
         """A mode's name."""
@@ -73,25 +73,32 @@ if TYPE_CHECKING:
         """Further options of the node."""
 
 
+def command_line(
+    program: Program,
+    arguments: Sequence[str],
+    short: str,
+    long: Sequence[str] = (),
+    met: Callable[[str, str], None] | None = None,
+) -> tuple[CommandLine, Images]:
+    """The command line of a subcommand, and its images, with the objects that ``--object`` made.
+
+    ``met`` looks at the other options. Both happens in the order of the line, whose first mistake is told.
+    """
+    from qobra.getopt import parse_command
+
+    images = Images(program)
+
+    def look(option: str, value: str) -> None:
+        if option == "object":
+            images.define(value)
+        elif met is not None:
+            met(option, value)
+
+    return parse_command(arguments, short, ("object=", *long), look), images
+
+
 class ShareConflict(ToolError):
     """``-U`` was given, and options that say the contrary."""
-
-
-def _layer_with(program: Program, definitions: Sequence[str]) -> BlockLayer:
-    """The block layer of a machine, which is made only for what ``--object`` defined. Raises ToolError."""
-    from qobra.cli._options import asks_help, object_help
-    from qobra.machine.machine import Machine
-
-    machine = Machine()
-    for definition in definitions:
-        if not definition.startswith("{") and asks_help(definition):
-            print(object_help(machine.objects, definition), end="")
-            raise ToolError("", status=0)
-        try:
-            _create_object(machine, definition)
-        except QobraError as error:
-            raise ToolError(str(error))
-    return machine.block
 
 
 def _create_object(machine: Machine, definition: str) -> None:
@@ -114,7 +121,27 @@ class Images:
     def __init__(self, program: Program, objects: Sequence[str] = ()) -> None:
         """``objects`` are what ``--object`` defined. Raises ToolError where one cannot be."""
         self.program = program
-        self._layer: BlockLayer | None = _layer_with(program, objects) if objects else None
+        self._layer: BlockLayer | None = None
+        self._machine: Machine | None = None
+        for definition in objects:
+            self.define(definition)
+
+    def define(self, definition: str) -> None:
+        """Make an object, in a machine that is there for objects only. Raises ToolError."""
+        from qobra.cli._options import asks_help, object_help
+        from qobra.machine.machine import Machine
+
+        if self._machine is None:
+            self._machine = Machine()
+            self._layer = self._machine.block
+            self._layer.warn = _warn
+        if not definition.startswith("{") and asks_help(definition):
+            print(object_help(self._machine.objects, definition), end="")
+            raise ToolError("", status=0)
+        try:
+            _create_object(self._machine, definition)
+        except QobraError as error:
+            raise ToolError(str(error))
 
     @property
     def layer(self) -> BlockLayer:
@@ -123,6 +150,7 @@ class Images:
             from qobra.block.layer import BlockLayer
 
             self._layer = BlockLayer()
+            self._layer.warn = _warn
         return self._layer
 
     def open(self, filename: str, **request: Unpack[Request]) -> BlockBackend:
@@ -143,6 +171,10 @@ class Images:
         image_opts = request.get("image_opts", False)
         if image_opts and fmt is not None:
             raise ToolError("--image-opts and --format are mutually exclusive")
+        if image_opts:
+            from qobra.cli._tool.image_opts import parse_image_opts
+
+            request["described"] = parse_image_opts(filename, self.program)
         options: Options = dict(request.get("options") or {})
         if cache["direct"] or cache["no-flush"]:
             options["cache"] = cache
@@ -160,13 +192,13 @@ class Images:
         if request.get("snapshot"):
             self._open_snapshot(backend, filename, request, options, read_only=not writable)
             return backend
-        options["read-only"] = not writable
+        options.setdefault("read-only", not writable)
         if request.get("copy_on_read") and writable:
             below = self._top(filename, request, options)
             passed = {"discard": options["discard"]} if "discard" in options else {}
             options = {"driver": "copy-on-read", "read-only": False, "file": below, **passed}
             self.layer.open(options, root=backend).implicit = True
-        elif image_opts:
+        elif "described" in request:
             self.layer.open(self._top(filename, request, options), root=backend)
         else:
             if fmt is not None:
@@ -177,17 +209,12 @@ class Images:
             raise QobraError("Can't use copy-on-read on read-only device")
         if request.get("aio") == "native":
             _check_native(node)
-        image = node.children["file"] if node.implicit else node
-        if writable and image.probed and image.driver == "raw":
-            self._warn_probed(image)
         return backend
 
     def _top(self, filename: str, request: Request, options: Options) -> Options:
         """All options of the node that the command line means."""
-        if request.get("image_opts"):
-            from qobra.cli._tool.image_opts import parse_image_opts
-
-            given = parse_image_opts(filename, self.program, request.get("implied_key", "file"))
+        given = request.get("described")
+        if given is not None:
             if options.get("force-share") and given.get("force-share") is False:
                 raise ShareConflict("--force-share/-U conflicts with image options")
             # What the text says is the user's own word; the rest are this command's defaults.
@@ -234,15 +261,6 @@ class Images:
         finally:
             os.unlink(path)
 
-    def _warn_probed(self, node: BlockNode) -> None:
-        flush_output()
-        sys.stderr.write(
-            f"WARNING: Image format was not specified for '{node.filename}' and probing guessed raw.\n"
-            "         Automatically detecting the format is dangerous for raw images, write operations on block 0 "
-            "will be restricted.\n"
-            "         Specify the 'raw' format explicitly to remove the restrictions.\n"
-        )
-
     def abandon(self) -> None:
         """Close everything; what images have yet to write of their metadata is dropped with them."""
         for node in self.layer.graph.nodes.values():
@@ -269,6 +287,11 @@ class Images:
             self.close()
         except (QobraError, OSError):
             pass  # the first error is the one to tell
+
+
+def _warn(text: str) -> None:
+    flush_output()
+    sys.stderr.write(text + "\n")
 
 
 def _check_native(node: BlockNode) -> None:

@@ -9,6 +9,7 @@ from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.header import Header, l1_entries_for
 from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
 from qobra.block.format.qcow2.writeback import words_to_bytes
+from qobra.block.node import check_size
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
@@ -154,6 +155,10 @@ def header_for(options: Options) -> Header:
         header.incompatible |= layout.COMPRESSION
     if options.get("lazy-refcounts"):
         header.compatible |= layout.LAZY_REFCOUNTS
+    try:
+        check_size(size)
+    except QobraError as error:
+        raise error.prefixed("Could not resize image: ")
     if l1_entries_for(header, size) * 8 > layout.MAX_L1_BYTES:
         raise QobraError(
             "The image size is too large for file format 'qcow2' (try using a larger cluster size)", errno=errno.EFBIG

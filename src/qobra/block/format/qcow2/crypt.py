@@ -107,23 +107,30 @@ def create_area(layer: BlockLayer, encrypt: Options) -> tuple[int, bytes]:
 # -- changing key slots ---------------------------------------------------------------------------------------------
 
 
-def amend_crypt(node: Qcow2Disk, encrypt: Options, *, force: bool = False) -> None:
-    """Change key slots as ``encrypt`` (QCryptoBlockAmendOptionsLUKS) says. Raises QobraError in QEMU's words."""
+def require_luks(node: Qcow2Disk) -> None:
+    """Raise QobraError unless the image has key slots."""
     if not node.header.crypt_method:
         raise QobraError("Can't amend encryption options - encryption not present", errno=errno.EINVAL)
     if node.header.crypt_method != layout.CRYPT_LUKS:
-        raise QobraError(
-            "Only LUKS encryption options can be amended for qcow2 with LUKS encryption", errno=errno.EINVAL
-        )
+        raise QobraError("Only LUKS encryption options can be amended", errno=errno.EINVAL)
+
+
+def amend_crypt(node: Qcow2Disk, encrypt: Options, *, force: bool = False) -> None:
+    """Change key slots as ``encrypt`` (QCryptoBlockAmendOptionsLUKS) says. Raises QobraError in QEMU's words."""
+    require_luks(node)
     area = _luks_area(node)
     header = luks.parse_header(area)
-    number = encrypt.get("keyslot")
-    if number is not None and not 0 <= number < luks.SLOTS:
-        raise QobraError(f"Invalid keyslot {number} specified - must be between 0 and {luks.SLOTS - 1}")
     if encrypt.get("state") == "active":
         _add_key(node, header, area, encrypt, force)
     else:
         _erase_keys(node, header, area, encrypt, force)
+
+
+def _slot_number(encrypt: Options) -> int | None:
+    number: int | None = encrypt.get("keyslot")
+    if number is not None and not 0 <= number < luks.SLOTS:
+        raise QobraError(f"Invalid keyslot {number} specified - must be between 0 and {luks.SLOTS - 1}")
+    return number
 
 
 def _add_key(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: Options, force: bool) -> None:
@@ -131,7 +138,7 @@ def _add_key(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: Opt
         raise QobraError("'new-secret' is required to activate a keyslot")
     if encrypt.get("old-secret") is not None:
         raise QobraError("'old-secret' must not be given when activating keyslots")
-    number = encrypt.get("keyslot")
+    number = _slot_number(encrypt)
     if number is None:
         free = [index for index, slot in enumerate(header.slots) if not slot.active]
         if not free:
@@ -154,7 +161,7 @@ def _erase_keys(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: 
         raise QobraError("'new-secret' must not be given when erasing keyslots")
     if encrypt.get("iter-time") is not None:
         raise QobraError("'iter-time' must not be given when erasing keyslots")
-    number, old = encrypt.get("keyslot"), encrypt.get("old-secret")
+    number, old = _slot_number(encrypt), encrypt.get("old-secret")
     active = [index for index, slot in enumerate(header.slots) if slot.active]
     if old is not None:
         chosen = _matching(header, area, secret_bytes(node.layer.find_object, old), active)
@@ -171,7 +178,7 @@ def _erase_keys(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: 
             )
     elif number is not None:
         if number not in active:
-            raise QobraError("Given keyslot is already erased (inactive) ")
+            raise QobraError(f"Given keyslot {number} is already erased (inactive) ")
         if len(active) == 1 and not force:
             raise QobraError(
                 f"Attempt to erase the only active keyslot {number} which will erase all the data in the image "

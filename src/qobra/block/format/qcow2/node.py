@@ -145,6 +145,12 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
         self.get_ready()
         amend_crypt(self, options["encrypt"], force=force)
 
+    def require_key_slots(self) -> None:
+        """Raise QobraError unless the image has key slots, which can be amended."""
+        from qobra.block.format.qcow2.crypt import require_luks
+
+        require_luks(self)
+
     def amend(
         self, options: Options, progress: Callable[[int, int], None] | None = None, *, force: bool = False
     ) -> None:
