@@ -11,8 +11,7 @@ from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
 
 _FORMATS = {"zlib": "kdump-zlib", "lzo": "kdump-lzo", "snappy": "kdump-snappy", "windmp": "win-dmp"}
-_WIDTHS = {"b": 1, "h": 2, "w": 4, "l": 4}
-_SUFFIXES = {1: "b", 2: "w", 4: "l"}
+_PORT_WIDTHS = {1: ("b", 1), 2: ("w", 2), 4: ("l", 4)}
 _MOST_SUMMED = 1 << 24
 _BUTTONS = ("left", "middle", "right")
 
@@ -81,14 +80,6 @@ def checksum(machine: Machine, args: dict[str, Any]) -> str:
     return f"{total:05d}\n"
 
 
-def _port_access(words: str) -> tuple[int, list[str]]:
-    width, rest = 4, words.split()
-    if rest and rest[0].startswith("/"):
-        for letter in rest.pop(0)[1:].lstrip("0123456789"):
-            width = _WIDTHS.get(letter, width)
-    return width, rest
-
-
 def _ports(machine: Machine) -> AddressSpace:
     board: Any = machine.board
     ports = getattr(board, "ports", None)
@@ -97,31 +88,23 @@ def _ports(machine: Machine) -> AddressSpace:
     return ports
 
 
-@hmp_command("i", args="where:S", params="/fmt addr", help="a read of an I/O port", needs="board")
+@hmp_command("i", args="fmt:/,addr:i,index:i.", params="/fmt addr", help="a read of an I/O port", needs="board")
 def port_in(machine: Machine, args: dict[str, Any]) -> str:
-    """What a port reads as: ``/b``, ``/h`` or ``/w`` wide."""
-    width, rest = _port_access(args["where"])
-    if len(rest) != 1:
-        raise QobraError("an address was expected")
-    address = _number(rest[0]) & 0xFFFF
-    value = _ports(machine).load(address, width)
-    return f"port{_SUFFIXES[width]}[0x{address:04x}] = 0x{value:0{2 * width}x}\n"
+    """What a port reads as: ``/b``, ``/h`` or ``/w`` wide. With an index, that is written to the port before it."""
+    ports, address, width = _ports(machine), args["addr"] & 0xFFFF, args["fmt"].width
+    suffix, at_once = _PORT_WIDTHS.get(width, _PORT_WIDTHS[1])
+    if "index" in args:
+        ports.store(address, 1, args["index"] & 0xFF)
+        address += 1
+    value = ports.load(address, at_once)
+    return f"port{suffix}[0x{address:04x}] = 0x{value:0{2 * width}x}\n"
 
 
-@hmp_command("o", args="where:S", params="/fmt addr value", help="a write to an I/O port", needs="board")
+@hmp_command("o", args="fmt:/,addr:i,val:i", params="/fmt addr value", help="a write to an I/O port", needs="board")
 def port_out(machine: Machine, args: dict[str, Any]) -> None:
     """Write to a port."""
-    width, rest = _port_access(args["where"])
-    if len(rest) != 2:
-        raise QobraError("an address and a value were expected")
-    _ports(machine).store(_number(rest[0]) & 0xFFFF, width, _number(rest[1]) & ((1 << 8 * width) - 1))
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise QobraError(f"invalid number '{text}'")
+    _suffix, width = _PORT_WIDTHS.get(args["fmt"].width, _PORT_WIDTHS[1])
+    _ports(machine).store(args["addr"] & 0xFFFF, width, args["val"] & ((1 << 8 * width) - 1))
 
 
 @hmp_command(

@@ -7,22 +7,8 @@ from typing import Any
 from qobra.command.machine import query_memdev
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
-from qobra.machine.memory import AddressSpace
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
-
-_WIDTHS = {"b": 1, "h": 2, "w": 4, "g": 8}
-_MAX_ITEMS = 4096
-
-
-@hmp_command("info cpus", help="the CPUs, and their threads", needs="board")
-def info_cpus(machine: Machine, args: dict[str, Any]) -> str:
-    """Each CPU with its thread."""
-    cpus = dispatch.call(machine, "query-cpus-fast", {})
-    return "".join(
-        f"{'*' if cpu['cpu-index'] == 0 else ' '} CPU #{cpu['cpu-index']}: thread_id={cpu['thread-id']}\n"
-        for cpu in cpus
-    )
 
 
 @hmp_command("info hotpluggable-cpus", help="places for CPUs, and which are taken", needs="board")
@@ -166,50 +152,3 @@ def _pci_region(region: dict[str, Any]) -> str:
     bits = 64 if region["mem_type_64"] else 32
     prefetch = " prefetchable" if region["prefetch"] else ""
     return f"BAR{region['bar']}: {bits} bit{prefetch} memory at 0x{start:08x} [0x{end:08x}]."
-
-
-@hmp_command("xp", args="where:S", params="/fmt addr", help="look at physical memory", needs="board")
-def xp(machine: Machine, args: dict[str, Any]) -> str:
-    """Show physical memory: ``/COUNT FORMAT SIZE ADDRESS``, such as ``/4xw 0x1000``."""
-    assert machine.board is not None
-    return dump_text(machine.board.memory, args["where"])
-
-
-def dump_text(memory: AddressSpace, text: str) -> str:
-    """Memory as lines of numbers. Raises QobraError for a form that is none."""
-    count, form, width = 1, "x", 4
-    if text.startswith("/"):
-        shape, _, text = text[1:].partition(" ")
-        digits = len(shape) - len(shape.lstrip("0123456789"))
-        count = int(shape[:digits] or "1")
-        for letter in shape[digits:]:
-            if letter in _WIDTHS:
-                width = _WIDTHS[letter]
-            elif letter in "xduo":
-                form = letter
-            else:
-                raise QobraError(f"invalid char in format: '{letter}'")
-    try:
-        address = int(text.strip(), 0)
-    except ValueError:
-        raise QobraError(f"invalid number '{text.strip()}'")
-    if not 0 <= address < 1 << 64 or not 0 < count <= _MAX_ITEMS:
-        raise QobraError("address or count out of range")
-    per_line = {1: 8, 2: 8, 4: 4, 8: 2}[width]
-    lines = []
-    for first in range(0, count, per_line):
-        items = range(first, min(first + per_line, count))
-        numbers = " ".join(_number(memory.load(address + width * i, width), width, form) for i in items)
-        lines.append(f"{address + width * first:016x}: {numbers}")
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: int, width: int, form: str) -> str:
-    if form == "x":
-        return f"0x{value:0{2 * width}x}"
-    if form == "o":
-        return f"0{value:o}".rjust((8 * width + 2) // 3)
-    if form == "d" and value >> (8 * width - 1):
-        value -= 1 << 8 * width
-    # As wide as the largest number of this width.
-    return str(value).rjust((80 * width + 32) // 33)

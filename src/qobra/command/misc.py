@@ -7,6 +7,7 @@ from typing import Any
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.registry import command
+from qobra.qmp.session import Session
 
 
 @command("query-name")
@@ -35,8 +36,8 @@ def query_iothreads(machine: Machine, args: dict[str, Any]) -> list[dict[str, An
     return found
 
 
-@command("human-monitor-command")
-def human_monitor_command(machine: Machine, args: dict[str, Any]) -> str:
+@command("human-monitor-command", with_session=True)
+def human_monitor_command(machine: Machine, args: dict[str, Any], session: Session | None) -> str:
     """Run one line as the human monitor would."""
     from qobra.qmp import dispatch, hmp
 
@@ -45,4 +46,5 @@ def human_monitor_command(machine: Machine, args: dict[str, Any]) -> str:
         numbers = [cpu["cpu-index"] for cpu in dispatch.call(machine, "query-cpus-fast", {})]
         if args["cpu-index"] not in numbers:
             raise QobraError("Parameter 'cpu-index' expects a CPU number")
-    return hmp.execute(machine, args["command-line"])
+    take_fd = session.take_fd if session is not None else lambda: None
+    return hmp.execute(machine, args["command-line"], hmp.HmpMonitor(take_fd, args.get("cpu-index", 0)))

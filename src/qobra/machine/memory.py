@@ -378,6 +378,11 @@ class AddressSpace:
         region, _offset, run = self._lookup(address, length)
         return run if region is not None else 0
 
+    def at(self, address: int) -> tuple[Region, int] | None:
+        """The region at ``address`` and the offset in it; None where there is none."""
+        region, offset, _run = self._lookup(address, 1)
+        return None if region is None else (region, offset)
+
     def _lookup(self, address: int, length: int) -> tuple[Region | None, int, int]:
         """The region at ``address``, the offset in it, and how many of ``length`` bytes it has."""
         starts, ends, regions, deltas = self._view or self._flat()

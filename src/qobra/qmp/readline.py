@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from qobra.qmp import hmp
@@ -24,7 +25,8 @@ class ReadlineMonitor:
     def __init__(self, machine: Machine, chardev: Chardev) -> None:
         self._machine = machine
         self._chardev = chardev
-        self._history: list[str] = []
+        self._monitor = hmp.HmpMonitor(self._take_fd)
+        self._history = self._monitor.history
         self._reset()
 
     def _reset(self) -> None:
@@ -51,6 +53,12 @@ class ReadlineMonitor:
                 self._continue_escape(character)
             else:
                 self._key(character)
+
+    def _take_fd(self) -> int | None:
+        fds = self._chardev.take_fds()
+        for other in fds[1:]:
+            os.close(other)
+        return fds[0] if fds else None
 
     def _print(self, text: str) -> None:
         self._chardev.write_all(text.encode("utf-8", "replace"))
@@ -157,6 +165,6 @@ class ReadlineMonitor:
             self._history.append(line)
             del self._history[:-MAX_HISTORY]
         self._reset()
-        output = hmp.execute(self._machine, line)
+        output = hmp.execute(self._machine, line, self._monitor)
         # The program that was told to end asks for nothing more.
         self._print(output + ("" if self._machine.wait_for_exit(0) else PROMPT))

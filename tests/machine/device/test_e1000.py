@@ -30,7 +30,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
-    def send(self, packet: bytes) -> None:
+    def take(self, packet: bytes) -> None:
         self.sent.append(packet)
 
 

@@ -92,9 +92,7 @@ class AclintTimer(SysBusDevice):
     def reset(self) -> None:
         self._delta = -self._raw_ticks()
         for number in range(len(self._compare)):
-            self._compare[number] = 0
-            self._timers[number].cancel()
-            self._drive(number, 0)
+            self._set_compare(number, 0)  # which is over at once
 
     def _expire(self, number: int) -> Any:
         return lambda: self._drive(number, 1)

@@ -26,9 +26,6 @@ class RiscvCpu(Cpu):
         self.pending = 0
         self.add_inputs(self._set_pending, 16)
 
-    def reset(self) -> None:
-        self.pending = 0
-
     def properties_of_place(self) -> dict[str, int]:
         node = self.board.numa.node_of_cpu(self.index)
         return {"core-id": self.index} | ({} if node is None else {"node-id": node})
