@@ -189,8 +189,21 @@ def test_the_hash_of_an_empty_bitmap_is_qemus(node):
     assert DirtyBitmap(node, "b", 65536).sha256() == empty
 
 
-def test_default_granularity(node):
-    assert default_granularity(node) == 65536
+def test_one_that_took_over_is_listed_as_the_newest(node):
+    first = DirtyBitmap(node, "first", 65536)
+    DirtyBitmap(node, "second", 65536)
+    first.freeze()
+    first.reclaim()
+    assert [each["name"] for each in dirty_bitmaps(node)] == ["second", "first"]
+    first.freeze()
+    first.abdicate()
+    assert [each["name"] for each in dirty_bitmaps(node)] == ["first", "second"]
+
+
+@pytest.mark.parametrize(("cluster", "granularity"), [(0, 65536), (512, 4096), (65536, 65536), (1 << 21, 1 << 21)])
+def test_default_granularity(node, monkeypatch, cluster, granularity):
+    monkeypatch.setattr(node, "cluster_size", lambda: cluster)
+    assert default_granularity(node) == granularity
 
 
 def test_refusals_name_the_reason(layer, node):
@@ -232,7 +245,7 @@ def test_what_a_frozen_bitmap_records_apart_is_listed_without_a_name(layer, node
     found = [(each.get("name"), each["count"], each["recording"], each["busy"]) for each in dirty_bitmaps(node)]
     assert found == [(None, 2 * 65536, True, False), ("b", 3 * 65536, True, False), ("a", 65536, True, True)]
     node.bitmaps["a"].abdicate()
-    assert [(each["name"], each["count"]) for each in dirty_bitmaps(node)] == [("b", 3 * 65536), ("a", 2 * 65536)]
+    assert [(each["name"], each["count"]) for each in dirty_bitmaps(node)] == [("a", 2 * 65536), ("b", 3 * 65536)]
 
 
 def test_changes_can_be_undone(layer, node):

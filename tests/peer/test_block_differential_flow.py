@@ -56,7 +56,7 @@ def test_flow(q: Run) -> None:
     q("object-del", {"id": "t0"})
     q.do("block-set-write-threshold", node_name="n0", write_threshold=1000)
     q.do("block-set-write-threshold", node_name="nope", write_threshold=1000)
-    q.do("block-set-write-threshold", node_name="n0", write_threshold=-1)
+    q.do("block-set-write-threshold", node_name="n0", write_threshold=-1, differs="write-threshold")
     q.do("block-set-write-threshold", node_name="n0", write_threshold="x")
     q.do("block-set-write-threshold", node_name="n0", write_threshold=0)
     q.do("block-set-write-threshold", node_name="n0", write_threshold=1 << 62)

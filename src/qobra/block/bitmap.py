@@ -279,6 +279,9 @@ class DirtyBitmap(WriteTracker):
             self._take_marks()
             self._bits, self._since_frozen = self._since_frozen, None
         self.busy = False
+        if self.name is not None:
+            # It is listed as what it is: newer than bitmaps that were added before the freeze.
+            self.node.bitmaps[self.name] = self.node.bitmaps.pop(self.name)
 
     def reclaim(self) -> None:
         """End a freeze: what was recorded meanwhile is added to the content."""
@@ -418,6 +421,5 @@ def dirty_bitmaps(node: BlockNode) -> list[dict[str, Any]]:
 
 
 def default_granularity(node: BlockNode) -> int:
-    """The node's cluster size between 4 KiB and 64 KiB; 64 KiB where it has none."""
-    cluster = node.cluster_size()
-    return max(4096, min(DEFAULT_GRANULARITY, cluster)) if cluster else DEFAULT_GRANULARITY
+    """What a mirror to ``node`` keeps account in: its cluster size, at least 4 KiB; 64 KiB where it has none."""
+    return max(4096, node.cluster_size()) if node.cluster_size() else DEFAULT_GRANULARITY

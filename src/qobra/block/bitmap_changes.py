@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qobra.block.bitmap import BitmapStore, DirtyBitmap, default_granularity
+from qobra.block.bitmap import DEFAULT_GRANULARITY, BitmapStore, DirtyBitmap
 from qobra.block.transaction.change import Change
-from qobra.errors import QobraError
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def find_bitmap(layer: BlockLayer, node_name: str, name: str) -> DirtyBitmap:
-    """The bitmap ``name`` of the node or device. Raises QobraError."""
+    """The bitmap ``name`` of the node or device. Raises QobraError (DeviceNotFound where there is no such node)."""
     try:
         node = layer.find_device_or_node(node_name)
     except QobraError:
-        raise QobraError(f"Node '{node_name}' not found")
+        raise QobraError(f"Node '{node_name}' not found", DEVICE_NOT_FOUND)
     bitmap = node.bitmaps.get(name)
     if bitmap is None:
         raise QobraError(f"Dirty bitmap '{name}' not found")
@@ -35,9 +35,9 @@ def add_bitmap(layer: BlockLayer, args: dict[str, Any]) -> Change:
     name = args["name"]
     if not name:
         raise QobraError("Bitmap name cannot be empty")
-    node = layer.find_device_or_node(args["node"])
-    granularity = args.get("granularity") or default_granularity(node)
-    if "granularity" in args and (not 512 <= args["granularity"] < 1 << 32 or granularity & (granularity - 1)):
+    node = layer.find_device_or_node(args["node"], DEVICE_NOT_FOUND)
+    granularity = args.get("granularity", DEFAULT_GRANULARITY)
+    if not 512 <= granularity < 1 << 32 or granularity & (granularity - 1):
         raise QobraError("Granularity must be power of 2 and at least 512")
     persistent = args.get("persistent", False)
     if persistent:

@@ -13,7 +13,7 @@ from qobra.block.opener import Opener
 from qobra.block.slots import Flight, Gate
 from qobra.clock import HostClock
 from qobra.control import Control
-from qobra.errors import DEVICE_NOT_FOUND, QobraError
+from qobra.errors import DEVICE_NOT_FOUND, GENERIC_ERROR, QobraError
 from qobra.lean import cached_property, contextmanager
 
 TYPE_CHECKING = False
@@ -152,8 +152,12 @@ class BlockLayer:
             raise QobraError(f"Cannot find device='' nor node-name='{node_name}'")
         return node
 
-    def find_device_or_node(self, name: str) -> BlockNode:
-        """The node in the backend ``name``, or the node of that name. Raises QobraError in QEMU's words."""
+    def find_device_or_node(self, name: str, error_class: str = GENERIC_ERROR) -> BlockNode:
+        """The node in the backend ``name``, or the node of that name.
+
+        Raises QobraError in QEMU's words; of the class ``error_class``, for which the manual has its own word with
+        each command, where there is neither.
+        """
         backend = self.backends.get(name)
         if backend is not None:
             if backend.node is None:
@@ -161,7 +165,7 @@ class BlockLayer:
             return backend.node
         node = self.graph.find(name)
         if node is None:
-            raise QobraError(f"Cannot find device='{name}' nor node-name='{name}'")
+            raise QobraError(f"Cannot find device='{name}' nor node-name='{name}'", error_class)
         return node
 
     def find_backend(self, device: str) -> BlockBackend:
@@ -244,17 +248,25 @@ class BlockLayer:
             )
 
     def find_device(self, device: str | None, node_name: str | None) -> BlockNode:
-        """The node that a command's ``device`` or ``node-name`` argument means. Raises QobraError in QEMU's words."""
+        """The node that a command's ``device`` or ``node-name`` means, of which there has to be exactly one.
+
+        Raises QobraError, in QEMU's words where QEMU refuses it too.
+        """
+        if device is not None and node_name is not None:
+            raise QobraError("Need exactly one of 'device' and 'node-name'")
         if device is not None and device in self.backends:
             backend = self.backends[device]
             if backend.node is None:
                 raise QobraError(f"Device '{device}' has no medium")
             return backend.node
-        if node_name is not None:
-            node = self.graph.find(node_name)
-            if node is not None:
-                return node
-        raise QobraError(f"Cannot find device='{device or ''}' nor node-name='{node_name or ''}'")
+        node = self.graph.find(node_name) if node_name is not None else None
+        if node is None:
+            given = device is not None or node_name is not None
+            raise QobraError(
+                f"Cannot find device='{device or ''}' nor node-name='{node_name or ''}'",
+                DEVICE_NOT_FOUND if given else GENERIC_ERROR,
+            )
+        return node
 
     def device_or_node_name(self, node: BlockNode) -> str:
         """How error texts call ``node``: the name of the device that it is in, else its own."""

@@ -9,7 +9,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.filename import parse_filename
 from qobra.block.job.chain import chain, contains, root_node, set_read_only
 from qobra.block.transaction.change import Change
-from qobra.errors import QobraError
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
 
 if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
@@ -20,14 +20,14 @@ Options = dict[str, Any]
 
 def blockdev_snapshot(layer: BlockLayer, args: Options) -> Change:
     """Put the node ``overlay`` over ``node``, whose users use it from now on. The layer is drained."""
-    old = _snapshot_source(layer, args["node"], args["node"])
+    old = _snapshot_source(layer, layer.find_device_or_node(args["node"]))
     overlay = layer.find_device_or_node(args["overlay"])
     return _append(layer, old, overlay, BlockBackend(layer, perm=0))
 
 
 def blockdev_snapshot_sync(layer: BlockLayer, args: Options) -> Change:
     """Make a new image (or take one that exists) and put it over a node. The layer is drained."""
-    old = _snapshot_source(layer, args.get("device"), args.get("node-name"))
+    old = _snapshot_source(layer, layer.find_device(args.get("device"), args.get("node-name")))
     name = args.get("snapshot-node-name")
     if "node-name" in args and name is None:
         raise QobraError("New overlay node-name missing")
@@ -49,8 +49,7 @@ def blockdev_snapshot_sync(layer: BlockLayer, args: Options) -> Change:
         raise
 
 
-def _snapshot_source(layer: BlockLayer, device: str | None, node_name: str | None) -> BlockNode:
-    node = layer.find_device(device, node_name)
+def _snapshot_source(layer: BlockLayer, node: BlockNode) -> BlockNode:
     layer.check_free(node)
     if not node.read_only:
         try:
@@ -70,6 +69,7 @@ def _append(layer: BlockLayer, old: BlockNode, overlay: BlockNode, holder: Block
         raise QobraError("The overlay already has a backing image")
     if not overlay.supports_backing:
         raise QobraError("The overlay does not support backing images")
+    layer.graph.check_replaceable(old, keep=(overlay,))
     with layer.graph.change() as change:
         change.attach(overlay, "backing", old, permissions.ROLE_COW)
         change.replace(old, overlay, keep=(overlay,))
@@ -184,8 +184,8 @@ def _reason(error: OSError | QobraError) -> str:
 def change_backing_file(layer: BlockLayer, args: Options) -> None:
     """Record another backing file in the header of an image, without looking at it. The layer is drained."""
     device = args["device"]
-    top = root_node(layer, device)
-    image = layer.find_device(None, args["image-node-name"])
+    top = root_node(layer, device, DEVICE_NOT_FOUND)
+    image = layer.find_node(args["image-node-name"])
     if len(list(chain(image))) == 1:
         raise QobraError("not allowing backing file change on an image without a backing file")
     layer.check_blockers(top)

@@ -349,6 +349,8 @@ def limits_from_throttle(args: Mapping[str, Any]) -> Limits:
         ):
             if theirs in args:
                 members[ours] = args[theirs]
+        if members.get(f"{kind}-max") == members.get(f"{kind}-max-length") == 0:
+            del members[f"{kind}-max-length"]  # of no burst; the manual's example has it
     if "iops_size" in args:
         members["iops-size"] = args["iops_size"]
     return Limits().updated(members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qobra.block.node import BlockNode, WriteTracker
+from qobra.errors import QobraError
 
 
 class _Threshold(WriteTracker):
@@ -27,7 +28,9 @@ class _Threshold(WriteTracker):
 
 
 def set_write_threshold(node: BlockNode, threshold: int) -> None:
-    """Watch ``node`` for writes past ``threshold`` bytes; 0 ends that."""
+    """Watch ``node`` for writes past ``threshold`` bytes; 0 ends that. Raises QobraError for a negative one."""
+    if threshold < 0:
+        raise QobraError("Parameter 'write-threshold' expects a non-negative value")
     for tracker in node.trackers:
         if isinstance(tracker, _Threshold):
             node.remove_tracker(tracker)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qobra.errors import QobraError
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.qmp.registry import command
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ def block_job_resume(machine: Machine, args: Args) -> None:
 
 @command("block-job-cancel")
 def block_job_cancel(machine: Machine, args: Args) -> None:
-    job = machine.block.jobs.get_block_job(args["device"])
-    force = args.get("force", False)
-    if job.user_paused and not force:
-        raise QobraError(f"The block job for device '{args['device']}' is currently paused")
-    job.user_cancel(force)
+    machine.block.jobs.get_block_job(args["device"]).user_cancel(args.get("force", False))
 
 
 @command("block-job-complete")
@@ -62,7 +58,7 @@ def blockdev_backup(machine: Machine, args: Args) -> None:
     from qobra.block.job.backup import start_backup
 
     layer = machine.block
-    source = layer.find_device_or_node(args["device"])
+    source = layer.find_device_or_node(args["device"], DEVICE_NOT_FOUND)
     target = layer.find_device_or_node(args["target"])
     with layer.drained():
         job = start_backup(layer.jobs, source, target, args)

@@ -102,7 +102,7 @@ class BlockFrontEnd(Device):
         A device that works keeps its backend, which goes on with another node.
         """
         if self.realized and self.backend is not None:
-            self.backend.insert(self.machine.block.find_device(None, name))
+            self.backend.insert(self.machine.block.find_node(name))
             return
         if self.backend is not None:
             self.release_drive()

@@ -104,7 +104,7 @@ def test_a_hard_cancel(layer, guest, raw, ready, monkeypatch):
     assert not source.trackers
 
 
-def test_standby_and_completing_in_it(layer, guest, raw):
+def test_standby_and_completing_after_it(layer, guest, raw):
     raw("target")
     job = mirror(layer)
     layer.wait_event("BLOCK_JOB_READY")
@@ -112,8 +112,10 @@ def test_standby_and_completing_in_it(layer, guest, raw):
         job.user_pause()
     layer.wait_status("m", "standby")
     with layer.control:
-        job.complete()
+        with pytest.raises(QobraError, match="The active block job 'm' cannot be completed"):
+            job.complete()
         job.user_resume()
+        job.complete()
     layer.wait_status("m", "null")
     assert layer.statuses("m") == [
         "created", "running", "ready", "standby", "ready", "waiting", "pending", "concluded", "null",

@@ -25,7 +25,7 @@ class AmendJob(Job):
     kind = "amend"
 
     def __init__(self, jobs: Jobs, job_id: str, node_name: str, options: Options, force: bool) -> None:
-        node = jobs.layer.find_device(None, node_name)
+        node = jobs.layer.find_node(node_name)
         driver = drivers.find(options["driver"])
         if driver is None:
             raise QobraError(f"Block driver '{options['driver']}' not found or not supported")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from qobra.block.filename import protocol_of, relative_to
-from qobra.errors import QobraError
+from qobra.errors import GENERIC_ERROR, QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 
-def root_node(layer: BlockLayer, device: str) -> BlockNode:
-    """The node that ``device`` means, which no other node and no job may use. Raises QobraError in QEMU's words."""
-    node = layer.find_device_or_node(device)
+def root_node(layer: BlockLayer, device: str, error_class: str = GENERIC_ERROR) -> BlockNode:
+    """The node that ``device`` means, which no other node and no job may use.
+
+    Raises QobraError in QEMU's words; of the class ``error_class`` where there is no such device or node.
+    """
+    node = layer.find_device_or_node(device, error_class)
     if layer.graph.parents(node) or any(getattr(root, "job", None) for root in layer.graph.roots_of(node)):
         raise QobraError("Need a root block node")
     return node

@@ -201,7 +201,7 @@ def _find_top(layer: BlockLayer, active: BlockNode, args: Options) -> BlockNode:
         raise QobraError("'top-node' and 'top' are mutually exclusive")
     top: BlockNode | None = active
     if name is not None:
-        top = layer.find_device(None, name)
+        top = layer.find_node(name)
         if not contains(active, top):
             raise QobraError(f"'{name}' is not in this backing file chain")
     elif file is not None and active.filename != file:
@@ -216,7 +216,7 @@ def _find_base(layer: BlockLayer, top: BlockNode, args: Options) -> BlockNode:
     if name is not None and file is not None:
         raise QobraError("'base-node' and 'base' are mutually exclusive")
     if name is not None:
-        base = layer.find_device(None, name)
+        base = layer.find_node(name)
         if not contains(top, base):
             raise QobraError(f"'{name}' is not in this backing file chain")
         return base

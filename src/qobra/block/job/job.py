@@ -268,7 +268,7 @@ class Job:
     def complete(self) -> None:
         """job-complete."""
         self.apply("complete")
-        if self.cancelled:
+        if self.cancelled or self.user_paused:
             raise QobraError(f"The active block job '{self.id}' cannot be completed")
         self.complete_hook()
         self.wake()

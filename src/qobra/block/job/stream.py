@@ -22,7 +22,7 @@ from qobra.block.job.chain import (
     skip_filters,
 )
 from qobra.block.job.sweep import Sweep
-from qobra.errors import QobraError
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
 
 if TYPE_CHECKING:
     from qobra.block.graph import GraphChange
@@ -109,6 +109,7 @@ class StreamJob(BlockJob):
         target = skip_filters(self._target)
         # What was put between them meanwhile stays.
         base = next_below(self._above_base)
+        had_backing = target.backing is not None
         with layer.drained():
             with layer.graph.change() as change:
                 self._let_go(change)
@@ -119,7 +120,7 @@ class StreamJob(BlockJob):
                     elif target.backing is not base:
                         change.attach(target, "backing", base, permissions.ROLE_COW)
             self._in_place = False
-            if target.supports_backing:
+            if had_backing:
                 image = skip_filters(base) if base is not None else None
                 if image is None:
                     target.change_backing_file("", "")
@@ -156,7 +157,7 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
         if one in args and two in args:
             raise QobraError(f"'{one}' and '{two}' cannot be specified at the same time")
     device = args["device"]
-    node = layer.find_device_or_node(device)
+    node = layer.find_device_or_node(device, DEVICE_NOT_FOUND)
     if isinstance(node, CopyOnReadNode) and node.implicit and not node.by_job:
         node = node.file  # a drive's own copy-on-read
     base, bottom = _find_ends(jobs, node, args)
@@ -217,13 +218,13 @@ def _find_ends(jobs: Jobs, node: BlockNode, args: Options) -> tuple[BlockNode | 
         return base, None
     if "base-node" in args:
         name = args["base-node"]
-        base = layer.find_device(None, name)
+        base = layer.find_node(name)
         if base is node or not contains(node, base):
             raise QobraError(f"Node '{name}' is not a backing image of '{device}'")
         return base, None
     if "bottom" in args:
         name = args["bottom"]
-        bottom = layer.find_device(None, name)
+        bottom = layer.find_node(name)
         if bottom.is_filter:
             raise QobraError(f"Node '{name}' is a filter, use a non-filter node as 'bottom'")
         if not contains(node, bottom):
