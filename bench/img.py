@@ -172,7 +172,7 @@ def make_program(directory: Path) -> str:
     program = directory / "qobra-img"
     source = Path(__file__).resolve().parent.parent / "src"
     program.write_text(
-        f"#!{sys.executable} -SP\nimport sys\nsys.path.append({str(source)!r})\n"
+        f"#!{sys.executable} -SP\nimport sys\nsys.path.insert(0, {str(source)!r})\n"
         "from qobra.cli.img import main\nsys.exit(main())\n"
     )
     program.chmod(0o755)

@@ -64,7 +64,7 @@ def link_source(python: str, venv: str) -> None:
         module, function = target.split(":")
         # Without `site` and the folder of the program on the path the start is shorter; qobra.cli brings `site` in
         # where something of site-packages is imported.
-        text = f"#!{python} -SP\nimport _signal\nimport sys\n\n{INTERRUPTIBLE}\nsys.path.append({source!r})\n\n"
+        text = f"#!{python} -SP\nimport _signal\nimport sys\n\n{INTERRUPTIBLE}\nsys.path.insert(0, {source!r})\n\n"
         text += f"from {module} import {function}\n\nsys.exit({function}())\n"
         write(os.path.join(venv, "bin", name), text, 0o755)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import traceback
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -148,16 +149,33 @@ def test_a_bad_bundle_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sys.meta_path == before
 
 
-def test_a_copied_tree_does_not_use_it(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_start, "PACKAGE", "/elsewhere/qobra")
+@pytest.mark.parametrize("home", [("/elsewhere/qobra", _start.HOME[1]), (_start.HOME[0], "/elsewhere/python")])
+def test_other_trees_and_libraries_do_not_use_it(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch, home: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(_start, "HOME", home)
     before = list(sys.meta_path)
     _start.start()
     assert sys.meta_path == before
 
 
+def test_it_tells_where_compiled_modules_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / ("bundled_three" + EXTENSION_SUFFIXES[0])
+    file.write_bytes(b"not looked into yet")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(_bundle, "_imported", lambda: [{"bundled_three"}])
+    path = str(tmp_path / "start.bundle")
+    assert _bundle.build(path) == 1
+    bundle = Bundle(path)
+    found = bundle.find_spec("bundled_three")
+    assert found is not None and found.origin == str(file) and type(found.loader) is ExtensionFileLoader
+    os.utime(file, (1, 1))
+    assert bundle.find_spec("bundled_three") is None  # it is another by now
+
+
 def test_the_usual_starts_are_in_it() -> None:
     starts = _bundle._imported()
-    assert {"qobra.cli.img", "qobra.block.format.qcow2.node"} <= starts[1]
+    assert all({"qobra.cli.img", "qobra.block.format.qcow2.node"} <= start for start in starts[:-2])
     assert {"qobra.qmp.session", "qobra.chardev.backend.socket", "threading"} <= starts[-1]
     assert not {"typing", "re", "enum"} & starts[-1]
 

@@ -2,7 +2,7 @@
 
 The bytecode of Qobra's own modules is *lean*: without what a start would unmarshal and make for nothing, which is the
 annotations and docstrings of functions, what is only there for type checkers, and the import of ``__future__``. Classes
-and modules keep theirs, which records and help texts are made of.
+and modules keep theirs, which records and help texts are made of. Of compiled modules the bundle knows where they lie.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import marshal
 import os
 import sys
 
-from qobra.cli._start import PACKAGE, PATH, Bundle
+from qobra.cli._start import EXTENSION, HOME, PATH, Bundle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _EARLY = ("qobra", "qobra.cli", "qobra.cli._start", "site", "sitecustomize", "us
 
 def build(path: str = PATH) -> int:
     """Write the bundle of what the usual starts import; returns how many modules it holds."""
-    from importlib.machinery import SourceFileLoader
+    from importlib.machinery import ExtensionFileLoader, SourceFileLoader
     from importlib.util import find_spec
 
     # A bundle that is in use would hide where its modules lie.
@@ -38,7 +38,13 @@ def build(path: str = PATH) -> int:
         held = []
         for name in names:
             spec = find_spec(name)
-            if name in _EARLY or spec is None or spec.origin is None or type(spec.loader) is not SourceFileLoader:
+            if name in _EARLY or spec is None or spec.origin is None:
+                continue
+            if type(spec.loader) is ExtensionFileLoader:
+                found = os.stat(spec.origin)
+                entries[name] = (spec.origin, False, found.st_size, found.st_mtime_ns, EXTENSION)
+                continue
+            if type(spec.loader) is not SourceFileLoader:
                 continue
             found = os.stat(spec.origin)
             is_package = spec.submodule_search_locations is not None
@@ -107,7 +113,7 @@ def _index(entries: dict[str, Entry], data: list[bytes]) -> bytes:
         for section in data:
             places.append((begin, len(section)))
             begin += len(section)
-        index = marshal.dumps((PACKAGE, entries, places))
+        index = marshal.dumps((HOME, entries, places))
         if 8 + len(index) == size:
             return len(index).to_bytes(8, "little") + index
         size = 8 + len(index)
@@ -131,10 +137,18 @@ def _imported() -> list[set[str]]:
         image = os.path.join(directory, "disk.qcow2")
         listening = f"socket,id=s,path={directory}/s,server=on,wait=off"
         stdio = ("--chardev", "stdio,id=c", "--monitor", "c")
+        copy, overlay = f"{image}.copy", f"{image}.overlay"
+        backed = ("-F", "qcow2", "-b")
         usual = (
-            ("img", "create", "-q", "-f", "qcow2", image, "1M"),
+            ("img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", image, "1M"),
             ("img", "info", image),
-            ("img", "convert", "-f", "qcow2", "-O", "qcow2", image, f"{image}.copy"),
+            ("img", "convert", "-f", "qcow2", "-O", "qcow2", image, copy),
+            ("img", "compare", "-q", image, copy),
+            ("img", "create", "-q", "-f", "qcow2", *backed, image, overlay),
+            ("img", "rebase", "-q", *backed, copy, overlay),
+            ("img", "commit", "-q", overlay),
+            ("img", "map", image),
+            ("img", "measure", "-O", "qcow2", image),
             ("img", "resize", "-q", "-f", "qcow2", image, "2M"),
             ("img", "snapshot", "-c", "one", image),
             ("img", "check", "-q", image),

@@ -20,6 +20,7 @@ import marshal
 import os
 import sys
 from _frozen_importlib import ModuleSpec
+from _frozen_importlib_external import ExtensionFileLoader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,16 +29,21 @@ if TYPE_CHECKING:
     from typing import Any
 
     Entry = tuple[str, bool, int, int, int]
-    """(source, whether it is a package, its size, its time in nanoseconds, number of its section)."""
-    Index = tuple[str, dict[str, Entry], list[tuple[int, int]]]
-    """(PACKAGE, modules by name, (begin, length) of the sections in the file)."""
+    """(source, whether it is a package, its size, its time in nanoseconds, number of its section or EXTENSION)."""
+    Index = tuple[tuple[str, str], dict[str, Entry], list[tuple[int, int]]]
+    """(HOME, modules by name, (begin, length) of the sections in the file)."""
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HOME = PACKAGE, os.path.dirname(os.__file__)
+"""What a bundle is of: this tree, and this standard library."""
 PATH = os.path.join(PACKAGE, "__pycache__", f"start.{sys.implementation.cache_tag}.bundle")
 
 _PYC = f".{sys.implementation.cache_tag}.pyc"
 
 _ModuleType = type(sys)
+
+EXTENSION = -1
+"""In the place of a section: the module is compiled, and its source the file to be loaded."""
 
 FIRST_READ = 32 << 10
 """Bytes that most likely hold the index."""
@@ -60,7 +66,7 @@ class Bundle:
         finally:
             os.close(fd)
         index: Index = marshal.loads(data[8:end])
-        self.package, self._entries, self._sections = index
+        self.home, self._entries, self._sections = index
 
     def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: "Any" = None) -> "ModuleSpec | None":
         entry = self._entries.get(name)
@@ -71,6 +77,8 @@ class Bundle:
             found = os.stat(source)
             if found.st_size != size or found.st_mtime_ns != time:
                 return None
+            if section == EXTENSION:
+                return _extension(name, source)
             if name not in self._codes and not self._read(section):
                 return None
         except OSError:
@@ -119,6 +127,12 @@ class Bundle:
             return stream.read()
 
 
+def _extension(name: str, path: str) -> ModuleSpec:
+    spec = ModuleSpec(name, ExtensionFileLoader(name, path), origin=path)
+    spec.has_location = True
+    return spec
+
+
 def _identity(fd: int) -> tuple[int, int, int]:
     found = os.fstat(fd)
     return found.st_dev, found.st_ino, found.st_mtime_ns
@@ -144,7 +158,7 @@ def start() -> None:
     gc.set_threshold(20_000)
     try:
         bundle = Bundle(PATH)
-        if bundle.package == PACKAGE:  # not of a tree that this one is a copy of
+        if bundle.home == HOME:  # not of a tree that this one is a copy of
             sys.meta_path.insert(0, bundle)
     except (OSError, ValueError, EOFError, TypeError):
         pass
