@@ -54,6 +54,19 @@ def refused(text, function, *args):
     assert str(error.value) == text
 
 
+def test_a_new_image_has_the_absolute_path_of_its_backing_file(layer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan(layer, "base", "qcow2", size=MIB).run(layer)
+    file = {"driver": "file", "filename": "base"}
+    user = BlockBackend(layer)
+    user.insert(layer.add_node({"driver": "qcow2", "node-name": "base", "file": file}))
+    (tmp_path / "elsewhere").mkdir()
+    with layer.drained():
+        order = {"node-name": "base", "snapshot-file": "elsewhere/top", "snapshot-node-name": "top"}
+        blockdev_snapshot_sync(layer, order).settle()
+    assert user.node.backing_filename == str(tmp_path / "base")
+
+
 def test_an_overlay_takes_the_place_and_the_old_image_is_kept(layer, drive, image):
     overlay = image("overlay")
     base = layer.graph.find("base")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
-from qobra.block.filename import parse_filename
+from qobra.block.filename import parse_filename, protocol_of
 from qobra.block.job.chain import chain, contains, root_node, set_read_only
 from qobra.block.transaction.change import Change
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
@@ -103,15 +104,21 @@ def open_image_over(
 
 
 def create_image(layer: BlockLayer, filename: str, fmt: str, length: int, backing: BlockNode | None) -> None:
-    """Make the image ``filename`` of ``length`` bytes in whole sectors, with ``backing`` as its backing file."""
+    """Make the image ``filename`` of ``length`` bytes in whole sectors, with ``backing`` as its backing file.
+
+    That is recorded with its absolute path: the image need not lie where the paths of others begin.
+    """
     from qobra.block.creation._image import plan
 
+    name = backing.filename if backing is not None else None
+    if name and not protocol_of(name):
+        name = os.path.abspath(name)
     creation = plan(
         layer,
         filename,
         fmt,
         size=-(-length // 512) * 512,
-        backing_file=backing.filename if backing is not None else None,
+        backing_file=name,
         backing_format=backing.driver if backing is not None else None,
         unsafe=True,
     )
