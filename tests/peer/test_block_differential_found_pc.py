@@ -87,3 +87,15 @@ def test_a_stream_that_is_refused_leaves_its_image_read_only(q: Run) -> None:
     q.do("block-stream", job_id="9x", device="d")
     q.do("block-stream", job_id="j", device="d", speed=-1)
     q("query-named-block-nodes")
+
+
+@against_system("-M", "none")
+def test_drives_without_a_device(q: Run) -> None:
+    """One that was opened with a file reads it; what is put into an empty one is asked for nothing."""
+    q.tool("qemu-img", "create", "-q", "disk", "1M")
+    q.do("human-monitor-command", command_line="drive_add 0 if=none,id=d,file=disk,format=raw,node-name=disk")
+    q.do("human-monitor-command", command_line="drive_add 0 if=none,id=e")
+    q("x-debug-query-block-graph")
+    q.do("eject", device="d")
+    q.do("blockdev-change-medium", device="e", filename=q.path("disk"), format="raw")
+    q("x-debug-query-block-graph")

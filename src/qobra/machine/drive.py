@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.opener import valid_id
@@ -111,6 +112,7 @@ class Drives:
         aio = _aio(options)
         nodes = _node_options(options)
         if file or nodes:
+            backend.perm = permissions.CONSISTENT_READ
             if cache["direct"] or cache["no-flush"]:
                 nodes["cache"] = {"direct": cache["direct"], "no-flush": cache["no-flush"]}
             nodes.setdefault("read-only", read_only)
