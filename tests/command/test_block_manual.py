@@ -148,6 +148,17 @@ def test_a_bitmap_has_granules_of_64_kib(client: Client, tmp_path: Path, cluster
     assert bitmap["granularity"] == 65536
 
 
+def test_a_backup_of_a_dirty_bitmap_is_an_incremental_one(client: Client, tmp_path: Path) -> None:
+    """As the command table of QEMU 2.5 has it."""
+    client.do("block-dirty-bitmap-add", {"node": "drive0", "name": "b"})
+    backup = {"device": "drive0", "target": str(tmp_path / "copy"), "sync": "dirty-bitmap"}
+    assert "bitmap" in client.refusal("drive-backup", backup)[1]
+    client.do("drive-backup", {**backup, "bitmap": "b"})
+    client.wait_status("drive0", "null")
+    assert client.statuses()[-1] == "null"
+    assert (tmp_path / "copy").exists()
+
+
 class TestPausedJobs:
     def test_cancelling_one_resumes_it(self, client: Client) -> None:
         backup = {"job-id": "j", "device": "drive0", "target": "other", "sync": "full", "speed": 1}

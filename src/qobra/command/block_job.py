@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
-from qobra.qmp.registry import command
+from qobra.qmp.registry import command, older_form
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
@@ -75,6 +75,14 @@ def drive_backup(machine: Machine, args: Args) -> None:
         job = start_drive_backup(layer.jobs, args)
         job.start()
     job.drain_over()
+
+
+@older_form("drive-backup", lambda args: args.get("sync") == "dirty-bitmap")
+def drive_backup_of_dirty_bitmap(machine: Machine, args: Args) -> None:
+    """What the command table of QEMU 2.5 calls an incremental backup."""
+    from qobra.qapi.contract import contract
+
+    drive_backup(machine, contract().check_arguments("drive-backup", {**args, "sync": "incremental"}))
 
 
 @command("drive-mirror")
