@@ -52,11 +52,14 @@ def query_fdsets(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]
 
 @command("add_client", needs="board")
 def add_client(machine: Machine, args: dict[str, Any]) -> None:
-    """Hand the named descriptor, a connected socket, to a socket character device that has no client."""
+    """Hand the named descriptor, a connected socket, to the VNC server, or a socket character device without client."""
     fd = machine.fdsets.take_named(args["fdname"])
     protocol = args["protocol"]
     device = machine.chardevs.find(protocol)
     if device is None:
+        if protocol == "vnc" and (server := machine.vnc.first()) is not None:
+            server.adopt(fd, known=args.get("skipauth", False))
+            return
         os.close(fd)
         if protocol in _DISPLAYS:
             raise QobraError(f"{_DISPLAYS[protocol]} is not in use", DEVICE_NOT_ACTIVE)

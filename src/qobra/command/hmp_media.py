@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from qobra.block.job.chain import skip_implicit
+from qobra.command.vnc import set_vnc_password
 from qobra.errors import QobraError, errno_of
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
@@ -70,7 +71,12 @@ def eject(machine: Machine, args: dict[str, Any]) -> None:
     help="put another medium into a drive (-f: although the guest locked it)",
 )
 def change(machine: Machine, args: dict[str, Any]) -> None:
-    """Put another medium in."""
+    """Put another medium in; or change the password of the VNC server."""
+    if args["device"] == "vnc":
+        if args["target"] not in ("password", "passwd"):
+            raise QobraError("Expected 'password' after 'vnc'")
+        set_vnc_password(machine, args.get("arg"))
+        return
     arguments = {"device": args["device"], "filename": args["target"]}
     if "arg" in args:
         arguments["format"] = args["arg"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.block import media
+from qobra.command.vnc import set_vnc_password
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.registry import command
@@ -76,9 +77,13 @@ def eject(machine: Machine, args: dict[str, Any]) -> None:
 
 @command("change")
 def change(machine: Machine, args: dict[str, Any]) -> None:
-    """Change a drive's medium: the old form of blockdev-change-medium (and of what VNC has commands for)."""
+    """Change a drive's medium: the old form of blockdev-change-medium (and for VNC, the password or the address)."""
     if args["device"] == "vnc":
-        raise QobraError("Qobra has no VNC server to change")
+        if args["target"] in ("password", "passwd"):
+            set_vnc_password(machine, args.get("arg"))
+            return
+        machine.vnc.change(args["target"])
+        return
     backend = machine.block.find_backend(args["device"])
     media.change_medium(backend, args["device"], args["target"], format=args.get("arg"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from qobra.display.surface import Surface
@@ -84,6 +84,9 @@ class Consoles:
     def remove(self, device: Any) -> None:
         """``device`` is gone."""
         self._consoles = [each for each in self._consoles if each.device is not device]
+
+    def __iter__(self) -> Iterator[Console]:
+        return iter(tuple(self._consoles))
 
     def first(self) -> Console:
         """The console that is shown first. Raises QobraError where there is none."""

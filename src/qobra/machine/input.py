@@ -105,6 +105,11 @@ class InputHub:
         self.activate(entry[1], True)
         return None
 
+    @property
+    def absolute(self) -> bool:
+        """Whether the device that pointers move takes places; otherwise it takes motion."""
+        return next(("abs" in each.accepts for _number, each in self._devices if each.accepts & {"rel", "abs"}), False)
+
     def mice(self) -> list[dict[str, Any]]:
         """MouseInfo of the pointing devices."""
         pointers = [(number, device) for number, device in self._devices if device.accepts & {"rel", "abs"}]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from qobra.block.layer import BlockLayer
     from qobra.chardev.chardevs import Chardevs
+    from qobra.display.vnc.server import VncServers
     from qobra.machine.board import Board
     from qobra.machine.fdsets import FdSets
     from qobra.machine.run_state import RunState
@@ -118,6 +119,13 @@ class Machine:
         return Netdevs(self)
 
     @cached_property
+    def vnc(self) -> VncServers:
+        """The VNC servers by id."""
+        from qobra.display.vnc.server import VncServers
+
+        return VncServers(self)
+
+    @cached_property
     def fdsets(self) -> FdSets:
         """File descriptors that clients passed: ``/dev/fdset/N`` and named ones."""
         from qobra.machine.fdsets import FdSets
@@ -174,7 +182,7 @@ class Machine:
             if self.board is not None:
                 self.board.power_off()
         # Only what was ever used is there to be closed.
-        for part in ("block", "netdevs", "chardevs", "fdsets", "objects"):
+        for part in ("vnc", "block", "netdevs", "chardevs", "fdsets", "objects"):
             if part in self.__dict__:
                 try:
                     self.__dict__[part].close()

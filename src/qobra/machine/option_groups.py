@@ -75,6 +75,11 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
         ("threads", NUMBER), ("maxcpus", NUMBER),
     ),
     "smbios": (),
+    "vnc": (
+        ("reverse", BOOLEAN), ("password-secret", STRING), ("password", BOOLEAN), ("ipv6", BOOLEAN), ("ipv4", BOOLEAN),
+        ("to", NUMBER), ("connections", NUMBER), ("head", NUMBER), ("display", STRING), ("share", STRING),
+        ("vnc", STRING),
+    ),
     "trace": (("enable", STRING), ("events", STRING), ("file", STRING)),
 }  # fmt: skip
 """Parameters by group, in the order in which they are shown."""
@@ -85,6 +90,7 @@ OF_ONE_ARCHITECTURE = {"acpi": "x86_64", "smbios": "x86_64"}
 UNLISTED: dict[str, tuple[tuple[str, str], ...]] = {
     "icount": (("align", BOOLEAN), ("rr", STRING), ("rrfile", STRING), ("rrsnapshot", STRING)),
     "overcommit": (("cpu-pm", BOOLEAN),),
+    "vnc": (("id", STRING), ("audiodev", STRING)),
 }
 """Parameters that are taken or refused in QEMU's words and not shown, as nothing comes of them while no CPU runs."""
 

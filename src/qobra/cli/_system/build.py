@@ -276,6 +276,7 @@ class Builder:
         self._each("nic", lambda value: self._add_nic(next(cards_of_nics)))
         self._each("device", self._add_device)
         board.finish()
+        self._each("vnc", lambda value: self.machine.vnc.open(convert("vnc", split(value, "vnc"))))
         cards = {name: nic.backend for nic, name in card_names(self.machine).items()}
         self.machine.netdevs.warn_of_loose_ends(report_error, cards)
         board.warn_of_globals(report_error)
@@ -330,12 +331,10 @@ class Builder:
         board.boot |= self._config.boot
         for value in self._values("boot"):
             board.boot |= boot.parse(split(value, "order"))
-        for option in ("vga", "vnc", "display"):
+        for option in ("vga", "display"):
             for value in self._values(option):
                 if option == "vga" and value not in ("none", "std"):
                     raise QobraError(f"unknown vga type: {value}")
-                if option == "vnc" and value.split(",")[0] != "none":
-                    raise QobraError(f"-vnc {value}: this machine has no VNC server")
                 if option == "display" and value.split(",")[0] != "none":
                     raise QobraError(f"-display {value}: Parameter 'type' does not accept value '{value}'")
         for value in self._values("parallel"):

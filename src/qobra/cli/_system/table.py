@@ -73,7 +73,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "readconfig": (True, "FILE: take options from a file"),
     "nographic": (False, "no display; serial port and monitor on standard input and output"),
     "display": (True, "none: the display"),
-    "vnc": (True, "none: no VNC server"),
+    "vnc": (True, "[HOST]:DISPLAY|unix:PATH|none[,to=DISPLAY][,password=on][,share=...]...: show the screen to VNC clients"),
     "vga": (True, "none: the graphics card"),
     "usb": (False, "a USB controller"),
     "no-acpi": (False, "no ACPI"),

@@ -1,0 +1,170 @@
+"""One client of a VNC server: its messages become input, what the console shows becomes updates."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING, Any
+
+from qobra.display.vnc.keysyms import QCODES
+from qobra.display.vnc.pixels import NATIVE, ClientFormat
+from qobra.display.vnc.updates import Updates
+from qobra.display.vnc.wire import Gone, Wire, basic_info
+from qobra.errors import QobraError
+
+if TYPE_CHECKING:
+    from qobra.display.console import Console
+
+_SET_FORMAT, _SET_ENCODINGS, _WANT, _KEY, _POINTER, _CUT_TEXT, _QEMU = 0, 2, 3, 4, 5, 6, 255
+_QEMU_KEY = 0
+_FRAME_SECONDS = 1 / 30
+_AREA = Struct(">4H")
+_BUTTONS = ("left", "middle", "right", "wheel-up", "wheel-down", "wheel-left", "wheel-right")
+_ABSOLUTE_MOST = 0x7FFF
+_MOTION_CENTRE = 0x7FFF
+
+
+class Input:
+    """Where a client's input goes: ``deliver`` takes InputEvents; ``absolute`` says whether places count."""
+
+    def __init__(self, deliver: Callable[[list[dict[str, Any]]], None], absolute: Callable[[], bool]) -> None:
+        self.deliver = deliver
+        self.absolute = absolute
+
+
+class VncClient:
+    """A connection, which a thread reads and another writes to once the client is let in."""
+
+    def __init__(self, wire: Wire, input: Input) -> None:
+        self.wire = wire
+        self.info = basic_info(wire.sock, wire.sock.getpeername())
+        self.shared = True
+        self._input = input
+        self._updates: Updates | None = None
+        self._closed = False
+        self._buttons = 0
+        self._place: tuple[int, int] | None = None
+
+    def introduce(self, console: Console, name: str) -> Updates:
+        """Tell the client the size of ``console``; what is drawn on it is for the client from now on."""
+        self._updates = Updates(console)
+        text = name.encode()
+        size = b"".join(number.to_bytes(2, "big") for number in self._updates.size)
+        self.wire.send(size + NATIVE + len(text).to_bytes(4, "big") + text)
+        return self._updates
+
+    def serve(self) -> None:
+        """Do what the client says until it leaves. Raises Gone."""
+        threading.Thread(target=self._write, name="vnc updates", daemon=True).start()
+        updates = self._updates
+        assert updates is not None
+        handlers: dict[int, Callable[[Updates], None]] = {
+            _SET_FORMAT: self._set_format,
+            _SET_ENCODINGS: self._set_encodings,
+            _WANT: self._want,
+            _KEY: self._key,
+            _POINTER: self._pointer,
+            _CUT_TEXT: self._cut_text,
+            _QEMU: self._qemu,
+        }
+        while True:
+            handler = handlers.get(self.wire.number(1))
+            if handler is None:
+                raise Gone
+            handler(updates)
+
+    def close(self) -> None:
+        """Have both threads end."""
+        self._closed = True
+        self.wire.shutdown()
+        if self._updates is not None:
+            with self._updates.condition:
+                self._updates.condition.notify()
+
+    # -- what a client says
+
+    def _set_format(self, updates: Updates) -> None:
+        packed = self.wire.read(3 + len(NATIVE))[3:]
+        try:
+            form = ClientFormat(packed)
+        except QobraError:
+            raise Gone
+        if form.mapped:
+            self.wire.send(form.colour_map())
+        with updates.condition:
+            updates.format = form
+
+    def _set_encodings(self, updates: Updates) -> None:
+        self.wire.skip(1)
+        count = self.wire.number(2)
+        data = self.wire.read(4 * count)
+        updates.accept([int.from_bytes(data[at : at + 4], "big", signed=True) for at in range(0, len(data), 4)])
+
+    def _want(self, updates: Updates) -> None:
+        incremental = self.wire.number(1) != 0
+        x, y, width, height = _AREA.unpack(self.wire.read(_AREA.size))
+        updates.want((x, y, x + width, y + height), incremental=incremental)
+
+    def _key(self, _updates: Updates) -> None:
+        down = self.wire.number(1) != 0
+        self.wire.skip(2)
+        name = QCODES.get(self.wire.number(4))
+        if name is not None:
+            self._press({"type": "qcode", "data": name}, down)
+
+    def _qemu(self, _updates: Updates) -> None:
+        """Keys by their scan codes, in the extension that QEMU's clients have for them."""
+        if self.wire.number(1) != _QEMU_KEY:
+            raise Gone
+        down = self.wire.number(2) != 0
+        self.wire.skip(4)
+        code = self.wire.number(4)
+        if 0 < code < 0x100:
+            self._press({"type": "number", "data": code}, down)
+
+    def _press(self, key: dict[str, Any], down: bool) -> None:
+        self._input.deliver([{"type": "key", "data": {"key": key, "down": down}}])
+
+    def _pointer(self, updates: Updates) -> None:
+        buttons, x, y = self.wire.number(1), self.wire.number(2), self.wire.number(2)
+        events: list[dict[str, Any]] = []
+        for number, name in enumerate(_BUTTONS):
+            if (buttons ^ self._buttons) >> number & 1:
+                events.append({"type": "btn", "data": {"button": name, "down": bool(buttons >> number & 1)}})
+        self._buttons = buttons
+        for axis, place, before, size in zip("xy", (x, y), self._place or (x, y), updates.size, strict=True):
+            if self._input.absolute():
+                value = min(place * _ABSOLUTE_MOST // max(size - 1, 1), _ABSOLUTE_MOST)
+                events.append({"type": "abs", "data": {"axis": axis, "value": value}})
+                continue
+            # A client that was told so sends motion, around a centre; any other places, which can only be compared.
+            motion = place - (_MOTION_CENTRE if updates.absolute is False else before)
+            if motion:
+                events.append({"type": "rel", "data": {"axis": axis, "value": motion}})
+        self._place = (x, y)
+        self._input.deliver(events)
+
+    def _cut_text(self, _updates: Updates) -> None:
+        """The guest has no clipboard."""
+        self.wire.skip(3)
+        length = int.from_bytes(self.wire.read(4), "big", signed=True)
+        self.wire.skip(abs(length))
+
+    # -- what it is told
+
+    def _write(self) -> None:
+        updates = self._updates
+        assert updates is not None
+        pause = threading.Event()
+        while True:
+            with updates.condition:
+                updates.condition.wait_for(lambda: self._closed or updates.due(self._input.absolute()))
+            if self._closed:
+                return
+            try:
+                self.wire.send(updates.take(self._input.absolute()))
+            except Gone:
+                self.close()
+                return
+            pause.wait(_FRAME_SECONDS)

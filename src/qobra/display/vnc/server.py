@@ -1,0 +1,314 @@
+"""VNC servers of a machine: where they listen, their passwords, their clients."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from qobra.chardev import address
+from qobra.crypto.secret import secret_bytes
+from qobra.display.console import Console
+from qobra.display.vnc import options as parse
+from qobra.display.vnc.client import Input, VncClient
+from qobra.display.vnc.handshake import admit
+from qobra.display.vnc.wire import Gone, Wire, basic_info
+from qobra.errors import DEVICE_NOT_ACTIVE, QobraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qobra.machine.board import Board
+    from qobra.machine.machine import Machine
+
+DEFAULT_ID = "default"
+_CONNECTING = 32
+"""How many clients may be on their way in."""
+_PAUSE = 0.1
+
+
+class VncServer:
+    """A server as ``-vnc`` describes it. Its sockets accept in threads; all that decides runs in the control strand."""
+
+    def __init__(self, machine: Machine, id: str, options: dict[str, Any]) -> None:
+        """Check ``options``, and listen, or connect with ``reverse``. Raises QobraError."""
+        if options.get("password") and "password-secret" in options:
+            raise QobraError("'password' flag is redundant with 'password-secret'")
+        self._machine = machine
+        self.id = id
+        self._options = options
+        self._share = parse.share(options)
+        self._password: bytes | None = None
+        self._expires: float | None = None
+        self.auth = "vnc" if options.get("password") or "password-secret" in options else "none"
+        if "password-secret" in options:
+            self._password = secret_bytes(machine.objects.find, options["password-secret"])
+        if "display" in options:
+            self._console()
+        self._sockets: list[socket.socket] = []
+        self._connecting: list[VncClient] = []
+        self._clients: list[VncClient] = []
+        self._closed = False
+        self._pause = threading.Event()
+        self._open(parse.addresses(options))
+
+    def _open(self, where: dict[str, Any] | None) -> None:
+        if where is None:
+            return
+        if self._options.get("reverse"):
+            self._welcome(socket.socket(fileno=address.connect(self._machine, where).detach()))
+            return
+        self._sockets = _listen(self._machine, where)
+        for each in self._sockets:
+            threading.Thread(target=self._accept, args=(each,), name=f"vnc {self.id}", daemon=True).start()
+
+    # -- clients
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _peer = listener.accept()
+            except OSError:
+                if listener not in self._sockets:
+                    listener.close()
+                    return
+                self._pause.wait(_PAUSE)  # out of descriptors, which may pass
+                continue
+            with self._machine.control:
+                self._welcome(sock)
+
+    def _welcome(self, sock: socket.socket, *, known: bool = False) -> None:
+        """A new connection; one that is ``known`` needs no password."""
+        board = self._board
+        try:
+            client = VncClient(Wire(sock), Input(self._input, lambda: board.input.absolute))
+        except OSError:  # gone already
+            sock.close()
+            return
+        if self._closed or len(self._connecting) >= self._options.get("connections", _CONNECTING):
+            client.wire.close()
+            return
+        self._connecting.append(client)
+        self._emit("VNC_CONNECTED", client)
+        threading.Thread(target=self._run, args=(client, known), name=f"vnc {self.id} client", daemon=True).start()
+
+    def adopt(self, fd: int, *, known: bool) -> None:
+        """add_client: a client on a socket that somebody else accepted."""
+        self._welcome(socket.socket(fileno=fd), known=known)
+
+    def _run(self, client: VncClient, known: bool) -> None:
+        updates = None
+        try:
+            admit(client.wire, "none" if known else self.auth, self._valid_password)
+            client.shared = client.wire.number(1) != 0
+            with self._machine.control:
+                if not self._make_room(client):
+                    raise Gone
+                updates = client.introduce(self._console(), self._name())
+                updates.listen()
+                self._connecting.remove(client)
+                self._clients.append(client)
+                self._emit("VNC_INITIALIZED", client)
+            client.serve()
+        except (Gone, QobraError):
+            pass
+        finally:
+            client.close()
+            with self._machine.control:
+                if updates is not None:
+                    updates.leave()
+                for group in (self._connecting, self._clients):
+                    if client in group:
+                        group.remove(client)
+                self._emit("VNC_DISCONNECTED", client)
+            client.wire.close()
+
+    def _make_room(self, client: VncClient) -> bool:
+        """Whether ``client`` may come in beside the others, which leave if it may have the screen for itself."""
+        if self._share == "ignore" or (self._share == "force-shared" and client.shared):
+            return True
+        if self._share == "force-shared":
+            return False
+        if client.shared:
+            return all(each.shared for each in self._clients)
+        self.disconnect()
+        return True
+
+    def disconnect(self) -> None:
+        """Have all clients that are in leave."""
+        for client in tuple(self._clients):
+            client.close()
+
+    def _input(self, events: list[dict[str, Any]]) -> None:
+        with self._machine.control:
+            self._board.input.deliver(events)
+
+    def _console(self) -> Console:
+        id = self._options.get("display")
+        consoles = self._board.consoles
+        if id is not None:
+            return consoles.find(self._board.peripheral.children.get(id), self._options.get("head", 0), id)
+        return next(iter(consoles), None) or Console(None, 0)
+
+    @property
+    def _board(self) -> Board:
+        board = self._machine.board
+        assert board is not None
+        return board
+
+    def _name(self) -> str:
+        return f"QEMU ({self._machine.name})" if self._machine.name else "QEMU"
+
+    # -- passwords
+
+    @property
+    def has_clients(self) -> bool:
+        """Whether somebody looks on."""
+        return bool(self._clients)
+
+    def set_password(self, password: str) -> None:
+        """What clients must know from now on. Raises QobraError where none is asked for."""
+        if self.auth != "vnc":
+            raise QobraError("Could not set password")
+        self._password = password.encode()
+
+    def expire(self, seconds: float | None) -> None:
+        """The password ends to be valid at that time (since the epoch); None: never."""
+        self._expires = seconds
+
+    def _valid_password(self) -> bytes | None:
+        now = self._machine.clock.time_ns() / 1e9
+        return self._password if self._expires is None or now < self._expires else None
+
+    # -- what is told
+
+    def _emit(self, event: str, client: VncClient) -> None:
+        self._machine.events.emit(event, {"server": self.server_info(client.wire.sock), "client": dict(client.info)})
+
+    def server_info(self, sock: socket.socket) -> dict[str, Any]:
+        """VncServerInfo of the end that ``sock`` is bound to."""
+        try:
+            return {**basic_info(sock, sock.getsockname()), "auth": self.auth}
+        except OSError:
+            return {"host": "", "service": "", "family": "unknown", "websocket": False, "auth": self.auth}
+
+    def servers(self) -> list[dict[str, Any]]:
+        """VncServerInfo2 of each socket, the latest first."""
+        return [self.server_info(each) for each in reversed(self._sockets)]
+
+    def clients(self) -> list[dict[str, Any]]:
+        """VncClientInfo of all that are connected."""
+        return [dict(client.info) for client in (*self._clients, *self._connecting)]
+
+    def describe(self) -> dict[str, Any]:
+        """VncInfo2 of the reference."""
+        info = {"id": self.id, "server": self.servers(), "clients": self.clients(), "auth": self.auth}
+        if "display" in self._options:
+            info["display"] = self._options["display"]
+        return info
+
+    def close(self) -> None:
+        """Listen no more, and have everybody leave."""
+        self._closed = True
+        for client in (*self._clients, *self._connecting):
+            client.close()
+        self._stop_listening()
+
+    def move(self, where: str) -> None:
+        """Listen at ``where`` from now on. Raises QobraError; where that is no address, all is as it was."""
+        place = parse.addresses({**self._options, "vnc": where})
+        self._stop_listening()
+        self._open(place)
+
+    def _stop_listening(self) -> None:
+        stopped, self._sockets = self._sockets, []
+        for each in stopped:
+            path = each.getsockname() if each.family == socket.AF_UNIX else None
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+                if path:
+                    os.unlink(path)
+            except OSError:
+                pass
+
+
+class VncServers:
+    """The servers of one machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._servers: dict[str, VncServer] = {}
+
+    def __iter__(self) -> Iterator[VncServer]:
+        return iter(tuple(self._servers.values()))
+
+    def open(self, options: dict[str, Any]) -> None:
+        """Add the server that ``options``, those of ``-vnc``, describe. Raises QobraError."""
+        id = options.get("id") or self._free_id()
+        if id in self._servers:
+            raise QobraError(f"Duplicate ID '{id}' for vnc")
+        self._servers[id] = VncServer(self._machine, id, options)
+
+    def change(self, where: str) -> None:
+        """Have the first server listen at ``where`` instead, in the form of ``-vnc``. Raises QobraError."""
+        server = self.first()
+        if server is None:
+            raise QobraError("VNC is not in use", DEVICE_NOT_ACTIVE)
+        server.move(where)
+
+    def _free_id(self) -> str:
+        names = itertools.chain((DEFAULT_ID,), (f"vnc{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in self._servers)
+
+    def first(self) -> VncServer | None:
+        """The server that commands mean which name none."""
+        return next(iter(self), None)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for server in self:
+            server.close()
+        self._servers.clear()
+
+
+def _listen(machine: Machine, where: dict[str, Any]) -> list[socket.socket]:
+    """A socket for each address that ``where`` stands for."""
+    data = where["data"]
+    if where["type"] != "inet":
+        return [socket.socket(fileno=address.listen(machine, where).detach())]
+    first = int(data["port"])
+    failure = QobraError("Failed to create a socket")
+    for port in range(first, data.get("to", first) + 1):
+        opened: list[socket.socket] = []
+        try:
+            for family, name in address.resolve({**data, "port": str(port)}, passive=True):
+                opened.append(_bind(family, name))
+            return opened
+        except OSError as error:
+            for each in opened:
+                each.close()
+            text = "Failed to find an available port" if error.errno in _TAKEN else "Failed to bind socket"
+            failure = QobraError.from_os(text, error)
+            if error.errno not in _TAKEN:
+                break
+    raise failure
+
+
+_TAKEN = frozenset((errno.EADDRINUSE,))
+
+
+def _bind(family: int, name: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(name)
+        sock.listen(1)
+    except OSError:
+        sock.close()
+        raise
+    return sock

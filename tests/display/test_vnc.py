@@ -1,0 +1,458 @@
+"""VNC servers as their clients see them: admission, pictures, input, and what QMP says of it."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qobra.display.console import Cursor
+from qobra.display.surface import Surface
+from qobra.display.vnc.des import encrypt
+from qobra.display.vnc.handshake import response
+from qobra.display.vnc.options import addresses
+from qobra.errors import QobraError
+from qobra.machine.launch import simple_machine
+from qobra.machine.machine import Machine
+from qobra.qmp import dispatch
+from qobra.testing.guest import wait_until
+
+_RGB565 = struct.pack(">BBBBHHHBBB3x", 16, 16, 0, 1, 31, 63, 31, 11, 5, 0)
+_MAPPED = struct.pack(">BBBBHHHBBB3x", 8, 8, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+class Mouse:
+    """A device that takes what it is sent."""
+
+    def __init__(self, *kinds: str) -> None:
+        self.input_name = "test"
+        self.accepts = frozenset(kinds)
+        self.events: list[dict[str, Any]] = []
+
+    def input_event(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def input_sync(self) -> None:
+        pass
+
+
+class Client:
+    """The other end: a client that knows what it expects."""
+
+    def __init__(self, path: Path | None = None, sock: socket.socket | None = None) -> None:
+        if sock is None:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(str(path))
+        sock.settimeout(30)
+        self.sock = sock
+
+    def read(self, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            piece = self.sock.recv(length - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+    def join(self, password: bytes | None = None, *, shared: bool = True) -> str:
+        """Come in; the name of the desktop."""
+        assert self.read(12) == b"RFB 003.008\n"
+        self.sock.sendall(b"RFB 003.008\n")
+        assert self.read(2) == (b"\1\1" if password is None else b"\1\2")
+        self.sock.sendall(b"\1" if password is None else b"\2")
+        if password is not None:
+            self.sock.sendall(response(password, self.read(16)))
+        assert self.read(4) == bytes(4)
+        self.sock.sendall(bytes((shared,)))
+        self.size = struct.unpack(">HH", self.read(4))
+        self.read(16)
+        return self.read(int.from_bytes(self.read(4), "big")).decode()
+
+    def encodings(self, *numbers: int) -> None:
+        self.sock.sendall(struct.pack(f">BBH{len(numbers)}i", 2, 0, len(numbers), *numbers))
+
+    def ask(self, incremental: bool = False, area: tuple[int, int, int, int] | None = None) -> None:
+        self.sock.sendall(struct.pack(">BBHHHH", 3, incremental, *(area or (0, 0, *self.size))))
+
+    def update(self, pixel: int = 4) -> list[tuple[tuple[int, ...], int, bytes]]:
+        """The rectangles of the next update: place, encoding, data."""
+        kind, count = struct.unpack(">BxH", self.read(4))
+        assert kind == 0
+        found = []
+        for _ in range(count):
+            x, y, width, height, encoding = struct.unpack(">4Hi", self.read(12))
+            data = b""
+            if encoding == 0:
+                data = self.read(pixel * width * height)
+            elif encoding == 6:
+                data = self.read(int.from_bytes(self.read(4), "big"))
+            elif encoding == -239:
+                data = self.read(pixel * width * height + (width + 7) // 8 * height)
+            found.append(((x, y, width, height), encoding, data))
+        return found
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    machine = simple_machine("x86_64", "none", memory=0)
+    machine.name = "box"
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def events(machine: Machine) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    machine.events.subscribe(found.append)
+    return found
+
+
+def _open(machine: Machine, tmp_path: Path, **options: Any) -> Path:
+    path = tmp_path / "vnc"
+    with machine.control:
+        machine.vnc.open({"vnc": f"unix:{path}", **options})
+    return path
+
+
+def _call(machine: Machine, command: str, **arguments: Any) -> Any:
+    with machine.control:
+        return dispatch.call(machine, command, arguments)
+
+
+def _console(machine: Machine, width: int = 4, height: int = 2) -> Any:
+    board: Any = machine.board
+    console = board.consoles.add(object())
+    console.show(Surface(width, height, bytearray(i % 256 for i in range(4 * width * height))))
+    return console
+
+
+def test_des() -> None:
+    key, plain = bytes.fromhex("133457799bbcdff1"), bytes.fromhex("0123456789abcdef")
+    assert encrypt(key, plain).hex() == "85e813540f0ab405"
+    assert response(b"longer than eight", bytes(16)) == response(b"longer t", bytes(16))
+
+
+def test_who_is_there_and_how_it_is_told(machine: Machine, events: list[Any], tmp_path: Path) -> None:
+    assert _call(machine, "query-vnc") == {"enabled": False}
+    path = _open(machine, tmp_path)
+    server = {"host": "", "service": str(path), "family": "unix", "websocket": False, "auth": "none"}
+    client = Client(path)
+    assert client.join() == "QEMU (box)"
+    wait_until(lambda: [each["event"] for each in events] == ["VNC_CONNECTED", "VNC_INITIALIZED"])
+    info = {"host": "", "service": "", "family": "unix", "websocket": False}
+    assert all(each["data"] == {"server": server, "client": info} for each in events)
+    assert _call(machine, "query-vnc") == {
+        "enabled": True,
+        "host": "",
+        "service": str(path),
+        "family": "unix",
+        "auth": "none",
+        "clients": [info],
+    }
+    assert _call(machine, "query-vnc-servers") == [
+        {"id": "default", "server": [server], "clients": [info], "auth": "none"}
+    ]
+    client.close()
+    wait_until(lambda: events[-1]["event"] == "VNC_DISCONNECTED")
+    assert _call(machine, "query-vnc")["clients"] == []
+
+
+def test_passwords(machine: Machine, tmp_path: Path) -> None:
+    path = _open(machine, tmp_path, password=True)
+    assert _call(machine, "query-vnc")["auth"] == "vnc"
+    for command, arguments in (
+        ("set_password", {"protocol": "vnc", "password": "secret"}),
+        ("change-vnc-password", {"password": "secret"}),
+        ("change", {"device": "vnc", "target": "password", "arg": "secret"}),
+    ):
+        _refused(path, b"secret")
+        _call(machine, command, **arguments)
+        Client(path).join(b"secret")
+        _refused(path, b"wrong")
+        _call(machine, "expire_password", protocol="vnc", time="now")
+        _refused(path, b"secret")
+        _call(machine, "expire_password", protocol="vnc", time="+1000")
+        Client(path).join(b"secret")
+        _call(machine, "expire_password", protocol="vnc", time="12")
+        _refused(path, b"secret")
+        _call(machine, "expire_password", protocol="vnc", time="never")
+        Client(path).join(b"secret")
+        _call(machine, "change-vnc-password", password="another")
+
+
+def _refused(path: Path, password: bytes) -> None:
+    client = Client(path)
+    client.read(12)
+    client.sock.sendall(b"RFB 003.008\n")
+    assert client.read(2) == b"\1\2"
+    client.sock.sendall(b"\2")
+    client.sock.sendall(response(password, client.read(16)))
+    assert client.read(8) == b"\0\0\0\1\0\0\0\x16"
+    assert client.read(22) == b"Authentication failed\0"
+    with pytest.raises(EOFError):
+        client.read(1)
+
+
+def test_what_becomes_of_clients_when_the_password_changes(machine: Machine, tmp_path: Path) -> None:
+    path = _open(machine, tmp_path, password=True)
+    _call(machine, "set_password", protocol="vnc", password="a")
+    client = Client(path)
+    client.join(b"a")
+    wait_until(lambda: len(_call(machine, "query-vnc")["clients"]) == 1)
+    with pytest.raises(QobraError, match="Could not set password"):
+        _call(machine, "set_password", protocol="vnc", password="b", connected="fail")
+    _call(machine, "set_password", protocol="vnc", password="b", connected="keep")
+    client.ask()
+    assert client.update()
+    _call(machine, "set_password", protocol="vnc", password="b", connected="disconnect")
+    with pytest.raises(EOFError):
+        client.read(1)
+
+
+@pytest.mark.parametrize("version", [b"RFB 003.003\n", b"RFB 003.005\n", b"RFB 003.007\n"])
+def test_older_clients(machine: Machine, tmp_path: Path, version: bytes) -> None:
+    client = Client(_open(machine, tmp_path))
+    client.read(12)
+    client.sock.sendall(version)
+    if version.endswith(b"7\n"):
+        assert client.read(2) == b"\1\1"
+        client.sock.sendall(b"\1")
+    else:
+        assert client.read(4) == b"\0\0\0\1"
+    client.sock.sendall(b"\1")
+    assert struct.unpack(">HH", client.read(4)) == (640, 480)
+
+
+def test_pictures(machine: Machine, tmp_path: Path) -> None:
+    console = _console(machine)
+    client = Client(_open(machine, tmp_path))
+    client.join()
+    assert client.size == (4, 2)
+    client.ask()
+    assert client.update() == [((0, 0, 4, 2), 0, bytes(range(32)))]
+    client.encodings(6, -223)
+    client.ask(incremental=True, area=(0, 0, 2, 2))
+    with machine.control:
+        console.surface.data[:] = b"\x10\x20\x80\0" * 8
+        console.update(3, 0, 1, 1)  # where the client does not look
+        console.update(1, 1, 1, 1)
+    [(place, encoding, data)] = client.update()
+    assert (place, encoding) == ((1, 0, 1, 2), 6)
+    unpacker = zlib.decompressobj()
+    assert unpacker.decompress(data) == b"\x10\x20\x80\0" * 2
+    client.ask(incremental=True)
+    [(place, _encoding, data)] = client.update()
+    assert place == (1, 0, 3, 2) and unpacker.decompress(data) == b"\x10\x20\x80\0" * 6
+    client.ask(incremental=True)
+    with machine.control:
+        console.show(Surface(2, 1, bytearray(b"\xff\0\0\0\0\0\xff\0")))
+    resized, (place, _encoding, data) = client.update()
+    assert resized == ((0, 0, 2, 1), -223, b"")
+    assert place == (0, 0, 2, 1) and unpacker.decompress(data) == b"\xff\0\0\0\0\0\xff\0"
+
+
+def test_pixels_as_the_client_wants_them(machine: Machine, tmp_path: Path) -> None:
+    console = _console(machine, 1, 1)
+    console.surface.data[:] = b"\x08\x10\xf8\0"
+    client = Client(_open(machine, tmp_path))
+    client.join()
+    client.sock.sendall(b"\0\0\0\0" + _RGB565)
+    client.ask()
+    assert client.update(2)[0][2] == struct.pack("<H", 0x1E << 11 | 3 << 5 | 0)
+    client.sock.sendall(b"\0\0\0\0" + _MAPPED)
+    assert client.read(6) == b"\1\0\0\0\1\0"
+    colours = client.read(6 * 256)
+    client.ask()
+    value = client.update(1)[0][2][0]
+    red, _green, blue = struct.unpack_from(">HHH", colours, 6 * value)
+    assert red > 50000 and blue == 0
+
+
+def test_the_pointer_has_a_picture(machine: Machine, tmp_path: Path) -> None:
+    console = _console(machine)
+    client = Client(_open(machine, tmp_path))
+    client.join()
+    client.encodings(-239)
+    client.ask()
+    client.update()
+    client.ask(incremental=True)
+    with machine.control:
+        console.define_cursor(Cursor(2, 1, 1, 0, b"\1\2\3\xff\4\5\6\0"))
+    assert client.update() == [((1, 0, 2, 1), -239, b"\1\2\3\xff\4\5\6\0\x80")]
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_input(machine: Machine, tmp_path: Path, absolute: bool) -> None:
+    board: Any = machine.board
+    mouse, keyboard = Mouse("btn", "abs" if absolute else "rel"), Mouse("key")
+    board.input.add(mouse)
+    board.input.add(keyboard)
+    with machine.control:
+        machine.run_state.start()
+    console = _console(machine, 101, 201)
+    client = Client(_open(machine, tmp_path))
+    client.join()
+    client.sock.sendall(struct.pack(">BBxxI", 4, 1, ord("A")) + struct.pack(">BBxxI", 4, 0, 0xFF0D))
+    client.sock.sendall(struct.pack(">BBHII", 255, 0, 1, 0, 0x9D))
+    client.sock.sendall(struct.pack(">BxxxI", 6, 5) + b"hello")
+    client.sock.sendall(struct.pack(">BBHH", 5, 1, 100, 100) + struct.pack(">BBHH", 5, 0, 103, 98))
+    wait_until(lambda: len(mouse.events) == (6 if absolute else 4) and len(keyboard.events) == 3)
+    keys = [(each["data"]["key"]["data"], each["data"]["down"]) for each in keyboard.events]
+    assert keys == [("a", True), ("ret", False), (0x9D, True)]
+    moves = [each["data"] for each in mouse.events if each["type"] != "btn"]
+    if absolute:
+        assert moves[:2] == [{"axis": "x", "value": 0x7FFF}, {"axis": "y", "value": 0x7FFF // 2}]
+    else:
+        assert moves == [{"axis": "x", "value": 3}, {"axis": "y", "value": -2}]
+    assert [each["data"] for each in mouse.events if each["type"] == "btn"] == [
+        {"button": "left", "down": True},
+        {"button": "left", "down": False},
+    ]
+    assert console is next(iter(board.consoles))
+
+
+def test_motion_for_clients_that_know_it(machine: Machine, tmp_path: Path) -> None:
+    board: Any = machine.board
+    mouse = Mouse("rel", "btn")
+    board.input.add(mouse)
+    with machine.control:
+        machine.run_state.start()
+    client = Client(_open(machine, tmp_path))
+    client.join()
+    client.encodings(-257)
+    client.ask()
+    assert client.update()[0] == ((0, 0, 640, 480), -257, b"")
+    client.sock.sendall(struct.pack(">BBHH", 5, 0, 0x7FFF + 5, 0x7FFF - 7))
+    wait_until(lambda: len(mouse.events) == 2)
+    assert [each["data"]["value"] for each in mouse.events] == [5, -7]
+
+
+def test_a_client_may_want_the_screen_for_itself(machine: Machine, tmp_path: Path) -> None:
+    path = _open(machine, tmp_path)
+    first, second, third = Client(path), Client(path), Client(path)
+    first.join()
+    second.join(shared=False)
+    with pytest.raises(EOFError):
+        first.read(1)
+    with pytest.raises(EOFError):
+        third.join()
+    second.ask()
+    assert second.update()
+
+
+def test_clients_of_others(machine: Machine, tmp_path: Path) -> None:
+    _open(machine, tmp_path, password=True)
+    for known in (True, False):
+        ours, theirs = socket.socketpair()
+        machine.fdsets.put_named("c", theirs.detach())
+        _call(machine, "add_client", protocol="vnc", fdname="c", skipauth=known)
+        client = Client(sock=ours)
+        if known:
+            client.join()
+        else:
+            client.read(12)
+            ours.sendall(b"RFB 003.008\n")
+            assert client.read(2) == b"\1\2"
+
+
+def test_another_address(machine: Machine, tmp_path: Path) -> None:
+    path = _open(machine, tmp_path)
+    with pytest.raises(QobraError, match="no vnc port specified"):
+        _call(machine, "change", device="vnc", target="nowhere")
+    Client(path).join()
+    _call(machine, "change", device="vnc", target=f"unix:{tmp_path}/new")
+    Client(tmp_path / "new").join()
+    assert not path.exists()
+    _call(machine, "change", device="vnc", target="none")
+    assert _call(machine, "query-vnc") == {"enabled": False}
+
+
+def test_internet(machine: Machine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        display = taken.getsockname()[1] - 5900
+        options = {"vnc": f"127.0.0.1:{display}", "to": display + 50}
+        with machine.control:
+            machine.vnc.open(options)
+            with pytest.raises(QobraError, match="Failed to find an available port: Address already in use"):
+                machine.vnc.open({"vnc": f"127.0.0.1:{display}"})
+    port = int(_call(machine, "query-vnc")["service"])
+    assert port > display + 5900
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        Client(sock=sock).join()
+        wait_until(lambda: _call(machine, "query-vnc")["clients"][0]["service"] == str(sock.getsockname()[1]))
+
+
+def test_a_client_that_waits_for_servers(machine: Machine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with machine.control:
+            machine.vnc.open({"vnc": f"127.0.0.1:{listener.getsockname()[1]}", "reverse": True})
+        sock, _peer = listener.accept()
+        Client(sock=sock).join()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("foo", "no vnc port specified"),
+        (":x", "can't convert to a number: x"),
+        (":-5", "can't convert to a number: -5"),
+        ("127.0.0.1:70000", "port 70000 out of range"),
+    ],
+)
+def test_addresses_that_are_none(text: str, complaint: str) -> None:
+    with pytest.raises(QobraError) as caught:
+        addresses({"vnc": text})
+    assert caught.value.desc == complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"share": "x"}, "unknown vnc share= option"),
+        ({"password": True, "password-secret": "s"}, "'password' flag is redundant with 'password-secret'"),
+        ({"password-secret": "s"}, "No secret with id 's'"),
+        ({"display": "zz"}, "Device 'zz' not found"),
+    ],
+)
+def test_refusals(machine: Machine, options: dict[str, Any], complaint: str) -> None:
+    with machine.control, pytest.raises(QobraError) as caught:
+        machine.vnc.open({"vnc": "none", **options})
+    assert caught.value.desc == complaint
+
+
+def test_commands_without_a_server(machine: Machine) -> None:
+    assert _call(machine, "query-vnc-servers") == []
+    for command, arguments, complaint in (
+        ("set_password", {"protocol": "vnc", "password": "x"}, "Could not set password"),
+        ("set_password", {"protocol": "spice", "password": "x"}, "SPICE is not in use"),
+        ("set_password", {"protocol": "foo", "password": "x"}, "Invalid parameter 'protocol'"),
+        ("set_password", {"protocol": "vnc", "password": "x", "connected": "y"}, "Invalid parameter 'connected'"),
+        ("expire_password", {"protocol": "vnc", "time": "now"}, "Could not set password expire time"),
+        ("change-vnc-password", {"password": "x"}, "Could not set password"),
+    ):
+        with pytest.raises(QobraError) as caught:
+            _call(machine, command, **arguments)
+        assert caught.value.desc == complaint
+
+
+def test_clients_that_speak_nonsense(machine: Machine, tmp_path: Path) -> None:
+    path = _open(machine, tmp_path)
+    chance = random.Random(7)
+    for turn in range(40):
+        client = Client(path)
+        if turn % 4:
+            client.join()
+        client.sock.sendall(bytes(chance.choice((0, 1, 2, 3, 4, 5, 6, 255, chance.randrange(256))) for _ in range(80)))
+        client.close()
+    wait_until(lambda: _call(machine, "query-vnc")["clients"] == [])
+    Client(path).join()
