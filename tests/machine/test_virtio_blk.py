@@ -106,6 +106,33 @@ def test_requests_that_cannot_be_served(guest: Guest, kind: int, sector: int, re
     assert disk.request(_IN, 0, read=512)[0] == 0
 
 
+def test_the_write_cache_follows_the_driver_that_runs_and_a_reset_takes_that_back(guest: Guest) -> None:
+    flush, modern = 1 << 9, 1 << 32
+    backend = guest.machine.block.find_qdev("disk")
+    assert backend is not None and backend.writeback
+    BlockDriver(guest.transport, guest.memory, features=modern)
+    assert not backend.writeback
+    guest.transport.status(0)
+    assert backend.writeback
+    BlockDriver(guest.transport, guest.memory, features=modern | flush)
+    assert backend.writeback
+
+
+@pytest.mark.parametrize("guest", ["mmio"], indirect=True)
+def test_a_reset_leaves_what_the_driver_looks_at(guest: Guest) -> None:
+    transport: Any = guest.transport
+    transport.register(0x14, 1)
+    high = transport.register(0x10)
+    transport.status(0)
+    assert transport.register(0x10) == high and high & 1  # VERSION_1
+    transport.register(0x30, 9)
+    transport.register(0x44, 1)
+    assert transport.register(0x44) == 1  # as the driver said, though there is no such queue
+    transport.status(0)
+    transport.register(0x30, 9)
+    assert transport.register(0x44) == 0
+
+
 @_ALL
 def test_there_are_no_shared_regions(guest: Guest) -> None:
     transport: Any = guest.transport

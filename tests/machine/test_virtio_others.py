@@ -150,7 +150,7 @@ def test_a_cd_drive_with_its_tray(guest: Guest, tmp_path: Path) -> None:
     assert driver.command(bytes((_START_STOP, 0, 0, 0, 2, 0)))[1] == 0
     moved = [event["data"]["tray-open"] for event in guest.events if event["event"] == "DEVICE_TRAY_MOVED"]
     assert moved[-1] is True
-    assert ready() == (2, b"\x3a\x02")
+    assert ready() == (2, b"\x3a\0")
 
 
 class Ports:

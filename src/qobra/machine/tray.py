@@ -49,9 +49,8 @@ class CdTray(BlockFrontEnd):
         self.machine.control.post(lambda: tell_tray(backend, opened=opened))
 
     def close_and_unlock(self) -> None:
-        """The state after power-on; nobody is told."""
+        """The state after a reset; nobody is told. What the guest has not been told of the medium stays to be told."""
         self.tray_open = self.medium_locked = False
-        self._new_medium = self._eject_requested = False
 
     def take_media_event(self) -> tuple[int, int]:
         """The event to report next, which is not reported again, and the state of tray and medium."""

@@ -191,6 +191,38 @@ def test_the_tray_moves_for_guest_and_user(guest: Guest) -> None:
     assert not guest.packet(b"\0")[0] & _ERR
 
 
+def test_a_failure_is_kept_until_the_next(guest: Guest) -> None:
+    guest.packet(b"\xff")
+    assert not guest.packet(b"\0")[0] & _ERR
+    assert guest.sense() == guest.sense() == (5, 0x20)
+
+
+def test_nothing_is_carried_out_before_a_change_of_the_medium_was_asked_for(guest: Guest) -> None:
+    with guest.machine.control:
+        guest.cd.tray_moved()
+    assert guest.packet(b"\0")[0] & _ERR  # the old medium is gone
+    assert guest.packet(b"\0")[0] & _ERR  # another one came
+    assert guest.packet(b"\0")[0] == _ERR
+    assert guest.access.port_in(_CD_BASE + 1, 1) == 0x60
+    assert guest.access.port_in(_CD_BASE + 2, 1) == 0
+    assert guest.sense() == (6, 0x28)
+    assert guest.sense() == (0, 0x28)
+    assert not guest.packet(b"\0")[0] & _ERR
+
+
+def test_a_reset_closes_and_unlocks_the_tray(guest: Guest) -> None:
+    guest.packet(b"\x1e\0\0\0\1")
+    guest.cd.tray_open = True
+    with guest.machine.control:
+        guest.cd.reset()
+    assert not guest.cd.tray_open and not guest.cd.medium_locked
+
+
+def test_profiles_are_all_there_is_of_the_configuration(guest: Guest) -> None:
+    data = guest.packet(b"\x46\0\0\0\0\0\0\0\x40")[1]
+    assert data == bytes((0, 0, 0, 16, 0, 0, 0, 8, 0, 0, 3, 8, 0, 0x10, 0, 0, 0, 8, 1, 0))
+
+
 def test_a_failed_read_stops_the_machine_and_is_retried(tmp_path: Path) -> None:
     guest = Guest(tmp_path, rerror="stop")
     with guest.machine.control:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qobra.block.accounting import READ
 from qobra.machine.ata import identify, regs
 from qobra.machine.ata.device import MAX_CHUNK, AtaDevice
-from qobra.machine.ata.packet import NoRoom, PacketCommands, ReadSectors
+from qobra.machine.ata.packet import AttentionWaits, NoRoom, PacketCommands, ReadSectors
 from qobra.machine.scsi import mmc, sense
 from qobra.machine.scsi.sense import Sense
 from qobra.machine.tray import CdTray
@@ -27,7 +27,7 @@ _LIMIT_MAX = 0xFFFE
 
 
 class PacketDevice(CdTray, AtaDevice):
-    """A CD drive. ``key``, ``code``, ``qualifier`` are the sense of the last packet that failed."""
+    """A CD drive. ``failure`` is why the last packet that failed did."""
 
     abstract = True
     signature = (0x14, 0xEB)
@@ -56,7 +56,7 @@ class PacketDevice(CdTray, AtaDevice):
 
     def reset(self) -> None:
         super().reset()
-        self.medium_locked = False
+        self.close_and_unlock()
 
     @property
     def sectors(self) -> int:
@@ -141,6 +141,10 @@ class PacketDevice(CdTray, AtaDevice):
         except NoRoom:
             self.abort()
             return
+        except AttentionWaits:
+            self.status, self.error, self.count = regs.ERR, sense.UNIT_ATTENTION << 4, 0
+            self._finish()
+            return
         if isinstance(found, ReadSectors):
             self._begin(found.count * (mmc.RAW_SECTOR if found.raw else mmc.SECTOR), b"", found)
         elif found is None:
@@ -166,7 +170,6 @@ class PacketDevice(CdTray, AtaDevice):
         self._finish()
 
     def _packet_ok(self) -> None:
-        self.failure = None
         self.error = 0
         self.count = self.count & ~7 | _IO | _COMMAND
         self.status = regs.READY | regs.SEEK

@@ -28,6 +28,10 @@ class NoRoom(Exception):
     """The host takes no bytes by PIO, but the command has some: refused as an ATA command."""
 
 
+class AttentionWaits(Exception):
+    """The guest has yet to ask why the last command failed, which was to tell it something."""
+
+
 class ReadSectors:
     """The answer to a command is on the medium: ``count`` sectors from ``sector`` on.
 
@@ -58,7 +62,7 @@ class PacketCommands:
             READ_12: self._read,
             SEEK: self._seek,
             READ_TOC: lambda cdb: mmc.toc(cdb, drive.sectors),
-            GET_CONFIGURATION: lambda cdb: mmc.configuration(cdb, drive.sectors, present=drive.loaded),
+            GET_CONFIGURATION: lambda cdb: mmc.configuration(cdb, drive.sectors if drive.loaded else 0, whole=False),
             GET_EVENT_STATUS: lambda cdb: mmc.event_status(cdb, drive.take_media_event),
             READ_DISC_INFORMATION: mmc.disc_information,
             MODE_SENSE: self._mode_sense,
@@ -69,12 +73,12 @@ class PacketCommands:
         }
 
     def execute(self, cdb: bytes) -> bytes | ReadSectors | None:
-        """What the command gives: data, where they are, or None. Raises Sense."""
+        """What the command gives: data, where they are, or None. Raises Sense, NoRoom and AttentionWaits."""
         drive, code = self._drive, cdb[0]
         if code not in _IN_SPITE_OF_ATTENTION:
             failure = drive.failure
             if failure is not None and failure.key == sense.UNIT_ATTENTION:
-                raise Sense(failure.key, failure.code, failure.qualifier)
+                raise AttentionWaits
             if drive.loaded and drive.changed:
                 # A guest that does not poll for events sees the medium go first and then another one.
                 first, drive.changed = drive.changed == 1, 2 if drive.changed == 1 else 0
@@ -90,9 +94,9 @@ class PacketCommands:
 
     def _request_sense(self, cdb: bytes) -> bytes:
         drive = self._drive
-        failure, attention = drive.failure, drive.failure is not None and drive.failure.key == sense.UNIT_ATTENTION
-        if attention:
-            drive.failure = None
+        failure = drive.failure
+        if failure is not None and failure.key == sense.UNIT_ATTENTION:
+            drive.failure = Sense(sense.NO_SENSE, failure.code)  # is told once, but for its code
         data = bytearray((failure or Sense(0, 0)).data())
         data[0] |= 0x80
         return bytes(data)[: cdb[4]]
@@ -130,7 +134,7 @@ class PacketCommands:
         opening = not cdb[4] & 1
         if opening and not drive.tray_open and drive.medium_locked:
             inserted = drive.backend is not None and drive.backend.node is not None
-            raise Sense(sense.NOT_READY if inserted else sense.ILLEGAL_REQUEST, 0x53, 0x02)
+            raise Sense(sense.NOT_READY if inserted else sense.ILLEGAL_REQUEST, 0x53)
         drive.guest_moves_tray(opening)
 
     def _prevent_removal(self, cdb: bytes) -> None:

@@ -6,9 +6,10 @@ from qobra.block import accounting
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.scsi import sense
-from qobra.machine.scsi.disk import UNMAP, WRITE_SAME, WRITE_SAME_16, block_range
+from qobra.machine.scsi.opcodes import MULTIMEDIA, UNMAP, WRITE_SAME, WRITE_SAME_16
 from qobra.machine.scsi.removable import RemovableDisk
 from qobra.machine.scsi.sense import Sense
+from qobra.machine.scsi.transfer import block_range
 from qobra.object.property import Bool, Int
 
 _UNMAP_BIT = 0x08
@@ -45,7 +46,7 @@ class ScsiHd(RemovableDisk):
             self.backend.resized.remove(self._resized)
 
     def _resized(self) -> None:
-        self.attention = sense.CAPACITY_CHANGED
+        self.tell(sense.CAPACITY_CHANGED)
 
     def mode_pages(self) -> dict[int, bytes]:
         cylinders = min(max(self.blocks // (16 * 63), 2), 0xFFFFFF)
@@ -70,6 +71,8 @@ class ScsiHd(RemovableDisk):
             return self._unmap(cdb, data)
         if cdb[0] in (WRITE_SAME, WRITE_SAME_16):
             return self._write_same(cdb, data)
+        if cdb[0] in MULTIMEDIA:
+            raise Sense(*sense.INVALID_FIELD)  # known, but not for this type of device
         return super().other_command(cdb, data)
 
     def _unmap(self, cdb: bytes, data: bytes) -> bytes:

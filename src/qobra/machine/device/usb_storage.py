@@ -32,6 +32,7 @@ class UsbScsiBus(ScsiBus):
     """The bus inside: one target with one unit."""
 
     type_name = "SCSI"
+    autosense = False
     max_target = 0
     max_lun = 0
     hotplug = False

@@ -92,6 +92,7 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
             self.cyls, self.heads, self.secs = _geometry(backend.length // _SECTOR)
         for _ in range(self.num_queues):
             self.add_queue(size)
+        self._first_writeback = backend.writeback
         backend.resized.append(self._resized)
         self.start_serving(f"blk {self.qom_path}")
 
@@ -103,9 +104,14 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
 
     def device_reset(self) -> None:
         self.forget_requests()
+        if self.backend is not None:
+            self.backend.writeback = self._first_writeback
 
     def running_changed(self) -> None:
         super().running_changed()
+        if self.running and self.backend is not None and not self.has(F_CONFIG_WCE):
+            # A driver that does not flush must not need to.
+            self.backend.writeback = self.has(F_FLUSH)
         if self.backend is not None and not self.tree.closing:
             try:
                 self.backend.move(self.iothread if self.running else None)
@@ -168,11 +174,6 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
     def write_config(self, offset: int, data: bytes) -> None:
         if offset <= _WCE_OFFSET < offset + len(data) and self.backend is not None:
             self.backend.writeback = bool(data[_WCE_OFFSET - offset])
-
-    def features_accepted(self) -> None:
-        # A driver that does not flush must not need to.
-        if self.backend is not None and not self.has(F_FLUSH) and not self.has(F_CONFIG_WCE):
-            self.backend.writeback = False
 
     def _resized(self) -> None:
         self.machine.control.post(self.notify_config)

@@ -11,7 +11,7 @@ from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.scsi import transfer
 from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
-from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
+from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError, split_views
 from qobra.machine.virtio.served import ServedDevice
@@ -164,6 +164,8 @@ class VirtioScsi(ServedDevice):
         if found_unit is not None and found_unit.lengths_known:
             way, length = transfer.expected(cdb, found_unit.logical_size)
             there = {transfer.NONE: 0, transfer.TO_HOST: room, transfer.TO_DEVICE: sent}[way]
+            if way == transfer.NONE:
+                room = 0
             if length > there:
                 self._answer(queue, buffer, Result(), _S_OVERRUN, 0)
                 return
@@ -196,9 +198,8 @@ class VirtioScsi(ServedDevice):
 
     def _answer(self, queue: Queue, buffer: Buffer, result: Result, response: int, expected: int) -> None:
         sense = result.sense[: self.sense_size]
-        residual = (
-            max(0, expected - len(result.data)) if buffer.writable_length > _RESPONSE.size + self.sense_size else 0
-        )
+        to_host = buffer.writable_length > _RESPONSE.size + self.sense_size
+        residual = max(0, expected - len(result.data)) if to_host and result.status == GOOD else 0
         header = _RESPONSE.pack(len(sense), residual, 0, result.status, response) + sense.ljust(self.sense_size, b"\0")
         written = buffer.scatter(header + result.data)
         self.push(queue, buffer, written)

@@ -6,15 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Bus, Device
-from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, INVALID_FIELD, INVALID_OPCODE, LUN_NOT_SUPPORTED, Sense
+from qobra.machine.scsi.opcodes import (
+    GET_CONFIGURATION,
+    GET_EVENT_STATUS,
+    INQUIRY,
+    REPORT_LUNS,
+    REQUEST_SENSE,
+    TEST_UNIT_READY,
+)
+from qobra.machine.scsi.sense import (
+    CHECK_CONDITION,
+    GOOD,
+    INVALID_FIELD,
+    INVALID_OPCODE,
+    LUN_NOT_SUPPORTED,
+    RESET_OCCURRED,
+    UNIT_ATTENTION,
+    Sense,
+)
 from qobra.machine.vmstate import Field, Maybe, Number, Together, VmState
 from qobra.object.property import Int
 
 if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
 
-TEST_UNIT_READY, REQUEST_SENSE, INQUIRY, REPORT_LUNS, GET_EVENT_STATUS = 0x00, 0x03, 0x12, 0xA0, 0x4A
-_TOLD_NO_ATTENTION = frozenset((INQUIRY, REPORT_LUNS, REQUEST_SENSE, GET_EVENT_STATUS))
+_TOLD_NO_ATTENTION = frozenset((INQUIRY, REPORT_LUNS, GET_CONFIGURATION, GET_EVENT_STATUS))
 """Commands that are carried out although something else is to be told first (SPC-4, 5.14; MMC-6, 6.7)."""
 
 
@@ -67,7 +83,7 @@ class ScsiDevice(Device):
         Raises OSError or QobraError where the storage failed: the host adapter asks the error policy.
         """
         try:
-            if self.attention is not None and cdb[0] not in _TOLD_NO_ATTENTION:
+            if self.attention is not None and cdb[0] not in _TOLD_NO_ATTENTION and not self._asked_for_attention(cdb):
                 attention, self.attention = self.attention, None
                 self.attention_reported()
                 raise Sense(*attention)
@@ -77,8 +93,26 @@ class ScsiDevice(Device):
             self.last_sense = None
             return result
         except Sense as sense:
-            self.last_sense = sense
+            # An attention is told once.
+            told = sense.key == UNIT_ATTENTION and self.scsi_bus.autosense
+            self.last_sense = None if told else sense
             return Result(CHECK_CONDITION, sense=sense.data())
+
+    def _asked_for_attention(self, cdb: bytes) -> bool:
+        # Where sense does not come with the status, the guest asks for it with a command.
+        last = self.last_sense
+        return (
+            cdb[0] == REQUEST_SENSE and not self.scsi_bus.autosense and last is not None and last.key == UNIT_ATTENTION
+        )
+
+    def tell(self, attention: tuple[int, int, int]) -> None:
+        """Have the next command told of ``attention``, unless something comes first that waits already.
+
+        The order is that of the codes, but for power-on and resets, which come before everything (SAM-5, 5.14).
+        """
+        waiting = self.attention
+        if waiting is None or _precedence(attention) < _precedence(waiting):
+            self.attention = attention
 
     def attention_reported(self) -> None:
         """The unit attention was told; another may follow it."""
@@ -92,8 +126,6 @@ class ScsiDevice(Device):
         raise NotImplementedError
 
     def reset(self) -> None:
-        from qobra.machine.scsi.sense import RESET_OCCURRED
-
         self.attention = RESET_OCCURRED
 
     @property
@@ -106,11 +138,18 @@ class ScsiDevice(Device):
         self.last_sense = Sense(*value) if value is not None else None
 
 
+def _precedence(attention: tuple[int, int, int]) -> tuple[bool, int, int]:
+    _key, code, qualifier = attention
+    return code != RESET_OCCURRED[1], code, qualifier
+
+
 class ScsiBus(Bus):
     """A bus of ``max_channel``, ``max_target`` and ``max_lun``, all inclusive."""
 
     type_name = "SCSI"
     interfaces = ("hotplug-handler",)
+    autosense = True
+    """Whether the host adapter hands sense over with the status of a command."""
     max_channel = 0
     max_target = 255
     max_lun = 16383

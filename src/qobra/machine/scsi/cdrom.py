@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 
 from qobra.machine.scsi import mmc, sense
 from qobra.machine.scsi.mmc import SECTOR
+from qobra.machine.scsi.opcodes import (
+    GET_CONFIGURATION,
+    GET_EVENT_STATUS,
+    MECHANISM_STATUS,
+    READ_DISC_INFORMATION,
+    READ_DVD_STRUCTURE,
+    READ_TOC,
+)
 from qobra.machine.scsi.removable import RemovableDisk
 from qobra.machine.scsi.sense import Sense
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
-
-READ_TOC, GET_CONFIGURATION, GET_EVENT_STATUS, READ_DISC_INFORMATION = 0x43, 0x46, 0x4A, 0x51
-MECHANISM_STATUS, READ_DVD_STRUCTURE, READ_CD, SET_CD_SPEED = 0xBD, 0xAD, 0xBE, 0xBB
 
 
 class CdDrive(RemovableDisk):
@@ -32,18 +37,19 @@ class CdDrive(RemovableDisk):
         self.medium()
         raise Sense(*sense.WRITE_PROTECTED)  # the node below may be writable, the medium is not
 
+    def device_specific(self) -> int:
+        return 0  # MMC has none
+
     # -- commands
 
     def other_command(self, cdb: bytes, data: bytes) -> bytes:
         commands: dict[int, Callable[[bytes], bytes]] = {
             READ_TOC: self._read_toc,
-            GET_CONFIGURATION: lambda cdb: mmc.configuration(cdb, self._sectors, present=self.loaded),
+            GET_CONFIGURATION: lambda cdb: mmc.configuration(cdb, self._sectors if self.loaded else 0),
             GET_EVENT_STATUS: lambda cdb: mmc.event_status(cdb, self.take_media_event),
             READ_DISC_INFORMATION: self._disc_information,
             MECHANISM_STATUS: mmc.mechanism_status,
             READ_DVD_STRUCTURE: self._dvd_structure,
-            SET_CD_SPEED: lambda _cdb: b"",
-            READ_CD: self._read_cd,
         }
         call = commands.get(cdb[0])
         if call is None:
@@ -78,11 +84,3 @@ class CdDrive(RemovableDisk):
     def _dvd_structure(self, cdb: bytes) -> bytes:
         self.medium()
         return mmc.dvd_structure(cdb, self._sectors)
-
-    def _read_cd(self, cdb: bytes) -> bytes:
-        backend = self.medium()
-        block, count = mmc.read_cd_range(cdb, self._sectors)
-        data = backend.read(block * SECTOR, count * SECTOR) if count else b""
-        if cdb[9] & 0xF8 != 0xF8:
-            return data
-        return b"".join(mmc.raw_sector(block + n, data[n * SECTOR : (n + 1) * SECTOR]) for n in range(count))

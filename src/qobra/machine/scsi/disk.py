@@ -7,8 +7,31 @@ from typing import TYPE_CHECKING
 from qobra.block import accounting
 from qobra.errors import QobraError
 from qobra.machine.blockdev import BlockFrontEnd
-from qobra.machine.scsi import sense
-from qobra.machine.scsi.bus import INQUIRY, REQUEST_SENSE, TEST_UNIT_READY, ScsiDevice
+from qobra.machine.scsi import sense, transfer
+from qobra.machine.scsi.bus import Result, ScsiDevice
+from qobra.machine.scsi.opcodes import (
+    FORMAT_UNIT,
+    INQUIRY,
+    MODE_SELECT,
+    MODE_SELECT_10,
+    MODE_SENSE,
+    MODE_SENSE_10,
+    PREVENT_REMOVAL,
+    READ,
+    READ_CAPACITY,
+    RELEASE,
+    RELEASE_10,
+    REQUEST_SENSE,
+    RESERVE,
+    RESERVE_10,
+    SEEK_10,
+    SERVICE_ACTION_IN,
+    START_STOP,
+    SYNCHRONIZE,
+    TEST_UNIT_READY,
+    VERIFY,
+    WRITE,
+)
 from qobra.machine.scsi.sense import Sense
 from qobra.machine.vmstate import VmState, flag
 from qobra.object.property import Int, Size, String
@@ -16,12 +39,6 @@ from qobra.object.property import Int, Size, String
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
 
-READ, WRITE = (0x08, 0x28, 0xA8, 0x88), (0x0A, 0x2A, 0xAA, 0x8A, 0x2E, 0xAE, 0x8E)
-VERIFY = (0x2F, 0xAF, 0x8F)
-MODE_SENSE, MODE_SENSE_10, MODE_SELECT, MODE_SELECT_10 = 0x1A, 0x5A, 0x15, 0x55
-START_STOP, PREVENT_REMOVAL, READ_CAPACITY, SERVICE_ACTION_IN = 0x1B, 0x1E, 0x25, 0x9E
-SYNCHRONIZE, SYNCHRONIZE_16, UNMAP, WRITE_SAME, WRITE_SAME_16 = 0x35, 0x91, 0x42, 0x41, 0x93
-RESERVE, RELEASE, RESERVE_10, RELEASE_10, SEND_DIAGNOSTIC, REZERO, SEEK_10 = 0x16, 0x17, 0x56, 0x57, 0x1D, 0x01, 0x2B
 _MAX_TRANSFER = 1 << 30
 _DEFAULT_GRANULARITY = 4096
 
@@ -71,14 +88,27 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
 
     # -- commands
 
+    def carry_out(self, cdb: bytes, data: bytes, room: int) -> Result:
+        answer = self.command(cdb, data, room)
+        if len(answer) < room:
+            # As much comes as the command allows for, with zeroes at its end.
+            way, length = transfer.expected(cdb, self.logical_size)
+            if way == transfer.TO_HOST:
+                answer = answer.ljust(length, b"\0")
+        return Result(data=answer[:room])
+
     def command(self, cdb: bytes, data: bytes, room: int) -> bytes:
         code = cdb[0]
         if code == INQUIRY:
             return self._inquiry(cdb)
         if code == REQUEST_SENSE:
             return self._request_sense(cdb)
-        if code in (TEST_UNIT_READY, REZERO, SEEK_10):
+        if code == TEST_UNIT_READY:
             self.medium()
+            return b""
+        if code == SEEK_10:
+            self.medium()
+            self.on_medium(int.from_bytes(cdb[2:6], "big"), 1, accounting.READ)
             return b""
         if code in READ:
             return self._read(cdb)
@@ -87,20 +117,28 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         if code in VERIFY:
             if cdb[1] & 6:
                 raise Sense(*sense.INVALID_FIELD)
-            self._range(cdb)
+            self.medium()
             return b""
         if code in (MODE_SENSE, MODE_SENSE_10):
             return self._mode_sense(cdb)
         if code in (MODE_SELECT, MODE_SELECT_10):
             return self._mode_select(cdb, data)
         if code == READ_CAPACITY:
-            return self._read_capacity()
-        if code == SERVICE_ACTION_IN and cdb[1] & 0x1F == 0x10:
+            return self._read_capacity(cdb)
+        if code == SERVICE_ACTION_IN:
+            if cdb[1] & 0x1F != 0x10:
+                raise Sense(*sense.INVALID_FIELD)
             return self._read_capacity_16(cdb)
-        if code in (SYNCHRONIZE, SYNCHRONIZE_16):
+        if code == SYNCHRONIZE:
             self.medium().flush()
             return b""
-        if code in (RESERVE, RELEASE, RESERVE_10, RELEASE_10, SEND_DIAGNOSTIC):
+        if code in (RESERVE, RELEASE, RESERVE_10, RELEASE_10):
+            # There is no other initiator; parts of a unit, and units on behalf of others, cannot be reserved.
+            if cdb[1] & (1 if code in (RESERVE, RELEASE) else 3):
+                raise Sense(*sense.INVALID_FIELD)
+            return b""
+        if code == FORMAT_UNIT:
+            self.medium()
             return b""
         if code == START_STOP:
             return self.start_stop(cdb)
@@ -143,7 +181,8 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         answer = bytearray(36)
         answer[0] = self.peripheral_type
         answer[1] = 0x80 if self.is_removable else 0
-        answer[2], answer[3], answer[4] = self.scsi_version, 0x12 if self.scsi_version > 2 else 2, 31
+        answer[2], answer[3] = self.scsi_version, 0x12 if self.scsi_version > 2 else 2
+        answer[4] = max(length, len(answer)) - 5 & 0xFF  # what follows, with the zeroes that fill the answer up
         answer[7] = 0x12  # wide, command queueing
         answer[8:16] = self.vendor.encode()[:8].ljust(8)
         answer[16:32] = self.product.encode()[:16].ljust(16)
@@ -196,16 +235,13 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         return bytes((0, 0xE0 if self.granularity else 0, 2 if self.granularity else 1, 0))
 
     def _request_sense(self, cdb: bytes) -> bytes:
-        attention, self.attention = self.attention, None
-        if self.last_sense is not None:
-            return self.last_sense.data()[: cdb[4]]
-        return Sense(*(attention or (sense.NO_SENSE, 0, 0))).data()[: cdb[4]]
+        return (self.last_sense or Sense(sense.NO_SENSE, 0)).data()[: cdb[4]]
 
     # -- reading and writing
 
     def _range(self, cdb: bytes, kind: int = accounting.READ) -> tuple[int, int]:
         self.medium()
-        return self.on_medium(*block_range(cdb), kind)
+        return self.on_medium(*transfer.block_range(cdb), kind)
 
     def on_medium(self, block: int, count: int, kind: int) -> tuple[int, int]:
         """Offset and length of these blocks. Outside of the disk: counts an invalid ``kind``, and raises Sense."""
@@ -241,7 +277,9 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
             raise Sense(*sense.WRITE_PROTECTED)
         return backend
 
-    def _read_capacity(self) -> bytes:
+    def _read_capacity(self, cdb: bytes) -> bytes:
+        if not cdb[8] & 1 and any(cdb[2:6]):
+            raise Sense(*sense.INVALID_FIELD)  # an address means something only where a part of the medium is asked for
         self.medium()
         last = min(max(self.blocks - 1, 0), 0xFFFFFFFF)
         return last.to_bytes(4, "big") + self.logical_size.to_bytes(4, "big")
@@ -282,9 +320,7 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
             page = self.changeable(each, pages[each]) if control == 1 else pages[each]
             body += bytes((each, len(page))) + page
         descriptor = b"" if cdb[1] & 0x08 or self.peripheral_type == 5 else self._block_descriptor()
-        specific = 0x10 if self.takes_fua else 0
-        if self.backend is not None and self.backend.node is not None and self.backend.node.read_only:
-            specific |= 0x80
+        specific = self.device_specific()
         if cdb[0] == MODE_SENSE:
             answer = bytes((len(body) + len(descriptor) + 3, 0, specific, len(descriptor)))
             return (answer + descriptor + body)[: cdb[4]]
@@ -292,11 +328,18 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         answer = total.to_bytes(2, "big") + bytes((0, specific, 0, 0)) + len(descriptor).to_bytes(2, "big")
         return (answer + descriptor + body)[: int.from_bytes(cdb[7:9], "big")]
 
+    def device_specific(self) -> int:
+        """The device-specific parameter of mode sense."""
+        protected = self.backend is not None and self.backend.node is not None and self.backend.node.read_only
+        return (0x80 if protected else 0) | (0x10 if self.takes_fua else 0)
+
     def _block_descriptor(self) -> bytes:
         blocks = self.blocks if self.blocks <= 0xFFFFFF else 0
         return bytes((0,)) + blocks.to_bytes(3, "big") + bytes((0,)) + self.logical_size.to_bytes(3, "big")
 
     def _mode_select(self, cdb: bytes, data: bytes) -> bytes:
+        if not transfer.expected(cdb, self.logical_size)[1]:
+            return b""  # no list is no error
         if cdb[1] & 0x11 != 0x10:
             raise Sense(*sense.INVALID_FIELD)
         header = 4 if cdb[0] == MODE_SELECT else 8
@@ -318,15 +361,3 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
                 self.backend.writeback = bool(page[0] & 0x04)
             rest = rest[2 + rest[1] :]
         return b""
-
-
-def block_range(cdb: bytes) -> tuple[int, int]:
-    """The first block and the number of blocks of a command, by its length group."""
-    group = cdb[0] >> 5
-    if group == 0:
-        return int.from_bytes(cdb[1:4], "big") & 0x1FFFFF, cdb[4] or 256
-    if group in (1, 2):
-        return int.from_bytes(cdb[2:6], "big"), int.from_bytes(cdb[7:9], "big")
-    if group == 5:
-        return int.from_bytes(cdb[2:6], "big"), int.from_bytes(cdb[6:10], "big")
-    return int.from_bytes(cdb[2:10], "big"), int.from_bytes(cdb[10:14], "big")

@@ -25,7 +25,7 @@ def toc(cdb: bytes, sectors: int) -> bytes:
             body += bytes((0, 0x14, 1, 0)) + _where(0, in_time)
         body += bytes((0, 0x16, 0xAA, 0)) + _where(sectors, in_time)
     elif form == 1:
-        body = bytes((1, 1, 0, 0x14, 1, 0)) + _where(0, in_time)
+        body = bytes((1, 1)) + bytes(8)  # one session, which begins where the medium does
     elif form == 2:
         body = bytes((1, 1))
         for point, tail in ((0xA0, b"\0\1\0\0"), (0xA1, b"\0\1\0\0"), (0xA2, _where(sectors, in_time))):
@@ -36,17 +36,16 @@ def toc(cdb: bytes, sectors: int) -> bytes:
     return (len(body).to_bytes(2, "big") + body)[:length]
 
 
-def configuration(cdb: bytes, sectors: int, *, present: bool) -> bytes:
-    """GET CONFIGURATION. Raises Sense."""
+def configuration(cdb: bytes, sectors: int, *, whole: bool = True) -> bytes:
+    """GET CONFIGURATION; ``sectors`` is 0 without a medium. Only ``whole`` tells more than profiles. Raises Sense."""
     if cdb[1] & 0x03 > 2:
         raise Sense(*sense.INVALID_FIELD)
-    current = 0
-    if present:
-        current = _PROFILE_DVD if sectors > _CD_MAX_SECTORS else _PROFILE_CD
+    current = (_PROFILE_DVD if sectors > _CD_MAX_SECTORS else _PROFILE_CD) if sectors else 0
     profiles = b"".join(p.to_bytes(2, "big") + bytes((int(p == current), 0)) for p in (_PROFILE_DVD, _PROFILE_CD))
     body = bytes((0, 0, 0x03, len(profiles))) + profiles
-    body += bytes((0, 1, 0x0B, 8, 0, 0, 0, 1, 1, 0, 0, 0))
-    body += bytes((0, 3, 0x03, 4, 0x29, 0, 0, 0))
+    if whole:
+        body += bytes((0, 1, 0x0B, 8, 0, 0, 0, 1, 1, 0, 0, 0))
+        body += bytes((0, 3, 0x0B, 4, 0x39, 0, 0, 0))
     answer = (len(body) + 4).to_bytes(4, "big") + bytes(2) + current.to_bytes(2, "big") + body
     return answer[: int.from_bytes(cdb[7:9], "big")]
 
@@ -75,10 +74,10 @@ def disc_information(cdb: bytes) -> bytes:
 
 def dvd_structure(cdb: bytes, sectors: int) -> bytes:
     """READ DVD STRUCTURE: the physical format. Raises Sense."""
-    if cdb[7] != 0 or cdb[6] or cdb[1]:
-        raise Sense(*sense.INVALID_FIELD)
     if sectors <= _CD_MAX_SECTORS:
         raise Sense(sense.ILLEGAL_REQUEST, 0x30, 0x00)  # not this kind of medium
+    if cdb[7] != 0 or cdb[6] or cdb[1]:
+        raise Sense(*sense.INVALID_FIELD)
     body = bytearray(2048)
     body[0:4] = bytes((1, 15, 1, 0))
     body[5:8] = (0x30000).to_bytes(3, "big")

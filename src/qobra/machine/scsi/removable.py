@@ -25,18 +25,18 @@ class RemovableDisk(CdTray, ScsiDisk):
 
     def medium(self) -> BlockBackend:
         if self.tray_open:
-            raise Sense(*sense.NO_MEDIUM_TRAY_OPEN)
+            raise Sense(*sense.NO_MEDIUM)
         return super().medium()
 
     def tray_moved(self) -> None:
         # A guest that does not poll for events sees the medium go first and then another one.
         self._changed = not self.tray_open
-        self.attention = sense.MEDIUM_GONE
+        self.tell(sense.MEDIUM_GONE)
 
     def attention_reported(self) -> None:
         if self._changed:
             self._changed = False
-            self.attention = sense.MEDIUM_CHANGED
+            self.tell(sense.MEDIUM_CHANGED)
 
     def reset(self) -> None:
         super().reset()

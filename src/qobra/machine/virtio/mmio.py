@@ -52,7 +52,8 @@ class VirtioMmio(SysBusDevice):
     base = 0
 
     vmstate = VmState(
-        u32("_device_select", "_driver_select", "_queue_select", "_page_size", "_alignment", "_isr"),
+        u32("_device_select", "_driver_select", "_queue_select", "_alignment", "_isr"),
+        u32("_page_shift", maximum=31),
         listed("_chosen", kind=Number(4)),
     )
 
@@ -73,9 +74,16 @@ class VirtioMmio(SysBusDevice):
         self._clear()
 
     def _clear(self) -> None:
-        self._device_select = self._driver_select = self._queue_select = 0
-        self._page_size = self._alignment = 0
+        self._device_select = self._driver_select = 0
+        self._page_shift = self._alignment = 0
         self._chosen = [0, 0]
+        self._device_was_reset()
+
+    def _device_was_reset(self) -> None:
+        # What the driver chose to look at stays, but for the queue.
+        self._queue_select = 0
+        self._ready_in_vain: set[int] = set()
+        """Queues that the driver says are ready, but that there are not."""
         self._isr = 0
         self.irq.set(0)
 
@@ -114,9 +122,9 @@ class VirtioMmio(SysBusDevice):
         if offset == 0x34:
             return QUEUE_MAX if queue is not None else 0
         if offset == 0x40 and self.force_legacy:
-            return queue.descriptors // self._page_size if queue is not None and self._page_size else 0
+            return queue.descriptors >> self._page_shift & 0xFFFFFFFF if queue is not None else 0
         if offset == 0x44 and not self.force_legacy:
-            return int(queue is not None and queue.ready)
+            return int(queue.ready if queue is not None else self._queue_select in self._ready_in_vain)
         known = {
             0x00: _MAGIC,
             0x04: 1 if self.force_legacy else 2,
@@ -136,8 +144,6 @@ class VirtioMmio(SysBusDevice):
     def _features_word(self, device: VirtioDevice) -> int:
         if self.force_legacy:
             return device.legacy_features() & ~(1 << F_BAD) if self._device_select == 0 else 0
-        if self._device_select > 1:
-            return 0
         return device.offered_features(modern=True) >> 32 * self._device_select & 0xFFFFFFFF
 
     # -- writing
@@ -153,9 +159,9 @@ class VirtioMmio(SysBusDevice):
         if width != 4:
             return
         if offset == 0x14:
-            self._device_select = value
+            self._device_select = int(value != 0)
         elif offset == 0x24:
-            self._driver_select = value
+            self._driver_select = int(value != 0)
         elif offset == 0x20:
             self._accept(device, value)
         elif offset == 0x30:
@@ -168,19 +174,21 @@ class VirtioMmio(SysBusDevice):
         elif offset == 0x70:
             device.write_status(value & 0xFF)
             if value & 0xFF == 0:
-                self._clear()
+                self._device_was_reset()
         elif self.force_legacy and offset == 0x28:
-            self._page_size = value if value and value & (value - 1) == 0 else 0
+            self._page_shift = max((value & -value).bit_length() - 1, 0)
         else:
             queue = self._queue(device)
             if queue is not None:
                 self._write_queue(device, queue, offset, value)
+            elif offset == 0x44 and not self.force_legacy:
+                (self._ready_in_vain.add if value else self._ready_in_vain.discard)(self._queue_select)
 
     def _accept(self, device: VirtioDevice, value: int) -> None:
         if self.force_legacy:
             if self._driver_select == 0:
                 device.accept_features(value, modern=False, alone=True)
-        elif self._driver_select < 2:
+        else:
             self._chosen[self._driver_select] = value
             device.accept_features(self._chosen[1] << 32 | self._chosen[0], modern=True)
 
@@ -194,10 +202,10 @@ class VirtioMmio(SysBusDevice):
             elif offset == 0x40:
                 if value == 0:
                     device.write_status(0)
-                elif self._page_size:
-                    place_legacy_queue(queue, value * self._page_size, self._alignment or 4096)
+                else:
+                    place_legacy_queue(queue, value << self._page_shift, self._alignment or 4096)
         elif offset == 0x44:
-            if value & 1:
+            if value:
                 queue.ready, queue.ring = True, None
             else:
                 queue.reset()
