@@ -10,6 +10,7 @@ from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
 from qobra.object.qom import Object
+from qobra.qmp import dispatch
 
 
 class Leaf(Object):
@@ -70,7 +71,7 @@ def test_models_that_are_no_names(driver: Any, text: str) -> None:
     machine = simple_machine("x86_64", "pc", memory=1 << 20)
     try:
         with machine.control, pytest.raises(QobraError) as caught:
-            add_device(machine, {"driver": driver}, keyval=True)
+            dispatch.call(machine, "device_add", {"driver": driver})
         assert caught.value.desc == text
     finally:
         machine.close()

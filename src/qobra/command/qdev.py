@@ -9,13 +9,33 @@ from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device, remove_device
 from qobra.machine.qdev import Device
-from qobra.qmp.registry import command
+from qobra.qmp.registry import command, older_form
 
 
 @command("device_add", needs="board")
 def device_add(machine: Machine, args: dict[str, Any]) -> None:
-    """Plug a device in. Values may be texts, as on the command line."""
+    """Plug a device in. Values are texts, as on the command line."""
     add_device(machine, args, keyval=True)
+
+
+def _has_other_values(args: dict[str, Any]) -> bool:
+    return not all(isinstance(value, str) for value in args.values())
+
+
+@older_form("device_add", _has_other_values)
+def device_add_of_values(machine: Machine, args: dict[str, Any]) -> None:
+    """Values are taken as their texts would be, an id excepted; what has none is passed over."""
+    texts = {name: option_text(value) for name, value in args.items() if name != "id" or isinstance(value, str)}
+    device_add(machine, {name: text for name, text in texts.items() if text is not None})
+
+
+def option_text(value: Any) -> str | None:
+    """The text of an option for a JSON value; None for what cannot be one (null, lists, objects)."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float) or (isinstance(value, int) and not -(1 << 63) <= value < 1 << 64):
+        return f"{float(value):.17g}"
+    return str(value) if isinstance(value, int | str) else None
 
 
 @command("device_del", needs="board")

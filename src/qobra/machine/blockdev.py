@@ -18,6 +18,9 @@ ON_OFF_AUTO = ("auto", "on", "off")
 ON_ERROR = ("report", "ignore", "enospc", "stop", "auto")
 
 
+_MAX_SHORT = (1 << 32) - 1
+
+
 class Drive(Property):
     """The backend of a device: the id of a drive, or the name of a node."""
 
@@ -41,16 +44,30 @@ class Drive(Property):
 class _BlockSize(Size):
     """A power of two between 512 bytes and 2 MiB, or 0 for the backend's own."""
 
-    def check(self, value: Any) -> int:
-        size = super().check(value)
+    def __init__(self, name: str) -> None:
+        super().__init__(0, name=name, set=self._take)
+
+    def _take(self, device: Device, size: int) -> None:
+        what = f"Property {device.user_id or ''}.{self.name} doesn't take value"
         if size and not _MIN_BLOCK <= size <= _MAX_BLOCK:
-            raise QobraError(
-                f"Property .{self.name} doesn't take value {size} "
-                f"(minimum: {_MIN_BLOCK}, maximum: {_MAX_BLOCK >> 20} MiB)"
-            )
+            raise QobraError(f"{what} {size} (minimum: {_MIN_BLOCK}, maximum: {_MAX_BLOCK})")
         if size & (size - 1):
-            raise QobraError(f"Property .{self.name} doesn't take value '{size}', it's not a power of 2")
-        return size
+            raise QobraError(f"{what} '{size}', it's not a power of 2")
+        device.values[self.name] = size
+
+
+class _ShortSize(Size):
+    """A size of 32 bits."""
+
+    def __init__(self, name: str, default: int = 0) -> None:
+        super().__init__(default, name=name, set=self._take)
+
+    def _take(self, device: Device, size: int) -> None:
+        if size > _MAX_SHORT:
+            raise QobraError(
+                f"Property {device.type_name}.{self.name} doesn't take value {size} (maximum: {_MAX_SHORT})"
+            )
+        device.values[self.name] = size
 
 
 class BlockFrontEnd(Device):
@@ -60,11 +77,11 @@ class BlockFrontEnd(Device):
 
     drive = Drive()
     backend_defaults = Enum("OnOffAuto", ON_OFF_AUTO, "auto", name="backend_defaults")
-    logical_block_size = _BlockSize(0, name="logical_block_size")
-    physical_block_size = _BlockSize(0, name="physical_block_size")
-    min_io_size = Size(0, name="min_io_size")
-    opt_io_size = Size(0, name="opt_io_size")
-    discard_granularity = Size(0xFFFFFFFF, name="discard_granularity")
+    logical_block_size = _BlockSize("logical_block_size")
+    physical_block_size = _BlockSize("physical_block_size")
+    min_io_size = _ShortSize("min_io_size")
+    opt_io_size = _ShortSize("opt_io_size")
+    discard_granularity = _ShortSize("discard_granularity", _MAX_SHORT)
     write_cache = Enum("OnOffAuto", ON_OFF_AUTO, "auto")
     share_rw = Bool(False)
     account_invalid = Enum("OnOffAuto", ON_OFF_AUTO, "auto")

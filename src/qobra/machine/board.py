@@ -152,6 +152,8 @@ class Board(Object):
         self._globals: list[tuple[str, str, str]] = list(self.compat)
         self.peripheral = Container(tree)
         self.peripheral_anon = Container(tree)
+        self.anonymous_devices = 0
+        """How many devices without an id there have been."""
         self.unattached = Container(tree)
         self.system_bus = SystemBus(tree)
         self.add_child("peripheral", self.peripheral)

@@ -25,8 +25,6 @@ def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> De
     if id is not None and not (isinstance(id, str) and is_identifier(id)):
         raise QobraError("Parameter 'id' expects an identifier")
     driver = options.pop("driver", None)
-    if isinstance(driver, bool | int | float):  # what is no text is taken as an option's text would be
-        driver = ("off", "on")[driver] if isinstance(driver, bool) else str(driver)
     if not isinstance(driver, str):
         raise QobraError("Parameter 'driver' is missing")
     board = machine.board
@@ -53,7 +51,8 @@ def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> De
             device.user_id = id
             board.peripheral.add_child(id, device)
         else:
-            board.peripheral_anon.add_child("device[*]", device)
+            board.peripheral_anon.add_child(f"device[{board.anonymous_devices}]", device)
+            board.anonymous_devices += 1
         if "drive" in options:
             board.check_no_global(device, "drive", options["drive"])
         board.apply_globals(device)

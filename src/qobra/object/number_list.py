@@ -20,10 +20,11 @@ class NumberList(Property):
         self.maximum = maximum
 
     def write(self, instance: Any, value: Any, *, keyval: bool = False) -> None:
-        if keyval:
-            texts = value if isinstance(value, list) else [value]
-            value = [number for text in texts for number in self._range(text)]
-        super().write(instance, value)
+        super().write(instance, self.convert(value) if keyval else value)
+
+    def convert(self, text: Any) -> list[int]:
+        texts = text if isinstance(text, list) else [text]
+        return [number for each in texts for number in self._range(each)]
 
     def check(self, value: Any) -> list[int]:
         if not isinstance(value, list):

@@ -20,7 +20,7 @@ from qobra.errors import QobraError
 if TYPE_CHECKING:
     from qobra.object.qom import Object
 
-REQUIRED: Any = object()  # the default of a property that has none
+_MAX_DIGITS = 64
 
 
 class Property:
@@ -90,7 +90,11 @@ class Property:
 
     def parse(self, text: str) -> Any:
         """The value to store for the text of a ``key=value`` option."""
-        return self.check(text)
+        return self.check(self.convert(text))
+
+    def convert(self, text: str) -> Any:
+        """The JSON value that the text of an option stands for. Raises QobraError."""
+        return text
 
     def show(self, value: Any) -> Any:
         """The JSON value for a stored one."""
@@ -114,7 +118,7 @@ class Bool(Property):
             raise self.mismatch()
         return value
 
-    def parse(self, text: str) -> bool:
+    def convert(self, text: str) -> bool:
         if text in ("on", "yes", "true", "y"):
             return True
         if text in ("off", "no", "false", "n"):
@@ -162,11 +166,11 @@ class Int(Property):
             raise self.out_of_range(value)
         return value
 
-    def parse(self, text: str) -> int:
-        try:
-            return self.check(int(text, 0))
-        except ValueError:
+    def convert(self, text: str) -> int:
+        value = c_integer(text)
+        if value is None:
             raise QobraError(f"Parameter '{self.name}' expects {self.expected}")
+        return value
 
     def out_of_range(self, value: int) -> QobraError:
         """The error for a number outside the bounds."""
@@ -184,8 +188,8 @@ class Size(Int):
     def __init__(self, default: int | None = 0, **options: Any) -> None:
         super().__init__(default, type=options.pop("type", "size"), width=options.pop("width", "uint64"), **options)
 
-    def parse(self, text: str) -> int:
-        return self.check(parse_size(text, self.name))
+    def convert(self, text: str) -> int:
+        return parse_size(text, self.name)
 
     def mismatch(self, expected: str | None = None) -> QobraError:
         return QobraError(f"Parameter '{self.name}' expects uint64")
@@ -247,6 +251,18 @@ class Link(Property):
         return value.path() if value is not None else ""
 
 
+def c_integer(text: str) -> int | None:
+    """The number of ``text`` in C: decimal, octal after ``0`` or hexadecimal after ``0x``; None for no number."""
+    digits = text.lstrip().lower()
+    sign = -1 if digits.startswith("-") else 1
+    digits = digits[1:] if digits.startswith(("-", "+")) else digits
+    base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
+    digits = digits[2:] if base == 16 else digits
+    if not digits or len(digits) > _MAX_DIGITS or not all(digit in "0123456789abcdef"[:base] for digit in digits):
+        return None
+    return sign * int(digits, base)
+
+
 def parse_size(text: str, name: str = "size") -> int:
     """Bytes from ``text``: decimal with an optional fraction and suffix, or hexadecimal."""
     scales = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
@@ -259,9 +275,9 @@ def parse_size(text: str, name: str = "size") -> int:
         else:
             value = _scaled(text, 0)
     except ValueError:
-        raise QobraError(f"Parameter '{name}' expects a size")
+        raise QobraError(f"Parameter '{name}' expects size")
     if not 0 <= value < 1 << 64:
-        raise QobraError(f"Parameter '{name}' expects a size")
+        raise QobraError(f"Parameter '{name}' expects size")
     return value
 
 

@@ -38,9 +38,7 @@ class ObjectTree:
         ``props`` are JSON values, or option texts with ``keyval``. QobraError says why it is refused;
         nothing is left behind then.
         """
-        if not is_identifier(id):
-            hint = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
-            raise QobraError("Parameter 'id' expects an identifier", hint=hint)
+        check_identifier(id)
         cls = self.find_type(type_name)
         if cls is None:
             raise QobraError(f"invalid object type: {type_name}")
@@ -171,6 +169,13 @@ class ObjectTree:
         self.closing = True
         for child in sorted(self.root.children.values(), key=lambda c: c is self.objects):
             child.unparent()
+
+
+def check_identifier(text: str) -> None:
+    """Raise QobraError if ``text`` cannot be an id."""
+    if not is_identifier(text):
+        hint = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
+        raise QobraError("Parameter 'id' expects an identifier", hint=hint)
 
 
 def is_identifier(text: str) -> bool:

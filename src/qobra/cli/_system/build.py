@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import is_multiplexed, parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
-from qobra.cli._system import boot, firmware, log, objects, process, values
+from qobra.cli._system import boot, firmware, log, process, values
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
 from qobra.cli._system.icount import icount_sleeps
+from qobra.cli._system.objects import Definition, definition
 from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MAX_CPU_NUMBER = 1 << 16
-# Objects that other options refer to come early; those that refer to other options come late.
-_LATE_OBJECTS = ("qtest", "rng-egd", "filter-")
 
 
 class Builder:
@@ -53,7 +52,7 @@ class Builder:
         self._monitors = Monitors(self.machine)
         self._config = MachineConfig()
         self._refused_calls: list[int] | None = None
-        self._late: list[tuple[dict[str, Any], bool]] = []
+        self._objects: list[Definition] = []
         self._nics: list[dict[str, Any] | None] = []
         self._continue = threading.Event()
         self._failure: QobraError | None = None
@@ -128,7 +127,8 @@ class Builder:
             # Asked for, it drives the time: statistics are to be the same each time.
             self.machine.block.account_time = (self.board.guest_time_ns, 1_000_000)
         self._each("chardev", self._add_chardev)
-        self._each("object", self._add_object)
+        self._each("object", lambda value: self._objects.append(definition(self.machine.objects, value)))
+        self._create_objects(late=False)
         for value, options in nodes:
             try:
                 dispatch.call(self.machine, "blockdev-add", options)
@@ -183,16 +183,10 @@ class Builder:
         if terminal := device.return_info().get("pty"):
             print(f"char device redirected to {terminal} (label {id})", flush=True)  # which nobody can know before
 
-    def _add_object(self, value: str) -> None:
-        properties, keyval = objects.options(self.machine.objects, value)
-        if str(properties["qom-type"]).startswith(_LATE_OBJECTS):
-            self._late.append((properties, keyval))
-        else:
-            self._create(properties, keyval)
-
-    def _create(self, properties: dict[str, Any], keyval: bool) -> None:
-        rest = {key: value for key, value in properties.items() if key not in ("qom-type", "id")}
-        self.machine.objects.create(properties["qom-type"], properties["id"], rest, keyval=keyval)
+    def _create_objects(self, *, late: bool) -> None:
+        for each in self._objects:
+            if each.late == late:
+                each.create(self.machine.objects)
 
     def _parsed_blockdevs(self) -> list[tuple[str, dict[str, Any]]]:
         # What cannot be understood is refused before anything is connected or opened.
@@ -269,8 +263,7 @@ class Builder:
         self._each("net", values.refuse_net)
         self._each("nic", self._add_nic_backend)
         board.start()
-        for properties, keyval in self._late:
-            self._create(properties, keyval)
+        self._create_objects(late=True)
         plug_drives(board)
         cards_of_nics = iter(self._nics)
         self._each("nic", lambda value: self._add_nic(next(cards_of_nics)))

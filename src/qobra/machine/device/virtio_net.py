@@ -82,10 +82,10 @@ class VirtioNet(VirtioDevice, Nic):
     )
 
     def realize(self) -> None:
-        for name, limit in (("rx_queue_size", 256), ("tx_queue_size", 256)):
-            size = self.values.get(name, 256)
-            if not limit <= size <= 1024 or size & (size - 1):
-                raise QobraError(f"Invalid {name} (= {size}), must be a power of 2 between {limit} and 1024.")
+        for name, end in (("rx_queue_size", "."), ("tx_queue_size", "")):
+            size = self.get(name)
+            if not 256 <= size <= 1024 or size & (size - 1):
+                raise QobraError(f"Invalid {name} (= {size}), must be a power of 2 between 256 and 1024{end}")
         self.realize_nic()
         self.config_size = 12 if self.host_mtu else 8
         for size in (self.rx_queue_size, self.tx_queue_size, 64):

@@ -22,8 +22,6 @@ class RngRandom(RngBackend):
     _fd = -1
 
     def open(self) -> None:
-        if not self.filename:
-            raise QobraError("Invalid parameter 'filename'")
         try:
             self._fd = os.open(self.filename, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
