@@ -5,6 +5,7 @@ That is what qemu-io's ``reopen`` does; blockdev-reopen puts what it is not give
 
 from __future__ import annotations
 
+from qobra.block.filename import flat_name
 from qobra.block.node import BlockNode, Options
 from qobra.block.reopen import reopen
 from qobra.block.vertex import GENERIC_OPTIONS, TEXTS
@@ -55,7 +56,7 @@ def typed_changes(node: BlockNode, changes: Options) -> Options:
     known = _known_options(node.driver)
     for name in own:
         if name not in known:
-            raise QobraError(f"Cannot change the option '{_first(name, own[name])}'")
+            raise QobraError(f"Cannot change the option '{flat_name(name, own[name])}'")
     result = typed({**own, "driver": node.driver})
     del result["driver"]
     result.pop(TEXTS, None)
@@ -75,17 +76,10 @@ def _changed(node: BlockNode, changes: Options) -> Options:
         wanted = changes.get(name, child.node_name)
         if isinstance(wanted, dict):
             if child.opened_by is not node:
-                raise QobraError(f"Cannot change the option '{_first(name, wanted)}'")
+                raise QobraError(f"Cannot change the option '{flat_name(name, wanted)}'")
             wanted = _changed(child, wanted)
         options[name] = wanted
     return {**options, "node-name": node.node_name, "driver": node.driver}
-
-
-def _first(name: str, value: object) -> str:
-    while isinstance(value, dict) and value:
-        key = next(iter(value))
-        name, value = f"{name}.{key}", value[key]
-    return name
 
 
 def _known_options(driver: str) -> set[str]:

@@ -92,6 +92,14 @@ def unflatten(options: Options) -> Options:
     return result
 
 
+def flat_name(name: str, value: object) -> str:
+    """What the first of the options in ``value``, which is that of ``name``, was called before :func:`unflatten`."""
+    while isinstance(value, dict) and value:
+        key = next(iter(value))
+        name, value = f"{name}.{key}", value[key]
+    return name
+
+
 def names(node: Vertex) -> tuple[str, Options]:
     """``exact_filename`` and ``full_options`` of ``node``, from its options and its children's names."""
     shown = node.filtered

@@ -8,7 +8,7 @@ import os
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.extents import MAX_DEPTH
-from qobra.block.filename import AMBIGUOUS_REFERENCE, full_backing_filename, parse_filename
+from qobra.block.filename import AMBIGUOUS_REFERENCE, flat_name, full_backing_filename, parse_filename
 from qobra.block.format._magic import candidates
 from qobra.block.node import MAX_LENGTH, BlockNode, Options, drivers
 from qobra.block.opening import OpenedNodes, Opening, with_inherited
@@ -160,8 +160,9 @@ class Opener:
         if driver.supports_backing and "backing" not in node.children:
             if not options.get("_no-backing"):
                 self._open_backing(node, opening)
-            elif options.get("backing") is not None:
-                raise QobraError(f"Block format '{driver.driver}' does not support the option 'backing'")
+            elif options.get("backing"):
+                unused = flat_name("backing", options["backing"])
+                raise QobraError(f"Block format '{driver.driver}' does not support the option '{unused}'")
         node.names_changed()
         return node
 

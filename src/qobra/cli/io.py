@@ -112,11 +112,11 @@ class Shell:
         lines = [value for option, value in self._options if option == "c"]
         self._objects = [value for option, value in self._options if option == "object"]
         settings = self.settings(self._options)
+        self._new_images()
         if len(self._operands) > 1:
             return _usage(self._program)
         if "f" in given and "image-opts" in given:
             raise ToolError("--image-opts and -f are mutually exclusive")
-        self._new_images()
         interpreter = self._interpreter = Interpreter(
             None,
             sys.stdout.write,

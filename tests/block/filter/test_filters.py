@@ -248,6 +248,24 @@ def test_copy_on_read_leaves_an_image_without_a_backing_file_alone(layer, make_f
     backend.remove()
 
 
+@pytest.mark.parametrize("bottom", [None, "base"])
+def test_copy_on_read_holds_what_nobody_holds_unless_it_has_a_bottom(layer, tmp_path, bottom):
+    from qobra.block.extents import resolve
+    from qobra.cli import img
+
+    options = None
+    for name in ("base", "top"):
+        img.main(["create", "-q", "-f", "qcow2", str(tmp_path / name), "1M"])
+        options = {"driver": "qcow2", "node-name": name, "backing": options,
+                   "file": {"driver": "file", "filename": str(tmp_path / name)}}  # fmt: skip
+    more = {"bottom": bottom} if bottom else {}
+    backend = _enter(layer, layer.add_node({"driver": "copy-on-read", "node-name": "c", "file": options, **more}))
+    assert backend.read(70000, 2) == bytes(2)
+    depths = [(run.length, run.depth) for run in resolve(layer.find_node("top"), 0, 1 << 20)]
+    assert depths == ([(1 << 20, -1)] if bottom else [(65536, -1), (65536, 0), (14 * 65536, -1)])
+    backend.remove()
+
+
 def test_copy_on_read_copies_down_to_a_bottom_that_is_opened_with_it(layer, tmp_path):
     from qobra.cli import img
 

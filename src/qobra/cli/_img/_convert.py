@@ -119,11 +119,9 @@ class Conversion:
                 parse_values(known_options(fmt, self._output), order.pairs)
             except QobraError as error:
                 raise ToolError(str(error))
-            given = values.get("backing_file")
-            if backing is not None and given is not None:
-                raise ToolError("-B and -o backing_file cannot be used at the same time")
             if backing is None:
-                backing = given
+                backing = values.get("backing_file")
+            self._given_backing(backing)
             if len(self._nodes) > 1 and backing is not None:
                 raise ToolError(
                     "Having a backing file for the target makes no sense when concatenating multiple input images"
@@ -134,16 +132,15 @@ class Conversion:
                 known = formats.find(fmt)
                 if known is not None and "backing_file" in known.options:
                     raise ToolError("Use of backing file requires explicit backing format")
-            self._given_backing(backing)
             if order.compress:
                 self._check_compression(drivers.find(fmt), values)
         driver = drivers.find(fmt)
         if order.bitmaps:
             if len(self._nodes) > 1:
                 raise ToolError("Copying bitmaps only possible with single source")
-            if not hasattr(self._nodes[0], "check_new_bitmap"):
+            if not getattr(self._nodes[0], "stores_bitmaps", False):
                 raise ToolError("Source lacks bitmap support")
-            if driver is None or not hasattr(driver, "check_new_bitmap"):
+            if driver is None or not hasattr(driver, "stores_bitmaps"):
                 raise ToolError(f"Format driver '{fmt}' does not support bitmaps")
             from qobra.cli._img._bitmaps import check_bitmaps
 
@@ -205,6 +202,8 @@ class Conversion:
     def _fill(self, source: BlockNode) -> None:
         order = self._order
         target = self._open_target()
+        if order.bitmaps and not getattr(target, "stores_bitmaps", False):
+            raise ToolError(f"Format driver '{target.driver}' does not support bitmaps")
         if order.compress and not order.create:
             self._check_compression(type(target), {})
         if order.level is not None:

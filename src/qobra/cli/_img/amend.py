@@ -48,13 +48,8 @@ def main(program: Program, arguments: list[str]) -> int:
             return _print_options(node.driver)
         target = _format(node.driver)
         with program.progress(line.has("p") and not line.has("q")) as progress:
-            pairs = creation_pairs(texts)
-            for name, _value in pairs:
-                if name not in target.amend_options and name in target.options:
-                    raise ToolError(f"Invalid parameter '{name}'\nThis option is only supported for image creation")
             try:
-                values = parse_values(target.amend_options, pairs)
-                order = amendment(values)
+                order = amendment(_values(target, creation_pairs(texts)))
                 if "encrypt" in order:
                     node.require_key_slots()
                     encrypt = {"format": "luks", **order["encrypt"]}
@@ -69,6 +64,18 @@ def main(program: Program, arguments: list[str]) -> int:
                 raise ToolError(strerror(error))
             progress.finish()
     return 0
+
+
+def _values(target: Format, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """The options of ``pairs``. Raises QobraError, which says so where they would do for a new image."""
+    try:
+        return parse_values(target.amend_options, pairs)
+    except QobraError as error:
+        try:
+            parse_values({**target.options, **target.amend_options}, pairs)
+        except QobraError:
+            raise error
+        raise QobraError(f"{error}\nThis option is only supported for image creation")
 
 
 def amendment(values: dict[str, Any]) -> dict[str, Any]:

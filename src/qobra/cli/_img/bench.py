@@ -38,6 +38,7 @@ class Order:
     count = 75000
     drain = True
     depth = 64
+    aio = "threads"
     offset = 0
     size = 4096
     step = 0
@@ -55,8 +56,12 @@ def main(program: Program, arguments: list[str]) -> int:
             order.count = _plain_number(value, "request count")
         elif option == "d":
             order.depth = _plain_number(value, "queue depth")
-        elif option == "i" and value not in AIO_MODES:
-            raise ToolError(f"Invalid aio option: {value}")
+        elif option == "i":
+            if value not in AIO_MODES:
+                raise ToolError(f"Invalid aio option: {value}")
+            order.aio = value
+        elif option == "n":
+            order.aio = "native"
         elif option == "o":
             order.offset = program.number("offset", value)
         elif option == "s":
@@ -91,7 +96,7 @@ def main(program: Program, arguments: list[str]) -> int:
             **opening(line),
             writable=order.writes,
             cache=line.value("t", "writeback"),
-            aio=line.value("i", "threads"),
+            aio=order.aio,
         )
         step = order.step or order.size
         print(

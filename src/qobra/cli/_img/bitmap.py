@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qobra.block import bitmap_changes as changes
+from qobra.block.bitmap import DEFAULT_GRANULARITY
 from qobra.cli._tool.opening import STORED_BITMAPS, command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
@@ -20,6 +21,9 @@ Change a persistent bitmap of an image; several actions are done one after anoth
   -g GRANULARITY   bytes that a bit stands for, with --add
   --merge SOURCE   add what the bitmap SOURCE has, of the same image or, with -b, of another
 """
+
+LEAST_DEFAULT = 4096
+"""Bytes that a bit of a new bitmap stands for at least, where clusters are smaller and nothing was said."""
 
 ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
 
@@ -77,9 +81,9 @@ def main(program: Program, arguments: list[str]) -> int:
 def _act(node: BlockNode, source: BlockNode, action: str, name: str, value: str, granularity: int) -> None:
     layer = node.layer
     if action == "add":
-        order = {"node": node.node_name, "name": name, "persistent": True}
-        if granularity:
-            order["granularity"] = granularity
+        cluster = node.cluster_size() or DEFAULT_GRANULARITY
+        chosen = granularity or max(LEAST_DEFAULT, min(cluster, DEFAULT_GRANULARITY))
+        order = {"node": node.node_name, "name": name, "granularity": chosen, "persistent": True}
         changes.add_bitmap(layer, order).settle()
     elif action == "merge":
         changes.merge_bitmaps(layer, node.node_name, name, [{"node": source.node_name, "name": value}]).settle()

@@ -59,6 +59,8 @@ def main(program: Program, arguments: list[str]) -> int:
             return print_options(program, order.output_format, operands[-1] if operands else None)
         if len(operands) < 2:
             raise ToolError("Must specify image file name")
+        if order.source_cache not in CACHE_MODES:
+            raise ToolError(f"Invalid source cache option: {order.source_cache}")
         Conversion(program, images, order, operands[:-1], operands[-1]).run()
     return 0
 
@@ -178,5 +180,3 @@ def _check(order: Order, operands: list[str]) -> None:
         raise ToolError("--target-is-zero requires use of -n flag")
     if order.resume and (order.compress or not order.create or order.copy_range or not order.min_sparse):
         raise ToolError("A copy with -c, -n, -C or -S 0 cannot be resumed")
-    if order.source_cache not in CACHE_MODES:
-        raise ToolError(f"Invalid source cache option: {order.source_cache}")

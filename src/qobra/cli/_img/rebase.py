@@ -169,13 +169,14 @@ def _write_failed(error: OSError | QobraError) -> ToolError:
 
 
 def _change(top: BlockNode, backing: str | None, fmt: str | None) -> None:
+    failed = f"Could not change the backing file to '{'(null)' if backing is None else backing}'"
     if backing and not fmt:
-        raise ToolError(f"Could not change the backing file to '{backing}': backing format must be specified")
+        raise ToolError(f"{failed}: backing format must be specified")
     try:
         if not top.supports_backing:
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
         top.change_backing_file(backing or "", fmt or "")
     except (OSError, QobraError) as error:
         if error.errno == errno.ENOSPC:
-            raise ToolError(f"Could not change the backing file to '{backing}': No space left in the file header")
-        raise ToolError(f"Could not change the backing file to '{backing or ''}': {reason(error)}")
+            raise ToolError(f"{failed}: No space left in the file header")
+        raise ToolError(f"{failed}: {reason(error)}")

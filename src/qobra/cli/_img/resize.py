@@ -47,7 +47,7 @@ def main(program: Program, arguments: list[str]) -> int:
         if amount > INT64_MAX:
             raise ToolError("New image size must be positive")
         total = current + amount if sign == "+" else current - amount if sign == "-" else amount
-        if total <= 0:
+        if not 0 < total <= INT64_MAX:
             raise ToolError("New image size must be positive")
         if total <= current and preallocation != "off":
             raise ToolError("Preallocation can only be used for growing images")

@@ -121,6 +121,11 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
 
     # -- bitmaps ----------------------------------------------------------------------------------------------
 
+    @property
+    def stores_bitmaps(self) -> bool:
+        """Whether the image can hold bitmaps."""
+        return self.header.version >= 3
+
     def check_new_bitmap(self, name: str, granularity: int) -> None:
         try:
             self.stored_bitmaps.check_new(name, granularity)
