@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
@@ -12,16 +13,12 @@ from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
 from qobra.machine.apic_ids import ApicIds, find_place
 from qobra.machine.board import Board
-from qobra.machine.device.isa_i8259 import I8259
-from qobra.machine.device.isa_pcspk import PcSpeaker
-from qobra.machine.device.isa_pit import Pit
-from qobra.machine.device.mc146818rtc import Rtc
+from qobra.machine.device.hpet import BASE as HPET_BASE
 from qobra.machine.device.pc_dimm import PcDimm
 from qobra.machine.device.x86_64_cpu import X86Cpu
-from qobra.machine.irq import Line
-from qobra.machine.isa import IsaBus
 from qobra.machine.memory import Ram, Registers
 from qobra.machine.memory_slots import MemorySlots
+from qobra.machine.shadow import Shadow
 from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Bool, Enum, Property, Size
 from qobra.report import report_warning
@@ -29,17 +26,23 @@ from qobra.report import report_warning
 if TYPE_CHECKING:
     from qobra.machine.acpi import SleepStates
     from qobra.machine.acpi_tables.dsdt import Layout
+    from qobra.machine.device.hpet import Hpet
     from qobra.machine.device.ioapic import IoApic
+    from qobra.machine.device.isa_i8259 import I8259
+    from qobra.machine.device.mc146818rtc import Rtc
     from qobra.machine.fw_cfg import FwCfg
+    from qobra.machine.irq import Line
+    from qobra.machine.isa import IsaBus
     from qobra.machine.nvdimm_interface import NvdimmInterface
     from qobra.machine.pci.bus import PciBus
     from qobra.machine.qdev import Device
+    from qobra.object.tree import ObjectTree
 
 BIOS_SIZE = 256 << 10
 _ISA_BIOS_SIZE = 128 << 10
 _FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
+_HPET_ENTRY = Struct("<IQHB")
 _MIB, _FOUR_GIB = 1 << 20, 1 << 32
-_MAX_SERIAL_PORTS = 4
 _MAX_MEMORY_SLOTS = 256
 OLD_QEMU64 = tuple(
     ("qemu64-x86_64-cpu", name, value) for name, value in (("family", "6"), ("model", "6"), ("stepping", "3"))
@@ -98,9 +101,11 @@ class PcBoard(X86Board):
     acpi = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable ACPI")
     hmat = Bool(False, description="Set on/off to enable/disable ACPI Heterogeneous Memory Attribute Table (HMAT)")
     i8042 = Bool(True)
-    # What the board has not cannot be switched on, and what it always has not off.
-    hpet = Bool(False, set=_only("hpet", False))
-    pit = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("pit", "auto", "on"), description="Enable i8254 PIT")
+    hpet = Bool(True, description="Enable/disable high precision event timer emulation")
+    hpet_lines: int
+    """The inputs of the I/O APIC that the timers of the HPET can be routed to."""
+    pit = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable i8254 PIT")
+    # What the board always has cannot be switched off.
     pic = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("pic", "auto", "on"), description="Enable i8259 PIC")
     vmport = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable vmport")
     smbus = Bool(False, set=_only("smbus", False))
@@ -126,7 +131,12 @@ class PcBoard(X86Board):
 
     firmware_directories = _FIRMWARE_DIRECTORIES
     fw_cfg: FwCfg
+    isa: IsaBus
+    gsi: list[Line]
+    """The lines of the interrupt controllers, by their number."""
+    rtc: Rtc
     ioapic: IoApic | None = None
+    hpet_device: Hpet | None = None
     dimm_slots: MemorySlots | None = None
     nvdimm_interface: NvdimmInterface | None = None
     pci_root: PciBus
@@ -138,6 +148,10 @@ class PcBoard(X86Board):
     """What the firmware boots from before all devices, as it names it."""
 
     vmstate = VmState(part("dimm_slots", "nvdimm_interface"))
+
+    def __init__(self, tree: ObjectTree) -> None:
+        super().__init__(tree)
+        self.pics: list[I8259] = []
 
     # -- memory
 
@@ -211,7 +225,7 @@ class PcBoard(X86Board):
             self._plug_drive("ide-cd" if drive.media == "cdrom" else "ide-hd", buses[bus], unit, drive)
 
     def _plug_drive(self, type_name: str, bus: Any, unit: int, drive: Any) -> None:
-        device = self._new(type_name)
+        device = self.new(type_name)
         device.values["unit"] = unit
         self.check_no_global(device, "drive", drive.backend.name)
         device.set("drive", drive.backend.name)
@@ -311,53 +325,8 @@ class PcBoard(X86Board):
             return
         super().request_unplug(device)
 
-    # -- the ISA bus
-
-    def build_isa(self, bus: IsaBus) -> None:
-        """Interrupt controllers and the devices of the standard PC on ``bus``."""
-        tree, new = self.tree, self._new
-        # Both controllers hear of each of the sixteen lines, the I/O APIC of eight more.
-        self.gsi = [Line(_fan_out(self, n)) for n in range(24)]
-        bus.lines = self.gsi[:16]
-        self.isa = bus
-        masters: list[I8259] = []
-        for base, elcr, mask in ((0x20, 0x4D0, 0xF8), (0xA0, 0x4D1, 0xDE)):
-            pic: Any = I8259(tree)
-            pic.values |= {"iobase": base, "elcr_addr": elcr, "elcr_mask": mask, "master": base == 0x20}
-            self.place(pic, bus=bus)
-            masters.append(pic)
-        self.pics = masters
-        masters[1].output.connect(masters[0].gpio_in[None][2])
-        self.rtc = Rtc(tree)
-        self.rtc.values["base_year"] = 0
-        self.rtc.start_time, self.rtc.follow_host = self.rtc_start, self.rtc_host
-        self.place(self.rtc, bus=bus)
-        for base, page_base, shift in ((0x00, 0x80, 0), (0xC0, 0x88, 1)):
-            dma = new("i8257")
-            dma.values |= {"base": base, "page-base": page_base, "pageh-base": -1, "dshift": shift}
-            self.place(dma, bus=bus)
-        pit = Pit(tree)
-        pit.values["iobase"] = 0x40
-        self.place(pit, bus=bus)
-        pit.output.connect(self.gsi[0])
-        speaker = PcSpeaker(tree)
-        speaker.pit = pit
-        self.place(speaker, bus=bus)
-        for number, chardev in enumerate(self.serial_chardevs[:_MAX_SERIAL_PORTS]):
-            if chardev is not None:
-                serial = new("isa-serial")
-                serial.values |= {"index": number, "chardev": chardev}
-                self.place(serial, bus=bus)
-        if self.floppies:
-            self.fdc = self.place(new("isa-fdc"), bus=bus)
-        if self.i8042:
-            self.place(new("i8042"), bus=bus)
-        if self.vmport != "off":
-            self.values["vmport"] = "on"
-            self.place(new("vmport"), bus=bus)
-        self.place(new("port92"), bus=bus)
-
-    def _new(self, type_name: str) -> Device:
+    def new(self, type_name: str) -> Device:
+        """A device of that type, to be set up and placed."""
         cls: Any = self.tree.find_type(type_name)
         device: Device = cls(self.tree)
         return device
@@ -373,6 +342,8 @@ class PcBoard(X86Board):
         self.fw_cfg.set_number(fw_cfg.NB_CPUS, self.topology.cpus, 2)
         self.fw_cfg.set_number(fw_cfg.MAX_CPUS, self.apic_ids.limit, 2)
         self.fw_cfg.set_number(fw_cfg.RAM_SIZE, self.ram_size, 8)
+        self.fw_cfg.set_number(fw_cfg.IRQ0_OVERRIDE, 1, 4)
+        self.fw_cfg.set_item(fw_cfg.HPET, self._hpet_table())
         fw_cfg.add_boot_options(self.fw_cfg, self.boot)
         self.fw_cfg.set_item(fw_cfg.NUMA, self._numa_table())
         self.fw_cfg.add_file("etc/e820", self._e820())
@@ -387,6 +358,13 @@ class PcBoard(X86Board):
             cpus[self.apic_ids.of(index)] = self.numa.node_of_cpu(index) or 0
         sizes = [nodes[number].memory or 0 for number in sorted(nodes)]
         return b"".join(number.to_bytes(8, "little") for number in (len(nodes), *cpus, *sizes))
+
+    def _hpet_table(self) -> bytes:
+        # How many there are (255: it is not known), and of up to eight the capabilities and the address.
+        if self.hpet_device is None:
+            return b"\xff" + bytes(8 * _HPET_ENTRY.size)
+        entry = _HPET_ENTRY.pack(self.hpet_device.block_id, HPET_BASE, 0, 0)
+        return b"\1" + entry + bytes(7 * _HPET_ENTRY.size)
 
     def ram_ranges(self) -> list[tuple[int, int]]:
         """Address and length of each range of RAM that is there from the start."""
@@ -426,62 +404,6 @@ class PcBoard(X86Board):
             self.bios.close()
             self._option_rom.close()
         super().finalize()
-
-
-class Shadow:
-    """Which of the ROM areas from 0xc0000 to 0xfffff show RAM instead (the PAM registers of the chipsets)."""
-
-    def __init__(self, board: PcBoard) -> None:
-        self._board = board
-        assert board.ram is not None
-        self._readable = board.ram.read_only_view()
-        self._mappings: dict[int, Any] = {}
-        starts = [(0xF0000, 0x10000)] + [(0xC0000 + 0x4000 * i, 0x4000) for i in range(12)]
-        self.areas = starts
-        for start, size in starts:
-            self._show(start, size, 0)
-
-    def set(self, registers: bytes | bytearray) -> None:
-        """Follow the seven registers: two bits, read and write, for each area."""
-        for index, (start, size) in enumerate(self.areas):
-            value = registers[(index + 1) // 2]
-            self._show(start, size, value >> (4 if index % 2 == 0 else 0) & 3)
-
-    def _show(self, start: int, size: int, attribute: int) -> None:
-        current = self._mappings.get(start)
-        if current is not None and current[0] == attribute:
-            return
-        if current is not None and current[1] is not None:
-            current[1].remove()
-        memory, mapping = self._board.memory, None
-        rom, offset = self._board.shadow_rom(start)
-        if attribute == 0:
-            mapping = memory.map(start, rom, offset=offset, size=size, priority=1)
-        elif attribute == 1:
-            mapping = memory.map(start, self._readable, offset=start, size=size, priority=1)
-        elif attribute == 2:
-            ram = self._board.ram
-            assert ram is not None
-            split = Registers(
-                "pam-rom",
-                size,
-                lambda at, width: rom.load(offset + at, width),
-                lambda at, width, value: ram.store(start + at, width, value),
-                valid=(1, 8),
-                impl=(1, 8),
-            )
-            mapping = memory.map(start, split, priority=1)
-        self._mappings[start] = (attribute, mapping)
-
-
-def _fan_out(board: PcBoard, number: int) -> Any:
-    def handler(level: int) -> None:
-        if number < 16:
-            board.pics[number >> 3].gpio_in[None][number & 7].set(level)
-        if board.ioapic is not None:
-            board.ioapic.gpio_in[None][number].set(level)
-
-    return handler
 
 
 def _ignore(_offset: int, _width: int, _value: int) -> None:

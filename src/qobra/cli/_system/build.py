@@ -305,6 +305,8 @@ class Builder:
             board.floppy_boot_check = False
         if self._has("no-acpi"):
             board.set("acpi", "off")
+        if self._has("no-hpet"):
+            board.set("hpet", False)
         if self._has("usb"):
             board.set("usb", True)
         if self._has("nographic"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_EVENT
 from qobra.machine.acpi_pcihp import GPE_BIT as PCI_EVENT
 from qobra.machine.acpi_tables import aml, memory, pci_slots, resources
+from qobra.machine.device import hpet
 from qobra.machine.nvdimm_interface import GPE_BIT as NVDIMM_EVENT
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def dsdt(board: PcBoard, layout: Layout) -> bytes:
             aml.method("\\_PIC", 1, aml.store(aml.ARGS[0], aml.name("\\PICF"))),
             aml.scope("\\_SB", _root(board, layout), pci_slots.registers(layout.hotplug_base)),
             aml.scope("\\_SB.PCI0", pci_slots.slots(board.pci_root, layout.hotplug)),
-            aml.scope("\\_SB", _links(layout), _cpus(board), memory.devices(board)),
+            aml.scope("\\_SB", _event_timer(board), _links(layout), _cpus(board), memory.devices(board)),
             _events(board, layout),
             _sleep_states(board),
         )
@@ -205,6 +206,17 @@ def _isa(board: PcBoard, layout: Layout) -> bytes:
             )
             terms.append(serial)
     return aml.device("ISA", *terms)
+
+
+def _event_timer(board: PcBoard) -> bytes:
+    if board.hpet_device is None:
+        return b""
+    return aml.device(
+        "HPET",
+        aml.define("_HID", aml.eisa_id("PNP0103")),
+        aml.define("_UID", aml.ZERO),
+        aml.define("_CRS", resources.template(resources.memory_fixed(hpet.BASE, hpet.SIZE))),
+    )
 
 
 def _device(label: str, kind: str, *decodes: bytes, unique: int | None = None) -> bytes:

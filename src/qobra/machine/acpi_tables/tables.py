@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from qobra.machine.acpi_tables import hmat, nvdimm
 from qobra.machine.acpi_tables.dsdt import Layout, dsdt
 from qobra.machine.acpi_tables.loader import Tables
+from qobra.machine.device.hpet import BASE as HPET_BASE
 
 if TYPE_CHECKING:
+    from qobra.machine.device.hpet import Hpet
     from qobra.machine.pc import PcBoard
 
 _FOUR_GIB = 1 << 32
@@ -35,6 +37,8 @@ def build(board: PcBoard, layout: Layout) -> dict[str, bytes]:
     found.append(tables.add(b"APIC", 3, _madt(board)))
     if layout.ecam is not None:
         found.append(tables.add(b"MCFG", 1, bytes(8) + pack("<QHBB4x", layout.ecam, 0, 0, 0xFF)))
+    if board.hpet_device is not None:
+        found.append(tables.add(b"HPET", 1, _hpet(board.hpet_device)))
     if board.numa.nodes:
         found.append(tables.add(b"SRAT", 1, _srat(board)))
         if board.numa.distances:
@@ -70,6 +74,11 @@ def _fadt(layout: Layout) -> bytes:
 def _port(base: int, width: int) -> bytes:
     """Registers of ``width`` bytes in ports, as a generic address."""
     return pack("<BBBBQ", 1, 8 * width, 0, 0, base)
+
+
+def _hpet(device: Hpet) -> bytes:
+    # By the HPET specification, section 3.2.4.
+    return pack("<I4BQBHB", device.block_id, 0, 0, 0, 0, HPET_BASE, 0, 0, 0)
 
 
 def _madt(board: PcBoard) -> bytes:

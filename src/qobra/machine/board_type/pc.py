@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qobra.machine import pc_isa
 from qobra.machine.device.i440fx import I440Fx, I440FxHost, Piix3
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.piix3_usb_uhci import Piix3UsbUhci
@@ -22,6 +23,7 @@ class PcI440Fx(PcBoard):
     default_drives = ("cdrom", "floppy", "sd")
     floppies = True
     usb_supported = True
+    hpet_lines = 1 << 2
 
     def low_memory_limit(self) -> int:
         limit = self.max_ram_below_4g or 0xE0000000
@@ -38,7 +40,7 @@ class PcI440Fx(PcBoard):
         piix3 = Piix3(self.tree)
         piix3.values["multifunction"] = True
         self._function(piix3, 1 << 3)
-        self.build_isa(piix3.isa)
+        pc_isa.build(self, piix3.isa)
         ioapic = IoApic(self.tree)
         self.place(ioapic, "ioapic", parent=host)
         self.ioapic = ioapic

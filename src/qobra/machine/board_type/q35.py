@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qobra.machine import pc_isa
 from qobra.machine.device.ich9_lpc import Ich9Lpc
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.q35 import Mch, Q35Host
@@ -21,6 +22,7 @@ class Q35(PcBoard):
     max_cpus = 288
     default_drives = ("cdrom", "sd")
     ide_units = 1
+    hpet_lines = 0xFF0104
     most_ram_below_4g = 1 << 32
 
     def low_memory_limit(self) -> int:
@@ -40,7 +42,7 @@ class Q35(PcBoard):
         self.lpc.values["multifunction"] = True
         self._function(self.lpc, 0x1F << 3)
         self.power_manager = self.lpc
-        self.build_isa(self.lpc.isa)
+        pc_isa.build(self, self.lpc.isa)
         ioapic = IoApic(self.tree)
         self.place(ioapic, "ioapic", parent=host)
         self.ioapic = ioapic

@@ -96,13 +96,15 @@ class Pit(IsaDevice):
 
     iobase = Int(0xFFFFFFFF, type="uint32")
 
-    vmstate = VmState(parts("counters"), timer("_timer"))
+    vmstate = VmState(parts("counters"), timer("_timer"), flag("_interrupts"))
 
     def realize(self) -> None:
         self.map_ports(self.iobase, 4, self._read, self._write, name="pit")
         (self.output,) = self.add_outputs(1)
         self._timer: DeviceTimer = self.board.clock.timer(self._tick)
         self.counters = [Counter() for _ in range(3)]
+        self._interrupts = True
+        self.add_inputs(lambda _number, level: self.set_interrupts(bool(level)), 1)
 
     def unrealize(self) -> None:
         self._timer.cancel()
@@ -113,13 +115,19 @@ class Pit(IsaDevice):
         now = self.board.clock.now_ns()
         self.counters = [Counter() for _ in range(3)]
         self.counters[2].gate = False
+        self._interrupts = True
         for counter in self.counters:
             counter.loaded_ns = now
-        self._arm()
+        self._tick()
 
     def speaker_output(self) -> int:
         """The level of the third counter, which drives the speaker."""
         return self.counters[2].output(self.board.clock.now_ns())
+
+    def set_interrupts(self, on: bool) -> None:
+        """Let the first counter interrupt, or leave that to the timer that takes its place."""
+        self._interrupts = on
+        self._tick()
 
     def set_speaker_gate(self, gate: bool) -> None:
         """Let the third counter run."""
@@ -130,13 +138,14 @@ class Pit(IsaDevice):
 
     def _arm(self) -> None:
         deadline = self.counters[0].next_change(self.board.clock.now_ns())
-        if deadline is None:
+        if deadline is None or not self._interrupts:
             self._timer.cancel()
         else:
             self._timer.set(deadline)
 
     def _tick(self) -> None:
-        self.output.set(self.counters[0].output(self.board.clock.now_ns()))
+        if self._interrupts:
+            self.output.set(self.counters[0].output(self.board.clock.now_ns()))
         self._arm()
 
     def _write(self, offset: int, _width: int, value: int) -> None:

@@ -89,7 +89,7 @@ class X86Cpu(Cpu):
 
     def processor_id(self) -> int:
         """What CPUID's leaf 1 says in EAX (family, model and stepping) and, above that, in EDX (features)."""
-        signature = (self.model_number & 0xF) << 4 | self.model_number >> 4 << 16 | self.stepping
+        signature: int = (self.model_number & 0xF) << 4 | self.model_number >> 4 << 16 | self.stepping
         signature |= min(self.family, 0xF) << 8 | max(self.family - 0xF, 0) << 20
         return signature | cpuid.feature_words(self.has, self.vendor)[1, None, "EDX"] << 32
 
