@@ -85,7 +85,6 @@ UNKNOWN = {
     "x-debug-block-dirty-bitmap-sha256": {"node": "nope", "name": "b"},
     "block-stream": {"device": "nope"},
     "block-commit": {"device": "nope"},
-    "blockdev-backup": {"device": "nope", "target": "other", "sync": "full"},
     "change-backing-file": {"device": "nope", "image-node-name": "disk", "backing-file": "x"},
     "block_resize": {"device": "nope", "size": MIB},
     "blockdev-snapshot-sync": {"device": "nope", "snapshot-file": "x"},
@@ -104,6 +103,7 @@ def test_what_is_no_block_device_is_not_found(client: Client, command: str) -> N
     [
         ("drive-backup", {"device": "nope", "target": "x", "sync": "full"}),
         ("drive-mirror", {"device": "nope", "target": "x", "sync": "full"}),
+        ("blockdev-backup", {"device": "nope", "target": "other", "sync": "full"}),
         ("blockdev-snapshot-internal-sync", {"device": "nope", "name": "s"}),
         ("blockdev-snapshot-delete-internal-sync", {"device": "nope", "name": "s"}),
         ("block-dirty-bitmap-clear", {"node": "drive0", "name": "nope"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qobra.errors import DEVICE_NOT_FOUND, QobraError
+from qobra.errors import QobraError
 from qobra.qmp.registry import command, older_form
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def blockdev_backup(machine: Machine, args: Args) -> None:
     from qobra.block.job.backup import start_backup
 
     layer = machine.block
-    source = layer.find_device_or_node(args["device"], DEVICE_NOT_FOUND)
+    source = layer.find_device_or_node(args["device"])
     target = layer.find_device_or_node(args["target"])
     with layer.drained():
         job = start_backup(layer.jobs, source, target, args)

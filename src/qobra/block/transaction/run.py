@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import bitmap_changes, snapshot
 from qobra.block.job.group import JobGroup
 from qobra.block.transaction.change import Change
-from qobra.errors import DEVICE_NOT_FOUND, QobraError
+from qobra.errors import QobraError
 
 if TYPE_CHECKING:
     from qobra.block.job.backup import BackupJob
@@ -39,7 +39,7 @@ def _backup(transaction: Transaction, data: Options) -> Change:
     from qobra.block.job.backup import start_backup
 
     layer = transaction.layer
-    source = layer.find_device_or_node(data["device"], DEVICE_NOT_FOUND)
+    source = layer.find_device_or_node(data["device"])
     target = layer.find_device_or_node(data["target"])
     return transaction.of_job(start_backup(layer.jobs, source, target, data, transaction.group))
 
