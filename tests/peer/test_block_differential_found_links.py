@@ -74,3 +74,17 @@ def test_stream_of_what_cannot_be_told(q: Run) -> None:
     disk(q, "top", backing="s")
     q.do("block-stream", job_id="j", device="top")
     q.wait("BLOCK_JOB_COMPLETED", device="j")
+
+
+@against_storage_daemon
+def test_lock_far_below(q: Run) -> None:
+    """Locks are taken before an image is looked at, also where its file lies some nodes below."""
+    disk(q, "n")
+    q.tool("qemu-img", "create", "-q", "-f", "raw", "flat", "1M")
+    q.add("raw", node_name="r", file=q.file("flat"))
+    q.do("nbd-server-start", addr={"type": "unix", "data": {"path": q.path("nbd")}})
+    q.do("block-export-add", type="nbd", id="e", node_name="r", writable=True)
+    for name in ("n", "flat"):
+        q.add("file", node_name=f"{name}-file", filename=q.path(name))
+        q.add("raw", node_name=f"{name}-raw", file=f"{name}-file")
+        q.add("blkdebug", node_name=f"{name}-debug", image={"driver": "qcow2", "file": f"{name}-raw"})

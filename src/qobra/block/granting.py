@@ -37,8 +37,8 @@ def compute_permissions(
         perm, shared = cumulative[node] = combine(users[node])
         if perm & ~shared:
             check_conflicts(node, users[node], state.ages)
-        if perm & ~node.perm and node not in recheck and node.refuses(perm):
-            raise QobraError("Block node is read-only", node=node.node_name)
+        if node not in recheck:
+            check_bears(node, perm)
         if node in refusals and node.read_only and perm & _WRITES:
             raise QobraError(refusals[node])
         node.has_users = bool(users[node])
@@ -48,6 +48,19 @@ def compute_permissions(
             users[child].append((node, name, child_perm, child_shared))
             result[(node, name)] = (child_perm, child_shared)
     return cumulative
+
+
+def check_bears(node: BlockNode, perm: int) -> None:
+    """Raise QobraError if ``node`` itself cannot let its users do what they come to ask for, ``perm`` in all."""
+    if not perm & ~node.perm:
+        return
+    if node.refuses(perm):
+        raise QobraError("Block node is read-only", node=node.node_name)
+    if perm & _WRITES and not perm & permissions.RESIZE and node.sectors * 512 % node.request_alignment:
+        # What is written of the last block would go past the end.
+        raise QobraError(
+            "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment"
+        )
 
 
 def check_conflicts(node: BlockNode, users: list[User], ages: dict[tuple[object, str, BlockNode], int]) -> None:

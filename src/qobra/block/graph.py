@@ -14,7 +14,7 @@ from __future__ import annotations
 from qobra.block import permissions
 from qobra.block.extents import MAX_DEPTH
 from qobra.block.frozen import FrozenLinks
-from qobra.block.granting import check_conflicts, combine, compute_permissions
+from qobra.block.granting import check_bears, check_conflicts, combine, compute_permissions
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 from qobra.lean import contextmanager
@@ -123,10 +123,11 @@ class Graph:
         edges = [*users, *((root, "root") for root in self.roots_of(node))]
         return any(state.permissions[edge][0] & permissions.CONSISTENT_READ for edge in edges)
 
-    def check_users(self, node: BlockNode, coming: list[User]) -> None:
+    def check_users(self, node: BlockNode, coming: list[User]) -> list[tuple[BlockNode, int, int]]:
         """Raise QobraError where those who are ``coming`` to use ``node`` are in conflict with those that it has.
 
-        A user that it has already may come to ask for more. What lies under ``node`` is asked, too.
+        A user that it has already may come to ask for more. What lies under ``node`` is asked, too. Returns the nodes
+        that were asked, from above to below, with what their users would take and share.
         """
         state = self.state
         users: list[User] = [
@@ -139,16 +140,17 @@ class Graph:
         users += coming
         check_conflicts(node, users, {**newest, **state.ages})
         perm, shared = combine(users)
-        if perm & ~node.perm and node.refuses(perm):
-            raise QobraError("Block node is read-only", node=node.node_name)
+        check_bears(node, perm)
+        asked_nodes = [(node, perm, shared)]
         had_users, node.has_users = node.has_users, True
         try:
             for name, (child, role) in state.links[node].items():
                 asked = node.asks_of(name, role, perm, shared)
                 if not node.force_share and asked != state.permissions[(node, name)]:
-                    self.check_users(child, [(node, name, *asked)])
+                    asked_nodes += self.check_users(child, [(node, name, *asked)])
         finally:
             node.has_users = had_users
+        return asked_nodes
 
     @contextmanager
     def change(self) -> Iterator[GraphChange]:

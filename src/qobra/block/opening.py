@@ -30,6 +30,8 @@ class OpenedNodes(list[Any]):
         super().__init__()
         self._asked: dict[BlockNode, list[User]] = {}
         """Those who are coming to use nodes that were there before."""
+        self._prepared: set[BlockNode] = set()
+        """Nodes that were there before and are ready for more than they have granted."""
         self.links: list[tuple[BlockNode, str, BlockNode]] = []
         """(parent, name, child), in the order in which they came to be."""
 
@@ -50,11 +52,13 @@ class OpenedNodes(list[Any]):
             coming |= {(node, name): (node, name, *asked[name]) for name in asked if node.children[name] is child}
             self._asked[child] = [*coming.values()]
         for child in known:
-            layer.graph.check_users(child, self._asked[child])
+            for each, perm, shared in layer.graph.check_users(child, self._asked[child]):
+                self._prepared.add(each)
+                each.prepare_permissions(perm, shared)
         for name, (perm, shared) in asked.items():
             child = node.children[name]
-            child.prepare_permissions(child.perm | perm, child.shared & shared)
             if child not in known:
+                child.prepare_permissions(child.perm | perm, child.shared & shared)
                 self._take(layer, child, perm, shared)
 
     def _take(self, layer: BlockLayer, node: BlockNode, perm: int, shared: int) -> None:
@@ -70,7 +74,7 @@ class OpenedNodes(list[Any]):
 
     def withdraw(self) -> None:
         """It came to nothing: nodes that were there before get back what they had."""
-        for node in self._asked:
+        for node in self._prepared:
             node.set_permissions(node.perm, node.shared)
 
 

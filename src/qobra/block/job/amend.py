@@ -36,8 +36,10 @@ class AmendJob(Job):
         super().__init__(jobs, job_id, auto_dismiss=False)
         self._options = options
         self._force = force
-        # A guest may use the disk meanwhile: what it reads stays the same.
-        perm = permissions.WRITE_UNCHANGED if options.get("encrypt") is not None else 0
+        # A guest may use the disk meanwhile: what it reads stays the same. Of an image that is read-only, only what is
+        # wrong with the options is told.
+        writes = options.get("encrypt") is not None and not node.read_only
+        perm = permissions.WRITE_UNCHANGED if writes else 0
         self._root = BlockBackend(self.layer, perm=perm, description=f"amend job '{job_id}'")
         self.total = 1
         try:

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from qobra.testing.fuzz.values import Values
-from qobra.testing.fuzz.world import World
+from qobra.testing.fuzz.world import ENCRYPTED, World
 
 Step = list[Any]
 """``["qmp", command, arguments]`` or ``["io", node, command of qemu-io]``; ``DIR/`` in names is the server's
@@ -15,13 +15,13 @@ directory."""
 WEIGHTS = {
     "blockdev-add": 22, "blockdev-del": 6, "blockdev-reopen": 5, "blockdev-snapshot": 4, "blockdev-snapshot-sync": 3,
     "blockdev-snapshot-internal-sync": 1, "blockdev-snapshot-delete-internal-sync": 1, "change-backing-file": 2,
-    "block_resize": 3, "x-blockdev-change": 2, "block-set-write-threshold": 1, "x-blockdev-set-iothread": 0.3,
+    "block_resize": 3, "x-blockdev-change": 2, "block-set-write-threshold": 2, "x-blockdev-set-iothread": 0.5,
     "block-commit": 5, "block-stream": 5, "blockdev-mirror": 5, "drive-mirror": 2, "blockdev-backup": 5,
-    "drive-backup": 2, "blockdev-create": 4, "x-blockdev-amend": 0.5, "block-job-set-speed": 1, "block-job-cancel": 2,
+    "drive-backup": 2, "blockdev-create": 4, "x-blockdev-amend": 1, "block-job-set-speed": 1, "block-job-cancel": 2,
     "block-job-pause": 1, "block-job-resume": 1, "block-job-complete": 2, "block-job-dismiss": 1,
     "block-job-finalize": 1, "job-pause": 1, "job-resume": 1, "job-cancel": 1, "job-complete": 2, "job-dismiss": 2,
     "job-finalize": 2, "block-dirty-bitmap-add": 6, "block-dirty-bitmap-remove": 2, "block-dirty-bitmap-clear": 1,
-    "block-dirty-bitmap-enable": 1, "block-dirty-bitmap-disable": 1, "block-dirty-bitmap-merge": 2,
+    "block-dirty-bitmap-enable": 1, "block-dirty-bitmap-disable": 1, "block-dirty-bitmap-merge": 4,
     "x-debug-block-dirty-bitmap-sha256": 1, "transaction": 7, "block-export-add": 4, "block-export-del": 2,
     "nbd-server-start": 1, "nbd-server-stop": 0.5, "nbd-server-add": 1, "nbd-server-remove": 1,
     "query-named-block-nodes": 1, "query-block-jobs": 1, "query-jobs": 1, "query-block-exports": 1,
@@ -75,6 +75,23 @@ class Author:
             steps.append(["qmp", "object-add", {"qom-type": "throttle-group", "id": "tg0"}])
         if self.chance.random() < 0.3:
             steps.append(["qmp", "object-add", {"qom-type": "iothread", "id": "io0"}])
+        if self.chance.random() < 0.15:
+            steps += [
+                ["qmp", "object-add", {"qom-type": "secret", "id": f"sec{number}", "data": f"key{number}"}]
+                for number in range(2)
+            ]
+            steps.append(
+                [
+                    "qmp",
+                    "blockdev-add",
+                    {
+                        "driver": "qcow2",
+                        "node-name": "n6",
+                        "file": {"driver": "file", "filename": f"DIR/{ENCRYPTED}"},
+                        "encrypt": {"format": "luks", "key-secret": "sec0"},
+                    },
+                ]
+            )
         if self.chance.random() < 0.4:
             backing: Any = None
             for name, node in zip(("base", "mid", "top"), ("n2", "n1", "n0"), strict=True):

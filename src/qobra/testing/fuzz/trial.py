@@ -190,6 +190,8 @@ class Trial:
             player.wait_deleted(DELETED)
         if step[1] in ENDING and "return" in answer:
             player.wait_moved(step[2].get("id") or step[2].get("device"), play.PATIENCE)
+        if step[0] == "io":
+            player.let_ready_rest()
         quiet = player.settle(slow)
         return [answer, player.events()], quiet
 

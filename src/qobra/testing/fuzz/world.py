@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ SNAPSHOT_NAMES = ["s0", "s1", "s2"]
 IMAGES = ["base.qcow2", "mid.qcow2", "top.qcow2", "empty.qcow2", "big.qcow2", "full.qcow2"]
 """qcow2 images; ``mid`` is on ``base``, ``top`` on ``mid``; ``full`` has a snapshot ``s0`` and a bitmap ``b0``."""
 FLAT = ["a.raw", "b.raw", "odd.raw"]
+ENCRYPTED = "secret.qcow2"
+"""A qcow2 image whose data are encrypted (luks), with the secret ``sec0``."""
 NEW_FILES = ["new0", "new1", "new2"]
 
 Query = Any
@@ -32,6 +35,8 @@ class World:
         self.added: dict[str, dict[str, Any]] = {}
         self.bitmaps: list[tuple[str, str]] = []
         self.jobs: dict[str, str] = {}
+        self.paused: set[str] = set()
+        """Jobs that rest."""
         self.exports: list[str] = []
         self.tops: list[str] = []
         """Nodes that no other node uses."""
@@ -49,6 +54,7 @@ class World:
             if "name" in bitmap
         ]
         self.jobs = {job["id"]: job["status"] for job in query("query-jobs", None) or []}
+        self.paused = {job["device"] for job in query("query-block-jobs", None) or [] if job["paused"]}
         graph = query("x-debug-query-block-graph", None) or {"nodes": [], "edges": []}
         names = {node["id"]: node["name"] for node in graph["nodes"] if node["type"] == "block-driver"}
         used = {names.get(edge["child"]) for edge in graph["edges"] if edge["parent"] in names}
@@ -87,6 +93,10 @@ class World:
         ]
         return self.chance.choice(pairs) if pairs else None
 
+    def _is_below(self, name: str) -> bool:
+        node = self.nodes[name]
+        return node["drv"] != "qcow2" and bool(re.search(r"\.qcow2|/new\d", str(node.get("file"))))
+
     def _size(self, name: str) -> Any:
         return self.nodes[name].get("image", {}).get("virtual-size")
 
@@ -102,6 +112,10 @@ class World:
         """A node of one of these drivers, mostly."""
         return self._one_of([name for name, node in self.nodes.items() if node["drv"] in drivers], NODE_NAMES)
 
+    def encrypted(self) -> str:
+        """A node that shows the encrypted image, mostly."""
+        return self._one_of([name for name, node in self.nodes.items() if node["encrypted"]], NODE_NAMES)
+
     def root(self) -> str:
         """A device or a node: what a job takes as its ``device``."""
         if self.devices and self.chance.random() < 0.4:
@@ -111,16 +125,31 @@ class World:
     def job(self) -> str:
         return self._one_of(self.jobs, JOB_NAMES)
 
+    def going_job(self) -> str:
+        """A job that does not rest, if there is one."""
+        return self._one_of([name for name in self.jobs if name not in self.paused], ["nope"])
+
     def free_job(self) -> str:
         return self._one_of([name for name in JOB_NAMES if name not in self.jobs], JOB_NAMES)
 
     def export(self) -> str:
         return self._one_of(self.exports, EXPORT_NAMES)
 
-    def bitmap(self) -> tuple[str, str]:
-        """A node and the name of a bitmap of its."""
-        if self.bitmaps and self.chance.random() < 0.9:
-            return self.chance.choice(self.bitmaps)
+    def lost(self) -> dict[str, Any] | None:
+        """Options of a node that was there once, if there is such."""
+        names = [name for name in self.added if name not in self.nodes]
+        return self.added[self.chance.choice(names)] if names else None
+
+    def like(self, name: str) -> str:
+        """A node as large as the node ``name``, if that is there."""
+        size = self._size(name) if name in self.nodes else None
+        return self._one_of([each for each in self.nodes if self._size(each) == size], NODE_NAMES)
+
+    def bitmap(self, *, plain: bool = False) -> tuple[str, str]:
+        """A node and the name of a bitmap of its; ``plain``: not of an image's file, whose metadata it would tell."""
+        known = [each for each in self.bitmaps if not (plain and self._is_below(each[0]))]
+        if known and self.chance.random() < 0.9:
+            return self.chance.choice(known)
         return self.node(), self.chance.choice(BITMAP_NAMES)
 
     def _one_of(self, likely: Any, otherwise: Sequence[str]) -> str:

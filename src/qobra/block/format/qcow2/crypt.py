@@ -219,5 +219,8 @@ def _write(node: Qcow2Disk, offset: int, data: bytes) -> None:
     start, length = node.header.crypto
     if offset + len(data) > length:
         raise QobraError("LUKS key material lies outside the encryption header", errno=errno.EINVAL)
-    node.file.write(start + offset, data)
+    try:
+        node.file.write(start + offset, data)
+    except OSError as error:
+        raise QobraError.from_os("Could not read encryption header", error)  # in QEMU's words
     node.image.writeback.barrier()

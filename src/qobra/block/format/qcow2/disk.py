@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from qobra.block.format.qcow2.compressor import CompressedWriter
     from qobra.block.format.qcow2.filling import Filling
+    from qobra.block.format.qcow2.linking import Linking
     from qobra.block.format.qcow2.packed import Block
     from qobra.block.format.qcow2.reading import ComputedReader
     from qobra.block.format.qcow2.writer import Writer
@@ -240,8 +241,21 @@ class Qcow2Disk(BlockNode):
         self._sector_lock = Lock()
 
     def check_write(self, offset: int, length: int) -> None:
-        super().check_write(offset, length)
+        end = offset + length
+        grows = end > self.length and offset >= 0 and bool(self.perm & permissions.RESIZE)
+        super().check_write(min(offset, self.length) if grows else offset, 0 if grows else length)
         self.image.check_usable()
+        if grows:
+            # As a file does, it grows under a format: for as long as it is open, as its header keeps the old size.
+            from qobra.block.format.qcow2.resize import make_room
+
+            with self._sector_lock:
+                make_room(self.image, end)
+
+    def written(self, offset: int, length: int) -> None:
+        if offset + length > self.length:
+            self.length = -(-(offset + length) // 512) * 512
+        super().written(offset, length)
 
     def inactivate(self) -> None:
         if not self.read_only and not self.image.is_corrupt:
@@ -350,6 +364,16 @@ class Qcow2Disk(BlockNode):
         if not self._ready:
             self.get_ready()
         return Filling(self.image, exact=exact)
+
+    def linking(self) -> Linking | None:
+        """What takes up clusters from below without keeping writes waiting, if the image can do that."""
+        if self.image.external or self.image.encrypted or self.header.extended_l2:
+            return None
+        from qobra.block.format.qcow2.linking import Linking
+
+        if not self._ready:
+            self.get_ready()
+        return Linking(self.image)
 
     def _write_unaligned(self, offset: int, view: memoryview) -> None:
         """Encryption works on whole sectors: read what is around, and write it with the data."""

@@ -165,6 +165,14 @@ def _set_size(node: Qcow2Disk, length: int) -> None:
     image.writeback.write_header()
 
 
+def make_room(image: Image, length: int) -> None:
+    """See to it that ``length`` bytes have entries in the L1 table. Raises OSError where that would be too long."""
+    entries = l1_entries_for(image.header, length)
+    if entries * 8 > layout.MAX_L1_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    grow_l1(image, entries)
+
+
 def grow_l1(image: Image, entries: int) -> None:
     """Make the active L1 table at least ``entries`` long, in a new place where it does not fit."""
     header = image.header

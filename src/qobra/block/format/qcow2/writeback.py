@@ -91,7 +91,10 @@ class Writeback:
         image = self._image
         with image.lock:
             end = image.allocator.end_of_data()
-        if end and not image.external:
+        below = image.file
+        while below.is_transparent and (shown := below.primary()) is not None:
+            below = shown
+        if end and not image.external and not below.is_format:  # the disk of another image has the size it was given
             try:
                 # What was written past the driver may be shorter than the file is taken to be.
                 image.file.truncate(max(end, image.file.length))
