@@ -65,7 +65,7 @@ def test_the_recorded_name_may_be_another(layer, tree):
 
 
 def test_an_ignored_error_keeps_the_backing_file(layer, tree, fail, chain_names):
-    fail(tree.node, "_write", 1)
+    fail(tree.node.file, "_write", 1)
     stream(layer, **{"on-error": "ignore"})
     layer.wait_status("s", "null")
     assert layer.wait_event("BLOCK_JOB_COMPLETED")["error"] == "Input/output error"
@@ -74,7 +74,7 @@ def test_an_ignored_error_keeps_the_backing_file(layer, tree, fail, chain_names)
 
 
 def test_an_error_stops_and_goes_on(layer, tree, fail, chain_names):
-    fail(tree.node, "_write", 1)
+    fail(tree.node.file, "_write", 1)
     job = stream(layer, **{"on-error": "stop"})
     layer.wait_status("s", "paused")
     with layer.control:

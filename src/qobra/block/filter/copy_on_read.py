@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 
 from qobra.block import permissions
@@ -10,14 +11,22 @@ from qobra.block.buffers import Buffer
 from qobra.block.copy.carrier import DIRECT, Carrier
 from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.coarse import resolve_coarse
-from qobra.block.copy.range_locks import RangeLocks
+from qobra.block.copy.range_locks import HeldRange, RangeLocks
 from qobra.block.copy.ranges import chain_depth, merged
+from qobra.block.copy.take_up import take_up
 from qobra.block.extents import COMPUTED, DATA, WRITABLE, ZERO, Extent, resolve
 from qobra.block.filter._filter import FilterNode
 from qobra.block.in_files import InFiles
 from qobra.block.node import BlockNode, drivers
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.disk import Qcow2Disk
+    from qobra.block.format.qcow2.linking import Linking
+
+_FREE = nullcontext()
 
 
 @drivers.register("copy-on-read")
@@ -39,6 +48,8 @@ class CopyOnReadNode(FilterNode):
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         self.child_resized("file")
         self.locks = RangeLocks()
+        self._linking: Linking | None = None
+        """Set where a job's copying and a guest's writes need not wait for each other."""
         self.bottom: BlockNode | None = None
         name = opening.options.get("bottom")
         if name is not None:
@@ -58,6 +69,8 @@ class CopyOnReadNode(FilterNode):
         """From now on a job does what there is to do."""
         self.by_job = self.shows_places = True
         self.layer.graph.frozen.thaw(self)
+        if hasattr(self.file, "linking"):
+            self._linking = self.file.linking()
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         perm, shared = super().child_permissions(name, role, perm, shared)
@@ -99,6 +112,10 @@ class CopyOnReadNode(FilterNode):
 
         ``carrier`` moves what goes from file to file. With ``absent`` what no image of the chain holds is written too.
         """
+        if self._linking is not None:
+            top_image: Qcow2Disk = self.file  # type: ignore[assignment]
+            take_up(top_image, self._linking, *self._clusters(offset, length), base, carrier)
+            return
         top = self.file
         depths = range(1, chain_depth(top, base))
         start, size = self._clusters(offset, length)
@@ -125,16 +142,20 @@ class CopyOnReadNode(FilterNode):
         top.write_unchanged(offset, top.read(offset, length))
 
     def _write(self, offset: int, data: Buffer) -> None:
-        with self.locks.guest(*self._clusters(offset, len(data))):
+        with self._guest(offset, len(data)):
             self.file.write(offset, data)
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
-        with self.locks.guest(*self._clusters(offset, length)):
+        with self._guest(offset, length):
             return super()._write_zeroes(offset, length, may_unmap, no_fallback)
 
     def _discard(self, offset: int, length: int) -> None:
-        with self.locks.guest(*self._clusters(offset, length)):
+        with self._guest(offset, length):
             self.file.discard(offset, length)
+
+    def _guest(self, offset: int, length: int) -> HeldRange | nullcontext[None]:
+        """The context in which a request of a guest changes a range."""
+        return _FREE if self._linking is not None else self.locks.guest(*self._clusters(offset, length))
 
     def _clusters(self, offset: int, length: int) -> tuple[int, int]:
         cluster = max(1, self.file.cluster_size())

@@ -184,11 +184,15 @@ class Writer:
                     image.allocator.release(claim.host >> image.cluster_bits, claim.last - claim.first + 1)
                 image.land(claim.first, claim.last)
             raise
-        with image.lock:
-            self._map(claim)
-            image.land(claim.first, claim.last)
-        size = (claim.last - claim.first + 1) << image.cluster_bits
-        image.node.moved(claim.first << image.cluster_bits, size, may_look=True)
+        try:
+            with image.lock:
+                self._map(claim)
+            # Before others may write there in place: whoever reads that must not look where the data were before.
+            size = (claim.last - claim.first + 1) << image.cluster_bits
+            image.node.moved(claim.first << image.cluster_bits, size, may_look=True)
+        finally:
+            with image.lock:
+                image.land(claim.first, claim.last)
 
     def _write_around(self, offset: int, data: memoryview, claim: Claim) -> None:
         image = self._image
