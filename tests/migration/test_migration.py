@@ -11,8 +11,9 @@ import pytest
 from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
-from qobra.machine.plug import add_device
+from qobra.machine.plug import add_device, plug_in
 from qobra.qmp import dispatch
+from qobra.testing.guest import BoardAccess, ModernPci, PciFunction, start_driver
 
 Make = Callable[..., Any]
 
@@ -108,6 +109,47 @@ def test_cancelled_while_it_waits_the_guest_goes_on_here(pair_of: Make) -> None:
     assert pair.source.run_state.running
     assert pair.events[pair.source][-3:] == ["cancelling", "cancelled", "RESUME"]
     assert pair.destination.run_state.exit_status == 1 and pair.destination.wait_for_exit(0)
+
+
+def _with_standby() -> Machine:
+    machine = simple_machine("x86_64", "q35", memory=4 << 20)
+    board: Any = machine.board
+    with machine.control:
+        for number in range(2):
+            machine.netdevs.create({"type": "hubport", "id": f"n{number}", "hubid": number})
+        board.ready = False
+        add_device(machine, {"driver": "pcie-root-port", "id": "rp", "chassis": "1", "addr": "4"}, keyval=True)
+        standby = {"driver": "virtio-net-pci", "id": "sb", "netdev": "n0", "failover": "on", "addr": "3"}
+        add_device(machine, standby, keyval=True)
+        board.ready = True
+        primary = {"driver": "e1000", "id": "pr", "netdev": "n1", "failover_pair_id": "sb", "bus": "rp"}
+        plug_in(machine, primary, keyval=True)
+    return machine
+
+
+def test_a_card_that_another_stands_by_for_leaves_first(pair_of: Make) -> None:
+    pair = pair_of(_with_standby)
+    function = PciFunction(BoardAccess(pair.source), 3 << 3)
+    function.enable()
+    driver = ModernPci(function)
+    start_driver(driver, 1 << 62 | 1 << 32)
+    waits = threading.Event()
+    pair.source.events.subscribe(
+        lambda event: waits.set() if event.get("data", {}).get("status") == "wait-unplug" else None
+    )
+    board: Any = pair.source.board
+    with pair.source.control:
+        pair.source.run_state.start()
+    pair.start()
+    assert waits.wait(60)
+    with pair.source.control:
+        board.peripheral.children["pr"].unparent()  # as once the guest has let go
+    assert pair.source.migration.wait(60) and pair.destination.migration.wait(60)
+    expected = ["setup", "UNPLUG_PRIMARY", "wait-unplug", "DEVICE_DELETED", "MIGRATION_PASS", "active"]
+    assert [event for event in pair.events[pair.source] if event in expected][:6] == expected
+    arrived: Any = pair.destination.board
+    assert "FAILOVER_NEGOTIATED" in pair.events[pair.destination]
+    assert arrived.peripheral.children["pr"].realized
 
 
 def test_memory_that_changes_meanwhile_is_sent_again(pair_of: Make) -> None:

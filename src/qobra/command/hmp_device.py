@@ -10,7 +10,7 @@ from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
-from qobra.machine.plug import add_device
+from qobra.machine.plug import plug_in
 from qobra.machine.qdev import Bus, Device
 from qobra.object.property import Size
 from qobra.object.qom import Object
@@ -29,7 +29,7 @@ from qobra.units import size_text
 def device_add(machine: Machine, args: dict[str, Any]) -> None:
     """Plug a device in."""
     text = args["device"]
-    add_device(machine, split(text, "driver") if isinstance(text, str) else text, keyval=True)
+    plug_in(machine, split(text, "driver") if isinstance(text, str) else text, keyval=True)
 
 
 @hmp_command(

@@ -7,7 +7,7 @@ from typing import Any
 from qobra.command.qom import describe
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.machine import Machine
-from qobra.machine.plug import add_device, remove_device
+from qobra.machine.plug import plug_in, remove_device
 from qobra.machine.qdev import Device
 from qobra.qmp.registry import command, older_form
 
@@ -15,7 +15,7 @@ from qobra.qmp.registry import command, older_form
 @command("device_add", needs="board")
 def device_add(machine: Machine, args: dict[str, Any]) -> None:
     """Plug a device in. Values are texts, as on the command line."""
-    add_device(machine, args, keyval=True)
+    plug_in(machine, args, keyval=True)
 
 
 def _has_other_values(args: dict[str, Any]) -> bool:

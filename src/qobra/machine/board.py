@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.display.console import Consoles
 from qobra.errors import QobraError
 from qobra.machine import accelerator
+from qobra.machine.failover import Failover
 from qobra.machine.input import InputHub
 from qobra.machine.memory import AddressSpace, Ram
 from qobra.machine.numa import Numa
@@ -152,6 +153,7 @@ class Board(Object):
         self._globals: list[tuple[str, str, str]] = list(self.compat)
         self.peripheral = Container(tree)
         self.peripheral_anon = Container(tree)
+        self.failover = Failover(tree.machine)
         self.anonymous_devices = 0
         """How many devices without an id there have been."""
         self.unattached = Container(tree)

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
 
 
+def plug_in(machine: Machine, options: dict[str, Any], *, keyval: bool) -> None:
+    """What users ask for: :func:`add_device`, at once or (a primary of :mod:`qobra.machine.failover`) in its time."""
+    board = machine.board
+    if "failover_pair_id" in options and board is not None:
+        cls = device_class(machine.objects, options.get("driver", ""))
+        _choose_bus(board.system_bus, cls, options.get("bus"))
+        if board.failover.hides(options, keyval=keyval):
+            return
+    add_device(machine, options, keyval=keyval)
+
+
 def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> Device:
     """Create the device that ``options`` (``driver``, ``bus``, ``id``, then properties) describe, and realize it.
 

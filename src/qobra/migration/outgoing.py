@@ -16,8 +16,9 @@ from qobra.migration import machine_state
 from qobra.migration.bitmaps import BitmapSender
 from qobra.migration.channel import Channel, GivenUp
 from qobra.migration.configuration import put_configuration
-from qobra.migration.ram import PAGE, RamSender, put_blocks, ram_blocks
-from qobra.migration.stream import BLOCKS, CONFIGURATION, END, SWITCH, StreamWriter
+from qobra.migration.page_coding import PAGE, Deflater, DeltaCache
+from qobra.migration.ram import RamSender, put_blocks, ram_blocks
+from qobra.migration.stream import ANSWER, BLOCKS, CONFIGURATION, END, SWITCH, TAKEN_OVER, StreamWriter
 from qobra.report import report_error
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _MS = 1_000_000
 _WINDOW_S = 0.1
+_UNPLUG_POLL_S = 0.05
 ENDED = frozenset(("completed", "failed", "cancelled"))
 
 
@@ -46,12 +48,23 @@ class Outgoing:
         board = self._machine.board
         ignore_shared = owner.capability("x-ignore-shared")
         self._blocks = ram_blocks(board) if board is not None else []
-        self._ram = RamSender(self._blocks, lambda block: ignore_shared and block.shared)
+        parameters = owner.settings.parameters
+        self._deltas = DeltaCache(parameters["xbzrle-cache-size"]) if owner.capability("xbzrle") else None
+        self._deflater = Deflater(parameters["compress-level"]) if owner.capability("compress") else None
+        self._ram = RamSender(
+            self._blocks,
+            lambda block: ignore_shared and block.shared,
+            deltas=self._deltas,
+            deflater=self._deflater,
+        )
+        self._wants_answer = owner.capability("return-path")
         self._with_bitmaps = owner.capability("dirty-bitmaps")
         self._bitmaps: BitmapSender | None = None
         self._out: StreamWriter | None = None
         self._was_running = False
         self._stopped = False
+        self._too_late = False
+        """All was sent; whether the other side goes on is for that to say."""
         self._handed_over = False
         """The other side goes on; whatever happens to the rest, the guest must not run here too."""
         self._started_ns = self._now_ns()
@@ -76,7 +89,7 @@ class Outgoing:
 
     def cancel(self) -> None:
         """Give it up, if it is not too late."""
-        if not self.ended and self.status not in ("cancelling", "postcopy-active"):
+        if not self.ended and not self._too_late and self.status not in ("cancelling", "postcopy-active"):
             self._set_status("cancelling")
             self._cancelled.set()
             self._continued.set()
@@ -118,6 +131,10 @@ class Outgoing:
         else:
             info["expected-downtime"] = self._owner.settings.parameters["downtime-limit"]
         info["ram"] = self._ram_info(max(end - self._started_ns - self._setup_ns, 1))
+        if self._deltas is not None:
+            info["xbzrle-cache"] = self._deltas.describe()
+        if self._deflater is not None:
+            info["compression"] = self._deflater.describe()
         return info
 
     def _downtime_ns(self) -> int:
@@ -173,7 +190,12 @@ class Outgoing:
         blocks = bytearray()
         put_blocks(blocks, self._blocks)
         out.record(BLOCKS, blocks)
+        if self._wants_answer:
+            if not channel.two_way:
+                raise QobraError("Unable to open return-path for postcopy")
+            out.record(ANSWER)
         self._setup_ns = self._now_ns() - self._started_ns
+        self._wait_unplug()
         self._enter("active")
         self._send_memory(out)
         run_state = self._stop_guest()
@@ -199,11 +221,32 @@ class Outgoing:
             self._handed_over = True
             out.record(SWITCH)
             self._bitmaps.send(out, lambda: None)
+        with self._machine.control:
+            self._check_cancelled()
+            self._too_late = True
         out.record(END)
+        if self._wants_answer and channel.read(len(TAKEN_OVER)) != TAKEN_OVER:
+            raise QobraError("The destination did not take the machine over")
         with self._lock:
             self._channel = None
         channel.close()
         self._end("completed", None)
+
+    def _wait_unplug(self) -> None:
+        # Cards that cannot be migrated leave; others stand by for them.
+        board = self._machine.board
+        if board is None:
+            return
+        with self._machine.control:
+            board.failover.release()
+            waits = board.failover.releasing
+            if waits:
+                self._set_status("wait-unplug")
+        while waits:
+            self._cancelled.wait(_UNPLUG_POLL_S)
+            self._check_cancelled()
+            with self._machine.control:
+                waits = board.failover.releasing
 
     def _send_memory(self, out: StreamWriter) -> None:
         # Until what is left can be sent while the guest does not notice that it stands still.
@@ -288,6 +331,8 @@ class Outgoing:
             self._set_status(status)
             if self._stopped:
                 self._leave_finish_migrate(status)
+            if status != "completed" and not self._handed_over and self._machine.board is not None:
+                self._machine.board.failover.take_back()
         if status == "failed":
             report_error(error)
 

@@ -18,7 +18,7 @@ from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.machine.nic import card_names
 from qobra.machine.option_groups import convert
-from qobra.machine.plug import add_device
+from qobra.machine.plug import add_device, plug_in
 from qobra.machine.smbios.settings import Settings as SmbiosSettings
 from qobra.qmp import dispatch
 from qobra.qmp.monitor import Monitors
@@ -420,9 +420,9 @@ class Builder:
         if value.startswith("{"):
             from qobra.cli._options import json_object
 
-            add_device(self.machine, json_object(value), keyval=False)
+            plug_in(self.machine, json_object(value), keyval=False)
         else:
-            add_device(self.machine, split(value, "driver"), keyval=True)
+            plug_in(self.machine, split(value, "driver"), keyval=True)
 
     def _named_devices(self) -> set[str]:
         """The models of ``-device``."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 F_CTRL_OFFLOADS, F_MTU, F_MAC, F_GSO, F_MRG_RXBUF, F_STATUS = 2, 3, 5, 6, 15, 16
 F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN = 17, 18, 19
-F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE, F_CTRL_MAC = 20, 21, 23
+F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE, F_CTRL_MAC, F_STANDBY = 20, 21, 23, 62
 _OF_QUEUES = sum(
     1 << bit
     for bit in (
@@ -72,6 +72,7 @@ class VirtioNet(VirtioDevice, Nic):
     rx_queue_size = Int(256, type="uint16", name="rx_queue_size")
     tx_queue_size = Int(256, type="uint16", name="tx_queue_size")
     host_mtu = Int(0, type="uint16", name="host_mtu")
+    failover = Bool(False)
 
     vmstate = VmState(
         flag("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast"),
@@ -97,8 +98,16 @@ class VirtioNet(VirtioDevice, Nic):
             self._vhost = vhost.Vhost(self, self.backend.front_end, _CTRL)
         self._receive_lock = threading.RLock()
         self._clear_filter()
+        if self.failover:
+            self.board.failover.add(self._standby_name)
+
+    @property
+    def _standby_name(self) -> str:
+        return next(iter(sorted(self.names())), self.model)
 
     def unrealize(self) -> None:
+        if self.failover:
+            self.board.failover.remove(self._standby_name)
         if self._vhost is not None:
             self._vhost.close()
         self.unrealize_nic()
@@ -134,6 +143,7 @@ class VirtioNet(VirtioDevice, Nic):
             (self.ctrl_mac_addr, F_CTRL_MAC),
             (self.guest_announce, F_GUEST_ANNOUNCE),
             (self.host_mtu, F_MTU),
+            (self.failover, F_STANDBY),
         ):
             if enabled:
                 bits.append(bit)
@@ -159,6 +169,13 @@ class VirtioNet(VirtioDevice, Nic):
 
     def features_accepted(self) -> None:
         self.vlans = set() if self.has(F_CTRL_VLAN) else set(range(4096))
+        if self.has(F_STANDBY):
+            self.board.failover.negotiated(self._standby_name)
+
+    def state_loaded(self) -> None:
+        super().state_loaded()
+        if self.has(F_STANDBY):
+            self.board.failover.negotiated(self._standby_name)
 
     def read_config(self) -> bytes:
         status = (_LINK_UP if self.link_up else 0) | (_ANNOUNCE if self._announce else 0)

@@ -55,12 +55,25 @@ class PciBus(Bus):
 
     def check(self, device: Device) -> None:
         assert isinstance(device, PciDevice)
+        if device.romsize != regs.ROM_SIZE_FREE and (not device.romsize or device.romsize & (device.romsize - 1)):
+            raise QobraError(f"ROM size {device.romsize} is not a power of two")
         device.devfn = self._choose(device)
         if self.slot_check is not None:
             self.slot_check(device)
         self.functions[device.devfn] = device
         device.set_up_config()
+        if device.failover_pair_id is not None:
+            self._check_primary(device)
         device.load_rom()
+
+    def _check_primary(self, device: PciDevice) -> None:
+        # See qobra.machine.failover: the guest must be able to let go of the card by itself.
+        if not self.implements("PCIE"):
+            raise QobraError("failover primary device must be on PCIExpress bus")
+        if device.class_id != regs.CLASS_ETHERNET:
+            raise QobraError("failover primary device is not an Ethernet device")
+        if device.multifunction or device.function:
+            raise QobraError("failover: primary device must be in its own PCI slot")
 
     def remove(self, device: Device) -> None:
         assert isinstance(device, PciDevice)

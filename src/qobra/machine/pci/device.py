@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from qobra.machine.vmstate import StateSource
     from qobra.object.tree import ObjectTree
 
-_MAX_ROM = 2 << 20
+_MIN_ROM, _MAX_ROM = 2048, 2 << 30
 
 
 class PciAddress(Property):
@@ -102,7 +103,7 @@ class PciDevice(Device):
 
     addr = PciAddress("int32", -1)
     romfile = String(type="str")
-    romsize = Int(0xFFFFFFFF, type="uint32")
+    romsize = Int(regs.ROM_SIZE_FREE, type="uint32")
     rombar = Int(1, type="uint32")
     multifunction = Bool(False)
     acpi_index = Int(0, type="uint32")
@@ -190,20 +191,32 @@ class PciDevice(Device):
         self._capability_end = 0x40
 
     def load_rom(self) -> None:
-        """Show the option ROM that the user named."""
-        if not self.romfile or not self.rombar:
+        """Show the option ROM that the user named. Raises QobraError."""
+        if not self.romfile:
+            return
+        if not self.rombar:
+            if self.hotplugged:
+                raise QobraError("Hot-plugged device without ROM bar can't have an option ROM")
             return
         try:
             with open(self.romfile, "rb") as stream:
-                data = stream.read(_MAX_ROM + 1)
+                length = os.fstat(stream.fileno()).st_size
+                self._rom = Ram(f"{self.type_name}.rom", self._rom_size(length), readonly=True)
+                stream.readinto(self._rom.view[:length])
         except OSError:
             raise QobraError(f'failed to find romfile "{self.romfile}"')
-        if not data or len(data) > _MAX_ROM:
-            raise QobraError(f'romfile "{self.romfile}" is ' + ("too large" if data else "empty"))
-        size = max(1 << (len(data) - 1).bit_length(), 2048)
-        self._rom = Ram(f"{self.type_name}.rom", size, readonly=True)
-        self._rom.view[: len(data)] = data
         self.add_bar(6, self._rom)
+
+    def _rom_size(self, length: int) -> int:
+        if not length:
+            raise QobraError(f'romfile "{self.romfile}" is empty')
+        if length > _MAX_ROM:
+            raise QobraError(f'romfile "{self.romfile}" too large (size cannot exceed 2 GiB)')
+        if self.romsize == regs.ROM_SIZE_FREE:
+            return max(1 << (length - 1).bit_length(), _MIN_ROM)
+        if length > self.romsize:
+            raise QobraError(f'romfile "{self.romfile}" ({length} bytes) is too large for ROM size {self.romsize}')
+        return int(self.romsize)
 
     def config_read(self, offset: int, width: int) -> int:
         """What the guest reads from configuration space."""

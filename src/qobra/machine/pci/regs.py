@@ -29,6 +29,10 @@ RED_HAT, QUMRANET, INTEL, TEXAS_INSTRUMENTS = 0x1B36, 0x1AF4, 0x8086, 0x104C
 SUBSYSTEM_DEFAULT = 0x1100
 """The subsystem id of devices that have none of their own."""
 
+CLASS_ETHERNET = 0x0200
+ROM_SIZE_FREE = 0xFFFFFFFF
+"""The size of an option ROM that is as its file."""
+
 CLASS_NAMES = {
     0x0001: "VGA controller",
     0x0100: "SCSI controller",
