@@ -6,7 +6,6 @@ import hmac
 import os
 from collections.abc import Callable
 
-from qobra.display.vnc.des import encrypt
 from qobra.display.vnc.wire import Gone, Wire
 
 SECURITY = {"none": 1, "vnc": 2}
@@ -43,9 +42,20 @@ def admit(wire: Wire, auth: str, password: Callable[[], bytes | None]) -> None:
 
 
 def response(password: bytes, challenge: bytes) -> bytes:
-    """What a client that knows ``password`` answers; the first 8 bytes count, each with its bits turned round."""
+    """What a client that knows ``password`` answers (RFC 6143, section 7.2.2): ``challenge``, encrypted by DES.
+
+    The first 8 bytes of the password are the key, each with its bits turned round.
+    """
+    from cryptography.hazmat.primitives.ciphers import Cipher, modes
+
+    try:
+        from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
+    except ImportError:  # before version 43
+        from cryptography.hazmat.primitives.ciphers.algorithms import TripleDES
+
     key = bytes(int(f"{byte:08b}"[::-1], 2) for byte in password[:_PASSWORD].ljust(_PASSWORD, b"\0"))
-    return encrypt(key, challenge)
+    # Three times with one key is once.
+    return Cipher(TripleDES(3 * key), modes.ECB()).encryptor().update(challenge)
 
 
 def _version(wire: Wire) -> int:
