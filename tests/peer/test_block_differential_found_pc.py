@@ -99,3 +99,15 @@ def test_drives_without_a_device(q: Run) -> None:
     q.do("eject", device="d")
     q.do("blockdev-change-medium", device="e", filename=q.path("disk"), format="raw")
     q("x-debug-query-block-graph")
+
+
+@against_system("-M", "none")
+def test_aio_of_a_drive_is_no_option_of_its_node(q: Run) -> None:
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "disk", "1M")
+    drive = "if=none,id=d,file=disk,format=qcow2,node-name=n0,aio=threads,readonly=on"
+    q.do("human-monitor-command", command_line=f"drive_add 0 {drive}")
+    for writable in (False, True):
+        options = {"driver": "qcow2", "node-name": "n0", "file": q.file("disk"), "read-only": not writable}
+        q("blockdev-reopen", {"options": [options]})
+        q("query-block", pick=lambda found: found[0]["inserted"]["ro"])
+    q.do("eject", device="d")

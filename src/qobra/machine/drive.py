@@ -118,6 +118,8 @@ class Drives:
             nodes.setdefault("read-only", read_only)
             nodes.setdefault("auto-read-only", True)
             node = self._open(backend, file, nodes, aio=aio, snapshot=snapshot, copy_on_read=copy_on_read)
+            if aio is not None:
+                _take_as_flag(node)
             node.detect_zeroes = detect_zeroes
         self._machine.block.backends[name] = backend
         if limits.enabled():
@@ -270,6 +272,13 @@ def _give_aio(options: dict[str, Any], aio: str) -> None:
         options = inner
     if options.get("driver") in ("file", "host_device"):
         options.setdefault("aio", aio)
+
+
+def _take_as_flag(node: BlockNode) -> None:
+    """``aio`` is the drive's: who gives the node other options need not say it again."""
+    while (child := node.children.get("file")) is not None:
+        node = child
+    node.explicit_options = {name: value for name, value in node.explicit_options.items() if name != "aio"}
 
 
 def _node_options(options: dict[str, str]) -> dict[str, Any]:
