@@ -60,12 +60,13 @@ def unallocated_above(node: BlockNode, base: BlockNode | None, offset: int = 0, 
     yield from _select(node, base, offset, node.length if end is None else min(end, node.length), False)
 
 
-def holding_data(node: BlockNode) -> Ranges:
+def holding_data(node: BlockNode, offset: int = 0, end: int | None = None) -> Ranges:
     """What of ``node`` is not known to read as zeroes."""
+    stop = node.length if end is None else min(end, node.length)
     yield from merged(
         (run.start, run.length)
-        for start in range(0, node.length, STEP)
-        for run in resolve(node, start, min(STEP, node.length - start), want_zero=True)
+        for start in range(offset, stop, STEP)
+        for run in resolve(node, start, min(STEP, stop - start), want_zero=True)
         if run.kind not in (ZERO, ABSENT)
     )
 

@@ -119,6 +119,8 @@ def plan(
         if not unsafe:
             length = _backing_length(layer, filename, backing, values.get("backing_fmt"))
             values.setdefault("size", length)
+        elif not values.get("backing_fmt"):
+            raise QobraError("Backing file specified without backing format")
     if "size" not in values:
         raise QobraError("Image creation needs a size parameter")
     return ImageCreation(filename, fmt, target, known, values)

@@ -159,43 +159,45 @@ class BlkdebugNode(FilterNode):
             if fresh:
                 # The newest event decides alone which errors are due.
                 self._active = fresh
-            for point in self._breakpoints:
-                if point.event == event and not point.held:
-                    self._hold(point)
-                    break
+            points = [point for point in self._breakpoints if point.event == event and not point.held]
+            for point in points:
+                self.layer.tell_held(f"blkdebug: Suspended request '{point.tag}'")
+                point.held = True
+                self._lock.notify_all()
+            while not all(point.released for point in points):
+                self._lock.wait()
 
-    def _hold(self, point: _Breakpoint) -> None:
-        self.layer.tell_held(f"blkdebug: Suspended request '{point.tag}'")
-        point.held = True
-        self._lock.notify_all()
-        while not point.released:
-            self._lock.wait()
-        self.layer.tell_held(f"blkdebug: Resuming request '{point.tag}'")
+    def set_breakpoint(self, event: str, tag: str) -> bool:
+        """Hold the next request that comes to ``event`` until ``tag`` is resumed; False if there is no such event."""
+        from qobra.qapi.contract import contract
 
-    def set_breakpoint(self, event: str, tag: str) -> None:
-        """Hold the next request that comes to ``event`` until ``tag`` is resumed."""
+        if event not in contract().types["BlkdebugEvent"].values:
+            return False
         with self._lock:
-            self._breakpoints.append(_Breakpoint(event, tag))
+            self._breakpoints.insert(0, _Breakpoint(event, tag))  # where one request comes to several, the newest first
+        return True
 
     def remove_breakpoint(self, tag: str) -> bool:
-        """Forget the breakpoints of ``tag`` and let go of what they hold; False if there is none."""
+        """Forget the breakpoints of ``tag``, and let go what they hold; False if none was still to be come to."""
         with self._lock:
             found = [point for point in self._breakpoints if point.tag == tag]
+            self._let_go([point for point in found if point.held])
             self._breakpoints = [point for point in self._breakpoints if point.tag != tag]
-            for point in found:
-                point.released = True
-            self._lock.notify_all()
-            return bool(found)
+            return any(not point.held for point in found)
 
     def resume(self, tag: str) -> bool:
         """Let go of what waits at ``tag``; False if nothing does. The breakpoint is used up."""
         with self._lock:
             held = [point for point in self._breakpoints if point.tag == tag and point.held]
-            for point in held:
-                point.released = True
-                self._breakpoints.remove(point)
-            self._lock.notify_all()
+            self._let_go(held)
             return bool(held)
+
+    def _let_go(self, held: list[_Breakpoint]) -> None:
+        for point in held:
+            self.layer.tell_held(f"blkdebug: Resuming request '{point.tag}'")
+            point.released = True
+            self._breakpoints.remove(point)
+        self._lock.notify_all()
 
     def is_suspended(self, tag: str) -> bool:
         """Whether a request is held at ``tag``."""

@@ -70,7 +70,11 @@ def close_file(interpreter: Interpreter, words: list[str]) -> None:
 @io_command("reopen", "[(-r|-w)] [-c cache] [-o options]", "change how the image is open", details=_REOPEN_HELP)
 def reopen(interpreter: Interpreter, words: list[str]) -> None:
     """Change options in place."""
+    from qobra.block.cache_modes import CACHE_MODES
+
     options, operands = interpreter.options(words, "c:o:rw")
+    if "c" in options and options["c"] not in CACHE_MODES:
+        raise QobraError(f"Invalid cache option: {options['c']}")
     if operands:
         raise Misused
     if "r" in options and "w" in options:
@@ -86,10 +90,6 @@ def reopen(interpreter: Interpreter, words: list[str]) -> None:
             raise QobraError("Cannot set both -r/-w and 'read-only'")
         changes["read-only"] = "r" in options
     if "c" in options:
-        from qobra.block.cache_modes import CACHE_MODES
-
-        if options["c"] not in CACHE_MODES:
-            raise QobraError(f"Invalid cache option: {options['c']}")
         if "cache" in changes:
             raise QobraError("Cannot set both -c and the cache options")
         through, direct, no_flush = CACHE_MODES[options["c"]]

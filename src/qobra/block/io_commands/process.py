@@ -47,8 +47,10 @@ def sleep(interpreter: Interpreter, words: list[str]) -> None:
     try:
         milliseconds = c_integer(words[1])
     except ValueError:
+        milliseconds = -1
+    if milliseconds < 0:
         raise Failed(f"{words[1]} is not a valid number")
-    time.sleep(max(0, milliseconds) / 1000)
+    time.sleep(milliseconds / 1000)
     report_ended(interpreter)
 
 

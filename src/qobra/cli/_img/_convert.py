@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.block.copy.chunk import CHUNK_SIZE
-from qobra.block.copy.ranges import allocated_above, holding_data, widened
+from qobra.block.copy.ranges import allocated_above, holding_data, in_chunks, widened
 from qobra.block.creation._image import backing_values, known_options
 from qobra.block.creation._options import parse_values
 from qobra.block.job.chain import skip_filters
@@ -221,9 +221,10 @@ class Conversion:
             is_zero = self._make_zero(target)
         start = self._journal.done if self._journal is not None else 0
         ranges: Any = [(start, source.length - start)] if start < source.length else []
-        if has_backing and order.create:
+        below = target.backing
+        if below is not None and (order.create or order.backing is not None):
             # What the source's own backing chain has in common with the target's is seen through the target.
-            ranges = self._in_units(self._not_below(source.length), target, source.length)
+            ranges = self._in_units(self._not_below(source.length, below.length), target, source.length)
         if start and hasattr(target, "check"):
             target.check(fix_leaks=True)  # what was allocated and not yet noted when the process was killed
         collect_garbage()
@@ -248,7 +249,7 @@ class Conversion:
                 else:
                     self._copy(source, target, ranges, is_zero, progress)
             else:
-                self._copy_all(source, target, progress)
+                self._copy_all(source, target, ranges, progress)
             self._finish(target)
             progress.finish()
         if order.bitmaps:
@@ -269,7 +270,20 @@ class Conversion:
         unit = target.cluster_size() if self._order.compress else 0
         return widened(ranges, unit, end) if unit else ranges
 
-    def _not_below(self, length: int) -> Iterator[tuple[int, int]]:
+    def _not_below(self, length: int, seen: int) -> Iterator[tuple[int, int]]:
+        """What cannot be seen through the target, whose backing file has ``seen`` bytes: (offset, length).
+
+        Past its end the target reads as zeroes, so that those of the source need not be written.
+        """
+        seen = -(-seen // 512) * 512
+        for offset, count in self._above(length):
+            inside = max(0, min(count, seen - offset))
+            if inside:
+                yield offset, inside
+            if inside < count:
+                yield from holding_data(self._nodes[0], offset + inside, offset + count)
+
+    def _above(self, length: int) -> Iterator[tuple[int, int]]:
         """What the source does not take from the node under its top: (offset, length).
 
         Past that node's end, and where there is none, the source reads as zeroes; the target's backing file may not.
@@ -321,14 +335,14 @@ class Conversion:
             throttle=throttle.wait if throttle is not None else None,
         )
 
-    def _copy_all(self, source: BlockNode, target: BlockNode, progress: Progress) -> None:
+    def _copy_all(self, source: BlockNode, target: BlockNode, ranges: Any, progress: Progress) -> None:
         """``-S 0``: write everything, zeroes too."""
         order = self._order
         throttle = Throttle(order.rate) if order.rate else None
         buffer = memoryview(bytearray(CHUNK_SIZE))
         write = target.write_compressed if order.compress else target.write
-        for offset in range(0, source.length, CHUNK_SIZE):
-            view = buffer[: min(CHUNK_SIZE, source.length - offset)]
+        for offset, length in in_chunks(ranges, CHUNK_SIZE):
+            view = buffer[:length]
             try:
                 source.read_into(offset, view)
             except (OSError, QobraError) as error:

@@ -81,9 +81,9 @@ def _check_fixed(node: Qcow2Node, options: Options) -> None:
         raise QobraError("data-file can only be set for images that use an external data file", errno=errno.EINVAL)
     if options.get("data-file-raw") and not header.autoclear & layout.RAW_EXTERNAL:
         raise QobraError("data-file-raw cannot be set on existing images", errno=errno.EINVAL)
-    for name, current in (("backing-file", header.backing_file), ("backing-fmt", header.backing_format)):
-        if name in options and (options[name] or "") != current:
-            raise QobraError("Cannot amend the backing file", errno=errno.EINVAL)
+    given = options.get("backing-file"), options.get("backing-fmt")
+    if given != (None, None) and given != (header.backing_file or None, header.backing_format or None):
+        raise QobraError("Cannot amend the backing file", errno=errno.EINVAL)
 
 
 def _upgrade(node: Qcow2Node) -> None:
