@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from qobra.machine.nvdimm_interface import NvdimmInterface
     from qobra.machine.pci.bus import PciBus
     from qobra.machine.qdev import Device
+    from qobra.machine.smbus import I2cBus
     from qobra.object.tree import ObjectTree
 
 BIOS_SIZE = 256 << 10
@@ -108,7 +109,7 @@ class PcBoard(X86Board):
     # What the board always has cannot be switched off.
     pic = Enum("OnOffAuto", ON_OFF_AUTO, "auto", set=_only("pic", "auto", "on"), description="Enable i8259 PIC")
     vmport = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable vmport")
-    smbus = Bool(False, set=_only("smbus", False))
+    smbus = Bool(True, description="Enable/disable system management bus")
     smm = Enum("OnOffAuto", ON_OFF_AUTO, "auto", description="Enable SMM")
     sata = Bool(True)
     max_ram_below_4g = Size(
@@ -199,6 +200,13 @@ class PcBoard(X86Board):
         if start < 0xE0000:
             return self._option_rom, start - 0xC0000
         return self.bios, BIOS_SIZE - _ISA_BIOS_SIZE + start - 0xE0000
+
+    def build_memory_eeproms(self, bus: I2cBus) -> None:
+        """What tells of the modules of memory on the system management bus; they are blank."""
+        for number in range(8):
+            eeprom = self.new("smbus-eeprom")
+            eeprom.values["address"] = 0x50 + number
+            self.place(eeprom, bus=bus)
 
     def build_ide(self, type_name: str, devfn: int) -> None:
         """The board's own IDE or SATA controller, for whose buses ``-drive if=ide`` is meant."""

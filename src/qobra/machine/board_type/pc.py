@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from qobra.machine.acpi_tables.dsdt import Layout
 
 
+_SMBUS_PORTS = 0xB100
+
+
 class PcI440Fx(PcBoard):
     """Standard PC (i440FX + PIIX, 1996)."""
 
@@ -49,7 +52,9 @@ class PcI440Fx(PcBoard):
         if self.usb:
             self._function(Piix3UsbUhci(self.tree), 1 << 3 | 2)
         self.power = self.power_manager = Piix4Pm(self.tree)
+        self.power.smb_io_base = _SMBUS_PORTS
         self._function(self.power, 1 << 3 | 3)
+        self.build_memory_eeproms(self.power.smbus)
         self.build_memory_slots(self.power.acpi.raise_gpe)
 
     def _function(self, device: Any, devfn: int) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.machine import pc_isa
 from qobra.machine.device.ich9_lpc import Ich9Lpc
+from qobra.machine.device.ich9_smb import Ich9Smb
 from qobra.machine.device.ioapic import IoApic
 from qobra.machine.device.q35 import Mch, Q35Host
 from qobra.machine.pc import OLD_QEMU64, PcBoard
@@ -51,6 +52,11 @@ class Q35(PcBoard):
         self.build_memory_slots(self.lpc.acpi.raise_gpe)
         if self.sata:
             self.build_ide("ich9-ahci", 0x1F << 3 | 2)
+        if self.smbus:
+            smb = Ich9Smb(self.tree)
+            smb.values["multifunction"] = True
+            self._function(smb, 0x1F << 3 | 3)
+            self.build_memory_eeproms(smb.smbus)
 
     def _function(self, device: Any, devfn: int) -> None:
         device.values["addr"] = devfn

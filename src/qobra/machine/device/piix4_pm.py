@@ -11,12 +11,17 @@ from qobra.machine.irq import Line
 from qobra.machine.memory import Registers
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
+from qobra.machine.smbus import I2cBus, SmbusHost
 from qobra.machine.vmstate import VmState, part, raw
 from qobra.object.property import Bool, Int
 
 _PM_BASE, _PM_ENABLE = 0x40, 0x80
 _SMB_BASE = 0x90
 _ENABLE_COMMAND, _DISABLE_COMMAND = 0xF1, 0xF0
+
+
+def _ignore_interrupt(_level: int) -> None:
+    """The line of the bus's controller leads nowhere."""
 
 
 @registry.register("PIIX4_PM")
@@ -40,7 +45,7 @@ class Piix4Pm(SleepStates, PciDevice):
     acpi_hotplug = Bool(True, name="acpi-pci-hotplug-with-bridge-support")
     smb_io_base = Int(0, type="uint32", name="smb_io_base")
 
-    vmstate = VmState(part("acpi", "hotplug"), raw("_apm"))
+    vmstate = VmState(part("acpi", "hotplug", "smbus_host"), raw("_apm"))
 
     def realize(self) -> None:
         board: Any = self.board
@@ -62,7 +67,11 @@ class Piix4Pm(SleepStates, PciDevice):
         self._apm = bytearray(2)
         self.config[0x5F] = 0x10
         self.config[0x63] = 0x60
-        self.put(_SMB_BASE, 4, 0xB100 | 1)
+        self.smbus = I2cBus(self.tree)
+        self.add_bus(self.smbus, "i2c")
+        self.smbus_host = SmbusHost(self.smbus, _ignore_interrupt, buffered=True)
+        ports.map(self.smb_io_base, self.smbus_host.registers)
+        self.put(_SMB_BASE, 4, self.smb_io_base | 1)
         self.config[0xD2] = 0x09
 
     def unrealize(self) -> None:
