@@ -131,3 +131,17 @@ def test_the_primary_leaves_for_a_migration_and_comes_back(machine: Machine) -> 
         board.failover.take_back()
     assert events[0] == "UNPLUG_PRIMARY"
     assert _children(machine)["pr"].realized
+
+
+def test_names_of_devices_are_their_own() -> None:
+    machine = simple_machine("x86_64", "pc", memory=1 << 20)
+    try:
+        add_device(machine, {"driver": "virtio-rng-pci", "acpi-index": "5"}, keyval=True)
+        for index, text in (
+            (5, "a PCI device with acpi-index = 5 already exist"),
+            (16384, "acpi-index should be less or equal to 16383"),
+        ):
+            with pytest.raises(QobraError, match=text):
+                add_device(machine, {"driver": "virtio-rng-pci", "acpi-index": str(index)}, keyval=True)
+    finally:
+        machine.close()

@@ -137,6 +137,11 @@ class Chardev:
         self.set_frontend_open(False)
 
     @property
+    def available(self) -> bool:
+        """Whether a front end can be attached."""
+        return self.frontend is None
+
+    @property
     def busy(self) -> bool:
         """Whether something uses the device, so that it cannot be removed."""
         return self.frontend is not None

@@ -9,7 +9,7 @@ from qobra.machine.machine import Machine
 from qobra.migration.settings import OLD_BLOCK_MIGRATION
 from qobra.qmp.registry import command, events
 
-events("MIGRATION", "MIGRATION_PASS", needs="board")
+events("MIGRATION", "MIGRATION_PASS", "UNPLUG_PRIMARY", needs="board")
 
 
 @command("query-migrate", needs="board")

@@ -8,7 +8,9 @@ from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.machine import Machine
 from qobra.machine.nic import cards
 from qobra.object.tree import is_identifier
-from qobra.qmp.registry import command
+from qobra.qmp.registry import command, events
+
+events("FAILOVER_NEGOTIATED", needs="board")
 
 
 @command("netdev_add", needs="board")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qobra.errors import QobraError
 from qobra.machine.memory import Mapping, Registers
 from qobra.machine.pci.bus import PciBus
 from qobra.machine.pci.device import PciDevice
@@ -17,6 +18,7 @@ from qobra.machine.vmstate import Number, VmState, listed, u32
 GPE_BIT = 1
 SIZE = 0x18
 _PATIENCE_NS = 1_000_000
+_MAX_INDEX = 16383
 _UP, _DOWN, _EJECT, _REMOVABLE, _SELECT = 0x00, 0x04, 0x08, 0x0C, 0x10
 
 
@@ -41,7 +43,7 @@ class AcpiPciHotplug:
         bus.managed_by = self.owner
         bus.plug_handler = self._plugged
         bus.unplug_handler = self._request_unplug
-        bus.slot_check = None
+        bus.slot_check = self._check_index
         self.buses.append(bus)
         self._up.append(0)
         self._down.append(0)
@@ -51,6 +53,14 @@ class AcpiPciHotplug:
         for number in range(len(self.buses)):
             self._up[number] = 0
             self._eject(number, self._down[number])
+
+    def _check_index(self, device: PciDevice) -> None:
+        # By its index a guest names a device ("onboard" names of network interfaces, for one).
+        index = device.acpi_index
+        if index > _MAX_INDEX:
+            raise QobraError(f"acpi-index should be less or equal to {_MAX_INDEX}")
+        if index and any(other.acpi_index == index for bus in self.buses for other in bus.functions.values()):
+            raise QobraError(f"a PCI device with acpi-index = {index} already exist")
 
     def _plugged(self, device: PciDevice) -> None:
         number = self.buses.index(device.pci_bus)

@@ -126,6 +126,12 @@ class Device(Object):
             if self.bus is not None:
                 self.bus.check(self)
             self.realize()
+            if self.bus is not None:
+                try:
+                    self.bus.admit(self)
+                except QobraError:
+                    self.unrealize()
+                    raise
             self.realized = True
             for bus in self.buses():
                 bus.realized = True
@@ -285,6 +291,9 @@ class Bus(Object):
 
     def check(self, device: Device) -> None:
         """Raises QobraError where ``device``, with the properties it has now, cannot work on this bus."""
+
+    def admit(self, device: Device) -> None:
+        """``device`` is set up: raises QobraError where it cannot be here nevertheless."""
 
     def plugged(self, device: Device) -> None:
         """``device`` works now."""

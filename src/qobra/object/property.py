@@ -168,9 +168,10 @@ class Int(Property):
 
     def convert(self, text: str) -> int:
         value = c_integer(text)
-        if value is None:
+        highest = (1 << 64) - 1 if self.width.startswith("u") else (1 << 63) - 1
+        if value is None or not -(1 << 63) <= value <= highest:
             raise QobraError(f"Parameter '{self.name}' expects {self.expected}")
-        return value
+        return value & highest if self.width.startswith("u") else value  # as C converts what is below 0
 
     def out_of_range(self, value: int) -> QobraError:
         """The error for a number outside the bounds."""

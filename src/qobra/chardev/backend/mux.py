@@ -78,6 +78,10 @@ class MuxChardev(Chardev):
         self._base.set_frontend_open(is_open)
 
     @property
+    def available(self) -> bool:
+        return True  # too many are refused in its own words
+
+    @property
     def busy(self) -> bool:
         return True  # a mux cannot be removed, as in QEMU
 

@@ -39,7 +39,7 @@ class IsaSerial(IsaDevice):
             self.values["iobase"] = _BASES[self.index]
         if self.irq == 0xFFFFFFFF:
             self.values["irq"] = _LINES[self.index]
-        self.uart = Uart(self.board, self.line(self.irq), find_chardev(self.board, self.chardev, self.type_name))
+        self.uart = Uart(self.board, self.line(self.irq), find_chardev(self.board, self.chardev, "serial"))
         self.map_ports(self.iobase, 8, self.uart.read, self.uart.write, name="serial")
 
     def unrealize(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from qobra.chardev.vhost_user import VhostUserFrontEnd
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
+from qobra.machine.serial16550 import find_chardev
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import QUEUE_MAX, Queue
@@ -41,11 +42,8 @@ class VhostUserBlk(VirtioDevice):
     def realize(self) -> None:
         if not self.chardev:
             raise QobraError("chardev is mandatory")
-        chardev = self.machine.chardevs.find(self.chardev)
-        if chardev is None:
-            raise QobraError(f"Property '{self.type_name}.chardev' can't find value '{self.chardev}'")
-        if chardev.busy:
-            raise QobraError(f"Property '{self.type_name}.chardev' can't take value '{self.chardev}', it's in use")
+        chardev = find_chardev(self.board, self.chardev, self.type_name)
+        assert chardev is not None
         if self.num_queues == _AUTO_QUEUES:
             self.values["num-queues"] = max(1, self.board.first_cpus)
         if not 0 < self.num_queues <= 1024:

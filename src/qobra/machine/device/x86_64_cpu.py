@@ -106,14 +106,14 @@ class X86Cpu(Cpu):
             self.xlevel2 = max(self.min_xlevel2, cpuid.highest_centaur(self.has) if full else 0)
 
     def realize(self) -> None:
+        if self.index < 0:
+            board: Any = self.board
+            board.place_cpu(self)
         self.expand()
         self.values["phys-bits"] = cpu_options.check_address_bits(self)
         self.values.setdefault("hv-vendor-id", "Microsoft Hv")
         if not self.values.get("ucode-rev"):
             self.values["ucode-rev"] = _MICROCODE_AMD if self.vendor == "AuthenticAMD" else _MICROCODE
-        if self.index < 0:
-            board: Any = self.board
-            board.place_cpu(self)
         super().realize()
         self.interrupt = Line()
         self.board.cpus.append(self)

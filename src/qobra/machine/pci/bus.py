@@ -62,6 +62,9 @@ class PciBus(Bus):
             self.slot_check(device)
         self.functions[device.devfn] = device
         device.set_up_config()
+
+    def admit(self, device: Device) -> None:
+        assert isinstance(device, PciDevice)
         if device.failover_pair_id is not None:
             self._check_primary(device)
         device.load_rom()

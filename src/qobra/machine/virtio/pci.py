@@ -132,7 +132,7 @@ class VirtioPci(PciDevice):
     def realize(self) -> None:
         wanted = self.fixed_legacy or self.disable_legacy
         self.legacy = wanted == "off" or (wanted == "auto" and not self._behind_port)
-        self.modern = not self.disable_modern
+        self.modern = not self.disable_modern or self.fixed_legacy == "on"
         if not self.legacy and not self.modern:
             raise QobraError(
                 "device cannot work as neither modern nor legacy mode is enabled",
