@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import stat
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ class GivenUp(Exception):
 
 
 class Channel:
-    """One direction of a stream over a file descriptor, which the channel owns. ``child``: a command at its other end.
+    """A stream over a file descriptor, which the channel owns. ``child``: a command at its other end.
 
     Whoever is blocked in it is let go by :meth:`cancel`, and gets :class:`GivenUp`.
     """
@@ -32,6 +33,11 @@ class Channel:
         self._child = child
         os.set_blocking(fd, False)
         self._wake_read, self._wake_write = os.pipe()
+
+    @property
+    def two_way(self) -> bool:
+        """Whether the other end can answer."""
+        return stat.S_ISSOCK(os.fstat(self._fd).st_mode)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of ``data``. Raises OSError, or GivenUp."""
@@ -154,6 +160,8 @@ class Listener:
 def socket_address(kind: str, rest: str) -> dict[str, Any]:
     """The SocketAddress in a URI after its ``kind``. Raises QobraError."""
     if kind == "unix":
+        if not rest:
+            raise QobraError("invalid Unix socket address")
         return {"type": "unix", "path": rest}
     host, colon, port = rest.split(",", 1)[0].rpartition(":")
     if not colon or not port:

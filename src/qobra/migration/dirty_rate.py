@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
-from qobra.migration.ram import PAGE, ram_blocks
+from qobra.migration.page_coding import PAGE
+from qobra.migration.ram import ram_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,16 +15,19 @@ from qobra.migration.channel import Channel, GivenUp, Listener
 from qobra.migration.configuration import check_configuration
 from qobra.migration.ram import RamBlock, ram_blocks, take_blocks, take_pages
 from qobra.migration.stream import (
+    ANSWER,
     BITMAPS,
     BLOCKS,
     CONFIGURATION,
+    DEFLATED,
+    DELTA,
     DEVICE,
     END,
     MACHINE,
     PAGES,
     SWITCH,
+    TAKEN_OVER,
     ZEROES,
-    Source,
     StreamReader,
 )
 from qobra.report import report_error
@@ -54,7 +57,7 @@ class StateReader:
         elif kind == BLOCKS:
             board = self._machine.board
             self._blocks = take_blocks(payload, ram_blocks(board) if board is not None else [])
-        elif kind in (PAGES, ZEROES):
+        elif kind in (PAGES, ZEROES, DELTA, DEFLATED):
             take_pages(kind, payload, self._blocks or [])
         elif kind == MACHINE and self._head is None:
             self._head = payload
@@ -138,19 +141,21 @@ class Incoming:
             if left is not None:
                 left.abort()
 
-    def _receive(self, source: Source) -> None:
+    def _receive(self, source: Channel) -> None:
         reader = StreamReader(source)
         state = StateReader(self._machine)
         reader.begin()
         with self._machine.control:
             self._set_status("active")
-        switched = False
+        switched = answers = False
         while True:
             kind, payload = reader.record()
             if kind == END:
                 break
             with self._machine.control:
-                if kind == BITMAPS:
+                if kind == ANSWER:
+                    answers = True
+                elif kind == BITMAPS:
                     self._bitmaps.take(payload)
                 elif kind == SWITCH and not switched:
                     switched = True
@@ -164,6 +169,8 @@ class Incoming:
                 self._go_on(state)
             self._bitmaps.give_up()
             self._set_status("completed")
+        if answers and source.two_way:
+            source.write(TAKEN_OVER)
 
     def _go_on(self, state: StateReader) -> None:
         """The machine is here now: it takes its disks over and goes on as it was."""

@@ -26,6 +26,8 @@ class Migration:
         self.machine = machine
         self.settings = Settings()
         self._outgoing: Outgoing | None = None
+        self._refusal: str | None = None
+        """Why the latest migration out did not even begin."""
         self._incoming: Incoming | None = None
         machine.run_state.before_start(self._take_over)
         self._dirty_rate: DirtyRate | None = None
@@ -72,7 +74,12 @@ class Migration:
         """migrate: begin to send the machine to ``uri``. Raises QobraError."""
         self._check_can_leave()
         fdsets = self.machine.fdsets
-        self._start(channel.outgoing(uri, lambda name: fdsets.take_named_or_number(name)))
+        try:
+            way = channel.outgoing(uri, lambda name: fdsets.take_named_or_number(name))
+        except QobraError as error:
+            self._refusal = str(error)
+            raise
+        self._start(way)
 
     def start_over(self, stream: channel.Channel) -> Outgoing:
         """Send the machine over ``stream``, which is open already."""
@@ -83,6 +90,7 @@ class Migration:
         from qobra.migration.outgoing import Outgoing
 
         # What cannot move is told like any other failure, to those who ask how it went.
+        self._refusal = None
         self._outgoing = Outgoing(self, connect)
         self._outgoing.start()
         return self._outgoing
@@ -149,6 +157,8 @@ class Migration:
 
     def describe(self) -> dict[str, Any]:
         """MigrationInfo."""
+        if self._refusal is not None:
+            return {"status": "failed", "error-desc": self._refusal}
         if self._outgoing is not None:
             return self._outgoing.describe()
         info: dict[str, Any] = {}

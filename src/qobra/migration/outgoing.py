@@ -119,12 +119,10 @@ class Outgoing:
         info: dict[str, Any] = {"status": self.status}
         if self.status == "failed" and self.error is not None:
             info["error-desc"] = self.error
-        if self.status in ("setup", "cancelled", "cancelling"):
+        if self.status in ("setup", "cancelled", "cancelling", "failed"):
             return info
         end = self._ended_ns or self._now_ns()
         info["total-time"] = (end - self._started_ns) // _MS
-        if self.status == "failed":
-            return info
         info["setup-time"] = self._setup_ns // _MS
         if self.status == "completed":
             info["downtime"] = self._downtime_ns() // _MS

@@ -22,12 +22,12 @@ from qobra.machine.memory_backend import MemoryBackend
 from qobra.machine.pci.bus import PciBus
 from qobra.machine.plug import all_buses
 from qobra.machine.vmstate import StateSource, put_text
-from qobra.migration.stream import PAGES, ZEROES, StreamWriter
+from qobra.migration.page_coding import PAGE, Deflater, DeltaCache, apply_delta, inflate
+from qobra.migration.stream import DEFLATED, DELTA, PAGES, ZEROES, StreamWriter
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
 
-PAGE = 4096
 _DIGEST = 16
 _CHUNK_PAGES = 256
 _UNIT_PAGES = 16
@@ -102,8 +102,18 @@ class RamSender:
     ``ignored`` blocks are only named. The counters are those of MigrationStats, in bytes and pages.
     """
 
-    def __init__(self, blocks: list[RamBlock], ignored: Callable[[RamBlock], bool]) -> None:
+    def __init__(
+        self,
+        blocks: list[RamBlock],
+        ignored: Callable[[RamBlock], bool],
+        *,
+        deltas: DeltaCache | None = None,
+        deflater: Deflater | None = None,
+    ) -> None:
+        """``deltas``: what is sent again is sent as a change; ``deflater``: what is sent whole is sent deflated."""
         self.blocks = blocks
+        self.deltas = deltas
+        self.deflater = deflater
         self._sent = [(i, block) for i, block in enumerate(blocks) if not ignored(block)]
         self._digests = {i: bytearray(_DIGEST * -(-block.pages // _UNIT_PAGES)) for i, block in self._sent}
         self.total = sum(block.ram.size for _i, block in self._sent)
@@ -154,12 +164,34 @@ class RamSender:
             first, count = start + at // PAGE, size // PAGE
             if zero:
                 self._send_zeroes(out, number, first, count)
+            elif self.deltas is not None and self.passes > 1:
+                self._send_changes(out, number, first, memoryview(data)[at : at + size])
             else:
-                out.record(PAGES, _RUN.pack(number, first, count), memoryview(data)[at : at + size])
-                self.normal_pages += count
+                self._send_pages(out, number, first, memoryview(data)[at : at + size])
+
+    def _send_pages(self, out: StreamWriter, number: int, first: int, data: memoryview) -> None:
+        run = _RUN.pack(number, first, len(data) // PAGE)
+        if self.deflater is not None:
+            out.record(DEFLATED, run, self.deflater.deflate(data))
+        else:
+            out.record(PAGES, run, data)
+        self.normal_pages += len(data) // PAGE
+
+    def _send_changes(self, out: StreamWriter, number: int, first: int, data: memoryview) -> None:
+        assert self.deltas is not None
+        for at in range(0, len(data), PAGE):
+            page = first + at // PAGE
+            delta = self.deltas.encode((number, page), bytes(data[at : at + PAGE]))
+            if delta is None:
+                self._send_pages(out, number, page, data[at : at + PAGE])
+            elif delta:
+                out.record(DELTA, _RUN.pack(number, page, 1), delta)
+                self.normal_pages += 1
 
     def _send_zeroes(self, out: StreamWriter, number: int, first: int, count: int) -> None:
         out.record(ZEROES, _RUN.pack(number, first, count))
+        if self.deltas is not None:
+            self.deltas.forget(number, first, count)
         self.zero_pages += count
 
 
@@ -201,7 +233,11 @@ def take_pages(kind: int, payload: bytes, blocks: list[RamBlock]) -> None:
     data: Any = memoryview(payload)[_RUN.size :]
     if kind == ZEROES:
         fill_zero(ram, start, end)
-        data = b""
+    elif kind == DELTA:
+        apply_delta(ram.view[start:end], data)
+    elif kind == DEFLATED and count <= _CHUNK_PAGES:
+        # What is sent has whole pages, whatever the length of the block.
+        ram.view[start:end] = inflate(data, count * PAGE)[: end - start]
     elif len(data) == end - start:
         ram.view[start:end] = data
     else:

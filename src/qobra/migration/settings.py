@@ -40,11 +40,7 @@ _REFUSED = {
     "block": OLD_BLOCK_MIGRATION,
     "zero-blocks": OLD_BLOCK_MIGRATION,
     "multifd": "Migration over several channels is not supported",
-    "xbzrle": "Migration with XBZRLE is not supported",
-    "compress": "Migration with compression threads is not supported",
     "rdma-pin-all": "RDMA is not supported",
-    "return-path": "The return path is not supported",
-    "auto-converge": "There is no running CPU that could be throttled",
 }
 
 DEFAULTS: dict[str, Any] = {
@@ -93,7 +89,7 @@ _RANGES: dict[str, tuple[int, int, str]] = {
     "announce-initial": (0, 100_000, "a value between 0 and 100000"),
     "announce-max": (0, 100_000, "a value between 0 and 100000"),
     "announce-rounds": (0, 1000, "a value between 0 and 1000"),
-    "announce-step": (0, 10_000, "a value between 0 and 10000"),
+    "announce-step": (1, 10_000, "a value between 0 and 10000"),
 }
 _PAGE = 4096
 _MAX_ALIAS, _MAX_NODE_NAME = 255, 31

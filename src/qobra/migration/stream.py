@@ -17,8 +17,11 @@ from qobra.errors import QobraError
 MAGIC = b"QOBRAVM\n"
 VERSION = 1
 
-CONFIGURATION, BLOCKS, PAGES, ZEROES, MACHINE, DEVICE, BITMAPS, SWITCH, END = range(1, 10)
+CONFIGURATION, BLOCKS, PAGES, ZEROES, MACHINE, DEVICE, BITMAPS, SWITCH, END, DELTA, DEFLATED, ANSWER = range(1, 13)
 """Types of records."""
+
+TAKEN_OVER = b"\1"
+"""What the destination answers at the end, where the source wants to know."""
 
 MAX_RECORD = 64 << 20
 """Bytes of the longest record."""
@@ -92,7 +95,7 @@ class StreamReader:
     def record(self) -> tuple[int, bytes]:
         """The type and the payload of the next record."""
         kind, length, check = _RECORD.unpack(self._read(_RECORD.size))
-        if not CONFIGURATION <= kind <= END or length > MAX_RECORD:
+        if not CONFIGURATION <= kind <= ANSWER or length > MAX_RECORD:
             raise QobraError(f"Unknown savevm section type {kind}", errno=errno.EINVAL)
         payload = self._read(length)
         if crc32(payload) != check:
