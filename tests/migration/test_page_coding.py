@@ -164,3 +164,13 @@ def test_a_way_that_goes_out_only_has_no_answer(pair_of: Make) -> None:
         pair.source.migration.start("exec:cat >/dev/null")
     assert pair.source.migration.wait(60)
     assert pair.source.migration.describe()["error-desc"] == "Unable to open return-path for postcopy"
+
+
+def test_what_is_refused_at_once_is_remembered(pair_of: Make) -> None:
+    migration = pair_of().source.migration
+    for uri, complaint in (("unix:", "invalid Unix socket address"), ("tcp:1", "error parsing address '1'")):
+        with pytest.raises(QobraError, match=complaint):
+            migration.start(uri)
+        assert migration.describe() == {"status": "failed", "error-desc": complaint}
+    with pytest.raises(QobraError, match="expects a value between 0 and 10000"):
+        migration.settings.set_parameters({"announce-step": 0})
