@@ -17,6 +17,7 @@ from qobra.units import INT32_MAX, INT64_MAX, not_a_size
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
     from qobra.cli._nbd.background import Background
+    from qobra.cli._nbd.serve import Server
 
 HELP = "serve an image over NBD (qemu-nbd's command line)"
 
@@ -32,6 +33,7 @@ Connection:
   -p, --port=PORT           port to listen on (10809)
   -b, --bind=IFACE          address to bind to (0.0.0.0)
   -k, --socket=PATH         unix socket to listen on instead
+      --selinux-label=LABEL SELinux context of that socket
   -e, --shared=NUM          how many clients may be connected (1); 0 for any number
   -t, --persistent          go on when the last client has left
   -v, --verbose             accepted
@@ -105,13 +107,18 @@ def main(argv: list[str] | None = None, name: str | None = None) -> int:
 def run(called: str, arguments: list[str]) -> int:
     """Serve, list or connect, as ``arguments`` say."""
     program = Program(os.path.basename(called))
+    return program.run(lambda: _run(program, called, arguments))
+
+
+def _run(program: Program, called: str, arguments: list[str]) -> int:
+    task = Task(program, called)
     try:
-        options, operands = parse(arguments, _SHORT, _LONG, raw_texts=True)
+        options, operands = parse(arguments, _SHORT, _LONG, raw_texts=True, met=task.look)
     except UsageError as error:
         flush_output()
         sys.stderr.write(f"{called}: {error}\n")
         return program.fail(ToolError(f"Try `{called} --help' for more information."))
-    return program.run(lambda: Task(program, called, options, operands).run())
+    return task.run(options, operands)
 
 
 def _check_detect_zeroes(mode: str, discard: str) -> None:
@@ -122,32 +129,22 @@ def _check_detect_zeroes(mode: str, discard: str) -> None:
 
 
 class Task:
-    """One run of the program."""
+    """One run of the program: options are shown to :meth:`look` one by one, then it is :meth:`run`."""
 
-    def __init__(self, program: Program, called: str, options: list[tuple[str, str]], operands: list[str]) -> None:
+    def __init__(self, program: Program, called: str) -> None:
         self._program = program
         self._called = called
-        self._options = options
-        self._given = dict(options)
-        self._operands = operands
+        self._options: list[tuple[str, str]] = []
+        self._given: dict[str, str] = {}
+        self._operands: list[str] = []
         self._images = Images(program)
         self._activated: dict[str, Any] | None = None
 
-    def run(self) -> int:
+    def run(self, options: list[tuple[str, str]], operands: list[str]) -> int:
         """Returns the exit status."""
-        given = self._given
-        if "h" in given:
-            print(_USAGE.format(name=self._called), end="")
-            return 0
-        if "V" in given:
-            from qobra import __version__
-            from qobra.cli._tool.report import QEMU_VERSION
-
-            print(f"{self._program.name} {QEMU_VERSION} (Qobra {__version__})")
-            return 0
-        if not self._read_options():
-            return 0
+        self._options, self._operands = options, operands
         self._check()
+        given = self._given
         if "LISTEN_FDS" in os.environ:
             from qobra.cli._nbd.activation import passed_address
 
@@ -164,43 +161,43 @@ class Task:
             return 0
         return self._serve(self._operands[0])
 
-    def _read_options(self) -> bool:
-        """Look at the options in their order; whether there is more to do. Raises ToolError in QEMU's words."""
-        seen: set[str] = set()
-        discard = "ignore"
-        objects: list[str] = []
-        for option, value in self._options:
-            group = "cache" if option == "n" else option
-            if group in seen and group in _ONCE:
-                raise ToolError(f"{_ONCE[group]} can only be specified once")
-            seen.add(group)
-            if option == "cache" and value not in CACHE_MODES:
-                raise ToolError(f"Invalid cache mode `{value}'")
-            if option == "aio" and value not in AIO_MODES:
-                raise ToolError(f"Invalid aio mode '{value}'")
-            if option == "discard":
-                if value not in DISCARD_WORDS:
-                    raise ToolError(f"Invalid discard mode `{value}'")
-                discard = DISCARD_WORDS[value]
-            elif option == "detect-zeroes":
-                _check_detect_zeroes(value, discard)
-            elif option in _NUMBERS:
-                self._number(option, value)
-            elif option == "k" and not value.startswith("/"):
-                raise ToolError("socket path must be absolute")
-            elif option in _STRINGS and len(os.fsencode(value)) > MAX_STRING:
-                raise ToolError(f"export {_STRINGS[option]} '{value}' too long")
-            elif option == "selinux-label":
-                raise ToolError("SELinux labels are not supported")
-            elif option == "T":
-                from qobra.cli._tool.trace import take
+    def look(self, option: str, value: str) -> None:
+        """Take an option. Raises ToolError, in QEMU's words or without any where there is no more to do."""
+        given = self._given
+        group = "cache" if option == "n" else option
+        if group in _ONCE and (option in given or ("n" if option == "cache" else group) in given):
+            raise ToolError(f"{_ONCE[group]} can only be specified once")
+        if option == "h":
+            print(_USAGE.format(name=self._called), end="")
+            raise ToolError("", status=0)
+        if option == "V":
+            from qobra import __version__
+            from qobra.cli._tool.report import QEMU_VERSION
 
-                if not take(self._program, value):
-                    return False
-            elif option == "object":
-                objects.append(value)
-                self._images = Images(self._program, objects)
-        return True
+            print(f"{self._program.name} {QEMU_VERSION} (Qobra {__version__})")
+            raise ToolError("", status=0)
+        if option == "cache" and value not in CACHE_MODES:
+            raise ToolError(f"Invalid cache mode `{value}'")
+        if option == "aio" and value not in AIO_MODES:
+            raise ToolError(f"Invalid aio mode '{value}'")
+        if option == "discard" and value not in DISCARD_WORDS:
+            raise ToolError(f"Invalid discard mode `{value}'")
+        if option == "detect-zeroes":
+            _check_detect_zeroes(value, DISCARD_WORDS[given.get("discard", "ignore")])
+        elif option in _NUMBERS:
+            self._number(option, value)
+        elif option == "k" and not value.startswith("/"):
+            raise ToolError("socket path must be absolute")
+        elif option in _STRINGS and len(os.fsencode(value)) > MAX_STRING:
+            raise ToolError(f"export {_STRINGS[option]} '{value}' too long")
+        elif option == "T":
+            from qobra.cli._tool.trace import take
+
+            if not take(self._program, value):
+                raise ToolError("", status=0)
+        elif option == "object":
+            self._images.define(value)
+        given[option] = value
 
     def _check(self) -> None:
         """Refuse what cannot go together. Raises ToolError in QEMU's words."""
@@ -218,8 +215,19 @@ class Task:
                 raise ToolError("List mode is incompatible with forking")
         if "f" in given and "image-opts" in given:
             raise ToolError("--image-opts and -f are mutually exclusive")
-        if "c" in given and "tls-creds" in given:
+        if "tls-creds" in given:
+            self._check_tls()
+        if "selinux-label" in given and "k" not in given:
+            raise ToolError("--selinux-label is not permitted without --socket")
+
+    def _check_tls(self) -> None:
+        given = self._given
+        if "c" in given:
             raise ToolError("TLS is not supported with a host device")
+        if "tls-authz" in given and "L" in given:
+            raise ToolError("TLS authorization is incompatible with export list")
+        if "tls-hostname" in given and "L" not in given:
+            raise ToolError("TLS hostname is only supported with export list")
 
     @property
     def _offset(self) -> int:
@@ -275,29 +283,42 @@ class Task:
             return self._serve_image(filename, background)
 
     def _serve_image(self, filename: str, background: Background | None) -> int:
+        from qobra.cli._nbd.serve import bind
+
+        given = self._given
+        server = bind(
+            self._images.layer,
+            {} if "c" in given else self._activated or self._address,
+            label=given.get("selinux-label"),
+            shared=self._number("e", given.get("e", "1")),
+            tls_creds=given.get("tls-creds"),
+            tls_authz=given.get("tls-authz"),
+        )
+        try:
+            self._serve_on(server, filename, background)
+        finally:
+            self._images.layer.exports.stop_nbd_server()
+        return 0
+
+    def _serve_on(self, server: Server, filename: str, background: Background | None) -> None:
         from qobra.cli._nbd.serve import start, wait, write_pid_file
 
         given = self._given
         backend = self._open(filename)
-        device = given.get("c")
-        server = start(
-            self._images.layer,
+        start(
+            server,
             backend,
-            {} if device is not None else self._activated or self._address,
             writable="r" not in given and "l" not in given,
             name=given.get("x", ""),
             description=given.get("D", ""),
             bitmaps=[value for option, value in reversed(self._options) if option == "B"],
             allocation_depth="A" in given,
-            shared=self._number("e", given.get("e", "1")),
-            tls_creds=given.get("tls-creds"),
-            tls_authz=given.get("tls-authz"),
         )
-        if device is not None:
+        if "c" in given:
             from qobra.cli._nbd.kernel import connect
 
-            connect(server, device, given.get("x", ""))
-            print(f"NBD device {device} is now connected to {filename}")
+            connect(server, given["c"], given.get("x", ""))
+            print(f"NBD device {given['c']} is now connected to {filename}")
             flush_output()
         if "pid-file" in given:
             write_pid_file(given["pid-file"])
@@ -306,7 +327,6 @@ class Task:
         wait(server, persistent="t" in given)
         self._images.layer.exports.stop_nbd_server()
         backend.remove()
-        return 0
 
     def _open(self, filename: str) -> BlockBackend:
         given = self._given

@@ -75,10 +75,8 @@ def exported(tmp_path: Path, name: str, *, writable: bool) -> Any:
     layer = BlockLayer()
     backend = BlockBackend(layer)
     layer.open({"driver": "raw", "file": {"driver": "file", "filename": str(tmp_path / "disk")}}, root=backend)
-    server = serve.start(
-        layer, backend, {}, writable=writable, name=name, description="", bitmaps=[], allocation_depth=False, shared=1,
-        tls_creds=None, tls_authz=None,
-    )  # fmt: skip
+    server = serve.bind(layer, {}, label=None, shared=1, tls_creds=None, tls_authz=None)
+    serve.start(server, backend, writable=writable, name=name, description="", bitmaps=[], allocation_depth=False)
     return layer, backend, server
 
 

@@ -118,3 +118,22 @@ def test_a_pid_file_that_another_holds(disk: str, tmp_path: Path) -> None:
     wait_gone(pid)
     assert done.returncode == 1
     assert done.stderr == "qobra-nbd: Cannot lock pid file: Resource temporarily unavailable\n"
+
+
+def test_what_is_wrong_first_is_told(disk: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nowhere = str(tmp_path / "nodir" / "s")
+    for arguments, error in (
+        (["-o", "x", "--nosuch"], "Invalid offset 'x'"),
+        (["--object", "secret,id=s", "--nosuch"], "Either 'file' or 'data' must be provided"),
+        (["-k", nowhere, "nofile"], f"Failed to bind socket to {nowhere}: No such file or directory"),
+        (["--tls-creds", "x", "--tls-hostname", "y", disk], "TLS hostname is only supported with export list"),
+        (["--selinux-label", "x", disk], "--selinux-label is not permitted without --socket"),
+    ):
+        assert nbd.main(arguments, "qemu-nbd") == 1
+        assert capfd.readouterr().err == f"qemu-nbd: {error}\n"
+
+
+def test_a_socket_that_nothing_is_served_on_goes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert nbd.main(["-k", str(tmp_path / "s"), str(tmp_path / "nofile")], "qemu-nbd") == 1
+    assert "No such file or directory" in capfd.readouterr().err
+    assert not (tmp_path / "s").exists()

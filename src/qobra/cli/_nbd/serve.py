@@ -36,21 +36,19 @@ class Server(NbdServer):
             self.reasons.put("left")
 
 
-def start(
+def bind(
     layer: BlockLayer,
-    backend: BlockBackend,
     address: dict[str, Any],
     *,
-    writable: bool,
-    name: str,
-    description: str,
-    bitmaps: list[str],
-    allocation_depth: bool,
+    label: str | None,
     shared: int,
     tls_creds: str | None,
     tls_authz: str | None,
 ) -> Server:
-    """Export the node in ``backend`` and listen at ``address`` (none: only what is handed to the server is served)."""
+    """A server that is bound to ``address`` (none: only what is handed to it is served), with nothing to serve yet.
+
+    ``label`` is the SELinux context of the socket.
+    """
     if tls_creds is not None:
         try:
             server = Server(layer, tls_creds=tls_creds, tls_authz=tls_authz, max_connections=shared)
@@ -59,6 +57,36 @@ def start(
     else:
         server = Server(layer, max_connections=shared)
     layer.exports.nbd_server = server
+    if address:
+        if label is not None:
+            _label_sockets(label)
+        server.bind(address, int)
+        if label is not None:
+            _label_sockets("")
+    return server
+
+
+def _label_sockets(label: str) -> None:
+    """Let sockets that are made from now on have a SELinux context (proc(5): attr/sockcreate)."""
+    try:
+        with open("/proc/thread-self/attr/sockcreate", "w", encoding="utf-8") as file:
+            file.write(label)
+    except OSError as error:
+        what = f"set SELinux socket create context to {label}" if label else "clear SELinux socket create context"
+        raise ToolError(f"Cannot {what}: {strerror(error)}")
+
+
+def start(
+    server: Server,
+    backend: BlockBackend,
+    *,
+    writable: bool,
+    name: str,
+    description: str,
+    bitmaps: list[str],
+    allocation_depth: bool,
+) -> None:
+    """Export the node in ``backend``, and accept clients."""
     options: dict[str, Any] = {
         "type": "nbd",
         "id": EXPORT_ID,
@@ -71,10 +99,8 @@ def start(
     }
     if bitmaps:
         options["bitmaps"] = bitmaps
-    layer.exports.add(options)
-    if address:
-        server.listen(address, int)
-    return server
+    server.layer.exports.add(options)
+    server.accept()
 
 
 def wait(server: Server, *, persistent: bool) -> None:

@@ -89,6 +89,11 @@ class NbdServer:
 
     def listen(self, address: dict[str, Any], find_fd: Callable[[str], int] | None = None) -> None:
         """Accept clients at ``address``, a SocketAddress. Raises QobraError; the server is then closed."""
+        self.bind(address, find_fd)
+        self.accept()
+
+    def bind(self, address: dict[str, Any], find_fd: Callable[[str], int] | None = None) -> None:
+        """The first half of :meth:`listen`: clients may connect, and wait until they are accepted."""
         try:
             listeners = listen(address, backlog=BACKLOG, find_fd=find_fd)
         except BaseException:
@@ -100,6 +105,11 @@ class NbdServer:
             if each.family == socket.AF_UNIX and address.get("type") == "unix" and isinstance(name, str) and name:
                 self._paths.append((name, os.lstat(name).st_ino))
         self._listeners += listeners
+
+    def accept(self) -> None:
+        """Accept clients wherever it is bound to."""
+        if not self._listeners:
+            return
         if self._acceptor is None:
             self._acceptor = threading.Thread(target=self._accept_all, name="nbd-accept", daemon=True)
             self._acceptor.start()
