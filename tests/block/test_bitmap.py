@@ -68,11 +68,12 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_what_loops_marked_is_there_whoever_looks_first(node, form, look):
+@pytest.mark.parametrize("by_loop", [True, False])
+def test_what_was_marked_beside_loops_is_there_whoever_looks_first(node, form, look, by_loop):
     bitmap = DirtyBitmap(node, "b", 65536)
     marks = bitmap.marks()
     assert marks is bitmap.marks() and (marks is bitmap) == (form == "pure")
-    marks.mark(65536 * 4 - 1, 2)
+    (marks if by_loop else bitmap).mark(65536 * 4 - 1, 2)
     assert LOOKS[look](bitmap)
 
 

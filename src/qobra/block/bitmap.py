@@ -151,7 +151,11 @@ class DirtyBitmap(WriteTracker):
 
     def mark(self, offset: int, length: int) -> None:
         """A write of the node; see :class:`WriteTracker`."""
-        self.set(offset, length)
+        marks = self._marks
+        if marks is not None and offset + length <= self.length:
+            marks.mark(offset, length)  # without the lock
+        else:
+            self.set(offset, length)
 
     def marks(self) -> Markable | None:
         """See :class:`WriteTracker`. None for a bitmap of more granules than marks are kept of."""
