@@ -491,3 +491,19 @@ def test_blocks_of_a_size_that_is_not_said(q: Run) -> None:
     for size in (0, 100, 256):
         q.do("block-export-add", type="vhost-user-blk", id="e", node_name="n", addr=address, logical_block_size=size)
     q("query-block-exports")
+
+
+@against_storage_daemon
+def test_exported_bitmap_of_a_backing_file(q: Run) -> None:
+    """One that is enabled may be exported read-only where nothing is written to its own node."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "base", "1M")
+    q.tool("qemu-img", "bitmap", "--add", "base", "b")
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top")
+    q.add("qcow2", node_name="base", file=q.file("base"), read_only=True)
+    q.add("qcow2", node_name="top", file=q.file("top"), backing="base")
+    q.do("nbd-server-start", addr={"type": "unix", "data": {"path": q.path("nbd")}})
+    q.do("block-dirty-bitmap-add", node="top", name="c")
+    q.do("block-export-add", type="nbd", id="e", node_name="top", bitmaps=["b", "c"])
+    q.do("block-export-add", type="nbd", id="e", node_name="top", bitmaps=["b"])
+    q.do("block-export-add", type="nbd", id="f", node_name="base", bitmaps=["b"])
+    q("query-named-block-nodes")

@@ -128,7 +128,7 @@ def _find_bitmaps(
         if len(p.CONTEXT_DIRTY_BITMAP + name) > p.MAX_STRING:
             raise QobraError(f"Bitmap name '{name}' is too long for an NBD context")
         bitmap.check(read_only=False)
-        if isinstance(each, str) and not writable and bitmap.enabled and not node.read_only:
+        if isinstance(each, str) and not writable and bitmap.enabled and not bitmap.node.read_only:
             raise QobraError(f"Enabled bitmap '{name}' incompatible with readonly export", errno=errno.EINVAL)
         found.append(bitmap)
     return found
