@@ -217,7 +217,9 @@ def test_the_disassembler_understands_every_table_and_the_compiler_takes_it_back
     "method",
     [
         "\\_SB.PCI0._CRS", "\\_SB.LNKA._CRS", "\\_SB.PCI0.PCNT", "\\_SB.PCI0.S38.PCNT",
-        "\\_SB.MHPD.MSCN", "\\_SB.MHPD.MP01._CRS", "\\_SB.MHPD.MP01._STA", "\\_SB.C001._STA", "\\_SB.NVDR._FIT",
+        "\\_SB.MHPD.MSCN", "\\_SB.MHPD.MP01._CRS", "\\_SB.MHPD.MP01._STA",
+        "\\_SB.CPUS.C001._STA", "\\_SB.CPUS.CSCN", "\\_SB.CPUS.C001._MAT",
+        "\\_SB.NVDR._FIT",
     ],
 )  # fmt: skip
 def test_methods_can_be_executed(

@@ -11,6 +11,9 @@ from qobra.machine.cpu import Topology
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
+from qobra.testing.guest import BoardAccess
+
+_SECOND = {"socket-id": 1, "core-id": 0, "thread-id": 0}
 
 
 @pytest.mark.parametrize(
@@ -91,3 +94,32 @@ def test_refusals(machine: Machine, options: dict[str, Any], text: str) -> None:
         _call(machine, "cpu-add", id=0)
     with pytest.raises(QobraError, match="Boot CPU is unpluggable"):
         _call(machine, "device_del", id="/machine/unattached/device[0]")
+
+
+def test_a_guest_lets_go_of_a_cpu(machine: Machine) -> None:
+    guest, base, events = BoardAccess(machine), 0xAF00, 0xAFE0
+    seen: list[tuple[str, Any]] = []
+    machine.events.subscribe(lambda event: seen.append((event["event"], event.get("data"))))
+    with pytest.raises(QobraError, match="unplug request for not supported device type: qemu64-x86_64-cpu"):
+        _call(machine, "device_add", driver="qemu64-x86_64-cpu", id="c2", **_SECOND)
+        _call(machine, "device_del", id="c2")
+    assert guest.port_in(base, 1) == 0b101  # the map, by APIC ids
+    assert guest.port_in(events, 1) == 1 << 2
+    guest.port_out(base, 4, 0)
+    _call(machine, "device_del", id="c2")
+    guest.port_out(base + 5, 1, 0)
+    assert guest.port_in(base + 8, 4) == 2  # the CPU with something to tell
+    assert guest.port_in(base + 4, 1) == 0b101
+    guest.port_out(base + 4, 1, 8)
+    assert [cpu["cpu-index"] for cpu in _call(machine, "query-cpus-fast")] == [0]
+    assert ("DEVICE_DELETED", {"device": "c2", "path": "/machine/peripheral/c2"}) in seen
+    guest.port_out(base + 5, 1, 1)
+    guest.port_out(base + 8, 4, 3)
+    guest.port_out(base + 5, 1, 2)
+    guest.port_out(base + 8, 4, 0x80)
+    report = {"slot": "2", "slot-type": "CPU", "source": 3, "status": 0x80}
+    assert seen[-1] == ("ACPI_DEVICE_OST", {"info": report})
+    assert _call(machine, "query-acpi-ospm-status")[-2] == report
+    _call(machine, "device_add", driver="qemu64-x86_64-cpu", id="c2", **_SECOND)
+    guest.port_out(base + 5, 1, 0)
+    assert guest.port_in(base + 4, 1) == 0b011

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine import boot_paths, cmos, flash_banks
+from qobra.machine.acpi_cpuhp import GPE_BIT as CPU_HOTPLUG_GPE
+from qobra.machine.acpi_cpuhp import AcpiCpuHotplug
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
 from qobra.machine.apic_ids import ApicIds, find_place
@@ -138,6 +140,7 @@ class PcBoard(X86Board):
     rtc: Rtc
     ioapic: IoApic | None = None
     hpet_device: Hpet | None = None
+    cpu_hotplug: AcpiCpuHotplug
     dimm_slots: MemorySlots | None = None
     nvdimm_interface: NvdimmInterface | None = None
     pci_root: PciBus
@@ -148,7 +151,7 @@ class PcBoard(X86Board):
     boot_first: str | None = None
     """What the firmware boots from before all devices, as it names it."""
 
-    vmstate = VmState(part("dimm_slots", "nvdimm_interface"))
+    vmstate = VmState(part("dimm_slots", "nvdimm_interface", "cpu_hotplug"))
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
@@ -258,6 +261,10 @@ class PcBoard(X86Board):
             cpu.values |= {"apic-id": self.apic_ids.of(index), "die-id": 0, **self.place_of_cpu(index)}
             self.place(cpu)
 
+    def build_cpu_hotplug(self, port: int, raise_gpe: Callable[[int], None]) -> None:
+        """The registers by which the guest learns of CPUs that come and go."""
+        self.cpu_hotplug = AcpiCpuHotplug(self, port, lambda: raise_gpe(CPU_HOTPLUG_GPE))
+
     def build_memory_slots(self, raise_gpe: Callable[[int], None]) -> None:
         """The place for memory that is plugged in, above all that is there from the start."""
         if self.memory_slots > _MAX_MEMORY_SLOTS:
@@ -307,7 +314,7 @@ class PcBoard(X86Board):
     def ospm_status(self) -> list[dict[str, Any]] | None:
         if self.acpi == "off" or self.dimm_slots is None:
             return None
-        return self.dimm_slots.ospm_status()
+        return self.dimm_slots.ospm_status() + self.cpu_hotplug.ospm_status()
 
     def inject_nmi(self) -> None:
         for cpu in self.cpus:
@@ -324,10 +331,11 @@ class PcBoard(X86Board):
         cpu.values |= {"die-id": 0, **self.place_of_cpu(cpu.index)}
 
     def request_unplug(self, device: Device) -> None:
-        if device in self.cpus:
+        if isinstance(device, X86Cpu):
             if device is self.cpus[0]:
                 raise QobraError("Boot CPU is unpluggable")
-            raise QobraError(f"acpi: device unplug request for not supported device type: {device.type_name}")
+            self.cpu_hotplug.request_removal(device)
+            return
         if isinstance(device, PcDimm) and self.dimm_slots is not None:
             device.request_removal()
             return

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qobra.machine.acpi_cpuhp import GPE_BIT as CPU_EVENT
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_EVENT
 from qobra.machine.acpi_pcihp import GPE_BIT as PCI_EVENT
-from qobra.machine.acpi_tables import aml, memory, pci_slots, resources
+from qobra.machine.acpi_tables import aml, cpus, memory, pci_slots, resources
 from qobra.machine.device import hpet
 from qobra.machine.nvdimm_interface import GPE_BIT as NVDIMM_EVENT
 
@@ -64,7 +65,7 @@ def dsdt(board: PcBoard, layout: Layout) -> bytes:
             aml.method("\\_PIC", 1, aml.store(aml.ARGS[0], aml.name("\\PICF"))),
             aml.scope("\\_SB", _root(board, layout), pci_slots.registers(layout.hotplug_base)),
             aml.scope("\\_SB.PCI0", pci_slots.slots(board.pci_root, layout.hotplug)),
-            aml.scope("\\_SB", _event_timer(board), _links(layout), _cpus(board), memory.devices(board)),
+            aml.scope("\\_SB", _event_timer(board), _links(layout), cpus.devices(board), memory.devices(board)),
             _events(board, layout),
             _sleep_states(board),
         )
@@ -226,25 +227,11 @@ def _device(label: str, kind: str, *decodes: bytes, unique: int | None = None) -
     return aml.device(label, *terms)
 
 
-def _cpus(board: PcBoard) -> bytes:
-    assert board.topology is not None
-    present = {cpu.index for cpu in board.cpus}
-    return b"".join(
-        aml.device(
-            f"C{index:03X}",
-            aml.define("_HID", aml.string("ACPI0007")),
-            aml.define("_UID", aml.integer(index)),
-            aml.method("_STA", 0, aml.give(aml.integer(0x0F if index in present else 0))),
-        )
-        for index in range(board.topology.max_cpus)
-    )
-
-
 # -- events and sleep
 
 
 def _events(board: PcBoard, layout: Layout) -> bytes:
-    handlers = []
+    handlers = [(CPU_EVENT, aml.call("\\_SB.CPUS.CSCN"))]
     if pci_slots.managed(layout.hotplug):
         handlers.append((PCI_EVENT, aml.call("\\_SB.PCI0.PCNT")))
     if memory.has_slots(board):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from struct import Struct, pack
 from typing import TYPE_CHECKING
 
-from qobra.machine.acpi_tables import hmat, nvdimm
+from qobra.machine.acpi_tables import cpus, hmat, nvdimm
 from qobra.machine.acpi_tables.dsdt import Layout, dsdt
 from qobra.machine.acpi_tables.loader import Tables
 from qobra.machine.device.hpet import BASE as HPET_BASE
@@ -86,11 +86,7 @@ def _madt(board: PcBoard) -> bytes:
     assert board.topology is not None
     present = {cpu.index for cpu in board.cpus}
     for index in range(board.topology.max_cpus):
-        id = board.apic_ids.of(index)
-        if id < 255:
-            body += pack("<BBBBI", 0, 8, index, id, int(index in present))
-        else:
-            body += pack("<BBHIII", 9, 16, 0, id, int(index in present), index)
+        body += cpus.madt_entry(index, board.apic_ids.of(index), present=index in present)
     body += pack("<BBBBII", 1, 12, 0, 0, _IO_APIC, 0)
     body += pack("<BBBBIH", 2, 10, 0, 0, 2, 0)  # the timer comes to input 2
     for line in (5, 9, 10, 11):

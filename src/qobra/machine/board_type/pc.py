@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qobra.machine.acpi_tables.dsdt import Layout
 
 
-_SMBUS_PORTS = 0xB100
+_SMBUS_PORTS, _CPU_HOTPLUG_PORT = 0xB100, 0xAF00
 
 
 class PcI440Fx(PcBoard):
@@ -55,6 +55,7 @@ class PcI440Fx(PcBoard):
         self.power.smb_io_base = _SMBUS_PORTS
         self._function(self.power, 1 << 3 | 3)
         self.build_memory_eeproms(self.power.smbus)
+        self.build_cpu_hotplug(_CPU_HOTPLUG_PORT, self.power.acpi.raise_gpe)
         self.build_memory_slots(self.power.acpi.raise_gpe)
 
     def _function(self, device: Any, devfn: int) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from qobra.machine.acpi_tables.dsdt import Layout
 
 
+_CPU_HOTPLUG_PORT = 0x0CD8
+
+
 class Q35(PcBoard):
     """Standard PC (Q35 + ICH9, 2009)."""
 
@@ -49,6 +52,7 @@ class Q35(PcBoard):
         self.ioapic = ioapic
         self.lpc.start_acpi()
         self.build_fw_cfg()
+        self.build_cpu_hotplug(_CPU_HOTPLUG_PORT, self.lpc.acpi.raise_gpe)
         self.build_memory_slots(self.lpc.acpi.raise_gpe)
         if self.sata:
             self.build_ide("ich9-ahci", 0x1F << 3 | 2)

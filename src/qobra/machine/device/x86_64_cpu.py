@@ -117,6 +117,9 @@ class X86Cpu(Cpu):
         super().realize()
         self.interrupt = Line()
         self.board.cpus.append(self)
+        if self.hotplugged:
+            board = self.board
+            board.cpu_hotplug.plugged(self)
 
     def unrealize(self) -> None:
         if self in self.board.cpus:
