@@ -84,3 +84,9 @@ def test_bad_headers():
             parse_header(bytes(bad))
     with pytest.raises(QobraError, match="Unable to read LUKS header"):
         parse_header(area[:100])
+
+
+@pytest.mark.parametrize("milliseconds", [-1, 1 << 62, 1 << 32])
+def test_more_rounds_than_a_header_can_tell(milliseconds):
+    with pytest.raises(QobraError, match="PBKDF iterations .*: Numerical result out of range"):
+        create_header({"iter-time": milliseconds}, b"x")

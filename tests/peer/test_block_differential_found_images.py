@@ -78,3 +78,26 @@ def test_amendment_of_what_is_read_only(q: Run) -> None:
         q.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
         q("query-jobs")
         q.do("job-dismiss", id="j")
+
+
+@against_storage_daemon
+def test_top_of_a_comparison(q: Run) -> None:
+    """A filter that compares two images shows which parts its raw one holds."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "n", "1M")
+    q.tool("qemu-io", "-c", "write -P 1 64k 128k", "n")
+    q.add("qcow2", node_name="n", file=q.file("n"))
+    disk(q, "target")
+    q.add("blkverify", node_name="v", test="n", raw="n")
+    q.do("blockdev-backup", job_id="j", device="v", target="target", sync="top")
+    q.wait("BLOCK_JOB_COMPLETED", device="j")
+
+
+@against_storage_daemon
+def test_bitmap_of_nothing(q: Run) -> None:
+    """An image without bytes can be opened again, whatever bitmap it had."""
+    disk(q, "n")
+    q.do("block-dirty-bitmap-add", node="n", name="b", persistent=True)
+    q.do("block_resize", node_name="n", size=0)
+    q.do("blockdev-del", node_name="n")
+    q.add("qcow2", node_name="n", file=q.file("n"))
+    q("query-named-block-nodes", pick=lambda found: facts(found)[:1])

@@ -88,3 +88,16 @@ def test_lock_far_below(q: Run) -> None:
         q.add("file", node_name=f"{name}-file", filename=q.path(name))
         q.add("raw", node_name=f"{name}-raw", file=f"{name}-file")
         q.add("blkdebug", node_name=f"{name}-debug", image={"driver": "qcow2", "file": f"{name}-raw"})
+
+
+@against_storage_daemon
+def test_child_twice(q: Run) -> None:
+    """What lies on a node twice is in its own way only once it is to be written, and then both links are."""
+    disk(q, "n")
+    disk(q, "target")
+    q.add("quorum", node_name="q", vote_threshold=1, children=["n", "n", "n"])
+    q.do("blockdev-backup", job_id="j", device="target", target="q", sync="none")
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "over", "1M")
+    q.add("qcow2", node_name="over", file=q.file("over"), backing=None)
+    q.do("blockdev-snapshot", node="n", overlay="over")
+    q.do("blockdev-backup", job_id="j", device="target", target="q", sync="none")

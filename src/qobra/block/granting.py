@@ -56,8 +56,10 @@ def check_bears(node: BlockNode, perm: int) -> None:
         return
     if node.refuses(perm):
         raise QobraError("Block node is read-only", node=node.node_name)
-    if perm & _WRITES and not perm & permissions.RESIZE and node.sectors * 512 % node.request_alignment:
-        # What is written of the last block would go past the end.
+    unit = node.request_alignment
+    below = max((child.request_alignment for child in node.children.values()), default=unit)
+    if unit > below and perm & _WRITES and not perm & permissions.RESIZE and node.sectors * 512 % unit:
+        # It writes larger blocks than what is under it, and of the last one some would go past the end.
         raise QobraError(
             "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment"
         )

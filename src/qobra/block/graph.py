@@ -144,10 +144,13 @@ class Graph:
         asked_nodes = [(node, perm, shared)]
         had_users, node.has_users = node.has_users, True
         try:
+            changed: dict[BlockNode, list[User]] = {}
             for name, (child, role) in state.links[node].items():
                 asked = node.asks_of(name, role, perm, shared)
                 if not node.force_share and asked != state.permissions[(node, name)]:
-                    asked_nodes += self.check_users(child, [(node, name, *asked)])
+                    changed.setdefault(child, []).append((node, name, *asked))
+            for child, users in changed.items():
+                asked_nodes += self.check_users(child, users)
         finally:
             node.has_users = had_users
         return asked_nodes
@@ -215,6 +218,9 @@ class Graph:
         for parent, links in state.links.items():
             keys += [(parent, name, child) for name, (child, _role) in links.items()]
         keys += [(root, "root", node) for root, (node, _perm, _shared) in state.roots.items()]
+        # A node that takes another's place gets the other's users one after another, the latest first.
+        moved = {(parent, name): age for (parent, name, _child), age in before.items()}
+        keys.sort(key=lambda key: -moved.get(key[:2], 0))
         for key in keys:
             age = before.get(key) or ages.get(key)
             if age is None:

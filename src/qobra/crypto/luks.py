@@ -6,6 +6,7 @@ split into stripes (so that a part of it is worth nothing) and encrypted with a 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
@@ -24,6 +25,7 @@ STRIPES = 4000
 _ENABLED = 0x00AC71F3
 _DISABLED = 0x0000DEAD
 _ALIGNMENT = 4096
+_MOST_ITERATIONS = 0xFFFFFFFF
 _MIN_ITERATIONS = 1000
 DEFAULT_ITER_TIME = 2000
 """Milliseconds to spend on deriving a key."""
@@ -162,15 +164,27 @@ class LuksHeader:
         return hashlib.pbkdf2_hmac(self.hash, secret, salt, max(iterations, 1), length)
 
     def _iterations(self, iter_time: int) -> int:
-        """How many rounds take ``iter_time`` milliseconds here."""
+        """How many rounds take ``iter_time`` milliseconds here. Raises QobraError if a header cannot tell."""
         rounds = 1 << 14
         while True:
             start = time.perf_counter()
             self._derive(b"password", b"salt" * 8, rounds, self.key_length)
             spent = time.perf_counter() - start
             if spent > 0.02:
-                return max(_MIN_ITERATIONS, min(0xFFFFFFFF, int(rounds * iter_time / 1000 / spent)))
+                break
             rounds *= 4
+        second = int(rounds / spent)
+        iter_time &= (1 << 64) - 1
+        if second * iter_time >= 1 << 64:
+            raise _out_of_range(f"{second} too large to scale")
+        wanted = second * iter_time // 1000
+        if wanted > _MOST_ITERATIONS:
+            raise _out_of_range(f"{wanted} larger than {_MOST_ITERATIONS}")
+        return max(_MIN_ITERATIONS, wanted)
+
+
+def _out_of_range(what: str) -> QobraError:
+    return QobraError(f"PBKDF iterations {what}: {os.strerror(errno.ERANGE)}", errno=errno.ERANGE)
 
 
 def plan_header(options: dict[str, Any]) -> LuksHeader:

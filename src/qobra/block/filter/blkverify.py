@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
-from qobra.block.extents import COMPUTED, Extent
+from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 
@@ -23,6 +23,8 @@ class BlkverifyNode(BlockNode):
     named_by_prefix = True
     strong_options = ()
     is_filter = True
+    is_transparent = True
+    sees_reads = True
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
@@ -67,6 +69,8 @@ class BlkverifyNode(BlockNode):
         self.length = self._test.length
 
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
+        if want_zero:
+            return (Extent(length, DATA, self._raw, offset),)  # which holds what; for data the filter is asked
         return (Extent(length, COMPUTED),)
 
     def read_computed(self, offset: int, view: memoryview) -> None:

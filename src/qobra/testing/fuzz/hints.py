@@ -175,6 +175,7 @@ HINTS: dict[str, Hint] = {
     "throttle-group": lambda v, d: v.pick("tg0", "tg0", "tg0", "tg1", "nope"),
     "blkdebug.inject-error": _errors,
     "blkdebug.set-state": lambda v, d: [{"event": "read_aio", "state": 1, "new_state": 2}],
+    "max-transfer": lambda v, d: v.pick(512, 4096, 65536),  # with less QEMU mirrors without an end
     "blkdebug.align": lambda v, d: v.pick(512, 4096, 1000),
     "copy-before-write.bitmap": lambda v, d: dict(zip(("node", "name"), v.world.bitmap(), strict=True)),
     "copy-on-read.bottom": lambda v, d: v.world.node(),

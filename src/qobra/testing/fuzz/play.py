@@ -192,10 +192,11 @@ def storage(directory: Path, ours: bool) -> Player:
 
 
 def system(directory: Path, ours: bool, options: Sequence[str]) -> Player:
-    """A system emulator with these options."""
+    """A system emulator with these options, in which ``DIR/`` is the directory."""
     from qobra.cli.system import main_x86_64
 
     monitor, errors = ["-mon", "chardev=differential,mode=control"], directory / "stderr"
+    options = [option.replace("DIR/", f"{directory}/") for option in options]
     if ours:
         return SystemPlayer(Forked(directory, main_x86_64, [*COMMON, *options], monitor, errors))
     return SystemPlayer(Program(directory, ["qemu-system-x86_64", *COMMON, *options], monitor, errors))
@@ -247,8 +248,9 @@ def told(answer: Any, events: list[Any], names: dict[str, str], directory: Path,
     if "error" in answer:
         if answer["error"]["class"] == "DeviceNotFound":
             answer["error"]["class"] = "GenericError"  # as in 7.2, where the manual has it
-        # Names of internal types differ.
-        answer["error"]["desc"] = re.sub(r"expected: [A-Z]\w+$", "expected: TYPE", answer["error"]["desc"])
+        # Names of internal types differ, and which of several unexpected members is told.
+        text = re.sub(r"expected: [A-Z]\w+$", "expected: TYPE", answer["error"]["desc"])
+        answer["error"]["desc"] = re.sub(r"[\w-]+' is unexpected$", "X' is unexpected", text)
     return [
         without(comparable(answer, names, place, command)),
         [without(comparable(event, names, place)) for event in without_drains(events)],
@@ -357,9 +359,9 @@ def _machine(options: Sequence[str]) -> Callable[[Path, bool], Player]:
 
 
 _DRIVES = [
-    "-drive", "if=none,id=d0,file=base.qcow2,format=qcow2,node-name=n0", "-device", "virtio-blk-pci,drive=d0,id=dev0",
-    "-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-cd,id=cd0",
-    "-drive", "if=none,id=d1,file=odd.raw,format=raw,read-only=on", "-device", "ide-cd,drive=d1,id=cd1",
+    "-drive", "if=none,id=d0,file=DIR/base.qcow2,format=qcow2,node-name=n0",
+    "-device", "virtio-blk-pci,drive=d0,id=dev0", "-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-cd,id=cd0",
+    "-drive", "if=none,id=d1,file=DIR/odd.raw,format=raw,read-only=on", "-device", "ide-cd,drive=d1,id=cd1",
     "-device", "isa-fdc", "-device", "floppy,id=fl0",
 ]  # fmt: skip
 

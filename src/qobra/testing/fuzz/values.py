@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -76,7 +77,7 @@ class Values:
         for member in self.types[spec.branches[driver]].members:
             self._member(result, member, driver, depth)
         if named or self.chance.random() < 0.5:
-            result["node-name"] = self.world.free_node()
+            result["node-name"] = self.world.free_node(but=json.dumps(result))
         if driver.startswith("null"):
             result["read-zeroes"] = True  # otherwise it counts as not allocated
         if driver == "quorum":
@@ -178,7 +179,16 @@ class Values:
                 drawn["target" if "target" in drawn else "name"] = bitmap
         elif command in ("block-commit", "block-stream", "change-backing-file"):
             self._fit_chain(command, drawn)
+            drawn.pop("auto-dismiss", None)  # QEMU's job keeps the nodes that it has taken out
+        elif command.startswith("blockdev-snapshot"):
+            for name in drawn.keys() & {"node", "node-name", "overlay"}:
+                if self.world.is_below(drawn[name]):
+                    drawn[name] = self.world.node_of(["qcow2", "raw", "null-co"])  # not within another image
         elif "sync" in drawn and self.chance.random() < 0.9:
+            if self.world.is_below(drawn["device"]):
+                drawn["device"] = self.world.node_of(["qcow2", "raw", "null-co"])  # when metadata are written differs
+            if drawn.get("target") in self.world.nodes and self.world.nodes[drawn["target"]]["encrypted"]:
+                drawn.pop("compress", None)  # which QEMU writes unencrypted
             if "target" in drawn and not command.startswith("drive") and (pair := self.world.pair()):
                 drawn["device"], drawn["target"] = pair
             if drawn["sync"] in ("bitmap", "incremental") and (self.world.bitmaps or "mirror" in command):

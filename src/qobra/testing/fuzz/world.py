@@ -84,7 +84,9 @@ class World:
 
     def top(self) -> str:
         """A node that no other node uses: those above a node that is resized keep their size in QEMU."""
-        return self.chance.choice(self.tops) if self.tops else "nope"
+        # One that a copy-before-write filter copies from is not resized here.
+        tops = [name for name in self.tops if self.nodes[name]["drv"] != "copy-before-write"]
+        return self.chance.choice(tops) if tops else "nope"
 
     def pair(self) -> tuple[str, str] | None:
         """Two nodes of one size that no other node uses, if there are such."""
@@ -93,9 +95,10 @@ class World:
         ]
         return self.chance.choice(pairs) if pairs else None
 
-    def _is_below(self, name: str) -> bool:
-        node = self.nodes[name]
-        return node["drv"] != "qcow2" and bool(re.search(r"\.qcow2|/new\d", str(node.get("file"))))
+    def is_below(self, name: str) -> bool:
+        """Whether the node is the file of an image, and no image itself."""
+        node = self.nodes.get(name)
+        return node is not None and node["drv"] != "qcow2" and bool(re.search(r"\.qcow2|/new\d", str(node.get("file"))))
 
     def _size(self, name: str) -> Any:
         return self.nodes[name].get("image", {}).get("virtual-size")
@@ -104,9 +107,10 @@ class World:
         """The names of a node and of its backing files, if any has such."""
         return self.chance.choice(list(self.chains.values())) if self.chains else None
 
-    def free_node(self) -> str:
-        """A name for a new node, mostly one that is free."""
-        return self._one_of([name for name in NODE_NAMES if name not in self.nodes], NODE_NAMES)
+    def free_node(self, but: str = "") -> str:
+        """A name for a new node, mostly one that is free, and none of those in the text ``but``."""
+        names = [name for name in NODE_NAMES if f'"{name}"' not in but]
+        return self._one_of([name for name in names if name not in self.nodes], names)
 
     def node_of(self, drivers: Sequence[str]) -> str:
         """A node of one of these drivers, mostly."""
@@ -147,7 +151,7 @@ class World:
 
     def bitmap(self, *, plain: bool = False) -> tuple[str, str]:
         """A node and the name of a bitmap of its; ``plain``: not of an image's file, whose metadata it would tell."""
-        known = [each for each in self.bitmaps if not (plain and self._is_below(each[0]))]
+        known = [each for each in self.bitmaps if not (plain and self.is_below(each[0]))]
         if known and self.chance.random() < 0.9:
             return self.chance.choice(known)
         return self.node(), self.chance.choice(BITMAP_NAMES)

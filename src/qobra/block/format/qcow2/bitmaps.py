@@ -242,8 +242,8 @@ class StoredBitmaps:
                     old.flags = AUTO if bitmap.enabled else 0
                 fresh.append(old)
                 continue
-            if bitmap.inconsistent:
-                continue
+            if bitmap.inconsistent or not node.header.size:
+                continue  # nobody reads a bitmap without a table
             fresh.append(self._store_bitmap(bitmap))
             if old is not None:
                 dropped.append(old)
