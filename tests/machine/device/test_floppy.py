@@ -163,7 +163,7 @@ def test_the_change_line(guest: Guest) -> None:
         media.eject(backend, "fd", force=False)
     guest.command(0x0F, 0, 0)
     assert access.port_in(_CHANGE, 1) == 0x80
-    assert guest.read(0, 0, 1, 1)[1][0] == 0x40
+    assert guest.read(0, 0, 1, 1)[1][0] == 0x60  # the seek has not been asked for
     with control:
         layer.add_node({"driver": "null-co", "node-name": "ro", "size": 737280, "read-only": True})
         media.insert_medium(backend, layer.find_node("ro"))
@@ -224,3 +224,42 @@ def test_hostile_writes(tmp_path_factory: Any, writes: list[tuple[int, int]]) ->
         assert guest.command(0x10) == [0x90]
     finally:
         guest.machine.close()
+
+
+def test_a_controller_keeps_what_it_has_been_told_of_drives_over_a_reset(guest: Guest) -> None:
+    guest.command(0x13, 0, 0x55, 0x66)
+    guest.command(0x12, 0x87)
+    guest.access.port_out(_DOR, 1, 0x08)
+    guest.access.port_out(_DOR, 1, 0x0C)
+    assert guest.command(0x0E)[7:] == [7 << 2, 0x55, 0x66]
+    assert guest.access.port_in(_DOR, 1) == 0x0C
+
+
+def test_a_seek_that_was_not_asked_for_shows_in_the_next_result(guest: Guest) -> None:
+    guest.command(0x0F, 0, 3)
+    assert guest.read(3, 0, 1, 1, 0x66)[1][0] & 0xF8 == 0x20
+    assert guest.read(3, 0, 1, 1, 0x66)[1][0] & 0xF8 == 0
+
+
+def test_deleted_sectors_are_not_found(guest: Guest) -> None:
+    assert guest.command(0x4C, 0, 0, 0, 1, 2, 1, 0x1B, 0xFF) == [0x60, 0, 0, 0, 0, 1, 2]
+    assert guest.command(0x49, 0, 0, 0, 1, 2, 1, 0x1B, 0xFF)[0] == 0x60
+
+
+def test_an_empty_drive_moves_its_head_anywhere_and_reads_nothing(guest: Guest) -> None:
+    with guest.machine.control:
+        media.eject(guest.machine.block.find_qdev("fd"), "fd", force=False)
+    assert guest.read(200, 0, 36, 36)[1] == [0x40, 0, 0, 200, 0, 36, 2]
+    assert guest.command(0x0E)[0] == 200
+
+
+def test_verifying_moves_no_data_and_a_track_cannot_end_before_it_begins(guest: Guest) -> None:
+    assert guest.command(0x56, 0, 2, 0, 3, 2, 4, 0x1B, 0xFF) == [0x20, 0, 0, 3, 0, 1, 2]
+    assert guest.read(2, 0, 9, 3)[1][:2] == [0x60, 1]
+
+
+def test_the_tape_register_exchanges_the_drives(guest: Guest) -> None:
+    guest.command(0x0F, 0, 5)
+    guest.access.port_out(0x3F3, 1, 4)
+    assert guest.command(0x0E)[:2] == [0, 5]
+    assert guest.read(0, 0, 1, 1)[1][:2] == [0x40, 0x80]

@@ -9,7 +9,7 @@ from qobra.errors import QobraError
 from qobra.machine.block_requests import BlockRequests
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
-from qobra.machine.fdc.formats import DRIVE_TYPES, FORMATS, Format, find
+from qobra.machine.fdc.formats import DRIVE_TYPES, NO_DRIVE, Format, find, unknown
 from qobra.machine.qdev import Bus, Device
 from qobra.machine.vmstate import VmState, flag, u8
 from qobra.object.property import Enum, Int
@@ -47,7 +47,10 @@ class FloppyBus(Bus):
 
 @registry.register("floppy")
 class Floppy(BlockFrontEnd):
-    """A drive. ``track`` and ``head`` are where it stands, ``changed`` what its disk change line says."""
+    """A drive. ``track``, ``head`` and ``sector`` are where it stands, ``changed`` what its disk change line says.
+
+    ``format`` is the one of the last diskette that there was.
+    """
 
     type_name = "floppy"
     architectures = frozenset(("x86_64",))
@@ -65,13 +68,13 @@ class Floppy(BlockFrontEnd):
     rerror: Any = "auto"
     werror: Any = "auto"
 
-    format: Format = FORMATS[0]
+    format: Format = NO_DRIVE
     track = head = 0
-    reach = 1
-    """How many tracks the head can go to; the first diskette shows that."""
+    sector = 1
     changed = True
+    _was_protected = True
 
-    vmstate = VmState(u8("track", "head"), flag("changed"))
+    vmstate = VmState(u8("track", "head", "sector"), flag("changed"))
 
     def realize(self) -> None:
         self.check_sizes()
@@ -101,25 +104,28 @@ class Floppy(BlockFrontEnd):
 
     @property
     def write_protected(self) -> bool:
-        """Whether it cannot be written."""
-        return not self._writable()
+        """Whether the diskette cannot be written; of an empty drive, whether the last one could not."""
+        return not self._writable() if self.loaded else self._was_protected
 
     def _look(self) -> None:
         # The drive takes the type of its first diskette, if it has none of its own.
         bus: Any = self.bus
         if self.backend is not None and self.backend.node is not None:
+            self._was_protected = not self._writable()
             self.format = find(self.backend.length, self.drive_type)
-            self.reach = self.format.tracks
             if self.drive_type == "auto":
                 self.values["drive-type"] = self.format.drive
-        elif self.drive_type == "auto":
-            self.values["drive-type"] = bus.fallback
+        else:
+            self.format = unknown(self.format)
+            if self.drive_type == "auto":
+                self.values["drive-type"] = bus.fallback
         self.changed = True
 
     def medium_changed(self) -> None:
         backend = self.backend
         if backend is None or not self.realized:
             return
+        interrupted = self.requests.pending
         self.requests.cancel()
         if backend.node is None:
             backend.set_permissions(0, permissions.ALL)
@@ -127,17 +133,18 @@ class Floppy(BlockFrontEnd):
             perm = permissions.CONSISTENT_READ | (permissions.WRITE if self._writable() else 0)
             backend.set_permissions(perm, permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED)
         self._look()
-        bus: Any = self.bus
-        bus.controller.medium_changed(self)
+        if interrupted:
+            bus: Any = self.bus
+            bus.controller.medium_changed(self)
 
-    def seek(self, track: int, head: int) -> bool:
+    def seek(self, track: int, head: int, sector: int) -> bool:
         """Move to ``track``; True if that is another than before, which tells a new diskette from none."""
         moved = track != self.track
         if moved:
             self.track = track
             if self.loaded:
                 self.changed = False
-        self.head = head
+        self.head, self.sector = head, sector
         return moved
 
     def sector_offset(self, track: int, head: int, sector: int) -> int:

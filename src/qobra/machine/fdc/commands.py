@@ -34,22 +34,23 @@ class Commands:
         drive = self._controller.choose(command[1])
         if drive is not None:
             drive.head = command[1] >> 2 & 1
-        protected = drive is None or (drive.loaded and drive.write_protected)
+        place = command[1] & 5
+        protected = drive is None or drive.write_protected
         at_zero = drive is None or not drive.track
-        self._controller.answer(0x28 | (0x40 if protected else 0) | (0x10 if at_zero else 0) | command[1] & 7)
+        self._controller.answer(0x28 | (0x40 if protected else 0) | (0x10 if at_zero else 0) | place)
 
     def recalibrate(self, command: bytes) -> None:
         """Back to track 0."""
         drive = self._controller.choose(command[1])
         if drive is not None:
-            drive.seek(0, drive.head)
+            drive.seek(0, 0, 1)
         self._seek_done()
 
     def seek(self, command: bytes) -> None:
         """To a track; one that is not there leaves the head where it was."""
         drive = self._controller.choose(command[1])
         if drive is not None:
-            _step(drive, command[2], drive.head)
+            _step(drive, command[2])
         self._seek_done()
 
     def relative_seek(self, command: bytes) -> None:
@@ -57,12 +58,13 @@ class Commands:
         drive = self._controller.choose(command[1])
         if drive is not None:
             steps = command[2] if command[0] & 0x40 else -command[2]
-            _step(drive, max(0, drive.track + steps), drive.head)
+            _step(drive, min(max(0, drive.track + steps), drive.format.tracks - 1))
         self._seek_done()
 
     def _seek_done(self) -> None:
         self._controller.idle()
-        self._controller.interrupt(_SEEK_END)
+        self._controller.status0 |= _SEEK_END
+        self._controller.interrupt()
 
     def version(self, _command: bytes) -> None:
         """The kind of controller."""
@@ -85,7 +87,7 @@ class Commands:
     def perpendicular(self, command: bytes) -> None:
         """How the drives record."""
         if command[1] & 0x80:
-            self._controller.perpendicular = command[1] & 7
+            self._controller.perpendicular[self._controller.unit] = command[1] & 7
         self._controller.idle()
 
     def dump_registers(self, _command: bytes) -> None:
@@ -98,29 +100,29 @@ class Commands:
         """The insides, to be restored."""
         controller = self._controller
         times = controller.step_rate, controller.load_time
-        controller.answer(0, 0, *self._tracks(), *times, *self._settings(), 0, 0, 0)
+        controller.answer(0, 0, *self._tracks(), *times, *self._settings(), controller.power, 0, 0)
 
     def _tracks(self) -> tuple[int, int, int, int]:
-        drives = (self._controller.bus.drive(0), self._controller.bus.drive(1))
+        drives = (self._controller.drive_at(0), self._controller.drive_at(1))
         first, second = (0 if drive is None else drive.track & 0xFF for drive in drives)
         return first, second, 0, 0
 
     def _settings(self) -> tuple[int, int, int, int]:
         controller = self._controller
         drive = controller.drive
-        flags = controller.locked << 7 | controller.perpendicular << 2
+        flags = controller.locked << 7 | controller.perpendicular[controller.unit] << 2
         return drive.format.sectors if drive is not None else 0, flags, controller.configuration, controller.first_track
 
     def restore(self, command: bytes) -> None:
         """What :meth:`save` told."""
         controller = self._controller
         for number in (0, 1):
-            drive = controller.bus.drive(number)
+            drive = controller.drive_at(number)
             if drive is not None:
                 drive.track = command[3 + number]
-        controller.step_rate, controller.load_time = command[7] & 0x0F, command[8] & 0x7F
-        controller.locked, controller.perpendicular = command[10] >> 7, command[10] >> 2 & 7
-        controller.configuration, controller.first_track = command[11], command[12]
+        controller.step_rate, controller.load_time = command[7], command[8]
+        controller.locked, controller.perpendicular[controller.unit] = command[10] >> 7, command[10] >> 2 & 0x0F
+        controller.configuration, controller.first_track, controller.power = command[11:14]
         controller.idle()
 
     def option(self, _command: bytes) -> None:
@@ -128,9 +130,10 @@ class Commands:
         self._controller.idle()
 
 
-def _step(drive: Floppy, track: int, head: int) -> None:
-    if track < drive.reach:
-        drive.seek(track, head)
+def _step(drive: Floppy, track: int) -> None:
+    # There is one track more than the format has.
+    if track <= drive.format.tracks and drive.sector <= drive.format.sectors:
+        drive.seek(track, drive.head, drive.sector)
 
 
 def commands(controller: Controller) -> list[Command]:
@@ -146,9 +149,9 @@ def commands(controller: Controller) -> list[Command]:
         (0xBF, 0x02, 8, partial(transfers.start, "read")),
         (0xFF, 0x2E, 0, simple.save),
         (0xFF, 0x4E, 17, simple.restore),
-        (0x1F, 0x0C, 8, partial(transfers.start, "read")),
-        (0x3F, 0x09, 8, partial(transfers.start, "write")),
-        (0x1F, 0x16, 8, partial(transfers.start, "read")),
+        (0x1F, 0x0C, 8, transfers.refuse_deleted),
+        (0x3F, 0x09, 8, transfers.refuse_deleted),
+        (0x1F, 0x16, 8, partial(transfers.start, "verify")),
         (0x1F, 0x11, 8, partial(transfers.start, "scan")),
         (0x1F, 0x19, 8, partial(transfers.start, "scan")),
         (0x1F, 0x1D, 8, partial(transfers.start, "scan")),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qobra.machine.fdc.commands import commands
 from qobra.machine.fdc.transfer import Transfers
-from qobra.machine.vmstate import VmState, flag, raw, u8
+from qobra.machine.vmstate import Number, VmState, flag, listed, raw, u8
 
 if TYPE_CHECKING:
     from qobra.machine.device.floppy import Floppy, FloppyBus
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 BUSY, NO_DMA, TO_HOST, READY = 0x10, 0x20, 0x40, 0x80
 """Main status register."""
 
-SELECT, RUNNING, DMA_GATE, MOTORS = 0x03, 0x04, 0x08, 0x30
-"""Digital output register."""
+RUNNING, DMA_GATE, MOTORS = 0x04, 0x08, 0x30
+"""Digital output register; its lowest bit chooses the drive."""
 
 INVALID, ABNORMAL, SEEK_END = 0x80, 0x40, 0x20
 """Status register 0 of results."""
 
+_UNIT, _DRIVE_BITS = 0x01, 0x07
 _CONFIGURATION = 0x60
 _RESETS_TOLD = 4
 _SECTOR_CODE = 2
@@ -36,8 +37,9 @@ class Controller:
     """One controller with the drives of ``bus``, which interrupts on ``irq`` and moves data on a DMA channel."""
 
     vmstate = VmState(
-        u8("output", "_lines", "_tape", "rate", "step_rate", "load_time", "configuration", "first_track"),
-        u8("locked", "perpendicular", "_resets_to_tell", "status", "status0"),
+        u8("output", "unit", "_lines", "_tape", "rate", "step_rate", "load_time", "configuration", "first_track"),
+        u8("locked", "power", "_resets_to_tell", "status", "status0"),
+        listed("perpendicular", kind=Number(1)),
         flag("_interrupting"),
         raw("_command", "_result", maximum=16),
         u8("_expected"),
@@ -49,29 +51,34 @@ class Controller:
         self.clock = clock
         self.transfers = Transfers(self, dma, channel)
         self._commands = commands(self)
-        self._power_on()
-
-    def _power_on(self) -> None:
-        self.output = RUNNING | DMA_GATE
-        self._lines = 0xC0
-        self._tape = 0
         self.rate = 0
+        self._tape = 0
         self.step_rate = self.load_time = 0
         self.configuration, self.first_track = _CONFIGURATION, 0
-        self.locked = self.perpendicular = 0
-        self._reset_phases()
+        self.locked = self.power = 0
+        self.unit = 0
+        """The chosen drive's number."""
+        self.perpendicular = [0, 0]
+        """How each drive records."""
         self._resets_to_tell = 0
         self._interrupting = False
+        self._restart()
+
+    def _restart(self) -> None:
+        self.output, self.unit = RUNNING | DMA_GATE, 0
+        self._lines = 0xC0
+        self._reset_phases()
+        self._resets_to_tell = 0
 
     def reset(self) -> None:
-        """As after power-on."""
-        self._power_on()
+        """Begin anew. What the host has configured stays, also at a reset of the machine."""
+        self._restart()
         self._lower()
         for number in (0, 1):
             drive = self.bus.drive(number)
             if drive is not None:
                 drive.requests.cancel()
-                drive.track = drive.head = 0
+                drive.seek(0, 0, 1)
 
     def close(self) -> None:
         """Stop."""
@@ -98,12 +105,15 @@ class Controller:
     @property
     def drive(self) -> Floppy | None:
         """The chosen drive."""
-        unit = self.output & SELECT
-        return self.bus.drive(unit) if unit < 2 else None
+        return self.drive_at(self.unit)
+
+    def drive_at(self, number: int) -> Floppy | None:
+        """The drive that the host knows by this number: the tape register makes the second one the first."""
+        return self.bus.drive(number ^ self._tape >> 2)
 
     def choose(self, value: int) -> Floppy | None:
-        """Choose the drive that a command's second byte names."""
-        self.output = self.output & ~SELECT | value & SELECT
+        """Choose the drive that a command's second byte names; there is a line for two."""
+        self.unit = value & _UNIT
         return self.drive
 
     @property
@@ -112,22 +122,21 @@ class Controller:
         return not self.output & DMA_GATE
 
     def medium_changed(self, drive: Floppy) -> None:
-        """Another diskette: what was going on with the old one ends."""
+        """Another diskette while one was being read or written: what was going on with the old one ends."""
         if drive is self.drive:
             self.transfers.medium_gone()
 
     # -- interrupts
 
-    def interrupt(self, status0: int | None = None) -> None:
-        """Interrupt the host; ``status0`` is what it is told when it asks why."""
-        if status0 is not None:
-            self.status0 = status0
+    def interrupt(self) -> None:
+        """Interrupt the host, which is told ``status0`` when it asks why."""
         self._interrupting = True
         self._resets_to_tell = 0
         self._irq.set(1)
 
     def _lower(self) -> None:
         self._interrupting = False
+        self.status0 = 0
         self._irq.set(0)
 
     def sense_interrupt(self, _command: bytes) -> None:
@@ -141,10 +150,8 @@ class Controller:
             self.answer(INVALID)
             return
         else:
-            head = drive.head if drive is not None else 0
-            self.answer(self.status0 & ~0x07 | head << 2 | self.output & SELECT, track)
+            self.answer(self.status0 & ~_DRIVE_BITS | self.unit, track)
         self._lower()
-        self.status0 = 0
 
     # -- registers
 
@@ -153,10 +160,11 @@ class Controller:
         if offset == 1:
             return self._lines
         if offset == 2:
-            return self.output
+            return self.output | self.unit
         if offset == 3:
             return self._tape
         if offset == 4:
+            self.output |= RUNNING  # who looks whether it is ready wakes it up
             return self.status
         if offset == 5:
             return self._read_fifo()
@@ -168,12 +176,9 @@ class Controller:
         """Write ports 2 to 5 and 7."""
         if offset == 2:
             self._lines = 0xC0 | (value & MOTORS) >> 4 | (value & 1) << 5
-            before, self.output = self.output, value & (SELECT | RUNNING | DMA_GATE | MOTORS)
-            if before & RUNNING and not value & RUNNING:
-                self._reset_phases()
-                self._lower()
-            elif value & RUNNING and not before & RUNNING:
+            if value & RUNNING and not self.output & RUNNING:
                 self._soft_reset()
+            self.output, self.unit = value, value & _UNIT
         elif offset == 5:
             self._write_fifo(value)
         elif not self.output & RUNNING:
@@ -181,17 +186,16 @@ class Controller:
         elif offset == 3:
             self._tape = value & 0x04
         elif offset == 4:
-            if value & 0x80:
+            if value & 0xC0:  # reset, power down
                 self._soft_reset()
             self.rate = value & 3
         elif offset == 7:
             self.rate = value & 3
 
     def _soft_reset(self) -> None:
-        self._reset_phases()
-        if not self.locked:
-            self.configuration, self.first_track = _CONFIGURATION, 0
-        self.interrupt(0xC0)
+        self.reset()
+        self.status0 = 0xC0
+        self.interrupt()
         self._resets_to_tell = _RESETS_TOLD
 
     # -- the FIFO
@@ -259,9 +263,13 @@ class Controller:
         self.status = READY
 
     def finish(self, status0: int, status1: int, status2: int, track: int, head: int, sector: int) -> None:
-        """A command that moved data, or should have, is done: the seven bytes of its result, and an interrupt."""
+        """A command that moved data, or should have, is done: the seven bytes of its result, and an interrupt.
+
+        ``status0`` adds to what the host has not yet been told, as of a seek.
+        """
         drive = self.drive
-        self.status0 = status0 | (drive.head if drive is not None else 0) << 2 | self.output & SELECT
+        head_bit = (1 if drive is not None and drive.head else 0) << 2
+        self.status0 = (self.status0 & ~_DRIVE_BITS) | status0 | head_bit | self.unit
         self.answer(self.status0, status1, status2, track & 0xFF, head, sector & 0xFF, _SECTOR_CODE)
         self.interrupt()
 

@@ -7,6 +7,8 @@ SECTOR = 512
 DRIVE_TYPES = ("144", "288", "120", "none", "auto")
 """The values of FdcDriveType: 1.44 MB and 2.88 MB of 3.5 inches, 1.2 MB of 5.25 inches."""
 
+_SMALL = ("144", "288")
+
 RATE_500K, RATE_300K, RATE_250K, RATE_1M = range(4)
 
 
@@ -47,6 +49,15 @@ FORMATS = _rows()
 _DEFAULTS = {"144": FORMATS[0], "288": FORMATS[8], "120": next(f for f in FORMATS if f.drive == "120")}
 
 
+NO_DRIVE = Format("none", 0, 1, 1, RATE_500K)
+"""What a controller takes the diskettes of a drive that is not there for."""
+
+
+def unknown(before: Format) -> Format:
+    """The format of no diskette: the drive lets its head go anywhere, and remembers the one ``before``."""
+    return Format(before.drive, 255, 256, before.sides, before.rate)
+
+
 def find(length: int, drive: str) -> Format:
     """The format of a diskette of ``length`` bytes in a drive of that type (``auto``: any).
 
@@ -56,9 +67,9 @@ def find(length: int, drive: str) -> Format:
     for each in FORMATS:
         if each.total == sectors and drive in ("auto", each.drive):
             return each
-    # A drive for 2.88 MB takes the diskettes of its smaller sister.
-    if drive == "288":
+    # Drives of 3.5 inches take each other's diskettes.
+    if drive in _SMALL:
         for each in FORMATS:
-            if each.total == sectors and each.drive == "144":
+            if each.total == sectors and each.drive in _SMALL:
                 return each
     return _DEFAULTS.get(drive, FORMATS[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qobra.machine.fdc.formats import SECTOR
+from qobra.machine.fdc.formats import NO_DRIVE, SECTOR
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
@@ -27,14 +27,13 @@ class Place:
     With ``many`` it goes on at the other side. ``length`` is how many bytes it has to move.
     """
 
-    __slots__ = ("_path", "drive", "kind", "length", "status0")
+    __slots__ = ("_path", "drive", "kind", "length")
 
     def __init__(
         self, kind: str, drive: Floppy, track: int, head: int, sector: int, length: int, *, last: int, many: bool
     ) -> None:
         self.kind = kind
         self.drive = drive
-        self.status0 = 0
         form = drive.format
         path = [(track, head, sector)]
         # Not beyond the end of the diskette.
@@ -107,29 +106,42 @@ class Transfers:
     # -- commands
 
     def start(self, kind: str, command: bytes) -> None:
-        """A command with the address of a sector and the last one of the track: ``read``, ``write`` or ``scan``."""
+        """A command with the address of a sector and the last one of the track.
+
+        ``kind`` is ``read``, ``verify``, ``write`` or ``scan``.
+        """
         controller = self._controller
         track, head, sector, code, last = command[2:7]
         many = bool(command[0] & 0x80)
         drive = controller.choose(command[1])
-        if drive is None or not drive.loaded:
-            if drive is not None:
-                drive.seek(track if track < drive.reach else drive.track, 0)
-            controller.finish(_ABNORMAL, 0, 0, 0, 0, sector)
-        elif track >= drive.format.tracks or head >= drive.format.sides:
-            controller.finish(_ABNORMAL, 0, 0, track, head, sector)
-        elif not 1 <= sector <= drive.format.sectors:
-            controller.finish(_ABNORMAL, _END_OF_TRACK, 0, track, head, sector)
+        form = drive.format if drive is not None else NO_DRIVE
+        status1 = 0
+        if track >= form.tracks or head >= form.sides:
+            drive = None
+        elif not 1 <= sector <= form.sectors:
+            drive, status1 = None, _END_OF_TRACK
+        elif drive is not None:
+            # Commands seek by themselves, whether that is configured or not.
+            moved = drive.seek(track, head, sector)
+            if not drive.loaded:
+                drive = None
+            elif moved:
+                controller.status0 |= _SEEK_END
+        if drive is None:
+            controller.finish(_ABNORMAL, status1, 0, track, head, sector)
+        elif form.rate != controller.rate or (code and last < sector - 1):
+            controller.finish(_ABNORMAL, _MISSING_MARK, 0, track, head, sector)
         else:
-            status0 = _SEEK_END if drive.seek(track, head) else 0
-            if drive.format.rate != controller.rate:
-                controller.finish(_ABNORMAL, _MISSING_MARK, 0, track, head, sector)
-            elif kind == "write" and drive.write_protected:
-                controller.finish(_ABNORMAL | status0, _NOT_WRITABLE, 0, track, head, sector)
-            else:
-                sectors = max(0, last - sector + 1) + (last if many else 0)
-                length = min(command[8], 128) if not code else (128 << min(code, 7)) * sectors
-                self._begin(Place(kind, drive, track, head, sector, length, last=last, many=many), status0)
+            sectors = max(0, last - sector + 1) + (last if many else 0)
+            length = min(command[8], 128) if not code else (128 << min(code, 7)) * sectors
+            self._begin(Place(kind, drive, track, head, sector, length, last=last, many=many))
+
+    def refuse_deleted(self, _command: bytes) -> None:
+        """A command for deleted sectors, of which diskettes have none."""
+        controller = self._controller
+        drive = controller.drive
+        place = (drive.track, drive.head, drive.sector) if drive is not None else (0, 0, 0)
+        controller.finish(_ABNORMAL | _SEEK_END, 0, 0, *place)
 
     def format_track(self, command: bytes) -> None:
         """Fill a track with a byte; the sectors' addresses, which come as data, are the usual ones."""
@@ -173,12 +185,14 @@ class Transfers:
 
     # -- moving
 
-    def _begin(self, place: Place, status0: int) -> None:
+    def _begin(self, place: Place) -> None:
         self._place = place
-        place.status0 = status0
         controller = self._controller
         if not place.length:
             self._end(0, 0)
+        elif place.kind == "verify":
+            controller.status = _BUSY
+            self._fetch(place, place.length, lambda data: self._dma_moved(len(data)))
         elif not controller.no_dma:
             controller.status = _BUSY
             if self._dma is None:
@@ -198,7 +212,9 @@ class Transfers:
         place = self._place
         if place is None:
             return
-        if place.kind == "write":
+        if place.kind == "write" and place.drive.write_protected:
+            self._end(_ABNORMAL | _SEEK_END, _NOT_WRITABLE)
+        elif place.kind == "write":
             self._store(place, data, self._host_moved)
         else:
             self._fetch(place, place.length, partial(self._scanned, data))
@@ -218,7 +234,9 @@ class Transfers:
         dma.channels[self._channel].requested = False
         channel = dma.channels[self._channel]
         length = min(place.length, channel.left)
-        if place.kind == "write":
+        if place.kind == "write" and place.drive.write_protected:
+            self._end(_ABNORMAL | _SEEK_END, _NOT_WRITABLE)
+        elif place.kind == "write":
             self._store(place, channel.take(length), self._dma_moved)
         elif place.kind == "scan":
             self._fetch(place, length, partial(self._scanned, channel.take(length)))
@@ -276,6 +294,6 @@ class Transfers:
         track, head, sector = place.after(moved)
         if track != place.after(0)[0]:
             status0 |= _SEEK_END  # it went on at the next track
-        place.drive.track, place.drive.head = track, head
+        place.drive.track, place.drive.head, place.drive.sector = track, head, sector
         self._ask_dma(False)
-        self._controller.finish(status0 | place.status0, status1, status2, track, head, sector)
+        self._controller.finish(status0, status1, status2, track, head, sector)
