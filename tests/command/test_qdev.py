@@ -81,3 +81,55 @@ def test_sizes_of_disks(machine: Any, arguments: dict[str, Any], text: str) -> N
     with machine.control, pytest.raises(QobraError) as caught:
         dispatch.call(machine, "device_add", {"driver": "virtio-blk-pci", "id": "x"} | arguments)
     assert caught.value.desc == text
+
+
+def _set(machine: Any, path: str, name: str, value: Any) -> str:
+    try:
+        _call(machine, "qom-set", path=path, property=name, value=value)
+    except QobraError as error:
+        return error.desc
+    return "set"
+
+
+def test_what_may_change_while_a_device_works(machine: Any) -> None:
+    for id in ("a", "b"):
+        _call(machine, "device_add", driver="e1000", id=id)
+    assert _set(machine, "/machine/peripheral/a", "bootindex", 5) == "set"
+    assert _set(machine, "/machine/peripheral/b", "bootindex", 5) == "The bootindex 5 has already been used"
+    assert _set(machine, "/machine/peripheral/b", "bootindex", "x").startswith("Invalid parameter type")
+    text = "Attempt to set property 'mac' on device 'a' (type 'e1000') after it was realized"
+    assert _set(machine, "/machine/peripheral/a", "mac", "52:54:00:12:34:56") == text
+    _call(machine, "device_add", driver="virtio-rng-pci", id="r")
+    assert _set(machine, "/machine/peripheral/r", "rng", "nope") == "Device 'nope' not found"
+    backend = _call(machine, "qom-get", path="/machine/peripheral/r", property="rng")
+    text = "Attempt to set link property 'rng' on device '(null)' (type 'virtio-rng-device') after it was realized"
+    assert _set(machine, "/machine/peripheral/r", "rng", backend) == text
+
+
+def test_what_objects_keep(machine: Any) -> None:
+    for kind, id, properties in (
+        ("memory-backend-ram", "m", {"size": 4096}),
+        ("rng-random", "r", {}),
+        ("throttle-group", "t", {}),
+    ):
+        machine.objects.create(kind, id, properties)
+    assert _set(machine, "/objects/m", "size", "x") == "cannot change property size of memory-backend-ram "
+    assert _set(machine, "/objects/m", "prealloc-threads", 1 << 32) == "Parameter 'prealloc-threads' expects uint32_t"
+    assert _set(machine, "/objects/m", "prealloc-threads", "x") == "Parameter 'prealloc-threads' expects uint64"
+    assert _set(machine, "/objects/r", "filename", "x") == "Property 'filename' can no longer be set"
+    assert _set(machine, "/objects/t", "x-iops-total", "x") == "Property cannot be set after initialization"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("memory-backend-ram", "size"),
+        ("authz-simple", "identity"),
+        ("secret_keyring", "serial"),
+        ("rng-egd", "chardev"),
+        ("pr-manager-helper", "path"),
+    ],
+)
+def test_what_objects_need(machine: Any, kind: str, name: str) -> None:
+    with pytest.raises(QobraError, match=f"Parameter '{name}' is missing"):
+        machine.objects.create(kind, "o", {})

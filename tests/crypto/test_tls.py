@@ -125,6 +125,12 @@ def test_psk_knows_its_users(machine: Machine, tmp_path: Path) -> None:
         create("tls-creds-psk", "n", {"dir": str(tmp_path / "a"), "username": "nobody"})
 
 
+def test_parameters_are_for_those_who_listen(machine: Machine) -> None:
+    machine.objects.create("tls-creds-anon", "c", {"dir": "/dev/null/none"})
+    with pytest.raises(QobraError, match="Unable to access credentials"):
+        machine.objects.create("tls-creds-anon", "s", {"dir": "/dev/null/none", "endpoint": "server"})
+
+
 def test_anonymous_encrypts(machine: Machine) -> None:
     server = machine.objects.create("tls-creds-anon", "s", {"endpoint": "server"})
     client = machine.objects.create("tls-creds-anon", "c", {})

@@ -140,14 +140,21 @@ def test_a_backend_that_goes_takes_its_filters_along(wire: Wire) -> None:
 @pytest.mark.parametrize(
     ("kind", "properties", "text"),
     [
-        ("filter-mirror", {"netdev": ""}, "Parameter 'netdev' is missing"),
-        ("filter-mirror", {"netdev": "zz"}, "Parameter 'netdev' expects a network backend id"),
+        ("filter-mirror", {"netdev": "zz", "outdev": "x"}, "Parameter 'netdev' expects a network backend id"),
         ("filter-mirror", {}, "Parameter 'outdev' is missing"),
         ("filter-mirror", {"outdev": "zz"}, "Device 'zz' not found"),
-        ("filter-mirror", {"status": "bad"}, "Invalid value for netfilter status, should be 'on' or 'off'"),
-        ("filter-mirror", {"insert": "bad"}, "Parameter 'insert' does not accept value 'bad'"),
-        ("filter-mirror", {"position": "bad"}, "Parameter 'position' expects 'head', 'tail' or 'id=<id>'"),
-        ("filter-mirror", {"position": "id=zz"}, "filter 'zz' not found"),
+        (
+            "filter-mirror",
+            {"outdev": "zz", "status": "bad"},
+            "Invalid value for netfilter status, should be 'on' or 'off'",
+        ),
+        ("filter-mirror", {"outdev": "zz", "insert": "bad"}, "Parameter 'insert' does not accept value 'bad'"),
+        (
+            "filter-mirror",
+            {"outdev": "zz", "position": "bad"},
+            "Parameter 'position' expects 'head', 'tail' or 'id=<id>'",
+        ),
+        ("filter-mirror", {"outdev": "zz", "position": "id=zz"}, "filter 'zz' not found"),
         ("filter-redirector", {}, "filter redirector needs 'indev' or 'outdev' at least one property set"),
         ("filter-redirector", {"indev": "zz"}, "IN Device 'zz' not found"),
         ("filter-redirector", {"outdev": "zz"}, "OUT Device 'zz' not found"),
@@ -160,7 +167,7 @@ def test_a_backend_that_goes_takes_its_filters_along(wire: Wire) -> None:
         ("filter-buffer", {"interval": 0}, "Property 'filter-buffer.interval' requires a positive value"),
         ("filter-dump", {}, "Parameter 'file' is missing"),
         ("filter-dump", {"file": "/nowhere/x"}, "net dump: can't open /nowhere/x: No such file or directory"),
-        ("filter-dump", {"maxlen": 0}, "Property 'filter-dump.maxlen' doesn't take value '0'"),
+        ("filter-dump", {"file": "x", "maxlen": 0}, "Property 'filter-dump.maxlen' doesn't take value '0'"),
     ],
 )
 def test_refusals(wire: Wire, kind: str, properties: dict[str, Any], text: str) -> None:
@@ -168,6 +175,17 @@ def test_refusals(wire: Wire, kind: str, properties: dict[str, Any], text: str) 
         wire.add(kind, **properties)
     assert str(caught.value) == text
     assert wire.near.filters == ()
+
+
+def test_a_filter_needs_a_backend(wire: Wire) -> None:
+    with pytest.raises(QobraError, match="Parameter 'netdev' is missing"):
+        wire.machine.objects.create("filter-mirror", "f", {"outdev": "x"})
+
+
+def test_a_place_that_is_no_longer_looked_at_is_checked(wire: Wire) -> None:
+    buffer = wire.add("filter-buffer", interval=1000)
+    with pytest.raises(QobraError, match="Invalid value for netfilter insert, should be 'before' or 'behind'"):
+        buffer.set("insert", "bad")
 
 
 def test_a_length_that_cannot_be_ends_a_stream() -> None:

@@ -10,8 +10,9 @@ from qobra.block.backend import BlockBackend
 from qobra.block.error_policy import ErrorPolicy
 from qobra.block.media import remove_drive
 from qobra.errors import QobraError
+from qobra.machine.boot_index import BootIndex
 from qobra.machine.qdev import Device
-from qobra.object.property import Bool, Enum, Int, Property, Size, String
+from qobra.object.property import Bool, Enum, Property, Size, String
 
 _MIN_BLOCK, _MAX_BLOCK = 512, 2 << 20
 ON_OFF_AUTO = ("auto", "on", "off")
@@ -88,7 +89,7 @@ class BlockFrontEnd(Device):
     account_failed = Enum("OnOffAuto", ON_OFF_AUTO, "auto")
     rerror = Enum("BlockdevOnError", ON_ERROR, "auto")
     werror = Enum("BlockdevOnError", ON_ERROR, "auto")
-    bootindex = Int(-1, type="int32", show_default=False)
+    bootindex = BootIndex()
     serial = String(type="str", description="Serial number that the guest sees")
 
     backend: BlockBackend | None = None

@@ -14,9 +14,12 @@ from qobra.object.qom import Object
 _MAX_NODE = 127
 
 
-def _set_size(backend: MemoryBackend, value: int) -> None:
+def _keep_size(backend: MemoryBackend) -> None:
     if backend.ram is not None:
         raise QobraError(f"cannot change property size of {backend.type_name} ")
+
+
+def _set_size(backend: MemoryBackend, value: int) -> None:
     if not value:
         raise QobraError(f"property 'size' of {backend.type_name} doesn't take value '0'")
     backend.values["size"] = value
@@ -34,12 +37,13 @@ class MemoryBackend(Object):
     type_name = "memory-backend"
     interfaces = ("user-creatable",)
     abstract = True
+    required: tuple[str, ...] = ("size",)
 
     merge = Bool(True, description="Mark memory as mergeable")
     dump = Bool(True, description="Set to 'off' to exclude from core dump")
     prealloc = Bool(False, description="Preallocate memory")
-    prealloc_threads = Int(1, set=_set_threads, description="Number of CPU threads to use for prealloc")
-    size = Size(0, type="int", set=_set_size, description="Size of the memory region (ex: 500M)")
+    prealloc_threads = Int(1, width="uint32", set=_set_threads, description="Number of CPU threads to use for prealloc")
+    size = Size(0, type="int", set=_set_size, guard=_keep_size, description="Size of the memory region (ex: 500M)")
     prealloc_context = Link("thread-context", description="Context to use for creating CPU threads for preallocation")
     host_nodes = NumberList(maximum=_MAX_NODE, description="Binds memory to the list of NUMA host nodes")
     policy = Enum(

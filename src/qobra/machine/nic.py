@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.machine.boot_index import BootIndex
 from qobra.machine.qdev import Device
-from qobra.object.property import Int, Property
+from qobra.object.property import Property
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
@@ -56,7 +57,7 @@ class Nic(Device):
 
     mac = MacAddress("str", None, description="Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56")
     netdev = NetdevProperty("str", None, description="ID of a netdev to use as a backend")
-    bootindex = Int(-1, type="int32", show_default=False)
+    bootindex = BootIndex()
 
     backend: Netdev | None = None
     link_forced_down = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine.irq import Line
-from qobra.object.property import Bool, Property
+from qobra.object.property import Bool, Link, Property
 from qobra.object.qom import Object
 
 if TYPE_CHECKING:
@@ -101,9 +101,16 @@ class Device(Object):
 
     def set(self, name: str, value: Any, *, keyval: bool = False) -> None:
         if self.realized and name not in self.BASE_PROPERTIES and not self.settable_when_realized(name):
-            if self.find_property(name).forwarded:
+            prop = None if name in self.children else self.find_property(name)
+            if prop is None or prop.forwarded or not prop.writable or prop.live:
                 super().set(name, value, keyval=keyval)
                 return
+            if isinstance(prop, Link):
+                prop.resolve(self, value)
+                raise QobraError(
+                    f"Attempt to set link property '{name}' on device '{self.user_id or '(null)'}' "
+                    f"(type '{self.type_name}') after it was realized"
+                )
             who = f"device '{self.user_id}'" if self.user_id else "anonymous device"
             raise QobraError(
                 f"Attempt to set property '{name}' on {who} (type '{self.type_name}') after it was realized"

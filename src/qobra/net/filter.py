@@ -7,7 +7,7 @@ outside), ``rx`` is what the peer sends to it. Packets of ``tx`` pass the filter
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
 from qobra.object.property import Bool, Enum, String
@@ -21,7 +21,9 @@ _PLACE = "Parameter 'position' expects 'head', 'tail' or 'id=<id>'"
 
 def _set_insert(filter: NetFilter, value: str) -> None:
     if value not in ("before", "behind"):
-        raise QobraError(f"Parameter 'insert' does not accept value '{value}'")
+        if filter.backend is None:
+            raise QobraError(f"Parameter 'insert' does not accept value '{value}'")
+        raise QobraError("Invalid value for netfilter insert, should be 'before' or 'behind'")
     filter.values["insert"] = value
 
 
@@ -40,6 +42,7 @@ class NetFilter(Object):
     type_name = "netfilter"
     interfaces = ("user-creatable",)
     abstract = True
+    required: tuple[str, ...] = ("netdev",)
 
     queue = Enum("NetFilterDirection", ("all", "rx", "tx"), "all")
     netdev = String("")
@@ -55,10 +58,7 @@ class NetFilter(Object):
         return bool(self.status == "on")
 
     def complete(self) -> None:
-        name = self.netdev
-        if not name:
-            raise QobraError("Parameter 'netdev' is missing")
-        backend = self.machine.netdevs.find(name)
+        backend = self.machine.netdevs.find(self.netdev)
         if backend is None:
             raise QobraError("Parameter 'netdev' expects a network backend id")
         if backend.front_end is not None:
@@ -122,11 +122,3 @@ class NetFilter(Object):
     def takes(self, packet: bytes, direction: Direction) -> bool:
         """Whether the filter keeps the packet, so that nobody after it sees it. From any thread."""
         raise NotImplementedError
-
-
-def required(filter: NetFilter, name: str) -> Any:
-    """The value of a property that must have been set."""
-    value = filter.get(name)
-    if not value:
-        raise QobraError(f"Parameter '{name}' is missing")
-    return value

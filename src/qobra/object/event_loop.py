@@ -9,6 +9,7 @@ from qobra.object.property import Int
 from qobra.object.qom import Object
 
 _THREAD_POOL_MAX_DEFAULT = 64
+_MOST_THREADS = (1 << 31) - 1
 
 
 def _set_limit(name: str) -> Callable[[EventLoopBase, int], None]:
@@ -43,5 +44,5 @@ class EventLoopBase(Object):
 
     def check_limits(self) -> None:
         """Raises QobraError where the pool would have no thread, or fewer at most than at least."""
-        if not 0 <= self.thread_pool_min <= self.thread_pool_max or self.thread_pool_max < 1:
+        if not 0 <= self.thread_pool_min <= self.thread_pool_max or not 1 <= self.thread_pool_max <= _MOST_THREADS:
             raise QobraError("bad thread-pool-min/thread-pool-max values")

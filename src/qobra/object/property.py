@@ -42,7 +42,10 @@ class Property:
         readable: bool = True,
         writable: bool = True,
         show_default: bool = True,
+        live: bool = False,
+        guard: Callable[[Any], None] | None = None,
     ) -> None:
+        """``live``: whether it may change while a device works. ``guard`` refuses before a value is looked at."""
         self.type = type
         self.default = default
         self.name = name or ""
@@ -50,6 +53,8 @@ class Property:
         self.readable = readable
         self.writable = writable
         self.show_default = show_default
+        self.live = live
+        self._guard = guard
         self._get = get
         self._set = set
         self._attribute = ""
@@ -78,6 +83,8 @@ class Property:
         """Check ``value`` (a string to be converted, with ``keyval``) and store it."""
         if not self.writable:
             raise QobraError(f"Property '{instance.type_name}.{self.name}' is not writable")
+        if self._guard is not None:
+            self._guard(instance)
         checked = self.parse(value) if keyval and isinstance(value, str) else self.check(value)
         if self._set is not None:
             self._set(instance, checked)
@@ -159,6 +166,11 @@ class Int(Property):
         self.minimum = low if minimum is None else minimum
         self.maximum = high if maximum is None else maximum
 
+    def mismatch(self, expected: str | None = None) -> QobraError:
+        if expected is None and self.width.startswith("u"):
+            return QobraError(f"Parameter '{self.name}' expects uint64")
+        return super().mismatch(expected)
+
     def check(self, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.mismatch()
@@ -191,9 +203,6 @@ class Size(Int):
 
     def convert(self, text: str) -> int:
         return parse_size(text, self.name)
-
-    def mismatch(self, expected: str | None = None) -> QobraError:
-        return QobraError(f"Parameter '{self.name}' expects uint64")
 
 
 class String(Property):
@@ -239,10 +248,16 @@ class Link(Property):
         super().__init__(f"link<{target}>", **options)
         self.target = target
 
-    def write(self, instance: Object, value: Any, *, keyval: bool = False) -> None:
+    def resolve(self, instance: Object, value: Any) -> Object | None:
+        """The object that ``value`` means, or None for nothing. Raises QobraError."""
         if not isinstance(value, str):
             raise self.mismatch()
-        linked = instance.tree.find_link(value, self.target, self.name) if value else None
+        return instance.tree.find_link(value, self.target, self.name) if value else None
+
+    def write(self, instance: Object, value: Any, *, keyval: bool = False) -> None:
+        if self._guard is not None:
+            self._guard(instance)
+        linked = self.resolve(instance, value)
         if self._set is not None:
             self._set(instance, linked)
         else:

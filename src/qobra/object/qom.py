@@ -30,6 +30,8 @@ class Object:
     user_creatable = False
     provided = False
     """Whether the type comes with those that use it, and no module is named after it."""
+    required: tuple[str, ...] = ()
+    """The properties that whoever creates an object has to give."""
     interfaces: tuple[str, ...] = ()
     """What the type implements, beside what the types do that it derives from."""
     ancestors: Mapping[str, tuple[str, ...]] = {}

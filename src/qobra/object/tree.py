@@ -46,6 +46,9 @@ class ObjectTree:
             raise QobraError(f"object type '{type_name}' isn't supported by object-add")
         if cls.abstract:
             raise QobraError(f"object type '{type_name}' is abstract")
+        for name in cls.required:
+            if name not in props:
+                raise QobraError(f"Parameter '{name}' is missing")
         created = cls(self)
         try:
             known = created.properties()

@@ -33,6 +33,7 @@ class PRManagerHelper(Object):
 
     type_name = "pr-manager-helper"
     user_creatable = True
+    required = ("path",)
     ancestors = {"pr-manager": ("user-creatable",)}
 
     path_option = String(name="path")
@@ -44,8 +45,6 @@ class PRManagerHelper(Object):
         self._ended = False
 
     def complete(self) -> None:
-        if not self.path_option:
-            raise QobraError("Parameter 'path' is missing")
         try:
             self._connect()
         except OSError as error:

@@ -31,17 +31,23 @@ class _LimitsProperty(Property):
         super().write(instance, value)
 
 
+def _keep(group: ThrottleGroupObject) -> None:
+    if group.group is not None:
+        raise QobraError("Property cannot be set after initialization")
+
+
 class _Member(Int):
     """``x-NAME``: one member of the limits, as options set them one by one."""
 
     def __init__(self, member: str) -> None:
-        super().__init__(name=f"x-{member}", get=lambda group: group.group_limits().get(member), set=self._set_member)
+        super().__init__(name=f"x-{member}", get=self._get_member, set=self._set_member, guard=_keep)
         self._member = member
+
+    def _get_member(self, group: ThrottleGroupObject) -> Any:
+        return group.group_limits().get(self._member)
 
     def _set_member(self, group: Object, value: int) -> None:
         assert isinstance(group, ThrottleGroupObject)
-        if group.group is not None:
-            raise QobraError("Property cannot be set after initialization")
         if value < 0:
             raise QobraError("Property values cannot be negative")
         group.pending.set(self._member, value)

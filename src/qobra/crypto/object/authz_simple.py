@@ -13,6 +13,7 @@ class AuthzSimple(Authz):
 
     type_name = "authz-simple"
     user_creatable = True
+    required = ("identity",)
 
     identity = String()
 

@@ -22,7 +22,9 @@ class SecretKeyring(SecretCommon):
     type_name = "secret_keyring"
     user_creatable = True
 
-    serial = Int(0, type="int32")
+    required = ("serial",)
+
+    serial = Int(0, type="int32_t", width="int32")
 
     def load(self) -> bytes:
         number = _SYS_KEYCTL.get(os.uname().machine)

@@ -37,7 +37,8 @@ class TlsCredsAnon(LoadableTlsCreds):
     user_creatable = True
 
     def complete(self) -> None:
-        self._dh = self.find_file("dh-params.pem", required=False) if self.dir is not None else None
+        listens = self.endpoint == "server" and self.dir is not None
+        self._dh = self.find_file("dh-params.pem", required=False) if listens else None
         self._context = self._build()
         self.is_loaded = True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.machine.blockdev import PlainFrontEnd
+from qobra.machine.boot_index import BootIndex
 from qobra.machine.devices import registry
 from qobra.machine.scsi import passthrough
 from qobra.machine.scsi.bus import Result, ScsiDevice
@@ -25,7 +26,7 @@ class ScsiGeneric(ScsiDevice, PlainFrontEnd):
 
     share_rw: Any = Bool(False)
     io_timeout = Int(30, type="uint32", name="io_timeout")
-    bootindex: Any = Int(-1, type="int32", show_default=False)
+    bootindex: Any = BootIndex()
 
     def realize(self) -> None:
         backend = self.realize_block()

@@ -6,6 +6,7 @@ from typing import Any
 
 from qobra.chardev.vhost_user import VhostUserFrontEnd
 from qobra.errors import QobraError
+from qobra.machine.boot_index import BootIndex
 from qobra.machine.devices import registry
 from qobra.machine.serial16550 import find_chardev
 from qobra.machine.virtio.device import VirtioDevice
@@ -37,7 +38,7 @@ class VhostUserBlk(VirtioDevice):
     config_wce = Bool(True)
     discard = Bool(True)
     write_zeroes = Bool(True)
-    bootindex = Int(-1, type="int32", show_default=False)
+    bootindex = BootIndex()
 
     def realize(self) -> None:
         if not self.chardev:

@@ -46,7 +46,12 @@ class VirtioMem(VirtioMemoryDevice):
         show_default=False,
     )
     requested_size = Size(0, set=lambda self, value: self.request(value), show_default=False)
-    block_size = Size(_DEFAULT_BLOCK, set=lambda self, value: self.set_block_size(value), show_default=False)
+    block_size = Size(
+        _DEFAULT_BLOCK,
+        guard=lambda self: self.keep_block_size(),
+        set=lambda self, value: self.set_block_size(value),
+        show_default=False,
+    )
 
     _size = 0
 
@@ -90,10 +95,13 @@ class VirtioMem(VirtioMemoryDevice):
         """The size is what the guest makes it."""
         raise QobraError(f"Property '{self.type_name}.size' is not writable")
 
-    def set_block_size(self, size: int) -> None:
-        """How large the blocks are. Raises QobraError."""
+    def keep_block_size(self) -> None:
+        """Raises QobraError once the device works."""
         if self.realized:
             raise QobraError("'block-size' cannot be changed")
+
+    def set_block_size(self, size: int) -> None:
+        """How large the blocks are. Raises QobraError."""
         if size < _MIN_BLOCK:
             raise QobraError(f"'block-size' property has to be at least 0x{_MIN_BLOCK:x}")
         if size & (size - 1):

@@ -19,17 +19,13 @@ class MemoryBackendFile(MemoryBackend):
 
     type_name = "memory-backend-file"
     user_creatable = True
+    required = ("size", "mem-path")
 
     discard_data = Bool(False)
     mem_path = String()
     align = Size(0, type="int")
     pmem = Bool(False)
     readonly = Bool(False)
-
-    def complete(self) -> None:
-        if self.mem_path is None:
-            raise QobraError("mem-path property not set")
-        super().complete()
 
     def allocate(self) -> Ram:
         if self.align % mmap.PAGESIZE:

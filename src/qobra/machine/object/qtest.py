@@ -18,14 +18,13 @@ class Qtest(Object):
 
     type_name = "qtest"
     user_creatable = True
+    required = ("chardev",)
     hotswap = False
 
     chardev = String()
     log = String()
 
     def complete(self) -> None:
-        if self.chardev is None:
-            raise QobraError("Parameter 'chardev' is missing")
         board = self.machine.board
         if board is None:
             raise QobraError("Cannot add 'qtest' without a board")

@@ -25,6 +25,7 @@ class RngEgd(RngBackend):
 
     type_name = "rng-egd"
     user_creatable = True
+    required = ("chardev",)
     hotswap = False
 
     chardev = String()
@@ -32,8 +33,6 @@ class RngEgd(RngBackend):
     _device: Chardev | None = None
 
     def open(self) -> None:
-        if self.chardev is None:
-            raise QobraError("Parameter 'chardev' is missing")
         device: Chardev | None = self.machine.chardevs.find(self.chardev)
         if device is None:
             raise QobraError(f"Device '{self.chardev}' not found", DEVICE_NOT_FOUND)

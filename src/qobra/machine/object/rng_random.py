@@ -11,6 +11,12 @@ from qobra.object.property import String
 from qobra.object.types import registry
 
 
+def _set_filename(source: RngRandom, filename: str) -> None:
+    if source.is_open:
+        raise QobraError("Property 'filename' can no longer be set")
+    source.values["filename"] = filename
+
+
 @registry.register("rng-random")
 class RngRandom(RngBackend):
     """A character special file that never ends."""
@@ -18,7 +24,7 @@ class RngRandom(RngBackend):
     type_name = "rng-random"
     user_creatable = True
 
-    filename = String("/dev/urandom")
+    filename = String("/dev/urandom", set=_set_filename)
     _fd = -1
 
     def open(self) -> None:

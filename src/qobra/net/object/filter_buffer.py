@@ -30,14 +30,13 @@ class FilterBuffer(NetFilter):
 
     type_name = "filter-buffer"
     user_creatable = True
+    required = ("netdev", "interval")
 
     _timer: Timer | None = None
 
     interval = Int(0, type="uint32", set=_set_interval)
 
     def setup(self) -> None:
-        if not self.interval:
-            raise QobraError("Parameter 'interval' is missing")
         self._waiting: deque[tuple[bytes, Direction]] = deque(maxlen=_PACKETS_MAX)
         if self.on:
             self._arm()

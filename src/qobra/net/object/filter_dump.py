@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
-from qobra.net.filter import NetFilter, required
+from qobra.net.filter import NetFilter
 from qobra.object.property import Int, String
 from qobra.object.types import registry
 
@@ -33,6 +33,7 @@ class FilterDump(NetFilter):
 
     type_name = "filter-dump"
     user_creatable = True
+    required = ("netdev", "file")
 
     maxlen = Int(_MAXLEN_DEFAULT, type="uint32", set=_set_maxlen)
     file = String("")
@@ -40,7 +41,7 @@ class FilterDump(NetFilter):
     _fd = -1
 
     def setup(self) -> None:
-        path = required(self, "file")
+        path = self.file
         try:
             self._fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
-from qobra.net.filter import NetFilter, required
+from qobra.net.filter import NetFilter
 from qobra.net.framing import Outlet
 from qobra.object.property import Bool, String
 from qobra.object.types import registry
@@ -21,16 +21,16 @@ class FilterMirror(NetFilter):
 
     type_name = "filter-mirror"
     user_creatable = True
+    required = ("netdev", "outdev")
     hotswap = False
 
     outdev = String("")
     vnet_hdr_support = Bool(name="vnet_hdr_support")
 
     def setup(self) -> None:
-        name = required(self, "outdev")
-        chardev = self.machine.chardevs.find(name)
+        chardev = self.machine.chardevs.find(self.outdev)
         if chardev is None:
-            raise QobraError(f"Device '{name}' not found", DEVICE_NOT_FOUND)
+            raise QobraError(f"Device '{self.outdev}' not found", DEVICE_NOT_FOUND)
         chardev.attach(self)
         self._chardev: Chardev = chardev
         self._outlet = Outlet(chardev, f"filter {self.name}", with_header=self.vnet_hdr_support)

@@ -26,6 +26,7 @@ def _set_cpus(context: ThreadContext, cpus: list[int]) -> None:
 def _set_nodes(context: ThreadContext, nodes: list[int]) -> None:
     if not nodes:
         raise QobraError("Node list is empty")
+    context.check_alone("node-affinity")
     cpus = [cpu for node in nodes for cpu in cpus_of_node(node)]
     if not cpus:
         raise QobraError("The nodes select no CPUs")
@@ -58,11 +59,15 @@ class ThreadContext(Object):
 
     def place(self, cpus: list[int], property_name: str) -> None:
         """Keep the thread on these CPUs. Raises QobraError."""
+        self.check_alone(property_name)
         if self._thread is not None:
             _apply(self.thread_number, cpus)
-        elif self._set_by not in ("", property_name):
-            raise QobraError("Mixing CPU and node affinity not supported")
         self._affinity, self._set_by = cpus, property_name
+
+    def check_alone(self, property_name: str) -> None:
+        """Raises QobraError where the other property already says where the thread is to be from the start."""
+        if self._thread is None and self._set_by not in ("", property_name):
+            raise QobraError("Mixing CPU and node affinity not supported")
 
     def complete(self) -> None:
         thread = threading.Thread(target=self._serve, name=f"TC {self.name}", daemon=True)
