@@ -76,6 +76,22 @@ def migrate_incoming(machine: Machine, args: dict[str, Any]) -> None:
     machine.migration.listen(args["uri"])
 
 
+@command("xen-save-devices-state", needs="board")
+def xen_save_devices_state(machine: Machine, args: dict[str, Any]) -> None:
+    """Write the devices' state to a file."""
+    from qobra.migration import device_file
+
+    device_file.save(machine, args["filename"], live=args.get("live", True))
+
+
+@command("xen-load-devices-state", needs="board")
+def xen_load_devices_state(machine: Machine, args: dict[str, Any]) -> None:
+    """Take the devices' state from a file."""
+    from qobra.migration import device_file
+
+    device_file.load(machine, args["filename"])
+
+
 @command("migrate_set_downtime", needs="board")
 def migrate_set_downtime(machine: Machine, args: dict[str, Any]) -> None:
     """The older form of ``downtime-limit``, in seconds."""

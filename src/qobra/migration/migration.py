@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qobra.block.activation import activate_all
+from qobra.block.activation import activate_all, deactivate_all
 from qobra.errors import QobraError
 from qobra.migration import channel, machine_state
 from qobra.migration.bitmaps import keep_bitmaps
@@ -181,6 +181,10 @@ class Migration:
             self._outgoing.cancel()
         if self._incoming is not None:
             self._incoming.close()
+
+    def let_go(self) -> None:
+        """The disks are another machine's from now on, until this one is to run again. Raises QobraError."""
+        deactivate_all(self.machine.block)
 
     def _take_over(self) -> None:
         # Before the guest runs here (again).

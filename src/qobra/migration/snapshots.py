@@ -101,7 +101,7 @@ def save(
     elif any(disk.find(tag) for disk in disks):
         raise QobraError(f"Snapshot '{tag}' already exists in one or more devices")
     keeper = _state_disk(disks, vmstate)
-    with _standing_still(machine, "save-vm") as before, machine.block.drained():
+    with standing_still(machine, "save-vm") as before, machine.block.drained():
         size = _write_state(machine, keeper, before)
         clock_ns = board.clock.now_ns() if board is not None else 0
         for disk in disks:
@@ -122,7 +122,7 @@ def load(machine: Machine, tag: str, *, vmstate: str | None = None, devices: lis
     info = keeper.find(tag)
     if info is None or not info["vm-state-size"]:
         raise QobraError("This is a disk-only snapshot. Revert to it  offline using qemu-img")
-    with _standing_still(machine, "restore-vm"):
+    with standing_still(machine, "restore-vm"):
         activate_all(machine.block)
         with machine.block.drained():
             for disk in disks:
@@ -165,7 +165,7 @@ def listing(machine: Machine) -> list[tuple[str, bool, list[dict[str, Any]]]]:
 
 
 @contextmanager
-def _standing_still(machine: Machine, state: str) -> Iterator[str]:
+def standing_still(machine: Machine, state: str) -> Iterator[str]:
     """Keep the guest from running meanwhile; gives the run state from before. It runs on only if all went well."""
     run_state = machine.run_state
     before = run_state.state
