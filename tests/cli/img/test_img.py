@@ -681,3 +681,13 @@ def test_what_is_compressed_is_whole_clusters_wherever_the_data_begin_and_end() 
         write("top.q", b"a" * 500, offset)
     assert run("convert", "-c", "-B", "base.q", "-F", "qcow2", "-O", "qcow2", "top.q", "p.q") == 0
     assert run("compare", "top.q", "p.q") == 0
+
+
+def test_why_a_request_failed_is_said_as_the_c_library_does(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.raw").write_bytes(b"compressible " * 5000)
+    assert run("convert", "-c", "-f", "raw", "-O", "qcow2", "a.raw", "b.q") == 0
+    with open("b.q", "r+b") as file:
+        file.seek(5 * 65536)  # after header, refcounts and tables
+        file.write(b"\xff" * 64)
+    assert run("dd", "-f", "qcow2", "if=b.q", "of=c.raw") == 1
+    assert capsys.readouterr().err == ("qobra-img: error while reading from input image file: Input/output error\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 from qobra.block.creation._image import ImageCreation, find_format, known_options
@@ -11,7 +10,7 @@ from qobra.block.node import drivers
 from qobra.cli._tool.opening import Images
 from qobra.cli._tool.process import Terminated, end_in_order
 from qobra.cli._tool.report import ToolError
-from qobra.errors import QobraError, strerror
+from qobra.errors import QobraError, errno_of, strerror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,7 +148,5 @@ def read_failed(offset: int, error: OSError | QobraError) -> ToolError:
 
 
 def reason(error: OSError | QobraError) -> str:
-    """What an error says, as the C library words the numbers."""
-    if isinstance(error, OSError):
-        return strerror(error)
-    return os.strerror(error.errno) if error.errno and error.errno != errno.EIO else str(error)
+    """Why a request failed, as the C library words the numbers."""
+    return os.strerror(errno_of(error))

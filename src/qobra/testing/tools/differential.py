@@ -203,6 +203,8 @@ _PROGRAMS = ("qemu-img", "qemu-io", "qemu-nbd")
 
 def run(side: Theirs | Ours, command: Sequence[str], place: Path) -> Outcome:
     """Run a command line of one side, also one that serves (see :mod:`qobra.testing.tools.nbd_script`)."""
+    if command[0] == "damage":
+        return _damage(place, *command[1:])
     if command[0] != "serve":
         return side.run(command, place)
     if "--" not in command:
@@ -218,6 +220,14 @@ def run(side: Theirs | Ours, command: Sequence[str], place: Path) -> Outcome:
         (place / "sock").unlink(missing_ok=True)
     statuses, outputs, errors = zip(*outcomes, strict=True)
     return max(statuses), "".join(outputs), "".join(errors)
+
+
+def _damage(place: Path, name: str = "", offset: str = "0", data: str = "") -> Outcome:
+    """Overwrite bytes of a file (see :mod:`qobra.testing.tools.odd_script`)."""
+    with open(place / name, "r+b") as file:
+        file.seek(int(offset))
+        file.write(bytes.fromhex(data))
+    return 0, "", ""
 
 
 def _stop(pid_file: Path) -> None:
@@ -324,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import tempfile
 
     from qobra.testing.differential import limit_descriptors
-    from qobra.testing.tools.odd_script import odd_command, prepare
+    from qobra.testing.tools.odd_script import odd_script, prepare
     from qobra.testing.tools.script import script
 
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -341,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as directory, Pair(Path(directory), prepare if options.odd else None) as pair:
         for number in range(options.count):
             seed = options.seed + number
-            commands = [odd_command(seed)] if options.odd else script(seed)
+            commands = odd_script(seed) if options.odd else script(seed)
             if pair.difference(commands):
                 shortest = pair.shrink(commands)
                 failures.append(seed)

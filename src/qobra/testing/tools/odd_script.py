@@ -101,6 +101,40 @@ _COMMANDS = {
 """Each subcommand's options with what their values are, and its operands."""
 
 
+_DAMAGED = ("q", "o", "sn", "bm", "c", "ext", "lazy", "v2", "df", "zero")
+_ON_DAMAGED = (
+    "check", "check -r leaks", "check -r all", "check --output=json", "info", "info --output=json", "map",
+    "map --output=json", "convert -O raw {} new", "convert -O qcow2 {} new", "convert --salvage -O raw {} new",
+    "compare -f raw r {}", "snapshot -l", "snapshot -c three", "snapshot -a one", "snapshot -d two",
+    "bitmap --add {} b9", "bitmap --remove {} b0", "bitmap --clear {} b0", "resize {} 2M", "resize --shrink {} 512k",
+    "amend -o lazy_refcounts=on", "amend -o compat=1.1", "amend -o refcount_bits=32", "measure -O qcow2", "commit",
+    "rebase -u -b q -F qcow2", "dd bs=64k if={} of=new",
+)  # fmt: skip
+"""What is done with an image that was damaged, whose name is {} or comes last."""
+
+
+def odd_script(seed: int) -> list[Command]:
+    """The commands of ``seed``: one of any kind, or some on an image that was damaged before."""
+    random = Random(seed)
+    if random.random() < 0.6:
+        return [odd_command(seed)]
+    name = random.choice(_DAMAGED)
+    script = [_damage(random, name)]
+    for line in random.choices(_ON_DAMAGED, k=random.choice([1, 1, 2, 3])):
+        script.append(["qemu-img", *(line if "{}" in line else line + " {}").format(name).split()])
+    return [*script, ["qemu-img", "check", name]]
+
+
+def _damage(random: Random, name: str) -> Command:
+    """``damage FILE OFFSET BYTES``: bytes of one of the first clusters, where the tables lie, are overwritten."""
+    cluster = random.choice([0, 0, 1, 2, 3, *range(4, 16)])
+    offset = cluster * 4096 + random.choice([random.randrange(112), random.randrange(64) * 8, random.randrange(4096)])
+    data = random.choice(
+        [b"\0", b"\xff", b"\x80", b"\1", bytes(8), b"\xff" * 8, random.randbytes(8), random.randbytes(2)]
+    )
+    return ["damage", name, str(offset), data.hex()]
+
+
 def odd_command(seed: int) -> Command:
     """The command line of ``seed``."""
     random = Random(seed)
