@@ -168,7 +168,7 @@ class Values:
             drawn.setdefault("granularity", 65536)
         elif command == "block-job-cancel" and drawn["device"] in self.world.paused:
             drawn["force"] = True
-        elif "device" in drawn and "node-name" in drawn:
+        elif "device" in drawn and "node-name" in drawn and "mirror" not in command:
             del drawn["device"]
         if command.startswith(("block-dirty-bitmap", "x-debug-block-dirty")):
             node, bitmap = self.world.bitmap()
