@@ -61,7 +61,7 @@ class PacketCommands:
             READ_10: self._read,
             READ_12: self._read,
             SEEK: self._seek,
-            READ_TOC: lambda cdb: mmc.toc(cdb, drive.sectors),
+            READ_TOC: lambda cdb: mmc.toc(cdb, drive.sectors, cdb[9] >> 6),  # where it was before MMC-2
             GET_CONFIGURATION: lambda cdb: mmc.configuration(cdb, drive.sectors if drive.loaded else 0, whole=False),
             GET_EVENT_STATUS: lambda cdb: mmc.event_status(cdb, drive.take_media_event),
             READ_DISC_INFORMATION: mmc.disc_information,

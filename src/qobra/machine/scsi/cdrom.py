@@ -75,7 +75,7 @@ class CdDrive(RemovableDisk):
 
     def _read_toc(self, cdb: bytes) -> bytes:
         self.medium()
-        return mmc.toc(cdb, self._sectors)
+        return mmc.toc(cdb, self._sectors, cdb[2] & 0x0F)
 
     def _disc_information(self, cdb: bytes) -> bytes:
         self.medium()

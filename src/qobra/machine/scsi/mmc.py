@@ -12,10 +12,9 @@ _CD_MAX_SECTORS = 80 * 60 * 75
 _PROFILE_CD, _PROFILE_DVD = 0x0008, 0x0010
 
 
-def toc(cdb: bytes, sectors: int) -> bytes:
-    """READ TOC of a medium with one data track. Raises Sense."""
-    in_time, form, first = bool(cdb[1] & 2), cdb[2] & 0x0F, cdb[6]
-    form = form or cdb[9] >> 6
+def toc(cdb: bytes, sectors: int, form: int) -> bytes:
+    """READ TOC of a medium with one data track, in the format ``form``. Raises Sense."""
+    in_time, first = bool(cdb[1] & 2), cdb[6]
     length = int.from_bytes(cdb[7:9], "big")
     if form == 0:
         if first > 1 and first != 0xAA:
