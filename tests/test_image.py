@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,3 +198,13 @@ def test_fsspec(chain: str) -> None:
     assert any(entry["name"].endswith("base.qcow2") for entry in fs.ls(str(Path(chain).parent)))
     with pytest.raises(FileNotFoundError):
         fs.open("/no/such/image")
+    with contextlib.chdir(Path(chain).parent):
+        assert fs.glob("*.qcow2") == sorted(str(path) for path in Path.cwd().glob("*.qcow2"))
+
+
+@pytest.mark.parametrize("kind", [Path, os.fsencode])
+def test_a_path_may_be_any_that_python_has(chain: str, kind: Any) -> None:
+    with qobra.open(kind(chain)) as image:
+        assert (image.read(4), image.name) == (b"bbbb", chain)
+    with pytest.raises(TypeError, match="expected str, bytes or os.PathLike"):
+        qobra.open(None)  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ from typing import Any
 
 from fsspec.spec import AbstractFileSystem
 
-from qobra.errors import QobraError
+from qobra.block.filename import protocol_of
+from qobra.errors import QobraError, errno_of
 from qobra.image import Image, open_image
 
 _PREFIX = "qobra://"
@@ -31,8 +32,9 @@ class QobraFileSystem(AbstractFileSystem):  # type: ignore[misc,unused-ignore]
     def _strip_protocol(cls, path: Any) -> Any:
         if isinstance(path, list):
             return [cls._strip_protocol(each) for each in path]
-        text = os.fspath(path)
-        return text.removeprefix(_PREFIX) or cls.root_marker
+        text = os.fspath(path).removeprefix(_PREFIX)
+        # As for fsspec's own local files, a path is a whole one; a name that says its protocol stays as it is.
+        return text if protocol_of(text) else os.path.abspath(text)
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Image:
         if mode not in ("rb", "r+b", "rb+"):
@@ -40,9 +42,8 @@ class QobraFileSystem(AbstractFileSystem):  # type: ignore[misc,unused-ignore]
         try:
             return open_image(path, mode, **self._settings)
         except QobraError as error:
-            if not os.path.exists(path):
-                raise FileNotFoundError(path) from error
-            raise OSError(str(error)) from error
+            # OSError makes a FileNotFoundError or a PermissionError of it.
+            raise OSError(errno_of(error), str(error), path) from error
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """What fsspec wants to know, with the image's ``format`` and what it takes on the host (``allocated``)."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,7 +61,7 @@ class Extent(NamedTuple):
 
 
 def open_image(
-    filename: str,
+    filename: str | os.PathLike[str] | bytes,
     mode: str = "r",
     *,
     format: str | None = None,
@@ -70,7 +71,7 @@ def open_image(
     force_share: bool = False,
     layer: BlockLayer | None = None,
 ) -> Image:
-    """Open an image. Raises QobraError.
+    """Open an image: a path, or a name as QEMU has them (``nbd://...``, ``json:...``). Raises QobraError.
 
     ``mode`` is ``r`` or ``r+`` (read and write; a ``b`` changes nothing). ``format`` is a driver's name; without it the
     format is told from the first bytes, which is only safe for images that you trust: a guest can make a raw disk
@@ -78,6 +79,7 @@ def open_image(
     cache mode's name. ``snapshot`` is the id or name of an internal snapshot to show (read-only). ``force_share`` opens
     an image that another program is writing to. ``layer`` is a block layer to open it in, for those who have one.
     """
+    filename = os.fsdecode(filename)
     if mode not in MODES:
         raise ValueError(f"invalid mode: {mode!r}")
     if cache not in CACHE_MODES:
