@@ -231,3 +231,14 @@ def test_change_keeps_the_front_end(machine: Machine, recorder: Any) -> None:
         machine.chardevs.change("a", {"type": "null", "data": {}})
     with pytest.raises(QobraError, match="already exists"):
         make(machine, "a", "null")
+
+
+@pytest.mark.parametrize(
+    ("text", "status"), [("3q", 7), ("q", 1), ("12 q", 25), ("x5q", 11), ("300q", 89), ("4x5q", 11)]
+)
+def test_testdev_ends_the_machine(machine: Machine, text: str, status: int) -> None:
+    device = machine.chardevs.create("t", {"type": "testdev", "data": {}})
+    for character in text:
+        assert not machine.is_ending
+        device.write_all(character.encode())
+    assert machine.is_ending and machine.run_state.exit_status == status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -114,3 +115,23 @@ def test_the_disk_of_a_running_domain(session: Session) -> None:
         subprocess.run(["qemu-img", "check", "-q", str(home / name)], check=True)
         subprocess.run(["qemu-img", "compare", "-q", str(home / name), str(home / "before.qcow2")], check=True)
     assert "name: two" in subprocess.check_output(["qemu-img", "info", str(home / "copy.qcow2")], text=True)
+
+
+_SCREEN = """\
+<graphics type='vnc' port='-1' autoport='yes' passwd='secret'><listen type='address' address='127.0.0.1'/></graphics>
+<video><model type='virtio'/></video><input type='tablet' bus='virtio'/><input type='keyboard' bus='virtio'/>
+"""
+
+
+def test_a_domain_has_a_screen(session: Session) -> None:
+    home, virsh = session.home, session.virsh
+    text = Path(session.domain("pc")).read_text().replace("</devices>", _SCREEN + "</devices>")
+    virsh("create", session.write("screen.xml", text))
+    address = virsh("vncdisplay", "small").strip()
+    assert address.startswith("127.0.0.1:")
+    with socket.create_connection(("127.0.0.1", 5900 + int(address.rpartition(":")[2])), 30) as viewer:
+        assert viewer.recv(12, socket.MSG_WAITALL) == b"RFB 003.008\n"
+        viewer.sendall(b"RFB 003.008\n")
+        assert viewer.recv(2, socket.MSG_WAITALL) == b"\1\2"  # libvirt has set the password
+    virsh("send-key", "small", "KEY_A")
+    virsh("screenshot", "small", str(home / "screen"))
