@@ -32,6 +32,11 @@ def test_inspect_reports_references_and_opens_none(confined: list[str], capfd: p
     assert not report["safe"]
 
 
+def test_inspect_calls_a_file_as_it_was_called(capfd: pytest.CaptureFixture[str]) -> None:
+    assert people.main(["inspect", "nofile"]) == 1
+    assert "problem: Could not open 'nofile': No such file or directory\n" in capfd.readouterr().out
+
+
 def test_inspect_accepts_what_stands_alone(capfd: pytest.CaptureFixture[str]) -> None:
     assert people.main(["inspect", "--untrusted", "--check", "-f", "qcow2", "base.q"]) == 0
     assert "verdict: nothing to object to" in capfd.readouterr().out

@@ -134,7 +134,9 @@ def examine(filename: str, check: bool) -> dict[str, Any]:
         with Images(Program("inspect")) as images:
             _examine(images, filename, check, report)
     except ToolError as error:
-        report["problems"].append(error.text)
+        path = _plain(filename)
+        text = error.text.removeprefix(f"Could not open '{path}': ").replace(f"'{path}'", f"'{filename}'")
+        report["problems"].append(text)
         report["damaged"] = report["format"] is not None
         report["failed"] = report["format"] is None
     except (OSError, QobraError) as error:
@@ -146,9 +148,13 @@ def examine(filename: str, check: bool) -> dict[str, Any]:
     return report
 
 
+def _plain(filename: str) -> str:
+    """A plain path is meant, whatever it looks like: nobody's image decides which protocol is spoken."""
+    return filename if os.path.isabs(filename) else os.path.join(os.curdir, filename)
+
+
 def _examine(images: Images, filename: str, check: bool, report: dict[str, Any]) -> None:
-    # A plain path is meant, whatever it looks like; nobody's image decides which protocol is spoken.
-    path = os.path.join(os.curdir, filename) if not os.path.isabs(filename) else filename
+    path = _plain(filename)
     file = node_of(images.open(path, fmt="file"))
     report["actual-size"] = file.allocated_size()
     head = file.read(0, min(file.length, 0x8006))
