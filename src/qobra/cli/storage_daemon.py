@@ -11,9 +11,7 @@ from qobra.cli._ending import Ending, Terminate
 from qobra.cli._options import (
     Background,
     Option,
-    asks_help,
     fail,
-    object_help,
     program,
     say,
     scan,
@@ -223,8 +221,10 @@ def _add_object(machine: Machine, value: str) -> None:
 
 def _help(machine: Machine, name: str, value: str) -> str | None:
     """The text for an option that only asks what there is."""
-    if name == "object" and asks_help(value):
-        return object_help(machine.objects, value)
+    if name == "object":
+        from qobra.object.help import asks_help, object_help
+
+        return object_help(machine.objects, value) if asks_help(value) else None
     if name == "trace" and value.removeprefix("enable=") in ("help", "?"):
         from qobra.trace import events
 

@@ -18,6 +18,30 @@ def calc_dirty_rate(machine: Machine, args: dict[str, Any]) -> None:
     machine.migration.dirty_rate.start(machine.board, args["calc-time"], args.get("sample-pages"), mode)
 
 
+@hmp_command(
+    "calc_dirty_rate",
+    args="dirty_ring:-r,dirty_bitmap:-b,second:l,sample_pages_per_GB:l?",
+    params="[-r] [-b] second [sample_pages_per_GB]",
+    help="begin to measure how fast memory changes (-r and -b: other ways to)",
+    needs="board",
+)
+def hmp_calc_dirty_rate(machine: Machine, args: dict[str, Any]) -> str:
+    """Begin to measure."""
+    ways = [way for way in ("dirty-ring", "dirty-bitmap") if args.get(way.replace("-", "_"))]
+    if len(ways) > 1:
+        return "Either dirty ring or dirty bitmap can be specified!\n"
+    if not args["second"]:
+        return "Incorrect period length specified!\n"
+    options = {"calc-time": args["second"], **({"mode": ways[0]} if ways else {})}
+    if "sample_pages_per_GB" in args:
+        options["sample-pages"] = args["sample_pages_per_GB"]
+    dispatch.call(machine, "calc-dirty-rate", options)
+    return (
+        f"Starting dirty rate measurement with period {args['second']} seconds\n"
+        "[Please use 'info dirty_rate' to check results]\n"
+    )
+
+
 @command("query-dirty-rate", needs="board")
 def query_dirty_rate(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
     """What was measured."""

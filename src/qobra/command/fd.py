@@ -7,6 +7,7 @@ from typing import Any
 
 from qobra.errors import DEVICE_NOT_ACTIVE, QobraError
 from qobra.machine.machine import Machine
+from qobra.qmp.hmp import HmpMonitor, hmp_command
 from qobra.qmp.registry import command
 from qobra.qmp.session import Session
 
@@ -30,6 +31,23 @@ def getfd(machine: Machine, args: dict[str, Any], session: Session | None) -> No
 def closefd(machine: Machine, args: dict[str, Any]) -> None:
     """Close a named descriptor."""
     machine.fdsets.close_named(args["fdname"])
+
+
+@hmp_command(
+    "getfd", args="fdname:s", params="getfd name", help="name the descriptor that came along", with_monitor=True
+)
+def hmp_getfd(machine: Machine, args: dict[str, Any], monitor: HmpMonitor) -> None:
+    """The same, in a human monitor on a socket."""
+    fd = monitor.take_fd()
+    if fd is None:
+        raise QobraError("No file descriptor supplied via SCM_RIGHTS")
+    machine.fdsets.put_named(args["fdname"], fd)
+
+
+@hmp_command("closefd", args="fdname:s", params="closefd name", help="close a named descriptor")
+def hmp_closefd(machine: Machine, args: dict[str, Any]) -> None:
+    """The same, in a human monitor."""
+    closefd(machine, args)
 
 
 @command("add-fd", with_session=True)

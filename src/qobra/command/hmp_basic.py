@@ -22,6 +22,12 @@ def quit_(machine: Machine, args: dict[str, Any]) -> None:
     dispatch.call(machine, "quit", {})
 
 
+@hmp_command("info history", help="the lines that were typed before", with_monitor=True)
+def info_history(machine: Machine, args: dict[str, Any], monitor: hmp.HmpMonitor) -> str:
+    """What this monitor was told before."""
+    return "".join(f"{number}: '{line}'\n" for number, line in enumerate(monitor.history))
+
+
 @hmp_command("info version", help="the version that this program answers as")
 def info_version(machine: Machine, args: dict[str, Any]) -> str:
     """The version."""
@@ -58,17 +64,21 @@ def info_iothreads(machine: Machine, args: dict[str, Any]) -> str:
     params="[qom-type=]type,id=str[,prop=value][,...]",
     help="make an object, with -object's options",
 )
-def object_add(machine: Machine, args: dict[str, Any]) -> None:
-    """Create an object."""
+def object_add(machine: Machine, args: dict[str, Any]) -> str | None:
+    """Create an object, or tell of types of objects."""
     from qobra.errors import QobraError
+    from qobra.object.help import asks_help, object_help
     from qobra.qapi.keyval import parse
 
+    if asks_help(args["object"]):
+        return object_help(machine.objects, args["object"])
     properties = parse(args["object"], "qom-type")
     for required in ("qom-type", "id"):
         if required not in properties:
             raise QobraError(f"Parameter '{required}' is missing")
     type_name, id = properties.pop("qom-type"), properties.pop("id")
     machine.objects.create(type_name, id, properties, keyval=True)
+    return None
 
 
 @hmp_command("object_del", args="id:s", params="id", help="delete an object")

@@ -7,11 +7,14 @@ from typing import Any
 
 from qobra.chardev.options import split
 from qobra.errors import QobraError
+from qobra.json_reader import parse_text
+from qobra.machine.device_help import properties, types
 from qobra.machine.machine import Machine
 from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.plug import plug_in
 from qobra.machine.qdev import Bus, Device
+from qobra.object.help import asks_help
 from qobra.object.property import Size
 from qobra.object.qom import Object
 from qobra.qmp import dispatch
@@ -26,10 +29,17 @@ from qobra.units import size_text
     help="plug a device in, with -device's options",
     needs="board",
 )
-def device_add(machine: Machine, args: dict[str, Any]) -> None:
-    """Plug a device in."""
-    text = args["device"]
-    plug_in(machine, split(text, "driver") if isinstance(text, str) else text, keyval=True)
+def device_add(machine: Machine, args: dict[str, Any]) -> str | None:
+    """Plug a device in, or tell of devices."""
+    options = split(args["device"], "driver")
+    if asks_help(args["device"]):
+        driver = options.get("driver", "")
+        try:
+            return types(machine.objects) if asks_help(driver) else properties(machine.objects, driver)
+        except QobraError as error:
+            return f"{error}\n"
+    plug_in(machine, options, keyval=True)
+    return None
 
 
 @hmp_command(
@@ -57,11 +67,15 @@ def qom_get(machine: Machine, args: dict[str, Any]) -> str:
 
 
 @hmp_command(
-    "qom-set", args="path:s,property:s,value:S", params="path property value", help="change an object's property"
+    "qom-set",
+    args="json:-j,path:s,property:s,value:S",
+    params="[-j] path property value",
+    help="change an object's property (-j: to a JSON value)",
 )
 def qom_set(machine: Machine, args: dict[str, Any]) -> None:
-    """Set a property from text."""
-    machine.objects.resolve(args["path"]).set(args["property"], args["value"], keyval=True)
+    """Set a property from text, or from JSON."""
+    value = parse_text(args["value"]) if args.get("json") else args["value"]
+    machine.objects.resolve(args["path"]).set(args["property"], value, keyval=not args.get("json"))
 
 
 @hmp_command("info qom-tree", args="path:s?", params="[path]", help="the objects, as a tree")

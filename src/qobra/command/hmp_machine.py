@@ -109,6 +109,21 @@ def nmi(machine: Machine, args: dict[str, Any]) -> None:
     dispatch.call(machine, "inject-nmi", {})
 
 
+@hmp_command("dumpdtb", args="filename:F", params="filename", help="write the device tree to a file", needs="board")
+def dumpdtb(machine: Machine, args: dict[str, Any]) -> str:
+    """The tree that the guest was given."""
+    assert machine.board is not None
+    tree = machine.board.device_tree()
+    if tree is None:
+        raise QobraError("This machine doesn't have a FDT")
+    try:
+        with open(args["filename"], "wb") as stream:
+            stream.write(tree)
+    except OSError as error:
+        raise QobraError.from_os(f"Error saving FDT to file {args['filename']}", error)
+    return f"info: dtb dumped to {args['filename']}\n"
+
+
 @hmp_command("info pci", help="PCI devices, with their interrupts and regions", needs="board")
 def info_pci(machine: Machine, args: dict[str, Any]) -> str:
     """Each function."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.chardev.options import split
+from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.machine.nic import Nic, card_names
-from qobra.net.netdev import Netdev
+from qobra.net.netdev import Netdev, help_text
+from qobra.object.help import asks_help
+from qobra.object.tree import is_identifier
 from qobra.qapi.contract import contract
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
@@ -23,8 +26,14 @@ def info_network(machine: Machine, args: dict[str, Any]) -> str:
         lines.append(f"hub {number}")
         for port in reversed(ports):
             of_hubs.add(port)
-            behind = f": {_card_line(names, port.peer)}" if isinstance(port.peer, Nic) else ""
-            lines.append(f" \\ {port.id}{behind}")
+            lower = getattr(port, "lower", None)
+            if lower is not None:
+                of_hubs.add(lower)
+                lines.append(f" \\ {port.id}: {_backend_line(lower)}")
+            elif isinstance(port.peer, Nic):
+                lines.append(f" \\ {port.id}: {_card_line(names, port.peer)}")
+            else:
+                lines.append(f" \\ {port.id}")
     for nic in names:
         if nic.backend not in of_hubs:
             lines.append(_card_line(names, nic))
@@ -52,10 +61,17 @@ def _backend_line(backend: Netdev) -> str:
     help="make a network backend, with -netdev's options",
     needs="board",
 )
-def netdev_add(machine: Machine, args: dict[str, Any]) -> None:
+def netdev_add(machine: Machine, args: dict[str, Any]) -> str | None:
     """Make a network backend, as -netdev does."""
-    options = args["netdev"] if isinstance(args["netdev"], dict) else split(args["netdev"], "type")
+    options = split(args["netdev"], "type")
+    if asks_help(options.get("type", "")):
+        return help_text()
+    if "id" not in options:
+        raise QobraError("Parameter 'id' is missing")
+    if not is_identifier(options["id"]) or machine.netdevs.find(options["id"]) is not None:
+        return 'Try "help netdev_add" for more information\n'  # as QEMU, which says no more here
     dispatch.call(machine, "netdev_add", contract().check("Netdev", options, keyval=True))
+    return None
 
 
 @hmp_command("netdev_del", args="id:s", params="id", help="delete a network backend", needs="board")

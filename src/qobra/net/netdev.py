@@ -19,6 +19,11 @@ MAX_PACKET = 68 << 10
 """The longest packet that anything passes on, in bytes."""
 
 
+def help_text() -> str:
+    """The kinds of backends, for people."""
+    return "Available netdev backend types:\n" + "".join(f"{each}\n" for each in registry.names())
+
+
 class Peer(Protocol):
     """A network card, as its backend sees it."""
 

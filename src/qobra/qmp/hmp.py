@@ -7,7 +7,7 @@ commas, a ``?`` after the type making one optional:
 s     a word, or text in double quotes
 F, B  the same: a file's name, a block device's name
 S     the rest of the line
-O     the rest of the line: ``key=value,...`` options
+O     the rest of the line, which may be nothing: ``key=value,...`` options
 i, l  a number, as an expression; ``i`` one of 32 bits without a sign; ``i.`` such a one after a dot, or nothing
 /     a :class:`~qobra.qmp.hmp_arguments.Format`, if a slash is there
 M     such a number of mebibytes; as bytes

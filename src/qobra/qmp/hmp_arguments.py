@@ -64,7 +64,7 @@ class Arguments:
                     self._text = self._text[1:]
                     arguments[name] = self._number(entry, "i")
             elif kind in ("S", "O"):
-                if not self._text:
+                if not self._text and kind == "S":
                     raise BadArguments(f"{entry.own_names}: string expected")
                 arguments[name], self._text = self._text, ""
             elif kind in _TEXT_NAMES:

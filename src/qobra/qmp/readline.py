@@ -161,7 +161,9 @@ class ReadlineMonitor:
     def _enter(self) -> None:
         line = "".join(self._line)
         self._print("\r\n")
-        if line.strip() and (not self._history or self._history[-1] != line):
+        if line.strip():
+            if line in self._history:
+                self._history.remove(line)
             self._history.append(line)
             del self._history[:-MAX_HISTORY]
         self._reset()

@@ -20,12 +20,6 @@ _ONLY = {
 
 _SHORT_TYPES = {"string": "str", "boolean": "bool (on/off)", "number": "num", "size": "size"}
 
-_CATEGORIES = (
-    *("Controller/Bridge/Hub", "USB", "Storage", "Network", "Input", "Display"),
-    *("Misc", "CPU", "Watchdog", "Uncategorized"),
-)
-
-
 def answer(architecture: str, name: str, value: str) -> str | None:
     """The text for an option that only asks, or None for any other."""
     first = value.split(",")[0]
@@ -51,19 +45,26 @@ def answer(architecture: str, name: str, value: str) -> str | None:
 
         return "Accelerators supported in QEMU binary:\n" + "".join(f"{each}\n" for each in names())
     if name == "device" and (asks or asks_of_type):
-        return _devices(architecture) if asks else _device(architecture, first)
+        from qobra.machine import device_help
+
+        tree = _tree(architecture)
+        try:
+            return device_help.types(tree) if asks else device_help.properties(tree, first)
+        except QobraError as error:
+            report_error(f"-device {first},help: {error}")
+            return ""
     if name == "drive" and ("format=help" in value.split(",") or "format=?" in value.split(",")):
         return _formats()
     if name == "netdev" and asks:
-        from qobra.net.netdev import registry as netdevs
-
-        return "Available netdev backend types:\n" + "".join(f"{each}\n" for each in netdevs.names())
-    if name == "d" and asks:
-        from qobra.cli._system.log import help_text
+        from qobra.net.netdev import help_text
 
         return help_text()
+    if name == "d" and asks:
+        from qobra.cli._system import log
+
+        return log.help_text()
     if name == "object" and (asks or asks_of_type):
-        from qobra.cli._options import object_help
+        from qobra.object.help import object_help
 
         return object_help(_tree(architecture), value)
     if name == "chardev" and asks:
@@ -106,8 +107,8 @@ def _machines(architecture: str) -> str:
 
 
 def _machine(architecture: str, name: str) -> str:
-    from qobra.cli._options import property_line
     from qobra.machine.launch import find_board
+    from qobra.object.help import property_line
 
     board = find_board(architecture, name or None)
     properties = (prop for prop in board.class_properties().values() if prop.writable)
@@ -129,40 +130,3 @@ def _cpus(architecture: str) -> str:
         if name.endswith(suffix) and not cls.abstract
     )
     return "Available CPUs:\n" + "".join(f"{name}\n" for name in names)
-
-
-def _devices(architecture: str) -> str:
-    from qobra.machine.devices import ALIASES
-    from qobra.machine.qdev import Device
-
-    types = _tree(architecture).all_types()
-    aliases = {name: alias for alias, name in ALIASES.items() if alias != name}
-    groups: dict[str, list[str]] = {category: [] for category in _CATEGORIES}
-    for name, cls in sorted(types.items()):
-        if not issubclass(cls, Device) or not cls.pluggable or cls.abstract:
-            continue
-        # A function that carries a device is what the device is.
-        carried = types.get(getattr(cls, "backend_type", ""))
-        category = cls.category or getattr(carried, "category", None) or "Uncategorized"
-        bus = f", bus {cls.bus_type}" if cls.bus_type else ""
-        alias = f', alias "{aliases[name]}"' if name in aliases else ""
-        description = f', desc "{cls.description}"' if cls.description else ""
-        groups[category].append(f'name "{name}"{bus}{alias}{description}\n')
-    shown = [f"{category} devices:\n{''.join(lines)}" for category, lines in groups.items() if lines]
-    return "\n".join(shown)
-
-
-def _device(architecture: str, type_name: str) -> str:
-    from qobra.cli._options import property_line
-    from qobra.machine.plug import device_class
-    from qobra.machine.qdev import Device
-
-    tree = _tree(architecture)
-    try:
-        device = device_class(tree, type_name)(tree)
-    except QobraError:
-        report_error(f"-device {type_name},help: Device '{type_name}' not found")
-        return ""
-    properties = (prop for name, prop in device.properties().items() if name not in Device.BASE_PROPERTIES)
-    lines = sorted(property_line(prop, with_default=True) for prop in properties)
-    return f"{device.type_name} options:\n" + "".join(lines)

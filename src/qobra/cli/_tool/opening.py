@@ -128,8 +128,8 @@ class Images:
 
     def define(self, definition: str) -> None:
         """Make an object, in a machine that is there for objects only. Raises ToolError."""
-        from qobra.cli._options import asks_help, object_help
         from qobra.machine.machine import Machine
+        from qobra.object.help import asks_help, object_help
 
         if self._machine is None:
             self._machine = Machine()
