@@ -507,3 +507,17 @@ def test_exported_bitmap_of_a_backing_file(q: Run) -> None:
     q.do("block-export-add", type="nbd", id="e", node_name="top", bitmaps=["b"])
     q.do("block-export-add", type="nbd", id="f", node_name="base", bitmaps=["b"])
     q("query-named-block-nodes")
+
+
+@against_storage_daemon
+def test_what_is_nowhere_under_a_filter_in_a_chain(q: Run) -> None:
+    """It is no more held by the image above than without the filter: a commit does not copy it, a client hears of it."""
+    disk(q, "base")
+    q.do("object-add", qom_type="throttle-group", id="tg")
+    q.add("throttle", node_name="f", throttle_group="tg", file="base")
+    disk(q, "top", backing="f")
+    q.do("block-commit", job_id="j", device="top")
+    q.wait("BLOCK_JOB_READY", len=0)
+    q.do("job-cancel", id="j")
+    q.wait("JOB_STATUS_CHANGE", status="null")
+    q.finish()

@@ -128,7 +128,7 @@ def _resolve(
                         if run.kind == ZERO and not node.is_transparent:
                             flags |= ALLOCATED  # a hole of its file, but a place that the node has for data
                         holder = run.layer if node.is_transparent else node
-                        below = run.depth + depth if node.is_transparent else depth
+                        below = depth if not node.is_transparent else run.depth + depth if run.depth >= 0 else -1
                         _append(runs, run._replace(flags=flags, depth=below, layer=holder))
                 if inside < size:
                     # Past the end of the child: never written, so zeroes.
