@@ -22,6 +22,8 @@ _DATA_MASK = layout.COPIED | layout.COMPRESSED_FLAG | layout.ZERO_FLAG
 
 _JOIN_LIMIT = 256 << 10
 """A write of up to so many bytes is joined with what is copied around it."""
+_MERGE_LIMIT = 16 << 10
+"""What is before and behind a write of up to so many bytes is read with one request, as QEMU does."""
 
 
 class Claim:
@@ -208,9 +210,12 @@ class Writer:
             self.write_data(offset, host, data)
         elif head + len(data) + tail <= _JOIN_LIMIT:
             joined = memoryview(bytearray(head + len(data) + tail))
-            self._read_old(offset - head, joined[:head], claim.head_zero)
+            if head and tail and len(data) <= _MERGE_LIMIT and not (claim.head_zero or claim.tail_zero):
+                self._read_old(offset - head, joined, False)
+            else:
+                self._read_old(offset - head, joined[:head], claim.head_zero)
+                self._read_old(offset + len(data), joined[head + len(data) :], claim.tail_zero)
             joined[head : head + len(data)] = data
-            self._read_old(offset + len(data), joined[head + len(data) :], claim.tail_zero)
             self.write_data(offset - head, host - head, joined)
         else:
             self._copy_old(offset - head, host - head, head, claim.head_zero)
