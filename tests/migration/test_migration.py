@@ -298,6 +298,7 @@ def test_over_tcp_the_port_is_told(pair_of: Make) -> None:
     call(pair.source, "migrate", uri=f"tcp:127.0.0.1:{address['port']}")
     assert pair.source.migration.wait(60) and pair.destination.migration.wait(60)
     assert pair.source.run_state.state == "postmigrate"
+    assert pair.destination.migration.describe() == {"status": "completed"}
 
 
 def test_the_source_may_go_on_after_all(pair_of: Make) -> None:

@@ -164,7 +164,7 @@ class Migration:
         info: dict[str, Any] = {}
         incoming = self._incoming
         if incoming is not None:
-            if incoming.addresses:
+            if incoming.addresses and incoming.status not in ("completed", "failed"):
                 info["socket-address"] = incoming.addresses
             if incoming.status not in ("none", "setup"):
                 info["status"] = incoming.status
