@@ -46,19 +46,20 @@ class VncClient:
         self._buttons = 0
         self._place: tuple[int, int] | None = None
 
-    def introduce(self, console: Console, name: str) -> Updates:
-        """Tell the client the size of ``console``; what is drawn on it is for the client from now on."""
+    def look_at(self, console: Console) -> Updates:
+        """What is drawn on ``console`` is for the client from now on."""
         self._updates = Updates(console)
-        text = name.encode()
-        size = b"".join(number.to_bytes(2, "big") for number in self._updates.size)
-        self.wire.send(size + NATIVE + len(text).to_bytes(4, "big") + text)
+        self._updates.listen()
         return self._updates
 
-    def serve(self) -> None:
-        """Do what the client says until it leaves. Raises Gone."""
-        threading.Thread(target=self._write, name="vnc updates", daemon=True).start()
+    def serve(self, name: str) -> None:
+        """Tell the client what it looks at, and do what it says until it leaves. Raises Gone."""
         updates = self._updates
         assert updates is not None
+        text = name.encode()
+        size = b"".join(number.to_bytes(2, "big") for number in updates.size)
+        self.wire.send(size + NATIVE + len(text).to_bytes(4, "big") + text)
+        threading.Thread(target=self._write, name="vnc updates", daemon=True).start()
         handlers: dict[int, Callable[[Updates], None]] = {
             _SET_FORMAT: self._set_format,
             _SET_ENCODINGS: self._set_encodings,

@@ -107,12 +107,11 @@ class VncServer:
             with self._machine.control:
                 if not self._make_room(client):
                     raise Gone
-                updates = client.introduce(self._console(), self._name())
-                updates.listen()
+                updates = client.look_at(self._console())
                 self._connecting.remove(client)
                 self._clients.append(client)
                 self._emit("VNC_INITIALIZED", client)
-            client.serve()
+            client.serve(self._name())
         except (Gone, QobraError):
             pass
         finally:
