@@ -167,7 +167,7 @@ def test_tables_of_memory(guest: Guest) -> None:
 
 def test_what_is_refused(guest: Guest, tmp_path: Path) -> None:
     address = guest.start()
-    assert guest.command(_READ, 4 << 20, mode=_TO_HOST, data=True) & 1 << 31
+    assert guest.command(_READ, 4 << 20, mode=_TO_HOST, data=True) & 1 << 30
     assert guest.command(_READ, 3, mode=_TO_HOST, data=True) & 1 << 30
     assert guest.command(13, address) >> 9 & 15 == 4
     with pytest.raises(QobraError, match="Cannot use read-only drive as SD card"):
@@ -221,3 +221,27 @@ def test_the_driver_may_do_anything(tmp_path: Path, acts: list[Any], table: byte
         guest.load(first, 4)
         guest.load(0x20, 4)
     guest.close()
+
+
+def test_the_card_says_that_it_is_like_qemus(guest: Guest) -> None:
+    address = guest.start()
+    guest.command(7, kind=0)
+    assert guest.long(10, address) >> 8 == 0xAA58_5951_454D_5521_01DE_ADBE_EF00_62
+    assert guest.csd >> 8 == 0x0026_0032_5F59_E003_FFFF_DFFF_9260_00
+
+
+def test_the_functions_that_could_be_switched_to(guest: Guest) -> None:
+    guest.start()
+    guest.store(0x04, 4, 64)
+    guest.command(6, 0x00FFFFF1, mode=_TO_HOST, data=True)
+    wait_until(lambda: bool(guest.status() & 0x20))
+    data = b"".join(guest.load(0x20, 4).to_bytes(4, "little") for _ in range(16))
+    assert data.rstrip(b"\0").hex() == "0001800180018001800180438003fffff1"
+
+
+def test_a_command_without_an_answer_is_over_too(guest: Guest) -> None:
+    guest.start()
+    assert guest.command(60) == -1
+    assert guest.status() & 0x18003 == 0x18001
+    assert guest.command(60, kind=3) == -1
+    assert guest.status() & 0x18003 == 0x18003

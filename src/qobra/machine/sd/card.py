@@ -217,8 +217,8 @@ class Card:
         self.state, self.data = SENDING, Data(True, fixed=data)
         return status
 
-    def _switch(self, _argument: int) -> Answer:
-        return self._offer(identity.functions())
+    def _switch(self, argument: int) -> Answer:
+        return self._offer(identity.functions(argument))
 
     def _sd_status(self, _argument: int) -> Answer:
         return self._offer(identity.status(wide=self._wide))
@@ -238,9 +238,7 @@ class Card:
         if not self._in(TRANSFER):
             return self._refuse()
         offset = self._offset(argument)
-        if offset + BLOCK > self.length:
-            return self._status(_OUT_OF_RANGE)
-        if offset % BLOCK:
+        if offset + BLOCK > self.length or offset % BLOCK:
             return self._status(_ADDRESS_ERROR)
         if not reading and self.read_only:
             return self._status(_PROTECTED)

@@ -192,7 +192,9 @@ class Host:
             return
         answer = card.command(number, self.get(regs.ARGUMENT, 4)) if card is not None else None
         if answer is None and kind:
+            # The command has been sent, and nobody keeps the line busy.
             self._fail(regs.COMMAND_TIMEOUT)
+            self._tell(regs.COMMAND_DONE | (regs.TRANSFER_DONE if kind == regs.ANSWER_BUSY else 0))
             return
         if answer is not None and kind:
             self._show(answer)
@@ -216,7 +218,7 @@ class Host:
 
     def _show(self, answer: bytes) -> None:
         if len(answer) == 4:
-            self.put(regs.RESPONSE, 4, int.from_bytes(answer, "big"))
+            self.put(regs.RESPONSE, 16, int.from_bytes(answer, "big"))
         else:
             # Without the checksum at the end.
             self.put(regs.RESPONSE, 16, int.from_bytes(answer, "big") >> 8)
