@@ -415,6 +415,58 @@ def _trace(directory: Path) -> None:
     assert "bdrv_open_common" in log.read_text()
 
 
+@_shows("vnc", "vnc", "to", "ipv4", "ipv6", "reverse")
+def _vnc_addresses(directory: Path) -> None:
+    def listening(*options: str) -> list[dict[str, Any]]:
+        with _built(*options) as machine:
+            servers: list[dict[str, Any]] = _qmp(machine, "query-vnc-servers")[0]["server"]
+            return servers
+
+    assert listening("-vnc", f"unix:{directory}/v")[0]["service"] == f"{directory}/v"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        display = taken.getsockname()[1] - 5900
+        (server,) = listening("-vnc", f"127.0.0.1:{display},to={display + 90}")
+        assert display + 5900 < int(server["service"]) <= display + 5990
+        port = taken.getsockname()[1]
+        with _built("-vnc", f"127.0.0.1:{port},reverse=on"):
+            taken.accept()[0].close()
+        families = {
+            family: {each["family"] for each in listening("-vnc", f":{display},to={display + 90},{family}=on")}
+            for family in ("ipv4", "ipv6")
+        }
+    assert families == {"ipv4": {"ipv4"}, "ipv6": {"ipv6"}}
+
+
+@_shows("vnc", "password", "password-secret", "share", "connections", "display", "head")
+def _vnc_clients(directory: Path) -> None:
+    def greeted(*options: str, tries: int = 1) -> list[bytes]:
+        """What each of so many clients hears first, once it has said its version."""
+        where = ("-vnc", ",".join((f"unix:{directory}/v", *options)))
+        with _built("-object", "secret,id=s,data=x", "-device", "virtio-gpu-pci,id=g,max_outputs=2", *where):
+            clients = [socket.socket(socket.AF_UNIX) for _ in range(tries)]
+            for client in clients:
+                client.settimeout(30)
+                client.connect(f"{directory}/v")
+            heard = []
+            for client in clients:
+                found = client.recv(12)
+                if found:
+                    client.sendall(b"RFB 003.008\n")
+                    found = client.recv(2)
+                heard.append(found)
+            for client in clients:
+                client.close()
+            return heard
+
+    assert greeted() == [b"\1\1"]
+    assert greeted("password=on") == greeted("password-secret=s") == [b"\1\2"]
+    assert greeted("connections=1", tries=2) == [b"\1\1", b""]
+    assert greeted("display=g", "head=1") == [b"\1\1"]
+    for options, complaint in (("share=x", "unknown vnc share= option"), ("display=g,head=2", "is not bound")):
+        with pytest.raises(Exception, match=complaint):
+            greeted(options)
+
+
 @pytest.mark.parametrize("check", dict.fromkeys(CHECKS.values()))
 def test_parameters_have_effects(check: Check, tmp_path: Path) -> None:
     check(tmp_path)
