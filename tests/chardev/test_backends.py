@@ -189,6 +189,10 @@ class TestMux:
         mux.attach(recorder())
         ring.deliver(b"\x01h")
         assert b"switch between" in ring.read(1000)
+        machine.chardevs.escape = 0x14  # Ctrl-T
+        ring.deliver(b"\x14h")
+        assert b"C-t c    switch" in ring.read(1000)
+        machine.chardevs.escape = 0x01
         ring.deliver(b"\x01t")
         mux.write(b"line\nnext")
         assert ring.read(100).count(b"[00:00:0") == 2

@@ -205,9 +205,11 @@ def test_filters_find_the_backends_of_nic(build: Build) -> None:
         (["-add-fd", "set=1"], "fd option is required"),
         (["-rtc", "base=nonsense"], "invalid datetime format"),
         (["-global", "nonsense"], "Invalid parameter 'nonsense'"),
-        (["-net", "user"], "use -netdev and -device"),
+        (["-net", "nope"], "Parameter 'type' does not accept value 'nope'"),
+        (["-net", "nic,model=virtio-rng-pci"], "Unsupported NIC model: virtio-rng-pci"),
+        (["-echr", "x"], "Bad argument to echr"),
         (["-nic", "nope"], "nope"),
-        (["-machine", "pc,hpet=on"], "hpet=on is not supported by this machine"),
+        (["-machine", "pc,pic=off"], "pic=off is not supported by this machine"),
         (["-machine", "memory-backend=m", "-object", "memory-backend-ram,id=m,size=8M", "-m", "4"], "does not match"),
         (["-object", "memory-backend-ram,id=m,size=1M,prealloc-threads=0"], "doesn't take value '0'"),
         (["-numa", "node,cpus=7"], "CPU index (7) should be smaller than maxcpus (1)"),
@@ -427,12 +429,26 @@ def test_preconfig_holds_the_board_back() -> None:
 
 def test_cards_and_shared_terminals(build: Build) -> None:
     machine = build(
-        *("-machine", "pc", "-nic", "hubport,hubid=0,mac=52:54:00:00:00:09", "-nic", "none", "-net", "none"),
+        *("-machine", "pc", "-nic", "hubport,hubid=0,model=virtio,mac=52:54:00:00:00:09", "-nic", "none"),
+        *("-net", "none"),
         *("-serial", "mon:null"),
     )
     assert _qmp(machine, "query-rx-filter")[0]["main-mac"] == "52:54:00:00:00:09"
     labels = {each["label"] for each in _qmp(machine, "query-chardev")}
     assert {"serial-base0", "serial-mux"} <= labels
+
+
+def test_cards_and_backends_on_the_hub(build: Build) -> None:
+    machine = build(
+        *("-machine", "pc", "-net", "nic,model=virtio,macaddr=52-54-0-0-0-8,addr=0x10", "-net", "nic,model=e1000"),
+        *("-net", "socket,listen=127.0.0.1:0,id=s", "-echr", "0x14"),
+    )
+    text = _qmp(machine, "human-monitor-command", **{"command-line": "info network"})
+    lines = [line.partition(": index")[0] for line in text.splitlines()]
+    assert lines == ["hub 0", " \\ hub0port2: s", " \\ hub0port1: e1000.0", " \\ hub0port0: virtio-net-pci.0"]
+    assert "macaddr=52:54:00:00:00:08" in text
+    assert 0x10 in [each["slot"] for each in _qmp(machine, "query-pci")[0]["devices"]]
+    assert machine.chardevs.escape == 0x14
 
 
 def test_numa(build: Build) -> None:

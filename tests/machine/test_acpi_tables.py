@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qobra.errors import QobraError
 from qobra.machine.acpi_tables import aml
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
@@ -285,3 +286,22 @@ def test_states_of_sleep(board: str, driver: str, told: dict[str, int], bits: st
             assert aml.integer(kind) * 2 in found[state]
     finally:
         machine.close()
+
+
+def test_users_say_whose_tables_they_are() -> None:
+    machine = Machine(capabilities=frozenset(("board", "x86_64")))
+    board: Any = attach_board(machine, find_board("x86_64", "pc"))
+    with pytest.raises(QobraError, match="x-oem-id value is bigger than 6 bytes in size"):
+        board.set("x-oem-id", "1234567")
+    board.set("x-oem-id", "AB")
+    board.set("x-oem-table-id", "CDEFGHIJ")
+    board.set_topology({"cpus": 1})
+    board.set_memory(64 << 20)
+    board.start()
+    board.finish()
+    tables = board.fw_cfg.file("etc/acpi/tables")
+    for signature in (b"DSDT", b"FACP", b"APIC", b"RSDT"):
+        at = tables.index(signature)
+        assert tables[at + 10 : at + 24] == b"AB\0\0\0\0CDEFGHIJ"
+    assert board.fw_cfg.file("etc/acpi/rsdp")[9:15] == b"AB\0\0\0\0"
+    machine.close()

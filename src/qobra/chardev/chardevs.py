@@ -20,6 +20,8 @@ class Chardevs:
         self._machine = machine
         self._devices: dict[str, Chardev] = {}
         self._tree: ObjectTree | None = None
+        self.escape = 0x01
+        """The key (Ctrl-A) by which a user reaches a device that is shared, rather than who has it."""
 
     def __iter__(self) -> Any:
         return iter(tuple(self._devices.values()))

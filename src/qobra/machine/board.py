@@ -49,6 +49,10 @@ def _set_usb(board: Board, value: bool) -> None:
     board.values["usb"] = value
 
 
+def _refuse_encryption(_board: Board, value: str) -> None:
+    raise QobraError(f"No such memory encryption object '{value}'")  # nor a type of such objects
+
+
 class Board(Object):
     """A machine type. Subclasses build their devices in :meth:`build`.
 
@@ -106,6 +110,8 @@ class Board(Object):
     dumpdtb = String(description="Dump current dtb to a file and quit")
     dump_guest_core = Bool(True, description="Include guest memory in a core dump")
     mem_merge = Bool(True, description="Enable/disable memory merge support")
+    suppress_vmdesc = Bool(False, description="Set on to disable self-describing migration")
+    memory_encryption = String(set=_refuse_encryption, description="Set memory encryption object to use")
     smp = Property("SMPConfiguration", get=lambda board: board.describe_topology(), **_TOLD)
     boot_order_told = Property("BootConfiguration", name="boot", get=lambda board: board.describe_boot(), **_TOLD)
     memory_told = Property("MemorySizeConfiguration", name="memory", get=lambda board: board.describe_memory(), **_TOLD)

@@ -59,6 +59,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "mon": (("mode", STRING), ("chardev", STRING), ("pretty", BOOLEAN)),
     "msg": (("timestamp", BOOLEAN), ("guest-name", BOOLEAN)),
     "name": (("guest", STRING), ("process", STRING), ("debug-threads", BOOLEAN)),
+    "net": (),
     "netdev": (),
     "nic": (),
     "numa": (),

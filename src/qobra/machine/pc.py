@@ -13,6 +13,7 @@ from qobra.machine.acpi_cpuhp import GPE_BIT as CPU_HOTPLUG_GPE
 from qobra.machine.acpi_cpuhp import AcpiCpuHotplug
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
 from qobra.machine.acpi_memhp import PORT as MEMORY_HOTPLUG_PORT
+from qobra.machine.acpi_tables.loader import OEM, OEM_TABLE
 from qobra.machine.apic_ids import ApicIds, find_place
 from qobra.machine.board import Board
 from qobra.machine.device.hpet import BASE as HPET_BASE
@@ -22,7 +23,7 @@ from qobra.machine.memory import Ram, Registers
 from qobra.machine.memory_slots import MemorySlots
 from qobra.machine.shadow import Shadow
 from qobra.machine.vmstate import VmState, part
-from qobra.object.property import Bool, Enum, Property, Size
+from qobra.object.property import Bool, Enum, Property, Size, String
 from qobra.report import report_warning
 
 if TYPE_CHECKING:
@@ -62,6 +63,24 @@ def _only(name: str, *allowed: Any) -> Any:
         board.values[name] = value
 
     return set_value
+
+
+def _text_of_tables(name: str, default: str, what: str) -> String:
+    """A field of every ACPI table's header, of as many bytes as ``default`` has."""
+    size = len(default)
+
+    def set_value(board: Board, value: str) -> None:
+        if len(value.encode()) > size:
+            raise QobraError(f"User specified {name} value is bigger than {size} bytes in size")
+        board.values[name] = value
+
+    return String(
+        default,
+        name=name,
+        set=set_value,
+        description=f"Override the default value of field {what} in ACPI table header."
+        f"The string may be up to {size} bytes in size",
+    )
 
 
 def _set_max_ram_below(board: Board, value: int) -> None:
@@ -126,6 +145,8 @@ class PcBoard(X86Board):
         get=lambda self: self.power_manager.path() if self.power_manager is not None else "",
         writable=False,
     )
+    x_oem_id = _text_of_tables("x-oem-id", OEM, "OEMID")
+    x_oem_table_id = _text_of_tables("x-oem-table-id", OEM_TABLE, "OEM Table ID")
     smbios_entry_point_type = Enum("str", ("32", "64"), "32", description="SMBIOS Entry Point type [32, 64]")
     power_manager: SleepStates | None = None
     """The device with the ACPI registers."""

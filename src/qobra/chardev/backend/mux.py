@@ -12,17 +12,15 @@ if TYPE_CHECKING:
     from qobra.machine.machine import Machine
 
 MAX_FRONT_ENDS = 4
-ESCAPE = 0x01  # Ctrl-A
-_HELP = (
-    b"\n\r"
-    b"C-a h    print this help\n\r"
-    b"C-a x    exit\n\r"
-    b"C-a s    not here: the disks are always written back\n\r"
-    b"C-a t    toggle console timestamps\n\r"
-    b"C-a b    send break\n\r"
-    b"C-a c    switch between console and monitor\n\r"
-    b"C-a C-a  send C-a\n\r"
-)
+_HELP = """
+{0} h    print this help
+{0} x    exit
+{0} s    not here: the disks are always written back
+{0} t    toggle console timestamps
+{0} b    send break
+{0} c    switch between console and monitor
+{0} {0}  send {0}
+"""
 
 
 @registry.register("mux")
@@ -100,21 +98,22 @@ class MuxChardev(Chardev):
 
     def take(self, data: bytes) -> None:
         """Input from the base: for the front end that has the focus, but for escapes."""
-        if not self._escaped and ESCAPE not in data:
+        escape = self.machine.chardevs.escape
+        if not self._escaped and escape not in data:
             self.deliver(data)
             return
         plain = bytearray()
         for code in data:
             if self._escaped:
                 self._escaped = False
-                if code == ESCAPE:
+                if code == escape:
                     plain.append(code)
                     continue
                 if plain:
                     self.deliver(bytes(plain))
                     plain.clear()
                 self._command(chr(code).lower())
-            elif code == ESCAPE:
+            elif code == escape:
                 self._escaped = True
             else:
                 plain.append(code)
@@ -123,7 +122,7 @@ class MuxChardev(Chardev):
 
     def _command(self, key: str) -> None:
         if key in ("h", "?"):
-            self._base.write_all(_HELP)
+            self._base.write_all(self._help())
         elif key == "x":
             self._base.write_all(b"QEMU: Terminated\n\r")
             self.machine.control.post(self.machine.run_state.request_quit)
@@ -134,6 +133,11 @@ class MuxChardev(Chardev):
         elif key == "t":
             self._timestamps_from = None if self._timestamps_from is not None else time.monotonic()
             self._at_line_start = True
+
+    def _help(self) -> bytes:
+        escape = self.machine.chardevs.escape
+        shown = f"C-{chr(0x60 + escape)}" if 1 <= escape <= 26 else f"{escape:#04x}"
+        return _HELP.format(shown).replace("\n", "\n\r").encode()
 
     # -- output
 

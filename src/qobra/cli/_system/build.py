@@ -12,13 +12,14 @@ from qobra.cli._system import boot, firmware, log, process, values
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
 from qobra.cli._system.icount import icount_sleeps
+from qobra.cli._system.nics import Nics
 from qobra.cli._system.objects import Definition, definition
 from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.machine.nic import card_names
 from qobra.machine.option_groups import convert
-from qobra.machine.plug import add_device, plug_in
+from qobra.machine.plug import plug_in
 from qobra.machine.smbios.settings import Settings as SmbiosSettings
 from qobra.qmp import dispatch
 from qobra.qmp.monitor import Monitors
@@ -53,7 +54,6 @@ class Builder:
         self._config = MachineConfig()
         self._refused_calls: list[int] | None = None
         self._objects: list[Definition] = []
-        self._nics: list[dict[str, Any] | None] = []
         self._continue = threading.Event()
         self._failure: QobraError | None = None
         commit: dict[str, Any] = {}
@@ -126,6 +126,8 @@ class Builder:
         if self._config.accelerator == "qtest":
             # Asked for, it drives the time: statistics are to be the same each time.
             self.machine.block.account_time = (self.board.guest_time_ns, 1_000_000)
+        for value in self._values("echr"):
+            self.machine.chardevs.escape = values.escape_key(value)
         self._each("chardev", self._add_chardev)
         self._each("object", lambda value: self._objects.append(definition(self.machine.objects, value)))
         self._create_objects(late=False)
@@ -260,13 +262,13 @@ class Builder:
         board.serial_chardevs = self._serial_chardevs()
         self._each("global", lambda value: board.add_global(*values.global_default(value)))
         self._each("netdev", self._add_netdev)
-        self._each("net", values.refuse_net)
-        self._each("nic", self._add_nic_backend)
+        nics = Nics(self.machine, board)
+        self._each("net", nics.add_net)
+        self._each("nic", nics.add_nic)
         board.start()
         self._create_objects(late=True)
         plug_drives(board)
-        cards_of_nics = iter(self._nics)
-        self._each("nic", lambda value: self._add_nic(next(cards_of_nics)))
+        nics.plug()
         self._each("device", self._add_device)
         board.finish()
         self._each("vnc", lambda value: self.machine.vnc.open(convert("vnc", split(value, "vnc"))))
@@ -394,27 +396,6 @@ class Builder:
 
     def _add_netdev(self, value: str) -> None:
         dispatch.call(self.machine, "netdev_add", structure(value, "Netdev", "type"))
-
-    def _add_nic_backend(self, value: str) -> None:
-        """``-nic``: a backend and a card on it in one. The card comes with the other devices."""
-        options = split(value, "type")
-        kind = options.pop("type", "")
-        if kind == "none":
-            self._nics.append(None)
-            return
-        model, mac = options.pop("model", self.board.default_nic), options.pop("mac", None)
-        id = options.pop("id", None)
-        number = 0
-        while self.machine.netdevs.find(f"__org.qemu.net{number}") is not None:
-            number += 1
-        name = id or f"__org.qemu.net{number}"
-        rest = "".join(f",{key}={text.replace(',', ',,')}" for key, text in options.items())
-        self.machine.netdevs.create(structure(f"{kind},id={name}{rest}", "Netdev", "type"))
-        self._nics.append({"driver": model, "netdev": name} | ({"mac": mac} if mac else {}))
-
-    def _add_nic(self, card: dict[str, Any] | None) -> None:
-        if card is not None:
-            add_device(self.machine, card, keyval=True)
 
     def _add_device(self, value: str) -> None:
         if value.startswith("{"):

@@ -14,12 +14,6 @@ from qobra.report import report_error
 _MAX_CPU_NUMBER = 1 << 16
 
 
-def refuse_net(text: str) -> None:
-    """``-net``, of which only ``none`` is taken."""
-    if text != "none":
-        raise QobraError("only 'none' is taken here: use -netdev and -device, or -nic")
-
-
 def numa(text: str) -> dict[str, Any]:
     """NumaOptions; ``cpus`` takes ranges and may be repeated."""
     from qobra.qapi.contract import contract
@@ -62,6 +56,16 @@ def seconds_of_date(text: str) -> int:
             days = first.toordinal() - datetime.date(1970, 1, 1).toordinal() + day - 1
             return ((days * 24 + hour) * 60 + minute) * 60 + second
     raise QobraError("invalid datetime format\nvalid formats: '2006-06-17T16:01:21' or '2006-06-17'")
+
+
+def escape_key(text: str) -> int:
+    """``-echr``: the code of a key, of which what follows a number is not looked at."""
+    import re
+
+    found = re.match(r"\s*[+-]?(0[xX][0-9a-fA-F]+|\d+)", text)
+    if found is None:
+        raise QobraError("Bad argument to echr")
+    return number("echr", found[1]) & 0xFF
 
 
 def is_inherited(fd: int) -> bool:

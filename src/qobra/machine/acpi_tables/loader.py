@@ -15,13 +15,16 @@ HIGH, FSEG = 1, 2
 
 TABLES, ROOT, LOADER = "etc/acpi/tables", "etc/acpi/rsdp", "etc/table-loader"
 _HEADER_SIZE, _CHECKSUM_AT = 36, 9
-_OEM, _OEM_TABLE, _CREATOR = b"QOBRA ", b"QOBRAPC ", b"QOBR"
+OEM, OEM_TABLE = "QOBRA ", "QOBRAPC "
+_OEM_LENGTH, _OEM_TABLE_LENGTH, _CREATOR = 6, 8, b"QOBR"
 
 
 class Tables:
-    """The tables under construction, one after the other in one blob."""
+    """The tables under construction, one after the other in one blob. ``oem`` and ``oem_table`` are in each header."""
 
-    def __init__(self) -> None:
+    def __init__(self, oem: str, oem_table: str) -> None:
+        self._oem = oem.encode().ljust(_OEM_LENGTH, b"\0")
+        self._oem_table = oem_table.encode().ljust(_OEM_TABLE_LENGTH, b"\0")
         self._data = bytearray()
         self._commands = bytearray()
         self._rooms: dict[str, bytes] = {}
@@ -43,7 +46,7 @@ class Tables:
         """
         start = len(self._data)
         header = signature + pack("<IBB", _HEADER_SIZE + len(body), revision, 0)
-        header += _OEM + _OEM_TABLE + pack("<I", 1) + _CREATOR + pack("<I", 1)
+        header += self._oem + self._oem_table + pack("<I", 1) + _CREATOR + pack("<I", 1)
         self._data += header + body
         for offset, width, target in pointers:
             at = start + _HEADER_SIZE + offset
@@ -71,7 +74,7 @@ class Tables:
     def files(self, rsdt: int) -> dict[str, bytes]:
         """The files of fw_cfg, with the root pointer to the RSDT at that offset."""
         self._allocate(ROOT, 16, FSEG)
-        root = b"RSD PTR " + b"\0" + _OEM + b"\0" + pack("<I", rsdt)
+        root = b"RSD PTR " + b"\0" + self._oem + b"\0" + pack("<I", rsdt)
         self._command(_ADD_POINTER, ROOT, TABLES, pack("<IB", 16, 4))
         self._command(_ADD_CHECKSUM, ROOT, None, pack("<III", 8, 0, len(root)))
         return {TABLES: bytes(self._data), ROOT: root, LOADER: bytes(self._commands)} | self._rooms

@@ -30,7 +30,7 @@ _ENABLED, _HOT_PLUGGABLE, _NON_VOLATILE = 1, 2, 4
 
 def build(board: PcBoard, layout: Layout) -> dict[str, bytes]:
     """The files of fw_cfg that hold the tables of ``board``."""
-    tables = Tables()
+    tables = Tables(board.x_oem_id, board.x_oem_table_id)
     facs = tables.add_raw(b"FACS" + pack("<I", _FACS_SIZE) + bytes(_FACS_SIZE - 8))
     code = tables.add(b"DSDT", 1, dsdt(board, layout))
     found = [tables.add(b"FACP", 3, _fadt(layout), pointers=((0, 4, facs), (4, 4, code)))]

@@ -26,6 +26,7 @@ class PcI440Fx(PcBoard):
     default_drives = ("cdrom", "floppy", "sd")
     floppies = True
     usb_supported = True
+    default_nic = "e1000"
     hpet_lines = 1 << 2
 
     def low_memory_limit(self) -> int:

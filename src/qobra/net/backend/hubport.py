@@ -25,7 +25,8 @@ class Hubport(Netdev):
     """One port. With ``netdev`` another backend is plugged into it, otherwise a card may be."""
 
     kind = "hubport"
-    _lower: Netdev | None = None
+    lower: Netdev | None = None
+    """What is plugged in, if that is no card."""
 
     def start(self) -> None:
         self.hub = self.options["hubid"]
@@ -38,7 +39,7 @@ class Hubport(Netdev):
             if lower.peer is not None:
                 raise QobraError(f"netdev '{name}' is in use")
             lower.peer = self
-            self._lower = lower
+            self.lower = lower
             self.peer = _Lower(lower)
         ports.append(self)
 
@@ -46,12 +47,12 @@ class Hubport(Netdev):
         ports = self.machine.netdevs.hubs.get(self.options["hubid"], [])
         if self in ports:
             ports.remove(self)
-        if self._lower is not None:
-            self._lower.peer = None
+        if self.lower is not None:
+            self.lower.peer = None
 
     @property
     def leads_out(self) -> bool:
-        return self._lower is not None
+        return self.lower is not None
 
     def send(self, packet: bytes) -> None:
         for port in tuple(self.machine.netdevs.hubs[self.options["hubid"]]):
