@@ -85,7 +85,6 @@ def test_chardevs(both: tuple[Send, Send], tmp_path: Path) -> None:
         add("s3", "socket", addr=unix(missing), server=False),
         add("s5", "socket", addr=inet("1"), server=False),
         add("s7", "socket", addr=inet("1"), server=True, reconnect=1),
-        add("s8", "socket", addr=inet("0"), server=False, wait=True),
         add("s9", "socket", addr=inet("no-such-service"), server=True),
         add("s10", "socket", addr={"type": "fd", "data": {"str": "foo"}}),
         add("s14", "socket", addr=unix(bad), server=True, wait=False, **{"tls-creds": "x"}),
