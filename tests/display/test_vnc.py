@@ -456,3 +456,18 @@ def test_clients_that_speak_nonsense(machine: Machine, tmp_path: Path) -> None:
         client.close()
     wait_until(lambda: _call(machine, "query-vnc")["clients"] == [])
     Client(path).join()
+
+
+def test_what_people_see(machine: Machine, tmp_path: Path) -> None:
+    def ask(line: str) -> str:
+        text: str = _call(machine, "human-monitor-command", **{"command-line": line})
+        return text.replace("\r", "")
+
+    assert ask("info vnc") == "None\n"
+    path = _open(machine, tmp_path, password=True)
+    assert ask("info vnc") == f"default:\n  Server: :{path} (unix)\n    Auth: vnc (Sub: none)\n"
+    assert ask("set_password vnc secret") == ask("expire_password vnc never") == ""
+    Client(path).join(b"secret")
+    assert ask("change vnc password other") == ""
+    Client(path).join(b"other")
+    assert ask("change vnc unix:x") == "Expected 'password' after 'vnc'\n"

@@ -70,19 +70,20 @@ def eject(machine: Machine, args: dict[str, Any]) -> None:
     params="device [-f] filename [format [read-only-mode]]",
     help="put another medium into a drive (-f: although the guest locked it)",
 )
-def change(machine: Machine, args: dict[str, Any]) -> None:
+def change(machine: Machine, args: dict[str, Any]) -> str | None:
     """Put another medium in; or change the password of the VNC server."""
     if args["device"] == "vnc":
         if args["target"] not in ("password", "passwd"):
-            raise QobraError("Expected 'password' after 'vnc'")
+            return "Expected 'password' after 'vnc'\n"
         set_vnc_password(machine, args.get("arg"))
-        return
+        return None
     arguments = {"device": args["device"], "filename": args["target"]}
     if "arg" in args:
         arguments["format"] = args["arg"]
     if "read-only-mode" in args:
         arguments["read-only-mode"] = args["read-only-mode"]
     dispatch.call(machine, "blockdev-change-medium", arguments)
+    return None
 
 
 @hmp_command(
