@@ -106,9 +106,12 @@ class TapNetdev(Netdev):
 
     def _read(self) -> None:
         fds, header = self._fds, self._header
+        poll = select.poll()
+        for fd in (*fds, self._wake_read):
+            poll.register(fd, select.POLLIN)
         try:
             while True:
-                ready, _, _ = select.select([*fds, self._wake_read], [], [])
+                ready = [fd for fd, _events in poll.poll()]
                 if self._wake_read in ready:
                     return
                 for fd in ready:
