@@ -101,3 +101,20 @@ def test_bitmap_of_nothing(q: Run) -> None:
     q.do("blockdev-del", node_name="n")
     q.add("qcow2", node_name="n", file=q.file("n"))
     q("query-named-block-nodes", pick=lambda found: facts(found)[:1])
+
+
+@against_storage_daemon
+def test_encryption_that_is_not_there(q: Run) -> None:
+    disk(q, "n")
+    for encrypt in ({"format": "luks", "key-secret": "s"}, {"format": "aes"}):
+        options = {"driver": "qcow2", "node-name": "n", "file": {"driver": "file", "filename": q.path("n")}}
+        q.do("blockdev-reopen", options=[{**options, "encrypt": encrypt}])
+
+
+@against_storage_daemon
+def test_old_writes_kept_in_what_takes_no_backing_file(q: Run) -> None:
+    """A backup without data shows the rest of the disk through its target, which has to be able to."""
+    disk(q, "n")
+    q.tool("qemu-img", "create", "-q", "-f", "raw", "flat", "1M")
+    target = {"target": q.path("flat"), "mode": "existing", "format": "raw"}
+    q.do("drive-backup", job_id="j", device="n", sync="none", **target)

@@ -48,7 +48,11 @@ def start_drive_backup(jobs: Jobs, args: Options, group: JobGroup | None = None)
     holder = BlockBackend(layer, perm=0, description="a backup's target")
     target = open_image_over(layer, args["target"], options, source, holder)
     try:
-        if sync == "none" and target.supports_backing:
+        if sync == "none":
+            if not target.supports_backing:
+                raise QobraError(
+                    f"Driver '{target.driver}' of node '{target.node_name}' does not support backing files"
+                )
             with layer.graph.change() as change:
                 change.attach(target, "backing", source, permissions.ROLE_COW)
         return start_backup(jobs, source, target, {**args, "sync": sync}, group)

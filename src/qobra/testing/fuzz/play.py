@@ -16,7 +16,7 @@ from qobra.testing.fuzz.forked import Forked
 from qobra.testing.fuzz.script import Step
 from qobra.testing.fuzz.world import ENCRYPTED
 
-PATIENCE = 1.0
+PATIENCE = 2.0
 """Seconds that a job may run before the script goes on without it."""
 LONGEST = 15.0
 """Seconds that ours may take where the peer was done."""
@@ -253,7 +253,16 @@ def told(answer: Any, events: list[Any], names: dict[str, str], directory: Path,
         answer["error"]["desc"] = re.sub(r"[\w-]+' is unexpected$", "X' is unexpected", text)
     return [
         without(comparable(answer, names, place, command)),
-        [without(comparable(event, names, place)) for event in without_drains(events)],
+        _once([without(comparable(event, names, place)) for event in without_drains(events)]),
+    ]
+
+
+def _once(events: list[Any]) -> list[Any]:
+    """``events`` in which an error of a job is told once, not for each request that was in flight."""
+    return [
+        event
+        for number, event in enumerate(events)
+        if event["event"] != "BLOCK_JOB_ERROR" or number == 0 or event != events[number - 1]
     ]
 
 

@@ -84,8 +84,10 @@ class World:
 
     def top(self) -> str:
         """A node that no other node uses: those above a node that is resized keep their size in QEMU."""
-        # One that a copy-before-write filter copies from is not resized here.
-        tops = [name for name in self.tops if self.nodes[name]["drv"] != "copy-before-write"]
+        # One that a copy-before-write filter copies from is not resized here, and images that are cut are damaged.
+        tops = [
+            name for name in self.tops if self.nodes[name]["drv"] != "copy-before-write" and not self.is_below(name)
+        ]
         return self.chance.choice(tops) if tops else "nope"
 
     def pair(self) -> tuple[str, str] | None:

@@ -146,6 +146,12 @@ class Qcow2Disk(BlockNode):
         elif sizes <= options.keys():
             del options["cache-size"]
 
+    def check_options(self, options: Options) -> None:
+        if "encrypt" in options:
+            from qobra.block.format.qcow2.crypt import check_format
+
+            check_format(self.header.crypt_method, options)
+
     def take_options(self, options: Options) -> None:
         was_lazy = self.lazy_refcounts
         sizes = cache_sizes(self.header, options)
