@@ -181,3 +181,12 @@ def test_a_driver_makes_up_errors_of_the_slot(plug: Callable[..., Card]) -> None
 def test_an_ide_channel_without_drives_reads_as_zeroes(plug: Callable[..., Card]) -> None:
     card = plug("i6300esb")
     assert [card.access.port_in(0x1F0, width) for width in (1, 2, 4)] == [0, 0, 0]
+
+
+def test_a_timer_that_was_told_nothing_takes_low_bytes(plug: Callable[..., Card]) -> None:
+    access = plug("i6300esb").access
+    access.port_out(0x43, 1, 0xC2)  # status and count of the first counter; a count cannot be latched yet
+    assert access.port_in(0x40, 1) & 0x7F == 0x06
+    access.port_out(0x41, 1, 0x60)
+    access.port_out(0x41, 1, 0x08)
+    assert access.port_in(0x41, 1) == access.port_in(0x41, 1) == 0x08

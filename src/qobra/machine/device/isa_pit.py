@@ -31,7 +31,8 @@ class Counter:
         self.latched: int | None = None
         self.latched_bytes = 0
         self.status: int | None = None
-        self.access = 3
+        self.access = 0
+        """Which bytes the ports take: low, high, or both in turn; 0 before the first control word is low."""
         self.mode = 3
         self.bcd = False
         self.gate = True
@@ -118,7 +119,7 @@ class Pit(IsaDevice):
         self._interrupts = True
         for counter in self.counters:
             counter.loaded_ns = now
-        self._tick()
+        self._arm()  # the output is not looked at before it changes
 
     def speaker_output(self) -> int:
         """The level of the third counter, which drives the speaker."""
@@ -154,7 +155,7 @@ class Pit(IsaDevice):
             self._control(value, now)
             return
         counter = self.counters[offset]
-        if counter.access == 1:
+        if counter.access < 2:
             self._load(offset, value, now)
         elif counter.access == 2:
             self._load(offset, value << 8, now)
@@ -191,7 +192,7 @@ class Pit(IsaDevice):
             self._tick()
 
     def _latch(self, counter: Counter, now: int) -> None:
-        if counter.latched is None:
+        if counter.latched is None and counter.access:
             counter.latched = counter.value(now)
             counter.latched_bytes = 2 if counter.access == 3 else 1
 
@@ -218,7 +219,7 @@ class Pit(IsaDevice):
                 counter.latched = None
             return value & 0xFF
         value = counter.value(self.board.clock.now_ns())
-        if counter.access == 1:
+        if counter.access < 2:
             return value & 0xFF
         if counter.access == 2:
             return value >> 8 & 0xFF
