@@ -225,9 +225,15 @@ def _format(layer: BlockLayer, protocol: Options, fmt: str, options: Options, ma
             driver.create({"driver": fmt, "file": file.node_name, **options}, file, data_file)  # type: ignore[attr-defined]
         else:
             driver.create({"driver": fmt, "file": file.node_name, **options}, file)  # type: ignore[attr-defined]
-    finally:
+    except BaseException:
         for root in roots:
-            root.remove()
+            try:
+                root.remove()
+            except (OSError, QobraError):
+                pass  # what went wrong before is told
+        raise
+    for root in roots:
+        root.remove()
 
 
 def _open_for_creation(layer: BlockLayer, options: Options, roots: list[BlockBackend]) -> BlockNode:

@@ -204,7 +204,7 @@ _PROGRAMS = ("qemu-img", "qemu-io", "qemu-nbd")
 def run(side: Theirs | Ours, command: Sequence[str], place: Path) -> Outcome:
     """Run a command line of one side, also one that serves (see :mod:`qobra.testing.tools.nbd_script`)."""
     if command[0] == "damage":
-        return _damage(place, *command[1:])
+        return _damage(place, *command[1:]) if len(command) == 4 else (0, "", "")  # shortened
     if command[0] != "serve":
         return side.run(command, place)
     if "--" not in command:
@@ -222,7 +222,7 @@ def run(side: Theirs | Ours, command: Sequence[str], place: Path) -> Outcome:
     return max(statuses), "".join(outputs), "".join(errors)
 
 
-def _damage(place: Path, name: str = "", offset: str = "0", data: str = "") -> Outcome:
+def _damage(place: Path, name: str, offset: str, data: str) -> Outcome:
     """Overwrite bytes of a file (see :mod:`qobra.testing.tools.odd_script`)."""
     with open(place / name, "r+b") as file:
         file.seek(int(offset))

@@ -95,6 +95,48 @@ def test_counts_that_reach_the_limit_of_a_byte_are_left_to_the_slow_form():
         _l2.count_entries(table, 0, seen, bytearray(10), 70, 10, 1, False, tally)
 
 
+@pytest.mark.parametrize(
+    ("options", "entry", "texts"),
+    [
+        ({}, [layout.COPIED], []),  # no place at all
+        ({}, [0x10200 | layout.COPIED], ["offset=10200: Data cluster is not properly aligned"]),
+        ({}, [0x10201 | layout.COPIED], ["offset=10200: Preallocated cluster is not properly aligned"]),
+        (
+            {"extended_l2": True},
+            [3 << 62 | 0x10001, 0xFFC],
+            [
+                "coffset=0x10001: copied flag",
+                "cluster 0 with non-zero subcluster allocation bitmap, entry=0x4",
+            ],
+        ),
+        ({"extended_l2": True}, [0, 0xFFC], ["ERROR: Unallocated cluster has non-zero subcluster allocation map"]),
+        (
+            {"extended_l2": True},
+            [0x14000 | layout.COPIED, 1 << 32 | 1],
+            ["offset=14000: Allocated cluster has corrupted subcluster allocation bitmap"],
+        ),
+        ({"extended_l2": True}, [0x10200, 1 << 32], ["offset=10200: Preallocated cluster is not properly aligned"]),
+        ({"extended_l2": True}, [0x10200, 1], ["offset=10200: Data cluster is not properly aligned"]),
+    ],
+)
+def test_what_is_wrong_with_an_entry_is_said_as_qemu_says_it(lab, options, entry, texts):
+    size = 16384 if options else CLUSTER
+    lab.create("a", size=1 << 20, cluster_size=size, **options)
+    with lab.open("a") as disk:
+        disk.write(0, b"data")
+    with lab.open("a", read_only=True) as disk:
+        table = disk.node.image.tables.l1[0] & layout.OFFSET_MASK
+    with open(lab.path("a"), "r+b") as file:
+        file.seek(table)
+        file.write(struct.pack(f">{len(entry)}Q", *entry))
+    with lab.open("a", read_only=True, _check=True) as disk:
+        said = []
+        disk.node.check(report=said.append)
+    said = [text for text in said if "refcount" not in text and "counting" not in text]
+    assert len(said) == len(texts)
+    assert all(expected in text for expected, text in zip(texts, said, strict=True))
+
+
 def _runs(disk, start=0, end=None):
     blocks = packed.packed_map(disk.node, start, disk.node.length if end is None else end)
     return [tuple(runs[at : at + 4]) for runs, count in blocks for at in range(0, 4 * count, 4)]

@@ -61,7 +61,7 @@ class Checker:
         self.rebuild = False
         """The refcount structures themselves are damaged."""
         self.bad_zero: list[tuple[int, int]] = []
-        """(L2 offset, index) of preallocated zero clusters whose place cannot be."""
+        """Entries of preallocated clusters whose place cannot be: where they lie, and what they are without it."""
         self._copied: list[tuple[int, str]] = []
         """(index in the active L1, what is wrong with a COPIED flag there)."""
         self.too_low: list[int] = []
@@ -283,7 +283,7 @@ class Checker:
         for index, word in enumerate(words, first):
             if not word:
                 continue
-            if word & bad_bits or external or word < 512:
+            if word & bad_bits or external or not word & _OFFSET:
                 self._odd_entry(word, index, table, weight, l1_index)
                 continue
             cluster = (word & _OFFSET) >> bits
@@ -303,12 +303,12 @@ class Checker:
             else:
                 low[cluster] = 1
 
-    def _odd_entry(self, word: int, index: int, table: int, weight: int, l1_index: int) -> None:
-        """An entry, the ``index``-th of its table, that is not a plain data cluster."""
+    def _odd_entry(self, word: int, index: int, table: int, weight: int, l1_index: int, bitmap: int = 0) -> None:
+        """An entry, the ``index``-th of its table, that is not a plain data cluster; ``bitmap`` of its subclusters."""
         image = self.image
         active = l1_index >= 0
         if word & _COMPRESSED:
-            self._compressed_entry(word, weight, active)
+            self._compressed_entry(word, index, bitmap, weight, active)
             return
         if word & layout.L2_RESERVED:
             self.error(f"ERROR found l2 entry with reserved bits set: {word:x}")
@@ -316,15 +316,16 @@ class Checker:
         if not host and not (word & _COPIED and image.external):
             return
         if host & image.cluster_mask:
-            if word & _ZERO and not image.extended:
-                # Only a place is lost, which a repair does without.
-                self.bad_zero.append((table, index))
-                doing = "Repairing" if self._repairing else "ERROR"
-                what = "Preallocated cluster"
-            else:
-                doing, what = "ERROR", "Cluster"
-            self.error(f"{doing} offset={host:x}: {what} is not properly aligned; L2 entry corrupted.")
-            return
+            holds_data = bitmap & layout.ALL_ALLOCATED if image.extended else not word & _ZERO
+            what = "Data" if holds_data else "Preallocated"
+            mends = self._repairing and not holds_data
+            doing = "Repairing" if mends else "ERROR"
+            self.error(f"{doing} offset={host:x}: {what} cluster is not properly aligned; L2 entry corrupted.")
+            if mends:
+                # Only a place is lost, which it does without.
+                size, alone = (16, 0) if image.extended else (8, layout.ZERO_FLAG)
+                self.bad_zero.append((table + index * size, alone))
+                return
         if active:
             self.allocated += 1
             cluster = host >> image.cluster_bits
@@ -339,14 +340,16 @@ class Checker:
             if (self.stored.get(host >> image.cluster_bits) == 1) != bool(word & _COPIED):
                 self._copied_error(word, l1_index)
 
-    def _compressed_entry(self, word: int, weight: int, active: bool) -> None:
+    def _compressed_entry(self, word: int, index: int, bitmap: int, weight: int, active: bool) -> None:
         image = self.image
-        if word & _COPIED:
-            self.error(f"ERROR: coffset={word & ~_COPIED:x}: copied flag must never be set for compressed clusters")
-        if image.external:
-            self.error(f"ERROR compressed cluster {word & _OFFSET:#x} with data file, entry={word:#x}")
-            return
         offset, size = layout.compressed_place(word, image.cluster_bits)
+        if word & _COPIED:
+            self.error(f"ERROR: coffset={offset:#x}: copied flag must never be set for compressed clusters")
+            word &= ~_COPIED
+        wrong = "data file" if image.external else "non-zero subcluster allocation bitmap" if bitmap else ""
+        if wrong:
+            self.error(f"ERROR compressed cluster {index} with {wrong}, entry={word:#x}")
+            return
         self.count(offset, size, weight)
         if active:
             self.allocated += 1
@@ -359,11 +362,13 @@ class Checker:
             word, bitmap = words[at], words[at + 1]
             if not word:
                 if bitmap & layout.ALL_ALLOCATED and not self.image.external:
-                    self.error(f"ERROR offset=0: Unallocated cluster has allocated subclusters, bitmap {bitmap:x}")
+                    self.error("ERROR: Unallocated cluster has non-zero subcluster allocation map")
                 continue
             if not word & _COMPRESSED and bitmap & bitmap >> 32 & layout.ALL_ALLOCATED:
-                self.error(f"ERROR offset={word & _OFFSET:x}: Invalid subcluster bitmap {bitmap:x}")
-            self._odd_entry(word, at // 2, table, weight, l1_index)
+                self.error(
+                    f"ERROR offset={word & _OFFSET:x}: Allocated cluster has corrupted subcluster allocation bitmap"
+                )
+            self._odd_entry(word, at // 2, table, weight, l1_index, bitmap)
 
     def _copied_error(self, word: int, l1_index: int) -> None:
         count = self.stored.get((word & _OFFSET) >> self.image.cluster_bits)

@@ -44,8 +44,8 @@ def repair(checker: Checker, *, fix_leaks: bool, fix_errors: bool, report: Repor
             return (checker.seen if cluster in accurate else checker.stored).get(cluster)
 
     if fix_errors:
-        for table, index in checker.bad_zero:
-            image.file.write(table + index * 8, layout.ZERO_FLAG.to_bytes(8, "big"))
+        for place, word in checker.bad_zero:
+            image.file.write(place, word.to_bytes(8, "big"))
     # Where only leaks are repaired, the counts are right if there was nothing but leaks.
     sure = fix_errors or not (checker.corruptions or checker.check_errors)
     flags = _set_copied(checker, counts, report, sure)
@@ -261,7 +261,7 @@ def _set_copied(checker: Checker, counts: Callable[[int], int], report: Report, 
             host = word & layout.OFFSET_MASK
             if word & layout.COMPRESSED_FLAG:
                 new = word & ~layout.COPIED
-            elif not host or host & image.cluster_mask or (host >= end and not image.external):
+            elif not host or (host >= end and not image.external):
                 continue
             elif image.external:
                 new = word | layout.COPIED
