@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
-
 class Option:
     """A long option, its short form if any, and whether a value follows."""
 

@@ -20,6 +20,7 @@ _ONLY = {
 
 _SHORT_TYPES = {"string": "str", "boolean": "bool (on/off)", "number": "num", "size": "size"}
 
+
 def answer(architecture: str, name: str, value: str) -> str | None:
     """The text for an option that only asks, or None for any other."""
     first = value.split(",")[0]

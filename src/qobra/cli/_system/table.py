@@ -76,7 +76,10 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "k": (True, "LAYOUT: taken for the sake of scripts: displays send the places of keys"),
     "echr": (True, "CODE: the key that leads to the commands of a shared serial port, instead of Ctrl-A"),
     "display": (True, "none: the display"),
-    "vnc": (True, "[HOST]:DISPLAY|unix:PATH|none[,to=DISPLAY][,password=on][,share=...]...: show the screen to VNC clients"),
+    "vnc": (
+        True,
+        "[HOST]:DISPLAY|unix:PATH|none[,to=DISPLAY][,password=on][,share=...]...: show the screen to VNC clients",
+    ),
     "vga": (True, "none: the graphics card"),
     "usb": (False, "a USB controller"),
     "no-acpi": (False, "no ACPI"),
