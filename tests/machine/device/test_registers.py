@@ -190,3 +190,14 @@ def test_a_timer_that_was_told_nothing_takes_low_bytes(plug: Callable[..., Card]
     access.port_out(0x41, 1, 0x60)
     access.port_out(0x41, 1, 0x08)
     assert access.port_in(0x41, 1) == access.port_in(0x41, 1) == 0x08
+
+
+def test_nobody_reads_the_answer_to_the_command_before(plug: Callable[..., Card]) -> None:
+    access = plug("i6300esb").access
+    access.port_out(0x60, 1, 0xF2)
+    access.port_out(0x60, 1, 0xEE)
+    assert [access.port_in(0x64, 1) & 1, access.port_in(0x60, 1), access.port_in(0x64, 1) & 1] == [1, 0xEE, 0]
+
+
+def test_no_tick_waits_when_a_machine_begins(plug: Callable[..., Card]) -> None:
+    assert plug("i6300esb").access.port_in(0x20, 1) & 1 == 0

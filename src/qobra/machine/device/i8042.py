@@ -20,21 +20,40 @@ _MODE_TRANSLATE = 0x40
 _BUTTONS = {"left": 1, "right": 2, "middle": 4}
 _WHEEL = {"wheel-up": -1, "wheel-down": 1}
 _ACK, _RESEND, _SELF_TEST_PASSED = 0xFA, 0xFE, 0xAA
+_LONGEST_REPLY = 5
 
 
 class Ps2Device:
     """What keyboard and mouse have in common: a queue of bytes to the controller, commands with a parameter."""
 
-    vmstate = VmState(listed("queue", kind=Number(1), maximum=_QUEUE_LIMIT), Field("awaiting", Maybe(Number(1))))
+    vmstate = VmState(
+        listed("queue", kind=Number(1), maximum=_QUEUE_LIMIT + _LONGEST_REPLY),
+        u8("_unread", maximum=_LONGEST_REPLY),
+        Field("awaiting", Maybe(Number(1))),
+    )
 
     def __init__(self) -> None:
         self.queue: deque[int] = deque()
+        self._unread = 0
+        """How many bytes of a reply are at the head of the queue."""
         self.awaiting: int | None = None
 
     def put(self, *values: int) -> None:
         """Queue bytes for the controller; what does not fit is lost."""
         if len(self.queue) + len(values) <= _QUEUE_LIMIT:
             self.queue.extend(values)
+
+    def reply(self, *values: int) -> None:
+        """Answer a command, ahead of what else is queued; nobody reads the answer to the one before any more."""
+        for _ in range(min(self._unread, len(self.queue))):
+            self.queue.popleft()
+        self.queue.extendleft(reversed(values))
+        self._unread = len(values)
+
+    def take(self) -> int:
+        """The next byte."""
+        self._unread = max(0, self._unread - 1)
+        return self.queue.popleft()
 
     def command(self, value: int) -> None:
         """A byte from the controller."""
@@ -43,6 +62,7 @@ class Ps2Device:
     def reset(self) -> None:
         """As after power-on."""
         self.queue.clear()
+        self._unread = 0
         self.awaiting = None
 
 
@@ -82,38 +102,38 @@ class Keyboard(Ps2Device):
         awaiting, self.awaiting = self.awaiting, None
         if awaiting == 0xED:
             self.leds = value & 7
-            self.put(_ACK)
+            self.reply(_ACK)
         elif awaiting == 0xF0:
             if value == 0:
-                self.put(_ACK, self.code_set)
+                self.reply(_ACK, self.code_set)
             elif value <= 3:
                 self.code_set = value
-                self.put(_ACK)
+                self.reply(_ACK)
             else:
-                self.put(_RESEND)
+                self.reply(_RESEND)
         elif awaiting == 0xF3:
-            self.put(_ACK)
+            self.reply(_ACK)
         elif value == 0xEE:
-            self.put(0xEE)
+            self.reply(0xEE)
         elif value == 0xF2:
-            self.put(_ACK, 0xAB, 0x83)
+            self.reply(_ACK, 0xAB, 0x83)
         elif value in (0xED, 0xF0, 0xF3):
             self.awaiting = value
-            self.put(_ACK)
+            self.reply(_ACK)
         elif value == 0xF4:
             self.scanning = True
-            self.put(_ACK)
+            self.reply(_ACK)
         elif value in (0xF5, 0xF6):
             self.reset()
             self.scanning = value == 0xF6
-            self.put(_ACK)
+            self.reply(_ACK)
         elif value == 0xFF:
             self.reset()
-            self.put(_ACK, _SELF_TEST_PASSED)
+            self.reply(_ACK, _SELF_TEST_PASSED)
         elif value == 0x00:
-            self.put(_ACK)
+            self.reply(_ACK)
         else:
-            self.put(_RESEND)
+            self.reply(_RESEND)
 
 
 class Mouse(Ps2Device):
@@ -178,30 +198,30 @@ class Mouse(Ps2Device):
         awaiting, self.awaiting = self.awaiting, None
         if awaiting == 0xF3:
             self._set_rate(value)
-            self.put(_ACK)
+            self.reply(_ACK)
         elif awaiting == 0xE8:
             self.resolution = value
-            self.put(_ACK)
+            self.reply(_ACK)
         elif self.wrap and value not in (0xEC, 0xFF):
-            self.put(value)
+            self.reply(value)
         elif value in (0xF3, 0xE8):
             self.awaiting = value
-            self.put(_ACK)
+            self.reply(_ACK)
         elif value == 0xF2:
-            self.put(_ACK, self.kind)
+            self.reply(_ACK, self.kind)
         elif value == 0xE9:
             status = int(self.scaled) << 4 | int(self.reporting) << 5 | int(self.remote) << 6
-            self.put(_ACK, status, self.resolution, self.rate)
+            self.reply(_ACK, status, self.resolution, self.rate)
         elif value == 0xEB:
-            self.put(_ACK, 0x08, 0, 0, *([0] if self.kind else []))
+            self.reply(_ACK, 0x08, 0, 0, *([0] if self.kind else []))
         elif value == 0xFF:
             self.reset()
-            self.put(_ACK, _SELF_TEST_PASSED, self.kind)
+            self.reply(_ACK, _SELF_TEST_PASSED, self.kind)
         elif value in (0xE6, 0xE7, 0xEA, 0xEC, 0xEE, 0xF0, 0xF4, 0xF5, 0xF6):
             self._set_mode(value)
-            self.put(_ACK)
+            self.reply(_ACK)
         else:
-            self.put(_RESEND)
+            self.reply(_RESEND)
 
     def _set_mode(self, value: int) -> None:
         if value in (0xE6, 0xE7):
@@ -302,9 +322,9 @@ class I8042(IsaDevice):
             if self._own:
                 self._last = self._own.popleft()[0]
             elif self._status & _STATUS_MOUSE:
-                self._last = self.mouse.queue.popleft()
+                self._last = self.mouse.take()
             else:
-                self._last = self.keyboard.queue.popleft()
+                self._last = self.keyboard.take()
             self.update()
         return self._last
 

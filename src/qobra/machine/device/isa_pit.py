@@ -127,8 +127,9 @@ class Pit(IsaDevice):
 
     def set_interrupts(self, on: bool) -> None:
         """Let the first counter interrupt, or leave that to the timer that takes its place."""
-        self._interrupts = on
-        self._tick()
+        if on != self._interrupts:
+            self._interrupts = on
+            self._tick()
 
     def set_speaker_gate(self, gate: bool) -> None:
         """Let the third counter run."""
