@@ -14,19 +14,7 @@ from qobra.machine.machine import Machine
 from qobra.net.framing import Deframer, frame
 from qobra.net.netdev import Netdev
 from qobra.testing.guest import wait_until
-
-
-class Peer:
-    """A card of the test's own."""
-
-    def __init__(self) -> None:
-        self.packets: list[bytes] = []
-
-    def receive_packet(self, packet: bytes) -> None:
-        self.packets.append(packet)
-
-    def link_changed(self) -> None:
-        """Nobody asks."""
+from qobra.testing.network import RecordingCard
 
 
 class Wire:
@@ -34,11 +22,11 @@ class Wire:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.card, self.outside = Peer(), Peer()
+        self.card, self.outside = RecordingCard(), RecordingCard()
         self.near = self._port("near", self.card)
         self.far = self._port("far", self.outside)
 
-    def _port(self, id: str, peer: Peer) -> Netdev:
+    def _port(self, id: str, peer: RecordingCard) -> Netdev:
         port = self.machine.netdevs.create({"type": "hubport", "id": id, "hubid": 0})
         port.peer = peer
         return port

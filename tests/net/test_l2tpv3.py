@@ -12,19 +12,9 @@ import pytest
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.testing.guest import wait_until
+from qobra.testing.network import RecordingCard
 
 _PACKET = b"\xff" * 6 + b"a packet of Ethernet" * 3
-
-
-class Peer:
-    def __init__(self) -> None:
-        self.packets: list[bytes] = []
-
-    def receive_packet(self, packet: bytes) -> None:
-        self.packets.append(packet)
-
-    def link_changed(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -69,7 +59,7 @@ def test_messages(machine: Machine, options: dict[str, Any], out: str, into: str
         place = {"src": "127.0.0.1", "dst": "127.0.0.1", "udp": True, "srcport": port}
         place["dstport"] = str(far.getsockname()[1])
         backend: Any = machine.netdevs.create({"type": "l2tpv3", "id": "t", **place, **options})
-        backend.peer = peer = Peer()
+        backend.peer = peer = RecordingCard()
         backend.send(_PACKET)
         data, near = far.recvfrom(2000)
         assert data == bytes.fromhex(out) + _PACKET
@@ -90,7 +80,7 @@ def test_two_ends(machine: Machine) -> None:
         place["dstport"] = ports[1 - number]
         options = {"txsession": 5 + number, "rxsession": 6 - number, "pincounter": True}
         backends.append(machine.netdevs.create({"type": "l2tpv3", "id": f"t{number}", **place, **options}))
-        backends[-1].peer = Peer()
+        backends[-1].peer = RecordingCard()
     backends[0].send(_PACKET)
     backends[1].send(_PACKET[::-1])
     wait_until(lambda: all(each.peer.packets for each in backends))
@@ -101,7 +91,7 @@ def test_two_ends(machine: Machine) -> None:
 def test_over_ip_itself(machine: Machine) -> None:
     place = {"src": "127.0.0.1", "dst": "127.0.0.1", "txsession": 77, "txcookie": 1, "rxcookie": 1}
     backend: Any = machine.netdevs.create({"type": "l2tpv3", "id": "t", **place})
-    backend.peer = peer = Peer()
+    backend.peer = peer = RecordingCard()
     backend.send(_PACKET)
     wait_until(lambda: peer.packets == [_PACKET])
 

@@ -16,6 +16,7 @@ import pytest
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.testing.guest import wait_until
+from qobra.testing.network import RecordingCard
 
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000
 _FRAME = b"\xff" * 6 + b"\x52\x54\0\x12\x34\x56\x88\xb5" + b"hello" * 10
@@ -42,17 +43,6 @@ def _open_tap(name: str, flags: int) -> tuple[int, str]:
 needs_tun = pytest.mark.skipif(not _usable(), reason="no interfaces can be made here")
 
 
-class Peer:
-    def __init__(self) -> None:
-        self.packets: list[bytes] = []
-
-    def receive_packet(self, packet: bytes) -> None:
-        self.packets.append(packet)
-
-    def link_changed(self) -> None:
-        pass
-
-
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     machine = Machine()
@@ -72,7 +62,7 @@ def _up(interface: str) -> socket.socket:
 
 
 def _exchange(backend: Any, interface: str) -> None:
-    peer = Peer()
+    peer = RecordingCard()
     backend.peer = peer
     with _up(interface) as outside:
         backend.send(_FRAME)
