@@ -511,7 +511,7 @@ def test_exported_bitmap_of_a_backing_file(q: Run) -> None:
 
 @against_storage_daemon
 def test_what_is_nowhere_under_a_filter_in_a_chain(q: Run) -> None:
-    """It is no more held by the image above than without it: a commit does not copy it, a client hears of it."""
+    """It is no more held by the image above than without the filter: a commit does not copy it."""
     disk(q, "base")
     q.do("object-add", qom_type="throttle-group", id="tg")
     q.add("throttle", node_name="f", throttle_group="tg", file="base")
