@@ -101,3 +101,14 @@ def test_child_twice(q: Run) -> None:
     q.add("qcow2", node_name="over", file=q.file("over"), backing=None)
     q.do("blockdev-snapshot", node="n", overlay="over")
     q.do("blockdev-backup", job_id="j", device="target", target="q", sync="none")
+
+
+@against_system("-object", "iothread,id=io")
+def test_iothread_of_what_a_job_holds(q: Run) -> None:
+    """A job's hold on a node is no device, whose thread would be another's to say."""
+    q.add("null-co", node_name="n", size=MIB)
+    q.add("null-co", node_name="target", size=MIB)
+    q.do("blockdev-backup", job_id="j", device="n", target="target", sync="full", auto_finalize=False)
+    q.wait("JOB_STATUS_CHANGE", id="j", status="pending")
+    q.do("x-blockdev-set-iothread", node_name="target", iothread="nope")
+    q.do("x-blockdev-set-iothread", node_name="n", iothread="nope")
