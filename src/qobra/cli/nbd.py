@@ -239,9 +239,8 @@ class Task:
             value = int(text, 0)
         except ValueError:
             value = -1
-        if option == "o" and text.removeprefix("-").isdigit() and -INT64_MAX <= value < 0:
-            raise ToolError(str(not_a_size("offset")))  # it is an option of a node, which takes a size
-        if not 0 <= value <= maximum:
+        minimum = -INT64_MAX if option == "o" and text.removeprefix("-").isdigit() else 0
+        if not minimum <= value <= maximum:
             raise ToolError(f"Invalid {what} '{text}'")
         return value
 
@@ -360,6 +359,8 @@ class Task:
 
     def _shift(self, backend: BlockBackend, offset: int) -> None:
         """Let the export begin at ``offset`` of the image."""
+        if offset < 0:
+            raise ToolError(str(not_a_size("offset")))  # it is an option of a node, which takes a size
         layer = self._images.layer
         node = backend.inserted()
         layer.open(

@@ -78,7 +78,6 @@ def test_a_failure_is_told_by_the_parent(tmp_path: Path) -> None:
     [
         (["-e", "99999999999"], "Invalid shared device number '99999999999'"),
         (["-o", "99999999999999999999"], "Invalid offset '99999999999999999999'"),
-        (["-o", "-1"], "Parameter 'offset' expects a non-negative number below 2^64"),
         (["-n", "-n"], "-n and --cache can only be specified once"),
         (["--aio=native", "--aio=threads"], "--aio can only be specified once"),
         (["--discard=on", "--discard=off"], "--discard can only be specified once"),
@@ -126,11 +125,13 @@ def test_what_is_wrong_first_is_told(disk: str, tmp_path: Path, capfd: pytest.Ca
         (["-o", "x", "--nosuch"], "Invalid offset 'x'"),
         (["--object", "secret,id=s", "--nosuch"], "Either 'file' or 'data' must be provided"),
         (["-k", nowhere, "nofile"], f"Failed to bind socket to {nowhere}: No such file or directory"),
+        (["-o", "-1", disk, disk], "Invalid number of arguments"),
         (["--tls-creds", "x", "--tls-hostname", "y", disk], "TLS hostname is only supported with export list"),
+        (["-o", "-1", "-k", str(tmp_path / "s"), disk], "Parameter 'offset' expects a non-negative number below 2^64"),
         (["--selinux-label", "x", disk], "--selinux-label is not permitted without --socket"),
     ):
         assert nbd.main(arguments, "qemu-nbd") == 1
-        assert capfd.readouterr().err == f"qemu-nbd: {error}\n"
+        assert capfd.readouterr().err.startswith(f"qemu-nbd: {error}\n")
 
 
 def test_a_socket_that_nothing_is_served_on_goes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

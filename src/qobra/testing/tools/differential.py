@@ -46,7 +46,7 @@ for line in sys.stdin:
         os.dup2(null, 0)
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
-        program, *arguments = task["command"]
+        program, *arguments = sys.argv[:] = task["command"]
         run_program(lambda: {"qemu-img": img, "qemu-io": io, "qemu-nbd": nbd}[program].main(arguments, program))
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
