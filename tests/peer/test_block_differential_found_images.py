@@ -72,7 +72,8 @@ def test_amendment_of_what_is_read_only(q: Run) -> None:
     q.tool("qemu-img", "create", "-q", "-f", "qcow2", *key, "n", "1M")
     encrypt = {"format": "luks", "key-secret": "s0"}
     q.add("qcow2", node_name="n", file=q.file("n"), encrypt=encrypt, read_only=True)
-    for wanted in ({"state": "active"}, {"state": "active", "new-secret": "s1", "iter-time": 10}):
+    added = {"state": "active", "new-secret": "s1", "iter-time": 10}
+    for wanted in ({"state": "active"}, added, {**added, "keyslot": 8}, {"state": "inactive", "keyslot": -1}):
         options = {"driver": "qcow2", "encrypt": {"format": "luks", **wanted}}
         q.do("x-blockdev-amend", job_id="j", node_name="n", options=options)
         q.wait("JOB_STATUS_CHANGE", id="j", status="concluded")

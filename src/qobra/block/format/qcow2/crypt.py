@@ -129,7 +129,7 @@ def amend_crypt(node: Qcow2Disk, encrypt: Options, *, force: bool = False) -> No
 def _slot_number(encrypt: Options) -> int | None:
     number: int | None = encrypt.get("keyslot")
     if number is not None and not 0 <= number < luks.SLOTS:
-        raise QobraError(f"Invalid keyslot {number} specified - must be between 0 and {luks.SLOTS - 1}")
+        raise QobraError(f"Invalid keyslot {number} specified, must be between 0 and {luks.SLOTS - 1}")
     return number
 
 
