@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import is_multiplexed, parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
-from qobra.cli._system import boot, firmware, log, process, values
+from qobra.cli._system import log, process, values
+from qobra.cli._system.board_options import set_up_board
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
-from qobra.cli._system.icount import icount_sleeps
 from qobra.cli._system.nics import Nics
 from qobra.cli._system.objects import Definition, definition
+from qobra.cli._system.option_list import OptionList
 from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
@@ -27,7 +28,6 @@ from qobra.report import report_error
 
 if TYPE_CHECKING:
     import uuid as uuid_module
-    from collections.abc import Callable
 
 _MAX_CPU_NUMBER = 1 << 16
 
@@ -37,12 +37,12 @@ class Builder:
 
     def __init__(self, architecture: str, options: list[tuple[str, str]]) -> None:
         self._architecture = architecture
-        self._options = options
-        self.preconfig = self._has("preconfig")
+        self._options = OptionList(options)
+        self.preconfig = self._options.has("preconfig")
         names: dict[str, Any] = {}
         self._smbios = SmbiosSettings()
-        self._each("name", lambda value: names.update(parse_name(value)))
-        self._each("msg", lambda value: process.set_messages(convert("msg", split(value)), names.get("guest")))
+        self._options.each("name", lambda value: names.update(parse_name(value)))
+        self._options.each("msg", lambda value: process.set_messages(convert("msg", split(value)), names.get("guest")))
         self.machine = Machine(
             name=names.get("guest"),
             uuid=self._find_uuid(),
@@ -57,36 +57,20 @@ class Builder:
         self._continue = threading.Event()
         self._failure: QobraError | None = None
         commit: dict[str, Any] = {}
-        self._each("overcommit", lambda value: commit.update(convert("overcommit", split(value))))
+        self._options.each("overcommit", lambda value: commit.update(convert("overcommit", split(value))))
         process.set_up(names, lock_memory=commit.get("mem-lock", False))
 
     def close(self) -> None:
         """Send no more events."""
         self._monitors.close()
 
-    def _has(self, name: str) -> bool:
-        return any(each == name for each, _ in self._options)
-
-    def _values(self, name: str) -> list[str]:
-        return [value for each, value in self._options if each == name]
-
-    def _each(self, name: str, do: Callable[[str], Any]) -> None:
-        for value in self._values(name):
-            self._work_off(name, value, do)
-
-    def _work_off(self, name: str, value: str, do: Callable[[str], Any]) -> None:
-        try:
-            do(value)
-        except QobraError as error:
-            raise error.prefixed(f"-{name} {value}: ")
-
     def _find_uuid(self) -> uuid_module.UUID | None:
         # The system's structure in SMBIOS has it too: whichever option comes last says what it is.
-        for name, value in self._options:
+        for name, value in self._options.pairs:
             if name == "uuid":
-                self._work_off(name, value, self._smbios.set_uuid)
+                self._options.work_off(name, value, self._smbios.set_uuid)
             elif name == "smbios":
-                self._work_off(name, value, self._add_smbios)
+                self._options.work_off(name, value, self._add_smbios)
         return self._smbios.uuid
 
     def _add_smbios(self, value: str) -> None:
@@ -98,51 +82,55 @@ class Builder:
 
     def build_early(self) -> None:
         """Descriptors, character devices, objects, block nodes, drives, monitors; and what the board will be."""
-        for value in self._values("D"):
+        for value in self._options.values("D"):
             log.set_file(value)
-        for value in self._values("d"):
+        for value in self._options.values("d"):
             log.set_items(value)
-        self._each("trace", process.set_trace)
+        self._options.each("trace", process.set_trace)
         nodes = self._parsed_blockdevs()
-        if self._has("incoming"):
+        if self._options.has("incoming"):
             self.machine.migration.expect()
-        self._each("sandbox", self._set_sandbox)
-        self._each("add-fd", self._add_fd)
-        self._each("machine", self._config.set_machine)
+        self._options.each("sandbox", self._set_sandbox)
+        self._options.each("add-fd", self._add_fd)
+        self._options.each("machine", self._config.set_machine)
         objects = self.machine.objects
-        counted = self._has("icount")
-        self._each("accel", lambda value: self._config.set_accelerator(value, objects, counted=counted))
-        if self._has("enable-kvm"):
+        counted = self._options.has("icount")
+        self._options.each("accel", lambda value: self._config.set_accelerator(value, objects, counted=counted))
+        if self._options.has("enable-kvm"):
             self._config.set_accelerator("kvm", objects, counted=counted)
-        for value in self._values("smp"):
+        for value in self._options.values("smp"):
             self._config.set_smp(value)
-        self._each("m", self._config.set_memory)
-        for value in self._values("cpu"):
+        self._options.each("m", self._config.set_memory)
+        for value in self._options.values("cpu"):
             self._config.cpu = value
-        for value in self._values("mem-path"):
+        for value in self._options.values("mem-path"):
             self._config.mem_path = value
         self._make_board()
         self._config.apply_properties(self.board)
         if self._config.accelerator == "qtest":
             # Asked for, it drives the time: statistics are to be the same each time.
             self.machine.block.account_time = (self.board.guest_time_ns, 1_000_000)
-        for value in self._values("echr"):
+        for value in self._options.values("echr"):
             self.machine.chardevs.escape = values.escape_key(value)
-        self._each("chardev", self._add_chardev)
-        self._each("object", lambda value: self._objects.append(definition(self.machine.objects, value)))
+        self._options.each("chardev", self._add_chardev)
+        self._options.each("object", lambda value: self._objects.append(definition(self.machine.objects, value)))
         self._create_objects(late=False)
         for value, options in nodes:
             try:
                 dispatch.call(self.machine, "blockdev-add", options)
             except QobraError as error:
                 raise error.prefixed(f"-blockdev {value}: ")
-        self.board.no_defaults = self._has("nodefaults")
-        add_drives(self.board, self._options, snapshot=self._has("snapshot"), devices=self._named_devices())
+        self.board.no_defaults = self._options.has("nodefaults")
+        add_drives(
+            self.board, self._options.pairs, snapshot=self._options.has("snapshot"), devices=self._named_devices()
+        )
         self._add_monitors()
         self._set_run_state()
-        self._board_options()
+        self.board.boot |= self._config.boot
+        set_up_board(self.board, self._architecture, self._options)
+        self.board.smbios = self._smbios
         self._config.apply(self.board)
-        self._each("numa", lambda value: dispatch.call(self.machine, "set-numa-node", values.numa(value)))
+        self._options.each("numa", lambda value: dispatch.call(self.machine, "set-numa-node", values.numa(value)))
         self._add_qtest()
 
     def _set_sandbox(self, value: str) -> None:
@@ -193,7 +181,9 @@ class Builder:
     def _parsed_blockdevs(self) -> list[tuple[str, dict[str, Any]]]:
         # What cannot be understood is refused before anything is connected or opened.
         nodes: list[tuple[str, dict[str, Any]]] = []
-        self._each("blockdev", lambda value: nodes.append((value, structure(value, "BlockdevOptions", "driver"))))
+        self._options.each(
+            "blockdev", lambda value: nodes.append((value, structure(value, "BlockdevOptions", "driver")))
+        )
         return nodes
 
     def _add_monitors(self) -> None:
@@ -211,10 +201,10 @@ class Builder:
             options = structure(value, "MonitorOptions", "chardev")
             self._monitors.add_options(options, default_mode="readline")
 
-        self._each("mon", add)
-        self._each("qmp", lambda value: on(value, "control"))
-        self._each("qmp-pretty", lambda value: on(value, "control", True))
-        self._each("monitor", lambda value: on(value, "readline"))
+        self._options.each("mon", add)
+        self._options.each("qmp", lambda value: on(value, "control"))
+        self._options.each("qmp-pretty", lambda value: on(value, "control", True))
+        self._options.each("monitor", lambda value: on(value, "readline"))
 
     def _short_chardev(self, value: str, stem: str) -> str:
         """The id of the device that a short form describes, made if need be."""
@@ -238,17 +228,17 @@ class Builder:
 
     def _set_run_state(self) -> None:
         state = self.machine.run_state
-        state.autostart = not self._has("S")
-        if self._has("no-reboot"):
+        state.autostart = not self._options.has("S")
+        if self._options.has("no-reboot"):
             state.reboot_action = "shutdown"
-        if self._has("no-shutdown"):
+        if self._options.has("no-shutdown"):
             state.shutdown_action = "pause"
             state.panic_action = "pause"
-        self._each(
+        self._options.each(
             "watchdog-action", lambda value: dispatch.call(self.machine, "watchdog-set-action", {"action": value})
         )
-        self._each("action", self._set_actions)
-        for value in self._values("incoming"):
+        self._options.each("action", self._set_actions)
+        for value in self._options.values("incoming"):
             state.incoming = value
 
     def _set_actions(self, value: str) -> None:
@@ -260,18 +250,18 @@ class Builder:
         """The board with its drives and devices."""
         board = self.board
         board.serial_chardevs = self._serial_chardevs()
-        self._each("global", lambda value: board.add_global(*values.global_default(value)))
-        self._each("netdev", self._add_netdev)
+        self._options.each("global", lambda value: board.add_global(*values.global_default(value)))
+        self._options.each("netdev", self._add_netdev)
         nics = Nics(self.machine, board)
-        self._each("net", nics.add_net)
-        self._each("nic", nics.add_nic)
+        self._options.each("net", nics.add_net)
+        self._options.each("nic", nics.add_nic)
         board.start()
         self._create_objects(late=True)
         plug_drives(board)
         nics.plug()
-        self._each("device", self._add_device)
+        self._options.each("device", self._add_device)
         board.finish()
-        self._each("vnc", lambda value: self.machine.vnc.open(convert("vnc", split(value, "vnc"))))
+        self._options.each("vnc", lambda value: self.machine.vnc.open(convert("vnc", split(value, "vnc"))))
         cards = {name: nic.backend for nic, name in card_names(self.machine).items()}
         self.machine.netdevs.warn_of_loose_ends(report_error, cards)
         board.warn_of_globals(report_error)
@@ -291,98 +281,10 @@ class Builder:
         report_error(f"info: dtb dumped to {path}. Exiting.")
         raise SystemExit(0)
 
-    def _board_options(self) -> None:
-        board = self.board
-        for option, name in (
-            ("kernel", "kernel"),
-            ("initrd", "initrd"),
-            ("append", "append"),
-            ("dtb", "dtb"),
-            ("bios", "firmware"),
-        ):
-            for value in self._values(option):
-                board.set(name, value)
-        board.firmware_directories = (*self._values("L"), *board.firmware_directories)
-        if self._has("no-fd-bootchk"):
-            board.floppy_boot_check = False
-        if self._has("no-acpi"):
-            board.set("acpi", "off")
-        if self._has("no-hpet"):
-            board.set("hpet", False)
-        if self._has("usb"):
-            board.set("usb", True)
-        if self._has("nographic"):
-            board.set("graphics", False)
-        self._each("fw_cfg", self._add_fw_cfg_file)
-        self._each("acpitable", self._add_acpi_table)
-        board.smbios = self._smbios
-        self._each("option-rom", self._add_option_rom)
-        for option in ("append", "initrd"):
-            if getattr(board, option) and not board.kernel:
-                raise QobraError(f"-{option} only allowed with -kernel option")
-        rtc: dict[str, Any] = {}
-        self._each("rtc", lambda value: rtc.update(convert("rtc", split(value))))
-        if rtc:
-            self._set_rtc(rtc)
-        self._each("icount", self._set_icount)
-        board.boot |= self._config.boot
-        for value in self._values("boot"):
-            board.boot |= boot.parse(split(value, "order"))
-        for option in ("vga", "display"):
-            for value in self._values(option):
-                if option == "vga" and value not in ("none", "std"):
-                    raise QobraError(f"unknown vga type: {value}")
-                if option == "display" and value.split(",")[0] != "none":
-                    raise QobraError(f"-display {value}: Parameter 'type' does not accept value '{value}'")
-        for value in self._values("parallel"):
-            if value not in ("none", "null"):
-                raise QobraError(f"-parallel {value}: this machine has no parallel port")
-
-    def _add_fw_cfg_file(self, value: str) -> None:
-        name, data = values.fw_cfg_file(value)
-        if any(name == other for other, _data in self.board.fw_cfg_files):
-            raise QobraError(f"duplicate fw_cfg file name: {name}")
-        self.board.fw_cfg_files.append((name, data))
-
-    def _add_acpi_table(self, value: str) -> None:
-        if self._architecture != "x86_64":
-            raise QobraError("Option not supported for this target")
-        self.board.users_acpi_tables.append(firmware.acpi_table(value))
-
-    def _add_option_rom(self, value: str) -> None:
-        rom = firmware.option_rom(value)
-        if rom is None:
-            return
-        name, data, index = rom
-        self.board.fw_cfg_files.append((name, data))
-        if index is not None:
-            if index in self.board.rom_places:
-                raise QobraError(f"The bootindex {index} has already been used")
-            self.board.rom_places[index] = name
-
-    def _set_icount(self, value: str) -> None:
-        self.board.clock_sleeps = icount_sleeps(convert("icount", split(value, "shift")))
-
-    def _set_rtc(self, options: dict[str, Any]) -> None:
-        base, clock = options.get("base", "utc"), options.get("clock", "host")
-        for value, words in ((clock, ("host", "rt", "vm")), (options.get("driftfix", "none"), ("none", "slew"))):
-            if value not in words:
-                raise QobraError(f"invalid option value '{value}'")
-        self.board.rtc_host = clock != "vm"
-        if options.get("driftfix") == "slew":
-            self.board.add_global("mc146818rtc", "lost_tick_policy", "slew")
-        if base == "localtime":
-            import calendar
-            import time
-
-            self.board.rtc_start = calendar.timegm(time.localtime(self.machine.clock.time_ns() // 10**9))
-        elif base != "utc":
-            self.board.rtc_start = values.seconds_of_date(base)
-
     def _serial_chardevs(self) -> list[str | None]:
-        values = self._values("serial")
-        if not values and not self._has("nodefaults"):
-            values = ["mon:stdio" if self._has("nographic") and not self._has("monitor") else "null"]
+        values = self._options.values("serial")
+        if not values and not self._options.has("nodefaults"):
+            values = ["mon:stdio" if self._options.has("nographic") and not self._options.has("monitor") else "null"]
         ids: list[str | None] = []
         for value in values:
             failure = f"-serial {value}: could not connect serial device to character backend '{value}'"
@@ -407,14 +309,14 @@ class Builder:
 
     def _named_devices(self) -> set[str]:
         """The models of ``-device``."""
-        texts = self._values("device")
+        texts = self._options.values("device")
         return {str(tree(text, "driver")[0].get("driver")) for text in texts if text.startswith("{")} | {
             split(text, "driver").get("driver", "") for text in texts if not text.startswith("{")
         }
 
     def _add_qtest(self) -> None:
-        logs = self._values("qtest-log")
-        for value in self._values("qtest"):
+        logs = self._options.values("qtest-log")
+        for value in self._options.values("qtest"):
             try:
                 device = self._short_chardev(value, "qtest")
             except QobraError as error:
@@ -457,7 +359,7 @@ class Builder:
     def start(self) -> None:
         """Let the machine run, unless it is to wait."""
         state = self.machine.run_state
-        for tag in self._values("loadvm"):
+        for tag in self._options.values("loadvm"):
             from qobra.migration import snapshots
 
             snapshots.load(self.machine, tag)
@@ -471,17 +373,17 @@ class Builder:
 
     def drop_privileges(self) -> None:
         """``-chroot``, ``-runas`` and ``-sandbox``."""
-        if self._has("chroot") or self._has("runas"):
+        if self._options.has("chroot") or self._options.has("runas"):
             from qobra.cli._system.preload import preload
 
             preload()
-        for directory in self._values("chroot"):
+        for directory in self._options.values("chroot"):
             try:
                 os.chroot(directory)
                 os.chdir("/")
             except OSError as error:
                 raise QobraError.from_os("chroot failed", error)
-        for user in self._values("runas"):
+        for user in self._options.values("runas"):
             from qobra.cli._system.runas import become
 
             become(user)

@@ -43,7 +43,7 @@ class Nics:
         if kind == "nic":
             self._add_card(options)
             return
-        if kind not in (*registry.names(), "user", "vde", "bridge", "netmap", "l2tpv3"):
+        if kind not in (*registry.names(), "user", "vde", "netmap"):
             raise QobraError(f"Parameter 'type' does not accept value '{kind}'")
         if kind in ("hubport", "vhost-user", "vhost-vdpa"):
             raise QobraError(f"network backend '{kind}' is only supported with -netdev/-nic")
