@@ -44,9 +44,7 @@ def split(text: str, implied: str | None = None, *, warn: Callable[[str], None] 
     return dict(pairs(text, implied, warn=warn))
 
 
-def pairs(
-    text: str, implied: str | None = None, *, warn: Callable[[str], None] | None = None
-) -> list[tuple[str, str]]:
+def pairs(text: str, implied: str | None = None, *, warn: Callable[[str], None] | None = None) -> list[tuple[str, str]]:
     """The same as a list, for those who take a key more than once."""
     options: list[tuple[str, str]] = []
     first = True
