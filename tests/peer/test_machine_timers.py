@@ -43,7 +43,8 @@ def test_registers_of_the_hpet(tmp_path: Path, board: str) -> None:
                     guest.store(_HPET + offset, 4, value)
                     seen.append((seed, hex(offset), hex(value), guest.load(_HPET + (offset & ~0x1F), 4)))
                 seen.append([hex(guest.load(_HPET + offset, 4)) for offset in _REGISTERS])
-                seen.append(list(guest.interrupts))
+                # QEMU's PIT drives line 0 at a reset already.
+                seen.append([line for line in guest.interrupts if not line.endswith(" 0")])
         found.append(seen)
     assert found[0] == found[1]
 
