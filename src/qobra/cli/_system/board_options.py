@@ -11,7 +11,7 @@ from qobra.errors import QobraError
 from qobra.machine.option_groups import convert
 
 if TYPE_CHECKING:
-    from qobra.cli._system.option_list import OptionList
+    from qobra.cli._system.given_options import GivenOptions
     from qobra.machine.board import Board
 
 _TEXTS = {"kernel": "kernel", "initrd": "initrd", "append": "append", "dtb": "dtb", "bios": "firmware"}
@@ -24,7 +24,7 @@ _FLAGS: dict[str, tuple[str, Any]] = {
 """Options, and the properties that they are short for."""
 
 
-def set_up_board(board: Board, architecture: str, options: OptionList) -> None:
+def set_up_board(board: Board, architecture: str, options: GivenOptions) -> None:
     """Let ``board``, which has not been started, know of its options. Raises QobraError."""
     for option, name in _TEXTS.items():
         for value in options.values(option):
@@ -51,7 +51,7 @@ def set_up_board(board: Board, architecture: str, options: OptionList) -> None:
     _check_displays(options)
 
 
-def _check_displays(options: OptionList) -> None:
+def _check_displays(options: GivenOptions) -> None:
     for value in options.values("vga"):
         if value not in ("none", "std"):
             raise QobraError(f"unknown vga type: {value}")

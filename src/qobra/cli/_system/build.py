@@ -12,9 +12,9 @@ from qobra.cli._system import log, process, values
 from qobra.cli._system.board_options import set_up_board
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
+from qobra.cli._system.given_options import GivenOptions
 from qobra.cli._system.nics import Nics
 from qobra.cli._system.objects import Definition, definition
-from qobra.cli._system.option_list import OptionList
 from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
@@ -37,7 +37,7 @@ class Builder:
 
     def __init__(self, architecture: str, options: list[tuple[str, str]]) -> None:
         self._architecture = architecture
-        self._options = OptionList(options)
+        self._options = GivenOptions(options)
         self.preconfig = self._options.has("preconfig")
         names: dict[str, Any] = {}
         self._smbios = SmbiosSettings()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class OptionList:
+class GivenOptions:
     """``pairs`` are names, without dashes, and values; an option may come any number of times."""
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
