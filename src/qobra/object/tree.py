@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
@@ -86,8 +87,9 @@ class ObjectTree:
         """The class of a type, abstract ones included."""
         found = self._found.get(type_name)
         if found is None:
-            # A look into each package costs; what was found once stays.
-            candidates = (types.find(type_name) for types in self.registries)
+            # A look into each package costs: what was loaded for any machine comes first, and what was found stays.
+            loaded = (types.loaded().get(type_name) for types in self.registries)
+            candidates = chain(loaded, (types.find(type_name) for types in self.registries))
             found = next((each for each in candidates if each is not None), None)
             if found is None or not self._has(found):
                 found = self.all_types().get(type_name)
