@@ -13,6 +13,8 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy import chunk
+from qobra.block.copy.pool import CopyPool
+from qobra.block.job import backup as backup_module
 from qobra.block.job.backup import start_backup
 from qobra.block.job.pace import SHARE
 from qobra.errors import QobraError
@@ -230,6 +232,34 @@ def test_an_error_stops_the_job_until_it_is_resumed(layer, guest, target, monkey
         job.user_resume()
     layer.wait_status("j", "null")
     assert "error" not in layer.wait_event("BLOCK_JOB_COMPLETED")
+    assert (tmp_path / "target").read_bytes() == before
+
+
+def test_a_pause_while_the_last_part_is_copied_keeps_the_job(layer, guest, target, monkeypatch, tmp_path):
+    before = guest.read(0, MIB)
+    slow, waits = Slow(monkeypatch, target), threading.Event()
+    original = CopyPool.wait_idle
+
+    def wait_idle(pool):
+        waits.set()
+        original(pool)
+
+    monkeypatch.setattr(CopyPool, "wait_idle", wait_idle)
+    monkeypatch.setattr(backup_module, "suggested_helpers", lambda *_args: 4)
+    monkeypatch.setattr(backup_module, "is_local", lambda _node: False)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False}})
+    assert waits.wait(30)
+    with layer.control:
+        job.drain_over()
+        job.user_pause()
+    slow.go.set()
+    deadline = time.monotonic() + 30
+    while job.status != "paused":
+        assert job.status == "running" and time.monotonic() < deadline
+        time.sleep(0.005)
+    with layer.control:
+        job.user_resume()
+    layer.wait_status("j", "null")
     assert (tmp_path / "target").read_bytes() == before
 
 

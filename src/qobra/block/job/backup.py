@@ -227,6 +227,7 @@ class BackupJob(BlockJob):
                 if self._claimable():
                     position = 0
                     continue
+                self.pause_point()  # whoever pauses a job that has parts under way finds it paused, not gone
                 return
             position = part[0] + part[1]
             pool.submit(*part)
