@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 
 import pytest
 
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.copy.pool import CopyPool
 from qobra.block.extents import resolve
 from qobra.block.job.stream import start_stream
 from qobra.block.reopen import reopen
@@ -82,6 +85,29 @@ def test_an_error_stops_and_goes_on(layer, tree, fail, chain_names):
     layer.wait_status("s", "null")
     assert chain_names(tree.node) == ["top"]
     tree.check()
+
+
+def test_a_pause_while_the_last_part_is_copied_keeps_the_job(layer, qcow2, make_guest, monkeypatch):
+    make_guest(qcow2("base"), "writer").fill()
+    layer.backends.pop("writer").remove()
+    guest = make_guest(qcow2("top", "base"))
+    go, waits = threading.Event(), threading.Event()
+    run, wait_idle = CopyPool._run, CopyPool.wait_idle
+    monkeypatch.setattr(CopyPool, "_run", lambda *args: go.wait(30) and run(*args))
+    monkeypatch.setattr(CopyPool, "wait_idle", lambda pool: waits.set() or wait_idle(pool))
+    job = stream(layer)
+    assert waits.wait(30)
+    with layer.control:
+        job.user_pause()
+    go.set()
+    deadline = time.monotonic() + 30
+    while job.status != "paused":
+        assert job.status == "running" and time.monotonic() < deadline
+        time.sleep(0.005)
+    with layer.control:
+        job.user_resume()
+    layer.wait_status("s", "null")
+    guest.check()
 
 
 def test_cancelling_leaves_the_chain(layer, tree, chain_names):

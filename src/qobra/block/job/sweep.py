@@ -69,6 +69,7 @@ class Sweep:
                     job.throttle(size)
                 pool.wait_idle()
                 self._settle(pool, failed)
+                job.pause_point()  # a pause that was asked for while these were under way holds
                 job.current = end
             with self._slots.entered():
                 self._target.flush()
