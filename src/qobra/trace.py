@@ -136,6 +136,15 @@ def matching(pattern: str) -> list[Event]:
     return [each for name, each in known.items() if fnmatchcase(name, pattern)]
 
 
+def switch(pattern: str) -> bool:
+    """Switch the events of ``PATTERN`` on, of ``-PATTERN`` off; False for the name of no event."""
+    name = pattern.removeprefix("-")
+    found = matching(name)
+    for each in found:
+        each.set(name == pattern)
+    return bool(found) or is_pattern(name)
+
+
 def is_pattern(text: str) -> bool:
     """Whether ``text`` may mean no event at all, or many."""
     return "*" in text or "?" in text

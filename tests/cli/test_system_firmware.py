@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qobra.cli._system import early, firmware, log, table
+from qobra import log
+from qobra.cli._system import early, firmware, process, table
 from qobra.cli._system.build import Builder
 from qobra.errors import QobraError
 from qobra.machine import boot_paths
@@ -100,13 +101,15 @@ def test_options_of_one_architecture_are_told_of_there(build: Build) -> None:
 
 
 def test_items_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    log.set_items("guest_errors,unimp")
+    process.set_log_items("guest_errors,unimp")
     assert capsys.readouterr().out == ""
     with pytest.raises(SystemExit):
-        log.set_items("int,bogus")
+        process.set_log_items("int,bogus")
     assert capsys.readouterr().out.startswith("Log items (comma separated):\nout_asm")
     with pytest.raises(QobraError, match="^Error opening logfile /none/such: No such file or directory$"):
         log.set_file("/none/such")
+    with pytest.raises(QobraError, match="^Bad logfile template: a%s$"):
+        log.set_file("a%s")
 
 
 @pytest.mark.parametrize(("options", "error"), [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from qobra import trace
 from qobra.errors import QobraError
+from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch, hmp
 from qobra.qmp.monitor import Monitors
@@ -64,3 +67,38 @@ def test_a_session_is_traced(capfd: pytest.CaptureFixture[str]) -> None:
     assert lines[0][1].endswith(' req: {"execute": "query-name", "id": 7}')
     assert lines[1][1] == "7"
     assert lines[2][1].endswith(' resp: {"return": {}, "id": 7}')
+
+
+def test_logging(tmp_path: Path) -> None:
+    machine = Machine()
+    try:
+        assert hmp.execute(machine, "log int,trace:blk_root_attach") == ""
+        assert hmp.execute(machine, "info trace-events blk_root_*").splitlines() == [
+            "blk_root_attach : state 1",
+            "blk_root_detach : state 0",
+        ]
+        assert hmp.execute(machine, "log trace:-blk_root_*,all") == ""
+        assert hmp.execute(machine, "info trace-events blk_root_attach") == "blk_root_attach : state 0\r\n"
+        assert hmp.execute(machine, "log trace:a*,trace:b") == "warning: trace event 'b' does not exist\r\n"
+        for items in ("help", "int,none", "trace:"):
+            assert hmp.execute(machine, f"log {items}").startswith("Log items (comma separated):\r\nout_asm ")
+        assert hmp.execute(machine, f"logfile {tmp_path}/log%s") == f"Bad logfile template: {tmp_path}/log%s\r\n"
+        assert hmp.execute(machine, f"logfile {tmp_path}/a/b").endswith("/a/b: No such file or directory\r\n")
+        assert not list(tmp_path.iterdir())
+    finally:
+        machine.close()
+
+
+def test_a_file_to_log_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "_descriptor", trace.STANDARD_ERROR)
+    machine = simple_machine("x86_64", "none")
+    try:
+        assert hmp.execute(machine, "log trace:blk_root_attach") == ""
+        assert hmp.execute(machine, f"logfile {tmp_path}/log-%d") == ""
+        assert hmp.execute(machine, "drive_add 0 if=none,id=d,file=null-co://") == "OK\r\n"
+        assert (tmp_path / f"log-{os.getpid()}").read_text().startswith("blk_root_attach ")
+    finally:
+        for event in trace.events().values():
+            event.set(False)
+        os.close(trace._descriptor)
+        machine.close()

@@ -94,8 +94,11 @@ def test_paths_absolute_relative_and_ambiguous(machine: Machine) -> None:
     assert machine.objects.resolve("/objects/s") is machine.objects.resolve("s") is secret
     assert secret.path() == "/objects/s"
     machine.objects.container("backend").add_child("s", machine.objects.create("secret", "t", {"data": "a"}))
-    with pytest.raises(QobraError, match="Path 's' is ambiguous"):
-        machine.objects.resolve("s")
+    for path in ("s", ""):  # the empty path ends every path
+        with pytest.raises(QobraError, match=f"Path '{path}' is ambiguous"):
+            machine.objects.resolve(path, tells_ambiguous=True)
+        with pytest.raises(QobraError, match=f"Device '{path}' not found"):
+            machine.objects.resolve(path)
     with pytest.raises(QobraError) as caught:
         machine.objects.resolve("/x/y")
     assert (caught.value.desc, caught.value.error_class) == ("Device '/x/y' not found", DEVICE_NOT_FOUND)

@@ -81,9 +81,11 @@ def qom_set(machine: Machine, args: dict[str, Any]) -> None:
 @hmp_command("info qom-tree", args="path:s?", params="[path]", help="the objects, as a tree")
 def info_qom_tree(machine: Machine, args: dict[str, Any]) -> str:
     """What is in the tree."""
-    start = machine.objects.resolve(args["path"]) if "path" in args else machine.objects.root.children.get("machine")
-    if start is None:
-        raise QobraError("there is no machine")
+    path = args.get("path", "/machine")
+    try:
+        start = machine.objects.resolve(path)
+    except QobraError:
+        return f"Path '{path}' could not be resolved.\n"
     return "\n".join(_tree_lines(start, 0)) + "\n"
 
 

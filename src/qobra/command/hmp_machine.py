@@ -84,7 +84,9 @@ def info_numa(machine: Machine, args: dict[str, Any]) -> str:
 @hmp_command("info kvm", help="whether KVM runs the CPUs", needs="board")
 def info_kvm(machine: Machine, args: dict[str, Any]) -> str:
     """Whether KVM runs the CPUs."""
-    return "kvm support: disabled\n"
+    state = dispatch.call(machine, "query-kvm", {})
+    word = "enabled" if state["enabled"] else "disabled" if state["present"] else "not compiled"
+    return f"kvm support: {word}\n"
 
 
 @hmp_command(

@@ -14,7 +14,7 @@ from qobra.qmp.registry import command
 @command("qom-list")
 def qom_list(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The properties of an object, its children among them."""
-    found = machine.objects.resolve(args["path"])
+    found = machine.objects.resolve(args["path"], tells_ambiguous=True)
     listed = [{"name": prop.name, "type": prop.type} for prop in found.properties().values()]
     listed += [{"name": name, "type": f"child<{child.type_name}>"} for name, child in found.children.items()]
     return listed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra import trace
+from qobra import log, trace
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.hmp import hmp_command
@@ -65,4 +65,26 @@ def trace_event(machine: Machine, args: dict[str, Any]) -> str | None:
         return f'unknown event "{args["name"]}"\n'
     more = {"vcpu": args["vcpu"]} if "vcpu" in args else {}
     trace_event_set_state(machine, {"name": args["name"], "enable": args["option"], **more})
+    return None
+
+
+@hmp_command("log", args="items:s", params="item1[,...]", help="tell of these items from now on (none: of no more)")
+def log_items(machine: Machine, args: dict[str, Any]) -> str | None:
+    """Log what is named, or tell what can be."""
+    if args["items"] == "none":
+        return None  # trace events stay as they are: they have a switch each
+    patterns = log.patterns(args["items"])
+    if patterns is None:
+        return log.help_text()
+    unknown = [pattern.removeprefix("-") for pattern in patterns if not trace.switch(pattern)]
+    return "".join(f"warning: trace event '{name}' does not exist\n" for name in unknown)
+
+
+@hmp_command("logfile", args="filename:F", params="filename", help="the file that is logged to")
+def logfile(machine: Machine, args: dict[str, Any]) -> str | None:
+    """Log to a new file."""
+    try:
+        log.set_file(args["filename"])
+    except QobraError as error:
+        return f"{error}\n"
     return None

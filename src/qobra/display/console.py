@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from qobra.display.qom import show
 from qobra.display.surface import Surface
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
+
+if TYPE_CHECKING:
+    from qobra.object.qom import Object
+    from qobra.object.tree import ObjectTree
 
 _FIRST_WIDTH, _FIRST_HEIGHT = 640, 480
 
@@ -72,18 +77,23 @@ class Console:
 class Consoles:
     """The consoles of one machine, in the order in which their devices came."""
 
-    def __init__(self) -> None:
+    def __init__(self, tree: ObjectTree) -> None:
+        self._tree = tree
         self._consoles: list[Console] = []
+        self._shown: dict[Console, Object] = {}
 
     def add(self, device: Any, head: int = 0) -> Console:
         """A console for output ``head`` of ``device``."""
         console = Console(device, head)
         self._consoles.append(console)
+        self._shown[console] = show(self._tree, console)
         return console
 
     def remove(self, device: Any) -> None:
         """``device`` is gone."""
-        self._consoles = [each for each in self._consoles if each.device is not device]
+        for console in [each for each in self._consoles if each.device is device]:
+            self._consoles.remove(console)
+            self._shown.pop(console).unparent()
 
     def __iter__(self) -> Iterator[Console]:
         return iter(tuple(self._consoles))

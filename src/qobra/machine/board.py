@@ -149,7 +149,7 @@ class Board(Object):
         self.balloon: Any = None
         self.numa = Numa(self)
         self.input = InputHub(tree.machine)
-        self.consoles = Consoles()
+        self.consoles = Consoles(tree)
         self.dumper: Any = None
         self.serial_chardevs: list[str | None] = []
         self.no_defaults = False

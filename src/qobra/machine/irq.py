@@ -43,6 +43,25 @@ class Line:
         self.handler = both
 
 
+class Rises:
+    """How often each input of an interrupt controller went high."""
+
+    __slots__ = ("_levels", "counts")
+
+    def __init__(self, inputs: int) -> None:
+        self._levels = 0
+        self.counts = [0] * inputs
+
+    def see(self, number: int, level: int) -> None:
+        """Input ``number`` was set."""
+        bit = 1 << number
+        if not level:
+            self._levels &= ~bit
+        elif not self._levels & bit:
+            self._levels |= bit
+            self.counts[number] += 1
+
+
 class SharedLine:
     """Several sources on one level line: it is high while any of them is."""
 

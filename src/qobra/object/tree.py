@@ -135,13 +135,16 @@ class ObjectTree:
             here = child
         return here
 
-    def resolve(self, path: str) -> Object:
-        """The object at an absolute path, or the only one whose path ends in a relative one."""
+    def resolve(self, path: str, *, tells_ambiguous: bool = False) -> Object:
+        """The object at an absolute path, or the only one whose path ends in a relative one.
+
+        QobraError says that there is none, or, if it ``tells_ambiguous``, that there are several.
+        """
         found = self._resolve(path)
-        if not found:
-            raise QobraError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
-        if len(found) > 1:
+        if len(found) > 1 and tells_ambiguous:
             raise QobraError(f"Path '{path}' is ambiguous")
+        if len(found) != 1:
+            raise QobraError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
         return found[0]
 
     def find_link(self, path: str, type_name: str, property_name: str) -> Object:
@@ -161,12 +164,12 @@ class ObjectTree:
         if path.startswith("/"):
             found = _descend(self.root, parts)
             return [found] if found is not None else []
+        # The empty path ends every path.
         matches: list[Object] = []
-        if parts:
-            for start in _walk(self.root):
-                found = _descend(start, parts)
-                if found is not None and found not in matches:
-                    matches.append(found)
+        for start in _walk(self.root):
+            found = _descend(start, parts)
+            if found is not None and found not in matches:
+                matches.append(found)
         return matches
 
     def close(self) -> None:

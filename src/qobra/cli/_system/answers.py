@@ -61,7 +61,7 @@ def answer(architecture: str, name: str, value: str) -> str | None:
 
         return help_text()
     if name == "d" and asks:
-        from qobra.cli._system import log
+        from qobra import log
 
         return log.help_text()
     if name == "object" and (asks or asks_of_type):

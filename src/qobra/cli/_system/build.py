@@ -6,9 +6,10 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from qobra import log
 from qobra.chardev.options import is_multiplexed, parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
-from qobra.cli._system import log, process, values
+from qobra.cli._system import process, values
 from qobra.cli._system.board_options import set_up_board
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
@@ -85,7 +86,7 @@ class Builder:
         for value in self._options.values("D"):
             log.set_file(value)
         for value in self._options.values("d"):
-            log.set_items(value)
+            process.set_log_items(value)
         self._options.each("trace", process.set_trace)
         nodes = self._parsed_blockdevs()
         if self._options.has("incoming"):

@@ -6,7 +6,7 @@ import sys
 import threading
 from typing import Any
 
-from qobra import report
+from qobra import log, report
 from qobra.errors import QobraError
 
 _PR_SET_NAME = 15
@@ -40,6 +40,16 @@ def set_trace(text: str) -> None:
             raise SystemExit(0)
     except ToolError as error:
         raise QobraError(error.text)
+
+
+def set_log_items(text: str) -> None:
+    """``-d``: begin to log. For an item that there is not, the list is shown, and that is all."""
+    patterns = log.patterns(text)
+    if patterns is None:
+        print(log.help_text(), end="")
+        raise SystemExit(1)
+    for pattern in patterns:
+        set_trace(pattern)
 
 
 def set_name(name: str) -> None:

@@ -57,14 +57,11 @@ def enable(program: Program, text: str) -> None:
 
 def _switch(place: str, pattern: str) -> None:
     """``PATTERN`` or, to switch off, ``-PATTERN``; comments of a file of events are let by."""
-    from qobra.trace import is_pattern, matching
+    from qobra.trace import switch
 
     name = pattern.removeprefix("-")
     if not name or name.startswith("#"):
         return
-    found = matching(name)
-    for event in found:
-        event.set(not pattern.startswith("-"))
-    if not found and not is_pattern(name):
+    if not switch(pattern):
         flush_output()
         sys.stderr.write(f"{place}warning: trace event '{name}' does not exist\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qobra.machine.devices import registry
+from qobra.machine.irq import Rises
 from qobra.machine.memory import Registers
 from qobra.machine.qdev import SysBusDevice
 from qobra.machine.vmstate import Number, VmState, listed, u8, u32
@@ -12,7 +13,10 @@ PINS = 24
 BASE = 0xFEC00000
 _MASKED, _LEVEL, _REMOTE_IRR, _ACTIVE_LOW = 1 << 16, 1 << 15, 1 << 14, 1 << 13
 _READ_ONLY = _REMOTE_IRR | 1 << 12
+_LOGICAL = 1 << 11
 _MESSAGE_BASE = 0xFEE00000
+_DELIVERY = ("fixed", "lowest", "SMI", "...", "NMI", "INIT", "...", "extINT")
+"""How a message is taken, by bits 8 to 10 of an entry."""
 
 
 class IoApicCommon(SysBusDevice):
@@ -37,6 +41,7 @@ class IoApic(IoApicCommon):
     def realize(self) -> None:
         self._mapping = self.board.memory.map(BASE, Registers("ioapic", 0x1000, self._read, self._write, valid=(1, 4)))
         self.add_inputs(self._set_input, PINS)
+        self.rises = Rises(PINS)
         self.reset()
 
     def unrealize(self) -> None:
@@ -49,6 +54,7 @@ class IoApic(IoApicCommon):
         self.entries = [_MASKED] * PINS
 
     def _set_input(self, number: int, level: int) -> None:
+        self.rises.see(number, level)
         # The timer's line 0 is wired to input 2.
         number = 2 if number == 0 else number
         bit = 1 << number
@@ -80,6 +86,19 @@ class IoApic(IoApicCommon):
             if entry & 0xFF == vector and entry & _LEVEL and entry & _REMOTE_IRR:
                 self.entries[number] &= ~_REMOTE_IRR
                 self._deliver(number)
+
+    def describe(self) -> str:
+        """The state, an entry a line, for people."""
+        chosen = f" (redir[{self.selected - 0x10 >> 1}])" if self.selected >= 0x10 else ""
+        first = f"ioapic0: ver={int(self.version):#x} id={self.apic_id:#04x} sel={self.selected:#04x}{chosen}"
+        pins = [f"  pin {number:<2} {_describe_entry(entry)}" for number, entry in enumerate(self.entries)]
+        waiting = [number for number in range(PINS) if self.pending >> number & 1]
+        taken = [number for number, entry in enumerate(self.entries) if entry & _REMOTE_IRR]
+        lists = [
+            f"{title:<10} " + ("".join(f"{number:<2} " for number in numbers) or "(none)")
+            for title, numbers in (("  IRR", waiting), ("  Remote IRR", taken))
+        ]
+        return "\n".join((first, *pins, *lists, ""))
 
     def _read(self, offset: int, width: int) -> int:
         offset &= 0xFF
@@ -122,3 +141,15 @@ class IoApic(IoApicCommon):
             entry &= ~_REMOTE_IRR
         self.entries[number] = entry
         self._deliver(number)
+
+
+def _describe_entry(entry: int) -> str:
+    destination = entry >> 56 if entry & _LOGICAL else entry >> 56 & 0x0F
+    words = (
+        "active-lo" if entry & _ACTIVE_LOW else "active-hi",
+        f"{'level' if entry & _LEVEL else 'edge':<5}",
+        f"{'masked' if entry & _MASKED else '':<6}",
+        f"{_DELIVERY[entry >> 8 & 7]:<6}",
+        "logical" if entry & _LOGICAL else "physical",
+    )
+    return f"{entry:#018x} dest={destination:x} vec={entry & 0xFF:<3} {' '.join(words)}"

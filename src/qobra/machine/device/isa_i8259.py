@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qobra.machine.devices import registry
+from qobra.machine.irq import Rises
 from qobra.machine.isa import IsaDevice
 from qobra.machine.vmstate import VmState, flag, u8
 from qobra.object.property import Bool, Int
@@ -42,7 +43,7 @@ class I8259(PicCommon):
         self.add_inputs(self._set_input, 8)
         (self.output,) = self.add_outputs(1)
         self.elcr = 0
-        self._levels = 0
+        self.rises = Rises(8)
         self._clear()
 
     def reset(self) -> None:
@@ -62,6 +63,7 @@ class I8259(PicCommon):
     # -- inputs and the decision
 
     def _set_input(self, number: int, level: int) -> None:
+        self.rises.see(number, level)
         bit = 1 << number
         if self.elcr & bit:
             if level:
@@ -117,6 +119,12 @@ class I8259(PicCommon):
             self.requests &= ~bit
         self._update()
         return number
+
+    def describe(self) -> str:
+        """The state in a line, for people."""
+        numbers = f"irr={self.requests:02x} imr={self.mask:02x} isr={self.service:02x} hprio={self.priority_add}"
+        modes = f"rr_sel={self._read_service:d} elcr={self.elcr:02x} fnm={self._nested:d}"
+        return f"pic{not self.master:d}: {numbers} irq_base={self.base:02x} {modes}\n"
 
     # -- registers
 

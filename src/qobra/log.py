@@ -1,8 +1,11 @@
-"""``-d`` and ``-D``: what the program tells of its doings, and where."""
+"""What a program logs of its doings: items, of which trace events tell something, and the file that they go to."""
 
 from __future__ import annotations
 
-from qobra.cli._system.process import set_trace
+import os
+
+from qobra import trace
+from qobra.errors import QobraError, strerror
 
 _ITEMS = {
     "out_asm": "the host's code of each translated block",
@@ -36,16 +39,25 @@ def help_text() -> str:
     return "\n".join(["Log items (comma separated):", *lines, "trace:PATTERN   enable trace events", ""])
 
 
-def set_items(text: str) -> None:
-    """``-d``: begin to log. For an item that there is not, the list is shown, and that is all."""
-    for item in text.split(","):
-        if item.startswith(_TRACE):
-            set_trace(item.removeprefix(_TRACE))
+def patterns(items: str) -> list[str] | None:
+    """The trace events that ``items``, joined with commas, mean; None where there is an item that is not known."""
+    found = []
+    for item in items.split(","):
+        if item.startswith(_TRACE) and item != _TRACE:
+            found.append(item.removeprefix(_TRACE))
         elif item != "all" and item not in _ITEMS:
-            print(help_text(), end="")
-            raise SystemExit(1)
+            return None
+    return found
 
 
 def set_file(path: str) -> None:
-    """``-D``: log to a file instead of standard error. Raises QobraError where it cannot be written."""
-    set_trace("file=" + path.replace(",", ",,"))
+    """Log to a new file from now on; ``%d`` stands for the process's number. Raises QobraError."""
+    before, percent, after = path.partition("%")
+    if percent:
+        if not after.startswith("d") or "%" in after:
+            raise QobraError(f"Bad logfile template: {path}")
+        path = f"{before}{os.getpid()}{after[1:]}"
+    try:
+        trace.write_to(path)
+    except OSError as error:
+        raise QobraError(f"Error opening logfile {path}: {strerror(error)}")
