@@ -28,7 +28,7 @@ def numa() -> Iterator[Numa]:
     with machine.control:
         board = attach_board(machine, find_board("x86_64", "pc"))
         board.set("hmat", True)
-        board.set_topology({"cpus": 2, "sockets": 2})
+        board.set_topology({"cpus": 2, "sockets": 3, "maxcpus": 3})
         for number in range(2):
             machine.objects.create("memory-backend-ram", f"m{number}", {"size": 1 << 20})
             board.numa.set({"type": "node", "nodeid": number, "memdev": f"m{number}", "initiator": 0})
@@ -55,7 +55,9 @@ def numa() -> Iterator[Numa]:
         (_CACHE | {"level": 2}, r"the size of level=2 should be larger than the size\(4096\) of level=1"),
         (_CACHE, "Duplicate configuration of the side cache for node-id=0 and level=1"),
         ({"type": "node", "nodeid": 2, "initiator": 128}, "The initiator id 128 expects an integer between 0 and 127"),
-        ({"type": "node", "nodeid": 2, "initiator": 0, "cpus": [1]}, "The initiator of CPU NUMA node 2 should be itse"),
+        ({"type": "node", "nodeid": 2, "initiator": 0, "cpus": [2]}, "The initiator of CPU NUMA node 2 should be itse"),
+        ({"type": "node", "nodeid": 2, "initiator": 0, "cpus": [1]}, "CPU is already assigned to node-id: 0"),
+        ({"type": "cpu", "node-id": 1, "socket-id": 1}, "CPU is already assigned to node-id: 0"),
     ],
 )
 def test_refusals(numa: Numa, options: dict[str, Any], reason: str) -> None:

@@ -1,19 +1,23 @@
 """The RISC-V board while its harts are idle: the same QMP and qtest scripts on QEMU's program and ours.
 
 Known differences: without a CPU there is no reset vector in the mask ROM and no firmware in memory; a hart has no
-thread of its own; QEMU takes more than one device for the one slot of a root port.
+thread of its own; QEMU takes more than one device for the one slot of a root port; of the device tree no `pmu` and
+no `platform-bus` is there. QEMU 7.2 itself ends with more than two sockets unless the numbers of harts happen to fit,
+and keeps the comparators of all sockets but the first beyond the end of their array.
 """
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qobra.machine import devicetree
 from qobra.testing.guest import Access
-from qobra.testing.system import SystemProgram, peer_available
+from qobra.testing.system import SystemProgram, peer_available, program_command
 
 pytestmark = pytest.mark.skipif(not peer_available("riscv64"), reason="qemu-system-riscv64 is not installed")
 
@@ -143,3 +147,75 @@ def test_alike(tmp_path: Path, script: Script) -> None:
             answers.append(script(program, tmp_path))
     for own, theirs in zip(*answers, strict=True):
         assert own == theirs
+
+
+_TWO_SOCKETS = ("-smp", "5", "-numa", "node,mem=32M,cpus=0-1", "-numa", "node,mem=32M,cpus=2-4")
+_FOUR_SOCKETS = (
+    *("-smp", "8", "-numa", "node,mem=16M,cpus=0", "-numa", "node,mem=16M,cpus=1"),
+    *("-numa", "node,mem=32M,cpus=2-3", "-numa", "node,mem=0,cpus=4-7"),
+)
+_SSWI, _CLINT_SIZE, _PLIC_SIZE, _SSWI_SIZE = 0x2F00000, 0x10000, 0x600000, 0x4000
+
+
+def _controllers(program: SystemProgram) -> list[Any]:
+    guest = program.guest
+    found: list[Any] = [cpu["qom-path"] for cpu in program.qmp("query-cpus-fast")]
+    for socket in range(3):
+        clint, sswi = _CLINT + _CLINT_SIZE * socket, _SSWI + _SSWI_SIZE * socket
+        plic = _PLIC + _PLIC_SIZE * socket
+        for hart in range(4):
+            guest.store(clint + 4 * hart, 4, 1)
+            guest.store(sswi + 4 * hart, 4, 1)
+        found.append([_words(guest, base, 5) for base in (clint, sswi)])
+        if socket == 0:
+            for hart in range(2):
+                guest.store(clint + 0x4000 + 8 * hart, 8, 0x12345678 << 32 | hart)
+            found.append(_words(guest, clint + 0x4000, 6))
+        guest.store(plic + 4 * (socket + 1), 4, 3)
+        for context in range(7):
+            guest.store(plic + 0x2000 + 0x80 * context, 4, 0xFFFFFFFF)
+            guest.store(plic + 0x200000 + 0x1000 * context, 4, context)
+        found.append([_words(guest, plic, 4), _words(guest, plic + 0x2000, 8, 0x80)])
+        found.append(_words(guest, plic + 0x200000, 8, 0x1000))
+    return found
+
+
+@pytest.mark.parametrize("nodes", [_TWO_SOCKETS, _FOUR_SOCKETS], ids=["two", "four"])
+@pytest.mark.parametrize("aclint", ["off", "on"])
+def test_sockets(tmp_path: Path, nodes: tuple[str, ...], aclint: str) -> None:
+    answers = []
+    for peer in (False, True):
+        arguments = ("-machine", f"virt,aclint={aclint}", "-m", "64", "-bios", "none", *nodes)
+        with SystemProgram(tmp_path, "riscv64", *arguments, peer=peer) as program:
+            answers.append(_controllers(program))
+    for own, theirs in zip(*answers, strict=True):
+        assert own == theirs
+
+
+def _described(path: Path, peer: bool, machine: str, *arguments: str) -> dict[str, Any]:
+    options = ("-machine", f"{machine},dumpdtb={path}", "-m", "64", "-bios", "none", "-display", "none", *arguments)
+    command = [*program_command("riscv64", peer=peer), *options]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    found: dict[str, Any] = {}
+
+    def visit(name: str, node: devicetree.Node) -> None:
+        found[name] = node.properties
+        for child_name, child in node.children.items():
+            visit(f"{name}/{child_name}", child)
+
+    visit("", devicetree.load(str(path)))
+    assert len(found["/chosen"].pop("rng-seed")) == 32
+    return found
+
+
+@pytest.mark.parametrize("machine", ["virt", "virt,aclint=on"])
+@pytest.mark.parametrize(
+    "nodes",
+    [("-smp", "4"), ("-smp", "4", "-numa", "node,mem=64M"), _TWO_SOCKETS, _FOUR_SOCKETS],
+    ids=["none", "one", "two", "four"],
+)
+def test_device_trees(tmp_path: Path, machine: str, nodes: tuple[str, ...]) -> None:
+    own = _described(tmp_path / "own", False, machine, *nodes)
+    theirs = _described(tmp_path / "theirs", True, machine, *nodes)
+    assert theirs.keys() - own.keys() == {"/pmu", "/platform-bus@4000000"}
+    assert own == {name: theirs[name] for name in theirs if name in own}

@@ -83,6 +83,7 @@ class Numa:
         for cpu in options.get("cpus", ()):
             if cpu >= limit:
                 raise QobraError(f"CPU index ({cpu}) should be smaller than maxcpus ({limit})")
+            self._check_unassigned(cpu, number)
             node.cpus.add(cpu)
         self._check_own_initiator(number, node)
         if "mem" in options:
@@ -102,6 +103,11 @@ class Numa:
         if len(kinds) > 1:
             raise QobraError("numa configuration should use either mem= or memdev=,mixing both is not allowed")
         self.nodes[number] = node
+
+    def _check_unassigned(self, cpu: int, number: int) -> None:
+        on = self.node_of_cpu(cpu)
+        if on not in (None, number):
+            raise QobraError(f"CPU is already assigned to node-id: {on}")
 
     def _check_own_initiator(self, number: int, node: Node) -> None:
         # CPUs and memory of one node are attached to each other.
@@ -142,6 +148,8 @@ class Numa:
         ]
         if not matching:
             raise QobraError("no match found")
+        for index in matching:
+            self._check_unassigned(index, number)
         node = self.nodes[number]
         node.cpus.update(matching)
         self._check_own_initiator(number, node)

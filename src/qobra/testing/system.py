@@ -14,6 +14,14 @@ from typing import Any
 from qobra.testing.guest import QtestAccess
 
 
+def program_command(architecture: str, *, peer: bool) -> list[str]:
+    """What starts Qobra's program, or the real one."""
+    if peer:
+        return [f"qemu-system-{architecture}"]
+    call = f"import sys; from qobra.cli.system import main; sys.exit(main({architecture!r}, sys.argv[1:]))"
+    return [sys.executable, "-c", call]
+
+
 class SystemProgram:
     """A running system program in a directory of its own.
 
@@ -25,12 +33,7 @@ class SystemProgram:
         self.events: list[dict[str, Any]] = []
         name = f"{'peer' if peer else 'own'}-{architecture}"
         qmp, qtest = directory / f"{name}.qmp", directory / f"{name}.qtest"
-        if peer:
-            command = [f"qemu-system-{architecture}"]
-        else:
-            call = f"import sys; from qobra.cli.system import main; sys.exit(main({architecture!r}, sys.argv[1:]))"
-            command = [sys.executable, "-c", call]
-        command += ["-nodefaults", "-display", "none", "-S"]
+        command = [*program_command(architecture, peer=peer), "-nodefaults", "-display", "none", "-S"]
         command += ["-qmp", f"unix:{qmp},server=on,wait=off", "-qtest", f"unix:{qtest},server=on,wait=off"]
         command += ["-qtest-log", "none", *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE)

@@ -11,7 +11,7 @@ from qobra.machine.device.cfi_pflash01 import Pflash
 from qobra.machine.device.fw_cfg_mem import FwCfgMem
 from qobra.machine.device.goldfish_rtc import GoldfishRtc
 from qobra.machine.device.gpex import GpexHost
-from qobra.machine.device.riscv_aclint import AclintSwi, AclintTimer
+from qobra.machine.device.riscv_aclint import SWI_SIZE, AclintSwi, AclintTimer
 from qobra.machine.device.riscv_cpu import RiscvCpu
 from qobra.machine.device.riscv_sifive_plic import Plic
 from qobra.machine.device.riscv_sifive_test import SifiveTest
@@ -25,15 +25,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qobra.machine.fw_cfg import FwCfg
+    from qobra.machine.irq import Line
     from qobra.machine.riscv.boot import BootImages
 
-MROM, TEST, RTC, CLINT, PIO, PLIC = 0x1000, 0x100000, 0x101000, 0x2000000, 0x3000000, 0xC000000
+MROM, TEST, RTC, CLINT, SSWI, PIO, PLIC = 0x1000, 0x100000, 0x101000, 0x2000000, 0x2F00000, 0x3000000, 0xC000000
+CLINT_SIZE, SSWI_SIZE, PLIC_SIZE = 0x10000, SWI_SIZE, 0x600000
+"""A socket's. Those of the next one come directly after."""
 UART, VIRTIO, FW_CFG, FLASH = 0x10000000, 0x10001000, 0x10100000, 0x20000000
 ECAM, PCI_MEMORY, RAM = 0x30000000, 0x40000000, 0x80000000
 MROM_SIZE, FLASH_SIZE, PCI_MEMORY_SIZE, PCI_HIGH_SIZE = 0xF000, 32 << 20, 0x40000000, 0x400000000
-VIRTIO_COUNT, SOURCES = 8, 96
+VIRTIO_COUNT, SOURCES, MAX_SOCKETS = 8, 96, 4
 TIME_BASE = 10_000_000
 IRQ_VIRTIO, IRQ_UART, IRQ_RTC, IRQ_PCIE = 1, 10, 11, 32
+PLIC_OF_SERIAL, PLIC_OF_VIRTIO, PLIC_OF_PCIE = 0, 1, 2
+"""Whose interrupt controller serves what, if there are as many sockets."""
 
 
 @boards.register("virt")
@@ -60,32 +65,36 @@ class Virt(Board):
     pflash1 = flash_banks.bank_property()
     aclint = Bool(False, description="Set on/off to enable/disable emulating ACLINT devices")
 
+    sockets: list[range]
+    """The harts of each socket, which have interrupt controllers of their own."""
+
     fw_cfg: FwCfg
     images: BootImages | None = None
     flash_images: Mapping[int, str] = {}
 
     def build(self) -> None:
+        self.sockets = self._find_sockets()
         self._build_harts()
-        self._build_interrupts()
+        self._plics = [self._build_interrupts(socket) for socket in range(len(self.sockets))]
         self._build_memory()
         self._at(SifiveTest(self.tree), TEST)
         for i in range(VIRTIO_COUNT):
             slot = VirtioMmio(self.tree)
-            slot.irq.connect(self.sources[IRQ_VIRTIO + i])
+            slot.irq.connect(self._sources(PLIC_OF_VIRTIO)[IRQ_VIRTIO + i])
             slot.bus_below.bus_name_given = f"virtio-mmio-bus.{i}"
             slot.add_child(f"virtio-mmio-bus.{i}", slot.bus_below)
             self._at(slot, VIRTIO + 0x1000 * i)
         host = GpexHost(self.tree)
         host.ecam_base, host.port_window = ECAM, PIO
         host.windows = ((PCI_MEMORY, PCI_MEMORY_SIZE), (self.high_window, PCI_HIGH_SIZE))
-        host.lines = self.sources[IRQ_PCIE : IRQ_PCIE + 4]
+        host.lines = self._sources(PLIC_OF_PCIE)[IRQ_PCIE : IRQ_PCIE + 4]
         self.place(host)
         self.pci_root = host.root
         serial = SerialMm(self.tree)
         if self.serial_chardevs:
             serial.values["chardev"] = self.serial_chardevs[0]
-        self._at(serial, UART).irq.connect(self.sources[IRQ_UART])
-        self._at(GoldfishRtc(self.tree), RTC).irq.connect(self.sources[IRQ_RTC])
+        self._at(serial, UART).irq.connect(self._sources(PLIC_OF_SERIAL)[IRQ_UART])
+        self._at(GoldfishRtc(self.tree), RTC).irq.connect(self._sources(PLIC_OF_SERIAL)[IRQ_RTC])
         self._build_fw_cfg()
         self._build_flash()
 
@@ -93,30 +102,60 @@ class Virt(Board):
         device.base = base
         return self.place(device)
 
-    def _build_harts(self) -> None:
+    def _find_sockets(self) -> list[range]:
+        """The harts of each NUMA node, or all."""
         assert self.topology is not None
+        cpus, nodes = self.topology.cpus, self.numa.nodes
+        if not nodes:
+            return [range(cpus)]
+        if len(nodes) > MAX_SOCKETS:
+            raise QobraError(f"number of sockets/nodes should be less than {MAX_SOCKETS}")
+        found = []
+        for number, node in sorted(nodes.items()):
+            harts = sorted(hart for hart in node.cpus if hart < cpus)
+            if not harts or harts[-1] - harts[0] >= len(harts):
+                raise QobraError(f"discontinuous hartids in socket{number}")
+            found.append(range(harts[0], harts[-1] + 1))
+        return found
+
+    def _build_harts(self) -> None:
         cls: Any = self.tree.find_type(self.cpu_type)
         assert issubclass(cls, RiscvCpu)
-        array = Container(self.tree)
-        self.add_child("soc0", array)
-        for index in range(self.topology.cpus):
-            cpu = cls(self.tree)
-            cpu.index = index
-            self.cpus.append(cpu)
-            array.add_child(f"harts[{index}]", cpu)
-            cpu.set_realized(True)
+        for socket, harts in enumerate(self.sockets):
+            array = Container(self.tree)
+            self.add_child(f"soc{socket}", array)
+            for place, index in enumerate(harts):
+                cpu = cls(self.tree)
+                cpu.index = index
+                self.cpus.append(cpu)
+                array.add_child(f"harts[{place}]", cpu)
+                cpu.set_realized(True)
+        self.cpus.sort(key=lambda cpu: cpu.index)
 
-    def _build_interrupts(self) -> None:
-        harts = len(self.cpus)
+    def _build_interrupts(self, socket: int) -> Plic:
+        harts = self.sockets[socket]
+        place = {"hartid-base": harts.start, "num-harts": len(harts)}
         software, timer = AclintSwi(self.tree), AclintTimer(self.tree)
-        software.values["num-harts"] = timer.values["num-harts"] = harts
-        timer.values["timebase-freq"] = TIME_BASE
-        self._at(software, CLINT)
-        self._at(timer, CLINT + 0x4000)
+        software.values |= place
+        timer.values |= place | {"timebase-freq": TIME_BASE}
+        self._at(software, CLINT + CLINT_SIZE * socket)
+        self._at(timer, CLINT + CLINT_SIZE * socket + SWI_SIZE)
+        if self.aclint:
+            supervisors = AclintSwi(self.tree)
+            supervisors.values |= place | {"sswi": 1}
+            self._at(supervisors, SSWI + SSWI_SIZE * socket)
         plic = Plic(self.tree)
-        plic.values |= {"num-sources": SOURCES, "num-priorities": 7, "hart-config": ",".join(["MS"] * harts)}
-        self._at(plic, PLIC)
-        self.sources = plic.gpio_in[None]
+        plic.values |= {"num-sources": SOURCES, "num-priorities": 7, "hartid-base": harts.start}
+        plic.values["hart-config"] = ",".join(["MS"] * len(harts))
+        self._at(plic, PLIC + PLIC_SIZE * socket)
+        return plic
+
+    def socket_of(self, device: int) -> int:
+        """The socket whose interrupt controller serves ``device``, such as :data:`PLIC_OF_PCIE`."""
+        return min(device, len(self.sockets) - 1)
+
+    def _sources(self, device: int) -> list[Line]:
+        return self._plics[self.socket_of(device)].gpio_in[None]
 
     def _build_memory(self) -> None:
         if self.ram is None:
@@ -153,8 +192,10 @@ class Virt(Board):
             flash.set_realized(True)
 
     def default_node(self, index: int, nodes: int) -> int:
-        per_node = (self.topology.cpus if self.topology is not None else 1) // nodes
-        return min(index // max(per_node, 1), nodes - 1)
+        cpus = self.topology.cpus if self.topology is not None else 1
+        if nodes > cpus:
+            raise QobraError(f"Number of NUMA nodes ({nodes}) cannot exceed the number of available CPUs ({cpus}).")
+        return min(index // (cpus // nodes), nodes - 1)
 
     def load(self) -> None:
         from qobra.machine.riscv.boot import BootImages

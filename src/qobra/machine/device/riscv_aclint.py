@@ -5,41 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.machine.devices import registry
+from qobra.machine.irq import Line
 from qobra.machine.memory import Registers
 from qobra.machine.qdev import SysBusDevice
 from qobra.machine.vclock import DeviceTimer
 from qobra.machine.vmstate import Field, Number, Timers, VmState, listed
 from qobra.object.property import Int
 
-SOFTWARE, TIMER = 3, 7
+SUPERVISOR_SOFTWARE, SOFTWARE, TIMER = 1, 3, 7
+SWI_SIZE = 0x4000
 _SECOND = 10**9
-_MTIME = 0x7FF8
+MTIME, TIMER_SIZE = 0x7FF8, 0x8000
+"""The counter comes after the comparators of as many harts as there may be."""
 
 
 @registry.register("riscv.aclint.swi")
 class AclintSwi(SysBusDevice):
-    """Software interrupts: a word for each hart, whose lowest bit is the line."""
+    """Software interrupts: a word for each hart from ``hartid_base`` on, whose lowest bit is the line.
+
+    Those for supervisors (``sswi``) only ask: the hart itself takes the interrupt back, and the words read as zero.
+    """
 
     type_name = "riscv.aclint.swi"
     architectures = frozenset(("riscv64",))
 
     hartid_base = Int(0, type="uint32")
     num_harts = Int(1, type="uint32")
+    sswi = Int(0, type="uint32")
     base = 0
 
     vmstate = VmState(listed("_levels", kind=Number(1, maximum=1)))
 
     def realize(self) -> None:
         self._levels = [0] * self.num_harts
-        region = Registers("riscv.aclint.swi", 0x4000, self._read, self._write, valid=(4, 4))
+        region = Registers("riscv.aclint.swi", SWI_SIZE, self._read, self._write, valid=(4, 4))
         self._mapping = self.board.memory.map(self.base, region)
 
     def unrealize(self) -> None:
         self._mapping.remove()
 
     def reset(self) -> None:
-        for number in range(len(self._levels)):
-            self._set(number, 0)
+        if not self.sswi:
+            for number in range(len(self._levels)):
+                self._set(number, 0)
 
     def _read(self, offset: int, _width: int) -> int:
         number = offset // 4
@@ -47,17 +55,25 @@ class AclintSwi(SysBusDevice):
 
     def _write(self, offset: int, _width: int, value: int) -> None:
         number = offset // 4
-        if number < len(self._levels):
+        if number >= len(self._levels):
+            return
+        if not self.sswi:
             self._set(number, value & 1)
+        elif value & 1:
+            self._input(number, SUPERVISOR_SOFTWARE).set(1)
 
     def _set(self, number: int, level: int) -> None:
         self._levels[number] = level
-        self.board.cpus[number].gpio_in[None][SOFTWARE].set(level)
+        self._input(number, SOFTWARE).set(level)
+
+    def _input(self, number: int, kind: int) -> Line:
+        line: Line = self.board.cpus[self.hartid_base + number].gpio_in[None][kind]
+        return line
 
 
 @registry.register("riscv.aclint.mtimer")
 class AclintTimer(SysBusDevice):
-    """The machine timer: one counter for all, a comparator for each hart."""
+    """The machine timer: one counter for all, a comparator for each hart from ``hartid_base`` on."""
 
     type_name = "riscv.aclint.mtimer"
     architectures = frozenset(("riscv64",))
@@ -65,8 +81,8 @@ class AclintTimer(SysBusDevice):
     hartid_base = Int(0, type="uint32")
     num_harts = Int(1, type="uint32")
     timecmp_base = Int(0, type="uint32")
-    time_base = Int(_MTIME, type="uint32")
-    aperture_size = Int(0x8000, type="uint32")
+    time_base = Int(MTIME, type="uint32")
+    aperture_size = Int(TIMER_SIZE, type="uint32")
     timebase_freq = Int(0, type="uint32")
     base = 0
 
@@ -98,7 +114,7 @@ class AclintTimer(SysBusDevice):
         return lambda: self._drive(number, 1)
 
     def _drive(self, number: int, level: int) -> None:
-        self.board.cpus[number].gpio_in[None][TIMER].set(level)
+        self.board.cpus[self.hartid_base + number].gpio_in[None][TIMER].set(level)
 
     def _raw_ticks(self) -> int:
         return int(self.board.clock.now_ns() * self.timebase_freq // _SECOND)

@@ -18,13 +18,14 @@ EXTERNAL = {"M": 11, "S": 9, "U": 8}
 class Plic(SysBusDevice):
     """Sources with priorities, contexts (a mode of a hart) with enables and a threshold.
 
-    ``hart_config`` lists the modes of each hart, such as ``MS,MS``.
+    ``hart_config`` lists the modes of each hart from ``hartid_base`` on, such as ``MS,MS``.
     """
 
     type_name = "riscv.sifive.plic"
     architectures = frozenset(("riscv64",))
 
     hart_config = String(type="str")
+    hartid_base = Int(0, type="uint32")
     num_sources = Int(0, type="uint32")
     num_priorities = Int(0, type="uint32")
     base = 0
@@ -40,7 +41,7 @@ class Plic(SysBusDevice):
 
     def realize(self) -> None:
         self._contexts: list[Line] = []
-        for hart, modes in enumerate((self.hart_config or "").split(",")):
+        for hart, modes in enumerate((self.hart_config or "").split(","), self.hartid_base):
             for mode in modes:
                 self._contexts.append(self.board.cpus[hart].gpio_in[None][EXTERNAL[mode]])
         self._words = (self.num_sources + 31) // 32

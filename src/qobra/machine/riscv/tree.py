@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.machine.board_type import virt
+from qobra.machine.device.riscv_aclint import MTIME, SOFTWARE, SUPERVISOR_SOFTWARE, SWI_SIZE, TIMER
+from qobra.machine.device.riscv_sifive_plic import EXTERNAL
 from qobra.machine.devicetree import Node, wide
 
 if TYPE_CHECKING:
     from qobra.machine.board_type.virt import Virt
 
 _UART_CLOCK = 3_686_400
-_SOFTWARE, _TIMER, _SUPERVISOR_EXTERNAL, _MACHINE_EXTERNAL = 3, 7, 9, 11
-_PLIC_SIZE, _CLINT_SIZE, _PLIC_HANDLE, _TEST_HANDLE, _FIRST_CPU_HANDLE = 0x600000, 0x10000, 1, 2, 3
 _POWER_OFF, _REBOOT = 0x5555, 0x7777
 _PCI_PINS = 4
 
@@ -31,22 +31,25 @@ def build(board: Virt) -> Node:
     soc.text("compatible", "simple-bus")
     soc.cells("#size-cells", 2)
     soc.cells("#address-cells", 2)
-    _interrupts(soc, board)
+    for socket in range(len(board.sockets)):
+        _interrupts(soc, board, socket)
+    slots = _plic_handle(board, board.socket_of(virt.PLIC_OF_VIRTIO))
     for number in range(virt.VIRTIO_COUNT):
         base = virt.VIRTIO + 0x1000 * number
-        _device(soc, "virtio_mmio", base, 0x1000, "virtio,mmio", interrupt=virt.IRQ_VIRTIO + number)
+        _device(soc, "virtio_mmio", base, 0x1000, "virtio,mmio", interrupt=(slots, virt.IRQ_VIRTIO + number))
     _pci(soc, board)
     test = _device(soc, "test", virt.TEST, 0x1000, "sifive,test1", "sifive,test0", "syscon")
-    test.cells("phandle", _TEST_HANDLE)
+    test.cells("phandle", _test_handle(board))
     for name, value in (("reboot", _REBOOT), ("poweroff", _POWER_OFF)):
         node = root.child(name)
         node.text("compatible", f"syscon-{name}")
-        node.cells("regmap", _TEST_HANDLE)
+        node.cells("regmap", _test_handle(board))
         node.cells("offset", 0)
         node.cells("value", value)
-    serial = _device(soc, "serial", virt.UART, 0x100, "ns16550a", interrupt=virt.IRQ_UART)
+    first = _plic_handle(board, board.socket_of(virt.PLIC_OF_SERIAL))
+    serial = _device(soc, "serial", virt.UART, 0x100, "ns16550a", interrupt=(first, virt.IRQ_UART))
     serial.cells("clock-frequency", _UART_CLOCK)
-    _device(soc, "rtc", virt.RTC, 0x1000, "google,goldfish-rtc", interrupt=virt.IRQ_RTC)
+    _device(soc, "rtc", virt.RTC, 0x1000, "google,goldfish-rtc", interrupt=(first, virt.IRQ_RTC))
     flash = root.child(f"flash@{virt.FLASH:x}")
     flash.text("compatible", "cfi-flash")
     flash.cells("reg", *(wide(n) for i in (0, 1) for n in (virt.FLASH + virt.FLASH_SIZE * i, virt.FLASH_SIZE)))
@@ -58,13 +61,17 @@ def build(board: Virt) -> Node:
     return root
 
 
-def _device(parent: Node, name: str, base: int, size: int, *compatible: str, interrupt: int | None = None) -> Node:
+def _device(
+    parent: Node, name: str, base: int, size: int, *compatible: str, interrupt: tuple[int, int] | None = None
+) -> Node:
+    """A device. ``interrupt``: the handle of the controller, and its source."""
     node = parent.child(f"{name}@{base:x}")
     node.text("compatible", *compatible)
     node.cells("reg", wide(base), wide(size))
     if interrupt is not None:
-        node.cells("interrupt-parent", _PLIC_HANDLE)
-        node.cells("interrupts", interrupt)
+        controller, source = interrupt
+        node.cells("interrupt-parent", controller)
+        node.cells("interrupts", source)
     return node
 
 
@@ -74,13 +81,12 @@ def _memory(root: Node, board: Virt) -> None:
         (number, node.memory or 0) for number, node in sorted(board.numa.nodes.items())
     ]
     for number, size in nodes or [(None, board.ram_size)]:
-        if size:
-            node = root.child(f"memory@{start:x}")
-            node.text("device_type", "memory")
-            node.cells("reg", wide(start), wide(size))
-            if number is not None:
-                node.cells("numa-node-id", number)
-            start += size
+        node = root.child(f"memory@{start:x}")
+        node.text("device_type", "memory")
+        node.cells("reg", wide(start), wide(size))
+        if number is not None:
+            node.cells("numa-node-id", number)
+        start += size
     numbers = sorted(board.numa.nodes)
     if numbers and board.numa.distances:
         distances = root.child("distance-map")
@@ -89,8 +95,17 @@ def _memory(root: Node, board: Virt) -> None:
 
 
 def _cpu_handles(board: Virt, index: int) -> tuple[int, int]:
-    """The handles of a CPU and of its interrupt controller."""
-    return _FIRST_CPU_HANDLE + 2 * index, _FIRST_CPU_HANDLE + 2 * index + 1
+    """The handles of a CPU and of its interrupt controller: the last CPU has the first ones."""
+    first = 1 + 2 * (len(board.cpus) - 1 - index)
+    return first, first + 1
+
+
+def _plic_handle(board: Virt, socket: int) -> int:
+    return 2 * len(board.cpus) + len(board.sockets) - socket
+
+
+def _test_handle(board: Virt) -> int:
+    return _plic_handle(board, 0) + 1
 
 
 def _cpus(root: Node, board: Virt) -> None:
@@ -98,43 +113,67 @@ def _cpus(root: Node, board: Virt) -> None:
     cpus.cells("#address-cells", 1)
     cpus.cells("#size-cells", 0)
     cpus.cells("timebase-frequency", virt.TIME_BASE)
-    cluster = Node()
-    for cpu in board.cpus:
-        harts: Any = cpu
-        handle, controller_handle = _cpu_handles(board, cpu.index)
-        node = cpus.child(f"cpu@{cpu.index:x}")
-        node.cells("phandle", handle)
-        node.text("device_type", "cpu")
-        node.cells("reg", cpu.index)
-        node.text("status", "okay")
-        node.text("compatible", "riscv")
-        node.text("riscv,isa", harts.isa)
-        node.text("mmu-type", "riscv,sv48")
-        on = board.numa.node_of_cpu(cpu.index)
-        if on is not None:
-            node.cells("numa-node-id", on)
-        controller = node.child("interrupt-controller")
-        controller.cells("#interrupt-cells", 1)
-        controller.flag("interrupt-controller")
-        controller.text("compatible", "riscv,cpu-intc")
-        controller.cells("phandle", controller_handle)
-        cluster.child(f"core{cpu.index}").cells("cpu", handle)
-    cpus.child("cpu-map").children["cluster0"] = cluster
+    clusters = Node()
+    for socket, harts in enumerate(board.sockets):
+        cluster = clusters.child(f"cluster{socket}")
+        for place, index in enumerate(harts):
+            _cpu(cpus, board, index)
+            cluster.child(f"core{place}").cells("cpu", _cpu_handles(board, index)[0])
+    cpus.children["cpu-map"] = clusters
 
 
-def _interrupts(soc: Node, board: Virt) -> None:
-    def inputs(*lines: int) -> list[tuple[int, int]]:
-        return [(_cpu_handles(board, cpu.index)[1], line) for cpu in board.cpus for line in lines]
+def _cpu(cpus: Node, board: Virt, index: int) -> None:
+    hart: Any = board.cpus[index]
+    handle, controller_handle = _cpu_handles(board, index)
+    node = cpus.child(f"cpu@{index:x}")
+    node.cells("phandle", handle)
+    node.text("device_type", "cpu")
+    node.cells("reg", index)
+    node.text("status", "okay")
+    node.text("compatible", "riscv")
+    node.text("riscv,isa", hart.isa)
+    node.text("mmu-type", "riscv,sv48")
+    on = board.numa.node_of_cpu(index)
+    if on is not None:
+        node.cells("numa-node-id", on)
+    controller = node.child("interrupt-controller")
+    controller.cells("#interrupt-cells", 1)
+    controller.flag("interrupt-controller")
+    controller.text("compatible", "riscv,cpu-intc")
+    controller.cells("phandle", controller_handle)
 
-    plic = _device(soc, "plic", virt.PLIC, _PLIC_SIZE, "sifive,plic-1.0.0", "riscv,plic0")
-    plic.cells("phandle", _PLIC_HANDLE)
+
+def _interrupts(soc: Node, board: Virt, socket: int) -> None:
+    def device(name: str, base: int, size: int, *compatible: str, lines: tuple[int, ...]) -> Node:
+        node = _device(soc, name, base, size, *compatible)
+        inputs = [(_cpu_handles(board, index)[1], line) for index in board.sockets[socket] for line in lines]
+        node.cells("interrupts-extended", *inputs)
+        if board.numa.nodes:
+            node.cells("numa-node-id", socket)
+        return node
+
+    def software(name: str, base: int, line: int) -> None:
+        node = device(name, base, SWI_SIZE, f"riscv,aclint-{name}", lines=(line,))
+        node.flag("interrupt-controller")
+        node.cells("#interrupt-cells", 0)
+
+    base, size = virt.PLIC + virt.PLIC_SIZE * socket, virt.PLIC_SIZE
+    plic = device("plic", base, size, "sifive,plic-1.0.0", "riscv,plic0", lines=(EXTERNAL["M"], EXTERNAL["S"]))
+    plic.cells("phandle", _plic_handle(board, socket))
     plic.cells("riscv,ndev", virt.SOURCES)
-    plic.cells("interrupts-extended", *inputs(_MACHINE_EXTERNAL, _SUPERVISOR_EXTERNAL))
     plic.flag("interrupt-controller")
     plic.cells("#address-cells", 0)
     plic.cells("#interrupt-cells", 1)
-    clint = _device(soc, "clint", virt.CLINT, _CLINT_SIZE, "sifive,clint0", "riscv,clint0")
-    clint.cells("interrupts-extended", *inputs(_SOFTWARE, _TIMER))
+    base, size = virt.CLINT + virt.CLINT_SIZE * socket, virt.CLINT_SIZE
+    if not board.aclint:
+        device("clint", base, size, "sifive,clint0", "riscv,clint0", lines=(SOFTWARE, TIMER))
+        return
+    software("mswi", base, SOFTWARE)
+    software("sswi", virt.SSWI + virt.SSWI_SIZE * socket, SUPERVISOR_SOFTWARE)
+    comparators, end = base + SWI_SIZE, base + size
+    timer = device("mtimer", comparators, MTIME, "riscv,aclint-mtimer", lines=(TIMER,))
+    counter = comparators + MTIME
+    timer.cells("reg", wide(counter), wide(end - counter), wide(comparators), wide(MTIME))
 
 
 def _pci(soc: Node, board: Virt) -> None:
@@ -146,7 +185,7 @@ def _pci(soc: Node, board: Virt) -> None:
     node.cells("linux,pci-domain", 0)
     node.cells("bus-range", 0, 0xFF)
     node.flag("dma-coherent")
-    high = board.high_window
+    high, controller = board.high_window, _plic_handle(board, board.socket_of(virt.PLIC_OF_PCIE))
     node.cells(
         "ranges",
         *(0x1000000, wide(0), wide(virt.PIO), wide(0x10000)),
@@ -158,7 +197,7 @@ def _pci(soc: Node, board: Virt) -> None:
     node.cells(
         "interrupt-map",
         *(
-            (slot << 11, 0, 0, pin + 1, _PLIC_HANDLE, virt.IRQ_PCIE + (slot + pin) % _PCI_PINS)
+            (slot << 11, 0, 0, pin + 1, controller, virt.IRQ_PCIE + (slot + pin) % _PCI_PINS)
             for slot in range(_PCI_PINS)
             for pin in range(_PCI_PINS)
         ),
