@@ -106,6 +106,14 @@ def monitor(path: Path) -> tuple[str, ...]:
         ),
         (["--nbd-server", "addr.type=unix"], "--nbd-server addr.type=unix: Parameter 'addr.path' is missing"),
         (
+            ["--nbd-server", "addr.type=fd,addr.str=a"],
+            "--nbd-server addr.type=fd,addr.str=a: Unable to parse FD number a",
+        ),
+        (
+            ["--nbd-server", "addr.type=fd,addr.str=-1"],
+            "--nbd-server addr.type=fd,addr.str=-1: File descriptor '-1' is not a socket",
+        ),
+        (
             ["--nbd-server", "addr.type=unix,addr.path=/proc/none/x"],
             "--nbd-server addr.type=unix,addr.path=/proc/none/x: "
             "Failed to bind socket to /proc/none/x: No such file or directory",

@@ -96,14 +96,15 @@ def parse(
     built = backend(kind, options)
     address = built["data"].get("addr") or {}
     if address.get("type") == "fd" and not named_fds:
-        _check_inherited(address["data"]["str"])
+        check_inherited(address["data"]["str"])
     return id, built
 
 
-def _check_inherited(number: str) -> None:
-    """Refuse what is not the number of a socket that the program was started with."""
+def check_inherited(number: str) -> None:
+    """Refuse what is not the number of a socket that the program was started with. Raises QobraError."""
     try:
-        if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        digits = number.removeprefix("-")
+        if not (digits.isascii() and digits.isdecimal() and len(digits) < 10):
             raise QobraError(f"Unable to parse FD number {number}")
         if stat.S_ISSOCK(os.fstat(int(number)).st_mode):
             return

@@ -182,6 +182,10 @@ def _call(machine: Machine, command: str, arguments: dict[str, Any]) -> None:
     if command == "nbd-server-start":
         # The option has a flat address, where the command has one with a wrapper.
         address = dict(arguments["addr"])
+        if address["type"] == "fd":
+            from qobra.chardev.options import check_inherited
+
+            check_inherited(address["str"])
         arguments = arguments | {"addr": {"type": address.pop("type"), "data": address}}
     dispatch.call(machine, command, arguments)
 
