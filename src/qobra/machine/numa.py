@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
@@ -171,6 +172,8 @@ class Numa:
             raise QobraError(
                 f"total memory for NUMA nodes (0x{total:x}) should equal RAM size (0x{self._board.ram_size:x})"
             )
+        if self.distances:
+            self._check_distances()
         self._place_other_cpus()
         for number, node in sorted(self.nodes.items()):
             self._check_own_initiator(number, node)
@@ -181,6 +184,22 @@ class Numa:
                 raise QobraError(f"NUMA node {node.initiator} is missing, use '-numa node' option to declare it first")
             if not self.nodes[node.initiator].cpus:
                 raise QobraError(f"The initiator of NUMA node {number} is invalid")
+
+    def _check_distances(self) -> None:
+        # One of each pair is enough as long as they are the same both ways.
+        given = self.distances
+        for source, target in combinations(sorted(self.nodes), 2):
+            if (source, target) not in given and (target, source) not in given:
+                raise QobraError(
+                    f"The distance between node {source} and {target} is missing, "
+                    "at least one distance value between each nodes should be provided."
+                )
+        asymmetrical = any(given.get((b, a), distance) != distance for (a, b), distance in given.items())
+        if asymmetrical and any(pair not in given for pair in permutations(self.nodes, 2)):
+            raise QobraError(
+                "At least one asymmetrical pair of distances is given, "
+                "please provide distances for both directions of all node pairs."
+            )
 
     def _place_other_cpus(self) -> None:
         # Those that nobody placed are on the first node, or spread over all if nobody placed any.
