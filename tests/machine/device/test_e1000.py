@@ -250,6 +250,10 @@ def test_the_transceiver(guest: Guest) -> None:
     assert guest.read(_MDIC) & 0x1000FFFF == 0x10000141
     guest.write(_MDIC, 2 << 26 | 2 << 21)
     assert guest.read(_MDIC) & 0x40000000
+    guest.write(_MDIC, 2 << 26 | 1 << 21 | 22 << 16 | 0x66B)  # a register that is not there
+    assert guest.read(_MDIC) == 0x50000000 | 2 << 26 | 1 << 21 | 22 << 16 | 0x66B
+    guest.write(_MDIC, 1 << 26 | 1 << 21 | 2 << 16)  # the identity is not to be written
+    assert guest.read(_MDIC) & 0x40000000
     with guest.machine.control:
         guest.card.link_forced_down = True
         guest.card.link_changed()

@@ -226,6 +226,25 @@ def test_reset_and_shutdown(guest: Guest) -> None:
     assert guest.access.load(guest.base + _CSTS, 4) == 2
 
 
+def test_a_reset_keeps_the_place_of_the_admin_queues_alone(guest: Guest) -> None:
+    places = [guest.access.load(guest.base + offset, 4) for offset in (_AQA, 0x28, 0x30)]
+    guest.access.store(guest.base + 0x0C, 4, 5)
+    guest.access.store(guest.base + _CC, 4, 0)
+    assert [guest.access.load(guest.base + offset, 4) for offset in (0x0C, _CC, _CSTS)] == [0, 0, 0]
+    with guest.machine.control:
+        guest.machine.board.reset_all()
+    guest.function.enable()
+    assert [guest.access.load(guest.base + offset, 4) for offset in (_AQA, 0x28, 0x30)] == places
+    assert all(places)
+
+
+def test_queues_may_lie_at_address_zero_and_starting_tells_of_no_shutdown(guest: Guest) -> None:
+    guest.access.store(guest.base + _CC, 4, 0)
+    guest.access.store(guest.base + 0x30, 4, 0)
+    guest.access.store(guest.base + _CC, 4, 0x00464001)
+    assert guest.access.load(guest.base + _CSTS, 4) == 1
+
+
 def test_failed_reads(guest: Guest) -> None:
     def failing(_offset: int, _length: int) -> bytes:
         raise OSError(5, "Input/output error")

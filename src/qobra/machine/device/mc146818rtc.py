@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import time
 
 from qobra.machine.devices import registry
@@ -21,7 +20,18 @@ _C_IRQ, _C_PF, _C_AF, _C_UF = 0x80, 0x40, 0x20, 0x10
 _UPDATE_NS = 8 * _SECOND // 32768  # how long before the second the update-in-progress bit rises
 _DIVIDER_RUNNING = 0x20
 _ANY = 0xC0
+_WRAP = 1 << 64  # nanoseconds: from the year 1677 to 2262
 _MADE_UP_AT_ONCE = 20  # ticks that come at acknowledgements between two that come by time
+
+
+def _days(year: int, month: int, day: int) -> int:
+    # Days since the epoch of a date that need not be one. Years begin with March, so that leap days come last.
+    year, month = (year - 1, month + 9) if month < 3 else (year, month - 3)
+    return 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
+
+
+def _signed(ns: int) -> int:
+    return (ns + _WRAP // 2) % _WRAP - _WRAP // 2
 
 
 @registry.register("mc146818rtc")
@@ -64,6 +74,7 @@ class Rtc(IsaDevice):
         self._periodic_timer = self.board.clock.timer(self._period_passed)
         self._announced_offset = 0
         self._lost_ticks = self._made_up = 0
+        self._show_time()
         self._uses_update_timer()
 
     def _host_start(self) -> int:
@@ -88,23 +99,30 @@ class Rtc(IsaDevice):
     # -- time
 
     def _now_ns(self) -> int:
-        # Whole nanoseconds since the epoch, on the guest's idea of it.
+        # Whole nanoseconds since the epoch, on the guest's idea of it, as a counter of 64 bits has them.
         if self._frozen is not None:
-            return self._frozen
-        if self.follow_host and not self.board.clock.driven and self.start_time is None:
-            return int(self.machine.clock.time_ns()) + self._host_difference
-        return self._base_ns + self.board.clock.now_ns()
+            now = self._frozen
+        elif self.follow_host and not self.board.clock.driven and self.start_time is None:
+            now = int(self.machine.clock.time_ns()) + self._host_difference
+        else:
+            now = self._base_ns + self.board.clock.now_ns()
+        return _signed(now)
+
+    def _now_seconds(self) -> int:
+        # Whole seconds on this side of the epoch.
+        now = self._now_ns()
+        return now // _SECOND if now >= 0 else -(-now // _SECOND)
 
     _host_difference = 0
 
     def _set_now(self, ns: int) -> None:
         difference = ns - self._now_ns()
-        self._base_ns += difference
-        self._host_difference += difference
+        self._base_ns = _signed(self._base_ns + difference)
+        self._host_difference = _signed(self._host_difference + difference)
 
     def date_info(self) -> dict[str, int]:
         """The guest's time, broken down as C does."""
-        now = time.gmtime(self._now_ns() // _SECOND)
+        now = time.gmtime(self._now_seconds())
         return {
             "tm_year": now.tm_year - 1900,
             "tm_mon": now.tm_mon - 1,
@@ -117,7 +135,7 @@ class Rtc(IsaDevice):
     def _show_time(self) -> None:
         if self.cmos[_B] & _B_SET or self._stopped:
             return
-        now = time.gmtime(self._now_ns() // _SECOND)
+        now = time.gmtime(self._now_seconds())
         hour = now.tm_hour
         if not self.cmos[_B] & _B_24H:
             half = self._encode(hour % 12 or 12)
@@ -134,18 +152,15 @@ class Rtc(IsaDevice):
         self.cmos[_CENTURY] = self._encode(year // 100)
 
     def _take_time(self) -> None:
-        # The registers become the time; nonsense is bent into a date.
-        hour = self._decode_hour(self.cmos[_HOURS])
-        year = self._decode(self.cmos[_YEAR]) + self.base_year + self._decode(self.cmos[_CENTURY]) * 100
-        fields = (
-            min(max(year, 1970), 9999),
-            min(max(self._decode(self.cmos[_MONTH]), 1), 12),
-            min(max(self._decode(self.cmos[_DAY]), 1), 31),
-            min(hour, 23),
-            min(self._decode(self.cmos[_MINUTES]), 59),
-            min(self._decode(self.cmos[_SECONDS]), 59),
+        # The registers become the time; what no clock shows carries over into the next unit.
+        day = _days(
+            self._decode(self.cmos[_YEAR]) + self.base_year + self._decode(self.cmos[_CENTURY]) * 100,
+            self._decode(self.cmos[_MONTH]),
+            self._decode(self.cmos[_DAY]),
         )
-        self._set_now(calendar.timegm((*fields, 0, 0, 0)) * _SECOND)
+        hour = 24 * day + self._decode_hour(self.cmos[_HOURS])
+        minute = 60 * hour + self._decode(self.cmos[_MINUTES])
+        self._set_now((60 * minute + self._decode(self.cmos[_SECONDS])) * _SECOND)
         offset = (self._now_ns() - self._reference_ns()) // _SECOND
         data = {"offset": offset, "qom-path": self.path()}
         self.machine.events.emit("RTC_CHANGE", data)
@@ -163,12 +178,15 @@ class Rtc(IsaDevice):
         return value if self.cmos[_B] & _B_BINARY else value // 10 << 4 | value % 10
 
     def _decode(self, value: int) -> int:
+        if value & _ANY == _ANY:
+            return -1
         return value if self.cmos[_B] & _B_BINARY else (value >> 4) * 10 + (value & 0x0F)
 
     def _decode_hour(self, value: int) -> int:
+        hour = self._decode(value & 0x7F)
         if self.cmos[_B] & _B_24H:
-            return self._decode(value)
-        return self._decode(value & 0x7F) % 12 + (12 if value & 0x80 else 0)
+            return hour
+        return hour % 12 + (12 if value & 0x80 else 0)
 
     # -- interrupts
 
@@ -301,8 +319,7 @@ class Rtc(IsaDevice):
             self.cmos[_A] &= ~_UIP
             value &= ~_B_UIE
         elif old & _B_SET and not self._stopped:
-            self.cmos[_B] = value
-            self._take_time()
+            self._take_time()  # in the form that it had so far
         # An event that is there already interrupts when it is enabled.
         if value & self.cmos[_C] & (_C_PF | _C_AF | _C_UF):
             self.cmos[_C] |= _C_IRQ

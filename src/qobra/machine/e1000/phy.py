@@ -12,10 +12,10 @@ _OP_WRITE, _OP_READ, _READY, _ERROR = 1, 2, 0x10000000, 0x40000000
 _ADDRESS = 1
 # Control, capabilities, the identity, what was offered by both ends; then the maker's own.
 _INITIAL = {
-    0: 0x1140, 1: 0x796D, 2: 0x0141, 4: 0x0DE1, 5: 0x45E1, 6: 0x0001,
-    8: 0x0000, 9: 0x0E00, 10: 0x3C00, 15: 0x3000, 16: 0x0360, 17: 0xAC08, 20: 0x0D60,
+    0: 0x1140, 1: 0x796D, 2: 0x0141, 3: 0x0000, 4: 0x0DE1, 5: 0x45E1, 6: 0x0001,
+    9: 0x0E00, 10: 0x3C00, 16: 0x0360, 17: 0xAC08, 20: 0x0D60, 21: 0x0000,
 }  # fmt: skip
-_WRITABLE = frozenset((0, 4, 7, 9, 16, 18, 20, 24, 25, 26, 29, 30))
+_WRITABLE = frozenset((0, 4, 9, 16, 20))
 
 
 class Phy:
@@ -51,6 +51,8 @@ class Phy:
         if request >> 21 & 31 != _ADDRESS:
             return before | _ERROR | _READY
         if operation not in (_OP_READ, _OP_WRITE):
+            return request | _READY
+        if number not in (_INITIAL if operation == _OP_READ else _WRITABLE):
             return request | _ERROR | _READY
         if operation == _OP_READ:
             return request & ~0xFFFF | self._registers[number] | _READY
@@ -59,6 +61,6 @@ class Phy:
             self.reset()
         elif number == _CONTROL:
             self._registers[number] = value & ~_RESTART
-        elif number in _WRITABLE:
+        else:
             self._registers[number] = value
         return request | _READY

@@ -80,10 +80,9 @@ class Controller:
         return self.page << self.device.mdts if self.device.mdts else 1 << 62
 
     def reset(self) -> None:
-        """As after power-on."""
+        """Stopped; where the admin queues are stays, as in a reset of the controller (NVMe 1.4, 7.3.2)."""
         self._stop()
         self._configuration = self._status = self._masked = 0
-        self._admin_sizes = self._admin_submissions = self._admin_completions = 0
 
     def close(self) -> None:
         """Stop for good."""
@@ -138,9 +137,9 @@ class Controller:
         before, self._configuration = self._configuration, value
         if value & _ENABLE and not before & _ENABLE:
             self._status = _READY if self._start() else _FAILED
+            return
         elif before & _ENABLE and not value & _ENABLE:
-            self._stop()
-            self._configuration = self._status = 0
+            self.reset()
             return
         if value >> 14 & 3 and not before >> 14 & 3:
             self._shut_down()
@@ -165,8 +164,6 @@ class Controller:
             shift > _MAX_PAGE_SHIFT
             or commands
             or sizes != 0x46
-            or not self._admin_submissions
-            or not self._admin_completions
             or (self._admin_submissions | self._admin_completions) & (1 << shift) - 1
             or submissions < 2
             or completions < 2

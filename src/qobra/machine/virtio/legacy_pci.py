@@ -69,7 +69,7 @@ class LegacyRegisters:
             elif queue is not None:
                 place_legacy_queue(queue, value * _PAGE, _PAGE)
         elif offset == 14:
-            proxy.queue_select = value & 0xFFFF
+            proxy.select_queue(value & 0xFFFF)
         elif offset == 16:
             device.kick(value & 0xFFFF)
         elif offset == 18:

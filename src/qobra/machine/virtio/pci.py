@@ -12,7 +12,7 @@ from qobra.machine.pci.device import PciDevice
 from qobra.machine.pci.msix import Msix
 from qobra.machine.virtio.device import STATUS_DRIVER, STATUS_FEATURES_OK, VirtioBus, VirtioDevice
 from qobra.machine.virtio.legacy_pci import LegacyRegisters
-from qobra.machine.virtio.queue import Queue
+from qobra.machine.virtio.queue import QUEUE_MAX, Queue
 from qobra.machine.vmstate import Number, VmState, listed, part, u8, u16, u32
 from qobra.object.property import Bool, Enum, Int, Property
 
@@ -116,7 +116,8 @@ class VirtioPci(PciDevice):
                 self.add_property(Alias(self.device, prop))
         self.config_vector = _NO_VECTOR
         self.isr = 0
-        self._clear_selectors()
+        self.device_select = self.driver_select = self.queue_select = 0
+        self._chosen = [0, 0]
 
     # -- life
 
@@ -180,11 +181,7 @@ class VirtioPci(PciDevice):
             self.msix.reset()
         self.config_vector = _NO_VECTOR
         self.isr = 0
-        self._clear_selectors()
-
-    def _clear_selectors(self) -> None:
-        self.device_select = self.driver_select = self.queue_select = 0
-        self._chosen = [0, 0]
+        self.queue_select = 0
 
     # -- interrupts
 
@@ -330,7 +327,7 @@ class VirtioPci(PciDevice):
         elif offset == 0x14:
             self.write_status(value & 0xFF)
         elif offset == 0x16:
-            self.queue_select = value & 0xFFFF
+            self.select_queue(value & 0xFFFF)
         else:
             queue = self._queue()
             if queue is not None:
@@ -355,12 +352,16 @@ class VirtioPci(PciDevice):
             kept = getattr(queue, name) & ~(0xFFFFFFFF << shift)
             setattr(queue, name, kept | (value & 0xFFFFFFFF) << shift)
 
+    def select_queue(self, number: int) -> None:
+        """The driver turns to a queue; no device has as many as are not taken here."""
+        if number < QUEUE_MAX:
+            self.queue_select = number
+
     def write_status(self, status: int) -> None:
         """The driver sets the status: 0 resets, and with it the vectors and the interrupt."""
         self.device.write_status(status)
         if status == 0:
             self.config_vector = _NO_VECTOR
-            self._chosen = [0, 0]
             self.queue_select = 0
             self.read_isr()
         elif status & STATUS_DRIVER and not status & STATUS_FEATURES_OK and not self.may_master() and self.legacy:
