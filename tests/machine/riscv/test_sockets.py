@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from struct import unpack
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from qobra.errors import QobraError
 from qobra.machine.board_type import virt
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
+from qobra.machine.riscv import tree
 from qobra.migration.machine_state import load_devices, save_devices, state_owners
 
 _SUPERVISOR_SOFTWARE, _SOFTWARE, _TIMER, _SUPERVISOR_EXTERNAL, _EXTERNAL = (1 << bit for bit in (1, 3, 7, 9, 11))
@@ -102,6 +104,30 @@ def test_interrupts_of_supervisors(start: Callable[..., Any]) -> None:
 def test_there_are_none_without_aclint(start: Callable[..., Any]) -> None:
     names = [region.name for region in start().memory.regions()]
     assert [name for name in names if "aclint" in name] == ["riscv.aclint.swi", "riscv.aclint.mtimer"]
+
+
+def test_the_guest_is_told(start: Callable[..., Any]) -> None:
+    root = tree.build(start([0], [1, 2], cpus=3, aclint=True))
+    soc, cpus = root.child("soc").children, root.child("cpus").children
+
+    def cells(name: str, key: str) -> tuple[int, ...]:
+        value = soc[name].properties[key]
+        return unpack(f">{len(value) // 4}I", value)
+
+    handles = [
+        int.from_bytes(cpus[f"cpu@{hart}"].child("interrupt-controller").properties["phandle"], "big")
+        for hart in range(3)
+    ]
+    assert list(cpus["cpu-map"].children["cluster1"].children) == ["core0", "core1"]
+    assert cells("plic@c000000", "interrupts-extended") == (handles[0], 11, handles[0], 9)
+    assert cells("plic@c600000", "interrupts-extended")[::4] == tuple(handles[1:])
+    assert cells("mswi@2010000", "interrupts-extended") == (handles[1], 3, handles[2], 3)
+    assert cells("sswi@2f04000", "interrupts-extended") == (handles[1], 1, handles[2], 1)
+    assert cells("mtimer@2014000", "reg") == (0, 0x201BFF8, 0, 0x4008, 0, 0x2014000, 0, 0x7FF8)
+    assert cells("mtimer@2014000", "numa-node-id") == (1,)
+    assert "clint@2000000" not in soc
+    assert cells("serial@10000000", "interrupt-parent") == cells("plic@c000000", "phandle")
+    assert cells("virtio_mmio@10001000", "interrupt-parent") == cells("plic@c600000", "phandle")
 
 
 @pytest.mark.parametrize(
