@@ -129,8 +129,24 @@ def test_the_primary_leaves_for_a_migration_and_comes_back(machine: Machine) -> 
         _children(machine)["pr"].unparent()
         assert not board.failover.releasing
         board.failover.take_back()
-    assert events[0] == "UNPLUG_PRIMARY"
-    assert _children(machine)["pr"].realized
+    assert events == ["UNPLUG_PRIMARY"]
+    with machine.control:
+        _children(machine)["pr"].unparent()
+    assert events[-1] == "DEVICE_DELETED"
+
+
+def test_a_primary_that_never_left_is_told_of_again(machine: Machine) -> None:
+    _plug(machine, id="pr")
+    _negotiate(machine)
+    board: Any = machine.board
+    events: list[str] = []
+    machine.events.subscribe(lambda event: events.append(event["event"]))
+    with machine.control:
+        board.failover.release()
+        board.failover.take_back()
+        assert _children(machine)["pr"].realized and "DEVICE_DELETED" not in events
+        _children(machine)["pr"].unparent()
+    assert events[-1] == "DEVICE_DELETED"
 
 
 def test_names_of_devices_are_their_own() -> None:

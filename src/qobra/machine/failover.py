@@ -92,8 +92,11 @@ class Failover:
             if not standby.hides and standby.primary is not None:
                 id = standby.primary["id"]
                 try:
-                    unplug(find_device(self._machine, id))
+                    primary = find_device(self._machine, id)
+                    primary.tells_deletion = False  # it is away, and may come back: UNPLUG_PRIMARY says so
+                    unplug(primary)
                 except QobraError as error:
+                    self._stays(id)
                     report_warning(f"couldn't unplug primary device: {error.desc}")
                     continue
                 standby.away = True
@@ -109,5 +112,12 @@ class Failover:
     def take_back(self) -> None:
         """The migration failed: primaries that left come back. In the strand."""
         for standby in self._standbys.values():
-            if standby.away:
+            if standby.away and standby.primary is not None:
+                self._stays(standby.primary["id"])
                 self._plug(standby)
+
+    def _stays(self, id: str) -> None:
+        board: Any = self._machine.board
+        primary = board.peripheral.children.get(id)
+        if primary is not None:
+            primary.tells_deletion = True

@@ -63,6 +63,8 @@ class Device(Object):
         self.unplug_again_ns: int | None = None
         """From when on (of the guest's time) a guest that does not react may be asked again; None: never."""
         self._was_realized = False
+        self.tells_deletion = True
+        """Whether DEVICE_DELETED says that the device has left."""
         self.gpio_in: dict[str | None, list[Line]] = {}
         self.gpio_out: dict[str | None, list[Line]] = {}
 
@@ -166,7 +168,7 @@ class Device(Object):
         if self.bus is not None:
             self.bus.remove(self)
         super().unparent()
-        if self._was_realized and not self.tree.closing:
+        if self._was_realized and self.tells_deletion and not self.tree.closing:
             data = {"path": path}
             if self.user_id is not None:
                 data["device"] = self.user_id
