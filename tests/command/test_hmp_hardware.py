@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +86,11 @@ def test_other_boards_have_other_controllers(virt: Any) -> None:
     assert _run(virt, "info pic") == _run(virt, "info irq") == ""
     assert _run(virt, "info usb") == "Error: USB support not enabled\n"
     assert _run(virt, "info virtio") == "No VirtIO devices\n"
+
+
+def test_kvm_is_for_guests_of_the_host_s_architecture(machine: Any, virt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="x86_64"))
+    assert _run(machine, "info kvm") == "kvm support: disabled\n"
     assert _run(virt, "info kvm") == "kvm support: not compiled\n"
 
 
