@@ -20,6 +20,8 @@ PATIENCE = 2.0
 """Seconds that a job may run before the script goes on without it."""
 LONGEST = 15.0
 """Seconds that ours may take where the peer was done."""
+ENDLESS = 5.0
+"""Seconds that qemu-img may look at one of the images, which are small."""
 STABLE = ("ready", "standby", "pending", "concluded", "paused")
 RESTED = 0.15
 """Seconds without progress after which a job waits for its speed limit, or a mirror that is ready has nothing to do."""
@@ -334,22 +336,31 @@ def compare_images(ours: Path, theirs: Path, template: Path) -> list[str]:
         if facts[0] != facts[1]:
             found.append(f"{path.name}: {facts[0]} against {facts[1]}")
             continue
-        done = subprocess.run(["qemu-img", "compare", "-U", str(own), str(path)], capture_output=True, text=True)
+        done = _qemu_img("compare", "-U", own, path)
         if done.returncode:
-            same = subprocess.run(["qemu-img", "compare", "-U", str(path), str(path)], capture_output=True, text=True)
+            same = _qemu_img("compare", "-U", path, path)
             if not same.returncode:
                 found.append(f"{path.name}: {(done.stdout + done.stderr).strip()}")
     found += [f"{path.name} is left over" for path in sorted(ours.iterdir()) if not (theirs / path.name).exists()]
     return found
 
 
+def _qemu_img(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = ["qemu-img", *map(str, words)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=ENDLESS)
+    except subprocess.TimeoutExpired:
+        # An image that became its own backing file is opened over and over.
+        return subprocess.CompletedProcess(command, 1, "", "does not end")
+
+
 def image_facts(path: Path) -> Any:
     """What qemu-img says of an image."""
     facts: dict[str, Any] = {}
-    done = subprocess.run(["qemu-img", "check", "-U", "--output=json", path], capture_output=True, text=True)
+    done = _qemu_img("check", "-U", "--output=json", path)
     if done.returncode:
         facts["check"] = [done.returncode, done.stderr.replace(str(path.parent), "DIR")[-200:]]
-    done = subprocess.run(["qemu-img", "info", "-U", "--output=json", path], capture_output=True, text=True)
+    done = _qemu_img("info", "-U", "--output=json", path)
     if done.returncode:
         facts["info"] = done.stderr.replace(str(path.parent), "DIR")
     else:
