@@ -145,8 +145,9 @@ def test_a_card_that_another_stands_by_for_leaves_first(pair_of: Make) -> None:
     with pair.source.control:
         board.peripheral.children["pr"].unparent()  # as once the guest has let go
     assert pair.source.migration.wait(60) and pair.destination.migration.wait(60)
-    expected = ["setup", "UNPLUG_PRIMARY", "wait-unplug", "DEVICE_DELETED", "MIGRATION_PASS", "active"]
-    assert [event for event in pair.events[pair.source] if event in expected][:6] == expected
+    expected = ["setup", "UNPLUG_PRIMARY", "wait-unplug", "MIGRATION_PASS", "active"]
+    assert [event for event in pair.events[pair.source] if event in expected][:5] == expected
+    assert "DEVICE_DELETED" not in pair.events[pair.source]  # it comes back, or is there at the destination
     arrived: Any = pair.destination.board
     assert "FAILOVER_NEGOTIATED" in pair.events[pair.destination]
     assert arrived.peripheral.children["pr"].realized
