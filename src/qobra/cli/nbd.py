@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.typed_options import DISCARD_WORDS
 from qobra.cli._tool.opening import Images
+from qobra.cli._tool.process import end_in_order, run_program
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError
 from qobra.getopt import UsageError, parse
@@ -99,8 +100,6 @@ def main(argv: list[str] | None = None, name: str | None = None) -> int:
     """Run a command line; returns the exit status."""
     if argv is not None:
         return run(name or "qobra-nbd", argv)
-    from qobra.cli._tool.process import run_program
-
     return run_program(lambda: run(name or sys.argv[0], sys.argv[1:]))
 
 
@@ -300,10 +299,12 @@ class Task:
         return 0
 
     def _serve_on(self, server: Server, filename: str, background: Background | None) -> None:
-        from qobra.cli._nbd.serve import start, wait, write_pid_file
+        from qobra.cli._nbd.serve import end_by_signals, start, wait, write_pid_file
 
         given = self._given
+        end_in_order()  # an image that is open, with its bitmaps in use, is closed on the way out
         backend = self._open(filename)
+        end_by_signals(server)
         start(
             server,
             backend,

@@ -66,6 +66,37 @@ def test_persistent_until_a_signal(disk: str, tmp_path: Path) -> None:
     wait_gone(pid)
 
 
+_SIGNALLED = """
+import os, signal, sys
+from qobra.cli import nbd
+from qobra.cli._nbd import serve
+
+def signalled(cls, name):
+    method = getattr(cls, name)
+    def run(*arguments, **options):
+        result = method(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return result
+    setattr(cls, name, run)
+
+signalled(*{"accept": (serve.Server, "accept"), "open": (nbd.Images, "open")}[sys.argv.pop(1)])
+nbd.main()
+"""
+
+
+@pytest.mark.parametrize(("when", "status"), [("accept", 0), ("open", -signal.SIGTERM)])
+def test_a_signal_at_any_moment_closes_the_image(disk: str, tmp_path: Path, when: str, status: int) -> None:
+    """A client that has what it wants at once may end the server before that has begun to wait."""
+    assert img.main(["bitmap", "--add", disk, "b0"]) == 0
+    arguments = ["-k", str(tmp_path / "s"), "-f", "qcow2", "-B", "b0", disk]
+    done = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED, when, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+    with qobra.open(disk) as image:
+        assert image.node.bitmaps["b0"].inconsistent is False
+
+
 def test_a_failure_is_told_by_the_parent(tmp_path: Path) -> None:
     done = start("-k", str(tmp_path / "s"), str(tmp_path / "missing"))
     assert done.returncode == 1

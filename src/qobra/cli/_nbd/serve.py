@@ -103,14 +103,21 @@ def start(
     server.accept()
 
 
-def wait(server: Server, *, persistent: bool) -> None:
-    """Wait until a signal ends the server or, unless ``persistent``, the last client has left."""
+def end_by_signals(server: Server) -> None:
+    """From here on a signal is a reason to end, and what was begun comes to its end: an image is closed as a whole.
+
+    To be called before there are clients, who may have what they want, and end the server, at any moment.
+    """
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         server.reasons.put("signal")
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
+
+
+def wait(server: Server, *, persistent: bool) -> None:
+    """Wait until a signal ends the server or, unless ``persistent``, the last client has left."""
     while server.reasons.get() == "left" and persistent:
         pass
 
