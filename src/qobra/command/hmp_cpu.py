@@ -10,6 +10,8 @@ from qobra.qmp.hmp import HmpMonitor, current_cpu, hmp_command
 from qobra.qmp.hmp_expression import signed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.machine.cpu import Cpu
     from qobra.machine.machine import Machine
     from qobra.machine.memory import AddressSpace
@@ -70,20 +72,6 @@ def info_registers(machine: Machine, args: dict[str, Any], monitor: HmpMonitor) 
     else:
         cpus = [_cpu(machine, monitor)]
     return "".join(f"\nCPU#{each.index}\n{registers.text(each)}" for each in cpus)
-
-
-@hmp_command("info mem", help="what is mapped where in a CPU's virtual memory", needs="board", with_monitor=True)
-def info_mem(machine: Machine, args: dict[str, Any], monitor: HmpMonitor) -> str:
-    """Paging is off."""
-    x86 = _cpu(machine, monitor).architecture == "x86_64"
-    return "PG disabled\n" if x86 else "No translation or protection\n"
-
-
-@hmp_command("info tlb", help="pages of a CPU's virtual memory", needs="x86_64", with_monitor=True)
-def info_tlb(machine: Machine, args: dict[str, Any], monitor: HmpMonitor) -> str:
-    """Paging is off."""
-    _cpu(machine, monitor)
-    return "PG disabled\n"
 
 
 # -- numbers
@@ -182,7 +170,7 @@ def gva2gpa(machine: Machine, args: dict[str, Any], monitor: HmpMonitor) -> str:
     return f"gpa: 0x{args['addr'] & mask:x}\n"
 
 
-def _host_view(machine: Machine, address: int) -> tuple[str, memoryview] | str:
+def _host_address(machine: Machine, address: int, kind: str, find: Callable[[memoryview], int]) -> str:
     from qobra.machine.memory import Ram
 
     assert machine.board is not None
@@ -192,7 +180,8 @@ def _host_view(machine: Machine, address: int) -> tuple[str, memoryview] | str:
     region, offset = found
     if not isinstance(region, Ram):
         return f"Memory at address 0x{address:x} is not RAM\n"
-    return region.name, region.view[offset : offset + 1]
+    place = find(region.view[offset : offset + 1])
+    return f"Host {kind} address for 0x{address:x} ({region.name}) is 0x{place:x}\n"
 
 
 @hmp_command("gpa2hva", args="addr:l", params="addr", help="where the program has physical memory", needs="board")
@@ -200,12 +189,7 @@ def gpa2hva(machine: Machine, args: dict[str, Any]) -> str:
     """The address in this process of the guest's memory."""
     from qobra.machine.host_memory import address_of
 
-    address = args["addr"] & _MASK
-    found = _host_view(machine, address)
-    if isinstance(found, str):
-        return found
-    name, view = found
-    return f"Host virtual address for 0x{address:x} ({name}) is 0x{address_of(view):x}\n"
+    return _host_address(machine, args["addr"] & _MASK, "virtual", address_of)
 
 
 @hmp_command("gpa2hpa", args="addr:l", params="addr", help="where the host has physical memory", needs="board")
@@ -213,9 +197,4 @@ def gpa2hpa(machine: Machine, args: dict[str, Any]) -> str:
     """The host's physical address of the guest's memory."""
     from qobra.machine.host_memory import address_of, physical_address
 
-    address = args["addr"] & _MASK
-    found = _host_view(machine, address)
-    if isinstance(found, str):
-        return found
-    name, view = found
-    return f"Host physical address for 0x{address:x} ({name}) is 0x{physical_address(address_of(view)):x}\n"
+    return _host_address(machine, args["addr"] & _MASK, "physical", lambda view: physical_address(address_of(view)))
