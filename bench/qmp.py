@@ -28,13 +28,18 @@ COMMANDS = {
 }
 START_GOAL_MS = 20.0
 MEMORY_GOAL_MIB = 40.0
+PATIENCE_S = 10
+TRIES = 3
 
 # The program as the environment has it.
 QOBRA = [os.path.join(os.path.dirname(sys.executable), "qobra-storage-daemon")]
 
 
 class Daemon:
-    """A running daemon and a negotiated connection to it. ``greeted_ms`` is how long the greeting took."""
+    """A running daemon and a negotiated connection to it. ``greeted_ms`` is how long the greeting took.
+
+    Raises TimeoutError for a daemon that does not answer.
+    """
 
     def __init__(self, command: list[str], directory: str) -> None:
         path = os.path.join(directory, "qmp")
@@ -42,15 +47,20 @@ class Daemon:
         begin = time.perf_counter()
         self.process = subprocess.Popen([*command, "--chardev", listening, "--monitor", "chardev=c"])
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE_S)
         while True:
             try:
                 self.sock.connect(path)
                 break
             except OSError:
                 time.sleep(0.0002)
-        self.receive()
-        self.greeted_ms = (time.perf_counter() - begin) * 1e3
-        self.round_trip_us(b'{"execute":"qmp_capabilities"}')
+        try:
+            self.receive()
+            self.greeted_ms = (time.perf_counter() - begin) * 1e3
+            self.round_trip_us(b'{"execute":"qmp_capabilities"}')
+        except TimeoutError:
+            self.close()
+            raise
 
     def receive(self) -> bytes:
         data = self.sock.recv(1 << 20)
@@ -72,6 +82,16 @@ class Daemon:
         self.sock.close()
         self.process.kill()
         self.process.wait()
+
+
+def _started(command: list[str], directory: str) -> Daemon:
+    """A daemon that answers: one of QEMU's may fail to, if it is connected to while it starts."""
+    for _ in range(TRIES):
+        try:
+            return Daemon(command, tempfile.mkdtemp(dir=directory))
+        except TimeoutError:
+            print(f"bench/qmp.py: {command[0]} does not answer; started again", file=sys.stderr)
+    sys.exit(1)
 
 
 def main() -> int:
@@ -115,7 +135,7 @@ def measure_start(commands: dict[str, list[str]], runs: int) -> dict[str, Any]:
     for _ in range(runs + 1):
         for name, command in commands.items():
             with tempfile.TemporaryDirectory(prefix="qobra-bench-") as directory:
-                daemon = Daemon(command, directory)
+                daemon = _started(command, directory)
                 times[name].append(daemon.greeted_ms)
                 memory[name] = daemon.memory_mib()
                 daemon.close()
@@ -136,7 +156,7 @@ def measure_round_trips(commands: dict[str, list[str]], runs: int) -> dict[str, 
         daemons = {}
         for name, command in commands.items():
             os.mkdir(os.path.join(directory, name))
-            daemons[name] = Daemon(command, os.path.join(directory, name))
+            daemons[name] = _started(command, os.path.join(directory, name))
         for row, (count, goal) in COMMANDS.items():
             request = json.dumps({"execute": row}).encode()
             medians: dict[str, list[float]] = {name: [] for name in daemons}
