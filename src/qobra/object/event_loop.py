@@ -1,4 +1,4 @@
-"""What iothreads have in common with the main loop."""
+"""The type that iothreads derive from, and in QEMU the main loop too."""
 
 from __future__ import annotations
 

@@ -83,12 +83,23 @@ class ThreadContext(Object):
             thread.join()
 
     def run(self, call: Callable[[], None]) -> None:
-        """Run ``call`` in the thread, and wait until it has ended."""
+        """Run ``call`` in the thread, and wait until it has ended. Raises what it raises."""
         ended = threading.Event()
-        self._calls += (call, ended.set)
-        self._wake.release()
+        failures: list[BaseException] = []
+
+        def carry_out() -> None:
+            try:
+                call()
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                ended.set()
+
+        self._calls.append(carry_out)
         self._wake.release()
         ended.wait()
+        if failures:
+            raise failures[0]
 
     def _serve(self) -> None:
         while True:
