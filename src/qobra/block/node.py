@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from qobra.block.bitmap import DirtyBitmap
     from qobra.block.copy.old_blocks import OldBlocks
+    from qobra.block.in_files import InFiles
     from qobra.block.layer import BlockLayer
     from qobra.block.table import ResolvedTable
 else:
@@ -348,6 +349,10 @@ class BlockNode(Vertex):
         :attr:`trackers`."""
         return not (self.read_only or self.inactive or self.detect_zeroes != "off")
 
+    def linking(self) -> Linking | None:
+        """What takes up data from below while guests write; None where each has to wait for the other."""
+        return None
+
     def cluster_size(self) -> int:
         """Bytes of the unit in which the node allocates; 0 where it has none."""
         return 0
@@ -397,6 +402,22 @@ class Marks(Protocol):
 
     def mark(self, offset: int, length: int) -> None:
         """See :meth:`WriteTracker.mark`."""
+
+
+class Linking(Protocol):
+    """Holds in a node, in whole clusters, what shows through from below, where the node still holds nothing."""
+
+    def takes_files(self) -> bool:
+        """Whether the data may lie in files."""
+
+    def takes_zeroes(self) -> bool:
+        """Whether zeroes can be held as such."""
+
+    def take_up(self, ranges: Sequence[tuple[int, int]], data: InFiles | memoryview) -> None:
+        """Hold ``data``, what the ``(offset, length)`` of ``ranges`` show, one after another."""
+
+    def take_up_zeroes(self, offset: int, length: int) -> None:
+        """Hold zeroes, which a range shows."""
 
 
 class Keeper(Protocol):

@@ -20,27 +20,28 @@ if TYPE_CHECKING:
 
     from qobra.block.copy.carrier import Carrier, Part
     from qobra.block.extents import Run
-    from qobra.block.format.qcow2.disk import Qcow2Disk
-    from qobra.block.format.qcow2.linking import Linking
+    from qobra.block.node import BlockNode, Linking
 
 
-def take_up(top: Qcow2Disk, linking: Linking, offset: int, length: int, base: object, carrier: Carrier) -> None:
+def take_up(
+    top: BlockNode, linking: Linking, offset: int, length: int, base: BlockNode | None, carrier: Carrier
+) -> None:
     """Hold in ``top`` what of a range of whole clusters comes from under it, but not from ``base`` or below.
 
     ``carrier`` moves what goes from file to file. Raises OSError or QobraError.
     """
     cluster = top.cluster_size()
-    depth = chain_depth(top, base)  # type: ignore[arg-type]
+    depth = chain_depth(top, base)
     runs = resolve_coarse(top, offset, min(length, top.length - offset))
     from_below = ((run.start, run.length) for run in runs if 0 < run.depth < depth)
-    in_files = top.takes_files() and may_read_past(top)
+    in_files = linking.takes_files() and may_read_past(top)
     ranges: list[tuple[int, int]] = []
     parts: list[Part] = []
     for start, size in widened(from_below, cluster, top.length):
         for is_zeroes, first, last in _by_kind(runs, start, start + size, cluster):
             end = -(-last // cluster) * cluster
             found = _parts(runs, first, last, end) if in_files else None
-            if is_zeroes and top.header.version >= 3:
+            if is_zeroes and linking.takes_zeroes():
                 linking.take_up_zeroes(first, end - first)
             elif found is not None:
                 ranges.append((first, end - first))
@@ -93,10 +94,10 @@ def _parts(runs: list[Run], start: int, last: int, end: int) -> list[Part] | Non
     return parts
 
 
-def _through_buffer(top: Qcow2Disk, linking: Linking, first: int, last: int, end: int) -> None:
+def _through_buffer(top: BlockNode, linking: Linking, first: int, last: int, end: int) -> None:
     view = memoryview(bytearray(end - first))
     top.read_into(first, view[: last - first])
-    if top.header.version >= 3 and is_zero(view):
+    if linking.takes_zeroes() and is_zero(view):
         linking.take_up_zeroes(first, end - first)
     else:
         linking.take_up(((first, end - first),), view)

@@ -23,8 +23,7 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qobra.block.format.qcow2.disk import Qcow2Disk
-    from qobra.block.format.qcow2.linking import Linking
+    from qobra.block.node import Linking
 
 _FREE = nullcontext()
 
@@ -69,8 +68,7 @@ class CopyOnReadNode(FilterNode):
         """From now on a job does what there is to do."""
         self.by_job = self.shows_places = True
         self.layer.graph.frozen.thaw(self)
-        if hasattr(self.file, "linking"):
-            self._linking = self.file.linking()
+        self._linking = self.file.linking()
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         perm, shared = super().child_permissions(name, role, perm, shared)
@@ -113,8 +111,7 @@ class CopyOnReadNode(FilterNode):
         ``carrier`` moves what goes from file to file. With ``absent`` what no image of the chain holds is written too.
         """
         if self._linking is not None:
-            top_image: Qcow2Disk = self.file  # type: ignore[assignment]
-            take_up(top_image, self._linking, *self._clusters(offset, length), base, carrier)
+            take_up(self.file, self._linking, *self._clusters(offset, length), base, carrier)
             return
         top = self.file
         depths = range(1, chain_depth(top, base))

@@ -26,6 +26,14 @@ class Linking:
     def __init__(self, image: Image) -> None:
         self._image = image
 
+    def takes_files(self) -> bool:
+        """Whether the data may lie in files."""
+        return self._image.node.takes_files()
+
+    def takes_zeroes(self) -> bool:
+        """Versions before 3 have no way to hold zeroes as such."""
+        return self._image.header.version >= 3
+
     def take_up(self, ranges: Sequence[tuple[int, int]], data: InFiles | memoryview) -> None:
         """Hold ``data``, what whole clusters in the ``(offset, length)`` of ``ranges`` show, one after another."""
         image = self._image
@@ -55,7 +63,7 @@ class Linking:
             self._land(linked)
 
     def take_up_zeroes(self, offset: int, length: int) -> None:
-        """The same of whole clusters that show zeroes; versions before 3 have no way to hold those."""
+        """The same of whole clusters that show zeroes."""
         image = self._image
         cluster, end = offset >> image.cluster_bits, (offset + length) >> image.cluster_bits
         linked: list[int] = []
