@@ -50,6 +50,7 @@ def test_a_signal_ends_it_wherever_the_waiting_is(server: serve.Server, persiste
         end.start()
         sys.settrace(trace)
         try:
+            serve.end_by_signals(server)
             serve.wait(server, persistent=persistent)
         finally:
             sys.settrace(before)
