@@ -115,22 +115,11 @@ class VirtioInput(VirtioDevice):
         if not self.running or len(group) == 1 or len(self._waiting) + len(group) > _WAITING_LIMIT:
             return
         self._waiting.extend(group)
-        self._flush()
-
-    def _flush(self) -> None:
-        queue, sent = self.queues[0], False
-        while self._waiting:
-            buffer = self.pop(queue)
-            if buffer is None:
-                break
-            self.push(queue, buffer, buffer.scatter(self._waiting.popleft()))
-            sent = True
-        if sent:
-            self.notify(queue)
+        self.deliver(self.queues[0], self._waiting)
 
     def kicked(self, queue: Queue) -> None:
         if queue.number == 0:
-            self._flush()
+            self.deliver(queue, self._waiting)
             return
         # Lights: the driver's, nobody looks.
         for buffer in self.buffers(queue):

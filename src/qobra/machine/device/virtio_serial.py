@@ -144,7 +144,7 @@ class VirtioSerial(VirtioDevice):
 
     def kicked(self, queue: Queue) -> None:
         if queue.number == 2:
-            self._flush_control()
+            self.deliver(queue, self._waiting)
         elif queue.number == 3:
             self._serve_control(queue)
         elif queue.number % 2:
@@ -169,18 +169,7 @@ class VirtioSerial(VirtioDevice):
         """A message to the driver; it waits while there is no room."""
         if self.has(F_MULTIPORT) and self.running and len(self._waiting) < _CONTROL_LIMIT:
             self._waiting.append(_CONTROL.pack(number, event, value) + text)
-            self._flush_control()
-
-    def _flush_control(self) -> None:
-        queue, sent = self.queues[2], False
-        while self._waiting:
-            buffer = self.pop(queue)
-            if buffer is None:
-                break
-            self.push(queue, buffer, buffer.scatter(self._waiting.popleft()))
-            sent = True
-        if sent:
-            self.notify(queue)
+            self.deliver(self.queues[2], self._waiting)
 
     def _serve_control(self, queue: Queue) -> None:
         for buffer in self.buffers(queue):

@@ -13,6 +13,8 @@ from qobra.object.property import Bool
 from qobra.report import report_error
 
 if TYPE_CHECKING:
+    from collections import deque
+
     from qobra.object.tree import ObjectTree
 
 STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK = 0x01, 0x02, 0x04
@@ -195,6 +197,15 @@ class VirtioDevice(Device):
         """Interrupt the driver, if it wants to know."""
         if queue.ring is not None and queue.ring.wants_interrupt():
             self.transport.notify_queue(queue)
+
+    def deliver(self, queue: Queue, messages: deque[bytes]) -> None:
+        """Take messages off the left of ``messages``, each into a buffer of its own, as long as there is one."""
+        sent = False
+        while messages and (buffer := self.pop(queue)) is not None:
+            self.push(queue, buffer, buffer.scatter(messages.popleft()))
+            sent = True
+        if sent:
+            self.notify(queue)
 
     def notify_config(self) -> None:
         """The configuration changed: interrupt the driver."""
