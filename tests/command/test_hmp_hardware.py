@@ -101,8 +101,8 @@ def test_usb_devices(machine: Any) -> None:
     _plug(machine, "usb-tablet")
     keyboard.address = 5
     assert _run(machine, "info usb").splitlines() == [
-        "  Device 0.0, Port 1, Speed 12 Mb/s, Product QEMU USB Tablet",
         "  Device 0.5, Port 2, Speed 12 Mb/s, Product QEMU USB Keyboard, ID: keys",
+        "  Device 0.0, Port 1, Speed 12 Mb/s, Product QEMU USB Tablet",
     ]
 
 

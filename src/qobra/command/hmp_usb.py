@@ -8,24 +8,24 @@ from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.machine.qdev import Bus
 from qobra.machine.usb.bus import UsbBus
+from qobra.machine.usb.device import SPEED_MBIT, UsbDevice
 from qobra.qmp.hmp import hmp_command
-
-_FULL_SPEED = 12
-"""What every device here works at, in Mbit/s."""
 
 
 @hmp_command("info usb", help="USB devices, with their addresses and ports", needs="board")
 def info_usb(machine: Machine, args: dict[str, Any]) -> str:
-    """The devices of each bus, by port."""
+    """The devices of each bus, in the order in which they came."""
     assert machine.board is not None
     buses = list(_usb_buses(machine.board.system_bus))
     if not buses:
         raise QobraError("USB support not enabled")
     lines = []
     for number, bus in enumerate(buses):
-        for port, device in enumerate(bus.ports, 1):
-            if device is not None:
-                place = f"Device {number}.{device.address}, Port {port}, Speed {_FULL_SPEED} Mb/s"
+        for device in bus.devices:
+            if isinstance(device, UsbDevice) and device.attached and device.at is not None:
+                place = (
+                    f"Device {number}.{device.address}, Port {device.at.path}, Speed {SPEED_MBIT[device.speed]} Mb/s"
+                )
                 named = f", ID: {device.user_id}" if device.user_id else ""
                 lines.append(f"  {place}, Product {device.product}{named}\n")
     return "".join(lines)

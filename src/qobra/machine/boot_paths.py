@@ -77,7 +77,7 @@ def _node(device: Any) -> str:
     if kind == "SCSI":
         return f"/channel@{device.channel:x}/disk@{device.scsi_id:x},{device.lun:x}"
     if kind == "usb-bus":
-        return f"/storage@{device.port}"
+        return f"/storage@{device.at.path if device.at else device.port}"
     return ""  # what a function carries is at the function's place
 
 

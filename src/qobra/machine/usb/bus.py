@@ -1,73 +1,166 @@
-"""The USB bus: which device is at which port of a host controller."""
+"""The USB bus: its ports, whose they are, and which device is at which."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Bus, Device
-from qobra.machine.usb.device import UsbDevice
+from qobra.machine.usb.device import SPEED_NAMES, UsbDevice
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from qobra.object.qom import Object
-    from qobra.object.tree import ObjectTree
+
+
+class PortOwner:
+    """A controller or a hub: what it is told of its ports, inside the control strand."""
+
+    def attached(self, port: UsbPort) -> None:
+        """``port.device`` has come."""
+        raise NotImplementedError
+
+    def detached(self, port: UsbPort, device: UsbDevice) -> None:
+        """``device`` has gone; ``port.device`` is None already."""
+        raise NotImplementedError
+
+    def left_below(self, port: UsbPort, device: UsbDevice) -> None:
+        """``device`` has gone, which was behind the hub at ``port``."""
+
+    def wakeup(self, port: UsbPort) -> None:
+        """What is at ``port`` asks to be resumed, if the port is suspended."""
+
+
+class UsbPort:
+    """A place for a device.
+
+    ``path`` is how users name it: the number of the controller's port, after that for each hub a dot and the number of
+    its port. ``claimed`` is whose place it is, ``device`` what is plugged in there: the same, while it is attached.
+    """
+
+    __slots__ = ("claimed", "device", "number", "owner", "path", "speeds")
+
+    def __init__(self, owner: PortOwner, number: int, path: str, speeds: Iterable[int]) -> None:
+        self.owner = owner
+        self.number = number
+        """From 0 on among those of its owner."""
+        self.path = path
+        self.speeds = frozenset(speeds)
+        self.claimed: UsbDevice | None = None
+        self.device: UsbDevice | None = None
 
 
 class UsbBus(Bus):
-    """The ports of one host controller, numbered from 1.
+    """The ports of one host controller, and of the hubs behind it.
 
-    ``attached(port, device)`` is called when a device comes, and with None when it goes.
+    A device without a port of its own choice gets the first that is free; one that gets free again comes last.
     """
 
     type_name = "usb-bus"
     interfaces = ("hotplug-handler",)
     hotplug = True
 
-    def __init__(self, tree: ObjectTree, ports: int = 2) -> None:
-        super().__init__(tree)
-        self.ports: list[UsbDevice | None] = [None] * ports
-        self.attached: Callable[[int, UsbDevice | None], None] = lambda _port, _device: None
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.ports: list[UsbPort] = []
+        self.free: list[UsbPort] = []
 
     def hotplug_handler(self) -> Object | None:
         return self
 
-    def find(self, address: int) -> UsbDevice | None:
-        """The device that the host has given an address."""
-        for device in self.ports:
-            if device is not None and device.address == address:
-                return device
-        return None
+    # -- for controllers and hubs
+
+    def add_port(
+        self, owner: PortOwner, number: int, speeds: Iterable[int], *, behind: UsbPort | None = None
+    ) -> UsbPort:
+        """A port of ``owner``, number ``number`` (from 0 on), for devices of these speeds; of the hub at ``behind``."""
+        path = str(number + 1) if behind is None else f"{behind.path}.{number + 1}"
+        port = UsbPort(owner, number, path, speeds)
+        self.ports.append(port)
+        self.free.append(port)
+        return port
+
+    def remove_port(self, port: UsbPort) -> None:
+        """A hub goes, and its port with it."""
+        self.ports.remove(port)
+        if port in self.free:
+            self.free.remove(port)
+
+    def endpoint_ready(self, device: UsbDevice, endpoint: int) -> None:
+        """What an endpoint of ``device`` had no answer to (Nak) may have one now. Controllers that wait override it."""
+
+    # -- devices
 
     def check(self, device: Device) -> None:
         assert isinstance(device, UsbDevice)
+        if device.at is not None:
+            return
         if device.port:
-            free = [n for n, other in enumerate(self.ports) if other is None and device.port == str(n + 1)]
+            free = [port for port in self.free if port.path == device.port]
             if not free:
                 raise QobraError(f"usb port {device.port} (bus {self.bus_name}) not found (in use?)")
         else:
-            free = [n for n, other in enumerate(self.ports) if other is None]
+            free = self.free
             if not free:
                 raise QobraError(f"tried to attach usb device {device.product} to a bus with no free ports")
-        device.port_number = free[0]
-        self.ports[free[0]] = device
+        port = device.at = free[0]
+        port.claimed = device
+        self.free.remove(port)
+
+    def admit(self, device: Device) -> None:
+        assert isinstance(device, UsbDevice)
+        if device.attaches_itself:
+            device.speed = self._speed(device)
 
     def plugged(self, device: Device) -> None:
         assert isinstance(device, UsbDevice)
-        self.attached(device.port_number, device)
+        if device.attaches_itself:
+            self.attach(device)
+
+    def attach(self, device: UsbDevice) -> None:
+        """Plug ``device`` into its port, at the highest speed that both have. Raises QobraError if there is none."""
+        port = device.at
+        assert port is not None
+        device.speed = self._speed(device)
+        port.device = device
+        port.owner.attached(port)
+
+    def detach(self, device: UsbDevice) -> None:
+        """Pull ``device`` out; the port stays its."""
+        port = device.at
+        if port is not None and port.device is device:
+            port.device = None
+            port.owner.detached(port, device)
+
+    def _speed(self, device: UsbDevice) -> int:
+        assert device.at is not None
+        offered, wanted = device.at.speeds, device.speeds
+        if not offered & wanted:
+            raise QobraError(
+                f'Warning: speed mismatch trying to attach usb device "{device.product}" ({_names(wanted)} speed) '
+                f'to bus "{self.bus_name}", port "{device.at.path}" ({_names(offered)} speed)'
+            )
+        return max(offered & wanted)
 
     def unplugged(self, device: Device) -> None:
         assert isinstance(device, UsbDevice)
-        self._forget(device, tell=True)
+        self.detach(device)
+        self._release(device)
 
     def remove(self, device: Device) -> None:
         assert isinstance(device, UsbDevice)
-        self._forget(device, tell=False)
+        self._release(device)
         super().remove(device)
 
-    def _forget(self, device: UsbDevice, *, tell: bool) -> None:
-        if device in self.ports:
-            number = self.ports.index(device)
-            self.ports[number] = None
-            if tell:
-                self.attached(number, None)
+    def _release(self, device: UsbDevice) -> None:
+        port = device.at
+        if port is not None and port.claimed is device:
+            port.claimed = port.device = None
+            device.at = None
+            if port in self.ports:
+                self.free.append(port)
+
+
+def _names(speeds: Iterable[int]) -> str:
+    return "+".join(SPEED_NAMES[speed] for speed in sorted(speeds))

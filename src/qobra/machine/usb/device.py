@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Device
@@ -10,7 +10,13 @@ from qobra.machine.vmstate import Field, NumberSet, VmState, raw, u8
 from qobra.object.property import Bool, String
 
 if TYPE_CHECKING:
+    from qobra.machine.usb.bus import UsbPort
     from qobra.object.tree import ObjectTree
+
+LOW, FULL, HIGH, SUPER = range(4)
+SPEED_NAMES = ("low", "full", "high", "super")
+SPEED_MBIT = ("1.5", "12", "480", "5000")
+"""What users are told of a speed, in Mbit/s."""
 
 SETUP, IN, OUT = 0x2D, 0x69, 0xE1
 """Packet identifiers."""
@@ -35,7 +41,11 @@ class Stall(Exception):
 
 
 class UsbDevice(Device):
-    """A device. Models give their descriptors and serve their own requests and endpoints."""
+    """A device. Models give their descriptors and serve their own requests and endpoints.
+
+    An endpoint that has nothing to say raises Nak; once it has, the device calls :meth:`endpoint_ready`. So no packet
+    is ever under way: controllers ask again, and what is going on inside the device is its own state.
+    """
 
     type_name = "usb-device"
     abstract = True
@@ -44,7 +54,11 @@ class UsbDevice(Device):
 
     port = String(type="str")
     serial_number = String(type="str", name="serial")
-    attached_property = Bool(name="attached", get=lambda self: self.realized, writable=False, show_default=False)
+    attached_property = Bool(name="attached", get=lambda self: self.attached, writable=False, show_default=False)
+    speeds: frozenset[int] = frozenset((FULL,))
+    """What it can work at."""
+    attaches_itself: ClassVar[bool] = True
+    """Whether it is plugged in as soon as it is there."""
 
     device_descriptor = b""
     configuration_descriptor = b""
@@ -62,7 +76,9 @@ class UsbDevice(Device):
 
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
-        self.port_number = 0
+        self.at: UsbPort | None = None
+        """The port that is its."""
+        self.speed = FULL
         self.address = 0
         self.configuration = 0
         self._wakeup = 0
@@ -71,6 +87,28 @@ class UsbDevice(Device):
         self._reply = b""
         self._control_data = bytearray()
         self._halted: set[int] = set()
+
+    @property
+    def attached(self) -> bool:
+        """Whether it is plugged into its port."""
+        return self.at is not None and self.at.device is self
+
+    def find(self, address: int) -> UsbDevice | None:
+        """The device that the host has given an address: this one, or one behind it."""
+        return self if self.address == address else None
+
+    def endpoint_ready(self, endpoint: int, *, wakes: bool = True) -> None:
+        """An endpoint (with 0x80: to the host) that had no answer may have one now.
+
+        ``wakes``: that is an event for which a host that sleeps wants to be woken.
+        """
+        if not self.attached:
+            return
+        assert self.at is not None
+        bus: Any = self.bus
+        if wakes and self._wakeup:
+            self.at.owner.wakeup(self.at)
+        bus.endpoint_ready(self, endpoint)
 
     def state_loaded(self) -> None:
         super().state_loaded()
@@ -194,7 +232,9 @@ class UsbDevice(Device):
         """What tells a device of a ``kind`` that has no serial number apart: where it is plugged in."""
         bus: Any = self.bus
         host = bus.owner
-        return f"{kind}-0000:{host.pci_bus.number:02x}:{host.slot:02x}.{host.function:x}-{self.port_number + 1}"
+        return (
+            f"{kind}-0000:{host.pci_bus.number:02x}:{host.slot:02x}.{host.function:x}-{self.at.path if self.at else ''}"
+        )
 
     def device_reset(self) -> None:
         """Drop what is going on."""

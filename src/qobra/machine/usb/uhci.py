@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qobra.machine.usb.device import IN, OUT, SETUP, Nak, Stall, UsbDevice
+from qobra.machine.usb.bus import PortOwner, UsbPort
+from qobra.machine.usb.device import FULL, IN, LOW, OUT, SETUP, Nak, Stall, UsbDevice
 from qobra.machine.vmstate import Number, VmState, flag, i64, listed, timer, u16, u32
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _RUN, _RESET, _GLOBAL_RESET = 0x01, 0x02, 0x04
 _S_INTERRUPT, _S_ERROR, _S_SYSTEM, _S_PROCESS, _S_HALTED = 0x01, 0x02, 0x08, 0x10, 0x20
 _E_TIMEOUT, _E_COMPLETE, _E_SHORT = 0x01, 0x04, 0x08
 _CONNECTED, _CONNECT_CHANGED, _ENABLED, _ENABLE_CHANGED = 0x0001, 0x0002, 0x0004, 0x0008
-_PORT_RESET, _ALWAYS_ONE = 0x0200, 0x0080
+_PORT_RESET, _LOW_SPEED, _ALWAYS_ONE = 0x0200, 0x0100, 0x0080
 _PORT_KEPT = 0x01BB
 """What a write to a port's register leaves as it is, unless it clears it."""
 
@@ -31,10 +32,14 @@ _FRAME_NS = 10**6
 _MAX_STEPS = 256
 """Queue heads and transfer descriptors that are looked at in one frame."""
 _MAX_PACKET = 0x500
+_PORT_COUNT = 2
 
 
-class Uhci:
-    """The controller of ``bus``. ``interrupt(level)`` drives its line. Everything runs inside the control strand."""
+class Uhci(PortOwner):
+    """The controller of ``bus``, which gets its ports. ``interrupt(level)`` drives its line.
+
+    Everything runs inside the control strand.
+    """
 
     vmstate = VmState(
         timer("_timer"),
@@ -48,15 +53,14 @@ class Uhci:
     def __init__(
         self, bus: UsbBus, memory: GuestMemory, clock: VirtualClock, interrupt: Callable[[bool], None]
     ) -> None:
-        self._bus = bus
         self._memory = memory
         self._clock = clock
         self._interrupt = interrupt
         self._timer = clock.timer(self._next_frame)
         self._deadline_ns = 0
         self._number = 0
-        self._ports = [_ALWAYS_ONE] * len(bus.ports)
-        bus.attached = self._attached
+        self._places = [bus.add_port(self, number, (LOW, FULL)) for number in range(_PORT_COUNT)]
+        self._ports = [_ALWAYS_ONE] * _PORT_COUNT
         self._clear()
 
     def _clear(self) -> None:
@@ -70,26 +74,28 @@ class Uhci:
     def reset(self) -> None:
         """As after power-on: every device is found anew."""
         self._clear()
-        for number, device in enumerate(self._bus.ports):
-            self._ports[number] = _ALWAYS_ONE
-            if device is not None and device.realized:
-                device.reset()
-                self._attached(number, device)
+        for place in self._places:
+            self._ports[place.number] = _ALWAYS_ONE
+            if place.device is not None:
+                place.device.reset()
+                self.attached(place)
 
     def close(self) -> None:
         """Stop."""
         self._timer.cancel()
 
-    def _attached(self, number: int, device: UsbDevice | None) -> None:
-        port = self._ports[number]
-        if device is not None:
-            port |= _CONNECTED | _CONNECT_CHANGED
-        else:
-            if port & _CONNECTED:
-                port = port & ~_CONNECTED | _CONNECT_CHANGED
-            if port & _ENABLED:
-                port = port & ~_ENABLED | _ENABLE_CHANGED
-        self._ports[number] = port
+    def attached(self, port: UsbPort) -> None:
+        assert port.device is not None
+        slow = _LOW_SPEED if port.device.speed == LOW else 0
+        self._ports[port.number] = self._ports[port.number] & ~_LOW_SPEED | _CONNECTED | _CONNECT_CHANGED | slow
+
+    def detached(self, port: UsbPort, device: UsbDevice) -> None:
+        value = self._ports[port.number]
+        if value & _CONNECTED:
+            value = value & ~_CONNECTED | _CONNECT_CHANGED
+        if value & _ENABLED:
+            value = value & ~_ENABLED | _ENABLE_CHANGED
+        self._ports[port.number] = value
 
     def _update(self) -> None:
         wanted = (
@@ -154,8 +160,8 @@ class Uhci:
             self._timer.cancel()
 
     def _write_port(self, number: int, value: int) -> None:
-        port, device = self._ports[number], self._bus.ports[number]
-        if value & _PORT_RESET and not port & _PORT_RESET and device is not None and device.realized:
+        port, device = self._ports[number], self._places[number].device
+        if value & _PORT_RESET and not port & _PORT_RESET and device is not None:
             device.reset()
         taken = value & ~_PORT_KEPT if port & _CONNECTED else value & ~(_PORT_KEPT | _ENABLED)
         port = port & _PORT_KEPT | taken
@@ -259,10 +265,12 @@ class Uhci:
         return link, bool(link & 4)
 
     def _find(self, address: int) -> UsbDevice | None:
-        device = self._bus.find(address)
-        if device is None or not device.realized or not self._ports[device.port_number] & _ENABLED:
-            return None
-        return device
+        for place in self._places:
+            if place.device is not None and self._ports[place.number] & _ENABLED:
+                device = place.device.find(address)
+                if device is not None:
+                    return device
+        return None
 
     def _stop_for_error(self) -> None:
         self._status |= _S_PROCESS | _S_HALTED
