@@ -182,7 +182,7 @@ class Image(io.RawIOBase):
     def snapshots(self) -> list[dict[str, Any]]:
         """The internal snapshots, as the reference's SnapshotInfo."""
         node = self.node
-        return list(node.snapshot_list()) if hasattr(node, "snapshot_list") else []
+        return node.snapshot_list()
 
     # -- calls that name their place, for any number of threads -----------------------------------------------
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
+    from qobra.block.job.block_job import BlockJob
     from qobra.block.layer import BlockLayer
 else:
     Protocol = object
@@ -85,6 +86,11 @@ class BlockBackend:
     ``description`` says who uses it, for conflicts: ``block device 'x'``.
     """
 
+    job: BlockJob | None = None
+    """The job whose hold on a node it is."""
+    edge_name: str = "root"
+    """What the graph's listing and conflicts call the link to the node."""
+
     def __init__(
         self,
         layer: BlockLayer,
@@ -134,7 +140,7 @@ class BlockBackend:
 
     @property
     def gives_way(self) -> bool:
-        """See :class:`qobra.block.graph.Root`: the guest's devices do, and drives."""
+        """Whether it gives up its permissions while its node is inactive: the guest's devices do, and drives."""
         return self.yields or bool(self.name) or self.device is not None
 
     @property
@@ -143,7 +149,7 @@ class BlockBackend:
         return self.fixed_iothread or self.device is not None
 
     def description(self) -> str:
-        """See :class:`qobra.block.graph.Root`."""
+        """Who it is, as error texts name users: ``block device 'x'``, ``block job 'y'``, ..."""
         return self._description or (f"block device '{self.name}'" if self.name else "an unnamed block device")
 
     def attach_device(self, device: Device) -> None:

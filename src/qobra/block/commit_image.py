@@ -48,9 +48,7 @@ def commit_image(layer: BlockLayer, node: BlockNode) -> None:
             for offset, length in in_chunks(ranges, _CHUNK):
                 base.write(offset, top.read(offset, length))
             base.flush()
-            empty = getattr(top, "make_empty", None)
-            if empty is not None:
-                empty()
+            if top.make_empty():
                 top.flush()
         finally:
             user.remove()

@@ -129,7 +129,7 @@ def backing_overridden(node: Vertex) -> bool:
     """Whether another backing file was put under ``node`` than the one that its header names."""
     if not node.supports_backing:
         return False
-    named: str = node.backing_filename  # type: ignore[attr-defined]
+    named: str = node.backing_filename
     if node.backing is None:
         # Left out by whoever does not read data is not the same as said to be none.
         return bool(named) and not node.options.get("_no-backing")
@@ -209,7 +209,7 @@ def full_backing_filename(node: BlockNode) -> str:
 
     Raises QobraError where that name is relative and the image has no directory.
     """
-    name: str = node.backing_filename  # type: ignore[attr-defined]
+    name: str = node.backing_filename
     if not name or protocol_of(name) or os.path.isabs(name):
         return name
     lowest = node

@@ -85,7 +85,7 @@ def _user_text(user: object, node: BlockNode, name: str) -> str:
         who = f"node '{user.node_name}'"
     else:
         who = user.description()  # type: ignore[attr-defined]
-        name = getattr(user, "edge_name", name)
+        name = user.edge_name  # type: ignore[attr-defined]
     return f"{who} (uses node '{node.node_name}' as '{name}' child)"
 
 

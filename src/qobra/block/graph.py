@@ -22,31 +22,14 @@ from qobra.lean import contextmanager
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Protocol
 
+    from qobra.block.backend import BlockBackend
     from qobra.block.granting import User
     from qobra.block.iothreads import Placed
     from qobra.block.layer import BlockLayer
-else:
-    Protocol = object
 
 Links = dict[str, tuple[BlockNode, int]]
 """Name of a child to the child and its role."""
-
-
-class Root(Protocol):
-    """Where something outside enters the graph; see :class:`qobra.block.backend.BlockBackend`."""
-
-    node: BlockNode | None
-    perm: int
-    shared: int
-
-    @property
-    def gives_way(self) -> bool:
-        """Whether it gives up its permissions while its node is inactive."""
-
-    def description(self) -> str:
-        """Who it is, as error texts name users: ``block device 'x'``, ``block job 'y'``, ..."""
 
 
 class GraphState:
@@ -58,7 +41,7 @@ class GraphState:
         self,
         nodes: dict[str, BlockNode],
         links: dict[BlockNode, Links],
-        roots: dict[Root, tuple[BlockNode, int, int]],
+        roots: dict[BlockBackend, tuple[BlockNode, int, int]],
     ) -> None:
         self.nodes = nodes
         self.links = links
@@ -112,7 +95,7 @@ class Graph:
             if parent not in keep and self.frozen.holds(parent, name):
                 raise QobraError(f"Cannot change '{name}' link to '{node.node_name}'")
 
-    def roots_of(self, node: BlockNode) -> list[Root]:
+    def roots_of(self, node: BlockNode) -> list[BlockBackend]:
         """The roots whose node is ``node``."""
         return [root for root, (target, _perm, _shared) in self.state.roots.items() if target is node]
 
@@ -332,7 +315,9 @@ class GraphChange:
                 pending += [child for child, _role in self._links[each].values()]
         return reached
 
-    def set_root(self, root: Root, node: BlockNode | None, perm: int | None = None, shared: int | None = None) -> None:
+    def set_root(
+        self, root: BlockBackend, node: BlockNode | None, perm: int | None = None, shared: int | None = None
+    ) -> None:
         """Let ``root`` enter at ``node`` (None: nowhere) with these permissions (None: the ones it has)."""
         if self._roots.get(root) is not None or node is None:
             self.touches_existing = True

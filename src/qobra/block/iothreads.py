@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from qobra.block.backend import BlockBackend
-    from qobra.block.graph import GraphState, Root
+    from qobra.block.graph import GraphState
     from qobra.block.node import BlockNode
 
     Placed = list[tuple[BlockNode, Any]]
@@ -59,7 +59,7 @@ def settle(old: GraphState, new: GraphState) -> Placed:
     return placed
 
 
-def _parts(state: GraphState, starts: Any) -> Iterator[tuple[set[BlockNode], set[Root | None]]]:
+def _parts(state: GraphState, starts: Any) -> Iterator[tuple[set[BlockNode], set[BlockBackend]]]:
     """The connected parts of the graph that ``starts`` are in, with the roots that enter there.
 
     A job connects the nodes that it uses.
@@ -69,10 +69,10 @@ def _parts(state: GraphState, starts: Any) -> Iterator[tuple[set[BlockNode], set
         for child, _role in links.values():
             beside.setdefault(parent, set()).add(child)
             beside.setdefault(child, set()).add(parent)
-    roots: dict[object, list[Root]] = {}
+    roots: dict[object, list[BlockBackend]] = {}
     for root, (node, _perm, _shared) in state.roots.items():
         roots.setdefault(node, []).append(root)
-        job = getattr(root, "job", None)
+        job = root.job
         if job is not None:
             beside.setdefault(job, set()).add(node)
             beside.setdefault(node, set()).add(job)
@@ -90,8 +90,8 @@ def _parts(state: GraphState, starts: Any) -> Iterator[tuple[set[BlockNode], set
         yield nodes, {root for node in nodes for root in roots.get(node, ())}
 
 
-def _kept(roots: set[Root | None]) -> list[Any]:
-    return [root.iothread for root in roots if getattr(root, "keeps_iothread", False)]  # type: ignore[union-attr]
+def _kept(roots: set[BlockBackend]) -> list[Any]:
+    return [root.iothread for root in roots if root.keeps_iothread]
 
 
 def _refusal() -> QobraError:

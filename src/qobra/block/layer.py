@@ -116,7 +116,7 @@ class BlockLayer:
             yield
 
     def _gates(self) -> list[Gate]:
-        return [*self.gates, *(root.gate for root in self.graph.state.roots if isinstance(root, BlockBackend))]
+        return [*self.gates, *(root.gate for root in self.graph.state.roots)]
 
     @property
     def generation(self) -> int:
@@ -138,9 +138,8 @@ class BlockLayer:
                 if parent.length != before:
                     self.node_resized(parent, before)
         for root in self.graph.roots_of(node):
-            if isinstance(root, BlockBackend):
-                for call in tuple(root.resized):
-                    call()
+            for call in tuple(root.resized):
+                call()
         self.changed()
 
     # -- finding ------------------------------------------------------------------------------------------------
@@ -270,10 +269,11 @@ class BlockLayer:
 
     def device_or_node_name(self, node: BlockNode) -> str:
         """How error texts call ``node``: the name of the device that it is in, else its own."""
-        for root in self.graph.roots_of(node):
-            if isinstance(root, BlockBackend) and root.name:
-                return root.name
-        return node.node_name
+        return self.device_name(node) or node.node_name
+
+    def device_name(self, node: BlockNode) -> str:
+        """The name of the device that ``node`` is in; empty where it is in none."""
+        return next((root.name for root in self.graph.roots_of(node) if root.name), "")
 
     # -- the monitor's nodes ----------------------------------------------------------------------------------
 
@@ -316,7 +316,7 @@ class BlockLayer:
         if node is None:
             raise QobraError(f"Failed to find node with node-name='{node_name}'")
         parents = self.graph.parents(node)
-        if any(getattr(root, "job", None) is None for root in self.graph.roots_of(node)):
+        if any(root.job is None for root in self.graph.roots_of(node)):
             raise QobraError(f"Node {node_name} is in use")
         self.check_free(node)
         if not node.monitor_owned:

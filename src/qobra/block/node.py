@@ -21,10 +21,12 @@ from qobra.units import INT64_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from array import array
+    from collections.abc import Iterator, Sequence
     from typing import Any, ClassVar, Protocol
 
     from qobra.block.bitmap import DirtyBitmap
+    from qobra.block.copy.moving import Filling
     from qobra.block.copy.old_blocks import OldBlocks
     from qobra.block.in_files import InFiles
     from qobra.block.layer import BlockLayer
@@ -132,6 +134,10 @@ class BlockNode(Vertex):
         if len(view):
             self._read(offset, view)
 
+    def read_vm_state(self, position: int, length: int) -> bytes:
+        """The saved state of a machine, which the snapshot that was applied last has, from byte ``position`` on."""
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
     def _read(self, offset: int, view: memoryview) -> None:
         position = 0
         for extent in self.map(offset, len(view), False):
@@ -186,6 +192,10 @@ class BlockNode(Vertex):
 
     def _write(self, offset: int, data: Buffer) -> None:
         raise NotImplementedError
+
+    def write_vm_state(self, position: int, data: Buffer) -> None:
+        """Write a machine's saved state, which the next snapshot is to keep, from byte ``position`` of it on."""
+        raise OSError(errno.ENOTSUP, "Operation not supported")
 
     def write_compressed(self, offset: int, data: Buffer) -> None:
         """Write whole clusters compressed. Raises ENOTSUP where the driver has no compression."""
@@ -352,6 +362,30 @@ class BlockNode(Vertex):
     def linking(self) -> Linking | None:
         """What takes up data from below while guests write; None where each has to wait for the other."""
         return None
+
+    def takes_files(self) -> bool:
+        """Whether whole clusters may be written from :class:`InFiles`: they then lie in a local file as they are."""
+        return False
+
+    def filling(self, *, exact: bool) -> Filling | None:
+        """For a copy by whoever is alone with the image: where its data may be written to. None if it may not be so.
+
+        ``exact``: the copy does not look for zeroes.
+        """
+        return None
+
+    def packed(self, offset: int, length: int) -> tuple[int, int, list[tuple[int, int, int, int]]] | None:
+        """For who unpacks them himself: the file and the size of the compressed clusters that a range consists of, and
+        of each the place in the file, the bytes there, the offset and the length in the node. None: not possible."""
+        return None
+
+    def packed_map(self, start: int, end: int) -> Iterator[tuple[array[int], int]] | None:
+        """The map of a large image in blocks: packed runs (see :mod:`.packed`) and how many; None: no way."""
+        return None
+
+    def make_empty(self) -> bool:
+        """Give up all that the image holds itself, so that it shows its backing file; False: it cannot. Drained."""
+        return False
 
     def cluster_size(self) -> int:
         """Bytes of the unit in which the node allocates; 0 where it has none."""

@@ -194,7 +194,7 @@ class Opener:
             if reference is None:
                 return
         if reference in self._backing_chain:
-            name = node.backing_filename  # type: ignore[attr-defined]
+            name = node.backing_filename
             raise QobraError(f"Backing file '{name}' creates an infinite loop.")
         if len(self._backing_chain) >= MAX_DEPTH:
             raise QobraError(f"The backing chain is longer than {MAX_DEPTH} images")
@@ -206,7 +206,7 @@ class Opener:
             raise error.prefixed(_BACKING_FAILED)
         else:
             if from_header:
-                node.auto_backing = node.backing_filename, backing.filename  # type: ignore[attr-defined]
+                node.auto_backing = node.backing_filename, backing.filename
         finally:
             self._backing_chain.pop()
 
@@ -215,7 +215,7 @@ class Opener:
         driver = drivers.find(options.get("driver", "raw"))
         file = options.get("file")
         in_parts = file is None or (isinstance(file, dict) and not file.keys() & {"driver", "filename"})
-        return bool(node.backing_filename) and in_parts and driver is not None and driver.is_format  # type: ignore[attr-defined]
+        return bool(node.backing_filename) and in_parts and driver is not None and driver.is_format
 
     def _completed(self, node: BlockNode, options: Options) -> Options:
         """``options`` with the rest from the header of ``node``."""
@@ -231,7 +231,7 @@ class Opener:
 
     def backing_options(self, node: BlockNode) -> Options | None:
         """Options that open what the header of ``node`` names as its backing file, or None if it names nothing."""
-        name = node.backing_filename  # type: ignore[attr-defined]
+        name = node.backing_filename
         if not name:
             return None
         full = full_backing_filename(node)
@@ -239,7 +239,7 @@ class Opener:
             options = parse_filename(full)
         except QobraError as error:
             raise error.prefixed(_BACKING_FAILED)
-        backing_format = node.backing_format  # type: ignore[attr-defined]
+        backing_format = node.backing_format
         if full.startswith("json:"):
             return {**options, "driver": backing_format} if backing_format else options
         if backing_format == options["driver"]:

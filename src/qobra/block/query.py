@@ -67,16 +67,14 @@ def image_info(node: BlockNode) -> Info:
     keeper = node.snapshot_keeper()
     if keeper not in (None, node) and (snapshots := keeper.snapshot_list()):
         info["snapshots"] = snapshots
-    name = getattr(node, "backing_filename", "")
-    if name:
-        info["backing-filename"] = name
+    if node.backing_filename:
+        info["backing-filename"] = node.backing_filename
         try:
             info["full-backing-filename"] = full_backing_filename(node)
         except QobraError:
             pass
-        backing_format = getattr(node, "backing_format", "")
-        if backing_format:
-            info["backing-filename-format"] = backing_format
+        if node.backing_format:
+            info["backing-filename-format"] = node.backing_format
     return info
 
 
@@ -202,11 +200,10 @@ def block_graph(layer: BlockLayer) -> Info:
     edges: list[Info] = []
     jobs: dict[Any, None] = {}
     for root in [*state.roots, *(each for each in layer.visible_backends() if each not in state.roots)]:
-        job = getattr(root, "job", None)
-        if job is not None:
-            jobs[job] = None
+        if root.job is not None:
+            jobs[root.job] = None
         else:
-            nodes.append({"id": number(root), "type": "block-backend", "name": _root_name(root)})
+            nodes.append({"id": number(root), "type": "block-backend", "name": root.name or root.device_path()})
     # Also those that have ended and hold no node any more.
     for job in {**jobs, **dict.fromkeys(layer.jobs.block_jobs())}:
         nodes.append({"id": number(job), "type": "block-job", "name": job.id or ""})
@@ -217,8 +214,7 @@ def block_graph(layer: BlockLayer) -> Info:
             child, parent, edge_name = state.links[user][name][0], user, name
         else:
             child = state.roots[user][0]  # type: ignore[index]
-            parent = getattr(user, "job", None) or user  # type: ignore[assignment]
-            edge_name = getattr(user, "edge_name", "root")
+            parent, edge_name = user.job or user, user.edge_name  # type: ignore[attr-defined, assignment]
         edges.append(
             {
                 "parent": number(parent),
@@ -231,10 +227,6 @@ def block_graph(layer: BlockLayer) -> Info:
     # The latest first, as QEMU has them; edges as their parents come, those of one parent as its children do.
     edges.sort(key=lambda edge: -edge["parent"])
     return {"nodes": nodes[::-1], "edges": edges}
-
-
-def _root_name(root: object) -> str:
-    return root.name or root.device_path() if isinstance(root, BlockBackend) else ""
 
 
 def node_stats(node: BlockNode, *, chain: bool) -> Info:

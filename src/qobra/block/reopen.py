@@ -70,7 +70,7 @@ def _prepare(
         raise QobraError(
             f"Block format '{node.driver}' used by node '{node.node_name}' does not support reopening files"
         )
-    named = node.supports_backing and (node.backing is not None or node.backing_filename)  # type: ignore[attr-defined]
+    named = node.supports_backing and (node.backing is not None or node.backing_filename)
     if named and "backing" not in options:
         raise QobraError(f"backing is missing for '{node.node_name}'")
     if not node.read_only and options.get("read-only", False):

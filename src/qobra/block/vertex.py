@@ -59,6 +59,14 @@ class Vertex:
     is_transparent: ClassVar[bool] = False
     """Holds no data of its own: depth counts what lies below in its place (raw, filters)."""
     supports_backing: ClassVar[bool] = False
+    backing_filename: str = ""
+    """The backing file as the image's header has it."""
+    backing_format: str = ""
+    """Its format, as far as the header tells."""
+    keeps_snapshots: ClassVar[bool] = False
+    """Has internal snapshots: ``snapshot_create``, ``snapshot_delete``, ``snapshot_apply``."""
+    can_amend_encryption: ClassVar[bool] = False
+    """Has ``amend_encryption(options, force)`` for x-blockdev-amend."""
     reports_info: ClassVar[bool] = True
     """Whether the driver can tell of a dirty image; what it shows unchanged of another is asked of that."""
     creatable: ClassVar[bool] = False
@@ -132,13 +140,22 @@ class Vertex:
 
     def snapshot_keeper(self) -> Any | None:
         """The node that keeps this one's internal snapshots: itself, or the one child that has all of its data."""
-        if hasattr(self, "snapshot_create"):
+        if self.keeps_snapshots:
             return self
         below = next((name for name in self.children if self.roles[name] & permissions.ROLE_PRIMARY), None)
         for name in self.children:
             if name != below and self.roles[name] & ~(permissions.ROLE_COW | permissions.ROLE_PRIMARY):
                 return None
         return self.children[below].snapshot_keeper() if below is not None else None
+
+    def snapshot_list(self) -> list[Options]:
+        """The internal snapshots, as SnapshotInfo."""
+        return []
+
+    @property
+    def vm_state_offset(self) -> int:
+        """Where on the disk a machine's saved state begins: past its end. 0 where none is kept."""
+        return 0
 
     def children_changed(self) -> None:
         """``children`` is not what it was: forget what was kept of it. Called while everything is drained."""
@@ -175,6 +192,10 @@ class Vertex:
     @classmethod
     def check_creation(cls, options: Options) -> None:
         """Raise QobraError for options of blockdev-create that cannot be, before anything is asked of the file."""
+
+    @classmethod
+    def delete(cls, options: Options) -> None:
+        """Remove what ``options`` name, where a protocol can do that. Raises OSError."""
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:

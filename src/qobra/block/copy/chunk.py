@@ -268,8 +268,7 @@ class ChunkCopier:
 
     def _taken_by_target(self, start: int, end: int) -> tuple[int, int]:
         """What of a range the target takes from files: whole clusters, or nothing."""
-        takes_files = getattr(self.target, "takes_files", None)
-        if takes_files is None or not takes_files():
+        if not self.target.takes_files():
             return end, end
         cluster = self.target.cluster_size()
         low, high = -(-start // cluster) * cluster, end // cluster * cluster
@@ -317,7 +316,7 @@ class ChunkCopier:
         if generation != self._generation:
             self._plain = _plain_file(self.target)
             self._reads_past = may_read_past(self.source)
-            self._cluster = self.target.cluster_size() if hasattr(self.target, "takes_files") else 0
+            self._cluster = self.target.cluster_size() if self.target.takes_files() else 0
             self._generation = generation
 
 

@@ -19,7 +19,7 @@ from qobra.native import compiled
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from typing import Any, Protocol
+    from typing import Protocol
 
     from qobra.block.copy.engine import OnError, Progress
     from qobra.block.copy.ranges import Ranges
@@ -87,22 +87,17 @@ def is_unpacked(run: Run) -> bool:
 def _packed(run: Run) -> tuple[int, int, list[tuple[int, int, int, int]]] | None:
     if _native is None or not _native.can_unpack or run.kind != COMPUTED or not run.flags & COMPRESSED:
         return None
-    reader: Any = getattr(run.leaf, "reader", None)
-    found: tuple[int, int, list[tuple[int, int, int, int]]] | None = None
-    if reader is not None:
-        found = reader.packed(run.offset, run.length)
+    found = run.leaf.packed(run.offset, run.length) if run.leaf is not None else None
     return found if found is not None and found[1] <= CHUNK_SIZE else None
 
 
 def _filling(copier: ChunkCopier) -> Filling | None:
     if _native is None or copier.detect_zeroes > MAX_UNIT or (copier.detect_zeroes and not copier.target_is_zero):
         return None
-    make: Any = getattr(copier.target, "filling", None)
-    if make is not None:
-        found: Filling | None = make(exact=not copier.detect_zeroes)
-        return found
     plain = copier.plain_target()
-    return _InFile(copier.target, *plain) if plain is not None else None
+    if plain is not None:
+        return _InFile(copier.target, *plain)
+    return copier.target.filling(exact=not copier.detect_zeroes)
 
 
 class _InFile:

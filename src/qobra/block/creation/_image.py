@@ -198,10 +198,10 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
 
 def _delete(protocol: Options) -> None:
     """What a format could not be made in is no image: it goes, where a protocol can delete."""
-    delete: Callable[[Options], None] | None = getattr(drivers.find(protocol["driver"]), "delete", None)
-    if delete is not None:
+    driver = drivers.find(protocol["driver"])
+    if driver is not None:
         try:
-            delete(protocol)
+            driver.delete(protocol)
         except OSError:
             pass  # what went wrong before is told
 

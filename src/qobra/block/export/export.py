@@ -114,7 +114,7 @@ class Export:
         Whoever confines an iothread means what is done for the users of the node. Threads that this one starts follow.
         """
         node = self.backend.node
-        thread_id = getattr(node.iothread, "thread_id", 0) if node is not None else 0
+        thread_id = node.iothread.thread_id if node is not None and node.iothread is not None else 0
         if thread_id:
             try:
                 os.sched_setaffinity(0, os.sched_getaffinity(thread_id))

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 
 from qobra.block import permissions
-from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.bitmap_changes import find_bitmap
 from qobra.block.buffers import Buffer
@@ -112,7 +111,7 @@ class CopyBeforeWriteNode(FilterNode):
         return {
             root.gate
             for root, (node, _perm, _shared) in self.layer.graph.state.roots.items()
-            if isinstance(root, BlockBackend) and getattr(root, "job", None) is None and self._leads_to_target(node)
+            if root.job is None and self._leads_to_target(node)
         }
 
     def _leads_to_target(self, start: BlockNode) -> bool:

@@ -130,7 +130,7 @@ class CopyOnReadNode(FilterNode):
     def _take(self, top: BlockNode, offset: int, length: int, carrier: Carrier) -> None:
         """Hold what is at ``offset`` in ``top`` itself; the kernel moves it where it goes from file to file."""
         whole_clusters = not (offset | length) & (max(1, top.cluster_size()) - 1)
-        if whole_clusters and hasattr(top, "takes_files") and top.takes_files():
+        if whole_clusters and top.takes_files():
             runs = resolve(top, offset, length)
             if all(is_plain_data(run) for run in runs):
                 parts = [(run.leaf.fd, run.offset, run.length) for run in runs if run.leaf is not None]

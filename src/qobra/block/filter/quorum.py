@@ -221,11 +221,10 @@ class QuorumNode(BlockNode):
         self.layer.emit_from_request("QUORUM_REPORT_BAD", data)
 
     def _report_failure(self, offset: int, length: int) -> None:
-        roots = [getattr(root, "name", "") for root in self.layer.graph.roots_of(self)]
         self.layer.emit_from_request(
             "QUORUM_FAILURE",
             {
-                "reference": next((name for name in roots if name), self.node_name),
+                "reference": self.layer.device_or_node_name(self),
                 "sector-num": offset // _SECTOR,
                 "sectors-count": -(-(offset + length) // _SECTOR) - offset // _SECTOR,
             },

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import Any
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
 from qobra.block.extents import COMPUTED, ZERO, Extent, resolve
+from qobra.block.filter.copy_before_write import CopyBeforeWriteNode
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
@@ -39,8 +39,8 @@ class SnapshotAccessNode(BlockNode):
         # The filter below sees to it that what is read here stays as it was, whatever others do.
         return 0, permissions.ALL
 
-    def _snapshot(self) -> Any:
-        if getattr(self.file, "read_snapshot", None) is None:
+    def _snapshot(self) -> CopyBeforeWriteNode:
+        if not isinstance(self.file, CopyBeforeWriteNode):
             raise OSError(errno.ENOTSUP, f"Node '{self.file.node_name}' keeps no point in time")
         return self.file
 

@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
 
+from qobra.block.filter.blkdebug import BlkdebugNode
 from qobra.block.io_commands._interpreter import Failed, Interpreter, io_command
 from qobra.block.node import BlockNode
 
 POLL_SECONDS = 0.002
 
 
-def _blkdebug(interpreter: Interpreter) -> Any:
+def _blkdebug(interpreter: Interpreter) -> BlkdebugNode | None:
     """The first node from the top that can stop requests, or None."""
     node: BlockNode | None = interpreter.node
     while node is not None:
-        if hasattr(node, "set_breakpoint"):
+        if isinstance(node, BlkdebugNode):
             return node
         node = node.filtered or node.children.get("file")
     return None
 
 
-def _call(interpreter: Interpreter, method: str, what: str, *arguments: str) -> None:
+def _call(interpreter: Interpreter, what: str, act: Callable[[BlkdebugNode], bool]) -> None:
     node = _blkdebug(interpreter)
     if node is None:
         raise Failed(f"{what}: Operation not supported")
-    if getattr(node, method)(*arguments) is False:
+    if not act(node):
         raise Failed(f"{what}: No such file or directory")
 
 
 @io_command("break", "event tag", "hold the next request that comes to an event, under a tag", least=2, most=2)
 def set_break(interpreter: Interpreter, words: list[str]) -> None:
     """Stop the next request that comes to an event."""
-    _call(interpreter, "set_breakpoint", "Could not set breakpoint", words[1], words[2])
+    _call(interpreter, "Could not set breakpoint", lambda node: node.set_breakpoint(words[1], words[2]))
 
 
 @io_command("remove_break", "tag", "take breakpoints with a tag back", least=1, most=1)
 def remove_break(interpreter: Interpreter, words: list[str]) -> None:
     """Take a breakpoint back, and let go what it has stopped."""
-    _call(interpreter, "remove_breakpoint", f"Could not remove breakpoint {words[1]}", words[1])
+    _call(interpreter, f"Could not remove breakpoint {words[1]}", lambda node: node.remove_breakpoint(words[1]))
 
 
 @io_command("resume", "tag", "let go the request that is held under a tag", least=1, most=1)
 def resume(interpreter: Interpreter, words: list[str]) -> None:
     """Let a stopped request go on."""
-    _call(interpreter, "resume", "Could not resume request", words[1])
+    _call(interpreter, "Could not resume request", lambda node: node.resume(words[1]))
 
 
 @io_command("wait_break", "tag", "wait until a request is held under a tag", least=1, most=1)

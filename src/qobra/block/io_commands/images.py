@@ -153,8 +153,7 @@ def info(interpreter: Interpreter, words: list[str]) -> None:
     if place is None or not (place.is_format or place.is_leaf):
         return  # what is below has no such figures
     interpreter.out(
-        f"cluster size: {io_size_text(node.cluster_size())}\n"
-        f"vm state offset: {io_size_text(getattr(place, 'vm_state_offset', 0))}\n"
+        f"cluster size: {io_size_text(node.cluster_size())}\nvm state offset: {io_size_text(place.vm_state_offset)}\n"
     )
     specific = node.info().get("format-specific")
     if specific and specific.get("data"):

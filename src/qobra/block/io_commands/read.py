@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-
 from qobra.block.io_commands._interpreter import MAX_REQUEST, SECTOR, Failed, Interpreter, Misused, io_command, now, why
 from qobra.errors import QobraError
 
@@ -72,10 +70,7 @@ def read(interpreter: Interpreter, words: list[str]) -> None:
     start = now()
     try:
         if "b" in options:
-            load = getattr(interpreter.node, "read_vm_state", None)
-            if load is None:
-                raise OSError(errno.ENOTSUP, "Operation not supported")
-            view[:] = load(offset, count)
+            view[:] = interpreter.node.read_vm_state(offset, count)
         else:
             interpreter.read(offset, view)
     except (OSError, QobraError) as error:

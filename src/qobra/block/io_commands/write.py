@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-from typing import Any
-
 from qobra.block.io_commands._interpreter import MAX_REQUEST, SECTOR, Failed, Interpreter, Misused, io_command, now, why
 from qobra.block.io_commands.read import vector_length
 from qobra.errors import QobraError, strerror
@@ -120,10 +117,7 @@ def _contents(interpreter: Interpreter, options: dict[str, str], pattern: int, c
 def _write(interpreter: Interpreter, options: dict[str, str], offset: int, count: int, data: bytes) -> None:
     root = interpreter.root
     if "b" in options:
-        save: Any = getattr(interpreter.node, "write_vm_state", None)
-        if save is None:
-            raise OSError(errno.ENOTSUP, "Operation not supported")
-        save(offset, data)
+        interpreter.node.write_vm_state(offset, data)
         if not root.writeback:
             root.flush(counted=False)
     elif "z" in options:

@@ -17,10 +17,7 @@ Options = dict[str, Any]
 
 
 class AmendJob(Job):
-    """Changes the image of a node as ``options`` (BlockdevAmendOptions) say; stays until it is dismissed.
-
-    The node's driver has ``amend_encryption(options, force)``.
-    """
+    """Changes the image of a node as ``options`` (BlockdevAmendOptions) say; stays until it is dismissed."""
 
     kind = "amend"
 
@@ -31,7 +28,7 @@ class AmendJob(Job):
             raise QobraError(f"Block driver '{options['driver']}' not found or not supported")
         if not isinstance(node, driver):
             raise QobraError("x-blockdev-amend doesn't support changing the block driver")
-        if not hasattr(node, "amend_encryption"):
+        if not node.can_amend_encryption:
             raise QobraError("Driver does not support x-blockdev-amend")
         super().__init__(jobs, job_id, auto_dismiss=False)
         self._options = options

@@ -38,9 +38,8 @@ STOP = "stop"
 
 def device_name(layer: BlockLayer, node: BlockNode) -> str:
     """The name of the drive that ``node`` is in: the id of a job that is given none; empty where it is in none."""
-    for root in layer.graph.roots_of(node):
-        if isinstance(root, BlockBackend) and root.name:
-            return root.name
+    if name := layer.device_name(node):
+        return name
     for parent, _name in layer.graph.parents(node):
         if parent.implicit:
             return device_name(layer, parent)

@@ -21,7 +21,7 @@ def root_node(layer: BlockLayer, device: str, error_class: str = GENERIC_ERROR) 
     Raises QobraError in QEMU's words; of the class ``error_class`` where there is no such device or node.
     """
     node = layer.find_device_or_node(device, error_class)
-    if layer.graph.parents(node) or any(getattr(root, "job", None) for root in layer.graph.roots_of(node)):
+    if layer.graph.parents(node) or any(root.job for root in layer.graph.roots_of(node)):
         raise QobraError("Need a root block node")
     return node
 
@@ -113,7 +113,7 @@ def find_by_name(top: BlockNode, filename: str) -> BlockNode | None:
 
 def _names(filename: str, image: BlockNode, above: BlockNode) -> bool:
     if protocol_of(filename) or image.filename.startswith("json:"):
-        return filename in (image.filename, getattr(above, "backing_filename", ""))
+        return filename in (image.filename, above.backing_filename)
     try:
         full = relative_to(filename, above.filename)
     except QobraError:  # the image above has no directory

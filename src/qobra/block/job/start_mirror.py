@@ -64,7 +64,7 @@ def _least_unit(target: BlockNode) -> int:
     Else the rest of the cluster would be filled up with zeroes, and hide what the backing file has.
     """
     image = skip_filters(target)
-    named = image.supports_backing and image.backing is None and image.backing_filename  # type: ignore[attr-defined]
+    named = image.supports_backing and image.backing is None and image.backing_filename
     return image.cluster_size() if named else 0
 
 

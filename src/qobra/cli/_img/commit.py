@@ -129,12 +129,9 @@ def _flush(base: BlockNode) -> None:
 def _empty(top: BlockNode) -> None:
     """Nothing of the image is needed any more; a format that cannot give it up keeps it."""
     node = skip_filters(top)
-    empty = getattr(node, "make_empty", None)
-    if empty is None:
-        return
     try:
-        empty()
-        node.flush()
+        if node.make_empty():
+            node.flush()
     except (OSError, QobraError) as error:
         if error.errno != errno.ENOTSUP:
             raise ToolError(f"Failed to empty {node.filename}: {reason(error)}")

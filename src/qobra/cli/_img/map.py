@@ -84,8 +84,7 @@ def main(program: Program, arguments: list[str]) -> int:
         node = node_of(images.open(line.operands[0], **opening(line), options=STORED_BITMAPS))
         size = disk_size(node)
         end = size if limit < 0 else min(size, start + limit)
-        packed = getattr(node, "packed_map", None)
-        blocks = packed(start, end) if packed is not None and start < end <= node.length else None
+        blocks = node.packed_map(start, end) if start < end <= node.length else None
         entries = walk(node, start, end) if blocks is None else _unpacked(blocks, node.file)
         if is_json and blocks is not None and _compiled is not None:
             _print_lines(_compiled.json_lines(*block) for block in blocks)

@@ -11,6 +11,10 @@ from qobra.cli._tool.opening import command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, errno_of, strerror
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 HELP = """\
 snapshot [-l | -a SNAPSHOT | -c NAME | -d NAME] [--image-opts] [-q] [-U] [--object DEF] FILENAME
 
@@ -44,7 +48,7 @@ def main(program: Program, arguments: list[str]) -> int:
         )
         node = node_of(backend)
         if action == "l":
-            snapshots = node.snapshot_list() if hasattr(node, "snapshot_list") else []
+            snapshots = node.snapshot_list()
             if snapshots:
                 print("\n".join(["Snapshot list:", *snapshot_lines(snapshots)]))
             return 0
@@ -54,9 +58,9 @@ def main(program: Program, arguments: list[str]) -> int:
     return 0
 
 
-def _create(node: object, name: str) -> None:
+def _create(node: Any, name: str) -> None:
     try:
-        if not hasattr(node, "snapshot_create"):
+        if not node.keeps_snapshots:
             raise OSError(errno.ENOTSUP, "Operation not supported")
         node.snapshot_create(name, icount=0)  # no machine has run, and none is needed to go back to it
     except (OSError, QobraError) as error:
@@ -64,8 +68,8 @@ def _create(node: object, name: str) -> None:
         raise ToolError(f"Could not create snapshot '{name}': -{number} ({os.strerror(number)})")
 
 
-def _apply(node: object, name: str) -> None:
-    if not hasattr(node, "snapshot_apply"):
+def _apply(node: Any, name: str) -> None:
+    if not node.keeps_snapshots:
         raise ToolError(f"Could not apply snapshot '{name}': Block driver does not support snapshots")
     try:
         node.snapshot_apply(name)
@@ -75,13 +79,13 @@ def _apply(node: object, name: str) -> None:
         raise ToolError(f"Could not apply snapshot '{name}': Failed to load snapshot: {reason(error)}")
 
 
-def _delete(node: object, name: str) -> None:
-    snapshots = node.snapshot_list() if hasattr(node, "snapshot_list") else []
+def _delete(node: Any, name: str) -> None:
+    snapshots = node.snapshot_list()
     found = [each for each in snapshots if each["name"] == name]
     if not found:
         raise ToolError(f"Could not delete snapshot '{name}': snapshot not found")
     try:
-        node.snapshot_delete(found[0]["id"], name)  # type: ignore[attr-defined]
+        node.snapshot_delete(found[0]["id"], name)
     except (OSError, QobraError) as error:
         why = strerror(error) if isinstance(error, OSError) else error
         raise ToolError(f"Could not delete snapshot '{name}': {why}")

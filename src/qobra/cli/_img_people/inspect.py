@@ -170,7 +170,7 @@ def _examine(images: Images, filename: str, check: bool, report: dict[str, Any])
     info = node.info()
     report["info"] = info.get("format-specific")
     report["encrypted"] = bool(info.get("encrypted"))
-    name = getattr(node, "backing_filename", "")
+    name = node.backing_filename
     if name:
         report["references"].append({"kind": "backing file", "name": name, **_reach(name, path)})
     data = ((info.get("format-specific") or {}).get("data") or {}).get("data-file")

@@ -58,9 +58,6 @@ def _check_displays(options: GivenOptions) -> None:
     for value in options.values("display"):
         if value.split(",")[0] != "none":
             raise QobraError(f"-display {value}: Parameter 'type' does not accept value '{value}'")
-    for value in options.values("parallel"):
-        if value not in ("none", "null"):
-            raise QobraError(f"-parallel {value}: this machine has no parallel port")
 
 
 def _add_fw_cfg_file(board: Board, value: str) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import uuid as uuid_module
 
 _MAX_CPU_NUMBER = 1 << 16
+_MAX_PARALLEL_PORTS = 3
 
 
 class Builder:
@@ -250,7 +251,12 @@ class Builder:
     def build_board(self) -> None:
         """The board with its drives and devices."""
         board = self.board
-        board.serial_chardevs = self._serial_chardevs()
+        board.serial_chardevs = self._port_chardevs("serial", "isa-serial")
+        board.parallel_chardevs = self._port_chardevs("parallel", "isa-parallel")
+        if len(board.parallel_chardevs) > _MAX_PARALLEL_PORTS:
+            raise QobraError(
+                f"-parallel {self._options.values('parallel')[_MAX_PARALLEL_PORTS]}: too many parallel ports"
+            )
         self._options.each("global", lambda value: board.add_global(*values.global_default(value)))
         self._options.each("netdev", self._add_netdev)
         nics = Nics(self.machine, board)
@@ -282,17 +288,19 @@ class Builder:
         report_error(f"info: dtb dumped to {path}. Exiting.")
         raise SystemExit(0)
 
-    def _serial_chardevs(self) -> list[str | None]:
-        values = self._options.values("serial")
-        if not values and not self._options.has("nodefaults"):
-            values = ["mon:stdio" if self._options.has("nographic") and not self._options.has("monitor") else "null"]
+    def _port_chardevs(self, port: str, device: str) -> list[str | None]:
+        """The character devices of the serial or parallel ports that the board has by itself."""
+        values = self._options.values(port)
+        if not values and not self._options.has("nodefaults") and device not in self._named_devices():
+            monitored = port == "serial" and self._options.has("nographic") and not self._options.has("monitor")
+            values = ["mon:stdio" if monitored else "null"]
         ids: list[str | None] = []
         for value in values:
-            failure = f"-serial {value}: could not connect serial device to character backend '{value}'"
+            failure = f"-{port} {value}: could not connect {port} device to character backend '{value}'"
             try:
-                ids.append(None if value == "none" else self._short_chardev(value, "serial"))
+                ids.append(None if value == "none" else self._short_chardev(value, port))
             except QobraError as error:
-                raise QobraError(f"-serial {value}: {error}\n{program()}: {failure}")
+                raise QobraError(f"-{port} {value}: {error}\n{program()}: {failure}")
             if ids[-1] is not None and self.machine.chardevs.find(ids[-1]) is None:
                 raise QobraError(failure)
         return ids

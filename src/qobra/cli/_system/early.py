@@ -10,7 +10,7 @@ from qobra.errors import QobraError
 Options = list[tuple[str, str]]
 
 _WITH_IDS = ("device", "object", "chardev", "netdev", "drive")
-_ON_CHARDEVS = ("chardev", "serial", "monitor", "qmp", "qmp-pretty")
+_ON_CHARDEVS = ("chardev", "serial", "parallel", "monitor", "qmp", "qmp-pretty")
 _BAD_ID = (
     "Parameter 'id' expects an identifier\n"
     "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."

@@ -41,7 +41,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "net": (True, "none|nic|TYPE: the old way to name network cards and backends"),
     "chardev": (True, "BACKEND,id=ID[,...]: a character device (chardev-add)"),
     "serial": (True, "DEVICE: a serial port on a character device"),
-    "parallel": (True, "none: no parallel port"),
+    "parallel": (True, "DEVICE: a parallel port on a character device (x86)"),
     "monitor": (True, "DEVICE: a monitor for people"),
     "qmp": (True, "DEVICE: a QMP monitor"),
     "qmp-pretty": (True, "DEVICE: a QMP monitor that indents"),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qobra.block.format.qcow2.filling import Filling
     from qobra.block.format.qcow2.linking import Linking
     from qobra.block.format.qcow2.packed import Block
-    from qobra.block.format.qcow2.reading import ComputedReader
+    from qobra.block.format.qcow2.reading import ComputedReader, Packed
     from qobra.block.format.qcow2.writer import Writer
 
 
@@ -43,6 +43,8 @@ class Qcow2Disk(BlockNode):
     is_format = True
     can_compress = True
     supports_backing = True
+    _ready = False
+    """What has to be written before the image may change is written."""
 
     image: Image
 
@@ -92,7 +94,6 @@ class Qcow2Disk(BlockNode):
         self.backing_format = self.header.backing_format
         self.length = self.header.size
         self._ready = False
-        """What has to be written before the image may change is written."""
         if not self.options.get("_no-io") and not self.inactive:
             self.stored_bitmaps.load()
 
@@ -291,7 +292,7 @@ class Qcow2Disk(BlockNode):
         return check(self, fix_leaks=fix_leaks, fix_errors=fix_errors, report=report)
 
     def close(self) -> None:
-        if not getattr(self, "_ready", False) or self.image.is_corrupt or self.abandoned:
+        if not self._ready or self.image.is_corrupt or self.abandoned:
             return
         try:
             self.stored_bitmaps.store()
@@ -318,10 +319,12 @@ class Qcow2Disk(BlockNode):
         return map_range(self.image, offset, length)
 
     def packed_map(self, start: int, end: int) -> Iterator[Block] | None:
-        """All of a large image's map in little memory, if there is a way; see :func:`.packed.packed_map`."""
         from qobra.block.format.qcow2.packed import packed_map
 
         return packed_map(self, start, end)
+
+    def packed(self, offset: int, length: int) -> tuple[int, int, list[Packed]] | None:
+        return self.reader.packed(offset, length)
 
     def read_old(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` with what guest ``offset`` holds, for copy-on-write."""
@@ -347,16 +350,11 @@ class Qcow2Disk(BlockNode):
             self._writer.write(offset, view)
 
     def takes_files(self) -> bool:
-        """Whether whole clusters may be written from :class:`InFiles`: they then lie in a local file as they are."""
         data = self.image.data
         plain = data.is_leaf and data.fd >= 0 and data.plain_writes() and not (data.trackers or data.cache_direct)
         return plain and not (self.image.encrypted or self.header.extended_l2 or self.detect_zeroes != "off")
 
     def filling(self, *, exact: bool) -> Filling | None:
-        """For a copy by whoever is alone with the image: where its data may be written to. None if it may not be so.
-
-        See :class:`.filling.Filling`.
-        """
         if (
             self.image.external
             or self.image.data.driver != "file"
@@ -465,11 +463,7 @@ class Qcow2Disk(BlockNode):
 
     def device_name(self) -> str:
         """The name of the block device that uses this node, for events; empty where there is none."""
-        for root in self.layer.graph.roots_of(self):
-            name = getattr(root, "name", "")
-            if name:
-                return str(name)
-        return ""
+        return self.layer.device_name(self)
 
     def warn(self, text: str) -> None:
         """Tell whoever runs the program."""

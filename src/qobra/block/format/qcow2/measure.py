@@ -64,8 +64,7 @@ def _keeps_bitmaps(source: BlockNode) -> bool:
 
 def _allocated(source: BlockNode, cluster: int) -> int:
     """Bytes of the clusters that hold data in ``source``."""
-    packed = getattr(source, "packed_map", None)
-    blocks = packed(0, source.length) if packed is not None else None
+    blocks = source.packed_map(0, source.length)
     if blocks is not None:
         from qobra.block.format.qcow2.packed import data_bytes
 

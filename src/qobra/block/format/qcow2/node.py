@@ -22,14 +22,15 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
     """A qcow2 image as a node: snapshots, bitmaps, amending, information. What does the work is imported when asked."""
 
     creatable = True
+    keeps_snapshots = True
+    can_amend_encryption = True
 
     def info(self) -> Options:
         from qobra.block.format.qcow2.info import image_info
 
         return image_info(self)
 
-    def make_empty(self) -> None:
-        """Give up all that the image holds itself, so that it shows its backing file (the node is drained)."""
+    def make_empty(self) -> bool:
         from qobra.block.format.qcow2.empty import can_be_emptied, make_completely_empty
 
         self.get_ready()
@@ -38,9 +39,9 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
         else:
             self.forget_range(0, -(-self.length >> self.image.cluster_bits))
         self.written(0, self.length)
+        return True
 
     def snapshot_list(self) -> list[Options]:
-        """The internal snapshots, as SnapshotInfo."""
         from qobra.block.format.qcow2.info import snapshot_info
 
         return [snapshot_info(each) for each in self.snapshots.entries]
@@ -92,12 +93,10 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
 
     @property
     def vm_state_offset(self) -> int:
-        """Where on the disk a machine's saved state begins: past its end."""
         shift = l1_shift(self.header)
         return -(-self.length >> shift) << shift
 
     def write_vm_state(self, position: int, data: Buffer) -> None:
-        """Write a machine's saved state, which the next snapshot is to keep, from byte ``position`` of it on."""
         from qobra.block.format.qcow2.resize import grow_l1
 
         self.get_ready()
@@ -107,7 +106,6 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
         self.write_past_end(offset, memoryview(data).cast("B"))
 
     def read_vm_state(self, position: int, length: int) -> bytes:
-        """Read the saved state of the snapshot that was applied last."""
         self.file.debug_event("vmstate_load")
         data = bytearray(length)
         self.read_old(self.vm_state_offset + position, memoryview(data))
