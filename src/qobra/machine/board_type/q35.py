@@ -27,6 +27,7 @@ class Q35(PcBoard):
     default_drives = ("cdrom", "sd")
     ide_units = 1
     hpet_lines = 0xFF0104
+    usb_supported = True
     most_ram_below_4g = 1 << 32
 
     def low_memory_limit(self) -> int:
@@ -56,11 +57,29 @@ class Q35(PcBoard):
         self.build_memory_slots(self.lpc.acpi.raise_gpe)
         if self.sata:
             self.build_ide("ich9-ahci", 0x1F << 3 | 2)
+        if self.usb:
+            self._build_usb()
         if self.smbus:
             smb = Ich9Smb(self.tree)
             smb.values["multifunction"] = True
             self._function(smb, 0x1F << 3 | 3)
             self.build_memory_eeproms(smb.smbus)
+
+    def _build_usb(self) -> None:
+        # An EHCI controller, and three for the slower devices, each at two of its ports.
+        from qobra.machine.device.ich9_usb_ehci1 import Ich9UsbEhci1
+        from qobra.machine.device.ich9_usb_uhci1 import Ich9UsbUhci1
+        from qobra.machine.device.ich9_usb_uhci2 import Ich9UsbUhci2
+        from qobra.machine.device.ich9_usb_uhci3 import Ich9UsbUhci3
+
+        ehci = Ich9UsbEhci1(self.tree)
+        ehci.values["multifunction"] = True
+        self._function(ehci, 0x1D << 3 | 7)
+        (bus,) = ehci.buses()
+        for number, kind in enumerate((Ich9UsbUhci1, Ich9UsbUhci2, Ich9UsbUhci3)):
+            companion = kind(self.tree)
+            companion.values |= {"multifunction": True, "masterbus": bus.bus_name, "firstport": 2 * number}
+            self._function(companion, 0x1D << 3 | number)
 
     def _function(self, device: Any, devfn: int) -> None:
         device.values["addr"] = devfn

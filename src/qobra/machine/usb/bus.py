@@ -81,6 +81,14 @@ class UsbBus(Bus):
         self.free.append(port)
         return port
 
+    def add_ports(self, owner: PortOwner, count: int, speeds: Iterable[int]) -> list[UsbPort]:
+        """All the ports of a controller."""
+        return [self.add_port(owner, number, speeds) for number in range(count)]
+
+    def lend(self, owner: PortOwner, first: int, count: int, speeds: Iterable[int]) -> list[UsbPort]:
+        """Ports for a companion, which has the slower devices there. Raises QobraError where it gets none."""
+        raise QobraError(f"Can't use USB bus '{self.bus_name}' as masterbus, it doesn't support companion controllers")
+
     def remove_port(self, port: UsbPort) -> None:
         """A hub goes, and its port with it."""
         self.ports.remove(port)

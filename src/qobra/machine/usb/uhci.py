@@ -11,16 +11,15 @@ from qobra.machine.vmstate import Number, VmState, flag, i64, listed, timer, u16
 
 if TYPE_CHECKING:
     from qobra.machine.dma import GuestMemory
-    from qobra.machine.usb.bus import UsbBus
     from qobra.machine.vclock import VirtualClock
 
 _COMMAND, _STATUS, _INTERRUPTS, _FRAME, _BASE, _START = 0x00, 0x02, 0x04, 0x06, 0x08, 0x0C
-_PORTS = 0x10
+_FIRST_PORT = 0x10
 _RUN, _RESET, _GLOBAL_RESET = 0x01, 0x02, 0x04
-_S_INTERRUPT, _S_ERROR, _S_SYSTEM, _S_PROCESS, _S_HALTED = 0x01, 0x02, 0x08, 0x10, 0x20
-_E_TIMEOUT, _E_COMPLETE, _E_SHORT = 0x01, 0x04, 0x08
+_S_INTERRUPT, _S_ERROR, _S_RESUME, _S_SYSTEM, _S_PROCESS, _S_HALTED = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_E_TIMEOUT, _E_RESUME, _E_COMPLETE, _E_SHORT = 0x01, 0x02, 0x04, 0x08
 _CONNECTED, _CONNECT_CHANGED, _ENABLED, _ENABLE_CHANGED = 0x0001, 0x0002, 0x0004, 0x0008
-_PORT_RESET, _LOW_SPEED, _ALWAYS_ONE = 0x0200, 0x0100, 0x0080
+_PORT_RESUME, _PORT_RESET, _PORT_SUSPENDED, _LOW_SPEED, _ALWAYS_ONE = 0x0040, 0x0200, 0x1000, 0x0100, 0x0080
 _PORT_KEPT = 0x01BB
 """What a write to a port's register leaves as it is, unless it clears it."""
 
@@ -32,11 +31,11 @@ _FRAME_NS = 10**6
 _MAX_STEPS = 256
 """Queue heads and transfer descriptors that are looked at in one frame."""
 _MAX_PACKET = 0x500
-_PORT_COUNT = 2
+PORTS = 2
 
 
 class Uhci(PortOwner):
-    """The controller of ``bus``, which gets its ports. ``interrupt(level)`` drives its line.
+    """The controller. ``take_ports(owner, count, speeds)`` gives it its ports, ``interrupt(level)`` drives its line.
 
     Everything runs inside the control strand.
     """
@@ -51,7 +50,11 @@ class Uhci(PortOwner):
     )
 
     def __init__(
-        self, bus: UsbBus, memory: GuestMemory, clock: VirtualClock, interrupt: Callable[[bool], None]
+        self,
+        take_ports: Callable[[PortOwner, int, tuple[int, ...]], list[UsbPort]],
+        memory: GuestMemory,
+        clock: VirtualClock,
+        interrupt: Callable[[bool], None],
     ) -> None:
         self._memory = memory
         self._clock = clock
@@ -59,8 +62,8 @@ class Uhci(PortOwner):
         self._timer = clock.timer(self._next_frame)
         self._deadline_ns = 0
         self._number = 0
-        self._places = [bus.add_port(self, number, (LOW, FULL)) for number in range(_PORT_COUNT)]
-        self._ports = [_ALWAYS_ONE] * _PORT_COUNT
+        self._places = take_ports(self, PORTS, (LOW, FULL))
+        self._ports = [_ALWAYS_ONE] * PORTS
         self._clear()
 
     def _clear(self) -> None:
@@ -97,11 +100,19 @@ class Uhci(PortOwner):
             value = value & ~_ENABLED | _ENABLE_CHANGED
         self._ports[port.number] = value
 
+    def wakeup(self, port: UsbPort) -> None:
+        value = self._ports[port.number]
+        if value & _PORT_SUSPENDED and not value & _PORT_RESUME:
+            self._ports[port.number] = value | _PORT_RESUME
+            self._status |= _S_RESUME
+            self._update()
+
     def _update(self) -> None:
         wanted = (
             (self._complete and self._enabled & _E_COMPLETE)
             or (self._short and self._enabled & _E_SHORT)
             or (self._status & _S_ERROR and self._enabled & _E_TIMEOUT)
+            or (self._status & _S_RESUME and self._enabled & _E_RESUME)
             or self._status & (_S_SYSTEM | _S_PROCESS)
         )
         self._interrupt(bool(wanted))
@@ -110,8 +121,8 @@ class Uhci(PortOwner):
 
     def read(self, offset: int) -> int:
         """The 16-bit register at ``offset``."""
-        if _PORTS <= offset < _PORTS + 2 * len(self._ports):
-            return self._ports[(offset - _PORTS) // 2]
+        if _FIRST_PORT <= offset < _FIRST_PORT + 2 * len(self._ports):
+            return self._ports[(offset - _FIRST_PORT) // 2]
         return {
             _COMMAND: self._command,
             _STATUS: self._status,
@@ -143,8 +154,8 @@ class Uhci(PortOwner):
             self._base = self._base & 0xFFFF | value << 16
         elif offset == _START:
             self._start_of_frame = value & 0xFF
-        elif _PORTS <= offset < _PORTS + 2 * len(self._ports):
-            self._write_port((offset - _PORTS) // 2, value)
+        elif _FIRST_PORT <= offset < _FIRST_PORT + 2 * len(self._ports):
+            self._write_port((offset - _FIRST_PORT) // 2, value)
 
     def _write_command(self, value: int) -> None:
         if value & (_GLOBAL_RESET | _RESET):

@@ -1,0 +1,20 @@
+"""``ich9-usb-ehci2``: the second EHCI controller of the ICH9, with ``ich9-usb-uhci4`` to ``-uhci6`` as its companions."""
+
+from __future__ import annotations
+
+from qobra.machine.devices import registry
+from qobra.machine.usb.ehci_function import EhciFunction
+from qobra.machine.vmstate import VmState
+
+
+@registry.register("ich9-usb-ehci2")
+class Ich9UsbEhci2(EhciFunction):
+    """The controller and its bus."""
+
+    type_name = "ich9-usb-ehci2"
+    device_id = 0x293C
+    revision = 0x03
+    hotpluggable_class = False
+    has_companions = True
+
+    vmstate = VmState()
