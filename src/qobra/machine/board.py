@@ -79,6 +79,8 @@ class Board(Object):
     ide_units = 2
     virtio_blk_type = "virtio-blk-pci"
     default_nic = "virtio-net-pci"
+    nic_unasked = False
+    """Whether there is such a card, on a user mode network, although nobody names one."""
     firmware_directories: tuple[str, ...] = ()
     dies_supported = False
     hotpluggable_cpus = False
@@ -152,6 +154,7 @@ class Board(Object):
         self.consoles = Consoles(tree)
         self.dumper: Any = None
         self.serial_chardevs: list[str | None] = []
+        self.parallel_chardevs: list[str | None] = []
         self.no_defaults = False
         self.boot: dict[str, Any] = {}
         self.floppy_boot_check = True

@@ -39,6 +39,11 @@ def build(board: PcBoard, bus: IsaBus) -> None:
             serial = board.new("isa-serial")
             serial.values |= {"index": number, "chardev": chardev}
             board.place(serial, bus=bus)
+    for number, chardev in enumerate(board.parallel_chardevs):
+        if chardev is not None:
+            parallel = board.new("isa-parallel")
+            parallel.values |= {"index": number, "chardev": chardev}
+            board.place(parallel, bus=bus)
     if board.floppies:
         board.fdc = board.place(board.new("isa-fdc"), bus=bus)
     if board.i8042:

@@ -222,13 +222,13 @@ class Uart:
         self._update()
 
 
-def find_chardev(board: Board, id: str | None, type_name: str) -> Chardev | None:
-    """The character device that a device's ``chardev`` property names; QobraError where there is none to be had."""
+def find_chardev(board: Board, id: str | None, type_name: str, name: str = "chardev") -> Chardev | None:
+    """The character device that a device's property ``name`` names; QobraError where there is none to be had."""
     if id is None:
         return None
     found: Chardev | None = board.machine.chardevs.find(id)
     if found is None:
-        raise QobraError(f"Property '{type_name}.chardev' can't find value '{id}'")
+        raise QobraError(f"Property '{type_name}.{name}' can't find value '{id}'")
     if not found.available:
-        raise QobraError(f"Property '{type_name}.chardev' can't take value '{id}': Device '{id}' is in use")
+        raise QobraError(f"Property '{type_name}.{name}' can't take value '{id}': Device '{id}' is in use")
     return found

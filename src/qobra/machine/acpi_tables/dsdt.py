@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FOUR_GIB = 1 << 32
 _LINKS = "ABCDEFGH"
+_PARALLEL = (0x378, 0x278, 0x3BC)
 _LINK_CHOICES = (5, 10, 11)
 _MEMORY_END = 0xFEBFFFFF
 
@@ -206,6 +207,10 @@ def _isa(board: PcBoard, layout: Layout) -> bytes:
                 f"COM{number + 1}", "PNP0501", resources.io(base, 8), resources.irq(line), unique=number + 1
             )
             terms.append(serial)
+    for number, chardev in enumerate(board.parallel_chardevs[: len(_PARALLEL)]):
+        if chardev is not None:
+            ports = resources.io(_PARALLEL[number], 8)
+            terms.append(_device(f"LPT{number + 1}", "PNP0400", ports, resources.irq(7), unique=number + 1))
     return aml.device("ISA", *terms)
 
 

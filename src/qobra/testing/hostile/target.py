@@ -46,8 +46,10 @@ _OPTIONS: dict[str, Options] = {
     "ide-cd": {"bus": "ahci.0"},
     "nvme": {"serial": "fuzz"},
     "floppy": {"drive-type": "288"},
+    "loader": {"addr": "0x1000", "data": "1", "data-len": "8"},
 }
 _WITH_DRIVE = ("virtio-blk", "scsi-hd", "scsi-cd", "ide-hd", "ide-cd", "nvme", "usb-storage", "sd-card", "floppy")
+_WITH_CHARDEV = ("isa-parallel", "isa-debugcon")
 _WITH_NETDEV = ("e1000", "virtio-net")
 _WITH_MEMORY = ("virtio-mem", "virtio-pmem", "pc-dimm", "nvdimm")
 
@@ -126,6 +128,9 @@ class Target:
             disk.write_bytes(random.Random(name).randbytes(_DISK))
             self.machine.block.add_node({"driver": "file", "filename": str(disk), "node-name": "disk"})
             options["drive"] = "disk"
+        if name.startswith(_WITH_CHARDEV):
+            self.machine.chardevs.create("line", {"type": "null", "data": {}})
+            options["chardev"] = "line"
         if name.startswith(_WITH_NETDEV):
             self.machine.netdevs.create({"type": "hubport", "id": "net", "hubid": 0})
             options["netdev"] = "net"
