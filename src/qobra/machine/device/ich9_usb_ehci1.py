@@ -1,4 +1,4 @@
-"""``ich9-usb-ehci1``: the first EHCI controller of the ICH9, with ``ich9-usb-uhci1`` to ``-uhci3`` as its companions."""
+"""``ich9-usb-ehci1``: the first EHCI controller of the ICH9: ``ich9-usb-uhci1`` to ``-uhci3`` are its companions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ich9-usb-ehci2``: the second EHCI controller of the ICH9, with ``ich9-usb-uhci4`` to ``-uhci6`` as its companions."""
+"""``ich9-usb-ehci2``: the second EHCI controller of the ICH9: ``ich9-usb-uhci4`` to ``-uhci6`` are its companions."""
 
 from __future__ import annotations
 
