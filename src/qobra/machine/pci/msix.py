@@ -130,6 +130,7 @@ class Msi:
         wide: bool = True,
     ) -> None:
         self._device = device
+        self._grant_limit = vectors.bit_length() - 1
         self._maskable = maskable
         self._data = 12 if wide else 8
         self._mask = self._data + 4
@@ -155,6 +156,13 @@ class Msi:
         self._device.config[start + 4 : start + self._data + 2] = bytes(self._data - 2)
         if self._maskable:
             self._device.put(start + self._mask, 4, 0)
+
+    def config_written(self, offset: int, width: int) -> None:
+        """The guest wrote to configuration space: it cannot grant more vectors than there are."""
+        at = self._capability + 2
+        if offset <= at < offset + width:
+            control = self._device.config[at]
+            self._device.config[at] = control & ~0x70 | min(control >> 4 & 7, self._grant_limit) << 4
 
     def notify(self, vector: int = 0) -> None:
         """Signal ``vector``; with fewer vectors granted than the device has they share the first."""
