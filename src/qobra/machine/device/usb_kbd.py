@@ -37,9 +37,10 @@ class UsbKeyboard(UsbHid):
     product = "QEMU USB Keyboard"
     input_name = "QEMU HID Keyboard"
     accepts = frozenset(("key",))
+    active_at_once = True
     report_descriptor = _REPORT
-    device_descriptor, configuration_descriptor = hid.descriptors(
-        product=4, serial=11, configuration=8, hid=0x0111, report=_REPORT, boot=(1, 1), size=8
+    by_speed = hid.descriptors(
+        product=4, serial=11, configuration=8, hid=0x0111, report=_REPORT, boot=(1, 1), size=8, interval=7
     )
 
     vmstate = VmState(u8("_modifiers", "lights"), raw("_pressed", maximum=_MAX_KEYS))
@@ -48,9 +49,6 @@ class UsbKeyboard(UsbHid):
         super().__init__(tree)
         self._modifiers = self.lights = 0
         self._pressed = bytearray()
-
-    def realize(self) -> None:
-        self.board.input.add(self)
 
     def device_reset(self) -> None:
         super().device_reset()

@@ -28,8 +28,8 @@ class UsbMouse(UsbPointer):
     input_name = "QEMU HID Mouse"
     accepts = frozenset(("btn", "rel"))
     report_descriptor = _REPORT
-    device_descriptor, configuration_descriptor = hid.descriptors(
-        product=2, serial=9, configuration=6, hid=0x0001, report=_REPORT, boot=(1, 2), size=4
+    by_speed = hid.descriptors(
+        product=2, serial=9, configuration=6, hid=0x0001, report=_REPORT, boot=(1, 2), size=4, interval=7
     )
 
     vmstate = VmState()

@@ -10,7 +10,7 @@ from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.scsi.bus import Result, ScsiBus
 from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, IO_ERROR, Sense
-from qobra.machine.usb.device import Nak, Stall, UsbDevice
+from qobra.machine.usb.device import FULL, HIGH, SUPER, Nak, Stall, UsbDevice
 from qobra.machine.vmstate import VmState
 from qobra.object.property import Bool
 
@@ -26,6 +26,20 @@ _PROPERTIES = (
     + ("write-cache", "rerror", "werror", "account-invalid", "account-failed", "backend_defaults", "removable")
     + ("serial",)
 )
+
+
+def _device(version: int, packet: int) -> bytes:
+    # ``packet``: for endpoint 0 the bytes in one, from USB 3 on as a power of two.
+    return bytes((18, 1, version & 0xFF, version >> 8, 0, 0, 0, packet, 0xF4, 0x46, 0x01, 0x00, 0, 0, 1, 2, 3, 1))
+
+
+def _configuration(name: int, packet: int, burst: int | None = None) -> bytes:
+    companion = b"" if burst is None else bytes((6, 0x30, burst, 0, 0, 0))
+    endpoints = b"".join(
+        bytes((7, 5, address, 2, packet & 0xFF, packet >> 8, 0)) + companion for address in (0x80 | _BULK_IN, _BULK_OUT)
+    )
+    interface = bytes((9, 4, 0, 0, 2, 0x08, 0x06, 0x50, 0))
+    return bytes((9, 2, 18 + len(endpoints), 0, 1, 1, name, 0xC0, 0)) + interface + endpoints
 
 
 class UsbScsiBus(ScsiBus):
@@ -50,14 +64,16 @@ class UsbStorage(UsbDevice, BlockFrontEnd):
 
     removable = Bool(False)
 
-    device_descriptor = bytes((18, 1, 0x00, 0x02, 0, 0, 0, 8, 0xF4, 0x46, 0x01, 0x00, 0, 0, 1, 2, 3, 1))
-    configuration_descriptor = bytes((
-        9, 2, 32, 0, 1, 1, 4, 0xC0, 0,
-        9, 4, 0, 0, 2, 0x08, 0x06, 0x50, 0,
-        7, 5, 0x81, 2, 64, 0, 0,
-        7, 5, 0x02, 2, 64, 0, 0,
-    ))  # fmt: skip
-    strings = {1: "QEMU", 2: "QEMU USB HARDDRIVE", 4: "Full speed config (usb 1.1)"}
+    by_speed = {
+        FULL: (_device(0x0200, 8), _configuration(4, 64)),
+        HIGH: (_device(0x0200, 64), _configuration(5, 512)),
+        SUPER: (_device(0x0300, 9), _configuration(6, 1024, burst=15)),
+    }
+    speeds = frozenset(by_speed)
+    strings = {
+        1: "QEMU", 2: "QEMU USB HARDDRIVE", 4: "Full speed config (usb 1.1)", 5: "High speed config (usb 2.0)",
+        6: "Super speed config (usb 3.0)",
+    }  # fmt: skip
 
     vmstate = VmState()
 
@@ -171,6 +187,7 @@ class UsbStorage(UsbDevice, BlockFrontEnd):
             self.disk.last_sense = Sense(*IO_ERROR)
             result = Result(CHECK_CONDITION)
         self._result = result or Result()
+        self.endpoint_ready(0x80 | _BULK_IN, wakes=False)
 
     def endpoint_in(self, endpoint: int, room: int) -> bytes:
         if endpoint != _BULK_IN or self._phase in (_WAIT_COMMAND, _DATA_OUT):

@@ -33,8 +33,8 @@ class UsbTablet(UsbPointer):
     absolute = True
     has_protocols = False
     report_descriptor = _REPORT
-    device_descriptor, configuration_descriptor = hid.descriptors(
-        product=3, serial=10, configuration=7, hid=0x0001, report=_REPORT, boot=(0, 0), size=8
+    by_speed = hid.descriptors(
+        product=3, serial=10, configuration=7, hid=0x0001, report=_REPORT, boot=(0, 0), size=8, interval=4
     )
 
     vmstate = VmState(u16("_x", "_y"))

@@ -26,7 +26,10 @@ _TO_HOST = 0x80
 _GET_STATUS, _CLEAR_FEATURE, _SET_FEATURE, _SET_ADDRESS = 0x00, 0x01, 0x03, 0x05
 _GET_DESCRIPTOR, _GET_CONFIGURATION, _SET_CONFIGURATION = 0x06, 0x08, 0x09
 _GET_INTERFACE, _SET_INTERFACE = 0x0A, 0x0B
-_DEVICE, _CONFIGURATION, _STRING = 1, 2, 3
+_DEVICE, _CONFIGURATION, _STRING, _QUALIFIER, _OTHER_SPEED, _OBJECTS = 1, 2, 3, 6, 7, 15
+_POWER_MANAGEMENT_EXTENSION = bytes((7, 0x10, 2, 2, 0, 0, 0))
+_SUPER_SPEED = bytes((10, 0x10, 3, 0, 0x0E, 0, 1, 10, 32, 0))
+"""Capabilities: links sleep lightly; full, high and super speed, with all functions from full on; time to wake."""
 _REMOTE_WAKEUP = 1
 _IDLE, _DATA, _STATUS = range(3)
 _MAX_CONTROL = 0xFFFF
@@ -62,6 +65,8 @@ class UsbDevice(Device):
 
     device_descriptor = b""
     configuration_descriptor = b""
+    by_speed: ClassVar[dict[int, tuple[bytes, bytes]]] = {}
+    """Both descriptors for each speed, where a device has several; they stand before those above."""
     strings: dict[int, str] = {}
 
     vmstate = VmState(
@@ -181,12 +186,12 @@ class UsbDevice(Device):
         if kind == 0x80 and code == _GET_DESCRIPTOR:
             return self._descriptor(value >> 8, value & 0xFF)
         if kind == 0x80 and code == _GET_STATUS:
-            return bytes((self.configuration_descriptor[7] >> 6 & 1 | self._wakeup << 1, 0))
+            return bytes((self._described[1][7] >> 6 & 1 | self._wakeup << 1, 0))
         if kind == 0x80 and code == _GET_CONFIGURATION:
             return bytes((self.configuration,))
-        if kind == 0x81 and code in (_GET_STATUS, _GET_INTERFACE):
+        if kind == 0x81 and code in (_GET_STATUS, _GET_INTERFACE) and self.configuration:
             return bytes(2 if code == _GET_STATUS else 1)
-        if kind == 0x82 and code == _GET_STATUS:
+        if kind == 0x82 and code == _GET_STATUS and (self.configuration or not request[4] & 0xF):
             return bytes((int(request[4] in self._halted), 0))
         return self.own_request(request, b"")
 
@@ -208,11 +213,26 @@ class UsbDevice(Device):
         else:
             self.own_request(request, bytes(self._control_data))
 
+    @property
+    def _described(self) -> tuple[bytes, bytes]:
+        return self.by_speed.get(self.speed, (self.device_descriptor, self.configuration_descriptor))
+
     def _descriptor(self, kind: int, index: int) -> bytes:
+        device, configuration = self._described
         if kind == _DEVICE:
-            return self.device_descriptor
+            return device
         if kind == _CONFIGURATION and index == 0:
-            return self.configuration_descriptor
+            return configuration
+        if kind in (_QUALIFIER, _OTHER_SPEED) and {FULL, HIGH} <= self.speeds and self.speed <= HIGH:
+            other, configuration = self.by_speed[FULL if self.speed == HIGH else HIGH]
+            if kind == _QUALIFIER:
+                return bytes((10, _QUALIFIER)) + other[2:8] + other[17:18] + b"\0"
+            if index == 0:
+                return configuration[:1] + bytes((_OTHER_SPEED,)) + configuration[2:]
+        if kind == _OBJECTS and self.speeds & {HIGH, SUPER}:
+            found = [_POWER_MANAGEMENT_EXTENSION, *((_SUPER_SPEED,) if SUPER in self.speeds else ())]
+            length = 5 + sum(map(len, found))
+            return bytes((5, _OBJECTS, length & 0xFF, length >> 8, len(found))) + b"".join(found)
         if kind == _STRING:
             if index == 0:
                 return b"\x04\x03\x09\x04"  # English
