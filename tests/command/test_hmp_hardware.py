@@ -98,7 +98,7 @@ def test_usb_devices(machine: Any) -> None:
     _plug(machine, "piix3-usb-uhci", id="usb")
     assert _run(machine, "info usb") == ""
     keyboard = _plug(machine, "usb-kbd", port="2", id="keys")
-    _plug(machine, "usb-tablet")
+    _plug(machine, "usb-tablet", port="1")
     keyboard.address = 5
     assert _run(machine, "info usb").splitlines() == [
         "  Device 0.5, Port 2, Speed 12 Mb/s, Product QEMU USB Keyboard, ID: keys",

@@ -8,7 +8,7 @@ from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.machine.qdev import Bus
 from qobra.machine.usb.bus import UsbBus
-from qobra.machine.usb.device import SPEED_MBIT, UsbDevice
+from qobra.machine.usb.device import SPEED_MBIT
 from qobra.qmp.hmp import hmp_command
 
 
@@ -21,11 +21,10 @@ def info_usb(machine: Machine, args: dict[str, Any]) -> str:
         raise QobraError("USB support not enabled")
     lines = []
     for number, bus in enumerate(buses):
-        for device in bus.devices:
-            if isinstance(device, UsbDevice) and device.attached and device.at is not None:
-                place = (
-                    f"Device {number}.{device.address}, Port {device.at.path}, Speed {SPEED_MBIT[device.speed]} Mb/s"
-                )
+        for port in bus.used:
+            device = port.device
+            if device is not None:
+                place = f"Device {number}.{device.address}, Port {port.path}, Speed {SPEED_MBIT[device.speed]} Mb/s"
                 named = f", ID: {device.user_id}" if device.user_id else ""
                 lines.append(f"  {place}, Product {device.product}{named}\n")
     return "".join(lines)

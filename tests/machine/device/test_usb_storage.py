@@ -162,7 +162,7 @@ def test_ports_hot_plug_and_queries(guest: Guest) -> None:
         guest.machine.block.add_node({"driver": "null-co", "node-name": "n1", "size": 1 << 20})
         with pytest.raises(QobraError, match=r"usb port 1 \(bus uhci.0\) not found \(in use\?\)"):
             add_device(guest.machine, {"driver": "usb-storage", "drive": "n1", "port": "1"}, keyval=True)
-        add_device(guest.machine, {"driver": "usb-storage", "drive": "n1", "id": "second"}, keyval=True)
+        add_device(guest.machine, {"driver": "usb-storage", "drive": "n1", "id": "second", "port": "2"}, keyval=True)
     assert guest.access.port_in(guest.base + 0x12, 2) & 3 == 3
     with guest.machine.control:
         with pytest.raises(QobraError, match="No 'usb-bus' bus found|no free ports"):

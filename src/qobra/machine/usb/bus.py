@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Bus, Device
@@ -65,6 +65,8 @@ class UsbBus(Bus):
         super().__init__(*args)  # type: ignore[arg-type]
         self.ports: list[UsbPort] = []
         self.free: list[UsbPort] = []
+        self.used: list[UsbPort] = []
+        """The ports that are claimed, in the order in which they were."""
 
     def hotplug_handler(self) -> Object | None:
         return self
@@ -89,6 +91,10 @@ class UsbBus(Bus):
         """Ports for a companion, which has the slower devices there. Raises QobraError where it gets none."""
         raise QobraError(f"Can't use USB bus '{self.bus_name}' as masterbus, it doesn't support companion controllers")
 
+    def port_at(self, path: str) -> UsbPort | None:
+        """The port that users call so."""
+        return next((port for port in self.ports if port.path == path), None)
+
     def remove_port(self, port: UsbPort) -> None:
         """A hub goes, and its port with it."""
         self.ports.remove(port)
@@ -109,12 +115,21 @@ class UsbBus(Bus):
             if not free:
                 raise QobraError(f"usb port {device.port} (bus {self.bus_name}) not found (in use?)")
         else:
+            if len(self.free) == 1:
+                self._extend(device)
             free = self.free
             if not free:
                 raise QobraError(f"tried to attach usb device {device.product} to a bus with no free ports")
         port = device.at = free[0]
         port.claimed = device
         self.free.remove(port)
+        self.used.append(port)
+
+    def _extend(self, device: Device) -> None:
+        # The last port is better used for a hub, if it can be plugged in there.
+        hub: Any = self.tree.find_type("usb-hub")
+        if not isinstance(device, hub) and self.free[0].speeds & hub.speeds:
+            device.board.place(hub(self.tree), bus=self)
 
     def admit(self, device: Device) -> None:
         assert isinstance(device, UsbDevice)
@@ -166,6 +181,7 @@ class UsbBus(Bus):
         if port is not None and port.claimed is device:
             port.claimed = port.device = None
             device.at = None
+            self.used.remove(port)
             if port in self.ports:
                 self.free.append(port)
 
