@@ -22,7 +22,10 @@ else:
             return dict(zip(self._fields, self, strict=True))
 
         def _replace(self, /, **changes):
-            return type(self)(**{**self._asdict(), **changes})
+            changed = self._make(map(changes.pop, self._fields, self))
+            if changes:
+                raise TypeError(f"{type(self).__name__} has no field '{min(changes)}'")
+            return changed
 
         def __getnewargs__(self):
             return tuple(self)

@@ -353,9 +353,13 @@ def _part(run: Run) -> Part:
 
 def _between(runs: list[Run], low: int, high: int) -> list[Run]:
     """What of ``runs`` lies from ``low`` up to ``high``."""
+    if low <= runs[0].start and runs[-1].start + runs[-1].length <= high:
+        return runs  # as mostly
     found = []
-    for run in runs:
+    for run in runs if low < high else ():
         first, last = max(low, run.start), min(high, run.start + run.length)
-        if first < last:
+        if last - first == run.length:
+            found.append(run)
+        elif first < last:
             found.append(run._replace(start=first, length=last - first, offset=run.offset + first - run.start))
     return found

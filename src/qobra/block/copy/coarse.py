@@ -37,7 +37,7 @@ def resolve_coarse(node: BlockNode, start: int, length: int) -> list[Run]:
             # What lies past the end of the leaf was never written.
             inside = max(0, min(run.length, leaf.length - run.offset))
             if inside:
-                within = run._replace(length=inside)
+                within = run if inside == run.length else run._replace(length=inside)
                 runs += _split(within, leaf) if isinstance(leaf, FileNode) else _with_zeroes(within, leaf)
             if inside < run.length:
                 start, size = run.start + inside, run.length - inside
@@ -82,6 +82,8 @@ def _split(run: Run, leaf: FileNode) -> list[Run]:
             position = leaf.next_hole(position + shift) - shift
         except OSError:
             break
+    if data == run.start:
+        return [run]
     if data < end:
         runs.append(run._replace(start=data, length=end - data, offset=data + shift))
     return runs
