@@ -12,6 +12,12 @@ INT32_MAX = (1 << 31) - 1
 INT64_MAX = (1 << 63) - 1
 UINT64_MAX = (1 << 64) - 1
 
+
+def signed64(value: int) -> int:
+    """What the 64 bits of ``value`` are as a signed number."""
+    return value - (1 << 64) if value > INT64_MAX else value
+
+
 _SHIFTS = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _UNITS = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
 

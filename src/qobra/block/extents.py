@@ -64,14 +64,15 @@ class Run(NamedTuple):
     layer: BlockNode
 
 
-def resolve(node: BlockNode, start: int, length: int, *, want_zero: bool = False) -> list[Run]:
+def resolve(node: BlockNode, start: int, length: int, *, want_zero: bool = False, levels: int = MAX_DEPTH) -> list[Run]:
     """The runs on leaf nodes that ``length`` bytes from ``start`` of ``node`` are made of, merged where they touch.
 
     With ``want_zero`` the leaves are asked for their holes too, which costs system calls; without, a hole of a file
-    is DATA. The range must lie inside the node.
+    is DATA. The range must lie inside the node. What none of the first ``levels`` nodes that hold data has, down the
+    chain, is ABSENT: those below are not asked.
     """
     runs: list[Run] = []
-    _resolve(node, start, length, start, 0, runs, want_zero, MAX_DEPTH, -1)
+    _resolve(node, start, length, start, 0, runs, want_zero, MAX_DEPTH, -1, levels)
     return runs
 
 
@@ -94,6 +95,7 @@ def _resolve(
     want_zero: bool,
     budget: int,
     mask: int,
+    levels: int,
 ) -> None:
     """``mask`` leaves out flags that what is above ``node`` takes away."""
     if budget <= 0:
@@ -105,10 +107,14 @@ def _resolve(
         if kind == ABSENT:
             backing = node.backing
             inside = 0 if backing is None else max(0, min(size, backing.length - offset))
-            if inside:
+            if inside and depth + 1 >= levels:
+                _append(runs, Run(start, inside, ABSENT, None, 0, 0, depth + 1, node))
+            elif inside:
                 assert backing is not None
                 # What a backing node may write in place, a write to what is above may not.
-                _resolve(backing, offset, inside, start, depth + 1, runs, want_zero, budget - 1, mask & ~WRITABLE)
+                _resolve(
+                    backing, offset, inside, start, depth + 1, runs, want_zero, budget - 1, mask & ~WRITABLE, levels
+                )
             if inside < size:
                 # Past the end of a short backing node it counts as that node's: what is below does not show through.
                 below = -1 if backing is None else depth + 1
@@ -121,7 +127,8 @@ def _resolve(
                 if inside:
                     # In a list of its own, where it cannot merge with what came before under another node.
                     own: list[Run] = []
-                    _resolve(child, extent.offset, inside, start, 0, own, want_zero, budget - 1, mask)
+                    within = levels - depth if node.is_transparent else MAX_DEPTH
+                    _resolve(child, extent.offset, inside, start, 0, own, want_zero, budget - 1, mask, within)
                     # What lies under this node counts as this node's, and is only writable through both.
                     for run in own:
                         flags = run.flags & (extent.flags | ~WRITABLE)

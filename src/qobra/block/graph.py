@@ -66,7 +66,8 @@ class Graph:
 
     def __init__(self, layer: BlockLayer) -> None:
         self._layer = layer
-        self._next_age = 0
+        self.age = 0
+        """Counts the links that came to be."""
         self.frozen = FrozenLinks()
         self.has_iothreads = False
         """Whether any node was ever taken into an iothread."""
@@ -119,7 +120,7 @@ class Graph:
             if not any(parent is user and child_name == name for user, name, _perm, _shared in coming)
         ]
         users += [(root, "root", *state.permissions[(root, "root")]) for root in self.roots_of(node)]
-        newest = {(user, name, node): self._next_age + 1 + at for at, (user, name, *_rest) in enumerate(coming)}
+        newest = {(user, name, node): self.age + 1 + at for at, (user, name, *_rest) in enumerate(coming)}
         users += coming
         check_conflicts(node, users, {**newest, **state.ages})
         perm, shared = combine(users)
@@ -207,8 +208,8 @@ class Graph:
         for key in keys:
             age = before.get(key) or ages.get(key)
             if age is None:
-                self._next_age += 1
-                age = self._next_age
+                self.age += 1
+                age = self.age
             ages[key] = age
 
     def _install(self, old: GraphState, new: GraphState) -> None:

@@ -79,7 +79,7 @@ class BlockLayer:
         self.opens_inactive = False
         """Nodes that are opened leave their images to another process until they are activated."""
         self._throttle_groups: dict[str, ThrottleGroup] = {}
-        self._blockers: dict[BlockNode, list[str]] = {}
+        self._blockers: dict[BlockNode, list[tuple[int, str]]] = {}
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -218,33 +218,38 @@ class BlockLayer:
 
     def block_node(self, node: BlockNode, reason: str) -> None:
         """Refuse what :meth:`check_blockers` guards on ``node``, because of ``reason``, until unblocked."""
-        self._blockers.setdefault(node, []).append(reason)
+        self._blockers.setdefault(node, []).append((self.graph.age, reason))
 
     def unblock_node(self, node: BlockNode, reason: str) -> None:
         """Undo :meth:`block_node`."""
-        reasons = self._blockers.get(node, [])
-        if reason in reasons:
-            reasons.remove(reason)
-        if not reasons:
+        kept = self._blockers.get(node, [])
+        last = next((each for each in reversed(kept) if each[1] == reason), None)
+        if last is not None:
+            kept.remove(last)
+        if not kept:
             self._blockers.pop(node, None)
 
     def check_blockers(self, node: BlockNode) -> None:
         """Raise QobraError if something keeps ``node`` busy."""
-        reasons = self._blockers.get(node)
-        if reasons:
-            raise QobraError(f"Node '{self.device_or_node_name(node)}' is busy: {reasons[0]}")
+        blockers = self._blockers.get(node)
+        if blockers:
+            raise self._busy(node, blockers[-1][1])
 
     def check_free(self, node: BlockNode) -> None:
         """:meth:`check_blockers`, and refuse also a node that is the backing file of another."""
-        self.check_blockers(node)
-        overlays = [link for link in self.graph.parents(node) if link[1] == "backing" and not link[0].is_filter]
-        if overlays:
-            # Of several, the last to come to it is named.
-            ages = self.graph.state.ages
-            overlay, _name = max(overlays, key=lambda link: ages[*link, node])
-            raise QobraError(
-                f"Node '{self.device_or_node_name(node)}' is busy: node is used as backing hd of '{overlay.node_name}'"
-            )
+        ages = self.graph.state.ages
+        overlays = [
+            (ages[parent, name, node], f"node is used as backing hd of '{parent.node_name}'")
+            for parent, name in self.graph.parents(node)
+            if name == "backing" and not parent.is_filter
+        ]
+        blockers = overlays + self._blockers.get(node, [])
+        if blockers:
+            raise self._busy(node, max(reversed(blockers), key=lambda each: each[0])[1])
+
+    def _busy(self, node: BlockNode, reason: str) -> QobraError:
+        """Of several reasons, the last to have come is told."""
+        return QobraError(f"Node '{self.device_or_node_name(node)}' is busy: {reason}")
 
     def find_device(self, device: str | None, node_name: str | None) -> BlockNode:
         """The node that a command's ``device`` or ``node-name`` means, of which there has to be exactly one.

@@ -12,6 +12,7 @@ from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode
 from qobra.block.table import highest_write
 from qobra.errors import QobraError
+from qobra.units import signed64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def device_info(
             "no-flush": node.cache_no_flush,
         },
         "detect_zeroes": node.detect_zeroes,
-        "write_threshold": node.write_threshold,
+        "write_threshold": signed64(node.write_threshold),
         "backing_file_depth": 0 if flat else backing_depth(node, implicit=backend is None),
         **_NO_LIMITS,
         "image": image_chain(node, flat=flat, known=known, implicit=backend is None),

@@ -78,7 +78,7 @@ def _select(node: BlockNode, base: BlockNode | None, offset: int, end: int, want
 
     def pieces() -> Ranges:
         for start in range(offset, end, STEP):
-            for run in resolve(node, start, min(STEP, end - start), want_zero=sees_reads):
+            for run in resolve(node, start, min(STEP, end - start), want_zero=sees_reads, levels=limit):
                 if (0 <= run.depth < limit) == wanted:
                     yield run.start, run.length
 

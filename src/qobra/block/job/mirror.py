@@ -197,8 +197,14 @@ class MirrorJob(BlockJob):
                 return
             for offset in range(0, self._source.length, 1 << 30):
                 self.pause_point()
-                with self._slots.entered():
-                    self._target.write_zeroes(offset, min(1 << 30, self._source.length - offset), may_unmap=True)
+                try:
+                    with self._slots.entered():
+                        self._target.write_zeroes(offset, min(1 << 30, self._source.length - offset), may_unmap=True)
+                except OSError as error:
+                    if error.errno != errno.ENOTSUP:
+                        raise
+                    dirty.set_all()  # the target has no zeroes of its own
+                    break
         for offset, end in self.steps(0, self._source.length):
             with self._slots.entered():
                 for start, length in allocated_above(self._source, plan.base, offset, end):

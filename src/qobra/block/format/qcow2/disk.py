@@ -79,11 +79,14 @@ class Qcow2Disk(BlockNode):
             raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
         if not header.reftable_clusters and not self.checking:
             raise QobraError("Image does not contain a reference count table", errno=errno.EINVAL)
-        self._check_encryption(options)
+        # Of several wrong options, the first in this order is told.
+        sizes = cache_sizes(header, options)
         self._take_options(options)
-        self.image = Image(self, self.file, header, cache_sizes(header, options))
+        checks = overlap_checks(options)
+        self._check_encryption(options)
+        self.image = Image(self, self.file, header, sizes)
         self.stored_bitmaps = StoredBitmaps(self)
-        self.image.overlap.checks = overlap_checks(options)
+        self.image.overlap.checks = checks
 
     def _load_metadata(self) -> None:
         self.image.load()

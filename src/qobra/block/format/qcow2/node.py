@@ -143,6 +143,10 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
             return
         if not self.image.encrypted:
             raise QobraError("image is not encrypted, can't amend")
+        if options["encrypt"]["format"] != "luks":
+            raise QobraError("Amend can't be used to change the qcow2 encryption format")
+        if self.header.crypt_method != layout.CRYPT_LUKS:
+            raise QobraError("Only LUKS encryption options can be amended for qcow2 with blockdev-amend")
         from qobra.block.format.qcow2.crypt import amend_crypt
 
         self.get_ready()

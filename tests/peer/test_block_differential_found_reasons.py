@@ -1,0 +1,84 @@
+"""Found by random scripts: which of several reasons is told, and what jobs do with nodes that cannot be written."""
+
+from __future__ import annotations
+
+from qobra.testing.differential import Run, against_storage_daemon
+
+MIB = 1 << 20
+
+
+def disk(q: Run, name: str, **options: object) -> None:
+    """A qcow2 node ``name`` on an image of that name, which holds something."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", name, "1M")
+    q.tool("qemu-io", "-f", "qcow2", "-c", "write 0 64k", name)
+    q.add("qcow2", node_name=name, file=q.file(name), **options)
+
+
+@against_storage_daemon
+def test_the_last_to_need_a_node_is_named(q: Run) -> None:
+    """Be that a job or an image above; both before and after the other."""
+    for name in ("a", "b"):
+        q.add("null-co", node_name=name, size=MIB)
+    q.add("null-co", node_name="target", size=MIB)
+    q.add("null-co", node_name="target2", size=MIB)
+    q.do("blockdev-mirror", job_id="j", device="a", target="target", sync="none")
+    q.wait("BLOCK_JOB_READY")
+    disk(q, "top", backing="a")
+    q.do("blockdev-del", node_name="a")
+    disk(q, "top2", backing="b")
+    q.do("blockdev-mirror", job_id="k", device="b", target="target2", sync="none")
+    q.do("blockdev-del", node_name="b")
+    q.finish()
+
+
+@against_storage_daemon
+def test_of_several_wrong_options_of_an_image(q: Run) -> None:
+    """Caches come first, then lazy reference counts, overlap checks, and encryption."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", "image", "1M")
+    interval, lazy = {"cache_clean_interval": -1}, {"lazy_refcounts": True}
+    encrypt = {"encrypt": {"format": "luks"}}
+    for options in (interval | encrypt, lazy | encrypt, interval | lazy, interval | lazy | encrypt, encrypt):
+        q.add("qcow2", node_name="n", file=q.file("image"), **options)
+
+
+@against_storage_daemon
+def test_threshold_of_more_than_63_bits(q: Run) -> None:
+    """It is taken as a number without a sign, and shown as one with."""
+    q.add("null-co", node_name="n", size=MIB)
+    for threshold in ((1 << 64) - 1, 1 << 63, (1 << 63) - 1):
+        q.do("block-set-write-threshold", node_name="n", write_threshold=threshold)
+        q("query-named-block-nodes")
+
+
+@against_storage_daemon
+def test_jobs_onto_what_cannot_be_written(q: Run) -> None:
+    """It is the first write that fails, not what is asked of the target or under it before."""
+    q.add("null-co", node_name="zero", size=MIB, read_zeroes=True)
+    q.add("snapshot-access", node_name="target", file="zero", discard="unmap")
+    disk(q, "image")
+    q.do("blockdev-mirror", job_id="j", device="image", target="target", sync="full", buf_size=65536)
+    q.wait("JOB_STATUS_CHANGE", status="null", id="j")
+    q.do("blockdev-del", node_name="target")
+    q.add("snapshot-access", node_name="below", file="zero")
+    q.add("copy-on-read", node_name="base", file="below")
+    disk(q, "top", backing="base")
+    q.do("block-commit", job_id="j", device="top")
+    q.wait("JOB_STATUS_CHANGE", status="null", id="j")
+
+
+@against_storage_daemon
+def test_amendment_to_another_kind_of_encryption(q: Run) -> None:
+    q.do("object-add", qom_type="secret", id="s", data="key")
+    encrypted = ("--object", "secret,id=s,data=key", "-o")
+    luks = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", *encrypted, luks, "luks", "1M")
+    q.tool(
+        "qemu-img", "create", "-q", "-f", "qcow2", *encrypted, "encrypt.format=aes,encrypt.key-secret=s", "aes", "1M"
+    )
+    for name in ("luks", "aes"):
+        q.add("qcow2", node_name=name, file=q.file(name), encrypt={"format": name, "key-secret": "s"})
+        for at, options in enumerate(({"format": "qcow"}, {"format": "luks", "state": "inactive"})):
+            amended = {"driver": "qcow2", "encrypt": options}
+            q.do("x-blockdev-amend", job_id=f"{name}{at}", node_name=name, options=amended)
+            q.wait("JOB_STATUS_CHANGE", status="concluded", id=f"{name}{at}")
+    q("query-jobs")
