@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,8 @@ class Board(Object):
         self.serial_chardevs: list[str | None] = []
         self.parallel_chardevs: list[str | None] = []
         self.no_defaults = False
+        self.graphics_card: str | None = None
+        """The kind of card that users ask for as ``-vga`` has it; None: the board's usual one."""
         self.boot: dict[str, Any] = {}
         self.floppy_boot_check = True
         """Whether the firmware is to see if a diskette can be booted before it tries."""
@@ -410,6 +413,11 @@ class Board(Object):
         for child in device.children.values():
             if isinstance(child, Device):
                 self.apply_globals(child)
+
+    def find_firmware(self, name: str) -> str | None:
+        """Where a file of firmware is: at that path, or in one of the board's directories; None if nowhere."""
+        paths = (os.path.join(directory, name) for directory in ("", *self.firmware_directories))
+        return next((path for path in paths if os.path.isfile(path)), None)
 
     # -- for boards to fill in
 

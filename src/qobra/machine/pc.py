@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -202,7 +201,7 @@ class PcBoard(X86Board):
 
     def _load_bios(self) -> None:
         name = self.firmware or "bios-256k.bin"
-        path = next((p for d in ("", *self.firmware_directories) if os.path.isfile(p := os.path.join(d, name))), None)
+        path = self.find_firmware(name)
         if path is None:
             if self.firmware:
                 raise QobraError(f"could not load PC BIOS '{name}'")
@@ -322,6 +321,10 @@ class PcBoard(X86Board):
         for name, data in smbios_tables.files(self).items():
             self.fw_cfg.add_file(name, data)
         if self.acpi != "off":
+            from qobra.machine.acpi_tables import tpm
+
+            for name, data in tpm.files(self).items():
+                self.fw_cfg.add_file(name, data)
             self.fw_cfg.add_late_files(self._acpi_files)
 
     def _acpi_files(self) -> dict[str, bytes]:

@@ -100,6 +100,8 @@ class PciDevice(Device):
     """Whether it is a function of PCI Express wherever it is plugged in."""
     header_type = 0
     interrupt_pin = 0
+    default_rom: str | None = None
+    """The option ROM that the device has where the user says nothing and the host has the file."""
 
     addr = PciAddress("int32", -1)
     romfile = String(type="str")
@@ -191,21 +193,39 @@ class PciDevice(Device):
         self._capability_end = 0x40
 
     def load_rom(self) -> None:
-        """Show the option ROM that the user named. Raises QobraError."""
-        if not self.romfile:
-            return
-        if not self.rombar:
-            if self.hotplugged:
-                raise QobraError("Hot-plugged device without ROM bar can't have an option ROM")
+        """Show the option ROM that the user named, or the device's own. Raises QobraError."""
+        path = self._rom_path()
+        if path is None:
             return
         try:
-            with open(self.romfile, "rb") as stream:
+            with open(path, "rb") as stream:
                 length = os.fstat(stream.fileno()).st_size
-                self._rom = Ram(f"{self.type_name}.rom", self._rom_size(length), readonly=True)
+                size = self._rom_size(length)
+                if not self.rombar:
+                    self._give_rom_to_firmware(stream.read())
+                    return
+                self._rom = Ram(f"{self.type_name}.rom", size, readonly=True)
                 stream.readinto(self._rom.view[:length])
         except OSError:
             raise QobraError(f'failed to find romfile "{self.romfile}"')
+        self.values["romsize"] = size
         self.add_bar(6, self._rom)
+
+    def _rom_path(self) -> str | None:
+        if self.romfile is None and self.default_rom is not None:
+            path = self.board.find_firmware(self.default_rom)
+            if path is not None:
+                self.values["romfile"] = self.default_rom
+            return path
+        return (self.board.find_firmware(self.romfile) or str(self.romfile)) if self.romfile else None
+
+    def _give_rom_to_firmware(self, data: bytes) -> None:
+        """Without a base address register, the firmware has to find the ROM among its files."""
+        if self.hotplugged:
+            raise QobraError("Hot-plugged device without ROM bar can't have an option ROM")
+        board: Any = self.board
+        kind = "vgaroms" if self.class_id == regs.CLASS_VGA else "genroms"
+        board.fw_cfg.add_file(f"{kind}/{os.path.basename(self.romfile)}", data)
 
     def _rom_size(self, length: int) -> int:
         if not length:

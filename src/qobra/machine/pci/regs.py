@@ -29,7 +29,7 @@ RED_HAT, QUMRANET, INTEL, TEXAS_INSTRUMENTS = 0x1B36, 0x1AF4, 0x8086, 0x104C
 SUBSYSTEM_DEFAULT = 0x1100
 """The subsystem id of devices that have none of their own."""
 
-CLASS_ETHERNET = 0x0200
+CLASS_ETHERNET, CLASS_VGA, CLASS_DISPLAY = 0x0200, 0x0300, 0x0380
 ROM_SIZE_FREE = 0xFFFFFFFF
 """The size of an option ROM that is as its file."""
 

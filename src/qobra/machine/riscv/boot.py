@@ -6,7 +6,6 @@ The firmware is started with the address of the tree in ``a1`` and that of the d
 
 from __future__ import annotations
 
-import os
 from struct import pack
 from typing import TYPE_CHECKING
 
@@ -88,7 +87,7 @@ class BootImages:
         name = board.firmware or _DEFAULT_FIRMWARE
         if name == "none":
             return virt.RAM
-        path = next((p for d in ("", *board.firmware_directories) if os.path.isfile(p := os.path.join(d, name))), None)
+        path = board.find_firmware(name)
         failure = f'Unable to load the RISC-V firmware "{name}"'
         if path is None:
             if board.firmware:
