@@ -66,7 +66,7 @@ class RootPort:
 
     def update(self) -> None:
         """A device came or went, or the controller begins anew."""
-        device = self.device
+        device, was_connected = self.device, self.status & _CONNECTED
         self.status = self.status & (_CHANGES | _WAKE_ENABLES) | _POWER
         if device is None:
             self._set_link(_RX_DETECT)
@@ -74,7 +74,8 @@ class RootPort:
             # A link of USB 3 trains by itself, a port of USB 2 waits for a reset.
             self.status |= _CONNECTED | _SPEED_IDS[device.speed] << _SPEED_SHIFT | (_ENABLED if self.is_super else 0)
             self._set_link(_U0 if self.is_super else _POLLING)
-        self._change(_CONNECT_CHANGED)
+        if device is not None or was_connected:
+            self._change(_CONNECT_CHANGED)
 
     def restart(self) -> None:
         """The controller is reset, and links of USB 3 with it."""
