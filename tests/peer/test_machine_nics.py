@@ -26,6 +26,9 @@ _LISTEN = "listen=127.0.0.1:0"
         "-nic hubport,hubid=1,model=e1000 -nic hubport,hubid=1 -nic none -net none",
         "-netdev hubport,id=h,hubid=3 -net nic,netdev=h,vectors=5,model=virtio-net-pci,addr=7",
         "-nic hubport,hubid=1,model=e1000 -device virtio-rng-pci",
+        "-net nic -net user,hostfwd=tcp:127.0.0.1:0-:22",
+        "-nic user,id=u,model=e1000,net=172.31.0.0,restrict=on",
+        "-netdev user,id=u,ipv6=off -device e1000,netdev=u",
     ],
 )
 def test_cards_and_hubs(tmp_path: Path, arguments: str) -> None:
@@ -52,6 +55,10 @@ def test_cards_and_hubs(tmp_path: Path, arguments: str) -> None:
         "-net nic,foo=1",
         "-net nic,vectors=99999999999",
         "-net hubport,hubid=0",
+        "-netdev user,id=u,net=10.0.2.0/33",
+        "-netdev user,id=u,hostfwd=tcp::80",
+        "-netdev user,id=u,guestfwd=tcp:10.0.2.2:80-cmd:cat",
+        "-net nic -net user,ipv4=off,ipv6=off",
         "-nic hubport,hubid=1,model=zz",
         "-nic hubport,hubid=1,mac=zz",
         "-machine pc,memory-encryption=x",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.chardev.options import split
+from qobra.chardev.options import pairs
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.machine.nic import Nic, card_names
-from qobra.net.netdev import Netdev, help_text
+from qobra.net.netdev import Netdev, help_text, with_lists
 from qobra.object.help import asks_help
 from qobra.object.tree import is_identifier
 from qobra.qapi.contract import contract
@@ -63,14 +63,15 @@ def _backend_line(backend: Netdev) -> str:
 )
 def netdev_add(machine: Machine, args: dict[str, Any]) -> str | None:
     """Make a network backend, as -netdev does."""
-    options = split(args["netdev"], "type")
+    given = pairs(args["netdev"], "type")
+    options = dict(given)
     if asks_help(options.get("type", "")):
         return help_text()
     if "id" not in options:
         raise QobraError("Parameter 'id' is missing")
     if not is_identifier(options["id"]) or machine.netdevs.find(options["id"]) is not None:
         return 'Try "help netdev_add" for more information\n'  # as QEMU, which says no more here
-    dispatch.call(machine, "netdev_add", contract().check("Netdev", options, keyval=True))
+    dispatch.call(machine, "netdev_add", contract().check("Netdev", with_lists(options, given), keyval=True))
     return None
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from qobra.registry import Registry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from qobra.machine.machine import Machine
     from qobra.net.filter import NetFilter
 
@@ -22,6 +24,16 @@ MAX_PACKET = 68 << 10
 def help_text() -> str:
     """The kinds of backends, for people."""
     return "Available netdev backend types:\n" + "".join(f"{each}\n" for each in registry.names())
+
+
+_LISTS = ("dnssearch", "guestfwd", "hostfwd")
+
+
+def with_lists(options: Mapping[str, Any], given: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """``options`` of ``key=value,...`` with what is a list in the contract as one: of all its values in ``given``."""
+    pairs = list(given)
+    lists = {name: [{"str": text} for key, text in pairs if key == name] for name in _LISTS if name in options}
+    return {**options, **lists}
 
 
 class Peer(Protocol):

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from qobra import log
-from qobra.chardev.options import is_multiplexed, parse, parse_short, split, warn_on_stderr
+from qobra.chardev.options import is_multiplexed, pairs, parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
 from qobra.cli._system import process, values
 from qobra.cli._system.board_options import set_up_board
@@ -262,6 +262,8 @@ class Builder:
         nics = Nics(self.machine, board)
         self._options.each("net", nics.add_net)
         self._options.each("nic", nics.add_nic)
+        if not any(self._options.has(name) for name in ("netdev", "net", "nic", "nodefaults")):
+            nics.add_unasked()
         board.start()
         self._create_objects(late=True)
         plug_drives(board)
@@ -306,7 +308,13 @@ class Builder:
         return ids
 
     def _add_netdev(self, value: str) -> None:
-        dispatch.call(self.machine, "netdev_add", structure(value, "Netdev", "type"))
+        from qobra.net.netdev import with_lists
+        from qobra.qapi.contract import contract
+
+        options, keyval = tree(value, "type")
+        if keyval:
+            options = with_lists(options, pairs(value, "type"))
+        dispatch.call(self.machine, "netdev_add", contract().check("Netdev", options, keyval=keyval))
 
     def _add_device(self, value: str) -> None:
         if value.startswith("{"):

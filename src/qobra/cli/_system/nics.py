@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qobra.chardev.options import Options, split
-from qobra.cli._options import structure
+from qobra.chardev.options import Options, pairs
 from qobra.errors import QobraError
 from qobra.machine.option_groups import STRING, convert_as
 from qobra.machine.plug import add_device
-from qobra.net.netdev import registry
+from qobra.net.netdev import registry, with_lists
 from qobra.qapi.contract import contract
 
 if TYPE_CHECKING:
@@ -34,24 +33,35 @@ class Nics:
         self._board = board
         self._cards: list[Options] = []
 
+    def add_unasked(self) -> None:
+        """What a machine has whose command line names no card and no backend."""
+        if self._board.nic_unasked:
+            from qobra.net.slirp import available
+
+            self.add_net("nic")
+            if available:
+                self.add_net("user")
+
     def add_net(self, text: str) -> None:
         """``-net``: a card or a backend on the hub. Raises QobraError."""
-        options = split(text, "type")
+        given = pairs(text, "type")
+        options = dict(given)
         kind = options.pop("type", "")
         if kind == "none":
             return
         if kind == "nic":
             self._add_card(options)
             return
-        if kind not in (*registry.names(), "user", "vde", "netmap"):
+        if kind not in (*registry.names(), "vde", "netmap"):
             raise QobraError(f"Parameter 'type' does not accept value '{kind}'")
         if kind in ("hubport", "vhost-user", "vhost-vdpa"):
             raise QobraError(f"network backend '{kind}' is only supported with -netdev/-nic")
-        self._add_port(netdev=self._add_backend(kind, options))
+        self._add_port(netdev=self._add_backend(kind, with_lists(options, given)))
 
     def add_nic(self, text: str) -> None:
         """``-nic``: a card with a backend of its own. Raises QobraError."""
-        options = split(text, "type")
+        given = pairs(text, "type")
+        options = dict(given)
         kind = options.pop("type", "")
         if kind == "none":
             return
@@ -59,7 +69,7 @@ class Nics:
         if "mac" in options:
             card["macaddr"] = options.pop("mac")
         _check(card)
-        self._cards.append(card | {"netdev": self._add_backend(kind, options)})
+        self._cards.append(card | {"netdev": self._add_backend(kind, with_lists(options, given))})
 
     def _add_card(self, options: Options) -> None:
         convert_as(_CARD, options)
@@ -76,10 +86,10 @@ class Nics:
         self._machine.netdevs.create({"type": "hubport", "id": id, "hubid": _HUB, **options})
         return id
 
-    def _add_backend(self, kind: str, options: Options) -> str:
-        name = options.pop("id", None) or self._free_name("__org.qemu.net")
-        rest = "".join(f",{key}={text.replace(',', ',,')}" for key, text in options.items())
-        self._machine.netdevs.create(structure(f"{kind},id={name}{rest}", "Netdev", "type"))
+    def _add_backend(self, kind: str, options: dict[str, Any]) -> str:
+        name: str = options.get("id") or self._free_name("__org.qemu.net")
+        netdev = contract().check("Netdev", options | {"type": kind, "id": name}, keyval=True)
+        self._machine.netdevs.create(netdev)
         return name
 
     def _free_name(self, stem: str) -> str:
