@@ -33,6 +33,9 @@ def _b64(data: bytes) -> str:
         ("secret", "s", {}, "Either 'file' or 'data' must be provided"),
         ("secret", "s", {"data": "a", "file": "b"}, "'file' and 'data' are mutually exclusive"),
         ("secret", "s", {"data": "a-b!", "format": "base64"}, "Base64 data contains invalid characters"),
+        ("secret", "s", {"data": "a b=", "format": "base64"}, "Base64 data contains invalid characters"),
+        ("secret", "s", {"data": "abc", "format": "base64"}, "Base64 data is not valid"),
+        ("secret", "s", {"data": "ab=c", "format": "base64"}, "Base64 data is not valid"),
         ("secret", "s", {"data": "a", "keyid": "x"}, "No secret with id 'x'"),
         ("secret", "s", {"data": "a", "loaded": True}, "Property 'secret.loaded' is not writable"),
         ("secret", "s", {"data": 1}, "Invalid parameter type for 'data', expected: string"),
@@ -124,6 +127,27 @@ def test_iothread_runs_what_it_is_given_in_order(machine: Machine) -> None:
     machine.objects.delete("t")
     assert seen == list(range(100))
     assert iothread.thread_id > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ({"policy": "allow"}, "Parameter 'rules{}.match' is missing"),
+        ({"match": "x", "policy": "allow", "zz": "1"}, "Parameter 'rules{}.zz' is unexpected"),
+        ("x", "Invalid parameter type for 'rules{}', expected: object"),
+    ],
+)
+@pytest.mark.parametrize("keyval", [False, True])
+def test_rules_are_named_as_they_were_given(machine: Machine, rule: Any, text: str, keyval: bool) -> None:
+    fine = {"match": "y", "policy": "deny"}
+    with pytest.raises(QobraError) as caught:
+        machine.objects.create("authz-list", "l", {"rules": [fine, rule]}, keyval=keyval)
+    assert str(caught.value) == text.format(".1" if keyval else "[1]")
+
+
+def test_base64_in_lines(machine: Machine) -> None:
+    machine.objects.create("secret", "s", {"data": "b3Bl\n\tbg==\r\n", "format": "base64"})
+    assert secret_bytes(machine.objects.find, "s") == b"open"
 
 
 def test_authz_rules_first_match_decides(machine: Machine, tmp_path: Any) -> None:

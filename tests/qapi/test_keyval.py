@@ -118,7 +118,7 @@ class TestConversion:
             ("driver=null-co,read-only=1", "Parameter 'read-only' expects 'on' or 'off'"),
             ("driver=null-co,cache=on", "Invalid parameter type for 'cache', expected: object"),
             ("driver=null-co,cache.zz=1", "Parameter 'cache.zz' is unexpected"),
-            ("driver=null-co,node-name.x=1", "Invalid parameter type for 'node-name', expected: string"),
+            ("driver=null-co,node-name.x=1", "Parameters 'node-name.*' are unexpected"),
             ("driver=quorum,vote-threshold=1,children.0.driver=file", "Parameter 'children.0.filename' is missing"),
             ("driver=quorum,vote-threshold=1,children=x", "Invalid parameter type for 'children', expected: array"),
             ("driver=blkdebug,image=x,max-transfer=4294967296", "Parameter 'max-transfer' expects int32_t"),

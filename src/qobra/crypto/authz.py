@@ -33,31 +33,12 @@ def apply_rules(rules: list[dict[str, Any]], policy: str, identity: str) -> bool
     return policy == "allow"
 
 
-def check_rules(rules: Any, name: str = "rules") -> list[dict[str, Any]]:
-    """``rules`` if it is a list of QAuthZListRule; QobraError where not."""
-    if not isinstance(rules, list):
-        raise QobraError(f"Invalid parameter type for '{name}', expected: array")
-    for i, rule in enumerate(rules):
-        if not isinstance(rule, dict):
-            raise QobraError(f"Invalid parameter type for '{name}[{i}]', expected: object")
-        for member, allowed in (
-            ("match", None),
-            ("policy", ("allow", "deny")),
-            ("format", ("exact", "glob")),
-        ):
-            if member not in rule:
-                if member == "format":
-                    continue
-                raise QobraError(f"Parameter '{name}[{i}].{member}' is missing")
-            value = rule[member]
-            if not isinstance(value, str):
-                raise QobraError(f"Invalid parameter type for '{name}[{i}].{member}', expected: string")
-            if allowed and value not in allowed:
-                raise QobraError(f"Parameter '{name}[{i}].{member}' does not accept value '{value}'")
-        for member in rule:
-            if member not in ("match", "policy", "format"):
-                raise QobraError(f"Parameter '{name}[{i}].{member}' is unexpected")
-    return rules
+def check_rules(rules: Any, name: str = "rules", *, keyval: bool = False) -> list[dict[str, Any]]:
+    """``rules`` if it is a list of QAuthZListRule; QobraError where not. ``keyval``: from a command line."""
+    from qobra.qapi.contract import contract
+
+    checked: list[dict[str, Any]] = contract().check("[QAuthZListRule]", rules, path=name, keyval=keyval)
+    return checked
 
 
 def is_allowed(objects_find: Any, id: str, identity: str) -> bool:

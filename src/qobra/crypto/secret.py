@@ -12,6 +12,7 @@ from qobra.object.qom import Object
 
 FindObject = Callable[[str, str | None], "Object | None"]
 
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _BLOCK = 16
 _KEY_LENGTH = 32
 
@@ -64,13 +65,14 @@ def secret_text(find_object: FindObject, id: str) -> str:
 
 
 def decode_base64(data: bytes) -> bytes:
-    """Strict base64, white space between the characters allowed."""
-    try:
-        return base64.b64decode(b"".join(data.split()), validate=True)
-    except binascii.Error as error:
-        if "padding" in str(error).lower():
-            raise QobraError("Base64 data is not valid")
+    """Whole groups of four characters, in any number of lines. Raises QobraError: a shortened key is no key."""
+    joined = data.translate(None, b"\r\n\t")
+    if joined.strip(_BASE64):
         raise QobraError("Base64 data contains invalid characters")
+    try:
+        return base64.b64decode(joined, validate=True)
+    except binascii.Error:
+        raise QobraError("Base64 data is not valid")
 
 
 def _decrypt(secret: SecretCommon, data: bytes) -> bytes:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _TRUE = frozenset(("on", "yes", "true", "y"))
 _FALSE = frozenset(("off", "no", "false", "n"))
 _SUFFIXES = "BKMGTPE"
+_NO_TEXT = "Parameters '%s.*' are unexpected"
 
 
 def convert(types: Types, type_name: str, value: Any) -> Any:
@@ -79,7 +80,7 @@ def _list(types: Types, element: str, value: Any) -> list[Any]:
 
 def _enum(spec: TypeSpec, value: Any) -> str:
     if not isinstance(value, str):
-        raise Bad(WRONG_TYPE % "string")
+        raise Bad(_NO_TEXT)
     if value not in spec.values:
         raise Bad(f"Parameter '%s' does not accept value '{value.replace('%', '%%')}'", whole=False)
     return value
@@ -104,7 +105,7 @@ def _scalar(type_name: str, value: Any) -> Any:
     if type_name == "any":
         return value
     if not isinstance(value, str):
-        raise Bad(WRONG_TYPE % "string")
+        raise Bad(_NO_TEXT)
     if type_name == "str":
         return value
     if type_name == "bool":

@@ -6,12 +6,13 @@ from typing import Any
 
 from qobra.crypto.authz import Authz, apply_rules, check_rules
 from qobra.object.property import Enum, Property
+from qobra.object.qom import Object
 from qobra.object.types import registry
 
 
 class _Rules(Property):
-    def check(self, value: Any) -> Any:
-        return check_rules(value, self.name)
+    def write(self, instance: Object, value: Any, *, keyval: bool = False) -> None:
+        super().write(instance, check_rules(value, self.name, keyval=keyval))
 
     def show(self, value: Any) -> Any:
         return [{"format": "exact"} | rule for rule in value or ()]
