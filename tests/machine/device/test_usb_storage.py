@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qobra.block import query
 from qobra.errors import QobraError
+from qobra.machine.drive import Drives
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device, remove_device
 from qobra.testing.guest import BoardAccess, PciFunction, wait_until
@@ -218,3 +219,18 @@ def test_hostile_frames(tmp_path_factory: Any, queues: list[int], transfers: lis
         assert guest.access.port_in(guest.base + 0x10, 2) & 1
     finally:
         guest.machine.close()
+
+
+def test_a_cd_drive_may_be_empty(tmp_path: Path) -> None:
+    machine = simple_machine(memory=32 << 20)
+    drives = Drives(machine, default_interface="ide")
+    with machine.control:
+        board: Any = machine.board
+        board.drives = [drives.add_text("if=none,id=cd,media=cdrom"), drives.add_text("if=none,id=hd")]
+        board.ready = False
+        add_device(machine, {"driver": "piix3-usb-uhci", "id": "uhci", "addr": "4"}, keyval=True)
+        stick = add_device(machine, {"driver": "usb-storage", "drive": "cd"}, keyval=True)
+        assert [device.type_name for device in stick.buses()[0].devices] == ["scsi-cd"]
+        with pytest.raises(QobraError, match="Device needs media, but drive is empty"):
+            add_device(machine, {"driver": "usb-storage", "drive": "hd"}, keyval=True)
+    machine.close()

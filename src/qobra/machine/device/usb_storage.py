@@ -47,6 +47,7 @@ class UsbScsiBus(ScsiBus):
 
     type_name = "SCSI"
     autosense = False
+    queues = False
     max_target = 0
     max_lun = 0
     hotplug = False
@@ -54,7 +55,7 @@ class UsbScsiBus(ScsiBus):
 
 @registry.register("usb-storage")
 class UsbStorage(UsbDevice, BlockFrontEnd):
-    """A disk with a plug. What stores is a SCSI disk inside, which takes the drive over."""
+    """A disk with a plug. What stores is a SCSI disk or CD drive inside, which takes the drive over."""
 
     type_name = "usb-storage"
     ancestors = {"usb-storage-dev": ()}
@@ -88,18 +89,19 @@ class UsbStorage(UsbDevice, BlockFrontEnd):
         backend = self.backend
         if backend is None:
             raise QobraError("drive property not set")
-        if backend.node is None:
+        is_cd = any(drive.backend is backend and drive.media == "cdrom" for drive in self.board.drives)
+        if backend.node is None and not is_cd:
             raise QobraError("Device needs media, but drive is empty")
         backend.detach_device()
         self.backend = None
         bus = self.scsi_bus = UsbScsiBus(self.tree)
         self.add_bus(bus)
-        cls: Any = self.tree.find_type("scsi-hd")
+        cls: Any = self.tree.find_type("scsi-cd" if is_cd else "scsi-hd")
         disk = self.disk = cls(self.tree)
         disk.backend = backend
         backend.attach_device(disk)
         for name in _PROPERTIES:
-            if name in self.values:
+            if name in self.values and name in disk.class_properties():
                 disk.values[name] = self.values[name]
         bus.insert(disk)
         bus.add_child("legacy[*]", disk)
