@@ -35,7 +35,7 @@ class Ring:
     """A ring that the driver fills."""
 
     def __init__(self, guest: Access, memory: Memory) -> None:
-        self._guest = guest
+        self.guest = guest
         self.base = memory.take(16 * _RING_LENGTH, 1024)
         guest.write(self.base, bytes(16 * _RING_LENGTH))
         self._at = 0
@@ -49,12 +49,12 @@ class Ring:
     def put(self, parameter: int, status: int, control: int) -> int:
         """Put a request in; returns its address."""
         address = self.base + 16 * self._at
-        self._guest.write(address, _TRB.pack(parameter, status, control & ~1 | self.cycle))
+        self.guest.write(address, _TRB.pack(parameter, status, control & ~1 | self.cycle))
         self._at += 1
         if self._at == _RING_LENGTH - 1:
             chained = control & ring.CHAIN
             link = ring.LINK << 10 | ring.TOGGLE_CYCLE | chained | self.cycle
-            self._guest.write(self.base + 16 * self._at, _TRB.pack(self.base, 0, link))
+            self.guest.write(self.base + 16 * self._at, _TRB.pack(self.base, 0, link))
             self._at = 0
             self.cycle ^= 1
         return address
@@ -99,6 +99,12 @@ class XhciDriver:
         if interrupts:
             guest.store(self._runtime + 0x20, 4, 2)
         guest.store(operational, 4, 5 if interrupts else 1)
+
+    def move(self, guest: Access) -> None:
+        """The machine is another from now on."""
+        self.guest = self.commands.guest = guest
+        for each in self.rings.values():
+            each.guest = guest
 
     def _wide(self, address: int, value: int) -> None:
         self.guest.store(address, 4, value & 0xFFFFFFFF)

@@ -18,6 +18,7 @@ class NecUsbXhci(PciXhci):
     vendor_id = 0x1033
     device_id = 0x0194
     revision = 3
+    firmware = 0x3034
 
     msi = Enum("OnOffAuto", _ON_OFF_AUTO, "auto")
     msix = Enum("OnOffAuto", _ON_OFF_AUTO, "auto")

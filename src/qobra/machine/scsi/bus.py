@@ -150,6 +150,8 @@ class ScsiBus(Bus):
     interfaces = ("hotplug-handler",)
     autosense = True
     """Whether the host adapter hands sense over with the status of a command."""
+    queues = True
+    """Whether units have several commands at a time."""
     max_channel = 0
     max_target = 255
     max_lun = 16383

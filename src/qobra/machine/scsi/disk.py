@@ -183,7 +183,7 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         answer[1] = 0x80 if self.is_removable else 0
         answer[2], answer[3] = self.scsi_version, 0x12 if self.scsi_version > 2 else 2
         answer[4] = max(length, len(answer)) - 5 & 0xFF  # what follows, with the zeroes that fill the answer up
-        answer[7] = 0x12  # wide, command queueing
+        answer[7] = 0x12 if self.scsi_bus.queues else 0x10  # wide, command queueing
         answer[8:16] = self.vendor.encode()[:8].ljust(8)
         answer[16:32] = self.product.encode()[:16].ljust(16)
         answer[32:36] = self.ver.encode()[:4].ljust(4)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _ENABLE_SLOT, _DISABLE_SLOT, _ADDRESS_DEVICE, _CONFIGURE, _EVALUATE = range(9, 14)
 _RESET_ENDPOINT, _STOP_ENDPOINT, _SET_DEQUEUE, _RESET_DEVICE = range(14, 18)
 _PORT_BANDWIDTH, _NO_OP = 21, 23
+_NEC_COMPLETION, _NEC_FIRMWARE = 48, 49
+"""What NEC's own command is answered with, and the command, which asks for the version of the firmware."""
 _BLOCK_SET_ADDRESS = _DECONFIGURE = 0x200
 _CYCLE_STATE, STOP, ABORT, RUNNING = 0x1, 0x2, 0x4, 0x8
 _AT_ONCE = 256
@@ -96,6 +98,10 @@ class Commands:
                 return False
             if trb is None:
                 return False
+            if trb.kind == _NEC_FIRMWARE and self._controller.firmware is not None:
+                status = ring.SUCCESS << 24 | self._controller.firmware
+                self._controller.post(0, _NEC_COMPLETION, trb.address, status, 0)
+                continue
             slot = trb.slot
             try:
                 handler = self._table.get(trb.kind)

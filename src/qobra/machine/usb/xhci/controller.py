@@ -54,7 +54,7 @@ class Xhci:
     """A controller with ``usb2`` and ``usb3`` ports on ``bus``. Everything runs inside the control strand.
 
     ``message(n)`` sends the interrupt of interrupter ``n`` and says whether it did; otherwise ``pin(level)`` drives the
-    line, for the first of them.
+    line, for the first of them. ``firmware`` is a version that NEC's driver may ask for.
     """
 
     vmstate = VmState(
@@ -85,10 +85,12 @@ class Xhci:
         interrupters: int,
         message: Callable[[int], bool],
         pin: Callable[[bool], None],
+        firmware: int | None = None,
     ) -> None:
         self.bus = bus
         self.memory = memory
         self.contexts = Contexts(memory)
+        self.firmware = firmware
         self.slots: dict[int, Slot] = {}
         self.context_array = 0
         self._clock = clock
