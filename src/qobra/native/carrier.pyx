@@ -59,6 +59,7 @@ cdef extern from * nogil:
     }
     """
     void idle_priority "qobra_idle_priority"()
+    int usleep(unsigned)
     int sched_yield()
 
 cdef enum:
@@ -68,6 +69,7 @@ cdef enum:
     MOST_PATIENCE = 100_000_000
     MOST_PARTS = 1 << 16
     PROMPT = 50_000           # nanoseconds after which a processor that was offered is not idle
+    NAP = 2_000               # microseconds until a thread that found none idle looks again
     ZEROES = -1               # in the place of a descriptor
 
 cdef struct Part:
@@ -246,6 +248,9 @@ cdef class Carrier:
                 # so there must be no unit in its hands then that somebody waits for.
                 pthread_mutex_unlock(&self._mutex)
                 is_idle = nobody_else_runs()
+                if not is_idle:
+                    # Whoever serves a guest yields, too: one that is always ready to run would be run each time.
+                    usleep(NAP)
                 pthread_mutex_lock(&self._mutex)
                 if not is_idle:
                     continue
