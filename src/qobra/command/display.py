@@ -23,8 +23,9 @@ def find_console(board: Board, id: str, head: int) -> Console:
 
 @command("query-display-options", needs="board")
 def query_display_options(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
-    """The display: none, as consoles are only seen through screendump."""
-    return {"type": "none"}
+    """What ``-display`` said."""
+    assert machine.board is not None
+    return machine.board.display_options
 
 
 @command("screendump", needs="board")

@@ -80,6 +80,9 @@ class Board(Object):
     ide_units = 2
     virtio_blk_type = "virtio-blk-pci"
     default_nic = "virtio-net-pci"
+    default_graphics_card: str | None = None
+    """The type of the graphics card that the board has although nobody asks for one."""
+    has_place_for_graphics_card = False
     nic_unasked = False
     """Whether there is such a card, on a user mode network, although nobody names one."""
     firmware_directories: tuple[str, ...] = ()
@@ -158,7 +161,9 @@ class Board(Object):
         self.parallel_chardevs: list[str | None] = []
         self.no_defaults = False
         self.graphics_card: str | None = None
-        """The kind of card that users ask for as ``-vga`` has it; None: the board's usual one."""
+        """The type of the graphics card that the board makes itself, where it :attr:`has_place_for_graphics_card`."""
+        self.display_options: dict[str, Any] = {"type": "none"}
+        """DisplayOptions: pictures are shown to whoever asks."""
         self.boot: dict[str, Any] = {}
         self.floppy_boot_check = True
         """Whether the firmware is to see if a diskette can be booted before it tries."""

@@ -116,6 +116,8 @@ class PcBoard(X86Board):
     kernel_failure = "could not open kernel file '{path}': {reason}"
     acpi_supported = True
     default_boot_order = "cad"
+    default_graphics_card = "VGA"
+    has_place_for_graphics_card = True
 
     nvdimm = Bool(False, description="Set on/off to enable/disable NVDIMM instantiation")
     nvdimm_persistence = Enum("string", ("cpu", "mem-ctrl"), "", description="Set NVDIMM persistence")
@@ -240,6 +242,11 @@ class PcBoard(X86Board):
         self.ide = cls(self.tree)
         self.ide.values |= {"addr": devfn, "multifunction": self.ide_units == 1}
         self.place(self.ide, bus=self.pci_root)
+
+    def build_graphics(self) -> None:
+        """The graphics card, in the first slot that is free."""
+        if self.graphics_card is not None:
+            self.place(self.new(self.graphics_card), bus=self.pci_root)
 
     def plug_drives(self, drives: list[Any]) -> None:
         images = flash_banks.images(self, drives)

@@ -13,7 +13,6 @@ _GROUPS = {"smp": "smp-opts", "rtc": "rtc", "boot": "boot-opts"}
 
 _ONLY = {
     "display": "Available display backend types:\nnone\n",
-    "vga": f"{'none':<20} no graphic card\n",
     "audiodev": "Available audio drivers:\nnone\n",
 }
 """What is said of options that know but one thing."""
@@ -34,6 +33,11 @@ def answer(architecture: str, name: str, value: str) -> str | None:
         return _group(_GROUPS[name])
     if name in _ONLY and asks:
         return _ONLY[name]
+    if name == "vga" and asks:
+        from qobra.cli._system import displays
+        from qobra.machine.launch import find_board
+
+        return displays.cards_text(find_board(architecture, None))
     if name == "cpu" and asks:
         return _cpus(architecture)
     if name == "L" and asks:
@@ -56,6 +60,10 @@ def answer(architecture: str, name: str, value: str) -> str | None:
             return ""
     if name == "drive" and ("format=help" in value.split(",") or "format=?" in value.split(",")):
         return _formats()
+    if name == "tpmdev" and value == "help":
+        from qobra.tpm.tpms import kinds_text
+
+        return kinds_text()
     if name == "netdev" and asks:
         from qobra.net.netdev import help_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.chardev.options import split
-from qobra.cli._system import boot, firmware, values
+from qobra.cli._system import boot, displays, firmware, values
 from qobra.cli._system.icount import icount_sleeps
 from qobra.errors import QobraError
 from qobra.machine.option_groups import convert
@@ -48,16 +48,7 @@ def set_up_board(board: Board, architecture: str, options: GivenOptions) -> None
     options.each("icount", lambda value: _set_icount(board, value))
     for value in options.values("boot"):
         board.boot |= boot.parse(split(value, "order"))
-    _check_displays(options)
-
-
-def _check_displays(options: GivenOptions) -> None:
-    for value in options.values("vga"):
-        if value not in ("none", "std"):
-            raise QobraError(f"unknown vga type: {value}")
-    for value in options.values("display"):
-        if value.split(",")[0] != "none":
-            raise QobraError(f"-display {value}: Parameter 'type' does not accept value '{value}'")
+    displays.set_up(board, options)
 
 
 def _add_fw_cfg_file(board: Board, value: str) -> None:

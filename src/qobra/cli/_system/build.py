@@ -123,9 +123,8 @@ class Builder:
             except QobraError as error:
                 raise error.prefixed(f"-blockdev {value}: ")
         self.board.no_defaults = self._options.has("nodefaults")
-        add_drives(
-            self.board, self._options.pairs, snapshot=self._options.has("snapshot"), devices=self._named_devices()
-        )
+        snapshot, devices = self._options.has("snapshot"), self._options.device_types()
+        add_drives(self.board, self._options.pairs, snapshot=snapshot, devices=devices)
         self._add_monitors()
         self._set_run_state()
         self.board.boot |= self._config.boot
@@ -259,6 +258,7 @@ class Builder:
             )
         self._options.each("global", lambda value: board.add_global(*values.global_default(value)))
         self._options.each("netdev", self._add_netdev)
+        self._options.each("tpmdev", lambda value: self.machine.tpms.create(split(value, "type")))
         nics = Nics(self.machine, board)
         self._options.each("net", nics.add_net)
         self._options.each("nic", nics.add_nic)
@@ -293,7 +293,7 @@ class Builder:
     def _port_chardevs(self, port: str, device: str) -> list[str | None]:
         """The character devices of the serial or parallel ports that the board has by itself."""
         values = self._options.values(port)
-        if not values and not self._options.has("nodefaults") and device not in self._named_devices():
+        if not values and not self._options.has("nodefaults") and device not in self._options.device_types():
             monitored = port == "serial" and self._options.has("nographic") and not self._options.has("monitor")
             values = ["mon:stdio" if monitored else "null"]
         ids: list[str | None] = []
@@ -323,13 +323,6 @@ class Builder:
             plug_in(self.machine, json_object(value), keyval=False)
         else:
             plug_in(self.machine, split(value, "driver"), keyval=True)
-
-    def _named_devices(self) -> set[str]:
-        """The models of ``-device``."""
-        texts = self._options.values("device")
-        return {str(tree(text, "driver")[0].get("driver")) for text in texts if text.startswith("{")} | {
-            split(text, "driver").get("driver", "") for text in texts if not text.startswith("{")
-        }
 
     def _add_qtest(self) -> None:
         logs = self._options.values("qtest-log")

@@ -24,6 +24,16 @@ class GivenOptions:
         """All values of an option."""
         return [value for each, value in self.pairs if each == name]
 
+    def device_types(self) -> set[str]:
+        """The models of ``-device``."""
+        from qobra.chardev.options import split
+        from qobra.cli._options import tree
+
+        texts = self.values("device")
+        return {str(tree(text, "driver")[0].get("driver")) for text in texts if text.startswith("{")} | {
+            split(text, "driver").get("driver", "") for text in texts if not text.startswith("{")
+        }
+
     def each(self, name: str, do: Callable[[str], Any]) -> None:
         """Call ``do`` with each value. The QobraError that it may raise is told with the option before it."""
         for value in self.values(name):

@@ -49,6 +49,7 @@ class PcI440Fx(PcBoard):
         self.place(ioapic, "ioapic", parent=host)
         self.ioapic = ioapic
         self.build_fw_cfg()
+        self.build_graphics()
         self.build_ide("piix3-ide", 1 << 3 | 1)
         if self.usb:
             self._function(Piix3UsbUhci(self.tree), 1 << 3 | 2)

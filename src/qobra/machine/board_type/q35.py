@@ -53,6 +53,7 @@ class Q35(PcBoard):
         self.ioapic = ioapic
         self.lpc.start_acpi()
         self.build_fw_cfg()
+        self.build_graphics()
         self.build_cpu_hotplug(_CPU_HOTPLUG_PORT, self.lpc.acpi.raise_gpe)
         self.build_memory_slots(self.lpc.acpi.raise_gpe)
         if self.sata:

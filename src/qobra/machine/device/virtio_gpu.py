@@ -59,6 +59,11 @@ class VirtioGpu(VirtioDevice):
         self.add_queue(64)
         self.add_queue(16)
 
+    @property
+    def commands(self) -> GpuCommands:
+        """What the driver's commands have come to."""
+        return self._commands
+
     def unrealize(self) -> None:
         self._commands.reset()
         self.board.consoles.remove(self.parent if isinstance(self.parent, VirtioPci) else self)

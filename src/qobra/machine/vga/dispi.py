@@ -12,7 +12,7 @@ from qobra.machine.vmstate import Field, Listed, Number, VmState, flag, u16
 ID, WIDTH, HEIGHT, DEPTH, ENABLE, BANK, VIRTUAL_WIDTH, VIRTUAL_HEIGHT, X, Y, MEMORY = range(11)
 COUNT = 11
 ON, TELL_LIMITS, WIDE_COLOURS, LINEAR, KEEP_MEMORY = 0x01, 0x02, 0x20, 0x40, 0x80
-_FIRST_ID, _LAST_ID = 0xB0C0, 0xB0C5
+FIRST_ID, LAST_ID = 0xB0C0, 0xB0C5
 _LIMITS = {WIDTH: 16000, HEIGHT: 12000, DEPTH: 32}
 _BANK = 0x10000
 _DEPTHS = {4: 4, 8: 8, 15: 16, 16: 16, 24: 24, 32: 32}
@@ -34,7 +34,7 @@ class Dispi:
         """Off."""
         self.index = 0
         self.registers = [0] * COUNT
-        self.registers[ID] = _LAST_ID
+        self.registers[ID] = LAST_ID
         self._banked = False
 
     # -- what follows from the registers
@@ -84,7 +84,7 @@ class Dispi:
     def write(self, number: int, value: int) -> None:
         """Write register ``number``."""
         if number == ID:
-            if _FIRST_ID <= value <= _LAST_ID:
+            if FIRST_ID <= value <= LAST_ID:
                 self.registers[ID] = value
         elif number in (WIDTH, HEIGHT, DEPTH, VIRTUAL_WIDTH, X, Y):
             self.registers[number] = value

@@ -5,13 +5,12 @@ the order of bytes in a pixel.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from qobra.machine.memory import Registers
 from qobra.machine.vmstate import VmState, flag
 
 if TYPE_CHECKING:
-    from qobra.machine.vga.dispi import Dispi
     from qobra.machine.vga.registers import VgaRegisters
 
 SIZE = 0x1000
@@ -19,6 +18,13 @@ _PORTS, _FIRST_PORT, _PORT_COUNT = 0x400, 0x3C0, 0x20
 _DISPI, _DISPI_SIZE = 0x500, 0x16
 _EXTENDED, _EXTENDED_SIZE, _BYTE_ORDER = 0x600, 8, 0x604
 _BIG_ENDIAN, _LITTLE_ENDIAN = 0xBEBEBEBE, 0x1E1E1E1E
+
+
+class Numbered(Protocol):
+    """Registers of 16 bits by number."""
+
+    def read(self, number: int) -> int: ...
+    def write(self, number: int, value: int) -> None: ...
 
 
 class ByteOrder:
@@ -31,20 +37,22 @@ class ByteOrder:
 
 
 class RegisterWindow:
-    """The registers, those of which that are given. Where none is, all bits are set and writes are lost."""
+    """The registers, those of them that are given. Where none is, bytes read as ``nothing`` and writes are lost."""
 
     def __init__(
         self,
-        dispi: Dispi,
+        dispi: Numbered,
         *,
         identity: bytes = b"",
         registers: VgaRegisters | None = None,
         order: ByteOrder | None = None,
+        nothing: int = 0xFF,
     ) -> None:
         self._dispi = dispi
         self._identity = identity
         self._registers = registers
         self._order = order
+        self._nothing = nothing
 
     def region(self, name: str) -> Registers:
         """What is mapped."""
@@ -73,7 +81,7 @@ class RegisterWindow:
             return self._identity[offset]
         if self._registers is not None and 0 <= offset - _PORTS < _PORT_COUNT:
             return self._registers.read(_FIRST_PORT + offset - _PORTS)
-        return 0xFF
+        return self._nothing
 
     def store(self, offset: int, width: int, value: int) -> None:
         """Write ``width`` bytes."""

@@ -138,13 +138,15 @@ class GpuCommands:
         self, memory: AddressSpace, consoles: list[Console], *, memory_limit: int, size: tuple[int, int]
     ) -> None:
         self._memory = memory
-        self._consoles = consoles
+        self.consoles = consoles
         self._limit = memory_limit
         self._used = 0
         self._resources: dict[int, Resource] = {}
         self._shown: dict[int, tuple[int, Rectangle]] = {}
         self.sizes: list[tuple[int, int] | None] = [size] + [None] * (len(consoles) - 1)
         self._preferred = size
+        self.driven = False
+        """Whether a driver has shown a picture since the reset."""
         self._handlers: dict[int, Callable[[bytes], bytes]] = {
             0x100: self._display_info,
             0x101: self._create,
@@ -165,6 +167,7 @@ class GpuCommands:
             self._hide(head)
         self._resources.clear()
         self._used = 0
+        self.driven = False
 
     # -- state
 
@@ -229,7 +232,7 @@ class GpuCommands:
 
     def _edid(self, body: bytes) -> bytes:
         scanout, _ = _unpack(_TWO, body)
-        if scanout >= len(self._consoles):
+        if scanout >= len(self.consoles):
             raise _Refused(_BAD_PARAMETER)
         width, height = self.sizes[scanout] or self._preferred
         return _TWO.pack(EDID_SIZE, 0) + edid(width, height)
@@ -288,7 +291,7 @@ class GpuCommands:
 
     def _set_scanout(self, body: bytes) -> bytes:
         x, y, width, height, head, number = _unpack(Struct("<IIIIII"), body)
-        if head >= len(self._consoles):
+        if head >= len(self.consoles):
             raise _Refused(_BAD_SCANOUT)
         if number == 0:
             self._hide(head)
@@ -298,6 +301,7 @@ class GpuCommands:
             raise _Refused(_BAD_PARAMETER)
         _check_inside(resource, x, y, width, height)
         self._show(head, number, (x, y, width, height))
+        self.driven = True
         return b""
 
     def _flush(self, body: bytes) -> bytes:
@@ -305,7 +309,7 @@ class GpuCommands:
         _check_inside(self._find(number), x, y, width, height)
         for head, (shown, _) in self._shown.items():
             if shown == number:
-                self._consoles[head].update(x, y, width, height)
+                self.consoles[head].update(x, y, width, height)
         return b""
 
     def _without_blobs(self, _body: bytes) -> bytes:
@@ -327,13 +331,13 @@ class GpuCommands:
         resource, (x, y, width, height) = self._resources[number], rectangle
         stride, format = 4 * resource.width, _FORMATS[resource.format]
         self._shown[head] = (number, rectangle)
-        self._consoles[head].show(
+        self.consoles[head].show(
             Surface(width, height, resource.data, format=format, offset=y * stride + 4 * x, stride=stride)
         )
 
     def _hide(self, head: int) -> None:
         if self._shown.pop(head, None) is not None:
-            self._consoles[head].blank()
+            self.consoles[head].blank()
 
     # -- cursor queue
 
@@ -343,9 +347,9 @@ class GpuCommands:
             return
         kind = _HEADER.unpack_from(request)[0]
         head, x, y, _, number, hot_x, hot_y, _ = _CURSOR_COMMAND.unpack_from(request, _HEADER.size)
-        if head >= len(self._consoles) or kind not in (_UPDATE_CURSOR, _MOVE_CURSOR):
+        if head >= len(self.consoles) or kind not in (_UPDATE_CURSOR, _MOVE_CURSOR):
             return
-        console = self._consoles[head]
+        console = self.consoles[head]
         if kind == _UPDATE_CURSOR:
             resource = self._resources.get(number)
             if number == 0:

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
 
 _NO_VECTOR = 0xFFFF
-_CAP_COMMON, _CAP_NOTIFY, _CAP_ISR, _CAP_DEVICE, _CAP_PCI_CFG = 1, 2, 3, 4, 5
-_COMMON, _ISR, _DEVICE, _NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
-_MODERN_BAR, _MSIX_BAR = 4, 1
+CAP_COMMON, CAP_NOTIFY, CAP_ISR, CAP_DEVICE, _CAP_PCI_CFG = 1, 2, 3, 4, 5
+_AREAS_SIZE = 0x4000
 _NOTIFY_MULTIPLIER = 4
 ISR_QUEUE, ISR_CONFIG = 1, 2
 
@@ -84,6 +83,14 @@ class VirtioPci(PciDevice):
     abstract = True
     plugs_into = ("pci-express-device", "conventional-pci-device")
     backend_type: ClassVar[str] = ""
+    modern_bar, msix_bar = 4, 1
+    areas: ClassVar[dict[int, tuple[int, int]]] = {
+        CAP_COMMON: (0x0000, 0x1000),
+        CAP_ISR: (0x1000, 0x1000),
+        CAP_DEVICE: (0x2000, 0x1000),
+        CAP_NOTIFY: (0x3000, 0x1000),
+    }
+    """Where in the modern base address each structure is: offset and length."""
     interrupt_pin = 1
     default_vectors: ClassVar[int | None] = None
     fixed_legacy: ClassVar[str | None] = None
@@ -163,7 +170,7 @@ class VirtioPci(PciDevice):
             self._add_modern()
         self.msix: Msix | None = None
         if self.vectors:
-            self.msix = Msix(self, self.vectors, bar=_MSIX_BAR)
+            self.msix = Msix(self, self.vectors, bar=self.msix_bar)
         if self.legacy:
             LegacyRegisters(self)
 
@@ -227,23 +234,18 @@ class VirtioPci(PciDevice):
     # -- modern registers
 
     def _add_modern(self) -> None:
-        for kind, offset, length in (
-            (_CAP_COMMON, _COMMON, 0x1000),
-            (_CAP_ISR, _ISR, 0x1000),
-            (_CAP_DEVICE, _DEVICE, 0x1000),
-            (_CAP_NOTIFY, _NOTIFY, 0x1000),
-        ):
-            start = self._add_vendor_capability(kind, 20 if kind == _CAP_NOTIFY else 16)
-            self.put(start + 4, 1, _MODERN_BAR)
+        for kind, (offset, length) in self.areas.items():
+            start = self._add_vendor_capability(kind, 20 if kind == CAP_NOTIFY else 16)
+            self.put(start + 4, 1, self.modern_bar)
             self.put(start + 8, 4, offset)
             self.put(start + 12, 4, length)
-            if kind == _CAP_NOTIFY:
+            if kind == CAP_NOTIFY:
                 self.put(start + 16, 4, _NOTIFY_MULTIPLIER)
         self._window = self._add_vendor_capability(_CAP_PCI_CFG, 20)
         self.writable[self._window + 4] = 0xFF
         self.writable[self._window + 8 : self._window + 20] = b"\xff" * 12
-        region = Registers("virtio-pci", 0x4000, self._read_modern, self._write_modern, valid=(1, 4))
-        self.add_bar(_MODERN_BAR, region, wide=True, prefetch=True)
+        region = Registers("virtio-pci", _AREAS_SIZE, self.read_modern, self.write_modern, valid=(1, 4))
+        self.add_bar(self.modern_bar, region, wide=True, prefetch=True)
 
     def _add_vendor_capability(self, kind: int, size: int) -> int:
         start = self.add_capability(regs.CAP_VENDOR, size)
@@ -251,25 +253,34 @@ class VirtioPci(PciDevice):
         self.put(start + 3, 1, kind)
         return start
 
-    def _read_modern(self, offset: int, width: int) -> int:
-        area = offset & 0x3000
-        if area == _COMMON:
+    def _area(self, offset: int) -> tuple[int, int]:
+        """Which structure is at ``offset``, and where in it that is; 0 where there is none."""
+        for kind, (start, length) in self.areas.items():
+            if 0 <= offset - start < length:
+                return kind, offset - start
+        return 0, offset
+
+    def read_modern(self, offset: int, width: int) -> int:
+        """Read at ``offset`` of the modern base address."""
+        area, offset = self._area(offset)
+        if area == CAP_COMMON:
             return self._read_common(offset)
-        if area == _ISR:
-            return self.read_isr() if offset == _ISR else 0
-        if area == _DEVICE:
-            return self.device.read_config_at(offset - _DEVICE, width)
+        if area == CAP_ISR:
+            return self.read_isr() if offset == 0 else 0
+        if area == CAP_DEVICE:
+            return self.device.read_config_at(offset, width)
         return 0
 
-    def _write_modern(self, offset: int, width: int, value: int) -> None:
-        area = offset & 0x3000
-        if area == _COMMON:
+    def write_modern(self, offset: int, width: int, value: int) -> None:
+        """Write there."""
+        area, offset = self._area(offset)
+        if area == CAP_COMMON:
             self._write_common(offset, value)
-        elif area == _DEVICE:
-            if offset - _DEVICE + width <= self.device.config_size:
-                self.device.write_config(offset - _DEVICE, value.to_bytes(width, "little"))
-        elif area == _NOTIFY:
-            self.device.kick((offset - _NOTIFY) // _NOTIFY_MULTIPLIER)
+        elif area == CAP_DEVICE:
+            if offset + width <= self.device.config_size:
+                self.device.write_config(offset, value.to_bytes(width, "little"))
+        elif area == CAP_NOTIFY:
+            self.device.kick(offset // _NOTIFY_MULTIPLIER)
 
     def _queue(self) -> Queue | None:
         queues = self.device.queues
@@ -373,16 +384,16 @@ class VirtioPci(PciDevice):
     def _window_access(self) -> tuple[int, int] | None:
         start = self._window
         offset, length = self.dword(start + 8), self.dword(start + 12)
-        if self.config[start + 4] != _MODERN_BAR or length not in (1, 2, 4) or offset % length:
+        if self.config[start + 4] != self.modern_bar or length not in (1, 2, 4) or offset % length:
             return None
-        return (offset, length) if offset + length <= 0x4000 else None
+        return (offset, length) if offset + length <= _AREAS_SIZE else None
 
     def _read_window(self, offset: int, width: int) -> int:
         access = self._window_access()
-        return self._read_modern(*access) if access is not None else super().config_read(offset, width)
+        return self.read_modern(*access) if access is not None else super().config_read(offset, width)
 
     def _access_window(self, _position: int, width: int, value: int) -> None:
         access = self._window_access()
         if access is not None:
             offset, length = access
-            self._write_modern(offset, length, value & ((1 << 8 * length) - 1))
+            self.write_modern(offset, length, value & ((1 << 8 * length) - 1))
