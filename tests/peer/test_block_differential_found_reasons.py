@@ -42,6 +42,18 @@ def test_of_several_wrong_options_of_an_image(q: Run) -> None:
 
 
 @against_storage_daemon
+def test_of_several_wrong_options_of_any_node(q: Run) -> None:
+    """Sharing comes first, then the name of the file, detection of zeroes, and the name of the node."""
+    q.add("null-co", node_name="taken")
+    unmap, share, taken = {"detect_zeroes": "unmap"}, {"force_share": True}, {"node_name": "taken"}
+    for driver in ("file", "host_device", "host_cdrom"):
+        q.add(driver, **taken, filename="")
+    for options in (taken | share, taken | unmap, taken | unmap | share, unmap | share | {"node_name": "n"}):
+        q.add("file", **options, filename="")
+        q.add("file", **options, filename=q.path("nope"))
+
+
+@against_storage_daemon
 def test_threshold_of_more_than_63_bits(q: Run) -> None:
     """It is taken as a number without a sign, and shown as one with."""
     q.add("null-co", node_name="n", size=MIB)

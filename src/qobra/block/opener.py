@@ -137,12 +137,14 @@ class Opener:
         if driver is None:
             raise QobraError(f"Unknown driver '{options['driver']}'")
         options = self._file_first(options, opened)
+        if options.get("force-share") and not options.get("read-only"):
+            raise QobraError("force-share=on can only be used with read-only images")
+        if driver.needs_filename and not options.get("filename"):
+            raise QobraError(f"The '{driver.driver}' block driver requires a file name")
         node = driver(self._layer, name if name is not None else self.new_node_name(), options)
         node.serial = self.next_serial()
         node.explicit_options = reference
         node.probed = probed
-        if node.force_share and not node.read_only:
-            raise QobraError("force-share=on can only be used with read-only images")
         if name is not None:
             self.check_node_name(name, opened)
         opening = Opening(node, self._layer, options, opened)

@@ -69,6 +69,8 @@ class Vertex:
     """Has ``amend_encryption(options, force)`` for x-blockdev-amend."""
     reports_info: ClassVar[bool] = True
     """Whether the driver can tell of a dirty image; what it shows unchanged of another is asked of that."""
+    needs_filename: ClassVar[bool] = False
+    """Cannot do without ``filename``."""
     creatable: ClassVar[bool] = False
     """Has :meth:`create` for blockdev-create."""
     can_compress: ClassVar[bool] = False

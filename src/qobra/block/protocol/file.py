@@ -43,6 +43,7 @@ class FileNode(BlockNode):
     driver = "file"
     is_leaf = True
     creatable = True
+    needs_filename = True
     strong_options = ()
     changeable_options = frozenset({"drop-cache", "x-check-cache-dropped"})
     lasting_options = frozenset({"drop-cache"})
@@ -58,10 +59,6 @@ class FileNode(BlockNode):
 
     def open(self, opening: Opening) -> None:
         options = opening.options
-        if not options.get("filename"):
-            raise QobraError(
-                "The 'file' block driver requires a file name" if self.driver == "file" else "A file name is required"
-            )
         self.path: str = options["filename"]
         locking = options.get("locking", "auto")
         self._locking = locking == "on" or (locking == "auto" and locks.available())

@@ -9,6 +9,7 @@ from qobra.crypto import luks
 from qobra.crypto.secret import secret_bytes
 from qobra.crypto.sectors import SECTOR, SectorCipher
 from qobra.errors import QobraError
+from qobra.units import UINT32_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def amend_crypt(node: Qcow2Disk, encrypt: Options, *, force: bool = False) -> No
 def _slot_number(encrypt: Options) -> int | None:
     number: int | None = encrypt.get("keyslot")
     if number is not None and not 0 <= number < luks.SLOTS:
-        raise QobraError(f"Invalid keyslot {number} specified, must be between 0 and {luks.SLOTS - 1}")
+        raise QobraError(f"Invalid keyslot {number & UINT32_MAX} specified, must be between 0 and {luks.SLOTS - 1}")
     return number
 
 
@@ -167,7 +168,7 @@ def _erase_keys(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: 
         chosen = _matching(header, area, secret_bytes(node.layer.find_object, old), active)
         if number is not None:
             if number not in chosen:
-                raise QobraError("This keyslot is already erased or does not match the given (old) password")
+                raise QobraError(f"Given keyslot {number} doesn't contain the given old password for erase operation")
             chosen = [number]
         if not chosen:
             raise QobraError("No keyslots match given (old) password for erase operation")
