@@ -34,6 +34,9 @@ class EhciFunction(PciDevice):
     def realize(self) -> None:
         self.put(_VERSION, 1, 0x20)  # USB 2.0
         self.put(_FRAME_LENGTH, 1, 0x20)  # 60000 bit times
+        # No firmware has the controller, and nothing is to be told to it (EHCI 1.0, 2.1.7 and 2.1.8).
+        self.put(_LEGACY, 4, 1)
+        self.put(_LEGACY + 4, 4, 0xC0000000)
         bus = EhciBusWithCompanions(self.tree) if self.has_companions else EhciBus(self.tree)
         self.add_bus(bus)
         memory = GuestMemory(self.board.memory, self.may_master)
