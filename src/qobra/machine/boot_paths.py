@@ -78,6 +78,8 @@ def _node(device: Any) -> str:
         return f"/channel@{device.channel:x}/disk@{device.scsi_id:x},{device.lun:x}"
     if kind == "usb-bus":
         return f"/storage@{device.at.path if device.at else device.port}"
+    if kind == "nvme-bus":
+        return f"/namespace@{device.nsid:x},{device.namespace.eui64:016x}"
     return ""  # what a function carries is at the function's place
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
@@ -10,6 +11,7 @@ from qobra.machine.block_requests import BlockRequests, Done, Operation
 from qobra.machine.nvme import identify, state, status
 from qobra.machine.nvme.admin import Admin
 from qobra.machine.nvme.io import BlockCommands
+from qobra.machine.nvme.namespace import Namespace
 from qobra.machine.nvme.queues import Command, CompletionQueue, SubmissionQueue
 from qobra.machine.nvme.status import Refused
 from qobra.machine.vmstate import Field, Number, NumberSet, VmState, part, u32, u64
@@ -22,8 +24,10 @@ _CAP, _VS, _INTMS, _INTMC, _CC, _CSTS, _AQA, _ASQ, _ACQ = 0x00, 0x08, 0x0C, 0x10
 DOORBELLS = 0x1000
 _MAX_ENTRIES = 2048
 _MAX_PAGE_SHIFT = 16
-# Entries, contiguous queues, 7.5 seconds to start; block commands, pages of up to 64 KiB.
-_CAPABILITIES = _MAX_ENTRIES - 1 | 1 << 16 | 15 << 24 | 1 << 37 | (_MAX_PAGE_SHIFT - 12) << 52
+_BLOCK_SET, _CHOSEN_SETS, _ADMIN_ONLY = 0, 6, 7
+# Entries, contiguous queues, 7.5 seconds to start; command sets, pages of up to 64 KiB.
+_COMMAND_SETS = 1 << _BLOCK_SET | 1 << _CHOSEN_SETS | 1 << _ADMIN_ONLY
+_CAPABILITIES = _MAX_ENTRIES - 1 | 1 << 16 | 15 << 24 | _COMMAND_SETS << 37 | (_MAX_PAGE_SHIFT - 12) << 52
 _ENABLE, _READY, _FAILED, _SHUT_DOWN = 0x1, 0x1, 0x2, 0x8
 _MAX_UNDER_WAY = 64
 """Commands that the storage is given at a time; the others wait in their queues."""
@@ -58,7 +62,9 @@ class Controller:
         self.messages_enabled = messages_enabled
         self._notify = notify
         self.max_queues = device.max_ioqpairs
-        self._requests = BlockRequests(device)
+        self.attached: dict[int, Namespace] = {}
+        """The namespaces that the controller has."""
+        self._requests: dict[int, BlockRequests] = {}
         self.admin = Admin(self)
         self._io = BlockCommands(self)
         self.submissions: dict[int, SubmissionQueue] = {}
@@ -72,7 +78,7 @@ class Controller:
     @property
     def working(self) -> bool:
         """Whether the storage has a command under way."""
-        return self._requests.working
+        return any(requests.working for requests in self._requests.values())
 
     @property
     def max_transfer(self) -> int:
@@ -87,12 +93,36 @@ class Controller:
     def close(self) -> None:
         """Stop for good."""
         self._stop()
-        self._requests.close()
+        for number in list(self._requests):
+            self._requests.pop(number).close()
 
-    def namespace_resized(self) -> None:
-        """The medium has another length."""
+    # -- namespaces
+
+    def attach(self, namespace: Namespace) -> None:
+        """Have ``namespace`` from now on."""
+        self.attached[namespace.number] = namespace
+
+    def detach(self, number: int) -> None:
+        """Have a namespace no longer; what is under way there goes on."""
+        self.attached.pop(number, None)
+
+    def forget(self, number: int) -> None:
+        """A namespace ceases to be, and what is under way there with it."""
+        self.detach(number)
+        requests = self._requests.pop(number, None)
+        if requests is not None:
+            self._under_way -= requests.pending
+            requests.close()
+
+    def namespace_changed(self, number: int) -> None:
+        """A namespace has come or gone, or is another: the guest is told if it wants to know."""
         if self._status & _READY:
-            self.admin.namespace_resized()
+            self.admin.namespace_changed(number)
+
+    def namespace_resized(self, number: int) -> None:
+        """The medium has another length."""
+        if number in self.attached:
+            self.namespace_changed(number)
 
     # -- registers
 
@@ -147,14 +177,17 @@ class Controller:
             self._status &= ~_SHUT_DOWN
 
     def _shut_down(self) -> None:
-        if self.device.backend is None:
-            self._status |= _SHUT_DOWN
-            return
+        left = set(self.attached)
 
-        def flushed(_none: Any, _error: Exception | None) -> None:
-            self._status |= _SHUT_DOWN
+        def flushed(number: int, _none: Any, _error: Exception | None) -> None:
+            left.discard(number)
+            if not left:
+                self._status |= _SHUT_DOWN
 
-        self._requests.submit(lambda backend: backend.flush(), flushed, is_read=False)
+        for number in self.attached:
+            self._requests_of(number).submit(lambda backend: backend.flush(), partial(flushed, number), is_read=False)
+        if not left:
+            self._status |= _SHUT_DOWN
 
     def _start(self) -> bool:
         shift = (self._configuration >> 7 & 15) + 12
@@ -162,7 +195,7 @@ class Controller:
         submissions, completions = (self._admin_sizes & 0xFFF) + 1, (self._admin_sizes >> 16 & 0xFFF) + 1
         if (
             shift > _MAX_PAGE_SHIFT
-            or commands
+            or commands not in (_BLOCK_SET, _CHOSEN_SETS, _ADMIN_ONLY)
             or sizes != 0x46
             or (self._admin_submissions | self._admin_completions) & (1 << shift) - 1
             or submissions < 2
@@ -183,7 +216,8 @@ class Controller:
         self._configuration, self.page = value, 1 << shift
 
     def _stop(self) -> None:
-        self._requests.cancel()
+        for requests in self._requests.values():
+            requests.cancel()
         self._under_way = 0
         self.submissions.clear()
         self.completions.clear()
@@ -226,6 +260,8 @@ class Controller:
     def _execute(self, command: Command) -> None:
         try:
             if command.queue.number:
+                if self._configuration >> 4 & 7 == _ADMIN_ONLY:
+                    raise Refused(status.INVALID_OPCODE)
                 self._io.execute(command)
                 return
             result = self.admin.execute(command)
@@ -235,10 +271,20 @@ class Controller:
         if result is not None:
             self.complete(command, result, status.SUCCESS)
 
-    def begin(self, _command: Command, operation: Operation, done: Done, *, is_read: bool) -> None:
+    def begin(self, namespace: Namespace, operation: Operation, done: Done, *, is_read: bool) -> None:
         """Give the storage something to do for a command; :meth:`end` follows."""
         self._under_way += 1
-        self._requests.submit(operation, done, is_read=is_read)
+        self._requests_of(namespace.number).submit(operation, done, is_read=is_read)
+
+    def _requests_of(self, number: int) -> BlockRequests:
+        requests = self._requests.get(number)
+        if requests is None:
+            requests = self._requests[number] = BlockRequests(self.attached[number].device)
+        return requests
+
+    def part_ended(self) -> None:
+        """The storage is done with one of the things that a command has it do, not with the last."""
+        self._under_way -= 1
 
     def end(self, command: Command, code: int) -> None:
         """The storage is done with a command."""

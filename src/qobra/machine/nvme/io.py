@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block.accounting import READ, UNMAP, WRITE
 from qobra.machine.nvme import status
+from qobra.machine.nvme.namespace import MAX_NAMESPACES, Namespace
 from qobra.machine.nvme.queues import MAX_TRANSFER, Command, pages
 from qobra.machine.nvme.status import Refused
 
@@ -26,7 +27,7 @@ class BlockCommands:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._handlers: dict[int, Callable[[Command], None]] = {
+        self._handlers: dict[int, Callable[[Command, Namespace], None]] = {
             FLUSH: self._flush,
             WRITE_BLOCKS: self._write,
             READ_BLOCKS: self._read,
@@ -39,17 +40,21 @@ class BlockCommands:
     def execute(self, command: Command) -> None:
         """Begin a command. Raises Refused."""
         handler = self._handlers.get(command.opcode)
-        if command.namespace != 1 and (command.opcode != FLUSH or command.namespace != _ALL):
-            raise Refused(status.INVALID_FIELD if 0 < command.namespace < _ALL else status.INVALID_NAMESPACE)
-        if self._controller.device.backend is None:
+        if command.namespace == _ALL and command.opcode == FLUSH:
+            self._flush_all(command)
+            return
+        if not 0 < command.namespace <= MAX_NAMESPACES and command.namespace != _ALL:
             raise Refused(status.INVALID_NAMESPACE)
+        namespace = self._controller.attached.get(command.namespace)
+        if namespace is None:
+            raise Refused(status.INVALID_FIELD)
         if handler is None:
             raise Refused(status.INVALID_OPCODE)
-        handler(command)
+        handler(command, namespace)
 
     def _submit(
-        self, command: Command, operation: Callable[[BlockBackend], Any], *, is_read: bool = False,
-        then: Callable[[Any], int] | None = None,
+        self, command: Command, namespace: Namespace, operation: Callable[[BlockBackend], Any], *,
+        is_read: bool = False, then: Callable[[Any], int] | None = None,
     ) -> None:  # fmt: skip
         failure = status.UNRECOVERED_READ if is_read else status.WRITE_FAULT
 
@@ -57,31 +62,48 @@ class BlockCommands:
             code = failure if error is not None else then(result) if then is not None else status.SUCCESS
             self._controller.end(command, code)
 
-        self._controller.begin(command, operation, done, is_read=is_read)
+        self._controller.begin(namespace, operation, done, is_read=is_read)
 
-    def _range(self, command: Command, kind: int, *, moves: bool = True) -> tuple[int, int]:
-        device = self._controller.device
+    def _range(self, command: Command, namespace: Namespace, kind: int, *, moves: bool = True) -> tuple[int, int]:
         block = command.dword(11) << 32 | command.dword(10)
         count = (command.dword(12) & 0xFFFF) + 1
-        length = count * device.logical_size
+        length = count * namespace.block_size
         if moves and (length > self._controller.max_transfer or length > MAX_TRANSFER):
             raise Refused(status.INVALID_FIELD)
-        if block + count > device.blocks:
-            assert device.backend is not None
-            device.backend.accounting.add_invalid(kind)
+        if block + count > namespace.blocks:
+            namespace.backend.accounting.add_invalid(kind)
             raise Refused(status.LBA_OUT_OF_RANGE)
-        return block * device.logical_size, length
+        return block * namespace.block_size, length
 
-    def _check_writable(self) -> None:
-        backend = self._controller.device.backend
-        if backend is None or backend.node is None or backend.node.read_only:
+    def _check_writable(self, namespace: Namespace) -> None:
+        backend = namespace.backend
+        if backend.node is None or backend.node.read_only:
             raise Refused(status.WRITE_PROTECTED)
 
-    def _flush(self, command: Command) -> None:
-        self._submit(command, lambda backend: backend.flush())
+    def _flush(self, command: Command, namespace: Namespace) -> None:
+        self._submit(command, namespace, lambda backend: backend.flush())
 
-    def _read(self, command: Command) -> None:
-        offset, length = self._range(command, READ)
+    def _flush_all(self, command: Command) -> None:
+        attached = list(self._controller.attached.values())
+        if not attached:
+            self._controller.complete(command, 0, status.SUCCESS)
+            return
+        left, code = len(attached), status.SUCCESS
+
+        def flushed(_none: Any, error: Exception | None) -> None:
+            nonlocal left, code
+            left -= 1
+            code = status.WRITE_FAULT if error is not None else code
+            if left:
+                self._controller.part_ended()
+            else:
+                self._controller.end(command, code)
+
+        for namespace in attached:
+            self._controller.begin(namespace, lambda backend: backend.flush(), flushed, is_read=False)
+
+    def _read(self, command: Command, namespace: Namespace) -> None:
+        offset, length = self._range(command, namespace, READ)
         memory = pages(self._controller.memory, self._controller.page, command, length)
 
         def then(data: bytes | None) -> int:
@@ -89,57 +111,58 @@ class BlockCommands:
                 memory.write(0, data)
             return status.SUCCESS
 
-        self._submit(command, lambda backend: backend.read(offset, length), is_read=True, then=then)
+        self._submit(command, namespace, lambda backend: backend.read(offset, length), is_read=True, then=then)
 
-    def _write(self, command: Command) -> None:
-        offset, length = self._range(command, WRITE)
-        self._check_writable()
+    def _write(self, command: Command, namespace: Namespace) -> None:
+        offset, length = self._range(command, namespace, WRITE)
+        self._check_writable(namespace)
         data = pages(self._controller.memory, self._controller.page, command, length).read(0, length)
         force = bool(command.dword(12) & _FORCE)
-        self._submit(command, lambda backend: backend.write(offset, data, fua=force))
+        self._submit(command, namespace, lambda backend: backend.write(offset, data, fua=force))
 
-    def _compare(self, command: Command) -> None:
-        offset, length = self._range(command, READ)
+    def _compare(self, command: Command, namespace: Namespace) -> None:
+        offset, length = self._range(command, namespace, READ)
         wanted = pages(self._controller.memory, self._controller.page, command, length).read(0, length)
 
         def then(data: bytes | None) -> int:
             return status.SUCCESS if data is None or data == wanted else status.COMPARE_FAILURE
 
-        self._submit(command, lambda backend: backend.read(offset, length), is_read=True, then=then)
+        self._submit(command, namespace, lambda backend: backend.read(offset, length), is_read=True, then=then)
 
-    def _write_zeroes(self, command: Command) -> None:
-        offset, length = self._range(command, WRITE, moves=False)
-        self._check_writable()
+    def _write_zeroes(self, command: Command, namespace: Namespace) -> None:
+        offset, length = self._range(command, namespace, WRITE, moves=False)
+        self._check_writable(namespace)
         unmap, force = bool(command.dword(12) & _DEALLOCATE), bool(command.dword(12) & _FORCE)
-        self._submit(command, lambda backend: backend.write_zeroes(offset, length, may_unmap=unmap, fua=force))
+        self._submit(
+            command, namespace, lambda backend: backend.write_zeroes(offset, length, may_unmap=unmap, fua=force)
+        )
 
-    def _data_set(self, command: Command) -> None:
+    def _data_set(self, command: Command, namespace: Namespace) -> None:
         count = (command.dword(10) & 0xFF) + 1
         data = pages(self._controller.memory, self._controller.page, command, 16 * count).read(0, 16 * count)
         if not command.dword(11) & _DEALLOCATE_RANGES:
-            self._submit(command, lambda _backend: None)
+            self._submit(command, namespace, lambda _backend: None)
             return
-        self._check_writable()
-        device, ranges = self._controller.device, []
+        self._check_writable(namespace)
+        ranges = []
         for at in range(0, len(data), 16):
             length = int.from_bytes(data[at + 4 : at + 8], "little")
             block = int.from_bytes(data[at + 8 : at + 16], "little")
-            if block + length > device.blocks:
-                assert device.backend is not None
-                device.backend.accounting.add_invalid(UNMAP)
+            if block + length > namespace.blocks:
+                namespace.backend.accounting.add_invalid(UNMAP)
                 raise Refused(status.LBA_OUT_OF_RANGE)
             if length:
-                ranges.append((block * device.logical_size, length * device.logical_size))
+                ranges.append((block * namespace.block_size, length * namespace.block_size))
 
         def discard(backend: BlockBackend) -> None:
             for offset, size in ranges:
                 backend.discard(offset, size)
 
-        self._submit(command, discard)
+        self._submit(command, namespace, discard)
 
-    def _verify(self, command: Command) -> None:
-        offset, length = self._range(command, READ, moves=False)
-        self._submit(command, partial(_read_all, offset, length), is_read=True)
+    def _verify(self, command: Command, namespace: Namespace) -> None:
+        offset, length = self._range(command, namespace, READ, moves=False)
+        self._submit(command, namespace, partial(_read_all, offset, length), is_read=True)
 
 
 def _read_all(offset: int, length: int, backend: BlockBackend) -> None:
