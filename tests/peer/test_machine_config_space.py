@@ -32,6 +32,15 @@ _ROOT = (
     "edu",
     "pci-testdev,membar=1M",
     "piix3-usb-uhci",
+    "piix4-usb-uhci",
+    "ich9-usb-uhci1",
+    "ich9-usb-uhci6",
+    "usb-ehci",
+    "ich9-usb-ehci1",
+    "pci-ohci",
+    "qemu-xhci",
+    "nec-usb-xhci",
+    "nec-usb-xhci,msix=off",
     "virtio-blk-pci-transitional,drive=n2",
     "virtio-rng-pci-non-transitional",
 )
@@ -41,6 +50,8 @@ _PORTS = (
     "nvme,serial=y,drive=n4",
     "virtio-net-pci,romfile=",
     "virtio-rng-pci,ats=on",
+    "qemu-xhci",
+    "nec-usb-xhci",
 )
 _BOARDS = {"pc": ("x86_64", "pci.0"), "q35": ("x86_64", "pcie.0"), "virt": ("riscv64", "pcie.0")}
 

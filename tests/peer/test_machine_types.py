@@ -93,7 +93,7 @@ def test_types_descend_alike(both: Both) -> None:
 
 
 def test_who_sees_to_hot_plug(tmp_path_factory: pytest.TempPathFactory) -> None:
-    devices = ("virtio-scsi-pci,id=s", "virtio-serial-pci,id=v", "pcie-root-port,id=p,chassis=3", "piix3-usb-uhci,id=u")
+    devices = ("virtio-scsi-pci,id=s", "virtio-serial-pci,id=v", "pcie-root-port,id=p,chassis=3", "qemu-xhci,id=u")
     devices += ("pcie-pci-bridge,id=b,bus=p", "ich9-ahci,id=a", "sdhci-pci,id=d")
     arguments = [each for device in devices for each in ("-device", device)]
     paths = ("/machine/q35/pcie.0", "/machine/unattached/sysbus", "s/virtio-backend/s.0", "v/virtio-backend/v.0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qobra.machine.devices import registry
 from qobra.machine.usb.xhci.pci import MAX_INTERRUPTERS, MAX_SLOTS, PciXhci
 from qobra.machine.vmstate import VmState
-from qobra.object.property import Bool, Enum, Int
+from qobra.object.property import Enum, Int
 
 _ON_OFF_AUTO = ("on", "off", "auto")
 
@@ -24,13 +24,11 @@ class NecUsbXhci(PciXhci):
     msix = Enum("OnOffAuto", _ON_OFF_AUTO, "auto")
     slots = Int(MAX_SLOTS, type="uint32")
     intrs = Int(MAX_INTERRUPTERS, type="uint32")
-    force_pcie_endcap = Bool(False)
 
     vmstate = VmState()
 
     def realize(self) -> None:
         self.has_msi, self.has_msix = self.msi != "off", self.msix != "off"
-        self.force_express = self.force_pcie_endcap
         self.slot_count = max(1, min(self.slots, MAX_SLOTS))
         # Messages come in powers of two.
         wanted = max(1, min(self.intrs, MAX_INTERRUPTERS))

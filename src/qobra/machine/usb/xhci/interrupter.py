@@ -1,4 +1,4 @@
-"""Interrupters: each fills a ring of events for the guest, and interrupts it (xHCI 1.1, sections 4.9.4, 4.17, 5.5.2)."""
+"""Interrupters: each fills a ring of events for the guest, and interrupts it (xHCI 1.1, 4.9.4, 4.17, 5.5.2)."""
 
 from __future__ import annotations
 

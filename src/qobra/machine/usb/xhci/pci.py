@@ -24,7 +24,7 @@ class PciXhci(PciDevice):
 
     type_name = "pci-xhci"
     abstract = True
-    plugs_into = ("pci-express-device", "conventional-pci-device")
+    interfaces = plugs_into = ("pci-express-device", "conventional-pci-device")
     category = "USB"
     class_id = 0x0C03
     prog_if = 0x30
@@ -39,12 +39,11 @@ class PciXhci(PciDevice):
     interrupters = MAX_INTERRUPTERS
     has_msi = False
     has_msix = True
-    force_express = False
     firmware: int | None = None
 
     @property
     def is_express(self) -> bool:
-        return self.force_express or bool(self.pci_bus.implements("PCIE"))
+        return bool(self.pci_bus.implements("PCIE"))
 
     def realize(self) -> None:
         self.put(_SERIAL_BUS_RELEASE, 1, _USB_3_0)
@@ -52,8 +51,7 @@ class PciXhci(PciDevice):
         self.add_bus(bus)
         self._msi = Msi(self, self.interrupters, offset=_MSI_OFFSET) if self.has_msi else None
         if self.is_express:
-            at_root = self.pci_bus.implements("PCIE") and self.pci_bus.parent_bridge is None
-            kind = express.INTEGRATED if at_root else express.ENDPOINT
+            kind = express.INTEGRATED if self.pci_bus.parent_bridge is None else express.ENDPOINT
             start = express.add_capability(self, kind, offset=_EXPRESS_OFFSET, reports_errors=False)
             express.add_link(self, start)
         self._msix: Msix | None = None
