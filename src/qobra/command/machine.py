@@ -130,24 +130,6 @@ def query_replay(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
     return {"mode": "none", "icount": 0}
 
 
-@command("query-tpm", needs="board")
-def query_tpm(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
-    """The TPM devices of the machine: there is no such device."""
-    return []
-
-
-@command("query-tpm-models", needs="board")
-def query_tpm_models(machine: Machine, args: dict[str, Any]) -> list[str]:
-    """The models of TPM devices there are."""
-    return []
-
-
-@command("query-tpm-types", needs="board")
-def query_tpm_types(machine: Machine, args: dict[str, Any]) -> list[str]:
-    """The back ends of TPM devices there are."""
-    return []
-
-
 @command("set-numa-node", needs="board")
 def set_numa_node(machine: Machine, args: dict[str, Any]) -> None:
     """Configure NUMA, before the board is made."""

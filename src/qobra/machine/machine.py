@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qobra.migration.migration import Migration
     from qobra.net.netdevs import Netdevs
     from qobra.object.tree import ObjectTree
+    from qobra.tpm.tpms import Tpms
 
 
 class Machine:
@@ -119,6 +120,13 @@ class Machine:
         return Netdevs(self)
 
     @cached_property
+    def tpms(self) -> Tpms:
+        """The back ends of TPM devices, by id."""
+        from qobra.tpm.tpms import Tpms
+
+        return Tpms(self)
+
+    @cached_property
     def vnc(self) -> VncServers:
         """The VNC servers by id."""
         from qobra.display.vnc.server import VncServers
@@ -182,7 +190,7 @@ class Machine:
             if self.board is not None:
                 self.board.power_off()
         # Only what was ever used is there to be closed.
-        for part in ("vnc", "block", "netdevs", "chardevs", "fdsets", "objects"):
+        for part in ("vnc", "block", "netdevs", "tpms", "chardevs", "fdsets", "objects"):
             if part in self.__dict__:
                 try:
                     self.__dict__[part].close()

@@ -81,6 +81,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
         ("to", NUMBER), ("connections", NUMBER), ("head", NUMBER), ("display", STRING), ("share", STRING),
         ("vnc", STRING),
     ),
+    "tpmdev": (),
     "trace": (("enable", STRING), ("events", STRING), ("file", STRING)),
 }  # fmt: skip
 """Parameters by group, in the order in which they are shown."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
 ZERO, ONE, NOTHING = b"\x00", b"\x01", b"\x00"
 LOCALS = tuple(bytes((0x60 + n,)) for n in range(8))
 ARGS = tuple(bytes((0x68 + n,)) for n in range(7))
@@ -45,6 +50,11 @@ def eisa_id(text: str) -> bytes:
     for letter in text[:3]:
         letters = letters << 5 | (ord(letter) - 0x40)
     return b"\x0c" + letters.to_bytes(2, "big") + bytes.fromhex(text[3:])
+
+
+def uuid(value: UUID) -> bytes:
+    """``ToUUID (value)``."""
+    return buffer(value.bytes_le)
 
 
 def length(size: int, *, inclusive: bool = True) -> bytes:
@@ -167,6 +177,11 @@ def less(left: bytes, right: bytes) -> bytes:
     return b"\x95" + left + right
 
 
+def at_least(left: bytes, right: bytes) -> bytes:
+    """``left >= right``."""
+    return b"\x92\x95" + left + right
+
+
 def both(left: bytes, right: bytes, target: bytes = NOTHING) -> bytes:
     """``left & right``, bit by bit."""
     return b"\x7b" + left + right + target
@@ -205,6 +220,11 @@ def object_type(value: bytes) -> bytes:
 def size_of(value: bytes) -> bytes:
     """``SizeOf (value)``."""
     return b"\x87" + value
+
+
+def place(of: bytes, index: bytes) -> bytes:
+    """``of [index]``, to store something there."""
+    return b"\x88" + of + index + NOTHING
 
 
 def element(of: bytes, index: bytes) -> bytes:

@@ -37,12 +37,12 @@ class Tables:
         body: bytes,
         *,
         pointers: tuple[tuple[int, int, int], ...] = (),
-        outside: tuple[tuple[int, str], ...] = (),
+        outside: tuple[tuple[int, str, int], ...] = (),
     ) -> int:
         """A table with the usual header; its offset in the blob.
 
-        ``pointers`` are ``(offset in the body, width, offset of what it points to in the blob)``, ``outside`` those of
-        four bytes to other blobs, by their files.
+        ``pointers`` are ``(offset in the body, width, offset of what it points to in the blob)``, ``outside`` those to
+        other blobs, ``(offset in the body, file, width)``.
         """
         start = len(self._data)
         header = signature + pack("<IBB", _HEADER_SIZE + len(body), revision, 0)
@@ -52,8 +52,8 @@ class Tables:
             at = start + _HEADER_SIZE + offset
             self._data[at : at + width] = target.to_bytes(width, "little")
             self._command(_ADD_POINTER, TABLES, TABLES, pack("<IB", at, width))
-        for offset, file in outside:
-            self._command(_ADD_POINTER, TABLES, file, pack("<IB", start + _HEADER_SIZE + offset, 4))
+        for offset, file, width in outside:
+            self._command(_ADD_POINTER, TABLES, file, pack("<IB", start + _HEADER_SIZE + offset, width))
         self._command(_ADD_CHECKSUM, TABLES, None, pack("<III", start + _CHECKSUM_AT, start, len(header) + len(body)))
         self._align()
         return start
@@ -61,6 +61,10 @@ class Tables:
     def add_room(self, file: str, size: int, alignment: int) -> None:
         """A blob of its own with room for what the tables' code writes."""
         self._rooms[file] = bytes(size)
+        self.allocate(file, alignment)
+
+    def allocate(self, file: str, alignment: int) -> None:
+        """Have a file that there is anyway put into memory."""
         self._allocate(file, alignment, HIGH)
 
     def add_raw(self, data: bytes) -> int:

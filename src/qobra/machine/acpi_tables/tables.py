@@ -8,7 +8,7 @@ from __future__ import annotations
 from struct import Struct, pack
 from typing import TYPE_CHECKING
 
-from qobra.machine.acpi_tables import cpus, hmat, nvdimm
+from qobra.machine.acpi_tables import cpus, hmat, nvdimm, tpm
 from qobra.machine.acpi_tables.dsdt import Layout, dsdt
 from qobra.machine.acpi_tables.loader import Tables
 from qobra.machine.device.hpet import BASE as HPET_BASE
@@ -39,6 +39,7 @@ def build(board: PcBoard, layout: Layout) -> dict[str, bytes]:
         found.append(tables.add(b"MCFG", 1, bytes(8) + pack("<QHBB4x", layout.ecam, 0, 0, 0xFF)))
     if board.hpet_device is not None:
         found.append(tables.add(b"HPET", 1, _hpet(board.hpet_device)))
+    found += tpm.add_table(tables, board)
     if board.numa.nodes:
         found.append(tables.add(b"SRAT", 1, _srat(board)))
         if board.numa.distances:
@@ -48,7 +49,7 @@ def build(board: PcBoard, layout: Layout) -> dict[str, bytes]:
     if board.nvdimm_interface is not None:
         found.append(tables.add(b"NFIT", 1, bytes(4) + board.nvdimm_interface.fit()))
         tables.add_room(nvdimm.PAGE_FILE, nvdimm.PAGE, nvdimm.PAGE)
-        page = ((nvdimm.ADDRESS_AT, nvdimm.PAGE_FILE),)
+        page = ((nvdimm.ADDRESS_AT, nvdimm.PAGE_FILE, 4),)
         found.append(tables.add(b"SSDT", 1, nvdimm.ssdt(board), outside=page))
     found += [tables.add_raw(table) for table in board.users_acpi_tables]
     pointers = tuple((4 * number, 4, offset) for number, offset in enumerate(found))

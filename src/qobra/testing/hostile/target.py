@@ -19,6 +19,7 @@ from qobra.machine.qdev import Device
 from qobra.qmp import dispatch
 from qobra.testing.guest import BoardAccess, PciFunction
 from qobra.testing.hostile import outside
+from qobra.testing.tpm import TpmEmulator, connect
 
 Access = tuple[int, int, int, int, int]
 """Where, offset there, width in bytes, value, and which act: see :meth:`Target.access`."""
@@ -38,6 +39,7 @@ _BELOW: dict[str, Options] = {
     "virtio-serial-bus": {"driver": "virtio-serial-pci"},
     "usb-bus": {"driver": "piix3-usb-uhci"},
     "sd-bus": {"driver": "sdhci-pci"},
+    "nvme-bus": {"driver": "nvme", "serial": "fuzz"},
 }
 _OPTIONS: dict[str, Options] = {
     "pci-bridge": {"chassis_nr": "1"},
@@ -123,7 +125,7 @@ class Target:
             add_device(self.machine, _BELOW[cls.bus_type] | bus, keyval=True)
             bus = {}
         options = {"driver": name, "id": "it"} | bus | _OPTIONS.get(name, {})
-        if name.startswith(_WITH_DRIVE):
+        if name.startswith(_WITH_DRIVE) and name != "nvme-subsys":
             disk = self.directory / name
             disk.write_bytes(random.Random(name).randbytes(_DISK))
             self.machine.block.add_node({"driver": "file", "filename": str(disk), "node-name": "disk"})
@@ -142,6 +144,9 @@ class Target:
             address = {"type": "unix", "data": {"path": self.helpers[-1].path}}
             self.machine.chardevs.create("peer", {"type": "socket", "data": {"addr": address, "server": False}})
             options["chardev"] = "peer"
+        if name.startswith("tpm-"):
+            self.helpers.append(TpmEmulator(self.directory))
+            options["tpmdev"] = connect(self.machine, self.helpers[-1].path).id
         if name == "scsi-generic":
             self.helpers.append(outside.ScsiKernel())
             self.machine.block.add_node({"driver": "host_device", "filename": "/dev/null", "node-name": "disk"})
@@ -205,6 +210,10 @@ class Target:
                 self.board.reset_all()
         elif action == 2 and value % 64 == 1:
             self.unplug()
+        elif action == 2 and value % 8 == 2:
+            with self.machine.control:
+                for console in self.board.consoles:  # somebody looks
+                    console.bring_up_to_date()
         elif action == 3:
             self.guest.step(value % 10**9)
         elif action < 7:

@@ -1,0 +1,1 @@
+"""TPM back ends: what carries out the commands of a TPM device."""
