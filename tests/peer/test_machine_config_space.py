@@ -22,6 +22,7 @@ _ROOT = (
     "e1000,romfile=",
     "e1000-82544gc,romfile=",
     "e1000-82545em,romfile=",
+    "e1000e,romfile=,mac=52:54:00:12:34:99",
     "i6300esb",
     "pvpanic-pci",
     "virtio-gpu-pci",
@@ -50,6 +51,7 @@ _PORTS = (
     "nvme,serial=y,drive=n4",
     "virtio-net-pci,romfile=",
     "virtio-rng-pci,ats=on",
+    "e1000e,romfile=,mac=52:54:00:12:34:98",
     "qemu-xhci",
     "nec-usb-xhci",
 )

@@ -24,6 +24,7 @@ class Q35(PcBoard):
 
     description = "Standard PC (Q35 + ICH9, 2009)"
     max_cpus = 288
+    default_nic = "e1000e"
     default_drives = ("cdrom", "sd")
     ide_units = 1
     hpet_lines = 0xFF0104

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from qobra.machine.dma import GuestMemory
-from qobra.machine.e1000 import receive, regs
+from qobra.machine.e1000 import regs
+from qobra.machine.e1000.core import GigabitCard
 from qobra.machine.e1000.eeprom import Eeprom
 from qobra.machine.e1000.phy import Phy
 from qobra.machine.e1000.transmit import Transmitter
 from qobra.machine.memory import Registers
-from qobra.machine.nic import Nic
 from qobra.machine.pci import regs as pci
-from qobra.machine.pci.device import PciDevice
-from qobra.machine.vmstate import Number, VmState, listed, part, u32
+from qobra.machine.vmstate import VmState, part
 
 _MEMORY_SIZE, _PORTS_SIZE = 0x20000, 0x40
-_PACKETS_WAITING = 256
-_ADDRESS_VALID = 0x80000000
 
 
-class E1000(PciDevice, Nic):
+class E1000(GigabitCard):
     """What the models have in common.
 
     Packets go out as the driver puts them into the ring, and come in through the control strand.
@@ -30,14 +27,9 @@ class E1000(PciDevice, Nic):
     vendor_id = pci.INTEL
     class_id = 0x0200
     revision = 3
-    interrupt_pin = 1
     phy_id = 0x0C20
 
-    vmstate = VmState(
-        listed("_registers", kind=Number(4)),
-        u32("_port_address"),
-        part("_eeprom", "_phy", "transmitter"),
-    )
+    vmstate = VmState(part("_eeprom", "_phy", "transmitter"))
 
     def realize(self) -> None:
         self.realize_nic()
@@ -45,8 +37,6 @@ class E1000(PciDevice, Nic):
         subsystem = (self.subsystem_vendor_id, self.subsystem_id)
         self._eeprom = Eeprom(self.address, self.device_id, subsystem)
         self._phy = Phy(self.phy_id)
-        self._waiting = 0
-        self._port_address = 0
         self._registers = [0] * (regs.END // 4)
         self.transmitter = Transmitter(self)
         self._clear()
@@ -66,84 +56,20 @@ class E1000(PciDevice, Nic):
 
     def _clear(self) -> None:
         # The driver's reset leaves the transceiver alone.
-        self._registers[:] = [0] * len(self._registers)
-        for offset, value in regs.INITIAL.items():
-            self.set_register(offset, value)
-        self.set_register(regs.RA, int.from_bytes(self.address[:4], "little"))
-        self.set_register(regs.RA + 4, int.from_bytes(self.address[4:], "little") | _ADDRESS_VALID)
+        self.set_initial()
         self.transmitter.reset()
         self._show_link()
         self._update_interrupt()
 
-    def _show_link(self) -> None:
-        up = self._phy.link = self.link_up
-        status = self.register(regs.STATUS)
-        self.set_register(regs.STATUS, status | regs.STATUS_LINK if up else status & ~regs.STATUS_LINK)
-
-    def link_changed(self) -> None:
-        self._show_link()
-        self.interrupt(regs.LSC)
-
-    # -- what the rings use
-
-    def register(self, offset: int) -> int:
-        """The register at ``offset``."""
-        return self._registers[offset >> 2]
-
-    def set_register(self, offset: int, value: int) -> None:
-        """Set the register at ``offset``, whatever the driver may write there."""
-        self._registers[offset >> 2] = value & 0xFFFFFFFF
-
-    def ring_base(self, low: int) -> int:
-        """The address of a ring, in the register at ``low`` and the next one."""
-        return self._wide(low) & ~0xF
-
-    def _wide(self, low: int) -> int:
-        return self.register(low) | self.register(low + 4) << 32
-
-    def count(self, offset: int, number: int) -> None:
-        """A statistic grows; it stays at its highest value."""
-        self.set_register(offset, min(self.register(offset) + number, 0xFFFFFFFF))
-
-    def count_wide(self, offset: int, number: int) -> None:
-        """The same for one of 64 bits."""
-        total = min(self._wide(offset) + number, (1 << 64) - 1)
-        self.set_register(offset, total)
-        self.set_register(offset + 4, total >> 32)
-
     def interrupt(self, reasons: int) -> None:
-        """Something happened."""
         self.set_register(regs.ICR, self.register(regs.ICR) | reasons)
         self._update_interrupt()
 
+    def transmitted(self, ring: int, reasons: int) -> None:
+        self.interrupt(reasons | regs.TXQE)
+
     def _update_interrupt(self) -> None:
         self.set_pin(1 if self.register(regs.ICR) & self.register(regs.IMS) else 0)
-
-    # -- packets
-
-    def send_packet(self, packet: bytes) -> None:
-        """The driver sends a packet."""
-        self.count(regs.TPT, 1)
-        self.count(regs.GPTC, 1)
-        for register in (regs.TOTL, regs.GOTCL):
-            self.count_wide(register, len(packet) + 4)
-        if packet[0] & 1:
-            self.count(regs.BPTC if packet[:6] == b"\xff" * 6 else regs.MPTC, 1)
-        if self.register(regs.RCTL) & regs.RX_LOOPBACK:
-            self.receive_packet(packet)
-        else:
-            self.transmit(packet)
-
-    def receive_packet(self, packet: bytes) -> None:
-        # The backend's thread must not wait for the strand; what comes faster than that is lost, as on a wire.
-        if self._waiting < _PACKETS_WAITING:
-            self._waiting += 1
-            self.machine.control.post(self._receive, packet)
-
-    def _receive(self, packet: bytes) -> None:
-        self._waiting -= 1
-        if self.realized and self.link_up and self.may_master():
-            receive.receive(self, packet)
 
     # -- registers
 

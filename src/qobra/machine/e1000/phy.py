@@ -19,19 +19,22 @@ _WRITABLE = frozenset((0, 4, 9, 16, 20))
 
 
 class Phy:
-    """The transceiver at address 1. ``id`` is the second word of its identity."""
+    """The transceiver at address 1. ``id`` is the second word of its identity.
+
+    ``also`` are registers that this kind has besides, or has otherwise, and ``writable`` those that can be set.
+    """
 
     vmstate = VmState(listed("_registers", kind=Number(2)))
 
-    def __init__(self, id: int) -> None:
-        self._id = id
+    def __init__(self, id: int, also: dict[int, int] | None = None, writable: frozenset[int] = _WRITABLE) -> None:
+        self._initial = _INITIAL | {3: id} | (also or {})
+        self._writable = writable
         self.reset()
 
     def reset(self) -> None:
         """As after power-on; the link is as it was."""
         link = self.link if "_registers" in self.__dict__ else True
-        self._registers = [_INITIAL.get(n, 0) for n in range(32)]
-        self._registers[3] = self._id
+        self._registers = [self._initial.get(n, 0) for n in range(32)]
         self.link = link
 
     @property
@@ -52,7 +55,7 @@ class Phy:
             return before | _ERROR | _READY
         if operation not in (_OP_READ, _OP_WRITE):
             return request | _READY
-        if number not in (_INITIAL if operation == _OP_READ else _WRITABLE):
+        if number not in (self._initial if operation == _OP_READ else self._writable):
             return request | _ERROR | _READY
         if operation == _OP_READ:
             return request & ~0xFFFF | self._registers[number] | _READY

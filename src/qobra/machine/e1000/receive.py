@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 from qobra.machine.e1000 import regs
 
 if TYPE_CHECKING:
-    from qobra.machine.e1000.card import E1000
+    from collections.abc import Callable
+
+    from qobra.machine.e1000.core import GigabitCard
+
+    Fill = Callable[[GigabitCard, bytes, int, int], bool]
 
 _DESCRIPTOR_SIZE = 16
 _WRITE_BACK = Struct("<HHBBH")
-_DONE, _END_OF_PACKET, _IGNORE_CHECKSUM, _VLAN_PACKET = 0x01, 0x02, 0x04, 0x08
+DONE, END_OF_PACKET, IGNORE_CHECKSUM, _VLAN_PACKET = 0x01, 0x02, 0x04, 0x08
 _VALID = 0x80000000
 _ADDRESSES = 16
 _HASH_SHIFTS = (4, 3, 2, 0)
@@ -21,7 +25,7 @@ _MIN_PACKET, _MAX_PACKET, _MAX_LONG = 60, 1522, 16384
 _BROADCAST = b"\xff" * 6
 
 
-def wanted(card: E1000, packet: bytes) -> bool:
+def wanted(card: GigabitCard, packet: bytes) -> bool:
     """Whether the filters let ``packet`` through."""
     control, target = card.register(regs.RCTL), packet[:6]
     if control & regs.RX_VLAN_FILTER and _is_tagged(card, packet):
@@ -42,18 +46,21 @@ def wanted(card: E1000, packet: bytes) -> bool:
     return bool(multicast) and _in_table(card, target)
 
 
-def _in_table(card: E1000, target: bytes) -> bool:
+def _in_table(card: GigabitCard, target: bytes) -> bool:
     shift = _HASH_SHIFTS[card.register(regs.RCTL) >> 12 & 3]
     index = (target[5] << 8 | target[4]) >> shift & 0xFFF
     return bool(card.register(regs.MTA + 4 * (index >> 5)) >> (index & 31) & 1)
 
 
-def _is_tagged(card: E1000, packet: bytes) -> bool:
+def _is_tagged(card: GigabitCard, packet: bytes) -> bool:
     return len(packet) >= 16 and int.from_bytes(packet[12:14], "big") == card.register(regs.VET) & 0xFFFF
 
 
-def receive(card: E1000, packet: bytes) -> None:
-    """A packet came in: put it into the ring, or drop it."""
+def receive(card: GigabitCard, packet: bytes, fill: Fill | None = None) -> None:
+    """A packet came in: put it into the ring, or drop it.
+
+    ``fill`` does it for descriptors of other forms than the card has had from the beginning.
+    """
     control = card.register(regs.RCTL)
     packet = packet.ljust(_MIN_PACKET, b"\0")
     limit = _MAX_LONG if control & regs.RX_LONG else _MAX_PACKET
@@ -66,7 +73,7 @@ def receive(card: E1000, packet: bytes) -> None:
     data = packet
     if not control & regs.RX_STRIP_CRC:
         data += zlib.crc32(packet).to_bytes(4, "little")
-    if not _fill(card, data, status, tag):
+    if not (fill or fill_plain)(card, data, status, tag):
         card.count(regs.MPC, 1)
         card.interrupt(regs.RXO)
         return
@@ -91,7 +98,8 @@ def buffer_size(control: int) -> int:
     return (2048, 1024, 512, 256)[control >> 16 & 3] * (16 if control >> 25 & 1 and control >> 16 & 3 else 1)
 
 
-def _fill(card: E1000, data: bytes, status: int, tag: int) -> bool:
+def fill_plain(card: GigabitCard, data: bytes, status: int, tag: int) -> bool:
+    """Put ``data`` into buffers of descriptors of the oldest form; False where there are not enough."""
     count = card.register(regs.RDLEN) // _DESCRIPTOR_SIZE
     head, tail, size = card.register(regs.RDH), card.register(regs.RDT), buffer_size(card.register(regs.RCTL))
     needed = -(-len(data) // size)
@@ -103,8 +111,8 @@ def _fill(card: E1000, data: bytes, status: int, tag: int) -> bool:
         address, piece = card.dma.number(place, 8), data[at : at + size]
         if address:  # a null address is skipped
             card.dma.write(address, piece)
-        last = _END_OF_PACKET | _IGNORE_CHECKSUM if at + size >= len(data) else 0
-        card.dma.write(place + 8, _WRITE_BACK.pack(len(piece), 0, status | _DONE | last, 0, tag))
+        last = END_OF_PACKET | IGNORE_CHECKSUM if at + size >= len(data) else 0
+        card.dma.write(place + 8, _WRITE_BACK.pack(len(piece), 0, status | DONE | last, 0, tag))
         head = (head + 1) % count
     card.set_register(regs.RDH, head)
     return True

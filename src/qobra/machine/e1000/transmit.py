@@ -9,7 +9,7 @@ from qobra.machine.e1000 import regs
 from qobra.machine.vmstate import Number, VmState, flag, listed, part, raw, u32
 
 if TYPE_CHECKING:
-    from qobra.machine.e1000.card import E1000
+    from qobra.machine.e1000.core import GigabitCard
 
 _DESCRIPTOR = Struct("<QII")
 _SIZE = 16
@@ -70,14 +70,17 @@ class Context:
 
 
 class Transmitter:
-    """The ring of ``card``, and the packet that is being put together. ``packet`` is never longer than 64 KiB."""
+    """A ring of ``card``, whose registers are ``ring`` bytes after the first one's, and the packet that is being put
+    together, which is never longer than 64 KiB.
+    """
 
     vmstate = VmState(
         raw("_packet", maximum=_MAX_PACKET), u32("_options", "_tag"), flag("_cut"), part("context", "cutting")
     )
 
-    def __init__(self, card: E1000) -> None:
+    def __init__(self, card: GigabitCard, ring: int = 0) -> None:
         self._card = card
+        self._ring = ring
         self.reset()
 
     def reset(self) -> None:
@@ -92,20 +95,20 @@ class Transmitter:
 
     def run(self) -> None:
         """Send what the driver has put into the ring."""
-        card = self._card
-        count = card.register(regs.TDLEN) // _SIZE
-        head, tail = card.register(regs.TDH), card.register(regs.TDT)
+        card, ring = self._card, self._ring
+        count = card.register(regs.TDLEN + ring) // _SIZE
+        head, tail = card.register(regs.TDH + ring), card.register(regs.TDT + ring)
         if not card.register(regs.TCTL) & regs.TX_ENABLED or not count or head >= count:
             return
-        base, reasons = card.ring_base(regs.TDBAL), 0
+        base, reasons = card.ring_base(regs.TDBAL + ring), 0
         for _ in range(count):
             if head == tail:
                 break
             place = base + head * _SIZE
             reasons |= self._descriptor(place, card.dma.read(place, _SIZE))
             head = (head + 1) % count
-        card.set_register(regs.TDH, head)
-        card.interrupt(reasons | regs.TXQE)
+        card.set_register(regs.TDH + ring, head)
+        card.transmitted(ring, reasons)
 
     def _descriptor(self, place: int, raw: bytes) -> int:
         address, lower, upper = _DESCRIPTOR.unpack(raw)

@@ -6,7 +6,7 @@ from qobra.machine.pci import regs
 from qobra.machine.pci.device import PciDevice
 
 ENDPOINT, ROOT_PORT, UPSTREAM, DOWNSTREAM, TO_PCI, INTEGRATED = 0, 4, 5, 6, 7, 9
-_SIZE = 0x3C
+_SIZE, _FIRST_SIZE = 0x3C, 0x14
 EXTENDED = 0x100
 """Where the first extended capability lies."""
 _ASPM_L0S = 0x400
@@ -49,6 +49,14 @@ def add_capability(
     forwards = _FORWARDS if port_type in (ROOT_PORT, DOWNSTREAM, TO_PCI) else 0
     device.put(start + DEVICE_CAPABILITIES_2, 4, 0x00300000 | forwards)
     device.writable[start + DEVICE_CONTROL_2 : start + DEVICE_CONTROL_2 + 2] = bytes((forwards, 0x80))
+    return start
+
+
+def add_first_version(device: PciDevice, port_type: int, *, offset: int) -> int:
+    """The capability as PCI Express Base 1.0 has it, of an endpoint, without what came later; returns its offset."""
+    start = device.add_capability(regs.CAP_EXPRESS, _FIRST_SIZE, offset=offset)
+    device.put(start + 2, 2, 1 | port_type << 4)
+    device.put(start + DEVICE_CAPABILITIES, 4, 0x8000)
     return start
 
 
@@ -112,7 +120,7 @@ def add_address_translation(device: PciDevice) -> None:
     device.writable[EXTENDED + 6 : EXTENDED + 8] = b"\x0f\x80"
 
 
-_AER, _ACS = 0x0001, 0x000D
+_AER, _SERIAL_NUMBER, _ACS = 0x0001, 0x0003, 0x000D
 _AER_SIZE = 0x48
 _SEVERITY, _CORRECTABLE_MASK, _AER_CONTROL, _ROOT_ERROR_COMMAND = 0x0C, 0x14, 0x18, 0x2C
 _ACS_SERVICES = 0x5F
@@ -129,6 +137,17 @@ def add_error_reporting(device: PciDevice, start: int, *, version: int = 2) -> N
     device.put(start + _SEVERITY, 4, 0x00462030)
     device.put(start + _CORRECTABLE_MASK, 4, 0xE000)
     device.put(start + _AER_CONTROL, 4, 0x00A0)
+
+
+def add_serial_number(device: PciDevice, start: int, number: bytes) -> None:
+    """The extended capability with the eight bytes of a serial number (7.12), the last one there is."""
+    device.writable[start : start + 12] = bytes(12)
+    device.put(start, 4, 1 << 16 | _SERIAL_NUMBER)
+    device.config[start + 4 : start + 12] = number
+    before = EXTENDED
+    while following := device.dword(before) >> 20:
+        before = following
+    device.put(before, 4, device.dword(before) | start << 20)
 
 
 def add_port_error_reporting(device: PciDevice, start: int, *, root: bool) -> None:
