@@ -40,8 +40,7 @@ def screendump(machine: Machine, args: dict[str, Any]) -> None:
         console = board.consoles.first()
     else:
         console = find_console(board, id, args.get("head", 0))
-    if console.refresh is not None:
-        console.refresh()
+    console.bring_up_to_date()
     data = WRITERS[args.get("format", "ppm")](console.surface)
     try:
         with open(args["filename"], "wb") as stream:

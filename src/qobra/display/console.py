@@ -44,6 +44,11 @@ class Console:
         self.refresh: Callable[[], None] | None = None
         """Asks the device to bring its picture up to date, where it does not do so by itself."""
 
+    def bring_up_to_date(self) -> None:
+        """Somebody looks."""
+        if self.refresh is not None:
+            self.refresh()
+
     def show(self, surface: Surface) -> None:
         """The device shows another picture from now on."""
         self.surface = surface

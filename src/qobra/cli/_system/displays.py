@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qobra.cli._options import structure, warn
+from qobra.cli._options import structure
 from qobra.errors import QobraError
+from qobra.report import report_warning
 
 if TYPE_CHECKING:
     from qobra.cli._system.given_options import GivenOptions
@@ -29,7 +30,7 @@ def set_up(board: Board, options: GivenOptions) -> None:
     for value in options.values("vga"):
         board.graphics_card = _card(value)
         if board.graphics_card is not None and not board.has_place_for_graphics_card:
-            warn(
+            report_warning(
                 "A -vga option was passed but this machine type does not use that option; "
                 "No VGA device has been created"
             )
@@ -39,7 +40,7 @@ def set_up(board: Board, options: GivenOptions) -> None:
         elif value == "vnc":
             raise QobraError("-display vnc: VNC requires a display argument vnc=<display>")
         else:
-            options.work_off("display", value, lambda text: _set_display(board, text))
+            _set_display(board, options, value)
 
 
 def _card(value: str) -> str | None:
@@ -50,8 +51,9 @@ def _card(value: str) -> str | None:
     return _CARDS[name][0]
 
 
-def _set_display(board: Board, text: str) -> None:
-    chosen = structure(text, "DisplayOptions", "type")
+def _set_display(board: Board, options: GivenOptions, value: str) -> None:
+    chosen: dict[str, Any] = {}
+    options.work_off("display", value, lambda text: chosen.update(structure(text, "DisplayOptions", "type")))
     if chosen["type"] not in ("none", "default"):
         raise QobraError(f"Display '{chosen['type']}' is not available.")
     if chosen.get("gl", "off") != "off":

@@ -14,6 +14,8 @@ from qobra.display.vnc.wire import Gone, Wire, basic_info
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from qobra.display.console import Console
 
 _SET_FORMAT, _SET_ENCODINGS, _WANT, _KEY, _POINTER, _CUT_TEXT, _QEMU = 0, 2, 3, 4, 5, 6, 255
@@ -46,8 +48,10 @@ class VncClient:
         self._buttons = 0
         self._place: tuple[int, int] | None = None
 
-    def look_at(self, console: Console) -> Updates:
-        """What is drawn on ``console`` is for the client from now on."""
+    def look_at(self, console: Console, strand: AbstractContextManager[Any]) -> Updates:
+        """What is drawn on ``console`` is for the client from now on; devices are only asked inside ``strand``."""
+        self._strand = strand
+        console.bring_up_to_date()
         self._updates = Updates(console)
         self._updates.listen()
         return self._updates
@@ -160,9 +164,12 @@ class VncClient:
         pause = threading.Event()
         while True:
             with updates.condition:
-                updates.condition.wait_for(lambda: self._closed or updates.due(self._input.absolute()))
+                updates.condition.wait_for(lambda: self._closed or updates.polls or updates.due(self._input.absolute()))
             if self._closed:
                 return
+            if updates.polls:
+                with self._strand:
+                    updates.refresh()
             try:
                 self.wire.send(updates.take(self._input.absolute()))
             except Gone:

@@ -107,7 +107,7 @@ class VncServer:
             with self._machine.control:
                 if not self._make_room(client):
                     raise Gone
-                updates = client.look_at(self._console())
+                updates = client.look_at(self._console(), self._machine.control)
                 self._connecting.remove(client)
                 self._clients.append(client)
                 self._emit("VNC_INITIALIZED", client)

@@ -71,6 +71,15 @@ class Updates:
             self._cursor_changed = True
             self.condition.notify()
 
+    @property
+    def polls(self) -> bool:
+        """Whether the client waits for what the device tells only if it is asked."""
+        return self._wanted is not None and self._console.refresh is not None
+
+    def refresh(self) -> None:
+        """Have the device say what changed."""
+        self._console.bring_up_to_date()
+
     def want(self, area: Area, *, incremental: bool) -> None:
         """The client asks for what changed in ``area``, or for all of it."""
         with self.condition:
