@@ -52,7 +52,7 @@ generate: $(VENV)/.test
 
 # Ratios to QEMU, interleaved in one run; each script takes options of its own, see its --help.
 bench: $(VENV)/.test $(COMPILED)
-	@status=0; for script in bench/*.py; do $(BIN)/python $$script || status=$$?; done; exit $$status
+	@$(BIN)/python -m bench
 
 # The tests marked `soak` at full length: hours of random operations, crashes and concurrency. The stress test of jobs
 # makes RUNS runs of each kind, from SEED on.

@@ -5,7 +5,7 @@
 
 Each row is a command on images that are made for it, and only for it: ``--size`` of data in twice as much disk, in
 pieces of 1 MiB with holes between. Runs are interleaved, each program first in every other one, so that whatever else
-the machine does hits both alike, and find the same memory (see :class:`WarmMemory`). For each row the medians, their
+the machine does hits both alike, and find the same memory (see ``warm.py``). For each row the medians, their
 ratio (above 1: Qobra is faster), the spread of the ratios of neighbouring runs, the ratio of processor times, the goal,
 the largest memory of both in MiB, and how much larger a new image is than QEMU's are printed. The exit code is 1 if a
 goal is missed. ``--growth`` shows instead how Qobra's times grow with the image, with fragmentation and with the chain
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import os
 import shutil
 import statistics
@@ -30,34 +29,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from warm import warm_memory
+
 MIB = 1 << 20
 
 
 HUGE = 16 << 40
 STEP = 82
 """16 TiB of which every 82nd cluster is allocated hold 200 GiB."""
-
-
-WARM = 4 << 30
-"""Bytes of memory that the programs of a row write to, more or less."""
-
-
-class WarmMemory:
-    """Free memory that a virtual machine's host does not take away while this is there.
-
-    A host that is told which pages are free (virtio-balloon's reporting) takes them back within seconds, and has to
-    find new ones when they are written: that took three times as long as all else that a conversion does, for
-    whichever program came to such pages. Told are blocks of 2 MiB and more. So all pages are written once, and one in
-    every MiB is kept.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._pages.madvise(mmap.MADV_NOHUGEPAGE)
-        for start in range(0, size, mmap.PAGESIZE):
-            self._pages[start] = 1
-        for start in range(0, size, MIB):
-            self._pages.madvise(mmap.MADV_DONTNEED, start + mmap.PAGESIZE, MIB - mmap.PAGESIZE)
 
 
 class Row(NamedTuple):
@@ -144,24 +123,22 @@ def main() -> int:
         ours = make_program(Path(directory))
         rows = options.rows.split(",")
         in_child(lambda: make_images(Path(directory), size, [ROWS[name] for name in rows]))
-        warm = start_warm_memory()
-        print(
-            f"{'row':20}{'qemu s':>9}{'qobra s':>9}{'ratio':>7}{'spread':>14}{'cpu ratio':>10}{'goal':>6}"
-            f"{'MiB':>11}{'size':>8}"
-        )
-        for name in rows:
-            result = race(ROWS[name], min(options.runs, ROWS[name].most), directory, ours)
-            results[name] = result
-            missed |= result["ratio"] < ROWS[name].goal
+        with warm_memory():
             print(
-                f"{name:20}{result['qemu']:9.3f}{result['qobra']:9.3f}{result['ratio']:7.2f}"
-                f"{result['low']:7.2f}-{result['high']:<6.2f}{result['cpu']:10.2f}{ROWS[name].goal:6.2f}"
-                f"{result['qemu MiB']:5.0f}/{result['qobra MiB']:<5.0f}"
-                + (f"{100 * result['size']:+7.1f}%" if "size" in result else ""),
-                flush=True,
+                f"{'row':20}{'qemu s':>9}{'qobra s':>9}{'ratio':>7}{'spread':>14}{'cpu ratio':>10}{'goal':>6}"
+                f"{'MiB':>11}{'size':>8}"
             )
-        warm.kill()
-        warm.wait()
+            for name in rows:
+                result = race(ROWS[name], min(options.runs, ROWS[name].most), directory, ours)
+                results[name] = result
+                missed |= result["ratio"] < ROWS[name].goal
+                print(
+                    f"{name:20}{result['qemu']:9.3f}{result['qobra']:9.3f}{result['ratio']:7.2f}"
+                    f"{result['low']:7.2f}-{result['high']:<6.2f}{result['cpu']:10.2f}{ROWS[name].goal:6.2f}"
+                    f"{result['qemu MiB']:5.0f}/{result['qobra MiB']:<5.0f}"
+                    + (f"{100 * result['size']:+7.1f}%" if "size" in result else ""),
+                    flush=True,
+                )
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
     return 1 if missed else 0
@@ -178,19 +155,6 @@ def make_program(directory: Path) -> str:
     program.chmod(0o755)
     subprocess.run([sys.executable, "-m", "qobra.cli._bundle"], check=True)
     return str(program)
-
-
-def start_warm_memory() -> subprocess.Popen[bytes]:
-    """A process that keeps memory warm for as long as it lives."""
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from img import WARM, WarmMemory\n"
-        "kept = WarmMemory(WARM); print(flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", program, str(Path(__file__).resolve().parent)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
 
 
 def in_child(work: Callable[[], None]) -> None:

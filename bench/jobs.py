@@ -8,9 +8,9 @@ ratio (above 1: Qobra is faster) are printed with the goal; ``merge`` is the tim
 disk, in milliseconds. The exit code is 1 if a goal is missed.
 
 The ``guest-`` rows are about a guest (random 4K reads and writes, depth 16, over NBD) that was at work for a while when
-a job begins at its default speed: which part it keeps of the IOPS that it has with no job, in the same seconds on the
-same images, for as long as the job runs or ``--window`` seconds. The first second of the job is told apart, and so is
-how long the job takes in all; the guest leaves at the end of the window.
+a job begins at its default speed: which part it keeps, for as long as the job runs or ``--window`` seconds, of the IOPS
+that it has right before the job and right after it (in one run of the guest, as one run differs from the next by more
+than a job takes). The first second of the job is told apart, and so is how long the job takes in all.
 """
 
 from __future__ import annotations
@@ -27,13 +27,19 @@ import tempfile
 import time
 from typing import Any
 
+from warm import warm_memory
+
 GOAL = 1.3
 MERGE_GOAL_MS = 50.0
 GUEST_GOAL = 0.9
-GUEST_LEAD = 2.0
-"""Seconds that the guest is at work before the job begins."""
-INTERVAL = 0.25
-"""Seconds of each count of what the guest got done."""
+GUEST_LEAD = 5.0
+"""Seconds that the guest is at work before the job begins: by then it has written all over its disk."""
+IDLE = 2.0
+"""Seconds of that, and after the job, that the job is compared with."""
+SETTLING = 0.5
+"""Seconds after the job that are not looked at."""
+INTERVAL_MS = 100
+"""Of each count of what the guest got done."""
 JOB_LIMIT = 120.0
 """Seconds after which a job is left alone."""
 ROWS = ("backup", "mirror", "stream", "commit", "merge", "guest-backup", "guest-mirror", "guest-stream", "guest-commit")
@@ -77,16 +83,17 @@ class Daemon:
             if "return" in answer:
                 return answer["return"]
 
-    def job_seconds(self, command: str, **arguments: Any) -> float:
-        """How long a job takes to its end, or until it is ready."""
+    def job_seconds(self, command: str, interval: float = 0.01, **arguments: Any) -> float:
+        """How long a job takes to its end, or until it is ready; asked for every ``interval`` seconds."""
         begin = time.perf_counter()
         self.execute(command, job_id="j", auto_dismiss=False, **arguments)
-        while True:
+        while (took := time.perf_counter() - begin) < JOB_LIMIT:
             job = self.execute("query-jobs")[0]
             if job["status"] in ("concluded", "ready"):
                 assert "error" not in job, job
-                return time.perf_counter() - begin
-            time.sleep(0.01)
+                break
+            time.sleep(interval)
+        return took
 
     def add(self, name: str, path: str, backing: str | None = None) -> None:
         """Open a qcow2 image as a node."""
@@ -119,7 +126,7 @@ def main() -> int:
         if shutil.which(program) is None:
             print(f"bench/jobs.py: {program} is not installed", file=sys.stderr)
             return 2
-    with tempfile.TemporaryDirectory(prefix="qobra-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="qobra-bench-") as directory, warm_memory():
         return bench(directory, arguments)
 
 
@@ -148,7 +155,7 @@ def bench(directory: str, arguments: argparse.Namespace) -> int:
             for _ in range(arguments.runs):
                 for name, command in DAEMONS.items():
                     job = row.removeprefix("guest-")
-                    kept[name].append(guest_keeps(directory, command, job, full, size, arguments.window))
+                    kept[name].append(guest_beside(directory, command, job, full, size, arguments.window))
             rows[row] = {}
             for name, runs in kept.items():
                 rows[row] |= {f"{name}_{member}": statistics.median(each[member] for each in runs) for member in KEPT}
@@ -242,22 +249,8 @@ Kept = dict[str, float]
 """What a guest kept beside a job, in all and in the first second; the job's seconds; the guest's IOPS without it."""
 
 
-def guest_keeps(directory: str, command: list[str], row: str, full: str, size: int, window: float) -> Kept:
-    """Compare a guest with itself: beside the job and without it."""
-    idle, _took = guest_beside(directory, command, row, full, size, window, job=False)
-    beside, took = guest_beside(directory, command, row, full, size, window, job=True)
-
-    def kept(seconds: float) -> float:
-        count = max(1, min(round(seconds / INTERVAL), len(idle), len(beside)))
-        return sum(beside[:count]) / max(1.0, sum(idle[:count]))
-
-    return {"kept": kept(min(took, window)), "first": kept(min(took, 1)), "job": took, "idle": statistics.mean(idle)}
-
-
-def guest_beside(
-    directory: str, command: list[str], row: str, full: str, size: int, window: float, *, job: bool
-) -> tuple[list[float], float]:
-    """The guest's IOPS in each interval from the moment on at which the job begins, and how long that takes."""
+def guest_beside(directory: str, command: list[str], row: str, full: str, size: int, window: float) -> Kept:
+    """Have a guest at work before, during and after a job."""
     daemon = start(directory, command, row, full, size)
     try:
         path, log = os.path.join(directory, "nbd"), os.path.join(directory, "guest")
@@ -265,45 +258,39 @@ def guest_beside(
             os.unlink(path)
         daemon.execute("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
         daemon.execute("block-export-add", type="nbd", id="e", node_name="source", name="x", writable=True)
-        lasting = GUEST_LEAD + window + 2
-        logging = (f"--write_iops_log={log}", f"--log_avg_msec={1000 * INTERVAL:g}", "--log_unix_epoch=1")
+        logging = (f"--write_iops_log={log}", f"--log_avg_msec={INTERVAL_MS}", "--log_unix_epoch=1")
+        lasting = GUEST_LEAD + JOB_LIMIT + SETTLING + IDLE
         guest = subprocess.Popen([*fio(f"nbd+unix:///x?socket={path}", lasting), *logging], stdout=subprocess.DEVNULL)
         time.sleep(GUEST_LEAD)
-        begin, took = time.time(), JOB_LIMIT
-        if job:
-            name, arguments = JOBS[row]
-            daemon.execute(name, job_id="j", auto_dismiss=False, **arguments)
-            while time.time() - begin < JOB_LIMIT:
-                status = daemon.execute("query-jobs")[0]["status"]
-                if status in ("concluded", "ready"):
-                    took = time.time() - begin
-                    break
-                time.sleep(0.02)
-        if guest.wait():
+        if guest.poll() is not None:
             raise RuntimeError("fio failed")
-        return intervals(log + "_iops.1.log", begin, window), took
+        begin = time.time()
+        took = daemon.job_seconds(JOBS[row][0], INTERVAL_MS / 1000, **JOBS[row][1])
+        if daemon.execute("query-jobs")[0]["status"] != "concluded":
+            daemon.execute("block-job-cancel", device="j", force=True)
+        end = time.time()
+        time.sleep(SETTLING + IDLE)
+        guest.terminate()  # it writes its log
+        guest.wait()
+        idle = rate(log, begin - IDLE, begin), rate(log, end + SETTLING, end + SETTLING + IDLE)
+        mean = max(1.0, statistics.mean(idle))
+        kept, first = (rate(log, begin, begin + min(took, seconds)) / mean for seconds in (window, 1))
+        return {"kept": kept, "first": first, "job": took, "idle": mean}
     finally:
         daemon.close()
 
 
-def intervals(log: str, begin: float, window: float) -> list[float]:
-    """What fio's log (milliseconds since the epoch, IOPS, ...) says of the intervals from ``begin`` on."""
-    counts = [0.0] * round(window / INTERVAL)
-    with open(log) as file:
+def rate(log: str, begin: float, end: float) -> float:
+    """The IOPS that fio's log (milliseconds since the epoch, IOPS, ...) tells of the time between."""
+    done = 0.0
+    with open(log + "_iops.1.log") as file:
         for line in file:
             milliseconds, value = line.split(",")[:2]
-            # Each value is of the interval that ends there.
-            index = round((int(milliseconds) / 1000 - begin) / INTERVAL - 0.5)
-            if 0 <= index < len(counts):
-                counts[index] += float(value)
-    return counts
-
-
-def random_io(uri: str, seconds: float) -> float:
-    """IOPS of 4K random reads and writes."""
-    output = subprocess.run(fio(uri, seconds), check=True, stdout=subprocess.PIPE, text=True).stdout
-    job = json.loads(output[output.index("{") :])["jobs"][0]
-    return float(job["read"]["iops"] + job["write"]["iops"])
+            # Each value, of reads or of writes, is of the interval that ends there.
+            last = int(milliseconds) / 1000
+            shared = min(end, last) - max(begin, last - INTERVAL_MS / 1000)
+            done += float(value) * max(0.0, shared)
+    return done / (end - begin)
 
 
 def fio(uri: str, seconds: float) -> list[str]:

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 
 class Row(NamedTuple):
@@ -181,7 +181,7 @@ class Side:
         self.process.wait()
 
 
-def measure(name: str, row: Row, directory: Path, arguments: argparse.Namespace) -> dict[str, object]:
+def measure(name: str, row: Row, directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Interleave the runs of one row and print its line."""
     sides: list[Side] = []
     try:
@@ -318,7 +318,14 @@ class Storm:
         self._socket.close()
 
 
-def execute(stream: IO[bytes], command: dict[str, object]) -> None:
+class Stream(Protocol):
+    """A socket's file."""
+
+    def write(self, data: bytes, /) -> object: ...
+    def readline(self) -> bytes: ...
+
+
+def execute(stream: Stream, command: dict[str, object]) -> None:
     """Send a command and wait for its reply, whatever events come before."""
     stream.write(json.dumps(command).encode() + b"\n")
     while not stream.readline().startswith((b'{"return"', b'{"error"')):

@@ -12,11 +12,12 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from typing import Any
 
-from jobs import Daemon, random_io
+from jobs import Daemon, fio
 
 GOAL = 0.02
 BLOCK = 4096
@@ -67,6 +68,13 @@ def measure(limits: dict[str, int], seconds: int) -> float:
             return random_io(f"nbd+unix:///x?socket={path}", seconds)
         finally:
             daemon.close()
+
+
+def random_io(uri: str, seconds: float) -> float:
+    """IOPS of 4K random reads and writes."""
+    output = subprocess.run(fio(uri, seconds), check=True, stdout=subprocess.PIPE, text=True).stdout
+    job = json.loads(output[output.index("{") :])["jobs"][0]
+    return float(job["read"]["iops"] + job["write"]["iops"])
 
 
 if __name__ == "__main__":
