@@ -23,6 +23,7 @@ _ROOT = (
     "e1000-82544gc,romfile=",
     "e1000-82545em,romfile=",
     "e1000e,romfile=,mac=52:54:00:12:34:99",
+    "rtl8139,romfile=",
     "i6300esb",
     "pvpanic-pci",
     "virtio-gpu-pci",

@@ -52,7 +52,7 @@ _OPTIONS: dict[str, Options] = {
 }
 _WITH_DRIVE = ("virtio-blk", "scsi-hd", "scsi-cd", "ide-hd", "ide-cd", "nvme", "usb-storage", "sd-card", "floppy")
 _WITH_CHARDEV = ("isa-parallel", "isa-debugcon")
-_WITH_NETDEV = ("e1000", "virtio-net")
+_WITH_NETDEV = ("e1000", "rtl8139", "virtio-net")
 _WITH_MEMORY = ("virtio-mem", "virtio-pmem", "pc-dimm", "nvdimm")
 
 
