@@ -14,6 +14,11 @@ INT64_MAX = (1 << 63) - 1
 UINT64_MAX = (1 << 64) - 1
 
 
+def signed32(value: int) -> int:
+    """What the 32 bits of ``value`` are as a signed number."""
+    return value - (1 << 32) if value > INT32_MAX else value
+
+
 def signed64(value: int) -> int:
     """What the 64 bits of ``value`` are as a signed number."""
     return value - (1 << 64) if value > INT64_MAX else value

@@ -139,6 +139,8 @@ class Opener:
         options = self._file_first(options, opened)
         if options.get("force-share") and not options.get("read-only"):
             raise QobraError("force-share=on can only be used with read-only images")
+        if options.get("_copy-on-read") and options.get("read-only"):
+            raise QobraError("Can't use copy-on-read on read-only device")
         if driver.needs_filename and not options.get("filename"):
             raise QobraError(f"The '{driver.driver}' block driver requires a file name")
         node = driver(self._layer, name if name is not None else self.new_node_name(), options)

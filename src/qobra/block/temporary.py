@@ -19,7 +19,7 @@ def open_over(layer: BlockLayer, options: Options, *, root: BlockBackend) -> Blo
 
     The image has lost its name by the time this returns. Raises QobraError.
     """
-    below = {**options, "read-only": True, "auto-read-only": False}
+    below = {**options, "read-only": True, "auto-read-only": False, "_copy-on-read": False}
     size_root = BlockBackend(layer, perm=0)
     size = layer.open(dict(below), root=size_root).length
     size_root.remove()
@@ -40,6 +40,7 @@ def open_over(layer: BlockLayer, options: Options, *, root: BlockBackend) -> Blo
             "file": {"driver": "file", "filename": path},
             "backing": below,
         }
+        top |= {name: options[name] for name in ("discard", "_copy-on-read") if name in options}
         return layer.open(top, root=root)
     finally:
         os.unlink(path)

@@ -14,6 +14,7 @@ import pytest
 from qobra.block.extents import ALLOCATED, DATA, UNALLOCATED, ZERO
 from qobra.block.layer import BlockLayer
 from qobra.block.protocol import _nbd_options as nbd_options
+from qobra.block.query import image_info
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 
@@ -114,6 +115,9 @@ def test_data(layer: BlockLayer, server: Server) -> None:
 def test_names(layer: BlockLayer, server: Server) -> None:
     node = layer.add_node(node_options(server))
     assert node.filename == f"nbd+unix:///disk?socket={server.path}"
+    assert nbd_options.uri({"type": "unix", "path": "s"}, None) == "nbd+unix://?socket=s"
+    assert nbd_options.uri({"type": "unix", "path": "s"}, "") == "nbd+unix:///?socket=s"
+    assert "dirty-flag" not in image_info(node)  # a server does not tell
     layer.delete_node("n")
     again = layer.open_image(node.filename, {"driver": "raw", "node-name": "top"}, monitor_owned=True)
     assert again.length == 4 * MIB and again.filename == node.filename

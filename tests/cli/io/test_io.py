@@ -105,6 +105,33 @@ def test_the_temporary_image_discards_as_the_image_would(disk: str) -> None:
     assert io.main(["-s", "-d", "ignore", *commands, "-c", "read -P 1 0 64k", disk]) == 0
 
 
+def test_the_temporary_image_lies_on_a_protocol(tmp_path: Path) -> None:
+    path = tmp_path / "flat"
+    path.write_bytes(bytes(65536))
+    assert io.main(["-f", "file", "-s", "-c", "write -P 1 0 512", "-c", "read -P 1 0 512", str(path)]) == 0
+    assert path.read_bytes() == bytes(65536)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["-f", "qcow2", "-r"], "Can't use copy-on-read on read-only device"),
+        (["-s", "-r"], "Can't use copy-on-read on read-only device"),
+        (["-f", "qcow2"], "Image is not in qcow2 format"),
+    ],
+)
+def test_copies_on_read_need_a_writable_image(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], text: str
+) -> None:
+    """Which is told before what is wrong with the format, but not before what is wrong with the file."""
+    path = tmp_path / "flat"
+    assert io.main(["-C", *options, str(path)]) == 1
+    assert "No such file" in capfd.readouterr().err
+    path.write_bytes(bytes(512))
+    assert io.main(["-C", *options, str(path)]) == 1
+    assert text in capfd.readouterr().err
+
+
 def test_a_pattern_file_that_is_empty(disk: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").touch()
     assert io.main(["-c", f"write -s {tmp_path}/empty 0 512", disk]) == 1

@@ -77,7 +77,7 @@ class CommitJob(BlockJob):
     def _set_up(self, args: Options) -> None:
         layer, top, base = self.layer, self._top, self._base
         set_read_only(layer, base, False)
-        options: Options = {"driver": "commit_top", "backing": top.node_name}
+        options: Options = {"driver": "commit_top", "backing": top.node_name, "read-only": True}
         if "filter-node-name" in args:
             options["node-name"] = args["filter-node-name"]
         self._filter, holder = insert_filter(layer, top, options)

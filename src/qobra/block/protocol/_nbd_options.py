@@ -49,11 +49,11 @@ def parse_filename(filename: str) -> Options:
     return options
 
 
-def uri(address: dict[str, Any], export: str) -> str:
+def uri(address: dict[str, Any], export: str | None) -> str:
     """The URI that means the same, or "" where none does."""
     from urllib.parse import quote  # dear to import, and every driver is imported when a format is probed
 
-    name = "/" + quote(export, safe="/") if export else ""
+    name = "/" + quote(export, safe="/") if export is not None else ""
     if address["type"] == "unix" and not address.get("abstract"):
         return f"nbd+unix://{name}?socket={address['path']}"
     if address["type"] == "inet" and address.keys().isdisjoint(("ipv4", "ipv6", "to")):

@@ -40,6 +40,7 @@ class NbdNode(BlockNode):
     """
 
     driver = "nbd"
+    reports_info = False
     strong_options = ("path", "host", "port", "export", "tls-creds", "tls-hostname", "server.")
 
     _client: Client | None = None
@@ -91,7 +92,7 @@ class NbdNode(BlockNode):
             self._creds = None
 
     def plain_filename(self, options: Options) -> str:
-        return nbd_options.uri(self._address, self._export)
+        return nbd_options.uri(self._address, options.get("export"))
 
     def yank(self) -> None:
         """Cut the connection for good; whatever waits for the server fails. May come from any thread."""

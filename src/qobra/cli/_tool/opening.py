@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from qobra.block import permissions
@@ -184,16 +183,20 @@ class Images:
             options["_no-backing"] = True
         if metadata_only:
             options["_no-io"] = True
+        if request.get("copy_on_read"):
+            options["_copy-on-read"] = True
         perm = 0 if metadata_only else permissions.CONSISTENT_READ | (permissions.WRITE if writable else 0)
         if request.get("resize"):
             perm |= permissions.RESIZE
         backend = BlockBackend(self.layer, perm=perm)
         backend.writeback = not through
         if request.get("snapshot"):
-            self._open_snapshot(backend, filename, request, options, read_only=not writable)
+            from qobra.block.temporary import open_over
+
+            open_over(self.layer, self._top(filename, request, {**options, "read-only": not writable}), root=backend)
             return backend
         options.setdefault("read-only", not writable)
-        if request.get("copy_on_read") and writable:
+        if request.get("copy_on_read"):
             below = self._top(filename, request, options)
             passed = {"discard": options["discard"]} if "discard" in options else {}
             options = {"driver": "copy-on-read", "read-only": False, "file": below, **passed}
@@ -205,8 +208,6 @@ class Images:
                 options["driver"] = fmt
             self.layer.open_image(filename, options, root=backend)
         node = backend.inserted()
-        if request.get("copy_on_read") and not writable:
-            raise QobraError("Can't use copy-on-read on read-only device")
         if request.get("aio") == "native":
             _check_native(node)
         return backend
@@ -219,47 +220,8 @@ class Images:
                 raise ShareConflict("--force-share/-U conflicts with image options")
             # What the text says is the user's own word; the rest are this command's defaults.
             return {**options, **given}
-        from qobra.block.filename import parse_filename
-
-        named = parse_filename(filename)
         fmt = request.get("fmt")
-        if fmt is not None:
-            options = {**options, "driver": fmt}
-        return {**options, **named} if filename.startswith("json:") else {**options, "file": named}
-
-    def _open_snapshot(
-        self,
-        backend: BlockBackend,
-        filename: str,
-        request: Request,
-        options: Options,
-        *,
-        read_only: bool,
-    ) -> None:
-        """Open the image read-only under a temporary one, which goes away when it is closed."""
-        import tempfile
-
-        below = self._top(filename, request, {**options, "read-only": True})
-        size_root = BlockBackend(self.layer, perm=0)
-        size = self.layer.open(dict(below), root=size_root).length
-        size_root.remove()
-        handle, path = tempfile.mkstemp(prefix="vl.")
-        os.close(handle)
-        try:
-            from qobra.block.creation._image import plan
-
-            plan(self.layer, path, "qcow2", size=size).run(self.layer)
-            top = {
-                "driver": "qcow2",
-                "read-only": read_only,
-                "file": {"driver": "file", "filename": path},
-                "backing": below,
-            }
-            if "discard" in options:
-                top["discard"] = options["discard"]
-            self.layer.open(top, root=backend)
-        finally:
-            os.unlink(path)
+        return self.layer.opener.image_options(filename, options if fmt is None else {**options, "driver": fmt})
 
     def abandon(self) -> None:
         """Close everything; what images have yet to write of their metadata is dropped with them."""

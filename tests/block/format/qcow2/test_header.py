@@ -69,6 +69,8 @@ REFUSED = [
     (8, ">Q", (1 << 20,), "Invalid backing file offset"),
     (8, ">QI", (1 << 15, 1024), "Backing file name too long"),
     (32, ">I", (3,), "Unsupported encryption method 3"),
+    (32, ">I", (0xFFFFFFFF,), "Unsupported encryption method -1"),
+    (32, ">II", (3, 0xFFFFFFFF), "Active L1 table too large"),
     (36, ">I", (0xFFFFFFFF,), "Active L1 table too large"),
     (36, ">I", (0,), "L1 table is too small"),
     (40, ">Q", (513,), "Active L1 table offset invalid"),

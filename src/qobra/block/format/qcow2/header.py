@@ -10,6 +10,7 @@ import errno
 
 from qobra.block.format.qcow2 import layout
 from qobra.errors import QobraError
+from qobra.units import signed32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -190,10 +191,6 @@ def check_header(header: Header, *, check_snapshots: bool = True) -> None:
         raise QobraError("Reference count entry width too large; may not exceed 64 bits", errno=errno.EINVAL)
     if header.extended_l2 and header.cluster_bits < layout.MIN_EXTENDED_CLUSTER_BITS:
         raise QobraError("Unsupported subcluster size", errno=errno.EINVAL)
-    if header.crypt_method > layout.CRYPT_LUKS:
-        raise QobraError(f"Unsupported encryption method {header.crypt_method}", errno=errno.EINVAL)
-    if header.size > (1 << 63) - 512:
-        raise QobraError("Image size is too large", errno=errno.EFBIG)
     check_table(
         header,
         header.reftable_offset,
@@ -208,11 +205,15 @@ def check_header(header: Header, *, check_snapshots: bool = True) -> None:
         layout.MAX_SNAPSHOTS * layout.SNAPSHOT.size,
         "Snapshot table",
     )
+    check_table(header, header.l1_offset, header.l1_entries * 8, layout.MAX_L1_BYTES, "Active L1 table")
+    if header.size > (1 << 63) - 512:
+        raise QobraError("Image size is too large", errno=errno.EFBIG)
     if l1_entries_for(header, header.size) > layout.MAX_L1_INDEX:
         raise QobraError("Image is too big", errno=errno.EFBIG)
-    check_table(header, header.l1_offset, header.l1_entries * 8, layout.MAX_L1_BYTES, "Active L1 table")
     if header.l1_entries < l1_entries_for(header, header.size):
         raise QobraError("L1 table is too small", errno=errno.EINVAL)
+    if header.crypt_method > layout.CRYPT_LUKS:
+        raise QobraError(f"Unsupported encryption method {signed32(header.crypt_method)}", errno=errno.EINVAL)
 
 
 def check_table(header: Header, offset: int, size: int, limit: int, name: str) -> None:
