@@ -49,6 +49,10 @@ class VgaCore:
         self.order.big_endian = self.order.default
         self._move()
 
+    def state_loaded(self) -> None:
+        """Show in the window what the registers say."""
+        self._move()
+
     def close(self) -> None:
         """Leave the address spaces, and give the memory back."""
         for mapping in self._mappings:

@@ -37,6 +37,12 @@ class Dispi:
         self.registers[ID] = LAST_ID
         self._banked = False
 
+    def state_loaded(self) -> None:
+        """Whatever was loaded has to fit in memory."""
+        self.registers[BANK] &= self._memory // _BANK - 1
+        if self.on:
+            self._fit()
+
     # -- what follows from the registers
 
     @property

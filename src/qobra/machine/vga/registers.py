@@ -34,7 +34,9 @@ class VgaRegisters:
     """The registers as bytes. ``changed`` is called after writes to sequencer, graphics and CRT controller."""
 
     vmstate = VmState(
-        u8("misc", "feature", "status", "seq_index", "gfx_index", "crtc_index", "attr_index"),
+        u8("misc", "feature", "status", "crtc_index", "attr_index"),
+        u8("seq_index", maximum=7),
+        u8("gfx_index", maximum=15),
         flag("attr_takes_data"),
         u8("dac_state", "dac_mask", "dac_read", "dac_write"),
         u8("_dac_part", maximum=2),
