@@ -228,6 +228,70 @@ class E1000(Pci):
         return register, _any(rnd) & (0x7BFFFFFF if register == 0 else 0xFFFFFFFF)
 
 
+class Usb(Pci):
+    """A controller that stands still, with a device at each of its first ports: registers and ports, in turn."""
+
+    registers: tuple[int, ...] = ()
+    ports: tuple[int, ...] = ()
+
+    @classmethod
+    def choose(cls, rnd: random.Random) -> tuple[int, int]:
+        if rnd.random() < 0.5:
+            return rnd.choice(cls.ports), cls.port_value(rnd)
+        register = rnd.choice(cls.registers)
+        return register, cls.value(register, _any(rnd))
+
+    @staticmethod
+    def port_value(rnd: random.Random) -> int:
+        raise NotImplementedError
+
+    @staticmethod
+    def value(register: int, value: int) -> int:
+        raise NotImplementedError
+
+
+class Ehci(Usb):
+    """Not both at once: a port's reset ends, and it is handed over."""
+
+    arguments = (
+        *("-device", f"ich9-usb-ehci1,addr={_SLOT},id=usb", "-device", "ich9-usb-uhci1,masterbus=usb.0"),
+        *("-device", "usb-tablet,bus=usb.0,port=1", "-device", "usb-kbd,bus=usb.0,port=2,usb_version=1"),
+    )
+    registers = (0x20, 0x24, 0x28, 0x30, 0x34, 0x38, 0x60)
+    ports = (0x64, 0x64, 0x68, 0x68, 0x6C)
+    offsets = (*registers, *range(0x64, 0x7C, 4))
+
+    @staticmethod
+    def port_value(rnd: random.Random) -> int:
+        return rnd.choice((rnd.getrandbits(32) & ~0x2100, 0x1000, 0x1100, 0x1004, 0x1084, 0x10C4, 0x1044))
+
+    @staticmethod
+    def value(register: int, value: int) -> int:
+        return value & ~0x31 if register == 0x20 else value
+
+
+class Ohci(Usb):
+    """Without what takes power from ports, or resumes one: this has no effect there, and does not come back here."""
+
+    arguments = (
+        *("-device", f"pci-ohci,addr={_SLOT},id=usb"),
+        *("-device", "usb-tablet,bus=usb.0,port=1", "-device", "usb-kbd,bus=usb.0,port=2"),
+    )
+    registers = (0x04, 0x08, 0x10, 0x14, 0x18, 0x20, 0x24, 0x28, 0x2C, 0x34, 0x40, 0x44, 0x48, 0x4C, 0x50)
+    ports = (0x54, 0x58, 0x5C)
+    offsets = (0x00, *registers, 0x1C, 0x30, *ports)
+
+    @staticmethod
+    def port_value(rnd: random.Random) -> int:
+        return rnd.choice((rnd.getrandbits(32) & ~0x20C, 0x10, 0x02, 0x01, 0x100, 0x1F0000))
+
+    @staticmethod
+    def value(register: int, value: int) -> int:
+        if register == 0x04:
+            value &= ~0x280 if value & 0xC0 == 0x80 else ~0x200
+        return {0x08: value & 0xF, 0x10: value & ~0x40, 0x50: value & ~1}.get(register, value)
+
+
 def _found(program: SystemProgram, device: Device) -> list[Any]:
     time.sleep(0.001)  # a disk that was reset reports from its own thread
     interrupts = [line for line in program.guest.interrupts if not line.endswith(" 0")]  # the PIT's
@@ -236,7 +300,7 @@ def _found(program: SystemProgram, device: Device) -> list[Any]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kind", [Clock, IoApic, Ahci, Nvme, VirtioBlk, VirtioScsi, VirtioNet, E1000])
+@pytest.mark.parametrize("kind", [Clock, IoApic, Ahci, Nvme, VirtioBlk, VirtioScsi, VirtioNet, E1000, Ehci, Ohci])
 def test_registers(tmp_path: Path, kind: type[Device], seed: int) -> None:
     rnd = random.Random(f"{kind.__name__} {seed}")
     programs = [

@@ -274,7 +274,7 @@ def test_companions_have_the_ports_until_the_guest_configures(pc: Pc) -> None:
     # What is gone from there leaves the port to the first again.
     pc.add("usb-mouse", port="3")
     assert ehci.get(_PORT + 8) & 1
-    ehci.put(_CONFIGURED, 0)
+    ehci.put(_COMMAND, 0x2)
     assert seen() == [1, 1, 0x2000, 0x2000]
     assert ehci.get(_PORT + 8) & 0x2001 == 1  # it has no companion
 

@@ -28,19 +28,21 @@ _CONFIGURED = 0x40
 
 _RUN, _RESET, _PERIODIC_ON, _ASYNCHRONOUS_ON, _DOORBELL = 0x01, 0x02, 0x10, 0x20, 0x40
 _COMMAND_AT_RESET = 8 << 16  # interrupts once a frame
-_COMMAND_TAKEN = 0xFF007F
+_COMMAND_FIXED = 0xC  # the frame list has 1024 elements always
 _S_PORT_CHANGE, _S_ROLLOVER, _S_ADVANCED, _S_HALTED = 0x04, 0x08, 0x20, 0x1000
 _S_PERIODIC, _S_ASYNCHRONOUS, _S_CLEARABLE = 0x4000, 0x8000, 0x3F
 
 _CONNECTED, _CONNECT_CHANGED, _ENABLED, _ENABLE_CHANGED, _OVER_CURRENT_CHANGED = 0x01, 0x02, 0x04, 0x08, 0x20
 _RESUME, _SUSPENDED, _PORT_RESET, _POWERED, _OWNED = 0x40, 0x80, 0x100, 0x1000, 0x2000
 _PORT_CLEARABLE = _CONNECT_CHANGED | _ENABLE_CHANGED | _OVER_CURRENT_CHANGED
-_PORT_TAKEN = 0x7F0000 | 0xC000
-"""Test mode, what wakes the host, and lights: kept for the guest."""
+_PORT_TAKEN = _RESUME | _SUSPENDED | _PORT_RESET | 0x700000
+"""What is as the guest writes it: beside the states, what is to wake the host."""
+_PORT_WORKS = _ENABLED | _SUSPENDED | _PORT_RESET
 
 _MICROFRAME_NS = 125_000
 _FRAME_NS = 8 * _MICROFRAME_NS
 _INDEX_MASK = 0x3FFF
+_LIST_LENGTH = 1024
 
 
 class EhciBus(UsbBus):
@@ -109,10 +111,11 @@ class Ehci(PortOwner):
 
     def reset(self) -> None:
         """As after power-on: every device is found anew, by the companions first."""
+        for place in self._places:
+            if place.device is not None:
+                self._disconnect(place.number, place.device)
         self._clear()
         for number, place in enumerate(self._places):
-            if place.device is not None:
-                self._disconnect(number, place.device)
             self._ports[number] = _POWERED | (_OWNED if self._companions[number] is not None else 0)
             if place.device is not None:
                 place.device.reset()
@@ -208,33 +211,25 @@ class Ehci(PortOwner):
                 companion.device = self._places[number].device if self._ports[number] & _OWNED else None
 
     def _write_port(self, number: int, value: int) -> None:
+        before, device = self._ports[number], self._places[number].device
         self._ports[number] &= ~(value & _PORT_CLEARABLE)
         self._give(number, away=bool(value & _OWNED))
-        port, device = self._ports[number], self._places[number].device
-        seen = bool(port & _CONNECTED) and device is not None
-        if value & _PORT_RESET:
-            if not port & _PORT_RESET:
-                port = port & ~(_ENABLED | _SUSPENDED | _RESUME) | _PORT_RESET
-        elif port & _PORT_RESET:
-            port &= ~_PORT_RESET
-            if seen and device is not None:
-                device.reset()
-                # One that is slower stays disabled, for the guest to hand it to the companion.
-                port |= _ENABLED if device.speed == HIGH else 0
-        elif not value & _ENABLED:
-            port &= ~(_ENABLED | _SUSPENDED | _RESUME)
-        if port & _ENABLED:
-            if value & _RESUME:
-                port |= _RESUME if port & _SUSPENDED else 0
-            elif port & _RESUME:
-                port &= ~(_RESUME | _SUSPENDED)
-            elif value & _SUSPENDED:
-                port |= _SUSPENDED
-        self._ports[number] = port & ~_PORT_TAKEN | value & _PORT_TAKEN
+        port = self._ports[number] & ~_PORT_TAKEN | value & _PORT_TAKEN
+        if not value & _ENABLED:
+            port &= ~_ENABLED
+        if before & _RESUME and not value & _RESUME:
+            port &= ~_SUSPENDED
+        if before & _PORT_RESET and not value & _PORT_RESET and port & _CONNECTED and device is not None:
+            device.reset()
+            port &= ~_CONNECT_CHANGED
+            if device.speed == HIGH:  # one that is slower stays disabled, for the guest to hand it to the companion
+                port |= _ENABLED
+            self._tell(_S_PORT_CHANGE)
+        self._ports[number] = port
 
     def _find(self, address: int) -> UsbDevice | None:
         for place in self._places:
-            if place.device is not None and self._ports[place.number] & (_ENABLED | _SUSPENDED) == _ENABLED:
+            if place.device is not None and self._ports[place.number] & _PORT_WORKS == _ENABLED:
                 device = place.device.find(address)
                 if device is not None:
                     return device
@@ -286,13 +281,16 @@ class Ehci(PortOwner):
             if self._status & _S_HALTED:
                 self._start = value & _INDEX_MASK
         elif offset == _PERIODIC:
-            self._periodic = value & 0xFFFFF000
+            self._periodic = value
+        elif offset == _SEGMENT:
+            self._segment = value
         elif offset == _ASYNCHRONOUS:
-            self._asynchronous = value & 0xFFFFFFE0
+            self._asynchronous = value
         elif offset == _CONFIGURED:
+            if value & 1:
+                for each in range(PORTS):
+                    self._give(each, away=False)
             self._configured = value & 1
-            for each in range(PORTS):
-                self._give(each, away=not self._configured)
         elif 0 <= number < PORTS:
             self._write_port(number, value)
 
@@ -305,7 +303,7 @@ class Ehci(PortOwner):
             self._start = self._microframes() & _INDEX_MASK
             self._status |= _S_HALTED
             self._timer.cancel()
-        self._command = value & _COMMAND_TAKEN
+        self._command = value & ~_COMMAND_FIXED
         if value & _RUN:
             now = self._clock.now_ns()
             if not was_running:
@@ -331,21 +329,17 @@ class Ehci(PortOwner):
             return self._start
         return self._start + max(0, self._clock.now_ns() - self._since_ns) // _MICROFRAME_NS
 
-    @property
-    def _list_length(self) -> int:
-        return 1024 >> min(2, self._command >> 2 & 3)
-
     def _tick(self) -> None:
         if not self._command & _RUN:
             return
         frame, first = self._microframes() // 8, self._start // 8 + self._done
         self._done = frame - self._start // 8
-        if frame // self._list_length != first // self._list_length:
+        if frame // _LIST_LENGTH != first // _LIST_LENGTH:
             self._status |= _S_ROLLOVER
         if self._command & _PERIODIC_ON:
             # Where the host was busy, frames are made up for, the last ones alone if there were many.
             for each in range(max(first, frame - self._max_frames) + 1, frame + 1):
-                element = self._periodic + 4 * (each % self._list_length)
+                element = (self._periodic & 0xFFFFF000) + 4 * (each % _LIST_LENGTH)
                 self._schedules.periodic(self._memory.number(element, 4))
         if self._command & _ASYNCHRONOUS_ON:
             self._asynchronous = self._schedules.asynchronous(self._asynchronous)
@@ -362,6 +356,6 @@ class Ehci(PortOwner):
         if self._command & (_PERIODIC_ON | _ASYNCHRONOUS_ON):
             following = frame + 1
         else:  # nothing is to be done until the index rolls over
-            following = (frame // self._list_length + 1) * self._list_length
+            following = (frame // _LIST_LENGTH + 1) * _LIST_LENGTH
         due = self._since_ns + (following * 8 - self._start) * _MICROFRAME_NS
         return max(due, self._clock.now_ns() + _FRAME_NS // 2)

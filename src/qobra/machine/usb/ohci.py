@@ -23,14 +23,13 @@ _PLAIN = (_CONTROL_HEAD, _CONTROL_CURRENT, _BULK_HEAD, _BULK_CURRENT)
 
 _PERIODIC_ON, _ISOCHRONOUS_ON, _CONTROL_ON, _BULK_ON = 0x04, 0x08, 0x10, 0x20
 _STATE, _STATE_RESUME, _STATE_OPERATIONAL, _STATE_SUSPEND, _ROUTED = 0xC0, 0x40, 0x80, 0xC0, 0x100
-_WAKEUP_CONNECTED, _CONTROL_TAKEN = 0x200, 0x7FF
+_WAKEUP_CONNECTED = 0x200
 _RESET, _CONTROL_FILLED, _BULK_FILLED, _OWNERSHIP = 0x1, 0x2, 0x4, 0x8
 _DONE, _START_OF_FRAME, _RESUME, _NUMBER_OVERFLOWED, _ROOT_CHANGED = 0x02, 0x04, 0x08, 0x20, 0x40
-_OWNERSHIP_CHANGED, _MASTER_ENABLE = 1 << 30, 1 << 31
-_INTERRUPTS = 0x7F | _OWNERSHIP_CHANGED
+_MASTER_ENABLE = 1 << 31
 
 _INTERVAL_AT_RESET, _THRESHOLD_AT_RESET = 0x27782EDF, 0x628
-_ALWAYS_POWERED, _POWER_SWITCHED_EACH, _ROOT_A_TAKEN = 0x200, 0x100, 0xFF001B00
+_ALWAYS_POWERED = 0x200
 _WAKEUP_ENABLED = 1 << 15
 
 _CONNECTED, _ENABLED, _SUSPENDED, _POWERED, _LOW_SPEED = 0x001, 0x002, 0x004, 0x100, 0x200
@@ -55,7 +54,7 @@ class Ohci(PortOwner):
         i64("_frame_began_ns"),
         part("_lists"),
         listed("_ports", kind=Number(4)),
-        u32("_control", "_command", "_status", "_enabled", "_hcca", "_root_a", "_root_b"),
+        u32("_control", "_command", "_status", "_enabled", "_hcca", "_root_a"),
         listed("_plain", kind=Number(4)),
         u32("_interval", "_periodic_start", "_threshold", "_period_current"),
         u16("_number"),
@@ -84,9 +83,11 @@ class Ohci(PortOwner):
         """As after power-on: every device is found anew."""
         self._control = 0
         self._root_a = _ALWAYS_POWERED | len(self._ports)
-        self._root_b = 0
-        self._wakes = False
         self._soft_reset()
+        self._reset_ports()
+
+    def _reset_ports(self) -> None:
+        self._wakes = False
         for place in self._places:
             self._ports[place.number] = _POWERED
             if place.device is not None:
@@ -96,7 +97,8 @@ class Ohci(PortOwner):
     def _soft_reset(self) -> None:
         # What the guest's reset is: the root hub stays as it is, and the bus is suspended.
         self._timer.cancel()
-        self._command = self._status = self._enabled = self._hcca = 0
+        self._command = self._status = self._hcca = 0
+        self._enabled = _MASTER_ENABLE
         self._plain = [0] * len(_PLAIN)
         self._interval, self._threshold = _INTERVAL_AT_RESET, _THRESHOLD_AT_RESET
         self._periodic_start = self._period_current = self._number = 0
@@ -206,7 +208,7 @@ class Ohci(PortOwner):
             _PERIODIC_START: self._periodic_start,
             _LOW_SPEED_THRESHOLD: self._threshold,
             _ROOT_A: self._root_a,
-            _ROOT_B: self._root_b,
+            _ROOT_B: 0,
             _ROOT_STATUS: _WAKEUP_ENABLED if self._wakes else 0,
         }.get(offset, _NOTHING)
 
@@ -220,14 +222,14 @@ class Ohci(PortOwner):
         elif offset in _PLAIN:
             self._plain[_PLAIN.index(offset)] = value & ~0xF
         elif offset == _CONTROL:
-            self._write_control(value & _CONTROL_TAKEN)
+            self._write_control(value)
         elif offset == _COMMAND:
             self._write_command(value)
         elif offset == _STATUS:
             self._status &= ~value
             self._update()
         elif offset == _ENABLE:
-            self._enabled |= value & (_INTERRUPTS | _MASTER_ENABLE)
+            self._enabled |= value
             self._update()
         elif offset == _DISABLE:
             self._enabled &= ~value
@@ -237,13 +239,9 @@ class Ohci(PortOwner):
         elif offset == _INTERVAL:
             self._interval = value & 0xFFFF3FFF
         elif offset == _PERIODIC_START:
-            self._periodic_start = value & 0x3FFF
+            self._periodic_start = value & 0xFFFF
         elif offset == _LOW_SPEED_THRESHOLD:
-            self._threshold = value & 0xFFF
-        elif offset == _ROOT_A:
-            self._root_a = self._root_a & ~_ROOT_A_TAKEN | value & _ROOT_A_TAKEN
-        elif offset == _ROOT_B:
-            self._root_b = value
+            self._threshold = value & 0xFFFF
         elif offset == _ROOT_STATUS:
             self._write_root_status(value)
 
@@ -258,19 +256,14 @@ class Ohci(PortOwner):
             return
         self._timer.cancel()
         if after == 0:  # the bus is reset, and with it every device
-            for place in self._places:
-                self._ports[place.number] &= ~(_ENABLED | _SUSPENDED)
-                if place.device is not None:
-                    place.device.reset()
+            self._reset_ports()
 
     def _write_command(self, value: int) -> None:
         if value & _RESET:
             self._control = self._control & (_ROUTED | _WAKEUP_CONNECTED) | _STATE_SUSPEND
             self._soft_reset()
             return
-        self._command |= value & (_CONTROL_FILLED | _BULK_FILLED)
-        if value & _OWNERSHIP:
-            self._tell(_OWNERSHIP_CHANGED)
+        self._command |= value & (_CONTROL_FILLED | _BULK_FILLED | _OWNERSHIP)
 
     def _remaining(self) -> int:
         # Bit times that are left of the frame. The top bit tells one frame interval from another.
