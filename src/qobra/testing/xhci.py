@@ -73,6 +73,7 @@ class XhciDriver:
         self.port_count = guest.load(base + 4, 4) >> 24
         self._event_count = events
         self.rings: dict[tuple[int, int], Ring] = {}
+        self.streams: dict[tuple[int, int, int], Ring] = {}
         self.contexts: dict[int, int] = {}
         self._root_ports: dict[int, tuple[int, int, int]] = {}
         self.others: list[Event] = []
@@ -103,7 +104,7 @@ class XhciDriver:
     def move(self, guest: Access) -> None:
         """The machine is another from now on."""
         self.guest = self.commands.guest = guest
-        for each in self.rings.values():
+        for each in (*self.rings.values(), *self.streams.values()):
             each.guest = guest
 
     def _wide(self, address: int, value: int) -> None:
@@ -128,9 +129,9 @@ class XhciDriver:
         """The status of a port, counted from 1 on; ``value`` is written to it first."""
         return self.operational(0x400 + 16 * (number - 1), value)
 
-    def ring(self, slot: int, target: int) -> None:
+    def ring(self, slot: int, target: int, stream: int = 0) -> None:
         """Ring a doorbell."""
-        self.guest.store(self._doorbells + 4 * slot, 4, target)
+        self.guest.store(self._doorbells + 4 * slot, 4, stream << 16 | target)
 
     # -- events
 
@@ -231,16 +232,38 @@ class XhciDriver:
         at = self._input(0, 3, {0: words, 1: control})
         return self.command(ADDRESS_DEVICE, parameter=at, control=slot << 24 | (0x200 if blocked else 0))
 
-    def configure(self, slot: int, endpoints: dict[int, tuple[int, int]], *, drop: int = 0) -> Event:
-        """Set endpoints up: the type and the packet size of each, by its place in the device context."""
+    def configure(
+        self,
+        slot: int,
+        endpoints: dict[int, tuple[int, int]],
+        *,
+        drop: int = 0,
+        streams: int = 0,
+        with_streams: tuple[int, ...] = (),
+    ) -> Event:
+        """Set endpoints up: the type and the packet size of each, by its place in the device context.
+
+        Those of ``with_streams`` have 2 ** (``streams`` + 1) of them.
+        """
         port, route, speed = self._root_ports[slot]
         contexts = {0: [max((*endpoints, 1)) << 27 | speed << 20 | route, port << 16]}
         add = 1
         for dci, (kind, size) in endpoints.items():
             transfers = self.rings[slot, dci] = Ring(self.guest, self.memory)
-            contexts[dci] = [3 << 16, kind << 3 | 3 << 1 | size << 16, transfers.base | 1, 0, size]
+            first, pointer = 3 << 16, transfers.base | 1
+            if dci in with_streams:
+                first, pointer = first | 1 << 15 | streams << 10, self._stream_array(slot, dci, 2 << streams)
+            contexts[dci] = [first, kind << 3 | 3 << 1 | size << 16, pointer, 0, size]
             add |= 1 << dci
         return self.command(CONFIGURE, parameter=self._input(drop, add, contexts), control=slot << 24)
+
+    def _stream_array(self, slot: int, dci: int, count: int) -> int:
+        array = self.memory.take(16 * count, 64)
+        self.guest.write(array, bytes(16 * count))
+        for stream in range(1, count):
+            transfers = self.streams[slot, dci, stream] = Ring(self.guest, self.memory)
+            self.guest.write(array + 16 * stream, (transfers.base | 2 | 1).to_bytes(8, "little"))
+        return array
 
     def endpoint_command(self, kind: int, slot: int, dci: int, *, parameter: int = 0) -> Event:
         """A command for one endpoint."""

@@ -6,6 +6,9 @@ from qobra.machine.devices import registry
 from qobra.machine.pci import regs
 from qobra.machine.usb.xhci.pci import PciXhci
 from qobra.machine.vmstate import VmState
+from qobra.object.property import Bool
+
+_STREAMS = 7
 
 
 @registry.register("qemu-xhci")
@@ -17,4 +20,10 @@ class QemuXhci(PciXhci):
     device_id = 0x000D
     revision = 1
 
+    streams = Bool(True)
+
     vmstate = VmState()
+
+    @property
+    def stream_limit(self) -> int:  # type: ignore[override]
+        return _STREAMS if self.streams else 0

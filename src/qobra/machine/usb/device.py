@@ -28,8 +28,7 @@ _GET_DESCRIPTOR, _GET_CONFIGURATION, _SET_CONFIGURATION = 0x06, 0x08, 0x09
 _GET_INTERFACE, _SET_INTERFACE = 0x0A, 0x0B
 _DEVICE, _CONFIGURATION, _STRING, _QUALIFIER, _OTHER_SPEED, _OBJECTS = 1, 2, 3, 6, 7, 15
 _POWER_MANAGEMENT_EXTENSION = bytes((7, 0x10, 2, 2, 0, 0, 0))
-_SUPER_SPEED = bytes((10, 0x10, 3, 0, 0x0E, 0, 1, 10, 32, 0))
-"""Capabilities: links sleep lightly; full, high and super speed, with all functions from full on; time to wake."""
+"""The capability of links to sleep lightly."""
 _REMOTE_WAKEUP = 1
 _IDLE, _DATA, _STATUS = range(3)
 _MAX_CONTROL = 0xFFFF
@@ -41,6 +40,11 @@ class Nak(Exception):
 
 class Stall(Exception):
     """The device refuses; on the control pipe until the next request, on another until the host clears it."""
+
+
+def _super_speed(speeds: frozenset[int]) -> bytes:
+    # The capability: which speeds there are, all functions from the lowest on; microseconds to wake.
+    return bytes((10, 0x10, 3, 0, sum(1 << speed for speed in speeds), 0, min(speeds), 10, 32, 0))
 
 
 class UsbDevice(Device):
@@ -60,8 +64,6 @@ class UsbDevice(Device):
     attached_property = Bool(name="attached", get=lambda self: self.attached, writable=False, show_default=False)
     speeds: frozenset[int] = frozenset((FULL,))
     """What it can work at."""
-    attaches_itself: ClassVar[bool] = True
-    """Whether it is plugged in as soon as it is there."""
 
     device_descriptor = b""
     configuration_descriptor = b""
@@ -84,6 +86,7 @@ class UsbDevice(Device):
         self.at: UsbPort | None = None
         """The port that is its."""
         self.speed = FULL
+        self.stream = 0
         self.address = 0
         self.configuration = 0
         self._wakeup = 0
@@ -92,6 +95,11 @@ class UsbDevice(Device):
         self._reply = b""
         self._control_data = bytearray()
         self._halted: set[int] = set()
+
+    @property
+    def attaches_itself(self) -> bool:
+        """Whether it is plugged in as soon as it is there."""
+        return True
 
     @property
     def attached(self) -> bool:
@@ -129,11 +137,15 @@ class UsbDevice(Device):
 
     # -- packets
 
-    def packet(self, pid: int, endpoint: int, data: bytes, room: int) -> bytes:
-        """One packet: ``data`` from the host (SETUP, OUT), at most ``room`` bytes to it (IN). Raises Nak or Stall."""
+    def packet(self, pid: int, endpoint: int, data: bytes, room: int, stream: int = 0) -> bytes:
+        """One packet: ``data`` from the host (SETUP, OUT), at most ``room`` bytes to it (IN). Raises Nak or Stall.
+
+        ``stream`` is for endpoints that have such (USB 3.0, 4.4.6.4): who has looks at :attr:`stream`.
+        """
         if endpoint == 0:
             return self._control(pid, data, room)
         key = endpoint | (_TO_HOST if pid == IN else 0)
+        self.stream = stream
         if not self.configuration or key in self._halted:
             raise Stall
         try:
@@ -230,7 +242,7 @@ class UsbDevice(Device):
             if index == 0:
                 return configuration[:1] + bytes((_OTHER_SPEED,)) + configuration[2:]
         if kind == _OBJECTS and self.speeds & {HIGH, SUPER}:
-            found = [_POWER_MANAGEMENT_EXTENSION, *((_SUPER_SPEED,) if SUPER in self.speeds else ())]
+            found = [_POWER_MANAGEMENT_EXTENSION, *((_super_speed(self.speeds),) if SUPER in self.speeds else ())]
             length = 5 + sum(map(len, found))
             return bytes((5, _OBJECTS, length & 0xFF, length >> 8, len(found))) + b"".join(found)
         if kind == _STRING:

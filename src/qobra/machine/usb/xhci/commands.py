@@ -224,7 +224,9 @@ class Commands:
                 self._contexts.set_state(slot.endpoints.pop(dci), slots.DISABLED)
             if add >> dci & 1:
                 at = slots.CONTEXT_SIZE * dci
-                endpoint = self._contexts.endpoint(source + slots.CONTEXT_SIZE + at, dci, slot.context + at)
+                endpoint = self._contexts.endpoint(
+                    source + slots.CONTEXT_SIZE + at, dci, slot.context + at, streams=self._controller.streams
+                )
                 if endpoint is None:
                     raise Failed(ring.PARAMETER_ERROR)
                 slot.endpoints[dci] = endpoint
@@ -289,7 +291,10 @@ class Commands:
 
     def _set_dequeue(self, trb: Trb) -> int:
         slot, endpoint = self._endpoint(trb, slots.STOPPED, slots.ERROR)
-        endpoint.ring.dequeue, endpoint.ring.cycle = trb.parameter & ~0xF, trb.parameter & 1
+        pipe = self._contexts.pipe(endpoint, trb.status >> 16)
+        if pipe is None:
+            raise Failed(ring.TRB_ERROR)
+        pipe.ring.dequeue, pipe.ring.cycle = trb.parameter & ~0xF, trb.parameter & 1
         self._contexts.set_state(endpoint, slots.STOPPED)
         return slot.number
 

@@ -86,11 +86,14 @@ class Xhci:
         message: Callable[[int], bool],
         pin: Callable[[bool], None],
         firmware: int | None = None,
+        streams: int = 0,
     ) -> None:
         self.bus = bus
         self.memory = memory
         self.contexts = Contexts(memory)
         self.firmware = firmware
+        self.streams = streams
+        """Arrays of streams have up to 2 ** (this + 1) of them; 0: there are none."""
         self.slots: dict[int, Slot] = {}
         self.context_array = 0
         self._clock = clock
@@ -188,7 +191,7 @@ class Xhci:
             0x00: _VERSION << 16 | OPERATIONAL,
             0x04: usb2 + usb3 << 24 | len(self._interrupters) << 8 | self._slot_count,
             0x08: 0x0F,  # one segment in a table of event rings; isochronous transfers are scheduled as they come
-            0x10: _EXTENDED >> 2 << 16 | 0x0001,  # 64-bit addresses
+            0x10: _EXTENDED >> 2 << 16 | self.streams << 12 | 0x0001,  # 64-bit addresses
             0x14: DOORBELLS,
             0x18: RUNTIME,
             _EXTENDED: _USB2,
@@ -226,7 +229,7 @@ class Xhci:
             if 0 <= number < len(self._interrupters):
                 self._interrupters[number].write(at, value)
         elif offset < MESSAGES:
-            self._ring_doorbell((offset - DOORBELLS) // 4, value & 0xFF)
+            self._ring_doorbell((offset - DOORBELLS) // 4, value & 0xFF, value >> 16)
 
     def _write_operational(self, offset: int, value: int) -> None:
         if offset == _COMMAND:
@@ -320,7 +323,7 @@ class Xhci:
         place = self.bus.port_at(slot.path) if slot.is_present else None
         return place.device if place is not None else None
 
-    def _ring_doorbell(self, number: int, target: int) -> None:
+    def _ring_doorbell(self, number: int, target: int, stream: int) -> None:
         if not self._command & _RUN:
             return
         if not number:
@@ -330,7 +333,7 @@ class Xhci:
             return
         slot = self.slots.get(number)
         endpoint = slot.endpoints.get(target) if slot is not None else None
-        if endpoint is None:
+        if endpoint is None or self.contexts.pipe(endpoint, stream) is None:
             return
         if endpoint.state == slots.STOPPED:
             self.contexts.set_state(endpoint, slots.RUNNING)

@@ -40,6 +40,7 @@ class PciXhci(PciDevice):
     has_msi = False
     has_msix = True
     firmware: int | None = None
+    stream_limit = 0
 
     @property
     def is_express(self) -> bool:
@@ -75,6 +76,7 @@ class PciXhci(PciDevice):
             message=self._message,
             pin=self.set_pin,
             firmware=self.firmware,
+            streams=self.stream_limit,
         )
         self.add_bar(0, Registers("xhci", _SIZE, self._read, self._write, valid=(1, 8), impl=(4, 4)), wide=True)
 

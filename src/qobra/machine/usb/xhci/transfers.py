@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qobra.machine.usb.device import IN, OUT, SETUP, Nak, Stall, UsbDevice
 from qobra.machine.usb.xhci import ring, slots
 from qobra.machine.usb.xhci.ring import Trb
-from qobra.machine.usb.xhci.slots import Endpoint, Slot
+from qobra.machine.usb.xhci.slots import Endpoint, Pipe, Slot
 
 if TYPE_CHECKING:
     from qobra.machine.usb.xhci.controller import Xhci
@@ -33,32 +33,42 @@ class Transfers:
         self._contexts = controller.contexts
 
     def run(self, slot: Slot, endpoint: Endpoint) -> bool:
-        """Carry out what is in the ring of ``endpoint``; whether more may be done at once."""
+        """Carry out what is in the rings of ``endpoint``; whether more may be done at once."""
+        more = [self._run_pipe(slot, endpoint, pipe) for pipe in list(endpoint.pipes.values())]
+        return any(more)
+
+    def _run_pipe(self, slot: Slot, endpoint: Endpoint, pipe: Pipe) -> bool:
         for _ in range(_AT_ONCE):
             if endpoint.state != slots.RUNNING:
                 return False
             if self._controller.blocked:
                 return True
             try:
-                ahead = endpoint.ring.here()
+                ahead = pipe.ring.here()
                 transfer = self._gather(ahead)
             except ring.RingBroken:
-                self._fail(slot, endpoint, Trb(endpoint.ring.dequeue, 0, 0, 0), ring.TRB_ERROR, slots.ERROR)
+                trb = Trb(pipe.ring.dequeue, 0, 0, 0)
+                self._fail(slot, endpoint, pipe, trb, ring.TRB_ERROR, slots.ERROR)
                 return False
             if not transfer:
                 return False
-            if not self._carry_out(slot, endpoint, transfer, ahead):
+            if not self._carry_out(slot, endpoint, pipe, transfer, ahead):
                 return False
         return True
 
     def stop(self, slot: Slot, endpoint: Endpoint) -> None:
         """The guest stops the endpoint: what the device had no answer to yet is given back."""
-        if endpoint.tried:
-            ahead = endpoint.ring.here()
-            first = ahead.fetch()
+        for pipe in endpoint.pipes.values():
+            if not pipe.tried or pipe.stream:
+                continue  # of a stream that the device has not chosen nothing was begun
+            ahead = pipe.ring.here()
+            try:
+                first = ahead.fetch()
+            except ring.RingBroken:
+                first = None
             if first is not None:
                 self._event(slot, endpoint, first, ring.STOPPED, first.length)
-                endpoint.ring.dequeue, endpoint.ring.cycle = first.address, ahead.cycle
+                pipe.ring.dequeue, pipe.ring.cycle = first.address, ahead.cycle
         self._contexts.set_state(endpoint, slots.STOPPED)
 
     def _gather(self, ahead: ring.Ring) -> list[Trb]:
@@ -73,30 +83,30 @@ class Transfers:
                 return found
         raise ring.RingBroken
 
-    def _carry_out(self, slot: Slot, endpoint: Endpoint, transfer: list[Trb], ahead: ring.Ring) -> bool:
+    def _carry_out(self, slot: Slot, endpoint: Endpoint, pipe: Pipe, transfer: list[Trb], ahead: ring.Ring) -> bool:
         first = next((trb for trb in transfer if trb.kind not in (ring.EVENT_DATA, ring.NO_OP)), None)
         code, moved = ring.SUCCESS, 0
         if first is not None:
             total = sum(trb.length for trb in transfer if trb.kind in _WITH_DATA)
             if not self._is_sound(endpoint, transfer, first) or total > _MAX_BYTES:
-                self._fail(slot, endpoint, first, ring.TRB_ERROR, slots.ERROR)
+                self._fail(slot, endpoint, pipe, first, ring.TRB_ERROR, slots.ERROR)
                 return False
             try:
-                moved = self._move(slot, endpoint, transfer, first, total)
+                moved = self._move(slot, endpoint, pipe, transfer, first, total)
             except (Nak, Suspended):
-                endpoint.tried = True
+                pipe.tried = True
                 return False
             except Stall:
                 code = ring.STALL_ERROR
             except LookupError:
                 code = ring.TRANSACTION_ERROR
-        endpoint.tried = False
+        pipe.tried = False
         if endpoint.state != slots.RUNNING:
             return False  # what the device did has stopped it
         if code != ring.SUCCESS:
-            self._fail(slot, endpoint, first or transfer[0], code, slots.HALTED)
+            self._fail(slot, endpoint, pipe, first or transfer[0], code, slots.HALTED)
             return False
-        endpoint.ring.dequeue, endpoint.ring.cycle = ahead.dequeue, ahead.cycle
+        pipe.ring.dequeue, pipe.ring.cycle = ahead.dequeue, ahead.cycle
         self._report(slot, endpoint, transfer, moved)
         return True
 
@@ -108,7 +118,7 @@ class Transfers:
         follow = (ring.EVENT_DATA, ring.NO_OP, *((ring.NORMAL,) if first.kind in _WITH_DATA else ()))
         return all(trb is first or trb.kind in follow for trb in transfer)
 
-    def _move(self, slot: Slot, endpoint: Endpoint, transfer: list[Trb], first: Trb, total: int) -> int:
+    def _move(self, slot: Slot, endpoint: Endpoint, pipe: Pipe, transfer: list[Trb], first: Trb, total: int) -> int:
         # Raises Nak, Stall, Suspended, and LookupError where there is no device.
         device = self._device(slot)
         if first.kind == ring.SETUP:
@@ -120,9 +130,10 @@ class Transfers:
         is_in = endpoint.is_in if endpoint.type != slots.CONTROL_TYPE else bool(first.control & ring.TO_HOST)
         with_data = [trb for trb in transfer if trb.kind in _WITH_DATA]
         if not is_in:
-            device.packet(OUT, endpoint.number, b"".join(map(self._data_of, with_data)), 0)
+            sent = b"".join(map(self._data_of, with_data))
+            device.packet(OUT, endpoint.number, sent, 0, pipe.stream)
             return total
-        data = memoryview(device.packet(IN, endpoint.number, b"", total))
+        data = memoryview(device.packet(IN, endpoint.number, b"", total, pipe.stream))
         at = 0
         for trb in with_data:
             if at >= len(data):
@@ -166,9 +177,9 @@ class Transfers:
             if trb.control & ring.ON_COMPLETION or (ends_here and trb.control & ring.SHORT_EVENT):
                 self._event(slot, endpoint, trb, ring.SHORT_PACKET if is_short else ring.SUCCESS, wanted - chunk)
 
-    def _fail(self, slot: Slot, endpoint: Endpoint, trb: Trb, code: int, state: int) -> None:
-        endpoint.ring.dequeue = trb.address
-        endpoint.ring.cycle = trb.control & ring.CYCLE if trb.control else endpoint.ring.cycle
+    def _fail(self, slot: Slot, endpoint: Endpoint, pipe: Pipe, trb: Trb, code: int, state: int) -> None:
+        pipe.ring.dequeue = trb.address
+        pipe.ring.cycle = trb.control & ring.CYCLE if trb.control else pipe.ring.cycle
         self._contexts.set_state(endpoint, state)
         self._event(slot, endpoint, trb, code, trb.length if trb.kind in _WITH_DATA else 0)
 
