@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from qobra.testing.guest import PciFunction
+from qobra.testing.ivshmem import IvshmemServer
 from qobra.testing.system import SystemProgram, peer_available, program_command
 
 pytestmark = pytest.mark.skipif(not peer_available("x86_64"), reason="qemu-system-x86_64 is not installed")
@@ -157,3 +158,22 @@ def test_numbers_and_files_in_memory(tmp_path: Path) -> None:
             seen.append([*found, guest.read(0x100000, 16), guest.read(0x2000F0, 5100)])
     assert seen[0] == seen[1]
     assert seen[0][1][16:5016] == image.read_bytes()
+
+
+def test_a_doorbell(tmp_path: Path) -> None:
+    server = IvshmemServer(tmp_path)
+    seen = []
+    chardev = ("-chardev", f"socket,id=c,path={server.path}")
+    for peer in (False, True):
+        device = "ivshmem-doorbell,chardev=c,vectors=2,addr=5"
+        with SystemProgram(tmp_path, "x86_64", "-machine", "pc", *chardev, "-device", device, peer=peer) as program:
+            function = PciFunction(program.guest, 5 << 3)
+            found = [function.config(offset) for offset in range(0, 256, 4)]
+            for number in range(6):
+                function.set_config(0x10 + 4 * number, 4, 0xFFFFFFFF)
+                found.append(function.config(0x10 + 4 * number))
+            function.enable()
+            found.append(program.guest.load(function.bars[0] + 8, 4) - peer)
+            seen.append(found)
+    server.close()
+    assert seen[0] == seen[1]

@@ -19,6 +19,7 @@ from qobra.machine.qdev import Device
 from qobra.qmp import dispatch
 from qobra.testing.guest import BoardAccess, PciFunction
 from qobra.testing.hostile import outside
+from qobra.testing.ivshmem import IvshmemServer
 from qobra.testing.tpm import TpmEmulator, connect
 
 Access = tuple[int, int, int, int, int]
@@ -51,9 +52,9 @@ _OPTIONS: dict[str, Options] = {
     "loader": {"addr": "0x1000", "data": "1", "data-len": "8"},
 }
 _WITH_DRIVE = ("virtio-blk", "scsi-hd", "scsi-cd", "ide-hd", "ide-cd", "nvme", "usb-storage", "sd-card", "floppy")
-_WITH_CHARDEV = ("isa-parallel", "isa-debugcon")
+_WITH_CHARDEV = ("ipmi-bmc-extern", "isa-parallel", "isa-debugcon")
 _WITH_NETDEV = ("e1000", "rtl8139", "virtio-net")
-_WITH_MEMORY = ("virtio-mem", "virtio-pmem", "pc-dimm", "nvdimm")
+_WITH_MEMORY = ("virtio-mem", "virtio-pmem", "pc-dimm", "nvdimm", "ivshmem-plain")
 
 
 def devices() -> list[str]:
@@ -144,9 +145,17 @@ class Target:
             address = {"type": "unix", "data": {"path": self.helpers[-1].path}}
             self.machine.chardevs.create("peer", {"type": "socket", "data": {"addr": address, "server": False}})
             options["chardev"] = "peer"
+        if cls.implements("ipmi-interface"):
+            add_device(self.machine, {"driver": "ipmi-bmc-sim", "id": "bmc"}, keyval=True)
+            options["bmc"] = "bmc"
         if name.startswith("tpm-"):
             self.helpers.append(TpmEmulator(self.directory))
             options["tpmdev"] = connect(self.machine, self.helpers[-1].path).id
+        if name == "ivshmem-doorbell":
+            self.helpers.append(IvshmemServer(self.directory))
+            address = {"type": "unix", "data": {"path": self.helpers[-1].path}}
+            self.machine.chardevs.create("peer", {"type": "socket", "data": {"addr": address, "server": False}})
+            options["chardev"] = "peer"
         if name == "scsi-generic":
             self.helpers.append(outside.ScsiKernel())
             self.machine.block.add_node({"driver": "host_device", "filename": "/dev/null", "node-name": "disk"})
