@@ -105,6 +105,7 @@ def test_bitmaps_that_have_not_all_come_are_not_stored(two: tuple[BlockLayer, Bl
     for name in ("whole", "half"):
         DirtyBitmap(node, name, 65536, persistent=True).set(0, 65536)
     sender: Any = BitmapSender(here, Settings())  # type: ignore[arg-type]
+    sender.announce(Out())
     sender.send(Out(), lambda: None)
     sender.end(moved=True)
     deactivate_all(here)
@@ -283,7 +284,7 @@ def test_after_the_switch_of_postcopy_a_failure_does_not_start_the_guest_here_ag
         raise OSError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(BitmapSender, "send", fail)
-    monkeypatch.setattr(Outgoing, "_send_memory", lambda self, _out: self.start_postcopy())
+    monkeypatch.setattr(Outgoing, "_send_memory", lambda self: self.start_postcopy())
     pair = pair_of()
     pair.set_capability("dirty-bitmaps")
     with pair.source.control:

@@ -255,14 +255,6 @@ def test_refusals(machine: Machine, name: str, arguments: dict[str, Any], text: 
         call(machine, name, **arguments)
 
 
-def test_a_migration_that_was_to_be_encrypted_does_not_go_in_the_clear(machine: Machine) -> None:
-    call(machine, "migrate-set-parameters", tls_creds="creds")
-    with pytest.raises(QobraError, match="Migration over TLS is not supported"):
-        call(machine, "migrate", uri="exec:cat >/dev/null")
-    call(machine, "migrate-set-parameters", tls_creds="")
-    call(machine, "migrate", uri="exec:cat >/dev/null")
-
-
 def test_a_failed_connection_is_told_by_query_migrate(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     call(machine, "migrate", uri="unix:/nonexistent/socket")
     assert machine.migration.wait(60)

@@ -19,10 +19,8 @@ def test_every_capability_and_parameter_of_the_contract_is_known() -> None:
 
 def test_capabilities_are_switched_all_or_none() -> None:
     settings = Settings()
-    with pytest.raises(QobraError, match="Postcopy is not supported"):
-        settings.set_capabilities(
-            [{"capability": "events", "state": True}, {"capability": "postcopy-ram", "state": True}]
-        )
+    with pytest.raises(QobraError, match="COLO is not supported"):
+        settings.set_capabilities([{"capability": "events", "state": True}, {"capability": "x-colo", "state": True}])
     assert not any(settings.capabilities.values())
     settings.set_capabilities([{"capability": "multifd", "state": False}, {"capability": "events", "state": True}])
     assert settings.capabilities["events"]

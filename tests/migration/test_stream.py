@@ -17,8 +17,8 @@ from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
 from qobra.migration import machine_state
 from qobra.migration.configuration import put_configuration
-from qobra.migration.incoming import StateReader
 from qobra.migration.ram import RamSender, put_blocks, ram_blocks
+from qobra.migration.state_reader import StateReader
 from qobra.migration.stream import BLOCKS, CONFIGURATION, DEVICE, END, MAGIC, StreamReader, StreamWriter
 
 _HEADER = 12

@@ -180,7 +180,7 @@ def _host_address(machine: Machine, address: int, kind: str, find: Callable[[mem
     region, offset = found
     if not isinstance(region, Ram):
         return f"Memory at address 0x{address:x} is not RAM\n"
-    place = find(region.view[offset : offset + 1])
+    place = find(region.piece(offset, 1))
     return f"Host {kind} address for 0x{address:x} ({region.name}) is 0x{place:x}\n"
 
 

@@ -48,8 +48,9 @@ def migrate(machine: Machine, args: dict[str, Any]) -> None:
     if args.get("blk") or args.get("inc"):
         raise QobraError(OLD_BLOCK_MIGRATION, hint="Use drive_mirror+NBD instead.")
     if args.get("resume"):
-        raise QobraError("Cannot resume if there is no paused migration")
-    machine.migration.start(args["uri"])
+        machine.migration.resume(args["uri"])
+    else:
+        machine.migration.start(args["uri"])
 
 
 @command("migrate_cancel", needs="board")
@@ -66,8 +67,20 @@ def migrate_continue(machine: Machine, args: dict[str, Any]) -> None:
 
 @command("migrate-start-postcopy", needs="board")
 def migrate_start_postcopy(machine: Machine, args: dict[str, Any]) -> None:
-    """Let the machine go on at the other side now, and the bitmaps follow it."""
+    """Let the machine go on at the other side now, and the rest of memory and the bitmaps follow it."""
     machine.migration.start_postcopy()
+
+
+@command("migrate-pause", needs="board")
+def migrate_pause(machine: Machine, args: dict[str, Any]) -> None:
+    """Break off while memory follows the machine."""
+    machine.migration.pause()
+
+
+@command("migrate-recover", needs="board")
+def migrate_recover(machine: Machine, args: dict[str, Any]) -> None:
+    """Wait for the rest of memory to come another way."""
+    machine.migration.recover(args["uri"])
 
 
 @command("migrate-incoming", needs="board")

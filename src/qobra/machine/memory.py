@@ -45,9 +45,11 @@ class Ram(Region):
     processes that map it see if it is ``shared``.
 
     ``readonly`` makes it ROM to the guest; the board still writes through ``view``, unless it is shared with a file.
+    ``awaited`` is empty, but while a migration still brings pages: then it has what to call, with offset and length,
+    before they are touched.
     """
 
-    __slots__ = ("_map", "fd", "readonly", "shared", "view")
+    __slots__ = ("_map", "awaited", "fd", "readonly", "shared", "view")
 
     def __init__(self, name: str, size: int, *, fd: int = -1, shared: bool = False, readonly: bool = False) -> None:
         super().__init__(name, size)
@@ -60,13 +62,24 @@ class Ram(Region):
         protection = mmap.PROT_READ if readonly and shared else mmap.PROT_READ | mmap.PROT_WRITE
         self._map = mmap.mmap(fd, size, flags=flags | getattr(mmap, "MAP_NORESERVE", 0x4000), prot=protection)
         self.view = memoryview(self._map)
+        self.awaited: list[Callable[[int, int], None]] = []
 
     def load(self, offset: int, width: int) -> int:
+        if self.awaited:
+            self.awaited[0](offset, width)
         return int.from_bytes(self.view[offset : offset + width], "little")
 
     def store(self, offset: int, width: int, value: int) -> None:
         if not self.readonly:
+            if self.awaited:
+                self.awaited[0](offset, width)
             self.view[offset : offset + width] = value.to_bytes(width, "little")
+
+    def piece(self, offset: int, length: int) -> memoryview:
+        """A part of the memory, once it is there."""
+        if self.awaited:
+            self.awaited[0](offset, length)
+        return self.view[offset : offset + length]
 
     def chunk(self, address: int, length: int) -> int:
         return length
@@ -76,6 +89,7 @@ class Ram(Region):
         twin = object.__new__(Ram)
         Region.__init__(twin, self.name, self.size)
         twin.fd, twin.readonly, twin.view, twin._map, twin.shared = -1, True, self.view, self._map, self.shared
+        twin.awaited = self.awaited
         return twin
 
     def advise(self, *, merge: bool, dump: bool) -> None:
@@ -90,6 +104,7 @@ class Ram(Region):
     def discard(self, offset: int, length: int) -> None:
         """Give whole pages back to the host; the guest finds zeroes there."""
         shared = self.fd >= 0 and self.shared
+        self.piece(offset, length)
         try:
             self._map.madvise(_MADV_REMOVE if shared else mmap.MADV_DONTNEED, offset, length)
         except OSError:
@@ -339,7 +354,7 @@ class AddressSpace:
             if region is None:
                 parts.append(self._unassigned * run)
             elif isinstance(region, Ram):
-                parts.append(bytes(region.view[offset : offset + run]))
+                parts.append(bytes(region.piece(offset, run)))
             else:
                 run = region.chunk(address, length)
                 parts.append(region.load(offset, run).to_bytes(run, "little"))
@@ -354,7 +369,7 @@ class AddressSpace:
             region, offset, run = self._lookup(address, length - position)
             if isinstance(region, Ram):
                 if not region.readonly:
-                    region.view[offset : offset + run] = data[position : position + run]
+                    region.piece(offset, run)[:] = data[position : position + run]
             elif region is not None:
                 run = region.chunk(address, length - position)
                 region.store(offset, run, int.from_bytes(data[position : position + run], "little"))
@@ -371,7 +386,7 @@ class AddressSpace:
         if not isinstance(region, Ram) or (writable and region.readonly):
             return None
         offset = address - deltas[i]
-        return region.view[offset : offset + length]
+        return region.piece(offset, length)
 
     def mapped(self, address: int, length: int) -> int:
         """How many of ``length`` bytes from ``address`` on lie in one region; 0 where there is none."""

@@ -89,13 +89,16 @@ class BitmapSender:
         for each in self._moving:
             each.enabled = each.bitmap.enabled
 
-    def send(self, out: StreamWriter, stop: Callable[[], None]) -> None:
-        """Write all bitmaps: first what there is, then the bits of each."""
+    def announce(self, out: StreamWriter) -> None:
+        """Write which bitmaps there are: from when that has come, they note writes on the other side."""
         for each in self._moving:
             flags = (_ENABLED if each.enabled else 0) | (_PERSISTENT if each.persistent else 0)
             head = _head(_START, each)
             head += each.bitmap.granularity.to_bytes(4, "little") + bytes((flags,))
             out.record(BITMAPS, head)
+
+    def send(self, out: StreamWriter, stop: Callable[[], None]) -> None:
+        """Write the bits of each."""
         for each in self._moving:
             bitmap, span = each.bitmap, each.bitmap.granularity * 8 * _BITS_CHUNK
             for start, _length in self._spans(bitmap, span):

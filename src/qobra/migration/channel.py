@@ -1,4 +1,4 @@
-"""The ways that a stream takes: where a migration URI leads, and reading and writing there until somebody cancels."""
+"""The channel that a stream takes: reading and writing there until somebody cancels."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ import select
 import socket
 import stat
 import subprocess
-from collections.abc import Callable
-from typing import Any
 
-from qobra.errors import QobraError
-from qobra.nbd.sockets import connect as connect_socket
-from qobra.nbd.sockets import listen as listen_socket
-
-BAD_URI = "Parameter 'uri' expects a valid migration protocol"
 _CHUNK = 1 << 20
+_MS = 1000
 
 
 class GivenUp(Exception):
@@ -53,16 +47,33 @@ class Channel:
         """The next ``length`` bytes; fewer only at the end. Raises OSError, or GivenUp."""
         parts: list[bytes] = []
         while length > 0:
-            self._wait(select.POLLIN)
-            try:
-                part = os.read(self._fd, min(length, _CHUNK))
-            except BlockingIOError:
-                continue
+            part = self.receive(length)
             if not part:
                 break
             parts.append(part)
             length -= len(part)
         return b"".join(parts)
+
+    def receive(self, limit: int = _CHUNK) -> bytes:
+        """What comes next, as soon as there is something, up to ``limit`` bytes; nothing at the end."""
+        while True:
+            self._wait(select.POLLIN)
+            try:
+                return os.read(self._fd, min(limit, _CHUNK))
+            except BlockingIOError:
+                continue
+
+    def readable(self, timeout: float) -> bool:
+        """Whether there is something to read, or the end, within ``timeout`` seconds. Raises GivenUp."""
+        return self._wait(select.POLLIN, timeout)
+
+    def hang_up(self) -> None:
+        """Let both ends find the end of the stream. From any thread; of a socket only."""
+        with socket.socket(fileno=os.dup(self._fd)) as twin:
+            try:
+                twin.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the other end has done so
 
     def cancel(self) -> None:
         """Let go whoever is blocked here. From any thread."""
@@ -81,144 +92,11 @@ class Channel:
             self._child.terminate()
         self.close()
 
-    def _wait(self, event: int) -> None:
+    def _wait(self, event: int, timeout: float | None = None) -> bool:
         poll = select.poll()
         poll.register(self._fd, event)
         poll.register(self._wake_read, select.POLLIN)
-        if any(fd == self._wake_read for fd, _events in poll.poll()):
+        found = poll.poll(None if timeout is None else timeout * _MS)
+        if any(fd == self._wake_read for fd, _events in found):
             raise GivenUp
-
-
-def outgoing(uri: str, take_fd: Callable[[str], int]) -> Callable[[], Channel]:
-    """A call that opens the way to ``uri``, and may take long. Raises QobraError at once for what is no URI."""
-    kind, _colon, rest = uri.partition(":")
-    if kind in ("tcp", "unix", "vsock"):
-        address = socket_address(kind, rest)
-        return lambda: Channel(connect_socket(address).detach())
-    if kind == "exec":
-        return lambda: _command(rest, writing=True)
-    if kind == "fd":
-        fd = take_fd(rest)
-        return lambda: Channel(fd)
-    if kind == "file":
-        path, offset = _file_and_offset(rest)
-        return lambda: _file(path, offset, os.O_WRONLY | os.O_CREAT | (0 if offset else os.O_TRUNC))
-    raise QobraError(BAD_URI)
-
-
-class Listener:
-    """Where an incoming migration is to come from. ``addresses`` are those of its sockets (SocketAddress)."""
-
-    def __init__(self, uri: str, take_fd: Callable[[str], int]) -> None:
-        """Start to listen, or find what to read. Raises QobraError."""
-        kind, _colon, rest = uri.partition(":")
-        self.addresses: list[dict[str, Any]] = []
-        self._sockets: list[socket.socket] = []
-        self._open: Callable[[], Channel]
-        if kind in ("tcp", "unix", "vsock"):
-            address = socket_address(kind, rest)
-            self._sockets = listen_socket(address, backlog=1)
-            self.addresses = [_bound(address, sock) for sock in self._sockets]
-            self._open = self._accept
-        elif kind == "exec":
-            self._open = lambda: _command(rest, writing=False)
-        elif kind == "fd":
-            fd = take_fd(rest)
-            self._open = lambda: Channel(fd)
-        elif kind == "file":
-            path, offset = _file_and_offset(rest)
-            self._open = lambda: _file(path, offset, os.O_RDONLY)
-        else:
-            raise QobraError(f"unknown migration protocol: {uri}")
-
-    def open(self) -> Channel:
-        """Wait for the stream to begin. Raises OSError, QobraError, or GivenUp."""
-        return self._open()
-
-    def close(self) -> None:
-        """Listen no more."""
-        for sock in self._sockets:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            sock.close()
-
-    def _accept(self) -> Channel:
-        poll = select.poll()
-        by_fd = {sock.fileno(): sock for sock in self._sockets}
-        for fd in by_fd:
-            poll.register(fd, select.POLLIN)
-        for fd, events in poll.poll():
-            if not events & select.POLLIN or fd not in by_fd:
-                break
-            connection, _peer = by_fd[fd].accept()
-            return Channel(connection.detach())
-        raise GivenUp
-
-
-def socket_address(kind: str, rest: str) -> dict[str, Any]:
-    """The SocketAddress in a URI after its ``kind``. Raises QobraError."""
-    if kind == "unix":
-        if not rest:
-            raise QobraError("invalid Unix socket address")
-        return {"type": "unix", "path": rest}
-    host, colon, port = rest.split(",", 1)[0].rpartition(":")
-    if not colon or not port:
-        raise QobraError(f"error parsing address '{rest}'")
-    if kind == "vsock":
-        return {"type": "vsock", "cid": host, "port": port}
-    address: dict[str, Any] = {"type": "inet", "host": host.removeprefix("[").removesuffix("]"), "port": port}
-    for option in rest.split(",")[1:]:
-        name, _equals, value = option.partition("=")
-        if name == "to" and value.isdecimal():
-            address["to"] = int(value)
-        elif name in ("ipv4", "ipv6") and value in ("", "on", "off"):
-            address[name] = value != "off"
-        else:
-            raise QobraError(f"error parsing '{option}' in address '{rest}'")
-    return address
-
-
-def _bound(address: dict[str, Any], sock: socket.socket) -> dict[str, Any]:
-    if address["type"] != "inet":
-        return dict(address)
-    host, port = sock.getsockname()[:2]
-    shown = {"type": "inet", "host": host, "port": str(port)}
-    return {**shown, "ipv6" if sock.family == socket.AF_INET6 else "ipv4": True}
-
-
-def _command(line: str, *, writing: bool) -> Channel:
-    ours, theirs = os.pipe()[:: -1 if writing else 1]
-    try:
-        child = subprocess.Popen(
-            ["/bin/sh", "-c", line],
-            stdin=theirs if writing else subprocess.DEVNULL,
-            stdout=None if writing else theirs,
-            close_fds=True,
-        )
-    except OSError as error:
-        os.close(ours)
-        raise QobraError.from_os(f"Could not run '{line}'", error)
-    finally:
-        os.close(theirs)
-    return Channel(ours, child)
-
-
-def _file_and_offset(rest: str) -> tuple[str, int]:
-    path, _comma, option = rest.partition(",offset=")
-    if not option:
-        return path, 0
-    try:
-        return path, int(option, 0)
-    except ValueError:
-        raise QobraError(f"file URI has bad offset {option}")
-
-
-def _file(path: str, offset: int, flags: int) -> Channel:
-    try:
-        fd = os.open(path, flags | os.O_CLOEXEC, 0o660)
-        os.lseek(fd, offset, os.SEEK_SET)
-    except OSError as error:
-        raise QobraError.from_os(f"Could not open '{path}'", error)
-    return Channel(fd)
+        return bool(found)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from qobra.errors import QobraError, strerror
 from qobra.migration import machine_state
 from qobra.migration.configuration import put_configuration
-from qobra.migration.incoming import StateReader
 from qobra.migration.ram import put_blocks, ram_blocks
 from qobra.migration.snapshots import standing_still
+from qobra.migration.state_reader import StateReader
 from qobra.migration.stream import BLOCKS, CONFIGURATION, END, StreamReader, StreamWriter
 
 if TYPE_CHECKING:

@@ -90,4 +90,4 @@ def _check(name: str, value: int, bounds: tuple[int, int]) -> None:
 def _sum(ram: Ram, offset: int) -> int:
     from zlib import crc32
 
-    return crc32(ram.view[offset : offset + PAGE])
+    return crc32(ram.piece(offset, PAGE))

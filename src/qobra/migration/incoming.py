@@ -9,68 +9,35 @@ from typing import TYPE_CHECKING
 
 from qobra.block.activation import activate_all
 from qobra.errors import QobraError
-from qobra.migration import machine_state
 from qobra.migration.bitmaps import BitmapReceiver
-from qobra.migration.channel import Channel, GivenUp, Listener
-from qobra.migration.configuration import check_configuration
-from qobra.migration.ram import RamBlock, ram_blocks, take_blocks, take_pages
+from qobra.migration.channel import GivenUp
+from qobra.migration.landing import Landing
+from qobra.migration.page_in import PageIn
+from qobra.migration.return_path import Answers
+from qobra.migration.state_reader import StateReader
 from qobra.migration.stream import (
     ANSWER,
     BITMAPS,
     BLOCKS,
-    CONFIGURATION,
-    DEFLATED,
-    DELTA,
-    DEVICE,
+    CHANNELS,
     END,
+    LATER,
     MACHINE,
-    PAGES,
+    MEMORY,
+    POSTCOPY,
     SWITCH,
-    TAKEN_OVER,
-    ZEROES,
+    SYNC,
     StreamReader,
 )
+from qobra.migration.ways import Listener
 from qobra.report import report_error
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
     from qobra.migration.migration import Migration
+    from qobra.migration.ways import AnyChannel
 
-
-class StateReader:
-    """Takes the records of one stream into ``machine``. Memory at once; devices and clock with :meth:`load_devices`."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._blocks: list[RamBlock] | None = None
-        self._configured = False
-        self._head: bytes | None = None
-        self._sections: list[bytes] = []
-
-    def take(self, kind: int, payload: bytes) -> None:
-        """One record. Raises QobraError where it cannot be, or not here."""
-        if kind == CONFIGURATION:
-            check_configuration(self._machine, payload)
-            self._configured = True
-        elif not self._configured:
-            raise QobraError("Configuration section missing", errno=errno.EINVAL)
-        elif kind == BLOCKS:
-            board = self._machine.board
-            self._blocks = take_blocks(payload, ram_blocks(board) if board is not None else [])
-        elif kind in (PAGES, ZEROES, DELTA, DEFLATED):
-            take_pages(kind, payload, self._blocks or [])
-        elif kind == MACHINE and self._head is None:
-            self._head = payload
-        elif kind == DEVICE:
-            self._sections.append(payload)
-        else:
-            raise QobraError(f"Unexpected savevm section type {kind}", errno=errno.EINVAL)
-
-    def load_devices(self) -> str:
-        """Everything is there: load the devices, and return the run state to go on with. In the strand."""
-        if self._head is None or self._blocks is None:
-            raise QobraError("The migration stream has no machine in it", errno=errno.EINVAL)
-        return machine_state.load_devices(self._machine, self._head, self._sections)
+_MS = 1_000_000
 
 
 class Incoming:
@@ -81,17 +48,40 @@ class Incoming:
         self._owner = owner
         self._machine: Machine = owner.machine
         self.status = "none"
-        self._listener = Listener(uri, lambda name: self._machine.fdsets.take_named_or_number(name))
-        self._channel: Channel | None = None
+        self._listener = self._listen(uri)
+        self._channels: list[AnyChannel] = []
         self._closing = False
         self._lock = threading.Lock()
+        self._way_on = threading.Event()
+        """Somebody has named the way of a recovery, or it is over."""
+        self._answers: Answers | None = None
         self._bitmaps = BitmapReceiver(self._machine.block, owner.settings)
+        self._acknowledge: bool | None = None
+        """Whether the source wants to know which pages have arrived; None where none will come late."""
+        self._landing: Landing | None = None
         self._thread = threading.Thread(target=self._run, name="incoming migration", daemon=True)
+
+    def _listen(self, uri: str) -> Listener:
+        listener = Listener(uri, lambda name: self._machine.fdsets.take_named_or_number(name))
+        if self._owner.capability("multifd") and not listener.many:
+            listener.close()
+            raise QobraError("multifd is not supported by current protocol")
+        return listener
 
     @property
     def addresses(self) -> list[dict[str, object]]:
         """Where the machine listens (SocketAddress)."""
         return self._listener.addresses
+
+    @property
+    def under_way(self) -> bool:
+        """Whether something is still to come."""
+        return self.status not in ("completed", "failed")
+
+    @property
+    def waited_ms(self) -> int | None:
+        """How long pages were waited for while the guest ran; None where it did not run before all were there."""
+        return self._landing.arrivals.waited_ns // _MS if self._landing is not None else None
 
     def start(self) -> None:
         """Begin to wait."""
@@ -102,9 +92,12 @@ class Incoming:
         """Wait no longer."""
         with self._lock:
             self._closing = True
-            if self._channel is not None:
-                self._channel.cancel()
+            for channel in self._channels:
+                channel.cancel()
+        self._way_on.set()
         self._listener.close()
+        if self._landing is not None:
+            self._landing.arrivals.end()
         self._thread.join(1.0)
         with self._machine.control:
             self._bitmaps.give_up()
@@ -114,88 +107,212 @@ class Incoming:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _set_status(self, status: str) -> None:
+    # -- what clients ask, from any thread: the strand may be held by who waits for a page
+
+    def pause(self) -> bool:
+        """migrate-pause: break the channel; False where memory does not follow just now."""
+        if self.status != "postcopy-active":
+            return False
+        self.hang_up()
+        return True
+
+    def recover(self, uri: str) -> None:
+        """migrate-recover: listen again, at ``uri``. Raises QobraError."""
+        if self.status != "postcopy-paused":
+            raise QobraError("Migrate recover can only be run when postcopy is paused.")
+        listener = self._listen(uri)
+        before, self._listener = self._listener, listener
+        before.close()
+        self._way_on.set()
+
+    # -- for the one that brings memory late
+
+    def hang_up(self) -> None:
+        """Break the channel that pages come over."""
+        with self._lock:
+            for channel in self._channels[:1]:
+                channel.hang_up()
+
+    def take_bitmaps(self, payload: bytes) -> None:
+        """A record of bitmaps. Raises QobraError."""
+        with self._machine.control:
+            self._bitmaps.take(payload)
+
+    def note_status(self, status: str) -> None:
+        """There is another status; it is told of once the strand is free."""
         self.status = status
-        self._owner.tell(status)
+        self._machine.control.post(self._owner.tell, status)
+
+    def reopen(self) -> AnyChannel:
+        """Be paused until there is another channel. Raises GivenUp."""
+        self._drop_channels()
+        self._way_on.clear()
+        self.note_status("postcopy-paused")
+        self._way_on.wait()
+        if self._closing:
+            raise GivenUp
+        return self._open()
 
     # -- the thread
 
     def _run(self) -> None:
         try:
-            channel = self._listener.open()
-            with self._lock:
-                if self._closing:
-                    channel.abort()
-                    return
-                self._channel = channel
-            self._receive(channel)
+            self._receive()
         except GivenUp:
-            return
+            pass
         except QobraError as error:
             self._fail(str(error), error.errno or errno.EINVAL)
         except OSError as error:
             self._fail(None, error.errno or errno.EIO)
         finally:
-            with self._lock:
-                left, self._channel = self._channel, None
-            if left is not None:
-                left.abort()
+            self._drop_channels()
+            self._listener.close()
 
-    def _receive(self, source: Channel) -> None:
-        reader = StreamReader(source)
-        state = StateReader(self._machine)
+    def _open(self) -> AnyChannel:
+        while True:
+            listener = self._listener
+            try:
+                channel = listener.open()
+            except GivenUp:
+                if self._closing or listener is self._listener:
+                    raise
+                continue  # somebody has named another way meanwhile
+            with self._lock:
+                self._channels.append(channel)
+            if self._closing:
+                raise GivenUp
+            try:
+                secured = self._owner.secure_incoming(channel)
+            except QobraError as error:
+                with self._lock:
+                    self._channels.remove(channel)
+                channel.abort()
+                if not listener.many:
+                    raise
+                report_error(error)
+                continue  # the source may still come
+            with self._lock:
+                self._channels[self._channels.index(channel)] = secured
+            return secured
+
+    def _drop_channels(self) -> None:
+        with self._lock:
+            channels, self._channels = self._channels, []
+        for channel in channels:
+            channel.abort()
+
+    def _receive(self) -> None:
+        channel = self._open()
+        reader = StreamReader(channel)
         reader.begin()
         with self._machine.control:
             self._set_status("active")
-        switched = answers = False
-        while True:
-            kind, payload = reader.record()
-            if kind == END:
-                break
-            with self._machine.control:
-                if kind == ANSWER:
-                    answers = True
-                elif kind == BITMAPS:
-                    self._bitmaps.take(payload)
-                elif kind == SWITCH and not switched:
-                    switched = True
-                    self._go_on(state)
-                elif switched:
-                    raise QobraError(f"Unexpected savevm section type {kind}", errno=errno.EINVAL)
-                else:
-                    state.take(kind, payload)
+        state = StateReader(self._machine)
+        pages = PageIn(lambda: state.blocks, self._owner.settings.parameters["decompress-threads"])
+        try:
+            self._receive_state(channel, reader, state, pages)
+        except (QobraError, OSError):
+            if pages.error is not None:
+                raise pages.error
+            raise
+        finally:
+            pages.close()
+        if self._landing is not None:
+            self._landing.receive(reader)
         with self._machine.control:
-            if not switched:
-                self._go_on(state)
             self._bitmaps.give_up()
             self._set_status("completed")
-        if answers and source.two_way:
-            source.write(TAKEN_OVER)
+        if self._answers is not None:
+            self._answers.taken_over()
+
+    def _receive_state(self, channel: AnyChannel, reader: StreamReader, state: StateReader, pages: PageIn) -> None:
+        # All that comes while the guest runs nowhere, and bitmaps that follow.
+        switched = shared = False
+        while (record := reader.record())[0] != END:
+            kind, payload = record
+            if kind == BITMAPS:
+                self.take_bitmaps(payload)
+            elif switched:
+                raise QobraError(f"Unexpected savevm section type {kind}", errno=errno.EINVAL)
+            elif kind in MEMORY:
+                pages.take(kind, payload)
+            elif kind == SYNC:
+                pages.end_pass()
+            elif kind == ANSWER and channel.two_way:
+                self._answers = Answers(channel)
+            elif kind == POSTCOPY and self._answers is not None and payload:
+                self._acknowledge = bool(payload[0])
+            elif kind == CHANNELS:
+                self._check_same("multifd", True)
+                pages.share(payload, self._open, self.hang_up)
+                self._listener.close()
+                shared = True
+            elif kind == LATER and self._acknowledge is not None and self._answers is not None:
+                if self._landing is None:
+                    self._landing = Landing(self, state.blocks, self._answers, acknowledge=self._acknowledge)
+                self._landing.expect(payload)
+            elif kind == SWITCH:
+                switched = True
+                pages.drain()
+                if self._landing is not None:
+                    self.note_status("postcopy-active")
+                    self._landing.begin(lambda: self._go_on(state))
+                    return
+                self._go_on(state)
+            else:
+                if kind == BLOCKS:
+                    self._check_same("postcopy-ram", self._acknowledge is not None)
+                    if not self._owner.capability("multifd"):
+                        self._listener.close()
+                elif kind == MACHINE:
+                    self._check_same("multifd", shared)
+                with self._machine.control:
+                    state.take(kind, payload)
+        pages.drain()
+        if not switched:
+            self._go_on(state)
+
+    def _check_same(self, capability: str, theirs: bool) -> None:
+        ours = self._owner.capability(capability)
+        if ours != theirs:
+            names = {True: "on", False: "off"}
+            raise QobraError(
+                f"Capability {capability} is {names[ours]}, but received capability is {names[theirs]}",
+                errno=errno.EINVAL,
+            )
 
     def _go_on(self, state: StateReader) -> None:
         """The machine is here now: it takes its disks over and goes on as it was."""
-        run_state = state.load_devices()
-        own = self._machine.run_state
-        runs = run_state == "running" and own.autostart
-        if runs or not self._owner.capability("late-block-activate"):
-            try:
-                activate_all(self._machine.block)
-            except QobraError as error:
-                report_error(error)
-                runs = False
-        parameters = self._owner.settings.parameters
-        self._machine.announce({name: parameters[f"announce-{name}"] for name in ("initial", "max", "rounds", "step")})
-        if runs:
-            own.start()
-        elif run_state == "running":
-            own.set("paused")
-        else:
-            own.set(run_state)
+        with self._machine.control:
+            run_state = state.load_devices()
+            own = self._machine.run_state
+            runs = run_state == "running" and own.autostart
+            if runs or not self._owner.capability("late-block-activate"):
+                try:
+                    activate_all(self._machine.block)
+                except QobraError as error:
+                    report_error(error)
+                    runs = False
+            parameters = self._owner.settings.parameters
+            announce = {name: parameters[f"announce-{name}"] for name in ("initial", "max", "rounds", "step")}
+            self._machine.announce(announce)
+            if runs:
+                own.start()
+            elif run_state == "running":
+                own.set("paused")
+            else:
+                own.set(run_state)
+
+    def _set_status(self, status: str) -> None:
+        self.status = status
+        self._owner.tell(status)
 
     def _fail(self, why: str | None, number: int) -> None:
+        if self._landing is not None:
+            self._landing.arrivals.end()
         with self._machine.control:
             self._bitmaps.give_up()
-            switched = self._machine.run_state.state != "inmigrate"
+            switched = self._landing is None and self._machine.run_state.state != "inmigrate"
             self._set_status("completed" if switched else "failed")
             if why is not None:
                 report_error(why)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block.activation import activate_all, deactivate_all
 from qobra.errors import QobraError
-from qobra.migration import channel, machine_state
+from qobra.migration import machine_state, ways
 from qobra.migration.bitmaps import keep_bitmaps
 from qobra.migration.settings import Settings
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
+    from qobra.migration.channel import Channel
     from qobra.migration.dirty_rate import DirtyRate
     from qobra.migration.incoming import Incoming
     from qobra.migration.outgoing import Outgoing
@@ -73,25 +74,36 @@ class Migration:
     def start(self, uri: str) -> None:
         """migrate: begin to send the machine to ``uri``. Raises QobraError."""
         self._check_can_leave()
-        fdsets = self.machine.fdsets
         try:
-            way = channel.outgoing(uri, lambda name: fdsets.take_named_or_number(name))
+            way = self._way(uri)
         except QobraError as error:
             self._refusal = str(error)
             raise
         self._start(way)
 
-    def start_over(self, stream: channel.Channel) -> Outgoing:
+    def resume(self, uri: str) -> None:
+        """migrate with ``resume``: send the rest of memory to ``uri``, postcopy being paused. Raises QobraError."""
+        if self._outgoing is None:
+            raise QobraError("Cannot resume if there is no paused migration")
+        self._outgoing.resume(self._way(uri))
+
+    def _way(self, uri: str) -> ways.Way:
+        way = ways.outgoing(uri, lambda name: self.machine.fdsets.take_named_or_number(name))
+        if self.capability("multifd") and not way.many:
+            raise QobraError("multifd is not supported by current protocol")
+        return way
+
+    def start_over(self, stream: Channel) -> Outgoing:
         """Send the machine over ``stream``, which is open already."""
         self._check_can_leave()
-        return self._start(lambda: stream)
+        return self._start(ways.Way(lambda: stream))
 
-    def _start(self, connect: Any) -> Outgoing:
+    def _start(self, way: ways.Way) -> Outgoing:
         from qobra.migration.outgoing import Outgoing
 
         # What cannot move is told like any other failure, to those who ask how it went.
         self._refusal = None
-        self._outgoing = Outgoing(self, connect)
+        self._outgoing = Outgoing(self, way)
         self._outgoing.start()
         return self._outgoing
 
@@ -99,18 +111,33 @@ class Migration:
         if self.under_way:
             raise QobraError(_IN_PROGRESS)
         state = self.machine.run_state.state
-        if state == "inmigrate":
+        if state == "inmigrate" or self.arriving:
             raise QobraError("Guest is waiting for an incoming migration")
         if state == "postmigrate":
             raise QobraError("Can't migrate the vm that was paused due to previous migration")
-        self._check_plain()
         if self.machine.board is not None:
             machine_state.check_declared(self.machine.board)
 
-    def _check_plain(self) -> None:
-        # Who asked for encryption must not get a stream that anybody can read.
-        if self.settings.parameters["tls-creds"]:
-            raise QobraError("Migration over TLS is not supported: 'tls-creds' is set")
+    @property
+    def arriving(self) -> bool:
+        """Whether something of this machine is still to come."""
+        return self._incoming is not None and self._incoming.under_way
+
+    def secure_outgoing(self, channel: Channel, hostname: str | None) -> ways.AnyChannel:
+        """``channel``, to ``hostname``, inside TLS if that was asked for. Raises QobraError, OSError, GivenUp."""
+        if not self.settings.parameters["tls-creds"]:
+            return channel
+        from qobra.migration import tls
+
+        return tls.connect(self.machine, self.settings.parameters, channel, hostname)
+
+    def secure_incoming(self, channel: Channel) -> ways.AnyChannel:
+        """``channel`` inside TLS if that was asked for. Raises QobraError, OSError, GivenUp."""
+        if not self.settings.parameters["tls-creds"]:
+            return channel
+        from qobra.migration import tls
+
+        return tls.accept(self.machine, self.settings.parameters, channel)
 
     def cancel(self) -> None:
         """migrate_cancel."""
@@ -125,11 +152,16 @@ class Migration:
 
     def start_postcopy(self) -> None:
         """migrate-start-postcopy."""
-        if not self.capability("dirty-bitmaps"):
+        if not self.capability("dirty-bitmaps") and not self.capability("postcopy-ram"):
             raise QobraError("Enable postcopy with migrate_set_capability before the start of migration")
         if self._outgoing is None:
             raise QobraError("Postcopy must be started after migration has been started")
         self._outgoing.start_postcopy()
+
+    def pause(self) -> None:
+        """migrate-pause. From any thread. Raises QobraError."""
+        if not any(each is not None and each.pause() for each in (self._outgoing, self._incoming)):
+            raise QobraError("migrate-pause is currently only supported during postcopy-active state")
 
     # -- in
 
@@ -147,11 +179,16 @@ class Migration:
             raise QobraError("'-incoming' was not specified on the command line")
         if state.state != "inmigrate" or self._incoming is not None:
             raise QobraError("The incoming migration has already been started")
-        self._check_plain()
         # Told whether or not events were asked for, and whatever comes of the address.
         self.machine.events.emit("MIGRATION", {"status": "setup"})
         self._incoming = Incoming(self, uri)
         self._incoming.start()
+
+    def recover(self, uri: str) -> None:
+        """migrate-recover: wait at ``uri`` for the rest of memory, postcopy being paused. From any thread."""
+        if self._incoming is None:
+            raise QobraError("Migrate recover can only be run when postcopy is paused.")
+        self._incoming.recover(uri)
 
     # -- both
 
@@ -168,6 +205,12 @@ class Migration:
                 info["socket-address"] = incoming.addresses
             if incoming.status not in ("none", "setup"):
                 info["status"] = incoming.status
+            waited_ms = incoming.waited_ms
+            if self.capability("postcopy-blocktime") and waited_ms is not None:
+                # Who waits for a page holds the strand, which whatever a CPU does needs.
+                cpus = len(self.machine.board.cpus) if self.machine.board is not None else 0
+                info["postcopy-blocktime"] = waited_ms
+                info["postcopy-vcpu-blocktime"] = [waited_ms] * cpus
         return info
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -178,7 +221,7 @@ class Migration:
     def close(self) -> None:
         """The machine ends."""
         if self._outgoing is not None:
-            self._outgoing.cancel()
+            self._outgoing.abandon()
         if self._incoming is not None:
             self._incoming.close()
 

@@ -1,46 +1,53 @@
 """A migration to another machine: memory while the guest runs, then the rest while it stands still.
 
 One thread does it, and enters the strand for what decides: to stop the guest, to save the devices, to hand the disks
-over, to change the status.
+over, to change the status. In postcopy, what is left follows when the guest runs on the other side already.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.activation import activate_all, deactivate_all
 from qobra.errors import QobraError, strerror
 from qobra.migration import machine_state
 from qobra.migration.bitmaps import BitmapSender
-from qobra.migration.channel import Channel, GivenUp
+from qobra.migration.channel import GivenUp
 from qobra.migration.configuration import put_configuration
-from qobra.migration.page_coding import PAGE, Deflater, DeltaCache
+from qobra.migration.pacer import Pacer
+from qobra.migration.page_coding import DeltaCache
+from qobra.migration.page_out import PageOut, open_pages
+from qobra.migration.progress import Progress
 from qobra.migration.ram import RamSender, put_blocks, ram_blocks
-from qobra.migration.stream import ANSWER, BLOCKS, CONFIGURATION, END, SWITCH, TAKEN_OVER, StreamWriter
+from qobra.migration.return_path import expect_taken_over
+from qobra.migration.stream import ANSWER, BLOCKS, CONFIGURATION, END, POSTCOPY, SWITCH, StreamWriter
 from qobra.report import report_error
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
     from qobra.migration.migration import Migration
+    from qobra.migration.postcopy import Postcopy
+    from qobra.migration.ways import AnyChannel, Way
 
-_MS = 1_000_000
-_WINDOW_S = 0.1
 _UNPLUG_POLL_S = 0.05
 ENDED = frozenset(("completed", "failed", "cancelled"))
+
+
+class _SwitchNow(Exception):
+    """Memory is to follow later: no use in going on with this pass."""
 
 
 class Outgoing:
     """One migration. ``status`` is a MigrationStatus; ``error`` says why it failed."""
 
-    def __init__(self, owner: Migration, connect: Callable[[], Channel]) -> None:
+    def __init__(self, owner: Migration, way: Way) -> None:
         self._owner = owner
         self._machine: Machine = owner.machine
-        self._connect = connect
+        self._way = way
         self.status = "none"
         self.error: str | None = None
-        self._channel: Channel | None = None
+        self._channels: list[AnyChannel] = []
         self._cancelled = threading.Event()
         self._continued = threading.Event()
         self._postcopy = threading.Event()
@@ -48,32 +55,26 @@ class Outgoing:
         board = self._machine.board
         ignore_shared = owner.capability("x-ignore-shared")
         self._blocks = ram_blocks(board) if board is not None else []
-        parameters = owner.settings.parameters
-        self._deltas = DeltaCache(parameters["xbzrle-cache-size"]) if owner.capability("xbzrle") else None
-        self._deflater = Deflater(parameters["compress-level"]) if owner.capability("compress") else None
-        self._ram = RamSender(
-            self._blocks,
-            lambda block: ignore_shared and block.shared,
-            deltas=self._deltas,
-            deflater=self._deflater,
-        )
-        self._wants_answer = owner.capability("return-path")
+        deltas = DeltaCache(owner.settings.parameters["xbzrle-cache-size"]) if owner.capability("xbzrle") else None
+        self._ram = RamSender(self._blocks, lambda block: ignore_shared and block.shared, deltas=deltas)
+        self._progress = Progress(self._machine.clock.monotonic_ns, self._ram)
+        self._pages: PageOut | None = None
+        self._with_postcopy = owner.capability("postcopy-ram")
+        self._later: Postcopy | None = None
+        """Sends what is left of memory; None but in postcopy."""
+        self._resumed = threading.Event()
+        self._way_on: Way | None = None
+        self._wants_answer = owner.capability("return-path") or self._with_postcopy
         self._with_bitmaps = owner.capability("dirty-bitmaps")
         self._bitmaps: BitmapSender | None = None
-        self._out: StreamWriter | None = None
         self._was_running = False
         self._stopped = False
         self._too_late = False
         """All was sent; whether the other side goes on is for that to say."""
         self._handed_over = False
         """The other side goes on; whatever happens to the rest, the guest must not run here too."""
-        self._started_ns = self._now_ns()
-        self._setup_ns = self._ended_ns = self._stopped_ns = self._resumed_ns = 0
-        self._window_ends_ns = self._window_bytes = 0
+        self._pacer = Pacer(self._machine.clock.monotonic_ns, self._bandwidth)
         self._thread = threading.Thread(target=self._run, name="migration", daemon=True)
-
-    def _now_ns(self) -> int:
-        return int(self._machine.clock.monotonic_ns())
 
     # -- what clients ask; in the strand
 
@@ -89,13 +90,19 @@ class Outgoing:
 
     def cancel(self) -> None:
         """Give it up, if it is not too late."""
-        if not self.ended and not self._too_late and self.status not in ("cancelling", "postcopy-active"):
+        follows = self.status == "postcopy-active" and self._later is None
+        if not self.ended and not self._too_late and not follows and self.status != "cancelling":
             self._set_status("cancelling")
-            self._cancelled.set()
-            self._continued.set()
-            with self._lock:
-                if self._channel is not None:
-                    self._channel.cancel()
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go whoever waits here."""
+        self._cancelled.set()
+        self._continued.set()
+        self._resumed.set()
+        with self._lock:
+            for channel in self._channels:
+                channel.cancel()
 
     def go_on(self, state: str) -> None:
         """migrate-continue. Raises QobraError unless the status is ``state``, in which it waits."""
@@ -104,10 +111,25 @@ class Outgoing:
         self._continued.set()
 
     def start_postcopy(self) -> None:
-        """Switch over as soon as can be: what is left of the bitmaps follows. Raises QobraError."""
-        if not self._with_bitmaps:
+        """Switch over as soon as can be: what is left of memory and bitmaps follows. Raises QobraError."""
+        if not self._with_bitmaps and not self._with_postcopy:
             raise QobraError("Enable postcopy with migrate_set_capability before the start of migration")
         self._postcopy.set()
+
+    def pause(self) -> bool:
+        """migrate-pause: break the channel; False where memory does not follow just now. From any thread."""
+        with self._lock:
+            if self.status != "postcopy-active" or self._later is None or not self._channels:
+                return False
+            self._channels[0].hang_up()
+        return True
+
+    def resume(self, way: Way) -> None:
+        """Go on over another channel. Raises QobraError unless it waits for one."""
+        if self.status != "postcopy-paused":
+            raise QobraError("Cannot resume if there is no paused migration")
+        self._way_on = way
+        self._resumed.set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is over; False if ``timeout`` seconds passed first. Not in the strand."""
@@ -116,47 +138,7 @@ class Outgoing:
 
     def describe(self) -> dict[str, Any]:
         """MigrationInfo."""
-        info: dict[str, Any] = {"status": self.status}
-        if self.status == "failed" and self.error is not None:
-            info["error-desc"] = self.error
-        if self.status in ("setup", "cancelled", "cancelling", "failed"):
-            return info
-        end = self._ended_ns or self._now_ns()
-        info["total-time"] = (end - self._started_ns) // _MS
-        info["setup-time"] = self._setup_ns // _MS
-        if self.status == "completed":
-            info["downtime"] = self._downtime_ns() // _MS
-        else:
-            info["expected-downtime"] = self._owner.settings.parameters["downtime-limit"]
-        info["ram"] = self._ram_info(max(end - self._started_ns - self._setup_ns, 1))
-        if self._deltas is not None:
-            info["xbzrle-cache"] = self._deltas.describe()
-        if self._deflater is not None:
-            info["compression"] = self._deflater.describe()
-        return info
-
-    def _downtime_ns(self) -> int:
-        return self._resumed_ns - self._stopped_ns
-
-    def _ram_info(self, elapsed_ns: int) -> dict[str, Any]:
-        ram, sent = self._ram, self._out.sent if self._out is not None else 0
-        seconds = elapsed_ns / 1e9
-        return {
-            "transferred": sent,
-            "remaining": ram.remaining,
-            "total": ram.total,
-            "duplicate": ram.zero_pages,
-            "skipped": 0,
-            "normal": ram.normal_pages,
-            "normal-bytes": ram.normal_pages * PAGE,
-            "dirty-pages-rate": int(ram.last_pass_bytes // PAGE / seconds) if ram.passes > 1 and not self.ended else 0,
-            "mbps": sent * 8 / seconds / 1e6,
-            "dirty-sync-count": ram.passes,
-            "postcopy-requests": 0,
-            "page-size": PAGE,
-            "multifd-bytes": 0,
-            "pages-per-second": int((ram.zero_pages + ram.normal_pages) / seconds),
-        }
+        return self._progress.describe(self.status, self.error, self._owner.settings.parameters["downtime-limit"])
 
     # -- the thread
 
@@ -174,61 +156,149 @@ class Outgoing:
         if self._cancelled.is_set():
             raise GivenUp
 
-    def _migrate(self) -> None:
-        channel = self._connect()
-        with self._lock:
-            self._channel = channel
+    def _check_switch(self) -> None:
         self._check_cancelled()
-        out = self._out = StreamWriter(channel, self._pace)
-        out.begin()
-        if self._with_bitmaps:
-            with self._machine.control:
-                self._bitmaps = BitmapSender(self._machine.block, self._owner.settings)
-        out.record(CONFIGURATION, put_configuration(self._machine, with_uuid=self._owner.capability("validate-uuid")))
-        blocks = bytearray()
-        put_blocks(blocks, self._blocks)
-        out.record(BLOCKS, blocks)
-        if self._wants_answer:
-            if not channel.two_way:
-                raise QobraError("Unable to open return-path for postcopy")
-            out.record(ANSWER)
-        self._setup_ns = self._now_ns() - self._started_ns
+        if self._with_postcopy and self._postcopy.is_set():
+            raise _SwitchNow
+
+    def _open(self, way: Way) -> AnyChannel:
+        channel = way.open()
+        with self._lock:
+            self._channels.append(channel)
+        self._check_cancelled()
+        secured = self._owner.secure_outgoing(channel, way.hostname)
+        with self._lock:
+            self._channels[self._channels.index(channel)] = secured
+        return secured
+
+    def _migrate(self) -> None:
+        channel = self._open(self._way)
+        out = self._progress.count(StreamWriter(channel, self._pace))
+        self._set_up(channel, out)
+        self._progress.set_up()
         self._wait_unplug()
         self._enter("active")
-        self._send_memory(out)
+        self._send_memory()
+        postcopy = self._postcopy.is_set() and (self._bitmaps is not None or self._with_postcopy)
         run_state = self._stop_guest()
-        self._wait_before_switchover()
+        if not self._with_postcopy or not postcopy:
+            self._wait_before_switchover()
         self._announce_pass()
-        self._ram.send_pass(out, self._check_cancelled)
-        postcopy = self._bitmaps is not None and self._postcopy.is_set()
+        self._send_last_pass(out, late=postcopy and self._with_postcopy)
         with self._machine.control:
             records = machine_state.save_devices(self._machine, run_state)
             if self._bitmaps is not None:
                 self._bitmaps.freeze()
         machine_state.write_devices(out, records)
-        if self._bitmaps is not None and not postcopy:
-            self._bitmaps.send(out, self._check_cancelled)
+        if self._bitmaps is not None:
+            self._bitmaps.announce(out)
+            if not postcopy:
+                self._bitmaps.send(out, self._check_cancelled)
         with self._machine.control:
             self._check_cancelled()
             deactivate_all(self._machine.block)
-            self._resumed_ns = self._now_ns()
-            if postcopy:
+            self._progress.resumed()
+            if postcopy and self.status != "postcopy-active":
                 self._set_status("postcopy-active")
         if postcopy:
-            assert self._bitmaps is not None
             self._handed_over = True
             out.record(SWITCH)
+        while True:
+            try:
+                self._send_rest(channel, out, postcopy=postcopy)
+                break
+            except (OSError, QobraError) as error:
+                if self._later is None:
+                    raise
+                channel, out = self._recover(error)
+        self._close_channels()
+        self._end("completed", None)
+
+    def _set_up(self, channel: AnyChannel, out: StreamWriter) -> None:
+        out.begin()
+        if self._with_bitmaps:
+            with self._machine.control:
+                self._bitmaps = BitmapSender(self._machine.block, self._owner.settings)
+        out.record(CONFIGURATION, put_configuration(self._machine, with_uuid=self._owner.capability("validate-uuid")))
+        if self._wants_answer:
+            if not channel.two_way:
+                raise QobraError("Unable to open return-path for postcopy")
+            out.record(ANSWER)
+        if self._with_postcopy:
+            out.record(POSTCOPY, bytes((self._owner.capability("release-ram"),)))
+        blocks = bytearray()
+        put_blocks(blocks, self._blocks)
+        out.record(BLOCKS, blocks)
+        self._pages = open_pages(self._owner, out, lambda: self._open(self._way), self._pace)
+        self._progress.pages = self._pages
+
+    def _send_last_pass(self, out: StreamWriter, *, late: bool) -> None:
+        assert self._pages is not None
+        if not late:
+            self._ram.send_pass(self._pages, self._check_cancelled)
+            self._pages.end_pass()
+            return
+        from qobra.migration.postcopy import Postcopy
+
+        pages = self._ram.leave_for_later(self._pages, self._check_cancelled)
+        self._pages.end_pass()
+        release = self._owner.capability("release-ram")
+        self._later = self._progress.later = Postcopy(self._ram, pages, self._pacer, release=release)
+        self._later.announce(out)
+
+    def _send_rest(self, channel: AnyChannel, out: StreamWriter, *, postcopy: bool) -> None:
+        if self._later is not None:
+            self._later.send(channel, out)
+        if postcopy and self._bitmaps is not None:
             self._bitmaps.send(out, lambda: None)
         with self._machine.control:
             self._check_cancelled()
-            self._too_late = True
+            self._too_late = self._later is None
         out.record(END)
-        if self._wants_answer and channel.read(len(TAKEN_OVER)) != TAKEN_OVER:
-            raise QobraError("The destination did not take the machine over")
+        if self._later is not None:
+            self._later.finish(channel)
+        elif self._wants_answer:
+            expect_taken_over(channel)
+
+    def _recover(self, error: OSError | QobraError) -> tuple[AnyChannel, StreamWriter]:
+        # The guest runs on the other side, and needs what is here.
+        assert self._later is not None
+        while True:
+            self._close_channels(abort=True)
+            report_error("Detected IO failure for postcopy. Migration paused.")
+            with self._machine.control:
+                self._check_cancelled()
+                self._resumed.clear()
+                self._set_status("postcopy-paused")
+            try:
+                channel = self._open(self._wait_resumed())
+                self._enter("postcopy-recover")
+                out = self._progress.count(StreamWriter(channel, self._pace))
+                self._later.recover(channel, out)
+                self._enter("postcopy-active")
+                return channel, out
+            except (OSError, QobraError) as failure:
+                report_error(strerror(failure) if isinstance(failure, OSError) else failure)
+
+    def _wait_resumed(self) -> Way:
+        self._resumed.wait()
+        self._check_cancelled()
+        assert self._way_on is not None
+        return self._way_on
+
+    def _close_channels(self, *, abort: bool = False) -> None:
         with self._lock:
-            self._channel = None
-        channel.close()
-        self._end("completed", None)
+            channels, self._channels = self._channels, []
+        if abort:
+            for channel in channels:
+                channel.cancel()
+        if self._pages is not None:
+            self._pages.close()
+        for channel in channels:
+            if abort:
+                channel.abort()
+            else:
+                channel.close()
 
     def _wait_unplug(self) -> None:
         # Cards that cannot be migrated leave; others stand by for them.
@@ -246,12 +316,17 @@ class Outgoing:
             with self._machine.control:
                 waits = board.failover.releasing
 
-    def _send_memory(self, out: StreamWriter) -> None:
+    def _send_memory(self) -> None:
         # Until what is left can be sent while the guest does not notice that it stands still.
+        assert self._pages is not None
         while True:
             if self._ram.passes:
                 self._announce_pass()
-            left = self._ram.send_pass(out, self._check_cancelled)
+            try:
+                left = self._ram.send_pass(self._pages, self._check_switch)
+            except _SwitchNow:
+                left = 0
+            self._pages.end_pass()
             parameters = self._owner.settings.parameters
             bandwidth, limit_ms = parameters["max-bandwidth"], parameters["downtime-limit"]
             if not self._machine.run_state.running or self._postcopy.is_set():
@@ -276,7 +351,7 @@ class Outgoing:
             self._check_cancelled()
             state = machine.run_state
             before, self._was_running = state.state, state.running
-            self._stopped_ns = self._now_ns()
+            self._progress.stopped()
             self._stopped = True
             if state.running:
                 state.stop("finish-migrate")
@@ -292,21 +367,17 @@ class Outgoing:
         self._continued.wait()
         self._enter("device")
 
-    def _pace(self, length: int) -> None:
-        # The bandwidth is kept over windows of a tenth of a second.
-        self._check_cancelled()
+    def _bandwidth(self) -> int:
         postcopy = self.status == "postcopy-active"
-        bandwidth = self._owner.settings.parameters["max-postcopy-bandwidth" if postcopy else "max-bandwidth"]
-        if not bandwidth:
-            return
-        now = self._now_ns()
-        if now >= self._window_ends_ns:
-            self._window_ends_ns, self._window_bytes = now + int(_WINDOW_S * 1e9), 0
-        self._window_bytes += length
-        over = self._window_bytes - bandwidth * _WINDOW_S
-        if over > 0:
-            self._cancelled.wait((self._window_ends_ns - now) / 1e9 + over / bandwidth)
-            self._window_ends_ns = 0
+        return int(self._owner.settings.parameters["max-postcopy-bandwidth" if postcopy else "max-bandwidth"])
+
+    def _pace(self, length: int) -> None:
+        self._check_cancelled()
+        if self._later is None:
+            self._pacer.charge(length)
+            while wait := self._pacer.wait():
+                self._cancelled.wait(wait)
+                self._check_cancelled()
 
     # -- the end
 
@@ -315,14 +386,11 @@ class Outgoing:
         self._owner.tell(status)
 
     def _end(self, status: str, error: str | None) -> None:
-        with self._lock:
-            channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.abort()
+        self._close_channels(abort=True)
         if self._cancelled.is_set() and status == "failed":
             status = "cancelled"
         with self._machine.control:
-            self._ended_ns = self._now_ns()
+            self._progress.end()
             self.error = error
             if self._bitmaps is not None:
                 self._bitmaps.end(moved=status == "completed" or self._handed_over)

@@ -1,15 +1,18 @@
-"""Shorter forms of pages: changes to what the other side has (``xbzrle``), and deflated runs (``compress``)."""
+"""Shorter forms of pages: changes to what the other side has (``xbzrle``), and packed runs of them."""
 
 from __future__ import annotations
 
 import errno
 import re
+import threading
 import zlib
 from typing import Any
 
 from qobra.errors import QobraError
 
 PAGE = 4096
+AS_ZLIB, AS_ZSTD = range(2)
+"""How pages are packed."""
 _RUNS = re.compile(rb"\0+|[^\0]+")
 _CONTINUES = 0x80
 
@@ -113,25 +116,57 @@ class DeltaCache:
         }
 
 
-class Deflater:
-    """Deflates runs of pages, at ``level`` of 9."""
+class Packer:
+    """Packs runs of pages: ``kind`` is AS_ZLIB or AS_ZSTD, ``level`` the format's. From any thread."""
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, kind: int, level: int) -> None:
+        self.kind = kind
         self._level = level
-        self._pages = self._size = 0
+        self._lock = threading.Lock()
+        self._pages = self._size = self._busy = self._asked = 0
 
-    def deflate(self, data: memoryview) -> bytes:
-        """``data``, whole pages, in zlib's format."""
-        packed = zlib.compress(data, self._level)
-        self._pages += len(data) // PAGE
-        self._size += len(packed)
+    def pack(self, data: bytes | memoryview) -> bytes | None:
+        """``data``, whole pages, packed; None where that is no shorter."""
+        packed: bytes | None
+        if self.kind == AS_ZLIB:
+            packed = zlib.compress(data, self._level)
+        else:
+            from qobra.block.format.qcow2 import compressed
+
+            packed = compressed.compress(data, compressed.ZSTD, self._level)
+        if packed is None or len(packed) >= len(data):
+            return None
+        with self._lock:
+            self._pages += len(data) // PAGE
+            self._size += len(packed)
         return packed
 
+    def note(self, *, busy: bool) -> None:
+        """Something was to be packed, and no thread was free."""
+        self._asked += 1
+        self._busy += busy
+
     def describe(self) -> dict[str, Any]:
-        """CompressionStats of the reference. Nothing waits for a thread: the one that sends does it."""
-        rate = self._pages * PAGE / self._size if self._size else 0
-        counts = {"pages": self._pages, "busy": 0, "busy-rate": 0}
-        return {**counts, "compressed-size": self._size, "compression-rate": rate}
+        """CompressionStats of the reference."""
+        return {
+            "pages": self._pages,
+            "busy": self._busy,
+            "busy-rate": self._busy / self._asked if self._asked else 0,
+            "compressed-size": self._size,
+            "compression-rate": self._pages * PAGE / self._size if self._size else 0,
+        }
+
+
+def unpack(kind: int, data: bytes | memoryview, length: int) -> bytes:
+    """The ``length`` bytes that ``data`` was packed from. Raises QobraError where they are fewer."""
+    if kind == AS_ZLIB:
+        return inflate(data, length)
+    from qobra.block.format.qcow2 import compressed
+
+    try:
+        return compressed.decompress(data, length, compressed.ZSTD)
+    except QobraError:
+        raise QobraError("Failed to decompress pages", errno=errno.EINVAL)
 
 
 def inflate(data: bytes | memoryview, length: int) -> bytes:

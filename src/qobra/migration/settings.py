@@ -33,15 +33,17 @@ CAPABILITIES = (
 OLD_BLOCK_MIGRATION = "Old-style (blk/-b, inc/-i) block migration is not supported"
 
 _REFUSED = {
-    "postcopy-ram": "Postcopy is not supported",
-    "postcopy-blocktime": "Postcopy is not supported",
-    "release-ram": "Postcopy is not supported",
     "x-colo": "COLO is not supported",
     "block": OLD_BLOCK_MIGRATION,
     "zero-blocks": OLD_BLOCK_MIGRATION,
-    "multifd": "Migration over several channels is not supported",
     "rdma-pin-all": "RDMA is not supported",
 }
+
+_APART = (
+    ("postcopy-ram", "x-ignore-shared", "Postcopy is not compatible with ignore-shared"),
+    ("multifd", "compress", "Multifd is not compatible with compress"),
+)
+"""Of two capabilities that cannot both be on, why."""
 
 DEFAULTS: dict[str, Any] = {
     "announce-initial": 50,
@@ -111,8 +113,11 @@ class Settings:
         for change in changes:
             if change["state"] and change["capability"] in _REFUSED:
                 raise QobraError(_REFUSED[change["capability"]])
-        for change in changes:
-            self.capabilities[change["capability"]] = change["state"]
+        changed = {**self.capabilities, **{change["capability"]: change["state"] for change in changes}}
+        for one, other, why in _APART:
+            if changed[one] and changed[other]:
+                raise QobraError(why)
+        self.capabilities = changed
 
     def describe_capabilities(self) -> list[dict[str, Any]]:
         """MigrationCapabilityStatus of each."""

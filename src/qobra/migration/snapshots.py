@@ -15,8 +15,8 @@ from qobra.block.activation import activate_all
 from qobra.errors import QobraError, strerror
 from qobra.migration import machine_state
 from qobra.migration.configuration import put_configuration
-from qobra.migration.incoming import StateReader
 from qobra.migration.ram import RamSender, put_blocks, ram_blocks
+from qobra.migration.state_reader import StateReader
 from qobra.migration.stream import BLOCKS, CONFIGURATION, END, StreamReader, StreamWriter
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ MAGIC = b"QOBRAVM\n"
 VERSION = 1
 
 CONFIGURATION, BLOCKS, PAGES, ZEROES, MACHINE, DEVICE, BITMAPS, SWITCH, END, DELTA, DEFLATED, ANSWER = range(1, 13)
+POSTCOPY, LATER, RECOVER, CHANNELS, SYNC, ZSTD = range(13, 19)
 """Types of records."""
 
-TAKEN_OVER = b"\1"
-"""What the destination answers at the end, where the source wants to know."""
+MEMORY = frozenset((PAGES, ZEROES, DELTA, DEFLATED, ZSTD))
+"""Those that have pages."""
 
 MAX_RECORD = 64 << 20
 """Bytes of the longest record."""
@@ -95,7 +96,7 @@ class StreamReader:
     def record(self) -> tuple[int, bytes]:
         """The type and the payload of the next record."""
         kind, length, check = _RECORD.unpack(self._read(_RECORD.size))
-        if not CONFIGURATION <= kind <= ANSWER or length > MAX_RECORD:
+        if not CONFIGURATION <= kind <= ZSTD or length > MAX_RECORD:
             raise QobraError(f"Unknown savevm section type {kind}", errno=errno.EINVAL)
         payload = self._read(length)
         if crc32(payload) != check:

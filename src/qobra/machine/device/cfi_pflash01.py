@@ -224,7 +224,7 @@ class _ReadArray(RomDevice):
 
     def __init__(self, flash: Ram, registers: Registers) -> None:
         self.name, self.size, self.fd, self.readonly = flash.name, flash.size, -1, True
-        self.view = flash.view
+        self.view, self.awaited = flash.view, flash.awaited
         self._registers: Any = registers
 
     def store(self, offset: int, width: int, value: int) -> None:

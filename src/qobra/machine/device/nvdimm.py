@@ -51,7 +51,7 @@ class Nvdimm(PcDimm):
         """The area for labels."""
         ram = self._backend.ram
         assert ram is not None
-        return ram.view[ram.size - self.label_size :]
+        return ram.piece(ram.size - self.label_size, self.label_size)
 
     @property
     def handle(self) -> int:

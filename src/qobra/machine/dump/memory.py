@@ -26,7 +26,7 @@ def ram_runs(memory: AddressSpace) -> list[Run]:
                 runs[-1] = (last_start, region, last_offset, length + end - start)
                 continue
         runs.append((start, region, offset, end - start))
-    return [Run(start, region.view[offset : offset + length]) for start, region, offset, length in runs]
+    return [Run(start, region.piece(offset, length)) for start, region, offset, length in runs]
 
 
 def clip(runs: list[Run], begin: int, length: int) -> list[Run]:
