@@ -24,8 +24,9 @@ import sys
 import tempfile
 import threading
 import time
+from io import BufferedRWPair
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
@@ -299,7 +300,7 @@ class Storm:
         self._thread.start()
 
     def _run(self) -> None:
-        stream = self._socket.makefile("rwb", 0)
+        stream = self._socket.makefile("rwb")
         stream.readline()
         execute(stream, {"execute": "qmp_capabilities"})
         arguments = {"device": "disk", "target": "target", "sync": "full", "job-id": "job"}
@@ -318,16 +319,10 @@ class Storm:
         self._socket.close()
 
 
-class Stream(Protocol):
-    """A socket's file."""
-
-    def write(self, data: bytes, /) -> object: ...
-    def readline(self) -> bytes: ...
-
-
-def execute(stream: Stream, command: dict[str, object]) -> None:
+def execute(stream: BufferedRWPair[Any, Any], command: dict[str, object]) -> None:
     """Send a command and wait for its reply, whatever events come before."""
     stream.write(json.dumps(command).encode() + b"\n")
+    stream.flush()
     while not stream.readline().startswith((b'{"return"', b'{"error"')):
         pass
 
