@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from qobra.testing.guest import Access
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qobra.machine.launch import simple_machine
+from qobra.machine.plug import add_device
+from qobra.qmp import dispatch
+from qobra.testing.guest import Access, BoardAccess, PciFunction
 
 Mode = dict[str, tuple[int, ...]]
 
@@ -45,6 +52,11 @@ PAIRS: Mode = {
     "attr": (0, 0x13, 0x15, 0x17, 2, 4, 6, 7, *range(0x10, 0x18), 1, 0, 3, 0, 0),
 }  # fmt: skip
 """Mode 4: 320 x 200 pixels of two bits, rows with even and odd numbers apart."""
+
+PLACE = 0xE0000000
+"""Where a :class:`Card` has its memory; what its other base addresses show comes next."""
+_SLOT = 5
+Pixel = tuple[int, int, int]
 
 WIDTH, HEIGHT, DEPTH, ENABLE, BANK, VIRTUAL_WIDTH, VIRTUAL_HEIGHT, X, Y, MEMORY = range(1, 11)
 """Bochs' registers."""
@@ -110,3 +122,37 @@ class VgaDriver:
         self.bochs(ENABLE, 0)
         for number, value in ((WIDTH, width), (HEIGHT, height), (DEPTH, depth), (ENABLE, enable)):
             self.bochs(number, value)
+
+
+class Card:
+    """A card on a PC in this process, and its driver. ``places`` are the directories of the host's option ROMs."""
+
+    def __init__(self, driver: str = "VGA", *, places: tuple[str, ...] = (), **options: Any) -> None:
+        self.machine = simple_machine("x86_64", "pc", memory=16 << 20)
+        board: Any = self.machine.board
+        board.firmware_directories = places
+        on_bus = {} if driver in ("isa-vga", "ramfb") else {"addr": _SLOT << 3}
+        with self.machine.control:
+            board.ready = False
+            device: Any = add_device(self.machine, {"driver": driver, "id": "v"} | on_bus | options, keyval=False)
+            board.reset_all()
+            board.ready = True
+        self.board, self.device = board, device
+        self.guest = BoardAccess(self.machine)
+        self.vga = VgaDriver(self.guest)
+        if on_bus:
+            self.function = PciFunction(self.guest, _SLOT << 3)
+            self.function.enable(PLACE)
+
+    def picture(self, path: Path) -> tuple[int, int, Callable[[int, int], Pixel]]:
+        """Width, height and what is at a place of it, as a screendump to a file in ``path`` has them."""
+        with self.machine.control:
+            dispatch.call(self.machine, "screendump", {"filename": str(path / "dump"), "device": "v"})
+        _kind, size, _most, data = (path / "dump").read_bytes().split(b"\n", 3)
+        width, height = map(int, size.split())
+
+        def pixel(x: int, y: int) -> Pixel:
+            red, green, blue = data[3 * (y * width + x) :][:3]
+            return red, green, blue
+
+        return width, height, pixel
