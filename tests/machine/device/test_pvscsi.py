@@ -124,7 +124,8 @@ def test_what_goes_wrong(guest: Guest) -> None:
     assert (moved, adapter, unit) == (0, 0, 2)
     assert guest.access.read(_SENSE, sense)[2] & 15 == 5
     assert guest.run(bytes(6), target=9)[2] == 0x11
-    assert guest.run(b"\x03\0\0\0\xfc\0", address=_BUFFER, length=252, flags=_TO_HOST)[2] == 0x0C
+    units = b"\xa0" + bytes(8) + b"\x40" + bytes(2)  # there is one to be reported
+    assert guest.run(units, address=_BUFFER, length=64, flags=_TO_HOST) == (16, 0, 0x0C, 0)
     assert guest.run(b"\x2a" + _read(9, 1)[1:], address=_BUFFER, length=100, flags=_TO_DEVICE)[2] == 0x12
     assert guest.run(_read(0, 1), address=_BUFFER, length=1 << 40, flags=_TO_HOST)[2] == 0x14
 

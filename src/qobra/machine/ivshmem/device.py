@@ -20,6 +20,7 @@ class IvshmemDevice(PciDevice):
 
     type_name = "ivshmem-common"
     abstract = True
+    interfaces = ("conventional-pci-device",)
     category = "Misc"
     description = "Inter-VM shared memory"
     vendor_id = regs.QUMRANET
