@@ -94,3 +94,29 @@ def test_amendment_to_another_kind_of_encryption(q: Run) -> None:
             q.do("x-blockdev-amend", job_id=f"{name}{at}", node_name=name, options=amended)
             q.wait("JOB_STATUS_CHANGE", status="concluded", id=f"{name}{at}")
     q("query-jobs")
+
+
+@against_storage_daemon
+def test_a_mirror_onto_a_filter_of_the_chain(q: Run) -> None:
+    """The job has come to be when that is refused, and what else is in the way is not told."""
+    disk(q, "base")
+    disk(q, "top", backing="base")
+    q.add("copy-before-write", node_name="filter", file="base", target={"driver": "null-co", "size": MIB})
+    q.do("blockdev-mirror", job_id="j", device="top", target="filter", sync="full")
+    q.finish()
+
+
+@against_storage_daemon
+def test_filter_of_a_commit(q: Run) -> None:
+    """Nobody writes through it."""
+    disk(q, "base")
+    disk(q, "mid", backing="base")
+    disk(q, "top", backing="mid")
+    q.do("block-commit", job_id="j", device="top", top_node="mid", auto_finalize=False, filter_node_name="filter")
+    q.wait("JOB_STATUS_CHANGE", status="pending")
+    q(
+        "query-named-block-nodes",
+        pick=lambda nodes: {node["node-name"]: node["ro"] for node in nodes if node["drv"] != "file"},
+    )
+    q.do("job-finalize", id="j")
+    q.wait("JOB_STATUS_CHANGE", status="null")

@@ -21,7 +21,7 @@ from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import take_out_filter
 from qobra.block.job.block_job import IGNORE, REPORT, BlockJob
 from qobra.block.job.catch_up import CatchUp
-from qobra.block.job.chain import can_replace, next_below, set_read_only
+from qobra.block.job.chain import can_replace, contains, next_below, set_read_only, skip_filters
 from qobra.block.job.failures import Failures
 from qobra.errors import QobraError
 from qobra.report import report_error
@@ -129,6 +129,8 @@ class MirrorJob(BlockJob):
             self.layer.changed()
 
     def _hold_nodes(self) -> None:
+        if not self._onto_backing and contains(self._source, skip_filters(self._target)):
+            raise QobraError("Cannot mirror to a filter on top of a node in the source's backing chain")
         perm, shared = permissions.WRITE, permissions.WRITE_UNCHANGED
         if self._onto_backing:
             if self._target.sectors < self._source.sectors:

@@ -92,8 +92,6 @@ def start_mirror(
     layer = jobs.layer
     if skip_filters(source) is skip_filters(target):
         raise QobraError("Can't mirror node into itself")
-    if not is_commit and contains(source, skip_filters(target)) and not contains(source, target):
-        raise QobraError("Cannot mirror to a filter on top of a node in the source's backing chain")
     onto_backing = contains(source, target)
     options: Options = {"driver": "mirror_top", "backing": source.node_name}
     if "filter-node-name" in args:

@@ -124,6 +124,19 @@ def test_zeroing_a_part_of_a_cluster_needs_no_data_where_the_rest_is_zero(lab):
         assert disk.read(CLUSTER, CLUSTER) == bytes(CLUSTER)
 
 
+def test_version_2_holds_nothing_for_zeroes_in_a_cluster_that_it_does_not_hold(lab):
+    lab.create("a", size=4 * CLUSTER, version="v2")
+    with lab.open("a") as disk:
+        disk.backend.write_zeroes(512, 1024)
+        assert not disk.node.image.tables.l1[0]
+        with pytest.raises(OSError):
+            disk.node.write_zeroes(512, 1024, no_fallback=True)
+        disk.write(0, b"x" * 512)
+        disk.backend.write_zeroes(512, 1024)
+        assert disk.read(0, 1536) == b"x" * 512 + bytes(1024)
+    _check(lab, "a")
+
+
 def test_a_discard_reads_as_zeroes_and_hides_the_backing_file(lab):
     with open(lab.path("base"), "wb") as file:
         file.write(_noise(2 * CLUSTER))

@@ -136,6 +136,20 @@ def test_flags_are_repaired_after_the_counts_that_they_tell_of(lab):
         assert disk.node.check().keys().isdisjoint({"leaks", "corruptions"})
 
 
+def test_a_flag_of_an_entry_for_what_is_past_the_end_of_the_file_is_wrong_too(lab):
+    _block, l2, _data = _written(lab)
+    far = layout.COPIED | 1 << 40
+    _patch(lab, l2, far.to_bytes(8, "big"))
+    text = f"OFLAG_COPIED data cluster: l2_entry={far:x} refcount=0"
+    texts = []
+    with lab.open("a", read_only=True, _check=True) as disk:
+        assert disk.node.check(report=texts.append)["corruptions"] == 2
+    assert texts[-1] == f"ERROR {text}"
+    with lab.open("a", _check=True) as disk:
+        result = disk.node.check(fix_errors=True, report=texts.append)
+    assert result["corruptions-fixed"] == 1 and result["corruptions"] == 1 and f"Repairing {text}" in texts
+
+
 def test_a_compressed_cluster_lies_behind_its_table(lab):
     lab.create("a", size=1 << 20)
     with lab.open("a") as disk:

@@ -292,7 +292,8 @@ class Checker:
                 self.fragmented += self._following not in (0, cluster)
                 self._following = cluster + 1
             if cluster >= limit:
-                if self.count(word & _OFFSET, image.cluster_size, weight) and active and word >= _COPIED:
+                self.count(word & _OFFSET, image.cluster_size, weight)
+                if active and word >= _COPIED:
                     self._copied_error(word, l1_index)  # nothing counts it
                 continue
             if active:
@@ -336,7 +337,8 @@ class Checker:
             if active and host != guest:
                 self.error(f"ERROR offset={host:x}: data file offset does not match guest offset {guest:x}")
             return
-        if self.count(host, image.cluster_size, weight) and active:
+        self.count(host, image.cluster_size, weight)
+        if active:
             if (self.stored.get(host >> image.cluster_bits) == 1) != bool(word & _COPIED):
                 self._copied_error(word, l1_index)
 

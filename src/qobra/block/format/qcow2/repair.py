@@ -240,7 +240,6 @@ def _set_copied(checker: Checker, counts: Callable[[int], int], report: Report, 
     image = checker.image
     bits = image.cluster_bits
     step = 1 << image.tables.word_bits
-    end = checker.file_length + image.cluster_mask & ~image.cluster_mask
     verb = "Repairing" if sure else "ERROR"
     wrong = 0
     for index, entry in enumerate(image.tables.l1):
@@ -261,7 +260,7 @@ def _set_copied(checker: Checker, counts: Callable[[int], int], report: Report, 
             host = word & layout.OFFSET_MASK
             if word & layout.COMPRESSED_FLAG:
                 new = word & ~layout.COPIED
-            elif not host or (host >= end and not image.external):
+            elif not host:
                 continue
             elif image.external:
                 new = word | layout.COPIED

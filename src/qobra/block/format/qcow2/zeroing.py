@@ -74,7 +74,7 @@ class Zeroing:
                 edges.append((offset, first << bits))
             if last << bits < end:
                 edges.append((last << bits, end))
-        if no_fallback and any(not self._edge_is_easy(start, stop) for start, stop in edges):
+        if no_fallback and any(old or not self._edge_is_easy(start, stop) for start, stop in edges):
             return False
         if image.node.data_file_raw:
             may_unmap = unmap and image.data.discard_unmap
@@ -88,8 +88,6 @@ class Zeroing:
     def _edge_is_easy(self, start: int, end: int) -> bool:
         """Whether the part of one cluster from ``start`` to ``end`` can be zeroed without writing data."""
         image = self._image
-        if image.header.version < 3:
-            return False
         unit = image.cluster_size // layout.SUBCLUSTERS if image.extended else image.cluster_size
         low, high = start & -unit, min(-(-end // unit) * unit, image.node.length)
         return _reads_zero(image, low, start) and _reads_zero(image, end, high)
@@ -101,8 +99,12 @@ class Zeroing:
         if image.extended:
             self._zero_subclusters(start, end)
             return
-        if self._edge_is_easy(start, end) and self._zero_if_no_data(cluster, mode):
-            return
+        if self._edge_is_easy(start, end):
+            if image.header.version < 3:
+                self.apply(cluster, cluster + 1, DISCARD)
+                return
+            if self._zero_if_no_data(cluster, mode):
+                return
         image.node.write_zero_bytes(start, end - start)
 
     def _zero_if_no_data(self, cluster: int, mode: str) -> bool:
