@@ -44,6 +44,9 @@ def machine_with(board: str, name: str) -> Machine | None:
                 add_device(machine, {"driver": "virtio-serial-pci", "id": "serial"}, keyval=True)
             if name == "sd-card":
                 add_device(machine, {"driver": "sdhci-pci"}, keyval=True)
+            if "-ipmi" in name:
+                add_device(machine, {"driver": "ipmi-bmc-sim", "id": "bmc"}, keyval=True)
+                options["bmc"] = "bmc"
             if getattr(registry.find(name), "bus_type", None) == "usb-bus":
                 add_device(machine, {"driver": "piix3-usb-uhci", "id": "usb"}, keyval=True)
             try:
