@@ -560,3 +560,31 @@ def test_what_is_under_way_goes_on_elsewhere(tmp_path: Path) -> None:
     finally:
         source.machine.close()
         target.machine.close()
+
+
+# -- an adapter for bulk-only transport
+
+
+def test_units_behind_one_plug(guest: Guest) -> None:
+    driver = guest.driver
+    bot = guest.plug("usb-bot", port="1", id="bot")
+    assert not driver.port(_SUPER_PORT) & 1  # it waits until its units are there
+    with guest.machine.control:
+        guest.machine.block.add_node({"driver": "null-co", "size": 1 << 20, "node-name": "null"})
+        for node, lun in (("disk", "0"), ("null", "2")):
+            place = {"bus": "bot.0", "scsi-id": "0", "lun": lun}
+            add_device(guest.machine, {"driver": "scsi-hd", "drive": node, "id": node} | place, keyval=True)
+        bot.set("attached", True)
+    slot = guest.begin(_SUPER_PORT, _DISK)
+    assert driver.control(slot, bytes((0xA1, 0xFE, 0, 0, 0, 0, 1, 0))) == (ring.SUCCESS, b"\2")
+    assert guest.scsi(slot, b"\x28\0\0\0\0\3\0\0\1\0", room=512) == (0, 0, bytes([3]) * 512)
+
+    def command(lun: int, cdb: bytes, room: int) -> int:
+        block = bytearray(guest.command_block(cdb, room, to_host=True))
+        block[13] = lun
+        return driver.send(slot, _OUT, bytes(block)).code
+
+    assert command(2, bytes(6), 0) == ring.SUCCESS and driver.receive(slot, _IN, 13)[1][12] == 1
+    assert command(2, b"\x03\0\0\0\x12\0", 18) == ring.SUCCESS
+    assert driver.receive(slot, _IN, 18)[1][12] == 0x29 and driver.receive(slot, _IN, 13)[1][12] == 0
+    assert command(1, bytes(6), 0) == ring.STALL_ERROR

@@ -9,37 +9,16 @@ from qobra.machine.block_requests import BlockRequests
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.scsi.bus import Result, ScsiBus
-from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, IO_ERROR, Sense
-from qobra.machine.usb.device import FULL, HIGH, SUPER, Nak, Stall, UsbDevice
+from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, Sense
+from qobra.machine.usb.bulk_only import BulkOnly
 from qobra.machine.vmstate import VmState
 from qobra.object.property import Bool
 
-_COMMAND_SIGNATURE, _STATUS_SIGNATURE = b"USBC", b"USBS"
-_COMMAND_LENGTH = 31
-_BULK_IN, _BULK_OUT = 1, 2
-_MAX_DATA = 16 << 20
-_BULK_RESET, _GET_MAX_LUN = 0xFF, 0xFE
-_FAILED = 1
-_WAIT_COMMAND, _DATA_OUT, _DATA_IN, _STATUS = range(4)
 _PROPERTIES = (
     ("logical_block_size", "physical_block_size", "min_io_size", "opt_io_size", "discard_granularity", "share-rw")
     + ("write-cache", "rerror", "werror", "account-invalid", "account-failed", "backend_defaults", "removable")
     + ("serial",)
 )
-
-
-def _device(version: int, packet: int) -> bytes:
-    # ``packet``: for endpoint 0 the bytes in one, from USB 3 on as a power of two.
-    return bytes((18, 1, version & 0xFF, version >> 8, 0, 0, 0, packet, 0xF4, 0x46, 0x01, 0x00, 0, 0, 1, 2, 3, 1))
-
-
-def _configuration(name: int, packet: int, burst: int | None = None) -> bytes:
-    companion = b"" if burst is None else bytes((6, 0x30, burst, 0, 0, 0))
-    endpoints = b"".join(
-        bytes((7, 5, address, 2, packet & 0xFF, packet >> 8, 0)) + companion for address in (0x80 | _BULK_IN, _BULK_OUT)
-    )
-    interface = bytes((9, 4, 0, 0, 2, 0x08, 0x06, 0x50, 0))
-    return bytes((9, 2, 18 + len(endpoints), 0, 1, 1, name, 0xC0, 0)) + interface + endpoints
 
 
 class UsbScsiBus(ScsiBus):
@@ -54,36 +33,19 @@ class UsbScsiBus(ScsiBus):
 
 
 @registry.register("usb-storage")
-class UsbStorage(UsbDevice, BlockFrontEnd):
+class UsbStorage(BulkOnly, BlockFrontEnd):
     """A disk with a plug. What stores is a SCSI disk or CD drive inside, which takes the drive over."""
 
     type_name = "usb-storage"
-    ancestors = {"usb-storage-dev": ()}
-    category = "Storage"
     description = "USB mass storage"
-    product = "QEMU USB MSD"
 
     removable = Bool(False)
-
-    by_speed = {
-        FULL: (_device(0x0200, 8), _configuration(4, 64)),
-        HIGH: (_device(0x0200, 64), _configuration(5, 512)),
-        SUPER: (_device(0x0300, 9), _configuration(6, 1024, burst=15)),
-    }
-    speeds = frozenset(by_speed)
-    strings = {
-        1: "QEMU", 2: "QEMU USB HARDDRIVE", 4: "Full speed config (usb 1.1)", 5: "High speed config (usb 2.0)",
-        6: "Super speed config (usb 3.0)",
-    }  # fmt: skip
 
     vmstate = VmState()
 
     @property
     def working(self) -> bool:
         return self._requests.working
-
-    def state_blocked(self) -> str | None:
-        return "a command is under way" if self._phase != _WAIT_COMMAND else None
 
     def realize(self) -> None:
         backend = self.backend
@@ -118,93 +80,20 @@ class UsbStorage(UsbDevice, BlockFrontEnd):
     def unit_unplugged(self, _device: Any) -> None:
         """The unit inside has gone."""
 
-    def string(self, index: int) -> str | None:
-        if index == 3:
-            return self.serial_number or self.place("1")
-        return super().string(index)
+    def has_unit(self, lun: int) -> bool:
+        return not lun
 
-    def device_reset(self) -> None:
-        if self.realized:
-            self._requests.cancel()
-        self._phase = _WAIT_COMMAND
-        self._tag = b"\0\0\0\0"
-        self._length = 0
-        self._to_host = False
-        self._cdb = b""
-        self._data = bytearray()
-        self._result: Result | None = None
-        self._busy = False
-        self._moved = 0
+    def cancel_commands(self) -> None:
+        self._requests.cancel()
 
-    def own_request(self, request: bytes, data: bytes) -> bytes:
-        if request[:2] == bytes((0xA1, _GET_MAX_LUN)):
-            return b"\0"
-        if request[:2] == bytes((0x21, _BULK_RESET)):
-            self.device_reset()
-            return b""
-        raise Stall
-
-    # -- bulk endpoints
-
-    def endpoint_out(self, endpoint: int, data: bytes) -> None:
-        if endpoint != _BULK_OUT:
-            raise Stall
-        if self._phase == _WAIT_COMMAND:
-            self._take_command(data)
-        elif self._phase == _DATA_OUT:
-            self._data += data[: self._length - len(self._data)]
-            if len(self._data) >= self._length:
-                self._execute()
-        else:
-            raise Stall
-
-    def _take_command(self, data: bytes) -> None:
-        if len(data) != _COMMAND_LENGTH or data[:4] != _COMMAND_SIGNATURE or data[13] or not 1 <= data[14] <= 16:
-            raise Stall
-        self._tag, self._length = data[4:8], int.from_bytes(data[8:12], "little")
-        if self._length > _MAX_DATA:
-            raise Stall
-        self._to_host = bool(data[12] & 0x80)
-        self._cdb = data[15 : 15 + data[14]].ljust(16, b"\0")
-        self._data, self._result, self._moved = bytearray(), None, 0
-        if self._length and not self._to_host:
-            self._phase = _DATA_OUT
-        else:
-            self._execute()
-
-    def _execute(self) -> None:
-        cdb, data = self._cdb, bytes(self._data)
-        room = self._length if self._to_host else 0
-        self._phase = _DATA_IN if self._length and self._to_host else _STATUS
-        self._busy = True
-
+    def carry_out(self, lun: int, cdb: bytes, data: bytes, room: int) -> None:
         def operation(_backend: Any) -> Result:
             return self.disk.execute(cdb, data, room)  # type: ignore[no-any-return]
 
-        self._requests.submit(operation, self._executed, is_read=self._to_host)
+        self._requests.submit(operation, self._executed, is_read=bool(room))
 
     def _executed(self, result: Result | None, error: Exception | None) -> None:
-        self._busy = False
         if error is not None:
             self.disk.last_sense = Sense(*IO_ERROR)
             result = Result(CHECK_CONDITION)
-        self._result = result or Result()
-        self.endpoint_ready(0x80 | _BULK_IN, wakes=False)
-
-    def endpoint_in(self, endpoint: int, room: int) -> bytes:
-        if endpoint != _BULK_IN or self._phase in (_WAIT_COMMAND, _DATA_OUT):
-            raise Stall
-        if self._busy or self._result is None:
-            raise Nak
-        if self._phase == _DATA_IN:
-            part = self._result.data[self._moved : self._moved + room]
-            self._moved += len(part)
-            # A short packet, or an empty one, ends what is less than the host expects.
-            if self._moved >= self._length or len(part) < room:
-                self._phase = _STATUS
-            return part
-        self._phase = _WAIT_COMMAND
-        moved = len(self._data) if not self._to_host else self._moved
-        residue = self._length - min(moved, self._length)
-        status = 0 if self._result.status == GOOD else _FAILED
-        return _STATUS_SIGNATURE + self._tag + residue.to_bytes(4, "little") + bytes((status,))
+        self.finish(result or Result())

@@ -23,7 +23,6 @@ class UsbScsiHost(UsbDevice):
 
     abstract = True
     category = "Storage"
-    interfaces = ("hotplug-handler",)
 
     attached_property = Bool(
         name="attached", get=lambda self: self.attached, set=lambda self, value: self.attach(value), show_default=False
@@ -111,7 +110,8 @@ class UsbScsiHost(UsbDevice):
 
         def finished(result: Result | None, error: Exception | None) -> None:
             if error is not None:
-                done(Result(CHECK_CONDITION, sense=Sense(*IO_ERROR).data()))
+                unit.last_sense = sense = Sense(*IO_ERROR)
+                done(Result(CHECK_CONDITION, sense=sense.data()))
             else:
                 done(result or Result())
 
