@@ -5,118 +5,22 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qobra.errors import QobraError
-from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.migration.page_set import PageSet
-from qobra.qmp import dispatch
 
 PAGE = 4096
 DEADLINE_S = 60
 MEMORY = 8 << 20
 
 
-class Sides:
-    """A source whose memory has a pattern, and a destination that listens at a socket."""
-
-    def __init__(self, path: Path, *capabilities: str, **parameters: Any) -> None:
-        self._path = path
-        self._ways = 0
-        self.source, self.destination = (simple_machine("x86_64", "pc", memory=MEMORY) for _ in range(2))
-        self.events: dict[Machine, list[str]] = {self.source: [], self.destination: []}
-        for machine, events in self.events.items():
-            machine.events.subscribe(lambda event, events=events: events.append(_short(event)))
-            on = [{"capability": name, "state": True} for name in ("events", "postcopy-ram", *capabilities)]
-            self.call(machine, "migrate-set-capabilities", capabilities=on)
-            if parameters:
-                self.call(machine, "migrate-set-parameters", **parameters)
-        self.content = random.Random(1).randbytes(MEMORY - (1 << 20))
-        with self.source.control:
-            self.source.board.memory.write(1 << 20, self.content)
-            self.source.run_state.start()
-        with self.destination.control:
-            self.destination.migration.expect()
-            self.destination.run_state.incoming = "defer"
-
-    def call(self, machine: Machine, name: str, /, *, oob: bool = False, **arguments: Any) -> Any:
-        arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
-        return dispatch.call(machine, name, arguments, oob=oob)
-
-    def way(self) -> str:
-        self._ways += 1
-        return f"unix:{self._path}/way{self._ways}"
-
-    def start(self) -> None:
-        way = self.way()
-        self.call(self.destination, "migrate-incoming", uri=way)
-        self.call(self.source, "migrate", uri=way)
-
-    def slow_down(self) -> None:
-        """Nothing follows but what is asked for."""
-        self.call(self.source, "migrate-set-parameters", max_postcopy_bandwidth=1)
-
-    def start_late(self) -> None:
-        """Migrate, so that memory follows only as it is asked for."""
-        self.slow_down()
-        self.call(self.source, "migrate-set-parameters", max_bandwidth=1 << 20)
-        self.start()
-        self.until(self.source, "active")
-        self.call(self.source, "migrate-start-postcopy")
-        self.until(self.destination, "postcopy-active")
-        self.until(self.source, "postcopy-active")
-        deadline = time.monotonic() + DEADLINE_S
-        while not self.destination.run_state.running and time.monotonic() < deadline:
-            time.sleep(0.005)
-
-    def let_go(self) -> None:
-        self.call(self.source, "migrate-set-parameters", max_postcopy_bandwidth=0)
-
-    def until(self, machine: Machine, *statuses: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while machine.migration.describe().get("status") not in statuses:
-            assert time.monotonic() < deadline, machine.migration.describe()
-            time.sleep(0.005)
-
-    def wait(self) -> None:
-        assert self.source.migration.wait(DEADLINE_S) and self.destination.migration.wait(DEADLINE_S)
-        assert (self.status(self.source), self.status(self.destination)) == ("completed", "completed")
-        assert self.source.run_state.state == "postmigrate" and self.destination.run_state.running
-        assert self.destination.board.memory.read(1 << 20, len(self.content)) == self.content
-
-    def status(self, machine: Machine) -> str:
-        return str(machine.migration.describe()["status"])
-
-    def close(self) -> None:
-        for machine in (self.source, self.destination):
-            machine.close()
-
-
-def _short(event: dict[str, Any]) -> str:
-    return str(event["data"]["status"] if event["event"] == "MIGRATION" else event["event"])
-
-
-@pytest.fixture
-def sides(tmp_path: Path) -> Iterator[Callable[..., Sides]]:
-    made: list[Sides] = []
-
-    def make(*capabilities: str, **parameters: Any) -> Sides:
-        made.append(Sides(tmp_path, *capabilities, **parameters))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
 @pytest.mark.parametrize("capabilities", [(), ("compress",), ("xbzrle",), ("multifd",), ("release-ram",)])
 def test_the_guest_runs_before_its_memory_is_there(sides: Any, capabilities: tuple[str, ...]) -> None:
-    both: Sides = sides(*capabilities)
+    both = sides("postcopy-ram", *capabilities)
     both.start_late()
     assert both.source.run_state.state == "finish-migrate"
     ram = both.destination.board.memory
@@ -141,7 +45,7 @@ def test_the_guest_runs_before_its_memory_is_there(sides: Any, capabilities: tup
 
 
 def test_what_changes_before_the_switch_comes_again(sides: Any) -> None:
-    both: Sides = sides()
+    both = sides("postcopy-ram")
     both.call(both.source, "migrate-set-parameters", max_bandwidth=8 << 20, downtime_limit=1)
     both.start()
     both.until(both.source, "active")
@@ -167,7 +71,7 @@ def test_what_changes_before_the_switch_comes_again(sides: Any) -> None:
 
 
 def test_paused_and_recovered_again_and_again(sides: Any) -> None:
-    both: Sides = sides("postcopy-blocktime")
+    both = sides("postcopy-ram", "postcopy-blocktime")
     source, destination = both.source, both.destination
     for machine in (source, destination):
         with pytest.raises(QobraError, match="only supported during postcopy-active state"):
@@ -216,7 +120,7 @@ def read(machine: Machine, address: int, found: list[bytes]) -> None:
 
 
 def test_bitmaps_follow_memory_and_survive_a_pause(sides: Any) -> None:
-    both: Sides = sides("dirty-bitmaps")
+    both = sides("postcopy-ram", "dirty-bitmaps")
     for machine in (both.source, both.destination):
         with machine.control:
             machine.block.add_node({"driver": "null-co", "node-name": "n", "size": 1 << 20})
@@ -238,7 +142,7 @@ def test_bitmaps_follow_memory_and_survive_a_pause(sides: Any) -> None:
 
 @pytest.mark.parametrize("paused", [False, True])
 def test_cancelled_when_the_guest_runs_there(sides: Any, paused: bool) -> None:
-    both: Sides = sides()
+    both = sides("postcopy-ram")
     both.start_late()
     if paused:
         both.call(both.source, "migrate-pause")
@@ -251,7 +155,7 @@ def test_cancelled_when_the_guest_runs_there(sides: Any, paused: bool) -> None:
 
 
 def test_a_machine_that_ends_lets_go_who_waits(sides: Any) -> None:
-    both: Sides = sides()
+    both = sides("postcopy-ram")
     both.start_late()
     both.call(both.source, "migrate-pause")
     both.until(both.destination, "postcopy-paused")
@@ -263,7 +167,7 @@ def test_a_machine_that_ends_lets_go_who_waits(sides: Any) -> None:
 
 
 def test_it_takes_both_sides_and_a_way_back(sides: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    both: Sides = sides()
+    both = sides("postcopy-ram")
     both.call(both.source, "migrate", uri="exec:cat >/dev/null")
     assert both.source.migration.wait(DEADLINE_S)
     assert both.source.migration.describe()["error-desc"] == "Unable to open return-path for postcopy"
@@ -278,7 +182,7 @@ def test_it_takes_both_sides_and_a_way_back(sides: Any, capsys: pytest.CaptureFi
 
 
 def test_while_memory_comes_the_machine_does_not_move_on(sides: Any) -> None:
-    both: Sides = sides()
+    both = sides("postcopy-ram")
     both.start_late()
     with pytest.raises(QobraError, match="Guest is waiting for an incoming migration"):
         both.call(both.destination, "migrate", uri="unix:/nowhere")

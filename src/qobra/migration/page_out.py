@@ -99,15 +99,12 @@ class MultiOut(PageOut):
         self,
         out: StreamWriter,
         channels: Sequence[Sink],
-        token: bytes,
         packer: Packer | None,
         pace: Callable[[int], None],
     ) -> None:
         super().__init__(out)
         self.packer = packer
         self._pace = pace
-        for number, channel in enumerate(channels):
-            channel.write(HELLO + token + bytes((number,)))
         self._writers = [StreamWriter(channel) for channel in channels]
         self._lanes: Lanes[_Run] = Lanes(len(channels), self._send)
 
@@ -149,11 +146,15 @@ def open_pages(
     if owner.capability("multifd"):
         token, count = os.urandom(TOKEN_SIZE), parameters["multifd-channels"]
         out.record(CHANNELS, token + bytes((count,)))
-        channels = [open_channel() for _ in range(count)]
+        channels = []
+        for number in range(count):
+            # The other side looks at one after the other.
+            channels.append(open_channel())
+            channels[-1].write(HELLO + token + bytes((number,)))
         method, packer = parameters["multifd-compression"], None
         if method != "none":
             packer = Packer(AS_ZLIB if method == "zlib" else AS_ZSTD, parameters[f"multifd-{method}-level"])
-        return MultiOut(out, channels, token, packer, pace)
+        return MultiOut(out, channels, packer, pace)
     if owner.capability("compress"):
         packer = Packer(AS_ZLIB, parameters["compress-level"])
         return PackedOut(out, packer, parameters["compress-threads"], wait=parameters["compress-wait-thread"])
