@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qobra.errors import QobraError
 from qobra.machine.usb.bus import PortOwner, UsbBus, UsbPort
 from qobra.machine.usb.device import HIGH, UsbDevice
-from qobra.machine.usb.ehci_schedule import Schedules
+from qobra.machine.usb.ehci_schedule import MAX_STEPS, Schedules
 from qobra.machine.vmstate import Number, VmState, i64, listed, timer, u8, u16, u32
 
 if TYPE_CHECKING:
@@ -338,9 +338,12 @@ class Ehci(PortOwner):
             self._status |= _S_ROLLOVER
         if self._command & _PERIODIC_ON:
             # Where the host was busy, frames are made up for, the last ones alone if there were many.
+            steps = 0
             for each in range(max(first, frame - self._max_frames) + 1, frame + 1):
                 element = (self._periodic & 0xFFFFF000) + 4 * (each % _LIST_LENGTH)
-                self._schedules.periodic(self._memory.number(element, 4))
+                steps += self._schedules.periodic(self._memory.number(element, 4))
+                if steps >= MAX_STEPS:
+                    break
         if self._command & _ASYNCHRONOUS_ON:
             self._asynchronous = self._schedules.asynchronous(self._asynchronous)
         if self._command & _DOORBELL:

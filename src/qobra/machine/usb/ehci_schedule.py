@@ -36,7 +36,7 @@ _PAGES, _PAGE = 5, 4096
 _ITD_ACTIVE, _ITD_ERROR, _ITD_ON_COMPLETE = 1 << 31, 1 << 28, 1 << 15
 _SITD_STATE, _SITD_ON_COMPLETE = 0x0C, 1 << 31
 
-_MAX_STEPS = 256
+MAX_STEPS = 256
 """Descriptors that are looked at in one frame, or in one visit to the asynchronous schedule."""
 _IN_TURN = 16
 """Transfers of one queue before the next queue has its turn."""
@@ -57,7 +57,7 @@ class Schedules:
         going_on = at
         seen: set[int] = set()
         progress, steps = False, 0
-        while steps < _MAX_STEPS:
+        while steps < MAX_STEPS:
             if at in seen:
                 if not progress:
                     break
@@ -74,20 +74,22 @@ class Schedules:
             at = link & _POINTER
         return going_on
 
-    def periodic(self, link: int) -> None:
-        """Go through the list of one frame, the element of the frame list being ``link``."""
-        for _ in range(_MAX_STEPS):
-            if link & _TERMINATE:
-                return
+    def periodic(self, link: int) -> int:
+        """Go through the list of one frame, the element of the frame list being ``link``; returns how much was done."""
+        steps = 0
+        while steps < MAX_STEPS and not link & _TERMINATE:
+            steps += 1
             at, kind = link & _POINTER, link >> 1 & 3
             if kind == _QUEUE:
-                link, _done = self._serve(at, None)
+                link, done = self._serve(at, None)
+                steps += done
             else:
                 if kind == _ITD:
                     self._isochronous(at)
                 elif kind == _SITD:
                     self._split_isochronous(at)
                 link = self._memory.number(at, 4)
+        return steps
 
     # -- queues
 

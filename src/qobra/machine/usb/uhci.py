@@ -195,9 +195,9 @@ class Uhci(PortOwner):
         # A frame is a chain of transfers and queues; a queue is left once its next transfer was tried.
         seen: set[int] = set()
         finished = False
-        for _ in range(_MAX_STEPS):
-            if link & _TERMINATE:
-                break
+        steps = 0
+        while steps < _MAX_STEPS and not link & _TERMINATE:
+            steps += 1
             at = link & _POINTER
             if link & _QUEUE:
                 if at in seen and not finished:
@@ -208,7 +208,6 @@ class Uhci(PortOwner):
                 seen.add(at)
                 link, element = self._memory.number(at, 4), self._memory.number(at + 4, 4)
                 # Its transfers one after the other, as long as they succeed and are to go on with.
-                steps = 0
                 while not element & (_TERMINATE | _QUEUE) and steps < _MAX_STEPS:
                     steps += 1
                     outcome = self._transfer(element & _POINTER)
