@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qobra.machine.acpi_cpuhp import GPE_BIT as CPU_EVENT
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_EVENT
 from qobra.machine.acpi_pcihp import GPE_BIT as PCI_EVENT
-from qobra.machine.acpi_tables import aml, cpus, memory, pci_slots, resources, tpm
+from qobra.machine.acpi_tables import aml, cpus, ipmi, memory, pci_slots, resources, tpm
 from qobra.machine.device import hpet
 from qobra.machine.nvdimm_interface import GPE_BIT as NVDIMM_EVENT
 
@@ -65,7 +65,7 @@ def dsdt(board: PcBoard, layout: Layout) -> bytes:
             aml.define("\\PICF", aml.ZERO),
             aml.method("\\_PIC", 1, aml.store(aml.ARGS[0], aml.name("\\PICF"))),
             aml.scope("\\_SB", _root(board, layout), pci_slots.registers(layout.hotplug_base)),
-            aml.scope("\\_SB.PCI0", pci_slots.slots(board.pci_root, layout.hotplug)),
+            aml.scope("\\_SB.PCI0", pci_slots.slots(board.pci_root, layout.hotplug), ipmi.smbus_devices(board)),
             aml.scope("\\_SB", _event_timer(board), _links(layout), cpus.devices(board), memory.devices(board)),
             _without_bus(board),
             _events(board, layout),
@@ -212,7 +212,7 @@ def _isa(board: PcBoard, layout: Layout) -> bytes:
         if chardev is not None:
             decode = resources.io(_PARALLEL[number], 8)
             terms.append(_device(f"LPT{number + 1}", "PNP0400", decode, resources.irq(7), unique=number + 1))
-    terms.append(tpm.isa_device(board))
+    terms += [tpm.isa_device(board), ipmi.isa_devices(board)]
     return aml.device("ISA", *terms)
 
 

@@ -43,6 +43,12 @@ def memory_fixed(base: int, size: int) -> bytes:
     return pack("<BHBII", 0x86, 9, 1, base, size)
 
 
+def i2c(address: int, speed: int = 100_000) -> bytes:
+    """An address of seven bits on the I2C bus of the device above."""
+    body = pack("<BBBBHBHIH", 1, 0, 1, 0, 0, 1, 6, speed, address) + b"^\0"
+    return pack("<BH", 0x8E, len(body)) + body
+
+
 def buses(first: int, last: int) -> bytes:
     """Bus numbers that a host bridge hands on."""
     return pack("<BHBBB5H", 0x88, 0x0D, _BUS, _PRODUCER_FIXED, 0, 0, first, last, 0, last - first + 1)

@@ -10,6 +10,7 @@ from struct import pack
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.machine.board import find_devices
 from qobra.machine.device.x86_64_cpu import X86Cpu
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.smbios import settings
@@ -245,6 +246,21 @@ def _function(board: PcBoard, said: dict[str, Any]) -> int:
     return device.devfn
 
 
+def _management_devices(board: PcBoard, _said: dict[str, Any]) -> list[Structure]:
+    found = []
+    for device in find_devices(board, "ipmi-interface"):
+        each: Any = device
+        if isinstance(device, PciDevice):
+            continue  # which is found by its class
+        on_bus = each.type_name == "smbus-ipmi"
+        base = each.address << 1 if on_bus else each.ioport | 1  # ports
+        made = Structure(settings.MANAGEMENT, 0x3000)
+        made.add("BBBB", each.kind, 0x20, each.controller.slave_addr, 0)
+        made.add("QBB", base, 1, 0 if on_bus else max(each.irq, 0) & 0xFF)
+        found.append(made)
+    return found
+
+
 def _end(_board: PcBoard, _said: dict[str, Any]) -> list[Structure]:
     return [Structure(settings.END, 0x7F00)]
 
@@ -262,6 +278,7 @@ _MAKERS = (
     (settings.MAPPED_ADDRESS, _mapped_addresses),
     (settings.BOOT, _boot_status),
     (settings.ONBOARD, _onboard),
+    (settings.MANAGEMENT, _management_devices),
     (settings.END, _end),
 )
 """Who makes the structures of each type, in their order."""

@@ -1,0 +1,1 @@
+"""IPMI (Intelligent Platform Management Interface 2.0): management controllers, and how hosts reach them."""
