@@ -25,6 +25,7 @@ _ROOT = (
     "e1000e,romfile=,mac=52:54:00:12:34:99",
     "rtl8139,romfile=",
     "pvscsi",
+    "lsi53c895a",
     "i6300esb",
     "pvpanic-pci",
     "virtio-gpu-pci",
