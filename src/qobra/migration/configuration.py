@@ -22,6 +22,13 @@ def put_configuration(machine: Machine, *, with_uuid: bool) -> bytearray:
     return out
 
 
+def put_name(name: str) -> bytearray:
+    """A record's payload that is a name."""
+    out = bytearray()
+    put_text(out, name)
+    return out
+
+
 def check_configuration(machine: Machine, payload: bytes) -> None:
     """Raise QobraError unless the stream is of a machine like this one."""
     source = StateSource(payload)

@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING
 
 from qobra.block.activation import activate_all
 from qobra.errors import QobraError
+from qobra.machine.vmstate import StateSource
 from qobra.migration.bitmaps import BitmapReceiver
 from qobra.migration.channel import GivenUp
 from qobra.migration.landing import Landing
 from qobra.migration.page_in import PageIn
 from qobra.migration.return_path import Answers
+from qobra.migration.settings import MATCHED
 from qobra.migration.state_reader import StateReader
 from qobra.migration.stream import (
     ANSWER,
     BITMAPS,
     BLOCKS,
+    CAPABILITY,
     CHANNELS,
     END,
     LATER,
-    MACHINE,
     MEMORY,
-    POSTCOPY,
     SWITCH,
     SYNC,
     StreamReader,
@@ -56,8 +57,8 @@ class Incoming:
         """Somebody has named the way of a recovery, or it is over."""
         self._answers: Answers | None = None
         self._bitmaps = BitmapReceiver(self._machine.block, owner.settings)
-        self._acknowledge: bool | None = None
-        """Whether the source wants to know which pages have arrived; None where none will come late."""
+        self._capabilities: set[str] = set()
+        """Those of the source that are to be the same here."""
         self._landing: Landing | None = None
         self._thread = threading.Thread(target=self._run, name="incoming migration", daemon=True)
 
@@ -227,7 +228,7 @@ class Incoming:
 
     def _receive_state(self, channel: AnyChannel, reader: StreamReader, state: StateReader, pages: PageIn) -> None:
         # All that comes while the guest runs nowhere, and bitmaps that follow.
-        switched = shared = False
+        switched = False
         while (record := reader.record())[0] != END:
             kind, payload = record
             if kind == BITMAPS:
@@ -240,16 +241,14 @@ class Incoming:
                 pages.end_pass()
             elif kind == ANSWER and channel.two_way:
                 self._answers = Answers(channel)
-            elif kind == POSTCOPY and self._answers is not None and payload:
-                self._acknowledge = bool(payload[0])
-            elif kind == CHANNELS:
-                self._check_same("multifd", True)
+            elif kind == CAPABILITY:
+                self._take_capability(StateSource(payload).text())
+            elif kind == CHANNELS and "multifd" in self._capabilities and state.blocks:
                 pages.share(payload, self._open, self.hang_up)
                 self._listener.close()
-                shared = True
-            elif kind == LATER and self._acknowledge is not None and self._answers is not None:
+            elif kind == LATER and "postcopy-ram" in self._capabilities and self._answers is not None:
                 if self._landing is None:
-                    self._landing = Landing(self, state.blocks, self._answers, acknowledge=self._acknowledge)
+                    self._landing = Landing(self, state.blocks, self._answers)
                 self._landing.expect(payload)
             elif kind == SWITCH:
                 switched = True
@@ -261,25 +260,29 @@ class Incoming:
                 self._go_on(state)
             else:
                 if kind == BLOCKS:
-                    self._check_same("postcopy-ram", self._acknowledge is not None)
+                    self._check_capabilities()
                     if not self._owner.capability("multifd"):
                         self._listener.close()
-                elif kind == MACHINE:
-                    self._check_same("multifd", shared)
                 with self._machine.control:
                     state.take(kind, payload)
         pages.drain()
         if not switched:
             self._go_on(state)
 
-    def _check_same(self, capability: str, theirs: bool) -> None:
-        ours = self._owner.capability(capability)
-        if ours != theirs:
-            names = {True: "on", False: "off"}
-            raise QobraError(
-                f"Capability {capability} is {names[ours]}, but received capability is {names[theirs]}",
-                errno=errno.EINVAL,
-            )
+    def _take_capability(self, name: str) -> None:
+        if name not in MATCHED:
+            raise QobraError(f"Unknown capability '{name}' in the stream", errno=errno.EINVAL)
+        self._capabilities.add(name)
+
+    def _check_capabilities(self) -> None:
+        names = {True: "on", False: "off"}
+        for name in MATCHED:
+            ours, theirs = self._owner.capability(name), name in self._capabilities
+            if ours != theirs:
+                raise QobraError(
+                    f"Capability {name} is {names[ours]}, but received capability is {names[theirs]}",
+                    errno=errno.EINVAL,
+                )
 
     def _go_on(self, state: StateReader) -> None:
         """The machine is here now: it takes its disks over and goes on as it was."""

@@ -22,15 +22,11 @@ if TYPE_CHECKING:
 
 
 class Landing:
-    """Memory that is still to come into ``blocks``.
+    """Memory that is still to come into ``blocks``. The source is told what has arrived, and may keep it until then."""
 
-    ``acknowledge``: the source wants to know what has arrived, as it keeps it until then.
-    """
-
-    def __init__(self, incoming: Incoming, blocks: list[RamBlock], answers: Answers, *, acknowledge: bool) -> None:
+    def __init__(self, incoming: Incoming, blocks: list[RamBlock], answers: Answers) -> None:
         self._incoming = incoming
         self.answers = answers
-        self._acknowledge = acknowledge
         self.arrivals = Arrivals(blocks, self._ask)
         self._thread: threading.Thread | None = None
         self._error: QobraError | None = None
@@ -70,8 +66,7 @@ class Landing:
             kind, payload = record
             if kind in MEMORY and kind != DELTA:
                 self.arrivals.place(kind, payload)
-                if self._acknowledge:
-                    self.answers.arrived(*RUN.unpack_from(payload))
+                self.answers.arrived(*RUN.unpack_from(payload))
             elif kind == BITMAPS and not self.arrivals.missing:
                 self._incoming.take_bitmaps(payload)
             else:

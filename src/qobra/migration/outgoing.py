@@ -14,14 +14,15 @@ from qobra.errors import QobraError, strerror
 from qobra.migration import machine_state
 from qobra.migration.bitmaps import BitmapSender
 from qobra.migration.channel import GivenUp
-from qobra.migration.configuration import put_configuration
+from qobra.migration.configuration import put_configuration, put_name
 from qobra.migration.pacer import Pacer
 from qobra.migration.page_coding import DeltaCache
 from qobra.migration.page_out import PageOut, open_pages
 from qobra.migration.progress import Progress
 from qobra.migration.ram import RamSender, put_blocks, ram_blocks
 from qobra.migration.return_path import expect_taken_over
-from qobra.migration.stream import ANSWER, BLOCKS, CONFIGURATION, END, POSTCOPY, SWITCH, StreamWriter
+from qobra.migration.settings import MATCHED
+from qobra.migration.stream import ANSWER, BLOCKS, CAPABILITY, CONFIGURATION, END, SWITCH, StreamWriter
 from qobra.report import report_error
 
 if TYPE_CHECKING:
@@ -224,8 +225,9 @@ class Outgoing:
             if not channel.two_way:
                 raise QobraError("Unable to open return-path for postcopy")
             out.record(ANSWER)
-        if self._with_postcopy:
-            out.record(POSTCOPY, bytes((self._owner.capability("release-ram"),)))
+        for name in MATCHED:
+            if self._owner.capability(name):
+                out.record(CAPABILITY, put_name(name))
         blocks = bytearray()
         put_blocks(blocks, self._blocks)
         out.record(BLOCKS, blocks)

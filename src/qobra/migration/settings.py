@@ -30,6 +30,9 @@ CAPABILITIES = (
 )
 """In the order in which queries list them."""
 
+MATCHED = ("postcopy-ram", "multifd", "x-ignore-shared")
+"""Capabilities that are to be on at both sides or at neither."""
+
 OLD_BLOCK_MIGRATION = "Old-style (blk/-b, inc/-i) block migration is not supported"
 
 _REFUSED = {

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from qobra.machine.machine import Machine
 
 
+_MAX_DEVICES = 256 << 20
+"""Bytes of the state of all devices, which is kept until it is complete."""
+_SECTION = 64
+"""Bytes that the shortest section counts as, whatever it has."""
+
+
 class StateReader:
     """Takes the records of one stream into ``machine``. Memory at once; devices and clock with :meth:`load_devices`."""
 
@@ -24,6 +30,7 @@ class StateReader:
         self._configured = False
         self._head: bytes | None = None
         self._sections: list[bytes] = []
+        self._room = _MAX_DEVICES
 
     @property
     def blocks(self) -> list[RamBlock]:
@@ -45,6 +52,9 @@ class StateReader:
         elif kind == MACHINE and self._head is None:
             self._head = payload
         elif kind == DEVICE:
+            self._room -= max(len(payload), _SECTION)
+            if self._room < 0:
+                raise QobraError("The devices of the stream have too much state", errno=errno.EINVAL)
             self._sections.append(payload)
         else:
             raise QobraError(f"Unexpected savevm section type {kind}", errno=errno.EINVAL)
