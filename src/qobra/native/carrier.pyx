@@ -7,13 +7,12 @@ failed, so that what it holds (places, descriptors, old data) is held for as lon
 
 import os
 
-from libc.errno cimport EINTR, EIO, ENOMEM, errno
+from libc.errno cimport EIO, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-from posix.types cimport off_t
-from posix.unistd cimport pread, pwrite
 
+from qobra.native.files cimport read_all, write_all
 from qobra.native.old_blocks cimport OldBlocks, OldTable, clip, mend_range
 
 cdef extern from "<pthread.h>" nogil:
@@ -280,7 +279,10 @@ cdef class Carrier:
         cdef int64_t begun = spent(), took
         while done < unit.length and not failure:
             size = min(load.parts[part].length - inside, unit.length - done)
-            failure = read_all(load.parts[part].fd, buffer + done, size, load.parts[part].offset + inside)
+            if load.parts[part].fd == ZEROES:
+                memset(buffer + done, 0, <size_t>size)
+            else:
+                failure = read_all(load.parts[part].fd, buffer + done, size, load.parts[part].offset + inside)
             done += size
             part, inside = part + 1, 0
         if failure:
@@ -346,34 +348,3 @@ cdef int64_t spent() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
     return now.tv_sec * 1_000_000_000 + now.tv_nsec
-
-
-cdef int read_all(int fd, uint8_t *buffer, int64_t size, int64_t offset) noexcept nogil:
-    """Read, with zeroes past the end of the file; the number of the error, 0 if there was none."""
-    cdef int64_t done = 0
-    cdef ssize_t moved
-    while done < size:
-        moved = 0 if fd == ZEROES else pread(fd, buffer + done, <size_t>(size - done), <off_t>(offset + done))
-        if moved > 0:
-            done += moved
-        elif moved == 0:
-            memset(buffer + done, 0, <size_t>(size - done))
-            break
-        elif errno != EINTR:
-            return errno
-    return 0
-
-
-cdef int write_all(int fd, const uint8_t *buffer, int64_t size, int64_t offset) noexcept nogil:
-    """Write; the number of the error, 0 if there was none."""
-    cdef int64_t done = 0
-    cdef ssize_t moved
-    while done < size:
-        moved = pwrite(fd, buffer + done, <size_t>(size - done), <off_t>(offset + done))
-        if moved > 0:
-            done += moved
-        elif moved == 0:
-            return EIO
-        elif errno != EINTR:
-            return errno
-    return 0

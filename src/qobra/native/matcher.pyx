@@ -1,10 +1,10 @@
 """Comparing stretches of files without the GIL, in as many threads as call :meth:`Matcher.work`."""
 
-from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memset
-from posix.unistd cimport pread
+from libc.string cimport memcmp
+
+from qobra.native.files cimport read_all
 
 cdef extern from "<stdatomic.h>" nogil:
     ctypedef int64_t atomic_int64 "_Atomic int64_t"
@@ -81,27 +81,11 @@ cdef bint is_same(const Pair *pair, uint8_t *first, uint8_t *second) noexcept no
     cdef int64_t done = 0, size
     while done < pair.length:
         size = min(PIECE, pair.length - done)
-        if not read_all(pair.first, first, size, pair.first_offset + done):
+        if read_all(pair.first, first, size, pair.first_offset + done):
             return False
-        if not read_all(pair.second, second, size, pair.second_offset + done):
+        if read_all(pair.second, second, size, pair.second_offset + done):
             return False
         if memcmp(first, second, size):
             return False
         done += size
-    return True
-
-
-cdef bint read_all(int fd, uint8_t *buffer, int64_t size, int64_t offset) noexcept nogil:
-    """Read, with zeroes past the end of the file; False if that fails."""
-    cdef int64_t done = 0
-    cdef ssize_t moved
-    while done < size:
-        moved = pread(fd, buffer + done, size - done, offset + done)
-        if moved > 0:
-            done += moved
-        elif moved == 0:
-            memset(buffer + done, 0, size - done)
-            break
-        elif errno != EINTR:
-            return False
     return True

@@ -8,13 +8,14 @@ has to read as zeroes there. A run may be *packed*: a cluster that zstd compress
 """
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EINTR, EIO, ENOMEM, errno
+from libc.errno cimport EAGAIN, EIO, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memmove, memset
+from libc.string cimport memcmp, memmove
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.types cimport off_t
-from posix.unistd cimport pread, pwrite
+
+from qobra.native.files cimport read_all, write_all
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -363,7 +364,7 @@ cdef class Mover:
             return False
         pthread_cond_broadcast(&self._changed)
         pthread_mutex_unlock(&self._mutex)
-        failure = write_all(self._target, room.buffer, room.writes, count, self._reserves)
+        failure = write_pieces(self._target, room.buffer, room.writes, count, self._reserves)
         pthread_mutex_lock(&self._mutex)
         if failure:
             self._fail(failure)
@@ -538,22 +539,6 @@ cdef void read_ahead(int fd, int64_t offset, int64_t length) noexcept nogil:
         posix_fadvise(fd, offset, length, POSIX_FADV_WILLNEED)
 
 
-cdef int read_all(int fd, uint8_t *buffer, size_t size, int64_t offset) noexcept nogil:
-    """Read, with zeroes past the end of the file; the number of the error, 0 if there was none."""
-    cdef size_t done = 0
-    cdef ssize_t moved
-    while done < size:
-        moved = pread(fd, buffer + done, size - done, offset + <int64_t>done)
-        if moved > 0:
-            done += moved
-        elif moved == 0:
-            memset(buffer + done, 0, size - done)
-            break
-        elif errno != EINTR:
-            return errno
-    return 0
-
-
 cdef int read_packed(Room *room, const Run *run, uint8_t *buffer) noexcept nogil:
     """Unpack a whole cluster into ``buffer``; the number of the error, 0 if there was none."""
     cdef int failure
@@ -569,26 +554,17 @@ cdef int read_packed(Room *room, const Run *run, uint8_t *buffer) noexcept nogil
     return 0 if qobra_zstd_read(room.zstd, room.packed, run.packed, buffer, run.whole) else EIO
 
 
-cdef int write_all(
+cdef int write_pieces(
     int fd, const uint8_t *buffer, const Piece *pieces, size_t count, bint reserves
 ) noexcept nogil:
     """Write the pieces of a buffer; the number of the error, 0 if there was none."""
     cdef size_t which
-    cdef int64_t done
-    cdef ssize_t moved
+    cdef int failure
     for which in range(count):
         if reserves and pieces[which].length >= RESERVE:
             # Where there is no space, writing says so.
             fallocate(fd, FALLOC_FL_KEEP_SIZE, pieces[which].place, pieces[which].length)
-        done = 0
-        while done < pieces[which].length:
-            moved = pwrite(
-                fd, buffer + pieces[which].at + done, pieces[which].length - done, pieces[which].place + done
-            )
-            if moved > 0:
-                done += moved
-            elif moved == 0:
-                return EIO
-            elif errno != EINTR:
-                return errno
+        failure = write_all(fd, buffer + pieces[which].at, pieces[which].length, pieces[which].place)
+        if failure:
+            return failure
     return 0

@@ -6,10 +6,10 @@ Buffers are taken as C does it: typed memoryviews import ``collections`` when th
 import os
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.errno cimport EINTR, errno
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp
 from posix.types cimport off_t
-from posix.unistd cimport pread
+
+from qobra.native.files cimport read_all
 
 
 cdef Py_ssize_t MOST = 1 << 40   # sums of such stay far below what a word holds
@@ -59,8 +59,7 @@ def read_pieces(int fd, buffer, Py_ssize_t size, off_t offset, Py_ssize_t unit, 
     """See ``qobra.block.copy.zeroes.read_pieces``."""
     cdef Py_buffer view
     cdef unsigned char *data
-    cdef Py_ssize_t done = 0, moved = 0
-    cdef int failure = 0
+    cdef int failure
     if not 0 <= unit <= MOST or not 0 <= phase <= MOST or offset < 0:
         raise ValueError("an offset, unit or phase that cannot be")
     PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
@@ -69,16 +68,7 @@ def read_pieces(int fd, buffer, Py_ssize_t size, off_t offset, Py_ssize_t unit, 
             raise ValueError("size is beyond the buffer")
         data = <unsigned char *>view.buf
         with nogil:
-            while done < size:
-                moved = pread(fd, data + done, size - done, offset + done)
-                if moved > 0:
-                    done += moved
-                elif moved == 0:
-                    memset(data + done, 0, size - done)
-                    break
-                elif errno != EINTR:
-                    failure = errno
-                    break
+            failure = read_all(fd, data, size, offset)
         if failure:
             raise OSError(failure, os.strerror(failure))
         return pieces_of(data, size, unit, phase) if unit else [(0, size, False)]
