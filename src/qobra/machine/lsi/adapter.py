@@ -41,7 +41,6 @@ class LsiAdapter(PciDevice):
 
     abstract = True
     category = "Storage"
-    interfaces = ("hotplug-handler",)
     plugs_into = ("conventional-pci-device",)
     vendor_id = 0x1000
     device_id = 0x0012
