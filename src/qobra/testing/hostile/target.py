@@ -38,7 +38,7 @@ _BELOW: dict[str, Options] = {
     "SCSI": {"driver": "virtio-scsi-pci"},
     "IDE": {"driver": "ich9-ahci", "id": "ahci"},
     "virtio-serial-bus": {"driver": "virtio-serial-pci"},
-    "usb-bus": {"driver": "piix3-usb-uhci"},
+    "usb-bus": {"driver": "qemu-xhci"},
     "sd-bus": {"driver": "sdhci-pci"},
     "nvme-bus": {"driver": "nvme", "serial": "fuzz"},
 }
