@@ -22,19 +22,15 @@ _ROOT = (
     "e1000,romfile=",
     "e1000-82544gc,romfile=",
     "e1000-82545em,romfile=",
-    "e1000e,romfile=,mac=52:54:00:12:34:99",
-    "rtl8139,romfile=",
-    "pvscsi",
-    "lsi53c895a",
     "i6300esb",
     "pvpanic-pci",
     "virtio-gpu-pci",
+    "VGA",
+    "secondary-vga",
+    "bochs-display",
+    "virtio-vga",
     "pci-bridge,chassis_nr=3",
     "sdhci-pci",
-    "pci-serial",
-    "pci-serial-4x",
-    "edu",
-    "pci-testdev,membar=1M",
     "piix3-usb-uhci",
     "piix4-usb-uhci",
     "ich9-usb-uhci1",
@@ -47,6 +43,19 @@ _ROOT = (
     "nec-usb-xhci,msix=off",
     "virtio-blk-pci-transitional,drive=n2",
     "virtio-rng-pci-non-transitional",
+)
+_CARDS = (
+    "pci-serial",
+    "pci-serial-4x",
+    "edu",
+    "pci-testdev,membar=1M",
+    "e1000e,romfile=,mac=52:54:00:12:34:99",
+    "rtl8139,romfile=",
+    "pvscsi",
+    "lsi53c895a",
+    "pci-serial-2x",
+    "e1000-82544gc,romfile=",
+    "nvme,serial=x",
 )
 _PORTS = (
     "virtio-blk-pci,drive=n3",
@@ -146,9 +155,10 @@ def _look(program: SystemProgram, board: str) -> dict[Any, int]:
     return seen
 
 
-@pytest.mark.parametrize("ports", [False, True], ids=["root", "ports"])
+@pytest.mark.parametrize("devices", [_ROOT, _CARDS, _PORTS], ids=["root", "cards", "ports"])
 @pytest.mark.parametrize("board", _BOARDS)
-def test_configuration_space(tmp_path: Path, board: str, ports: bool) -> None:
+def test_configuration_space(tmp_path: Path, board: str, devices: tuple[str, ...]) -> None:
+    ports = devices is _PORTS
     if ports and board == "pc":
         pytest.skip("it has no PCI Express")
     architecture, bus = _BOARDS[board]
@@ -157,7 +167,7 @@ def test_configuration_space(tmp_path: Path, board: str, ports: bool) -> None:
     arguments = ["-machine", board, "-m", "256"]
     for node in _NODES:
         arguments += ["-blockdev", node]
-    for number, device in enumerate(_PORTS if ports else _ROOT):
+    for number, device in enumerate(devices):
         if ports:
             arguments += ["-device", f"pcie-root-port,id=p{number},chassis={number + 1},bus={bus}"]
         arguments += ["-device", f"{device},bus={f'p{number}' if ports else bus}"]

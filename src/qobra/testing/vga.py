@@ -118,7 +118,8 @@ class VgaDriver:
         return self.guest.port_in(0x1CF, 2)
 
     def set_bochs_mode(self, width: int, height: int, depth: int, enable: int = 0x81) -> None:
-        """Set a mode of Bochs', by default keeping what is in memory."""
+        """Set a mode of Bochs' and show it, by default keeping what is in memory."""
+        self.show(True)
         self.bochs(ENABLE, 0)
         for number, value in ((WIDTH, width), (HEIGHT, height), (DEPTH, depth), (ENABLE, enable)):
             self.bochs(number, value)

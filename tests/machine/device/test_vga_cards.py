@@ -59,6 +59,7 @@ def test_a_second_card_comes_and_goes(tmp_path: Path) -> None:
     function = PciFunction(made.guest, 6 << 3)
     function.enable(0xE4000000)
     memory, registers = function.bars[0], function.bars[2]
+    made.guest.store(registers + 0x400, 1, 0x20)  # not dark
     for number, value in ((1, 64), (2, 48), (3, 32), (4, 0x81)):
         made.guest.store(registers + 0x500 + 2 * number, 2, value)
     made.guest.write(memory, b"\1\2\3\0")

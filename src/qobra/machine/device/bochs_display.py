@@ -35,7 +35,7 @@ class _Registers:
         self.values[dispi.ID], self.values[dispi.MEMORY] = dispi.LAST_ID, memory >> 16
 
     def read(self, number: int) -> int:
-        return self.values[number] if number < dispi.COUNT else 0
+        return self.values[number] if number < dispi.COUNT else 0xFFFF
 
     def write(self, number: int, value: int) -> None:
         if number not in (dispi.ID, dispi.MEMORY) and number < dispi.COUNT:

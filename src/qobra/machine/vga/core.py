@@ -84,7 +84,7 @@ class VgaCore:
         frame = picture.frame(self)
         if frame is not None:
             self._painter.paint(frame)
-        elif not self.registers.shows and not self.dispi.on:
+        elif not self.registers.shows:
             self._painter.darken()
 
     def _reader(self, base: int) -> Callable[[int, int], int]:

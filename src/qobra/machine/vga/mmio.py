@@ -62,10 +62,10 @@ class RegisterWindow:
         """The ``width`` bytes at ``offset``."""
         if _EXTENDED <= offset < _EXTENDED + _EXTENDED_SIZE and self._order is not None:
             return self._extended(offset, width)
-        if offset >= _DISPI and width > 2:
-            return self.load(offset, 2) | self.load(offset + 2, 2) << 16
         if _DISPI <= offset < _DISPI + _DISPI_SIZE:
-            return self._dispi.read(offset - _DISPI >> 1) & (1 << 8 * width) - 1
+            number = offset - _DISPI >> 1
+            value = self._dispi.read(number)
+            return value | self._dispi.read(number + 1) << 16 if width > 2 else value & (1 << 8 * width) - 1
         return sum(self._byte(offset + i) << 8 * i for i in range(width))
 
     def _extended(self, offset: int, width: int) -> int:
@@ -88,11 +88,9 @@ class RegisterWindow:
         if offset == _BYTE_ORDER and self._order is not None:
             if width == 4 and value in (_BIG_ENDIAN, _LITTLE_ENDIAN):
                 self._order.big_endian = value == _BIG_ENDIAN
-        elif offset >= _DISPI and width > 2:
-            self.store(offset, 2, value & 0xFFFF)
-            self.store(offset + 2, 2, value >> 16)
         elif _DISPI <= offset < _DISPI + _DISPI_SIZE:
-            self._dispi.write(offset - _DISPI >> 1, value)
+            for i in range(0, width, 2):
+                self._dispi.write(offset + i - _DISPI >> 1, value >> 8 * i & 0xFFFF)
         elif self._registers is not None and 0 <= offset - _PORTS < _PORT_COUNT:
             for i in range(min(width, _PORTS + _PORT_COUNT - offset)):
                 self._registers.write(_FIRST_PORT + offset - _PORTS + i, value >> 8 * i & 0xFF)

@@ -25,11 +25,11 @@ _SPREAD_PAIRS = tuple(bytes(value >> 6 - 2 * pair & 3 for pair in range(4)) for 
 
 def frame(core: VgaCore) -> Frame | None:
     """What is shown now; None while the card is dark."""
-    if core.dispi.on:
-        return _bochs(core)
     registers = core.registers
     if not registers.shows:
         return None
+    if core.dispi.on:
+        return _bochs(core)
     if registers.gfx[vga.GFX_MISC] & _GRAPHICS:
         return _graphics(core)
     return text.frame(core)
