@@ -138,7 +138,7 @@ def test_reading_and_writing(guest: Guest) -> None:
     assert guest.image.read_bytes()[5 * 512 : 6 * 512] == b"u" * 512
     # Less than the host expects.
     status, residue, data = guest.scsi(b"\x12\0\0\0\x24\0", room=100)
-    assert (status, residue, len(data)) == (0, 64, 36)
+    assert (status, residue, data[36:]) == (0, 64, bytes(64))
     assert guest.scsi(b"\x28\0\0\0\xff\0\0\0\1\0", room=512)[:2] == (1, 512)
     assert guest.scsi(b"\x03\0\0\0\x12\0", room=18)[2][12] == 0x21
 
@@ -234,3 +234,23 @@ def test_a_cd_drive_may_be_empty(tmp_path: Path) -> None:
         with pytest.raises(QobraError, match="Device needs media, but drive is empty"):
             add_device(machine, {"driver": "usb-storage", "drive": "hd"}, keyval=True)
     machine.close()
+
+
+def test_what_the_command_does_not_move_is_told(guest: Guest) -> None:
+    guest.configure()
+    assert guest.scsi(b"\0" * 6, data=bytes(64))[:2] == (0, 64)
+    assert guest.scsi(b"\x2a\0\0\0\0\5\0\0\1\0", data=b"w" * 1024)[:2] == (0, 512)
+    assert guest.image.read_bytes()[5 * 512 : 7 * 512] == b"w" * 512 + bytes([6]) * 512
+
+
+@pytest.mark.parametrize(("cdb", "to_host"), [(b"\x12\0\0\0\x24\0", False), (b"\x2a\0\0\0\0\5\0\0\1\0", True)])
+def test_data_that_go_the_other_way_are_refused(guest: Guest, cdb: bytes, to_host: bool) -> None:
+    guest.configure()
+    wrapper = b"USBCtag." + (36).to_bytes(4, "little") + bytes((0x80 if to_host else 0, 0, len(cdb)))
+    assert guest.transfer(_OUT, 2, wrapper + cdb.ljust(16, b"\0")) == b""
+    data = guest.transfer(_IN, 1, room=36) if to_host else guest.transfer(_OUT, 2, bytes(36))
+    assert data is None
+    guest.control(bytes((0x02, 1, 0, 0, 0x81 if to_host else 2, 0, 0, 0)))
+    assert guest.transfer(_IN, 1, room=13) == b"USBStag." + (36).to_bytes(4, "little") + b"\2"
+    assert guest.image.read_bytes()[5 * 512 : 6 * 512] == bytes([5]) * 512
+    assert guest.scsi(b"\0" * 6)[0] == 0

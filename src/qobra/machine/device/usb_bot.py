@@ -29,6 +29,9 @@ class UsbBot(UsbScsiHost, BulkOnly):
     def has_unit(self, lun: int) -> bool:
         return self.unit(lun) is not None
 
+    def expected_of(self, lun: int, cdb: bytes) -> tuple[str, int]:
+        return self.expected(self.unit(lun), cdb)
+
     def cancel_commands(self) -> None:
         self.cancel_all()
 

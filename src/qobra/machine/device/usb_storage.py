@@ -8,6 +8,7 @@ from qobra.errors import QobraError
 from qobra.machine.block_requests import BlockRequests
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
+from qobra.machine.scsi import transfer
 from qobra.machine.scsi.bus import Result, ScsiBus
 from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, Sense
 from qobra.machine.usb.bulk_only import BulkOnly
@@ -82,6 +83,9 @@ class UsbStorage(BulkOnly, BlockFrontEnd):
 
     def has_unit(self, lun: int) -> bool:
         return not lun
+
+    def expected_of(self, lun: int, cdb: bytes) -> tuple[str, int]:
+        return transfer.expected(cdb, self.disk.logical_size)
 
     def cancel_commands(self) -> None:
         self._requests.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qobra.machine.scsi import transfer
 from qobra.machine.scsi.bus import Result
 from qobra.machine.scsi.sense import GOOD
 from qobra.machine.usb.device import FULL, HIGH, SUPER, Nak, Stall, UsbDevice
@@ -12,8 +13,8 @@ _COMMAND_LENGTH = 31
 _BULK_IN, _BULK_OUT = 1, 2
 _MAX_DATA = 16 << 20
 _BULK_RESET, _GET_MAX_LUN = 0xFF, 0xFE
-_FAILED = 1
-_WAIT_COMMAND, _DATA_OUT, _DATA_IN, _STATUS = range(4)
+_FAILED, _PHASE_ERROR = 1, 2
+_WAIT_COMMAND, _DATA_OUT, _DATA_IN, _STATUS, _REFUSED = range(5)
 
 
 def _device(version: int, packet: int) -> bytes:
@@ -68,6 +69,10 @@ class BulkOnly(UsbDevice):
         """Begin a command, which ends with :meth:`finish`."""
         raise NotImplementedError
 
+    def expected_of(self, lun: int, cdb: bytes) -> tuple[str, int]:
+        """Which way a command transfers data, and how many bytes at most (:mod:`qobra.machine.scsi.transfer`)."""
+        raise NotImplementedError
+
     def cancel_commands(self) -> None:
         """Forget what is under way."""
         raise NotImplementedError
@@ -91,7 +96,7 @@ class BulkOnly(UsbDevice):
         self._data = bytearray()
         self._result: Result | None = None
         self._busy = False
-        self._moved = 0
+        self._moved = self._wanted = 0
 
     def own_request(self, request: bytes, data: bytes) -> bytes:
         if request[:2] == bytes((0xA1, _GET_MAX_LUN)):
@@ -106,6 +111,8 @@ class BulkOnly(UsbDevice):
     def endpoint_out(self, endpoint: int, data: bytes) -> None:
         if endpoint != _BULK_OUT:
             raise Stall
+        if self._phase == _REFUSED and not self._to_host:
+            self._refuse()
         if self._phase == _WAIT_COMMAND:
             self._take_command(data)
         elif self._phase == _DATA_OUT:
@@ -127,7 +134,11 @@ class BulkOnly(UsbDevice):
         self._to_host = bool(data[12] & 0x80)
         self._cdb = data[15 : 15 + data[14]].ljust(16, b"\0")
         self._data, self._result, self._moved = bytearray(), None, 0
-        if self._length and not self._to_host:
+        way, self._wanted = self.expected_of(self._lun, self._cdb)
+        wrong_way = transfer.TO_DEVICE if self._to_host else transfer.TO_HOST
+        if self._length and way == wrong_way:
+            self._phase = _REFUSED
+        elif self._length and not self._to_host:
             self._phase = _DATA_OUT
         else:
             self._execute()
@@ -144,20 +155,31 @@ class BulkOnly(UsbDevice):
         self._result = result
         self.endpoint_ready(0x80 | _BULK_IN, wakes=False)
 
+    def _refuse(self) -> None:
+        # The data of the command go the other way (6.7.2 and 6.7.3, cases 8 and 10).
+        self._phase, self._data = _STATUS, bytearray()
+        raise Stall
+
     def endpoint_in(self, endpoint: int, room: int) -> bytes:
-        if endpoint != _BULK_IN or self._phase in (_WAIT_COMMAND, _DATA_OUT):
+        if self._phase == _REFUSED and self._to_host:
+            self._refuse()
+        if endpoint != _BULK_IN or self._phase in (_WAIT_COMMAND, _DATA_OUT, _REFUSED):
             raise Stall
-        if self._busy or self._result is None:
+        if self._busy:
             raise Nak
-        if self._phase == _DATA_IN:
-            part = self._result.data[self._moved : self._moved + room]
-            self._moved += len(part)
-            # A short packet, or an empty one, ends what is less than the host expects.
-            if self._moved >= self._length or len(part) < room:
+        if self._phase == _DATA_IN and self._result is not None:
+            wanted = min(room, self._length - self._moved)
+            part = self._result.data[self._moved : self._moved + wanted]
+            self._moved += wanted
+            if self._moved >= self._length:
                 self._phase = _STATUS
-            return part
+            return part.ljust(wanted, b"\0")  # what is less than the host expects is filled up (6.7.2)
         self._phase = _WAIT_COMMAND
-        moved = len(self._data) if not self._to_host else self._moved
+        result = self._result
+        if result is None:
+            moved, status = 0, _PHASE_ERROR
+        else:
+            moved = len(result.data) if self._to_host else min(len(self._data), self._wanted)
+            status = 0 if result.status == GOOD else _FAILED
         residue = self._length - min(moved, self._length)
-        status = 0 if self._result.status == GOOD else _FAILED
         return _STATUS_SIGNATURE + self._tag + residue.to_bytes(4, "little") + bytes((status,))
