@@ -93,6 +93,15 @@ class Checker:
         self.seen.add(first, end - first, weight)
         return True
 
+    def stored_count(self, cluster: int) -> int:
+        """The count that the image has of any cluster, also of one past the end of the file."""
+        if cluster < len(self.stored):
+            return self.stored.get(cluster)
+        try:
+            return self.image.refcounts.get(cluster)
+        except (OSError, QobraError):
+            return 0  # what is the matter with the counts is told where they are looked at
+
     def _counted_clusters(self) -> int:
         """How far there are counts in the file: a file may be long beyond all measure, with nothing in it."""
         refcounts = self.image.refcounts
@@ -293,8 +302,8 @@ class Checker:
                 self._following = cluster + 1
             if cluster >= limit:
                 self.count(word & _OFFSET, image.cluster_size, weight)
-                if active and word >= _COPIED:
-                    self._copied_error(word, l1_index)  # nothing counts it
+                if active and (self.stored_count(cluster) == 1) != (word >= _COPIED):
+                    self._copied_error(word, l1_index)
                 continue
             if active:
                 if (stored[cluster] == 1) != (word >= _COPIED):
@@ -339,7 +348,7 @@ class Checker:
             return
         self.count(host, image.cluster_size, weight)
         if active:
-            if (self.stored.get(host >> image.cluster_bits) == 1) != bool(word & _COPIED):
+            if (self.stored_count(host >> image.cluster_bits) == 1) != bool(word & _COPIED):
                 self._copied_error(word, l1_index)
 
     def _compressed_entry(self, word: int, index: int, bitmap: int, weight: int, active: bool) -> None:
@@ -373,7 +382,7 @@ class Checker:
             self._odd_entry(word, at // 2, table, weight, l1_index, bitmap)
 
     def _copied_error(self, word: int, l1_index: int) -> None:
-        count = self.stored.get((word & _OFFSET) >> self.image.cluster_bits)
+        count = self.stored_count((word & _OFFSET) >> self.image.cluster_bits)
         self._copied.append((l1_index, copied_cluster_text(word, count)))
 
     def report_copied(self) -> None:

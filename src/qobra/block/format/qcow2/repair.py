@@ -41,7 +41,7 @@ def repair(checker: Checker, *, fix_leaks: bool, fix_errors: bool, report: Repor
         accurate = set(repaired)
 
         def counts(cluster: int) -> int:
-            return (checker.seen if cluster in accurate else checker.stored).get(cluster)
+            return checker.seen.get(cluster) if cluster in accurate else checker.stored_count(cluster)
 
     if fix_errors:
         for place, word in checker.bad_zero:
