@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 BIOS_SIZE = 256 << 10
 _ISA_BIOS_SIZE = 128 << 10
-_FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios")
+_FIRMWARE_DIRECTORIES = ("/usr/share/qemu", "/usr/share/seabios", "/usr/lib/ipxe/qemu")
 _HPET_ENTRY = Struct("<IQHB")
 _MIB, _FOUR_GIB = 1 << 20, 1 << 32
 _MAX_MEMORY_SLOTS = 256

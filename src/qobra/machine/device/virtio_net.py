@@ -405,6 +405,7 @@ class VirtioNetPciBase(VirtioPci):
     device_id = 0x1000
     class_id = 0x0200
     default_vectors = 4
+    default_rom = "efi-virtio.rom"
 
 
 @registry.register("virtio-net-pci")

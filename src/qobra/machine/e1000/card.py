@@ -26,6 +26,7 @@ class E1000(GigabitCard):
     abstract = True
     vendor_id = pci.INTEL
     class_id = 0x0200
+    default_rom = "efi-e1000.rom"
     revision = 3
     phy_id = 0x0C20
 

@@ -35,6 +35,7 @@ class E1000e(GigabitCard):
     plugs_into = ("pci-express-device",)
     vendor_id = pci.INTEL
     class_id = pci.CLASS_ETHERNET
+    default_rom = "efi-e1000e.rom"
     always_express = True
     initial = regs.INITIAL
 

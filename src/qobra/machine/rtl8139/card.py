@@ -54,6 +54,7 @@ class RealtekCard(PciDevice, Nic):
 
     abstract = True
     class_id = pci.CLASS_ETHERNET
+    default_rom = "efi-rtl8139.rom"
     interrupt_pin = 1
 
     vmstate = VmState(
