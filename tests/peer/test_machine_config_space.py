@@ -12,65 +12,62 @@ from qobra.testing.system import SystemProgram, peer_available
 pytestmark = pytest.mark.skipif(not peer_available("x86_64"), reason="qemu-system-x86_64 is not installed")
 
 _NODES = [f"null-co,node-name=n{n},size=1048576,read-zeroes=on" for n in range(6)]
-# A bus has 32 places.
-_DEVICES = {
-    "root": (
-        "virtio-blk-pci,drive=n0",
-        "virtio-scsi-pci",
-        "nvme,drive=n1,serial=x",
-        "ich9-ahci",
-        "virtio-serial-pci",
-        "virtio-net-pci",
-        "e1000",
-        "e1000-82544gc",
-        "e1000-82545em",
-        "i6300esb",
-        "pvpanic-pci",
-        "virtio-gpu-pci",
-        "VGA",
-        "secondary-vga",
-        "bochs-display",
-        "virtio-vga",
-        "pci-bridge,chassis_nr=3",
-        "sdhci-pci",
-        "virtio-blk-pci-transitional,drive=n2",
-        "virtio-rng-pci-non-transitional",
-        "pci-serial",
-        "pci-serial-4x",
-        "edu",
-        "pci-testdev,membar=1M",
-        "e1000e,mac=52:54:00:12:34:99",
-        "rtl8139",
-        "pvscsi",
-        "lsi53c895a",
-        "pci-serial-2x",
-        "e1000-82544gc",
-        "nvme,serial=x",
-    ),
-    "usb": (
-        "piix3-usb-uhci",
-        "piix4-usb-uhci",
-        "ich9-usb-uhci1",
-        "ich9-usb-uhci6",
-        "usb-ehci",
-        "ich9-usb-ehci1",
-        "pci-ohci",
-        "qemu-xhci",
-        "nec-usb-xhci",
-        "nec-usb-xhci,msix=off",
-    ),
-    "ports": (
-        "virtio-blk-pci,drive=n3",
-        "pcie-pci-bridge",
-        "nvme,serial=y,drive=n4",
-        "virtio-net-pci",
-        "virtio-rng-pci,ats=on",
-        "pvscsi",
-        "e1000e,mac=52:54:00:12:34:98",
-        "qemu-xhci",
-        "nec-usb-xhci",
-    ),
-}
+_ROOT = (
+    "virtio-blk-pci,drive=n0",
+    "virtio-scsi-pci",
+    "nvme,drive=n1,serial=x",
+    "ich9-ahci",
+    "virtio-serial-pci",
+    "virtio-net-pci",
+    "e1000",
+    "e1000-82544gc",
+    "e1000-82545em",
+    "i6300esb",
+    "pvpanic-pci",
+    "virtio-gpu-pci",
+    "VGA",
+    "secondary-vga",
+    "bochs-display",
+    "virtio-vga",
+    "pci-bridge,chassis_nr=3",
+    "sdhci-pci",
+    "piix3-usb-uhci",
+    "piix4-usb-uhci",
+    "ich9-usb-uhci1",
+    "ich9-usb-uhci6",
+    "usb-ehci",
+    "ich9-usb-ehci1",
+    "pci-ohci",
+    "qemu-xhci",
+    "nec-usb-xhci",
+    "nec-usb-xhci,msix=off",
+    "virtio-blk-pci-transitional,drive=n2",
+    "virtio-rng-pci-non-transitional",
+)
+_CARDS = (
+    "pci-serial",
+    "pci-serial-4x",
+    "edu",
+    "pci-testdev,membar=1M",
+    "e1000e,mac=52:54:00:12:34:99",
+    "rtl8139",
+    "pvscsi",
+    "lsi53c895a",
+    "pci-serial-2x",
+    "e1000-82544gc",
+    "nvme,serial=x",
+)
+_PORTS = (
+    "virtio-blk-pci,drive=n3",
+    "pcie-pci-bridge",
+    "nvme,serial=y,drive=n4",
+    "virtio-net-pci",
+    "virtio-rng-pci,ats=on",
+    "pvscsi",
+    "e1000e,mac=52:54:00:12:34:98",
+    "qemu-xhci",
+    "nec-usb-xhci",
+)
 _BOARDS = {"pc": ("x86_64", "pci.0"), "q35": ("x86_64", "pcie.0"), "virt": ("riscv64", "pcie.0")}
 
 
@@ -173,7 +170,7 @@ def test_configuration_space(tmp_path: Path, board: str, devices: tuple[str, ...
     for number, device in enumerate(devices):
         if ports:
             arguments += ["-device", f"pcie-root-port,id=p{number},chassis={number + 1},bus={bus}"]
-        arguments += ["-device", f"{device},bus={f'p{number}' if group == 'ports' else bus}"]
+        arguments += ["-device", f"{device},bus={f'p{number}' if ports else bus}"]
     seen = []
     for peer in (False, True):
         with SystemProgram(tmp_path, architecture, *arguments, peer=peer) as program:
