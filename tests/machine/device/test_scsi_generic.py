@@ -61,8 +61,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostDisk:
     return found
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[[], ScsiDriver]]:
+@pytest.fixture(params=["scsi-generic", "scsi-block"])
+def start(request: pytest.FixtureRequest) -> Iterator[Callable[[], ScsiDriver]]:
     machine = simple_machine("x86_64", "pc", memory=16 << 20)
     board: Any = machine.board
 
@@ -72,7 +72,7 @@ def start() -> Iterator[Callable[[], ScsiDriver]]:
             machine.block.add_node({"driver": "host_device", "filename": "/dev/null", "node-name": "sg"})
             machine.block.add_node({"driver": "raw", "file": "sg", "node-name": "n"})
             add_device(machine, {"driver": "virtio-scsi-pci", "addr": "5"}, keyval=True)
-            add_device(machine, {"driver": "scsi-generic", "drive": "n", "id": "it"}, keyval=True)
+            add_device(machine, {"driver": request.param, "drive": "n", "id": "it"}, keyval=True)
             board.ready = True
         function = PciFunction(BoardAccess(machine), 5 << 3)
         function.enable()

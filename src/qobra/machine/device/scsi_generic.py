@@ -9,11 +9,7 @@ from qobra.machine.boot_index import BootIndex
 from qobra.machine.devices import registry
 from qobra.machine.scsi import passthrough
 from qobra.machine.scsi.bus import Result, ScsiDevice
-from qobra.machine.scsi.sense import INVALID_OPCODE, Sense
 from qobra.object.property import Bool, Int
-
-_LENGTHS = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}
-"""Bytes of a command block, by the upper three bits of its code."""
 
 
 @registry.register("scsi-generic")
@@ -39,7 +35,4 @@ class ScsiGeneric(ScsiDevice, PlainFrontEnd):
         return "the state of the host's device cannot be moved"
 
     def carry_out(self, cdb: bytes, data: bytes, room: int) -> Result:
-        length = _LENGTHS.get(cdb[0] >> 5)
-        if length is None:
-            raise Sense(*INVALID_OPCODE)
-        return self._unit.execute(cdb[:length], data, room, timeout_ms=self.io_timeout * 1000)
+        return self._unit.execute(passthrough.block_of(cdb), data, room, timeout_ms=self.io_timeout * 1000)

@@ -11,7 +11,7 @@ from typing import Any
 from qobra.block.protocol.host_device import HostDeviceNode
 from qobra.errors import QobraError, strerror
 from qobra.machine.scsi.bus import Result
-from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD
+from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, INVALID_OPCODE, Sense
 
 _SG_IO, _GET_SCSI_ID, _GET_VERSION = 0x2285, 0x2276, 0x2282
 _OLDEST_VERSION = 30000
@@ -22,6 +22,8 @@ _DRIVER_TIMEOUT, _DRIVER_SENSE = 0x06, 0x08
 _HOST_BUSY, _HOST_TIMEOUT = 0x02, 0x03
 _SCSI_ID = struct.Struct("5ihh2i")
 PERSISTENT_RESERVE_IN, PERSISTENT_RESERVE_OUT = 0x5E, 0x5F
+_LENGTHS = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}
+"""Bytes of a command block, by the upper three bits of its code."""
 
 
 class _Header(ctypes.Structure):
@@ -51,6 +53,14 @@ class _Header(ctypes.Structure):
         ("duration", ctypes.c_uint),
         ("info", ctypes.c_uint),
     )
+
+
+def block_of(cdb: bytes) -> bytes:
+    """A command block without what follows it. Raises Sense where its length cannot be told."""
+    length = _LENGTHS.get(cdb[0] >> 5)
+    if length is None:
+        raise Sense(*INVALID_OPCODE)
+    return cdb[:length]
 
 
 def find_host_device(node: Any) -> HostDeviceNode | None:

@@ -156,7 +156,7 @@ class Target:
             address = {"type": "unix", "data": {"path": self.helpers[-1].path}}
             self.machine.chardevs.create("peer", {"type": "socket", "data": {"addr": address, "server": False}})
             options["chardev"] = "peer"
-        if name == "scsi-generic":
+        if name in ("scsi-generic", "scsi-block"):
             self.helpers.append(outside.ScsiKernel())
             self.machine.block.add_node({"driver": "host_device", "filename": "/dev/null", "node-name": "disk"})
             options["drive"] = "disk"
