@@ -125,9 +125,9 @@ class BulkOnly(UsbDevice):
     def _take_command(self, data: bytes) -> None:
         if len(data) != _COMMAND_LENGTH or data[:4] != _COMMAND_SIGNATURE or not 1 <= data[14] <= 16:
             raise Stall
-        if not self.has_unit(data[13]):
+        self._lun = data[13] & 0x0F
+        if not self.has_unit(self._lun):
             raise Stall
-        self._lun = data[13]
         self._tag, self._length = data[4:8], int.from_bytes(data[8:12], "little")
         if self._length > _MAX_DATA:
             raise Stall
@@ -179,7 +179,8 @@ class BulkOnly(UsbDevice):
         if result is None:
             moved, status = 0, _PHASE_ERROR
         else:
-            moved = len(result.data) if self._to_host else min(len(self._data), self._wanted)
             status = 0 if result.status == GOOD else _FAILED
+            taken = 0 if status else min(len(self._data), self._wanted)
+            moved = len(result.data) if self._to_host else taken
         residue = self._length - min(moved, self._length)
         return _STATUS_SIGNATURE + self._tag + residue.to_bytes(4, "little") + bytes((status,))
