@@ -177,3 +177,49 @@ def test_a_doorbell(tmp_path: Path) -> None:
             seen.append(found)
     server.close()
     assert seen[0] == seen[1]
+
+
+_NET = ("-netdev", "hubport,id=h,hubid=0")
+_RINGS = [base + at for base in (0x2800, 0x3800, 0x3900) for at in (0, 4, 8, 0x28)]
+_REGISTERS: dict[str, tuple[int, int, list[int]]] = {
+    # The base address, how wide accesses are, and where: nothing is switched on.
+    "e1000e,netdev=h,mac=52:54:00:12:34:56": (
+        0,
+        4,
+        [0x18, 0x38, 0x40, 0xC8, 0xD0, 0xD8, 0xE0, 0xE4, 0x110, 0x410, 0x428, 0xE00, 0xF00, 0x1008, 0x1030, 0x2160]
+        + [0x2170, 0x3410, 0x5008, 0x5200, 0x5404, 0x5600, 0x5818, 0x5880, 0x5B00, 0x5B68, 0x5F00, 0x8010, 0x9000]
+        + _RINGS,
+    ),
+    "rtl8139,netdev=h,mac=52:54:00:12:34:56": (
+        1,
+        2,
+        [0x00, 0x04, 0x08, 0x0E, 0x38, 0x3C, 0x3E, 0x50, 0x52, 0x58, 0x5A, 0x5C, 0x62, 0x66, 0x68, 0xE0],
+    ),
+    "lsi53c895a": (
+        1,
+        1,
+        [0x00, 0x02, 0x03, 0x04, 0x06, 0x07, 0x08, 0x0C, 0x10, 0x16, 0x18, 0x1A, 0x1B, 0x24, 0x30, 0x34, 0x39, 0x40]
+        + [0x44, 0x4A, 0x4D, 0x52, 0x56, 0x5C, 0x9F, 0xC0, 0xD4, 0xE0],
+    ),
+}
+
+
+@pytest.mark.parametrize("device", _REGISTERS, ids=lambda each: each.partition(",")[0])
+def test_registers_of_cards(tmp_path: Path, device: str) -> None:
+    bar, width, offsets = _REGISTERS[device]
+    seen = []
+    for peer in (False, True):
+        rnd = random.Random(device)
+        arguments = ("-machine", "pc", *_NET, "-device", f"{device},addr=5")
+        with SystemProgram(tmp_path, "x86_64", *arguments, peer=peer) as program:
+            function = PciFunction(program.guest, 5 << 3)
+            function.enable()
+            base = function.bars[bar]
+            found = [program.guest.load(base + offset, width) for offset in offsets]
+            for _ in range(150):
+                offset = rnd.choice(offsets)
+                value = rnd.choice((rnd.getrandbits(8 * width), 0, (1 << 8 * width) - 1))
+                program.guest.store(base + offset, width, value)
+                found += [offset, program.guest.load(base + offset, width)]
+            seen.append(found + [program.guest.load(base + offset, width) for offset in offsets])
+    assert seen[0] == seen[1]

@@ -108,7 +108,8 @@ class E1000e(GigabitCard):
     # -- what the rings tell
 
     def interrupt(self, reasons: int) -> None:
-        self.interrupts.raise_causes(reasons | (regs.RXQ0 if reasons & old.RXT else 0))
+        queue = regs.RXQ0 if reasons & old.RXT else 0
+        self.interrupts.raise_causes(reasons | queue | (regs.OTHER if reasons & regs.OTHER_CAUSES else 0))
 
     def transmitted(self, ring: int, reasons: int) -> None:
         queue = regs.TXQ1 if ring else regs.TXQ0
@@ -177,7 +178,7 @@ class E1000e(GigabitCard):
             if value >> 29 & 1:
                 self.interrupt(old.MDAC)
         elif mask := regs.writable(offset):
-            self.set_register(offset, value & mask)
+            self.set_register(offset, value & mask | regs.ALWAYS_SET.get(offset, 0))
             if offset == old.RDT:
                 self._buffers_added()
             if offset in (old.TDT, old.TCTL):

@@ -23,8 +23,6 @@ class Interrupts:
     def raise_causes(self, causes: int) -> None:
         """Something happened."""
         card = self._card
-        if causes & regs.OTHER_CAUSES:
-            causes |= regs.OTHER
         before = card.register(old.ICR)
         card.set_register(old.ICR, before | causes)
         self.update(causes & ~before)
@@ -34,7 +32,7 @@ class Interrupts:
         card = self._card
         causes = card.register(old.ICR) & ~regs.ASSERTED
         pending = causes & card.register(old.IMS)
-        card.set_register(old.ICR, causes | (regs.ASSERTED if pending else 0))
+        card.set_register(old.ICR, causes | (regs.ASSERTED if causes else 0))
         if card.msix.enabled:
             for cause in regs.QUEUE_CAUSES:
                 if pending & cause & new:
@@ -47,7 +45,7 @@ class Interrupts:
     def unmasked(self, mask: int) -> None:
         """Causes that were there already are no longer masked."""
         card = self._card
-        card.set_register(old.IMS, card.register(old.IMS) | mask)
+        card.set_register(old.IMS, (card.register(old.IMS) | mask) & regs.MASKABLE)
         self.update(card.register(old.ICR) & mask)
 
     def masked(self, mask: int) -> None:
@@ -57,19 +55,17 @@ class Interrupts:
         self.update()
 
     def acknowledge(self) -> int:
-        """A driver reads the causes, which clears them unless nothing that it asked for is among them (10.2.4.1)."""
-        card = self._card
-        causes, mask = card.register(old.ICR), card.register(old.IMS)
-        if not mask or causes & regs.ASSERTED:
-            card.set_register(old.ICR, 0)
-            if mask and card.register(regs.CTRL_EXT) & regs.EXT_ACKNOWLEDGE_MASKS:
-                card.set_register(old.IMS, mask & ~card.register(regs.IAM))
-            self.update()
+        """A driver reads the causes, which clears them, and masks some if it wants that (10.2.4.1)."""
+        causes = self._card.register(old.ICR)
+        self.clear(causes)
         return causes
 
     def clear(self, causes: int) -> None:
-        """A driver writes the causes that it has seen."""
+        """A driver has seen these causes."""
         card = self._card
+        mask = card.register(old.IMS)
+        if card.register(old.ICR) & mask and card.register(regs.CTRL_EXT) & regs.EXT_ACKNOWLEDGE_MASKS:
+            card.set_register(old.IMS, mask & ~card.register(regs.IAM))
         card.set_register(old.ICR, card.register(old.ICR) & ~causes)
         self.update()
 

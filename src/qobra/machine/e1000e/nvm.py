@@ -32,11 +32,11 @@ class Nvm:
         self._lines = 0
 
     def read_word(self, request: int) -> int:
-        """EERD after ``request`` was written to it: the word at once, if one was asked for; ones beyond the last."""
+        """EERD after ``request`` was written to it: the word at once, if one that there is was asked for."""
         number = request >> 2 & 0x3FFF
-        if not request & _START:
+        if not request & _START or number >= _WORDS:
             return request & 0xFFFC
-        return request & 0xFFFC | _DONE | (self._words[number] if number < _WORDS else 0xFFFF) << 16
+        return request & 0xFFFC | _DONE | self._words[number] << 16
 
     @property
     def lines(self) -> int:
