@@ -103,7 +103,8 @@ def test_a_tpm_works(start: Callable[..., Any], board: str, model: str) -> None:
     assert first != second
     before = execute(program.guest, _PCR_READ)
     assert before[6:10] == bytes(4)
-    assert execute(program.guest, _PCR_EXTEND.replace(b"\x00\x00\x00\x00\x00\x00\x00\x09", bytes(4) + b"\0\0\0\x09"))
+    assert execute(program.guest, _PCR_EXTEND)[6:10] == bytes(4)
+    assert execute(program.guest, _PCR_READ)[-32:] != before[-32:]
     assert program.qmp("query-tpm") == [
         {"id": "t", "model": model, "options": {"type": "emulator", "data": {"chardev": "tpmctl"}}}
     ]
@@ -251,3 +252,21 @@ def _tpm_device(tables: bytes) -> bytes:
     for n in range(lead >> 6):
         length |= tables[start + 3 + n] << 4 + 8 * n
     return tables[start : start + 2 + length]
+
+
+@pytest.mark.parametrize("model", ["tpm-tis", "tpm-crb"])
+def test_a_migration_takes_the_tpm_along(tmp_path: Path, start: Callable[..., Any], model: str) -> None:
+    """What was measured before is found after, though the other emulator had never heard of it."""
+    address = f"unix:{tmp_path}/migration"
+    device = ["-machine", "q35", "-device", f"{model},tpmdev=t"]
+    there, _swtpm = start(*device, "-incoming", address)
+    here, _swtpm = start(*device)
+    execute = _DRIVERS[model]
+    assert execute(here.guest, _STARTUP)[6:10] == bytes(4)
+    assert execute(here.guest, _PCR_EXTEND)[6:10] == bytes(4)
+    measured = execute(here.guest, _PCR_READ)
+    assert measured[-32:] not in (bytes(32), b"")
+    here.qmp("migrate", {"uri": address})
+    _wait(lambda: here.qmp("query-migrate").get("status") == "completed")
+    _wait(lambda: there.qmp("query-status")["status"] != "inmigrate")
+    assert execute(there.guest, _PCR_READ) == measured

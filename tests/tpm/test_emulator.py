@@ -171,12 +171,15 @@ def test_what_is_refused(machine: Machine, emulator: TpmEmulator) -> None:
 
 
 def test_state_goes_from_one_to_another(machine: Machine, emulator: TpmEmulator) -> None:
+    emulator.blobs[3] = (0, b"")  # as long as nobody has had it keep its state
     with machine.control:
         backend = connect(machine, emulator.path)
         blobs = backend.save()
         assert blobs == [emulator.blobs[kind] for kind in control.STATE_TYPES]
         emulator.requests.clear()
+        with pytest.raises(QobraError, match="1 blobs"):
+            backend.load([(0, b"")])
         backend.load([(2, b"permanent"), (0, b""), (0, bytes(100_000))])
-    assert emulator.blobs == {1: (2, b"permanent"), 2: (0, b""), 3: (0, bytes(100_000))}
-    assert _names(emulator) == ["CMD_STOP", *["CMD_SET_STATEBLOB"] * 3, "CMD_INIT"]
+    assert emulator.blobs == {1: (2, b"permanent"), 2: (0, b"\2" * 200), 3: (0, bytes(100_000))}
+    assert _names(emulator) == ["CMD_STOP", *["CMD_SET_STATEBLOB"] * 2, "CMD_INIT"]
     assert emulator.requests[-1] == (control.INIT, (control.INIT_DELETE_VOLATILE).to_bytes(4, "big"))

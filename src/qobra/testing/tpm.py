@@ -112,6 +112,7 @@ class TpmEmulator:
             return head + b"".join(each.to_bytes(4, "big") for each in (size, 1024, 4096))
         elif request == control.GET_STATEBLOB:
             flags, blob = self.blobs[int.from_bytes(arguments[4:8], "big")]
+            head = (0 if blob else 0x800).to_bytes(4, "big")
             return head + b"".join(each.to_bytes(4, "big") for each in (flags, len(blob), len(blob))) + blob
         elif request == control.SET_STATEBLOB:
             flags, kind = int.from_bytes(arguments[:4], "big"), int.from_bytes(arguments[4:8], "big")

@@ -47,6 +47,8 @@ TIMEOUT_SECONDS = 30.0
 """How long an emulator may take for a request; the first start of a TPM makes keys."""
 MAX_BLOB = 4 << 20
 _RECEIVE_SIZE = 65536
+_NON_FATAL = 0x800
+"""Set in results that say that nothing is wrong with the TPM."""
 _U32, _U64 = Struct(">I"), Struct(">Q")
 _GET_STATE, _STATE_HEAD = Struct(">III"), Struct(">III")
 
@@ -112,10 +114,11 @@ class ControlChannel:
             return self._answer(request, answer)
 
     def state(self, kind: int) -> tuple[int, bytes]:
-        """How a blob of the TPM's state is encoded, and its bytes. Raises QobraError."""
+        """How a blob of the TPM's state is encoded, and its bytes, none if it has no such state. Raises QobraError."""
         with self._exchange:
             self._send(GET_STATEBLOB, _GET_STATE.pack(STATE_DECRYPTED, kind, 0))
-            flags, total, length = _STATE_HEAD.unpack(self._answer(GET_STATEBLOB, _STATE_HEAD.size))
+            answer = self._answer(GET_STATEBLOB, _STATE_HEAD.size, tolerated=_NON_FATAL)
+            flags, total, length = _STATE_HEAD.unpack(answer)
             if total != length or length > MAX_BLOB:
                 raise QobraError(f"tpm-emulator: a state blob of {total} bytes came as {length}", errno=errno.EPROTO)
             return flags, self._take(length, GET_STATEBLOB)
@@ -139,9 +142,9 @@ class ControlChannel:
         except QobraError as error:
             raise self._failure(request, error.desc, error.errno)
 
-    def _answer(self, request: int, length: int) -> bytes:
+    def _answer(self, request: int, length: int, *, tolerated: int = 0) -> bytes:
         result = _U32.unpack(self._take(_U32.size, request))[0]
-        if result:
+        if result and not result & tolerated:
             name = NAMES[request]
             raise QobraError(f"tpm-emulator: TPM result for {name}: {result:#x}", errno=errno.EIO)
         return self._take(length, request)

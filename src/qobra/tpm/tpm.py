@@ -41,6 +41,8 @@ class Tpm:
         self.id = id
         self.options = options
         self.model: str | None = None
+        self.arrived: list[Blob] | None = None
+        """State that has come with a migration, for :meth:`load`."""
         self._thread: threading.Thread | None = None
         self._response: bytes = b""
         self._done: Callable[[bytes], None] | None = None

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine.board import find_devices
-from qobra.machine.vmstate import Field, Listed, Number, Raw, Together, VmState
+from qobra.machine.vmstate import Field, Kind, Listed, Number, Raw, Together, VmState
 from qobra.object.property import String
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
     from qobra.machine.qdev import Device
-    from qobra.tpm.tpm import Blob, Tpm
+    from qobra.machine.vmstate import StateSource
+    from qobra.tpm.tpm import Tpm
 
 INTERFACE = "tpm-if"
 VENDOR_ID, DEVICE_ID = 0x1014, 0x0001
@@ -23,6 +24,19 @@ def tpmdev_property() -> String:
     return String(type="str", description="ID of a tpm to use as a backend")
 
 
+class TpmState(Kind):
+    """The state of the TPM itself, which a back end has; it takes over what was read when all else is there."""
+
+    _blobs = Listed(Together(Number(4), Raw(4 << 20)), maximum=8)
+
+    def put(self, out: bytearray, value: Tpm) -> None:
+        self._blobs.put(out, value.save())
+
+    def take(self, source: StateSource, current: Tpm) -> Tpm:
+        current.arrived = self._blobs.take(source, [])
+        return current
+
+
 class TpmFrontEnd:
     """Mixed into the devices. ``backend`` carries the commands out."""
 
@@ -31,9 +45,7 @@ class TpmFrontEnd:
     """As query-tpm names the interface."""
     hotpluggable_class = False
 
-    _arrived: list[Blob] | None = None
-
-    vmstate = VmState(Field("blobs", Listed(Together(Number(4), Raw(4 << 20)), maximum=8)))
+    vmstate = VmState(Field("backend", TpmState()))
 
     def take_backend(self: Any) -> None:
         """Take the back end that the property names. Raises QobraError."""
@@ -53,18 +65,9 @@ class TpmFrontEnd:
         """Whether a command is being carried out."""
         return self.backend.busy
 
-    @property
-    def blobs(self) -> list[Blob]:
-        """The state of the TPM itself."""
-        return self.backend.save()
-
-    @blobs.setter
-    def blobs(self, blobs: list[Blob]) -> None:
-        self._arrived = blobs
-
     def state_loaded(self) -> None:
         """Have the back end take over the TPM's state."""
-        blobs, self._arrived = self._arrived, None
+        blobs, self.backend.arrived = self.backend.arrived, None
         if blobs is not None:
             self.backend.finish()
             self.backend.load(blobs)

@@ -182,8 +182,11 @@ class Emulator(Tpm):
         return [self._control.state(kind) for kind in control.STATE_TYPES]
 
     def load(self, blobs: list[Blob]) -> None:
+        if len(blobs) != len(control.STATE_TYPES):
+            raise QobraError(f"tpm-emulator: there are {len(blobs)} blobs of state", errno=errno.EINVAL)
         self._locality = self._established = None
         self._stop()
         for kind, (flags, blob) in zip(control.STATE_TYPES, blobs, strict=True):
-            self._control.set_state(kind, flags, blob)
+            if blob:
+                self._control.set_state(kind, flags, blob)
         self._control.ask(control.INIT, _U32.pack(control.INIT_DELETE_VOLATILE))
