@@ -106,7 +106,14 @@ class Object:
         interfaces = cls.all_interfaces()
         if type_name == Interface.type_name:
             return len(interfaces) == 1  # with more of them, which one is meant would not be clear
-        return type_name in interfaces or any(base.type_name == type_name for base in cls.lineage())
+        return type_name in interfaces or type_name in cls._names()
+
+    @classmethod
+    def _names(cls) -> frozenset[str]:
+        found: frozenset[str] | None = cls.__dict__.get("_lineage_names")
+        if found is None:
+            found = cls._lineage_names = frozenset(base.type_name for base in cls.lineage())  # type: ignore[attr-defined]
+        return found
 
     @classmethod
     def all_interfaces(cls) -> frozenset[str]:
