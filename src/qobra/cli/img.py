@@ -22,11 +22,9 @@ COMMANDS = (
 
 def main(argv: list[str] | None = None, name: str | None = None) -> int:
     """Run a command line; returns the exit status."""
-    if argv is not None:
-        return run(Program(name or "qobra-img"), argv)
-    from qobra.cli._tool.process import run_program
+    from qobra.cli._tool.process import run_tool
 
-    return run_program(lambda: run(Program(name or os.path.basename(sys.argv[0])), sys.argv[1:]))
+    return run_tool(lambda called, words: run(Program(os.path.basename(called)), words), "qobra-img", argv, name)
 
 
 def run(program: Program, arguments: list[str], *, package: str = "qobra.cli._img", module: str = "") -> int:

@@ -14,6 +14,7 @@ from qobra.block.io_commands._interpreter import Interpreter, Misused
 from qobra.block.typed_options import DISCARD_WORDS
 from qobra.cli._tool.image_opts import node_options
 from qobra.cli._tool.opening import Images, ShareConflict
+from qobra.cli._tool.process import run_tool
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
 from qobra.getopt import UsageError, parse
@@ -59,11 +60,7 @@ AIO_MODES = ("threads", "native", "io_uring")
 
 def main(argv: list[str] | None = None, name: str | None = None) -> int:
     """Run a command line; returns the exit status."""
-    if argv is not None:
-        return run(name or "qobra-io", argv)
-    from qobra.cli._tool.process import run_program
-
-    return run_program(lambda: run(name or sys.argv[0], sys.argv[1:]))
+    return run_tool(run, "qobra-io", argv, name)
 
 
 def run(called: str, arguments: list[str]) -> int:

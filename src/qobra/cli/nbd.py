@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.typed_options import DISCARD_WORDS
 from qobra.cli._tool.opening import Images
-from qobra.cli._tool.process import end_in_order, run_program
+from qobra.cli._tool.process import end_in_order, run_tool
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError
 from qobra.getopt import UsageError, parse
@@ -98,9 +98,7 @@ _OF_ONE_DEVICE = ("x", "D", "c", "d", "f", "l", "B", "A", "n", "cache", "aio", "
 
 def main(argv: list[str] | None = None, name: str | None = None) -> int:
     """Run a command line; returns the exit status."""
-    if argv is not None:
-        return run(name or "qobra-nbd", argv)
-    return run_program(lambda: run(name or sys.argv[0], sys.argv[1:]))
+    return run_tool(run, "qobra-nbd", argv, name)
 
 
 def run(called: str, arguments: list[str]) -> int:

@@ -80,6 +80,13 @@ def run_program(main: Callable[[], int]) -> int:
     os._exit(status)
 
 
+def run_tool(run: Callable[[str, list[str]], int], own: str, argv: list[str] | None, name: str | None) -> int:
+    """``main`` of the tool called ``own``: carry out ``argv`` inside this process, or the process's command line."""
+    if argv is not None:
+        return run(name or own, argv)
+    return run_program(lambda: run(name or sys.argv[0], sys.argv[1:]))
+
+
 def buffer_output() -> None:
     """Write standard output in blocks, or lines to a terminal, as C's stdio does, whatever PYTHONUNBUFFERED says."""
     raw = getattr(sys.stdout, "buffer", None)

@@ -6,6 +6,7 @@ import errno
 import os
 from array import array
 
+from qobra.block.buffers import is_zero
 from qobra.block.extents import COMPUTED, DATA
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.header import l1_entries_for
@@ -84,7 +85,8 @@ def _hide_old_tail(node: Qcow2Disk, old: int, length: int) -> None:
     image = node.image
     end = min(length, (old + image.cluster_mask) & ~image.cluster_mask)
     if old < end and any(extent.kind in (DATA, COMPUTED) for extent in node.map(old, end - old)):
-        node.write_zero_bytes(old, end - old)
+        if not is_zero(node.read(old, end - old)):  # a compressed cluster stays one
+            node.write_zero_bytes(old, end - old)
 
 
 def _shrink(node: Qcow2Disk, length: int) -> None:
