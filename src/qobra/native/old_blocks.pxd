@@ -31,6 +31,7 @@ cdef struct OldTable:
     uint8_t *data
     int32_t capacity           # blocks that there is memory for
     int32_t fresh              # entries from here on were never used
+    size_t ready               # bytes of data that there is memory for already, or is being got
     int32_t free               # the first of those that were, and are not any more
     int32_t count              # blocks that are kept
     int64_t limit              # bytes
@@ -44,4 +45,5 @@ cdef class OldBlocks:
 cdef bint next_missing(OldTable *table, uint64_t *at, uint64_t end, uint64_t *start, size_t *size) noexcept nogil
 cdef bint keep_blocks(OldTable *table, uint64_t start, const uint8_t *data, size_t size) noexcept nogil
 cdef uint64_t clip(OldTable *table, uint64_t offset, uint64_t length) noexcept nogil
+cdef void make_ready(OldTable *table) noexcept nogil
 cdef void mend_range(OldTable *table, uint64_t start, uint8_t *into, uint64_t end, bint given) noexcept nogil

@@ -19,6 +19,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from * nogil:
     """
+    #define qobra_touch(pointer) __atomic_fetch_or((pointer), 0, __ATOMIC_RELAXED)
     #define qobra_see(pointer) __atomic_load_n((pointer), __ATOMIC_SEQ_CST)
     #define qobra_set(pointer, value) __atomic_store_n((pointer), (value), __ATOMIC_SEQ_CST)
     #include <stdlib.h>
@@ -35,6 +36,7 @@ cdef extern from * nogil:
     """
     uint8_t *huge_pages "qobra_huge_pages"(size_t)
     uint8_t see "qobra_see"(const uint8_t *)
+    void touch "qobra_touch"(uint8_t *)
     void put "qobra_set"(uint8_t *, uint8_t)
 
 cdef enum:
@@ -43,6 +45,8 @@ cdef enum:
     GIVEN = 4                   # and that was told
     MOST_CLUSTERS = 1 << 26     # 4 TiB of 64 KiB
     MOST_BLOCKS = 1 << 20       # 4 GiB of old data
+    HUGE = 2 << 20              # bytes of a page
+    AHEAD = 8 << 20             # bytes that are made ready before they are wanted
 
 
 cdef class OldBlocks:
@@ -380,6 +384,32 @@ cdef bint begin(OldTable *table) noexcept nogil:
         return False
     memset(table.heads, 0xFF, table.capacity * sizeof(int32_t))
     return True
+
+
+cdef void make_ready(OldTable *table) noexcept nogil:
+    """Get the memory for blocks that will be kept soon, a page at a time, for whoever has time.
+
+    The kernel clears a page when it is first written, which takes longer than all the blocks for it take to be read: a
+    guest beside a backup lost a quarter of its time to that.
+    """
+    cdef size_t size = <size_t>table.capacity << BLOCK_BITS, used, begin = 0, end
+    cdef uint8_t *data
+    pthread_mutex_lock(&table.mutex)
+    data, used = table.data, <size_t>table.fresh << BLOCK_BITS
+    if used:
+        begin = max(table.ready, (used + HUGE - 1) // HUGE * HUGE)
+    if not used or begin >= min(size, used + AHEAD):
+        data = NULL
+    else:
+        table.ready = begin + HUGE
+    pthread_mutex_unlock(&table.mutex)
+    if data == NULL:
+        return
+    # Somebody may have got there meanwhile: nothing is changed. (MADV_POPULATE_WRITE would hold a lock of the process.)
+    end = min(begin + HUGE, size)
+    while begin < end:
+        touch(data + begin)
+        begin += BLOCK
 
 
 cdef void remove(OldTable *table, int64_t block) noexcept nogil:

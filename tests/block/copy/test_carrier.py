@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from qobra.block.copy.carrier import ZEROES, Carrier, Mover, Part, PureMover
+from qobra.block.copy.old_blocks import OldBlocks
 
 SIZE = 4 << 20
 LOADS = 12
@@ -81,3 +82,27 @@ def test_a_load_that_fails_ends(tmp_path: Any, share: int) -> None:
 def test_loads_that_cannot_be_are_refused(arguments: Any) -> None:
     with pytest.raises(ValueError, match="that cannot be"):
         Mover().move(*arguments)
+
+
+def test_memory_that_idle_threads_make_ready_keeps_what_is_put_there(tmp_path: Any) -> None:
+    """They run ahead of whoever keeps old data, and may be overtaken."""
+    size, block = 16 << 20, 4096
+    data = random.Random(3).randbytes(size)
+    (tmp_path / "source").write_bytes(data)
+    source, target = os.open(tmp_path / "source", os.O_RDONLY), os.open(tmp_path / "target", os.O_RDWR | os.O_CREAT)
+    old = OldBlocks(size, 16, size, [(0, size)])
+    carrier = Carrier()
+    carrier.share = 1000
+    try:
+        for offset in range(0, size, 1 << 20):
+            for start in range(size - (1 << 20) - offset, size - offset, block):
+                assert old.keep(start, start.to_bytes(8, "little") * (block // 8))
+            carrier.move([(source, offset, 1 << 20)], target, offset, old, offset)
+    finally:
+        carrier.close()
+        os.close(source)
+        os.close(target)
+    for start in range(0, size, block):
+        kept = memoryview(bytearray(block))
+        old.mend(start, kept, False)
+        assert bytes(kept) == start.to_bytes(8, "little") * (block // 8)

@@ -15,7 +15,7 @@ from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy import chunk
 from qobra.block.copy.pool import CopyPool
 from qobra.block.job import backup as backup_module
-from qobra.block.job.backup import start_backup
+from qobra.block.job.backup import FIRST_SHARE, BackupJob, start_backup
 from qobra.block.job.pace import SHARE
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer
@@ -413,6 +413,15 @@ def test_a_backup_gives_way_unless_its_memory_gets_full_too_soon(layer, guest, t
     assert job.pace.share == 1
     slow.go.set()
     layer.wait_status("j", "null")
+
+
+def test_what_is_zero_is_found_soon_beside_a_guest(layer, guest, target, monkeypatch):
+    """Till then a guest's writes have most to do, and nothing is copied."""
+    shares = []
+    monkeypatch.setattr(BackupJob, "_keep_zeroes", lambda job: shares.append(job.pace.share))
+    backup(layer)
+    layer.wait_status("j", "null")
+    assert shares == [FIRST_SHARE]
 
 
 def test_what_is_zero_is_known_before_it_is_written(layer, qcow2, make_guest):

@@ -36,6 +36,8 @@ MAX_CHUNK = 1 << 20
 unless ``x-perf`` says otherwise."""
 MAX_HELPERS = 16
 """Chunks in flight that are of any use, however many ``x-perf`` allows."""
+FIRST_SHARE = 4
+"""The job's share of a processor until it knows what is zero: writes have most to do while nothing is copied."""
 FULL = 0.9
 """The part of the memory for old data that a job means to be filled at most."""
 SLACK = 16 << 20
@@ -143,6 +145,7 @@ class BackupJob(BlockJob):
         if self._sync == "top":
             self._drop_unallocated(self._slots)
         if self._sync != "none" and self._may_keep():
+            self.pace.share = FIRST_SHARE
             self._keep_zeroes()
         self._copy_all()
 
