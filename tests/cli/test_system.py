@@ -149,6 +149,9 @@ def test_filters_find_the_backends_of_nic(build: Build) -> None:
     ("arguments", "text"),
     [
         (["-machine", "nope"], "unsupported machine type"),
+        (["-usbdevice", "nope"], "-usbdevice nope: could not add USB device 'nope'"),
+        (["-usbdevice", "disk:x"], "usbdevice parameters are not supported anymore"),
+        (["-machine", "none", "-usbdevice", "mouse"], "No 'usb-bus' bus found for device 'usb-mouse'"),
         (["-machine", "pc,nope=1"], "Property 'pc-i440fx-7.2-machine.nope' not found"),
         (["-accel", "nope"], "invalid accelerator nope"),
         (["-accel", "tcg,bogus=1"], "-accel tcg,bogus=1: Property 'tcg-accel.bogus' not found"),

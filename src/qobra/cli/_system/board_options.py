@@ -35,6 +35,8 @@ def set_up_board(board: Board, architecture: str, options: GivenOptions) -> None
     for option, (name, setting) in _FLAGS.items():
         if options.has(option):
             board.set(name, setting)
+    if options.has("usbdevice") and board.usb_supported:
+        board.set("usb", True)
     options.each("fw_cfg", lambda value: _add_fw_cfg_file(board, value))
     options.each("acpitable", lambda value: _add_acpi_table(board, architecture, value))
     options.each("option-rom", lambda value: _add_option_rom(board, value))

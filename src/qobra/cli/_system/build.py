@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qobra import log
 from qobra.chardev.options import is_multiplexed, pairs, parse, parse_short, split, warn_on_stderr
 from qobra.cli._options import program, say, structure, tree, warn
-from qobra.cli._system import process, values
+from qobra.cli._system import process, usb_devices, values
 from qobra.cli._system.board_options import set_up_board
 from qobra.cli._system.config import MachineConfig, parse_name
 from qobra.cli._system.drives import add_drives, plug_drives
@@ -268,6 +268,7 @@ class Builder:
         self._create_objects(late=True)
         plug_drives(board)
         nics.plug()
+        self._options.each("usbdevice", lambda value: usb_devices.plug(self.machine, value))
         self._options.each("device", self._add_device)
         board.finish()
         self._options.each("vnc", lambda value: self.machine.vnc.open(convert("vnc", split(value, "vnc"))))

@@ -83,6 +83,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     ),
     "vga": (True, "none|std|virtio: the graphics card"),
     "usb": (False, "a USB controller"),
+    "usbdevice": (True, "keyboard|mouse|tablet: a USB device, and a controller for it"),
     "no-acpi": (False, "no ACPI"),
     "no-fd-bootchk": (False, "do not have the firmware check what a diskette is to boot"),
     "no-hpet": (False, "no HPET"),
