@@ -57,7 +57,7 @@ class Virt(Board):
     default_drives = ("cdrom", "floppy", "sd")
     numa_mem_supported = True
     numa_supported = True
-    firmware_directories = ("/usr/share/qemu", "/usr/share/opensbi/generic", "/usr/lib/ipxe/qemu")
+    firmware_directories = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/opensbi/generic", "/usr/lib/ipxe/qemu")
     kernel_failure = "could not load kernel '{path}'"
 
     hmat = Bool(False, description="Set on/off to enable/disable ACPI Heterogeneous Memory Attribute Table (HMAT)")

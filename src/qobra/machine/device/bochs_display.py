@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.memory import Ram
-from qobra.machine.pci import regs
+from qobra.machine.pci import express, regs
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.vga import colours, dispi
 from qobra.machine.vga.frame import Frame, Painter
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _LEAST_MEMORY, _MOST_MEMORY = 4 << 20, 256 << 20
 _LEAST_SIDE = 64
+_EXPRESS = 0x80
 _MONITOR_SIZE = 0x100
 
 
@@ -68,7 +69,14 @@ class BochsDisplay(PciDevice):
         super().__init__(tree)
         self.byte_order = ByteOrder()
 
+    @property
+    def is_express(self) -> bool:
+        """It is what its bus is."""
+        return self.pci_bus.implements("PCIE")
+
     def realize(self) -> None:
+        if self.is_express:
+            express.add_endpoint(self, offset=_EXPRESS, reports_errors=False, resets=False)
         for wrong, how in ((self.vgamem < _LEAST_MEMORY, "small"), (self.vgamem > _MOST_MEMORY, "big")):
             if wrong:
                 raise QobraError(f"bochs-display: video memory too {how}")

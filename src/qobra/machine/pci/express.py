@@ -66,12 +66,14 @@ def add_link(device: PciDevice, start: int, *, speed: int = 1, width: int = 1, p
     device.put(start + LINK_STATUS, 2, 1 << 4 | 1)
 
 
-def add_endpoint(device: PciDevice, *, offset: int | None = None, reports_errors: bool = True) -> int:
+def add_endpoint(
+    device: PciDevice, *, offset: int | None = None, reports_errors: bool = True, resets: bool = True
+) -> int:
     """The capability of a function that is no port, with its link; integrated in the root complex if it is there."""
     bus = device.pci_bus
     at_root = bus.implements("PCIE") and bus.parent_bridge is None
     kind = INTEGRATED if at_root else ENDPOINT
-    start = add_capability(device, kind, offset=offset, reports_errors=reports_errors, resets=True)
+    start = add_capability(device, kind, offset=offset, reports_errors=reports_errors, resets=resets)
     add_link(device, start)
     return start
 
