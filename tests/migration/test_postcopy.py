@@ -140,6 +140,13 @@ def test_bitmaps_follow_memory_and_survive_a_pause(sides: Any) -> None:
     assert list(bitmap.dirty_ranges()) == [(8192, 4096), (65536, 4096)] and not bitmap.busy
 
 
+def test_what_cannot_come_late_is_not_held_up_while_the_guest_stands_still(sides: Any) -> None:
+    both = sides("postcopy-ram", max_bandwidth=1)
+    both.start()
+    both.call(both.source, "migrate-start-postcopy")
+    both.wait()
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_cancelled_when_the_guest_runs_there(sides: Any, paused: bool) -> None:
     both = sides("postcopy-ram")

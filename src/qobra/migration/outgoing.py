@@ -53,11 +53,7 @@ class Outgoing:
         self._continued = threading.Event()
         self._postcopy = threading.Event()
         self._lock = threading.Lock()
-        board = self._machine.board
-        ignore_shared = owner.capability("x-ignore-shared")
-        self._blocks = ram_blocks(board) if board is not None else []
-        deltas = DeltaCache(owner.settings.parameters["xbzrle-cache-size"]) if owner.capability("xbzrle") else None
-        self._ram = RamSender(self._blocks, lambda block: ignore_shared and block.shared, deltas=deltas)
+        self._ram = self._find_memory()
         self._progress = Progress(self._machine.clock.monotonic_ns, self._ram)
         self._pages: PageOut | None = None
         self._with_postcopy = owner.capability("postcopy-ram")
@@ -76,6 +72,13 @@ class Outgoing:
         """The other side goes on; whatever happens to the rest, the guest must not run here too."""
         self._pacer = Pacer(self._machine.clock.monotonic_ns, self._bandwidth)
         self._thread = threading.Thread(target=self._run, name="migration", daemon=True)
+
+    def _find_memory(self) -> RamSender:
+        board, owner = self._machine.board, self._owner
+        ignore_shared = owner.capability("x-ignore-shared")
+        deltas = DeltaCache(owner.settings.parameters["xbzrle-cache-size"]) if owner.capability("xbzrle") else None
+        blocks = ram_blocks(board) if board is not None else []
+        return RamSender(blocks, lambda block: ignore_shared and block.shared, deltas=deltas)
 
     # -- what clients ask; in the strand
 
@@ -175,9 +178,9 @@ class Outgoing:
     def _migrate(self) -> None:
         channel = self._open(self._way)
         out = self._progress.count(StreamWriter(channel, self._pace))
+        self._wait_unplug()
         self._set_up(channel, out)
         self._progress.set_up()
-        self._wait_unplug()
         self._enter("active")
         self._send_memory()
         postcopy = self._postcopy.is_set() and (self._bitmaps is not None or self._with_postcopy)
@@ -229,7 +232,7 @@ class Outgoing:
             if self._owner.capability(name):
                 out.record(CAPABILITY, put_name(name))
         blocks = bytearray()
-        put_blocks(blocks, self._blocks)
+        put_blocks(blocks, self._ram.blocks)
         out.record(BLOCKS, blocks)
         self._pages = open_pages(self._owner, out, lambda: self._open(self._way), self._pace)
         self._progress.pages = self._pages
@@ -317,6 +320,8 @@ class Outgoing:
             self._check_cancelled()
             with self._machine.control:
                 waits = board.failover.releasing
+                # What has left has taken its memory along.
+                self._ram = self._progress.ram = self._find_memory()
 
     def _send_memory(self) -> None:
         # Until what is left can be sent while the guest does not notice that it stands still.
@@ -369,15 +374,20 @@ class Outgoing:
         self._continued.wait()
         self._enter("device")
 
+    def _switches_now(self) -> bool:
+        return self._postcopy.is_set() and not self._handed_over
+
     def _bandwidth(self) -> int:
         postcopy = self.status == "postcopy-active"
+        if self._stopped and not postcopy:
+            return 0  # the guest stands still
         return int(self._owner.settings.parameters["max-postcopy-bandwidth" if postcopy else "max-bandwidth"])
 
     def _pace(self, length: int) -> None:
         self._check_cancelled()
         if self._later is None:
             self._pacer.charge(length)
-            while wait := self._pacer.wait():
+            while (wait := self._pacer.wait()) and not self._switches_now():
                 self._cancelled.wait(wait)
                 self._check_cancelled()
 

@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, now_ns: Callable[[], int], ram: RamSender) -> None:
         self._now_ns = now_ns
-        self._ram = ram
+        self.ram = ram
         self._writers: list[StreamWriter] = []
         self.pages: PageOut | None = None
         self.later: Postcopy | None = None
@@ -64,14 +64,14 @@ class Progress:
         else:
             info["expected-downtime"] = downtime_limit_ms
         info["ram"] = self._describe_ram(max(end - self._started_ns - self._setup_ns, 1), status == "completed")
-        if self._ram.deltas is not None:
-            info["xbzrle-cache"] = self._ram.deltas.describe()
+        if self.ram.deltas is not None:
+            info["xbzrle-cache"] = self.ram.deltas.describe()
         if self.pages is not None and self.pages.packer is not None and not self.pages.beside:
             info["compression"] = self.pages.packer.describe()
         return info
 
     def _describe_ram(self, elapsed_ns: int, ended: bool) -> dict[str, Any]:
-        ram, beside = self._ram, self.pages.beside if self.pages is not None else 0
+        ram, beside = self.ram, self.pages.beside if self.pages is not None else 0
         sent = beside + sum(writer.sent for writer in self._writers)
         seconds = elapsed_ns / 1e9
         return {
