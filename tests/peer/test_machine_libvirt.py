@@ -74,3 +74,6 @@ def test_domain_capabilities(libvirtd: Path, architecture: str, machine: str) ->
     assert f"<arch>{architecture}</arch>" in done.stdout
     for part in ("<domain>qemu</domain>", "<iothreads supported='yes'/>", "<value>virtio</value>"):
         assert part in done.stdout
+    if architecture == "x86_64":
+        for model in ("tpm-tis", "tpm-crb"):
+            assert f"<value>{model}</value>" in done.stdout
