@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qobra.testing.differential import Run, against_storage_daemon
+from qobra.testing.differential import Run, against_storage_daemon, against_system
 
 MIB = 1 << 20
 
@@ -120,3 +120,11 @@ def test_filter_of_a_commit(q: Run) -> None:
     )
     q.do("job-finalize", id="j")
     q.wait("JOB_STATUS_CHANGE", status="null")
+
+
+@against_system("-drive", "if=none,id=d,driver=null-co,node-name=n,size=1048576", "-device", "virtio-blk-pci,drive=d")
+def test_an_overlay_is_named_by_its_node(q: Run) -> None:
+    """It had no device yet when it came to lie there."""
+    q.do("blockdev-snapshot-sync", device="d", snapshot_file=q.path("over"), snapshot_node_name="over")
+    q.do("blockdev-snapshot-sync", node_name="n", snapshot_file=q.path("other"))
+    q.do("blockdev-del", node_name="n")
