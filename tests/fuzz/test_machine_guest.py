@@ -62,9 +62,9 @@ class Target:
             function = PciFunction(self.guest, slot << 3)
             function.enable(memory, ports)
             device: Any = board.pci_root.functions[slot << 3]
-            for number, bar in device.bars.items():
-                kind = "port" if bar.flags & 1 else "memory"
-                self.ranges.append((kind, function.bars[number], bar.size))
+            for number, base in function.bars.items():  # an option ROM is not among them
+                bar = device.bars[number]
+                self.ranges.append(("port" if bar.flags & 1 else "memory", base, bar.size))
             memory, ports = memory + 0x100000, ports + 0x100
         for base, size in (
             (0x20, 2),
