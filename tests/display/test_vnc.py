@@ -233,6 +233,27 @@ def test_older_clients(machine: Machine, tmp_path: Path, version: bytes) -> None
     assert struct.unpack(">HH", client.read(4)) == (640, 480)
 
 
+def test_cards_that_tell_what_they_show_only_when_asked(machine: Machine, tmp_path: Path) -> None:
+    console = _console(machine)
+    wanted = [0x80]
+
+    def refresh() -> None:
+        if console.surface.data[4] != wanted[0]:
+            console.surface.data[4] = wanted[0]
+            console.update(1, 0, 1, 1)
+
+    console.refresh = refresh
+    client = Client(_open(machine, tmp_path))
+    client.join()
+    client.ask()
+    [(place, _encoding, data)] = client.update()
+    assert (place, data[4]) == ((0, 0, 4, 2), 0x80)
+    client.ask(incremental=True)
+    wanted[0] = 0x81  # nobody says so
+    [(place, _encoding, data)] = client.update()
+    assert (place, data[0]) == ((1, 0, 1, 1), 0x81)
+
+
 def test_pictures(machine: Machine, tmp_path: Path) -> None:
     console = _console(machine)
     client = Client(_open(machine, tmp_path))
