@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ def test_properties_of_every_device(both: Both) -> None:
             if found != there.get(name) and f"{type_name}.{name}" not in _ONLY_HERE:
                 differing.append((type_name, name, found, there.get(name)))
     assert not differing
+
+
+def test_other_names_of_devices(both: Both) -> None:
+    ours, theirs = (program.qmp("human-monitor-command", {"command-line": "device_add help"}) for program in both)
+    found = [dict(re.findall(r'name "([^"]+)".*, alias "([^"]+)"', text)) for text in (ours, theirs)]
+    known = _types(both[0])
+    assert found[0] == {name: alias for name, alias in found[1].items() if name in known}
 
 
 def test_types_descend_alike(both: Both) -> None:

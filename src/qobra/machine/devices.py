@@ -13,6 +13,7 @@ registry: Registry[type[Object]] = Registry("device", ["qobra.machine.device"])
 ALIASES = {
     "ahci": "ich9-ahci",
     "e1000-82540em": "e1000",
+    "lsi": "lsi53c895a",
     "virtio-balloon": "virtio-balloon-pci",
     "virtio-blk": "virtio-blk-pci",
     "virtio-gpu": "virtio-gpu-pci",
