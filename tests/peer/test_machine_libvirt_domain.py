@@ -135,3 +135,29 @@ def test_a_domain_has_a_screen(session: Session) -> None:
         assert viewer.recv(2, socket.MSG_WAITALL) == b"\1\2"  # libvirt has set the password
     virsh("send-key", "small", "KEY_A")
     virsh("screenshot", "small", str(home / "screen"))
+
+
+_DESKTOP = """\
+<controller type='usb' model='qemu-xhci' ports='15'/><input type='tablet' bus='usb'/>
+<disk type='file' device='disk'><source file='{home}/stick'/><target dev='sda' bus='usb' removable='on'/></disk>
+<interface type='user'><model type='e1000e'/></interface>
+<graphics type='vnc' port='-1' autoport='yes'/><video><model type='vga'/></video>
+<parallel type='null'><target port='0'/></parallel>
+<shmem name='x'><model type='ivshmem-plain'/><size unit='M'>1</size></shmem>
+"""
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
+def test_a_desktop(session: Session) -> None:
+    home, virsh = session.home, session.virsh
+    text = Path(session.domain("q35")).read_text().replace("</devices>", _DESKTOP.format(home=home) + "</devices>")
+    subprocess.run(["qemu-img", "create", "-q", str(home / "stick"), "1M"], check=True)
+    (home / "stick").chmod(0o666)
+    virsh("create", session.write("desktop.xml", text))
+    assert "Product QEMU USB Tablet" in virsh("qemu-monitor-command", "small", "--hmp", "info usb")
+    assert "e1000e" in virsh("domiflist", "small")
+    forward = "hostfwd_add hostnet0 tcp:127.0.0.1:0-:22"
+    virsh("qemu-monitor-command", "small", "--hmp", forward)
+    assert "TCP[HOST_FORWARD]" in virsh("qemu-monitor-command", "small", "--hmp", "info usernet")
+    virsh("screenshot", "small", str(home / "screen"))
+    virsh("detach-device-alias", "small", "input0", "--live")
