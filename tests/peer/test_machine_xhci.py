@@ -97,8 +97,9 @@ def test_disks(tmp_path: Path) -> None:
             driver.others.clear()
             return slot
 
-        commands = (bytes(6), bytes(6), b"\x25" + bytes(9), b"\x12\0\0\0\x24\0", b"\x28\0\0\0\0\3\0\0\2\0")
-        rooms = (0, 0, 8, 36, 1024)
+        contents = b"\x43\0\0\0\0\0\0\0\x40\0"
+        commands = (bytes(6), bytes(6), b"\x25" + bytes(9), b"\x12\0\0\0\x24\0", b"\x28\0\0\0\0\3\0\0\2\0", contents)
+        rooms = (0, 0, 8, 36, 1024, 64)
         slot = 0
         for port, lun in ((5, 0), (7, 0), (7, 3)):
             if not lun:

@@ -13,7 +13,6 @@ from qobra.machine.scsi.opcodes import (
     MECHANISM_STATUS,
     READ_DISC_INFORMATION,
     READ_DVD_STRUCTURE,
-    READ_TOC,
 )
 from qobra.machine.scsi.removable import RemovableDisk
 from qobra.machine.scsi.sense import Sense
@@ -44,8 +43,7 @@ class CdDrive(RemovableDisk):
 
     def other_command(self, cdb: bytes, data: bytes) -> bytes:
         commands: dict[int, Callable[[bytes], bytes]] = {
-            READ_TOC: self._read_toc,
-            GET_CONFIGURATION: lambda cdb: mmc.configuration(cdb, self._sectors if self.loaded else 0),
+            GET_CONFIGURATION: lambda cdb: mmc.configuration(cdb, self.sectors if self.loaded else 0),
             GET_EVENT_STATUS: lambda cdb: mmc.event_status(cdb, self.take_media_event),
             READ_DISC_INFORMATION: self._disc_information,
             MECHANISM_STATUS: mmc.mechanism_status,
@@ -70,12 +68,8 @@ class CdDrive(RemovableDisk):
         return super().mode_pages() | {0x01: bytes((0x80, 0x20)) + bytes(8), 0x0E: bytes(14), 0x2A: bytes(capabilities)}
 
     @property
-    def _sectors(self) -> int:
+    def sectors(self) -> int:
         return self.backend.length // SECTOR if self.backend is not None else 0
-
-    def _read_toc(self, cdb: bytes) -> bytes:
-        self.medium()
-        return mmc.toc(cdb, self._sectors, cdb[2] & 0x0F)
 
     def _disc_information(self, cdb: bytes) -> bytes:
         self.medium()
@@ -83,4 +77,4 @@ class CdDrive(RemovableDisk):
 
     def _dvd_structure(self, cdb: bytes) -> bytes:
         self.medium()
-        return mmc.dvd_structure(cdb, self._sectors)
+        return mmc.dvd_structure(cdb, self.sectors)

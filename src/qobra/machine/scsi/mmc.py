@@ -13,7 +13,7 @@ _PROFILE_CD, _PROFILE_DVD = 0x0008, 0x0010
 
 
 def toc(cdb: bytes, sectors: int, form: int) -> bytes:
-    """READ TOC of a medium with one data track, in the format ``form``. Raises Sense."""
+    """READ TOC of a medium of ``sectors`` with one data track, in the format ``form``. Raises Sense."""
     in_time, first = bool(cdb[1] & 2), cdb[6]
     length = int.from_bytes(cdb[7:9], "big")
     if form == 0:
@@ -111,6 +111,6 @@ def raw_sector(sector: int, data: bytes) -> bytes:
 
 def _where(sector: int, in_time: bool) -> bytes:
     if not in_time:
-        return sector.to_bytes(4, "big")
+        return (sector & 0xFFFFFFFF).to_bytes(4, "big")
     frames = sector + 150
     return bytes((0, frames // 75 // 60 & 0xFF, frames // 75 % 60, frames % 75))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qobra.machine.scsi import sense
+from qobra.machine.scsi import mmc, sense
 from qobra.machine.scsi.disk import ScsiDisk
+from qobra.machine.scsi.opcodes import READ_TOC
 from qobra.machine.scsi.sense import Sense
 from qobra.machine.tray import CdTray
 from qobra.machine.vmstate import VmState, flag
@@ -53,3 +54,14 @@ class RemovableDisk(CdTray, ScsiDisk):
     def prevent_removal(self, cdb: bytes) -> bytes:
         self.medium_locked = self.is_removable and bool(cdb[4] & 1)
         return b""
+
+    @property
+    def sectors(self) -> int:
+        """How many of the units in which a table of contents counts the medium has."""
+        return self.blocks
+
+    def other_command(self, cdb: bytes, data: bytes) -> bytes:
+        if cdb[0] == READ_TOC:
+            self.medium()
+            return mmc.toc(cdb, self.sectors, cdb[2] & 0x0F)
+        return super().other_command(cdb, data)
