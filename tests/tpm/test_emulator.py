@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,45 @@ def test_an_emulator_that_leaves_ends_commands(machine: Machine, emulator: TpmEm
         assert found == [messages.FAILURE]
         with pytest.raises(QobraError, match="CMD_STOP"):
             backend.start()
+
+
+def test_a_response_is_for_its_own_command_alone(machine: Machine, emulator: TpmEmulator) -> None:
+    go_on = threading.Event()
+    with machine.control:
+        backend = connect(machine, emulator.path)
+        first: list[bytes] = []
+        second: list[bytes] = []
+        backend.execute(0, _CLOCK, first.append)
+        backend.finish()
+        assert first == [emulator.succeed(_CLOCK)]
+
+        def answer_later(command: bytes) -> bytes:
+            go_on.wait(20)
+            return b"\x80\1\0\0\0\x0b\0\0\0\0!"
+
+        emulator.answer = answer_later
+        backend.execute(0, _CLOCK, second.append)
+    # What the first had posted has run by now.
+    with machine.control:
+        assert (len(first), second, backend.busy) == (1, [], True)
+        go_on.set()
+        backend.finish()
+        assert second == [b"\x80\1\0\0\0\x0b\0\0\0\0!"]
+
+
+def test_a_silent_emulator_is_asked_once(
+    machine: Machine, emulator: TpmEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine.control:
+        backend = connect(machine, emulator.path)
+        backend.start()
+        emulator.silent.add(control.GET_TPMESTABLISHED)
+        emulator.requests.clear()
+        monkeypatch.setattr(control, "TIMEOUT_SECONDS", 0.02)
+        assert [backend.established() for _ in range(3)] == [False] * 3
+        with pytest.raises(QobraError, match="CMD_STOP: the emulator is not there"):
+            backend.start()
+    assert _names(emulator) in ([], ["CMD_GET_TPMESTABLISHED"])  # it may be slower than we were patient
 
 
 def test_the_end_of_the_machine_shuts_it_down(emulator: TpmEmulator) -> None:

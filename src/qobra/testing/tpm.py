@@ -21,7 +21,7 @@ class TpmEmulator:
     """An emulator at ``path``, for one connection after the other. ``requests`` and ``commands`` are what it was asked.
 
     ``answer`` makes the response to a command; ``blobs`` are the state that it has or was given; ``results`` has what
-    requests end with that are to fail.
+    requests end with that are to fail; what is in ``silent`` is not answered.
     """
 
     def __init__(self, directory: Path, *, is_20: bool = True, capabilities: int = _ALL) -> None:
@@ -34,6 +34,7 @@ class TpmEmulator:
         self.established = False
         self.blobs = {kind: (0, bytes((kind,)) * 100 * kind) for kind in control.STATE_TYPES}
         self.results: dict[int, int] = {}
+        self.silent: set[int] = set()
         self.answer: Callable[[bytes], bytes] = self.succeed
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
@@ -95,6 +96,8 @@ class TpmEmulator:
 
     def _carry_out(self, request: int, arguments: bytes) -> bytes:
         self.requests.append((request, arguments))
+        if request in self.silent:
+            return b""
         if request == control.GET_CAPABILITY:
             return self.capabilities.to_bytes(8, "big")
         result = self.results.get(request, 0)

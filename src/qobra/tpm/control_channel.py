@@ -120,6 +120,7 @@ class ControlChannel:
             answer = self._answer(GET_STATEBLOB, _STATE_HEAD.size, tolerated=_NON_FATAL)
             flags, total, length = _STATE_HEAD.unpack(answer)
             if total != length or length > MAX_BLOB:
+                self._lose()
                 raise QobraError(f"tpm-emulator: a state blob of {total} bytes came as {length}", errno=errno.EPROTO)
             return flags, self._take(length, GET_STATEBLOB)
 
@@ -157,11 +158,17 @@ class ControlChannel:
                     raise self._failure(request, "the emulator is gone", errno.ECONNRESET)
                 left = deadline - time.monotonic()
                 if left <= 0:
+                    self._lose()
                     raise self._failure(request, "the emulator does not answer", errno.ETIMEDOUT)
                 self._changed.wait(left)
             data = bytes(self._input[:length])
             del self._input[:length]
             return data
+
+    def _lose(self) -> None:
+        # What still comes would be taken for the answer to another request: nothing more is asked of this emulator.
+        with self._changed:
+            self._connected = False
 
     @staticmethod
     def _failure(request: int, reason: str, number: int | None) -> QobraError:

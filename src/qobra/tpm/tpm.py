@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qobra.registry import Registry
+from qobra.tpm import messages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,18 @@ TIMEOUT_SECONDS = 30.0
 
 Blob = tuple[int, bytes]
 """A part of a TPM's state: how it is encoded (zero: plainly), and the bytes."""
+
+
+class _Command:
+    """A command that is being carried out in ``thread``, and whom its response is for."""
+
+    __slots__ = ("done", "response", "thread")
+
+    thread: threading.Thread
+
+    def __init__(self, done: Callable[[bytes], None]) -> None:
+        self.done = done
+        self.response = messages.FAILURE
 
 
 class Tpm:
@@ -43,9 +56,7 @@ class Tpm:
         self.model: str | None = None
         self.arrived: list[Blob] | None = None
         """State that has come with a migration, for :meth:`load`."""
-        self._thread: threading.Thread | None = None
-        self._response: bytes = b""
-        self._done: Callable[[bytes], None] | None = None
+        self._command: _Command | None = None
 
     # -- for kinds to fill in
 
@@ -88,51 +99,50 @@ class Tpm:
     @property
     def busy(self) -> bool:
         """Whether a command is being carried out."""
-        return self._done is not None
+        return self._command is not None
 
     def execute(self, locality: int, command: bytes, done: Callable[[bytes], None]) -> None:
         """Carry ``command`` out and call ``done`` with the response, in the strand. One at a time."""
         import threading
 
-        assert self._done is None
-        self._done = done
-        self._thread = threading.Thread(target=self._run, args=(locality, command), name="tpm", daemon=True)
-        self._thread.start()
+        assert self._command is None
+        run = self._command = _Command(done)
+        run.thread = threading.Thread(target=self._run, args=(run, locality, command), name="tpm", daemon=True)
+        run.thread.start()
 
-    def _run(self, locality: int, command: bytes) -> None:
+    def _run(self, run: _Command, locality: int, command: bytes) -> None:
         from qobra.errors import QobraError, strerror
         from qobra.report import report_error
-        from qobra.tpm import messages
 
         try:
             short = len(command) < messages.HEADER.size
-            self._response = messages.wrong_size(is_20=self.is_20) if short else self.perform(locality, command)
-        except (QobraError, OSError) as error:
-            reason = strerror(error) if isinstance(error, OSError) else error
-            report_error(f"tpm-{self.kind}: {reason}")
-            self._response = messages.FAILURE
-        self.machine.control.post(self._deliver)
+            run.response = messages.wrong_size(is_20=self.is_20) if short else self.perform(locality, command)
+        except QobraError as error:
+            report_error(f"tpm-{self.kind}: {error}")
+        except OSError as error:
+            report_error(f"tpm-{self.kind}: {strerror(error)}")
+        self.machine.control.post(self._deliver, run)
 
-    def _deliver(self) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            self._thread = None
-            done(self._response)
+    def _deliver(self, run: _Command) -> None:
+        # Whoever waited in finish() has had the response already, and another command may be under way.
+        if self._command is run:
+            self._command = None
+            run.done(run.response)
 
     def finish(self) -> None:
         """Wait until no command is being carried out; one that does not end is given up, and the TPM with it."""
-        if self._thread is not None:
-            self._thread.join(TIMEOUT_SECONDS)
-            if self._thread.is_alive():
+        run = self._command
+        if run is not None:
+            run.thread.join(TIMEOUT_SECONDS)
+            if run.thread.is_alive():
                 self.shut_down()
-            self._deliver()
+            self._deliver(run)
 
     def close(self) -> None:
         """End what is being carried out, and let the TPM go."""
-        if self.busy:
+        run, self._command = self._command, None
+        if run is not None:
             self.cancel()
-        self._done = None
         self.shut_down()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if run is not None:
+            run.thread.join(TIMEOUT_SECONDS)  # the host's TPM may go on with what it was told, whoever closes it
