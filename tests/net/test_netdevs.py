@@ -145,6 +145,28 @@ def test_packets_leave_and_arrive(card: tuple[Machine, NetDriver, RecordingCard,
     assert driver.received() == _BROADCAST + b"in" * 30
 
 
+def test_packets_wait_for_buffers_in_order(card: tuple[Machine, NetDriver, RecordingCard, list[Any]]) -> None:
+    machine, driver, _outside, _events = card
+    backend: Any = machine.netdevs.find("b")
+    for number in range(3):
+        backend.send(_BROADCAST + bytes((number,)) * 60)
+    for number in range(3):
+        driver.offer()
+        assert driver.received()[6:] == bytes((number,)) * 60
+
+
+def test_a_reset_loses_what_waits(card: tuple[Machine, NetDriver, RecordingCard, list[Any]]) -> None:
+    machine, driver, _outside, _events = card
+    backend: Any = machine.netdevs.find("b")
+    backend.send(_BROADCAST + b"early" * 20)
+    with machine.control:
+        machine.board.reset_all()
+    driver = NetDriver(machine)
+    driver.offer()
+    backend.send(_BROADCAST + b"later" * 20)
+    assert driver.received()[6:11] == b"later"
+
+
 def test_filters_and_their_event(card: tuple[Machine, NetDriver, RecordingCard, list[Any]]) -> None:
     machine, driver, _outside, events = card
     assert driver.set_mode(0, 0) == 0

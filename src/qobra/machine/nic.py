@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
@@ -13,6 +14,9 @@ from qobra.object.property import Property
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
     from qobra.net.netdev import Netdev
+
+MAX_WAITING = 256
+"""How many packets a card keeps for a guest that has no room for them; what comes on top is lost."""
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}\Z")
 
@@ -51,7 +55,11 @@ class NetdevProperty(Property):
 
 
 class Nic(Device):
-    """A network card. Models implement ``receive_packet`` and send with :meth:`transmit`."""
+    """A network card. Models implement :meth:`put_packet`, and send with :meth:`transmit`.
+
+    What comes in waits in the card while the guest has no room for it, in the order in which it came; the model calls
+    :meth:`room_changed` when the guest may have made some, and :meth:`drop_waiting` at a reset.
+    """
 
     category = "Network"
 
@@ -64,6 +72,7 @@ class Nic(Device):
 
     def realize_nic(self) -> None:
         """Take the backend and an address."""
+        self._waiting: deque[bytes] = deque()
         netdevs = self.machine.netdevs
         name = self.netdev
         if name:
@@ -106,8 +115,37 @@ class Nic(Device):
             self.backend.take(packet)
 
     def receive_packet(self, packet: bytes) -> None:
-        """A packet came in. Called in the backend's thread."""
+        """A packet came in. Called in the backend's thread, which must not wait for the strand."""
+        if self.keep(packet):
+            self.machine.control.post(self.take_waiting)
+
+    def keep(self, packet: bytes) -> bool:
+        """Have a packet wait behind those that do; False if there are too many."""
+        if len(self._waiting) >= MAX_WAITING:
+            return False
+        self._waiting.append(packet)
+        return True
+
+    def take_waiting(self) -> None:
+        """Give the guest what waits, as far as it has room."""
+        # What comes meanwhile has a call of its own: a flood does not hold the strand.
+        for _ in range(len(self._waiting)):
+            if self.realized and self.link_up and not self.put_packet(self._waiting[0]):
+                return
+            self._waiting.popleft()
+
+    def put_packet(self, packet: bytes) -> bool:
+        """Put a packet where the driver finds it, or lose it; False if it has to wait, as the driver has no room."""
         raise NotImplementedError
+
+    def room_changed(self) -> None:
+        """The driver may have made room, or switched off what receives."""
+        if self._waiting:
+            self.machine.control.post(self.take_waiting)
+
+    def drop_waiting(self) -> None:
+        """Lose what waits."""
+        self._waiting.clear()
 
     def link_changed(self) -> None:
         """The link went up or down."""

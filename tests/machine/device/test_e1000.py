@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qobra.machine.launch import simple_machine
+from qobra.machine.nic import MAX_WAITING
 from qobra.machine.plug import add_device
 from qobra.testing.guest import BoardAccess, PciFunction
 
@@ -214,10 +215,29 @@ def test_tags_are_filtered_and_taken_off(guest: Guest) -> None:
     assert guest.received() == (_MAC + _MAC + b"\x08\x00" + b"y" * 60, 0x0F, 5)
 
 
-def test_a_full_ring(guest: Guest) -> None:
+def test_packets_wait_for_buffers_in_order(guest: Guest) -> None:
     guest.listen(buffers=1)
-    guest.arrive(_frame(_MAC))
-    guest.arrive(_frame(_MAC))
+    for number in range(3):
+        guest.arrive(_frame(_MAC, bytes((number,)) * 60))
+    assert guest.read(0x2810) == 1 and not guest.read(_ICR) & 0x40
+    guest.write(0x2818, 3)
+    assert [guest.received(number)[0][14] for number in range(3)] == [0, 1, 2]
+    assert guest.read(0x4010) == 0
+
+
+def test_no_more_packets_wait_than_the_card_keeps(guest: Guest) -> None:
+    guest.listen(buffers=0)
+    for _ in range(MAX_WAITING + 10):
+        guest.arrive(_frame(_MAC))
+    assert len(guest.card._waiting) == MAX_WAITING
+    guest.write(_RCTL, 0)  # a receiver that is off loses what comes
+    guest.listen(buffers=1)
+    assert guest.read(0x2810) == 0
+
+
+def test_a_packet_that_needs_more_buffers_than_there_are_is_lost(guest: Guest) -> None:
+    guest.listen(0x04008022, buffers=1)  # long packets are taken
+    guest.arrive(_frame(_MAC, bytes(3000)))
     assert guest.read(_ICR) & 0x40
     assert guest.read(0x4010) == 1
 

@@ -125,6 +125,8 @@ class VirtioNet(VirtioDevice, Nic):
     def device_reset(self) -> None:
         if self._vhost is not None:
             self._vhost.forget()
+        with self._receive_lock:
+            self.drop_waiting()
         self._clear_filter()
         self.address = self.mac
 
@@ -209,6 +211,9 @@ class VirtioNet(VirtioDevice, Nic):
         if self._vhost is not None and queue.number < _CTRL:
             self._vhost.update()
             self._vhost.kick(queue.number)
+        elif queue.number == _RX:
+            with self._receive_lock:
+                self.take_waiting()
         elif queue.number == _TX:
             self._transmit_all(queue)
         elif queue.number == _CTRL:
@@ -229,36 +234,42 @@ class VirtioNet(VirtioDevice, Nic):
     # -- receiving
 
     def receive_packet(self, packet: bytes) -> None:
-        if not self.running or not self.link_up or not self._accepts(packet):
-            return
-        queue, size = self.queues[_RX], self._header_size
+        # The queue is filled in the backend's thread: the strand would cost a hop for each packet.
         with self._receive_lock:
-            merge = self.has(F_MRG_RXBUF)
-            buffers: list[tuple[Buffer, int]] = []
-            rest = memoryview(packet)
-            while rest or not buffers:
-                buffer = self.pop(queue)
-                if buffer is None:
-                    self._give_back(queue, buffers)
-                    return
-                room = buffer.writable_length
-                if (not buffers and room < size) or not room:
-                    self.machine.control.post(self.fail, VirtioError("virtio-net receive buffer too small"))
-                    return
-                header = bytes(size) if not buffers else b""
-                part = rest[: room - len(header)]
-                if not merge and len(part) < len(rest):
-                    # A packet that does not fit into one buffer is lost.
-                    self._give_back(queue, [*buffers, (buffer, 0)])
-                    return
-                written = buffer.scatter(header + bytes(part))
-                rest = rest[len(part) :]
-                buffers.append((buffer, written))
-            if size == _HEADER_MRG:
-                _store(buffers[0][0], 10, len(buffers).to_bytes(2, "little"))
-            for buffer, written in buffers:
-                self.push(queue, buffer, written)
+            if self.keep(packet):
+                self.take_waiting()
+
+    def put_packet(self, packet: bytes) -> bool:
+        if not self.running or not self._accepts(packet):
+            return True
+        queue, size = self.queues[_RX], self._header_size
+        merge = self.has(F_MRG_RXBUF)
+        buffers: list[tuple[Buffer, int]] = []
+        rest = memoryview(packet)
+        while rest or not buffers:
+            buffer = self.pop(queue)
+            if buffer is None:
+                self._give_back(queue, buffers)
+                return self.broken
+            room = buffer.writable_length
+            if (not buffers and room < size) or not room:
+                self.machine.control.post(self.fail, VirtioError("virtio-net receive buffer too small"))
+                return True
+            header = bytes(size) if not buffers else b""
+            part = rest[: room - len(header)]
+            if not merge and len(part) < len(rest):
+                # A packet that does not fit into one buffer is lost.
+                self._give_back(queue, [*buffers, (buffer, 0)])
+                return True
+            written = buffer.scatter(header + bytes(part))
+            rest = rest[len(part) :]
+            buffers.append((buffer, written))
+        if size == _HEADER_MRG:
+            _store(buffers[0][0], 10, len(buffers).to_bytes(2, "little"))
+        for buffer, written in buffers:
+            self.push(queue, buffer, written)
         self.machine.control.post(self.notify, queue)
+        return True
 
     def _give_back(self, queue: Queue, buffers: list[tuple[Buffer, int]]) -> None:
         for buffer, _written in reversed(buffers):

@@ -9,7 +9,6 @@ from qobra.machine.nic import Nic
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.vmstate import Number, VmState, listed, u32
 
-_PACKETS_WAITING = 256
 _ADDRESS_VALID = 0x80000000
 
 
@@ -22,13 +21,13 @@ class GigabitCard(PciDevice, Nic):
     dma: GuestMemory
     _phy: Phy
     _registers: list[int]
-    _waiting = 0
     _port_address = 0
 
     vmstate = VmState(listed("_registers", kind=Number(4)), u32("_port_address"), partial=True)
 
     def set_initial(self) -> None:
-        """Registers as after a reset, the address in the first filter."""
+        """Registers as after a reset, the address in the first filter; what waits is lost."""
+        self.drop_waiting()
         self._registers[:] = [0] * len(self._registers)
         for offset, value in self.initial.items():
             self.set_register(offset, value)
@@ -94,17 +93,13 @@ class GigabitCard(PciDevice, Nic):
         else:
             self.transmit(packet)
 
-    def receive_packet(self, packet: bytes) -> None:
-        # The backend's thread must not wait for the strand; what comes faster than that is lost, as on a wire.
-        if self._waiting < _PACKETS_WAITING:
-            self._waiting += 1
-            self.machine.control.post(self._receive, packet)
-
-    def _receive(self, packet: bytes) -> None:
-        self._waiting -= 1
-        if self.realized and self.link_up and self.may_master():
+    def put_packet(self, packet: bytes) -> bool:
+        if self.may_master() and self.register(regs.RCTL) & regs.RX_ENABLED:
+            if self.register(regs.RDH) == self.register(regs.RDT):
+                return False
             self.put_into_ring(packet)
+        return True
 
     def put_into_ring(self, packet: bytes) -> None:
-        """A packet came in, and there is a link: put it where the driver finds it."""
+        """The receiver works, and the ring has a buffer at least: put a packet there, or lose it."""
         receive.receive(self, packet)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from qobra.machine.dma import GuestMemory
 from qobra.machine.e1000 import regs as old
 from qobra.machine.e1000.core import GigabitCard
@@ -22,7 +20,6 @@ from qobra.object.property import Int
 _MEMORY_SIZE, _FLASH_SIZE, _PORTS_SIZE, _MESSAGES_SIZE = 0x20000, 0x20000, 0x20, 0x4000
 _MESSAGES, _EXPRESS, _MESSAGE, _POWER = 0xA0, 0xE0, 0xD0, 0xC8
 _VECTORS, _PENDING = 5, 0x2000
-_MAX_HELD = 64
 _POWER_CAPABILITIES, _POWER_DATA = 0x22, 0x1F
 """Power management of version 1.1, for a driver that initializes the device; which data it wants."""
 _SERIAL_NUMBER = 0x140
@@ -63,7 +60,6 @@ class E1000e(GigabitCard):
         self._nvm = Nvm(self.address, self.device_id, (self.subsys_ven, self.subsys))
         self._phy = Phy(regs.PHY_ID, regs.PHY, regs.PHY_WRITABLE)
         self.interrupts = Interrupts(self)
-        self._held: deque[bytes] = deque()
         self._registers = [0] * (regs.END // 4)
         self.first, self.second = Transmitter(self), Transmitter(self, regs.SECOND_RING)
         self._clear()
@@ -94,7 +90,6 @@ class E1000e(GigabitCard):
 
     def _clear(self) -> None:
         self.set_initial()
-        self._held.clear()
         self._nvm.reset()
         self.first.reset()
         self.second.reset()
@@ -116,16 +111,7 @@ class E1000e(GigabitCard):
         self.interrupts.raise_causes(reasons | old.TXQE | (queue if reasons & old.TXDW else 0))
 
     def put_into_ring(self, packet: bytes) -> None:
-        # While the ring has no buffers packets wait, as they would in the card's own memory.
-        if self._held or self.register(old.RDH) == self.register(old.RDT):
-            if len(self._held) < _MAX_HELD and self.register(old.RCTL) & old.RX_ENABLED:
-                self._held.append(packet)
-        else:
-            receive.put_into_ring(self, packet)
-
-    def _buffers_added(self) -> None:
-        while self._held and self.register(old.RDH) != self.register(old.RDT):
-            receive.put_into_ring(self, self._held.popleft())
+        receive.put_into_ring(self, packet)
 
     # -- registers
 
@@ -179,12 +165,11 @@ class E1000e(GigabitCard):
                 self.interrupt(old.MDAC)
         elif mask := regs.writable(offset):
             self.set_register(offset, value & mask | regs.ALWAYS_SET.get(offset, 0))
-            if offset == old.RDT:
-                self._buffers_added()
             if offset in (old.TDT, old.TCTL):
                 self.first.run()
             if offset in (old.TDT + regs.SECOND_RING, old.TCTL):
                 self.second.run()
+            self.room_changed()
 
     # -- the window in ports
 

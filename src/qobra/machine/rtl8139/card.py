@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
 
 _SIZE = 256
-_PACKETS_WAITING = 256
 _TICK_NS = 30
 _REASONS = 0xE1FF
 
@@ -72,7 +71,6 @@ class RealtekCard(PciDevice, Nic):
         super().__init__(tree)
         self._registers = bytearray(_SIZE)
         self.tally = Tally()
-        self._waiting = 0
         self._timer_values = [0, 0]  # when it was 0, and TimerInt
 
     def realize(self) -> None:
@@ -98,6 +96,7 @@ class RealtekCard(PciDevice, Nic):
         self._clear()
 
     def _clear(self) -> None:
+        self.drop_waiting()
         self._registers[6:] = bytes(_SIZE - 6)
         self._registers[regs.IDR : regs.IDR + 6] = self.address
         for at, value in _INITIAL.items():
@@ -159,16 +158,8 @@ class RealtekCard(PciDevice, Nic):
         self._show_link()
         self.interrupt(regs.LINK)
 
-    def receive_packet(self, packet: bytes) -> None:
-        # The backend's thread must not wait for the strand; what comes faster than that is lost, as on a wire.
-        if self._waiting < _PACKETS_WAITING:
-            self._waiting += 1
-            self.machine.control.post(self._receive, packet)
-
-    def _receive(self, packet: bytes) -> None:
-        self._waiting -= 1
-        if self.realized and self.link_up and self.may_master():
-            receive.receive(self, packet)
+    def put_packet(self, packet: bytes) -> bool:
+        return not self.may_master() or receive.receive(self, packet)
 
     # -- registers
 
@@ -251,8 +242,10 @@ class RealtekCard(PciDevice, Nic):
             stays, free = _WORDS[offset]
             self.set_register(offset, 2, stays | value & free)
             self._update_interrupt()
+            self.room_changed()
         elif offset == regs.CAPR:
             self.ring_read = (value + 16) % receive.ring_size(self.register(regs.RCR, 4))
+            self.room_changed()
         elif offset == regs.ISR:
             self._settle_timer()
             self.set_register(offset, 2, self.register(offset, 2) & ~value)
@@ -267,6 +260,7 @@ class RealtekCard(PciDevice, Nic):
             if value & regs.CR_RESET:
                 self._clear()
             self._registers[offset] = value & (regs.CR_TX | regs.CR_RX)
+            self.room_changed()
         elif offset == regs.EE_CR:
             self._eeprom.lines = value
         elif offset == regs.TPPOLL:

@@ -41,22 +41,29 @@ def _hash(target: bytes) -> int:
     return int(f"{crc:032b}"[::-1], 2) >> 26
 
 
-def receive(card: RealtekCard, packet: bytes) -> None:
-    """A packet came in: put it where the driver wants it, or drop it."""
+def receive(card: RealtekCard, packet: bytes) -> bool:
+    """A packet came in: put it where the driver wants it, or drop it; False if it can wait for room in the ring.
+
+    It is dropped where the driver wants to be told of an overflow, and in the C+ mode, whose descriptors a driver
+    gives without telling the card.
+    """
     packet = packet.ljust(_MIN_PACKET, b"\0")
     if not card.register(regs.CR, 1) & regs.CR_RX or len(packet) > _MAX_PACKET:
-        return
+        return True
     why = kind(card, packet)
     if not why:
-        return
+        return True
     plus = card.register(regs.CPCR, 2)
     done = _fill_descriptor(card, packet, why, plus) if plus & regs.CP_RX else _fill_ring(card, packet, why)
     if done:
         card.tally.received(why == _IS_BROADCAST, why == _IS_MULTICAST)
         card.interrupt(regs.ROK)
+    elif not plus & regs.CP_RX and not card.register(regs.IMR, 2) & regs.OVERFLOW:
+        return False
     else:
         card.tally.missed()
         card.interrupt(regs.OVERFLOW)
+    return True
 
 
 def ring_size(control: int) -> int:
