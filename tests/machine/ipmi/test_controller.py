@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qobra.errors import QobraError
+from qobra.machine.device import ipmi_bmc_extern
 from qobra.machine.ipmi import framing
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
@@ -21,6 +23,7 @@ from qobra.testing.guest import BoardAccess, PciFunction
 
 _IDENTITY = "1c01002000000002070000000000"
 _KCS, _BT = 0xCA2, 0xE4
+_FLOOD = 16 << 20
 
 
 class Guest:
@@ -308,6 +311,27 @@ def test_a_controller_elsewhere() -> None:
     other.close()
     guest.wait(lambda: not guest.bmc._connected)
     assert guest.by_bt("1801") == "1c01d2"
+    guest.machine.close()
+
+
+def test_a_controller_elsewhere_that_sends_without_end_is_held_back() -> None:
+    guest = Guest("isa-ipmi-bt", "ipmi-bmc-extern")
+    guest.other.setblocking(False)
+    sent = 0
+    with guest.machine.control:
+        # Nothing is taken while the machine does something else, and nothing waits inside of it.
+        while sent < _FLOOD and select.select([], [guest.other], [], 0.05)[1]:
+            sent += guest.other.send(bytes(65536))
+    assert sent < _FLOOD
+    guest.machine.close()
+
+
+def test_a_controller_elsewhere_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipmi_bmc_extern, "_TIMEOUT_NS", 10**6)
+    guest = Guest("isa-ipmi-bt", "ipmi-bmc-extern")
+    guest.wait(lambda: guest.bmc._connected)
+    assert guest.by_bt("1801") == "1c01c3"
+    assert guest.by_bt("1808") == "1c08c3"
     guest.machine.close()
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_NS = 4 * 10**9
 _ROOM = 4096
+"""Bytes that are taken in one piece."""
 
 
 @registry.register("ipmi-bmc-extern")
@@ -42,6 +43,8 @@ class IpmiBmcExtern(ipmi.Bmc):
         self._sequence = 0
         self._respond: Callable[[bytes], None] | None = None
         self._request = b""
+        self._deadline_ns = 0
+        self._is_watched = False
         self._reset_handler = self.machine.run_state.on_reset(self._host_reset)
         chardev.attach(self)
 
@@ -62,12 +65,19 @@ class IpmiBmcExtern(ipmi.Bmc):
             return
         self._sequence = self._sequence + 1 & 0xFF
         self._respond, self._request = respond, request
-        sequence = self._sequence
-        self.machine.control.call_later(_TIMEOUT_NS, lambda: self._too_late(sequence, respond))
+        self._deadline_ns = self.machine.control.clock.monotonic_ns() + _TIMEOUT_NS
+        if not self._is_watched:
+            self._watch()
         self._send(framing.message(self._sequence, request))
 
-    def _too_late(self, sequence: int, respond: Callable[[bytes], None]) -> None:
-        if self._respond is respond and self._sequence == sequence:
+    def _watch(self) -> None:
+        # One timer serves all requests, however fast they follow one another.
+        control = self.machine.control
+        left_ns = self._deadline_ns - control.clock.monotonic_ns()
+        self._is_watched = self._respond is not None and left_ns > 0
+        if self._is_watched:
+            control.call_later(left_ns, self._watch)
+        elif self._respond is not None:
             self._answer(ipmi.failure(self._request, ipmi.TIMEOUT))
 
     def _answer(self, response: bytes) -> None:
@@ -93,8 +103,11 @@ class IpmiBmcExtern(ipmi.Bmc):
         return _ROOM
 
     def receive(self, data: bytes) -> None:
-        """Something came."""
-        self.machine.control.post(self._take, data)
+        """Something came: whoever sends waits until it is taken, so that nothing piles up."""
+        control = self.machine.control
+        with control:
+            control.serve()  # that the other process came is told first
+            self._take(data)
 
     def event(self, name: str) -> None:
         """The other process came or left."""

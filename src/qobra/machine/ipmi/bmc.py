@@ -41,6 +41,29 @@ class Port:
         """As after power-on."""
 
 
+class RegisterPort(Port):
+    """An interface of registers, for one request at a time. ``interrupt`` sets the level of its line."""
+
+    def __init__(self, bmc: Bmc, interrupt: Callable[[int], None]) -> None:
+        self._bmc = bmc
+        self._interrupt = interrupt
+        self._turn = 0
+        """A response to an earlier request than this belongs to nobody."""
+        self._interrupts = False
+        self.reset()
+
+    def enable_interrupts(self, on: bool) -> None:
+        self._interrupts = on
+
+    def read(self, register: int) -> int:
+        """The byte in a register."""
+        raise NotImplementedError
+
+    def write(self, register: int, value: int) -> None:
+        """Write a byte to a register."""
+        raise NotImplementedError
+
+
 class Bmc(Device):
     """A management controller: :meth:`handle` answers a host's requests, one at a time."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from qobra.machine.ipmi import bmc as ipmi
 from qobra.machine.vmstate import VmState, flag, raw, u8, u32
 
@@ -17,8 +15,8 @@ _REQUEST_HEAD = 4
 """Length, network function, sequence number, command."""
 
 
-class Bt(ipmi.Port):
-    """The registers. ``interrupt`` sets the level of the line."""
+class Bt(ipmi.RegisterPort):
+    """Its registers."""
 
     vmstate = VmState(
         u8("_control", "_mask", "_sequence"),
@@ -26,14 +24,6 @@ class Bt(ipmi.Port):
         raw("_request", "_response", maximum=ipmi.MAX_MESSAGE + 2),
         u32("_position", maximum=ipmi.MAX_MESSAGE + 2),
     )
-
-    def __init__(self, bmc: ipmi.Bmc, interrupt: Callable[[int], None]) -> None:
-        self._bmc = bmc
-        self._interrupt = interrupt
-        self._turn = 0
-        """A response to an earlier request than this belongs to nobody."""
-        self._interrupts = False
-        self.reset()
 
     def reset(self) -> None:
         self._turn += 1
@@ -52,9 +42,6 @@ class Bt(ipmi.Port):
         self._control ^= _ATTENTION
         if on and interrupt:
             self._raise()
-
-    def enable_interrupts(self, on: bool) -> None:
-        self._interrupts = on
 
     def _raise(self) -> None:
         if self._interrupts and self._mask & _IRQ_ENABLE:
@@ -75,7 +62,7 @@ class Bt(ipmi.Port):
         return self._response[self._position - 1]
 
     def write(self, register: int, value: int) -> None:
-        """The same."""
+        """Of the same registers."""
         if register == 0:
             self._write_control(value)
         elif register == 1:

@@ -16,7 +16,7 @@ class IsaIpmi(IsaDevice):
     abstract = True
     category = "Misc"
     hotpluggable_class = False
-    port_type: type[Any]
+    port_type: type[ipmi.RegisterPort]
     ports: int
     """How many."""
     kind: int
@@ -37,7 +37,7 @@ class IsaIpmi(IsaDevice):
         self.map_ports(
             self.ioport,
             self.ports,
-            lambda offset, _width: int(port.read(offset)),
+            lambda offset, _width: port.read(offset),
             lambda offset, _width, value: port.write(offset, value & 0xFF),
         )
 

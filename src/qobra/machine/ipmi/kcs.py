@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from qobra.machine.ipmi import bmc as ipmi
 from qobra.machine.vmstate import VmState, flag, raw, u8, u32
 
@@ -13,8 +11,8 @@ _ABORT, _WRITE_START, _WRITE_END, _READ = 0x60, 0x61, 0x62, 0x68
 _NO_ERROR, _ABORTED, _ILLEGAL = 0x00, 0x01, 0x02
 
 
-class Kcs(ipmi.Port):
-    """The registers. ``interrupt`` sets the level of the line."""
+class Kcs(ipmi.RegisterPort):
+    """Its registers."""
 
     vmstate = VmState(
         u8("_state", maximum=ERROR),
@@ -24,14 +22,6 @@ class Kcs(ipmi.Port):
         raw("_request", "_response", maximum=ipmi.MAX_MESSAGE + 1),
         u32("_position", maximum=ipmi.MAX_MESSAGE + 1),
     )
-
-    def __init__(self, bmc: ipmi.Bmc, interrupt: Callable[[int], None]) -> None:
-        self._bmc = bmc
-        self._interrupt = interrupt
-        self._turn = 0
-        """A response to an earlier request than this belongs to nobody."""
-        self._interrupts = False
-        self.reset()
 
     def reset(self) -> None:
         self._turn += 1
@@ -52,9 +42,6 @@ class Kcs(ipmi.Port):
         self._attention = on
         self._attention_interrupt = on and interrupt and self._interrupts
         self._signal()
-
-    def enable_interrupts(self, on: bool) -> None:
-        self._interrupts = on
 
     def _signal(self) -> None:
         self._interrupt(int(self._output_interrupt or self._attention_interrupt))

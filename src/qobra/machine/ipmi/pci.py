@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.machine.ipmi import bmc as ipmi
 from qobra.machine.memory import Registers
 from qobra.machine.pci.device import PciDevice
@@ -25,7 +23,7 @@ class PciIpmi(PciDevice):
     class_id = 0x0C07
     interrupt_pin = 1
     hotpluggable_class = False
-    port_type: type[Any]
+    port_type: type[ipmi.RegisterPort]
     ports: int
     """How many have a register."""
 
@@ -45,7 +43,7 @@ class PciIpmi(PciDevice):
         super().unrealize()
 
     def _read(self, offset: int, _width: int) -> int:
-        return int(self._port.read(offset)) if offset < self.ports else _NOTHING
+        return self._port.read(offset) if offset < self.ports else _NOTHING
 
     def _write(self, offset: int, _width: int, value: int) -> None:
         if offset < self.ports:

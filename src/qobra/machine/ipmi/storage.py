@@ -22,9 +22,6 @@ _OVERFLOW = 0x80
 _SDR_HEADER = 5
 _RESPONSE_ROOM = 0xFF
 
-Answer = tuple[int, bytes]
-"""Completion code, data."""
-
 
 class Fault(Exception):
     """A request that is not carried out, and the completion code that says why."""
