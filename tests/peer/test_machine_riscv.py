@@ -1,8 +1,8 @@
 """The RISC-V board while its harts are idle: the same QMP and qtest scripts on QEMU's program and ours.
 
 Known differences: without a CPU there is no reset vector in the mask ROM and no firmware in memory; a hart has no
-thread of its own; QEMU takes more than one device for the one slot of a root port; of the device tree no `pmu` and
-no `platform-bus` is there. QEMU 7.2 itself ends with more than two sockets unless the numbers of harts happen to fit,
+thread of its own; QEMU takes more than one device for the one slot of a root port; of the device tree no `pmu` is
+there. QEMU 7.2 itself ends with more than two sockets unless the numbers of harts happen to fit,
 and keeps the comparators of all sockets but the first beyond the end of their array.
 """
 
@@ -18,6 +18,7 @@ import pytest
 from qobra.machine import devicetree
 from qobra.testing.guest import Access
 from qobra.testing.system import SystemProgram, peer_available, program_command
+from qobra.testing.tpm import Swtpm, swtpm_available
 
 pytestmark = pytest.mark.skipif(not peer_available("riscv64"), reason="qemu-system-riscv64 is not installed")
 
@@ -48,6 +49,7 @@ _PLUGS: list[dict[str, Any]] = [
     {"driver": "vmgenid", "id": "v"},
     {"driver": "virtio-gpu-pci", "id": "g"},
 ]
+_PLATFORM_BUS = 0x4000000
 _CLINT, _PLIC, _UART, _TEST, _RTC, _FW_CFG = 0x2000000, 0xC000000, 0x10000000, 0x100000, 0x101000, 0x10100000
 _VIRTIO, _FLASH, _ECAM, _RAM = 0x10001000, 0x20000000, 0x30000000, 0x80000000
 
@@ -217,5 +219,61 @@ def _described(path: Path, peer: bool, machine: str, *arguments: str) -> dict[st
 def test_device_trees(tmp_path: Path, machine: str, nodes: tuple[str, ...]) -> None:
     own = _described(tmp_path / "own", False, machine, *nodes)
     theirs = _described(tmp_path / "theirs", True, machine, *nodes)
-    assert theirs.keys() - own.keys() == {"/pmu", "/platform-bus@4000000"}
+    assert theirs.keys() - own.keys() == {"/pmu"}
     assert own == {name: theirs[name] for name in theirs if name in own}
+
+
+def _tpm(program: SystemProgram) -> list[Any]:
+    guest, found = program.guest, []
+    registers = (*range(0, 0x28, 4), 0x30, 0x80, 0xF00, 0xF04)
+
+    def look() -> None:
+        found.append([guest.load(_PLATFORM_BUS + (n << 12) + at, 4) for n in range(6) for at in registers])
+        found.append(_words(guest, _PLIC + 0x1000, 3))
+
+    look()
+    guest.store(_PLATFORM_BUS, 1, 0x02)
+    guest.store(_PLATFORM_BUS + 0x08, 4, 0x80000087)
+    look()
+    guest.store(_PLATFORM_BUS + 0x18, 4, 0x40)
+    look()
+    guest.store(_PLIC + 4 * 64, 4, 1)
+    guest.store(_PLIC + 0x2000 + 8, 4, 1)
+    guest.store(_PLATFORM_BUS + 0x10, 4, 0x80)
+    look()
+    for _ in range(2):
+        number = guest.load(_PLIC + 0x200004, 4)
+        found.append(number)
+        guest.store(_PLIC + 0x200004, 4, number)
+    look()
+    found += [program.qmp("query-tpm"), program.qmp("query-tpm-models"), program.qmp("query-tpm-types")]
+    found.append(program.qmp("device_del", {"id": "tpm"}))
+    found.append(program.qmp("device_add", {"driver": "tpm-tis-device", "tpmdev": "t"}))
+    return found
+
+
+@pytest.mark.skipif(not swtpm_available(), reason="swtpm is not installed")
+@pytest.mark.parametrize("irq", [5, 20])
+def test_tpm(tmp_path: Path, irq: int) -> None:
+    answers = []
+    for peer in (False, True):
+        directory = tmp_path / str(peer)
+        directory.mkdir()
+        with Swtpm(directory) as swtpm:
+            options = [*swtpm.arguments(), "-device", f"tpm-tis-device,tpmdev=t,id=tpm,irq={irq}"]
+            with SystemProgram(directory, "riscv64", *_ARGUMENTS[:8], *options, peer=peer) as program:
+                answers.append(_tpm(program))
+    for own, theirs in zip(*answers, strict=True):
+        assert own == theirs
+
+
+@pytest.mark.parametrize(
+    ("machine", "device"), [("none", "ramfb"), ("none", "tpm-tis-device"), ("virt", "tpm-tis-device")]
+)
+def test_devices_of_the_board_itself(machine: str, device: str) -> None:
+    said = []
+    for peer in (False, True):
+        command = [*program_command("riscv64", peer=peer), "-machine", machine, "-display", "none", "-device", device]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        said.append((result.returncode, result.stderr.partition(": ")[2]))
+    assert said[0] == said[1]

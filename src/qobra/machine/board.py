@@ -95,6 +95,10 @@ class Board(Object):
     hmat: Any = False
     """Whether the guest is told how fast its memory is; a property where there can be nodes."""
     acpi_supported = False
+    dynamic_devices: frozenset[str] = frozenset()
+    """Which types of devices users may put onto the board itself."""
+    platform_bus: Any = None
+    """Where such devices have their registers and interrupt lines, if they need any."""
     usb_supported = False
     """Whether the board has a USB controller of its own, for those who want it."""
     big_endian = False
@@ -338,6 +342,7 @@ class Board(Object):
         """The devices of the command line are there: load what the guest boots from, and reset for the first time."""
         if self.kernel:
             self._check_kernel(self.kernel)
+        self.consoles.settle()
         self.load()
         self.reset_all()
         self.ready = True

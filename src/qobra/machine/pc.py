@@ -108,6 +108,7 @@ class PcBoard(X86Board):
     max_cpus = 255
     default_cpu_type = "qemu64-x86_64-cpu"
     default_ram_id = "pc.ram"
+    dynamic_devices = frozenset(("ramfb",))
     nic_unasked = True
     dies_supported = True
     hotpluggable_cpus = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.devices import find_device_class
-from qobra.machine.qdev import Bus, Device
+from qobra.machine.qdev import Bus, Device, SystemBus
 from qobra.object.tree import is_identifier
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> De
     hotplugged = board.ready
     if not cls.pluggable or (hotplugged and not cls.hotpluggable_class):
         raise QobraError("Parameter 'driver' expects a pluggable device type")
+    if cls.bus_type == SystemBus.type_name and driver not in board.dynamic_devices:
+        raise QobraError("Parameter 'driver' expects a dynamic sysbus device type for the machine")
     bus = _choose_bus(board.system_bus, cls, bus_name)
     if hotplugged and bus is not None and not bus.hotplug:
         raise QobraError(f"Bus '{bus.bus_name}' does not support hotplugging")

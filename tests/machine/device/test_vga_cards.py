@@ -167,7 +167,9 @@ def test_ramfb(tmp_path: Path) -> None:
 
 
 def test_ramfb_wants_fw_cfg(tmp_path: Path) -> None:
-    machine = simple_machine("x86_64", "none")
+    machine = simple_machine("x86_64", "pc")
+    board: Any = machine.board
+    board.fw_cfg.values["dma_enabled"] = False
     with machine.control, pytest.raises(QobraError, match="^ramfb device requires fw_cfg with DMA$"):
         machine.board.ready = False  # type: ignore[union-attr]
         add_device(machine, {"driver": "ramfb"}, keyval=True)

@@ -11,6 +11,7 @@ from qobra.machine.device.cfi_pflash01 import Pflash
 from qobra.machine.device.fw_cfg_mem import FwCfgMem
 from qobra.machine.device.goldfish_rtc import GoldfishRtc
 from qobra.machine.device.gpex import GpexHost
+from qobra.machine.device.platform_bus_device import PlatformBus
 from qobra.machine.device.riscv_aclint import SWI_SIZE, AclintSwi, AclintTimer
 from qobra.machine.device.riscv_cpu import RiscvCpu
 from qobra.machine.device.riscv_sifive_plic import Plic
@@ -32,11 +33,13 @@ MROM, TEST, RTC, CLINT, SSWI, PIO, PLIC = 0x1000, 0x100000, 0x101000, 0x2000000,
 CLINT_SIZE, SSWI_SIZE, PLIC_SIZE = 0x10000, SWI_SIZE, 0x600000
 """A socket's. Those of the next one come directly after."""
 UART, VIRTIO, FW_CFG, FLASH = 0x10000000, 0x10001000, 0x10100000, 0x20000000
+PLATFORM_BUS, PLATFORM_BUS_SIZE = 0x4000000, 32 << 20
 ECAM, PCI_MEMORY, RAM = 0x30000000, 0x40000000, 0x80000000
 MROM_SIZE, FLASH_SIZE, PCI_MEMORY_SIZE, PCI_HIGH_SIZE = 0xF000, 32 << 20, 0x40000000, 0x400000000
 VIRTIO_COUNT, SOURCES, MAX_SOCKETS = 8, 96, 4
 TIME_BASE = 10_000_000
-IRQ_VIRTIO, IRQ_UART, IRQ_RTC, IRQ_PCIE = 1, 10, 11, 32
+IRQ_VIRTIO, IRQ_UART, IRQ_RTC, IRQ_PCIE, IRQ_PLATFORM_BUS = 1, 10, 11, 32, 64
+PLATFORM_BUS_LINES = 32
 PLIC_OF_SERIAL, PLIC_OF_VIRTIO, PLIC_OF_PCIE = 0, 1, 2
 """Whose interrupt controller serves what, if there are as many sockets."""
 
@@ -55,6 +58,7 @@ class Virt(Board):
     default_ram_id = "riscv_virt_board.ram"
     default_drive_interface = "none"
     default_drives = ("cdrom", "floppy", "sd")
+    dynamic_devices = frozenset(("ramfb", "tpm-tis-device"))
     numa_mem_supported = True
     numa_supported = True
     firmware_directories = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/opensbi/generic", "/usr/lib/ipxe/qemu")
@@ -90,6 +94,7 @@ class Virt(Board):
         host.lines = self._sources(PLIC_OF_PCIE)[IRQ_PCIE : IRQ_PCIE + 4]
         self.place(host)
         self.pci_root = host.root
+        self._build_platform_bus()
         serial = SerialMm(self.tree)
         if self.serial_chardevs:
             serial.values["chardev"] = self.serial_chardevs[0]
@@ -165,6 +170,13 @@ class Virt(Board):
         self.memory.map(MROM, self.mrom, size=MROM_SIZE)
         end = RAM + self.ram_size
         self.high_window = max(PCI_HIGH_SIZE, (end + PCI_HIGH_SIZE - 1) // PCI_HIGH_SIZE * PCI_HIGH_SIZE)
+
+    def _build_platform_bus(self) -> None:
+        bus = PlatformBus(self.tree)
+        bus.user_id = bus.type_name
+        bus.values |= {"num_irqs": PLATFORM_BUS_LINES, "mmio_size": PLATFORM_BUS_SIZE}
+        bus.lines = self._sources(PLIC_OF_SERIAL)[IRQ_PLATFORM_BUS : IRQ_PLATFORM_BUS + PLATFORM_BUS_LINES]
+        self.platform_bus = self._at(bus, PLATFORM_BUS)
 
     def _build_fw_cfg(self) -> None:
         from qobra.machine import fw_cfg

@@ -64,14 +64,13 @@ class Plic(SysBusDevice):
         self._threshold = [0] * len(self._contexts)
 
     def _set_input(self, number: int, level: int) -> None:
-        # The gateway holds a source back from its claim to its completion.
+        # The gateway holds a source back from its claim to its completion; what it let through stays until a claim.
         if level:
             self._levels |= 1 << number
             if not self._claimed >> number & 1:
                 self._pending |= 1 << number
         else:
             self._levels &= ~(1 << number)
-            self._pending &= ~(1 << number)
         self._update()
 
     def _best(self, context: int) -> int:

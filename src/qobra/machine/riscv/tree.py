@@ -55,6 +55,7 @@ def build(board: Virt) -> Node:
     flash.cells("reg", *(wide(n) for i in (0, 1) for n in (virt.FLASH + virt.FLASH_SIZE * i, virt.FLASH_SIZE)))
     flash.cells("bank-width", 4)
     _device(root, "fw-cfg", virt.FW_CFG, 0x18, "qemu,fw-cfg-mmio").flag("dma-coherent")
+    _platform_bus(root, board)
     chosen = root.child("chosen")
     chosen.text("stdout-path", f"/soc/serial@{virt.UART:x}")
     chosen.properties["rng-seed"] = board.tree.machine.random.randbytes(32)
@@ -202,3 +203,17 @@ def _pci(soc: Node, board: Virt) -> None:
             for pin in range(_PCI_PINS)
         ),
     )
+
+
+def _platform_bus(root: Node, board: Virt) -> None:
+    node = root.child(f"platform-bus@{virt.PLATFORM_BUS:x}")
+    node.text("compatible", "qemu,platform", "simple-bus")
+    node.cells("#size-cells", 1)
+    node.cells("#address-cells", 1)
+    node.cells("ranges", 0, wide(virt.PLATFORM_BUS), virt.PLATFORM_BUS_SIZE)
+    node.cells("interrupt-parent", _plic_handle(board, board.socket_of(virt.PLIC_OF_SERIAL)))
+    for place in board.platform_bus.places:
+        device = node.child(f"{place.device.node_name}@{place.offset:x}")
+        device.text("compatible", *place.device.compatible)
+        device.cells("reg", place.offset, place.size)
+        device.cells("interrupts", virt.IRQ_PLATFORM_BUS + place.number)

@@ -33,7 +33,7 @@ BOARDS = {"pc": "x86_64", "q35": "x86_64", "virt": "riscv64"}
 # Where a device goes, and what has to be there before; what is not named here goes onto `pc` as it is.
 _ON: dict[str, str] = dict.fromkeys(
     ("pcie-root-port", "ioh3420", "x3130-upstream", "xio3130-downstream", "pcie-pci-bridge"), "q35"
-)
+) | {"tpm-tis-device": "virt"}
 _BELOW: dict[str, Options] = {
     "SCSI": {"driver": "virtio-scsi-pci"},
     "IDE": {"driver": "ich9-ahci", "id": "ahci"},
