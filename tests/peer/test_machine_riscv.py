@@ -224,7 +224,8 @@ def test_device_trees(tmp_path: Path, machine: str, nodes: tuple[str, ...]) -> N
 
 
 def _tpm(program: SystemProgram) -> list[Any]:
-    guest, found = program.guest, []
+    guest = program.guest
+    found: list[Any] = []
     registers = (*range(0, 0x28, 4), 0x30, 0x80, 0xF00, 0xF04)
 
     def look() -> None:

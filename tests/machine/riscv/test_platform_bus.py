@@ -36,7 +36,7 @@ class Guest:
         self.board: Any = self.machine.board
         with self.machine.control:
             connect(self.machine, self.emulator.path)
-            board = self.board
+            board: Any = self.board
             board.ready = False
             self.device = add_device(
                 self.machine, {"driver": "tpm-tis-device", "id": "tpm", "tpmdev": "tpm0", "irq": "20"}, keyval=True
