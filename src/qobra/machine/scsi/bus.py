@@ -54,6 +54,8 @@ class ScsiDevice(Device):
 
     lengths_known = True
     """Whether a command's block tells how much it transfers."""
+    logical_size: int = 512
+    """The unit of addresses, in bytes."""
 
     channel = Int(0, type="uint32")
     scsi_id = Int(0xFFFFFFFF, type="uint32")

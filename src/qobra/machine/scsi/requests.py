@@ -51,7 +51,7 @@ class ScsiRequests:
                 result = Result(CHECK_CONDITION, sense=Sense(*why).data())
             done(result or Result())
 
-        way, _length = transfer.expected(cdb, getattr(unit, "logical_size", 512))
+        way, _length = transfer.expected(cdb, unit.logical_size)
         requests = self._of.get(unit)
         if requests is None:
             requests = self._of[unit] = BlockRequests(unit)

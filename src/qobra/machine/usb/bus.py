@@ -9,7 +9,7 @@ from qobra.machine.qdev import Bus, Device
 from qobra.machine.usb.device import SPEED_NAMES, UsbDevice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from qobra.object.qom import Object
 
@@ -49,6 +49,19 @@ class UsbPort:
         self.speeds = frozenset(speeds)
         self.claimed: UsbDevice | None = None
         self.device: UsbDevice | None = None
+
+
+def find_device(address: int, places: Iterable[UsbPort], is_open: Callable[[int], bool]) -> UsbDevice | None:
+    """The device that the host has given ``address``: at one of ``places``, or behind it.
+
+    ``is_open`` tells of the number of a place whether packets get through there.
+    """
+    for place in places:
+        if place.device is not None and is_open(place.number):
+            device = place.device.find(address)
+            if device is not None:
+                return device
+    return None
 
 
 class UsbBus(Bus):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
-from qobra.machine.usb.bus import PortOwner, UsbBus, UsbPort
+from qobra.machine.usb.bus import PortOwner, UsbBus, UsbPort, find_device
 from qobra.machine.usb.device import HIGH, UsbDevice
 from qobra.machine.usb.ehci_schedule import MAX_STEPS, Schedules
 from qobra.machine.vmstate import Number, VmState, i64, listed, timer, u8, u16, u32
@@ -228,12 +228,7 @@ class Ehci(PortOwner):
         self._ports[number] = port
 
     def _find(self, address: int) -> UsbDevice | None:
-        for place in self._places:
-            if place.device is not None and self._ports[place.number] & _PORT_WORKS == _ENABLED:
-                device = place.device.find(address)
-                if device is not None:
-                    return device
-        return None
+        return find_device(address, self._places, lambda number: self._ports[number] & _PORT_WORKS == _ENABLED)
 
     # -- registers
 

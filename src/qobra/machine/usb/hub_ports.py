@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from qobra.machine.usb.bus import PortOwner, UsbBus, UsbPort
+from qobra.machine.usb.bus import PortOwner, UsbBus, UsbPort, find_device
 from qobra.machine.usb.device import FULL, LOW, Stall, UsbDevice
 from qobra.machine.vmstate import Number, VmState, listed
 
 _F_ENABLE, _F_SUSPEND, _F_RESET, _F_POWER, _F_CHANGES = 1, 2, 4, 8, range(16, 21)
 _CONNECTED, _ENABLED, _SUSPENDED, _POWERED, _LOW_SPEED = 0x001, 0x002, 0x004, 0x100, 0x200
+_WORKS = _ENABLED | _SUSPENDED
 _RESET = 0x10
 _STATUS_ENDPOINT = 1
 
@@ -33,12 +34,7 @@ class HubPorts(PortOwner):
 
     def find(self, address: int) -> UsbDevice | None:
         """The device behind the hub that the host has given an address."""
-        for place in self._places:
-            if place.device is not None and self._status[place.number] & (_ENABLED | _SUSPENDED) == _ENABLED:
-                device = place.device.find(address)
-                if device is not None:
-                    return device
-        return None
+        return find_device(address, self._places, lambda number: self._status[number] & _WORKS == _ENABLED)
 
     def status(self, number: int) -> bytes:
         """What GetPortStatus tells."""

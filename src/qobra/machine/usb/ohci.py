@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qobra.machine.usb.bus import PortOwner, UsbPort
+from qobra.machine.usb.bus import PortOwner, UsbPort, find_device
 from qobra.machine.usb.device import FULL, LOW, UsbDevice
 from qobra.machine.usb.ohci_lists import Lists
 from qobra.machine.vmstate import Number, VmState, flag, i64, listed, part, timer, u16, u32
@@ -35,6 +35,7 @@ _WAKEUP_ENABLED = 1 << 15
 _CONNECTED, _ENABLED, _SUSPENDED, _POWERED, _LOW_SPEED = 0x001, 0x002, 0x004, 0x100, 0x200
 _CONNECT_CHANGED, _ENABLE_CHANGED, _SUSPEND_CHANGED, _RESET_CHANGED = 1 << 16, 1 << 17, 1 << 18, 1 << 20
 _PORT_CLEARABLE = 0x1F << 16
+_PORT_WORKS = _ENABLED | _SUSPENDED
 _CLEAR_ENABLE, _SET_ENABLE, _SET_SUSPEND, _CLEAR_SUSPEND, _SET_RESET, _SET_POWER, _CLEAR_POWER = (
     0x001, 0x002, 0x004, 0x008, 0x010, 0x100, 0x200
 )  # fmt: skip
@@ -137,12 +138,7 @@ class Ohci(PortOwner):
             self._tell(_RESUME)
 
     def _find(self, address: int) -> UsbDevice | None:
-        for place in self._places:
-            if place.device is not None and self._ports[place.number] & (_ENABLED | _SUSPENDED) == _ENABLED:
-                device = place.device.find(address)
-                if device is not None:
-                    return device
-        return None
+        return find_device(address, self._places, lambda number: self._ports[number] & _PORT_WORKS == _ENABLED)
 
     def _write_port(self, number: int, value: int) -> None:
         before = self._ports[number]

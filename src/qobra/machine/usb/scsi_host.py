@@ -93,7 +93,7 @@ class UsbScsiHost(UsbDevice):
 
     def expected(self, unit: ScsiDevice | None, cdb: bytes) -> tuple[str, int]:
         """Which way a command transfers data, and how many bytes at most."""
-        return transfer.expected(cdb, getattr(unit, "logical_size", 512))
+        return transfer.expected(cdb, (unit or ScsiDevice).logical_size)
 
     def execute(
         self, lun: int, cdb: bytes, data: bytes, room: int, done: Callable[[Result], None], *, is_read: bool

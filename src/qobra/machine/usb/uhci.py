@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qobra.machine.usb.bus import PortOwner, UsbPort
+from qobra.machine.usb.bus import PortOwner, UsbPort, find_device
 from qobra.machine.usb.device import FULL, IN, LOW, OUT, SETUP, Nak, Stall, UsbDevice
 from qobra.machine.vmstate import Number, VmState, flag, i64, listed, timer, u16, u32
 
@@ -275,12 +275,7 @@ class Uhci(PortOwner):
         return link, bool(link & 4)
 
     def _find(self, address: int) -> UsbDevice | None:
-        for place in self._places:
-            if place.device is not None and self._ports[place.number] & _ENABLED:
-                device = place.device.find(address)
-                if device is not None:
-                    return device
-        return None
+        return find_device(address, self._places, lambda number: bool(self._ports[number] & _ENABLED))
 
     def _stop_for_error(self) -> None:
         self._status |= _S_PROCESS | _S_HALTED

@@ -34,16 +34,17 @@ class UserNetdev(Netdev):
 
     kind = "user"
 
+    _opened: slirp.Stack | None = None
+
     def start(self) -> None:
         options = self.options
-        self._stack: slirp.Stack | None = None
         self._chardevs: list[Chardev] = []
         self._config = user_options.read(options)
         if "smb" in options:
             raise QobraError("directories are not shared by SMB; use tftp=, or guestfwd= to a server of yours")
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self._stack = slirp.Stack(self._config, self._woken)
+            self._opened = slirp.Stack(self._config, self._woken)
             for each in reversed(options.get("hostfwd", ())):
                 self.forward(each["str"])
             for each in reversed(options.get("guestfwd", ())):
@@ -55,7 +56,7 @@ class UserNetdev(Netdev):
         threading.Thread(target=self._run, name=f"net {self.id}", daemon=True).start()
 
     def close(self) -> None:
-        stack = getattr(self, "_stack", None)
+        stack = self._opened
         if stack is None:
             return
         with stack.lock:
@@ -67,6 +68,11 @@ class UserNetdev(Netdev):
             chardev.detach()
             self.machine.chardevs.remove(chardev.id)
 
+    @property
+    def _stack(self) -> slirp.Stack:
+        assert self._opened is not None
+        return self._opened
+
     def describe(self) -> str:
         restricted = "on" if self._config.restricted else "off"
         return f"user,net={self._config.network},restrict={restricted}"
@@ -75,7 +81,6 @@ class UserNetdev(Netdev):
 
     def send(self, packet: bytes) -> None:
         stack = self._stack
-        assert stack is not None
         with stack.lock:
             if stack.closed:
                 return
@@ -88,7 +93,6 @@ class UserNetdev(Netdev):
 
     def _run(self) -> None:
         stack = self._stack
-        assert stack is not None
         try:
             while True:
                 with stack.lock:
@@ -125,7 +129,6 @@ class UserNetdev(Netdev):
         """Add a rule of ``hostfwd``. Raises QobraError."""
         (udp, host, host_port), guest, guest_port = host_forward(rule)
         stack = self._stack
-        assert stack is not None
         with stack.lock:
             added = stack.add_host_forward(udp, host, host_port, guest or self._config.dhcp_start, guest_port)
         if not added:
@@ -134,20 +137,17 @@ class UserNetdev(Netdev):
     def forward_no_more(self, end: HostEnd) -> bool:
         """Remove the rule for that port of the host's; False if there is none."""
         stack = self._stack
-        assert stack is not None
         with stack.lock:
             return stack.remove_host_forward(*end)
 
     def connections(self) -> str:
         """The table of connections, for people."""
         stack = self._stack
-        assert stack is not None
         with stack.lock:
             return stack.connections()
 
     def _lead_out(self, forward: GuestForward, rule: str) -> None:
         stack = self._stack
-        assert stack is not None
         address, port, target = forward
         if target.startswith(_COMMAND):
             with stack.lock:
