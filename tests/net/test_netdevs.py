@@ -61,6 +61,27 @@ def test_sockets_carry_packets_both_ways(machine: Machine) -> None:
     wait_until(lambda: connecting.packets == [b"y" * 60])
 
 
+def test_what_arrived_before_buffers_is_there_with_them(machine: Machine) -> None:
+    ours, its = socket.socketpair()
+    backend = machine.netdevs.create({"type": "socket", "id": "s", "fd": str(its.detach())})
+    card = _attach(machine, "s")
+    with ours:
+        for number in range(50):
+            packet = bytes((number,)) * 60
+            ours.sendall(len(packet).to_bytes(4, "big") + packet)
+            with machine.control:
+                backend.catch_up()
+            assert card.packets[number:] == [packet]
+        ours.sendall((60).to_bytes(4, "big") + bytes(20))
+        with machine.control:
+            backend.catch_up()
+        assert len(card.packets) == 50
+        ours.sendall(bytes(40))
+        with machine.control:
+            backend.catch_up()
+        assert card.packets[50:] == [bytes(60)]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -139,7 +139,9 @@ class Nic(Device):
         raise NotImplementedError
 
     def room_changed(self) -> None:
-        """The driver may have made room, or switched off what receives."""
+        """The driver may have made room, or switched off what receives: it finds what came before that."""
+        if self.backend is not None:
+            self.backend.catch_up()
         if self._waiting:
             self.machine.control.post(self.take_waiting)
 

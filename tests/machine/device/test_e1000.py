@@ -15,24 +15,12 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.nic import MAX_WAITING
 from qobra.machine.plug import add_device
 from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.network import RecordingWire
 
 _CTRL, _EECD, _EERD, _MDIC, _ICR, _IMS, _RCTL, _TCTL = 0x00, 0x10, 0x14, 0x20, 0xC0, 0xD0, 0x100, 0x400
 _TX, _RX, _BUFFERS, _COUNT = 0x100000, 0x110000, 0x200000, 8
 _MAC = bytes.fromhex("525400123456")
 _EOP, _IFCS, _RS, _DEXT = 0x01000000, 0x02000000, 0x08000000, 0x20000000
-
-
-class Wire:
-    """A backend that keeps what is sent."""
-
-    link_up = True
-    peer: Any = None
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-
-    def take(self, packet: bytes) -> None:
-        self.sent.append(packet)
 
 
 class Guest:
@@ -43,7 +31,7 @@ class Guest:
         with self.machine.control:
             card: Any = add_device(self.machine, options, keyval=True)
             self.card = card
-            self.wire = Wire()
+            self.wire = RecordingWire()
             self.card.backend = self.wire
         self.function = PciFunction(self.access, 5 << 3)
         self.function.enable()

@@ -14,25 +14,13 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
 from qobra.migration import machine_state
 from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.network import RecordingWire
 
 _TX, _RX, _BUFFERS, _COUNT = 0x100000, 0x110000, 0x200000, 8
 _MAC = bytes.fromhex("525400123456")
 _CTRL_EXT, _ICR, _IMS, _IMC, _IAM, _EIAC, _IVAR = 0x18, 0xC0, 0xD0, 0xD8, 0xE0, 0xDC, 0xE4
 _RCTL, _TCTL, _RFCTL, _PSRCTL = 0x100, 0x400, 0x5008, 0x2170
 _RXQ0, _TXQ0, _OTHER, _ASSERTED = 1 << 20, 1 << 22, 1 << 24, 1 << 31
-
-
-class Wire:
-    """A backend that keeps what is sent."""
-
-    link_up = True
-    peer: Any = None
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-
-    def take(self, packet: bytes) -> None:
-        self.sent.append(packet)
 
 
 class Guest:
@@ -42,7 +30,7 @@ class Guest:
         with self.machine.control:
             options = {"driver": "e1000e", "addr": "5", "mac": "52:54:00:12:34:56", "id": "card"}
             self.card: Any = add_device(self.machine, options, keyval=True)
-            self.wire = Wire()
+            self.wire = RecordingWire()
             self.card.backend = self.wire
         self.function = PciFunction(self.access, 5 << 3)
         self.function.enable()

@@ -15,6 +15,7 @@ from qobra.machine.plug import add_device
 from qobra.machine.rtl8139 import offload
 from qobra.migration import machine_state
 from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.network import RecordingWire
 
 _RING, _TX, _RX, _BUFFERS = 0x100000, 0x120000, 0x130000, 0x200000
 _MAC = bytes.fromhex("525400123456")
@@ -33,19 +34,6 @@ _TSD, _TSAD, _RBSTART, _CR, _CAPR, _CBR, _IMR, _ISR, _TCR, _RCR = (
 _OWN, _EOR, _FS, _LS = 1 << 31, 1 << 30, 1 << 29, 1 << 28
 
 
-class Wire:
-    """A backend that keeps what is sent."""
-
-    link_up = True
-    peer: Any = None
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-
-    def take(self, packet: bytes) -> None:
-        self.sent.append(packet)
-
-
 class Guest:
     def __init__(self) -> None:
         self.machine = simple_machine(memory=32 << 20)
@@ -53,7 +41,7 @@ class Guest:
         with self.machine.control:
             options = {"driver": "rtl8139", "addr": "5", "mac": "52:54:00:12:34:56"}
             self.card: Any = add_device(self.machine, options, keyval=True)
-            self.wire = Wire()
+            self.wire = RecordingWire()
             self.card.backend = self.wire
         self.function = PciFunction(self.access, 5 << 3)
         self.function.enable()

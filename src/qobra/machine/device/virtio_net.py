@@ -212,8 +212,7 @@ class VirtioNet(VirtioDevice, Nic):
             self._vhost.update()
             self._vhost.kick(queue.number)
         elif queue.number == _RX:
-            with self._receive_lock:
-                self.take_waiting()
+            self.room_changed()
         elif queue.number == _TX:
             self._transmit_all(queue)
         elif queue.number == _CTRL:
@@ -238,6 +237,10 @@ class VirtioNet(VirtioDevice, Nic):
         with self._receive_lock:
             if self.keep(packet):
                 self.take_waiting()
+
+    def take_waiting(self) -> None:
+        with self._receive_lock:
+            super().take_waiting()
 
     def put_packet(self, packet: bytes) -> bool:
         if not self.running or not self._accepts(packet):

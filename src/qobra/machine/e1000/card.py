@@ -124,7 +124,8 @@ class E1000(GigabitCard):
             self.set_register(offset, value & mask)
             if offset in (regs.TDT, regs.TCTL):
                 self.transmitter.run()
-            self.room_changed()
+            if offset in (regs.RDT, regs.RCTL):
+                self.room_changed()
 
     # -- the window in ports
 

@@ -169,7 +169,8 @@ class E1000e(GigabitCard):
                 self.first.run()
             if offset in (old.TDT + regs.SECOND_RING, old.TCTL):
                 self.second.run()
-            self.room_changed()
+            if offset in (old.RDT, old.RCTL):
+                self.room_changed()
 
     # -- the window in ports
 

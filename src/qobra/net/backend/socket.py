@@ -7,6 +7,7 @@ import struct
 import threading
 
 from qobra.errors import QobraError
+from qobra.net.framing import Deframer
 from qobra.net.netdev import MAX_PACKET, Netdev, registry
 
 
@@ -22,6 +23,8 @@ class SocketNetdev(Netdev):
         self._listener: socket.socket | None = None
         self._target: tuple[str, int] | None = None
         self._lock = threading.Lock()
+        self._taking_in = threading.RLock()
+        self._deframer = Deframer()
         self._closing = False
         chosen = [key for key in ("fd", "listen", "connect", "mcast", "udp") if key in options]
         if len(chosen) != 1:
@@ -124,32 +127,48 @@ class SocketNetdev(Netdev):
     def _read_stream(self) -> None:
         connection = self._socket
         assert connection is not None
-        with connection.makefile("rb") as stream:
-            while not self._closing:
-                try:
-                    header = stream.read(4)
-                    length = struct.unpack(">I", header)[0] if len(header) == 4 else 0
-                    if not 0 < length <= MAX_PACKET:
-                        break
-                    packet = stream.read(length)
-                except OSError:
-                    break
-                if len(packet) < length:
-                    break
-                self.deliver(packet)
+        self._deframer = Deframer()
+        self._read(connection)
         if self._socket is connection:
             self._socket = None
         connection.close()
 
     def _read_datagrams(self) -> None:
-        connection = self._socket
-        assert connection is not None
-        while not self._closing:
+        assert self._socket is not None
+        self._read(self._socket)
+
+    def _read(self, connection: socket.socket) -> None:
+        try:
+            while not self._closing:
+                # It waits without the lock, which a guest that gives buffers may want meanwhile.
+                connection.recv(1, socket.MSG_PEEK)
+                if not self._take_in(connection):
+                    return
+        except OSError:
+            return
+
+    def _take_in(self, connection: socket.socket) -> bool:
+        """Deliver what is there, in the order in which it came; False once no more will come. Raises OSError."""
+        with self._taking_in:
             try:
-                packet = connection.recv(MAX_PACKET + 1)
+                data = connection.recv(MAX_PACKET + 1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            if connection.type == socket.SOCK_DGRAM:
+                self.deliver(data)
+                return True
+            for packet in self._deframer.feed(data):
+                self.deliver(packet)
+            return bool(data) and not self._deframer.broken
+
+    def catch_up(self) -> None:
+        # Whoever delivers never waits for the strand, so the strand may wait for it.
+        connection = self._socket
+        if connection is not None:
+            try:
+                self._take_in(connection)
             except OSError:
-                return
-            self.deliver(packet)
+                pass  # the reader finds it as well
 
 
 _MULTICAST = 0xE
