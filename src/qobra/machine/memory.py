@@ -66,19 +66,24 @@ class Ram(Region):
 
     def load(self, offset: int, width: int) -> int:
         if self.awaited:
-            self.awaited[0](offset, width)
+            self._await(offset, width)
         return int.from_bytes(self.view[offset : offset + width], "little")
 
     def store(self, offset: int, width: int, value: int) -> None:
         if not self.readonly:
             if self.awaited:
-                self.awaited[0](offset, width)
+                self._await(offset, width)
             self.view[offset : offset + width] = value.to_bytes(width, "little")
+
+    def _await(self, offset: int, length: int) -> None:
+        # Another thread may clear the list once all is there: so it is gone through, not indexed.
+        for need in self.awaited:
+            need(offset, length)
 
     def piece(self, offset: int, length: int) -> memoryview:
         """A part of the memory, once it is there."""
         if self.awaited:
-            self.awaited[0](offset, length)
+            self._await(offset, length)
         return self.view[offset : offset + length]
 
     def chunk(self, address: int, length: int) -> int:

@@ -99,8 +99,9 @@ class Arrivals:
             return
         started = time.monotonic_ns()
         while not self._given_up and missing.any(block, first, count):
-            start, run = next(missing.runs(block, first, max(count, _AHEAD)))
-            self._fetch(block, start, min(run, _AHEAD))
+            run = next(missing.runs(block, first, max(count, _AHEAD)), None)
+            if run is not None:  # it may have come just now
+                self._fetch(block, run[0], min(run[1], _AHEAD))
         self.waited_ns += time.monotonic_ns() - started
 
     def _fetch(self, block: int, first: int, count: int) -> None:

@@ -27,6 +27,10 @@ _MAX_NAME = 255
 _SPAN = Struct("<QI")
 _BITS_CHUNK = 512 << 10
 """Bytes of bits in one record."""
+MAX_BITMAPS = 4096
+"""Bitmaps that one stream can make."""
+MAX_BITS = 1 << 30
+"""Bytes that the bits of all of them can take."""
 
 
 class _Moving:
@@ -161,6 +165,8 @@ class BitmapReceiver:
         self._layer = layer
         self._settings = settings
         self._made: dict[tuple[str, str], tuple[DirtyBitmap, bool]] = {}
+        self._complete: set[tuple[str, str]] = set()
+        self._room = MAX_BITS
         self._given_up = False
 
     def take(self, payload: bytes) -> None:
@@ -176,6 +182,8 @@ class BitmapReceiver:
                 report_error(error)
                 self.give_up()
             return
+        if (node_alias, alias) in self._complete:
+            return  # again, after a recovery
         if (node_alias, alias) not in self._made:
             raise QobraError(f"Error: unknown dirty bitmap '{alias}' for block device '{node_alias}'")
         bitmap, enabled = self._made[node_alias, alias]
@@ -186,10 +194,13 @@ class BitmapReceiver:
             if not enabled:
                 bitmap.disable()
             del self._made[node_alias, alias]
+            self._complete.add((node_alias, alias))
         else:
             raise QobraError(f"Unknown kind of a bitmap's record: {kind}")
 
     def _start(self, source: StateSource, node_alias: str, alias: str) -> None:
+        if len(self._made) + len(self._complete) >= MAX_BITMAPS:
+            raise QobraError(f"The stream has more than {MAX_BITMAPS} bitmaps")
         granularity, flags = source.number(4), source.number(1)
         persistent = bool(flags & _PERSISTENT)
         node_name, name = node_alias, alias
@@ -214,6 +225,10 @@ class BitmapReceiver:
         if name in node.bitmaps:
             raise QobraError(f"Bitmap with the same name ('{name}') already exists on destination")
         bitmap = DirtyBitmap(node, name, granularity, enabled=True, persistent=persistent)
+        self._room -= bitmap.length // granularity // 8
+        if self._room < 0:
+            bitmap.remove()
+            raise QobraError(f"The bitmaps of the stream take more than {MAX_BITS} bytes")
         # What the guest writes from now on is recorded apart, and added to the bits once they are there.
         bitmap.freeze()
         self._made[node_alias, alias] = bitmap, bool(flags & _ENABLED)

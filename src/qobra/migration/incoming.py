@@ -148,8 +148,9 @@ class Incoming:
         """Be paused until there is another channel. Raises GivenUp."""
         self._drop_channels()
         self._way_on.clear()
-        self.note_status("postcopy-paused")
-        self._way_on.wait()
+        if not self._closing:
+            self.note_status("postcopy-paused")
+            self._way_on.wait()
         if self._closing:
             raise GivenUp
         return self._open()

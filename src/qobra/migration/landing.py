@@ -86,8 +86,7 @@ class Landing:
                 if reader.record()[0] != RECOVER:
                     raise QobraError("Not the stream of a recovery", errno=errno.EINVAL)
                 self._incoming.note_status("postcopy-recover")
-                self.answers.attach(channel)
-                self.answers.lack(self.arrivals.list_missing())
+                self.answers.attach(channel, self.arrivals.list_missing())
                 self.arrivals.ask_again()
                 self._incoming.note_status("postcopy-active")
                 return reader

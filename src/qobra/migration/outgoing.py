@@ -272,8 +272,8 @@ class Outgoing:
             self._close_channels(abort=True)
             report_error("Detected IO failure for postcopy. Migration paused.")
             with self._machine.control:
-                self._check_cancelled()
                 self._resumed.clear()
+                self._check_cancelled()
                 self._set_status("postcopy-paused")
             try:
                 channel = self._open(self._wait_resumed())

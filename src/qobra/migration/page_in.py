@@ -65,9 +65,9 @@ class PageIn:
         self._all_here = threading.Barrier(count + 1)
         while len(self._channels) < count:
             channel = accept()
-            if not channel.readable(_HELLO_S):
+            hello = _greeting(channel, len(HELLO) + len(payload))
+            if hello is None:
                 continue
-            hello = channel.read(len(HELLO) + len(payload))
             if hello[:-1] != HELLO + token:
                 raise QobraError("A channel is not of this migration", errno=errno.EINVAL)
             self._channels.append(channel)
@@ -100,11 +100,33 @@ class PageIn:
                     self._place(kind, payload)
                 else:
                     raise QobraError(f"Unexpected savevm section type {kind}", errno=errno.EINVAL)
-        except (GivenUp, threading.BrokenBarrierError):
+        except threading.BrokenBarrierError:
             pass
-        except (QobraError, OSError) as error:
-            if isinstance(error, OSError):
-                error = QobraError(f"Unable to read from channel: {strerror(error)}", errno=error.errno)
-            self.error = self.error or error
+        except GivenUp as error:
+            self._end(error)
+        except OSError as error:
+            self._end(QobraError(f"Unable to read from channel: {strerror(error)}", errno=error.errno))
+        except QobraError as error:
+            self._end(error)
+            # A channel that has ended may have brought all: then what comes over the stream is still to be read.
+            if error.errno != errno.EIO:
+                failed()
+
+    def _end(self, error: BaseException) -> None:
+        # Who waits for this channel waits in vain.
+        self.error = self.error or error
+        if self._all_here is not None:
             self._all_here.abort()
-            failed()
+
+
+def _greeting(channel: AnyChannel, length: int) -> bytes | None:
+    """The ``length`` bytes that ``channel`` begins with, or all; None of one that says nothing for long."""
+    hello = b""
+    while len(hello) < length:
+        if not channel.readable(_HELLO_S):
+            return None
+        byte = channel.read(1)
+        if not byte:
+            break
+        hello += byte
+    return hello

@@ -43,9 +43,11 @@ class Answers:
         with self._lock:
             self._channel = None
 
-    def attach(self, channel: TwoWay) -> None:
-        """There is another channel."""
+    def attach(self, channel: TwoWay, lacking: list[Run]) -> None:
+        """There is another channel. The first that is told there is that these pages are missing, and no others."""
+        told = b"".join(bytes((LACKING,)) + RUN.pack(*run) for run in lacking)
         with self._lock:
+            channel.write(told + bytes((ALL_LACKING,)))
             self._channel = channel
 
     def taken_over(self) -> None:
@@ -59,10 +61,6 @@ class Answers:
     def arrived(self, *run: int) -> None:
         """These pages are here."""
         self._write(bytes((ARRIVED,)) + RUN.pack(*run))
-
-    def lack(self, runs: list[Run]) -> None:
-        """These pages are missing, and no others."""
-        self._write(b"".join(bytes((LACKING,)) + RUN.pack(*run) for run in runs) + bytes((ALL_LACKING,)))
 
     def _write(self, data: bytes) -> None:
         with self._lock:

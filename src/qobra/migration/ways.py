@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -62,6 +63,7 @@ class Listener:
         self.addresses: list[dict[str, Any]] = []
         self._sockets: list[socket.socket] = []
         self._closed = False
+        self._lock = threading.Lock()
         self._open: Callable[[], Channel]
         if kind in SOCKETS:
             address = socket_address(kind, rest)
@@ -91,18 +93,23 @@ class Listener:
         return self._open()
 
     def close(self) -> None:
-        """Listen no more."""
-        self._closed = True
-        for sock in self._sockets:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            sock.close()
+        """Listen no more; who waits here is let go."""
+        with self._lock:
+            self._closed = True
+            for sock in self._sockets:
+                try:
+                    sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+                sock.close()
 
     def _accept(self) -> Channel:
         poll = select.poll()
-        by_fd = {sock.fileno(): sock for sock in self._sockets}
+        # Twins of the sockets: were those closed meanwhile, their numbers might be another file's by now.
+        with self._lock:
+            if self._closed:
+                raise GivenUp
+            by_fd = {twin.fileno(): twin for twin in [sock.dup() for sock in self._sockets]}
         try:
             for fd in by_fd:
                 poll.register(fd, select.POLLIN)
@@ -113,9 +120,12 @@ class Listener:
                     except (BlockingIOError, ConnectionAbortedError):
                         continue  # whoever came has left
                     return Channel(connection.detach())
-        except (OSError, ValueError):
+        except OSError:
             if not self._closed:
                 raise
+        finally:
+            for twin in by_fd.values():
+                twin.close()
         raise GivenUp
 
 
