@@ -216,3 +216,19 @@ def test_units_and_adapters_that_come_later(host: Host) -> None:
     with host.machine.control:
         second.set("attached", False)
     assert not host.driver.port(2) & 1
+
+
+def test_what_waits_for_its_data_is_bounded(host: Host) -> None:
+    host.run(1, bytes(6))
+    write_16_mib = b"\x2a\0\0\0\0\0\0\x80\0\0"
+    for tag in range(1, 5):
+        host.command(tag, write_16_mib)
+    host.command(5, write_16_mib)
+    host.command(6, b"\xaa\0\0\0\0\0\0\0\x80\1\0\0")  # longer than any may be
+    ready = [host.status(0)[0]] if not host.fast else []  # of the first, whose turn it is
+    assert ready in ([], [7])
+    assert [host.status(tag)[:7] for tag in (5, 6)] == [bytes((3, 0, 0, 5, 0, 0, 0x28)), bytes((3, 0, 0, 6, 0, 0, 2))]
+    host.send(bytes((5, 0, 0, 7, 1, 0, 0, 1)) + bytes(8))  # the first is aborted
+    assert 7 in {host.status(7)[3] for _ in range(1 if host.fast else 2)}
+    host.command(8, write_16_mib)
+    assert sorted(host.device._tasks) == [2, 3, 4, 8]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from qobra.machine.usb.xhci import ring
+from qobra.machine.usb.xhci.transfers import BYTES_AT_ONCE
 from qobra.testing import xhci
 from qobra.testing.xhci import XhciDriver
 from qobra.testing.xhci_pc import BULK_OUT, DISK, HIGH_PORT, IN, INPUT, OUT, SUPER_PORT, XhciPc
@@ -315,3 +316,28 @@ def test_a_ring_without_end_leaves_time_to_others(guest: XhciPc) -> None:
     driver.ring(slot, OUT)
     assert driver.command(xhci.COMMAND_NO_OP).code == ring.SUCCESS
     assert driver.endpoint_command(xhci.STOP_ENDPOINT, slot, OUT).code == ring.SUCCESS
+
+
+def test_transfers_without_end_leave_time_to_others(guest: XhciPc, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = guest.driver
+    device = guest.plug("usb-mouse", port="1")
+    slot = guest.begin(HIGH_PORT, INPUT)
+    taken = 0
+
+    def take(pid: int, _endpoint: int, data: bytes, *_others: Any) -> bytes:
+        nonlocal taken
+        taken += len(data)
+        return b""
+
+    monkeypatch.setattr(device, "packet", take)
+    buffer, start = driver.memory.take(0x10000), driver.memory.take(0x1000)
+    requests = [(buffer, 0x10000, ring.DATA << 10 | ring.CHAIN | ring.CYCLE)]
+    requests += [(buffer, 0x10000, ring.NORMAL << 10 | ring.CHAIN | ring.CYCLE)] * 126
+    requests += [(buffer, 0x10000, ring.NORMAL << 10 | ring.CYCLE), (start, 0, ring.LINK << 10 | ring.CYCLE)]
+    guest.access.write(start, b"".join(Struct("<QII").pack(*each) for each in requests))
+    driver.endpoint_command(xhci.STOP_ENDPOINT, slot, 1)
+    driver.endpoint_command(xhci.SET_DEQUEUE, slot, 1, parameter=start | 1)
+    with guest.machine.control:
+        driver.ring(slot, 1)
+        assert BYTES_AT_ONCE <= taken < BYTES_AT_ONCE + (16 << 20)
+    assert driver.command(xhci.COMMAND_NO_OP).code == ring.SUCCESS

@@ -26,7 +26,8 @@ _COMMAND_SIZE, _MANAGEMENT_SIZE = 32, 16
 _DONE, _INVALID_UNIT, _NOT_SUPPORTED, _WRONG_LUN, _OVERLAPPED = 0x00, 0x02, 0x04, 0x09, 0x0A
 _ABORT_TASK, _RESET_UNIT, _RESET_NEXUS = 0x01, 0x08, 0x10
 _MAX_TASKS = 32
-_MAX_DATA = 16 << 20
+_MAX_DATA, _MAX_DATA_WAITING = 16 << 20, 64 << 20
+"""Bytes of one command, and of all that have not ended."""
 
 
 def _configuration(name: int, packet: int, *, streams: bool) -> bytes:
@@ -169,20 +170,25 @@ class UsbUas(UsbScsiHost):
         else:
             way, length = self.expected(self.unit(lun), cdb)
             task = _Task(tag, lun, cdb, way, length)
-            if len(self._tasks) >= _MAX_TASKS:
+            if length > _MAX_DATA:
+                task.result = Result(CHECK_CONDITION, sense=Sense(*INVALID_FIELD).data())
+            elif self._is_full(length):
                 task.result = Result(TASK_SET_FULL)
+            if task.result is not None:
                 self._end(task)
                 return
             self._tasks[tag] = task
-            if length > _MAX_DATA:
-                task.result = Result(CHECK_CONDITION, sense=Sense(*INVALID_FIELD).data())
-                self._end(task)
-            elif way == transfer.TO_DEVICE:
+            if way == transfer.TO_DEVICE:
                 self._offer(task)
             else:
                 self._execute(task)
 
     # -- tasks
+
+    def _is_full(self, length: int) -> bool:
+        # Commands that were aborted may still be carried out.
+        waiting = sum(task.length for task in self._tasks.values())
+        return max(len(self._tasks), self.pending) >= _MAX_TASKS or waiting + length > _MAX_DATA_WAITING
 
     def _offer(self, task: _Task) -> None:
         # Its data is to be transferred, once it is its turn.

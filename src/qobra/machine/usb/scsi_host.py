@@ -76,6 +76,11 @@ class UsbScsiHost(UsbDevice):
     def working(self) -> bool:
         return any(requests.working for requests in self._requests.values())
 
+    @property
+    def pending(self) -> int:
+        """How many commands the units have not ended."""
+        return sum(requests.pending for requests in self._requests.values())
+
     def unit_plugged(self, _device: Device) -> None:
         """A unit has come: hosts find it when they look again."""
 

@@ -371,10 +371,10 @@ class Xhci:
         self._run()
 
     def _run(self) -> None:
-        # Devices may call for more while they are served.
-        if self._is_running:
+        if self._is_running:  # devices may call for more while they are served
             return
         self._is_running = True
+        self.transfers.begin()
         try:
             for _ in range(_ROUNDS * max(1, len(self._due))):
                 if not self._due or self._is_waiting:

@@ -16,6 +16,9 @@ _AT_ONCE = 64
 """Transfers of one endpoint that are carried out before others have their turn."""
 _MAX_TRBS = 1024
 _MAX_BYTES = 16 << 20
+"""The longest transfer."""
+BYTES_AT_ONCE = 64 << 20
+"""How much is transferred, by all endpoints together, before the guest and the machine have their turn."""
 _WITH_DATA = (ring.NORMAL, ring.DATA)
 _ON_CONTROL = (ring.SETUP, ring.DATA, ring.STATUS)
 
@@ -31,6 +34,11 @@ class Transfers:
         self._controller = controller
         self._memory = controller.memory
         self._contexts = controller.contexts
+        self._bytes_left = 0
+
+    def begin(self) -> None:
+        """The endpoints have their turn: :data:`BYTES_AT_ONCE` may be transferred."""
+        self._bytes_left = BYTES_AT_ONCE
 
     def run(self, slot: Slot, endpoint: Endpoint) -> bool:
         """Carry out what is in the rings of ``endpoint``; whether more may be done at once."""
@@ -41,7 +49,7 @@ class Transfers:
         for _ in range(_AT_ONCE):
             if endpoint.state != slots.RUNNING:
                 return False
-            if self._controller.blocked:
+            if self._controller.blocked or self._bytes_left <= 0:
                 return True
             try:
                 ahead = pipe.ring.here()
@@ -91,6 +99,7 @@ class Transfers:
             if not self._is_sound(endpoint, transfer, first) or total > _MAX_BYTES:
                 self._fail(slot, endpoint, pipe, first, ring.TRB_ERROR, slots.ERROR)
                 return False
+            self._bytes_left -= total
             try:
                 moved = self._move(slot, endpoint, pipe, transfer, first, total)
             except (Nak, Suspended):
