@@ -150,3 +150,6 @@ def test_a_program_goes_where_it_says(machine: Machine, tmp_path: Path) -> None:
         board.reset_all()
     assert guest.read(0x300000, 80) == code + bytes(32) + b"\xaa" * 16
     assert (guest.read(0x100000, 4), guest.read(0x200000, 4)) == (bytes(4), b"\x7fELF")
+    image.write_bytes(header + segment[:40] + struct.pack("<QQ", 1 << 62, 4096) + code)
+    with pytest.raises(QobraError, match="^Cannot load specified image"):
+        _plug(machine, "loader", file=str(image))

@@ -83,10 +83,12 @@ class Loader(Device):
             raise QobraError(failure, hint=f"{path}: {strerror(error)}")
         data = read_image(path, failure)
         if not self.force_raw and self._is_program(data):
+            segments = [each for each in elf_headers(data, failure) if each[0] == LOAD]
+            if sum(room for *_rest, room in segments) > self.board.ram_size:
+                raise QobraError(failure)
             self._pieces = [
                 (address, data[offset : offset + length] + bytes(room - length))
-                for kind, offset, address, length, room in elf_headers(data, failure)
-                if kind == LOAD and room <= self.board.ram_size
+                for _kind, offset, address, length, room in segments
             ]
         elif size <= self.board.ram_size:
             self._pieces = [(self.addr, data)]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from qobra.machine.scsi import transfer
-from qobra.machine.scsi.bus import Result, ScsiBus
+from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
 from qobra.machine.scsi.requests import MAX_DATA, ScsiRequests
 from qobra.machine.scsi.sense import GOOD
 from qobra.machine.vmstate import Field, Maybe, Number, VmState, flag, raw, u8
@@ -49,7 +48,8 @@ class Target:
         self.id = None
         self.phase: int | None = DATA_OUT
         self._lun = self._status = self._wanted = 0
-        self._cdb = self._out = self._in = b""
+        self._cdb = b""
+        self._out, self._in = bytearray(), bytearray()  # which grow and shrink by as little as the script likes
         self._leaving = False
 
     def select(self, id: int, *, attention: bool) -> bool:
@@ -76,7 +76,7 @@ class Target:
         elif self.phase == DATA_OUT:
             self._out += data[: self._wanted - len(self._out)]
             if len(self._out) >= self._wanted:
-                self._carry_out(self._out, 0)
+                self._carry_out(bytes(self._out), 0)
 
     def room(self, count: int) -> int:
         """How many of ``count`` bytes the target would take in this phase."""
@@ -84,13 +84,14 @@ class Target:
 
     def give(self, count: int) -> bytes:
         """At most ``count`` bytes of what the target sends in the phase that there is."""
-        data, self._in = self._in[:count], self._in[count:]
+        data = bytes(self._in[:count])
+        del self._in[:count]
         if self._in:
             return data
         if self.phase == DATA_IN:
-            self.phase, self._in = STATUS, bytes((self._status,))
+            self.phase, self._in = STATUS, bytearray((self._status,))
         elif self.phase == STATUS:
-            self.phase, self._in = MESSAGE_IN, bytes((_COMPLETE,))
+            self.phase, self._in = MESSAGE_IN, bytearray((_COMPLETE,))
         else:
             self._leaving = True
         return data
@@ -117,8 +118,8 @@ class Target:
         self.phase = COMMAND
 
     def _reset_units(self) -> None:
-        for unit in list(self._bus.devices):
-            if getattr(unit, "scsi_id", None) == self.id:
+        if self.id is not None:
+            for unit in self._bus.units_of(self.id):
                 unit.reset()
 
     # -- the command
@@ -126,8 +127,8 @@ class Target:
     def _begin(self) -> None:
         cdb = self._cdb.ljust(16, b"\0")
         assert self.id is not None
-        unit: Any = self._bus.find(0, self.id, self._lun)
-        way, length = transfer.expected(cdb, getattr(unit, "logical_size", 512))
+        unit = self._bus.find(0, self.id, self._lun)
+        way, length = transfer.expected(cdb, ScsiDevice.logical_size if unit is None else unit.logical_size)
         length = min(length, MAX_DATA)
         if way == transfer.TO_DEVICE and unit is not None:
             self._wanted, self.phase = length, DATA_OUT
@@ -151,6 +152,6 @@ class Target:
     def _end(self, result: Result) -> None:
         self._status = result.status
         if result.data and result.status == GOOD:
-            self.phase, self._in = DATA_IN, result.data
+            self.phase, self._in = DATA_IN, bytearray(result.data)
         else:
-            self.phase, self._in = STATUS, bytes((self._status,))
+            self.phase, self._in = STATUS, bytearray((self._status,))

@@ -32,7 +32,7 @@ _SUCCEEDED, _FAILED, _INCOMPLETE = 0, 0xFFFFFFFF, 0xFFFFFFFE
 _MAX_PAGES, _MAX_MESSAGE_PAGES = 32, 16
 _SG_LIST, _OUT_OF_BAND, _NO_DATA, _TO_HOST, _TO_DEVICE = 0x01, 0x02, 0x04, 0x08, 0x10
 _CHAIN = 1
-_SG_SIZE, _MAX_PIECES = 16, 8192
+_SG_SIZE, _MAX_PIECES = 16, 2048
 _OK, _UNDERRUN, _NO_TARGET, _OVERRUN, _INVALID = 0x00, 0x0C, 0x11, 0x12, 0x14
 _ADDED, _REMOVED = 0, 1
 
@@ -207,9 +207,9 @@ class PvScsiAdapter(PciDevice):
             self._tell(context, 0, 0, _INVALID, 0)
             return
         pieces = self._pieces(address, length, bool(flags & _SG_LIST))
-        unit: Any = self.scsi_bus.find(0, target, lun[1])
+        unit = self.scsi_bus.find(0, target, lun[1])
         cdb = cdb[:cdb_length].ljust(16, b"\0")
-        way, expected = transfer.expected(cdb, getattr(unit, "logical_size", 512))
+        way, expected = transfer.expected(cdb, ScsiDevice.logical_size if unit is None else unit.logical_size)
         sent = b""
         if way == transfer.TO_DEVICE and flags & (_TO_DEVICE | _TO_HOST | _NO_DATA) in (0, _TO_DEVICE):
             if unit is not None and unit.lengths_known and expected > pieces.length:

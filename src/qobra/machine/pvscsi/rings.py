@@ -60,8 +60,7 @@ class Rings:
 
     def requests(self) -> Iterator[tuple[int, ...]]:
         """What is in the ring of requests, each once, as :data:`REQUEST` has it; as many as fit at most."""
-        count = len(self._requests) * PAGE // REQUEST.size
-        count = 1 << count.bit_length() - 1 if count else 0
+        count = _slots(self._requests, REQUEST.size)
         for _ in range(count):
             if not self.state or self._memory.number(self.state + _REQUEST_AT, 4) == self._taken:
                 return
@@ -73,8 +72,8 @@ class Rings:
 
     def complete(self, *values: int) -> None:
         """Tell how a request ended, as :data:`COMPLETION` has it."""
-        if self.state:
-            count = self._power(len(self._completions) * PAGE // COMPLETION.size)
+        count = _slots(self._completions, COMPLETION.size)
+        if self.state and count:
             place = self._place(self._completions, self._told, count, COMPLETION.size)
             self._memory.write(place, COMPLETION.pack(*values))
             self._told = (self._told + 1) % _COUNTER
@@ -84,7 +83,7 @@ class Rings:
         """Put a message into its ring, if there is room."""
         if not self.has_messages:
             return False
-        count = self._power(len(self._messages) * PAGE // MESSAGE.size)
+        count = _slots(self._messages, MESSAGE.size)
         seen = self._memory.number(self.state + _MESSAGE_AT + 4, 4)
         if (self._sent - seen) % _COUNTER >= count:
             return False
@@ -97,10 +96,12 @@ class Rings:
         self._memory.write(self.state + at + _LOG_AT, (count.bit_length() - 1).to_bytes(4, "little"))
 
     @staticmethod
-    def _power(count: int) -> int:
-        return 1 << count.bit_length() - 1
-
-    @staticmethod
     def _place(pages: list[int], index: int, count: int, size: int) -> int:
         at = index % count * size
         return pages[at // PAGE] + at % PAGE
+
+
+def _slots(pages: list[int], size: int) -> int:
+    """Entries of ``size`` bytes in a ring: a power of two, as the counters run on over its end."""
+    count = len(pages) * PAGE // size
+    return 1 << count.bit_length() - 1 if count else 0

@@ -168,7 +168,11 @@ class ScsiBus(Bus):
 
     def has_target(self, target: int) -> bool:
         """Whether any unit of the target is there."""
-        return any(device.scsi_id == target for device in self._units())
+        return bool(self.units_of(target))
+
+    def units_of(self, target: int) -> list[ScsiDevice]:
+        """The target's units."""
+        return [device for device in self._units() if device.scsi_id == target]
 
     def execute(self, target: int, lun: int, cdb: bytes, data: bytes, room: int) -> Result | None:
         """Have the unit carry out a command; None where there is no such target.
