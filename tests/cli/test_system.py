@@ -129,6 +129,14 @@ def test_options_that_are_for_kvm_alone_are_let_by(build: Build) -> None:
     assert machine.board is not None and machine.board.accelerator == "tcg"
 
 
+@pytest.mark.parametrize(("machine", "speed", "places"), [("pc", "12", ("1", "2.1")), ("q35", "480", ("1", "2"))])
+def test_usb_devices_come_with_a_controller(build: Build, machine: str, speed: str, places: tuple[str, ...]) -> None:
+    built = build("-machine", machine, "-usbdevice", "tablet", "-usbdevice", "keyboard")
+    shown = _qmp(built, "human-monitor-command", **{"command-line": "info usb"})
+    for place, product in zip(places, ("Tablet", "Keyboard"), strict=True):
+        assert f"Port {place}, Speed {speed} Mb/s, Product QEMU USB {product}\r\n" in shown
+
+
 def test_memory_on_nodes_of_the_host_that_there_are_not(build: Build) -> None:
     with pytest.raises(QobraError, match="cannot bind memory to host NUMA nodes: "):
         build("-object", "memory-backend-ram,id=m,size=1M,policy=bind,host-nodes=120")
@@ -151,7 +159,10 @@ def test_filters_find_the_backends_of_nic(build: Build) -> None:
         (["-machine", "nope"], "unsupported machine type"),
         (["-usbdevice", "nope"], "-usbdevice nope: could not add USB device 'nope'"),
         (["-usbdevice", "disk:x"], "usbdevice parameters are not supported anymore"),
-        (["-machine", "none", "-usbdevice", "mouse"], "No 'usb-bus' bus found for device 'usb-mouse'"),
+        (
+            ["-machine", "none", "-usbdevice", "mouse"],
+            "no usb bus to attach usbdevice mouse, please try -machine usb=on",
+        ),
         (["-machine", "pc,nope=1"], "Property 'pc-i440fx-7.2-machine.nope' not found"),
         (["-accel", "nope"], "invalid accelerator nope"),
         (["-accel", "tcg,bogus=1"], "-accel tcg,bogus=1: Property 'tcg-accel.bogus' not found"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
+from qobra.testing.guest import wait_until
 from qobra.testing.tpm import TpmEmulator, connect
 from qobra.tpm import control_channel as control
 from qobra.tpm import messages
@@ -42,10 +42,7 @@ def _execute(machine: Machine, backend: Any, command: bytes, locality: int = 0) 
     found: list[bytes] = []
     with machine.control:
         backend.execute(locality, command, found.append)
-    deadline = time.monotonic() + 20
-    while not found:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: bool(found))
     return found[0]
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from qobra.machine.ipmi import framing
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
-from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.guest import BoardAccess, PciFunction, wait_until
 
 _IDENTITY = "1c01002000000002070000000000"
 _KCS, _BT = 0xCA2, 0xE4
@@ -50,12 +49,6 @@ class Guest:
             board.ready = True
             board.reset_all()
 
-    def wait(self, what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not what():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
     def by_kcs(self, text: str, base: int = _KCS) -> str:
         """A driver of the keyboard controller style interface."""
         get, put = self.access.port_in, self.access.port_out
@@ -67,7 +60,7 @@ class Guest:
             assert get(base + 1, 1) >> 6 == 2
         put(base + 1, 1, 0x62)
         put(base, 1, request[-1])
-        self.wait(lambda: not get(base + 1, 1) & 2)
+        wait_until(lambda: not get(base + 1, 1) & 2)
         while get(base + 1, 1) >> 6 == 1:
             response.append(get(base, 1))
             put(base, 1, 0x68)
@@ -83,7 +76,7 @@ class Guest:
         for value in (len(request) + 1, request[0], 7, *request[1:]):
             put(base + 1, 1, value)
         put(base, 1, 0x04)
-        self.wait(lambda: bool(get(base, 1) & 0x08))
+        wait_until(lambda: bool(get(base, 1) & 0x08))
         put(base, 1, 0x40)
         put(base, 1, 0x0A)
         response = bytes(get(base + 1, 1) for _ in range(get(base + 1, 1)))
@@ -300,16 +293,16 @@ def test_a_controller_elsewhere() -> None:
     content = bytes((message[0],)) + b"\x1c\x01\x00\xa0"
     other.sendall(b"junk\xa0")
     other.sendall(framing.frame(content + bytes((-sum(content) & 0xFF,)), framing.MESSAGE_END))
-    guest.wait(lambda: bool(get(_BT, 1) & 0x08))
+    wait_until(lambda: bool(get(_BT, 1) & 0x08))
     put(_BT, 1, 0x0A)
     assert bytes(get(_BT + 1, 1) for _ in range(6)) == b"\x05\x1c\x09\x01\x00\xa0"
     other.sendall(b"\x01\xa1")
-    guest.wait(lambda: bool(get(_BT, 1) & 0x10))
+    wait_until(lambda: bool(get(_BT, 1) & 0x10))
     for order, event in ((0x09, "POWERDOWN"), (0x04, "RESET"), (0x03, "SHUTDOWN")):
         other.sendall(bytes((order, 0xA1)))
-        guest.wait(lambda event=event: event in guest.events)  # type: ignore[misc]
+        wait_until(lambda event=event: event in guest.events)  # type: ignore[misc]
     other.close()
-    guest.wait(lambda: not guest.bmc._connected)
+    wait_until(lambda: not guest.bmc._connected)
     assert guest.by_bt("1801") == "1c01d2"
     guest.machine.close()
 
@@ -329,7 +322,7 @@ def test_a_controller_elsewhere_that_sends_without_end_is_held_back() -> None:
 def test_a_controller_elsewhere_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ipmi_bmc_extern, "_TIMEOUT_NS", 10**6)
     guest = Guest("isa-ipmi-bt", "ipmi-bmc-extern")
-    guest.wait(lambda: guest.bmc._connected)
+    wait_until(lambda: guest.bmc._connected)
     assert guest.by_bt("1801") == "1c01c3"
     assert guest.by_bt("1808") == "1c08c3"
     guest.machine.close()

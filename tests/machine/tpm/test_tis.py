@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device, remove_device
 from qobra.migration import machine_state
-from qobra.testing.guest import BoardAccess
+from qobra.testing.guest import BoardAccess, wait_until
 from qobra.testing.tpm import TpmEmulator, connect
+from qobra.tpm import control_channel as control
 from qobra.tpm import messages
 
 _BASE = 0xFED40000
@@ -56,12 +56,6 @@ class Guest:
             self.set(0x24, value, locality, 1)
         self.set(0x18, 0x20, locality)
 
-    def wait(self, what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not what():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
 
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
@@ -99,7 +93,7 @@ def test_a_command(guest: Guest) -> None:
         assert guest.get(0x18) == 0x04000000 | 4096 - number << 8 | (0x88 if number < len(_COMMAND) else 0x80)
     guest.set(0x24, 0xFF, 0, 1)  # one too many is lost
     guest.set(0x18, 0x20)
-    guest.wait(lambda: bool(guest.get(0x18, width=1) & 0x10))
+    wait_until(lambda: bool(guest.get(0x18, width=1) & 0x10))
     assert guest.emulator.commands[-1] == (0, _COMMAND)
     assert [guest.get(0x24), guest.get(0x80), guest.get(0x24, width=2)] == [0x00000180, 0x00000A00, 0]
     assert (guest.get(0x18, width=1), guest.get(0x24, width=1)) == (0x80, 0xFF)
@@ -116,7 +110,7 @@ def test_interrupts(guest: Guest) -> None:
     guest.set(0, 0x02, 0, 1)
     guest.set(0x08, 0x80000081)
     guest.send(_COMMAND)
-    guest.wait(lambda: guest.get(0x10) == 0x81)
+    wait_until(lambda: guest.get(0x10) == 0x81)
     guest.set(0x10, 0x81)
     assert levels[0] == 1
     assert levels[-1] == 0
@@ -125,20 +119,25 @@ def test_interrupts(guest: Guest) -> None:
 
 
 def test_another_locality_waits_for_the_end_of_a_command(guest: Guest) -> None:
-    guest.emulator.answer = lambda command: time.sleep(0.05) or guest.emulator.succeed(command)  # type: ignore[func-returns-value]
+    emulator = guest.emulator
+
+    def answer_once_cancelled(command: bytes) -> bytes:
+        wait_until(lambda: control.CANCEL_TPM_CMD in [request for request, _arguments in emulator.requests])
+        return emulator.succeed(command)
+
+    emulator.answer = answer_once_cancelled
     guest.set(0, 0x02, 0, 1)
     guest.send(_COMMAND)
     guest.set(0, 0x08, 1, 1)
-    guest.wait(lambda: guest.get(0, 1, 1) & 0x20 == 0x20)
+    wait_until(lambda: guest.get(0, 1, 1) & 0x20 == 0x20)
     assert guest.get(0, 0, 1) & 0x30 == 0x10
-    assert 9 in [request for request, _arguments in guest.emulator.requests]  # it was to be cancelled
 
 
 def test_the_self_test_of_version_1_2_is_remembered(tmp_path: Path) -> None:
     guest = Guest(tmp_path, is_20=False)
     guest.set(0, 0x02, 0, 1)
     guest.send(bytes.fromhex("00c10000000a00000053"))
-    guest.wait(lambda: bool(guest.get(0x18, width=1) & 0x10))
+    wait_until(lambda: bool(guest.get(0x18, width=1) & 0x10))
     assert guest.get(0x18, width=1) == 0x94
     assert guest.get(0x14) == 0x20000697
     guest.close()
@@ -166,7 +165,7 @@ def test_state_moves(tmp_path: Path, model: str) -> None:
     here.set(0x00 if model == "tpm-tis" else 0x08, 0x02 if model == "tpm-tis" else 1, 0, 1)
     if model == "tpm-tis":
         here.send(_COMMAND)
-        here.wait(lambda: bool(here.get(0x18, width=1) & 0x10))
+        wait_until(lambda: bool(here.get(0x18, width=1) & 0x10))
         here.get(0x24)
     else:
         here.access.write(_BASE + 0x80, _COMMAND)
@@ -205,5 +204,5 @@ def test_a_tpm_that_is_gone_fails_commands(guest: Guest) -> None:
     guest.emulator.close()
     guest.set(0, 0x02, 0, 1)
     guest.send(_COMMAND)
-    guest.wait(lambda: bool(guest.get(0x18, width=1) & 0x10))
+    wait_until(lambda: bool(guest.get(0x18, width=1) & 0x10))
     assert bytes(guest.get(0x24, width=1) for _ in range(10)) == messages.FAILURE

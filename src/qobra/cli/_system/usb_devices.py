@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
-from qobra.machine.plug import plug_in
+from qobra.machine.plug import all_buses, plug_in
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
@@ -19,4 +19,10 @@ def plug(machine: Machine, value: str) -> None:
         raise QobraError("usbdevice parameters are not supported anymore")
     if value not in _DRIVERS:
         raise QobraError(f"could not add USB device '{value}'")
+    board = machine.board
+    if board is None or not any(bus.implements("usb-bus") for bus in all_buses(board.system_bus)):
+        raise QobraError(
+            f"no usb bus to attach usbdevice {value}, please try -machine usb=on "
+            "and check that the machine model supports USB"
+        )
     plug_in(machine, {"driver": _DRIVERS[value]}, keyval=True)

@@ -29,7 +29,7 @@ class Companion(PciDevice):
             (
                 bus
                 for bus in all_buses(self.board.system_bus)
-                if isinstance(bus, UsbBus) and bus.bus_name == self.masterbus
+                if bus.implements(UsbBus.type_name) and bus.bus_name == self.masterbus
             ),
             None,
         )
