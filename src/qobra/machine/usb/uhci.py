@@ -31,6 +31,7 @@ _FRAME_NS = 10**6
 _MAX_STEPS = 256
 """Queue heads and transfer descriptors that are looked at in one frame."""
 _MAX_PACKET = 0x500
+"""The longest packet, in bytes (3.2.3)."""
 PORTS = 2
 
 

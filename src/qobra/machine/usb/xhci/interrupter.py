@@ -22,7 +22,8 @@ _LOW, _HIGH = 0xFFFFFFFF, 0xFFFFFFFF00000000
 
 class Interrupter:
     """One of several. ``signal(new)`` is called when the guest may want an interrupt, ``new`` if it has just become
-    pending; ``broken()`` for a ring that is none.
+    pending; ``broken()`` for a ring that is none. What the guest writes to IMOD is kept, but no interrupt is delayed by
+    it: while EHB is set there is none anyway.
 
     Events for which there is no room wait; nobody produces more of them as long as any do (:attr:`full`), until
     ``drained()`` is called.
