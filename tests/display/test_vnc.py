@@ -492,3 +492,68 @@ def test_what_people_see(machine: Machine, tmp_path: Path) -> None:
     assert ask("change vnc password other") == ""
     Client(path).join(b"other")
     assert ask("change vnc unix:x") == "Expected 'password' after 'vnc'\n"
+
+
+def test_texts_are_chosen_by_keys(machine: Machine, tmp_path: Path) -> None:
+    board = machine.board
+    assert board is not None
+    drawn = board.consoles.add(board)
+    drawn.show(Surface.blank(640, 384))
+    first = machine.chardevs.create("a", {"type": "vc", "data": {}})
+    machine.chardevs.create("b", {"type": "vc", "data": {"width": 16, "height": 16}})
+    got: list[bytes] = []
+
+    class Port:
+        hotswap = True
+
+        def receive(self, data: bytes) -> None:
+            got.append(data)
+
+        def event(self, name: str) -> None:
+            pass
+
+        def can_receive(self) -> int:
+            return 100
+
+    keyboard = Mouse("key")
+    board.input.add(keyboard)
+    with machine.control:
+        machine.run_state.start()
+    first.attach(Port())
+    client = Client(_open(machine, tmp_path))
+    client.join()
+    client.encodings(0, -223)
+    client.ask()
+    [(place, _, data)] = client.update()
+    assert (place, any(data)) == ((0, 0, 640, 384), False)
+
+    def press(keysym: int, down: bool = True) -> None:
+        client.sock.sendall(struct.pack(">BBxxI", 4, down, keysym))
+
+    def choose(digit: str) -> None:
+        for down in (True, False):
+            for keysym in (0xFFE3, 0xFFE9, ord(digit)):
+                press(keysym, down)
+
+    choose("2")
+    client.ask(True)
+    [(place, _, data)] = client.update()
+    assert (place, data[:4]) == ((0, 0, 640, 384), b"\xaa\0\0\0")
+    assert [each["data"]["down"] for each in keyboard.events] == [True, True, False, False]  # and no digit
+    press(ord("x"))
+    press(ord("x"), False)
+    press(0xFF0D)
+    wait_until(lambda: b"".join(got) == b"x\r")
+    first.write(b"y")
+    client.ask(True)
+    [((_, y, _, height), _, data)] = client.update()
+    assert (y, height, any(data)) == (16, 16, True)
+    assert len(keyboard.events) == 4
+    choose("3")
+    client.ask(True)
+    assert [rectangle[0] for rectangle in client.update() if rectangle[1] == -223] == [(0, 0, 16, 16)]
+    choose("9")
+    machine.chardevs.remove("b")
+    client.ask(True)
+    assert (0, 0, 640, 384) in [rectangle[0] for rectangle in client.update()]
+    client.close()

@@ -245,6 +245,12 @@ def _mux(rest: Options, data: dict[str, Any]) -> None:
     data["chardev"] = rest.pop("chardev")
 
 
+def _vc(rest: Options, data: dict[str, Any]) -> None:
+    for key in ("width", "height", "cols", "rows"):
+        if key in rest:
+            data[key] = number(key, rest.pop(key))
+
+
 def _ringbuf(rest: Options, data: dict[str, Any]) -> None:
     if "size" in rest:
         data["size"] = number("size", rest.pop("size"))
@@ -260,6 +266,7 @@ _BUILDERS: dict[str, Callable[[Options, dict[str, Any]], None]] = {
     "mux": _mux,
     "ringbuf": _ringbuf,
     "memory": _ringbuf,
+    "vc": _vc,
     "stdio": lambda rest, data: _flags(rest, data, "signal"),
 }
 
@@ -270,7 +277,7 @@ def parse_short(text: str) -> dict[str, Any]:
     if kind in ("null", "pty", "stdio", "ringbuf", "msmouse", "braille", "wctablet", "testdev") and not rest:
         return backend(kind, {})
     if kind == "vc":
-        return backend("vc", {})
+        return backend("vc", _vc_size(rest, text))
     if kind in ("file", "pipe"):
         return backend(kind, {"path": rest})
     if text.startswith(("/dev/parport", "/dev/ppi")):
@@ -294,6 +301,19 @@ def parse_short(text: str) -> dict[str, Any]:
             options["localaddr"], options["localport"] = _host_port(local, text)
         return backend("udp", options)
     raise QobraError(f"'{text}' is not a valid char driver")
+
+
+def _vc_size(text: str, whole: str) -> Options:
+    """``800x600`` pixels or ``80Cx24C`` characters, or either of each."""
+    if not text:
+        return {}
+    options: Options = {}
+    sides = text.split("x")
+    if len(sides) != 2:
+        raise QobraError(f"'{whole}' is not a valid char driver")
+    for side, pixels, cells in (sides[0], "width", "cols"), (sides[1], "height", "rows"):
+        options[cells if side.endswith("C") else pixels] = side.removesuffix("C")
+    return options
 
 
 def _host_port(text: str, whole: str) -> tuple[str, str]:

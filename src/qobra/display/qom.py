@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ConsoleObject(Object):
-    """What the tree shows of a console: which output of which device it is."""
+    """What the tree shows of a console: which output of which device it is; a text is of none."""
 
     type_name = "qemu-console"
     provided = True
@@ -30,8 +30,12 @@ def show(tree: ObjectTree, console: Console) -> ConsoleObject:
     shown = ConsoleObject(tree)
     shown.console = console
     # Of the object, not of its type: the reference's clients find nothing at the type.
-    shown.add_property(Property("link<device>", name="device", get=lambda _: console.device.path(), writable=False))
+    shown.add_property(Property("link<device>", name="device", get=lambda _: _path(console), writable=False))
     shown.add_property(Int(type="uint32", name="head", get=lambda _: console.head, writable=False))
     number = next(n for n in range(len(container.children) + 1) if f"console[{n}]" not in container.children)
     container.add_child(f"console[{number}]", shown)
     return shown
+
+
+def _path(console: Console) -> str:
+    return console.device.path() if console.device is not None else ""

@@ -82,6 +82,8 @@ class Board(Object):
     default_nic = "virtio-net-pci"
     default_graphics_card: str | None = None
     """The type of the graphics card that the board has although nobody asks for one."""
+    has_ports = True
+    """Whether a serial and a parallel port have something to be connected to although nobody names it."""
     has_place_for_graphics_card = False
     nic_unasked = False
     """Whether there is such a card, on a user mode network, although nobody names one."""

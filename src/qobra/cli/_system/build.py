@@ -206,6 +206,22 @@ class Builder:
         self._options.each("qmp", lambda value: on(value, "control"))
         self._options.each("qmp-pretty", lambda value: on(value, "control", True))
         self._options.each("monitor", lambda value: on(value, "readline"))
+        if self._unasked_monitor and not self._unasked_terminal:
+            on("stdio" if self._options.has("nographic") else "vc", "readline")
+
+    @property
+    def _unasked_monitor(self) -> bool:
+        """Whether there is a monitor for people though no option asks for one."""
+        return not any(self._options.has(name) for name in ("mon", "qmp", "qmp-pretty", "monitor", "nodefaults"))
+
+    @property
+    def _unasked_terminal(self) -> bool:
+        """Whether the serial port is on standard input and output by itself."""
+        return self._options.has("nographic") and self._has_unasked_port("serial")
+
+    def _has_unasked_port(self, port: str) -> bool:
+        given = self._options.has(port) or f"isa-{port}" in self._options.device_types()
+        return self.board.has_ports and not given and not self._options.has("nodefaults")
 
     def _short_chardev(self, value: str, stem: str) -> str:
         """The id of the device that a short form describes, made if need be."""
@@ -250,8 +266,8 @@ class Builder:
     def build_board(self) -> None:
         """The board with its drives and devices."""
         board = self.board
-        board.serial_chardevs = self._port_chardevs("serial", "isa-serial")
-        board.parallel_chardevs = self._port_chardevs("parallel", "isa-parallel")
+        board.serial_chardevs = self._port_chardevs("serial")
+        board.parallel_chardevs = self._port_chardevs("parallel")
         if len(board.parallel_chardevs) > _MAX_PARALLEL_PORTS:
             raise QobraError(
                 f"-parallel {self._options.values('parallel')[_MAX_PARALLEL_PORTS]}: too many parallel ports"
@@ -291,12 +307,16 @@ class Builder:
         report_error(f"info: dtb dumped to {path}. Exiting.")
         raise SystemExit(0)
 
-    def _port_chardevs(self, port: str, device: str) -> list[str | None]:
+    def _port_chardevs(self, port: str) -> list[str | None]:
         """The character devices of the serial or parallel ports that the board has by itself."""
         values = self._options.values(port)
-        if not values and not self._options.has("nodefaults") and device not in self._options.device_types():
-            monitored = port == "serial" and self._options.has("nographic") and not self._options.has("monitor")
-            values = ["mon:stdio" if monitored else "null"]
+        if self._has_unasked_port(port):
+            if not self._options.has("nographic"):
+                values = ["vc"]
+            elif port == "parallel":
+                values = ["null"]
+            else:
+                values = ["mon:stdio" if self._unasked_monitor else "stdio"]
         ids: list[str | None] = []
         for value in values:
             failure = f"-{port} {value}: could not connect {port} device to character backend '{value}'"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
-from qobra.display.vnc.keysyms import QCODES
+from qobra.display.vnc.keysyms import QCODES, Typing
 from qobra.display.vnc.pixels import NATIVE, ClientFormat
 from qobra.display.vnc.updates import Updates
 from qobra.display.vnc.wire import Gone, Wire, basic_info
@@ -28,11 +28,20 @@ _MOTION_CENTRE = 0x7FFF
 
 
 class Input:
-    """Where a client's input goes: ``deliver`` takes InputEvents; ``absolute`` says whether places count."""
+    """Where a client's input goes: ``deliver`` takes InputEvents; ``absolute`` says whether places count.
 
-    def __init__(self, deliver: Callable[[list[dict[str, Any]]], None], absolute: Callable[[], bool]) -> None:
+    ``select`` shows the console of a number, from 0 on.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[list[dict[str, Any]]], None],
+        absolute: Callable[[], bool],
+        select: Callable[[int], None],
+    ) -> None:
         self.deliver = deliver
         self.absolute = absolute
+        self.select = select
 
 
 class VncClient:
@@ -43,6 +52,7 @@ class VncClient:
         self.info = basic_info(wire.sock, wire.sock.getpeername())
         self.shared = True
         self._input = input
+        self._typing = Typing()
         self._updates: Updates | None = None
         self._closed = False
         self._buttons = 0
@@ -111,22 +121,36 @@ class VncClient:
         x, y, width, height = _AREA.unpack(self.wire.read(_AREA.size))
         updates.want((x, y, x + width, y + height), incremental=incremental)
 
-    def _key(self, _updates: Updates) -> None:
+    def _key(self, updates: Updates) -> None:
         down = self.wire.number(1) != 0
         self.wire.skip(2)
-        name = QCODES.get(self.wire.number(4))
-        if name is not None:
+        keysym = self.wire.number(4)
+        name = QCODES.get(keysym)
+        if not self._type(updates, keysym, down) and name is not None:
             self._press({"type": "qcode", "data": name}, down)
 
-    def _qemu(self, _updates: Updates) -> None:
+    def _qemu(self, updates: Updates) -> None:
         """Keys by their scan codes, in the extension that QEMU's clients have for them."""
         if self.wire.number(1) != _QEMU_KEY:
             raise Gone
         down = self.wire.number(2) != 0
-        self.wire.skip(4)
-        code = self.wire.number(4)
-        if 0 < code < 0x100:
+        keysym, code = self.wire.number(4), self.wire.number(4)
+        if not self._type(updates, keysym, down) and 0 < code < 0x100:
             self._press({"type": "number", "data": code}, down)
+
+    def _type(self, updates: Updates, keysym: int, down: bool) -> bool:
+        """Whether the key is not for the guest: it chooses a console (Ctrl-Alt-1, ...), or a text is shown."""
+        number = self._typing.press(keysym, down)
+        typed = updates.console.typed
+        if number is not None:
+            if typed is None:  # the guest does not see the keys come up
+                for name in self._typing.held():
+                    self._press({"type": "qcode", "data": name}, False)
+            self._input.select(number)
+            return True
+        if typed is not None and down:
+            typed(self._typing.text(keysym))
+        return typed is not None
 
     def _press(self, key: dict[str, Any], down: bool) -> None:
         self._input.deliver([{"type": "key", "data": {"key": key, "down": down}}])
@@ -138,6 +162,8 @@ class VncClient:
             if (buttons ^ self._buttons) >> number & 1:
                 events.append({"type": "btn", "data": {"button": name, "down": bool(buttons >> number & 1)}})
         self._buttons = buttons
+        if updates.console.typed is not None:
+            return
         for axis, place, before, size in zip("xy", (x, y), self._place or (x, y), updates.size, strict=True):
             if self._input.absolute():
                 value = min(place * _ABSOLUTE_MOST // max(size - 1, 1), _ABSOLUTE_MOST)

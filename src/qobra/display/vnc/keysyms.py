@@ -1,4 +1,4 @@
-"""Keys as X11 names them (keysymdef.h), which is what VNC clients send, and as QKeyCodes of a US keyboard."""
+"""Keys as X11 names them (keysymdef.h), which is what VNC clients send; as QKeyCodes of a US keyboard; as text."""
 
 from __future__ import annotations
 
@@ -28,3 +28,45 @@ QCODES: dict[int, str] = {
     **_SPECIAL,
 }
 """The key of a US keyboard that has a keysym on it."""
+
+_MODIFIERS = {keysym: _SPECIAL[keysym] for keysym in (0xFFE3, 0xFFE4, 0xFFE9, 0xFFEA)}
+_SEQUENCES = {
+    0xFF08: b"\x7f", 0xFF09: b"\t", 0xFE20: b"\x1b[Z", 0xFF0A: b"\n", 0xFF0D: b"\r", 0xFF1B: b"\x1b",
+    0xFF50: b"\x1b[1~", 0xFF51: b"\x1b[D", 0xFF52: b"\x1b[A", 0xFF53: b"\x1b[C", 0xFF54: b"\x1b[B",
+    0xFF55: b"\x1b[5~", 0xFF56: b"\x1b[6~", 0xFF57: b"\x1b[4~", 0xFF63: b"\x1b[2~", 0xFF8D: b"\r",
+    0xFF95: b"\x1b[1~", 0xFF96: b"\x1b[D", 0xFF97: b"\x1b[A", 0xFF98: b"\x1b[C", 0xFF99: b"\x1b[B",
+    0xFF9A: b"\x1b[5~", 0xFF9B: b"\x1b[6~", 0xFF9C: b"\x1b[4~", 0xFF9E: b"\x1b[2~", 0xFF9F: b"\x1b[3~",
+    0xFFFF: b"\x1b[3~",
+}  # fmt: skip
+"""What a terminal sends for keys that are no characters (ECMA-48; the editing keys as the VT220 has them)."""
+
+
+class Typing:
+    """The keyboard of a client, for texts: which modifiers are down, and what a key types."""
+
+    def __init__(self) -> None:
+        self._down: set[int] = set()
+
+    def press(self, keysym: int, down: bool) -> int | None:
+        """A key goes down or up: the number, from 0 on, of the console that is chosen thereby."""
+        if keysym in _MODIFIERS:
+            (self._down.add if down else self._down.discard)(keysym)
+        names = {_MODIFIERS[each].removesuffix("_r") for each in self._down}
+        if down and 0x31 <= keysym <= 0x39 and names == {"ctrl", "alt"}:
+            return keysym - 0x31
+        return None
+
+    def held(self) -> list[str]:
+        """QKeyCodes of the modifiers that are down."""
+        return [_MODIFIERS[each] for each in sorted(self._down)]
+
+    def text(self, keysym: int) -> bytes:
+        """What the key types now; nothing for many."""
+        if keysym in _SEQUENCES:
+            return _SEQUENCES[keysym]
+        if 0xFFAA <= keysym <= 0xFFB9:
+            keysym -= 0xFF80
+        if keysym == 0x20 or 0x40 <= keysym < 0x7F:
+            if any(_MODIFIERS[each].startswith("ctrl") for each in self._down):
+                return bytes((keysym & 0x1F,))
+        return chr(keysym).encode() if 0x20 <= keysym < 0x7F or 0xA0 <= keysym < 0x100 else b""

@@ -21,6 +21,7 @@ from qobra.errors import DEVICE_NOT_ACTIVE, QobraError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from qobra.display.vnc.updates import Updates
     from qobra.machine.board import Board
     from qobra.machine.machine import Machine
 
@@ -51,6 +52,8 @@ class VncServer:
         self._sockets: list[socket.socket] = []
         self._connecting: list[VncClient] = []
         self._clients: list[VncClient] = []
+        self._views: list[Updates] = []
+        self._board.consoles.on_selected.append(self._follow)
         self._closed = False
         self._pause = threading.Event()
         self._open(parse.addresses(options))
@@ -84,7 +87,7 @@ class VncServer:
         """A new connection; one that is ``known`` needs no password."""
         board = self._board
         try:
-            client = VncClient(Wire(sock), Input(self._input, lambda: board.input.absolute))
+            client = VncClient(Wire(sock), Input(self._input, lambda: board.input.absolute, self._select))
         except OSError:  # gone already
             sock.close()
             return
@@ -108,6 +111,7 @@ class VncServer:
                 if not self._make_room(client):
                     raise Gone
                 updates = client.look_at(self._console(), self._machine.control)
+                self._views.append(updates)
                 self._connecting.remove(client)
                 self._clients.append(client)
                 self._emit("VNC_INITIALIZED", client)
@@ -118,6 +122,7 @@ class VncServer:
             client.close()
             with self._machine.control:
                 if updates is not None:
+                    self._views.remove(updates)
                     updates.leave()
                 for group in (self._connecting, self._clients):
                     if client in group:
@@ -150,7 +155,18 @@ class VncServer:
         consoles = self._board.consoles
         if id is not None:
             return consoles.find(self._board.peripheral.children.get(id), self._options.get("head", 0), id)
-        return next(iter(consoles), None) or Console(None, 0)
+        return consoles.active() or Console(None, 0)
+
+    def _select(self, number: int) -> None:
+        if "display" not in self._options:
+            with self._machine.control:
+                self._board.consoles.select(number)
+
+    def _follow(self) -> None:
+        """Another console is shown."""
+        if "display" not in self._options:
+            for updates in self._views:
+                updates.look_at(self._console())
 
     @property
     def _board(self) -> Board:
@@ -212,6 +228,8 @@ class VncServer:
     def close(self) -> None:
         """Listen no more, and have everybody leave."""
         self._closed = True
+        if self._follow in (listeners := self._board.consoles.on_selected):
+            listeners.remove(self._follow)
         for client in (*self._clients, *self._connecting):
             client.close()
         self._stop_listening()

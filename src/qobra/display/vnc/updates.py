@@ -57,6 +57,23 @@ class Updates:
             console.on_resized.remove(self._resized)
             console.on_cursor.remove(self._moved)
 
+    @property
+    def console(self) -> Console:
+        """What the client looks at."""
+        return self._console
+
+    def look_at(self, console: Console) -> None:
+        """The client looks at ``console`` from now on. Call it in the control strand."""
+        if console is self._console:
+            return
+        self.leave()
+        console.bring_up_to_date()
+        with self.condition:
+            self._console = console
+            self._cursor_changed = True
+        self.listen()
+        self._resized()
+
     def _updated(self, x: int, y: int, width: int, height: int) -> None:
         with self.condition:
             self._changed = _union(self._changed, (x, y, x + width, y + height))

@@ -17,6 +17,7 @@ class NoneBoard(Board):
     architectures = frozenset(("x86_64", "riscv64"))
     default_ram_id = "ram"
     default_ram_size = 0
+    has_ports = False
 
     def cpu_suffix(self) -> str:
         return "x86_64-cpu" if "x86_64" in self.tree.machine.capabilities else "riscv-cpu"
