@@ -37,6 +37,7 @@ def test_host_rules(rule: str, expected: HostForward) -> None:
         ("tcp::80-", "Missing guest address"),
         ("tcp::x-:22", "Bad host port"),
         ("tcp::70000-:22", "Bad host port"),
+        pytest.param(f"tcp::{'8' * 5000}-:22", "Bad host port", id="digits"),
         ("tcp:zz:5582-:22", "Bad host address"),
         ("tcp::5582-zz:22", "Bad guest address"),
         ("tcp::5582-:0", "Bad guest port"),

@@ -66,6 +66,7 @@ def test_ipv6() -> None:
     ("options", "text"),
     [
         ({"net": "10.0.2.0/33"}, "Invalid netmask provided (must be in range 4-32)"),
+        ({"net": "10.0.2.0/" + "2" * 5000}, "Invalid netmask provided (must be in range 4-32)"),
         ({"net": "10.0.2.0/3"}, "Invalid netmask provided (must be in range 4-32)"),
         ({"net": "10.0.2.0/"}, "Invalid netmask provided (must be in range 4-32)"),
         ({"net": "foo"}, "Failed to parse netmask"),

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from qobra.errors import QobraError
 
 _PORT_MAX = 65535
+_DIGITS_MAX = 9
+"""Zeroes before a number are let by, but not without end."""
 _UDP = {"": False, "tcp": False, "udp": True}
 
 
@@ -101,6 +103,6 @@ def _address(text: str, whose: str) -> IPv4Address:
 
 
 def _port(text: str, least: int, whose: str) -> int:
-    if not text.isdecimal() or not least <= int(text) <= _PORT_MAX:
+    if not text.isdecimal() or len(text) > _DIGITS_MAX or not least <= int(text) <= _PORT_MAX:
         raise _Bad(f"Bad {whose} port")
     return int(text)

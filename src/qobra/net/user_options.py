@@ -14,6 +14,8 @@ _DEFAULT_PREFIX = "fec0::"
 _ALL = 0xFFFFFFFF
 _NAME_MAX = 255
 _BOOTFILE_MAX = 127
+_DIGITS_MAX = 9
+"""A length of a netmask with more digits than this is none."""
 
 # The mask that belongs to an address given without one: the first of these nets that has it.
 _CLASSES = (
@@ -102,7 +104,7 @@ def _net_and_mask(text: str) -> tuple[int, int]:
             raise QobraError("Failed to parse netmask (trailing chars)")
         return net & mask, mask
     else:
-        bits = int(length or 0)
+        bits = int(length or 0) if len(length) <= _DIGITS_MAX else 0
         if not 4 <= bits <= 32:
             raise QobraError("Invalid netmask provided (must be in range 4-32)")
     mask = _ALL << (32 - bits) & _ALL
