@@ -11,7 +11,7 @@ from qobra.errors import QobraError, strerror
 from qobra.machine.dump.compression import available, compressor
 from qobra.machine.dump.elf import write_elf
 from qobra.machine.dump.kdump import Notes, write_kdump
-from qobra.machine.dump.memory import Run, clip, ram_runs
+from qobra.machine.dump.memory import Run, ram_runs
 from qobra.machine.dump.notes import cpu_notes
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ class Dumper:
         self._check(args)
         board = self._machine.board
         assert board is not None
-        runs = ram_runs(board.memory)
+        begin, end = 0, None
         if "begin" in args:
             if not args["length"]:
                 raise QobraError("Invalid parameter 'length'")
-            runs = clip(runs, args["begin"], args["length"])
+            begin, end = args["begin"], args["begin"] + args["length"]
+        runs = ram_runs(board.memory, begin, end)
         if not runs:
             raise QobraError("dump: no guest memory to dump")
         fd = self._open(args["protocol"])

@@ -14,26 +14,18 @@ class Run(NamedTuple):
     view: memoryview
 
 
-def ram_runs(memory: AddressSpace) -> list[Run]:
-    """Every range of memory, adjacent ones of one piece joined."""
+def ram_runs(memory: AddressSpace, begin: int = 0, end: int | None = None) -> list[Run]:
+    """Every range of memory between ``begin`` and ``end``, adjacent ones of one piece joined."""
     runs: list[tuple[int, Ram, int, int]] = []
-    for start, end, region, offset in memory.flat():
-        if not isinstance(region, Ram) or isinstance(region, RomDevice):
+    for start, stop, region, offset in memory.flat():
+        low, high = max(start, begin), stop if end is None else min(stop, end)
+        if low >= high or not isinstance(region, Ram) or isinstance(region, RomDevice):
             continue
+        offset += low - start
         if runs:
             last_start, last_region, last_offset, length = runs[-1]
-            if last_start + length == start and last_region is region and last_offset + length == offset:
-                runs[-1] = (last_start, region, last_offset, length + end - start)
+            if last_start + length == low and last_region is region and last_offset + length == offset:
+                runs[-1] = (last_start, region, last_offset, length + high - low)
                 continue
-        runs.append((start, region, offset, end - start))
+        runs.append((low, region, offset, high - low))
     return [Run(start, region.piece(offset, length)) for start, region, offset, length in runs]
-
-
-def clip(runs: list[Run], begin: int, length: int) -> list[Run]:
-    """The parts of ``runs`` between ``begin`` and ``begin + length``."""
-    clipped = []
-    for run in runs:
-        low, high = max(run.address, begin), min(run.address + len(run.view), begin + length)
-        if low < high:
-            clipped.append(Run(low, run.view[low - run.address : high - run.address]))
-    return clipped

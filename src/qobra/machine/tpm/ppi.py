@@ -62,4 +62,4 @@ def _overwrite(region: Ram, offset: int, length: int) -> None:
         return
     for start in range(offset, offset + length, _PIECE):
         size = min(_PIECE, offset + length - start)
-        region.view[start : start + size] = bytes(size)
+        region.piece(start, size)[:] = bytes(size)
