@@ -61,7 +61,7 @@ def test_looks() -> None:
     bold = BRIGHT | 1 | 4 << 4
     assert list(terminal.looks[0]) == [
         *(PLAIN, bold, BRIGHT | 4 | 1 << 4, PLAIN | UNDERLINED, 0, PLAIN),
-        *(PLAIN | 2 << 4 for _ in range(4)),
+        *(PLAIN for _ in range(4)),
     ]
 
 

@@ -14,7 +14,7 @@ _BLANK = 0x20
 _PARAMETERS_MAX, _VALUE_MAX = 16, 9999
 
 INK, BRIGHT, PAPER, UNDERLINED = 0x07, 0x08, 0x70, 0x80
-"""The parts of a look: the colour of the character, whether it is bright, the colour behind it, a line below."""
+"""The parts of a look: the colour of the character, whether colours are bright, the one behind it, a line below."""
 PLAIN = 0x07
 _BOLD, _UNDERLINE, _REVERSE, _HIDDEN = 1, 4, 7, 8
 _RENDITIONS = {22: _BOLD, 24: _UNDERLINE, 27: _REVERSE, 28: _HIDDEN}
@@ -195,7 +195,7 @@ class Terminal:
         end = self._end
         number = min(abs(count), end - top)
         blanks = self.columns * bytes((_BLANK,))
-        looks = self.columns * bytes((self._background(),))
+        looks = self.columns * bytes((PLAIN,))
         for rows, blank in ((self.text, blanks), (self.looks, looks)):
             new = [bytearray(blank) for _ in range(number)]
             rows[top:end] = rows[top + number : end] + new if count < 0 else new + rows[top : end - number]
@@ -209,18 +209,15 @@ class Terminal:
         """Make room for characters at the cursor, or close the gap of deleted ones where ``count`` is negative."""
         x = min(self.x, self.columns - 1)
         number = min(abs(count), self.columns - x)
-        for row, fill in ((self.text[self.y], _BLANK), (self.looks[self.y], self._background())):
+        for row, fill in ((self.text[self.y], _BLANK), (self.looks[self.y], PLAIN)):
             blank = bytes((fill,)) * number
             row[x:] = row[x + number :] + blank if count < 0 else blank + row[x : self.columns - number]
         self.changed.add(self.y)
 
-    def _background(self) -> int:
-        return self._look & PAPER | PLAIN
-
     def _clear(self, y: int, first: int, end: int) -> None:
         first, end = min(first, self.columns - 1), min(end, self.columns)
         self.text[y][first:end] = bytes((_BLANK,)) * (end - first)
-        self.looks[y][first:end] = bytes((self._background(),)) * (end - first)
+        self.looks[y][first:end] = bytes((PLAIN,)) * (end - first)
         self.changed.add(y)
 
     def _erase_line(self, given: list[int]) -> None:

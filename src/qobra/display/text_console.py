@@ -98,7 +98,8 @@ class _Drawing:
         return [bytes(line) for line in lines]
 
     def _make_shapes(self, look: int) -> list[bytes]:
-        ink, paper = _pixel(look & INK, bool(look & BRIGHT)), _pixel((look & PAPER) >> 4, False)
+        value = 0xFF if look & BRIGHT else 0xAA
+        ink, paper = _pixel(look & INK, value), _pixel((look & PAPER) >> 4, value)
         shapes = [
             paper + b"".join(ink if dots >> 4 - bit & 1 else paper for bit in range(5)) + 2 * paper
             for dots in range(_ALL_DOTS + 1)
@@ -108,7 +109,6 @@ class _Drawing:
         return shapes
 
 
-def _pixel(colour: int, bright: bool) -> bytes:
+def _pixel(colour: int, value: int) -> bytes:
     """Bits 0 to 2 are red, green and blue (ECMA-48, SGR)."""
-    value = 0xFF if bright else 0xAA
     return bytes((value * (colour >> 2 & 1), value * (colour >> 1 & 1), value * (colour & 1), 0))
