@@ -10,7 +10,8 @@ from collections.abc import Callable
 from qobra.testing.guest import Access, PciFunction, wait_until
 
 SETUP, IN, OUT = 0x2D, 0x69, 0xE1
-_TABLE, _QUEUE, _TRANSFER, _END, _BUFFER = 0x100000, 0x110000, 0x111000, 0x112000, 0x200000
+TABLE, QUEUE, TRANSFER, _END, _BUFFER = 0x100000, 0x110000, 0x111000, 0x112000, 0x200000
+"""Where in memory the drivers have what the controllers read."""
 _MS = 10**6
 
 
@@ -121,9 +122,9 @@ class UhciHost(UsbHost):
     def start(self) -> None:
         access, base = self.access, self.function.bars[4]
         self.base = base
-        self.put_words(_TABLE, *[_QUEUE | 2] * 1024)
-        self.put_words(_QUEUE, 1, 1)
-        access.port_out(base + 8, 4, _TABLE)
+        self.put_words(TABLE, *[QUEUE | 2] * 1024)
+        self.put_words(QUEUE, 1, 1)
+        access.port_out(base + 8, 4, TABLE)
         register = base + 0x10 + 2 * self.port
         access.port_out(register, 2, 0x0200)
         self._wait(50 * _MS)
@@ -132,11 +133,11 @@ class UhciHost(UsbHost):
 
     def begin(self, pid: int, endpoint: int, length: int) -> None:
         token = (length - 1 & 0x7FF) << 21 | endpoint << 15 | self.address << 8 | pid
-        self.put_words(_TRANSFER, 1, 1 << 23 | 3 << 27 | 1 << 24, token, _BUFFER)
-        self.access.store(_QUEUE + 4, 4, _TRANSFER)
+        self.put_words(TRANSFER, 1, 1 << 23 | 3 << 27 | 1 << 24, token, _BUFFER)
+        self.access.store(QUEUE + 4, 4, TRANSFER)
 
     def result(self) -> tuple[int, int] | None:
-        control = self.access.load(_TRANSFER + 4, 4)
+        control = self.access.load(TRANSFER + 4, 4)
         if control & 1 << 23:
             return None
         self.access.port_out(self.base + 2, 2, 0x3F)
@@ -151,11 +152,11 @@ class EhciHost(UsbHost):
     def start(self) -> None:
         base = self.base = self.function.bars[0] + 0x20
         store = self.access.store
-        self.put_words(_TABLE, *[1] * 1024)
+        self.put_words(TABLE, *[1] * 1024)
         self._ring(1, 0)
         store(base, 4, 2)
-        store(base + 0x14, 4, _TABLE)
-        store(base + 0x18, 4, _QUEUE)
+        store(base + 0x14, 4, TABLE)
+        store(base + 0x18, 4, QUEUE)
         store(base, 4, 8 << 16 | 1)
         store(base + 0x40, 4, 1)
         self.reset_port()
@@ -170,17 +171,17 @@ class EhciHost(UsbHost):
 
     def _ring(self, following: int, endpoint: int) -> None:
         characteristics = 64 << 16 | 1 << 15 | 1 << 14 | 2 << 12 | endpoint << 8 | self.address
-        self.put_words(_QUEUE, _QUEUE | 2, characteristics, 1 << 30, 0, following, 1, 0)
+        self.put_words(QUEUE, QUEUE | 2, characteristics, 1 << 30, 0, following, 1, 0)
 
     def begin(self, pid: int, endpoint: int, length: int) -> None:
         code = {OUT: 0, IN: 1, SETUP: 2}[pid]
         pages = [_BUFFER + 4096 * page for page in range(5)]
-        self.put_words(_TRANSFER, 1, 1, length << 16 | 1 << 15 | 3 << 10 | code << 8 | 0x80, *pages)
-        self._ring(_TRANSFER, endpoint)
+        self.put_words(TRANSFER, 1, 1, length << 16 | 1 << 15 | 3 << 10 | code << 8 | 0x80, *pages)
+        self._ring(TRANSFER, endpoint)
         self._length = length
 
     def result(self) -> tuple[int, int] | None:
-        token = self.access.load(_TRANSFER + 8, 4)
+        token = self.access.load(TRANSFER + 8, 4)
         if token & 0x80:
             return None
         self.access.store(self.base + 4, 4, 0x3F)
@@ -191,7 +192,7 @@ class OhciHost(UsbHost):
     """OHCI, with one transfer in the list of bulk or control transfers."""
 
     packet_size = 4096
-    _HCCA = _TABLE
+    _HCCA = TABLE
 
     def start(self) -> None:
         base = self.base = self.function.bars[0]
@@ -206,26 +207,26 @@ class OhciHost(UsbHost):
         self._wait(50 * _MS)
         store(base + 0x54 + 4 * self.port, 4, 0x1F0000)
         self._queue(0, 0)
-        store(base + 0x20, 4, _QUEUE)
-        store(base + 0x28, 4, _QUEUE + 0x40)
+        store(base + 0x20, 4, QUEUE)
+        store(base + 0x28, 4, QUEUE + 0x40)
         store(base + 0x04, 4, 0xB0)
 
     def _queue(self, transfer: int, endpoint: int) -> None:
         words = (64 << 16 | endpoint << 7 | self.address, _END, transfer or _END, 0)
-        self.put_words(_QUEUE + (0x40 if endpoint else 0), *words)
+        self.put_words(QUEUE + (0x40 if endpoint else 0), *words)
 
     def begin(self, pid: int, endpoint: int, length: int) -> None:
         code = {SETUP: 0, OUT: 1, IN: 2}[pid]
         start, end = (_BUFFER, _BUFFER + length - 1) if length else (0, 0)
-        self.put_words(_TRANSFER, 0xF << 28 | 2 << 24 | code << 19 | 1 << 18, start, _END, end)
-        self._queue(_TRANSFER, endpoint)
+        self.put_words(TRANSFER, 0xF << 28 | 2 << 24 | code << 19 | 1 << 18, start, _END, end)
+        self._queue(TRANSFER, endpoint)
         self.access.store(self.base + 0x08, 4, 4 if endpoint else 2)
         self._length = length
 
     def result(self) -> tuple[int, int] | None:
-        code = self.access.load(_TRANSFER, 4) >> 28
+        code = self.access.load(TRANSFER, 4) >> 28
         if code == 0xF or not self.access.load(self.base + 0x0C, 4) & 2:
             return None
         self.access.store(self.base + 0x0C, 4, 0x7F)
-        start = self.access.load(_TRANSFER + 4, 4)
+        start = self.access.load(TRANSFER + 4, 4)
         return (start - _BUFFER if start else self._length), code
