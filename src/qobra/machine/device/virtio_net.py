@@ -22,7 +22,8 @@ from qobra.machine.virtio.device import (
 )
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
-from qobra.machine.vmstate import Field, NumberSet, Raw, VmState, flag, listed, raw
+from qobra.machine.virtio.receive_filter import VLANS, ReceiveFilter
+from qobra.machine.vmstate import VmState, flag, part, raw
 from qobra.object.property import Bool, Int, String
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ _CONFIG = Struct("<6sHHH")
 _LINK_UP, _ANNOUNCE = 1, 2
 _HEADER, _HEADER_MRG = 10, 12
 _OK, _ERROR = 0, 1
-_BROADCAST = b"\xff" * 6
-_MAX_TABLE = 64
 _MAX_PACKET = 68 << 10
 
 
@@ -74,13 +73,8 @@ class VirtioNet(VirtioDevice, Nic):
     host_mtu = Int(0, type="uint16", name="host_mtu")
     failover = Bool(False)
 
-    vmstate = VmState(
-        flag("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast"),
-        flag("unicast_overflow", "multicast_overflow", "_announce"),
-        raw("address"),
-        listed("unicast", "multicast", kind=Raw(6), maximum=_MAX_TABLE),
-        Field("vlans", NumberSet(4096)),
-    )
+    _announce = False
+    vmstate = VmState(flag("_announce"), raw("address"), part("filter"))
 
     def realize(self) -> None:
         for name, end in (("rx_queue_size", "."), ("tx_queue_size", "")):
@@ -97,7 +91,7 @@ class VirtioNet(VirtioDevice, Nic):
 
             self._vhost = vhost.Vhost(self, self.backend.front_end, _CTRL)
         self._receive_lock = threading.RLock()
-        self._clear_filter()
+        self.filter = ReceiveFilter()
         if self.failover:
             self.board.failover.add(self._standby_name)
 
@@ -113,21 +107,13 @@ class VirtioNet(VirtioDevice, Nic):
         self.unrealize_nic()
         self.queues.clear()
 
-    def _clear_filter(self) -> None:
-        self.promiscuous, self.all_multicast, self.all_unicast = True, False, False
-        self.no_multicast = self.no_unicast = self.no_broadcast = False
-        self.unicast: list[bytes] = []
-        self.multicast: list[bytes] = []
-        self.unicast_overflow = self.multicast_overflow = False
-        self.vlans: set[int] = set()
-        self._announce = False
-
     def device_reset(self) -> None:
         if self._vhost is not None:
             self._vhost.forget()
         with self._receive_lock:
             self.drop_waiting()
-        self._clear_filter()
+        self.filter.reset()
+        self._announce = False
         self.address = self.mac
 
     # -- features and configuration
@@ -170,7 +156,7 @@ class VirtioNet(VirtioDevice, Nic):
             self._vhost.update()
 
     def features_accepted(self) -> None:
-        self.vlans = set() if self.has(F_CTRL_VLAN) else set(range(4096))
+        self.filter.vlans = set() if self.has(F_CTRL_VLAN) else set(range(VLANS))
         if self.has(F_STANDBY):
             self.board.failover.negotiated(self._standby_name)
 
@@ -243,7 +229,7 @@ class VirtioNet(VirtioDevice, Nic):
             super().take_waiting()
 
     def put_packet(self, packet: bytes) -> bool:
-        if not self.running or not self._accepts(packet):
+        if not self.running or not self.filter.accepts(packet, self.address):
             return True
         queue, size = self.queues[_RX], self._header_size
         merge = self.has(F_MRG_RXBUF)
@@ -279,22 +265,6 @@ class VirtioNet(VirtioDevice, Nic):
             if queue.ring is not None:
                 queue.ring.unpop(buffer)
 
-    def _accepts(self, packet: bytes) -> bool:
-        if self.promiscuous:
-            return True
-        target = packet[0:6]
-        if packet[12:14] == b"\x81\x00" and int.from_bytes(packet[14:16], "big") & 0xFFF not in self.vlans:
-            return False
-        if target[:1] and target[0] & 1:
-            if target == _BROADCAST:
-                return not self.no_broadcast
-            if self.no_multicast:
-                return False
-            return self.all_multicast or self.multicast_overflow or target in self.multicast
-        if self.no_unicast:
-            return False
-        return self.all_unicast or self.unicast_overflow or target == self.address or target in self.unicast
-
     # -- control
 
     def _serve_control(self, queue: Queue) -> None:
@@ -309,16 +279,14 @@ class VirtioNet(VirtioDevice, Nic):
 
     def _control(self, kind: int, command: int, data: bytes) -> int:
         if kind == 0:
-            return self._control_mode(command, data)
-        if kind == 1:
-            return self._control_address(command, data)
-        if kind == 2 and len(data) >= 2:
-            vlan = int.from_bytes(data[:2], "little")
-            if vlan >= 4096 or command > 1:
-                return _ERROR
-            (self.vlans.add if command == 0 else self.vlans.discard)(vlan)
-            self._filter_changed()
-            return _OK
+            return self._changed(self.filter.set_mode(command, data))
+        if kind == 1 and command == 0:
+            return self._changed(self.filter.set_tables(data))
+        if kind == 1 and command == 1 and len(data) == 6:
+            self.address = data
+            return self._changed(True)
+        if kind == 2:
+            return self._changed(self.filter.set_vlan(command, data))
         if kind == 3 and command == 0:
             self._announce = False
             return _OK
@@ -327,47 +295,11 @@ class VirtioNet(VirtioDevice, Nic):
             return _ERROR if any(data) else _OK
         return _ERROR
 
-    def _control_mode(self, command: int, data: bytes) -> int:
-        names = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")
-        if command >= len(names) or not data:
-            return _ERROR
-        setattr(self, names[command], bool(data[0]))
-        self._filter_changed()
-        return _OK
-
-    def _control_address(self, command: int, data: bytes) -> int:
-        if command == 1:
-            if len(data) != 6:
-                return _ERROR
-            self.address = data
-            self._filter_changed()
-            return _OK
-        if command != 0:
-            return _ERROR
-        tables = []
-        for _ in range(2):
-            if len(data) < 4:
-                return _ERROR
-            count = int.from_bytes(data[:4], "little")
-            if len(data) < 4 + 6 * count:
-                return _ERROR
-            tables.append([data[4 + 6 * i : 10 + 6 * i] for i in range(count)])
-            data = data[4 + 6 * count :]
-        if data:
-            return _ERROR
-        unicast, multicast = tables
-        self.unicast_overflow = len(unicast) > _MAX_TABLE
-        self.unicast = [] if self.unicast_overflow else unicast
-        self.multicast_overflow = len(multicast) + len(self.unicast) > _MAX_TABLE
-        self.multicast = [] if self.multicast_overflow else multicast
-        self._filter_changed()
-        return _OK
-
     _filter_told = False
 
-    def _filter_changed(self) -> None:
+    def _changed(self, accepted: bool) -> int:
         # One event until someone has asked what changed.
-        if not self._filter_told:
+        if accepted and not self._filter_told:
             self._filter_told = True
             proxy: Any = self.parent
             data = {"path": self.path()}
@@ -375,27 +307,15 @@ class VirtioNet(VirtioDevice, Nic):
             if name:
                 data["name"] = name
             self.machine.events.emit("NIC_RX_FILTER_CHANGED", data)
+        return _OK if accepted else _ERROR
 
     def rx_filter(self) -> dict[str, Any]:
         self._filter_told = False
         proxy: Any = self.parent
-
-        def state(none: bool, all_of_it: bool) -> str:
-            return "none" if none else "all" if all_of_it else "normal"
-
         return {
             "name": (proxy.user_id if proxy is not None else None) or self.user_id or "",
-            "promiscuous": self.promiscuous,
-            "multicast": state(self.no_multicast, self.all_multicast),
-            "unicast": state(self.no_unicast, self.all_unicast),
-            "vlan": "normal" if self.has(F_CTRL_VLAN) else "all",
-            "broadcast-allowed": not self.no_broadcast,
-            "multicast-overflow": self.multicast_overflow,
-            "unicast-overflow": self.unicast_overflow,
             "main-mac": self.address.hex(":"),
-            "vlan-table": sorted(self.vlans if self.has(F_CTRL_VLAN) else range(4096), reverse=True),
-            "unicast-table": [each.hex(":") for each in self.unicast],
-            "multicast-table": [each.hex(":") for each in self.multicast],
+            **self.filter.describe(vlans_filtered=self.has(F_CTRL_VLAN)),
         }
 
 
