@@ -6,6 +6,7 @@ They work on whatever is an :class:`~qobra.testing.guest.Access`, QEMU's devices
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from qobra.testing.guest import Access, PciFunction, wait_until
 
@@ -13,6 +14,11 @@ SETUP, IN, OUT = 0x2D, 0x69, 0xE1
 TABLE, QUEUE, TRANSFER, _END, _BUFFER = 0x100000, 0x110000, 0x111000, 0x112000, 0x200000
 """Where in memory the drivers have what the controllers read."""
 _MS = 10**6
+
+
+def key_event(name: str, down: bool) -> dict[str, Any]:
+    """The InputEvent of a key, by its QKeyCode."""
+    return {"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": name}}}
 
 
 class UsbHost:

@@ -11,12 +11,9 @@ import pytest
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
 from qobra.machine.usb.device import IN, OUT, SETUP, Nak, Stall
+from qobra.testing.usb import key_event
 
 Event = dict[str, Any]
-
-
-def _key(name: str, down: bool) -> Event:
-    return {"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": name}}}
 
 
 def _button(name: str, down: bool) -> Event:
@@ -112,15 +109,15 @@ def test_descriptors(plug: Callable[[str], Host], driver: str, boot: tuple[int, 
 def test_a_keyboard(plug: Callable[[str], Host]) -> None:
     host = plug("usb-kbd")
     assert host.reports() == []
-    host.send(_key("shift", True), _key("a", True))
-    host.send(_key("a", False), _key("shift", False))
+    host.send(key_event("shift", True), key_event("a", True))
+    host.send(key_event("a", False), key_event("shift", False))
     assert host.reports() == ["0200000000000000", "0200040000000000", "0200000000000000", "0000000000000000"]
     for name in "qwertyu":
-        host.send(_key(name, True))
+        host.send(key_event(name, True))
     assert host.reports()[-1] == "0000010101010101"[:4] + "01" * 6  # more than it can tell
-    host.send(_key("q", False))
+    host.send(key_event("q", False))
     assert host.reports() == ["00001a081517" + "1c18"]
-    host.send(_key("kp_enter", True), _key("kp_enter", True))
+    host.send(key_event("kp_enter", True), key_event("kp_enter", True))
     assert len(host.reports()) == 2
     host.request(0x21, 9, 0x0200, data=b"\x03")
     assert host.device.lights == 3
@@ -158,7 +155,7 @@ def test_who_looks_makes_the_pointer_the_one_that_is_used(plug: Callable[[str], 
 
 def test_with_an_idle_rate_it_says_again_how_things_stand(plug: Callable[[str], Host]) -> None:
     host = plug("usb-kbd")
-    host.send(_key("b", True))
+    host.send(key_event("b", True))
     assert host.reports() == ["0000050000000000"]
     host.request(0x21, 10, 0x0200)  # twice 4 ms
     assert host.request(0xA1, 2, 0, 1) == b"\x02"

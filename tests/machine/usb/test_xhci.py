@@ -12,14 +12,11 @@ import pytest
 from qobra.machine.usb.xhci import ring
 from qobra.machine.usb.xhci.transfers import BYTES_AT_ONCE
 from qobra.testing import xhci
+from qobra.testing.usb import key_event
 from qobra.testing.xhci import XhciDriver
 from qobra.testing.xhci_pc import BULK_OUT, DISK, HIGH_PORT, IN, INPUT, OUT, SUPER_PORT, XhciPc
 
 _MS = 10**6
-
-
-def _key(name: str, down: bool) -> dict[str, Any]:
-    return {"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": name}}}
 
 
 @pytest.fixture
@@ -129,8 +126,8 @@ def test_events_of_a_keyboard_end_the_wait(guest: XhciPc) -> None:
     places = [driver.rings[slot, IN].put(buffer + 8 * n, 8, ring.NORMAL << 10 | ring.ON_COMPLETION) for n in range(3)]
     driver.ring(slot, IN)
     assert driver.event() is None
-    guest.send(_key("a", True))
-    guest.send(_key("a", False))
+    guest.send(key_event("a", True))
+    guest.send(key_event("a", False))
     events = driver.all_events()
     assert [e.pointer for e in events] == places[:2] and {e.code for e in events} == {ring.SUCCESS}
     assert guest.access.read(buffer, 16).hex() == "00000400000000000000000000000000"
@@ -146,7 +143,7 @@ def test_events_of_a_keyboard_end_the_wait(guest: XhciPc) -> None:
     assert driver.endpoint_command(xhci.STOP_ENDPOINT, slot, IN).code == ring.SUCCESS
     (stopped,) = driver.others
     assert (stopped.code, stopped.pointer, stopped.length) == (ring.STOPPED, place, 8)
-    guest.send(_key("b", True))
+    guest.send(key_event("b", True))
     assert driver.event() is None
     driver.ring(slot, IN)
     assert [e.pointer for e in driver.all_events()] == [place]
@@ -193,7 +190,7 @@ def test_a_port_sleeps_and_is_woken(guest: XhciPc) -> None:
     driver.rings[slot, IN].put(buffer, 8, ring.NORMAL << 10 | ring.ON_COMPLETION)
     driver.ring(slot, IN)
     assert driver.port(HIGH_PORT, 0x10200 | 3 << 5) >> 5 & 0xF == 3
-    guest.send(_key("c", True))
+    guest.send(key_event("c", True))
     assert [(e.kind, e.pointer >> 24) for e in driver.all_events()] == [(ring.PORT_STATUS_CHANGE, HIGH_PORT)]
     assert driver.port(HIGH_PORT) & 0x4001E0 == 0x4001E0
     driver.port(HIGH_PORT, 0x400200)

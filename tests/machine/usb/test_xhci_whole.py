@@ -15,13 +15,10 @@ from qobra.machine.usb.xhci import ring
 from qobra.migration import machine_state
 from qobra.migration.ram import ram_blocks
 from qobra.testing import xhci
+from qobra.testing.usb import key_event
 from qobra.testing.xhci_pc import DISK, IN, INPUT, OUT, SUPER_PORT, XhciPc
 
 _MS = 10**6
-
-
-def _key(name: str, down: bool) -> dict[str, Any]:
-    return {"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": name}}}
 
 
 @pytest.fixture
@@ -182,7 +179,7 @@ def test_what_is_under_way_goes_on_elsewhere(tmp_path: Path) -> None:
         driver.move(target.access)
         target.driver = driver
         assert [driver.port(n) for n in range(1, 9)] == ports
-        target.send(_key("a", True))
+        target.send(key_event("a", True))
         assert [e.pointer for e in driver.all_events()] == [place]
         assert target.access.read(buffer, 3) == b"\0\0\x04"
         assert target.scsi(disk, b"\x28\0\0\0\0\3\0\0\1\0", room=512)[2] == bytes([3]) * 512
