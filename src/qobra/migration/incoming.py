@@ -8,11 +8,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from qobra.block.activation import activate_all
-from qobra.errors import QobraError
+from qobra.errors import QobraError, strerror
 from qobra.machine.vmstate import StateSource
 from qobra.migration.bitmaps import BitmapReceiver
 from qobra.migration.channel import GivenUp
 from qobra.migration.landing import Landing
+from qobra.migration.open_channels import OpenChannels
 from qobra.migration.page_in import PageIn
 from qobra.migration.return_path import Answers
 from qobra.migration.settings import MATCHED
@@ -50,9 +51,7 @@ class Incoming:
         self._machine: Machine = owner.machine
         self.status = "none"
         self._listener = self._listen(uri)
-        self._channels: list[AnyChannel] = []
-        self._closing = False
-        self._lock = threading.Lock()
+        self._channels = OpenChannels()
         self._way_on = threading.Event()
         """Somebody has named the way of a recovery, or it is over."""
         self._answers: Answers | None = None
@@ -91,10 +90,7 @@ class Incoming:
 
     def close(self) -> None:
         """Wait no longer."""
-        with self._lock:
-            self._closing = True
-            for channel in self._channels:
-                channel.cancel()
+        self._channels.give_up()
         self._way_on.set()
         self._listener.close()
         if self._landing is not None:
@@ -130,9 +126,7 @@ class Incoming:
 
     def hang_up(self) -> None:
         """Break the channel that pages come over."""
-        with self._lock:
-            for channel in self._channels[:1]:
-                channel.hang_up()
+        self._channels.hang_up()
 
     def take_bitmaps(self, payload: bytes) -> None:
         """A record of bitmaps. Raises QobraError."""
@@ -146,12 +140,12 @@ class Incoming:
 
     def reopen(self) -> AnyChannel:
         """Be paused until there is another channel. Raises GivenUp."""
-        self._drop_channels()
+        self._channels.close(abort=True)
         self._way_on.clear()
-        if not self._closing:
+        if not self._channels.given_up:
             self.note_status("postcopy-paused")
             self._way_on.wait()
-        if self._closing:
+        if self._channels.given_up:
             raise GivenUp
         return self._open()
 
@@ -167,7 +161,7 @@ class Incoming:
         except OSError as error:
             self._fail(None, error.errno or errno.EIO)
         finally:
-            self._drop_channels()
+            self._channels.close(abort=True)
             self._listener.close()
 
     def _open(self) -> AnyChannel:
@@ -176,32 +170,16 @@ class Incoming:
             try:
                 channel = listener.open()
             except GivenUp:
-                if self._closing or listener is self._listener:
+                if self._channels.given_up or listener is self._listener:
                     raise
                 continue  # somebody has named another way meanwhile
-            with self._lock:
-                self._channels.append(channel)
-            if self._closing:
-                raise GivenUp
             try:
-                secured = self._owner.secure_incoming(channel)
-            except QobraError as error:
-                with self._lock:
-                    self._channels.remove(channel)
-                channel.abort()
+                return self._channels.add(channel, self._owner.secure_incoming)
+            except (QobraError, OSError) as error:
                 if not listener.many:
                     raise
-                report_error(error)
-                continue  # the source may still come
-            with self._lock:
-                self._channels[self._channels.index(channel)] = secured
-            return secured
-
-    def _drop_channels(self) -> None:
-        with self._lock:
-            channels, self._channels = self._channels, []
-        for channel in channels:
-            channel.abort()
+                # The source may still come.
+                report_error(strerror(error) if isinstance(error, OSError) else error)
 
     def _receive(self) -> None:
         channel = self._open()

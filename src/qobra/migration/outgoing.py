@@ -15,6 +15,7 @@ from qobra.migration import machine_state
 from qobra.migration.bitmaps import BitmapSender
 from qobra.migration.channel import GivenUp
 from qobra.migration.configuration import put_configuration, put_name
+from qobra.migration.open_channels import OpenChannels
 from qobra.migration.pacer import Pacer
 from qobra.migration.page_coding import DeltaCache
 from qobra.migration.page_out import PageOut, open_pages
@@ -48,11 +49,10 @@ class Outgoing:
         self._way = way
         self.status = "none"
         self.error: str | None = None
-        self._channels: list[AnyChannel] = []
+        self._channels = OpenChannels()
         self._cancelled = threading.Event()
         self._continued = threading.Event()
         self._postcopy = threading.Event()
-        self._lock = threading.Lock()
         self._ram = self._find_memory()
         self._progress = Progress(self._machine.clock.monotonic_ns, self._ram)
         self._pages: PageOut | None = None
@@ -104,9 +104,7 @@ class Outgoing:
         self._cancelled.set()
         self._continued.set()
         self._resumed.set()
-        with self._lock:
-            for channel in self._channels:
-                channel.cancel()
+        self._channels.give_up()
 
     def go_on(self, state: str) -> None:
         """migrate-continue. Raises QobraError unless the status is ``state``, in which it waits."""
@@ -122,11 +120,7 @@ class Outgoing:
 
     def pause(self) -> bool:
         """migrate-pause: break the channel; False where memory does not follow just now. From any thread."""
-        with self._lock:
-            if self.status != "postcopy-active" or self._later is None or not self._channels:
-                return False
-            self._channels[0].hang_up()
-        return True
+        return self.status == "postcopy-active" and self._later is not None and self._channels.hang_up()
 
     def resume(self, way: Way) -> None:
         """Go on over another channel. Raises QobraError unless it waits for one."""
@@ -166,14 +160,7 @@ class Outgoing:
             raise _SwitchNow
 
     def _open(self, way: Way) -> AnyChannel:
-        channel = way.open()
-        with self._lock:
-            self._channels.append(channel)
-        self._check_cancelled()
-        secured = self._owner.secure_outgoing(channel, way.hostname)
-        with self._lock:
-            self._channels[self._channels.index(channel)] = secured
-        return secured
+        return self._channels.add(way.open(), lambda channel: self._owner.secure_outgoing(channel, way.hostname))
 
     def _migrate(self) -> None:
         channel = self._open(self._way)
@@ -292,18 +279,11 @@ class Outgoing:
         return self._way_on
 
     def _close_channels(self, *, abort: bool = False) -> None:
-        with self._lock:
-            channels, self._channels = self._channels, []
         if abort:
-            for channel in channels:
-                channel.cancel()
+            self._channels.let_go()
         if self._pages is not None:
             self._pages.close()
-        for channel in channels:
-            if abort:
-                channel.abort()
-            else:
-                channel.close()
+        self._channels.close(abort=abort)
 
     def _wait_unplug(self) -> None:
         # Cards that cannot be migrated leave; others stand by for them.
