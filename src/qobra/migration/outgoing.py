@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from qobra.block.activation import activate_all, deactivate_all
+from qobra.block.activation import deactivate_all
 from qobra.errors import QobraError, strerror
 from qobra.migration import machine_state
 from qobra.migration.bitmaps import BitmapSender
@@ -23,6 +23,7 @@ from qobra.migration.progress import Progress
 from qobra.migration.ram import RamSender, put_blocks, ram_blocks
 from qobra.migration.return_path import expect_taken_over
 from qobra.migration.settings import MATCHED
+from qobra.migration.standstill import Standstill
 from qobra.migration.stream import ANSWER, BLOCKS, CAPABILITY, CONFIGURATION, END, SWITCH, StreamWriter
 from qobra.report import report_error
 
@@ -64,8 +65,7 @@ class Outgoing:
         self._wants_answer = owner.capability("return-path") or self._with_postcopy
         self._with_bitmaps = owner.capability("dirty-bitmaps")
         self._bitmaps: BitmapSender | None = None
-        self._was_running = False
-        self._stopped = False
+        self._standstill = Standstill(self._machine)
         self._too_late = False
         """All was sent; whether the other side goes on is for that to say."""
         self._handed_over = False
@@ -333,19 +333,10 @@ class Outgoing:
             self._set_status(status)
 
     def _stop_guest(self) -> str:
-        machine = self._machine
-        with machine.control:
+        with self._machine.control:
             self._check_cancelled()
-            state = machine.run_state
-            before, self._was_running = state.state, state.running
             self._progress.stopped()
-            self._stopped = True
-            if state.running:
-                state.stop("finish-migrate")
-            else:
-                state.set("finish-migrate")
-            machine_state.settle(machine)
-        return before
+            return self._standstill.begin()
 
     def _wait_before_switchover(self) -> None:
         if not self._owner.capability("pause-before-switchover"):
@@ -359,7 +350,7 @@ class Outgoing:
 
     def _bandwidth(self) -> int:
         postcopy = self.status == "postcopy-active"
-        if self._stopped and not postcopy:
+        if self._standstill.began and not postcopy:
             return 0  # the guest stands still
         return int(self._owner.settings.parameters["max-postcopy-bandwidth" if postcopy else "max-bandwidth"])
 
@@ -381,29 +372,15 @@ class Outgoing:
         self._close_channels(abort=True)
         if self._cancelled.is_set() and status == "failed":
             status = "cancelled"
+        moved = status == "completed" or self._handed_over
         with self._machine.control:
             self._progress.end()
             self.error = error
             if self._bitmaps is not None:
-                self._bitmaps.end(moved=status == "completed" or self._handed_over)
+                self._bitmaps.end(moved=moved)
             self._set_status(status)
-            if self._stopped:
-                self._leave_finish_migrate(status)
-            if status != "completed" and not self._handed_over and self._machine.board is not None:
+            self._standstill.end(moved=moved)
+            if not moved and self._machine.board is not None:
                 self._machine.board.failover.take_back()
         if status == "failed":
             report_error(error)
-
-    def _leave_finish_migrate(self, status: str) -> None:
-        state = self._machine.run_state
-        if state.state != "finish-migrate":
-            return
-        if status != "completed" and not self._handed_over:
-            try:
-                activate_all(self._machine.block)
-                if self._was_running:
-                    state.start()
-                    return
-            except QobraError as error:
-                report_error(error)
-        state.set("postmigrate")
