@@ -108,8 +108,10 @@ def test_key_slots_can_be_changed(secure):
             amend({"encrypt": {"state": "inactive", "keyslot": 0}})
         with pytest.raises(QobraError, match="Given keyslot 3 doesn't contain the given old password"):
             amend({"encrypt": {"state": "inactive", "old-secret": "s", "keyslot": 3}})
-        with pytest.raises(QobraError, match="Invalid keyslot 4294967295 specified, must be between 0 and 7"):
+        with pytest.raises(QobraError, match="Invalid keyslot -1 specified, must be between 0 and 7"):
             amend({"encrypt": {"state": "inactive", "keyslot": -1}})
+        with pytest.raises(QobraError, match="Invalid keyslot 4294967295 specified, must be between 0 and 7"):
+            amend({"encrypt": {"state": "active", "new-secret": "t", "keyslot": -1}})
         amend({"encrypt": {"state": "active", "new-secret": "t", "iter-time": 1}})
         with pytest.raises(QobraError, match="No keyslots match given"):
             amend({"encrypt": {"state": "inactive", "old-secret": "w"}})

@@ -127,10 +127,11 @@ def amend_crypt(node: Qcow2Disk, encrypt: Options, *, force: bool = False) -> No
         _erase_keys(node, header, area, encrypt, force)
 
 
-def _slot_number(encrypt: Options) -> int | None:
+def _slot_number(encrypt: Options, shown_with: int) -> int | None:
+    # A wrong number is told as -1 where keys are erased, as one without a sign where one is added: `shown_with` it.
     number: int | None = encrypt.get("keyslot")
     if number is not None and not 0 <= number < luks.SLOTS:
-        raise QobraError(f"Invalid keyslot {number & UINT32_MAX} specified, must be between 0 and {luks.SLOTS - 1}")
+        raise QobraError(f"Invalid keyslot {number & shown_with} specified, must be between 0 and {luks.SLOTS - 1}")
     return number
 
 
@@ -139,7 +140,7 @@ def _add_key(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: Opt
         raise QobraError("'new-secret' is required to activate a keyslot")
     if encrypt.get("old-secret") is not None:
         raise QobraError("'old-secret' must not be given when activating keyslots")
-    number = _slot_number(encrypt)
+    number = _slot_number(encrypt, UINT32_MAX)
     if number is None:
         free = [index for index, slot in enumerate(header.slots) if not slot.active]
         if not free:
@@ -162,7 +163,7 @@ def _erase_keys(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: 
         raise QobraError("'new-secret' must not be given when erasing keyslots")
     if encrypt.get("iter-time") is not None:
         raise QobraError("'iter-time' must not be given when erasing keyslots")
-    number, old = _slot_number(encrypt), encrypt.get("old-secret")
+    number, old = _slot_number(encrypt, -1), encrypt.get("old-secret")
     active = [index for index, slot in enumerate(header.slots) if slot.active]
     if old is not None:
         chosen = _matching(header, area, secret_bytes(node.layer.find_object, old), active)
