@@ -23,6 +23,7 @@ from qobra.registry import Registry
 
 if TYPE_CHECKING:
     from qobra.machine.cpu import Cpu, Topology
+    from qobra.machine.fw_cfg import FwCfg
     from qobra.machine.machine import Machine
     from qobra.machine.memory_slots import MemorySlots
     from qobra.object.tree import ObjectTree
@@ -86,7 +87,9 @@ class Board(Object):
     """Whether a serial and a parallel port have something to be connected to although nobody names it."""
     has_place_for_graphics_card = False
     nic_unasked = False
-    """Whether there is such a card, on a user mode network, although nobody names one."""
+    """Whether there is a network card, on a user mode network, although nobody names one."""
+    fw_cfg: FwCfg | None = None
+    """What firmware finds files and numbers in."""
     firmware_directories: tuple[str, ...] = ()
     dies_supported = False
     hotpluggable_cpus = False

@@ -33,7 +33,7 @@ class IsaVga(IsaDevice):
 
     def realize(self) -> None:
         board: Any = self.board
-        firmware: FwCfg | None = getattr(board, "fw_cfg", None)
+        firmware: FwCfg | None = board.fw_cfg
         size = memory_size(self.vgamem_mb)
         self.values["vgamem_mb"] = size >> 20
         self.core = VgaCore(size, board.guest_time_ns, ByteOrder())

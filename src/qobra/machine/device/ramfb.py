@@ -36,7 +36,7 @@ class RamFb(SysBusDevice):
 
     def realize(self) -> None:
         board: Any = self.board
-        firmware: FwCfg | None = getattr(board, "fw_cfg", None)
+        firmware: FwCfg | None = board.fw_cfg
         if firmware is None or not firmware.dma_enabled:
             raise QobraError("ramfb device requires fw_cfg with DMA")
         path = board.find_firmware(_ROM)

@@ -34,7 +34,7 @@ class VmCoreInfo(Device):
 
     def realize(self) -> None:
         board: Any = self.board
-        firmware: FwCfg | None = getattr(board, "fw_cfg", None)
+        firmware: FwCfg | None = board.fw_cfg
         if firmware is None or not firmware.dma_enabled:
             raise QobraError("vmcoreinfo device requires fw_cfg with DMA")
         if any(True for _device in find_devices(board, self.type_name)):

@@ -51,7 +51,7 @@ class VmGenId(Device):
 
     def realize(self) -> None:
         board: Any = self.board
-        firmware: FwCfg | None = getattr(board, "fw_cfg", None)
+        firmware: FwCfg | None = board.fw_cfg
         if firmware is None or not firmware.dma_enabled:
             raise QobraError("vmgenid requires DMA write support in fw_cfg, which this machine type does not provide")
         if any(True for _device in find_devices(board, "vmgenid")):
