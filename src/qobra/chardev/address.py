@@ -118,8 +118,11 @@ def _unix_name(data: dict[str, Any]) -> bytes:
     """The name to bind or connect to: a path, or in Linux's abstract namespace (padded unless ``tight``)."""
     path = os.fsencode(data["path"])
     abstract = bool(data.get("abstract"))
-    if len(path) > _MAX_UNIX_PATH - abstract:
-        raise QobraError(f"UNIX socket path '{data['path']}' is too long")
+    longest = _MAX_UNIX_PATH - abstract
+    if len(path) > longest:
+        raise QobraError(
+            f"UNIX socket path '{data['path']}' is too long", hint=f"Path must be less than {longest + 1} bytes"
+        )
     if b"\0" in path:
         raise QobraError(f"UNIX socket path '{data['path']}' has a NUL character in it")
     if not abstract:

@@ -62,6 +62,7 @@ def test_persistent_until_a_signal(disk: str, tmp_path: Path) -> None:
     for _ in range(2):
         with qobra.nbd.connect(f"nbd+unix:///?socket={sock}") as client:
             assert client.read_only
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
     os.kill(pid, signal.SIGTERM)
     wait_gone(pid)
 
@@ -117,6 +118,7 @@ def test_a_failure_is_told_by_the_parent(tmp_path: Path) -> None:
         (["-L"], "List mode is incompatible with a file name"),
         (["--object", "x"], "Parameter 'qom-type' does not accept value 'x'"),
         (["-k", "s"], "socket path must be absolute"),
+        (["-k", "/" + "a" * 107], f"UNIX socket path '/{'a' * 107}' is too long\nPath must be less than 108 bytes\n"),
     ],
 )
 def test_options_that_cannot_be(options: list[str], error: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,12 @@ class Background:
         self._pipe = pipe
 
     def running(self) -> None:
-        """The server is up: the parent may end well, and nothing more is printed."""
+        """The server is up: the parent may end well, and nothing more is printed.
+
+        It leaves its directory, which may be unmounted: what it serves is open, and named by absolute paths.
+        """
         os.setsid()
+        os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
