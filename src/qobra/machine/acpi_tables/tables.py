@@ -8,7 +8,7 @@ from __future__ import annotations
 from struct import Struct, pack
 from typing import TYPE_CHECKING
 
-from qobra.machine.acpi_tables import cpus, hmat, nvdimm, tpm
+from qobra.machine.acpi_tables import cpus, erst, hmat, nvdimm, tpm
 from qobra.machine.acpi_tables.dsdt import Layout, dsdt
 from qobra.machine.acpi_tables.loader import Tables
 from qobra.machine.device.hpet import BASE as HPET_BASE
@@ -39,6 +39,7 @@ def build(board: PcBoard, layout: Layout) -> dict[str, bytes]:
         found.append(tables.add(b"MCFG", 1, bytes(8) + pack("<QHBB4x", layout.ecam, 0, 0, 0xFF)))
     if board.hpet_device is not None:
         found.append(tables.add(b"HPET", 1, _hpet(board.hpet_device)))
+    found += erst.add_table(tables, board)
     found += tpm.add_table(tables, board)
     if board.numa.nodes:
         found.append(tables.add(b"SRAT", 1, _srat(board)))

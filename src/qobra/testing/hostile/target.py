@@ -54,7 +54,7 @@ _OPTIONS: dict[str, Options] = {
 _WITH_DRIVE = ("virtio-blk", "scsi-hd", "scsi-cd", "ide-hd", "ide-cd", "nvme", "usb-storage", "sd-card", "floppy")
 _WITH_CHARDEV = ("ipmi-bmc-extern", "isa-parallel", "isa-debugcon")
 _WITH_NETDEV = ("e1000", "rtl8139", "virtio-net")
-_WITH_MEMORY = ("virtio-mem", "virtio-pmem", "pc-dimm", "nvdimm", "ivshmem-plain")
+_WITH_MEMORY = ("virtio-mem", "virtio-pmem", "pc-dimm", "nvdimm", "ivshmem-plain", "acpi-erst")
 
 
 def devices() -> list[str]:
