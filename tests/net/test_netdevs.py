@@ -82,6 +82,19 @@ def test_what_arrived_before_buffers_is_there_with_them(machine: Machine) -> Non
         assert card.packets[50:] == [bytes(60)]
 
 
+def test_who_comes_next_begins_a_stream_of_its_own(machine: Machine) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    machine.netdevs.create({"type": "socket", "id": "l", "listen": f"127.0.0.1:{port}"})
+    card = _attach(machine, "l")
+    with socket.create_connection(("127.0.0.1", port)) as first:
+        first.sendall((60).to_bytes(4, "big") + bytes(20))
+    with socket.create_connection(("127.0.0.1", port)) as second:
+        second.sendall((60).to_bytes(4, "big") + b"z" * 60)
+        wait_until(lambda: card.packets == [b"z" * 60])
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -121,13 +121,13 @@ class SocketNetdev(Netdev):
                 connection, _address = listener.accept()
             except OSError:
                 return
-            self._socket = connection
+            with self._taking_in:
+                self._deframer, self._socket = Deframer(), connection
             self._read_stream()
 
     def _read_stream(self) -> None:
         connection = self._socket
         assert connection is not None
-        self._deframer = Deframer()
         self._read(connection)
         if self._socket is connection:
             self._socket = None
