@@ -126,7 +126,9 @@ def _targets(address: dict[str, Any], *, passive: bool) -> list[tuple[int, Any]]
     if kind == "unix":
         path = str(address["path"])
         if len(os.fsencode(path)) >= _MAX_UNIX_PATH:
-            raise QobraError(f"UNIX socket path '{path}' is too long")
+            raise QobraError(
+                f"UNIX socket path '{path}' is too long", hint=f"Path must be less than {_MAX_UNIX_PATH} bytes"
+            )
         if address.get("abstract"):
             path = "\0" + path
             # Without ``tight`` the name is all of the address, with the zero bytes that fill it up.
