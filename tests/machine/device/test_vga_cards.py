@@ -157,7 +157,7 @@ def test_ramfb(tmp_path: Path) -> None:
     assert (width, height, pixel(0, 0), pixel(0, 1)) == (100, 48, (3, 2, 1), (6, 5, 4))
     for start, width, step in ((_PLACE, 15, 0), (_PLACE, 16001, 0), (16 << 20, 64, 0), (_PLACE, 64, 1 << 31)):
         _place(made, start, 0, width, 48, step)
-    _place(made, _PLACE, 0, 64, 48, 255)  # rows of 256 bytes
+    _place(made, _PLACE, 0, 4096, 2048, 1)  # 32 MiB, of a guest that has 16
     _place(made, _PLACE, 0, 64, 48, 0, code=b"XB24")
     assert made.picture(tmp_path)[:2] == (100, 48)
     with made.machine.control:

@@ -71,8 +71,8 @@ class RamFb(SysBusDevice):
             return None
         length = width * depth // 8
         step = step or length
-        if step < length:
-            return None  # rows that lie over each other would make a picture of more than the guest has memory
+        if height * length > self.board.ram_size:
+            return None  # rows may lie over each other, but a picture is no larger than the guest's memory
         view = self.board.memory.ram(address, (height - 1) * step + length)
         if view is None:
             return None
