@@ -48,8 +48,9 @@ class AcpiErst(PciDevice):
     """Two registers at base address 0, and at 1 the buffer by which records come and go."""
 
     type_name = "acpi-erst"
+    architectures = frozenset(("x86_64",))
     category = "Misc"
-    description = "ACPI Error Record Serialization Table (ERST) device"
+    description = "keeps error records of the guest (ACPI ERST)"
     hotpluggable_class = False
     vendor_id = regs.RED_HAT
     device_id = 0x0012
