@@ -126,6 +126,13 @@ def test_options_that_cannot_be(options: list[str], error: str, capfd: pytest.Ca
     assert capfd.readouterr().err.startswith(f"qobra-nbd: {error}")
 
 
+def test_a_file_that_cannot_be_past_the_hosts_cache(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    name = "/proc/version"
+    assert nbd.main(["-n", "-f", "raw", "-r", "-k", str(tmp_path / "s"), name], "qemu-nbd") == 1
+    reason = f"Could not open '{name}': filesystem does not support O_DIRECT"
+    assert capfd.readouterr().err == f"qemu-nbd: Failed to blk_new_open '{name}': {reason}\n"
+
+
 @pytest.mark.parametrize(
     "option", ["-x=a", "-D=a", "-o=1", "-c=a", "-f=raw", "-l=a", "-B=a", "-A", "-n", "--aio=threads"]
 )

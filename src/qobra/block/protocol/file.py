@@ -71,7 +71,9 @@ class FileNode(BlockNode):
             self.check_kind(os.fstat(self.fd).st_mode)
             self.length = self._host_length()
         except OSError as error:
-            raise QobraError(f"Could not open '{self.path}': {strerror(error)}", errno=error.errno)
+            refused = self.cache_direct and error.errno == errno.EINVAL  # open(2)
+            reason = "filesystem does not support O_DIRECT" if refused else strerror(error)
+            raise QobraError(f"Could not open '{self.path}': {reason}", errno=error.errno)
         if options.get("aio") == "native" and not self.cache_direct:
             raise QobraError(
                 "aio=native was specified, but it requires cache.direct=on, which was not specified.",
