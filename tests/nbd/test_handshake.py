@@ -80,6 +80,8 @@ def test_oldstyle(serve: Serve) -> None:
     client = connect(serve(script))
     assert client.size == 1024 and client.read_only
     client.abort()
+    [(info, contexts)] = list_exports(serve(script))
+    assert (info.name, info.size, info.read_only, contexts) == ("", 1024, True, [])
 
 
 @pytest.mark.parametrize(

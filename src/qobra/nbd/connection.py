@@ -132,6 +132,8 @@ def list_exports(
 
     handshake, _ = open_handshake(target, "", tls=tls, tls_hostname=tls_hostname, handshake_timeout=handshake_timeout)
     try:
+        if handshake.oldstyle is not None:
+            return [(handshake.oldstyle, [])]
         handshake.request_structured_replies()
         found = []
         for name, description in handshake.list_exports():

@@ -52,6 +52,11 @@ class Handshake:
         """Whether the server knows options beyond EXPORT_NAME."""
         return self._oldstyle is None and bool(self._flags & p.FLAG_FIXED_NEWSTYLE)
 
+    @property
+    def oldstyle(self) -> ExportInfo | None:
+        """The one export of a server without options, which has told of it at once; None for all others."""
+        return self._oldstyle
+
     def _greet(self) -> None:
         magic, style = p.MAGICS.unpack(self._receive(16, "initial magic"))
         if magic != p.INIT_MAGIC:
@@ -73,7 +78,7 @@ class Handshake:
 
     def start_tls(self, context: ssl.SSLContext, hostname: str | None = None) -> None:
         """Go over to TLS; ``hostname`` is what the server's certificate is checked against."""
-        self._need_fixed("TLS")
+        self._need_fixed("STARTTLS")
         self._request(p.OPT_STARTTLS)
         self._acknowledged(p.OPT_STARTTLS)
         self.transport = self.transport.start_tls(context, server_side=False, hostname=hostname)
