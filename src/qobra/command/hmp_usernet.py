@@ -28,7 +28,7 @@ def _backend(machine: Machine, id: str | None) -> Any:
 
 
 def _hub(backend: Netdev) -> int:
-    number = getattr(backend.peer, "hub", None)
+    number = backend.peer.hub if isinstance(backend.peer, Netdev) else None
     return -1 if number is None else number
 
 

@@ -27,7 +27,7 @@ _MULTIBOOT_MAGIC = 0x1BADB002
 def offer(board: PcBoard, data: bytes) -> None:
     """Put the kernel into memory, at each reset anew, and what the ROM needs into fw_cfg. Raises QobraError."""
     if _is_multiboot(data):
-        raise QobraError(_FAILURE, hint="Multiboot kernels are not started.\n")
+        raise QobraError(_FAILURE, hint="Multiboot kernels are not started.")
     headers = elf_headers(data, _FAILURE)
     segments = [header for header in headers if header[0] == LOAD]
     if not segments or unpack_from("<H", data, 18)[0] not in _MACHINES:

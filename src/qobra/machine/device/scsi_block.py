@@ -6,15 +6,14 @@ from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
-from qobra.machine.scsi import passthrough
-from qobra.machine.scsi.bus import Result
 from qobra.machine.scsi.disk import ScsiDisk
+from qobra.machine.scsi.passthrough import PassedThrough
 from qobra.machine.vmstate import VmState
 from qobra.object.property import Int
 
 
 @registry.register("scsi-block")
-class ScsiBlock(ScsiDisk):
+class ScsiBlock(PassedThrough, ScsiDisk):
     """A unit that answers nothing itself: what it is, and how large its blocks are, the host's disk says."""
 
     type_name = "scsi-block"
@@ -50,14 +49,4 @@ class ScsiBlock(ScsiDisk):
     def realize(self) -> None:
         if self.backend is None:
             raise QobraError("drive property not set")
-        backend = self.realize_block()
-        self._unit = passthrough.HostUnit(passthrough.find_host_device(backend.node))
-        iothread = getattr(self.scsi_bus.owner, "iothread", None)
-        if iothread is not None:
-            backend.move(iothread)
-
-    def state_blocked(self) -> str | None:
-        return "the state of the host's device cannot be moved"
-
-    def carry_out(self, cdb: bytes, data: bytes, room: int) -> Result:
-        return self._unit.execute(passthrough.block_of(cdb), data, room, timeout_ms=self.io_timeout * 1000)
+        super().realize()

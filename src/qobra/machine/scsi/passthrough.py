@@ -81,7 +81,7 @@ class HostUnit:
                 raise OSError(errno.ENOTSUP, "")
             fcntl.ioctl(node.fd, _GET_VERSION, version)
         except OSError as error:
-            hint = "Is this a SCSI device?\n" if error.errno != errno.EPERM else None
+            hint = "Is this a SCSI device?" if error.errno != errno.EPERM else None
             raise QobraError(f"cannot get SG_IO version number: {strerror(error)}", hint=hint)
         if int.from_bytes(version, "little") < _OLDEST_VERSION:
             raise QobraError("scsi generic interface too old")
@@ -131,3 +131,27 @@ def _result(header: _Header, data: bytes, sense: bytes) -> Result:
         status = CHECK_CONDITION
     kept = min(max(len(data) - header.residual, 0), len(data))
     return Result(status, data[:kept], sense[: header.sense_written] if status == CHECK_CONDITION else b"")
+
+
+class PassedThrough:
+    """What ``scsi-generic`` and ``scsi-block`` have in common: the host's device carries out the commands."""
+
+    io_timeout: Any
+    realize_block: Any
+    scsi_bus: Any
+
+    def realize(self) -> None:
+        """Take the host's device. Raises QobraError where the drive is none."""
+        backend = self.realize_block()
+        self._unit = HostUnit(find_host_device(backend.node))
+        iothread = getattr(self.scsi_bus.owner, "iothread", None)
+        if iothread is not None:
+            backend.move(iothread)
+
+    def state_blocked(self) -> str | None:
+        """Why the device cannot be migrated."""
+        return "the state of the host's device cannot be moved"
+
+    def carry_out(self, cdb: bytes, data: bytes, room: int) -> Result:
+        """Carry out one command; the timeout is in seconds."""
+        return self._unit.execute(block_of(cdb), data, room, timeout_ms=self.io_timeout * 1000)
