@@ -60,7 +60,21 @@ class TestCheck:
 
     def test_a_missing_file(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         status, _, err = _run(capsys, "check", str(tmp_path / "none"))
-        assert status == 1 and "No such file" in err
+        assert (status, err) == (1, f"{tmp_path}/none:1:1: cannot read the schema: No such file or directory\n")
+
+    def test_an_include_that_is_missing_is_told_where_it_is_included(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "part.json"
+        path.write_text("\n{ 'include': 'gone.json' }")
+        status, _, err = _run(capsys, "check", str(path))
+        assert status == 1 and err.startswith(f"{path}:2:3: there is no file 'gone.json' to include\n")
+
+    def test_what_is_no_text(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        path = tmp_path / "noise.json"
+        path.write_bytes(b"{ \xfb }")
+        status, _, err = _run(capsys, "check", str(path))
+        assert (status, err) == (1, f"{path}:1:1: expected UTF-8 text, got 0xfb\n")
 
 
 def test_show(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +134,15 @@ class TestDiff:
         ]
         assert "argument 'y'" not in _run(capsys, "diff", "--breaking", str(old), str(new))[1]
         assert _json(capsys, "diff", str(new), str(old))[0]["breaking"] is True
+
+    def test_files_that_are_not_whole(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        old, new = tmp_path / "old.json", tmp_path / "new.json"
+        old.write_text("{ 'include': 'gone.json' }\n{ 'command': 'a', 'data': { 'x': 'Gone' } }")
+        new.write_text("{ 'command': 'a' }\nsome words\n")
+        with pytest.raises(QobraError, match=r"old\.json:1:3: there is no file"):
+            main(["diff", str(old), str(new)])
+        status, out, _ = _run(capsys, "diff", "--stubs", "--lenient", str(old), str(new))
+        assert (status, out) == (1, "breaks: command a, argument 'x': is gone\n1 changes, 1 of them break clients\n")
 
     def test_a_saved_introspection_with_and_without_the_reply_around_it(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from qobra.errors import strerror
 from qobra.qapi.build import build
 from qobra.qapi.check import check_schema
 from qobra.qapi.error import Position, QapiError
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     from qobra.qapi.parser import Parsed
 
 Loader = Callable[[str], str | None]
-"""The text of an included file by its name, or None to stub it: types it would bring are then taken for ``any``."""
+"""The text of an included file by its name, or None to stub it: types it would bring are then taken for ``any``.
+
+Raises FileNotFoundError where there is none.
+"""
 
 MAX_FILES = 1000
 MAX_INCLUDE_DEPTH = 64
@@ -59,8 +64,10 @@ def load_file(
 
     def include(name: str) -> str | None:
         target = os.path.join(directory, name)
-        if stubs and not os.path.exists(target):
-            return None
+        if not os.path.exists(target):
+            if stubs:
+                return None
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), target)
         return _read(target)
 
     return load(_read(path), path, include=include, lenient=lenient, strict=strict)
@@ -75,8 +82,10 @@ def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as stream:
             return stream.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise QapiError(Position(path, 1, 1), f"cannot read the schema: {error}") from error
+    except OSError as error:
+        raise QapiError(Position(path, 1, 1), f"cannot read the schema: {strerror(error)}") from error
+    except UnicodeDecodeError as error:
+        raise QapiError(Position(path, 1, 1), f"expected UTF-8 text, got 0x{error.object[error.start]:02x}") from error
 
 
 class _Reader:
@@ -133,7 +142,10 @@ class _Reader:
         if len(self._seen) >= MAX_FILES or len(self._open) > MAX_INCLUDE_DEPTH:
             raise QapiError(position, f"expected at most {MAX_FILES} files and {MAX_INCLUDE_DEPTH} levels of includes")
         self._seen.add(target)
-        text = self._include(os.path.relpath(target, self._directory or "."))
+        try:
+            text = self._include(os.path.relpath(target, self._directory or "."))
+        except FileNotFoundError:
+            raise QapiError(position, f"there is no file '{name}' to include") from None
         if text is None:
             self.stubbed = True
         else:

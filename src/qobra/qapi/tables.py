@@ -30,8 +30,8 @@ class Tables(NamedTuple):
 
 
 def make_tables(schema: Schema) -> Tables:
-    """A schema in compact form."""
-    tables = Tables({}, {}, {}, {})
+    """A schema in compact form. Types that are missing in it are objects without members there."""
+    tables = Tables(dict.fromkeys(schema.missing, "o"), {}, {}, {})
     for definition in schema:
         if isinstance(definition, (Command, Event)):
             argument = _argument(definition, tables.types)

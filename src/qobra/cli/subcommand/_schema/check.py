@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from qobra.qapi.error import QapiError
 from qobra.qapi.load import SCHEMA_FILE, load_file
 
+from .source import add_reading_arguments
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
@@ -17,8 +19,7 @@ HELP = "check schema files, today's language or that of QEMU 2.x"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("file", nargs="*", help="schema files; Qobra's own without any")
-    parser.add_argument("--stubs", action="store_true", help="take types of missing includes for anything")
-    parser.add_argument("--lenient", action="store_true", help="pass over what is no schema text, and say so")
+    add_reading_arguments(parser)
 
 
 def run(options: Namespace) -> int:

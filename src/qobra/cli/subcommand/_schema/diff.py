@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qobra.qapi.diff import diff
 
-from .source import read_side
+from .source import add_reading_arguments, read_side
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -20,11 +20,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("old", help=sides)
     parser.add_argument("new", help="the same")
     parser.add_argument("--breaking", action="store_true", help="only what breaks clients")
+    add_reading_arguments(parser)
 
 
 def run(options: Namespace) -> int:
     """Exit status 1 if a change breaks clients, 0 otherwise."""
-    changes = diff(read_side(options.old), read_side(options.new))
+    old, new = (read_side(side, stubs=options.stubs, lenient=options.lenient) for side in (options.old, options.new))
+    changes = diff(old, new)
     breaking = sum(change.breaking for change in changes)
     shown = [change for change in changes if change.breaking or not options.breaking]
     if options.json:

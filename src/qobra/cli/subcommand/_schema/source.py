@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.qapi.contract import Contract
@@ -12,28 +12,40 @@ from qobra.qapi.introspect import introspect
 from qobra.qapi.load import SCHEMA_FILE, load_file
 from qobra.qapi.tables import make_tables
 
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
 MAX_DUMP = 64 << 20
 
 _KNOWN = {"name", "meta-type", "features", "json-type", "members", "values", "element-type", "tag", "variants"}
 _KNOWN |= {"arg-type", "ret-type", "allow-oob"}
 
 
-def read_side(source: str, *, timeout: float = 10.0) -> list[dict[str, Any]]:
+def add_reading_arguments(parser: ArgumentParser) -> None:
+    """The options of actions that read schemas which are not whole."""
+    parser.add_argument("--stubs", action="store_true", help="take types of missing includes for anything")
+    parser.add_argument("--lenient", action="store_true", help="pass over what is no schema text")
+
+
+def read_side(
+    source: str, *, timeout: float = 10.0, stubs: bool = False, lenient: bool = False
+) -> list[dict[str, Any]]:
     """SchemaInfo of ``source``: ``qobra`` (the whole contract), a file, or an address (unix:PATH or HOST:PORT).
 
     A file is a schema, or a saved ``query-qmp-schema``, with or without the ``return`` around it or an entity a line as
-    ``qobra schema introspect`` prints them. Raises QobraError.
+    ``qobra schema introspect`` prints them; ``stubs`` and ``lenient`` are :func:`qobra.qapi.load.load_file`'s, and
+    ``timeout`` of a server is in seconds. Raises QobraError.
     """
     if source == "qobra":
         return introspect_file(SCHEMA_FILE)
     if os.path.isfile(source):
-        return _read_dump(source) or introspect_file(source)
+        return _read_dump(source) or introspect_file(source, stubs=stubs, lenient=lenient)
     return _ask(source, timeout)
 
 
-def introspect_file(path: str) -> list[dict[str, Any]]:
-    """Introspection of everything in a schema file."""
-    of = Contract(*make_tables(load_file(path)))
+def introspect_file(path: str, *, stubs: bool = False, lenient: bool = False) -> list[dict[str, Any]]:
+    """Introspection of everything in a schema file, read as :func:`qobra.qapi.load.load_file` does."""
+    of = Contract(*make_tables(load_file(path, stubs=stubs, lenient=lenient)))
     return introspect(of.commands, of.events, of=of)
 
 
