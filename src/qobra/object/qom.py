@@ -9,7 +9,7 @@ the class (:mod:`qobra.object.property`) and, for what differs between instances
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qobra.errors import QobraError
 from qobra.object.property import Property, String
@@ -38,6 +38,12 @@ class Object:
     """Abstract types between this one and the class that it is made from, nearest first: they add but interfaces."""
     architectures: frozenset[str] | None = None
     """The architectures whose programs have the type; None: all."""
+
+    # What each class has found out about itself; a class without one of them has not been asked yet.
+    _ancestor_classes: ClassVar[list[type[Object]]]
+    _lineage_names: ClassVar[frozenset[str]]
+    _all_interfaces: ClassVar[frozenset[str]]
+    _class_properties: ClassVar[dict[str, Property]]
 
     qom_type = String(name="type", get=lambda self: self.type_name, writable=False)
 
@@ -89,7 +95,7 @@ class Object:
                 members = {"type_name": name, "abstract": True, "interfaces": interfaces, "__doc__": f"{name}."}
                 parent = type(f"{cls.__name__}Ancestor", (parent,), members)
                 made.insert(0, parent)
-            cls._ancestor_classes = made  # type: ignore[attr-defined]
+            cls._ancestor_classes = made
         yield from cls.__dict__.get("_ancestor_classes", ())
 
     @classmethod
@@ -112,7 +118,7 @@ class Object:
     def _names(cls) -> frozenset[str]:
         found: frozenset[str] | None = cls.__dict__.get("_lineage_names")
         if found is None:
-            found = cls._lineage_names = frozenset(base.type_name for base in cls.lineage())  # type: ignore[attr-defined]
+            found = cls._lineage_names = frozenset(base.type_name for base in cls.lineage())
         return found
 
     @classmethod
@@ -124,7 +130,7 @@ class Object:
             names = {each for base in bases for each in base.__dict__.get("interfaces", ())}
             names |= {"user-creatable"} if cls.user_creatable else set()
             found = frozenset(names)
-            cls._all_interfaces = found  # type: ignore[attr-defined]
+            cls._all_interfaces = found
         return found
 
     @classmethod
@@ -141,7 +147,7 @@ class Object:
                     if isinstance(value, Property) or attribute in attributes:
                         attributes[attribute] = value
             found = {p.name: p for p in attributes.values() if isinstance(p, Property)}
-            cls._class_properties = found  # type: ignore[attr-defined]
+            cls._class_properties = found
         return found
 
     # -- properties

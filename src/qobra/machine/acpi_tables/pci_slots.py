@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qobra.machine.acpi_tables import aml
 
@@ -54,10 +54,9 @@ def slots(bus: PciBus, hotplug: AcpiPciHotplug) -> bytes:
         device = bus.functions.get(slot << 3)
         label = f"S{slot << 3:02X}"
         inner: list[bytes] = []
-        bridge: Any = device
-        if device is not None and device.header_type & 0x7F == 1:
-            inner.append(slots(bridge.secondary, hotplug))
-            if _has_counter(bridge.secondary, hotplug):
+        if device is not None and device.secondary is not None:
+            inner.append(slots(device.secondary, hotplug))
+            if _has_counter(device.secondary, hotplug):
                 below.append(label)
         if number is not None and (device is None or (device.pluggable and device.hotpluggable_class)):
             notified.append((slot, label))
@@ -91,7 +90,5 @@ def slots(bus: PciBus, hotplug: AcpiPciHotplug) -> bytes:
 
 def _has_counter(bus: PciBus, hotplug: AcpiPciHotplug) -> bool:
     return bus in hotplug.buses or any(
-        _has_counter(device.secondary, hotplug)  # type: ignore[attr-defined]
-        for device in bus.functions.values()
-        if device.header_type & 0x7F == 1
+        _has_counter(device.secondary, hotplug) for device in bus.functions.values() if device.secondary is not None
     )

@@ -6,7 +6,7 @@ Everything here runs inside the control strand; storage is reached through :clas
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from qobra.errors import QobraError
 from qobra.machine.ata import regs
@@ -72,8 +72,7 @@ class AtaDevice(BlockFrontEnd):
     @property
     def ide_bus(self) -> IdeBus:
         """The channel."""
-        bus: Any = self.bus
-        return bus  # type: ignore[no-any-return]
+        return cast("IdeBus", self.bus)
 
     @property
     def port(self) -> AtaPort:

@@ -7,13 +7,12 @@ from typing import Any
 from qobra.machine.blockdev import PlainFrontEnd
 from qobra.machine.boot_index import BootIndex
 from qobra.machine.devices import registry
-from qobra.machine.scsi.bus import ScsiDevice
 from qobra.machine.scsi.passthrough import PassedThrough
 from qobra.object.property import Bool, Int
 
 
 @registry.register("scsi-generic")
-class ScsiGeneric(PassedThrough, ScsiDevice, PlainFrontEnd):
+class ScsiGeneric(PassedThrough, PlainFrontEnd):
     """A unit that answers nothing itself. Its backend is a ``host_device``."""
 
     type_name = "scsi-generic"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
@@ -226,8 +226,7 @@ class SerialPort(Device):
     def serial(self) -> VirtioSerial:
         """The device that the port belongs to."""
         assert self.bus is not None
-        owner: Any = self.bus.owner
-        return owner  # type: ignore[no-any-return]
+        return cast("VirtioSerial", self.bus.owner)
 
     def realize(self) -> None:
         if self.nr == 0 and not self.is_console:

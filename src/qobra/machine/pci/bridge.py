@@ -68,11 +68,12 @@ class PciBridge(PciDevice):
     abstract = True
     class_id = 0x0604
     header_type = 1
+    secondary: PciBus
     secondary_type: type[PciBus] = PciBus
     is_port = False
+    """Whether it leads to a link of PCI Express."""
     closes_windows = False
     """Whether its windows begin with limits below their bases, so that they let nothing through."""
-    """Whether it leads to a link of PCI Express."""
 
     vmstate = VmState(partial=True)
 

@@ -143,10 +143,10 @@ class PciBus(Bus):
         if number == self.number:
             return self
         for device in list(self.functions.values()):
-            if device.header_type & 0x7F == 1:
+            if device.secondary is not None:
                 low, high = device.config[regs.SECONDARY_BUS], device.config[regs.SUBORDINATE_BUS]
                 if low and low <= number <= high:
-                    return device.secondary.find(number)  # type: ignore[attr-defined,no-any-return]
+                    return device.secondary.find(number)
         return None
 
     def find_function(self, number: int, devfn: int) -> PciDevice | None:

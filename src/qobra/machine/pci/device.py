@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qobra.errors import QobraError
 from qobra.machine.memory import Mapping, Ram, Region
@@ -129,12 +129,13 @@ class PciDevice(Device):
         self.powered = True
         """Whether its slot gives it power; nothing is seen of it otherwise."""
         self._rom: Ram | None = None
+        self.secondary: PciBus | None = None
+        """The bus behind it, where it is a bridge."""
 
     @property
     def pci_bus(self) -> PciBus:
         """The bus that the device is on."""
-        bus: Any = self.bus
-        return bus  # type: ignore[no-any-return]
+        return cast("PciBus", self.bus)
 
     @property
     def is_express(self) -> bool:

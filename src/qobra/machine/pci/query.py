@@ -47,8 +47,8 @@ def _function(device: PciDevice, number: int) -> dict[str, Any]:
     }
     if pin:
         info["irq"] = device.config[regs.INTERRUPT_LINE]
-    if device.header_type & 0x7F == 1:
-        info["pci_bridge"] = _bridge(device)
+    if device.secondary is not None:
+        info["pci_bridge"] = _bridge(device, device.secondary)
     return info
 
 
@@ -66,10 +66,8 @@ def _region(device: PciDevice, bar: Bar) -> dict[str, Any]:
     return region
 
 
-def _bridge(device: Any) -> dict[str, Any]:
-    def word(offset: int) -> int:
-        return int(device.word(offset))
-
+def _bridge(device: PciDevice, secondary: PciBus) -> dict[str, Any]:
+    word = device.word
     memory_base, memory_limit = (word(regs.MEMORY_BASE) & 0xFFF0) << 16, (word(regs.MEMORY_LIMIT) & 0xFFF0) << 16
     prefetch_base = (word(regs.PREFETCH_BASE) & 0xFFF0) << 16 | device.dword(regs.PREFETCH_BASE_HIGH) << 32
     prefetch_limit = (word(regs.PREFETCH_LIMIT) & 0xFFF0) << 16 | device.dword(regs.PREFETCH_LIMIT_HIGH) << 32
@@ -85,7 +83,7 @@ def _bridge(device: Any) -> dict[str, Any]:
         }
     }
     if device.config[regs.SECONDARY_BUS]:
-        functions = _functions(device.secondary, device.config[regs.SECONDARY_BUS])
+        functions = _functions(secondary, device.config[regs.SECONDARY_BUS])
         if functions:
             info["devices"] = functions
     return info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Bus, Device
@@ -28,6 +28,7 @@ from qobra.machine.vmstate import Field, Maybe, Number, Together, VmState
 from qobra.object.property import Int
 
 if TYPE_CHECKING:
+    from qobra.block.backend import BlockBackend
     from qobra.object.tree import ObjectTree
 
 _TOLD_NO_ATTENTION = frozenset((INQUIRY, REPORT_LUNS, GET_CONFIGURATION, GET_EVENT_STATUS))
@@ -76,8 +77,7 @@ class ScsiDevice(Device):
     @property
     def scsi_bus(self) -> ScsiBus:
         """The bus that the unit is on."""
-        bus: Any = self.bus
-        return bus  # type: ignore[no-any-return]
+        return cast("ScsiBus", self.bus)
 
     def execute(self, cdb: bytes, data: bytes, room: int) -> Result:
         """Carry out the command ``cdb`` with ``data`` sent along; at most ``room`` bytes come back.
@@ -127,6 +127,11 @@ class ScsiDevice(Device):
         """The data that a command returns. Raises Sense."""
         raise NotImplementedError
 
+    def move_to_adapter(self, backend: BlockBackend) -> None:
+        """Have ``backend`` be where the host adapter serves its requests. Raises QobraError where its node cannot."""
+        if self.scsi_bus.iothread is not None:
+            backend.move(self.scsi_bus.iothread)
+
     def reset(self) -> None:
         self.attention = RESET_OCCURRED
 
@@ -154,6 +159,8 @@ class ScsiBus(Bus):
     """Whether the host adapter hands sense over with the status of a command."""
     queues = True
     """Whether units have several commands at a time."""
+    iothread: Any = None
+    """Where the host adapter serves its requests, if that is an iothread; units' backends are in it, too."""
     max_channel = 0
     max_target = 255
     max_lun = 16383

@@ -81,9 +81,7 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         self.vendor, self.product = self.vendor or "QEMU", self.product or self.default_product
         self.ver = self.ver or "2.5+"
         self._mode_values: dict[int, bytes] = {}
-        iothread = getattr(self.scsi_bus.owner, "iothread", None)
-        if iothread is not None:
-            backend.move(iothread)
+        self.move_to_adapter(backend)
         return backend
 
     # -- commands

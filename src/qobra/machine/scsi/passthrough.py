@@ -10,7 +10,8 @@ from typing import Any
 
 from qobra.block.protocol.host_device import HostDeviceNode
 from qobra.errors import QobraError, strerror
-from qobra.machine.scsi.bus import Result
+from qobra.machine.blockdev import BlockFrontEnd
+from qobra.machine.scsi.bus import Result, ScsiDevice
 from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, INVALID_OPCODE, Sense
 
 _SG_IO, _GET_SCSI_ID, _GET_VERSION = 0x2285, 0x2276, 0x2282
@@ -133,20 +134,17 @@ def _result(header: _Header, data: bytes, sense: bytes) -> Result:
     return Result(status, data[:kept], sense[: header.sense_written] if status == CHECK_CONDITION else b"")
 
 
-class PassedThrough:
+class PassedThrough(ScsiDevice, BlockFrontEnd):
     """What ``scsi-generic`` and ``scsi-block`` have in common: the host's device carries out the commands."""
 
     io_timeout: Any
-    realize_block: Any
-    scsi_bus: Any
+    """How long the host's device has for a command, in seconds."""
 
     def realize(self) -> None:
         """Take the host's device. Raises QobraError where the drive is none."""
         backend = self.realize_block()
         self._unit = HostUnit(find_host_device(backend.node))
-        iothread = getattr(self.scsi_bus.owner, "iothread", None)
-        if iothread is not None:
-            backend.move(iothread)
+        self.move_to_adapter(backend)
 
     def state_blocked(self) -> str | None:
         """Why the device cannot be migrated."""

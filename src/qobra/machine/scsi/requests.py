@@ -8,6 +8,7 @@ from typing import Any
 
 from qobra.errors import QobraError, errno_of
 from qobra.machine.block_requests import BlockRequests
+from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.scsi import transfer
 from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
 from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
@@ -37,8 +38,8 @@ class ScsiRequests:
         self, target: int, lun: int, cdb: bytes, data: bytes, room: int, done: Callable[[Result | None], None]
     ) -> None:
         """Have a unit carry out ``cdb``; ``done`` is told how it ended, or None where there is no such target."""
-        unit: Any = self._bus.find(0, target, lun)
-        if unit is None or getattr(unit, "backend", None) is None:
+        unit = self._bus.find(0, target, lun)
+        if not isinstance(unit, BlockFrontEnd) or unit.backend is None:
             try:
                 done(self._bus.execute(target, lun, cdb, data, room))
             except (OSError, QobraError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Bus, Device
@@ -79,8 +79,7 @@ class VirtioDevice(Device):
     @property
     def transport(self) -> VirtioBus:
         """The transport that the device is on."""
-        bus: Any = self.bus
-        return bus  # type: ignore[no-any-return]
+        return cast("VirtioBus", self.bus)
 
     def add_queue(self, size: int) -> Queue:
         """The next queue, of at most ``size`` descriptors."""

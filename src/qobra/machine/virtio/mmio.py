@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qobra.machine.devices import registry
 from qobra.machine.irq import Line
@@ -36,8 +36,7 @@ class VirtioMmioBus(VirtioBus):
 
     @property
     def _owner(self) -> VirtioMmio:
-        owner: Any = self.parent
-        return owner  # type: ignore[no-any-return]
+        return cast("VirtioMmio", self.parent)
 
 
 @registry.register("virtio-mmio")

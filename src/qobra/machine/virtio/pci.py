@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
@@ -40,8 +40,7 @@ class VirtioPciBus(VirtioBus):
 
     @property
     def _proxy(self) -> VirtioPci:
-        proxy: Any = self.parent
-        return proxy  # type: ignore[no-any-return]
+        return cast("VirtioPci", self.parent)
 
 
 class Alias(Property):
