@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qobra.machine.usb.bus import PortOwner, UsbPort, find_device
-from qobra.machine.usb.device import FULL, LOW, UsbDevice
+from qobra.machine.usb.bus import UsbPort, find_device
+from qobra.machine.usb.device import LOW, UsbDevice
+from qobra.machine.usb.full_speed import FRAME_NS, FullSpeedController, TakePorts
 from qobra.machine.usb.ohci_lists import Lists
 from qobra.machine.vmstate import Number, VmState, flag, i64, listed, part, timer, u16, u32
 
@@ -40,15 +41,13 @@ _CLEAR_ENABLE, _SET_ENABLE, _SET_SUSPEND, _CLEAR_SUSPEND, _SET_RESET, _SET_POWER
     0x001, 0x002, 0x004, 0x008, 0x010, 0x100, 0x200
 )  # fmt: skip
 
-_FRAME_NS = 10**6
 _NOTHING = 0xFFFFFFFF
 
 
-class Ohci(PortOwner):
-    """The controller. ``take_ports(owner, count, speeds)`` gives it its ports, ``interrupt(level)`` drives its line.
+class Ohci(FullSpeedController):
+    """The controller."""
 
-    Everything runs inside the control strand.
-    """
+    _empty_port = _POWERED
 
     vmstate = VmState(
         timer("_timer"),
@@ -64,20 +63,15 @@ class Ohci(PortOwner):
 
     def __init__(
         self,
-        take_ports: Callable[[PortOwner, int, tuple[int, ...]], list[UsbPort]],
+        take_ports: TakePorts,
         ports: int,
         memory: GuestMemory,
         clock: VirtualClock,
         interrupt: Callable[[bool], None],
     ) -> None:
-        self._memory = memory
-        self._clock = clock
-        self._interrupt = interrupt
+        super().__init__(take_ports, ports, memory, clock, interrupt)
         self._lists = Lists(memory, self._find)
-        self._timer = clock.timer(self._next_frame)
         self._frame_began_ns = 0
-        self._places = take_ports(self, ports, (LOW, FULL))
-        self._ports = [0] * ports
         self.reset()
 
     def reset(self) -> None:
@@ -85,15 +79,11 @@ class Ohci(PortOwner):
         self._control = 0
         self._root_a = _ALWAYS_POWERED | len(self._ports)
         self._soft_reset()
-        self._reset_ports()
+        self._reset_root_hub()
 
-    def _reset_ports(self) -> None:
+    def _reset_root_hub(self) -> None:
         self._wakes = False
-        for place in self._places:
-            self._ports[place.number] = _POWERED
-            if place.device is not None:
-                place.device.reset()
-                self.attached(place)
+        self._reset_ports()
 
     def _soft_reset(self) -> None:
         # What the guest's reset is: the root hub stays as it is, and the bus is suspended.
@@ -105,10 +95,6 @@ class Ohci(PortOwner):
         self._periodic_start = self._period_current = self._number = 0
         self._lists.clear()
         self._update()
-
-    def close(self) -> None:
-        """Stop."""
-        self._timer.cancel()
 
     # -- ports
 
@@ -248,11 +234,11 @@ class Ohci(PortOwner):
             return
         if after == _STATE_OPERATIONAL:
             self._frame_began_ns = self._clock.now_ns()
-            self._timer.set(self._frame_began_ns + _FRAME_NS)
+            self._timer.set(self._frame_began_ns + FRAME_NS)
             return
         self._timer.cancel()
         if after == 0:  # the bus is reset, and with it every device
-            self._reset_ports()
+            self._reset_root_hub()
 
     def _write_command(self, value: int) -> None:
         if value & _RESET:
@@ -266,8 +252,8 @@ class Ohci(PortOwner):
         length = self._interval & 0x3FFF
         if self._control & _STATE != _STATE_OPERATIONAL:
             return self._interval & 1 << 31
-        passed = min(_FRAME_NS, max(0, self._clock.now_ns() - self._frame_began_ns))
-        return self._interval & 1 << 31 | length - passed * length // _FRAME_NS
+        passed = min(FRAME_NS, max(0, self._clock.now_ns() - self._frame_began_ns))
+        return self._interval & 1 << 31 | length - passed * length // FRAME_NS
 
     def _tell(self, status: int) -> None:
         self._status |= status
@@ -297,7 +283,7 @@ class Ohci(PortOwner):
             self._lists.clear()
             status |= _DONE
         self._tell(status)
-        self._timer.set(max(self._frame_began_ns + _FRAME_NS, self._clock.now_ns() + _FRAME_NS // 2))
+        self._timer.set(max(self._frame_began_ns + FRAME_NS, self._clock.now_ns() + FRAME_NS // 2))
 
     def _walk(self) -> None:
         control, walk = self._control, self._lists.walk

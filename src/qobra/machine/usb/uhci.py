@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qobra.machine.usb.bus import PortOwner, UsbPort, find_device
-from qobra.machine.usb.device import FULL, IN, LOW, OUT, SETUP, Nak, Stall, UsbDevice
+from qobra.machine.usb.bus import UsbPort, find_device
+from qobra.machine.usb.device import IN, LOW, OUT, SETUP, Nak, Stall, UsbDevice
+from qobra.machine.usb.full_speed import FRAME_NS, FullSpeedController, TakePorts
 from qobra.machine.vmstate import Number, VmState, flag, i64, listed, timer, u16, u32
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ _TERMINATE, _QUEUE, _POINTER = 0x1, 0x2, 0xFFFFFFF0
 _ACTIVE, _STALLED, _BABBLE, _NAKED, _TIMED_OUT, _ON_COMPLETE, _SHORT_STOPS = (
     1 << 23, 1 << 22, 1 << 20, 1 << 19, 1 << 18, 1 << 24, 1 << 29
 )  # fmt: skip
-_FRAME_NS = 10**6
 _MAX_STEPS = 256
 """Queue heads and transfer descriptors that are looked at in one frame."""
 _MAX_PACKET = 0x500
@@ -35,11 +35,10 @@ _MAX_PACKET = 0x500
 PORTS = 2
 
 
-class Uhci(PortOwner):
-    """The controller. ``take_ports(owner, count, speeds)`` gives it its ports, ``interrupt(level)`` drives its line.
+class Uhci(FullSpeedController):
+    """The controller."""
 
-    Everything runs inside the control strand.
-    """
+    _empty_port = _ALWAYS_ONE
 
     vmstate = VmState(
         timer("_timer"),
@@ -52,19 +51,14 @@ class Uhci(PortOwner):
 
     def __init__(
         self,
-        take_ports: Callable[[PortOwner, int, tuple[int, ...]], list[UsbPort]],
+        take_ports: TakePorts,
         memory: GuestMemory,
         clock: VirtualClock,
         interrupt: Callable[[bool], None],
     ) -> None:
-        self._memory = memory
-        self._clock = clock
-        self._interrupt = interrupt
-        self._timer = clock.timer(self._next_frame)
+        super().__init__(take_ports, PORTS, memory, clock, interrupt)
         self._deadline_ns = 0
         self._number = 0
-        self._places = take_ports(self, PORTS, (LOW, FULL))
-        self._ports = [_ALWAYS_ONE] * PORTS
         self._clear()
 
     def _clear(self) -> None:
@@ -78,15 +72,7 @@ class Uhci(PortOwner):
     def reset(self) -> None:
         """As after power-on: every device is found anew."""
         self._clear()
-        for place in self._places:
-            self._ports[place.number] = _ALWAYS_ONE
-            if place.device is not None:
-                place.device.reset()
-                self.attached(place)
-
-    def close(self) -> None:
-        """Stop."""
-        self._timer.cancel()
+        self._reset_ports()
 
     def attached(self, port: UsbPort) -> None:
         assert port.device is not None
@@ -165,7 +151,7 @@ class Uhci(PortOwner):
         running, self._command = self._command & _RUN, value
         if value & _RUN and not running:
             self._status &= ~_S_HALTED
-            self._deadline_ns = self._clock.now_ns() + _FRAME_NS
+            self._deadline_ns = self._clock.now_ns() + FRAME_NS
             self._timer.set(self._deadline_ns)
         elif not value & _RUN:
             self._status |= _S_HALTED
@@ -188,7 +174,7 @@ class Uhci(PortOwner):
         self._number = self._number + 1 & 0x7FF
         self._walk(link)
         # Where the host was busy, frames are left out.
-        self._deadline_ns = max(self._deadline_ns + _FRAME_NS, self._clock.now_ns() + _FRAME_NS // 2)
+        self._deadline_ns = max(self._deadline_ns + FRAME_NS, self._clock.now_ns() + FRAME_NS // 2)
         if self._command & _RUN:
             self._timer.set(self._deadline_ns)
 
