@@ -147,6 +147,31 @@ def test_a_list_is_given_piece_by_piece(build: Build) -> None:
     assert machine.objects.resolve("/objects/t").get("cpu-affinity") == [0]
 
 
+def test_only_what_migrates(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = build("-only-migratable", "-device", "edu,id=e")
+    monkeypatch.setattr(type(machine.objects.resolve("/machine/peripheral/e")), "migrates", False)
+    for refused in (
+        lambda: _qmp(machine, "device_add", driver="edu", id="f"),
+        lambda: build("-only-migratable", "-device", "edu,id=f"),
+    ):
+        with pytest.raises(QobraError, match="Device edu is not migratable, but --only-migratable was specified$"):
+            refused()
+    assert set(machine.objects.resolve("/machine/peripheral").children) == {"e"}
+    build("-device", "edu")
+
+
+def test_a_debug_console(build: Build, tmp_path: Path) -> None:
+    machine = build("-debugcon", f"file:{tmp_path / 'out'}")
+    for byte in b"hi":
+        machine.board.ports.write(0xE9, bytes((byte,)))
+    machine.close()
+    assert (tmp_path / "out").read_bytes() == b"hi"
+    with pytest.raises(
+        QobraError, match="-debugcon none: 'none' is not a valid char driver\n.*invalid character backend"
+    ):
+        build("-debugcon", "none")
+
+
 def test_filters_find_the_backends_of_nic(build: Build) -> None:
     machine = build("-nic", "hubport,hubid=1,id=n,model=e1000", "-object", "filter-buffer,id=f,netdev=n,interval=9")
     backend = machine.netdevs.find("n")

@@ -209,7 +209,7 @@ def test_a_device_without_declared_state_keeps_the_machine_here(pair_of: Make, m
     pair = pair_of()
     with pair.source.control:
         device = add_device(pair.source, {"driver": "pvpanic-pci", "addr": "6"}, keyval=True)
-        monkeypatch.setattr(type(device), "migratable", False, raising=False)
+        monkeypatch.setattr(type(device), "migrates", False)
         with pytest.raises(QobraError, match="State blocked by non-migratable device '0000:00:06.0/pvpanic-pci'"):
             pair.source.migration.start("exec:cat>/dev/null")
 

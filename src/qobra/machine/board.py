@@ -176,6 +176,8 @@ class Board(Object):
         self.boot: dict[str, Any] = {}
         self.floppy_boot_check = True
         """Whether the firmware is to see if a diskette can be booted before it tries."""
+        self.only_migratable = False
+        """Whether devices are refused whose state no migration can take along."""
         self._globals: list[tuple[str, str, str]] = list(self.compat)
         self.peripheral = Container(tree)
         self.peripheral_anon = Container(tree)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
 from qobra.machine.irq import Line
+from qobra.machine.vmstate import is_declared
 from qobra.object.property import Bool, Link, Property
 from qobra.object.qom import Object
 
@@ -135,12 +136,14 @@ class Device(Object):
             if self.bus is not None:
                 self.bus.check(self)
             self.realize()
-            if self.bus is not None:
-                try:
+            try:
+                if self.board.only_migratable and not self.migrates:
+                    raise QobraError(f"Device {self.type_name} is not migratable, but --only-migratable was specified")
+                if self.bus is not None:
                     self.bus.admit(self)
-                except QobraError:
-                    self.unrealize()
-                    raise
+            except QobraError:
+                self.unrealize()
+                raise
             self.realized = True
             for bus in self.buses():
                 bus.realized = True
@@ -187,6 +190,11 @@ class Device(Object):
         if self.bus is None or not isinstance(self.bus.parent, Device):
             return self.path()
         return f"{self.bus.parent.state_id()}/{self.bus.place_of(self)}"
+
+    @property
+    def migrates(self) -> bool:
+        """Whether the state can go into a stream: all of it is declared, and no other process has some of it."""
+        return is_declared(type(self))
 
     def state_loaded(self) -> None:
         """All the machine's state was loaded: work out what follows from it. Raises QobraError where it cannot be."""

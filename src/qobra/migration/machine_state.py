@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.errors import QobraError
 from qobra.machine.board import find_devices
 from qobra.machine.run_state import TRANSITIONS
-from qobra.machine.vmstate import StateSource, declared, is_declared, put_object, put_text, take_object
+from qobra.machine.vmstate import StateSource, declared, put_object, put_text, take_object
 from qobra.migration.stream import DEVICE, MACHINE, StreamWriter
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def state_owners(board: Board) -> Iterator[tuple[str, Any]]:
 def check_declared(board: Board) -> None:
     """Raise QobraError if a device's state cannot be saved, ever."""
     for name, device in state_owners(board):
-        if not (is_declared(type(device)) and getattr(device, "migratable", True)):
+        if device is not board and not device.migrates:
             raise QobraError(f"State blocked by non-migratable device '{name}'", errno=errno.EINVAL)
 
 

@@ -32,6 +32,7 @@ def set_up_board(board: Board, architecture: str, options: GivenOptions) -> None
     board.firmware_directories = (*options.values("L"), *board.firmware_directories)
     if options.has("no-fd-bootchk"):
         board.floppy_boot_check = False
+    board.only_migratable = options.has("only-migratable")
     for option, (name, setting) in _FLAGS.items():
         if options.has(option):
             board.set(name, setting)

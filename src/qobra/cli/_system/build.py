@@ -272,6 +272,7 @@ class Builder:
             raise QobraError(
                 f"-parallel {self._options.values('parallel')[_MAX_PARALLEL_PORTS]}: too many parallel ports"
             )
+        self._options.each("debugcon", self._create_debug_chardev)
         self._options.each("global", lambda value: board.add_global(*values.global_default(value)))
         self._options.each("netdev", self._add_netdev)
         self._options.each("tpmdev", lambda value: self.machine.tpms.create(split(value, "type")))
@@ -286,6 +287,7 @@ class Builder:
         nics.plug()
         self._options.each("usbdevice", lambda value: usb_devices.plug(self.machine, value))
         self._options.each("device", self._add_device)
+        self._options.each("debugcon", self._add_debug_console)
         board.finish()
         self._options.each("vnc", lambda value: self.machine.vnc.open(convert("vnc", split(value, "vnc"))))
         cards = {name: nic.backend for nic, name in card_names(self.machine).items()}
@@ -344,6 +346,15 @@ class Builder:
             plug_in(self.machine, json_object(value), keyval=False)
         else:
             plug_in(self.machine, split(value, "driver"), keyval=True)
+
+    def _create_debug_chardev(self, value: str) -> None:
+        try:
+            self._create_chardev("debugcon", parse_short(value))
+        except QobraError as error:
+            raise QobraError(f"{error}\n{program()}: -debugcon {value}: invalid character backend '{value}'")
+
+    def _add_debug_console(self, _value: str) -> None:
+        plug_in(self.machine, {"driver": "isa-debugcon", "chardev": "debugcon"}, keyval=True)
 
     def _add_qtest(self) -> None:
         logs = self._options.values("qtest-log")

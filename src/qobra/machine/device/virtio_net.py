@@ -147,7 +147,7 @@ class VirtioNet(VirtioDevice, Nic):
         return offered
 
     @property
-    def migratable(self) -> bool:
+    def migrates(self) -> bool:
         """Whether all the state is here: not while another process walks the queues."""
         return self._vhost is None
 

@@ -56,7 +56,7 @@ class TpmFrontEnd:
         self.backend.model = None
 
     @property
-    def migratable(self) -> bool:
+    def migrates(self) -> bool:
         """Whether the state of the TPM can go elsewhere."""
         return self.backend.migrates
 
