@@ -103,6 +103,8 @@ def test_objects(monitored: Any) -> None:
     secret = {"qom-type": "secret", "id": "s", "data": "x"}
     assert client.call("object-add", secret) == {"return": {}}
     assert client.call("object-add", {"qom-type": "secret", "id": "t", "props": {"data": "y"}}) == {"return": {}}
+    twice = client.call("object-add", {"qom-type": "secret", "id": "u", "data": "z", "props": {"data": "y"}})
+    assert twice["error"]["desc"] == "Parameter 'data' is given both by itself and in 'props'"
     assert client.call("object-del", {"id": "s"}) == {"return": {}}
     assert client.call("object-del", {"id": "s"})["error"]["desc"] == "object 's' not found"
     assert client.call("object-add", {"id": "s"})["error"]["desc"] == "Parameter 'qom-type' is missing"

@@ -133,3 +133,16 @@ def test_what_objects_keep(machine: Any) -> None:
 def test_what_objects_need(machine: Any, kind: str, name: str) -> None:
     with pytest.raises(QobraError, match=f"Parameter '{name}' is missing"):
         machine.objects.create(kind, "o", {})
+
+
+def test_paths_follow_links(machine: Any) -> None:
+    _call(machine, "device_add", driver="virtio-rng-pci", id="r")
+    by_link = _call(machine, "qom-list", path="/machine/peripheral/r/parent_bus")
+    assert by_link == _call(machine, "qom-list", path=_call(machine, "qom-get", path="r", property="parent_bus"))
+    child = next(each["name"] for each in by_link if each["type"] == "link<virtio-rng-pci>")
+    assert (
+        _call(machine, "qom-get", path=f"r/parent_bus/{child}/parent_bus/{child}", property="type") == "virtio-rng-pci"
+    )
+    for wrong in ("/machine/peripheral/r/addr", "/machine/peripheral/r/parent_bus/nothing"):
+        with pytest.raises(QobraError, match="not found"):
+            _call(machine, "qom-get", path=wrong, property="type")

@@ -8,7 +8,7 @@ import pytest
 
 from qobra.errors import QobraError
 from qobra.machine.cpu import Topology
-from qobra.machine.launch import attach_board, find_board
+from qobra.machine.launch import attach_board, find_board, simple_machine
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
 from qobra.testing.guest import BoardAccess
@@ -74,6 +74,27 @@ def test_hot_plug(machine: Machine) -> None:
     # A device has as many queues as the board began with CPUs, or it would not fit after a migration.
     _call(machine, "device_add", driver="virtio-scsi-pci", id="s")
     assert _call(machine, "qom-get", path="s", property="num_queues") == 1
+
+
+def test_what_cpus_are(machine: Machine) -> None:
+    _call(machine, "cpu-add", id=1)
+    first, second = _call(machine, "query-cpus")
+    assert first == {
+        "CPU": 0, "current": True, "halted": False, "qom_path": "/machine/unattached/device[0]", "arch": "x86",
+        "thread_id": first["thread_id"], "pc": 0xFFFFFFF0, "props": {"socket-id": 0, "core-id": 0, "thread-id": 0},
+    }  # fmt: skip
+    # The others of a PC wait for the first to start them.
+    assert (second["halted"], second["current"], second["props"]["core-id"]) == (True, False, 1)
+    fast = _call(machine, "query-cpus-fast")[1]
+    assert (fast["arch"], fast["target"], fast["props"]) == ("x86", "x86_64", second["props"])
+
+
+def test_harts_begin_at_the_reset_vector() -> None:
+    machine = simple_machine("riscv64", "virt", memory=1 << 20)
+    (hart,) = _call(machine, "query-cpus")
+    assert (hart["arch"], hart["pc"], hart["halted"]) == ("riscv", 0x1000, False)
+    assert _call(machine, "query-cpus-fast")[0]["arch"] == "riscv"
+    machine.close()
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,34 @@ def test_people_choose_which_mouse_moves(machine: Any) -> None:
     for number in (3, 2):
         assert hmp.execute(machine, f"mouse_set {number}") == ""
         assert f"* Mouse #{number}: " in hmp.execute(machine, "info mice")
+
+
+def test_devices_belong_to_displays(machine: Any) -> None:
+    machine.board.ready = False  # graphics cards are there from the start
+    for options in (
+        {"driver": "virtio-gpu-pci", "id": "g", "max_outputs": "2"},
+        {"driver": "qemu-xhci"},
+        {"driver": "usb-kbd", "id": "k", "display": "g"},
+        {"driver": "usb-tablet", "id": "t", "display": "g", "head": "1"},
+        {"driver": "usb-kbd", "id": "of-no-display", "display": "nope"},
+    ):
+        with machine.control:
+            add_device(machine, options, keyval=True)
+    keyboard, common = (machine.objects.resolve(f"/machine/peripheral/{id}") for id in ("k", "of-no-display"))
+    press = [{"type": "key", "data": {"key": _qcode("a"), "down": True}}]
+    # What is done at no display in particular is for devices that belong to none.
+    _call(machine, "input-send-event", events=press)
+    assert (bytes(keyboard._pressed), bytes(common._pressed)) == (b"", b"\4")
+    _call(machine, "input-send-event", device="g", events=press)
+    assert bytes(keyboard._pressed) == b"\4"
+    # Where nothing belongs to the display, those that belong to none take it.
+    press[0]["data"] = {"key": _qcode("b"), "down": True}
+    _call(machine, "input-send-event", device="g", head=1, events=press)
+    assert (bytes(keyboard._pressed), bytes(common._pressed)) == (b"\4", b"\4\5")
+    place = [{"type": "abs", "data": {"axis": "x", "value": 5}}]
+    for where in ({}, {"device": "g"}):
+        with pytest.raises(QobraError, match="Input handler not found for event type abs"):
+            _call(machine, "input-send-event", events=place, **where)
+    _call(machine, "input-send-event", device="g", head=1, events=place)
+    hub, outputs = machine.board.input, [each for each in machine.board.consoles if each.device is not None]
+    assert [hub.is_absolute(each) for each in (None, *outputs)] == [False, False, True]

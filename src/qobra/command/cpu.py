@@ -29,16 +29,19 @@ def query_cpus_fast(machine: Machine, args: dict[str, Any]) -> list[dict[str, An
 @command("query-cpus", needs="board")
 def query_cpus(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The CPUs, with their state."""
+    from qobra.machine import registers
+
     assert machine.board is not None
     return [
         {
             "CPU": cpu.index,
             "current": cpu.index == 0,
-            "halted": cpu.halted,
+            "halted": registers.is_halted(cpu),
             "qom_path": cpu.path(),
             "thread_id": cpu.thread_id,
-            "arch": cpu.legacy_architecture,
-            "pc": 0,
+            "props": cpu.properties_of_place(),
+            "arch": cpu.base_architecture,
+            "pc": registers.program_counter(cpu),
         }
         for cpu in machine.board.cpus
     ]

@@ -22,9 +22,8 @@ def send_key(machine: Machine, args: dict[str, Any]) -> None:
 def input_send_event(machine: Machine, args: dict[str, Any]) -> None:
     """Send events that belong together."""
     assert machine.board is not None
-    if "device" in args:
-        find_console(machine.board, args["device"], args.get("head", 0))
-    machine.board.input.send(args["events"])
+    console = find_console(machine.board, args["device"], args.get("head", 0)) if "device" in args else None
+    machine.board.input.send(args["events"], console)
 
 
 @command("x-input-send-event", needs="board")

@@ -16,6 +16,9 @@ def object_add(machine: Machine, args: dict[str, Any]) -> None:
     if "props" in args:
         if not isinstance(args["props"], dict):
             raise QobraError("Invalid parameter type for 'props', expected: dict")
+        twice = next((name for name in args["props"] if name in properties), None)
+        if twice is not None:
+            raise QobraError(f"Parameter '{twice}' is given both by itself and in 'props'")
         properties |= args["props"]
     machine.objects.create(args["qom-type"], args["id"], properties)
 

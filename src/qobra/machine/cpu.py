@@ -95,14 +95,14 @@ def parts_text(sockets: int, dies: int, cores: int, threads: int, dies_supported
 
 
 class Cpu(Device):
-    """One CPU. ``architecture`` is the reference's SysEmuTarget; ``index`` its number."""
+    """One CPU. ``architecture`` is a SysEmuTarget, ``base_architecture`` a CpuInfoArch, ``index`` its number."""
 
     type_name = "cpu"
     category = "CPU"
     abstract = True
     pluggable = False
     architecture = ""
-    legacy_architecture = "other"
+    base_architecture = "other"
 
     start_powered_off = Bool(False, name="start-powered-off", show_default=False)
     node_id = Int(-1, type="int32", name="node-id")
@@ -166,5 +166,6 @@ class Cpu(Device):
             "qom-path": self.path(),
             "thread-id": self.thread_id,
             "target": self.architecture,
+            "arch": self.base_architecture,
         }
         return info | {"props": self.properties_of_place()}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
+    from qobra.display.console import Console
+    from qobra.machine.board import Board
     from qobra.machine.machine import Machine
 
 _MILLISECOND = 1_000_000
@@ -28,53 +30,78 @@ class InputDevice(Protocol):
         ...
 
 
+def display_console(board: Board, display: str | None, head: int) -> Console | None:
+    """The console that an input device's ``display`` and ``head`` mean; None where there is no such one so far."""
+    device = board.peripheral.children.get(display) if display else None
+    return next((each for each in board.consoles if device and (each.device, each.head) == (device, head)), None)
+
+
+class _Entry:
+    """A device that takes part, under a number; ``console`` is the only one whose users it listens to, if not None."""
+
+    __slots__ = ("console", "device", "number")
+
+    def __init__(self, number: int, device: InputDevice, console: Console | None) -> None:
+        self.number = number
+        self.device = device
+        self.console = console
+
+    @property
+    def is_pointer(self) -> bool:
+        return bool(self.device.accepts & {"rel", "abs"})
+
+
 class InputHub:
-    """The input devices of a machine. The first active one that can takes an event."""
+    """The input devices of a machine. The first active one that can takes an event.
+
+    What is done at a console goes to the devices that belong to it, and only what they do not take to those that
+    belong to none; what is done elsewhere goes to the latter alone.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._devices: list[tuple[int, InputDevice]] = []
+        self._entries: list[_Entry] = []
         self._next = 1
 
-    def add(self, device: InputDevice, *, active: bool = True) -> None:
-        """Let ``device`` take part; before the others if it is ``active`` already."""
-        self._devices.append((self._next, device))
+    def add(self, device: InputDevice, *, active: bool = True, console: Console | None = None) -> None:
+        """Let ``device`` take part; before the others if it is ``active`` already; for ``console`` alone if given."""
+        self._entries.append(_Entry(self._next, device, console))
         self._next += 1
         if active:
             self.activate(device, True)
 
     def activate(self, device: InputDevice, active: bool) -> None:
         """The guest uses ``device`` from now on, or no longer."""
-        entry = next((each for each in self._devices if each[1] is device), None)
+        entry = next((each for each in self._entries if each.device is device), None)
         if entry is not None:
-            self._devices.remove(entry)
-            self._devices.insert(0 if active else len(self._devices), entry)
+            self._entries.remove(entry)
+            self._entries.insert(0 if active else len(self._entries), entry)
 
     def remove(self, device: InputDevice) -> None:
         """``device`` is gone."""
-        self._devices = [entry for entry in self._devices if entry[1] is not device]
+        self._entries = [entry for entry in self._entries if entry.device is not device]
 
-    def send(self, events: list[dict[str, Any]]) -> None:
-        """Deliver events that belong together. Raises QobraError where nothing takes them."""
+    def send(self, events: list[dict[str, Any]], console: Console | None = None) -> None:
+        """Deliver events that belong together, of ``console``. Raises QobraError where nothing takes them."""
         if not self._awake:
             raise QobraError("VM not running")
         for event in events:
-            if self._find(event["type"]) is None:
+            if self._find(event["type"], console) is None:
                 raise QobraError(f"Input handler not found for event type {event['type']}")
-        self.deliver(events)
+        self.deliver(events, console)
 
     @property
     def _awake(self) -> bool:
         state = self._machine.run_state
         return state.running or state.state == "suspended"
 
-    def deliver(self, events: list[dict[str, Any]]) -> None:
-        """Deliver events; what nothing takes, or a guest that does not run, is lost."""
+    def deliver(self, events: list[dict[str, Any]], console: Console | None = None) -> None:
+        """Deliver events of ``console``; what nothing takes, or a guest that does not run, is lost."""
         if not self._awake:
             return
         touched: list[InputDevice] = []
         for event in events:
-            device = self._find(event["type"])
+            device = self._find(event["type"], console)
             if device is None:
                 continue
             device.input_event(event)
@@ -97,27 +124,35 @@ class InputHub:
 
     def choose(self, number: int) -> str | None:
         """Have the pointing device ``number`` of :meth:`mice` receive what it can; what is wrong if it cannot."""
-        entry = next((each for each in self._devices if each[0] == number), None)
+        entry = next((each for each in self._entries if each.number == number), None)
         if entry is None:
             return f"Mouse at index '{number}' not found"
-        if not entry[1].accepts & {"rel", "abs"}:
-            return f"Input device '{entry[1].input_name}' is not a mouse"
-        self.activate(entry[1], True)
+        if not entry.is_pointer:
+            return f"Input device '{entry.device.input_name}' is not a mouse"
+        self.activate(entry.device, True)
         return None
 
-    @property
-    def absolute(self) -> bool:
-        """Whether the device that pointers move takes places; otherwise it takes motion."""
-        return next(("abs" in each.accepts for _number, each in self._devices if each.accepts & {"rel", "abs"}), False)
+    def is_absolute(self, console: Console | None = None) -> bool:
+        """Whether the device that pointers at ``console`` move takes places; otherwise it takes motion."""
+        pointer = next((each for each in self._for(console) if each.is_pointer), None)
+        return pointer is not None and "abs" in pointer.device.accepts
 
     def mice(self) -> list[dict[str, Any]]:
         """MouseInfo of the pointing devices."""
-        pointers = [(number, device) for number, device in self._devices if device.accepts & {"rel", "abs"}]
         listed = [
-            {"name": device.input_name, "index": number, "current": i == 0, "absolute": "abs" in device.accepts}
-            for i, (number, device) in enumerate(pointers)
+            {
+                "name": each.device.input_name,
+                "index": each.number,
+                "current": i == 0,
+                "absolute": "abs" in each.device.accepts,
+            }
+            for i, each in enumerate(each for each in self._entries if each.is_pointer)
         ]
         return listed[::-1]
 
-    def _find(self, kind: str) -> InputDevice | None:
-        return next((device for _number, device in self._devices if kind in device.accepts), None)
+    def _for(self, console: Console | None) -> list[_Entry]:
+        own = [] if console is None else [each for each in self._entries if each.console is console]
+        return own + [each for each in self._entries if each.console is None]
+
+    def _find(self, kind: str, console: Console | None = None) -> InputDevice | None:
+        return next((each.device for each in self._for(console) if kind in each.device.accepts), None)

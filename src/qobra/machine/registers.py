@@ -35,6 +35,16 @@ def x86(cpu: Any) -> dict[str, int]:
     return {"rdx": cpu.processor_id() & 0xFFFFFFFF, "rip": 0xFFF0, "rflags": 2, "cs": X86_CODE[0]}
 
 
+def program_counter(cpu: Cpu) -> int:
+    """The address of the next instruction, linear on a PC."""
+    return X86_CODE[1] + x86(cpu)["rip"] if cpu.architecture == "x86_64" else RISCV_START
+
+
+def is_halted(cpu: Cpu) -> bool:
+    """Whether it waits for an interrupt, or, on a PC, for the first CPU to start it."""
+    return cpu.halted or (cpu.architecture == "x86_64" and cpu.index > 0)
+
+
 def named(cpu: Cpu) -> dict[str, int]:
     """The registers of ``cpu`` that the monitor knows by name."""
     if cpu.architecture != "x86_64":
@@ -46,7 +56,7 @@ def named(cpu: Cpu) -> dict[str, int]:
     for segment in ("cs", "ds", "es", "fs", "gs", "ss"):
         selector, base, _flags = X86_CODE if segment == "cs" else (0, 0, 0)
         found |= {segment: selector, f"{segment}.base": base}
-    return found | {"ds.limit": X86_LIMIT, "pc": X86_CODE[1] + values["rip"]}
+    return found | {"ds.limit": X86_LIMIT, "pc": program_counter(cpu)}
 
 
 def text(cpu: Cpu) -> str:
@@ -59,7 +69,7 @@ def _x86_lines(cpu: Any) -> Iterator[str]:
     registers = named(cpu)
     for names in (("eax", "ebx", "ecx", "edx"), ("esi", "edi", "ebp", "esp")):
         yield " ".join(f"{name.upper()}={registers[name]:08x}" for name in names)
-    halted = int(cpu.halted or cpu.index > 0)  # the others wait for the first to start them
+    halted = int(is_halted(cpu))
     yield f"EIP={registers['eip']:08x} EFL={registers['eflags']:08x} [-------] CPL=0 II=0 A20=1 SMM=0 HLT={halted}"
     for segment in ("ES", "CS", "SS", "DS", "FS", "GS"):
         yield _x86_segment(segment, *(X86_CODE if segment == "CS" else (0, 0, X86_DATA_FLAGS)))

@@ -200,13 +200,17 @@ def _descend(start: Object, parts: list[str]) -> Object | None:
     for part in parts:
         if here is None:
             return None
-        child = here.children.get(part)
-        if child is None:
-            prop = here.properties().get(part)
-            linked = here.values.get(part) if prop is not None and prop.type.startswith("link<") else None
-            child = linked if isinstance(linked, Object) else None
-        here = child
+        here = here.children.get(part) or _linked(here, part)
     return here
+
+
+def _linked(start: Object, name: str) -> Object | None:
+    """The object that a link of ``start`` leads to."""
+    prop = start.properties().get(name)
+    if prop is None or not prop.type.startswith("link<"):
+        return None
+    path = prop.read(start)
+    return _descend(start.tree.root, [part for part in path.split("/") if part]) if path else None
 
 
 def _provided(start: type[Object]) -> Iterator[type[Object]]:

@@ -85,9 +85,8 @@ class VncServer:
 
     def _welcome(self, sock: socket.socket, *, known: bool = False) -> None:
         """A new connection; one that is ``known`` needs no password."""
-        board = self._board
         try:
-            client = VncClient(Wire(sock), Input(self._input, lambda: board.input.absolute, self._select))
+            client = VncClient(Wire(sock), Input(self._input, self._takes_places, self._select))
         except OSError:  # gone already
             sock.close()
             return
@@ -148,7 +147,13 @@ class VncServer:
 
     def _input(self, events: list[dict[str, Any]]) -> None:
         with self._machine.control:
-            self._board.input.deliver(events)
+            self._board.input.deliver(events, self._console_of_input())
+
+    def _takes_places(self) -> bool:
+        return self._board.input.is_absolute(self._console_of_input())
+
+    def _console_of_input(self) -> Console | None:
+        return self._console() if "display" in self._options else None
 
     def _console(self) -> Console:
         id = self._options.get("display")

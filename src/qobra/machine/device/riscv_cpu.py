@@ -14,7 +14,7 @@ class RiscvCpu(Cpu):
     architectures = frozenset(("riscv64",))
     abstract = True
     architecture = "riscv64"
-    legacy_architecture = "riscv"
+    base_architecture = "riscv"
     model = ""
     isa = ""
     """What it can execute, as the device tree names it."""

@@ -10,6 +10,7 @@ from qobra.machine.usb import hid
 from qobra.machine.usb.hid import UsbHid
 from qobra.machine.usb.usages import MODIFIERS, USAGES
 from qobra.machine.vmstate import VmState, raw, u8
+from qobra.object.property import String
 
 if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
@@ -42,6 +43,8 @@ class UsbKeyboard(UsbHid):
     by_speed = hid.descriptors(
         product=4, serial=11, configuration=8, hid=0x0111, report=_REPORT, boot=(1, 1), size=8, interval=7
     )
+
+    display = String(type="str", description="The display device whose users it belongs to")
 
     vmstate = VmState(u8("_modifiers", "lights"), raw("_pressed", maximum=_MAX_KEYS))
 

@@ -6,6 +6,7 @@ from qobra.machine.devices import registry
 from qobra.machine.usb import hid
 from qobra.machine.usb.pointer import UsbPointer
 from qobra.machine.vmstate import VmState, u16
+from qobra.object.property import Int, String
 
 _REPORT = bytes((
     0x05, 0x01, 0x09, 0x02, 0xA1, 0x01,  # generic desktop, mouse; a collection of the application
@@ -36,5 +37,8 @@ class UsbTablet(UsbPointer):
     by_speed = hid.descriptors(
         product=3, serial=10, configuration=7, hid=0x0001, report=_REPORT, boot=(0, 0), size=8, interval=4
     )
+
+    display = String(type="str", description="The display device whose users it belongs to")
+    head = Int(0, type="uint32", description="Which output of that device")
 
     vmstate = VmState(u16("_x", "_y"))

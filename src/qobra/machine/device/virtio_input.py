@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from struct import Struct
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qobra.machine import evdev, scancodes
 from qobra.machine.devices import registry
+from qobra.machine.input import display_console
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci
 from qobra.machine.virtio.queue import Queue
 from qobra.machine.vmstate import Field, Number, Raw, Together, VmState, listed
 from qobra.object.property import Int, String
+
+if TYPE_CHECKING:
+    from qobra.display.console import Console
 
 _UNSET, _NAME, _SERIAL, _IDS, _PROPERTIES, _EVENTS, _ABSOLUTE = 0x00, 0x01, 0x02, 0x03, 0x10, 0x11, 0x12
 _EVENT = Struct("<HHI")
@@ -57,7 +61,11 @@ class VirtioInput(VirtioDevice):
         self._selected = (_UNSET, 0)
         self._waiting: deque[bytes] = deque()
         self._group: list[bytes] = []
-        self.board.input.add(self, active=False)
+        self.board.input.add(self, active=False, console=self.console())
+
+    def console(self) -> Console | None:
+        """The console whose users alone it listens to."""
+        return None
 
     def unrealize(self) -> None:
         self.board.input.remove(self)
@@ -147,6 +155,12 @@ class VirtioInputHid(VirtioInput):
 
     type_name = "virtio-input-hid-device"
     abstract = True
+
+    display = String(type="str", description="The display device whose users it belongs to")
+    head = Int(0, type="uint32", description="Which output of that device")
+
+    def console(self) -> Console | None:
+        return display_console(self.board, self.display, self.head)
 
 
 @registry.register("virtio-keyboard-device")

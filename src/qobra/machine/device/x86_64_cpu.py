@@ -35,7 +35,7 @@ class X86Cpu(Cpu):
     architectures = frozenset(("x86_64",))
     abstract = True
     architecture = "x86_64"
-    legacy_architecture = "x86"
+    base_architecture = "x86"
     pluggable = True
     features: frozenset[str] = frozenset()
     """What the model has, by the names of :mod:`qobra.machine.cpu_features`."""

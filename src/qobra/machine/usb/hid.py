@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qobra.errors import QobraError
+from qobra.machine.input import display_console
 from qobra.machine.usb.device import FULL, HIGH, Nak, Stall, UsbDevice
 from qobra.machine.vmstate import Raw, VmState, i64, listed, u8
 from qobra.object.property import Bool, Int
@@ -109,7 +110,10 @@ class UsbHid(UsbDevice):
             raise QobraError(f"Invalid usb version {self.usb_version} for usb hid device")
         self.speeds = frozenset((FULL, HIGH) if self.usb_version == 2 else (FULL,))
         self._idle_timer = self.board.clock.timer(lambda: self.endpoint_ready(_KEY, wakes=False))
-        self.board.input.add(self, active=self.active_at_once)
+        # A mouse cannot belong to a display, a keyboard to a display's first output alone.
+        display, head = getattr(self, "display", None), getattr(self, "head", 0)
+        console = display_console(self.board, display, head)
+        self.board.input.add(self, active=self.active_at_once, console=console)
 
     def unrealize(self) -> None:
         self._idle_timer.cancel()
