@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
@@ -78,6 +82,22 @@ def test_x509_opens_an_encrypted_key_with_a_secret(machine: Machine, tmp_path: P
     assert machine.objects.create("tls-creds-x509", "s", props | {"passwordid": "pw"}).get("loaded") is True
     with pytest.raises(QobraError, match="Cannot load certificate"):
         machine.objects.create("tls-creds-x509", "t", props | {"passwordid": "bad"})
+
+
+def test_x509_keys_that_only_sign(machine: Machine, tmp_path: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    authority, name = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, each)]) for each in ("ca", "localhost"))
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign")
+    no = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
+    for file, subject, ca in (("ca-cert.pem", authority, True), ("server-cert.pem", name, False)):
+        usage = x509.KeyUsage(digital_signature=True, key_cert_sign=ca, **no)
+        builder = x509.CertificateBuilder(authority, subject, key.public_key(), 7, now, now + datetime.timedelta(1))
+        builder = builder.add_extension(x509.BasicConstraints(ca, None), True).add_extension(usage, True)
+        (tmp_path / file).write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "server-key.pem").write_bytes(secret)
+    machine.objects.create("tls-creds-x509", "s", {"dir": str(tmp_path), "endpoint": "server"})
 
 
 def test_x509_sanity_check_names_the_fault(machine: Machine, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
 from qobra.testing.guest import wait_until
+from qobra.testing.vnc import VncTestClient as Client
 
 _RGB565 = struct.pack(">BBBBHHHBBB3x", 16, 16, 0, 1, 31, 63, 31, 11, 5, 0)
 _MAPPED = struct.pack(">BBBBHHHBBB3x", 8, 8, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -39,66 +40,6 @@ class Mouse:
 
     def input_sync(self) -> None:
         pass
-
-
-class Client:
-    """The other end: a client that knows what it expects."""
-
-    def __init__(self, path: Path | None = None, sock: socket.socket | None = None) -> None:
-        if sock is None:
-            sock = socket.socket(socket.AF_UNIX)
-            sock.connect(str(path))
-        sock.settimeout(30)
-        self.sock = sock
-
-    def read(self, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            piece = self.sock.recv(length - len(data))
-            if not piece:
-                raise EOFError
-            data += piece
-        return data
-
-    def join(self, password: bytes | None = None, *, shared: bool = True) -> str:
-        """Come in; the name of the desktop."""
-        assert self.read(12) == b"RFB 003.008\n"
-        self.sock.sendall(b"RFB 003.008\n")
-        assert self.read(2) == (b"\1\1" if password is None else b"\1\2")
-        self.sock.sendall(b"\1" if password is None else b"\2")
-        if password is not None:
-            self.sock.sendall(response(password, self.read(16)))
-        assert self.read(4) == bytes(4)
-        self.sock.sendall(bytes((shared,)))
-        self.size = struct.unpack(">HH", self.read(4))
-        self.read(16)
-        return self.read(int.from_bytes(self.read(4), "big")).decode()
-
-    def encodings(self, *numbers: int) -> None:
-        self.sock.sendall(struct.pack(f">BBH{len(numbers)}i", 2, 0, len(numbers), *numbers))
-
-    def ask(self, incremental: bool = False, area: tuple[int, int, int, int] | None = None) -> None:
-        self.sock.sendall(struct.pack(">BBHHHH", 3, incremental, *(area or (0, 0, *self.size))))
-
-    def update(self, pixel: int = 4) -> list[tuple[tuple[int, ...], int, bytes]]:
-        """The rectangles of the next update: place, encoding, data."""
-        kind, count = struct.unpack(">BxH", self.read(4))
-        assert kind == 0
-        found = []
-        for _ in range(count):
-            x, y, width, height, encoding = struct.unpack(">4Hi", self.read(12))
-            data = b""
-            if encoding == 0:
-                data = self.read(pixel * width * height)
-            elif encoding == 6:
-                data = self.read(int.from_bytes(self.read(4), "big"))
-            elif encoding == -239:
-                data = self.read(pixel * width * height + (width + 7) // 8 * height)
-            found.append(((x, y, width, height), encoding, data))
-        return found
-
-    def close(self) -> None:
-        self.sock.close()
 
 
 @pytest.fixture

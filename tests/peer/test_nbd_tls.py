@@ -173,7 +173,7 @@ def test_authorization(serve: Any, pki: Path) -> None:
 
 def client_name(pki: Path) -> str:
     """The client as authorization objects know it."""
-    from qobra.block.export.nbd.identity import distinguished_name
+    from qobra.crypto.identity import distinguished_name
 
     first = (pki / "client-cert.pem").read_text().split("-----END")[0]
     return distinguished_name(ssl.PEM_cert_to_DER_cert(first + "-----END CERTIFICATE-----\n"))

@@ -18,12 +18,12 @@ _KEEP, _FAIL, _DISCONNECT = "keep", "fail", "disconnect"
 
 @command("query-vnc", needs="board")
 def query_vnc(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
-    """The first server, by its latest socket."""
+    """The first server, by its first socket."""
     server = machine.vnc.first()
-    sockets = server.servers() if server is not None else []
-    if server is None or not sockets:
+    place = server.listens_at() if server is not None else None
+    if server is None or place is None:
         return {"enabled": False}
-    where = {name: sockets[0][name] for name in ("host", "service", "family", "auth")}
+    where = {name: place[name] for name in ("host", "service", "family", "auth")}
     return {"enabled": True, **where, "clients": server.clients()}
 
 
@@ -61,7 +61,7 @@ def expire_password(machine: Machine, args: dict[str, Any]) -> None:
     server = machine.vnc.first()
     if server is None:
         raise QobraError("Could not set password expire time")
-    server.expire(_moment(args["time"]))
+    server.security.expire(_moment(args["time"]))
 
 
 def set_vnc_password(machine: Machine, password: str | None) -> None:
@@ -71,7 +71,7 @@ def set_vnc_password(machine: Machine, password: str | None) -> None:
     server = machine.vnc.first()
     if server is None:
         raise QobraError("Could not set password")
-    server.set_password(password)
+    server.security.set_password(password)
 
 
 def _check_protocol(name: str) -> None:
@@ -101,16 +101,21 @@ def info_vnc(machine: Machine, args: dict[str, Any]) -> str:
     for server in query_vnc_servers(machine, {}):
         text += f"{server['id']}:\n"
         for each in server["server"]:
-            text += f"  Server: {_address(each)}\n    Auth: {each['auth']} (Sub: none)\n"
+            text += f"  Server: {_address(each)}\n    Auth: {_auth(each)}\n"
         for each in server["clients"]:
-            text += f"  Client: {_address(each)}\n    x509_dname: none\n    sasl_username: none\n"
+            text += f"  Client: {_address(each)}\n    x509_dname: {each.get('x509_dname', 'none')}\n"
+            text += f"    sasl_username: {each.get('sasl_username', 'none')}\n"
         if not server["server"]:
-            text += f"  Auth: {server['auth']} (Sub: none)\n"
+            text += f"  Auth: {_auth(server)}\n"
     return text or "None\n"
 
 
+def _auth(where: dict[str, Any]) -> str:
+    return f"{where['auth']} (Sub: {where.get('vencrypt', 'none')})"
+
+
 def _address(end: dict[str, Any]) -> str:
-    return f"{end['host']}:{end['service']} ({end['family']})"
+    return f"{end['host']}:{end['service']} ({end['family']}{' (Websocket)' if end['websocket'] else ''})"
 
 
 @hmp_command(

@@ -81,14 +81,14 @@ class LoadableTlsCreds(TlsCreds):
     is_loaded = False
 
 
-def find_creds(find_object: FindObject, id: str, endpoint: str) -> TlsCreds:
-    """The credentials ``id`` for ``endpoint`` (``client`` or ``server``)."""
+def find_creds(find_object: FindObject, id: str, endpoint: str | None) -> TlsCreds:
+    """The credentials ``id`` for ``endpoint`` (``client`` or ``server``; None: any)."""
     found = find_object(id, None)
     if found is None:
         raise QobraError(f"No TLS credentials with id '{id}'")
     if not isinstance(found, TlsCreds):
         raise QobraError(f"Object with id '{id}' is not TLS credentials")
-    if found.endpoint != endpoint:
+    if endpoint not in (None, found.endpoint):
         raise QobraError(f"Expecting TLS credentials with a {endpoint} endpoint")
     return found
 

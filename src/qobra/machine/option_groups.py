@@ -77,9 +77,10 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "smbios": (),
     "vnc": (
-        ("reverse", BOOLEAN), ("password-secret", STRING), ("password", BOOLEAN), ("ipv6", BOOLEAN), ("ipv4", BOOLEAN),
-        ("to", NUMBER), ("connections", NUMBER), ("head", NUMBER), ("display", STRING), ("share", STRING),
-        ("vnc", STRING),
+        ("sasl-authz", STRING), ("tls-authz", STRING), ("sasl", BOOLEAN), ("reverse", BOOLEAN),
+        ("password-secret", STRING), ("password", BOOLEAN), ("ipv6", BOOLEAN), ("ipv4", BOOLEAN), ("to", NUMBER),
+        ("connections", NUMBER), ("head", NUMBER), ("display", STRING), ("share", STRING), ("tls-creds", STRING),
+        ("websocket", STRING), ("vnc", STRING),
     ),
     "tpmdev": (),
     "trace": (("enable", STRING), ("events", STRING), ("file", STRING)),

@@ -110,8 +110,8 @@ def accept(machine: Machine, parameters: dict[str, Any], channel: Channel) -> Tl
     authz = parameters["tls-authz"]
 
     def check_peer(session: Any) -> None:
-        from qobra.block.export.nbd.identity import distinguished_name
         from qobra.crypto.authz import is_allowed
+        from qobra.crypto.identity import distinguished_name
 
         certificate = session.getpeercert(True)
         identity = distinguished_name(certificate) if certificate else ""

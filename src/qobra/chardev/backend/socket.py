@@ -214,8 +214,8 @@ class SocketChardev(Chardev):
     def _authorize(self, session: Any) -> None:
         if "tls-authz" not in self.options:
             return
-        from qobra.block.export.nbd.identity import distinguished_name
         from qobra.crypto.authz import is_allowed
+        from qobra.crypto.identity import distinguished_name
 
         certificate = session.getpeercert(True)
         identity = distinguished_name(certificate) if certificate else ""

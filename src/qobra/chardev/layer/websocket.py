@@ -8,9 +8,10 @@ import hashlib
 from qobra.errors import QobraError
 
 _MAX_REQUEST = 4096
-_MAX_FRAME = 16 << 20
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
+_DATA = (_CONTINUATION, _TEXT, _BINARY)
+_CONTROLS = (_CLOSE, _PING, _PONG)
 
 
 class WebSocketLayer:
@@ -20,6 +21,10 @@ class WebSocketLayer:
         self.ready = False
         self.ended = False
         self._buffer = bytearray()
+        self._opcode = _CONTINUATION
+        self._left = 0
+        """How much of the frame's payload is still to come."""
+        self._mask = b""
 
     def begin(self) -> bytes:
         return b""
@@ -37,21 +42,25 @@ class WebSocketLayer:
             del self._buffer[: end + 4]
             self.ready = True
         inside = bytearray()
-        while not self.ended:
-            frame = self._next_frame()
-            if frame is None:
+        while not self.ended and (self._left or self._next_header()):
+            if self._opcode in _CONTROLS:
+                if len(self._buffer) < self._left:
+                    break
+                answer += self._control(self._opcode, self._payload())
+            else:
+                inside += self._payload()
+            if self._left:
                 break
-            opcode, payload = frame
-            if opcode in (_CONTINUATION, _TEXT, _BINARY):
-                inside += payload
-            elif opcode == _PING:
-                answer += _frame(_PONG, payload)
-            elif opcode == _CLOSE:
-                answer += _frame(_CLOSE, payload[:2])
-                self.ended = True
-            elif opcode != _PONG:
-                self.ended = True
         return bytes(inside), answer
+
+    def _control(self, opcode: int, payload: bytes) -> bytes:
+        """What a control frame is answered with."""
+        if opcode == _PING:
+            return _frame(_PONG, payload)
+        if opcode == _CLOSE:
+            self.ended = True
+            return _frame(_CLOSE, payload[:2])
+        return b""
 
     def outgoing(self, data: bytes) -> bytes:
         return _frame(_BINARY, data)
@@ -59,31 +68,40 @@ class WebSocketLayer:
     def take_breaks(self) -> int:
         return 0
 
-    def _next_frame(self) -> tuple[int, bytes] | None:
-        """The next complete frame (RFC 6455 section 5.2) off the buffer; None if there is none yet."""
+    def _next_header(self) -> bool:
+        """Take the header of the next frame (RFC 6455 section 5.2) off the buffer, if it is all there."""
         buffer = self._buffer
         if len(buffer) < 2:
-            return None
+            return False
         first, second = buffer[0], buffer[1]
         size, header = second & 0x7F, 2
         extended = {126: 2, 127: 8}.get(size, 0)
+        if len(buffer) < 2 + extended:
+            return False
         if extended:
-            if len(buffer) < 2 + extended:
-                return None
             size = int.from_bytes(buffer[2 : 2 + extended], "big")
             header += extended
-        if not second & 0x80 or first & 0x70 or size > _MAX_FRAME or (first & 8 and extended):
-            # Unmasked, with an extension that nobody agreed on, absurdly long, or a long control frame.
+        opcode = first & 0x0F
+        known = opcode in (*_DATA, *_CONTROLS)
+        if not second & 0x80 or first & 0x70 or not known or (opcode in _CONTROLS and extended):
+            # Unmasked, with an extension that nobody agreed on, of no known kind, or a long control frame.
             self.ended = True
-            return None
-        if len(buffer) < header + 4 + size:
-            return None
-        mask = bytes(buffer[header : header + 4])
-        masked = bytes(buffer[header + 4 : header + 4 + size])
-        del buffer[: header + 4 + size]
-        key = (mask * (size // 4 + 1))[:size]
-        payload = int.from_bytes(masked, "big") ^ int.from_bytes(key, "big")
-        return first & 0x0F, payload.to_bytes(size, "big")
+            return False
+        if len(buffer) < header + 4:
+            return False
+        self._opcode, self._left, self._mask = opcode, size, bytes(buffer[header : header + 4])
+        del buffer[: header + 4]
+        return True
+
+    def _payload(self) -> bytes:
+        """What is there of the frame's payload, off the buffer."""
+        masked = bytes(self._buffer[: self._left])
+        size = len(masked)
+        del self._buffer[:size]
+        self._left -= size
+        key = (self._mask * (size // 4 + 1))[:size]
+        self._mask = self._mask[size % 4 :] + self._mask[: size % 4]
+        return (int.from_bytes(masked, "big") ^ int.from_bytes(key, "big")).to_bytes(size, "big")
 
 
 def _frame(opcode: int, payload: bytes) -> bytes:

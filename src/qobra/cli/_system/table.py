@@ -81,7 +81,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "display": (True, "none|vnc=ADDRESS[,...]: who is shown the picture"),
     "vnc": (
         True,
-        "[HOST]:DISPLAY|unix:PATH|none[,to=DISPLAY][,password=on][,share=...]...: show the screen to VNC clients",
+        "[HOST]:DISPLAY|unix:PATH|none[,password=on][,tls-creds=ID][,websocket=on]...: show the screen",
     ),
     "vga": (True, "none|std|virtio: the graphics card"),
     "usb": (False, "a USB controller"),

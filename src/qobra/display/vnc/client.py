@@ -47,9 +47,9 @@ class Input:
 class VncClient:
     """A connection, which a thread reads and another writes to once the client is let in."""
 
-    def __init__(self, wire: Wire, input: Input) -> None:
+    def __init__(self, wire: Wire, input: Input, *, websocket: bool = False) -> None:
         self.wire = wire
-        self.info = basic_info(wire.sock, wire.sock.getpeername())
+        self.info = basic_info(wire.sock, wire.sock.getpeername(), websocket=websocket)
         self.shared = True
         self._input = input
         self._typing = Typing()

@@ -10,11 +10,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from qobra.chardev import address
-from qobra.crypto.secret import secret_bytes
+from qobra.chardev.layer.websocket import WebSocketLayer
 from qobra.display.console import Console
 from qobra.display.vnc import options as parse
 from qobra.display.vnc.client import Input, VncClient
-from qobra.display.vnc.handshake import admit
+from qobra.display.vnc.handshake import Admission
+from qobra.display.vnc.security import Security
 from qobra.display.vnc.wire import Gone, Wire, basic_info
 from qobra.errors import DEVICE_NOT_ACTIVE, QobraError
 
@@ -36,20 +37,15 @@ class VncServer:
 
     def __init__(self, machine: Machine, id: str, options: dict[str, Any]) -> None:
         """Check ``options``, and listen, or connect with ``reverse``. Raises QobraError."""
-        if options.get("password") and "password-secret" in options:
-            raise QobraError("'password' flag is redundant with 'password-secret'")
         self._machine = machine
         self.id = id
         self._options = options
         self._share = parse.share(options)
-        self._password: bytes | None = None
-        self._expires: float | None = None
-        self.auth = "vnc" if options.get("password") or "password-secret" in options else "none"
-        if "password-secret" in options:
-            self._password = secret_bytes(machine.objects.find, options["password-secret"])
+        self.security = Security(machine, options)
         if "display" in options:
             self._console()
         self._sockets: list[socket.socket] = []
+        self._web_sockets: list[socket.socket] = []
         self._connecting: list[VncClient] = []
         self._clients: list[VncClient] = []
         self._views: list[Updates] = []
@@ -59,34 +55,44 @@ class VncServer:
         self._open(parse.addresses(options))
 
     def _open(self, where: dict[str, Any] | None) -> None:
+        web = parse.web_addresses(self._options, where)
         if where is None:
             return
         if self._options.get("reverse"):
             self._welcome(socket.socket(fileno=address.connect(self._machine, where).detach()))
             return
         self._sockets = _listen(self._machine, where)
+        if web is not None:
+            try:
+                self._web_sockets = _listen(self._machine, web)
+            except QobraError:
+                self._stop_listening()
+                raise
         for each in self._sockets:
-            threading.Thread(target=self._accept, args=(each,), name=f"vnc {self.id}", daemon=True).start()
+            threading.Thread(target=self._accept, args=(each, False), name=f"vnc {self.id}", daemon=True).start()
+        for each in self._web_sockets:
+            threading.Thread(target=self._accept, args=(each, True), name=f"vnc {self.id} web", daemon=True).start()
 
     # -- clients
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, web: bool) -> None:
         while True:
             try:
                 sock, _peer = listener.accept()
             except OSError:
-                if listener not in self._sockets:
+                if listener not in (*self._sockets, *self._web_sockets):
                     listener.close()
                     return
                 self._pause.wait(_PAUSE)  # out of descriptors, which may pass
                 continue
             with self._machine.control:
-                self._welcome(sock)
+                self._welcome(sock, web=web)
 
-    def _welcome(self, sock: socket.socket, *, known: bool = False) -> None:
-        """A new connection; one that is ``known`` needs no password."""
+    def _welcome(self, sock: socket.socket, *, known: bool = False, web: bool = False) -> None:
+        """A new connection, over a WebSocket if ``web``; one that is ``known`` needs no password."""
         try:
-            client = VncClient(Wire(sock), Input(self._input, self._takes_places, self._select))
+            target = Input(self._input, self._takes_places, self._select)
+            client = VncClient(Wire(sock), target, websocket=web)
         except OSError:  # gone already
             sock.close()
             return
@@ -101,10 +107,24 @@ class VncServer:
         """add_client: a client on a socket that somebody else accepted."""
         self._welcome(socket.socket(fileno=fd), known=known)
 
+    def _admit(self, client: VncClient, known: bool) -> None:
+        """Let ``client`` in, or raise Gone."""
+        security = self.security
+        admission = Admission(client.wire, security)
+        if client.info["websocket"]:
+            if security.creds is not None:
+                admission.secure()
+            client.wire.add(WebSocketLayer())
+        admission.welcome(security.inner if client.info["websocket"] else "none" if known else security.auth)
+        if admission.certified is not None:
+            client.info["x509_dname"] = admission.certified
+        if admission.user is not None:
+            client.info["sasl_username"] = admission.user
+
     def _run(self, client: VncClient, known: bool) -> None:
         updates = None
         try:
-            admit(client.wire, "none" if known else self.auth, self._valid_password)
+            self._admit(client, known)
             client.shared = client.wire.number(1) != 0
             with self._machine.control:
                 if not self._make_room(client):
@@ -182,42 +202,29 @@ class VncServer:
     def _name(self) -> str:
         return f"QEMU ({self._machine.name})" if self._machine.name else "QEMU"
 
-    # -- passwords
-
     @property
     def has_clients(self) -> bool:
         """Whether somebody looks on."""
         return bool(self._clients)
 
-    def set_password(self, password: str) -> None:
-        """What clients must know from now on. Raises QobraError where none is asked for."""
-        if self.auth != "vnc":
-            raise QobraError("Could not set password")
-        self._password = password.encode()
-
-    def expire(self, seconds: float | None) -> None:
-        """The password ends to be valid at that time (since the epoch); None: never."""
-        self._expires = seconds
-
-    def _valid_password(self) -> bytes | None:
-        now = self._machine.clock.time_ns() / 1e9
-        return self._password if self._expires is None or now < self._expires else None
-
     # -- what is told
 
     def _emit(self, event: str, client: VncClient) -> None:
-        self._machine.events.emit(event, {"server": self.server_info(client.wire.sock), "client": dict(client.info)})
+        sock = self._sockets[0] if self._sockets else client.wire.sock
+        server = {**_own_end(sock, False), "auth": self.security.text}
+        self._machine.events.emit(event, {"server": server, "client": dict(client.info)})
 
-    def server_info(self, sock: socket.socket) -> dict[str, Any]:
-        """VncServerInfo of the end that ``sock`` is bound to."""
-        try:
-            return {**basic_info(sock, sock.getsockname()), "auth": self.auth}
-        except OSError:
-            return {"host": "", "service": "", "family": "unknown", "websocket": False, "auth": self.auth}
+    def listens_at(self) -> dict[str, Any] | None:
+        """VncServerInfo of the first socket; None without one."""
+        return {**_own_end(self._sockets[0], False), "auth": self.security.text} if self._sockets else None
 
     def servers(self) -> list[dict[str, Any]]:
-        """VncServerInfo2 of each socket, the latest first."""
-        return [self.server_info(each) for each in reversed(self._sockets)]
+        """VncServerInfo2 of each socket, those of WebSockets first and the latest first among each."""
+        return [
+            {**_own_end(each, web), **self.security.describe(websocket=web)}
+            for sockets, web in ((self._web_sockets, True), (self._sockets, False))
+            for each in reversed(sockets)
+        ]
 
     def clients(self) -> list[dict[str, Any]]:
         """VncClientInfo of all that are connected."""
@@ -225,7 +232,8 @@ class VncServer:
 
     def describe(self) -> dict[str, Any]:
         """VncInfo2 of the reference."""
-        info = {"id": self.id, "server": self.servers(), "clients": self.clients(), "auth": self.auth}
+        info = {"id": self.id, "server": self.servers(), "clients": self.clients()}
+        info |= self.security.describe()
         if "display" in self._options:
             info["display"] = self._options["display"]
         return info
@@ -246,7 +254,8 @@ class VncServer:
         self._open(place)
 
     def _stop_listening(self) -> None:
-        stopped, self._sockets = self._sockets, []
+        stopped = [*self._sockets, *self._web_sockets]
+        self._sockets, self._web_sockets = [], []
         for each in stopped:
             path = each.getsockname() if each.family == socket.AF_UNIX else None
             try:
@@ -294,6 +303,14 @@ class VncServers:
         for server in self:
             server.close()
         self._servers.clear()
+
+
+def _own_end(sock: socket.socket, websocket: bool) -> dict[str, Any]:
+    """VncBasicInfo of the end that ``sock`` is bound to."""
+    try:
+        return basic_info(sock, sock.getsockname(), websocket=websocket)
+    except OSError:
+        return {"host": "", "service": "", "family": "unknown", "websocket": websocket}
 
 
 def _listen(machine: Machine, where: dict[str, Any]) -> list[socket.socket]:

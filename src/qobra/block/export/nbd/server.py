@@ -143,8 +143,8 @@ class NbdServer:
             return True
         if certificate is None:
             return False
-        from qobra.block.export.nbd.identity import distinguished_name
         from qobra.crypto.authz import is_allowed
+        from qobra.crypto.identity import distinguished_name
 
         try:
             return is_allowed(self.layer.find_object, self.tls_authz, distinguished_name(certificate))
