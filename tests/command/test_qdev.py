@@ -146,3 +146,11 @@ def test_paths_follow_links(machine: Any) -> None:
     for wrong in ("/machine/peripheral/r/addr", "/machine/peripheral/r/parent_bus/nothing"):
         with pytest.raises(QobraError, match="not found"):
             _call(machine, "qom-get", path=wrong, property="type")
+
+
+def test_what_may_be_chosen_is_told(machine: Any) -> None:
+    listed = _call(machine, "device-list-properties", typename="virtio-blk-pci")
+    told = {each["name"]: each.get("description") for each in listed}
+    assert (told["ats"], told["disable-legacy"]) == ("on/off", "auto/on/off")
+    assert told["write-cache"] == "auto/on/off"  # one of the device that the function carries
+    assert told["addr"]

@@ -68,10 +68,11 @@ def _properties(machine: Machine, cls: type[Object]) -> dict[str, Property]:
 
 
 def describe(prop: Property, *, with_default: bool = False) -> dict[str, Any]:
-    """ObjectPropertyInfo of the reference; only lists of devices tell of defaults."""
+    """ObjectPropertyInfo of the reference; only lists of devices tell of defaults, and of what may be chosen."""
     info: dict[str, Any] = {"name": prop.name, "type": prop.type}
-    if prop.description:
-        info["description"] = prop.description
+    description = prop.description or ("/".join(prop.choices()) if with_default else "")
+    if description:
+        info["description"] = description
     if with_default and prop.show_default and prop.default is not None:
         info["default-value"] = prop.show(prop.default)
     return info

@@ -46,7 +46,7 @@ class _BlockSize(Size):
     """A power of two between 512 bytes and 2 MiB, or 0 for the backend's own."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(0, name=name, set=self._take)
+        super().__init__(0, name=name, set=self._take, description="A power of two between 512 bytes and 2 MiB")
 
     def _take(self, device: Device, size: int) -> None:
         what = f"Property {device.user_id or ''}.{self.name} doesn't take value"

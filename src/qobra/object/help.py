@@ -28,7 +28,7 @@ def object_help(objects: ObjectTree, value: str) -> str:
 
 def property_line(prop: Property, *, with_default: bool = False) -> str:
     """What lists for people say of a property."""
-    left, text = f"  {prop.name}=<{prop.type}>", prop.description or ""
+    left, text = f"  {prop.name}=<{prop.type}>", prop.description or ("/".join(prop.choices()) if with_default else "")
     if with_default and prop.default is not None and prop.show_default:
         import json
 

@@ -107,6 +107,10 @@ class Property:
         """The JSON value for a stored one."""
         return value
 
+    def choices(self) -> tuple[str, ...]:
+        """The texts that may be given for it, where there are only some."""
+        return ()
+
     def mismatch(self, expected: str | None = None) -> QobraError:
         """The error for a value of the wrong type."""
         return QobraError(f"Invalid parameter type for '{self.name}', expected: {expected or self.expected}")
@@ -119,6 +123,9 @@ class Bool(Property):
 
     def __init__(self, default: bool | None = False, **options: Any) -> None:
         super().__init__("bool", default, **options)
+
+    def choices(self) -> tuple[str, ...]:
+        return ("on", "off")
 
     def check(self, value: Any) -> bool:
         if not isinstance(value, bool):
@@ -230,6 +237,9 @@ class Enum(Property):
     def __init__(self, type: str, values: Sequence[str], default: str | None = None, **options: Any) -> None:
         super().__init__(type, default, **options)
         self.values = tuple(values)
+
+    def choices(self) -> tuple[str, ...]:
+        return self.values
 
     def check(self, value: Any) -> str:
         if not isinstance(value, str):

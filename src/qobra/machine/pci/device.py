@@ -103,7 +103,7 @@ class PciDevice(Device):
     default_rom: str | None = None
     """The option ROM that the device has where the user says nothing and the host has the file."""
 
-    addr = PciAddress("int32", -1)
+    addr = PciAddress("int32", -1, description="Slot and, after a dot, function, in hexadecimal: 06.0 or 06")
     romfile = String(type="str")
     romsize = Int(regs.ROM_SIZE_FREE, type="uint32")
     rombar = Int(1, type="uint32")

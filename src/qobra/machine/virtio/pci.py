@@ -52,6 +52,7 @@ class Alias(Property):
         super().__init__(prop.type, prop.default, name=prop.name, description=prop.description)
         self._target = target
         self.show_default = prop.show_default
+        self.choices = prop.choices  # type: ignore[method-assign]
 
     def read(self, instance: Object) -> Any:
         return self._target.get(self.name)
