@@ -1,10 +1,13 @@
-"""vhost-user: disks and network cards whose queues another process serves."""
+"""vhost-user: disks, directories and network cards whose queues another process serves."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
+import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,6 +146,92 @@ def test_memory_of_its_own_cannot_be_served(
     Queue(transport, guest.memory, 0)
     driver_ok(transport)
     assert "consider using -object memory-backend-file share=on" in capfd.readouterr().err
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A directory, whose server (virtiofsd) listens at the socket ``fs`` beside it."""
+    daemon = Path("/usr/lib/qemu/virtiofsd")
+    if not daemon.exists():
+        pytest.skip("virtiofsd is not installed")
+    if os.geteuid():
+        pytest.skip("virtiofsd needs the privileges of root")
+    shared, path = tmp_path / "shared", tmp_path / "fs"
+    shared.mkdir()
+    options = (f"--socket-path={path}", "-o", f"source={shared}", "-o", "sandbox=chroot")
+    with subprocess.Popen([daemon, *options], stderr=subprocess.DEVNULL) as server:
+        wait_until(path.exists)
+        yield shared
+        server.kill()
+
+
+class FileSystemDriver:
+    """A driver of virtio-fs with one queue for requests, each a FUSE message (linux/fuse.h, version 7.31)."""
+
+    def __init__(self, guest: Guest, transport: ModernPci) -> None:
+        self._guest = guest.access
+        start_driver(transport, 1 << 32)
+        _first, self._queue = (Queue(transport, guest.memory, number) for number in range(2))
+        self._out, self._in = guest.memory.take(4096), guest.memory.take(4096)
+        driver_ok(transport)
+        self._unique = 0
+
+    def request(self, operation: int, node: int, payload: bytes, answer: int) -> tuple[int, bytes]:
+        """The error of an operation on a node, and its answer."""
+        self._unique += 1
+        size = 40 + len(payload)
+        head = struct.pack("<IIQQIIII", size, operation, self._unique, node, 0, 0, 0, 0)
+        self._guest.write(self._out, head + payload)
+        self._queue.send([(self._out, size, False), (self._in, 16 + answer, True)])
+        self._queue.wait_used()
+        length, error, unique = struct.unpack("<IiQ", self._guest.read(self._in, 16))
+        assert unique == self._unique
+        return error, self._guest.read(self._in + 16, length - 16)
+
+
+def test_a_directory(guests: Callable[..., Guest], directory: Path) -> None:
+    (directory / "file").write_text("what is in it")
+    guest = guests()
+    guest.chardev(directory.parent / "fs")
+    transport = guest.plug("vhost-user-fs-pci", chardev="c", tag="shared")
+    assert bytes(transport.config(offset, 1) for offset in range(8)) == b"shared\0\0"
+    assert transport.config(36, 4) == 1
+    driver = FileSystemDriver(guest, transport)
+    error, answer = driver.request(26, 0, struct.pack("<IIII", 7, 31, 0, 0), 64)
+    assert (error, struct.unpack_from("<I", answer)[0]) == (0, 7)
+    error, answer = driver.request(1, 1, b"file\0", 128)
+    node, size = struct.unpack_from("<Q", answer)[0], struct.unpack_from("<Q", answer, 48)[0]
+    assert (error, size) == (0, 13)
+    error, answer = driver.request(14, node, struct.pack("<II", os.O_RDONLY, 0), 16)
+    (handle,) = struct.unpack_from("<Q", answer)
+    reading = struct.pack("<QQIIQII", handle, 0, 100, 0, 0, 0, 0)
+    assert (error, driver.request(15, node, reading, 100)) == (0, (0, b"what is in it"))
+    assert driver.request(1, 1, b"nothing\0", 128)[0] == -errno.ENOENT
+    with guest.machine.control, pytest.raises(QobraError, match="State blocked by non-migratable device"):
+        check_declared(guest.machine.board)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"chardev": None}, "missing chardev"),
+        ({"tag": None}, "missing tag property"),
+        ({"tag": ""}, "tag property cannot be empty"),
+        ({"tag": "x" * 37}, "tag property must be 36 bytes or less"),
+        ({"num-request-queues": 0}, "num-request-queues property must be larger than 0"),
+        ({"num-request-queues": 1024}, "num-request-queues property must be 1023 or smaller"),
+        ({"queue-size": 100}, "queue-size property must be a power of 2"),
+        ({"queue-size": 2048}, "queue-size property must be 1024 or smaller"),
+        ({}, "vhost_backend_init failed: Protocol error"),
+    ],
+)
+def test_directories_that_cannot_be(guests: Callable[..., Guest], options: dict[str, Any], text: str) -> None:
+    guest = guests()
+    guest.call("chardev-add", id="c", backend={"type": "null", "data": {}})
+    wanted = {"chardev": "c", "tag": "t"} | options
+    with pytest.raises(QobraError) as refusal:
+        guest.plug("vhost-user-fs-pci", **{name: value for name, value in wanted.items() if value is not None})
+    assert str(refusal.value) == text
 
 
 def test_refusals(guests: Callable[..., Guest], exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from qobra.chardev.vhost_user import VhostUserFrontEnd
 from qobra.errors import QobraError
 from qobra.machine.boot_index import BootIndex
 from qobra.machine.devices import registry
-from qobra.machine.serial16550 import find_chardev
-from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
-from qobra.machine.virtio.queue import QUEUE_MAX, Queue
-from qobra.machine.virtio.vhost import Vhost
-from qobra.object.property import Bool, Int, String
+from qobra.machine.virtio.queue import QUEUE_MAX
+from qobra.machine.virtio.vhost_user import VhostUserDevice
+from qobra.object.property import Bool, Int
 
 F_SIZE_MAX, F_SEG_MAX, F_GEOMETRY, F_RO, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY = 1, 2, 4, 5, 6, 9, 10
 F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = 11, 12, 13, 14
@@ -24,7 +21,7 @@ _WCE_OFFSET = 32
 
 
 @registry.register("vhost-user-blk")
-class VhostUserBlk(VirtioDevice):
+class VhostUserBlk(VhostUserDevice):
     """The disk. The other process has the data, the configuration and the say on features."""
 
     type_name = "vhost-user-blk"
@@ -32,7 +29,6 @@ class VhostUserBlk(VirtioDevice):
     device_number = 2
     config_size = _CONFIG_SIZE
 
-    chardev = String(type="str", description="ID of a chardev to use as a backend")
     num_queues = Int(_AUTO_QUEUES, type="uint16")
     queue_size = Int(128, type="uint32")
     config_wce = Bool(True)
@@ -43,8 +39,6 @@ class VhostUserBlk(VirtioDevice):
     def realize(self) -> None:
         if not self.chardev:
             raise QobraError("chardev is mandatory")
-        chardev = find_chardev(self.board, self.chardev, self.type_name)
-        assert chardev is not None
         if self.num_queues == _AUTO_QUEUES:
             self.values["num-queues"] = max(1, self.board.first_cpus)
         if not 0 < self.num_queues <= 1024:
@@ -54,26 +48,13 @@ class VhostUserBlk(VirtioDevice):
             raise QobraError("queue size must be non-zero")
         if size > QUEUE_MAX:
             raise QobraError(f"queue size must not exceed {QUEUE_MAX}")
-        front_end = VhostUserFrontEnd(chardev)
-        front_end.open()
-        try:
+        with self.opened() as front_end:
             if not front_end.has_config:
                 raise QobraError("vhost-user-blk: the back end has no configuration space")
             if self.num_queues > front_end.queues:
                 raise QobraError(f"The maximum number of queues supported by the backend is {front_end.queues}")
             self._config = bytearray(front_end.config(_CONFIG_SIZE))
-        except BaseException:
-            front_end.close()
-            raise
-        self._front_end = front_end
-        for _ in range(self.num_queues):
-            self.add_queue(size)
-        self._vhost = Vhost(self, front_end, self.num_queues)
-
-    def unrealize(self) -> None:
-        self._vhost.close()
-        self._front_end.close()
-        self.queues.clear()
+        self.serve(front_end, self.num_queues, size)
 
     # -- features and configuration
 
@@ -89,10 +70,6 @@ class VhostUserBlk(VirtioDevice):
                 bits.append(bit)
         return sum(1 << bit for bit in bits)
 
-    def offered_features(self, *, modern: bool) -> int:
-        offered = super().offered_features(modern=modern) & self._front_end.features
-        return offered & ~(1 << 30)  # there it means something else
-
     def read_config(self) -> bytes:
         config = bytearray(self._config)
         config[34:36] = self.num_queues.to_bytes(2, "little")
@@ -107,18 +84,6 @@ class VhostUserBlk(VirtioDevice):
         except QobraError:
             return
         self._config[_WCE_OFFSET] = data[0]
-
-    # -- queues
-
-    def kicked(self, queue: Queue) -> None:
-        self._vhost.update()
-        self._vhost.kick(queue.number)
-
-    def running_changed(self) -> None:
-        self._vhost.update()
-
-    def device_reset(self) -> None:
-        self._vhost.forget()
 
 
 class VhostUserBlkPciBase(VirtioPci):

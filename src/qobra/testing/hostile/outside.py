@@ -16,7 +16,7 @@ _FROM_DEVICE = -3
 
 
 class Disk:
-    """A vhost-user disk that another machine serves at ``path``."""
+    """A vhost-user disk of two queues that another machine serves at ``path``."""
 
     def __init__(self, directory: Path) -> None:
         self.path = str(directory / "disk.sock")
@@ -24,7 +24,9 @@ class Disk:
         with self._server.control:
             self._server.block.add_node({"driver": "null-co", "node-name": "n", "size": 1 << 20, "read-zeroes": True})
             address = {"type": "unix", "path": self.path}
-            options = {"type": "vhost-user-blk", "id": "e", "node-name": "n", "writable": True, "addr": address}
+            options = {"type": "vhost-user-blk", "id": "e", "node-name": "n", "writable": True, "addr": address} | {
+                "num-queues": 2
+            }
             self._server.block.exports.add(options)
 
     def close(self) -> None:

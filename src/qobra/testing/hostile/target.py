@@ -49,6 +49,7 @@ _OPTIONS: dict[str, Options] = {
     "ide-cd": {"bus": "ahci.0"},
     "nvme": {"serial": "fuzz"},
     "floppy": {"drive-type": "288"},
+    "vhost-user-fs-pci": {"tag": "fuzz"},
     "loader": {"addr": "0x1000", "data": "1", "data-len": "8"},
 }
 _WITH_DRIVE = ("virtio-blk", "scsi-hd", "scsi-cd", "ide-hd", "ide-cd", "nvme", "usb-storage", "sd-card", "floppy")
