@@ -49,7 +49,7 @@ _OPTIONS: dict[str, Options] = {
     "ide-cd": {"bus": "ahci.0"},
     "nvme": {"serial": "fuzz"},
     "floppy": {"drive-type": "288"},
-    "vhost-user-fs-pci": {"tag": "fuzz"},
+    **{name: {"tag": "fuzz"} for name in ("vhost-user-fs-device", "vhost-user-fs-pci")},
     "loader": {"addr": "0x1000", "data": "1", "data-len": "8"},
 }
 _WITH_DRIVE = ("virtio-blk", "scsi-hd", "scsi-cd", "ide-hd", "ide-cd", "nvme", "usb-storage", "sd-card", "floppy")
