@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from qobra.packages import need
+
 
 def distinguished_name(certificate: bytes) -> str:
     """``C=GB,O=Example,CN=client``, in the order of the certificate. Raises ValueError if that is no DER."""
+    need("cryptography", "The name in a certificate (tls-authz)")
     from cryptography import x509
 
     subject = x509.load_der_x509_certificate(certificate).subject

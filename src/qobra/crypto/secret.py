@@ -9,6 +9,7 @@ from collections.abc import Callable
 from qobra.errors import QobraError
 from qobra.object.property import Bool, Enum, String
 from qobra.object.qom import Object
+from qobra.packages import need
 
 FindObject = Callable[[str, str | None], "Object | None"]
 
@@ -76,6 +77,7 @@ def decode_base64(data: bytes) -> bytes:
 
 
 def _decrypt(secret: SecretCommon, data: bytes) -> bytes:
+    need("cryptography", "An encrypted secret")
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     key = secret_bytes(secret.tree.find, secret.keyid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.packages import need
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ class SectorCipher:
         wanted = KEY_BYTES[cipher] * (2 if mode == "xts" else 1)
         if len(key) != wanted:
             raise QobraError(f"Cipher key length {len(key)} should be {wanted}")
+        need("cryptography", "Encryption")
         from cryptography.hazmat.primitives.ciphers import Cipher, modes
         from cryptography.hazmat.primitives.ciphers.algorithms import AES
 

@@ -8,6 +8,7 @@ import datetime
 from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
+from qobra.packages import need
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -26,6 +27,7 @@ def check_certificates(ca_file: str, cert_file: str | None, *, server: bool) -> 
 
 
 def _load(path: str, what: str) -> list[x509.Certificate]:
+    need("cryptography", "A look into certificates (sanity-check)")
     from cryptography import x509
 
     try:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TaskProgressColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as RichBar
 
 from qobra.cli._tool.progress import Progress
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichBar
-    from rich.progress import TaskID
 
 MINIMUM_STEP = 1 << 22
 """Bytes between two looks at the bar: a chunk is too little to notice."""
@@ -24,16 +29,6 @@ class RichProgress(Progress):
         self._told = 0
 
     def __enter__(self) -> RichProgress:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            TaskProgressColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import Progress as RichBar
-
         super().__enter__()
         self._bar = RichBar(
             BarColumn(),

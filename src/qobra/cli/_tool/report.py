@@ -61,9 +61,12 @@ class Program:
     def progress(self, wanted: bool) -> Progress:
         """How far a command is: QEMU's line if it is ``wanted``, a bar where people look."""
         if self.people and sys.stderr.isatty():
-            from qobra.cli._img_people.progress import RichProgress
-
-            return RichProgress()
+            try:
+                from qobra.cli._img_people.progress import RichProgress
+            except ModuleNotFoundError:
+                wanted = True  # without rich, a line does
+            else:
+                return RichProgress()
         from qobra.cli._tool.progress import Progress
 
         return Progress(wanted)

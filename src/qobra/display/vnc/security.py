@@ -8,6 +8,7 @@ from qobra.crypto.authz import is_allowed
 from qobra.crypto.secret import secret_bytes
 from qobra.crypto.tls import TlsCreds, find_creds
 from qobra.errors import QobraError
+from qobra.packages import need
 
 if TYPE_CHECKING:
     import ssl
@@ -43,6 +44,7 @@ class Security:
         self.inner = "none"
         """What is asked for beneath TLS, or where there is none; for WebSockets too, as TLS is outside of these."""
         if options.get("password") or "password-secret" in options:
+            need("cryptography", "A VNC password")
             self.inner = PASSWORD
         elif options.get("sasl"):
             from qobra.crypto.sasl import require

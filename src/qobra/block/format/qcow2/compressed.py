@@ -11,6 +11,7 @@ import zlib
 
 from qobra.errors import QobraError
 from qobra.native import compiled
+from qobra.packages import need
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ DEFAULT_LEVEL = 6
 """QEMU's."""
 
 _local = threading.local()
+
+
+def require(kind: int) -> None:
+    """Raises QobraError where there is nothing here that knows this kind of compression."""
+    if kind == ZSTD:
+        _zstandard()
 
 
 def compress(data: Buffer, kind: int, level: int | None = None) -> bytes | None:
@@ -119,7 +126,7 @@ def _zstandard() -> Any:
     """
     if not _codec:
         with _loading:
-            _codec.append(_compiled_part() or __import__("zstandard"))
+            _codec.append(_compiled_part() or need("zstandard", "zstd compression"))
     return _codec[0]
 
 

@@ -151,7 +151,10 @@ def header_for(options: Options) -> Header:
                 "greater)",
                 errno=errno.EINVAL,
             )
+        from qobra.block.format.qcow2 import compressed
+
         header.compression = layout.COMPRESSION_TYPES.index(options["compression-type"])
+        compressed.require(header.compression)
         header.incompatible |= layout.COMPRESSION
     if options.get("lazy-refcounts"):
         header.compatible |= layout.LAZY_REFCOUNTS

@@ -73,6 +73,10 @@ class Qcow2Disk(BlockNode):
 
     def _read_metadata(self, options: Options) -> None:
         self.header = parse_header(self.read_file, check_snapshots=not self.checking)
+        if self.header.compression:
+            from qobra.block.format.qcow2 import compressed
+
+            compressed.require(self.header.compression)
         self.snapshots = SnapshotTable(self.header)
         header = self.header
         if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
