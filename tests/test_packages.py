@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from qobra.block.export.nbd.identity import distinguished_name
 from qobra.block.format.qcow2 import compressed
 from qobra.block.format.qcow2.create import header_for
 from qobra.cli._tool.report import Program
 from qobra.cli.img import main
+from qobra.crypto.identity import distinguished_name
 from qobra.crypto.sectors import SectorCipher
 from qobra.crypto.tls_sanity import check_certificates
 from qobra.errors import QobraError
