@@ -52,6 +52,11 @@ def test_only_subcommands_are_found(name: str) -> None:
         (["qobra", "img", "convert", "-p"], {"-O", "-W", "--target-is-zero", "--salvage"}),
         (["qobra", "schema"], {"check", "diff", "coverage"}),
         (["/usr/bin/qobra-nbd"], {"--socket", "--persistent", "-k"}),
+        (["qobra-system-x86_64"], {"-device", "-blockdev"}),
+        (["qobra", "img", "convert", "-O"], {"qcow2", "raw"}),
+        (["qobra-io", "-f"], {"qcow2", "raw"}),
+        (["qobra", "schema", "show"], {"--json", "blockdev-add", "BLOCK_JOB_READY", "BlockdevOptions"}),
+        (["qobra", "completion"], {"bash", "zsh", "fish"}),
     ],
 )
 def test_completion_knows_what_the_help_tells(words: list[str], expected: set[str]) -> None:
@@ -66,6 +71,7 @@ def test_completion_offers_no_actions_after_one() -> None:
     found = completion.candidates(["qobra", "img", "info", "disk.qcow2"])
     assert "--backing-chain" in found
     assert all(word.startswith("-") for word in found)
+    assert not [word for word in completion.candidates(["qobra-img", "create", "-f"]) if word.startswith("-")]
 
 
 def test_completion_is_valid_bash(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     if module_name is None:
         print(f"qobra: '{name}' is not a subcommand{_suggestion(name)}; see 'qobra --help'", file=sys.stderr)
         return 2
+    if name in PROGRAMS and argv is None:
+        sys.argv = [f"qobra-{name}", *rest]  # by which it calls itself
     return run(module_name, rest)
 
 

@@ -1,7 +1,7 @@
-"""``qobra completion SHELL``: completion of subcommands, actions and options, for bash, zsh and fish.
+"""``qobra completion SHELL``: completion of subcommands, actions, options and names, for bash, zsh and fish.
 
 The scripts ask ``qobra completion --words WORD...``, which answers from the help of the program that the words before
-the cursor name: what has a help text is completed, with no table to keep.
+the cursor name, and from the schema: what has a help text is completed, with no table to keep.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import sys
 
 HELP = 'print shell completion: eval "$(qobra completion bash)"'
 
-_PROGRAMS = "qobra qobra-img qobra-io qobra-nbd qobra-shell qobra-storage-daemon"
+_PROGRAMS = (
+    "qobra qobra-img qobra-io qobra-nbd qobra-shell qobra-storage-daemon qobra-system-riscv64 qobra-system-x86_64"
+)
 
 _BASH = """\
 _qobra() {{
@@ -40,6 +42,8 @@ end
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 _OPTION = re.compile(r"(?<![\w-])(--?[A-Za-z][-\w]*)")
+_FORMAT_OPTIONS = ("-f", "-F", "-O", "--format")
+_FORMATS = re.compile(r"^  FMT +a format: (.*)$", re.MULTILINE)
 _ACTION = re.compile(r"^ {2,4}([a-z][-a-z]*)(?=  |$)", re.MULTILINE)
 
 
@@ -71,8 +75,22 @@ def candidates(words: list[str]) -> list[str]:
         if len(named) == len(path) or named[len(path)] not in actions:
             break
         path.append(named[len(path)])
+    place = [name, *path] if name else path
+    if place[:1] in (["img"], ["io"], ["nbd"]) and rest[-1:] and rest[-1] in _FORMAT_OPTIONS:
+        return ", ".join(_FORMATS.findall(_help("img", []))).split(", ")
+    if place == ["completion"]:
+        return sorted(_SCRIPTS)
     options = set(_OPTION.findall(text))
+    if place == ["schema", "show"]:
+        return sorted(options | _schema_names())
     return sorted(actions | options if len(named) == len(path) else options)
+
+
+def _schema_names() -> set[str]:
+    from qobra.qapi.contract import contract
+
+    of = contract()
+    return {name for name in (*of.commands, *of.events, *of.types) if not name.startswith("q_")}
 
 
 def _help(module: str, path: list[str]) -> str:
@@ -80,8 +98,12 @@ def _help(module: str, path: list[str]) -> str:
     import contextlib
     import importlib
     import io
+    from functools import partial
 
-    program = importlib.import_module(f"qobra.cli.{module}").main
+    module, _, architecture = module.partition("system_")
+    program = importlib.import_module(f"qobra.cli.{module or 'system'}").main
+    if architecture:
+        program = partial(program, architecture)
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         program([*path, "--help"])
