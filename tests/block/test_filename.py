@@ -77,12 +77,24 @@ def test_options_given_as_text_are_shown_as_they_were_given():
         ({"driver": "raw", "file": "f", "offset": 1.5}, "Parameter 'offset' expects a non-negative number"),
         ({"driver": "raw", "file": "f", "offset": "-1"}, "Parameter 'offset' expects a non-negative number"),
         ({"driver": "qcow2", "file": "f", "cache": 1}, "Block format 'qcow2' does not support the option 'cache'"),
+        ({"driver": "raw", "file": "f", "x": {"y": 1}}, "Block format 'raw' does not support the option 'x.y'"),
         ({"driver": "nbd", "server": {"type": "unix"}}, "Parameter 'path' is missing"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_told_apart(options, error):
     with pytest.raises(QobraError, match=re.escape(error)):
         typed(options)
+
+
+@pytest.mark.parametrize("backing", ["x", {"driver": "file"}, {"file": {"filename": "x"}}])
+def test_backing_files_are_for_drivers_that_have_them(backing):
+    layer = BlockLayer()
+    for driver in ("raw", "copy-on-read"):
+        with pytest.raises(QobraError, match="^Driver doesn't support backing files$"):
+            layer.open(typed({"driver": driver, "file": {"driver": "null-co"}, "backing": backing}))
+    assert not layer.graph.nodes
+    layer.open(typed({"driver": "raw", "file": {"driver": "null-co"}, "backing": None}))
+    layer.close()
 
 
 def test_numbers_and_switches_stand_for_texts():

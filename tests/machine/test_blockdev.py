@@ -29,3 +29,43 @@ def test_a_device_that_works_goes_on_with_another_node() -> None:
             assert backend.node is machine.block.find_node("two")
     finally:
         machine.close()
+
+
+@pytest.mark.parametrize(
+    ("bus", "disk", "text"),
+    [
+        (None, {"driver": "ide-hd"}, "Cannot change iothread of active block backend"),
+        (None, {"driver": "virtio-blk-pci"}, "Cannot change iothread of active block backend"),
+        (None, {"driver": "virtio-blk-pci", "iothread": "io"}, "Cannot change iothread of active block backend"),
+        ({"driver": "lsi53c895a"}, {"driver": "scsi-hd"}, "HBA does not support iothreads"),
+        ({"driver": "virtio-scsi-pci"}, {"driver": "scsi-hd"}, "Cannot change iothread of active block backend"),
+        ({"driver": "virtio-scsi-pci", "iothread": "io"}, {"driver": "scsi-hd"}, None),
+    ],
+)
+def test_devices_that_share_a_node_share_its_iothread(
+    bus: dict[str, str] | None, disk: dict[str, str], text: str | None
+) -> None:
+    machine = simple_machine("x86_64", "pc", memory=16 << 20)
+    try:
+        with machine.control:
+            board: Any = machine.board
+            board.ready = False  # as on a command line
+            machine.objects.create("iothread", "io", {})
+            machine.block.add_node({"driver": "null-co", "node-name": "n", "size": 1 << 20})
+
+            def add(options: dict[str, str]) -> None:
+                add_device(machine, options, keyval=True)
+
+            add({"driver": "virtio-scsi-pci", "id": "first", "iothread": "io"})
+            add({"driver": "scsi-hd", "bus": "first.0", "drive": "n", "share-rw": "on"})
+            if bus is not None:
+                add({**bus, "id": "second"})
+                disk = {**disk, "bus": "second.0"}
+            shared = {**disk, "drive": "n", "share-rw": "on"}
+            if text is None:
+                add(shared)
+            else:
+                with pytest.raises(QobraError, match=f"^{text}$"):
+                    add(shared)
+    finally:
+        machine.close()

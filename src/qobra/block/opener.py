@@ -161,8 +161,11 @@ class Opener:
         finally:
             self._unfinished.pop()
         opened.append(node)
-        if driver.supports_backing and "backing" not in node.children:
-            if not options.get("_no-backing"):
+        if "backing" not in node.children:
+            if not driver.supports_backing:
+                if options.get("backing"):
+                    raise QobraError("Driver doesn't support backing files")
+            elif not options.get("_no-backing"):
                 self._open_backing(node, opening)
             elif options.get("backing"):
                 unused = flat_name("backing", options["backing"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import string
 from typing import TYPE_CHECKING
 
 from qobra.block.backend import BlockBackend
@@ -12,6 +12,8 @@ from qobra.errors import QobraError
 if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
     from qobra.block.node import BlockNode, Options
+
+_LETTERS = string.ascii_letters + string.digits
 
 
 def open_over(layer: BlockLayer, options: Options, *, root: BlockBackend) -> BlockNode:
@@ -25,7 +27,7 @@ def open_over(layer: BlockLayer, options: Options, *, root: BlockBackend) -> Blo
     size_root.remove()
     directory = os.environ.get("TMPDIR") or "/var/tmp"
     try:
-        handle, path = tempfile.mkstemp(prefix="vl.", dir=directory)
+        handle, path = _create_in(directory)
     except OSError as error:
         raise QobraError.from_os("Could not get temporary filename", error)
     os.close(handle)
@@ -44,3 +46,17 @@ def open_over(layer: BlockLayer, options: Options, *, root: BlockBackend) -> Blo
         return layer.open(top, root=root)
     finally:
         os.unlink(path)
+
+
+def _create_in(directory: str) -> tuple[int, str]:
+    """A new empty file, open, and its path: named as QEMU names it, which scripts that filter output know.
+
+    Raises OSError.
+    """
+    while True:
+        name = "vl." + "".join(_LETTERS[octet % len(_LETTERS)] for octet in os.urandom(6))
+        path = os.path.join(directory, name)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
+        except FileExistsError:
+            continue

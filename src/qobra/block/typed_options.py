@@ -6,6 +6,7 @@ can be guessed: the format is probed, and a child that has a file name is a ``fi
 
 from __future__ import annotations
 
+from qobra.block.filename import flat_name
 from qobra.block.vertex import TEXTS
 from qobra.errors import QobraError
 from qobra.units import BOOLEANS, NotANumber, OutOfRange, not_a_size, parse_size
@@ -60,6 +61,8 @@ def typed(options: Options) -> Options:
         elif kind == "BlockdevRef" and (not value or not isinstance(value, str | dict)):
             raise QobraError(f'A block device must be specified for "{name}"')
         elif isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
+            if branch and not kind and name != "backing":
+                _refuse(str(driver), flat_name(name, value))
             try:
                 result[name] = _child(value)
             except QobraError as error:
@@ -67,7 +70,8 @@ def typed(options: Options) -> Options:
         elif kind == "[BlockdevRef]" and isinstance(value, list):
             result[name] = [_child(each) for each in value]
         elif not kind:
-            if branch:
+            # Whether there are backing files is said once the node is open.
+            if branch and name != "backing":
                 _refuse(str(driver), name)
             result[name] = value
         else:

@@ -48,6 +48,10 @@ class ReadlineMonitor:
             self._print(f"QEMU {version} monitor - type 'help' for more information\r\n{PROMPT}")
 
     def receive(self, data: bytes) -> None:
+        with self._machine.control:
+            # What is typed early shows once the machine is all there, and never where it could not be set up.
+            if self._machine.setting_up:
+                return
         for character in data.decode("latin-1"):
             if self._escape:
                 self._continue_escape(character)

@@ -43,7 +43,6 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
 
     type_name = "virtio-blk-device"
     device_number = 2
-    supports_iothreads = True
     config_size = 57
 
     config_wce = Bool(True)

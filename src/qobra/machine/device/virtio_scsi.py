@@ -76,7 +76,7 @@ class VirtioScsi(ServedDevice):
         proxy: Any = self.parent
         name = getattr(proxy, "user_id", None) or self.user_id
         self.scsi_bus = ScsiBus(self.tree)
-        self.scsi_bus.iothread = self.iothread
+        self.scsi_bus.has_iothreads, self.scsi_bus.iothread = True, self.iothread
         self.add_bus(self.scsi_bus, f"{name}.0" if name else None)
         self._events_missed = False
         self.start_serving("scsi")

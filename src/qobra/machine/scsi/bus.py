@@ -129,8 +129,10 @@ class ScsiDevice(Device):
 
     def move_to_adapter(self, backend: BlockBackend) -> None:
         """Have ``backend`` be where the host adapter serves its requests. Raises QobraError where its node cannot."""
-        if self.scsi_bus.iothread is not None:
+        if self.scsi_bus.has_iothreads:
             backend.move(self.scsi_bus.iothread)
+        elif backend.node is not None and backend.node.iothread is not None:
+            raise QobraError("HBA does not support iothreads")
 
     def reset(self) -> None:
         self.attention = RESET_OCCURRED
@@ -159,6 +161,8 @@ class ScsiBus(Bus):
     """Whether the host adapter hands sense over with the status of a command."""
     queues = True
     """Whether units have several commands at a time."""
+    has_iothreads = False
+    """Whether the host adapter can serve its requests in an iothread."""
     iothread: Any = None
     """Where the host adapter serves its requests, if that is an iothread; units' backends are in it, too."""
     max_channel = 0
