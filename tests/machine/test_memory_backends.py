@@ -54,3 +54,19 @@ def test_the_limits_of_a_loop_stay_in_order(machine: Any) -> None:
     thread.set("thread-pool-max", 2000)
     thread.set("thread-pool-min", 1000)
     assert (thread.get("thread-pool-min"), thread.get("thread-pool-max")) == (1000, 2000)
+
+
+def test_what_stays_once_the_memory_is_there(machine: Any, tmp_path: Path) -> None:
+    ram = machine.objects.create("memory-backend-ram", "r", {"size": 4096})
+    file = machine.objects.create("memory-backend-file", "f", {"size": 4096, "mem-path": str(tmp_path / "f")})
+    shared = machine.objects.create("memory-backend-memfd", "s", {"size": 4096})
+    for backend, name, value in ((ram, "share", True), (ram, "reserve", False), (shared, "hugetlbsize", 2 << 20)):
+        with pytest.raises(QobraError, match="^cannot change property value$"):
+            backend.set(name, value)
+    for name, value in (("mem-path", "x"), ("align", 8192), ("pmem", True), ("readonly", True)):
+        with pytest.raises(QobraError, match=f"^cannot change property '{name}' of memory-backend-file$"):
+            file.set(name, value)
+    with pytest.raises(QobraError, match="^'prealloc=on' and 'reserve=off' are incompatible$"):
+        machine.objects.create("memory-backend-ram", "p", {"size": 4096, "prealloc": True, "reserve": False})
+    with pytest.raises(QobraError, match="^can't open backing store /nowhere/f for guest RAM: No such file"):
+        machine.objects.create("memory-backend-file", "n", {"size": 4096, "mem-path": "/nowhere/f"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from qobra.errors import QobraError
@@ -12,6 +13,23 @@ from qobra.object.property import Bool, Enum, Int, Link, Size
 from qobra.object.qom import Object
 
 _MAX_NODE = 127
+_HUGE_PAGE = 2 << 20
+
+
+def keep_value(backend: MemoryBackend) -> None:
+    """The guard of a property that does not change once the memory is there. Raises QobraError."""
+    if backend.ram is not None:
+        raise QobraError("cannot change property value")
+
+
+def keep(name: str) -> Callable[[MemoryBackend], None]:
+    """The same for property ``name``, which is named in the error."""
+
+    def guard(backend: MemoryBackend) -> None:
+        if backend.ram is not None:
+            raise QobraError(f"cannot change property '{name}' of {backend.type_name}")
+
+    return guard
 
 
 def _keep_size(backend: MemoryBackend) -> None:
@@ -49,8 +67,8 @@ class MemoryBackend(Object):
     policy = Enum(
         "HostMemPolicy", ("default", "preferred", "bind", "interleave"), "default", description="Set the NUMA policy"
     )
-    share = Bool(False, description="Mark the memory as private to QEMU or shared")
-    reserve = Bool(True, description="Reserve swap space (or huge pages) if applicable")
+    share = Bool(False, guard=keep_value, description="Mark the memory as private to QEMU or shared")
+    reserve = Bool(True, guard=keep_value, description="Reserve swap space (or huge pages) if applicable")
 
     ram: Ram | None = None
     mapped = False
@@ -69,6 +87,8 @@ class MemoryBackend(Object):
             )
         if self.policy != "default" and not self.host_nodes:
             raise QobraError(f"host-nodes must be set for policy {self.policy}")
+        if self.prealloc and not self.reserve:
+            raise QobraError("'prealloc=on' and 'reserve=off' are incompatible")
         try:
             self.ram = self.allocate()
         except (OSError, OverflowError, ValueError) as error:
@@ -85,6 +105,11 @@ class MemoryBackend(Object):
                 context.run(self._touch)
             else:
                 self._touch()
+
+    @property
+    def alignment(self) -> int:
+        """What addresses and sizes of devices with this memory are multiples of, in bytes."""
+        return _HUGE_PAGE
 
     def allocate(self) -> Ram:
         """Get the memory. Raises OSError."""

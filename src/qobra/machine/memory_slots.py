@@ -24,8 +24,14 @@ class MemoryDevice:
     """
 
     memory_kind = ""
-    memory_alignment = _ALIGNMENT
     memory_address = 0
+    memdev: Any = None
+
+    @property
+    def memory_alignment(self) -> int:
+        """What the address and the length are multiples of."""
+        backend: MemoryBackend | None = self.memdev
+        return _ALIGNMENT if backend is None else backend.alignment
 
     @property
     def memory_length(self) -> int:
@@ -122,6 +128,9 @@ class MemorySlots:
         if wanted:
             if wanted % alignment:
                 raise QobraError(f"address must be aligned to 0x{alignment:x} bytes")
+        if length % alignment:
+            raise QobraError(f"backend memory size must be multiple of 0x{alignment:x}")
+        if wanted:
             if not self.base <= wanted or wanted + length > self.end:
                 raise QobraError(
                     f"can't add memory device [0x{wanted:x}:0x{length:x}], usable range for memory devices "

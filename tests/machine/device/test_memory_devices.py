@@ -253,3 +253,25 @@ def test_the_summary_for_people(architecture: str, board: str, text: str) -> Non
     machine = simple_machine(architecture, board, memory=32 * _MIB)
     assert hmp.execute(machine, "info memory_size_summary") == text
     machine.close()
+
+
+def test_sizes_and_places_follow_the_pages_of_the_backend(guest: Guest, tmp_path: Path) -> None:
+    guest.backend("small", 4096)
+    guest.backend("large", 3 * _MIB)
+    for driver in ("pc-dimm", "virtio-pmem-pci"):
+        for backend in ("small", "large"):
+            with pytest.raises(QobraError, match="^backend memory size must be multiple of 0x200000$"):
+                guest.plug(driver, "d", backend)
+    with pytest.raises(QobraError, match="^address must be aligned to 0x200000 bytes$"):
+        guest.plug("pc-dimm", "d", "small", addr=0x100001000)
+    with pytest.raises(QobraError, match="^backend memory size must be multiple of 0x200000$"):
+        guest.plug("virtio-mem-pci", "d", "large", **{"block-size": _MIB})
+    # Files and descriptors have the pages of their kind.
+    guest.backend("wide", _BLOCK + 4096, **{"mem-path": str(tmp_path / "w"), "align": 65536})
+    with pytest.raises(QobraError, match="^backend memory size must be multiple of 0x10000$"):
+        guest.plug("pc-dimm", "d", "wide")
+    with guest.machine.control:
+        guest.machine.objects.create("memory-backend-memfd", "shared", {"size": 3 * 4096})
+    guest.backend("file", _BLOCK + 4096, **{"mem-path": str(tmp_path / "m")})
+    first, second = guest.plug("pc-dimm", "a", "shared"), guest.plug("pc-dimm", "b", "file")
+    assert second.addr == first.addr + 3 * 4096

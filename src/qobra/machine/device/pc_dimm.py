@@ -48,13 +48,14 @@ class PcDimm(Device, MemoryDevice):
             raise QobraError("'memdev' property must be set")
         if backend.mapped:
             raise QobraError(f"can't use already busy memdev: {backend.id}")
+        address = slots.place(self, self.addr)
         nodes = max(1, len(self.board.numa.nodes))
         if self.node >= nodes:
             raise QobraError(
                 f"'DIMM property node has value {self.node}' which exceeds the number of numa nodes: {nodes}"
             )
         self.values["slot"] = slot
-        self.values["addr"] = self.memory_address = slots.place(self, self.addr)
+        self.values["addr"] = self.memory_address = address
         assert backend.ram is not None
         self._mapping = self.board.memory.map(self.addr, backend.ram, size=self.memory_length)
         claim_backend(backend)

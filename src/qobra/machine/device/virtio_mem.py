@@ -12,6 +12,7 @@ from qobra.machine.virtio.memory_device import VirtioMemoryDevice, VirtioMemoryP
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError
 from qobra.machine.vmstate import Field, Number, VmState, raw, u64
 from qobra.object.property import Bool, Enum, Int, Size
+from qobra.report import report_warning
 
 F_ACPI_PXM, F_UNPLUGGED_INACCESSIBLE = 0, 1
 _PLUG, _UNPLUG, _UNPLUG_ALL, _STATE = range(4)
@@ -63,6 +64,10 @@ class VirtioMem(VirtioMemoryDevice):
 
     # -- life
 
+    @property
+    def memory_alignment(self) -> int:
+        return max(self.block_size, super().memory_alignment)
+
     def realize(self) -> None:
         self.check_backend("'memdev' property specifies a busy memdev: ")
         nodes = max(1, len(self.board.numa.nodes))
@@ -71,9 +76,6 @@ class VirtioMem(VirtioMemoryDevice):
         block, length = self.block_size, self.memory_length
         if self.requested_size % block:
             raise QobraError(f"'requested-size' property has to be multiples of 'block-size' (0x{block:x})")
-        if length % block:
-            raise QobraError(f"backend memory size must be multiple of 0x{block:x}")
-        self.memory_alignment = max(block, _DEFAULT_BLOCK)
         self.claim_memory()
         self._blocks = bytearray(length // block)
         self._usable = 0
@@ -106,6 +108,8 @@ class VirtioMem(VirtioMemoryDevice):
             raise QobraError(f"'block-size' property has to be at least 0x{_MIN_BLOCK:x}")
         if size & (size - 1):
             raise QobraError("'block-size' property has to be a power of two")
+        if size < _DEFAULT_BLOCK:
+            report_warning("'block-size' property is smaller than the default block size (2 MiB)")
         self.values["block-size"] = size
 
     def request(self, size: int) -> None:

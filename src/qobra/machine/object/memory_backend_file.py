@@ -7,7 +7,7 @@ import os
 
 from qobra.errors import QobraError
 from qobra.machine.memory import Ram
-from qobra.machine.memory_backend import MemoryBackend
+from qobra.machine.memory_backend import MemoryBackend, keep
 from qobra.machine.ram import open_backing
 from qobra.object.property import Bool, Size, String
 from qobra.object.types import registry
@@ -22,10 +22,14 @@ class MemoryBackendFile(MemoryBackend):
     required = ("size", "mem-path")
 
     discard_data = Bool(False)
-    mem_path = String()
-    align = Size(0, type="int")
-    pmem = Bool(False)
-    readonly = Bool(False)
+    mem_path = String(guard=keep("mem-path"))
+    align = Size(0, type="int", guard=keep("align"))
+    pmem = Bool(False, guard=keep("pmem"))
+    readonly = Bool(False, guard=keep("readonly"))
+
+    @property
+    def alignment(self) -> int:
+        return self.align or mmap.PAGESIZE
 
     def allocate(self) -> Ram:
         if self.align % mmap.PAGESIZE:
@@ -33,8 +37,7 @@ class MemoryBackendFile(MemoryBackend):
         try:
             fd = open_backing(self.mem_path, self.size, read_only=self.readonly)
         except OSError as error:
-            action = "open" if os.path.exists(self.mem_path) else "create"
-            raise QobraError.from_os(f"can't {action} backing store {self.mem_path} for guest RAM", error)
+            raise QobraError.from_os(f"can't open backing store {self.mem_path} for guest RAM", error)
         length = os.fstat(fd).st_size
         if length < self.size:
             os.close(fd)

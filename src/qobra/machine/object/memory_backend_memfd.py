@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from mmap import PAGESIZE
 
 from qobra.errors import QobraError
 from qobra.machine.memory import Ram
-from qobra.machine.memory_backend import MemoryBackend
+from qobra.machine.memory_backend import MemoryBackend, keep_value
 from qobra.object.property import Bool, Size
 from qobra.object.types import registry
 
@@ -23,10 +24,14 @@ class MemoryBackendMemfd(MemoryBackend):
     type_name = "memory-backend-memfd"
     user_creatable = True
 
-    share = Bool(True, description="Mark the memory as private to QEMU or shared")
+    share = Bool(True, guard=keep_value, description="Mark the memory as private to QEMU or shared")
     hugetlb = Bool(False, description="Use huge pages")
-    hugetlbsize = Size(0, type="int", description="Huge pages size (ex: 2M, 1G)")
+    hugetlbsize = Size(0, type="int", guard=keep_value, description="Huge pages size (ex: 2M, 1G)")
     seal = Bool(True, description="Seal growing & shrinking")
+
+    @property
+    def alignment(self) -> int:
+        return (self.hugetlbsize or super().alignment) if self.hugetlb else PAGESIZE
 
     def allocate(self) -> Ram:
         import fcntl
