@@ -66,7 +66,7 @@ class VirtioMem(VirtioMemoryDevice):
 
     @property
     def memory_alignment(self) -> int:
-        return max(self.block_size, super().memory_alignment)
+        return max(int(self.block_size), super().memory_alignment)
 
     def realize(self) -> None:
         self.check_backend("'memdev' property specifies a busy memdev: ")
