@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 
 from qobra.block import permissions
-from qobra.block.buffers import BOUNCE_SIZE, ZEROES, Buffer, fill_zero, is_zero
+from qobra.block.buffers import BOUNCE_SIZE, ZEROES, Buffer, fill_zero, is_zero, new_buffer
 from qobra.block.extents import ABSENT, COMPUTED, DATA, Extent
 from qobra.block.vertex import Options as Options  # what drivers are written with comes from here
 from qobra.block.vertex import Vertex
@@ -124,7 +124,7 @@ class BlockNode(Vertex):
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``."""
-        data = bytearray(length)
+        data = new_buffer(length)
         self.read_into(offset, memoryview(data))
         return bytes(data)
 

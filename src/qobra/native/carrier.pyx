@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from qobra.native.files cimport read_all, write_all
+from qobra.native.files cimport new_room, read_all, write_all
 from qobra.native.old_blocks cimport OldBlocks, OldTable, clip, make_ready, mend_range
 
 cdef extern from "<pthread.h>" nogil:
@@ -305,7 +305,7 @@ cdef class Carrier:
         if room != NULL:
             self._rooms = room.next
         pthread_mutex_unlock(&self._mutex)
-        return room if room != NULL else <Room *>malloc(ROOM)
+        return room if room != NULL else <Room *>new_room(ROOM)
 
     cdef void _put_room(self, Room *room) noexcept nogil:
         pthread_mutex_lock(&self._mutex)

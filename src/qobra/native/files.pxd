@@ -3,8 +3,19 @@
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memset
+from posix.stdlib cimport posix_memalign
 from posix.types cimport off_t
 from posix.unistd cimport pread, pwrite
+
+
+cdef inline uint8_t *new_room(size_t size) noexcept nogil:
+    """Memory to read files into, to be given to free(); NULL if there is none.
+
+    It begins on the boundary of a page. Some processors (AMD's EPYC) copy a page to where it begins less than 32 bytes
+    after a boundary at a quarter of the speed, and what malloc() gives for large sizes begins 16 bytes after one.
+    """
+    cdef void *room
+    return NULL if posix_memalign(&room, 4096, size) else <uint8_t *>room
 
 
 cdef inline int read_all(int fd, uint8_t *buffer, int64_t size, int64_t offset) noexcept nogil:

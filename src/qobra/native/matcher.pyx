@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp
 
-from qobra.native.files cimport read_all
+from qobra.native.files cimport new_room, read_all
 
 cdef extern from "<stdatomic.h>" nogil:
     ctypedef int64_t atomic_int64 "_Atomic int64_t"
@@ -57,8 +57,8 @@ cdef class Matcher:
             self._work()
 
     cdef void _work(self) noexcept nogil:
-        cdef uint8_t *first = <uint8_t *>malloc(PIECE)
-        cdef uint8_t *second = <uint8_t *>malloc(PIECE)
+        cdef uint8_t *first = new_room(PIECE)
+        cdef uint8_t *second = new_room(PIECE)
         cdef int64_t number
         while True:
             number = atomic_fetch_add(&self._next, 1)

@@ -15,7 +15,7 @@ from libc.string cimport memcmp, memmove
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.types cimport off_t
 
-from qobra.native.files cimport read_all, write_all
+from qobra.native.files cimport new_room, read_all, write_all
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -330,7 +330,7 @@ cdef class Mover:
         cdef size_t most_pieces = PARTS + (CHUNK // self._unit + PARTS if self._unit else 0)
         cdef size_t most_writes = most_pieces + (CHUNK // self._cluster + PARTS if self._cluster else 0)
         # What is packed is unpacked whole, though only its beginning may count.
-        room.buffer = <uint8_t *>malloc(2 * CHUNK)
+        room.buffer = new_room(2 * CHUNK)
         room.packed, room.zstd = NULL, NULL
         room.parts = <Run *>malloc(PARTS * sizeof(Run))
         room.pieces = <Piece *>malloc(most_pieces * sizeof(Piece))
@@ -543,7 +543,7 @@ cdef int read_packed(Room *room, const Run *run, uint8_t *buffer) noexcept nogil
     """Unpack a whole cluster into ``buffer``; the number of the error, 0 if there was none."""
     cdef int failure
     if room.packed == NULL:
-        room.packed = <uint8_t *>malloc(2 * CHUNK)
+        room.packed = new_room(2 * CHUNK)
     if room.zstd == NULL:
         room.zstd = qobra_zstd_create()
     if room.packed == NULL or room.zstd == NULL:

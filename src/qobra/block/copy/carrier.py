@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from qobra.block.buffers import new_buffer
 from qobra.block.copy.old_blocks import PureOldBlocks
 from qobra.lean import Lock, start_thread
 from qobra.native import compiled
@@ -55,7 +56,7 @@ class PureMover:
 
         Returns None, or the error's number and whether it came from reading. See :class:`Carrier` for ``share``.
         """
-        buffer = memoryview(bytearray(min(ROOM, max(length for _fd, _offset, length in parts))))
+        buffer = memoryview(new_buffer(min(ROOM, max(length for _fd, _offset, length in parts))))
         for source, offset, length in parts:
             position = 0
             while position < length:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from qobra.block.buffers import is_zero
+from qobra.block.buffers import is_zero, new_buffer
 from qobra.block.copy.carrier import DIRECT, ZEROES, ReadFailed
 from qobra.block.copy.coarse import resolve_coarse
 from qobra.block.copy.ranges import may_read_past
@@ -172,7 +172,7 @@ class ChunkCopier:
     def _buffer(self, size: int) -> memoryview:
         buffer: memoryview | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < size:
-            buffer = self._local.buffer = memoryview(bytearray(max(size, CHUNK_SIZE)))
+            buffer = self._local.buffer = memoryview(new_buffer(max(size, CHUNK_SIZE)))
         return buffer[:size]
 
     def write_data(self, offset: int, view: memoryview) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from _queue import SimpleQueue
 
+from qobra.block.buffers import new_buffer
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.ranges import in_chunks, may_read_past, whole
 from qobra.block.extents import ABSENT, ZERO, resolve
@@ -84,7 +85,7 @@ class _Reader:
         self.free: SimpleQueue[bytearray] = SimpleQueue()
         self.crash: BaseException | None = None
         for _ in range(buffers):
-            self.free.put(bytearray(BUFFER_SIZE))
+            self.free.put(new_buffer(BUFFER_SIZE))
         self._stopped = False
         from threading import Thread
 
@@ -94,7 +95,7 @@ class _Reader:
     def stop(self) -> None:
         """Let the thread end, and wait until it has."""
         self._stopped = True
-        self.free.put(bytearray(BUFFER_SIZE))
+        self.free.put(new_buffer(BUFFER_SIZE))
         self._thread.join()
 
     def _run(self) -> None:

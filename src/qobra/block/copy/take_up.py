@@ -6,7 +6,7 @@ Nobody is kept waiting: the image links what was copied where it still holds not
 
 from __future__ import annotations
 
-from qobra.block.buffers import is_zero
+from qobra.block.buffers import is_zero, new_buffer
 from qobra.block.copy.carrier import ZEROES
 from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.coarse import resolve_coarse
@@ -95,7 +95,7 @@ def _parts(runs: list[Run], start: int, last: int, end: int) -> list[Part] | Non
 
 
 def _through_buffer(top: BlockNode, linking: Linking, first: int, last: int, end: int) -> None:
-    view = memoryview(bytearray(end - first))
+    view = memoryview(new_buffer(end - first))
     top.read_into(first, view[: last - first])
     if linking.takes_zeroes() and is_zero(view):
         linking.take_up_zeroes(first, end - first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qobra.block.buffers import new_buffer
 from qobra.block.copy.chunk import CHUNK_SIZE
 from qobra.block.copy.ranges import allocated_above, holding_data, in_chunks, widened
 from qobra.block.creation._image import backing_values, known_options
@@ -339,7 +340,7 @@ class Conversion:
         """``-S 0``: write everything, zeroes too."""
         order = self._order
         throttle = Throttle(order.rate) if order.rate else None
-        buffer = memoryview(bytearray(CHUNK_SIZE))
+        buffer = memoryview(new_buffer(CHUNK_SIZE))
         write = target.write_compressed if order.compress else target.write
         for offset, length in in_chunks(ranges, CHUNK_SIZE):
             view = buffer[:length]

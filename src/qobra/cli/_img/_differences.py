@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from qobra.block.buffers import is_zero
+from qobra.block.buffers import is_zero, new_buffer
 from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.zeroes import zero_pieces
 from qobra.block.extents import COMPUTED, DATA, Run, resolve
@@ -46,7 +46,7 @@ class Side:
     def __init__(self, node: BlockNode, name: str, buffers: int = 1) -> None:
         self.node = node
         self.name = name
-        self._buffers = deque(bytearray(BUFFER_SIZE) for _ in range(buffers))
+        self._buffers = deque(new_buffer(BUFFER_SIZE) for _ in range(buffers))
         self.buffer = self._buffers[0]
         """What was read last."""
         self.given = False

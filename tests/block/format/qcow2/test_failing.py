@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -444,3 +446,23 @@ def test_what_cannot_be_preallocated_is_told_after_all_else(lab, mode, told):
     with Disk(options) as disk, pytest.raises(QobraError) as failure:
         drivers.find("qcow2").create({"size": 1 << 20, "preallocation": mode}, disk.node)
     assert str(failure.value) == told
+
+
+def test_a_snapshot_that_cannot_be_marked_changes_nothing(lab, monkeypatch):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * 65536)
+    before = Path(lab.path("a")).read_bytes()
+    with lab.open("a") as disk:
+        writeback = disk.node.image.writeback
+
+        def broken():
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(writeback, "barrier", broken)
+            with pytest.raises(OSError, match="Input/output error"):
+                disk.node.snapshot_create("s")
+        assert not disk.node.snapshots.entries
+    after = Path(lab.path("a")).read_bytes()
+    assert [at for at in range(len(before)) if before[at] != after[at]] in ([], [79])  # the dirty bit at most

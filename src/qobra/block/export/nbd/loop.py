@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qobra.block.table import ResolvedTable
 
 ARENA_SIZE = 4 << 20
+_ARENA_START = 48
 LONGEST_HIT = 2 << 20
 """Longer reads take the general path, in memory of their own."""
 PROMPT_BYTES = 256 << 10
@@ -49,9 +50,9 @@ class Loop:
         self.slot = slot
         self.backend = connection.export.backend
         self.inbox = Inbox(connection.transport)
-        # Anonymous memory, unlike a bytearray, takes up room only where it has been used.
-        self.arena = mmap.mmap(-1, ARENA_SIZE)
-        self.arena_view = memoryview(self.arena)
+        # Anonymous memory, unlike a bytearray, takes up room only where it has been used. The first reply's data are to
+        # begin no less than 32 bytes after the boundary of a page: see :func:`new_buffer`.
+        self.arena = memoryview(mmap.mmap(-1, ARENA_SIZE + _ARENA_START))[_ARENA_START:]
         self._again = False
         """Whether there is something to do before more is received."""
         self._cold: deque[Work] = deque()
@@ -106,7 +107,7 @@ class Loop:
         linear = table.linear
         fd, base = linear if linear is not None else (-1, 0)
         writable = export.writable and table.writable and not export.writethrough
-        inbox, arena, arena_view = self.inbox, self.arena, self.arena_view
+        inbox, arena = self.inbox, self.arena
         buffer, view, start, end = inbox.buffer, inbox.view, inbox.start, inbox.end
         nowait = self._nowait
         unpack, pack_reply, pack_chunk = p.REQUEST.unpack_from, p.SIMPLE_REPLY.pack_into, p.CHUNK_DATA.pack_into
@@ -157,7 +158,7 @@ class Loop:
                 else:
                     host = offset + base
                 try:
-                    if preadv(fd, (arena_view[data:after],), host, nowait.get(fd, _NOWAIT)) == length:
+                    if preadv(fd, (arena[data:after],), host, nowait.get(fd, _NOWAIT)) == length:
                         position = after
                         continue
                 except BlockingIOError:
@@ -230,7 +231,7 @@ class Loop:
         if pieces is None:
             self._aside.append(work)
             return False
-        view = self.arena_view[data : data + work.length]
+        view = self.arena[data : data + work.length]
         may_send_holes = self.connection.structured and not work.flags
         done = 0
         fd = -1
@@ -327,7 +328,7 @@ class Loop:
         done = 0
         try:
             for fd, host, size in pieces or ():
-                view = self.arena_view[data + done : data + done + size]
+                view = self.arena[data + done : data + done + size]
                 if fd < 0:
                     _fill_zero(view)
                 elif os.preadv(fd, (view,), host, 0 if may_wait else self._nowait.get(fd, _NOWAIT)) != size:
@@ -392,7 +393,7 @@ class Loop:
         return self.inbox.take_payload(work.length)
 
     def _send(self, length: int) -> None:
-        self.connection.send((self.arena_view[:length],))
+        self.connection.send((self.arena[:length],))
 
 
 def _keeps(table: ResolvedTable, offset: int, length: int) -> bool:

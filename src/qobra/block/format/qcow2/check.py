@@ -12,6 +12,7 @@ import sys
 from array import array
 from collections.abc import Callable
 
+from qobra.block.buffers import new_buffer
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.counts import LARGE, CompactCounts, differences
 from qobra.block.format.qcow2.refcount import unpack_counts
@@ -233,7 +234,7 @@ class Checker:
         quick = _compiled is not None and not image.extended and not image.external
         empty = bytes(size)
         position = 0
-        buffer = bytearray(batch * size)
+        buffer = new_buffer(batch * size)
         while position < len(order):
             first = order[position]
             count = 1

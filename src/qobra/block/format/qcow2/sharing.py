@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from array import array
 
+from qobra.block.buffers import new_buffer
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.references import (
     COUNT_BITS,
@@ -61,7 +62,7 @@ def _table_groups(image: Image, l1: array[int]) -> Iterator[tuple[int, int, memo
     """
     size, limit = image.cluster_size, _limit(image) << image.cluster_bits
     most = max(1, min(_GROUP_BYTES // size, sum(1 for entry in l1 if entry)))
-    content = memoryview(bytearray(most * size))
+    content = memoryview(new_buffer(most * size))
     start = number = 0
     for entry in l1:
         table = entry & _OFFSET

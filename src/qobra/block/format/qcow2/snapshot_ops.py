@@ -21,7 +21,7 @@ from qobra.lean import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.image import Image
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _changing(node: Qcow2Node) -> Iterator[Image]:
+def _changing(node: Qcow2Node) -> Iterator[tuple[Image, Callable[[], None]]]:
+    """The image, which is being marked dirty, and what waits until it is: to be called before anything is changed.
+
+    What has to be read of the tables can be read meanwhile: at 100 GiB that takes as long as the disk does.
+    """
     image = node.image
     if node.read_only:
         raise QobraError("Image is read-only", errno=errno.EACCES)
@@ -38,17 +42,21 @@ def _changing(node: Qcow2Node) -> Iterator[Image]:
     node.get_ready()
     image.writeback.settle()
     marked = image.header.version >= 3 and not image.header.incompatible & layout.DIRTY
-    if marked:
-        image.writeback.set_incompatible(layout.DIRTY)
+    wait = image.writeback.begin_marking_dirty() if marked else _wait_for_nothing
     try:
-        yield image
+        yield image, wait
     finally:
+        wait()
         image.overlap.rebuild()
         node.moved(0, max(node.length, 1))
     image.writeback.settle()
     image.writeback.barrier()
     if marked and not node.lazy_refcounts:
         image.writeback.set_incompatible(layout.DIRTY, clear=True)
+
+
+def _wait_for_nothing() -> None:
+    pass
 
 
 def check_inside(image: Image) -> None:
@@ -91,12 +99,14 @@ def create(
     snapshot.seconds, snapshot.nanoseconds = divmod(now_ns, 1_000_000_000)
     snapshot.vm_clock, snapshot.vm_state_size = vm_clock, vm_state_size
     snapshot.disk_size, snapshot.icount = node.length, icount
-    with _changing(node) as image:
+    with _changing(node) as (image, wait_for_mark):
         l1 = image.tables.l1
+        references = References(image, l1)
+        wait_for_mark()
         entries = [*node.snapshots.entries, snapshot]
         snapshot.l1_entries = len(l1)
         sizes = len(l1) * 8, len(_packed(entries))
-        snapshot.l1_offset, table = _allocate_for(image, sizes, References(image, l1))
+        snapshot.l1_offset, table = _allocate_for(image, sizes, references)
         copy = array("Q", [entry & ~layout.COPIED for entry in l1])
         _write_whole(image, snapshot.l1_offset, words_to_bytes(copy))
         clear_copied(image, l1)
@@ -110,9 +120,10 @@ def create(
 
 def delete(node: Qcow2Node, snapshot: Snapshot) -> None:
     """Remove a snapshot and free what only it used."""
-    with _changing(node) as image:
+    with _changing(node) as (image, wait_for_mark):
         l1 = read_l1(image, snapshot)
         references = References(image, l1)
+        wait_for_mark()
         _write_table(node, [each for each in node.snapshots.entries if each is not snapshot])
         change_counts(image, references, -1)
         image.free(snapshot.l1_offset, -(-len(l1) * 8 // image.cluster_size) * image.cluster_size)
@@ -128,11 +139,12 @@ def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
     if snapshot.disk_size != node.length:
         node.truncate(snapshot.disk_size)
     grow_l1(node.image, snapshot.l1_entries)
-    with _changing(node) as image:
+    with _changing(node) as (image, wait_for_mark):
         new = read_l1(image, snapshot)
         old = image.tables.l1
         old_references = References(image, old)
         references = References(image, new)
+        wait_for_mark()
         new = array("Q", [entry & ~layout.COPIED for entry in new])
         new.frombytes(bytes(8 * (len(old) - len(new))))
         (offset,) = _allocate_for(image, (len(new) * 8,), references)

@@ -22,10 +22,12 @@ from qobra.block.format.qcow2.refcount import Block, pack_counts
 from qobra.block.format.qcow2.tables import Slice
 from qobra.block.table import highest_write
 from qobra.errors import QobraError
-from qobra.lean import Lock, deque
+from qobra.lean import Lock, deque, start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.block.format.qcow2.image import Image
 
 _SWAP = sys.byteorder == "little"
@@ -279,6 +281,19 @@ class Writeback:
             image.file.write(layout.V2_LENGTH, header.incompatible.to_bytes(8, "big"))
             self.barrier()
 
+    def begin_marking_dirty(self) -> Callable[[], None]:
+        """Set the dirty bit; what is returned waits until it is on stable storage, and raises what went wrong.
+
+        Nothing may be written before that.
+        """
+        image = self._image
+        if not image.file.is_leaf:  # how long another node takes, and what it does meanwhile, is not known
+            self.set_incompatible(layout.DIRTY)
+            return lambda: None
+        image.header.incompatible |= layout.DIRTY
+        image.file.write(layout.V2_LENGTH, image.header.incompatible.to_bytes(8, "big"))
+        return _Beside(self.barrier).wait
+
     def write_new_table(self, offset: int, clusters: int) -> None:
         """The refcount table in memory, all of it, goes to ``offset``: write blocks, table and header in that order.
 
@@ -305,6 +320,31 @@ class Writeback:
             header.reftable_offset, header.reftable_clusters = old
             raise
         refcounts.fresh = set()
+
+
+class _Beside:
+    """Calls ``work`` in a thread of its own."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._ended = Lock()
+        """Held until the thread has ended."""
+        self._failure: OSError | QobraError | None = None
+        self._ended.acquire()
+        start_thread(self._run, work, name="beside", imports=False)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (OSError, QobraError) as error:
+            self._failure = error
+        finally:
+            self._ended.release()
+
+    def wait(self) -> None:
+        with self._ended:
+            pass
+        if self._failure is not None:
+            raise self._failure
 
 
 def words_to_bytes(words: array[int]) -> bytes:
