@@ -88,6 +88,11 @@ def test_what_is_no_primary(machine: Machine, options: dict[str, str], text: str
     assert caught.value.desc == text
 
 
+def test_a_hidden_primary_is_refused_where_nothing_can_be_plugged_in(machine: Machine) -> None:
+    with pytest.raises(QobraError, match="Bus 'pcie.0' does not support hotplugging"):
+        _plug(machine, id="pr", bus="pcie.0")
+
+
 def test_a_primary_on_a_bus_that_the_guest_cannot_empty() -> None:
     machine = simple_machine("x86_64", "pc", memory=1 << 20)
     try:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from qobra.machine.memory import AddressSpace, Ram, Registers
+from qobra.machine.memory import AddressSpace, Ram, Registers, Window
 
 
 class _Recorder:
@@ -102,3 +102,30 @@ def test_the_flat_view_agrees_with_painting() -> None:
         for _priority, i, base, size in sorted(shown):
             painted[base : base + size] = bytes([i + 1]) * size
         assert space.read(0, 300) == bytes(painted)
+
+
+def test_a_window_shows_what_another_space_has_and_lets_the_rest_through() -> None:
+    outer, first, second = (AddressSpace(name) for name in ("outer", "first", "second"))
+    below = Ram("below", 0x4000)
+    outer.map(0x1000, below, priority=-3)
+    outer.map(0x1000, Window("first", first), offset=0x1000, size=0x2000, priority=-2)
+    late = outer.map(0x1000, Window("second", second), offset=0x1000, size=0x2000, priority=-2)
+    left, right = Ram("left", 0x1000), Ram("right", 0x1000)
+    first.map(0x800, left)  # half of it lies before the window
+    mapping = second.map(0x2800, right)
+    flat = [(start, end, region.name, offset) for start, end, region, offset in outer.flat()]
+    assert flat == [
+        (0x1000, 0x1800, "left", 0x800),
+        (0x1800, 0x2800, "below", 0x800),
+        (0x2800, 0x3000, "right", 0),
+        (0x3000, 0x5000, "below", 0x2000),
+    ]
+    outer.store(0x2804, 4, 7)
+    assert right.load(4, 4) == 7
+    mapping.place(0x1000)
+    outer.store(0x1004, 4, 8)
+    assert right.load(4, 4) == 8 and left.load(0x804, 4) == 0
+    late.remove()
+    outer.store(0x1004, 4, 9)
+    assert left.load(0x804, 4) == 9
+    assert not second.listeners and len(first.listeners) == 1

@@ -52,6 +52,7 @@ _CARDS = (
     "e1000e,mac=52:54:00:12:34:99",
     "rtl8139",
     "pvscsi",
+    "lsi53c810",
     "lsi53c895a",
     "pci-serial-2x",
     "e1000-82544gc",

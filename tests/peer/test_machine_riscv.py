@@ -49,7 +49,7 @@ _PLUGS: list[dict[str, Any]] = [
     {"driver": "vmgenid", "id": "v"},
     {"driver": "virtio-gpu-pci", "id": "g"},
 ]
-_PLATFORM_BUS = 0x4000000
+_PCI_PORTS, _PLATFORM_BUS = 0x3000000, 0x4000000
 _CLINT, _PLIC, _UART, _TEST, _RTC, _FW_CFG = 0x2000000, 0xC000000, 0x10000000, 0x100000, 0x101000, 0x10100000
 _VIRTIO, _FLASH, _ECAM, _RAM = 0x10001000, 0x20000000, 0x30000000, 0x80000000
 
@@ -102,7 +102,8 @@ def _buses(program: SystemProgram, _directory: Path) -> list[Any]:
         for slot in range(9)
     ]
     functions = [_words(guest, _ECAM + (device << 15), 1024) for device in range(5)]
-    return [*slots, *functions]
+    nothing = [guest.load(address, 4) for address in (_PCI_PORTS + 0x100, 0x40000000, 0x7FFFFFFC, 0x400000000)]
+    return [*slots, *functions, *nothing]
 
 
 def _plugging(program: SystemProgram, _directory: Path) -> list[Any]:

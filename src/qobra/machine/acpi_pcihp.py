@@ -1,18 +1,19 @@
 """PCI hot-plug with the help of the guest's ACPI: registers that its tables read when an event tells them to.
 
-Each bus with hot-plug has a number (BSEL). ``up`` and ``down`` say which of its slots were filled or shall be emptied;
-the guest writes an eject bit when it has let go.
+Each bus with hot-plug has a number (BSEL), which it gets at the first reset: those on the way to a bus come before it,
+and of the buses behind one the latest comes first, as on QEMU's boards. ``up`` and ``down`` say which of its slots were
+filled or shall be emptied; the guest writes an eject bit when it has let go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from qobra.errors import QobraError
 from qobra.machine.memory import Mapping, Registers
+from qobra.machine.pci.bridge import PciBridge
 from qobra.machine.pci.bus import PciBus
 from qobra.machine.pci.device import PciDevice
-from qobra.machine.qdev import Device
 from qobra.machine.vmstate import Number, VmState, listed, u32
 
 GPE_BIT = 1
@@ -27,13 +28,14 @@ class AcpiPciHotplug:
 
     vmstate = VmState(u32("_selected"), listed("_up", "_down", kind=Number(4)))
 
-    def __init__(self, owner: Device, notify: Callable[[], None]) -> None:
+    def __init__(self, owner: PciDevice, notify: Callable[[], None]) -> None:
         self.owner = owner
         self._notify = notify
         self.buses: list[PciBus] = []
         self._up: list[int] = []
         self._down: list[int] = []
         self._selected = 0
+        self._numbered = False
         self.registers = Registers("acpi-pci-hotplug", SIZE, self._read, self._write, valid=(4, 4), impl=(4, 4))
         self.mapping: Mapping | None = None
 
@@ -47,9 +49,13 @@ class AcpiPciHotplug:
         self.buses.append(bus)
         self._up.append(0)
         self._down.append(0)
+        self._numbered = False
 
     def reset(self) -> None:
         """A reset: what was to go goes, as the guest no longer holds it."""
+        if not self._numbered:
+            self._numbered = True
+            self.buses = [bus for bus in _in_order(self.owner.pci_bus) if bus in self.buses]
         for number in range(len(self.buses)):
             self._up[number] = 0
             self._eject(number, self._down[number])
@@ -106,3 +112,10 @@ class AcpiPciHotplug:
             self._eject(self._selected, value & 0xFFFFFFFF)
         elif offset == _SELECT:
             self._selected = value & 0xFFFFFFFF
+
+
+def _in_order(bus: PciBus) -> Iterator[PciBus]:
+    yield bus
+    for device in reversed(list(bus.functions.values())):
+        if isinstance(device, PciBridge):
+            yield from _in_order(device.secondary)

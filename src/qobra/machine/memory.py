@@ -40,6 +40,16 @@ class Region:
         raise NotImplementedError
 
 
+class Window(Region):
+    """Another address space, as far as something is mapped there; offsets are its addresses. It can be mapped only."""
+
+    __slots__ = ("space",)
+
+    def __init__(self, name: str, space: AddressSpace) -> None:
+        super().__init__(name, 1 << 64)
+        self.space = space
+
+
 class Ram(Region):
     """Memory. ``view`` is all of it; ``fd`` the memfd or file behind it (-1: private and anonymous), which other
     processes that map it see if it is ``shared``.
@@ -230,6 +240,7 @@ class Mapping:
 
 
 _View = tuple[list[int], list[int], list[Region], list[int]]  # starts, ends, regions, address minus offset
+_Range = tuple[int, int, Region, int]
 
 
 class AddressSpace:
@@ -257,17 +268,22 @@ class AddressSpace:
     ) -> Mapping:
         """Show ``region`` (from ``offset`` on, ``size`` bytes of it) at ``base``.
 
-        Where mappings overlap, the higher ``priority`` shows, and among equals the latest.
+        Where mappings overlap, the higher ``priority`` shows, and among equals the latest. What lies below a
+        :class:`Window` shows where the window has nothing.
         """
         length = region.size - offset if size is None else size
         mapping = Mapping(self, base, region, offset, length, priority, enabled)
         self._mappings.append(mapping)
+        if isinstance(region, Window):
+            region.space.listeners.append(self.changed)
         self.changed()
         return mapping
 
     def remove(self, mapping: Mapping) -> None:
         """Take a mapping out."""
         self._mappings.remove(mapping)
+        if isinstance(mapping.region, Window):
+            mapping.region.space.listeners.remove(self.changed)
         self.changed()
 
     def regions(self) -> list[Region]:
@@ -300,24 +316,12 @@ class AddressSpace:
         return view
 
     def _flatten(self) -> _View:
-        ranges: list[tuple[int, int, Region, int]] = []
+        ranges: list[_Range] = []
         shown = [m for m in self._mappings if m.enabled and m.size > 0]
         shown.reverse()  # the latest first, which a stable sort keeps
         for mapping in sorted(shown, key=lambda m: -m.priority):
             # Fill the gaps that higher mappings left.
-            position, end = mapping.base, mapping.base + mapping.size
-            delta = mapping.base - mapping.offset
-            gaps = []
-            for start, stop, _region, _delta in ranges:
-                if stop <= position:
-                    continue
-                if start >= end:
-                    break
-                if start > position:
-                    gaps.append((position, start, mapping.region, delta))
-                position = max(position, stop)
-            if position < end:
-                gaps.append((position, end, mapping.region, delta))
+            gaps = [gap for piece in _pieces(mapping) for gap in _gaps(ranges, piece)]
             if gaps:
                 ranges = sorted(ranges + gaps, key=lambda r: r[0])
         return [r[0] for r in ranges], [r[1] for r in ranges], [r[2] for r in ranges], [r[3] for r in ranges]
@@ -411,3 +415,29 @@ class AddressSpace:
             return regions[i], address - deltas[i], min(length, ends[i] - address)
         following = starts[i + 1] if i + 1 < len(starts) else address + length
         return None, 0, min(length, following - address)
+
+
+def _pieces(mapping: Mapping) -> list[_Range]:
+    """What a mapping shows where nothing is above it."""
+    base, end, delta = mapping.base, mapping.base + mapping.size, mapping.base - mapping.offset
+    if not isinstance(mapping.region, Window):
+        return [(base, end, mapping.region, delta)]
+    inner = ((s + delta, e + delta, r, s + delta - o) for s, e, r, o in mapping.region.space.flat())
+    return [(max(s, base), min(e, end), r, d) for s, e, r, d in inner if s < end and e > base]
+
+
+def _gaps(ranges: list[_Range], piece: _Range) -> list[_Range]:
+    """The parts of ``piece`` that none of ``ranges``, which are in order, covers."""
+    position, end, region, delta = piece
+    gaps = []
+    for start, stop, _region, _delta in ranges:
+        if stop <= position:
+            continue
+        if start >= end:
+            break
+        if start > position:
+            gaps.append((position, start, region, delta))
+        position = max(position, stop)
+    if position < end:
+        gaps.append((position, end, region, delta))
+    return gaps

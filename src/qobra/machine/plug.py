@@ -20,8 +20,10 @@ def plug_in(machine: Machine, options: dict[str, Any], *, keyval: bool) -> None:
     board = machine.board
     if "failover_pair_id" in options and board is not None:
         cls = device_class(machine.objects, options.get("driver", ""))
-        _choose_bus(board.system_bus, cls, options.get("bus"))
+        bus = _choose_bus(board.system_bus, cls, options.get("bus"))
         if board.failover.hides(options, keyval=keyval):
+            if board.ready:
+                _check_hotplug(bus)
             return
     add_device(machine, options, keyval=keyval)
 
@@ -48,8 +50,8 @@ def add_device(machine: Machine, options: dict[str, Any], *, keyval: bool) -> De
     if cls.bus_type == SystemBus.type_name and driver not in board.dynamic_devices:
         raise QobraError("Parameter 'driver' expects a dynamic sysbus device type for the machine")
     bus = _choose_bus(board.system_bus, cls, bus_name)
-    if hotplugged and bus is not None and not bus.hotplug:
-        raise QobraError(f"Bus '{bus.bus_name}' does not support hotplugging")
+    if hotplugged:
+        _check_hotplug(bus)
     if hotplugged and bus is None and not board.can_hotplug(cls):
         raise QobraError(f"Device '{driver}' can not be hotplugged on this machine")
     if id is not None and id in board.peripheral.children:
@@ -104,12 +106,16 @@ def unplug(device: Device) -> None:
     if device.bus is None:
         board.request_unplug(device)
         return
-    if not device.bus.hotplug:
-        raise QobraError(f"Bus '{device.bus.bus_name}' does not support hotplugging")
+    _check_hotplug(device.bus)
     if not device.hotpluggable_class or not device.pluggable:
         raise QobraError(f"Device '{device.type_name}' does not support hotplugging")
     device.check_unplug()
     device.bus.request_unplug(device)
+
+
+def _check_hotplug(bus: Bus | None) -> None:
+    if bus is not None and not bus.hotplug:
+        raise QobraError(f"Bus '{bus.bus_name}' does not support hotplugging")
 
 
 def device_class(tree: ObjectTree, driver: str) -> type[Device]:

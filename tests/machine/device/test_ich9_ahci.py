@@ -121,6 +121,18 @@ def test_dma_and_pio(guest: Guest) -> None:
     assert guest.image.read_bytes()[8 * 512 : 10 * 512] == b"w" * 1024
 
 
+def test_a_frame_has_sixteen_bits_for_the_count_of_any_command(guest: Guest) -> None:
+    ranges = [(_BUFFER, 512 * 0x200)]
+    for read, write in ((0x20, 0x30), (0xC8, 0xCA)):  # PIO and DMA of 28 bits
+        guest.command(read, 0, 0x200, ranges=ranges)
+        assert guest.moved() == 512 * 0x200
+        assert guest.access.read(_BUFFER + 512 * 0x1FF, 4) == bytes([0x1FF % 251]) * 4
+        guest.command(write, 0, 0x200, ranges=ranges, write=True)
+        assert guest.moved() == 512 * 0x200
+        guest.command(read, 0, 0, ranges=ranges)
+        assert guest.moved() == 512 * 0x100
+
+
 def test_queued_commands(guest: Guest) -> None:
     guest.access.write(_BUFFER, b"n" * 1024)
     ranges = [(_BUFFER, 1024)]

@@ -38,6 +38,9 @@ _PACKET = 0xA0
 class AhciPort:
     """A port. ``notify`` is called when its interrupt bits changed; everything runs inside the control strand."""
 
+    count_bits = 16
+    """A frame has room for a longer count than a command of 28 bits has in its register, and QEMU's drives take it."""
+
     vmstate = VmState(
         Field("registers", Listed(Number(4))),
         u32("_failed"),

@@ -15,7 +15,9 @@ _ANY = 0xFFFFFFFF
 
 
 class AtaPort(Protocol):
-    """The host's end of a cable."""
+    """The host's end of a cable. ``count_bits`` is how long the count of a command is that has addresses of 28 bits."""
+
+    count_bits: int
 
     def interrupt(self, device: AtaDevice) -> None:
         """The device asks for attention."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Channel:
     """One channel of a controller: the host's end of the cable ``bus``, which interrupts on ``irq``."""
 
+    count_bits = 8
+
     vmstate = VmState(u8("_unit", maximum=1), u8("_control"), part("engine"))
 
     def __init__(self, bus: IdeBus, irq: Line, engine: BusMaster) -> None:

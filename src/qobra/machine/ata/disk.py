@@ -85,11 +85,8 @@ class Disk(AtaDevice):
 
     def _take_range(self, wide: bool) -> None:
         self._wide = wide
-        if wide:
-            count = self.previous[1] << 8 | self.count
-            self._left = count or 65536
-        else:
-            self._left = self.count or 256
+        count = self.previous[1] << 8 | self.count if wide or self.port.count_bits == 16 else self.count
+        self._left = count or (65536 if wide else 256)
         self._position = self._sector()
 
     def _sector(self) -> int:
@@ -116,6 +113,8 @@ class Disk(AtaDevice):
                 )  # fmt: skip
             else:
                 self.select = self.select & 0xF0 | sector >> 24 & 0x0F
+                if self.port.count_bits == 16:
+                    self.previous[1] = self._left >> 8 & 0xFF
         else:
             _cylinders, heads, per_track = self.geometry
             track, self.low = sector // per_track, sector % per_track + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qobra.machine.memory import AddressSpace, Mapping, Region
+from qobra.machine.memory import AddressSpace, Mapping, Window
 from qobra.machine.pci import regs
 from qobra.machine.pci.bus import PciBus
 from qobra.machine.pci.device import PciDevice
@@ -12,29 +12,6 @@ from qobra.machine.vmstate import VmState
 
 if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
-
-
-class Window(Region):
-    """A range of an address space, shown in another at the same addresses."""
-
-    __slots__ = ("base", "space")
-
-    def __init__(self, name: str, space: AddressSpace) -> None:
-        super().__init__(name, 0)
-        self.space = space
-        self.base = 0
-
-    def load(self, offset: int, width: int) -> int:
-        return self.space.load(self.base + offset, width)
-
-    def store(self, offset: int, width: int, value: int) -> None:
-        self.space.store(self.base + offset, width, value)
-
-    def chunk(self, address: int, length: int) -> int:
-        width = min(8, address & -address) if address else 8
-        while width > length:
-            width >>= 1
-        return width
 
 
 class _Place:
@@ -51,10 +28,9 @@ class _Place:
             self._mapping.remove()
             self._mapping = None
         if limit >= base:
-            self._window.base = base
-            self._window.size = limit - base + 1
             # Below all else: where nothing behind the bridge answers, what is before it does.
-            self._mapping = self._outer.map(base, self._window, priority=-2)
+            size = limit - base + 1
+            self._mapping = self._outer.map(base, self._window, offset=base, size=size, priority=-2)
 
     def remove(self) -> None:
         self.put(1, 0)
