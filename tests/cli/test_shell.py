@@ -179,6 +179,8 @@ def test_pretty_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (
         "a: 1\nb:\n  c: x\\x1b[2J\n  d: []\ne:\n  - f: null\n    g: true\n  - 2\nh: {}\n"
     )
+    Printer(as_json=False, color=False).result("what a monitor says\r\nto people\r\n")
+    assert capsys.readouterr().out == "what a monitor says\nto people\n\n"
     Printer(as_json=False, color=True).result({"a": "b"})
     assert capsys.readouterr().out == "\x1b[36ma\x1b[0m: \x1b[32mb\x1b[0m\n"
 

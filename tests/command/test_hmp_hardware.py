@@ -144,3 +144,15 @@ def test_where_a_queue_stands(machine: Any) -> None:
     assert "  used_idx:             3" in lines and "  last_avail_idx:       3" in lines
     assert "  inuse:                0" in lines and "    num:          8" in lines
     assert f"    used:         0x{queue.used:016x}" in lines
+
+
+def test_types_of_devices(machine: Any) -> None:
+    lines = _run(machine, "info qdm").splitlines()
+    assert "Network devices:" in lines
+    assert any(line.startswith('name "e1000", bus PCI') and not line.endswith(", no-user") for line in lines)
+    assert any(line.startswith('name "port92", bus ISA') and line.endswith(", no-user") for line in lines)
+
+
+def test_what_a_machine_is_not(machine: Any) -> None:
+    assert _run(machine, "info replay") == "Record/replay is not active\n"
+    assert _run(machine, "info sev") == "SEV is not enabled\n"

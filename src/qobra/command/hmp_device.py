@@ -50,6 +50,12 @@ def device_del(machine: Machine, args: dict[str, Any]) -> None:
     dispatch.call(machine, "device_del", {"id": args["id"]})
 
 
+@hmp_command("info qdm", help="the types of devices, those of the boards too", needs="board")
+def info_qdm(machine: Machine, args: dict[str, Any]) -> str:
+    """The types of devices by what they are for; ``no-user`` are those that users cannot plug in."""
+    return types(machine.objects, all_of_them=True)
+
+
 @hmp_command("qom-list", args="path:s?", params="path", help="the properties of an object")
 def qom_list(machine: Machine, args: dict[str, Any]) -> str:
     """The properties of an object."""

@@ -90,6 +90,12 @@ def info_kvm(machine: Machine, args: dict[str, Any]) -> str:
     return f"kvm support: {'disabled' if fits else 'not compiled'}\n"
 
 
+@hmp_command("info replay", help="whether the execution is recorded or replayed", needs="board")
+def info_replay(machine: Machine, args: dict[str, Any]) -> str:
+    """That it is not."""
+    return "Record/replay is not active\n"
+
+
 @hmp_command(
     "watchdog_action",
     args="action:s",

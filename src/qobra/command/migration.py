@@ -89,6 +89,12 @@ def migrate_incoming(machine: Machine, args: dict[str, Any]) -> None:
     machine.migration.listen(args["uri"])
 
 
+@command("query-colo-status", needs="board")
+def query_colo_status(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """Whether another machine follows this one in lockstep: none does, as ``x-colo`` cannot be switched on."""
+    return {"mode": "none", "last-mode": "none", "reason": "none"}
+
+
 @command("xen-save-devices-state", needs="board")
 def xen_save_devices_state(machine: Machine, args: dict[str, Any]) -> None:
     """Write the devices' state to a file."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
+from qobra.qmp.hmp import hmp_command
 from qobra.qmp.registry import command
 
 
@@ -21,6 +22,12 @@ def query_sev(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
         "state": "uninit",
         "handle": 0,
     }
+
+
+@hmp_command("info sev", help="whether the guest's memory is encrypted", needs="x86_64")
+def info_sev(machine: Machine, args: dict[str, Any]) -> str:
+    """That it is not."""
+    return "SEV is not enabled\n"
 
 
 @command("query-sev-capabilities", needs="x86_64")

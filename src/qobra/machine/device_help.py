@@ -19,13 +19,13 @@ _CATEGORIES = (
 )
 
 
-def types(tree: ObjectTree) -> str:
-    """The types that users can plug in, by what they are for."""
+def types(tree: ObjectTree, *, all_of_them: bool = False) -> str:
+    """The types that users can plug in, or all of them, by what they are for."""
     known = tree.all_types()
     aliases = {name: alias for alias, name in ALIASES.items() if alias != name}
     groups: dict[str, list[str]] = {category: [] for category in _CATEGORIES}
     for name, cls in sorted(known.items()):
-        if not issubclass(cls, Device) or not cls.pluggable or cls.abstract:
+        if not issubclass(cls, Device) or cls.abstract or not (cls.pluggable or all_of_them):
             continue
         # A function that carries a device is what the device is.
         carried = known.get(getattr(cls, "backend_type", ""))
@@ -33,7 +33,8 @@ def types(tree: ObjectTree) -> str:
         bus = f", bus {cls.bus_type}" if cls.bus_type else ""
         alias = f', alias "{aliases[name]}"' if name in aliases else ""
         description = f', desc "{cls.description}"' if cls.description else ""
-        groups[category].append(f'name "{name}"{bus}{alias}{description}\n')
+        user = "" if cls.pluggable else ", no-user"
+        groups[category].append(f'name "{name}"{bus}{alias}{description}{user}\n')
     shown = [f"{category} devices:\n{''.join(lines)}" for category, lines in groups.items() if lines]
     return "\n".join(shown)
 

@@ -70,6 +70,7 @@ class Printer:
     def _scalar(self, value: Any) -> str:
         if isinstance(value, str):
             # A terminal must not be told what to do by what a server says.
+            value = value.replace("\r\n", "\n")  # what people are told in a monitor has the line ends of a terminal
             text = "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in value)
             return self._paint("string", text)
         return self._paint("other", json.dumps(value))
