@@ -57,14 +57,6 @@ def secret_bytes(find_object: FindObject, id: str) -> bytes:
     return found.raw
 
 
-def secret_text(find_object: FindObject, id: str) -> str:
-    """The secret ``id`` as text, for passwords."""
-    try:
-        return secret_bytes(find_object, id).decode()
-    except UnicodeDecodeError:
-        raise QobraError(f"Data from secret {id} is not valid UTF-8")
-
-
 def decode_base64(data: bytes) -> bytes:
     """Whole groups of four characters, in any number of lines. Raises QobraError: a shortened key is no key."""
     joined = data.translate(None, b"\r\n\t")

@@ -107,6 +107,8 @@ class Board(Object):
     usb_supported = False
     """Whether the board has a USB controller of its own, for those who want it."""
     big_endian = False
+    boot_first: str | None = None
+    """What the firmware boots from before all devices, as it names it."""
     default_boot_order = ""
     kernel_failure: str | None = None
     """What is said of a kernel that cannot be read; None where kernels are not started directly."""

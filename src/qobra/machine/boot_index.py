@@ -22,6 +22,6 @@ class BootIndex(Int):
 
         if index >= 0:
             for other in find_devices(device.board, "device"):
-                if other is not device and getattr(other, "bootindex", None) == index:
+                if other is not device and other.bootindex == index:
                     raise QobraError(f"The bootindex {index} has already been used")
         device.values[self.name] = index

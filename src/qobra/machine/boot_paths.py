@@ -33,7 +33,7 @@ def files(board: Board) -> dict[str, bytes]:
         path = _path(device) if _is_bootable(device) else None
         if path is None:
             continue
-        index = getattr(device, "bootindex", None)
+        index = device.bootindex
         if isinstance(index, int) and index >= 0:
             if index in places and not board.ready:
                 raise QobraError(f"The bootindex {index} has already been used")
@@ -41,8 +41,7 @@ def files(board: Board) -> dict[str, bytes]:
         shape = [getattr(device, name, 0) or 0 for name in ("lcyls", "lheads", "lsecs")]
         if any(shape):
             geometry += f"{path} {shape[0]} {shape[1]} {shape[2]}\n"
-    first = getattr(board, "boot_first", None)
-    order = ([first] if first else []) + [places[index] for index in sorted(places)]
+    order = ([board.boot_first] if board.boot_first else []) + [places[index] for index in sorted(places)]
     if board.boot.get("strict"):
         order.append("HALT")
     return {"bootorder": _text("\n".join(order)), "bios-geometry": _text(geometry)}
@@ -53,7 +52,7 @@ def _text(text: str) -> bytes:
 
 
 def _is_bootable(device: Device) -> bool:
-    return getattr(device, "bootindex", None) is not None or getattr(device, "lcyls", None) is not None
+    return device.bootindex is not None or getattr(device, "lcyls", None) is not None
 
 
 def _path(device: Device) -> str | None:

@@ -28,8 +28,9 @@ def types(tree: ObjectTree, *, all_of_them: bool = False) -> str:
         if not issubclass(cls, Device) or cls.abstract or not (cls.pluggable or all_of_them):
             continue
         # A function that carries a device is what the device is.
-        carried = known.get(getattr(cls, "backend_type", ""))
-        category = cls.category or getattr(carried, "category", None) or "Uncategorized"
+        carried = known.get(cls.backend_type)
+        inner = carried.category if carried is not None and issubclass(carried, Device) else None
+        category = cls.category or inner or "Uncategorized"
         bus = f", bus {cls.bus_type}" if cls.bus_type else ""
         alias = f', alias "{aliases[name]}"' if name in aliases else ""
         description = f', desc "{cls.description}"' if cls.description else ""

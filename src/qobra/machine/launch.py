@@ -12,8 +12,6 @@ from qobra.machine.devices import registry as devices
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
 
-ARCHITECTURES = {"x86_64": "x86_64", "riscv64": "riscv64"}
-
 
 def board_classes(architecture: str) -> list[type[Board]]:
     """Every board of an architecture."""

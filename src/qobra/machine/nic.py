@@ -95,14 +95,12 @@ class Nic(Device):
 
     def names(self) -> set[str]:
         """The ids that mean the card: its own, and that of the function that carries it."""
-        proxy: Any = self.parent
-        return {name for name in (self.user_id, getattr(proxy, "user_id", None)) if name is not None}
+        return {device.user_id for device in (self, self.carrier) if device is not None and device.user_id is not None}
 
     @property
     def model(self) -> str:
         """The type that users name: that of the function, for a card that one carries."""
-        carried = getattr(self.parent, "backend_type", None) == self.type_name
-        return self.parent.type_name if carried and self.parent is not None else self.type_name
+        return (self.carrier or self).type_name
 
     @property
     def link_up(self) -> bool:
@@ -174,7 +172,7 @@ def card_names(machine: Machine) -> dict[Nic, str]:
     counts: dict[str, int] = {}
     names: dict[Nic, str] = {}
     for nic in cards(machine):
-        given = nic.user_id or getattr(nic.parent, "user_id", None)
+        given = nic.given_id
         number = counts.get(nic.model, 0)
         if given is None:
             counts[nic.model] = number + 1

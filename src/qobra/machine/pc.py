@@ -172,8 +172,6 @@ class PcBoard(X86Board):
     floppies = False
     """Whether the board has a floppy controller."""
     fdc: Any = None
-    boot_first: str | None = None
-    """What the firmware boots from before all devices, as it names it."""
 
     vmstate = VmState(part("dimm_slots", "nvdimm_interface", "cpu_hotplug"))
 

@@ -7,7 +7,7 @@ A device is an :class:`~qobra.object.qom.Object` that is *realized*: its propert
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qobra.errors import QobraError
 from qobra.machine.irq import Line
@@ -37,6 +37,10 @@ class Device(Object):
     description: str | None = None
     category: str | None = None
     """Under what ``-device help`` lists it."""
+    backend_type: ClassVar[str] = ""
+    """The type of the device that a function of PCI carries, where it does."""
+    bootindex: Any = None
+    """Its place among what is booted from; None: it is not booted from."""
 
     parent_bus = Property(
         "link<bus>", name="parent_bus", get=lambda self: self.bus.path() if self.bus else "", writable=False
@@ -75,6 +79,16 @@ class Device(Object):
         board = self.tree.machine.board
         assert board is not None
         return board
+
+    @property
+    def carrier(self) -> Device | None:
+        """The function that carries the device, where one does."""
+        return self.parent if isinstance(self.parent, Device) and self.parent.backend_type else None
+
+    @property
+    def given_id(self) -> str | None:
+        """The id that the user gave the device, or the function that carries it."""
+        return self.user_id or (self.carrier.user_id if self.carrier is not None else None)
 
     def buses(self) -> list[Bus]:
         """The buses that this device provides."""

@@ -196,22 +196,6 @@ class Maybe(Kind):
         return self._kind.take(source, current) if Flag().take(source, None) else None
 
 
-class OneOf(Kind):
-    """One of ``values``."""
-
-    def __init__(self, *values: Any) -> None:
-        self._values = values
-
-    def put(self, out: bytearray, value: Any) -> None:
-        out.append(self._values.index(value))
-
-    def take(self, source: StateSource, current: Any) -> Any:
-        index = source.number(1)
-        if index >= len(self._values):
-            raise QobraError(f"{index} is out of range")
-        return self._values[index]
-
-
 class TimerKind(Kind):
     """A timer: when it is due, if at all."""
 

@@ -62,18 +62,6 @@ REP_ERR_SHUTDOWN = REP_ERROR_BIT | 7
 REP_ERR_BLOCK_SIZE_REQD = REP_ERROR_BIT | 8
 REP_ERR_TOO_BIG = REP_ERROR_BIT | 9
 
-REPLY_NAMES = {
-    REP_ERR_UNSUP: "unsupported",
-    REP_ERR_POLICY: "denied by policy",
-    REP_ERR_INVALID: "invalid",
-    REP_ERR_PLATFORM: "platform lacks support",
-    REP_ERR_TLS_REQD: "TLS required",
-    REP_ERR_UNKNOWN: "export unknown",
-    REP_ERR_SHUTDOWN: "server shutting down",
-    REP_ERR_BLOCK_SIZE_REQD: "block size required",
-    REP_ERR_TOO_BIG: "option payload too big",
-}
-
 INFO_EXPORT = 0
 INFO_NAME = 1
 INFO_DESCRIPTION = 2

@@ -281,11 +281,6 @@ class AtaDevice(BlockFrontEnd):
             run(memory)
 
     @property
-    def awaits_dma(self) -> bool:
-        """Whether a transfer waits for the engine."""
-        return self._dma_run is not None
-
-    @property
     def working(self) -> bool:
         return self.requests.working
 

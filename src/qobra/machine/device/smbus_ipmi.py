@@ -20,17 +20,13 @@ class _Port(ipmi.Port):
 
 
 @registry.register("smbus-ipmi")
-class SmbusIpmi(SmbusDevice):
+class SmbusIpmi(ipmi.Interface, SmbusDevice):
     """Requests and responses in blocks of 32 bytes, longer ones in several."""
 
     type_name = "smbus-ipmi"
     interfaces = ("ipmi-interface", "acpi-dev-aml-interface")
-    category = "Misc"
-    hotpluggable_class = False
     kind = 4
     label = "ipmi_smbus"
-
-    bmc = ipmi.bmc_property()
 
     vmstate = VmState(
         raw("_request", "_response", maximum=ipmi.MAX_MESSAGE),
@@ -41,13 +37,10 @@ class SmbusIpmi(SmbusDevice):
     )
 
     def realize(self) -> None:
-        self.controller = ipmi.take_bmc(self, _Port())
+        self.take_controller(_Port())
         self._turn = 0
         """A response to an earlier request than this belongs to nobody."""
         self._clear()
-
-    def unrealize(self) -> None:
-        self.controller.detach()
 
     def _clear(self) -> None:
         self._turn += 1

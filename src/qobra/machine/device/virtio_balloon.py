@@ -65,10 +65,9 @@ class VirtioBalloon(VirtioDevice):
     )
 
     def realize(self) -> None:
-        board: Any = self.board
-        if getattr(board, "balloon", None) is not None:
+        if self.board.balloon is not None:
             raise QobraError("Only one balloon device is supported")
-        board.balloon = self
+        self.board.balloon = self
         for _ in range(3):
             self.add_queue(128)
         self.target_pages = 0
@@ -77,7 +76,7 @@ class VirtioBalloon(VirtioDevice):
         self._stats: dict[str, int] = dict.fromkeys(_STAT_NAMES, _UNKNOWN)
         self._stats_time = 0
         self._stats_buffer: Buffer | None = None
-        self._timer = board.clock.timer(self._poll)
+        self._timer = self.board.clock.timer(self._poll)
         libc = ctypes.CDLL(None, use_errno=True)
         self._madvise = libc.madvise
         self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

@@ -73,11 +73,9 @@ class VirtioScsi(ServedDevice):
         for _ in range(_FIRST_REQUEST + self.num_queues):
             self.add_queue(self.virtqueue_size)
         self.sense_size, self.cdb_size = 96, 32
-        proxy: Any = self.parent
-        name = getattr(proxy, "user_id", None) or self.user_id
         self.scsi_bus = ScsiBus(self.tree)
         self.scsi_bus.has_iothreads, self.scsi_bus.iothread = True, self.iothread
-        self.add_bus(self.scsi_bus, f"{name}.0" if name else None)
+        self.add_bus(self.scsi_bus, f"{self.given_id}.0" if self.given_id else None)
         self._events_missed = False
         self.start_serving("scsi")
 

@@ -74,9 +74,7 @@ class VirtioSerial(VirtioDevice):
         self._waiting: deque[bytes] = deque()
         self._driver_ready = False
         self.port_bus = VirtioSerialBus(self.tree)
-        proxy: Any = self.parent
-        name = getattr(proxy, "user_id", None) or self.user_id
-        self.add_bus(self.port_bus, f"{name}.0" if name else None)
+        self.add_bus(self.port_bus, f"{self.given_id}.0" if self.given_id else None)
         # Port 0 in and out, control in and out, then the other ports.
         for _ in range(2 * (self.max_ports + 1)):
             self.add_queue(128 if len(self.queues) not in (2, 3) else 32)

@@ -7,7 +7,7 @@ its data (IPMI 2.0, 5.1, 5.2).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Device
@@ -135,17 +135,26 @@ def interrupt_host(machine: Machine) -> None:
 # -- the host's end
 
 
-def bmc_property() -> Link:
-    """The controller of an interface."""
-    return Link("ipmi-bmc", name="bmc")
+class Interface(Device):
+    """A device by which the host reaches a controller. Models call :meth:`take_controller` as they are realized."""
 
+    abstract = True
+    category = "Misc"
+    hotpluggable_class = False
 
-def take_bmc(device: Any, port: Port) -> Bmc:
-    """The controller that the property of ``device`` names, from now on behind ``port``. Raises QobraError."""
-    bmc: Bmc | None = device.bmc
-    if bmc is None:
-        raise QobraError("IPMI device requires a bmc attribute to be set")
-    if bmc.port is not None:
-        raise QobraError("BMC is already in use")
-    bmc.attach(port)
-    return bmc
+    bmc = Link("ipmi-bmc", name="bmc")
+
+    controller: Bmc
+
+    def take_controller(self, port: Port) -> None:
+        """Have the controller that ``bmc`` names behind ``port``. Raises QobraError."""
+        if self.bmc is None:
+            raise QobraError("IPMI device requires a bmc attribute to be set")
+        if self.bmc.port is not None:
+            raise QobraError("BMC is already in use")
+        self.controller = self.bmc
+        self.controller.attach(port)
+
+    def unrealize(self) -> None:
+        self.controller.detach()
+        super().unrealize()

@@ -10,12 +10,10 @@ from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Int
 
 
-class IsaIpmi(IsaDevice):
+class IsaIpmi(ipmi.Interface, IsaDevice):
     """An interface at ports, with an ISA interrupt unless ``irq`` is 0 or less."""
 
     abstract = True
-    category = "Misc"
-    hotpluggable_class = False
     port_type: type[ipmi.RegisterPort]
     ports: int
     """How many."""
@@ -24,7 +22,6 @@ class IsaIpmi(IsaDevice):
     label: str
     ioport: Any
 
-    bmc = ipmi.bmc_property()
     irq = Int(5, type="int32")
 
     vmstate = VmState(part("_port"), partial=True)
@@ -32,7 +29,7 @@ class IsaIpmi(IsaDevice):
     def realize(self) -> None:
         line = self.line(self.irq).set if self.irq > 0 else lambda _level: None
         port = self.port_type(self.bmc, line)
-        self.controller = ipmi.take_bmc(self, port)
+        self.take_controller(port)
         self._port = port
         self.map_ports(
             self.ioport,
@@ -40,7 +37,3 @@ class IsaIpmi(IsaDevice):
             lambda offset, _width: port.read(offset),
             lambda offset, _width, value: port.write(offset, value & 0xFF),
         )
-
-    def unrealize(self) -> None:
-        self.controller.detach()
-        super().unrealize()

@@ -11,36 +11,28 @@ _PORTS = 8
 _NOTHING = 0xFF
 
 
-class PciIpmi(PciDevice):
+class PciIpmi(ipmi.Interface, PciDevice):
     """An interface at ports, whose interrupt is the function's pin."""
 
     abstract = True
-    category = "Misc"
     architectures = frozenset(("x86_64",))
     vendor_id = 0x1234
     device_id = 0x1112
     revision = 1
     class_id = 0x0C07
     interrupt_pin = 1
-    hotpluggable_class = False
     port_type: type[ipmi.RegisterPort]
     ports: int
     """How many have a register."""
-
-    bmc = ipmi.bmc_property()
 
     vmstate = VmState(part("_port"), partial=True)
 
     def realize(self) -> None:
         port = self.port_type(self.bmc, self.set_pin)
-        self.controller = ipmi.take_bmc(self, port)
+        self.take_controller(port)
         self._port = port
         region = Registers(self.type_name, _PORTS, self._read, self._write, valid=(1, 4), impl=(1, 1))
         self.add_bar(0, region, io=True)
-
-    def unrealize(self) -> None:
-        self.controller.detach()
-        super().unrealize()
 
     def _read(self, offset: int, _width: int) -> int:
         return self._port.read(offset) if offset < self.ports else _NOTHING

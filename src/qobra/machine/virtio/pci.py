@@ -82,7 +82,6 @@ class VirtioPci(PciDevice):
     type_name = "virtio-pci"
     abstract = True
     plugs_into = ("pci-express-device", "conventional-pci-device")
-    backend_type: ClassVar[str] = ""
     modern_bar, msix_bar = 4, 1
     areas: ClassVar[dict[int, tuple[int, int]]] = {
         CAP_COMMON: (0x0000, 0x1000),

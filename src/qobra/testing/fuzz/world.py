@@ -11,7 +11,6 @@ NODE_NAMES = [f"n{number}" for number in range(8)]
 JOB_NAMES = ["j0", "j1", "j2", "j3"]
 BITMAP_NAMES = ["b0", "b1", "b2"]
 EXPORT_NAMES = ["e0", "e1", "e2"]
-GROUP_NAMES = ["tg0", "tg1"]
 SNAPSHOT_NAMES = ["s0", "s1", "s2"]
 IMAGES = ["base.qcow2", "mid.qcow2", "top.qcow2", "empty.qcow2", "big.qcow2", "full.qcow2"]
 """qcow2 images; ``mid`` is on ``base``, ``top`` on ``mid``; ``full`` has a snapshot ``s0`` and a bitmap ``b0``."""

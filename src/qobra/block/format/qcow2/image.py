@@ -126,10 +126,6 @@ class Image:
             words.byteswap()
         return words
 
-    def zero_fill(self, offset: int, length: int) -> None:
-        """Make a newly allocated part of the image file read as zeroes."""
-        self.file.write_zeroes(offset, length)
-
     # -- allocating -----------------------------------------------------------------------------------------------
 
     def before_allocating(self) -> None:

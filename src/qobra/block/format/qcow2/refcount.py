@@ -176,24 +176,6 @@ class Refcounts:
         count: int = block.counts[cluster & (self.entries_per_block - 1)]
         return count
 
-    def all_are(self, first: int, count: int, value: int) -> bool:
-        """Whether all of ``count`` clusters from ``first`` have the count ``value``; by memcmp."""
-        mask = self.entries_per_block - 1
-        while count:
-            block = self.block(first >> self.block_bits)
-            low = first & mask
-            size = min(count, mask + 1 - low)
-            if block is None:
-                if value:
-                    return False
-            else:
-                part = block.counts[low : low + size]
-                if part[0] != value or part != part[:1] * size:
-                    return False
-            first += size
-            count -= size
-        return True
-
     def mark(self, index: int, block: Block) -> None:
         """The counts of ``block`` change. Raises QobraError where it cannot be written."""
         if not block.dirty:
