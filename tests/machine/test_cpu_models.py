@@ -154,3 +154,48 @@ def test_the_highest_leaves_follow_from_the_features(model: str, levels: dict[st
         board.start()
         assert {name: board.cpus[0].get(name) for name in levels} == levels
     machine.close()
+
+
+def _model(name: str, **props: Any) -> dict[str, Any]:
+    return {"name": name, "props": props}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "result", "because"),
+    [
+        (_model("qemu64"), {"name": "qemu64-v1"}, "identical", []),
+        (_model("Haswell"), _model("Haswell", avx2=False), "superset", ["avx2"]),
+        (_model("486"), _model("486", mmx=True, sse=True), "subset", ["mmx", "sse"]),
+        (_model("486", mmx=True), _model("486", sse=True), "incompatible", ["mmx", "sse"]),
+    ],
+)
+def test_models_are_compared_by_their_features(
+    machine: Machine, first: Any, second: Any, result: str, because: list[str]
+) -> None:
+    with machine.control:
+        answer = dispatch.call(machine, "query-cpu-model-comparison", {"modela": first, "modelb": second})
+    assert answer == {"result": result, "responsible-properties": because}
+
+
+def test_a_baseline_runs_where_either_model_does(machine: Machine) -> None:
+    both = {"modela": _model("EPYC"), "modelb": _model("Haswell")}
+    with machine.control:
+        baseline = dispatch.call(machine, "query-cpu-model-baseline", both)["model"]
+        assert baseline["name"] == "base"
+        for model in both.values():
+            answer = dispatch.call(machine, "query-cpu-model-comparison", {"modela": baseline, "modelb": model})
+            assert answer["result"] == "subset"
+        assert not {"avx", "aes"} & set(answer["responsible-properties"])  # what both have is kept
+
+
+@pytest.mark.parametrize("command", ["query-cpu-model-comparison", "query-cpu-model-baseline"])
+def test_models_that_cannot_be_compared(machine: Machine, command: str) -> None:
+    for wrong, text in (
+        (_model("nope"), "CPU model 'nope' not found"),
+        (_model("486", nope=True), "Property '486-x86_64-cpu.nope' not found"),
+        (_model("486", sse=1), "Invalid parameter type for 'sse', expected: boolean"),
+    ):
+        for arguments in ({"modela": wrong, "modelb": _model("486")}, {"modela": _model("486"), "modelb": wrong}):
+            with pytest.raises(QobraError) as caught, machine.control:
+                dispatch.call(machine, command, arguments)
+            assert caught.value.desc == text

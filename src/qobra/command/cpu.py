@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from qobra.command.machine import architecture
@@ -110,18 +111,60 @@ def query_cpu_definitions(machine: Machine, args: dict[str, Any]) -> list[dict[s
 @command("query-cpu-model-expansion", needs="x86_64")
 def query_cpu_model_expansion(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
     """What a CPU model with changed properties comes to."""
-    name = args["model"]["name"]
+    cpu = _made(machine, args["model"])
+    if args["type"] == "full":
+        chosen = {key for key, prop in cpu.properties().items() if prop.writable} - _NOT_OF_A_MODEL
+        return {"model": {"name": args["model"]["name"], "props": _properties(cpu, chosen)}}
+    return {"model": _static(cpu)}
+
+
+@command("query-cpu-model-comparison", needs="x86_64")
+def query_cpu_model_comparison(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """Which of two models has more features: what decides where a model can run."""
+    first, second = (_features(_made(machine, args[which])) for which in ("modela", "modelb"))
+    result = "incompatible"
+    if first == second:
+        result = "identical"
+    elif first > second:
+        result = "superset"
+    elif first < second:
+        result = "subset"
+    return {"result": result, "responsible-properties": sorted(first ^ second)}
+
+
+@command("query-cpu-model-baseline", needs="x86_64")
+def query_cpu_model_baseline(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
+    """A model that runs wherever one of the two does: the first one, without what the second lacks."""
+    cpu = _made(machine, args["modela"])
+    common = _features(cpu) & _features(_made(machine, args["modelb"]))
+    model = _static(cpu)
+    model["props"] |= {name: name in common for name in FEATURES if name in model["props"]}
+    return {"model": model}
+
+
+def _made(machine: Machine, model: dict[str, Any]) -> X86Cpu:
+    """A CPU of ``model`` (CpuModelInfo) that belongs to no board. Raises QobraError."""
+    name = model["name"]
     cls = machine.objects.find_type(name + _SUFFIXES["x86_64"])
     if cls is None or cls.abstract or not issubclass(cls, X86Cpu):
         raise QobraError(f"CPU model '{name}' not found")
     cpu = cls(machine.objects)
-    changes = args["model"].get("props")
+    changes = model.get("props")
     for key, value in changes.items() if isinstance(changes, dict) else ():
         cpu.set(cls.find_feature(key), value)
     cpu.expand()
-    if args["type"] == "full":
-        chosen = {key for key, prop in cpu.properties().items() if prop.writable} - _NOT_OF_A_MODEL
-    else:
-        name, chosen = "base", {*FEATURES, *_OF_A_STATIC_MODEL}
-    props = {key: prop.read(cpu) for key, prop in cpu.properties().items() if key in chosen}
-    return {"model": {"name": name, "props": props}}
+    return cpu
+
+
+def _properties(cpu: X86Cpu, chosen: Iterable[str]) -> dict[str, Any]:
+    names = set(chosen)
+    return {key: prop.read(cpu) for key, prop in cpu.properties().items() if key in names}
+
+
+def _static(cpu: X86Cpu) -> dict[str, Any]:
+    """CpuModelInfo in terms of the model that never changes."""
+    return {"name": "base", "props": _properties(cpu, (*FEATURES, *_OF_A_STATIC_MODEL))}
+
+
+def _features(cpu: X86Cpu) -> frozenset[str]:
+    return frozenset(name for name, value in _properties(cpu, FEATURES).items() if value)
