@@ -9,9 +9,10 @@ has to read as zeroes there. A run may be *packed*: a cluster that zstd compress
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EIO, ENOMEM, errno
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memmove
+from posix.stat cimport fstat, struct_stat
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.types cimport off_t
 
@@ -152,7 +153,7 @@ cdef class Mover:
     cdef pthread_cond_t _changed      # something that a thread waits for
     cdef pthread_cond_t _written      # a chunk was written, for whoever waits for that
     cdef int _target
-    cdef bint _reserves               # space, before it is written to
+    cdef int64_t _reserves            # space from here on, before it is written to
     cdef int64_t _unit, _cluster, _base
     cdef Queue _runs, _places, _mappings
     cdef bint _closed, _stopped
@@ -169,6 +170,7 @@ cdef class Mover:
 
     def __cinit__(self, int target, int64_t unit, int64_t cluster, int64_t base=0):
         cdef statfs system
+        cdef struct_stat status
         if (unit and unit < LEAST) or (cluster and (cluster < LEAST or cluster & (cluster - 1))) or base < 0:
             raise ValueError("a unit or cluster that cannot be")
         pthread_mutex_init(&self._mutex, NULL)
@@ -177,8 +179,11 @@ cdef class Mover:
         self._target, self._unit, self._cluster, self._base = target, unit, cluster, base
         self._runs.size, self._places.size, self._mappings.size = sizeof(Run), sizeof(Place), sizeof(Mapping)
         self._last_cluster = -1
+        self._reserves = INT64_MAX
         # In memory, space that is reserved is also zeroed.
-        self._reserves = fstatfs(target, &system) == 0 and system.f_type != TMPFS
+        if fstatfs(target, &system) == 0 and system.f_type != TMPFS and fstat(target, &status) == 0:
+            # What a file without holes has needs no reserving.
+            self._reserves = status.st_size if status.st_blocks * 512 >= status.st_size else 0
 
     def __dealloc__(self):
         free(self._runs.items)
@@ -555,13 +560,13 @@ cdef int read_packed(Room *room, const Run *run, uint8_t *buffer) noexcept nogil
 
 
 cdef int write_pieces(
-    int fd, const uint8_t *buffer, const Piece *pieces, size_t count, bint reserves
+    int fd, const uint8_t *buffer, const Piece *pieces, size_t count, int64_t reserves
 ) noexcept nogil:
     """Write the pieces of a buffer; the number of the error, 0 if there was none."""
     cdef size_t which
     cdef int failure
     for which in range(count):
-        if reserves and pieces[which].length >= RESERVE:
+        if pieces[which].length >= RESERVE and pieces[which].place + pieces[which].length > reserves:
             # Where there is no space, writing says so.
             fallocate(fd, FALLOC_FL_KEEP_SIZE, pieces[which].place, pieces[which].length)
         failure = write_all(fd, buffer + pieces[which].at, pieces[which].length, pieces[which].place)

@@ -7,6 +7,7 @@ now and then, and removed when all is done; while it is there, the target is not
 from __future__ import annotations
 
 import os
+import time
 
 from qobra.cli._tool.report import ToolError
 from qobra.errors import strerror
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 SUFFIX = ".resume"
 STEP = 256 << 20
-"""Bytes between two entries."""
+"""Bytes between two entries at most."""
+SECONDS = 2.0
+"""Between two entries at most: a source may be far away."""
 MAX_JOURNAL = 1 << 20
 
 
@@ -33,6 +36,7 @@ class Journal:
         self.done = 0
         """Bytes from the beginning that the target holds."""
         self._noted = 0
+        self._when = time.monotonic()
 
     def load(self) -> bool:
         """Whether there is something to go on with. Raises ToolError where it is of another copy."""
@@ -61,7 +65,7 @@ class Journal:
     def add(self, length: int, target: BlockNode) -> None:
         """``length`` more bytes, in order, are in the target."""
         self.done += length
-        if self.done - self._noted >= STEP:
+        if self.done - self._noted >= STEP or time.monotonic() - self._when >= SECONDS:
             # What the journal says must be so in the file, whenever the process is killed.
             target.flush()
             self._write(self.done)
@@ -73,7 +77,7 @@ class Journal:
     def _write(self, done: int) -> None:
         import json
 
-        self._noted = done
+        self._noted, self._when = done, time.monotonic()
         fresh = self.path + ".new"
         try:
             with open(fresh, "w", encoding="utf-8") as stream:

@@ -9,6 +9,7 @@ from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.copy.ahead import read_ahead
 from qobra.block.copy.chunk import CopyFailed
 from qobra.block.copy.ranges import unallocated_above
+from qobra.block.copy.writeback import Writeback
 from qobra.block.filename import relative_to
 from qobra.block.node import drivers
 from qobra.cli._img._copying import copy
@@ -109,6 +110,11 @@ def _copy_differences(images: Images, top: BlockNode, new: BlockNode | None, pro
         for node, name in ((old, "old backing file"), (new, "new backing file"))
     ]
     unit = top.cluster_size() or 65536
+    writeback = Writeback(top)
+
+    def done(length: int) -> None:
+        progress.add(length)
+        writeback.note(length)
 
     def parts() -> Iterator[tuple[int, int, bool]]:
         """What the two sides may differ in, as (start, end, whether it is whole clusters of zeroes on the new side)."""
@@ -138,16 +144,18 @@ def _copy_differences(images: Images, top: BlockNode, new: BlockNode | None, pro
             ((start, end - start) for start, end, is_simple in parts() if is_simple),
             detect_zeroes=unit,
             target_is_zero=True,
-            progress=progress.add,
+            progress=done,
             failure=_failed,
         )
         for start, part, view in read_ahead(pieces(), AHEAD):
             if part > 0:
                 _write(top, start, part, view)
             else:
-                progress.add(-part)
+                done(-part)
     except SideError as error:
         raise ToolError(f"error while reading from {error.side.name}")
+    finally:
+        writeback.close()
 
 
 def _write(top: BlockNode, start: int, size: int, view: memoryview | None) -> None:
