@@ -5,17 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from struct import pack, unpack
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qobra.machine.launch import simple_machine
 from qobra.machine.nic import MAX_WAITING
-from qobra.machine.plug import add_device
-from qobra.testing.guest import BoardAccess, PciFunction
-from qobra.testing.network import RecordingWire
+from qobra.testing.pci_guest import CardGuest
 
 _CTRL, _EECD, _EERD, _MDIC, _ICR, _IMS, _RCTL, _TCTL = 0x00, 0x10, 0x14, 0x20, 0xC0, 0xD0, 0x100, 0x400
 _TX, _RX, _BUFFERS, _COUNT = 0x100000, 0x110000, 0x200000, 8
@@ -23,19 +19,9 @@ _MAC = bytes.fromhex("525400123456")
 _EOP, _IFCS, _RS, _DEXT = 0x01000000, 0x02000000, 0x08000000, 0x20000000
 
 
-class Guest:
+class Guest(CardGuest):
     def __init__(self) -> None:
-        self.machine = simple_machine(memory=32 << 20)
-        self.access = BoardAccess(self.machine)
-        options = {"driver": "e1000", "addr": "5", "mac": "52:54:00:12:34:56", "id": "card"}
-        with self.machine.control:
-            card: Any = add_device(self.machine, options, keyval=True)
-            self.card = card
-            self.wire = RecordingWire()
-            self.card.backend = self.wire
-        self.function = PciFunction(self.access, 5 << 3)
-        self.function.enable()
-        self.base = self.function.bars[0]
+        super().__init__("e1000", 0)
         self.tail = 0
         for ring, registers in ((_TX, 0x3800), (_RX, 0x2800)):
             self.write(registers, ring)
@@ -71,10 +57,6 @@ class Guest:
         """Data, status and tag of a descriptor."""
         address, length, _sum, status, _errors, tag = unpack("<QHHBBH", self.access.read(_RX + 16 * number, 16))
         return self.access.read(address, length), status, tag
-
-    def close(self) -> None:
-        self.card.backend = None
-        self.machine.close()
 
 
 @pytest.fixture

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from struct import pack, unpack
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qobra.machine.launch import simple_machine
-from qobra.machine.plug import add_device
 from qobra.migration import machine_state
-from qobra.testing.guest import BoardAccess, PciFunction
-from qobra.testing.network import RecordingWire
+from qobra.testing.pci_guest import CardGuest
 
 _TX, _RX, _BUFFERS, _COUNT = 0x100000, 0x110000, 0x200000, 8
 _MAC = bytes.fromhex("525400123456")
@@ -23,18 +19,10 @@ _RCTL, _TCTL, _RFCTL, _PSRCTL = 0x100, 0x400, 0x5008, 0x2170
 _RXQ0, _TXQ0, _OTHER, _ASSERTED = 1 << 20, 1 << 22, 1 << 24, 1 << 31
 
 
-class Guest:
+class Guest(CardGuest):
     def __init__(self) -> None:
-        self.machine = simple_machine(memory=32 << 20)
-        self.access = BoardAccess(self.machine)
-        with self.machine.control:
-            options = {"driver": "e1000e", "addr": "5", "mac": "52:54:00:12:34:56", "id": "card"}
-            self.card: Any = add_device(self.machine, options, keyval=True)
-            self.wire = RecordingWire()
-            self.card.backend = self.wire
-        self.function = PciFunction(self.access, 5 << 3)
-        self.function.enable()
-        self.base, self.messages = self.function.bars[0], self.function.bars[3]
+        super().__init__("e1000e", 0)
+        self.messages = self.function.bars[3]
         self.tail = 0
         for ring, at in ((_TX, 0x3800), (_TX + 0x1000, 0x3900), (_RX, 0x2800)):
             self.write(at, ring)
@@ -60,10 +48,6 @@ class Guest:
 
     def pending(self) -> int:
         return self.access.load(self.messages + 0x2000, 4)
-
-    def close(self) -> None:
-        self.card.backend = None
-        self.machine.close()
 
 
 @pytest.fixture

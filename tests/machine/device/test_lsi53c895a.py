@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qobra.machine.launch import simple_machine
-from qobra.machine.plug import add_device
 from qobra.migration import machine_state
-from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+from qobra.testing.guest import wait_until
+from qobra.testing.pci_guest import AdapterGuest
 
 _SCRIPT, _TABLE, _MESSAGE, _CDB, _DATA, _REPLY = 0x100000, 0x110000, 0x120000, 0x121000, 0x200000, 0x122000
 _ISTAT, _DSTAT, _SIST0, _SIST1, _DSA, _DSP, _DSPS = 0x14, 0x0C, 0x42, 0x43, 0x10, 0x2C, 0x30
@@ -34,23 +32,9 @@ def _unless(phase: int, target: int) -> tuple[int, int]:
     return 0x80030000 | phase << 24, target
 
 
-class Guest:
+class Guest(AdapterGuest):
     def __init__(self, directory: Path | None = None) -> None:
-        self.machine = simple_machine(memory=32 << 20)
-        self.access = BoardAccess(self.machine)
-        with self.machine.control:
-            self.device: Any = add_device(self.machine, {"driver": "lsi53c895a", "addr": "5", "id": "s"}, keyval=True)
-            if directory is not None:
-                self.image = directory / "disk"
-                self.image.write_bytes(b"".join(bytes([n]) * 512 for n in range(128)))
-                node = {"driver": "file", "filename": str(self.image), "node-name": "disk"}
-                self.machine.block.add_node(node)
-                add_device(
-                    self.machine, {"driver": "scsi-hd", "drive": "disk", "bus": "s.0", "scsi-id": "3"}, keyval=True
-                )
-        self.function = PciFunction(self.access, 5 << 3)
-        self.function.enable()
-        self.base = self.function.bars[1]
+        super().__init__("lsi53c895a", 1, directory)
 
     def read(self, offset: int, width: int = 1) -> int:
         return self.access.load(self.base + offset, width)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
 from qobra.migration import machine_state
-from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+from qobra.testing.guest import wait_until
+from qobra.testing.pci_guest import AdapterGuest
 
 _STATE, _REQUESTS, _COMPLETIONS, _MESSAGES = 0x100000, 0x101000, 0x102000, 0x103000
 _BUFFER, _SENSE, _LIST = 0x200000, 0x180000, 0x190000
@@ -22,22 +22,9 @@ _COMMAND, _DATA, _STATUS, _INTERRUPTS, _MASK, _KICK = 0x0, 0x4, 0x8, 0x100C, 0x2
 _SG_LIST, _NO_DATA, _TO_HOST, _TO_DEVICE = 1, 4, 8, 16
 
 
-class Guest:
+class Guest(AdapterGuest):
     def __init__(self, directory: Path | None = None) -> None:
-        self.machine = simple_machine(memory=32 << 20)
-        self.access = BoardAccess(self.machine)
-        with self.machine.control:
-            add_device(self.machine, {"driver": "pvscsi", "addr": "5", "id": "s"}, keyval=True)
-            if directory is not None:
-                self.image = directory / "disk"
-                self.image.write_bytes(b"".join(bytes([n]) * 512 for n in range(128)))
-                node = {"driver": "file", "filename": str(self.image), "node-name": "disk"}
-                self.machine.block.add_node(node)
-                disk = {"driver": "scsi-hd", "drive": "disk", "bus": "s.0", "scsi-id": "3"}
-                add_device(self.machine, disk, keyval=True)
-        self.function = PciFunction(self.access, 5 << 3)
-        self.function.enable()
-        self.base = self.function.bars[0]
+        super().__init__("pvscsi", 0, directory)
         self.sent = 0
         self.seen = 0
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from struct import pack, unpack
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qobra.machine.launch import simple_machine
-from qobra.machine.plug import add_device
 from qobra.machine.rtl8139 import offload
 from qobra.migration import machine_state
-from qobra.testing.guest import BoardAccess, PciFunction
-from qobra.testing.network import RecordingWire
+from qobra.testing.pci_guest import CardGuest
 
 _RING, _TX, _RX, _BUFFERS = 0x100000, 0x120000, 0x130000, 0x200000
 _MAC = bytes.fromhex("525400123456")
@@ -34,18 +30,9 @@ _TSD, _TSAD, _RBSTART, _CR, _CAPR, _CBR, _IMR, _ISR, _TCR, _RCR = (
 _OWN, _EOR, _FS, _LS = 1 << 31, 1 << 30, 1 << 29, 1 << 28
 
 
-class Guest:
+class Guest(CardGuest):
     def __init__(self) -> None:
-        self.machine = simple_machine(memory=32 << 20)
-        self.access = BoardAccess(self.machine)
-        with self.machine.control:
-            options = {"driver": "rtl8139", "addr": "5", "mac": "52:54:00:12:34:56"}
-            self.card: Any = add_device(self.machine, options, keyval=True)
-            self.wire = RecordingWire()
-            self.card.backend = self.wire
-        self.function = PciFunction(self.access, 5 << 3)
-        self.function.enable()
-        self.base = self.function.bars[1]
+        super().__init__("rtl8139", 1)
 
     def read(self, offset: int, width: int) -> int:
         return self.access.load(self.base + offset, width)
@@ -57,10 +44,6 @@ class Guest:
         self.write(_RBSTART, 4, _RING)
         self.write(_CR, 1, 0x0C)
         self.write(_RCR, 4, control)
-
-    def close(self) -> None:
-        self.card.backend = None
-        self.machine.close()
 
 
 @pytest.fixture
