@@ -22,7 +22,7 @@ LAYERS = [
     {"nbd"},
     {"object", "crypto"},
     {"block"},
-    {"chardev", "net", "display", "tpm"},
+    {"chardev", "net", "display", "audio", "tpm"},
     {"machine", "migration", "dump"},
     {"qmp"},
     {"command"},

@@ -54,6 +54,8 @@ _CARDS = (
     "pvscsi",
     "lsi53c810",
     "lsi53c895a",
+    "intel-hda",
+    "ich9-intel-hda,msi=off",
     "pci-serial-2x",
     "e1000-82544gc",
     "nvme,serial=x",

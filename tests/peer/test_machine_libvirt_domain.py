@@ -161,3 +161,19 @@ def test_a_desktop(session: Session) -> None:
     assert "TCP[HOST_FORWARD]" in virsh("qemu-monitor-command", "small", "--hmp", "info usernet")
     virsh("screenshot", "small", str(home / "screen"))
     virsh("detach-device-alias", "small", "input0", "--live")
+
+
+_SOUND = """\
+<sound model='ich9'/><sound model='ich6'><codec type='micro'/><audio id='2'/></sound>
+<audio id='1' type='none'/><audio id='2' type='file' path='{home}/sound.wav'/>
+<graphics type='vnc' port='-1' autoport='yes'/><video><model type='vga'/></video>
+"""
+
+
+def test_a_domain_has_sound(session: Session) -> None:
+    home, virsh = session.home, session.virsh
+    text = Path(session.domain("q35")).read_text().replace("</devices>", _SOUND.format(home=home) + "</devices>")
+    virsh("create", session.write("sound.xml", text))
+    tree = virsh("qemu-monitor-command", "small", "--hmp", "info qtree")
+    assert all(f'dev: {each}, id "sound' in tree for each in ("ich9-intel-hda", "hda-duplex", "hda-micro"))
+    assert (home / "sound.wav").read_bytes().startswith(b"RIFF")

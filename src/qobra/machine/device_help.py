@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
 
 _CATEGORIES = (
-    *("Controller/Bridge/Hub", "USB", "Storage", "Network", "Input", "Display"),
+    *("Controller/Bridge/Hub", "USB", "Storage", "Network", "Input", "Display", "Sound"),
     *("Misc", "CPU", "Watchdog", "Uncategorized"),
 )
 

@@ -11,6 +11,7 @@ registry: Registry[type[Object]] = Registry("device", ["qobra.machine.device"])
 
 # What users may say instead; the names that boards of this architecture mean.
 ALIASES = {
+    "ac97": "AC97",
     "ahci": "ich9-ahci",
     "e1000-82540em": "e1000",
     "lsi": "lsi53c895a",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from qobra.audio.audiodevs import Audiodevs
     from qobra.block.layer import BlockLayer
     from qobra.chardev.chardevs import Chardevs
     from qobra.display.vnc.server import VncServers
@@ -127,6 +128,13 @@ class Machine:
         return Tpms(self)
 
     @cached_property
+    def audiodevs(self) -> Audiodevs:
+        """The audio backends by id."""
+        from qobra.audio.audiodevs import Audiodevs
+
+        return Audiodevs(self)
+
+    @cached_property
     def vnc(self) -> VncServers:
         """The VNC servers by id."""
         from qobra.display.vnc.server import VncServers
@@ -190,7 +198,7 @@ class Machine:
             if self.board is not None:
                 self.board.power_off()
         # Only what was ever used is there to be closed.
-        for part in ("vnc", "block", "netdevs", "tpms", "chardevs", "fdsets", "objects"):
+        for part in ("vnc", "block", "netdevs", "tpms", "audiodevs", "chardevs", "fdsets", "objects"):
             if part in self.__dict__:
                 try:
                     self.__dict__[part].close()

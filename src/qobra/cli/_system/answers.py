@@ -13,7 +13,6 @@ _GROUPS = {"smp": "smp-opts", "rtc": "rtc", "boot": "boot-opts"}
 
 _ONLY = {
     "display": "Available display backend types:\nnone\n",
-    "audiodev": "Available audio drivers:\nnone\n",
 }
 """What is said of options that know but one thing."""
 
@@ -64,6 +63,10 @@ def answer(architecture: str, name: str, value: str) -> str | None:
         from qobra.tpm.tpms import kinds_text
 
         return kinds_text()
+    if name == "audiodev" and asks:
+        from qobra.audio import audiodevs
+
+        return audiodevs.kinds_text()
     if name == "netdev" and asks:
         from qobra.net.netdev import help_text
 

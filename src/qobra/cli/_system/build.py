@@ -275,6 +275,7 @@ class Builder:
         self._options.each("debugcon", self._create_debug_chardev)
         self._options.each("global", lambda value: board.add_global(*values.global_default(value)))
         self._options.each("netdev", self._add_netdev)
+        self._options.each("audiodev", self._add_audiodev)
         self._options.each("tpmdev", lambda value: self.machine.tpms.create(split(value, "type")))
         nics = Nics(self.machine, board)
         self._options.each("net", nics.add_net)
@@ -338,6 +339,9 @@ class Builder:
         if keyval:
             options = with_lists(options, pairs(value, "type"))
         dispatch.call(self.machine, "netdev_add", contract().check("Netdev", options, keyval=keyval))
+
+    def _add_audiodev(self, value: str) -> None:
+        self.machine.audiodevs.create(structure(value, "Audiodev", "driver"))
 
     def _add_device(self, value: str) -> None:
         if value.startswith("{"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from qobra.block.opener import valid_id
 from qobra.chardev.options import split
-from qobra.cli._options import tree
 from qobra.errors import QobraError
 
 Options = list[tuple[str, str]]
@@ -27,8 +26,6 @@ def prepare(options: Options) -> Options:
             result.append((name, value))
     taken: set[tuple[str, str]] = set()
     for name, value in result:
-        if name == "audiodev":
-            _check_audiodev(value)
         if name not in _WITH_IDS or value.startswith("{"):
             continue
         id = split(value, "").get("id")
@@ -51,16 +48,6 @@ def refuse_stdio(options: Options) -> None:
             raise QobraError(f"-{name} {value}: cannot use stdio with -daemonize")
     if "nographic" in names and "nodefaults" not in names:
         raise QobraError("-nographic cannot be used with -daemonize")
-
-
-def _check_audiodev(text: str) -> None:
-    """There is no sound; a backend that plays none is taken, as managers always name one."""
-    options, _keyval = tree(text, "driver")
-    for required in ("id", "driver"):
-        if required not in options:
-            raise QobraError(f"-audiodev {text}: Parameter '{required}' is missing")
-    if options["driver"] != "none":
-        raise QobraError(f"-audiodev {text}: Unknown audio driver `{options['driver']}'")
 
 
 def _set(options: Options, text: str) -> None:

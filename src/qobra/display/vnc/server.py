@@ -42,6 +42,8 @@ class VncServer:
         self._options = options
         self._share = parse.share(options)
         self.security = Security(machine, options)
+        if "audiodev" in options and machine.audiodevs.find(options["audiodev"]) is None:
+            raise QobraError(f"Audiodev '{options['audiodev']}' not found")
         if "display" in options:
             self._console()
         self._sockets: list[socket.socket] = []

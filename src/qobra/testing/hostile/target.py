@@ -39,6 +39,7 @@ _BELOW: dict[str, Options] = {
     "IDE": {"driver": "ich9-ahci", "id": "ahci"},
     "virtio-serial-bus": {"driver": "virtio-serial-pci"},
     "usb-bus": {"driver": "qemu-xhci"},
+    "HDA": {"driver": "intel-hda"},
     "sd-bus": {"driver": "sdhci-pci"},
     "nvme-bus": {"driver": "nvme", "serial": "fuzz"},
 }

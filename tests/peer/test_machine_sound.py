@@ -1,0 +1,134 @@
+"""Sound cards on QEMU's program and ours: the same driver finds the same codecs, answers, positions and sound."""
+
+from __future__ import annotations
+
+import random
+import time
+import wave
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qobra.testing.hda import OUTPUT, SET_GAIN, SET_STREAM, STEREO_48000, HdaGuest
+from qobra.testing.system import SystemProgram, peer_available
+
+pytestmark = pytest.mark.skipif(not peer_available("x86_64"), reason="qemu-system-x86_64 is not installed")
+
+_CONVERTERS = (2, 4)
+_CODECS = ("hda-output", "hda-duplex", "hda-micro", "hda-duplex,mixer=off")
+
+
+def _arguments(card: str, codec: str, path: Path) -> tuple[str, ...]:
+    audiodev = f"wav,id=a,path={path},out.frequency=48000"
+    cards = ("-device", f"{card},addr=5,id=h", "-device", f"{codec},audiodev=a,cad=2")
+    return ("-machine", "pc", "-m", "64", "-audiodev", audiodev, *cards)
+
+
+@pytest.mark.parametrize("codec", _CODECS)
+def test_codecs(tmp_path: Path, codec: str) -> None:
+    seen = []
+    for peer in (False, True):
+        card = "intel-hda" if codec == "hda-output" else "ich9-intel-hda"
+        with SystemProgram(tmp_path, "x86_64", *_arguments(card, codec, tmp_path / "wav"), peer=peer) as program:
+            guest = HdaGuest(program.guest)
+            found: list[Any] = [
+                [guest.read(offset, width) for offset, width in ((0, 2), (2, 1), (3, 1), (4, 2), (6, 2))]
+            ]
+            found.append(
+                [guest.read(0x0E, 2), guest.read(0x4E, 1), guest.read(0x5E, 1), guest.immediate(0, 0, 0xF0000)]
+            )
+            for node in range(7):
+                verbs = [*range(0xF0000, 0xF0014), *range(0xF0100, 0xF3000, 0x100)]
+                found.append([guest.immediate(2, node, verb) for verb in verbs])
+            rnd = random.Random(codec)
+            for _ in range(60):
+                node = rnd.choice(_CONVERTERS if "output" not in codec else _CONVERTERS[:1])
+                verb = rnd.choice((0x20000, SET_GAIN, 0xA0000, 0xB0000)) | rnd.randrange(1 << 16)
+                verb = rnd.choice((verb, SET_STREAM | rnd.randrange(256), 0xF0600))
+                found.append((node, hex(verb), guest.immediate(2, node, verb)))
+            seen.append(found)
+    assert seen[0] == seen[1]
+
+
+def test_registers(tmp_path: Path) -> None:
+    widths = {0x0C: 2, 0x20: 4, 0x40: 4, 0x44: 4, 0x48: 2, 0x50: 4, 0x54: 4, 0x5A: 2, 0x60: 4, 0x70: 4, 0x74: 4}
+    of_streams = {0x02: 1, 0x04: 4, 0x08: 4, 0x0C: 2, 0x10: 2, 0x12: 2, 0x18: 4, 0x1C: 4}
+    for first in range(0x80, 0x180, 0x20):
+        widths |= {first + offset: width for offset, width in of_streams.items()}
+    seen = []
+    for peer in (False, True):
+        arguments = _arguments("intel-hda", "hda-output", tmp_path / "wav")
+        with SystemProgram(tmp_path, "x86_64", *arguments, peer=peer) as program:
+            guest = HdaGuest(program.guest)
+            rnd = random.Random(5)
+            found = []
+            for _ in range(200):
+                offset = rnd.choice(list(widths))
+                guest.write(offset, widths[offset], rnd.getrandbits(8 * widths[offset]))
+                found.append((hex(offset), [guest.read(each, width) for each, width in widths.items()]))
+            guest.write(0x08, 4, 0)
+            found.append(("reset", [guest.read(each, width) for each, width in widths.items()]))
+            seen.append(found)
+    for own, theirs in zip(*seen, strict=True):
+        assert own == theirs
+
+
+def test_rings(tmp_path: Path) -> None:
+    seen = []
+    for peer in (False, True):
+        arguments = _arguments("intel-hda", "hda-duplex", tmp_path / "wav")
+        with SystemProgram(tmp_path, "x86_64", *arguments, peer=peer) as program:
+            guest = HdaGuest(program.guest)
+            guest.start_rings()
+            guest.write(0x20, 4, 0xC0000000)
+            found: list[Any] = []
+            rnd = random.Random(9)
+            for _ in range(12):
+                commands = [
+                    rnd.choice((0, 2)) << 28 | rnd.randrange(6) << 20 | 0xF0000 | rnd.randrange(20)
+                    for _ in range(rnd.randrange(1, 6))
+                ]
+                guest.command(*commands)
+                found.append([guest.answered(), guest.read(0x4A, 2), guest.read(0x24, 4)])
+                found.append([guest.acknowledge(), guest.answered(), guest.read(0x24, 4)])
+            seen.append(found)
+    for own, theirs in zip(*seen, strict=True):
+        assert own == theirs
+
+
+def test_what_is_played(tmp_path: Path) -> None:
+    data = random.Random(3).randbytes(192 * 40)
+    firmware = tmp_path / "firmware"
+    firmware.write_bytes(bytes(0xFFF0) + b"\xfa\xf4\xeb\xfd" + bytes(12))  # cli; hlt; and again
+    seen = []
+    for peer in (False, True):
+        path = tmp_path / f"wav{peer}"
+        arguments = (*_arguments("intel-hda", "hda-duplex", path), "-bios", str(firmware))
+        with SystemProgram(tmp_path, "x86_64", *arguments, peer=peer) as program:
+            guest = HdaGuest(program.guest)
+            address = guest.memory.take(len(data), 128)
+            program.guest.write(address, data)
+            buffers = [(address + at, 192 * 10, True) for at in range(0, len(data), 192 * 10)]
+            guest.list_buffers(OUTPUT, buffers, STEREO_48000, 3)
+            guest.listen(2, 3)
+            program.qmp("cont")
+            guest.run(OUTPUT)
+            told = False
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end:
+                time.sleep(0.01)
+                told = told or bool(guest.stream(OUTPUT, 3, 1) & 4)
+            position = guest.stream(OUTPUT, 4, 4)
+            guest.run(OUTPUT, False)
+            program.qmp("quit")
+            program.process.wait(20)
+            seen.append((told, position < len(data)))
+        with wave.open(str(path)) as file:
+            form, sound = file.getparams()[:3], file.readframes(1 << 20).lstrip(b"\0")
+        assert form == (2, 2, 48000)
+        # QEMU's mixing rounds; and both go round and round.
+        heard = [int.from_bytes(sound[at : at + 2], "little", signed=True) for at in range(0, 4000, 2)]
+        meant = [int.from_bytes(data[at : at + 2], "little", signed=True) for at in range(0, 4000, 2)]
+        assert max(abs(a - b) for a, b in zip(heard, meant, strict=True)) <= 1, peer
+    assert seen[0] == seen[1]
