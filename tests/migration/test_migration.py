@@ -37,6 +37,21 @@ def test_memory_and_time_arrive_and_the_guest_runs_on(pair_of: Make, architectur
     assert destination.board.clock.now_ns() == 5_000_000_000
 
 
+def test_who_hears_that_the_guest_runs_finds_the_migration_completed(pair_of: Make) -> None:
+    pair = pair_of()
+    destination, seen = pair.destination, []
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["event"] == "RESUME":
+            destination.control.post(lambda: seen.append(destination.migration.describe()["status"]))
+
+    destination.events.subscribe(hear)
+    with pair.source.control:
+        pair.source.run_state.start()
+    pair.migrate()
+    assert seen == ["completed"]
+
+
 def test_statistics_tell_what_was_sent(pair_of: Make) -> None:
     pair = pair_of()
     with pair.source.control:

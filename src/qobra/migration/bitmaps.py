@@ -169,6 +169,11 @@ class BitmapReceiver:
         self._room = MAX_BITS
         self._given_up = False
 
+    @property
+    def expects_more(self) -> bool:
+        """Whether bitmaps were announced that are not complete."""
+        return bool(self._made)
+
     def take(self, payload: bytes) -> None:
         """One record. In the strand. Raises QobraError for a record that is malformed."""
         if self._given_up:

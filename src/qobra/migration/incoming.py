@@ -200,8 +200,7 @@ class Incoming:
         if self._landing is not None:
             self._landing.receive(reader)
         with self._machine.control:
-            self._bitmaps.give_up()
-            self._set_status("completed")
+            self._complete()
         if self._answers is not None:
             self._answers.taken_over()
 
@@ -284,6 +283,13 @@ class Incoming:
                 own.set("paused")
             else:
                 own.set(run_state)
+            if self._landing is None and not self._bitmaps.expects_more:
+                self._complete()  # whoever hears that the guest runs finds that it is all here
+
+    def _complete(self) -> None:
+        self._bitmaps.give_up()
+        if self.status != "completed":
+            self._set_status("completed")
 
     def _set_status(self, status: str) -> None:
         self.status = status
@@ -293,9 +299,12 @@ class Incoming:
         if self._landing is not None:
             self._landing.arrivals.end()
         with self._machine.control:
-            self._bitmaps.give_up()
             switched = self._landing is None and self._machine.run_state.state != "inmigrate"
-            self._set_status("completed" if switched else "failed")
+            if switched:
+                self._complete()
+            else:
+                self._bitmaps.give_up()
+                self._set_status("failed")
             if why is not None:
                 report_error(why)
             if not switched:
