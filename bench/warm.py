@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MIB = 1 << 20
-WARM = 4 << 30
-"""Bytes of memory that the programs of a row write to, more or less."""
+SPARE = 1 << 30
+"""Bytes of free memory that are left alone, for whoever else needs some meanwhile."""
 
 
 @contextmanager
@@ -42,7 +42,14 @@ def keep_warm(size: int) -> mmap.mmap:
     return pages
 
 
+def free_memory() -> int:
+    """Bytes of memory that nobody has: where what the programs write goes first."""
+    with open("/proc/meminfo") as stream:
+        found = {name: value for name, _colon, value in (line.partition(":") for line in stream)}
+    return int(found["MemFree"].split()[0]) << 10
+
+
 if __name__ == "__main__":
-    kept = keep_warm(WARM)
+    kept = keep_warm(max(free_memory() - SPARE, MIB) // MIB * MIB)
     print(flush=True)
     sys.stdin.read()

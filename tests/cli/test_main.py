@@ -57,10 +57,36 @@ def test_only_subcommands_are_found(name: str) -> None:
         (["qobra-io", "-f"], {"qcow2", "raw"}),
         (["qobra", "schema", "show"], {"--json", "blockdev-add", "BLOCK_JOB_READY", "BlockdevOptions"}),
         (["qobra", "completion"], {"bash", "zsh", "fish"}),
+        (["qobra", "img", "map"], {"--plot", "--output"}),
     ],
 )
 def test_completion_knows_what_the_help_tells(words: list[str], expected: set[str]) -> None:
     assert expected <= set(completion.candidates(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["qobra-img", "convert", "-t"], ["none", "off", "writeback", "writethrough", "directsync", "unsafe"]),
+        (["qobra-img", "resize", "--preallocation"], ["off", "metadata", "falloc", "full"]),
+        (["qobra-img", "resize", "--preallocation", "="], ["off", "metadata", "falloc", "full"]),
+        (["qobra-img", "map", "--output"], ["human", "json"]),
+        (["qobra-nbd", "--discard"], ["ignore", "unmap"]),
+        (["qobra-io", "-t"], ["none", "writeback", "writethrough", "directsync", "unsafe"]),
+        (["qobra-io", "-i"], ["threads", "native", "io_uring"]),
+        (["qobra-io", "-c"], []),  # any words
+        (["qobra-img", "create", "-b"], []),  # the names of files
+        (["qobra", "img", "map", "--plot"], []),
+    ],
+)
+def test_completion_knows_values_that_the_help_tells(words: list[str], values: list[str]) -> None:
+    assert completion.candidates(words) == values
+
+
+def test_the_help_of_map_tells_of_the_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["--plot", "--help"]):
+        assert program.main(["img", "map", *arguments]) == 0
+        assert "--plot FILE.svg" in capsys.readouterr().out
 
 
 def test_completion_offers_what_the_program_itself_has() -> None:

@@ -36,9 +36,9 @@ Requests to a disk image by hand
   -C, --copy-on-read   copy what is read from the backing file
   -m, --misalign       misalign buffers (accepted; buffers are aligned where they must be)
   -k, --native-aio     short for -i native
-  -i, --aio=MODE       threads, native (needs a cache mode past the host's cache) or io_uring
-  -t, --cache=MODE     cache mode
-  -d, --discard=MODE   discard mode
+  -i, --aio=MODE       how (threads, native, io_uring); native needs a cache mode past the host's cache
+  -t, --cache=MODE     cache mode (none, writeback, writethrough, directsync, unsafe)
+  -d, --discard=MODE   discard mode (ignore, unmap)
   -T, --trace [enable=]PATTERN[,events=FILE][,file=FILE]
                        print trace events; 'help' lists them
   -U, --force-share    open it even if others write to it

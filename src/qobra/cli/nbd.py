@@ -68,10 +68,10 @@ Image:
   -l, --load-snapshot=SNAP  serve an internal snapshot, by id or name or as
                             'snapshot.id=ID,snapshot.name=NAME'
   -n, --nocache             past the host's cache
-      --cache=MODE          none, writeback, writethrough, directsync or unsafe
-      --aio=MODE            threads, native (needs a cache mode past the host's cache) or io_uring
-      --discard=MODE        ignore or unmap
-      --detect-zeroes=MODE  off, on or unmap
+      --cache=MODE          cache mode (none, writeback, writethrough, directsync, unsafe)
+      --aio=MODE            how (threads, native, io_uring); native needs a cache mode past the host's cache
+      --discard=MODE        discard mode (ignore, unmap)
+      --detect-zeroes=MODE  whether zeroes are found and written as such (off, on, unmap)
       --image-opts          FILE is a list of options
 """
 

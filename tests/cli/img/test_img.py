@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -291,6 +292,21 @@ def test_a_killed_copy_is_resumed(fmt: str, capsys: pytest.CaptureFixture[str]) 
     assert run("compare", "-f", "raw", "-F", fmt, "a.raw", "b") == 0
     if fmt == "qcow2":
         assert run("check", "-q", "b") == 0
+
+
+def test_a_slow_copy_is_noted_every_other_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qobra.cli._img import _resume
+
+    now = [0.0]
+    monkeypatch.setattr(_resume.time, "monotonic", lambda: now[0])
+    flushed: list[int] = []
+    target: Any = SimpleNamespace(flush=lambda: flushed.append(1))
+    journal = _resume.Journal("b", {})
+    journal.begin()
+    for now[0], noted in (1.0, 0), (2.0, 2 * MIB), (3.9, 2 * MIB), (4.0, 4 * MIB):
+        journal.add(MIB, target)
+        assert json.loads(Path("b.resume").read_bytes())["done"] == noted
+    assert len(flushed) == 2
 
 
 def test_a_journal_of_another_copy_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

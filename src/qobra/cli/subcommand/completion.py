@@ -42,7 +42,12 @@ end
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 _OPTION = re.compile(r"(?<![\w-])(--?[A-Za-z][-\w]*)")
-_FORMAT_OPTIONS = ("-f", "-F", "-O", "--format")
+_VALUE = re.compile(
+    r"(?<![\w-])(?:(-\w), )?(--?[A-Za-z][-\w]*)[ =]"
+    r"([A-Z][A-Z_]*(?![a-z])|[a-z]+(?:\|[a-z]+)+|\[enable=\]PATTERN)(?:  +(\S.*))?"
+)
+"""Names of an option that has a value, what the help calls that, and what it says of it."""
+_CHOICES = re.compile(r"\(([a-z_]+(?:, [a-z_]+)+)\)")
 _FORMATS = re.compile(r"^  FMT +a format: (.*)$", re.MULTILINE)
 _ACTION = re.compile(r"^ {2,4}([a-z][-a-z]*)(?=  |$)", re.MULTILINE)
 
@@ -69,21 +74,44 @@ def candidates(words: list[str]) -> list[str]:
     name = program.rpartition("/")[2].removeprefix("qobra").removeprefix("-").replace("-", "_")
     path: list[str] = []
     while True:
-        text = _help(name or "main", path)
+        text = _help(name or "main", path) or _help("main", [name, *path])  # qemu-img resize has none
         usage = text.partition("\n\n")[0]
         actions = set(_ACTION.findall(text)) if "SUBCOMMAND" in usage or "ACTION" in usage else set()
         if len(named) == len(path) or named[len(path)] not in actions:
             break
         path.append(named[len(path)])
     place = [name, *path] if name else path
-    if place[:1] in (["img"], ["io"], ["nbd"]) and rest[-1:] and rest[-1] in _FORMAT_OPTIONS:
-        return ", ".join(_FORMATS.findall(_help("img", []))).split(", ")
+    if place[:1] in (["img"], ["io"], ["nbd"]):
+        values = _values(text, rest[-2:-1] if rest[-1:] == ["="] else rest[-1:])
+        if values is not None:
+            return values
     if place == ["completion"]:
         return sorted(_SCRIPTS)
     options = set(_OPTION.findall(text))
     if place == ["schema", "show"]:
         return sorted(options | _schema_names())
     return sorted(actions | options if len(named) == len(path) else options)
+
+
+def _values(text: str, option: list[str]) -> list[str] | None:
+    """What the value of an option may be, as far as the help ``text`` says; None for one that has no value, or none."""
+    found: list[str] | None = None
+    for short, long, kind, told in _VALUE.findall(text):
+        if option not in ([short], [long]):
+            continue
+        if kind.endswith(("FMT", "FORMAT")):
+            return ", ".join(_FORMATS.findall(_help("img", []))).split(", ")
+        if kind == "CACHE":
+            from qobra.block.cache_modes import CACHE_MODES
+
+            return list(CACHE_MODES)
+        if "|" in kind:
+            return str(kind).split("|")
+        listed = _CHOICES.search(told)
+        if listed is not None:
+            return str(listed[1]).split(", ")
+        found = []  # unless there is more about it further down
+    return found
 
 
 def _schema_names() -> set[str]:

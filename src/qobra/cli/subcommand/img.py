@@ -25,6 +25,10 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         _print_help()
         return 0 if argv else 1
+    if argv[0] == "map" and {"-h", "--help"} & set(argv):
+        run(program, ["map", "--help"])
+        print()
+        return run(program, ["map", "--help"], package="qobra.cli._img_people", module="plot")
     module = _own_module(argv)
     if module is None:
         return run(program, argv)
