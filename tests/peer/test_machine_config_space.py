@@ -56,6 +56,7 @@ _CARDS = (
     "lsi53c895a",
     "intel-hda",
     "ich9-intel-hda,msi=off",
+    "AC97",
     "pci-serial-2x",
     "e1000-82544gc",
     "nvme,serial=x",

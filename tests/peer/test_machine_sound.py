@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qobra.testing.guest import PciFunction
 from qobra.testing.hda import OUTPUT, SET_GAIN, SET_STREAM, STEREO_48000, HdaGuest
 from qobra.testing.system import SystemProgram, peer_available
 
@@ -132,3 +133,49 @@ def test_what_is_played(tmp_path: Path) -> None:
         meant = [int.from_bytes(data[at : at + 2], "little", signed=True) for at in range(0, 4000, 2)]
         assert max(abs(a - b) for a, b in zip(heard, meant, strict=True)) <= 1, peer
     assert seen[0] == seen[1]
+
+
+def test_ac97(tmp_path: Path) -> None:
+    data = random.Random(4).randbytes(192 * 40)
+    firmware = tmp_path / "firmware"
+    firmware.write_bytes(bytes(0xFFF0) + b"\xfa\xf4\xeb\xfd" + bytes(12))
+    mixers = (0x02, 0x18, 0x1A, 0x1C, 0x26, 0x28, 0x2A, 0x2C, 0x32, 0x34, 0x7C, 0x7E)
+    seen = []
+    for peer in (False, True):
+        path = tmp_path / f"ac97{peer}"
+        arguments = ("-machine", "pc", "-m", "64", "-audiodev", f"wav,id=a,path={path},out.frequency=48000")
+        arguments += ("-device", "AC97,addr=5,audiodev=a", "-bios", str(firmware))
+        with SystemProgram(tmp_path, "x86_64", *arguments, peer=peer) as program:
+            function = PciFunction(program.guest, 5 << 3)
+            function.enable()
+            mixer, masters = function.bars[0], function.bars[1]
+            guest = program.guest
+            found: list[Any] = [[guest.port_in(mixer + each, 2) for each in mixers]]
+            rnd = random.Random(8)
+            for _ in range(150):
+                guest.port_out(mixer + rnd.choice((0, *mixers)), 2, rnd.getrandbits(16))
+                found.append([guest.port_in(mixer + each, 2) for each in mixers])
+            guest.port_out(mixer, 2, 0)
+            guest.port_out(mixer + 0x02, 2, 0)
+            guest.port_out(mixer + 0x18, 2, 0)
+            for at in range(4):
+                guest.write(0x100000 + 8 * at, (0x110000 + 1920 * at).to_bytes(4, "little") + b"\xc0\3\0\x80")
+            guest.write(0x110000, data)
+            guest.port_out(masters + 0x10, 4, 0x100000)
+            guest.port_out(masters + 0x15, 1, 3)
+            found.append([guest.port_in(masters + 0x10 + each, 4) for each in (0, 4, 8)])
+            program.qmp("cont")
+            guest.port_out(masters + 0x1B, 1, 0x1D)
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end:
+                time.sleep(0.01)
+            found.append([guest.port_in(masters + each, 4) for each in (0x10, 0x14, 0x18, 0x30)])
+            guest.port_out(masters + 0x1B, 1, 0)
+            program.qmp("quit")
+            program.process.wait(20)
+            seen.append(found)
+        with wave.open(str(path)) as file:
+            sound = file.readframes(1 << 20).lstrip(b"\0")
+        assert len(sound) > 1000, peer
+    for own, theirs in zip(*seen, strict=True):
+        assert own == theirs
