@@ -24,6 +24,7 @@ def _asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     (("-boot", "?"), "boot-opts options:", "  menu=<bool (on/off)>"),
     (("-display", "help"), "Available display backend types:", "none"),
     (("-audiodev", "help"), "Available audio drivers:", "none"),
+    (("-audio", "model=help"), "Valid sound card names (comma separated):", "hda         Intel HD Audio"),
 ])  # fmt: skip
 def test_lists(capsys: pytest.CaptureFixture[str], arguments: tuple[str, str], title: str, line: str) -> None:
     lines = _asked(capsys, *arguments)

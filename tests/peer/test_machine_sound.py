@@ -179,3 +179,16 @@ def test_ac97(tmp_path: Path) -> None:
         assert len(sound) > 1000, peer
     for own, theirs in zip(*seen, strict=True):
         assert own == theirs
+
+
+@pytest.mark.parametrize("model", ["hda", "ac97"])
+def test_a_card_with_a_backend_of_its_own(tmp_path: Path, model: str) -> None:
+    seen = []
+    for peer in (False, True):
+        arguments = ("-machine", "pc", "-audio", f"none,model={model}")
+        with SystemProgram(tmp_path, "x86_64", *arguments, peer=peer) as program:
+            tree = program.qmp("human-monitor-command", {"command-line": "info qtree"}).replace("\r", "")
+            seen.append(
+                [line for line in tree.split("\n") if any(word in line for word in ("hda", "AC97", '"audiodev0'))]
+            )
+    assert seen[0] == seen[1]

@@ -67,6 +67,10 @@ def answer(architecture: str, name: str, value: str) -> str | None:
         from qobra.audio import audiodevs
 
         return audiodevs.kinds_text()
+    if name == "audio":
+        from qobra.cli._system import sound
+
+        return sound.cards_text() if sound.asks_for_cards(value) else None
     if name == "netdev" and asks:
         from qobra.net.netdev import help_text
 

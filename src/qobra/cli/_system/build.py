@@ -16,6 +16,7 @@ from qobra.cli._system.drives import add_drives, plug_drives
 from qobra.cli._system.given_options import GivenOptions
 from qobra.cli._system.nics import Nics
 from qobra.cli._system.objects import Definition, definition
+from qobra.cli._system.sound import Sound
 from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
@@ -275,7 +276,9 @@ class Builder:
         self._options.each("debugcon", self._create_debug_chardev)
         self._options.each("global", lambda value: board.add_global(*values.global_default(value)))
         self._options.each("netdev", self._add_netdev)
-        self._options.each("audiodev", self._add_audiodev)
+        sound = Sound(self.machine)
+        self._options.each("audiodev", sound.add_backend)
+        self._options.each("audio", sound.add_card)
         self._options.each("tpmdev", lambda value: self.machine.tpms.create(split(value, "type")))
         nics = Nics(self.machine, board)
         self._options.each("net", nics.add_net)
@@ -286,6 +289,7 @@ class Builder:
         self._create_objects(late=True)
         plug_drives(board)
         nics.plug()
+        sound.plug()
         self._options.each("usbdevice", lambda value: usb_devices.plug(self.machine, value))
         self._options.each("device", self._add_device)
         self._options.each("debugcon", self._add_debug_console)
@@ -339,9 +343,6 @@ class Builder:
         if keyval:
             options = with_lists(options, pairs(value, "type"))
         dispatch.call(self.machine, "netdev_add", contract().check("Netdev", options, keyval=keyval))
-
-    def _add_audiodev(self, value: str) -> None:
-        self.machine.audiodevs.create(structure(value, "Audiodev", "driver"))
 
     def _add_device(self, value: str) -> None:
         if value.startswith("{"):

@@ -42,6 +42,7 @@ OPTIONS: dict[str, tuple[bool, str]] = {
     "chardev": (True, "BACKEND,id=ID[,...]: a character device (chardev-add)"),
     "tpmdev": (True, "emulator|passthrough,id=ID[,...]: what a TPM device has its commands carried out by"),
     "audiodev": (True, "none|wav,id=ID[,path=FILE][,out.frequency=HERTZ]...: where sound cards play to"),
+    "audio": (True, "none|wav,model=hda|ac97[,...]: a sound card that plays there"),
     "serial": (True, "DEVICE: a serial port on a character device"),
     "parallel": (True, "DEVICE: a parallel port on a character device (x86)"),
     "debugcon": (True, "DEVICE: what is written to port E9h goes to a character device (x86)"),
