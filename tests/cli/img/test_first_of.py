@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qobra.cli._img import _differences
-from qobra.cli._img._differences import Side, candidates, first_of
+from qobra.cli._img._differences import Side, SideError, candidates, first_of
 from qobra.native import compiled
 from qobra.testing.images import ImageLab
 
@@ -50,6 +50,23 @@ def test_the_first_difference(tmp_path: Any, seed: int, form: None, monkeypatch:
     differing = [offset for _end, offset in found if offset >= 0]
     assert differing[:1] == [at & -512 for at in changed[:1]]
     assert [end for end, _offset in found] == sorted(end for end, _offset in found)
+
+
+def test_what_differs_before_a_map_that_fails_is_found(tmp_path: Any, form: None) -> None:
+    lab = ImageLab(tmp_path)
+    for name, at in (("one", 0), ("two", 4096)):
+        (tmp_path / name).write_bytes(bytes(at) + b"x" * (SIZE - at))
+    with lab.open("one", "raw", read_only=True) as one, lab.open("two", "raw", read_only=True) as two:
+        sides = Side(one.node, "one"), Side(two.node, "two")
+
+        def broken() -> Iterator[tuple[int, int, Any, Any]]:
+            yield from candidates(*sides, 0, 1 << 20)
+            raise SideError(sides[0], 1 << 20, OSError(5, "Input/output error"), is_map=True)
+
+        found = first_of(*sides, broken())
+        assert next(found)[1] == 0
+        with pytest.raises(SideError):
+            list(found)
 
 
 @pytest.mark.skipif(compiled("matcher") is None, reason="there is no compiled form")

@@ -6,19 +6,20 @@ What reads as zeroes in both, or lies at the same place of the same file in both
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
 
 from qobra.block.buffers import is_zero, new_buffer
 from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.zeroes import zero_pieces
 from qobra.block.extents import COMPUTED, DATA, Run, resolve
 from qobra.errors import QobraError
+from qobra.lean import Lock, deque, start_thread
 from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
+
     from qobra.block.node import BlockNode
 
 SECTOR = 512
@@ -151,42 +152,80 @@ Candidate = tuple[int, int, Run, Run]
 def first_of(one: Side, two: Side, wanted: Iterable[Candidate]) -> Iterator[tuple[int, int]]:
     """For each candidate its end and the first sector in it in which the images differ, or -1; not after the first.
 
-    What lies raw in files is compared by two threads without the GIL, a batch at a time. Raises SideError.
+    What lies raw in files is compared by two threads without the GIL, a batch at a time: one begins while the next
+    batch is looked for, the other helps it to an end. Raises SideError.
     """
+    under_way = _Batch(one, two)
     batch: list[Candidate] = []
     size = 0
-    for candidate in wanted:
-        if _native is None or not _is_plain(one, candidate[2]) or not _is_plain(two, candidate[3]):
-            yield from _first_of_batch(one, two, batch)
-            yield candidate[0] + candidate[1], first_difference(one, two, *candidate)
-            batch, size = [], 0
-            continue
-        batch.append(candidate)
-        size += candidate[1]
-        if size >= BATCH:
-            yield from _first_of_batch(one, two, batch)
-            batch, size = [], 0
-    yield from _first_of_batch(one, two, batch)
+    failed: SideError | None = None
+    following = iter(wanted)
+    try:
+        while True:
+            try:
+                candidate = next(following, None)
+            except SideError as error:
+                candidate, failed = None, error  # of a later place than all that is to be compared
+            is_plain = candidate is not None and _is_plain(one, candidate[2]) and _is_plain(two, candidate[3])
+            if candidate is not None and is_plain:
+                batch.append(candidate)
+                size += candidate[1]
+            if size >= BATCH or not is_plain:
+                yield from under_way.results()
+                under_way = _Batch(one, two, batch, size)
+                batch, size = [], 0
+            if not is_plain:
+                yield from under_way.results()
+                under_way = _Batch(one, two)
+                if candidate is None:
+                    break
+                yield candidate[0] + candidate[1], first_difference(one, two, *candidate)
+    finally:
+        under_way.wait()
+    if failed is not None:
+        raise failed
+
+
+class _Batch:
+    """Candidates of ``size`` bytes that are being compared. Wait for it before files are closed."""
+
+    def __init__(self, one: Side, two: Side, candidates: Sequence[Candidate] = (), size: int = 0) -> None:
+        self._one, self._two = one, two
+        self._candidates = candidates
+        self._matcher: Any = None
+        self._ended = Lock()
+        """Held until the thread has ended."""
+        if _native is not None and size > BUFFER_SIZE:
+            self._matcher = _native.Matcher([_pair(*candidate) for candidate in candidates])
+            self._ended.acquire()
+            start_thread(self._work, name="compare", imports=False)
+
+    def _work(self) -> None:
+        try:
+            self._matcher.work()
+        finally:
+            self._ended.release()
+
+    def wait(self) -> None:
+        with self._ended:
+            pass
+
+    def results(self) -> Iterator[tuple[int, int]]:
+        """See :func:`first_of`."""
+        same = 0
+        if self._matcher is not None:
+            self._matcher.work()
+            self.wait()
+            same = self._matcher.suspect if self._matcher.suspect >= 0 else len(self._candidates)
+        for start, length, _a, _b in self._candidates[:same]:
+            yield start + length, -1
+        # Where they differ, or why they cannot be read, is found out in the ordinary way.
+        for start, length, a, b in self._candidates[same:]:
+            yield start + length, first_difference(self._one, self._two, start, length, a, b)
 
 
 def _is_plain(side: Side, run: Run) -> bool:
     return side.direct and run.leaf is not None and run.leaf.driver == "file" and is_plain_data(run)
-
-
-def _first_of_batch(one: Side, two: Side, batch: list[Candidate]) -> Iterator[tuple[int, int]]:
-    same = 0
-    if _native is not None and sum(candidate[1] for candidate in batch) > BUFFER_SIZE:
-        matcher = _native.Matcher([_pair(*candidate) for candidate in batch])
-        helper = threading.Thread(target=matcher.work, name="compare", daemon=True)
-        helper.start()
-        matcher.work()
-        helper.join()
-        same = matcher.suspect if matcher.suspect >= 0 else len(batch)
-    for start, length, _a, _b in batch[:same]:
-        yield start + length, -1
-    # Where they differ, or why they cannot be read, is found out in the ordinary way.
-    for start, length, a, b in batch[same:]:
-        yield start + length, first_difference(one, two, start, length, a, b)
 
 
 def _pair(start: int, length: int, a: Run, b: Run) -> tuple[int, int, int, int, int]:
