@@ -49,72 +49,94 @@ def parse(
     told of each option before the next is looked at, so that the first mistake of a line is the one that it ends with.
     Raises UsageError.
     """
-    long_names = {}
-    for each in long:
-        name, _, alias = each.partition("|")
-        long_names[name.rstrip("=")] = (name.endswith("="), alias or name.rstrip("="))
-    options: list[tuple[str, str]] = []
-    operands: list[str] = []
+    return _Scan(arguments, short, long, raw_texts, met).run(permute)
 
-    def take(name: str, value: str) -> None:
-        options.append((name, value))
-        if met is not None:
-            met(name, value)
 
-    position = 0
-    previous = ""
-    while position < len(arguments):
-        word = arguments[position]
-        position += 1
-        if word == "--":
-            operands.extend(arguments[position:])
-            break
-        if word.startswith("--"):
-            full, takes_value, name = _long_option(word, long_names, raw_texts)
-            _, equals, value = word.partition("=")
-            if takes_value and not equals:
-                if position >= len(arguments):
-                    wanted = f"option '--{full}' requires an argument"
-                    raise UsageError(wanted if raw_texts else f"missing argument for option '{word}'")
-                value = arguments[position]
-                position += 1
-            elif equals and not takes_value:
-                unwanted = f"option '--{full}' doesn't allow an argument"
-                raise UsageError(unwanted if raw_texts else f"unrecognized option '{word}'")
-            take(name, value)
-        elif word.startswith("-") and word != "-":
-            place = 1
-            while place < len(word):
-                letter = word[place]
-                place += 1
-                index = short.find(letter)
-                if index < 0 or letter in ":;":
-                    if raw_texts:
-                        raise UsageError(f"invalid option -- '{letter}'")
-                    # getopt has not moved on from an unfinished group, so the tools name the word before it.
-                    if place < len(word) and not previous:
-                        raise UnknownGroup(word)
-                    raise UsageError(f"unrecognized option '{word if place == len(word) else previous}'")
-                if short[index + 1 : index + 2] != ":":
-                    take(letter, "")
-                    continue
-                if place < len(word):
-                    take(letter, word[place:])
-                elif position < len(arguments):
-                    position += 1
-                    take(letter, arguments[position - 1])
-                elif raw_texts:
-                    raise UsageError(f"option requires an argument -- '{letter}'")
-                else:
-                    raise UsageError(f"missing argument for option '{word}'")
+class _Scan:
+    """One look at a command line."""
+
+    def __init__(
+        self, arguments: Sequence[str], short: str, long: Sequence[str], raw_texts: bool, met: Met | None
+    ) -> None:
+        self._arguments = arguments
+        self._short = short
+        self._long = {}
+        for each in long:
+            name, _, alias = each.partition("|")
+            self._long[name.rstrip("=")] = (name.endswith("="), alias or name.rstrip("="))
+        self._raw_texts = raw_texts
+        self._met = met
+        self._position = 0
+        self._options: list[tuple[str, str]] = []
+
+    def run(self, permute: bool) -> Parsed:
+        operands: list[str] = []
+        previous = ""
+        while self._position < len(self._arguments):
+            word = self._next()
+            if word == "--":
+                operands.extend(self._arguments[self._position :])
                 break
-        else:
-            operands.append(word)
-            if not permute:
-                operands.extend(arguments[position:])
-                break
-        previous = word
-    return options, operands
+            if word.startswith("--"):
+                self._take_long(word)
+            elif word.startswith("-") and word != "-":
+                self._take_short(word, previous)
+            else:
+                operands.append(word)
+                if not permute:
+                    operands.extend(self._arguments[self._position :])
+                    break
+            previous = word
+        return self._options, operands
+
+    def _next(self) -> str:
+        self._position += 1
+        return self._arguments[self._position - 1]
+
+    def _take(self, name: str, value: str) -> None:
+        self._options.append((name, value))
+        if self._met is not None:
+            self._met(name, value)
+
+    def _take_long(self, word: str) -> None:
+        full, takes_value, name = _long_option(word, self._long, self._raw_texts)
+        _, equals, value = word.partition("=")
+        if takes_value and not equals:
+            if self._position >= len(self._arguments):
+                wanted = f"option '--{full}' requires an argument"
+                raise UsageError(wanted if self._raw_texts else f"missing argument for option '{word}'")
+            value = self._next()
+        elif equals and not takes_value:
+            unwanted = f"option '--{full}' doesn't allow an argument"
+            raise UsageError(unwanted if self._raw_texts else f"unrecognized option '{word}'")
+        self._take(name, value)
+
+    def _take_short(self, word: str, previous: str) -> None:
+        """A group of letters; the value of one that takes one is the rest of the group, or the next word."""
+        for place, letter in enumerate(word[1:], 2):
+            index = self._short.find(letter)
+            if index < 0 or letter in ":;":
+                raise self._unknown(word, previous, letter, unfinished=place < len(word))
+            if self._short[index + 1 : index + 2] != ":":
+                self._take(letter, "")
+                continue
+            if place < len(word):
+                self._take(letter, word[place:])
+            elif self._position < len(self._arguments):
+                self._take(letter, self._next())
+            elif self._raw_texts:
+                raise UsageError(f"option requires an argument -- '{letter}'")
+            else:
+                raise UsageError(f"missing argument for option '{word}'")
+            return
+
+    def _unknown(self, word: str, previous: str, letter: str, *, unfinished: bool) -> UsageError:
+        if self._raw_texts:
+            return UsageError(f"invalid option -- '{letter}'")
+        # getopt has not moved on from an unfinished group, so the tools name the word before it.
+        if unfinished and not previous:
+            return UnknownGroup(word)
+        return UsageError(f"unrecognized option '{previous if unfinished else word}'")
 
 
 def _long_option(word: str, names: dict[str, tuple[bool, str]], raw_texts: bool) -> tuple[str, bool, str]:

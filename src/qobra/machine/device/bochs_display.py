@@ -8,14 +8,13 @@ from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.memory import Ram
 from qobra.machine.pci import express, regs
-from qobra.machine.pci.device import PciDevice
 from qobra.machine.vga import colours, dispi
 from qobra.machine.vga.frame import Frame, Painter
 from qobra.machine.vga.mmio import ByteOrder, RegisterWindow
 from qobra.machine.vga.pci import DEVICE, MEMORY_BAR, REGISTERS_BAR, REVISION, VENDOR
-from qobra.machine.vga.properties import big_endian_framebuffer, monitor
+from qobra.machine.vga.properties import WithMonitor, big_endian_framebuffer
 from qobra.machine.vmstate import Field, Listed, Number, VmState, part
-from qobra.object.property import Bool, Int, Size
+from qobra.object.property import Bool, Size
 
 if TYPE_CHECKING:
     from qobra.object.tree import ObjectTree
@@ -44,7 +43,7 @@ class _Registers:
 
 
 @registry.register("bochs-display")
-class BochsDisplay(PciDevice):
+class BochsDisplay(WithMonitor):
     """A picture of 16 or 32 bits a pixel."""
 
     type_name = "bochs-display"
@@ -56,11 +55,6 @@ class BochsDisplay(PciDevice):
 
     vgamem = Size(16 << 20)
     edid = Bool(True)
-    xres = Int(0, type="uint32")
-    yres = Int(0, type="uint32")
-    xmax = Int(0, type="uint32")
-    ymax = Int(0, type="uint32")
-    refresh_rate = Int(0, type="uint32", name="refresh_rate")
     big_endian_framebuffer = big_endian_framebuffer()
 
     vmstate = VmState(part("_registers", "byte_order"))
@@ -83,7 +77,7 @@ class BochsDisplay(PciDevice):
         self.values["vgamem"] = 1 << (self.vgamem - 1).bit_length()
         self._memory = Ram("bochs-display-vram", self.vgamem)
         self._registers = _Registers(self.vgamem)
-        window = RegisterWindow(self._registers, identity=monitor(self, _MONITOR_SIZE), order=self.byte_order)
+        window = RegisterWindow(self._registers, identity=self.identity(_MONITOR_SIZE), order=self.byte_order)
         self.add_bar(MEMORY_BAR, self._memory, prefetch=True)
         self.add_bar(REGISTERS_BAR, window.region("bochs-display-mmio"))
         console = self.board.consoles.add(self)

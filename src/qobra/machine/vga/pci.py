@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qobra.machine.pci.device import PciDevice
 from qobra.machine.vga.core import VgaCore
 from qobra.machine.vga.mmio import ByteOrder, RegisterWindow
-from qobra.machine.vga.properties import big_endian_framebuffer, memory_size, monitor
+from qobra.machine.vga.properties import WithMonitor, big_endian_framebuffer, memory_size
 from qobra.machine.vmstate import VmState, part
 from qobra.object.property import Bool, Int
 
@@ -19,7 +18,7 @@ MEMORY_BAR, REGISTERS_BAR = 0, 2
 _MONITOR_SIZE = 0x180
 
 
-class PciVga(PciDevice):
+class PciVga(WithMonitor):
     """The card's memory in base address 0; models add the places at which the registers are."""
 
     type_name = "pci-vga"
@@ -31,11 +30,6 @@ class PciVga(PciDevice):
     vgamem_mb = Int(16, type="uint32", name="vgamem_mb")
     qemu_extended_regs = Bool(True, description="on/off")
     edid = Bool(True, description="on/off")
-    xres = Int(0, type="uint32")
-    yres = Int(0, type="uint32")
-    xmax = Int(0, type="uint32")
-    ymax = Int(0, type="uint32")
-    refresh_rate = Int(0, type="uint32", name="refresh_rate")
     big_endian_framebuffer = big_endian_framebuffer()
 
     vmstate = VmState(part("core"))
@@ -55,7 +49,7 @@ class PciVga(PciDevice):
         """Have the registers in memory, too."""
         window = RegisterWindow(
             self.core.dispi,
-            identity=monitor(self, _MONITOR_SIZE),
+            identity=self.identity(_MONITOR_SIZE),
             registers=self.core.registers,
             order=self.byte_order if self.qemu_extended_regs else None,
         )

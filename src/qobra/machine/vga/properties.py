@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qobra.display.edid import edid
-from qobra.object.property import Bool
+from qobra.machine.pci.device import PciDevice
+from qobra.object.property import Bool, Int
 
 if TYPE_CHECKING:
     from qobra.machine.qdev import Device
@@ -20,22 +21,35 @@ def memory_size(mib: int) -> int:
     return (1 << (min(max(mib, 1), _MOST_MIB) - 1).bit_length()) * _MIB
 
 
-def monitor(device: Any, size: int) -> bytes:
-    """What the monitor of ``device`` says of itself, by its properties, in ``size`` bytes; nothing with ``edid=off``.
+class WithMonitor(PciDevice):
+    """A card whose monitor says of itself what users want it to."""
 
-    The properties show which size it likes where nobody said so.
-    """
-    if not device.edid:
-        return b""
-    device.values["xres"], device.values["yres"] = device.xres or _WIDTH, device.yres or _HEIGHT
-    return edid(
-        device.xres,
-        device.yres,
-        max_width=device.xmax,
-        max_height=device.ymax,
-        refresh_mhz=device.refresh_rate,
-        size=size,
-    )
+    abstract = True
+    edid: Any
+    """Whether it says anything."""
+
+    xres = Int(0, type="uint32")
+    yres = Int(0, type="uint32")
+    xmax = Int(0, type="uint32")
+    ymax = Int(0, type="uint32")
+    refresh_rate = Int(0, type="uint32", name="refresh_rate")
+
+    def identity(self, size: int) -> bytes:
+        """What the monitor says (E-EDID), in ``size`` bytes; nothing with ``edid=off``.
+
+        The properties show which size it likes where nobody said so.
+        """
+        if not self.edid:
+            return b""
+        self.values["xres"], self.values["yres"] = self.xres or _WIDTH, self.yres or _HEIGHT
+        return edid(
+            self.xres,
+            self.yres,
+            max_width=self.xmax,
+            max_height=self.ymax,
+            refresh_mhz=self.refresh_rate,
+            size=size,
+        )
 
 
 def _order(device: Any) -> Any:

@@ -106,12 +106,7 @@ def header_for(options: Options) -> Header:
     header.version = 2 if options.get("version", "v3") == "v2" else 3
     extended = bool(options.get("extended-l2", False))
     if extended:
-        if header.version < 3:
-            raise QobraError(
-                "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or "
-                "greater)",
-                errno=errno.EINVAL,
-            )
+        _need_version_3(header, "Extended L2 entries are")
         header.incompatible |= layout.EXTENDED_L2
     header.cluster_bits = cluster_bits(options.get("cluster-size", 65536), extended)
     preallocation = options.get("preallocation", "off")
@@ -123,41 +118,12 @@ def header_for(options: Options) -> Header:
         )
     if options.get("backing-fmt") is not None and backing is None:
         raise QobraError("Backing format cannot be used without backing file", errno=errno.EINVAL)
-    if options.get("lazy-refcounts") and header.version < 3:
-        raise QobraError(
-            "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
-            errno=errno.EINVAL,
-        )
-    header.refcount_order = refcount_order(options.get("refcount-bits", 16), header.version)
-    data_file = options.get("data-file") is not None
-    if options.get("data-file-raw") and not data_file:
-        raise QobraError("data-file-raw requires data-file", errno=errno.EINVAL)
-    if options.get("data-file-raw") and backing is not None:
-        raise QobraError("Backing file and data-file-raw cannot be used at the same time", errno=errno.EINVAL)
-    if data_file:
-        if header.version < 3:
-            raise QobraError(
-                "External data files are only supported with compatibility level 1.1 and above (use version=v3 or "
-                "greater)",
-                errno=errno.EINVAL,
-            )
-        header.incompatible |= layout.EXTERNAL_DATA
-        if options.get("data-file-raw"):
-            header.autoclear |= layout.RAW_EXTERNAL
-    if options.get("compression-type", "zlib") != "zlib":
-        if header.version < 3:
-            raise QobraError(
-                "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or "
-                "greater)",
-                errno=errno.EINVAL,
-            )
-        from qobra.block.format.qcow2 import compressed
-
-        header.compression = layout.COMPRESSION_TYPES.index(options["compression-type"])
-        compressed.require(header.compression)
-        header.incompatible |= layout.COMPRESSION
     if options.get("lazy-refcounts"):
+        _need_version_3(header, "Lazy refcounts")
         header.compatible |= layout.LAZY_REFCOUNTS
+    header.refcount_order = refcount_order(options.get("refcount-bits", 16), header.version)
+    _set_data_file(header, options)
+    _set_compression(header, options.get("compression-type", "zlib"))
     try:
         check_size(size)
     except QobraError as error:
@@ -169,6 +135,39 @@ def header_for(options: Options) -> Header:
     header.backing_file = backing or ""
     header.backing_format = (options.get("backing-fmt") or "")[: layout.MAX_BACKING_FORMAT]
     return header
+
+
+def _need_version_3(header: Header, what: str) -> None:
+    if header.version < 3:
+        raise QobraError(
+            f"{what} only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            errno=errno.EINVAL,
+        )
+
+
+def _set_data_file(header: Header, options: Options) -> None:
+    is_raw = options.get("data-file-raw")
+    if options.get("data-file") is None:
+        if is_raw:
+            raise QobraError("data-file-raw requires data-file", errno=errno.EINVAL)
+        return
+    if is_raw and options.get("backing-file") is not None:
+        raise QobraError("Backing file and data-file-raw cannot be used at the same time", errno=errno.EINVAL)
+    _need_version_3(header, "External data files are")
+    header.incompatible |= layout.EXTERNAL_DATA
+    if is_raw:
+        header.autoclear |= layout.RAW_EXTERNAL
+
+
+def _set_compression(header: Header, name: str) -> None:
+    if name == "zlib":
+        return
+    _need_version_3(header, "Non-zlib compression type is")
+    from qobra.block.format.qcow2 import compressed
+
+    header.compression = layout.COMPRESSION_TYPES.index(name)
+    compressed.require(header.compression)
+    header.incompatible |= layout.COMPRESSION
 
 
 def cluster_bits(size: int, extended: bool) -> int:
