@@ -208,3 +208,22 @@ def test_who_comes_and_says_nothing_more_is_not_waited_for(monkeypatch: pytest.M
         writer.record(SYNC)
     several.pages.end_pass()
     several.close()
+
+
+def test_who_trickles_is_not_waited_for_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Trickling:
+        """A byte every four seconds."""
+
+        def readable(self, timeout: float) -> bool:
+            nonlocal now
+            now += min(timeout, 4.0)
+            return timeout >= 4.0
+
+        def read(self, _size: int) -> bytes:
+            return b"Q"
+
+    monkeypatch.setattr(page_in.time, "monotonic", lambda: now)
+    assert page_in._greeting(Trickling(), 40) is None
+    assert now == page_in._HELLO_S

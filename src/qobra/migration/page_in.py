@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -120,10 +121,11 @@ class PageIn:
 
 
 def _greeting(channel: AnyChannel, length: int) -> bytes | None:
-    """The ``length`` bytes that ``channel`` begins with, or all; None of one that says nothing for long."""
+    """The ``length`` bytes that ``channel`` begins with, or all; None of one that does not come with them in time."""
     hello = b""
+    deadline = time.monotonic() + _HELLO_S
     while len(hello) < length:
-        if not channel.readable(_HELLO_S):
+        if not channel.readable(max(deadline - time.monotonic(), 0)):
             return None
         byte = channel.read(1)
         if not byte:
