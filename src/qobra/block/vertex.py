@@ -76,6 +76,18 @@ class Vertex:
     can_compress: ClassVar[bool] = False
     """Takes compressed writes, or a filter that is known to pass them on."""
 
+    @classmethod
+    def create(cls, options: Options, *args: Any, **kwargs: Any) -> None:
+        """blockdev-create, where the driver is ``creatable``: after ``options`` come the nodes that they name.
+
+        Raises QobraError.
+        """
+        raise NotImplementedError
+
+    def amend_encryption(self, options: Options, force: bool) -> None:
+        """x-blockdev-amend, where the driver ``can_amend_encryption``. Raises QobraError."""
+        raise NotImplementedError
+
     def __init__(self, layer: BlockLayer, node_name: str, options: Options) -> None:
         self.layer = layer
         self.node_name = node_name

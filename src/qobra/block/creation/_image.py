@@ -172,7 +172,7 @@ def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Forma
         raise QobraError(f"invalid parameter value: {mode}")
     if mode != "off" and not driver.creatable:
         raise QobraError(f"Unsupported preallocation mode '{mode}'")
-    create_file: Callable[[Options], None] | None = driver.create if driver.creatable else None  # type: ignore[attr-defined]
+    create_file: Callable[[Options], None] | None = driver.create if driver.creatable else None
     # A disk is allocated in whole sectors, whatever the user asked for.
     values = {**values, "size": -(-values["size"] // 512) * 512}
     below = formats.find(driver.driver)
@@ -218,13 +218,13 @@ def _format(layer: BlockLayer, protocol: Options, fmt: str, options: Options, ma
             path = parse_filename(name)
             data_driver = drivers.find(path["driver"])
             if data_driver is not None and data_driver.creatable:
-                data_driver.create({**path, "size": 0})  # type: ignore[attr-defined]
+                data_driver.create({**path, "size": 0})
                 made.append(path)
             data_file = _open_for_creation(layer, path, roots)
             options["data-file"] = data_file.node_name
-            driver.create({"driver": fmt, "file": file.node_name, **options}, file, data_file)  # type: ignore[attr-defined]
+            driver.create({"driver": fmt, "file": file.node_name, **options}, file, data_file)
         else:
-            driver.create({"driver": fmt, "file": file.node_name, **options}, file)  # type: ignore[attr-defined]
+            driver.create({"driver": fmt, "file": file.node_name, **options}, file)
     except BaseException:
         for root in roots:
             try:

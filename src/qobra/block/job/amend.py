@@ -47,7 +47,7 @@ class AmendJob(Job):
 
     def run(self) -> None:
         try:
-            self._root.inserted().amend_encryption(self._options, self._force)  # type: ignore[attr-defined]
+            self._root.inserted().amend_encryption(self._options, self._force)
         finally:
             self.current = 1
 

@@ -64,7 +64,7 @@ class CreateJob(Job):
                 raise self._refusal
             nodes: dict[str, BlockNode] = {name: root.inserted() for name, root in self._roots.items()}
             arguments = [nodes[name] for name in CHILDREN if name in nodes]
-            self._driver.create(self._options, *arguments)  # type: ignore[attr-defined]
+            self._driver.create(self._options, *arguments)
         finally:
             self.current = 1
 
