@@ -120,6 +120,12 @@ class BlockNode(Vertex):
             if table.drop(offset, length, self) and may_look:
                 table.look(offset, length)
 
+    def lend_reserve(self, table: ResolvedTable) -> None:
+        """A flat table of this root is new: where the driver can, it lets the table's loops allocate by themselves."""
+
+    def recall_reserve(self) -> None:
+        """The reverse of :meth:`lend_reserve`: others than one root here know places, and are told by :meth:`moved`."""
+
     # -- reading ----------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> bytes:

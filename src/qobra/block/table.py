@@ -14,7 +14,8 @@ the same, negative    in a file that bypasses the page cache, which only loops w
 Behind the last entry of a page is the page's number.
 
 Whoever moves data calls :meth:`BlockNode.moved`, which drops the entries that it touches, or puts the new ones in their
-place where nobody has to wait for that; what is held above the node that data moved in keeps its place. After a change
+place where nobody has to wait for that; what is held above the node that data moved in keeps its place. Loops without
+the GIL put entries themselves where a driver lends them new clusters (:meth:`BlockNode.lend_reserve`). After a change
 of the graph, or of what must be told of writes, the table is looked over (:meth:`refresh`); it begins anew where
 something else lies under the root than before, filters that show their child as it is aside.
 
@@ -55,6 +56,8 @@ _EMPTY = bytes(8 * PAGE_ENTRIES)
 _MOVES = 64
 """Moves that are remembered, so that what was resolved meanwhile elsewhere is kept."""
 _compiled = compiled("places")
+_watching = Lock()
+"""Taken by whoever changes which tables watch a node."""
 
 
 class ResolvedTable:
@@ -98,17 +101,18 @@ class ResolvedTable:
 
     def refresh(self, root: BlockNode) -> None:
         """Be the table of ``root``, after a change of the graph or of who is told of writes."""
+        nodes = path(root)
+        for node in nodes:
+            if self._watch(node) or node is not root:
+                node.recall_reserve()
         with self._lock:
             generation = root.layer.generation
             if self.generation == generation and self.root is root:
                 return  # another thread was first
             self.settle()
             self._under = {}
-            self._unwatch()
+            self._unwatch(nodes)
             self.root = root
-            for node in path(root):
-                node.tables = (*node.tables, self)
-                self._watched.append(node)
             found = basis(root)
             if found != self._basis:
                 self._note_move(0, root.length)
@@ -125,6 +129,7 @@ class ResolvedTable:
             self.places = self._make_places(generation)
             # Last, as who finds it current does not ask for the lock.
             self.generation = generation
+        root.lend_reserve(self)
 
     def _make_places(self, generation: int) -> Places | None:
         if _compiled is None:
@@ -148,7 +153,7 @@ class ResolvedTable:
         """Let go of the nodes."""
         with self._lock:
             self.settle()
-            self._unwatch()
+            self._unwatch([])
             self._drop_pages()
 
     def settle(self) -> None:
@@ -237,11 +242,14 @@ class ResolvedTable:
         unit = 1 << self.unit_bits
         start = offset & -unit
         end = min(-(-(offset + length) // unit) * unit, self.root.length)
-        sequence = self._sequence
+        sequence, places = self._sequence, self.places
+        linked = places.linked if places is not None else 0
         if end <= start:
             return
         runs = resolve(self.root, start, end - start)
         with self._lock:
+            if places is not self.places:
+                return
             if sequence != self._sequence and self._has_moved(
                 sequence, start >> self.unit_bits, (end - 1) >> self.unit_bits
             ):
@@ -272,12 +280,13 @@ class ResolvedTable:
                 # A write past the end of the file has to be seen by its node, which reads zeroes from there.
                 inside = low + (run.leaf.length - host & -unit) if leaf and run.leaf is not None else high
                 middle = max(low, min(high, inside))
-                self._put(low, middle, host | tag if leaf else 1, unit if leaf else 0)
+                self._put(low, middle, host | tag if leaf else 1, unit if leaf else 0, linked)
                 if middle < high:
-                    self._put(middle, high, host + middle - low | tag & -2, unit)
+                    self._put(middle, high, host + middle - low | tag & -2, unit, linked)
 
-    def _put(self, low: int, high: int, entry: int, step: int) -> None:
-        """Let the units from ``low`` up to ``high``, in bytes, have the entries that begin with ``entry``."""
+    def _put(self, low: int, high: int, entry: int, step: int, linked: int) -> None:
+        """Let the units from ``low`` up to ``high``, in bytes, have the entries that begin with ``entry``; not if loops
+        have given some unit its place since they had ``linked`` of them."""
         bits = self.unit_bits
         first, end = low >> bits, (high + (1 << bits) - 1) >> bits
         while first < end:
@@ -288,7 +297,7 @@ class ResolvedTable:
                 page = self._new_page(number)
             index, count = first & (PAGE_ENTRIES - 1), stop - first
             if self.places is not None:
-                self.places.put(number, index, index + count, entry, step)
+                self.places.put(number, index, index + count, entry, step, linked)
             else:
                 entries = range(entry, entry + step * count, step) if step else (entry,) * count
                 page[index : index + count] = array("q", entries)
@@ -316,6 +325,11 @@ class ResolvedTable:
         if dropped is not None:
             self.root.layer.flight.retire(lambda: _forget(dropped))
 
+    def leaf_number(self, leaf: BlockNode) -> int:
+        """:meth:`_leaf_number`, for the nodes."""
+        with self._lock:
+            return self._leaf_number(leaf)
+
     def _leaf_number(self, leaf: BlockNode) -> int:
         """The number of ``leaf``, a new one if it is new; 0 if nobody could use it or there are too many."""
         if leaf.request_alignment > 1 and self.places is None:
@@ -340,10 +354,20 @@ class ResolvedTable:
             base += offset
         return (node.fd, base) if node.is_leaf and node.request_alignment == 1 else None
 
-    def _unwatch(self) -> None:
-        for node in self._watched:
-            node.tables = tuple(table for table in node.tables if table is not self)
-        self._watched = []
+    def _watch(self, node: BlockNode) -> bool:
+        """Whether that is new."""
+        with _watching:
+            if self in node.tables:
+                return False
+            node.tables = (*node.tables, self)
+            return True
+
+    def _unwatch(self, keep: list[BlockNode]) -> None:
+        with _watching:
+            for node in self._watched:
+                if node not in keep:
+                    node.tables = tuple(table for table in node.tables if table is not self)
+        self._watched = keep
 
 
 def _unit_bits(root: BlockNode) -> int:

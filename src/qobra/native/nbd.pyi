@@ -1,8 +1,8 @@
 from mmap import mmap
 
 from qobra.block.slots import Slot
+from qobra.native.places import Lock as Lock
 from qobra.native.places import Places
-from qobra.native.stream import Lock as Lock
 from qobra.native.stream import Stream
 
 IS_LEFT: int

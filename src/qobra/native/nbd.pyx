@@ -20,7 +20,7 @@ from qobra.native.wire cimport (
     CHUNK_HEADER, DISCONNECT, FLAG_DF, HOLE_CHUNK, READ, REQUEST, SIMPLE_REPLY, WRITE, Request, parse,
     put_header, put_hole,
 )
-from qobra.native.stream import Lock
+from qobra.native.places import Lock
 
 cdef enum:
     MAX_ASIDE = 1024

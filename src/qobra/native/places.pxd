@@ -1,5 +1,6 @@
 """What other compiled loops use of :mod:`qobra.native.places`, all of it without the GIL."""
 
+from cpython.pythread cimport PyThread_type_lock
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -36,6 +37,10 @@ cdef struct Piece:
     size_t length
 
 
+cdef class Lock:
+    cdef PyThread_type_lock lock
+
+
 cdef class Gate:
     cdef int64_t _closed
 
@@ -56,6 +61,12 @@ cdef class Slot:
     cdef bint is_wanted(self) noexcept nogil
 
 
+# Writes data where nothing but zeroes is so far, to new space of its driver's (:mod:`qobra.native.reserve`).
+ctypedef Outcome (*Allocate)(
+    void *reserve, Places places, uint64_t offset, size_t length, const uint8_t *data
+) noexcept nogil
+
+
 cdef class Places:
     cdef int64_t *pages[MAX_PAGES]
     cdef int fds[MAX_LEAVES]
@@ -72,11 +83,19 @@ cdef class Places:
     cdef int mark_count
     cdef OldTable *keepers[MAX_KEEPERS]
     cdef int keeper_count
+    cdef void *reserve          # NULL if new space is for the nodes to give
+    cdef int reserve_leaf       # the file that it is in
+    cdef Allocate allocate
+    cdef object _reserve
+    cdef Lock _linking          # taken by whoever puts entries where places may get data at any time
+    cdef readonly int64_t linked    # counts what got data
     cdef list _owners
     cdef object _marked    # keeps what marks and keepers point to
+    cdef void set_reserve(self, object owner, void *reserve, Allocate allocate, int leaf)
     cdef void _set_leaf(self, int number, int fd, size_t alignment)
 
 
+cdef void link_entries(Places places, uint64_t offset, int64_t host, int64_t count) noexcept nogil
 cdef bint inside(Places places, uint64_t offset, uint64_t length) noexcept nogil
 cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece) noexcept nogil
 cdef void mark_write(Places places, uint64_t offset, uint64_t length) noexcept nogil

@@ -6,6 +6,9 @@ All shared words are read and written atomically and in one order for all thread
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pythread cimport (
+    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
+)
 from libc.errno cimport EAGAIN, EOPNOTSUPP, EINTR, errno
 from libc.string cimport memset
 
@@ -54,6 +57,36 @@ cdef extern from * nogil:
     ssize_t preadv2(int, const iovec *, int, int64_t, int)
     int posix_fadvise(int, int64_t, int64_t, int)
     int RWF_NOWAIT, POSIX_FADV_WILLNEED
+
+
+cdef class Lock:
+    """A lock that loops without the GIL take, too; a context manager."""
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    def acquire(self):
+        """Wait for the lock, and take it."""
+        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(self.lock, WAIT_LOCK)
+        return True
+
+    def release(self):
+        """Let go of the lock, which has been taken."""
+        PyThread_release_lock(self.lock)
+
+    def __enter__(self):
+        return self.acquire()
+
+    def __exit__(self, *_exc):
+        PyThread_release_lock(self.lock)
 
 
 cdef class Gate:
@@ -185,6 +218,7 @@ cdef class Places:
         self.unit_bits = unit_bits
         self.writable = writable
         self._owners = [None] * MAX_PAGES
+        self._linking = Lock()
         self.leaves = 1
         self.fds[0] = -1
         if linear is not None:
@@ -248,13 +282,22 @@ cdef class Places:
         """Forget the entries from ``low`` up to ``high`` of a page."""
         self.put(number, low, high, 0, 0)
 
-    def put(self, int64_t number, int low, int high, int64_t entry, int64_t step):
-        """Let the entries from ``low`` up to ``high`` of a page be ``entry``, ``entry + step`` and so on."""
+    def put(self, int64_t number, int low, int high, int64_t entry, int64_t step, int64_t linked=-1):
+        """Let the entries from ``low`` up to ``high`` of a page be ``entry``, ``entry + step`` and so on; unless
+        :attr:`linked` is another than it was when that was found."""
         cdef int64_t *page = load_page(&self.pages[number % MAX_PAGES]) if number >= 0 else NULL
         cdef int index
         if page != NULL and page[PAGE_ENTRIES] == number and 0 <= low and high <= PAGE_ENTRIES:
-            for index in range(low, high):
-                store(page + index, entry + (index - low) * step)
+            with self._linking:
+                if linked < 0 or linked == self.linked:
+                    for index in range(low, high):
+                        store(page + index, entry + (index - low) * step)
+
+    cdef void set_reserve(self, object owner, void *reserve, Allocate allocate, int leaf):
+        """Have writes where nothing but zeroes is so far go to new space in the file ``leaf``."""
+        self._reserve, self.allocate, self.reserve_leaf = owner, allocate, leaf
+        fence()
+        self.reserve = reserve
 
     @property
     def highest(self):
@@ -395,7 +438,7 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
     if not places.writable:
         return UNKNOWN
     while left:
-        if not next_piece(places, at, left, &piece) or not piece.writable:
+        if not next_piece(places, at, left, &piece) or not may_write(places, &piece):
             return UNKNOWN
         if piece.alignment > 1:
             return DIRECT
@@ -406,10 +449,14 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
     at = offset
     left = length
     while left:
-        if not next_piece(places, at, left, &piece) or not piece.writable or piece.alignment > 1:
+        if not next_piece(places, at, left, &piece) or not may_write(places, &piece) or piece.alignment > 1:
             outcome = UNKNOWN  # it has just moved: the nodes' methods write all of it again
             break
-        if pwrite(piece.fd, data, piece.length, piece.host) != <ssize_t>piece.length:
+        if not piece.leaf:
+            outcome = places.allocate(places.reserve, places, at, piece.length, data)
+            if outcome != DONE:
+                break
+        elif pwrite(piece.fd, data, piece.length, piece.host) != <ssize_t>piece.length:
             outcome = FAILED
             break
         data += piece.length
@@ -419,6 +466,30 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
     if outcome == DONE:
         note_write(places, at)
     return outcome
+
+
+cdef inline bint may_write(Places places, Piece *piece) noexcept nogil:
+    """Whether a piece has space to write to, or can get it."""
+    return piece.writable or (piece.leaf == 0 and places.reserve != NULL)
+
+
+cdef void link_entries(Places places, uint64_t offset, int64_t host, int64_t count) noexcept nogil:
+    """The ``count`` units from ``offset``, which read as zeroes so far, lie at ``host`` of the reserve's file from now on."""
+    cdef uint64_t number = offset >> places.unit_bits
+    cdef int64_t entry = host | places.reserve_leaf << 1 | 1
+    cdef int64_t *page
+    PyThread_acquire_lock(places._linking.lock, WAIT_LOCK)
+    places.linked += 1
+    while count:
+        page = load_page(&places.pages[(number >> PAGE_BITS) % MAX_PAGES])
+        # Else it has been forgotten meanwhile.
+        if page != NULL and page[PAGE_ENTRIES] == <int64_t>(number >> PAGE_BITS):
+            if load(page + (number & (PAGE_ENTRIES - 1))) == 1:
+                store(page + (number & (PAGE_ENTRIES - 1)), entry)
+        entry += <int64_t>1 << places.unit_bits
+        number += 1
+        count -= 1
+    PyThread_release_lock(places._linking.lock)
 
 
 cdef bint keep_old(Places places, uint64_t offset, size_t length) noexcept nogil:

@@ -1,8 +1,9 @@
 """What other compiled loops use of :mod:`qobra.native.stream`, all of it without the GIL."""
 
-from cpython.pythread cimport PyThread_type_lock
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t
+
+from qobra.native.places cimport Lock
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -15,10 +16,6 @@ cdef enum Received:
     NOTHING    # and there was no waiting
     END        # of the stream
     ERROR      # see _errno
-
-
-cdef class Lock:
-    cdef PyThread_type_lock lock
 
 
 cdef class Stream:

@@ -1,7 +1,3 @@
-class Lock:
-    def __enter__(self) -> Lock: ...
-    def __exit__(self, *_exc: object) -> None: ...
-
 class Stream:
     start: int
     end: int

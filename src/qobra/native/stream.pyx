@@ -1,9 +1,7 @@
 """A socket with a buffer for each direction, used without the GIL."""
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.pythread cimport (
-    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
-)
+from cpython.pythread cimport WAIT_LOCK, PyThread_acquire_lock, PyThread_release_lock
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t
 from libc.string cimport memmove, memset
@@ -52,28 +50,6 @@ cdef enum:
     MANY_UNREAD = 3
     MAX_PACE_NS = 20000
     PACKET = 768    # memory of an empty packet
-
-
-cdef class Lock:
-    """A lock that loops without the GIL take, too; a context manager."""
-
-    def __cinit__(self):
-        self.lock = PyThread_allocate_lock()
-        if self.lock == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        if self.lock != NULL:
-            PyThread_free_lock(self.lock)
-
-    def __enter__(self):
-        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
-            with nogil:
-                PyThread_acquire_lock(self.lock, WAIT_LOCK)
-        return self
-
-    def __exit__(self, *_exc):
-        PyThread_release_lock(self.lock)
 
 
 cdef class Stream:

@@ -310,6 +310,13 @@ class FileNode(BlockNode):
             self.length = offset + length
         super().written(offset, length)
 
+    def extend(self, length: int) -> None:
+        """Be ``length`` bytes long at least, with zeroes that take up no space yet. From inside a request."""
+        if length > self.length:
+            os.ftruncate(self.fd, length)
+            self.length = length
+            self._data = (0, 0)
+
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
         end = offset + length
         alignment = self.request_alignment

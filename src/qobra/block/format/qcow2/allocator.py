@@ -126,9 +126,9 @@ class Allocator:
         if first + count > self.virgin:
             self.virgin = first + count
 
-    def claim_data(self, want: int, *, near: int = 0) -> tuple[int, int]:
+    def claim_data(self, want: int, *, near: int = 0, virgin: bool = False) -> tuple[int, int]:
         """:meth:`allocate` up to ``want`` clusters for guest data, of which not all need be written."""
-        first, count = self.allocate(want, near=near)
+        first, count = self.allocate(want, near=near, virgin=virgin)
         self._data_end = max(self._data_end, first + count)
         return first, count
 
@@ -159,6 +159,16 @@ class Allocator:
                 return at
             self._new_block(other, at)
             at += 1
+
+    def has_holes(self) -> bool:
+        """Whether there are free clusters before the virgin ones."""
+        return self.first_free < self.virgin and self._find_free(self.first_free) < self.virgin
+
+    def release_virgin(self, first: int, count: int) -> None:
+        """:meth:`release` clusters that were not written after all."""
+        self.release(first, count)
+        if self.virgin == first + count:
+            self.virgin = first
 
     def release(self, first: int, count: int) -> None:
         """Take one reference from each of ``count`` clusters."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qobra.block.format.qcow2.packed import Block
     from qobra.block.format.qcow2.reading import ComputedReader, Packed
     from qobra.block.format.qcow2.writer import Writer
+    from qobra.block.table import ResolvedTable
 
 
 class Qcow2Disk(BlockNode):
@@ -453,6 +454,19 @@ class Qcow2Disk(BlockNode):
 
     def plain_writes(self) -> bool:
         return super().plain_writes() and not self.image.encrypted
+
+    def lend_reserve(self, table: ResolvedTable) -> None:
+        if table.places is None or not table.writable:
+            self.recall_reserve()
+            return
+        from qobra.block.format.qcow2.reserve import lend
+
+        lend(self.image, table, table.places)
+
+    def recall_reserve(self) -> None:
+        if self.image.reserve is not None:
+            with self.image.lock:
+                self.image.reserve.serve(None)
 
     def cluster_size(self) -> int:
         return self.image.cluster_size

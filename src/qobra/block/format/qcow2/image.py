@@ -21,6 +21,7 @@ from qobra.block.format.qcow2.writeback import Freed, Writeback
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 from qobra.lean import Condition, Lock
+from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
     from qobra.block.format.qcow2.crypt import Crypt
     from qobra.block.format.qcow2.disk import Qcow2Disk
+    from qobra.block.format.qcow2.reserve import Reserve
+elif (_compiled := compiled("places")) is not None:
+    Lock = _compiled.Lock  # which loops without the GIL can take
 
 _SWAP = sys.byteorder == "little"
 
@@ -63,6 +67,8 @@ class Image:
         self.freed: list[Freed] = []
         """Host space whose last mapping is gone in memory but not yet on disk."""
         self.freed_bytes = 0
+        self.reserve: Reserve | None = None
+        """Clusters for loops without the GIL, once there are such."""
         self.is_corrupt = False
         self.crypt: Crypt | None = None
         self.encrypted = header.crypt_method != layout.CRYPT_NONE
@@ -82,6 +88,10 @@ class Image:
         """Start with new caches of other sizes; nothing may be dirty."""
         with self.lock:
             l1 = self.tables.l1
+            if self.reserve is not None:
+                self.reserve.close()
+                self.reserve.serve(None)
+                self.reserve = None  # its slices have another size
             self.tables = Tables(self, sizes.l2, sizes.l2_entry)
             self.tables.l1 = l1
             self.refcounts.resize_cache(sizes.refcount)
@@ -207,6 +217,8 @@ class Image:
             self.in_flight.add(first)
         else:
             self.in_flight.update(range(first, last + 1))
+        if self.reserve is not None:
+            self.reserve.note_busy()
 
     def land(self, first: int, last: int) -> None:
         """The reverse of :meth:`take_off`."""
@@ -214,6 +226,8 @@ class Image:
             self.in_flight.discard(first)
         else:
             self.in_flight.difference_update(range(first, last + 1))
+        if self.reserve is not None:
+            self.reserve.note_busy()
         if self.waiting:
             self.landed.notify_all()
 

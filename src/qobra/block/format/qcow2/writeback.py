@@ -97,9 +97,12 @@ class Writeback:
         while below.is_transparent and (shown := below.primary()) is not None:
             below = shown
         if end and not image.external and not below.is_format:  # the disk of another image has the size it was given
+            length = image.file.length
+            if image.reserve is not None and image.reserve.extended_to == length:
+                length = (image.last_used_cluster() + 1) << image.cluster_bits
             try:
                 # What was written past the driver may be shorter than the file is taken to be.
-                image.file.truncate(max(end, image.file.length))
+                image.file.truncate(max(end, length))
             except QobraError as error:
                 if error.errno not in (errno.ENOTSUP, errno.EINVAL):  # a device or an export has the size it has
                     raise
@@ -118,6 +121,8 @@ class Writeback:
         """``lazy``: the dirty bit is set, so that counts need not be written."""
         image = self._image
         with image.lock:
+            if image.reserve is not None:
+                image.reserve.close()
             blocks = [] if lazy else list(image.refcounts.dirty.values())
             reftable_indexes = [] if lazy else sorted(image.refcounts.fresh)
             slices = list(image.tables.dirty.items())

@@ -195,6 +195,8 @@ class Writer:
         finally:
             with image.lock:
                 image.land(claim.first, claim.last)
+                if image.reserve is not None and claim.owned:
+                    image.reserve.replenish(claim.last)
 
     def _write_around(self, offset: int, data: memoryview, claim: Claim) -> None:
         image = self._image
