@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from qobra.audio.sound import Form
 from qobra.display.console import Cursor
 from qobra.display.surface import Surface
 from qobra.display.vnc.handshake import response
@@ -325,6 +326,49 @@ def test_clients_of_others(machine: Machine, tmp_path: Path) -> None:
             client.read(12)
             ours.sendall(b"RFB 003.008\n")
             assert client.read(2) == b"\1\2"
+
+
+def test_sound(machine: Machine, tmp_path: Path) -> None:
+    with machine.control:
+        backend = machine.audiodevs.create({"id": "a", "driver": "none"})
+        voice = backend.open_voice()
+    client = Client(_open(machine, tmp_path, audiodev="a"))
+    client.join()
+    client.encodings(0, -259)
+    client.ask()
+    assert ((0, 0, 640, 480), -259, b"") in client.update()
+    client.sock.sendall(struct.pack(">BBHBBI", 255, 1, 2, 1, 1, 8000) + struct.pack(">BBH", 255, 1, 0))
+    wait_until(lambda: len(backend.listeners) == 1)
+    with machine.control:
+        for _ in range(2):
+            voice.play(b"\0\x40" * 1600, Form(8000, 2, 16), (1.0, 0.5))
+        voice.pause()
+    assert client.read(4) == b"\xff\1\0\1"
+    sound = b""
+    while (head := client.read(4)) == b"\xff\1\0\2":
+        sound += client.read(int.from_bytes(client.read(4), "big"))
+    assert head == b"\xff\1\0\0" and sound == b"\x30" * 1600
+    client.sock.sendall(struct.pack(">BBH", 255, 1, 1))
+    wait_until(lambda: not backend.listeners)
+    client.sock.sendall(struct.pack(">BBH", 255, 1, 0))
+    wait_until(lambda: len(backend.listeners) == 1)
+    with machine.control:
+        voice.play(bytes(1 << 21), Form(48000, 2, 16), (1.0, 1.0))  # more than anybody waits for
+    client.close()
+    wait_until(lambda: not backend.listeners)
+    with machine.control, pytest.raises(QobraError, match="Audiodev 'b' not found"):
+        machine.vnc.open({"vnc": "none", "id": "x", "audiodev": "b"})
+
+
+@pytest.mark.parametrize(
+    "message", [(1, 3), (1, 2, 6, 1, 8000), (1, 2, 3, 3, 8000), (1, 2, 3, 2, 0), (1, 2, 3, 2, 1 << 31)]
+)
+def test_sound_that_nobody_can_have(machine: Machine, tmp_path: Path, message: tuple[int, ...]) -> None:
+    machine.audiodevs.create({"id": "a", "driver": "none"})
+    client = Client(_open(machine, tmp_path, audiodev="a"))
+    client.join()
+    client.sock.sendall(struct.pack(">BBHBBI"[: 2 + len(message)], 255, *message))
+    assert client.ends()
 
 
 def test_another_address(machine: Machine, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import time
 import wave
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from qobra.testing.guest import PciFunction
 from qobra.testing.hda import OUTPUT, SET_GAIN, SET_STREAM, STEREO_48000, HdaGuest
 from qobra.testing.system import SystemProgram, peer_available
+from qobra.testing.vnc import VncTestClient
 
 pytestmark = pytest.mark.skipif(not peer_available("x86_64"), reason="qemu-system-x86_64 is not installed")
 
@@ -192,3 +194,48 @@ def test_a_card_with_a_backend_of_its_own(tmp_path: Path, model: str) -> None:
                 [line for line in tree.split("\n") if any(word in line for word in ("hda", "AC97", '"audiodev0'))]
             )
     assert seen[0] == seen[1]
+
+
+def test_vnc_clients_hear(tmp_path: Path) -> None:
+    firmware = tmp_path / "firmware"
+    firmware.write_bytes(bytes(0xFFF0) + b"\xfa\xf4\xeb\xfd" + bytes(12))
+    for peer in (False, True):
+        arguments = ("-machine", "pc", "-audiodev", "none,id=a", "-device", "AC97,addr=5,audiodev=a")
+        arguments += ("-bios", str(firmware), "-vnc", f"unix:{tmp_path}/vnc{peer},audiodev=a")
+        with SystemProgram(tmp_path, "x86_64", *arguments, peer=peer) as program:
+            client = VncTestClient(tmp_path / f"vnc{peer}")
+            client.join()
+            client.encodings(0, -259)
+            client.ask()
+            while -259 not in [encoding for _place, encoding, _data in client.update()]:
+                client.ask()
+            client.send(pack(">BBHBBI", 255, 1, 2, 3, 2, 48000) + pack(">BBH", 255, 1, 0))
+            program.qmp("query-vnc")
+            function = PciFunction(program.guest, 5 << 3)
+            function.enable()
+            mixer, masters = function.bars[0], function.bars[1]
+            guest = program.guest
+            guest.port_out(mixer + 0x02, 2, 0)
+            guest.port_out(mixer + 0x18, 2, 0x0808)
+            for at in range(32):
+                guest.write(0x100000 + 8 * at, pack("<II", 0x110000, 0x8000))
+            guest.write(0x110000, b"\0\x10" * 0x8000)
+            guest.port_out(masters + 0x10, 4, 0x100000)
+            guest.port_out(masters + 0x15, 1, 31)
+            program.qmp("cont")
+            guest.port_out(masters + 0x1B, 1, 1)
+            heard = b""
+            begun = False
+            while len(heard) < 9600:
+                head = client.read(4)
+                if head == b"\xff\1\0\2":
+                    heard += client.read(int.from_bytes(client.read(4), "big"))
+                elif not head[0]:
+                    client.update(head=head)
+                else:
+                    assert head in (b"\xff\1\0\1", b"\xff\1\0\0")
+                    begun = begun or head[-1] == 1
+            assert begun
+            level = int.from_bytes(heard[-2:], "little")
+            assert abs(level - 0x1000) < 0x900, (peer, level)
+            client.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qobra.audio.sound import Form
 from qobra.errors import QobraError
@@ -23,9 +23,15 @@ class Audiodev:
         self.machine = machine
         self.id: str = options["id"]
         self.options = options
+        self.listeners: list[Listener] = []
+        """Who else hears what is played."""
 
     def open_voice(self) -> Voice:
         """A voice of a card. Raises QobraError where the backend cannot take sound."""
+        return _HeardVoice(self, self.make_voice())
+
+    def make_voice(self) -> Voice:
+        """The backend's own part of it."""
         return Voice()
 
     def close(self) -> None:
@@ -43,6 +49,35 @@ class Voice:
 
     def close(self) -> None:
         """The card is gone."""
+
+
+class Listener(Protocol):
+    """What hears the voices of a backend, each by what tells it from the others."""
+
+    def play(self, who: object, data: bytes, form: Form, volumes: tuple[float, float]) -> None: ...
+    def pause(self, who: object) -> None: ...
+
+
+class _HeardVoice(Voice):
+    """A voice of a backend with its listeners."""
+
+    def __init__(self, owner: Audiodev, inner: Voice) -> None:
+        self._owner = owner
+        self._inner = inner
+
+    def play(self, data: bytes, form: Form, volumes: tuple[float, float]) -> None:
+        self._inner.play(data, form, volumes)
+        for each in self._owner.listeners:
+            each.play(self, data, form, volumes)
+
+    def pause(self) -> None:
+        self._inner.pause()
+        for each in self._owner.listeners:
+            each.pause(self)
+
+    def close(self) -> None:
+        self.pause()
+        self._inner.close()
 
 
 def check_direction(settings: dict[str, Any]) -> None:

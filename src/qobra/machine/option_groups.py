@@ -77,7 +77,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "smbios": (),
     "vnc": (
-        ("sasl-authz", STRING), ("tls-authz", STRING), ("sasl", BOOLEAN), ("reverse", BOOLEAN),
+        ("audiodev", STRING), ("sasl-authz", STRING), ("tls-authz", STRING), ("sasl", BOOLEAN), ("reverse", BOOLEAN),
         ("password-secret", STRING), ("password", BOOLEAN), ("ipv6", BOOLEAN), ("ipv4", BOOLEAN), ("to", NUMBER),
         ("connections", NUMBER), ("head", NUMBER), ("display", STRING), ("share", STRING), ("tls-creds", STRING),
         ("websocket", STRING), ("vnc", STRING),
@@ -93,7 +93,7 @@ OF_ONE_ARCHITECTURE = {"acpi": "x86_64", "smbios": "x86_64"}
 UNLISTED: dict[str, tuple[tuple[str, str], ...]] = {
     "icount": (("align", BOOLEAN), ("rr", STRING), ("rrfile", STRING), ("rrsnapshot", STRING)),
     "overcommit": (("cpu-pm", BOOLEAN),),
-    "vnc": (("id", STRING), ("audiodev", STRING)),
+    "vnc": (("id", STRING),),
 }
 """Parameters that are taken or refused in QEMU's words and not shown, as nothing comes of them while no CPU runs."""
 

@@ -176,9 +176,9 @@ class VncTestClient:
         """Ask for what changed, or for all."""
         self.send(struct.pack(">BBHHHH", 3, incremental, *(area or (0, 0, *self.size))))
 
-    def update(self, pixel: int = 4) -> list[tuple[tuple[int, ...], int, bytes]]:
-        """The rectangles of the next update: place, encoding, data."""
-        kind, count = struct.unpack(">BxH", self.read(4))
+    def update(self, pixel: int = 4, head: bytes | None = None) -> list[tuple[tuple[int, ...], int, bytes]]:
+        """The rectangles of the next update, of which ``head`` was read: place, encoding, data."""
+        kind, count = struct.unpack(">BxH", head or self.read(4))
         assert kind == 0
         found: list[tuple[tuple[int, ...], int, bytes]] = []
         for _ in range(count):

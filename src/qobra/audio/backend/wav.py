@@ -11,7 +11,8 @@ from struct import pack
 from typing import IO, TYPE_CHECKING, Any
 
 from qobra.audio.audiodev import Audiodev, Voice, registry
-from qobra.audio.sound import Form, Resampler, frame_size, from_stereo, mix, scale, to_stereo
+from qobra.audio.mixing import Mixing
+from qobra.audio.sound import Form, frame_size, from_stereo
 from qobra.errors import QobraError, strerror
 from qobra.report import report_error
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 _PATH = "qemu.wav"
 _BITS = {"u8": 8, "s8": 8, "u16": 16, "s16": 16, "u32": 32, "s32": 32}
 _RATES = (1, 1 << 20)
-_LATE = 25
-"""What part of a second is kept back for voices that join in."""
 _MOST = 0xFFFFFFFF - 36
 """How many bytes of sound a file can tell of."""
 
@@ -47,11 +46,9 @@ class WavAudiodev(Audiodev):
             self._form = form
         self._file: IO[bytes] | None = None
         self._written = 0
-        self._pending = array("h")
-        """Frames that are not written yet, as voices that play still add to them."""
-        self._voices: list[WavVoice] = []
+        self._mixing: Mixing | None = None
 
-    def open_voice(self) -> Voice:
+    def make_voice(self) -> Voice:
         """Begin the file, if it has not begun. Raises QobraError."""
         if self._file is None:
             path = self.options.get("path", _PATH)
@@ -62,54 +59,34 @@ class WavAudiodev(Audiodev):
             self._put_header()
         return WavVoice(self)
 
-    def begin(self, form: Form) -> None:
-        """A voice is about to play sound of ``form``."""
+    def play(self, voice: WavVoice, data: bytes, form: Form, volumes: tuple[float, float]) -> None:
+        """``voice`` plays."""
         if self._form is None:
             self._form = form._replace(channels=min(form.channels, 2))
             self._put_header()
+        if self._mixing is None:
+            self._mixing = Mixing(self._form.rate, self._put)
+        self._mixing.play(voice, data, form, volumes)
 
-    @property
-    def rate(self) -> int:
-        """Frames a second in the file."""
-        assert self._form is not None
-        return self._form.rate
-
-    def add(self, voice: WavVoice, frames: array[int]) -> None:
-        """``voice`` plays ``frames``, of the file's rate."""
-        if voice not in self._voices:
-            # What others play now, they may have played already.
-            latest = max((each.at for each in self._voices), default=0)
-            voice.at = max(0, latest - len(frames))
-            self._voices.append(voice)
-        mix(self._pending, frames, voice.at)
-        voice.at += len(frames)
-        self._write_until(min(each.at for each in self._voices) - 2 * self.rate // _LATE)
-
-    def end(self, voice: WavVoice) -> None:
-        """``voice`` pauses."""
-        if voice in self._voices:
-            self._voices.remove(voice)
-        if not self._voices:
-            self._write_until(len(self._pending))
-            self._put_header()
+    def pause(self, voice: WavVoice) -> None:
+        """``voice`` does not."""
+        if self._mixing is not None:
+            self._mixing.pause(voice)
+            if self._mixing.idle:
+                self._put_header()
 
     def close(self) -> None:
         """Put all of it in the file, and how long that is."""
+        if self._mixing is not None:
+            self._mixing.finish()
         if self._file is not None:
-            self._voices.clear()
-            self._write_until(len(self._pending))
             self._put_header()
+        if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _write_until(self, count: int) -> None:
-        if count <= 0 or self._form is None:
-            return
-        frames = self._pending[:count]
-        del self._pending[:count]
-        for each in self._voices:
-            each.at -= count
-        if self._file is None:
+    def _put(self, frames: array[int]) -> None:
+        if self._file is None or self._form is None:
             return
         data = from_stereo(frames, self._form)[: _MOST - self._written]
         try:
@@ -148,27 +125,18 @@ def _write(file: IO[bytes], data: bytes) -> int:
 
 
 class WavVoice(Voice):
-    """A voice, which plays from the sample ``at`` of what is not written yet on."""
+    """A voice."""
 
     def __init__(self, owner: WavAudiodev) -> None:
         self._owner = owner
-        self._resampler: Resampler | None = None
-        self.at = 0
 
     def play(self, data: bytes, form: Form, volumes: tuple[float, float]) -> None:
         """Have ``data`` in the file."""
-        owner = self._owner
-        if self._resampler is None:
-            owner.begin(form)
-        if self._resampler is None or self._resampler.source != form.rate:
-            self._resampler = Resampler(form.rate, owner.rate)
-        owner.add(self, self._resampler.run(scale(to_stereo(data, form), volumes)))
+        self._owner.play(self, data, form, volumes)
 
     def pause(self) -> None:
         """Others go on without it."""
-        if self._resampler is not None:
-            self._resampler = None
-            self._owner.end(self)
+        self._owner.pause(self)
 
     def close(self) -> None:
         """It does not come back."""

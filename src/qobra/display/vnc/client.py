@@ -7,6 +7,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
+from qobra.display.vnc.audio import Sound
 from qobra.display.vnc.keysyms import QCODES, Typing
 from qobra.display.vnc.pixels import NATIVE, ClientFormat
 from qobra.display.vnc.updates import Updates
@@ -16,10 +17,11 @@ from qobra.errors import QobraError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from qobra.audio.audiodev import Audiodev
     from qobra.display.console import Console
 
 _SET_FORMAT, _SET_ENCODINGS, _WANT, _KEY, _POINTER, _CUT_TEXT, _QEMU = 0, 2, 3, 4, 5, 6, 255
-_QEMU_KEY = 0
+_QEMU_KEY, _QEMU_SOUND = 0, 1
 _FRAME_SECONDS = 1 / 30
 _AREA = Struct(">4H")
 _BUTTONS = ("left", "middle", "right", "wheel-up", "wheel-down", "wheel-left", "wheel-right")
@@ -54,15 +56,22 @@ class VncClient:
         self._input = input
         self._typing = Typing()
         self._updates: Updates | None = None
+        self._sound: Sound | None = None
         self._closed = False
         self._buttons = 0
         self._place: tuple[int, int] | None = None
 
-    def look_at(self, console: Console, strand: AbstractContextManager[Any]) -> Updates:
-        """What is drawn on ``console`` is for the client from now on; devices are only asked inside ``strand``."""
+    def look_at(
+        self, console: Console, strand: AbstractContextManager[Any], audiodev: Audiodev | None = None
+    ) -> Updates:
+        """What is drawn on ``console``, and played to ``audiodev``, is for the client from now on.
+
+        Devices are only asked inside ``strand``.
+        """
         self._strand = strand
         console.bring_up_to_date()
-        self._updates = Updates(console)
+        self._updates = Updates(console, sound=audiodev is not None)
+        self._sound = Sound(audiodev, self._updates.condition) if audiodev is not None else None
         self._updates.listen()
         return self._updates
 
@@ -97,6 +106,13 @@ class VncClient:
             with self._updates.condition:
                 self._updates.condition.notify()
 
+    def leave(self) -> None:
+        """See and hear no more. Call it in the control strand."""
+        if self._updates is not None:
+            self._updates.leave()
+        if self._sound is not None:
+            self._sound.close()
+
     # -- what a client says
 
     def _set_format(self, updates: Updates) -> None:
@@ -130,8 +146,14 @@ class VncClient:
             self._press({"type": "qcode", "data": name}, down)
 
     def _qemu(self, updates: Updates) -> None:
-        """Keys by their scan codes, in the extension that QEMU's clients have for them."""
-        if self.wire.number(1) != _QEMU_KEY:
+        """Keys by their scan codes, and sound, in the extensions that QEMU's clients have for them."""
+        kind = self.wire.number(1)
+        if kind == _QEMU_SOUND and self._sound is not None:
+            obey = self._sound.obey(self.wire)
+            with self._strand:
+                obey()
+            return
+        if kind != _QEMU_KEY:
             raise Gone
         down = self.wire.number(2) != 0
         keysym, code = self.wire.number(4), self.wire.number(4)
@@ -184,20 +206,27 @@ class VncClient:
 
     # -- what it is told
 
+    def _has_something(self) -> bool:
+        updates = self._updates
+        assert updates is not None
+        heard = self._sound is not None and self._sound.waits
+        return self._closed or heard or updates.polls or updates.due(self._input.absolute())
+
     def _write(self) -> None:
         updates = self._updates
         assert updates is not None
         pause = threading.Event()
         while True:
             with updates.condition:
-                updates.condition.wait_for(lambda: self._closed or updates.polls or updates.due(self._input.absolute()))
+                updates.condition.wait_for(self._has_something)
             if self._closed:
                 return
             if updates.polls:
                 with self._strand:
                     updates.refresh()
+            sound = self._sound.take() if self._sound is not None else b""
             try:
-                self.wire.send(updates.take(self._input.absolute()))
+                self.wire.send(sound + updates.take(self._input.absolute()))
             except Gone:
                 self.close()
                 return

@@ -42,7 +42,8 @@ class VncServer:
         self._options = options
         self._share = parse.share(options)
         self.security = Security(machine, options)
-        if "audiodev" in options and machine.audiodevs.find(options["audiodev"]) is None:
+        self._audiodev = machine.audiodevs.find(options["audiodev"]) if "audiodev" in options else None
+        if "audiodev" in options and self._audiodev is None:
             raise QobraError(f"Audiodev '{options['audiodev']}' not found")
         if "display" in options:
             self._console()
@@ -131,7 +132,7 @@ class VncServer:
             with self._machine.control:
                 if not self._make_room(client):
                     raise Gone
-                updates = client.look_at(self._console(), self._machine.control)
+                updates = client.look_at(self._console(), self._machine.control, self._audiodev)
                 self._views.append(updates)
                 self._connecting.remove(client)
                 self._clients.append(client)
@@ -144,7 +145,7 @@ class VncServer:
             with self._machine.control:
                 if updates is not None:
                     self._views.remove(updates)
-                    updates.leave()
+                    client.leave()
                 for group in (self._connecting, self._clients):
                     if client in group:
                         group.remove(client)

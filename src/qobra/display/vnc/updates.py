@@ -8,6 +8,7 @@ from struct import Struct
 
 from qobra.display.console import Console, Cursor
 from qobra.display.surface import Surface
+from qobra.display.vnc.audio import SOUND
 from qobra.display.vnc.pixels import NATIVE, ClientFormat
 
 RAW, ZLIB = 0, 6
@@ -25,8 +26,11 @@ class Updates:
     Devices draw at any time, in the control strand; what changed is gathered until the client wants to know.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, sound: bool = False) -> None:
+        """``sound``: there is some, for clients that know of it."""
         self._console = console
+        self._sound = sound
+        self._sound_is_news = False
         self.condition = threading.Condition()
         self.format = ClientFormat(NATIVE)
         self.encodings: list[int] = []
@@ -110,6 +114,7 @@ class Updates:
         with self.condition:
             self.encodings = encodings
             self._cursor_changed = RICH_CURSOR in encodings
+            self._sound_is_news = self._sound and SOUND in encodings
             if EXTENDED_KEYS in encodings or POINTER_MOTION in encodings:
                 self.absolute = None
             self.condition.notify()
@@ -118,7 +123,8 @@ class Updates:
         """Whether there is something to tell now. Call it with the condition held."""
         if self._wanted is None:
             return False
-        return self._resized_for_it() or self._cursor_changed or self._news(absolute) or self._area() is not None
+        news = self._cursor_changed or self._sound_is_news or self._news(absolute)
+        return self._resized_for_it() or news or self._area() is not None
 
     def _resized_for_it(self) -> bool:
         surface = self._console.surface
@@ -151,6 +157,9 @@ class Updates:
                 if EXTENDED_KEYS in self.encodings:
                     rectangles.append(_RECTANGLE.pack(0, 0, *self._size, EXTENDED_KEYS))
                 self.absolute = absolute
+            if self._sound_is_news:
+                rectangles.append(_RECTANGLE.pack(0, 0, *self._size, SOUND))
+                self._sound_is_news = False
             if cursor and RICH_CURSOR in self.encodings and self._console.cursor is not None:
                 rectangles.append(_cursor(self._console.cursor, self.format))
             if area is None and not rectangles:
