@@ -8,12 +8,15 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from qobra.block.backend import BlockBackend
     from qobra.block.graph import GraphState
 
-_WRITES = permissions.WRITE | permissions.WRITE_UNCHANGED
+    User = tuple[BlockNode | BlockBackend, str, int, int]
+    """A user of a node, the name of the link, what it takes and what it shares."""
+    Link = tuple[BlockNode | BlockBackend, str, BlockNode]
+    """A user, the name of the link, and the node at its end."""
 
-User = tuple[object, str, int, int]
-"""A user of a node, the name of the link, what it takes and what it shares."""
+_WRITES = permissions.WRITE | permissions.WRITE_UNCHANGED
 
 
 def compute_permissions(
@@ -65,7 +68,7 @@ def check_bears(node: BlockNode, perm: int) -> None:
         )
 
 
-def check_conflicts(node: BlockNode, users: list[User], ages: dict[tuple[object, str, BlockNode], int]) -> None:
+def check_conflicts(node: BlockNode, users: list[User], ages: dict[Link, int]) -> None:
     """Raise QobraError if one takes what another does not share. The latest to come is the first to be asked."""
     users = sorted(users, key=lambda user: ages.get((user[0], user[1], node), 0), reverse=True)
     for refuser in users:
@@ -80,12 +83,12 @@ def check_conflicts(node: BlockNode, users: list[User], ages: dict[tuple[object,
                 )
 
 
-def _user_text(user: object, node: BlockNode, name: str) -> str:
+def _user_text(user: BlockNode | BlockBackend, node: BlockNode, name: str) -> str:
     if isinstance(user, BlockNode):
         who = f"node '{user.node_name}'"
     else:
-        who = user.description()  # type: ignore[attr-defined]
-        name = user.edge_name  # type: ignore[attr-defined]
+        who = user.description()
+        name = user.edge_name
     return f"{who} (uses node '{node.node_name}' as '{name}' child)"
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qobra.block.backend import BlockBackend
-    from qobra.block.granting import User
+    from qobra.block.granting import Link, User
     from qobra.block.iothreads import Placed
     from qobra.block.layer import BlockLayer
 
@@ -46,9 +46,9 @@ class GraphState:
         self.nodes = nodes
         self.links = links
         self.roots = roots
-        self.permissions: dict[tuple[object, str], tuple[int, int]] = {}
+        self.permissions: dict[tuple[BlockNode | BlockBackend, str], tuple[int, int]] = {}
         """(parent, child name) to (permissions taken, permissions shared); roots have the name ``root``."""
-        self.ages: dict[tuple[object, str, BlockNode], int] = {}
+        self.ages: dict[Link, int] = {}
         """When each link came to be, as a count."""
 
     def parents(self, node: BlockNode) -> list[tuple[BlockNode, str]]:
@@ -103,8 +103,8 @@ class Graph:
     def is_read(self, node: BlockNode, *, beside: BlockNode) -> bool:
         """Whether anybody but ``beside`` relies on the data of ``node`` to be consistent."""
         state = self.state
-        users = [(parent, name) for parent, name in state.parents(node) if parent is not beside]
-        edges = [*users, *((root, "root") for root in self.roots_of(node))]
+        edges: list[tuple[BlockNode | BlockBackend, str]] = [(root, "root") for root in self.roots_of(node)]
+        edges += [(parent, name) for parent, name in state.parents(node) if parent is not beside]
         return any(state.permissions[edge][0] & permissions.CONSISTENT_READ for edge in edges)
 
     def check_users(self, node: BlockNode, coming: list[User]) -> list[tuple[BlockNode, int, int]]:
@@ -198,7 +198,7 @@ class Graph:
 
     def _note_ages(self, state: GraphState, attached: list[tuple[BlockNode, str, BlockNode]]) -> None:
         before, ages = self.state.ages, state.ages
-        keys: list[tuple[object, str, BlockNode]] = [*attached]
+        keys: list[Link] = [*attached]
         for parent, links in state.links.items():
             keys += [(parent, name, child) for name, (child, _role) in links.items()]
         keys += [(root, "root", node) for root, (node, _perm, _shared) in state.roots.items()]

@@ -16,8 +16,8 @@ else:
     Any = object
 
 
-_ONLOOKER = object()
-"""A user who takes nothing, and thus is in nobody's way."""
+_ONLOOKER: Any = object()
+"""A user who takes nothing, and thus is in nobody's way: none of whom a conflict would have to tell."""
 
 
 class OpenedNodes(list[Any]):

@@ -212,15 +212,14 @@ def block_graph(layer: BlockLayer) -> Info:
         nodes.append({"id": number(node), "type": "block-driver", "name": node.node_name})
     for (user, name), (perm, shared) in state.permissions.items():
         if isinstance(user, BlockNode):
-            child, parent, edge_name = state.links[user][name][0], user, name
+            child = state.links[user][name][0]
         else:
-            child = state.roots[user][0]  # type: ignore[index]
-            parent, edge_name = user.job or user, user.edge_name  # type: ignore[attr-defined, assignment]
+            child, name = state.roots[user][0], user.edge_name
         edges.append(
             {
-                "parent": number(parent),
+                "parent": number(user if isinstance(user, BlockNode) else user.job or user),
                 "child": number(child),
-                "name": edge_name,
+                "name": name,
                 "perm": permissions.names(perm)[::-1],
                 "shared-perm": permissions.names(shared & ~permissions.GRAPH_MOD)[::-1],
             }

@@ -67,7 +67,7 @@ def x_blockdev_set_iothread(machine: Machine, args: dict[str, Any]) -> None:
     if node is None:
         raise QobraError(f"Failed to find node with node-name='{args['node-name']}'")
     # What a job holds of its nodes is no backend.
-    backends = [root for root in block.graph.roots_of(node) if getattr(root, "job", None) is None]
+    backends = [root for root in block.graph.roots_of(node) if root.job is None]
     if backends and not args.get("force", False):
         raise QobraError(
             f"Node {node.node_name} is associated with a BlockBackend and could be in use "

@@ -15,7 +15,7 @@ class SnapshotJob(Job):
     """Does one thing to the machine, in the strand, and stays until it is dismissed."""
 
     def __init__(self, machine: Machine, job_id: str, kind: str, work: Callable[[], None]) -> None:
-        self.kind = kind  # type: ignore[misc]
+        self.kind = kind
         super().__init__(machine.block.jobs, job_id, auto_dismiss=False)
         self._machine = machine
         self._call = work

@@ -39,7 +39,7 @@ class Job:
     that is malformed or taken.
     """
 
-    kind: ClassVar[str] = ""
+    kind: str = ""
     """JobType."""
     ends_at_once: ClassVar[bool] = True
     """Whether a job that sleeps ends right after the command that cancels it, before another is served."""

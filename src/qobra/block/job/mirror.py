@@ -95,7 +95,7 @@ class MirrorJob(BlockJob):
         onto_backing: bool = False,
         **common: Any,
     ) -> None:
-        self.kind = kind  # type: ignore[misc]
+        self.kind = kind
         self._filter = filter_node
         self._source = filter_node.below
         self._target = target
