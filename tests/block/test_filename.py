@@ -78,6 +78,11 @@ def test_options_given_as_text_are_shown_as_they_were_given():
         ({"driver": "raw", "file": "f", "offset": "-1"}, "Parameter 'offset' expects a non-negative number"),
         ({"driver": "qcow2", "file": "f", "cache": 1}, "Block format 'qcow2' does not support the option 'cache'"),
         ({"driver": "raw", "file": "f", "x": {"y": 1}}, "Block format 'raw' does not support the option 'x.y'"),
+        ({"driver": "null-co", "x": 1}, "Block protocol 'null-co' doesn't support the option 'x'"),
+        (
+            {"driver": "blkdebug", "image": "f", "x": {"y": 1}},
+            "Block protocol 'blkdebug' doesn't support the option 'x.y'",
+        ),
         ({"driver": "nbd", "server": {"type": "unix"}}, "Parameter 'path' is missing"),
     ],
 )
@@ -94,6 +99,18 @@ def test_backing_files_are_for_drivers_that_have_them(backing):
             layer.open(typed({"driver": driver, "file": {"driver": "null-co"}, "backing": backing}))
     assert not layer.graph.nodes
     layer.open(typed({"driver": "raw", "file": {"driver": "null-co"}, "backing": None}))
+    layer.close()
+
+
+def test_a_child_with_a_name_alone_may_be_a_device():
+    assert typed({"driver": "raw", "file": {"filename": "/dev/null"}})["file"]["driver"] == "host_device"
+    assert typed({"driver": "raw", "file": {"filename": "/"}})["file"]["driver"] == "file"
+
+
+def test_a_quorum_in_a_text_may_lack_its_threshold():
+    layer = BlockLayer()
+    with pytest.raises(QobraError, match="^Parameter 'vote-threshold' expects a value >= 1$"):
+        layer.open(typed({"driver": "quorum", "children": {"0": {"driver": "null-co"}}}))
     layer.close()
 
 

@@ -40,7 +40,7 @@ def parse_filename(filename: str) -> Options:
         return _parse_json(filename[5:])
     protocol = protocol_of(filename)
     if not protocol:
-        return {"driver": _driver_of_path(filename), "filename": filename}
+        return {"driver": driver_of_path(filename), "filename": filename}
     driver = drivers.find(protocol.split("+", 1)[0])
     options = driver.parse_filename(filename) if driver else None
     if options is None:
@@ -48,8 +48,8 @@ def parse_filename(filename: str) -> Options:
     return options
 
 
-def _driver_of_path(path: str) -> str:
-    """A device is no regular file."""
+def driver_of_path(path: str) -> str:
+    """The driver of the file or device at ``path``."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):

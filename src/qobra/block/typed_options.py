@@ -6,7 +6,7 @@ can be guessed: the format is probed, and a child that has a file name is a ``fi
 
 from __future__ import annotations
 
-from qobra.block.filename import flat_name
+from qobra.block.filename import driver_of_path, flat_name
 from qobra.block.vertex import TEXTS
 from qobra.errors import QobraError
 from qobra.units import BOOLEANS, NotANumber, OutOfRange, not_a_size, parse_size
@@ -114,7 +114,7 @@ def _child(value: Any) -> Any:
     if "driver" not in value and "filename" in value:
         if not isinstance(value["filename"], str):
             raise QobraError("Must specify either driver or file")
-        value = {"driver": "file", **value}
+        value = {"driver": driver_of_path(value["filename"]), **value}
     return typed(value)
 
 
@@ -125,9 +125,9 @@ def _refuse(driver: str, name: str) -> None:
     node_class = drivers.find(driver)
     if node_class is None:
         raise QobraError(f"Unknown driver '{driver}'")
-    if node_class.is_format or node_class.is_filter:
+    if not node_class.is_protocol():
         raise QobraError(f"Block format '{driver}' does not support the option '{name}'")
-    if node_class.is_leaf:
+    if not node_class.takes_old_options:
         raise QobraError(f"Block protocol '{driver}' doesn't support the option '{name}'")
 
 

@@ -52,6 +52,8 @@ class Vertex:
     """Presents the data of its one filtered child unchanged, as QEMU's filters do."""
     is_format: ClassVar[bool] = False
     """Interprets a file; the opposite of a protocol."""
+    takes_old_options: ClassVar[bool] = False
+    """Texts may have options for it that are not in the schema; which ones is its own to say."""
     named_by_prefix: ClassVar[bool] = False
     """A filter that a file name with a prefix can stand for, so that it may take a protocol's place."""
     sees_reads: ClassVar[bool] = False

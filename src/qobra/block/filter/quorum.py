@@ -37,7 +37,7 @@ class QuorumNode(BlockNode):
         references = options.get("children", [])
         if not references or len(references) > MAX_CHILDREN:
             raise QobraError("Number of provided children must be 1 or more")
-        self._threshold: int = options["vote-threshold"]
+        self._threshold: int = options.get("vote-threshold", 0)  # texts may lack it
         self._fifo = options.get("read-pattern", "quorum") == "fifo"
         if self._threshold < 1:
             raise QobraError("Parameter 'vote-threshold' expects a value >= 1")
