@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     if not works(python):
         run(sys.executable, "-m", "venv", "--clear", "--without-pip", venv)
     link_source(python, venv)
+    remove_stale_forms(os.path.join(ROOT, "src", "qobra", "native"))
     if extras:
         install(python, venv, extras)
     # Where PYTHONDONTWRITEBYTECODE is set, every start would compile what it imports, which takes longer than that.
@@ -67,6 +68,24 @@ def link_source(python: str, venv: str) -> None:
         text = f"#!{python} -SP\nimport _signal\nimport sys\n\n{INTERRUPTIBLE}\nsys.path.insert(0, {source!r})\n\n"
         text += f"from {module} import {function}\n\nsys.exit({function}())\n"
         write(os.path.join(venv, "bin", name), text, 0o755)
+
+
+def remove_stale_forms(native: str) -> None:
+    """Remove compiled forms in the folder ``native`` that are older than their sources: they may not fit any more.
+
+    The pure-Python forms serve then, until ``make compiled`` has made the others anew.
+    """
+    stamp = os.path.join(native, ".built")
+    if not os.path.exists(stamp):
+        return
+    names = os.listdir(native)
+    sources = [os.path.join(native, name) for name in names if name.endswith((".pyx", ".pxd", ".h"))]
+    if any(os.path.getmtime(path) > os.path.getmtime(stamp) for path in sources):
+        for name in names:
+            if name.endswith(".so"):
+                os.remove(os.path.join(native, name))
+        os.remove(stamp)
+        print("the compiled forms were older than their sources and are gone; 'make compiled' makes them", flush=True)
 
 
 def write(path: str, text: str, mode: int = 0o644) -> None:

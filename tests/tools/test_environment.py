@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +34,22 @@ def test_an_interrupt_before_a_program_has_begun_ends_it_without_a_word(tmp_path
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
     # Who is not to be interrupted is not.
     assert subprocess.run(["sh", "-c", 'trap "" INT; exec "$0"', program]).returncode == 7
+
+
+def test_compiled_forms_that_are_older_than_their_sources_go(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("environment", TOOL)
+    assert spec is not None and spec.loader is not None
+    environment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(environment)
+    for name in ("loop.pyx", "loop.so", ".built", "__init__.py"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "loop.pyx", (1000, 1000))
+    environment.remove_stale_forms(str(tmp_path))
+    assert (tmp_path / "loop.so").exists()
+    os.utime(tmp_path / ".built", (999, 999))
+    for _ in range(2):
+        environment.remove_stale_forms(str(tmp_path))
+        assert sorted(os.listdir(tmp_path)) == ["__init__.py", "loop.pyx"]
 
 
 def test_a_broken_environment_is_made_anew(tmp_path: Path) -> None:
