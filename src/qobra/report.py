@@ -35,6 +35,14 @@ def report_warning(text: object) -> None:
     report_error(f"warning: {text}")
 
 
+def report_progress(percent: int) -> None:
+    """Print on standard output how far something is, over what was said of it before; the line ends with 100."""
+    try:
+        print(f"Completed {percent} %", end="\n" if percent == 100 else "\r", flush=True)
+    except (OSError, ValueError):
+        pass  # nobody reads it any more
+
+
 def _time() -> str:
     if not show_time:
         return ""

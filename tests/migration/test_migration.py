@@ -259,7 +259,6 @@ def call(machine: Machine, name: str, **arguments: Any) -> Any:
     [
         ("migrate", {"uri": "nowhere"}, "Parameter 'uri' expects a valid migration protocol"),
         ("migrate", {"uri": "fd:none"}, "File descriptor named 'none' has not been found"),
-        ("migrate", {"uri": "exec:x", "blk": True}, "block migration is not supported"),
         ("migrate-incoming", {"uri": "tcp::0"}, "'-incoming' was not specified on the command line"),
         ("migrate-continue", {"state": "pre-switchover"}, "Migration not in expected state: none"),
         ("migrate-start-postcopy", {}, "Enable postcopy with migrate_set_capability before the start of migration"),

@@ -184,6 +184,8 @@ def info_migrate(machine: Machine, args: dict[str, Any]) -> str:
             f"multifd bytes: {ram['multifd-bytes'] >> 10} kbytes\n",
             f"pages-per-second: {ram['pages-per-second']}\n",
         ]
+    for key in ("transferred", "remaining", "total") if "disk" in info else ():
+        lines.append(f"{key} disk: {info['disk'][key] >> 10} kbytes\n")
     for address in info.get("socket-address", ()):
         where = address.get("path") or f"{address.get('host', address.get('cid'))}:{address['port']}"
         kind = {"inet": "tcp"}.get(address["type"], address["type"])

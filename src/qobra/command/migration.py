@@ -6,7 +6,6 @@ from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
-from qobra.migration.settings import OLD_BLOCK_MIGRATION
 from qobra.qmp.registry import command, events
 
 events("MIGRATION", "MIGRATION_PASS", "UNPLUG_PRIMARY", needs="board")
@@ -45,12 +44,10 @@ def query_migrate_parameters(machine: Machine, args: dict[str, Any]) -> dict[str
 @command("migrate", needs="board")
 def migrate(machine: Machine, args: dict[str, Any]) -> None:
     """Send the machine to another."""
-    if args.get("blk") or args.get("inc"):
-        raise QobraError(OLD_BLOCK_MIGRATION, hint="Use drive_mirror+NBD instead.")
     if args.get("resume"):
         machine.migration.resume(args["uri"])
     else:
-        machine.migration.start(args["uri"])
+        machine.migration.start(args["uri"], disks=args.get("blk", False), incremental=args.get("inc", False))
 
 
 @command("migrate_cancel", needs="board")

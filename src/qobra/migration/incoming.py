@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qobra.block.activation import activate_all
@@ -12,6 +13,7 @@ from qobra.errors import QobraError, strerror
 from qobra.machine.vmstate import StateSource
 from qobra.migration.bitmaps import BitmapReceiver
 from qobra.migration.channel import GivenUp
+from qobra.migration.disks import DiskReceiver
 from qobra.migration.landing import Landing
 from qobra.migration.open_channels import OpenChannels
 from qobra.migration.page_in import PageIn
@@ -24,6 +26,7 @@ from qobra.migration.stream import (
     BLOCKS,
     CAPABILITY,
     CHANNELS,
+    DISKS,
     END,
     LATER,
     MEMORY,
@@ -56,6 +59,7 @@ class Incoming:
         """Somebody has named the way of a recovery, or it is over."""
         self._answers: Answers | None = None
         self._bitmaps = BitmapReceiver(self._machine.block, owner.settings)
+        self._disks = DiskReceiver(self._machine.block)
         self._capabilities: set[str] = set()
         """Those of the source that are to be the same here."""
         self._landing: Landing | None = None
@@ -98,6 +102,7 @@ class Incoming:
         self._thread.join(1.0)
         with self._machine.control:
             self._bitmaps.give_up()
+            self._disks.close()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is over; False if ``timeout`` seconds passed first. Not in the strand."""
@@ -215,6 +220,8 @@ class Incoming:
                 raise QobraError(f"Unexpected savevm section type {kind}", errno=errno.EINVAL)
             elif kind in MEMORY:
                 pages.take(kind, payload)
+            elif kind == DISKS:
+                self._disks.take(payload, self._in_strand)
             elif kind == SYNC:
                 pages.end_pass()
             elif kind == ANSWER and channel.two_way:
@@ -247,6 +254,10 @@ class Incoming:
         if not switched:
             self._go_on(state)
 
+    def _in_strand(self, call: Callable[[], None]) -> None:
+        with self._machine.control:
+            call()
+
     def _take_capability(self, name: str) -> None:
         if name not in MATCHED:
             raise QobraError(f"Unknown capability '{name}' in the stream", errno=errno.EINVAL)
@@ -264,7 +275,9 @@ class Incoming:
 
     def _go_on(self, state: StateReader) -> None:
         """The machine is here now: it takes its disks over and goes on as it was."""
+        self._disks.flush()
         with self._machine.control:
+            self._disks.close()
             run_state = state.load_devices()
             own = self._machine.run_state
             runs = run_state == "running" and own.autostart
@@ -299,6 +312,7 @@ class Incoming:
         if self._landing is not None:
             self._landing.arrivals.end()
         with self._machine.control:
+            self._disks.close()
             switched = self._landing is None and self._machine.run_state.state != "inmigrate"
             if switched:
                 self._complete()

@@ -71,15 +71,20 @@ class Migration:
 
     # -- out
 
-    def start(self, uri: str) -> None:
-        """migrate: begin to send the machine to ``uri``. Raises QobraError."""
+    def start(self, uri: str, *, disks: bool = False, incremental: bool = False) -> None:
+        """migrate: begin to send the machine to ``uri``, its ``disks`` too if asked for. Raises QobraError.
+
+        ``incremental``: only what images hold themselves.
+        """
         self._check_can_leave()
+        if (disks or incremental) and (self.capability("block") or self.settings.parameters["block-incremental"]):
+            raise QobraError("Command options are incompatible with current migration capabilities")
         try:
             way = self._way(uri)
         except QobraError as error:
             self._refusal = str(error)
             raise
-        self._start(way)
+        self._start(way, disks=disks or incremental, incremental=incremental)
 
     def resume(self, uri: str) -> None:
         """migrate with ``resume``: send the rest of memory to ``uri``, postcopy being paused. Raises QobraError."""
@@ -98,12 +103,13 @@ class Migration:
         self._check_can_leave()
         return self._start(ways.Way(lambda: stream))
 
-    def _start(self, way: ways.Way) -> Outgoing:
+    def _start(self, way: ways.Way, *, disks: bool = False, incremental: bool = False) -> Outgoing:
         from qobra.migration.outgoing import Outgoing
 
         # What cannot move is told like any other failure, to those who ask how it went.
         self._refusal = None
-        self._outgoing = Outgoing(self, way)
+        incremental = incremental or self.settings.parameters["block-incremental"]
+        self._outgoing = Outgoing(self, way, disks=disks or self.capability("block"), incremental=incremental)
         self._outgoing.start()
         return self._outgoing
 

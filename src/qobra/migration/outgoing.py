@@ -29,6 +29,7 @@ from qobra.report import report_error
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
+    from qobra.migration.disks import DiskSender
     from qobra.migration.migration import Migration
     from qobra.migration.postcopy import Postcopy
     from qobra.migration.ways import AnyChannel, Way
@@ -44,7 +45,7 @@ class _SwitchNow(Exception):
 class Outgoing:
     """One migration. ``status`` is a MigrationStatus; ``error`` says why it failed."""
 
-    def __init__(self, owner: Migration, way: Way) -> None:
+    def __init__(self, owner: Migration, way: Way, *, disks: bool = False, incremental: bool = False) -> None:
         self._owner = owner
         self._machine: Machine = owner.machine
         self._way = way
@@ -65,6 +66,9 @@ class Outgoing:
         self._wants_answer = owner.capability("return-path") or self._with_postcopy
         self._with_bitmaps = owner.capability("dirty-bitmaps")
         self._bitmaps: BitmapSender | None = None
+        self._with_disks = disks
+        self._incremental = incremental
+        self._disks: DiskSender | None = None
         self._standstill = Standstill(self._machine)
         self._too_late = False
         """All was sent; whether the other side goes on is for that to say."""
@@ -169,6 +173,7 @@ class Outgoing:
         self._set_up(channel, out)
         self._progress.set_up()
         self._enter("active")
+        self._send_disks(out)
         self._send_memory()
         postcopy = self._postcopy.is_set() and (self._bitmaps is not None or self._with_postcopy)
         run_state = self._stop_guest()
@@ -176,6 +181,7 @@ class Outgoing:
             self._wait_before_switchover()
         self._announce_pass()
         self._send_last_pass(out, late=postcopy and self._with_postcopy)
+        self._finish_disks(out)
         with self._machine.control:
             records = machine_state.save_devices(self._machine, run_state)
             if self._bitmaps is not None:
@@ -223,6 +229,16 @@ class Outgoing:
         out.record(BLOCKS, blocks)
         self._pages = open_pages(self._owner, out, lambda: self._open(self._way), self._pace)
         self._progress.pages = self._pages
+        if self._with_disks:
+            from qobra.migration.disks import DiskSender
+
+            with self._machine.control:
+                self._disks = self._progress.disks = DiskSender(
+                    self._machine.block,
+                    incremental=self._incremental,
+                    with_zeroes=self._owner.capability("zero-blocks"),
+                )
+            self._disks.announce(out)
 
     def _send_last_pass(self, out: StreamWriter, *, late: bool) -> None:
         assert self._pages is not None
@@ -303,6 +319,35 @@ class Outgoing:
                 # What has left has taken its memory along.
                 self._ram = self._progress.ram = self._find_memory()
 
+    def _send_disks(self, out: StreamWriter) -> None:
+        # As with memory: until what is left is little enough, or no less than before.
+        if self._disks is None:
+            return
+        self._disks.send_all(out, self._check_cancelled)
+        left = self._disks.remaining
+        while not self._is_little(left) and not self._postcopy.is_set():
+            self._disks.send_written(out, self._check_cancelled)
+            before, left = left, self._disks.remaining
+            if left >= before:
+                break
+
+    def _check_switch_of_disks(self) -> None:
+        # All of the disks has to be there before the guest runs there.
+        self._check_cancelled()
+
+    def _finish_disks(self, out: StreamWriter) -> None:
+        if self._disks is None:
+            return
+        with self._machine.control:
+            self._disks.check()
+        self._disks.send_written(out, self._check_cancelled)
+
+    def _is_little(self, left: int) -> bool:
+        """Whether so many bytes can be sent while the guest does not notice that it stands still."""
+        parameters = self._owner.settings.parameters
+        bandwidth, limit_ms = parameters["max-bandwidth"], parameters["downtime-limit"]
+        return bool(not left or not bandwidth or left * 1000 <= bandwidth * limit_ms)
+
     def _send_memory(self) -> None:
         # Until what is left can be sent while the guest does not notice that it stands still.
         assert self._pages is not None
@@ -314,11 +359,9 @@ class Outgoing:
             except _SwitchNow:
                 left = 0
             self._pages.end_pass()
-            parameters = self._owner.settings.parameters
-            bandwidth, limit_ms = parameters["max-bandwidth"], parameters["downtime-limit"]
             if not self._machine.run_state.running or self._postcopy.is_set():
                 return
-            if not left or not bandwidth or left * 1000 <= bandwidth * limit_ms:
+            if self._is_little(left):
                 return
 
     def _announce_pass(self) -> None:
@@ -378,6 +421,8 @@ class Outgoing:
             self.error = error
             if self._bitmaps is not None:
                 self._bitmaps.end(moved=moved)
+            if self._disks is not None:
+                self._disks.end()
             self._set_status(status)
             self._standstill.end(moved=moved)
             if not moved and self._machine.board is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.migration.page_coding import PAGE
 
 if TYPE_CHECKING:
+    from qobra.migration.disks import DiskSender
     from qobra.migration.page_out import PageOut
     from qobra.migration.postcopy import Postcopy
     from qobra.migration.ram import RamSender
@@ -25,6 +26,7 @@ class Progress:
         self._writers: list[StreamWriter] = []
         self.pages: PageOut | None = None
         self.later: Postcopy | None = None
+        self.disks: DiskSender | None = None
         self._started_ns = now_ns()
         self._setup_ns = self._ended_ns = self._stopped_ns = self._resumed_ns = 0
 
@@ -64,6 +66,8 @@ class Progress:
         else:
             info["expected-downtime"] = downtime_limit_ms
         info["ram"] = self._describe_ram(max(end - self._started_ns - self._setup_ns, 1), status == "completed")
+        if self.disks is not None and status != "completed":
+            info["disk"] = self.disks.describe()
         if self.ram.deltas is not None:
             info["xbzrle-cache"] = self.ram.deltas.describe()
         if self.pages is not None and self.pages.packer is not None and not self.pages.beside:

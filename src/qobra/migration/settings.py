@@ -33,12 +33,8 @@ CAPABILITIES = (
 MATCHED = ("postcopy-ram", "multifd", "x-ignore-shared")
 """Capabilities that are to be on at both sides or at neither."""
 
-OLD_BLOCK_MIGRATION = "Old-style (blk/-b, inc/-i) block migration is not supported"
-
 _REFUSED = {
     "x-colo": "COLO is not supported",
-    "block": OLD_BLOCK_MIGRATION,
-    "zero-blocks": OLD_BLOCK_MIGRATION,
     "rdma-pin-all": "RDMA is not supported",
 }
 

@@ -18,7 +18,7 @@ MAGIC = b"QOBRAVM\n"
 VERSION = 1
 
 CONFIGURATION, BLOCKS, PAGES, ZEROES, MACHINE, DEVICE, BITMAPS, SWITCH, END, DELTA, DEFLATED, ANSWER = range(1, 13)
-CAPABILITY, LATER, RECOVER, CHANNELS, SYNC, ZSTD = range(13, 19)
+CAPABILITY, LATER, RECOVER, CHANNELS, SYNC, ZSTD, DISKS = range(13, 20)
 """Types of records."""
 
 MEMORY = frozenset((PAGES, ZEROES, DELTA, DEFLATED, ZSTD))
@@ -96,7 +96,7 @@ class StreamReader:
     def record(self) -> tuple[int, bytes]:
         """The type and the payload of the next record."""
         kind, length, check = _RECORD.unpack(self._read(_RECORD.size))
-        if not CONFIGURATION <= kind <= ZSTD or length > MAX_RECORD:
+        if not CONFIGURATION <= kind <= DISKS or length > MAX_RECORD:
             raise QobraError(f"Unknown savevm section type {kind}", errno=errno.EINVAL)
         payload = self._read(length)
         if crc32(payload) != check:
