@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from qobra.machine.acpi_cpuhp import SIZE
 from qobra.machine.acpi_tables import aml, resources
+from qobra.machine.acpi_tables.hotplug import CHECK, EJECT, method_on_one, notifier
 
 if TYPE_CHECKING:
     from qobra.machine.pc import PcBoard
 
-_CHECK, _EJECT = 1, 3
 _COMMAND_NEXT, _COMMAND_EVENT, _COMMAND_STATUS = 0, 1, 2
 _PRESENT = 0x0F
 
@@ -34,16 +34,9 @@ def devices(board: PcBoard) -> bytes:
         _registers(board.cpu_hotplug.port),
         aml.method("_INI", 0, aml.store(aml.ZERO, aml.name("CSEL"))),  # from the older registers to these
         _scan(),
-        *(_method(label, arguments, *terms) for label, arguments, terms in _methods()),
+        *(method_on_one("CPLK", "CSEL", label, arguments, *terms) for label, arguments, terms in _methods()),
         *(_cpu(board, index) for index in range(count)),
-        aml.method(
-            "CTFY",
-            2,
-            *(
-                aml.when(aml.equal(aml.ARGS[0], aml.integer(index)), aml.notify(aml.name(f"C{index:03X}"), aml.ARGS[1]))
-                for index in range(count)
-            ),
-        ),
+        notifier("CTFY", [f"C{index:03X}" for index in range(count)]),
     )
 
 
@@ -76,8 +69,8 @@ def _scan() -> bytes:
             aml.equal(more, aml.ONE),
             aml.store(aml.ZERO, more),
             aml.store(aml.integer(_COMMAND_NEXT), aml.name("CCMD")),
-            *_look("CINS", _CHECK, more),
-            *_look("CRMV", _EJECT, more),
+            *_look("CINS", CHECK, more),
+            *_look("CRMV", EJECT, more),
         ),
         aml.release("CPLK"),
     )
@@ -91,13 +84,6 @@ def _look(flag: str, event: int, more: bytes) -> tuple[bytes, ...]:
             aml.store(aml.ONE, aml.name(flag)),
             aml.store(aml.ONE, more),
         ),
-    )
-
-
-def _method(label: str, arguments: int, *terms: bytes) -> bytes:
-    """A method that works on the CPU of its first argument, which no other selects meanwhile."""
-    return aml.method(
-        label, arguments, aml.acquire("CPLK"), aml.store(aml.ARGS[0], aml.name("CSEL")), *terms, serialized=True
     )
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from qobra.machine.acpi_memhp import PORT
 from qobra.machine.acpi_tables import aml, resources
+from qobra.machine.acpi_tables.hotplug import CHECK, EJECT, method_on_one, notifier
 
 if TYPE_CHECKING:
     from qobra.machine.pc import PcBoard
 
-_CHECK, _EJECT = 1, 3
 _LAST_BYTE_OF_RANGE = (1 << 64) - 2
 
 
@@ -36,19 +36,9 @@ def _controller(count: int) -> bytes:
         aml.field("HPMR", aml.DWORD, aml.WRITE_AS_ZEROES, ("MSEL", 32), ("MOEV", 32), ("MOSC", 32)),
         aml.mutex("MLCK"),
         _scan(count),
-        *(_method(label, arguments, *terms) for label, arguments, terms in _slot_methods()),
+        *(method_on_one("MLCK", "MSEL", label, arguments, *terms) for label, arguments, terms in _slot_methods()),
         *(_module(number) for number in range(count)),
-        aml.method(
-            "MTFY",
-            2,
-            *(
-                aml.when(
-                    aml.equal(aml.ARGS[0], aml.integer(number)),
-                    aml.notify(aml.name(f"MP{number:02X}"), aml.ARGS[1]),
-                )
-                for number in range(count)
-            ),
-        ),
+        notifier("MTFY", [f"MP{number:02X}" for number in range(count)]),
     )
 
 
@@ -65,24 +55,17 @@ def _scan(count: int) -> bytes:
             aml.store(slot, aml.name("MSEL")),
             aml.when(
                 aml.equal(aml.name("MINS"), aml.ONE),
-                aml.call("MTFY", slot, aml.integer(_CHECK)),
+                aml.call("MTFY", slot, aml.integer(CHECK)),
                 aml.store(aml.ONE, aml.name("MINS")),
             ),
             aml.when(
                 aml.equal(aml.name("MRMV"), aml.ONE),
-                aml.call("MTFY", slot, aml.integer(_EJECT)),
+                aml.call("MTFY", slot, aml.integer(EJECT)),
                 aml.store(aml.ONE, aml.name("MRMV")),
             ),
             aml.increment(slot),
         ),
         aml.release("MLCK"),
-    )
-
-
-def _method(label: str, arguments: int, *terms: bytes) -> bytes:
-    """A method that works on the slot of its first argument, which no other selects meanwhile."""
-    return aml.method(
-        label, arguments, aml.acquire("MLCK"), aml.store(aml.ARGS[0], aml.name("MSEL")), *terms, serialized=True
     )
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.machine.acpi_tables import aml
+from qobra.machine.acpi_tables.hotplug import CHECK, EJECT
 
 if TYPE_CHECKING:
     from qobra.machine.acpi_pcihp import AcpiPciHotplug
     from qobra.machine.pci.bus import PciBus
-
-_CHECK, _EJECT = 1, 3
 
 
 def managed(hotplug: AcpiPciHotplug) -> bool:
@@ -80,8 +79,8 @@ def slots(bus: PciBus, hotplug: AcpiPciHotplug) -> bytes:
                 aml.store(aml.name("\\_SB.PCIU"), aml.LOCALS[0]),
                 aml.store(aml.name("\\_SB.PCID"), aml.LOCALS[1]),
                 aml.release("\\_SB.BLCK"),
-                aml.call("DVNT", aml.LOCALS[0], aml.integer(_CHECK)),
-                aml.call("DVNT", aml.LOCALS[1], aml.integer(_EJECT)),
+                aml.call("DVNT", aml.LOCALS[0], aml.integer(CHECK)),
+                aml.call("DVNT", aml.LOCALS[1], aml.integer(EJECT)),
             ]
         look += [aml.call(f"^{label}.PCNT") for label in below]
         terms.append(aml.method("PCNT", 0, *look))
