@@ -58,6 +58,8 @@ class Chardev:
     """
 
     kind: str
+    needs_board = False
+    """Whether it is for machines with a board alone."""
     hotswap: ClassVar[bool] = True
     passes_fds = False
     """Whether :meth:`write_with_fds` can pass descriptors."""

@@ -56,13 +56,16 @@ class _Types(Registry[type[Object]]):
     def find(self, name: str) -> type[Object] | None:
         if name not in self._items:
             kind = name.removeprefix("chardev-")
-            if kind == name or registry.find(kind) is None:
+            backend = registry.find(kind)
+            if kind == name or backend is None:
                 return None
             base: type[Object] | None = FdChardevObject if kind in _ON_DESCRIPTORS else ChardevObject
             if kind == "memory":
                 base = self.find("chardev-ringbuf")
             assert base is not None
-            self._items[name] = type(f"{kind.capitalize()}ChardevObject", (base,), {"type_name": name})
+            where = frozenset(("board",)) if backend.needs_board else None
+            members = {"type_name": name, "architectures": where}
+            self._items[name] = type(f"{kind.capitalize()}ChardevObject", (base,), members)
         return self._items[name]
 
     def load_all(self) -> dict[str, type[Object]]:

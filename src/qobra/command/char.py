@@ -46,7 +46,8 @@ def query_chardev(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]
 @command("query-chardev-backends")
 def query_chardev_backends(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The kinds that chardev-add can make."""
-    return [{"name": name} for name in registry.names()]
+    kinds = registry.load_all()
+    return [{"name": name} for name in registry.names() if machine.board is not None or not kinds[name].needs_board]
 
 
 @command("ringbuf-write")

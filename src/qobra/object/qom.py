@@ -37,7 +37,7 @@ class Object:
     ancestors: Mapping[str, tuple[str, ...]] = {}
     """Abstract types between this one and the class that it is made from, nearest first: they add but interfaces."""
     architectures: frozenset[str] | None = None
-    """The architectures whose programs have the type; None: all."""
+    """The architectures whose programs have the type (``board``: any that has a board); None: all."""
 
     # What each class has found out about itself; a class without one of them has not been asked yet.
     _ancestor_classes: ClassVar[list[type[Object]]]

@@ -23,6 +23,7 @@ class VirtualConsole(Chardev):
     """A terminal of ``width`` x ``height`` pixels or ``cols`` x ``rows`` characters."""
 
     kind = "vc"
+    needs_board = True
 
     def __init__(self, machine: Machine, id: str, options: dict[str, Any]) -> None:
         super().__init__(machine, id, options)
