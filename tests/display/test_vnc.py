@@ -17,7 +17,7 @@ from qobra.display.console import Cursor
 from qobra.display.surface import Surface
 from qobra.display.vnc.handshake import response
 from qobra.display.vnc.options import addresses
-from qobra.errors import QobraError
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
@@ -444,11 +444,13 @@ def test_commands_without_a_server(machine: Machine) -> None:
         ("set_password", {"protocol": "foo", "password": "x"}, "Invalid parameter 'protocol'"),
         ("set_password", {"protocol": "vnc", "password": "x", "connected": "y"}, "Invalid parameter 'connected'"),
         ("expire_password", {"protocol": "vnc", "time": "now"}, "Could not set password expire time"),
+        ("expire_password", {"protocol": "spice", "time": "now"}, "SPICE is not in use"),
         ("change-vnc-password", {"password": "x"}, "Could not set password"),
     ):
         with pytest.raises(QobraError) as caught:
             _call(machine, command, **arguments)
         assert caught.value.desc == complaint
+        assert (caught.value.error_class == DEVICE_NOT_FOUND) == (arguments.get("protocol") == "spice")
 
 
 def test_clients_that_speak_nonsense(machine: Machine, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from qobra.errors import DEVICE_NOT_ACTIVE, QobraError
+from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
@@ -76,7 +76,7 @@ def set_vnc_password(machine: Machine, password: str | None) -> None:
 
 def _check_protocol(name: str) -> None:
     if name == "spice":
-        raise QobraError("SPICE is not in use", DEVICE_NOT_ACTIVE)
+        raise QobraError("SPICE is not in use", DEVICE_NOT_FOUND)  # as the manual says
     if name != "vnc":
         raise QobraError("Invalid parameter 'protocol'")
 
