@@ -81,11 +81,8 @@ def checksum(machine: Machine, args: dict[str, Any]) -> str:
 
 
 def _ports(machine: Machine) -> AddressSpace:
-    board: Any = machine.board
-    ports = getattr(board, "ports", None)
-    if not isinstance(ports, AddressSpace):
-        raise QobraError("this machine has no ports")
-    return ports
+    assert machine.board is not None
+    return machine.board.ports
 
 
 @hmp_command("i", args="fmt:/,addr:i,index:i.", params="/fmt addr", help="a read of an I/O port", needs="board")
@@ -112,12 +109,9 @@ def port_out(machine: Machine, args: dict[str, Any]) -> None:
 )
 def info_mtree(machine: Machine, args: dict[str, Any]) -> str:
     """What is mapped where, in memory and among the ports; with ``-f`` what of it shows."""
-    board: Any = machine.board
-    spaces = {"memory": board.memory, "I/O": getattr(board, "ports", None)}
+    assert machine.board is not None
     lines: list[str] = []
-    for name, space in spaces.items():
-        if not isinstance(space, AddressSpace):
-            continue
+    for name, space in (("memory", machine.board.memory), ("I/O", machine.board.ports)):
         lines.append(f'FlatView of "{name}"' if args.get("flatview") else f"address-space: {name}")
         if args.get("flatview"):
             for start, end, region, offset in space.flat():

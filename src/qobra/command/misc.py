@@ -27,8 +27,9 @@ def query_iothreads(machine: Machine, args: dict[str, Any]) -> list[dict[str, An
     """The threads that objects of type ``iothread`` stand for."""
     found = []
     for name, child in machine.objects.objects.children.items():
-        if child.implements("iothread"):
-            info: dict[str, Any] = {"id": name, "thread-id": getattr(child, "thread_id")}  # noqa: B009
+        thread: Any = child
+        if thread.implements("iothread"):
+            info: dict[str, Any] = {"id": name, "thread-id": thread.thread_id}
             for member in ("poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch"):
                 if member in child.properties():
                     info[member] = child.get(member)
