@@ -190,7 +190,8 @@ class BlockLayer:
         """The throttle group of that name: an object, or one that its members made and keep."""
         known = self.find_object(name, "throttle-group")
         if known is not None:
-            return known.group  # type: ignore[no-any-return]
+            group: ThrottleGroup | None = known.group
+            return group
         self._throttle_groups = {key: group for key, group in self._throttle_groups.items() if group.members}
         return self._throttle_groups.get(name)
 

@@ -38,7 +38,8 @@ class IsaDevice(Device):
         bus: Any = self.bus
         if not 0 <= number < len(bus.lines):
             raise QobraError(f'Maximum value for "irq" is: {len(bus.lines) - 1}')
-        return bus.lines[number]  # type: ignore[no-any-return]
+        line: Line = bus.lines[number]
+        return line
 
     def map_ports(
         self,

@@ -21,7 +21,8 @@ class _LimitsProperty(Property):
 
         if not isinstance(value, dict):
             raise self.mismatch()
-        return contract().check("ThrottleLimits", value, path=self.name)  # type: ignore[no-any-return]
+        limits: dict[str, int] = contract().check("ThrottleLimits", value, path=self.name)
+        return limits
 
     def write(self, instance: Object, value: Any, *, keyval: bool = False) -> None:
         if keyval and isinstance(value, dict):

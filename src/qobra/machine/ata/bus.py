@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from qobra.errors import QobraError
 from qobra.machine.qdev import Bus, Device
@@ -55,9 +55,9 @@ class IdeBus(Bus):
     def unit(self, number: int) -> AtaDevice | None:
         """The working device at a place: 0 is the master."""
         for device in self.devices:
-            found: Any = device
-            if found.realized and found.unit == number:
-                return found  # type: ignore[no-any-return]
+            drive = cast("AtaDevice", device)
+            if drive.realized and drive.unit == number:
+                return drive
         return None
 
     def check(self, device: Device) -> None:

@@ -92,7 +92,8 @@ class UsbStorage(BulkOnly, BlockFrontEnd):
 
     def carry_out(self, lun: int, cdb: bytes, data: bytes, room: int) -> None:
         def operation(_backend: Any) -> Result:
-            return self.disk.execute(cdb, data, room)  # type: ignore[no-any-return]
+            result: Result = self.disk.execute(cdb, data, room)
+            return result
 
         self._requests.submit(operation, self._executed, is_read=bool(room))
 

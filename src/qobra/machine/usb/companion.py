@@ -35,4 +35,5 @@ class Companion(PciDevice):
         )
         if master is None:
             raise QobraError(f"USB bus '{self.masterbus}' not found")
-        return master.lend(owner, self.firstport, count, speeds)  # type: ignore[no-any-return]
+        lent: list[UsbPort] = master.lend(owner, self.firstport, count, speeds)
+        return lent
