@@ -200,6 +200,24 @@ class DirtyBitmap(WriteTracker):
                 self._take_marks()
                 self._bits.clear(offset >> self._shift, self._granules(offset + length))
 
+    def take(self, offset: int, length: int) -> bytearray:
+        """Make the granules of a range clean, and return their bits as :meth:`to_bytes` does. See :meth:`give_back`."""
+        first, end = offset >> self._shift, self._granules(offset + length)
+        with self._lock:
+            self._take_marks()
+            bits = bytearray(self._bits.to_bytes(first, end))
+            self._bits.clear(first, end)
+        if end & 7:
+            bits[-1] &= 0xFF >> (-end & 7)
+        return bits
+
+    def give_back(self, offset: int, bits: bytearray) -> None:
+        """Make dirty what is set in ``bits``, from :meth:`take` of the same ``offset``."""
+        if any(bits):
+            content = Bits(self._bits.size)
+            content.load(offset >> self._shift, bits)
+            self.add_back(content)
+
     def set_all(self) -> None:
         """Make everything dirty."""
         self.set(0, self.length)

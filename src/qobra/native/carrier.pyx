@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from qobra.native.files cimport new_room, read_all, write_all
-from qobra.native.old_blocks cimport OldBlocks, OldTable, clip, make_ready, mend_range
+from qobra.native.old_blocks cimport OldBlocks, OldTable, clip, mend_range
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -262,8 +262,6 @@ cdef class Carrier:
             load.busy += 1
             pthread_mutex_unlock(&self._mutex)
             self._carry(load, &unit, <uint8_t *>room)
-            if load.old != NULL:
-                make_ready(load.old)
             pthread_mutex_lock(&self._mutex)
             load.busy -= 1
             if not load.busy and not has_more(load):

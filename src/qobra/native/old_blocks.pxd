@@ -45,5 +45,4 @@ cdef class OldBlocks:
 cdef bint next_missing(OldTable *table, uint64_t *at, uint64_t end, uint64_t *start, size_t *size) noexcept nogil
 cdef bint keep_blocks(OldTable *table, uint64_t start, const uint8_t *data, size_t size) noexcept nogil
 cdef uint64_t clip(OldTable *table, uint64_t offset, uint64_t length) noexcept nogil
-cdef void make_ready(OldTable *table) noexcept nogil
 cdef void mend_range(OldTable *table, uint64_t start, uint8_t *into, uint64_t end, bint given) noexcept nogil

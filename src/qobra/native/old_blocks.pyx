@@ -24,6 +24,7 @@ cdef extern from * nogil:
     #define qobra_set(pointer, value) __atomic_store_n((pointer), (value), __ATOMIC_SEQ_CST)
     #include <stdlib.h>
     #include <sys/mman.h>
+    #include <unistd.h>
     /* Small pages would be a fault for each block that is kept, twice as dear as reading it. */
     static inline uint8_t *qobra_huge_pages(size_t size) {
         void *memory = NULL;
@@ -34,6 +35,7 @@ cdef extern from * nogil:
         return memory;
     }
     """
+    int usleep(unsigned)
     uint8_t *huge_pages "qobra_huge_pages"(size_t)
     uint8_t see "qobra_see"(const uint8_t *)
     void touch "qobra_touch"(uint8_t *)
@@ -46,7 +48,8 @@ cdef enum:
     MOST_CLUSTERS = 1 << 26     # 4 TiB of 64 KiB
     MOST_BLOCKS = 1 << 20       # 4 GiB of old data
     HUGE = 2 << 20              # bytes of a page
-    AHEAD = 8 << 20             # bytes that are made ready before they are wanted
+    AHEAD = 16 << 20            # bytes that are made ready before they are wanted
+    PAUSE = 10_000              # microseconds until it is seen again whether there are
 
 
 cdef class OldBlocks:
@@ -95,6 +98,13 @@ cdef class OldBlocks:
     @off.setter
     def off(self, bint value):
         self.table.off = value
+
+    def get_ready(self):
+        with nogil:
+            while self.table.limit > 0:
+                while make_ready(&self.table):
+                    pass
+                usleep(PAUSE)
 
     def missing(self, uint64_t offset, uint64_t length):
         cdef uint64_t at = offset, end = clip(&self.table, offset, length), start
@@ -386,30 +396,30 @@ cdef bint begin(OldTable *table) noexcept nogil:
     return True
 
 
-cdef void make_ready(OldTable *table) noexcept nogil:
-    """Get the memory for blocks that will be kept soon, a page at a time, for whoever has time.
+cdef bint make_ready(OldTable *table) noexcept nogil:
+    """Get the memory for blocks that will be kept soon, a page; False if there is enough.
 
     The kernel clears a page when it is first written, which takes longer than all the blocks for it take to be read: a
     guest beside a backup lost a quarter of its time to that.
     """
-    cdef size_t size = <size_t>table.capacity << BLOCK_BITS, used, begin = 0, end
-    cdef uint8_t *data
+    cdef size_t size = <size_t>table.capacity << BLOCK_BITS, used, at = 0, end
+    cdef uint8_t *data = NULL
     pthread_mutex_lock(&table.mutex)
-    data, used = table.data, <size_t>table.fresh << BLOCK_BITS
-    if used:
-        begin = max(table.ready, (used + HUGE - 1) // HUGE * HUGE)
-    if not used or begin >= min(size, used + AHEAD):
-        data = NULL
-    else:
-        table.ready = begin + HUGE
+    if table.limit > 0 and (table.entries != NULL or begin(table)):
+        used = <size_t>table.fresh << BLOCK_BITS
+        at = max(table.ready, (used + HUGE - 1) // HUGE * HUGE)
+        if at < min(size, used + AHEAD):
+            data = table.data
+            table.ready = at + HUGE
     pthread_mutex_unlock(&table.mutex)
     if data == NULL:
-        return
+        return False
     # Somebody may have got there meanwhile: nothing is changed. (MADV_POPULATE_WRITE would hold a lock of the process.)
-    end = min(begin + HUGE, size)
-    while begin < end:
-        touch(data + begin)
-        begin += BLOCK
+    end = min(at + HUGE, size)
+    while at < end:
+        touch(data + at)
+        at += BLOCK
+    return True
 
 
 cdef void remove(OldTable *table, int64_t block) noexcept nogil:

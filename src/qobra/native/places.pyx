@@ -9,7 +9,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.pythread cimport (
     NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
 )
-from libc.errno cimport EAGAIN, EOPNOTSUPP, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, ENXIO, EOPNOTSUPP, errno
 from libc.string cimport memset
 
 from qobra.native.marks cimport Marks, add_marks
@@ -56,7 +56,8 @@ cdef extern from * nogil:
     ssize_t pwrite(int, const void *, size_t, int64_t)
     ssize_t preadv2(int, const iovec *, int, int64_t, int)
     int posix_fadvise(int, int64_t, int64_t, int)
-    int RWF_NOWAIT, POSIX_FADV_WILLNEED
+    int64_t lseek(int, int64_t, int)
+    int RWF_NOWAIT, POSIX_FADV_WILLNEED, SEEK_DATA
 
 
 cdef class Lock:
@@ -498,13 +499,36 @@ cdef bint keep_old(Places places, uint64_t offset, size_t length) noexcept nogil
     cdef uint64_t at, start
     cdef size_t size
     cdef int index
+    cdef Outcome outcome
     for index in range(places.keeper_count):
         at = offset
         while next_missing(places.keepers[index], &at, offset + length, &start, &size):
-            if not inside(places, start, size) or read_range(places, start, size, old, False, False) != DONE:
+            if not inside(places, start, size):
+                return False
+            outcome = read_range(places, start, size, old, False, False)
+            if outcome == COLD and lies_in_holes(places, start, size):
+                # As most of a cluster does of which little was written: no disk is to be waited for.
+                memset(old, 0, size)
+            elif outcome != DONE:
                 return False
             if not keep_blocks(places.keepers[index], start, old, size):
                 return False
+    return True
+
+
+cdef bint lies_in_holes(Places places, uint64_t offset, size_t length) noexcept nogil:
+    """Whether files hold nothing where the range lies."""
+    cdef Piece piece
+    cdef int64_t data
+    while length:
+        if not next_piece(places, offset, length, &piece):
+            return False
+        if piece.leaf:
+            data = lseek(piece.fd, piece.host, SEEK_DATA)
+            if data < piece.host + <int64_t>piece.length and not (data < 0 and errno == ENXIO):
+                return False
+        offset += piece.length
+        length -= piece.length
     return True
 
 

@@ -303,6 +303,38 @@ def test_writes_past_the_nodes_keep_the_old_data(layer, guest, target, monkeypat
     assert (tmp_path / "target").read_bytes() == before
 
 
+def test_writes_past_the_nodes_keep_holes_without_waiting_for_a_disk(layer, target, monkeypatch, tmp_path):
+    node = raw(layer, tmp_path / "source", "source")  # nothing of it was ever read into memory
+    guest = BlockBackend(layer, "drive", perm=permissions.CONSISTENT_READ | permissions.WRITE)
+    guest.insert(node)
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False}})
+    table = guest.table()
+    if table.places is not None:
+        table.fill(0, MIB)
+        with guest.new_slot():
+            assert table.places.write(5 * 65536 + 10, b"x" * 20)
+        assert job.statistics()["held"] == 4096
+    slow.go.set()
+    layer.wait_status("j", "null")
+    assert (tmp_path / "target").read_bytes() == bytes(MIB)
+
+
+def test_memory_for_old_data_is_got_ready_beside_a_guest(layer, guest, target, monkeypatch, tmp_path):
+    begun = threading.Event()
+    monkeypatch.setattr(backup_module, "_get_ready", lambda old: begun.set())
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False}})
+    job._get_ready()
+    assert not begun.is_set(), "no guest is at work"
+    job.carrier.share = 2
+    job._get_ready()
+    assert begun.wait(30)
+    job.carrier.share = 1
+    slow.go.set()
+    layer.wait_status("j", "null")
+
+
 def await_nothing_held(job):
     deadline = time.monotonic() + 30
     while job.statistics()["held"]:

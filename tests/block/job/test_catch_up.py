@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from qobra.block.copy.carrier import Carrier
-from qobra.block.job.catch_up import AT_ONCE_NS, MOST_AT_ONCE, NEARLY, PATIENCE, CatchUp
-from qobra.block.job.pace import SHARE, Pace
+from qobra.block.job.catch_up import AT_ONCE_NS, LOOK_NS, MOST_AT_ONCE, NEARLY, PATIENCE, SHARE, CatchUp
+from qobra.block.job.pace import Pace
 from qobra.block.slots import Flight
 
 MIB = 1 << 20
+
+
+class Clock:
+    now_ns = 0
+
+    def __call__(self):
+        return self.now_ns
+
+
+@pytest.fixture
+def clock():
+    return Clock()
 
 
 @pytest.fixture
@@ -18,24 +29,29 @@ def pace():
 
 
 @pytest.fixture
-def carrier():
-    return Carrier()
+def catch_up(pace, clock):
+    return CatchUp(pace, is_local=True, now=clock)
 
 
-@pytest.fixture
-def catch_up(pace, carrier):
-    return CatchUp(pace, carrier, is_local=True)
+def test_a_job_that_does_not_gain_gives_way_less(catch_up, pace, clock):
+    def share_after(copied, left, later_ns=LOOK_NS):
+        clock.now_ns += later_ns
+        catch_up.note(copied * MIB, None)
+        catch_up.adapt_pace(lambda: left * MIB)
+        return pace.share
 
-
-def test_a_job_that_falls_behind_gives_way_less(catch_up, pace):
-    shares = []
-    catch_up.begin(90 * MIB)
-    for remaining in (40, 30, 30, 10, 9, 9, 9, 1):
-        catch_up.is_there(remaining * MIB, ending=False)
-        shares.append(pace.share)
-    assert shares == [SHARE, SHARE // 2, SHARE // 4, SHARE // 4, SHARE // 8, 1, 1, SHARE]
+    catch_up.begin(1000 * MIB)
+    assert share_after(100, 900) == SHARE
+    assert share_after(100, 825) == SHARE
+    assert share_after(100, 800, LOOK_NS - 1) == SHARE, "it is not looked at yet"
+    assert share_after(0, 800, 1) == SHARE // 2, "what was left got less by 25 MiB of 100"
+    assert [share_after(100, 800) for _ in range(5)] == [SHARE // 4, 1, 1, 1, 1]
+    assert share_after(300, 500) == 1
+    assert not catch_up.is_there(MIB, ending=False)
+    assert [share_after(10, 1) for _ in range(5)] == [2, 4, SHARE, SHARE, SHARE], "in step"
+    assert not catch_up.is_there(2 * MIB, ending=False)
     catch_up.is_there(2 * MIB, ending=True)
-    assert pace.share == 1
+    assert share_after(10, 1) == 1
 
 
 def test_the_first_passes_are_for_all_that_is_written(catch_up):
@@ -60,13 +76,11 @@ def test_what_is_copied_at_once_may_be_left(catch_up):
     assert not catch_up.is_there(8 * MIB, ending=False), "nothing was copied in this pass"
 
 
-def test_how_long_it_takes_is_not_known_while_others_do_the_work(catch_up, carrier):
+def test_how_long_it_takes_is_not_known_while_others_do_the_work(catch_up):
     for _ in range(3):
         catch_up.is_there(8 * MIB, ending=False)
-    carrier.share = 2
-    catch_up.note(8 * MIB, 1)
+    catch_up.note(8 * MIB, None)
     assert not catch_up.is_there(8 * MIB, ending=False)
-    carrier.share = 1
     catch_up.note(8 * MIB, 1)
     assert catch_up.is_there(8 * MIB, ending=False)
 

@@ -53,6 +53,9 @@ class PureOldBlocks:
         """Bytes that are kept."""
         return len(self._blocks) * BLOCK
 
+    def get_ready(self) -> None:
+        """Nothing is to be got ready: memory comes as it is used."""
+
     def missing(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The blocks of a range whose old data has to be kept before they change, as (offset, length).
 

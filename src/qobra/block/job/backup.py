@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block.copy.chunk import CopyFailed
 from qobra.block.copy.engine import LOCAL_CHUNK, is_local, suggested_helpers
 from qobra.block.copy.once import LIMIT
-from qobra.block.copy.pool import CopyPool
+from qobra.block.copy.pool import CopyPool, be_nice
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
 from qobra.block.extents import ABSENT, ZERO, resolve
@@ -20,11 +20,13 @@ from qobra.block.job.failures import Failures
 from qobra.block.job.pace import SHARE
 from qobra.block.node import BlockNode
 from qobra.errors import QobraError
+from qobra.lean import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qobra.block.bitmap import DirtyBitmap
+    from qobra.block.copy.old_blocks import OldBlocks
     from qobra.block.graph import GraphChange
     from qobra.block.job.group import JobGroup
     from qobra.block.job.jobs import Jobs
@@ -93,6 +95,7 @@ class BackupJob(BlockJob):
         self._once = filter_node.once
         self._once.copied = self._advance
         self._missed = 0
+        self._gets_ready = False
         self._zeroes = 0
         """Bytes that are known to be zeroes."""
         self._failures = Failures(self, on_source_error, on_target_error)
@@ -245,6 +248,7 @@ class BackupJob(BlockJob):
 
     def _adapt_pace(self) -> None:
         """Give way, but less where the memory for old data may be full before the job is through, or writes copy."""
+        self._get_ready()
         missed, self._missed = self._missed, self._once.missed
         self.pace.share = self._share_in_time() if self._missed == missed else 1
 
@@ -272,12 +276,19 @@ class BackupJob(BlockJob):
         once, source = self._once, self._source
         cluster = once.cluster
         for offset, end in self.steps(0, source.length):
+            self._get_ready()
             with self._slots.entered():
                 for run in resolve(source, offset, end - offset):
                     first, last = -(-run.start // cluster) * cluster, run.start + run.length
                     last -= last % cluster if last < source.length else 0
                     if run.kind in (ZERO, ABSENT) and first < last and once.old.keep_zeroes(first, last - first):
                         self._zeroes += sum(size for _start, size in once.todo.dirty_ranges(first, last))
+
+    def _get_ready(self) -> None:
+        """Beside a guest, have a thread see to it that there is memory for what its writes will keep."""
+        if self.carrier.share > 1 and not self._gets_ready:
+            self._gets_ready = True
+            start_thread(_get_ready, self._once.old, name="old data", imports=False)
 
     def _claimable(self) -> bool:
         todo = self._once.todo
@@ -352,6 +363,11 @@ class BackupJob(BlockJob):
     def change_graph(self, change: GraphChange) -> None:
         self._filter.stop_copying()
         take_out_filter(change, self._filter)
+
+
+def _get_ready(old: OldBlocks) -> None:
+    be_nice()
+    old.get_ready()
 
 
 def start_backup(

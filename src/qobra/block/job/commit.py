@@ -234,6 +234,7 @@ def _find_base(layer: BlockLayer, top: BlockNode, args: Options) -> BlockNode:
 def _start_active(jobs: Jobs, active: BlockNode, top: BlockNode, base: BlockNode, args: Options) -> BlockJob:
     layer = jobs.layer
     plan = MirrorPlan("top", base, default_granularity(base))
+    plan.may_refine = True
     plan.on_source_error = plan.on_target_error = args.get("on-error", "report")
     was_read_only = base.read_only
     set_read_only(layer, base, False)

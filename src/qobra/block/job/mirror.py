@@ -12,9 +12,10 @@ from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy.carrier import DIRECT, Carrier
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.engine import FAR_HELPERS, LOCAL_CHUNK, NEAR_HELPERS, is_local
+from qobra.block.copy.follow import PIECE, SCATTERED, Follower, can_follow
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.range_locks import RangeLocks
-from qobra.block.copy.ranges import allocated_above
+from qobra.block.copy.ranges import allocated_above, widened
 from qobra.block.copy.slots import ThreadSlots
 from qobra.block.copy.writeback import Writeback
 from qobra.block.filter.mirror_top import MirrorTopNode
@@ -61,6 +62,8 @@ class MirrorPlan:
         self.base = base
         """Data of this node and what is below it is not copied."""
         self.granularity = granularity
+        self.may_refine = False
+        """Nobody has asked for that granularity: what the guest writes may be followed in smaller pieces."""
         self.least_unit = 0
         """Parts of so many bytes must be written whole, 0: any size will do; ``granularity`` is no less."""
         self.buffer = DEFAULT_BUFFER
@@ -113,6 +116,7 @@ class MirrorJob(BlockJob):
         """Bytes that are being copied, and so not marked any more."""
         self._in_flight: list[tuple[int, int]] = []
         self._root: BlockBackend | None = None
+        self._follower: Follower | None = None
         self.locks = RangeLocks(ordered=True)
         super().__init__(jobs, job_id, filter_node, perm=permissions.CONSISTENT_READ, shared=_SOURCE_SHARED, **common)
         try:
@@ -121,8 +125,14 @@ class MirrorJob(BlockJob):
             self.discard()
             raise
         self._copier = ChunkCopier(self._source, target, unmap=plan.unmap)
+        assert self._root is not None
+        self.is_local = is_local(self._source) and is_local(target)
+        follows = self.is_local and not plan.write_blocking and can_follow()
+        granularity = PIECE if follows and plan.may_refine and not plan.least_unit else plan.granularity
         with self.layer.drained():  # writes that began before would not be marked
-            self._dirty = DirtyBitmap(self._source, None, plan.granularity, enabled=not plan.write_blocking)
+            self._dirty = DirtyBitmap(self._source, None, granularity, enabled=not plan.write_blocking)
+        if follows and granularity < SCATTERED:
+            self._follower = Follower(self._source_edge, self._root, self._dirty)
         if plan.write_blocking:
             filter_node.target = target
             filter_node.active = self
@@ -140,7 +150,7 @@ class MirrorJob(BlockJob):
         # A mirror that is ready outlives the machine's move: nothing is written any more then.
         self._root.yields = True
         self._root.insert(self._target)
-        self.add_node("source", self._source, 0, _SOURCE_SHARED)
+        self._source_edge = self.add_node("source", self._source, 0, _SOURCE_SHARED)
         self.add_node("target", self._target)
         if self._onto_backing:
             below = next_below(self._source)
@@ -156,10 +166,9 @@ class MirrorJob(BlockJob):
     def run(self) -> None:
         assert self._root is not None
         self._slots = ThreadSlots((*self._edges, self._root))
-        self.is_local = is_local(self._source) and is_local(self._target)
         self.pool = pool = CopyPool(self._copy, self._copied, self._helper_count())
         self._writeback = Writeback(self._target)
-        self._catch_up = CatchUp(self.pace, self.carrier, is_local=self.is_local)
+        self._catch_up = CatchUp(self.pace, is_local=self.is_local)
         try:
             self._check_sizes()
             self._find_dirty()
@@ -209,22 +218,27 @@ class MirrorJob(BlockJob):
                     break
         for offset, end in self.steps(0, self._source.length):
             with self._slots.entered():
-                for start, length in allocated_above(self._source, plan.base, offset, end):
+                held = allocated_above(self._source, plan.base, offset, end)
+                for start, length in widened(held, plan.granularity, self._source.length):
                     dirty.set(start, length)
         self._update_total()
 
     def _update_total(self) -> int:
         """Work the progress out anew and return the bytes that are still to be copied."""
+        with self.condition:
+            remaining = self._remaining()
+            self.total = self.current + remaining
+        return remaining
+
+    def _remaining(self) -> int:
+        """Bytes that are still to be copied."""
         dirty = self._dirty
         assert dirty is not None
         remaining = dirty.count()
         if dirty.length and dirty.is_dirty(dirty.length - 1):
             remaining -= -dirty.length % dirty.granularity
             remaining = _sectors(remaining)
-        with self.condition:
-            remaining += self._copying
-            self.total = self.current + remaining
-        return remaining
+        return remaining + self._copying + (self._follower.taken if self._follower is not None else 0)
 
     def update_progress(self) -> None:
         if self._copies:
@@ -243,21 +257,21 @@ class MirrorJob(BlockJob):
             if start < dirty.length:
                 start -= start % dirty.granularity
                 stop = dirty.next_clean(start, min(dirty.length, start + self._longest(dirty.granularity)))
-                while self._overlaps(start, stop):
-                    pool.wait_progress()
-                position = stop
-                with self.condition:
-                    self._in_flight.append((start, stop))
-                pool.submit(start, stop - start)
-                unthrottled += stop - start
-                limited = self.rate.speed > 0
-                run_ends = stop == dirty.length or not dirty.is_dirty(stop)
-                if not limited or run_ends or unthrottled >= self._plan.buffer:
-                    # A speed limit holds between runs, of up to a buffer each.
-                    unthrottled = 0
-                    if limited:
-                        pool.wait_idle()
+                if self._follower is not None and stop - start < SCATTERED and stop < dirty.length:
+                    position = self._follow(pool, start)
                     self._throttle_moved()
+                else:
+                    self._submit(pool, start, stop)
+                    position = stop
+                    unthrottled += stop - start
+                    limited = self.rate.speed > 0
+                    run_ends = stop == dirty.length or not dirty.is_dirty(stop)
+                    if not limited or run_ends or unthrottled >= self._plan.buffer:
+                        # A speed limit holds between runs, of up to a buffer each.
+                        unthrottled = 0
+                        if limited:
+                            pool.wait_idle()
+                        self._throttle_moved()
                 if not self._failures:
                     continue
             position = unthrottled = 0
@@ -278,6 +292,28 @@ class MirrorJob(BlockJob):
                 return
             self.park(BUSY_POLL_NS if remaining else POLL_NS)
 
+    def _submit(self, pool: CopyPool, start: int, stop: int) -> None:
+        while self._overlaps(start, stop):
+            pool.wait_progress()
+        with self.condition:
+            self._in_flight.append((start, stop))
+        pool.submit(start, stop - start)
+
+    def _follow(self, pool: CopyPool, start: int) -> int:
+        """Copy scattered pieces from ``start`` on; returns where to go on."""
+        assert self._follower is not None
+        pool.wait_idle()
+        begun_ns = self._catch_up.clock()
+        with self._slots.entered():
+            copied, position, left = self._follower.copy(start)
+        self._catch_up.note(copied, self._catch_up.clock() - begun_ns)
+        with self.condition:
+            self._moved += copied
+            self.current += _sectors(copied)
+        for offset, length in left:
+            self._submit(pool, offset, offset + length)
+        return position
+
     def _longest(self, granularity: int) -> int:
         """Most bytes that are copied at a time."""
         plan = self._plan
@@ -290,6 +326,7 @@ class MirrorJob(BlockJob):
         with self.condition:
             moved, self._moved = self._moved, 0
         self._writeback.note(moved)
+        self._catch_up.adapt_pace(self._remaining)
         self.throttle(moved)
 
     def _overlaps(self, start: int, stop: int) -> bool:
@@ -313,7 +350,8 @@ class MirrorJob(BlockJob):
         except CopyFailed:
             dirty.set(offset, length)
             raise
-        self._catch_up.note(length, self._catch_up.clock() - begun_ns)
+        # How long it takes is known where the job does all itself.
+        self._catch_up.note(length, self._catch_up.clock() - begun_ns if carrier.share == 1 else None)
         with self.condition:
             self._moved += moved
 
@@ -392,6 +430,7 @@ class MirrorJob(BlockJob):
         dirty = self._dirty
         assert dirty is not None
         tries = LAST_TRIES
+        self._follow_rest(dirty)
         while ranges := list(dirty.dirty_ranges()):
             try:
                 for start, length in ranges:
@@ -402,6 +441,14 @@ class MirrorJob(BlockJob):
                     raise failure.error
                 self.error_action(IGNORE, failure.is_read, failure.error)
         self._target.flush()
+
+    def _follow_rest(self, dirty: DirtyBitmap) -> None:
+        """Copy the scattered pieces of it, as far as that can be."""
+        position = dirty.next_dirty(0)
+        while self._follower is not None and position < dirty.length:
+            stop = self._follower.copy(position)[1]
+            # Nothing but a long run holds it up.
+            position = dirty.next_dirty(stop if stop > position else dirty.next_clean(position))
 
     def _swap(self) -> None:
         """Let everyone who uses the source use the target."""

@@ -49,6 +49,7 @@ def mirror_plan(layer: BlockLayer, source: BlockNode, target: BlockNode, args: O
     least_unit = _least_unit(target)
     plan = MirrorPlan(sync, base, max(granularity or default_granularity(target), least_unit))
     plan.least_unit = least_unit
+    plan.may_refine = not granularity
     plan.buffer = buffer or DEFAULT_BUFFER
     plan.unmap = args.get("unmap", True)
     plan.write_blocking = args.get("copy-mode", "background") == "write-blocking"
