@@ -153,3 +153,18 @@ def test_a_disk_that_is_full(machine: Machine, capsys: pytest.CaptureFixture[str
     voice.play(bytes(4000), _CD, _LOUD)
     voice.close()
     assert "No space left on device" in capsys.readouterr().err
+
+
+def test_voices_do_not_wait_for_one_that_says_no_more(machine: Machine, tmp_path: Path) -> None:
+    backend = _open(machine, tmp_path / "x")
+    one, other = backend.open_voice(), backend.open_voice()
+    one.play(b"\1\0" * 200, _CD, _LOUD)
+    for _ in range(50):
+        other.play(b"\2\0" * 8820, _CD, _LOUD)
+    assert len(backend._mixing._pending) <= 2 * 44100
+    one.play(b"\1\0" * 200, _CD, _LOUD)
+    one.pause()
+    other.pause()
+    with wave.open(str(tmp_path / "x")) as file:
+        samples = array("h", file.readframes(1 << 20)).tolist()
+    assert len(samples) == 50 * 8820 and samples.count(3) == 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from qobra.audio.sound import Form
 from qobra.display.console import Cursor
 from qobra.display.surface import Surface
+from qobra.display.vnc.audio import Sound
 from qobra.display.vnc.handshake import response
 from qobra.display.vnc.options import addresses
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
@@ -544,3 +546,49 @@ def test_texts_are_chosen_by_keys(machine: Machine, tmp_path: Path) -> None:
     client.ask(True)
     assert (0, 0, 640, 384) in [rectangle[0] for rectangle in client.update()]
     client.close()
+
+
+def test_silent_clients_keep_nobody_out(machine: Machine, tmp_path: Path) -> None:
+    path = _open(machine, tmp_path, connections=2)
+    silent = [Client(path) for _ in range(2)]
+    for each in silent:
+        each.read(12)
+    last = Client(path)
+    last.join()
+    assert silent[0].ends()
+    wait_until(lambda: len(_call(machine, "query-vnc")["clients"]) == 2)
+    silent[1].sock.sendall(b"RFB 003.008\n")
+    assert silent[1].read(2) == b"\1\1"
+
+
+def test_who_leaves_lets_the_keys_go(machine: Machine, tmp_path: Path) -> None:
+    board: Any = machine.board
+    keyboard = Mouse("key")
+    board.input.add(keyboard)
+    with machine.control:
+        machine.run_state.start()
+    client = Client(_open(machine, tmp_path))
+    client.join()
+    for keysym, down in ((0xFFE3, True), (ord("a"), True), (ord("a"), False)):
+        client.sock.sendall(struct.pack(">BBxxI", 4, down, keysym))
+    client.sock.sendall(struct.pack(">BBHII", 255, 0, 1, 0, 0x9D))
+    wait_until(lambda: len(keyboard.events) == 4)
+    client.close()
+    wait_until(lambda: len(keyboard.events) == 6)
+    keys = [(each["data"]["key"]["data"], each["data"]["down"]) for each in keyboard.events[4:]]
+    assert keys == [("ctrl", False), (0x9D, False)]
+
+
+def test_sound_that_begins_and_ends_while_nobody_reads(machine: Machine) -> None:
+    backend = machine.audiodevs.create({"id": "a", "driver": "none"})
+    voice, sound = backend.open_voice(), Sound(backend, threading.Condition())
+    sound._listen()
+    for _ in range(40000):
+        voice.play(bytes(16), Form(44100, 2, 16), (1.0, 1.0))
+        voice.pause()
+    waiting = sound.take()
+    assert len(waiting) <= (1 << 18) + 8
+    assert waiting.endswith(b"\xff\1\0\0")
+    voice.play(bytes(400), Form(44100, 2, 16), (1.0, 1.0))
+    voice.pause()
+    assert sound.take() == b"\xff\1\0\1" + b"\xff\1\0\2\0\0\1\x90" + bytes(400) + b"\xff\1\0\0"

@@ -81,7 +81,13 @@ def test_a_disk_moves_while_it_is_written(pair_of: Callable[..., Any], tmp_path:
 
     writer = threading.Thread(target=write)
     writer.start()
-    pair.migrate()
+    pair.start()
+    # The guest runs on while what it writes would take longer than it may stand still.
+    while (told := pair.source.migration.describe()).get("disk", {}).get("transferred", 0) < 5 * _LENGTH:
+        assert told["status"] in ("setup", "active") and pair.source.run_state.running
+    with pair.source.control:
+        pair.source.migration.settings.set_parameters({"downtime-limit": 2000})
+    assert pair.source.migration.wait(_DEADLINE_S) and pair.destination.migration.wait(_DEADLINE_S)
     stop.set()
     writer.join()
     assert pair.source.migration.describe()["status"] == "completed"

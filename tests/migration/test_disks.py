@@ -284,7 +284,7 @@ def test_after_the_switch_of_postcopy_a_failure_does_not_start_the_guest_here_ag
         raise OSError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(BitmapSender, "send", fail)
-    monkeypatch.setattr(Outgoing, "_send_memory", lambda self: self.start_postcopy())
+    monkeypatch.setattr(Outgoing, "_send_while_it_runs", lambda self, _out: self.start_postcopy())
     pair = pair_of()
     pair.set_capability("dirty-bitmaps")
     with pair.source.control:

@@ -9,6 +9,8 @@ from qobra.audio.sound import Form, Resampler, mix, scale, to_stereo
 
 _LATE = 25
 """What part of a second is kept back for voices that join in."""
+_MOST_SECONDS = 1
+"""For so long voices that play wait for one that does not go on, and has not said so."""
 
 
 class _Part:
@@ -47,7 +49,8 @@ class Mixing:
         part.resampler = resampler
         mix(self._pending, frames, part.at)
         part.at += len(frames)
-        self._give_out(min(each.at for each in self._parts.values()) - 2 * (self.rate // _LATE))
+        done = min(each.at for each in self._parts.values()) - 2 * (self.rate // _LATE)
+        self._give_out(max(done, len(self._pending) - 2 * self.rate * _MOST_SECONDS))
 
     def pause(self, who: object) -> None:
         """A voice has no more for now; with the last one, everything is given out."""
@@ -65,5 +68,5 @@ class Mixing:
         frames = self._pending[:count]
         del self._pending[:count]
         for each in self._parts.values():
-            each.at -= count
+            each.at = max(0, each.at - count)
         self._emit(frames)

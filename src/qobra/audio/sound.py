@@ -42,15 +42,13 @@ def to_stereo(data: bytes, form: Form) -> array[int]:
         samples = array("h" if form.bits == 16 else "i", data)
         if sys.byteorder == "big":
             samples.byteswap()
-        if form.bits == 32:
-            samples = array("h", (value >> 16 for value in samples))
-    if form.channels == 2:
-        return samples
-    left = samples[:: form.channels]
-    stereo = array("h", bytes(4 * len(left)))
-    stereo[::2] = left
-    stereo[1::2] = left if form.channels == 1 else samples[1 :: form.channels]
-    return stereo
+    if form.channels != 2:
+        left = samples[:: form.channels]
+        stereo = array(samples.typecode, bytes(2 * left.itemsize * len(left)))
+        stereo[::2] = left
+        stereo[1::2] = left if form.channels == 1 else samples[1 :: form.channels]
+        samples = stereo
+    return array("h", (value >> 16 for value in samples)) if form.bits == 32 else samples
 
 
 def from_stereo(frames: array[int], form: Form) -> bytes:

@@ -173,8 +173,7 @@ class Outgoing:
         self._set_up(channel, out)
         self._progress.set_up()
         self._enter("active")
-        self._send_disks(out)
-        self._send_memory()
+        self._send_while_it_runs(out)
         postcopy = self._postcopy.is_set() and (self._bitmaps is not None or self._with_postcopy)
         run_state = self._stop_guest()
         if not self._with_postcopy or not postcopy:
@@ -193,6 +192,8 @@ class Outgoing:
                 self._bitmaps.send(out, self._check_cancelled)
         with self._machine.control:
             self._check_cancelled()
+            if self._disks is not None:
+                self._disks.check()
             deactivate_all(self._machine.block)
             self._progress.resumed()
             if postcopy and self.status != "postcopy-active":
@@ -319,28 +320,9 @@ class Outgoing:
                 # What has left has taken its memory along.
                 self._ram = self._progress.ram = self._find_memory()
 
-    def _send_disks(self, out: StreamWriter) -> None:
-        # As with memory: until what is left is little enough, or no less than before.
-        if self._disks is None:
-            return
-        self._disks.send_all(out, self._check_cancelled)
-        left = self._disks.remaining
-        while not self._is_little(left) and not self._postcopy.is_set():
-            self._disks.send_written(out, self._check_cancelled)
-            before, left = left, self._disks.remaining
-            if left >= before:
-                break
-
-    def _check_switch_of_disks(self) -> None:
-        # All of the disks has to be there before the guest runs there.
-        self._check_cancelled()
-
     def _finish_disks(self, out: StreamWriter) -> None:
-        if self._disks is None:
-            return
-        with self._machine.control:
-            self._disks.check()
-        self._disks.send_written(out, self._check_cancelled)
+        if self._disks is not None:
+            self._disks.send_written(out, self._check_cancelled)
 
     def _is_little(self, left: int) -> bool:
         """Whether so many bytes can be sent while the guest does not notice that it stands still."""
@@ -348,10 +330,14 @@ class Outgoing:
         bandwidth, limit_ms = parameters["max-bandwidth"], parameters["downtime-limit"]
         return bool(not left or not bandwidth or left * 1000 <= bandwidth * limit_ms)
 
-    def _send_memory(self) -> None:
+    def _send_while_it_runs(self, out: StreamWriter) -> None:
         # Until what is left can be sent while the guest does not notice that it stands still.
         assert self._pages is not None
+        if self._disks is not None:
+            self._disks.send_all(out, self._check_cancelled)
         while True:
+            if self._disks is not None:
+                self._disks.send_written(out, self._check_cancelled)
             if self._ram.passes:
                 self._announce_pass()
             try:
@@ -361,7 +347,7 @@ class Outgoing:
             self._pages.end_pass()
             if not self._machine.run_state.running or self._postcopy.is_set():
                 return
-            if self._is_little(left):
+            if self._is_little(left + (self._disks.remaining if self._disks is not None else 0)):
                 return
 
     def _announce_pass(self) -> None:

@@ -171,3 +171,15 @@ def test_buffers_without_sense(guest: Guest) -> None:
     guest.set_mixer(0x2C, 0)
     guest.access.step(10**10)
     assert guest.get(_SR, 2) & 0x0F == 0x0F
+
+
+def test_another_rate_meanwhile_brings_no_burst(guest: Guest) -> None:
+    guest.buffers(bytes(30 * 10 * _PACE), 10 * _PACE)
+    guest.set_mixer(0x2A, 1)
+    guest.set_mixer(0x2C, 8000)
+    guest.put(_CR, 1, 1)
+    guest.access.step(60 * _MILLISECOND)
+    assert (guest.get(_OUT + 4, 1), guest.get(_PICB, 2)) == (1, 10 * _PACE // 2)
+    guest.set_mixer(0x2C, 48000)
+    guest.access.step(5 * _MILLISECOND)
+    assert (guest.get(_OUT + 4, 1), guest.get(_PICB, 2)) == (1, 5 * _PACE // 2)

@@ -235,3 +235,27 @@ def test_addresses(tmp_path: Path) -> None:
     with pytest.raises(QobraError, match="HDA audio codec address is full"):
         add()
     guest.machine.close()
+
+
+def test_another_form_meanwhile_brings_no_burst(guest: Guest) -> None:
+    guest.list_buffers(OUTPUT, guest.buffers(bytes(400 * _PACE), 400 * _PACE), 0x0511, 3)  # 8 kHz
+    guest.run(OUTPUT)
+    guest.guest.step(60 * _MILLISECOND)
+    assert guest.stream(OUTPUT, 4, 4) == 10 * _PACE
+    guest.set_stream(OUTPUT, 0x12, 2, STEREO_48000)
+    guest.guest.step(5 * _MILLISECOND)
+    assert guest.stream(OUTPUT, 4, 4) == 15 * _PACE
+
+
+def test_a_codec_that_is_given_another_stream_has_no_more_to_say(guest: Guest) -> None:
+    guest.list_buffers(OUTPUT, guest.buffers(b"\1" * (100 * _PACE), 100 * _PACE), STEREO_48000, 3)
+    for change in (lambda: guest.listen(0, 4), lambda: guest.set_stream(OUTPUT, 0x02, 1, 0x50)):
+        guest.listen(0, 3)
+        guest.set_stream(OUTPUT, 0x02, 1, 0x30)
+        before = len(guest.heard())
+        guest.run(OUTPUT)
+        guest.guest.step(10 * _MILLISECOND)
+        guest.stream(OUTPUT, 4, 4)
+        change()
+        assert len(guest.heard()) == before + 10 * _PACE
+        guest.run(OUTPUT, False)

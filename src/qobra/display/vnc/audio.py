@@ -36,6 +36,8 @@ class Sound:
         self._form = Form(44100, 2, 16)
         self._mixing: Mixing | None = None
         self._waiting = bytearray()
+        self._begun = False
+        """Whether the client is told, or will be, that sound has begun."""
 
     def obey(self, wire: Wire) -> Callable[[], None]:
         """Read what the client asks for; what is returned does it, in the control strand. Raises Gone."""
@@ -64,8 +66,7 @@ class Sound:
     def close(self) -> None:
         """Hear no more. Call it in the control strand."""
         if self._mixing is not None:
-            if not self._mixing.idle:
-                self._send(_END)
+            self._end()
             self._mixing = None
             self._backend.listeners.remove(self)
 
@@ -74,8 +75,7 @@ class Sound:
     def play(self, who: object, data: bytes, form: Form, volumes: tuple[float, float]) -> None:
         """A voice plays."""
         if self._mixing is not None:
-            if self._mixing.idle:
-                self._send(_BEGIN)
+            self._begin()
             self._mixing.play(who, data, form, volumes)
 
     def pause(self, who: object) -> None:
@@ -83,7 +83,7 @@ class Sound:
         if self._mixing is not None and not self._mixing.idle:
             self._mixing.pause(who)
             if self._mixing.idle:
-                self._send(_END)
+                self._end()
 
     def _put(self, frames: array[int]) -> None:
         data = from_stereo(frames, self._form)
@@ -93,8 +93,19 @@ class Sound:
             for at in range(size - 1, len(turned), size):
                 turned[at] ^= 0x80
             data = bytes(turned)
-        if len(self._waiting) + len(data) <= _MOST_WAITING:
+        if self._begun and len(self._waiting) + len(data) <= _MOST_WAITING:
             self._send(_DATA + len(data).to_bytes(4, "big") + data)
+
+    def _begin(self) -> None:
+        # Not while too much waits: a guest may begin and end as often as it likes.
+        if not self._begun and len(self._waiting) <= _MOST_WAITING:
+            self._begun = True
+            self._send(_BEGIN)
+
+    def _end(self) -> None:
+        if self._begun:
+            self._begun = False
+            self._send(_END)
 
     def _send(self, message: bytes) -> None:
         with self._condition:

@@ -58,6 +58,8 @@ class VncClient:
         self._updates: Updates | None = None
         self._sound: Sound | None = None
         self._closed = False
+        self._held: dict[tuple[str, str | int], None] = {}
+        """Keys that are down, by type and data of their KeyValue, in the order in which they went down."""
         self._buttons = 0
         self._place: tuple[int, int] | None = None
 
@@ -107,7 +109,8 @@ class VncClient:
                 self._updates.condition.notify()
 
     def leave(self) -> None:
-        """See and hear no more. Call it in the control strand."""
+        """See and hear no more, and hold no key down. Call it in the control strand."""
+        self._release()
         if self._updates is not None:
             self._updates.leave()
         if self._sound is not None:
@@ -166,15 +169,22 @@ class VncClient:
         typed = updates.console.typed
         if number is not None:
             if typed is None:  # the guest does not see the keys come up
-                for name in self._typing.held():
-                    self._press({"type": "qcode", "data": name}, False)
+                self._release()
             self._input.select(number)
             return True
         if typed is not None and down:
             typed(self._typing.text(keysym))
         return typed is not None
 
+    def _release(self) -> None:
+        for kind, data in tuple(self._held):
+            self._press({"type": kind, "data": data}, False)
+
     def _press(self, key: dict[str, Any], down: bool) -> None:
+        if down:
+            self._held[key["type"], key["data"]] = None
+        else:
+            self._held.pop((key["type"], key["data"]), None)
         self._input.deliver([{"type": "key", "data": {"key": key, "down": down}}])
 
     def _pointer(self, updates: Updates) -> None:

@@ -56,10 +56,6 @@ class Typing:
             return keysym - 0x31
         return None
 
-    def held(self) -> list[str]:
-        """QKeyCodes of the modifiers that are down."""
-        return [_MODIFIERS[each] for each in sorted(self._down)]
-
     def text(self, keysym: int) -> bytes:
         """What the key types now; nothing for many."""
         if keysym in _SEQUENCES:

@@ -99,10 +99,13 @@ class VncServer:
         except OSError:  # gone already
             sock.close()
             return
-        if self._closed or len(self._connecting) >= self._options.get("connections", _CONNECTING):
+        if self._closed:
             client.wire.close()
             return
         self._connecting.append(client)
+        if len(self._connecting) > self._options.get("connections", _CONNECTING):
+            # Nobody keeps others out by saying nothing.
+            self._connecting.pop(0).close()
         self._emit("VNC_CONNECTED", client)
         threading.Thread(target=self._run, args=(client, known), name=f"vnc {self.id} client", daemon=True).start()
 
@@ -130,7 +133,7 @@ class VncServer:
             self._admit(client, known)
             client.shared = client.wire.number(1) != 0
             with self._machine.control:
-                if not self._make_room(client):
+                if client not in self._connecting or not self._make_room(client):
                     raise Gone
                 updates = client.look_at(self._console(), self._machine.control, self._audiodev)
                 self._views.append(updates)

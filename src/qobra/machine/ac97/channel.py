@@ -56,7 +56,7 @@ class Channel:
         self._clock = clock
         self._memory = memory
         self._output = output
-        self._pace = pace
+        self.pace = pace
         self._carry = carry
         self._changed = changed
         self._stopped = stopped
@@ -137,6 +137,10 @@ class Channel:
 
     # -- moving sound
 
+    def change_pace(self) -> None:
+        """There is another pace from now on; what was due before has moved."""
+        self._started_ns, self._moved = self._clock.now_ns(), 0
+
     @property
     def _moves(self) -> bool:
         return bool(self._control & _RUN and not self._status & _HALTED)
@@ -147,7 +151,7 @@ class Channel:
             self._arm()
 
     def _arm(self) -> None:
-        pace = self._pace()
+        pace = self.pace()
         until = self._left * _SAMPLE * _SECOND // pace if self._left and pace else _LATEST
         self._timer.set(self._clock.now_ns() + max(_SOONEST, min(_LATEST, until)))
 
@@ -155,7 +159,7 @@ class Channel:
         """Move what is due; where nobody looked after it for a second the time between is left out."""
         if not self._moves:
             return
-        pace = self._pace()
+        pace = self.pace()
         count = ((self._clock.now_ns() - self._started_ns) * pace // _SECOND - self._moved) // 4 * 4
         if count > pace:
             self._started_ns += (count - pace) * _SECOND // pace

@@ -120,8 +120,13 @@ class Ac97(PciDevice):
     def _write_mixer(self, offset: int, width: int, value: int) -> None:
         self._semaphore = False
         if width == 2 and not offset & 1:
-            self.channels[_OUTPUT].catch_up()
+            before = [(each, each.pace()) for each in self.channels]
+            for each in self.channels:
+                each.catch_up()
             self.mixer.write(offset, value)
+            for each, pace in before:
+                if each.pace() != pace:
+                    each.change_pace()
 
     def _read(self, offset: int, width: int) -> int:
         if offset < _CONTROL and offset // channels.SIZE < len(self.channels):

@@ -126,6 +126,8 @@ class HdaCodec(Device):
         if long == _GET_STREAM:
             return self._streams[number]
         if long == _SET_STREAM:
+            if number == 0 and (payload ^ self._streams[0]) & 0xF0:
+                self._voice.pause()  # what it heard so far may go on without it
             self._streams[number] = payload & 0xFF
         elif short == _GET_FORMAT:
             return self._formats[number]

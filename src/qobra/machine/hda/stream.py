@@ -30,7 +30,7 @@ _ENTRY, _TELLS = 16, 1
 _SECOND = 10**9
 _LATEST, _SOONEST = _SECOND // 100, _SECOND // 1000
 """How often a stream that runs is looked after: for its next buffer's end, but not more seldom or often."""
-_MOST_ENTRIES = 512
+_MOST_ENTRIES = 128
 """How many buffers are gone through at once, as some may have no length."""
 _BITS = {0: 8, 1: 16, 2: 32, 3: 32, 4: 32}
 
@@ -124,6 +124,8 @@ class Stream:
         if offset == CONTROL:
             self._set_control(value & _CONTROL_MASK)
         elif offset == NUMBER:
+            if self._control & _RUN and value != self._number:
+                self._stopped(self)  # for those who knew it by the number before
             self._number = value
         elif offset == STATUS:
             self._status &= ~(value & _CAUSES)
@@ -133,6 +135,8 @@ class Stream:
         elif offset == LAST:
             self._last = value
         elif FORMAT <= offset < FORMAT + 2:
+            self.catch_up()
+            self._started_ns, self._moved = self._clock.now_ns(), 0
             self._format = _with_byte(self._format, offset - FORMAT, value) & _FORMAT_MASK
         elif LIST <= offset < LIST + 8:
             self._list = _with_byte(self._list, offset - LIST, value) & ~0x7F

@@ -148,7 +148,7 @@ class NbdServer:
 
         try:
             return is_allowed(self.layer.find_object, self.tls_authz, distinguished_name(certificate))
-        except (QobraError, ValueError):
+        except QobraError:
             return False
 
     def ended(self, connection: Connection) -> None:
