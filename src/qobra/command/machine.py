@@ -62,19 +62,13 @@ def query_kvm(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
 @command("query-command-line-options", needs="board")
 def query_command_line_options(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The options of the programs, with their parameters."""
+    from qobra.machine.option_help import describe
+
     wanted = args.get("option")
-    groups = {
-        name: parameters
-        for name, parameters in GROUPS.items()
-        if OF_ONE_ARCHITECTURE.get(name) in (None, *machine.capabilities)
-    }
+    groups = [name for name in GROUPS if OF_ONE_ARCHITECTURE.get(name) in (None, *machine.capabilities)]
     if wanted is not None and wanted not in groups:
         raise QobraError(f"invalid option name: {wanted}")
-    return [
-        {"option": name, "parameters": [{"name": key, "type": kind} for key, kind in parameters]}
-        for name, parameters in groups.items()
-        if wanted in (None, name)
-    ]
+    return [{"option": name, "parameters": describe(name)} for name in groups if wanted in (None, name)]
 
 
 @command("query-memdev", needs="board")
