@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
+from qobra.machine.virtio.vhost import Vhost
 from qobra.migration.machine_state import check_declared
 from qobra.qmp import dispatch
 from qobra.testing.guest import (
@@ -438,3 +440,20 @@ def test_answers_of_any_kind(answers: list[bytes]) -> None:
         pass
     finally:
         vhost_user.TIMEOUT_SECONDS = before
+
+
+def test_a_process_that_talks_and_talks() -> None:
+    chardev: Any = Scripted([])
+    front_end = vhost_user.VhostUserFrontEnd(chardev)
+    for _ in range(100):
+        front_end.receive(bytes(4096))
+    assert len(front_end._input) == front_end.can_receive()
+
+
+def test_a_process_that_fills_the_counter_of_its_queue() -> None:
+    kick = os.eventfd(0, os.EFD_NONBLOCK)
+    os.write(kick, ((1 << 64) - 2).to_bytes(8, "little"))
+    vhost: Any = SimpleNamespace(active=True, _kicks=[kick])
+    Vhost.kick(vhost, 0)
+    assert os.read(kick, 8) == b"\xfe" + b"\xff" * 7
+    os.close(kick)

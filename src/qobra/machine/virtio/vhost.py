@@ -34,6 +34,13 @@ def shared_memory(space: AddressSpace) -> list[MemoryRegion]:
     return regions
 
 
+def _notify(kick: int) -> None:
+    try:
+        os.write(kick, _ONE)
+    except BlockingIOError:
+        pass  # the process was told, and has filled the counter up itself
+
+
 class Vhost:
     """What has ``count`` queues of ``device`` served, while its driver is ready and the machine runs."""
 
@@ -84,7 +91,7 @@ class Vhost:
     def kick(self, number: int) -> None:
         """The driver made buffers available in queue ``number``."""
         if self.active and number < len(self._kicks):
-            os.write(self._kicks[number], _ONE)
+            _notify(self._kicks[number])
 
     def _complain(self, error: Exception) -> None:
         report_error(f"{self._device.type_name}: {error}")
@@ -108,8 +115,7 @@ class Vhost:
                 front_end.start_queue(
                     number, queue.size, self._bases[number], addresses, self._kicks[number], self._calls[number]
                 )
-                # What the driver said before the process listened.
-                os.write(self._kicks[number], _ONE)
+                _notify(self._kicks[number])  # what the driver said before the process listened
         self._thread = threading.Thread(
             target=self._listen, args=(self._stop, tuple(self._calls)), name="vhost", daemon=True
         )
