@@ -21,6 +21,7 @@ from qobra.qmp import dispatch, hmp
 _MIB = 1 << 20
 _LENGTH = 5 * _MIB + 512
 _DEADLINE_S = 60
+_FLUSH = {"event": "none", "iotype": "flush"}
 
 
 def _with_disks(*disks: dict[str, Any]) -> Callable[[], Machine]:
@@ -202,5 +203,17 @@ def test_records_of_hostile_sources(tmp_path: Path, seed: int) -> None:
         except QobraError:
             pass
     assert (tmp_path / "d").stat().st_size == _MIB + 512
+    receiver.close()
+    layer.close()
+
+
+def test_a_disk_that_cannot_be_written_out(tmp_path: Path) -> None:
+    layer = BlockLayer()
+    disk = {"driver": "null-co", "node-name": "n", "size": _MIB}
+    layer.add_node({"driver": "blkdebug", "node-name": "d", "image": disk, "inject-error": [_FLUSH]})
+    receiver = DiskReceiver(layer)
+    receiver.take(b"\1\0\0" + _MIB.to_bytes(8, "little") + b"\1d", lambda call: call())
+    with pytest.raises(QobraError, match="Could not write the disks out: Input/output error"):
+        receiver.flush()
     receiver.close()
     layer.close()

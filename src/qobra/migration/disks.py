@@ -223,9 +223,12 @@ class DiskReceiver:
         self._names.add(name)
 
     def flush(self) -> None:
-        """All has come: see to it that it is there."""
+        """All has come: see to it that it is there. Raises QobraError."""
         for root in self._roots:
-            root.flush(counted=False)
+            try:
+                root.flush(counted=False)
+            except OSError as error:
+                raise QobraError.from_os("Could not write the disks out", error)
             self._tell(100)
 
     def close(self) -> None:
