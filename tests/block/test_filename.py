@@ -84,11 +84,51 @@ def test_options_given_as_text_are_shown_as_they_were_given():
             "Block protocol 'blkdebug' doesn't support the option 'x.y'",
         ),
         ({"driver": "nbd", "server": {"type": "unix"}}, "Parameter 'path' is missing"),
+        ({"driver": "qcow2", "filename": "a"}, 'A block device must be specified for "file"'),
+        (
+            {"driver": "qcow2", "file": "f", "overlap-check": {"x": "on"}},
+            "Block format 'qcow2' does not support the option 'overlap-check.x'",
+        ),
+        (
+            {"driver": "blkdebug", "image": "f", "inject-error": [{"event": "none", "x": "1"}]},
+            "[inject-error] section doesn't support the option 'x'",
+        ),
+        ({"driver": "blkdebug", "image": "f", "set-state": [{"event": "x"}]}, "invalid parameter value: x"),
+        ({"driver": "blkdebug", "image": "f", "inject-error": [{"errno": 5}]}, "Missing event name for rule"),
+        (
+            {"driver": "blkdebug", "image": "f", "inject-error": [{"event": "none", "errno": 1.5}]},
+            "Invalid parameter type for 'errno', expected: string",
+        ),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_told_apart(options, error):
     with pytest.raises(QobraError, match=re.escape(error)):
         typed(options)
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"driver": "throttle"}, 'A block device must be specified for "file"'),
+        ({"driver": "throttle", "file": {"driver": "null-co"}}, "Please specify a throttle group"),
+        ({"driver": "copy-before-write", "target": {"driver": "null-co"}}, "Parameter 'file' is missing"),
+        ({"driver": "copy-before-write", "file": {"driver": "null-co"}}, "Parameter 'target' is missing"),
+    ],
+)
+def test_a_filter_in_a_text_says_what_it_lacks(options, error):
+    layer = BlockLayer()
+    with pytest.raises(QobraError, match=f"^{re.escape(error)}$"):
+        layer.open(typed(options))
+    assert not layer.graph.nodes
+
+
+def test_a_rule_of_blkdebug_in_a_text_may_lack_its_new_state():
+    rules = [{"event": "read_aio", "state": "1"}, {"event": "none", "new_state": 2}]
+    options = typed({"driver": "blkdebug", "image": "f", "set-state": rules})
+    assert options["set-state"] == [
+        {"new_state": 0, "event": "read_aio", "state": 1},
+        {"new_state": 2, "event": "none"},
+    ]
 
 
 @pytest.mark.parametrize("backing", ["x", {"driver": "file"}, {"file": {"filename": "x"}}])

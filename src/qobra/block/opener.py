@@ -194,7 +194,10 @@ class Opener:
                 return
             from_header = isinstance(reference, dict) and self._is_partial(node, reference)
             if from_header:
-                reference = self._completed(node, reference)
+                try:
+                    reference = self._completed(node, reference)
+                except QobraError as error:
+                    raise error.prefixed(_BACKING_FAILED)
         else:
             from_header = True
             reference = self.backing_options(node)
@@ -279,7 +282,7 @@ class Opener:
         if own:
             from qobra.block.typed_options import typed
 
-            own = typed({**own, "driver": driver})
+            own = typed({**own, "driver": driver, "file": child.node_name})
         # The child is open already and not yet in the graph, so it is handed over as it is.
         return {**options, **own, "driver": driver, "file": _Opened(child)}
 

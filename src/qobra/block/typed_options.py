@@ -29,6 +29,7 @@ _COUNTS = frozenset(
     ("aio-max-batch", "cache-clean-interval", "latency-ns", "open-timeout", "reconnect-delay", "vote-threshold")
 )
 """Options that count something other than bytes; what they may be is their drivers' to say."""
+_RULES = ("[BlkdebugInjectErrorOptions]", "[BlkdebugSetStateOptions]")
 DISCARD_WORDS = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
 """What texts have for a discard mode, and the mode."""
 
@@ -62,7 +63,7 @@ def typed(options: Options) -> Options:
             raise QobraError(f'A block device must be specified for "{name}"')
         elif isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
             if branch and not kind and name != "backing":
-                _refuse(str(driver), flat_name(name, value))
+                _refuse(str(driver), flat_name(name, value), options, members)
             try:
                 result[name] = _child(value)
             except QobraError as error:
@@ -72,16 +73,29 @@ def typed(options: Options) -> Options:
         elif not kind:
             # Whether there are backing files is said once the node is open.
             if branch and name != "backing":
-                _refuse(str(driver), name)
+                _refuse(str(driver), name, options, members)
             result[name] = value
         else:
             if branch and not isinstance(value, dict) and _is_structure(types, kind):
-                _refuse(str(driver), name)
+                _refuse(str(driver), name, options, members)
             if kind == "BlockdevCacheOptions" and isinstance(value, dict) and branch:
                 # Old commands take ``writeback`` for a node; texts have it for a drive only, which has taken it off.
                 for unknown in value.keys() - ({member.name for member in types[kind].members} - {"writeback"}):
-                    _refuse(str(driver), f"{name}.{unknown}")
-            result[name] = _value(name, kind, value)
+                    _refuse(str(driver), f"{name}.{unknown}", options, members)
+            if kind == "Qcow2OverlapChecks" and isinstance(value, dict):
+                known = {member.name for member in types["Qcow2OverlapCheckFlags"].members}
+                for unknown in value.keys() - known:
+                    _refuse(str(driver), f"{name}.{unknown}", options, members)
+                result[name] = {
+                    each: _text(each, flag) if each == "template" else _switch(f"{name}.{each}", flag)
+                    for each, flag in value.items()
+                }
+            elif kind in _RULES and isinstance(value, list) and all(isinstance(each, dict) for each in value):
+                from qobra.block.filter._blkdebug_config import typed_rules
+
+                result[name] = typed_rules(name, value)
+            else:
+                result[name] = _value(name, kind, value)
     texts = {
         name: value
         for name, value in options.items()
@@ -118,14 +132,19 @@ def _child(value: Any) -> Any:
     return typed(value)
 
 
-def _refuse(driver: str, name: str) -> None:
-    """A format knows all its options; a protocol may have older ones that only it can judge."""
+def _refuse(driver: str, name: str, options: Options, members: Collection[str]) -> None:
+    """A format knows all its options; a protocol may have older ones that only it can judge.
+
+    A format among whose ``options`` its file is missing says that first.
+    """
     from qobra.block.node import drivers
 
     node_class = drivers.find(driver)
     if node_class is None:
         raise QobraError(f"Unknown driver '{driver}'")
     if not node_class.is_protocol():
+        if "file" in members and "file" not in options:
+            raise QobraError('A block device must be specified for "file"')
         raise QobraError(f"Block format '{driver}' does not support the option '{name}'")
     if not node_class.takes_old_options:
         raise QobraError(f"Block protocol '{driver}' doesn't support the option '{name}'")

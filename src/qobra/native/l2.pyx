@@ -39,7 +39,7 @@ def count_entries(
 ):
     """See ``check.Checker._count_tables``: count from entry ``first`` on, and return the first that needs a closer look.
 
-    ``tally`` is allocated, fragmented and compressed clusters, and where the next cluster lies if it goes on in a row.
+    ``tally`` is allocated, fragmented and compressed clusters, and the offset of the next cluster if it goes on in a row.
     """
     cdef Py_ssize_t at = first, size, seen_size, stored_size, tallies, cluster, last, each
     cdef uint64_t word, size_shift, offset, end
@@ -103,9 +103,9 @@ def count_entries(
                 if (before[cluster] == 1) != (word >= COPIED):
                     break
                 allocated += 1
-                if following and following != <uint64_t>cluster:
+                if following and following != word & OFFSET:
                     fragmented += 1
-                following = <uint64_t>cluster + 1
+                following = (word & OFFSET) + (1ULL << bits)
             counts[cluster] += <uint8_t>weight
             at += 1
     sums[0] += allocated

@@ -1,4 +1,4 @@
-"""blkdebug's rules in a file: groups ``[inject-error]`` and ``[set-state]``, whose options are texts."""
+"""blkdebug's rules as texts: in a file, groups ``[inject-error]`` and ``[set-state]``; or as options of the node."""
 
 from __future__ import annotations
 
@@ -83,7 +83,34 @@ def read_config(path: str) -> tuple[list[Options], list[Options]]:
         rules[group.name].append(rule)
     for each in rules["inject-error"] + rules["set-state"]:
         _check_words(each)
-    return rules["inject-error"], [{"new_state": 0, **rule} for rule in rules["set-state"]]
+    return rules["inject-error"], [_complete(rule) for rule in rules["set-state"]]
+
+
+def typed_rules(group: str, rules: list[Options]) -> list[Options]:
+    """The rules of a ``group``, whose values may be texts as in a file, with proper values. Raises QobraError."""
+    known = _OPTIONS[group]
+    result = []
+    for texts in rules:
+        for name in texts:
+            if name not in known:
+                raise QobraError(f"[{group}] section doesn't support the option '{name}'")
+        rule = {name: known[name](name, _as_text(name, value)) for name, value in texts.items()}
+        _check_words(rule)
+        result.append(_complete(rule) if group == "set-state" else rule)
+    return result
+
+
+def _as_text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if not isinstance(value, str | int):
+        raise QobraError(f"Invalid parameter type for '{name}', expected: string")
+    return str(value)
+
+
+def _complete(rule: Options) -> Options:
+    """A rule that says no new state sets the state that no rule asks for."""
+    return {"new_state": 0, **rule}
 
 
 def _check_words(rule: Options) -> None:

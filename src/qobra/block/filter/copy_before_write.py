@@ -38,6 +38,9 @@ class CopyBeforeWriteNode(FilterNode):
     strong_options = ()
 
     def open(self, opening: Opening) -> None:
+        for name in ("file", "target"):
+            if opening.options.get(name) is None:
+                raise QobraError(f"Parameter '{name}' is missing")
         opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         opening.child("target", permissions.ROLE_DATA)
         self.child_resized("file")

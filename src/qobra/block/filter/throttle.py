@@ -24,10 +24,10 @@ class ThrottleNode(FilterNode):
     strong_options = ("throttle-group",)
 
     def open(self, opening: Opening) -> None:
+        opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         name = opening.options.get("throttle-group")
         if name is None:
             raise QobraError("Please specify a throttle group")
-        opening.child("file", permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
         self._join(self._find(name))
         self.child_resized("file")
 

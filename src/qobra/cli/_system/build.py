@@ -91,6 +91,10 @@ class Builder:
             process.set_log_items(value)
         self._options.each("trace", process.set_trace)
         nodes = self._parsed_blockdevs()
+        if self._options.has("loadvm"):
+            for other in ("preconfig", "incoming"):
+                if self._options.has(other):
+                    raise QobraError(f"'{other}' and 'loadvm' options are mutually exclusive")
         if self._options.has("incoming"):
             self.machine.migration.expect()
         self._options.each("sandbox", self._set_sandbox)

@@ -95,6 +95,20 @@ def test_counts_that_reach_the_limit_of_a_byte_are_left_to_the_slow_form():
         _l2.count_entries(table, 0, seen, bytearray(10), 70, 10, 1, False, tally)
 
 
+@pytest.mark.parametrize("form", [None, pytest.param(_l2, marks=needs_compiled)], ids=["pure", "compiled"])
+def test_a_cluster_that_is_not_aligned_is_out_of_its_row(lab, monkeypatch, form):
+    lab.create("a", size=8 * CLUSTER, cluster_size=CLUSTER)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * (3 * CLUSTER))
+        table = disk.node.image.tables.l1[0] & layout.OFFSET_MASK
+        second = disk.node.map(CLUSTER, CLUSTER)[0].offset
+    with open(lab.path("a"), "r+b") as file:
+        file.seek(table + 8)
+        file.write(struct.pack(">Q", second + 512 | layout.COPIED))
+    result, _texts = _checked(lab, monkeypatch, form)
+    assert result["allocated-clusters"] == 3 and result["fragmented-clusters"] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "entry", "texts"),
     [

@@ -299,8 +299,8 @@ class Checker:
             cluster = (word & _OFFSET) >> bits
             if active:
                 self.allocated += 1
-                self.fragmented += self._following not in (0, cluster)
-                self._following = cluster + 1
+                self.fragmented += self._following not in (0, word & _OFFSET)
+                self._following = (word & _OFFSET) + image.cluster_size
             if cluster >= limit:
                 self.count(word & _OFFSET, image.cluster_size, weight)
                 if active and (self.stored_count(cluster) == 1) != (word >= _COPIED):
@@ -339,9 +339,8 @@ class Checker:
                 return
         if active:
             self.allocated += 1
-            cluster = host >> image.cluster_bits
-            self.fragmented += self._following not in (0, cluster)
-            self._following = cluster + 1
+            self.fragmented += self._following not in (0, host)
+            self._following = host + image.cluster_size
         if image.external:
             guest = ((l1_index << image.tables.table_bits) + index) << image.cluster_bits
             if active and host != guest:
