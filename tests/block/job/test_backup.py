@@ -346,10 +346,11 @@ class Slow:
     """The target's writes wait until they are let go."""
 
     def __init__(self, monkeypatch, node):
-        self.go = threading.Event()
+        self.go, self.begun = threading.Event(), threading.Event()
         original = node._write
 
         def replaced(*args, **kwargs):
+            self.begun.set()
             assert self.go.wait(30)
             return original(*args, **kwargs)
 
@@ -443,6 +444,30 @@ def test_a_backup_gives_way_unless_its_memory_gets_full_too_soon(layer, guest, t
     job._once.missed += 1  # a write had to copy
     job._adapt_pace()
     assert job.pace.share == 1
+    slow.go.set()
+    layer.wait_status("j", "null")
+
+
+def test_a_backup_does_not_hurry_for_what_was_kept_before_it_copied(layer, guest, target, monkeypatch):
+    from qobra.block.job import backup as module
+
+    monkeypatch.setattr(module, "SLACK", 65536)
+    monkeypatch.setattr(module, "FULL", 1)
+    slow = Slow(monkeypatch, target)
+    job = backup(layer, **{"x-perf": {"use-copy-range": False, "max-chunk": 65536, "max-workers": 1}})
+    assert slow.begun.wait(30)
+    job._once.old.limit = 4 * 65536
+    guest.write(2 * 65536, b"x" * 2 * 65536)
+    assert job._share_in_time() == 1
+    job._kept_before = 2 * 65536
+    assert job._share_in_time() == int(2 * SHARE * (1 - 2 / 3))
+    job._kept_before = 3 * 65536
+    more = 5 + 2 * 2  # clusters that may be kept of the whole disk since: at the most, all that there is room for
+    most = (more - 3) / (2 * more)
+    assert (1 - most) * (3 + more * most) == pytest.approx(4)
+    guest.write(4 * 65536, b"x" * 65536)
+    job.current = int(most * MIB)
+    assert job._share_in_time() == int(2 * SHARE * (1 - 3 / 5))
     slow.go.set()
     layer.wait_status("j", "null")
 

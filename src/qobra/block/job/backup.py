@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,8 @@ class BackupJob(BlockJob):
         self._once.copied = self._advance
         self._missed = 0
         self._gets_ready = False
+        self._kept_before = 0
+        """Bytes of old data that were kept when the copy proper began."""
         self._zeroes = 0
         """Bytes that are known to be zeroes."""
         self._failures = Failures(self, on_source_error, on_target_error)
@@ -150,6 +153,7 @@ class BackupJob(BlockJob):
         if self._sync != "none" and self._may_keep():
             self.pace.share = FIRST_SHARE
             self._keep_zeroes()
+            self._kept_before = self._once.old.used
         self._copy_all()
 
     def wind_up(self) -> None:
@@ -255,16 +259,19 @@ class BackupJob(BlockJob):
     def _share_in_time(self) -> int:
         """The share with which the memory for old data lasts.
 
-        Where new writes come all over the disk at a rate r, a copy at an even pace that takes T has them fill
-        ``r * T * p * (1 - p)`` when the part ``p`` of it is done, a quarter of ``r * T`` at most.
+        Where new writes come all over the disk, what is kept of each part that is still to be copied grows alike: with
+        ``b`` bytes kept before, ``(1 - p) * (b + A * p)`` are when an even pace has copied the part ``p``. ``A``, what
+        is written meanwhile, may be so much that the most of this is the limit.
         """
         old = self._once.old
         limit, used = FULL * old.limit, old.used
         done = self.current / self.total if self.total else 1.0
         if limit <= 0 or used + (1 - done) * (self.total - self._zeroes) <= limit:
             return SHARE  # whatever is written
-        done = min(0.5, done)
-        allowed = 4 * done * (1 - done) * limit + SLACK
+        before = min(self._kept_before, limit)
+        more = 2 * limit - before + 2 * math.sqrt(limit * (limit - before))
+        done = min((more - before) / (2 * more), done)
+        allowed = (1 - done) * (before + more * done) + SLACK
         return max(1, min(SHARE, int(2 * SHARE * (1 - used / allowed))))
 
     def _keep_zeroes(self) -> None:
