@@ -18,6 +18,7 @@ import pytest
 from qobra.chardev.options import parse as parse_chardev
 from qobra.cli._system import process, sandbox, table
 from qobra.cli._system.build import Builder
+from qobra.errors import QobraError
 from qobra.machine import fw_cfg
 from qobra.machine.board import find_devices
 from qobra.machine.machine import Machine
@@ -465,6 +466,32 @@ def _vnc_clients(directory: Path) -> None:
     for options, complaint in (("share=x", "unknown vnc share= option"), ("display=g,head=2", "is not bound")):
         with pytest.raises(Exception, match=complaint):
             greeted(options)
+
+
+@_shows("vnc", "tls-creds", "tls-authz", "sasl", "sasl-authz", "websocket", "audiodev")
+def _vnc_security(directory: Path) -> None:
+    def told(*options: str) -> dict[str, Any]:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            display = taken.getsockname()[1] - 5900
+        objects = ("-object", "tls-creds-anon,id=t,endpoint=server", "-audiodev", "none,id=a")
+        with _built(*objects, "-vnc", ",".join((f"127.0.0.1:{display}", f"to={display + 90}", *options))) as machine:
+            server: dict[str, Any] = _qmp(machine, "query-vnc-servers")[0]
+            return server
+
+    assert told("audiodev=a")["auth"] == "none"
+    assert told("tls-creds=t")["vencrypt"] == "tls-none"
+    assert {each["websocket"] for each in told("websocket=on")["server"]} == {False, True}
+    for options, complaint in (
+        ("tls-authz=x", "TLS is not enabled"),
+        ("sasl-authz=x", "SASL auth is not enabled"),
+        ("audiodev=nope", "nope"),
+    ):
+        with pytest.raises(QobraError, match=complaint):
+            told(options)
+    try:
+        assert told("sasl=on")["auth"] == "sasl"
+    except QobraError as error:
+        assert "SASL is not available" in str(error)  # on this host
 
 
 @pytest.mark.parametrize("check", dict.fromkeys(CHECKS.values()))
