@@ -284,6 +284,73 @@ def test_the_balloon(guest: Guest) -> None:
     stats.wait_used()
 
 
+@pytest.mark.parametrize("share", ["on", "off"])
+def test_reported_pages_go_back_to_the_host(share: str) -> None:
+    machine = simple_machine("x86_64", "pc", memory=32 << 20, max_memory=256 << 20, slots=1)
+    try:
+        guest = Guest(machine)
+        backend = {"qom-type": "memory-backend-memfd", "id": "m", "size": 128 << 20, "share": share == "on"}
+        guest.call("object-add", **backend)
+        guest.plug("pc-dimm", id="d", memdev="m")
+        _report_pages(guest, 4 << 30)
+    finally:
+        machine.close()
+
+
+def test_reported_pages_of_plain_memory_go_back_to_the_host(guest: Guest) -> None:
+    _report_pages(guest, 8 << 20)
+
+
+def _report_pages(guest: Guest, start: int) -> None:
+    guest.plug("virtio-balloon-pci", id="b", addr="5", free_page_reporting="on")
+    transport = guest.transport()
+    assert transport.features() >> 5 & 1
+    start_driver(transport, 1 << 32 | 1 << 5 | 1 << 4)
+    reports = Queue(transport, guest.memory, 3)
+    driver_ok(transport)
+    guest.access.write(start, b"page" * (32 << 10 >> 2))
+
+    def kept() -> str:
+        return "".join("0" if guest.access.read(start + at, 4) == bytes(4) else "1" for at in range(0, 32 << 10, 4096))
+
+    # What is no whole page, or only shown to the device, stays.
+    for part in ((start + 4, 4096, True), (start, 5000, True), (start, 4096, False)):
+        reports.send([part])
+        assert reports.wait_used()[1] == 0
+    assert kept() == "11111111"
+    reports.send([(start, 8192, True), (start + 16384, 4096, True)])
+    reports.wait_used()
+    assert kept() == "00110111"
+    # The driver fills free pages with something that would be gone.
+    poison: Any = transport
+    guest.access.store(poison._areas[4] + 12, 4, 0xAA)
+    reports.send([(start + 8192, 4096, True)])
+    reports.wait_used()
+    assert kept() == "00110111"
+
+
+@pytest.mark.parametrize(
+    ("board", "options", "poison", "size"),
+    [
+        ("pc", {}, True, 16),
+        ("pc", {"page-poison": "off"}, False, 8),
+        ("pc", {"page-poison": "off", "qemu-4-0-config-size": "on"}, False, 16),
+        ("pc-i440fx-5.1", {}, True, 16),
+        ("pc-i440fx-5.0", {}, False, 8),
+        ("pc-i440fx-4.0", {}, False, 16),
+    ],
+)
+def test_the_balloon_of_a_version(board: str, options: dict[str, str], poison: bool, size: int) -> None:
+    machine = simple_machine("x86_64", board, memory=32 << 20)
+    guest = Guest(machine)
+    guest.plug("virtio-balloon-pci", id="b", addr="5", **options)
+    transport = guest.transport()
+    assert bool(transport.features() >> 4 & 1) == poison
+    words = [transport.config(at, 4) for at in (0, 4, 8, 12, 16)]
+    assert words == [0] * (size // 4) + [0xFFFFFFFF] * (5 - size // 4)
+    machine.close()
+
+
 def test_a_cd_has_blocks_of_2048_bytes(guest: Guest, tmp_path: Path) -> None:
     (tmp_path / "cd.iso").write_bytes(b"CD" * 4096)
     driver = _scsi(guest)

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 _VERSIONS = ("7.2", "7.1", "7.0", "6.2", "6.1", "6.0", "5.2", "5.1", "5.0", "4.2", "4.1", "4.0")
 _WITH_PLAIN_NODE_MEMORY = ("5.0", "4.2", "4.1", "4.0")
 """Versions that take ``-numa node,mem=``."""
+_ALL_BOARDS: dict[str, Compat] = {
+    "5.0": (("virtio-balloon-device", "page-poison", "off"),),
+    "4.0": (("virtio-balloon-device", "qemu-4-0-config-size", "on"),),
+}
+"""What changed after a version on all boards."""
 
 
 def register_versions(
@@ -26,7 +31,7 @@ def register_versions(
     compat: Compat = ()
     for version in _VERSIONS:
         newest = version == _VERSIONS[0]
-        compat += differences.get(version, ())
+        compat += _ALL_BOARDS.get(version, ()) + differences.get(version, ())
         name = f"{family}-{version}"
         members: dict[str, object] = {
             "__module__": board.__module__,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from struct import Struct
 from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.devices import registry
+from qobra.machine.host_memory import address_of
+from qobra.machine.memory import Ram
 from qobra.machine.virtio.device import VirtioDevice
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue
@@ -18,8 +19,8 @@ F_MUST_TELL_HOST, F_STATS_VQ, F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_PAGE_POISON,
 _INFLATE, _DEFLATE, _STATS = 0, 1, 2
 _CONFIG = Struct("<IIII")
 _STAT = Struct("<HQ")
+_REPORT_QUEUE_SIZE = 32
 _PAGE = 4096
-_MADV_DONTNEED = 4
 _SECOND = 10**9
 _UNKNOWN = (1 << 64) - 1
 _STAT_NAMES = (
@@ -47,6 +48,8 @@ class VirtioBalloon(VirtioDevice):
 
     deflate_on_oom = Bool(False)
     page_poison = Bool(True)
+    free_page_reporting = Bool(False)
+    whole_config = Bool(False, name="qemu-4-0-config-size")
     guest_stats = Property("guest statistics", get=lambda self: self.statistics(), writable=False, show_default=False)
     polling_interval = Int(
         0,
@@ -70,6 +73,10 @@ class VirtioBalloon(VirtioDevice):
         self.board.balloon = self
         for _ in range(3):
             self.add_queue(128)
+        # Who reports pages has the queue behind those that there are (5.5.2).
+        self._reports = self.add_queue(_REPORT_QUEUE_SIZE) if self.free_page_reporting else None
+        # The word for poison came last, and was there at first whatever was offered.
+        self.config_size = 16 if self.page_poison or self.whole_config else 8
         self.target_pages = 0
         self.actual_pages = 0
         self._poison = 0
@@ -77,9 +84,6 @@ class VirtioBalloon(VirtioDevice):
         self._stats_time = 0
         self._stats_buffer: Buffer | None = None
         self._timer = self.board.clock.timer(self._poll)
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._madvise = libc.madvise
-        self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
     def unrealize(self) -> None:
         board: Any = self.board
@@ -92,14 +96,21 @@ class VirtioBalloon(VirtioDevice):
         self._poison = 0
 
     def device_features(self) -> int:
-        poison = 1 << F_PAGE_POISON if self.page_poison else 0
-        return 1 << F_STATS_VQ | poison | (1 << F_DEFLATE_ON_OOM if self.deflate_on_oom else 0)
+        offered = 1 << F_STATS_VQ
+        for enabled, bit in (
+            (self.deflate_on_oom, F_DEFLATE_ON_OOM),
+            (self.page_poison, F_PAGE_POISON),
+            (self.free_page_reporting, F_REPORTING),
+        ):
+            if enabled:
+                offered |= 1 << bit
+        return offered
 
     def read_config(self) -> bytes:
-        return _CONFIG.pack(self.target_pages, self.actual_pages, 0, self._poison)
+        return _CONFIG.pack(self.target_pages, self.actual_pages, 0, self._poison)[: self.config_size]
 
     def write_config(self, offset: int, data: bytes) -> None:
-        config = bytearray(self.read_config())
+        config = bytearray(self.read_config().ljust(_CONFIG.size, b"\0"))
         config[offset : offset + len(data)] = data
         _target, actual, _hint, poison = _CONFIG.unpack(config)
         if self.has(F_PAGE_POISON):
@@ -153,21 +164,40 @@ class VirtioBalloon(VirtioDevice):
         if queue.number == _STATS:
             self._take_statistics(queue)
             return
+        if queue is self._reports:
+            self._take_report(queue)
+            return
         for buffer in self.buffers(queue):
             pages = buffer.gather(1 << 20)
             if queue.number == _INFLATE:
                 for at in range(0, len(pages) - 3, 4):
-                    self._discard(int.from_bytes(pages[at : at + 4], "little") * _PAGE)
+                    found = self.board.memory.at(int.from_bytes(pages[at : at + 4], "little") * _PAGE)
+                    if found is not None and isinstance(found[0], Ram) and found[1] + _PAGE <= found[0].size:
+                        self._discard(found[0], found[1], _PAGE)
             self.push(queue, buffer, 0)
         self.notify(queue)
 
-    def _discard(self, address: int) -> None:
-        view = self.board.memory.ram(address, _PAGE, writable=True)
-        if view is None:
-            return
-        here = ctypes.addressof(ctypes.c_char.from_buffer(view))
-        if here % _PAGE == 0:
-            self._madvise(here, _PAGE, _MADV_DONTNEED)
+    def _take_report(self, queue: Queue) -> None:
+        # What the driver has no use for is what it lets the device write to. It finds zeroes there afterwards, so a
+        # driver that fills free pages with something else keeps them (5.5.6.8.2).
+        for buffer in self.buffers(queue):
+            if not self._poison:
+                for part in buffer.writable:
+                    self._discard_part(part)
+            self.push(queue, buffer, 0)
+        self.notify(queue)
+
+    def _discard_part(self, part: memoryview) -> None:
+        for region in self.board.memory.regions():
+            if isinstance(region, Ram) and not region.readonly and region.view.obj is part.obj:
+                self._discard(region, address_of(part) - address_of(region.view), len(part))
+                return
+
+    @staticmethod
+    def _discard(ram: Ram, offset: int, length: int) -> None:
+        """Give memory back to the host, where it is whole pages that the guest may write."""
+        if not ram.readonly and offset % _PAGE == 0 and length % _PAGE == 0:
+            ram.discard(offset, length)
 
     def _take_statistics(self, queue: Queue) -> None:
         for buffer in self.buffers(queue):
