@@ -450,18 +450,19 @@ def _vnc_clients(directory: Path) -> None:
                 client.connect(f"{directory}/v")
             heard = []
             for client in clients:
-                found = client.recv(12)
-                if found:
+                try:
+                    client.recv(12)
                     client.sendall(b"RFB 003.008\n")
-                    found = client.recv(2)
-                heard.append(found)
+                    heard.append(client.recv(2))
+                except OSError:
+                    heard.append(b"")
             for client in clients:
                 client.close()
             return heard
 
     assert greeted() == [b"\1\1"]
     assert greeted("password=on") == greeted("password-secret=s") == [b"\1\2"]
-    assert greeted("connections=1", tries=2) == [b"\1\1", b""]
+    assert greeted("connections=1", tries=2) == [b"", b"\1\1"]
     assert greeted("display=g", "head=1") == [b"\1\1"]
     for options, complaint in (("share=x", "unknown vnc share= option"), ("display=g,head=2", "is not bound")):
         with pytest.raises(Exception, match=complaint):
