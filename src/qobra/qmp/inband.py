@@ -54,6 +54,9 @@ class InBandQueue:
             with self._changed:
                 while not self._waiting and not self._closed:
                     self._changed.wait()
+                if not self._closed and (delay := self._session.delay()):
+                    # While the queue is full, no out-of-band command is found either: those are never held.
+                    self._changed.wait_for(lambda: self._closed or len(self._waiting) >= LENGTH, delay)
                 if self._closed:
                     return
                 request, fds = self._waiting.popleft()

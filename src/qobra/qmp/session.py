@@ -8,6 +8,7 @@ every client sees an order that really was: a command's own events, its reply, t
 from __future__ import annotations
 
 import os
+import time
 
 from qobra.errors import COMMAND_NOT_FOUND, QobraError
 from qobra.json_reader import Reader
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from qobra.machine.machine import Machine
     from qobra.qmp.events import EventRouter
     from qobra.qmp.inband import InBandQueue
+    from qobra.qmp.pace import Pace
 
 CAPABILITIES = ("oob",)
 
@@ -46,6 +48,7 @@ class Session:
         self._reader = Reader()
         self._output = Output(chardev)
         self._in_band: InBandQueue | None = None
+        self._pace: Pace | None = None
         self._lock = Lock()
         self._connected = False
 
@@ -90,6 +93,8 @@ class Session:
                 if fds:
                     self._own_fds(fds)
                     fds = []
+                if delay := self.delay():
+                    time.sleep(delay)
                 self.serve(item)
             elif type(item) is dict and "exec-oob" in item and "execute" not in item:
                 self.serve(item)
@@ -102,6 +107,18 @@ class Session:
             self._own_fds(fds)
 
     # -- requests
+
+    def delay(self) -> float:
+        """Seconds that the next in-band command is to wait, outside the strand, so that guests do not pay for it."""
+        pace = self._pace
+        if pace is None:
+            if "block" not in self.machine.__dict__:
+                return 0.0  # nothing has asked for the block layer yet
+            from qobra.qmp.pace import Pace
+
+            pace = self._pace = Pace(self.machine.block.flight)
+        delay_ns = pace.delay_ns(time.monotonic_ns())
+        return 0.0 if self.machine.is_ending else delay_ns / 1e9
 
     def serve(self, item: Any, client: int | None = None) -> None:
         """Answer one request, or the error that stands for an unreadable one, in the calling thread.
