@@ -217,6 +217,10 @@ def test_filters_find_the_backends_of_nic(build: Build) -> None:
         (["-incoming", "nope:x"], "-incoming nope:x: unknown migration protocol: nope:x"),
         (["-incoming", "defer", "-loadvm", "s"], "'incoming' and 'loadvm' options are mutually exclusive"),
         (["-preconfig", "-loadvm", "s"], "'preconfig' and 'loadvm' options are mutually exclusive"),
+        (
+            ["-drive", "if=none,id=d,driver=null-co,node-name=d"],
+            "Device name 'd' conflicts with an existing node name",
+        ),
         (["-add-fd", "fd=-1,set=1"], "fd option is required and must be non-negative"),
         (["-add-fd", "fd=1,set=-1"], "fd cannot be a standard I/O stream"),
         (["-fw_cfg", "name=opt/a,string=b", "-fw_cfg", "name=opt/a,string=c"], "duplicate fw_cfg file name: opt/a"),

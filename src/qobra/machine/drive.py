@@ -111,6 +111,8 @@ class Drives:
         file = take("file", "")
         aio = _aio(options)
         nodes = _node_options(options)
+        if nodes.get("node-name") == name:
+            raise _name_conflict(name)
         if file or nodes:
             backend.perm = permissions.CONSISTENT_READ
             if cache["direct"] or cache["no-flush"]:
@@ -170,7 +172,7 @@ class Drives:
         if name in layer.backends:
             raise QobraError(f"Duplicate ID '{name}' for drive")
         if layer.graph.find(name) is not None:
-            raise QobraError(f"Device name '{name}' conflicts with an existing node name")
+            raise _name_conflict(name)
 
     def _open(
         self,
@@ -195,6 +197,10 @@ class Drives:
             filter.implicit = True
             return filter.file
         return layer.open(options, root=backend)
+
+
+def _name_conflict(name: str) -> QobraError:
+    return QobraError(f"Device name '{name}' conflicts with an existing node name")
 
 
 _ACCOUNT = {"stats-account-invalid": "account_invalid", "stats-account-failed": "account_failed"}
