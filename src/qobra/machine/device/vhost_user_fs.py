@@ -66,6 +66,8 @@ class VhostUserFsPci(VirtioPci):
 
     type_name = "vhost-user-fs-pci"
     fixed_legacy = "on"
+    disable_legacy: Any = None
+    disable_modern: Any = None
     backend_type = "vhost-user-fs-device"
     device_id = 0x105A
     class_id = 0x0180
