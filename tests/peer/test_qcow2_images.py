@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from qobra.block.format.qcow2 import layout
 from qobra.errors import QobraError
 from qobra.testing.images import ImageLab
 
@@ -276,9 +277,12 @@ def test_check_of_damaged_images_agrees(tmp_path, soak_scale):
         try:
             with lab.open("a", read_only=True, _check=True) as disk:
                 ours = disk.node.check()
+                tables = [entry & layout.OFFSET_MASK for entry in disk.node.image.tables.l1 if entry]
         except QobraError:
             assert _run("qemu-img", "check", image).returncode == 1
             continue
+        if any(not 0 < table < size for table in tables):
+            continue  # QEMU takes the header, or memory that it read nothing into, for the table
         theirs = json.loads(_run("qemu-img", "check", "--output=json", image).stdout)
         assert ours == {key: value for key, value in theirs.items() if key not in ("filename", "format")}
         with lab.open("a", _check=True) as disk:
