@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ _WATCHDOG_ACTIONS = ("reset", "shutdown", "poweroff", "pause", "debug", "none", 
         ((), [_sleep(1), _qmp("cont"), _qmp("stop"), _qmp("system_wakeup")], "WAKEUP"),
         ((), [_sleep(2)], "SUSPEND_DISK"),
         ((), [_out(0x92, 1)], "RESET"),
+        ((), [_out(0xCF9, 0x06)], "RESET"),
+        (("-machine", "q35"), [_out(0xCF9, 0x0E)], "RESET"),
         (("-no-reboot",), [_out(0x92, 1)], "SHUTDOWN"),
         ((), [_out(0x64, 0xFE)], "RESET"),
         ((), [_qmp("system_powerdown")], "POWERDOWN"),
@@ -106,3 +109,19 @@ def test_acts_of_guests(tmp_path: Path, arguments: tuple[str, ...], acts: list[A
                 events.append((event["event"], event.get("data")))
             found.append((events, program.qmp("query-status")["status"] if last != "WATCHDOG" else None))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("options", ["base=utc", "base=2020-01-01T00:00:00", "base=2020-01-01T00:00:00,clock=vm"])
+@pytest.mark.parametrize("peer", [False, True])
+def test_what_the_clock_lost_is_told(tmp_path: Path, options: str, peer: bool) -> None:
+    """A guest stops its clock for two seconds: so far it is behind what -rtc says from then on."""
+    firmware = tmp_path / "halt"
+    firmware.write_bytes(b"\xf4" * 65536)
+    arguments = ("-machine", "pc", "-m", "16", "-bios", str(firmware), "-rtc", options)
+    with SystemProgram(tmp_path, "x86_64", *arguments, peer=peer) as program:
+        program.qmp("cont")
+        for value, seconds in ((0x82, 2.0), (0x02, 0.0)):
+            program.guest.port_out(0x70, 1, 0x0B)
+            program.guest.port_out(0x71, 1, value)
+            time.sleep(seconds)
+        assert program.wait_event("RTC_CHANGE")["data"]["offset"] in (-3, -2)

@@ -155,6 +155,8 @@ class Board(Object):
         """Whether the guest's time passes while its CPUs are idle; otherwise it leaps to the next timer."""
         self.rtc_start: int | None = None
         """The clock's time at power-on in seconds since the epoch; None: the host's."""
+        self._power_on_ns = 0  # the same in nanoseconds, once there is power
+        self._ahead_of_host_ns = 0
         self.rtc_host = True
         """Whether the clock follows the host's rather than the guest's time."""
         self.fw_cfg_files: list[tuple[str, bytes]] = []
@@ -320,10 +322,20 @@ class Board(Object):
         """The guest's time, which is 0 as long as there is no guest."""
         return self._clock.now_ns() if self._clock is not None else 0
 
+    def rtc_base_ns(self) -> int:
+        """What a real-time clock shows now if no guest has set it, in nanoseconds since the epoch."""
+        if self.clock.driven:
+            return self._power_on_ns + self.clock.now_ns()
+        machine: Machine = self.tree.machine
+        return int(machine.clock.time_ns()) + self._ahead_of_host_ns
+
     def start(self) -> None:
         """Make the devices and the CPUs. The properties are set; users' devices come next."""
         machine: Machine = self.tree.machine
         self._clock = VirtualClock(machine, driven=self.clock_driven, sleeps=self.clock_sleeps)
+        host_ns = int(machine.clock.time_ns())
+        self._power_on_ns = host_ns if self.rtc_start is None else self.rtc_start * 10**9
+        self._ahead_of_host_ns = self._power_on_ns - host_ns
         self.unattached.add_child("sysbus", self.system_bus)
         self.system_bus.bus_name_given = "main-system-bus"
         machine.run_state.on_reset(self.reset_all)

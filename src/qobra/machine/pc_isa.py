@@ -85,7 +85,6 @@ def _build_hpet(board: PcBoard) -> None:
 def _build_clock(board: PcBoard) -> None:
     board.rtc = Rtc(board.tree)
     board.rtc.values["base_year"] = 0
-    board.rtc.start_time, board.rtc.follow_host = board.rtc_start, board.rtc_host
     board.place(board.rtc, bus=board.isa)
     if board.hpet_device is not None:
         board.rtc.output = board.hpet_device.gpio_in[None][LEGACY_CLOCK]

@@ -81,6 +81,22 @@ def test_times_that_no_counter_holds_wrap_and_move_with_the_machine(clock: Clock
     assert clock.get(_CENTURY) in (0x17, 0x18, 0x19, 0x20, 0x21, 0x22)
 
 
+def test_offsets_count_from_what_the_clock_would_show(clock: Clock) -> None:
+    machine: Any = clock.machine
+    seen: list[int] = []
+    machine.events.subscribe(lambda event: seen.append(event["data"]["offset"]))
+    clock.put(_B, _SET | _24H)
+    machine.board.clock.step(3 * 10**9)
+    clock.put(_B, _24H)
+    clock.put(_SECONDS, 0x18)
+    clock.put(_SECONDS, 0x15)
+    assert [offset - seen[0] for offset in seen] == [0, 3, 0]
+    machine.board.clock.step(60 * 10**9)
+    clock.put(_B, _SET | _24H)
+    clock.put(_B, _24H)
+    assert seen[-1] == seen[0]
+
+
 def test_registers_tell_the_time_before_they_are_looked_at() -> None:
     machine = simple_machine()
     guest = BoardAccess(machine)

@@ -39,9 +39,7 @@ class GoldfishRtc(SysBusDevice):
         self._start()
 
     def _start(self) -> None:
-        start = self.board.rtc_start
-        epoch = start * _SECOND if start is not None else self.machine.clock.time_ns()
-        self._offset = epoch - self.board.clock.now_ns()
+        self._offset = self.board.rtc_base_ns() - self.board.clock.now_ns()
         self._high = 0
         self._alarm = self._alarm_high = 0
         self._alarm_running = self._pending = self._enabled = False
@@ -93,7 +91,8 @@ class GoldfishRtc(SysBusDevice):
             now = self._now()
             wanted = now & ~0xFFFFFFFF | value if offset == _TIME_LOW else now & 0xFFFFFFFF | value << 32
             self._offset += wanted - now
-            data = {"offset": (self._now() - self.machine.clock.time_ns()) // _SECOND, "qom-path": self.path()}
+            offset = self._now() // _SECOND - self.board.rtc_base_ns() // _SECOND
+            data = {"offset": offset, "qom-path": self.path()}
             self.machine.events.emit("RTC_CHANGE", data)
         elif offset == _ALARM_LOW:
             self._alarm = self._alarm_high << 32 | value

@@ -48,9 +48,6 @@ class Rtc(IsaDevice):
     lost_tick_policy = Enum("LostTickPolicy", ("discard", "delay", "merge", "slew"), "discard", name="lost_tick_policy")
     date = Property("struct tm", None, get=lambda self: self.date_info(), writable=False, show_default=False)
 
-    follow_host = True
-    start_time: int | None = None  # seconds since the epoch at power-on; None: the host's
-
     vmstate = VmState(
         raw("cmos"),
         u8("_index", maximum=127),
@@ -68,7 +65,9 @@ class Rtc(IsaDevice):
         self.cmos[_B] = _B_24H
         self.cmos[_D] = 0x80
         self._index = 0
-        self._base_ns = self._host_start()
+        now = self.board.rtc_base_ns()
+        self._base_ns = now - self.board.clock.now_ns()
+        self._host_difference = now - int(self.machine.clock.time_ns())
         self._frozen: int | None = None
         self._update_timer = self.board.clock.timer(self._second_passed)
         self._periodic_timer = self.board.clock.timer(self._period_passed)
@@ -76,12 +75,6 @@ class Rtc(IsaDevice):
         self._lost_ticks = self._made_up = 0
         self._show_time()
         self._uses_update_timer()
-
-    def _host_start(self) -> int:
-        now = self.board.clock.now_ns()
-        if self.start_time is not None:
-            return int(self.start_time) * _SECOND - now
-        return int(self.machine.clock.time_ns()) - now
 
     def unrealize(self) -> None:
         self._update_timer.cancel()
@@ -102,7 +95,7 @@ class Rtc(IsaDevice):
         # Whole nanoseconds since the epoch, on the guest's idea of it, as a counter of 64 bits has them.
         if self._frozen is not None:
             now = self._frozen
-        elif self.follow_host and not self.board.clock.driven and self.start_time is None:
+        elif self.board.rtc_host and not self.board.clock.driven:
             now = int(self.machine.clock.time_ns()) + self._host_difference
         else:
             now = self._base_ns + self.board.clock.now_ns()
@@ -112,8 +105,6 @@ class Rtc(IsaDevice):
         # Whole seconds on this side of the epoch.
         now = self._now_ns()
         return now // _SECOND if now >= 0 else -(-now // _SECOND)
-
-    _host_difference = 0
 
     def _set_now(self, ns: int) -> None:
         difference = ns - self._now_ns()
@@ -161,14 +152,9 @@ class Rtc(IsaDevice):
         hour = 24 * day + self._decode_hour(self.cmos[_HOURS])
         minute = 60 * hour + self._decode(self.cmos[_MINUTES])
         self._set_now((60 * minute + self._decode(self.cmos[_SECONDS])) * _SECOND)
-        offset = (self._now_ns() - self._reference_ns()) // _SECOND
-        data = {"offset": offset, "qom-path": self.path()}
-        self.machine.events.emit("RTC_CHANGE", data)
-
-    def _reference_ns(self) -> int:
-        if self.start_time is not None or self.board.clock.driven:
-            return self._host_start() + self.board.clock.now_ns()
-        return int(self.machine.clock.time_ns())
+        # Whole seconds of both: the date that was set has no fraction yet.
+        offset = self._now_seconds() - self.board.rtc_base_ns() // _SECOND
+        self.machine.events.emit("RTC_CHANGE", {"offset": offset, "qom-path": self.path()})
 
     @property
     def _stopped(self) -> bool:

@@ -23,9 +23,6 @@ _VHOST_F_LOG_ALL = 30
 class VhostUserDevice(VirtioDevice):
     """A device that another process serves, which ``chardev`` leads to; all that is here is the way there."""
 
-    type_name = "vhost-user-device"
-    abstract = True
-
     chardev = String(type="str", description="ID of a chardev to use as a backend")
 
     @contextmanager
