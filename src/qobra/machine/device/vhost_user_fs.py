@@ -65,6 +65,7 @@ class VhostUserFsPci(VirtioPci):
     """The file system as a PCI function, which never had the interface of before 1.0."""
 
     type_name = "vhost-user-fs-pci"
+    ancestors = {"vhost-user-fs-pci-base": ()}
     fixed_legacy = "on"
     disable_legacy: Any = None
     disable_modern: Any = None

@@ -61,6 +61,7 @@ class HdaCodec(Device):
     """A codec with an output and, if ``input_configuration`` is given, an input, which hears nothing."""
 
     type_name = "hda-audio"
+    ancestors = {"hda-codec": ()}
     abstract = True
     bus_type = "HDA"
     category = "Sound"

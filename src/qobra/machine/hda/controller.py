@@ -51,6 +51,8 @@ _MSI_OFFSET, _OLD_MSI_OFFSET = 0x60, 0x50
 class HdaController(PciDevice):
     """The controller, of which there are several by other names."""
 
+    type_name = "intel-hda-generic"
+    interfaces = ("conventional-pci-device",)
     abstract = True
     category = "Sound"
     vendor_id = regs.INTEL
