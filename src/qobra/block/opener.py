@@ -282,7 +282,7 @@ class Opener:
         if own:
             from qobra.block.typed_options import typed
 
-            own = typed({**own, "driver": driver, "file": child.node_name})
+            own = typed({**own, "driver": driver}, file_follows=True)
         # The child is open already and not yet in the graph, so it is handed over as it is.
         return {**options, **own, "driver": driver, "file": _Opened(child)}
 

@@ -34,10 +34,11 @@ DISCARD_WORDS = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "u
 """What texts have for a discard mode, and the mode."""
 
 
-def typed(options: Options) -> Options:
-    """``options`` with proper values all the way down. Raises QobraError for a value or an option that cannot be.
+def typed(options: Options, *, file_follows: bool = False) -> Options:
+    """``options`` with proper values all the way down; ``file_follows``: the file is given in another way.
 
-    What was given as text and is something else now is kept as it was given too, for the node's ``json:`` name.
+    Raises QobraError for a value or an option that cannot be. What was given as text and is something else now is
+    kept as it was given too, for the node's ``json:`` name.
     """
     from qobra.qapi.contract import contract
 
@@ -48,6 +49,7 @@ def typed(options: Options) -> Options:
     members = {member.name: member.type for member in union.members}
     if branch:
         members.update({member.name: member.type for member in types[branch].members})
+    lacks_file = "file" in members and "file" not in options and not file_follows
     result: Options = {}
     for name, value in options.items():
         kind = members.get(name, "")
@@ -63,7 +65,7 @@ def typed(options: Options) -> Options:
             raise QobraError(f'A block device must be specified for "{name}"')
         elif isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
             if branch and not kind and name != "backing":
-                _refuse(str(driver), flat_name(name, value), options, members)
+                _refuse(str(driver), flat_name(name, value), lacks_file)
             try:
                 result[name] = _child(value)
             except QobraError as error:
@@ -73,19 +75,19 @@ def typed(options: Options) -> Options:
         elif not kind:
             # Whether there are backing files is said once the node is open.
             if branch and name != "backing":
-                _refuse(str(driver), name, options, members)
+                _refuse(str(driver), name, lacks_file)
             result[name] = value
         else:
             if branch and not isinstance(value, dict) and _is_structure(types, kind):
-                _refuse(str(driver), name, options, members)
+                _refuse(str(driver), name, lacks_file)
             if kind == "BlockdevCacheOptions" and isinstance(value, dict) and branch:
                 # Old commands take ``writeback`` for a node; texts have it for a drive only, which has taken it off.
                 for unknown in value.keys() - ({member.name for member in types[kind].members} - {"writeback"}):
-                    _refuse(str(driver), f"{name}.{unknown}", options, members)
+                    _refuse(str(driver), f"{name}.{unknown}", lacks_file)
             if kind == "Qcow2OverlapChecks" and isinstance(value, dict):
                 known = {member.name for member in types["Qcow2OverlapCheckFlags"].members}
                 for unknown in value.keys() - known:
-                    _refuse(str(driver), f"{name}.{unknown}", options, members)
+                    _refuse(str(driver), f"{name}.{unknown}", lacks_file)
                 result[name] = {
                     each: _text(each, flag) if each == "template" else _switch(f"{name}.{each}", flag)
                     for each, flag in value.items()
@@ -132,10 +134,10 @@ def _child(value: Any) -> Any:
     return typed(value)
 
 
-def _refuse(driver: str, name: str, options: Options, members: Collection[str]) -> None:
+def _refuse(driver: str, name: str, lacks_file: bool) -> None:
     """A format knows all its options; a protocol may have older ones that only it can judge.
 
-    A format among whose ``options`` its file is missing says that first.
+    A format that ``lacks_file`` says that first.
     """
     from qobra.block.node import drivers
 
@@ -143,7 +145,7 @@ def _refuse(driver: str, name: str, options: Options, members: Collection[str]) 
     if node_class is None:
         raise QobraError(f"Unknown driver '{driver}'")
     if not node_class.is_protocol():
-        if "file" in members and "file" not in options:
+        if lacks_file:
             raise QobraError('A block device must be specified for "file"')
         raise QobraError(f"Block format '{driver}' does not support the option '{name}'")
     if not node_class.takes_old_options:

@@ -110,7 +110,7 @@ class Drives:
         backend.accounting.set_intervals(intervals)
         file = take("file", "")
         aio = _aio(options)
-        nodes = _node_options(options)
+        nodes = _node_options(options, has_file=bool(file))
         if nodes.get("node-name") == name:
             raise _name_conflict(name)
         if file or nodes:
@@ -287,8 +287,8 @@ def _take_as_flag(node: BlockNode) -> None:
     node.explicit_options = {name: value for name, value in node.explicit_options.items() if name != "aio"}
 
 
-def _node_options(options: dict[str, str]) -> dict[str, Any]:
-    """The options of the node, typed, from all that is left; {} if nothing is."""
+def _node_options(options: dict[str, str], *, has_file: bool) -> dict[str, Any]:
+    """The options of the node, typed, from all that is left but the file; {} if nothing is."""
     from qobra.block.typed_options import typed
     from qobra.qapi.keyval import parse
 
@@ -302,4 +302,4 @@ def _node_options(options: dict[str, str]) -> dict[str, Any]:
             raise QobraError("Invalid discard option")
         options["discard"] = _DISCARD[options["discard"]]
     nodes: dict[str, Any] = parse(",".join(f"{key}={value.replace(',', ',,')}" for key, value in options.items()))
-    return typed(nodes)
+    return typed(nodes, file_follows=has_file)
