@@ -42,6 +42,7 @@ class Object:
     # What each class has found out about itself; a class without one of them has not been asked yet.
     _ancestor_classes: ClassVar[list[type[Object]]]
     _lineage_names: ClassVar[frozenset[str]]
+    _parent_type: ClassVar[str | None]
     _all_interfaces: ClassVar[frozenset[str]]
     _class_properties: ClassVar[dict[str, Property]]
 
@@ -101,10 +102,9 @@ class Object:
     @classmethod
     def parent_type(cls) -> str | None:
         """The name of the type that this one derives from."""
-        for base in cls.lineage():
-            if base.type_name != cls.type_name:
-                return base.type_name
-        return None
+        if "_parent_type" not in cls.__dict__:
+            cls._parent_type = next((base.type_name for base in cls.lineage() if base.type_name != cls.type_name), None)
+        return cls._parent_type
 
     @classmethod
     def implements(cls, type_name: str) -> bool:
