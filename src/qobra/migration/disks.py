@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 """Bytes of a disk in one record."""
 
+_OF_PAGES = (
+    *("duplicate", "skipped", "normal", "normal-bytes", "dirty-pages-rate", "mbps", "dirty-sync-count"),
+    *("postcopy-requests", "page-size", "multifd-bytes", "pages-per-second"),
+)
+"""Members of MigrationStats that say nothing of disks."""
+
 _DISK, _DATA, _ZEROES = 1, 2, 3
 _HEAD = Struct("<BHQ")
 """Kind, number of the disk; its length or an offset."""
@@ -165,10 +171,8 @@ class DiskSender:
 
     def describe(self) -> dict[str, Any]:
         """MigrationStats, of which only bytes have a meaning for disks."""
-        others = ("duplicate", "skipped", "normal", "normal-bytes", "dirty-pages-rate", "mbps", "dirty-sync-count")
-        others += ("postcopy-requests", "page-size", "multifd-bytes", "pages-per-second")  # type: ignore[assignment]
         sizes = {"transferred": self.transferred, "remaining": self.remaining, "total": self.total}
-        return dict.fromkeys(others, 0) | sizes
+        return dict.fromkeys(_OF_PAGES, 0) | sizes
 
 
 class DiskReceiver:

@@ -23,7 +23,7 @@ from qobra.block.job.chain import (
     set_read_only,
     skip_filters,
 )
-from qobra.block.job.mirror import MirrorPlan
+from qobra.block.job.mirror_plan import MirrorPlan
 from qobra.block.job.start_mirror import start_mirror
 from qobra.block.job.sweep import Sweep
 from qobra.errors import DEVICE_NOT_FOUND, QobraError

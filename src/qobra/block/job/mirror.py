@@ -24,12 +24,14 @@ from qobra.block.job.block_job import IGNORE, REPORT, BlockJob
 from qobra.block.job.catch_up import CatchUp
 from qobra.block.job.chain import can_replace, contains, next_below, set_read_only, skip_filters
 from qobra.block.job.failures import Failures
+from qobra.block.job.mirror_plan import OPEN_BACKING, SOURCE_BACKING
 from qobra.errors import QobraError
 from qobra.report import report_error
 
 if TYPE_CHECKING:
     from qobra.block.graph import GraphChange
     from qobra.block.job.jobs import Jobs
+    from qobra.block.job.mirror_plan import MirrorPlan
     from qobra.block.node import BlockNode
 
 _SOURCE_SHARED = permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED | permissions.WRITE
@@ -38,43 +40,11 @@ POLL_NS = 100_000_000
 """How often a job that is in step looks for new writes."""
 BUSY_POLL_NS = 10_000_000
 """The same while the guest keeps writing."""
-DEFAULT_BUFFER = 16 << 20
-"""Bytes in flight at most, unless ``buf-size`` says otherwise."""
 CHUNK_SIZE = 1 << 20
 """Most bytes that are copied at a time with a speed limit, where writes wait for that, or where an end is not local."""
 
 LAST_TRIES = 10
 """How often the last bit is tried to be copied, while the guest waits, if errors are to be ignored."""
-
-LEAVE_BACKING = "leave"
-"""The target's backing chain stays as it is."""
-SOURCE_BACKING = "source"
-"""The target gets the source's (sync=top), or the source itself (sync=none)."""
-OPEN_BACKING = "open"
-"""The target's own is opened when the job completes."""
-
-
-class MirrorPlan:
-    """What a mirror is to do; the members are those of blockdev-mirror as far as they have the same names."""
-
-    def __init__(self, sync: str, base: BlockNode | None, granularity: int) -> None:
-        self.sync = sync
-        self.base = base
-        """Data of this node and what is below it is not copied."""
-        self.granularity = granularity
-        self.may_refine = False
-        """Nobody has asked for that granularity: what the guest writes may be followed in smaller pieces."""
-        self.least_unit = 0
-        """Parts of so many bytes must be written whole, 0: any size will do; ``granularity`` is no less."""
-        self.buffer = DEFAULT_BUFFER
-        self.unmap = True
-        self.write_blocking = False
-        self.zero_target = False
-        """The target may hold anything where the source reads as zeroes."""
-        self.replaces: str | None = None
-        self.backing_mode = LEAVE_BACKING
-        self.on_source_error = REPORT
-        self.on_target_error = REPORT
 
 
 class MirrorJob(BlockJob):

@@ -8,7 +8,8 @@ from qobra.block.bitmap import default_granularity
 from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import insert_filter, remove_filter
 from qobra.block.job.chain import backing_of, can_replace, contains, skip_filters, skip_implicit
-from qobra.block.job.mirror import DEFAULT_BUFFER, MirrorJob, MirrorPlan
+from qobra.block.job.mirror import MirrorJob
+from qobra.block.job.mirror_plan import DEFAULT_BUFFER, MirrorPlan
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
