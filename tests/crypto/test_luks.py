@@ -75,6 +75,7 @@ def test_bad_headers():
         (8, b"serpent\0", "Algorithm 'serpent'"),
         (40, b"odd-mode\0", "Unexpected cipher mode"),
         (72, b"rot13\0\0", "Hash algorithm 'rot13' not supported"),
+        (72, b"shake_128\0", "Hash algorithm 'shake_128' not supported"),
         (208, b"\1\2\3\4", "Keyslot 0 state is corrupted"),
         (208 + 40, b"\xff\xff\xff\xff", "Keyslot 0 is overlapping"),
     ):
@@ -84,6 +85,21 @@ def test_bad_headers():
             parse_header(bytes(bad))
     with pytest.raises(QobraError, match="Unable to read LUKS header"):
         parse_header(area[:100])
+
+
+@pytest.mark.parametrize("at", [164, 208 + 4])
+def test_more_rounds_than_a_key_can_be_derived_in(at):
+    """Those of the digest and those of a slot."""
+    _made, area, _key = create_header({"iter-time": 1}, b"x")
+    bad = area[:at] + b"\xff\xff\xff\xff" + area[at + 4 :]
+    with pytest.raises(QobraError, match="PBKDF iterations 4294967295 larger than 2147483647"):
+        parse_header(bad).unlock(bad, b"x")
+
+
+def test_a_hash_whose_digest_is_no_key():
+    options = {"iter-time": 1, "cipher-mode": "cbc", "ivgen-alg": "essiv", "ivgen-hash-alg": "sha512"}
+    with pytest.raises(QobraError, match="No AES cipher with key size 64 available"):
+        create_header(options, b"x")
 
 
 @pytest.mark.parametrize("milliseconds", [-1, 1 << 62, 1 << 32])

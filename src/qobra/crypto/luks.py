@@ -25,7 +25,11 @@ STRIPES = 4000
 _ENABLED = 0x00AC71F3
 _DISABLED = 0x0000DEAD
 _ALIGNMENT = 4096
+_HASHES = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160")
+"""QCryptoHashAlgorithm: hashlib has others, which no program writes and some of which have no digest of one length."""
 _MOST_ITERATIONS = 0xFFFFFFFF
+_MOST_DERIVED = 0x7FFFFFFF
+"""Rounds that OpenSSL can be asked for."""
 _MIN_ITERATIONS = 1000
 DEFAULT_ITER_TIME = 2000
 """Milliseconds to spend on deriving a key."""
@@ -161,6 +165,8 @@ class LuksHeader:
         self.digest = self._derive(key, self.digest_salt, self.digest_iterations, 20)
 
     def _derive(self, secret: bytes, salt: bytes, iterations: int, length: int) -> bytes:
+        if iterations > _MOST_DERIVED:
+            raise _out_of_range(f"{iterations} larger than {_MOST_DERIVED}")
         return hashlib.pbkdf2_hmac(self.hash, secret, salt, max(iterations, 1), length)
 
     def _iterations(self, iter_time: int) -> int:
@@ -187,6 +193,18 @@ def _out_of_range(what: str) -> QobraError:
     return QobraError(f"PBKDF iterations {what}: {os.strerror(errno.ERANGE)}", errno=errno.ERANGE)
 
 
+def _require_hash(name: str) -> None:
+    """Raise QobraError unless there is such a hash here: OpenSSL may have been built without the old ones."""
+    if name in _HASHES:
+        try:
+            hashlib.new(name)
+        except ValueError:
+            pass
+        else:
+            return
+    raise QobraError(f"Hash algorithm '{name}' not supported")
+
+
 def plan_header(options: dict[str, Any]) -> LuksHeader:
     """What ``options`` (QCryptoBlockCreateOptionsLUKS) ask for, and where its parts will lie; it has no key yet.
 
@@ -201,8 +219,7 @@ def plan_header(options: dict[str, Any]) -> LuksHeader:
         header.iv_hash = options.get("ivgen-hash-alg", "sha256")
     if header.cipher not in KEY_BYTES:
         raise QobraError(f"Algorithm '{header.cipher}' not supported")
-    if header.hash not in hashlib.algorithms_available:
-        raise QobraError(f"Hash algorithm '{header.hash}' not supported")
+    _require_hash(header.hash)
     header.key_length = KEY_BYTES[header.cipher] * (2 if header.mode == "xts" else 1)
     size = -(-header.key_length * STRIPES // _ALIGNMENT) * _ALIGNMENT
     header.slots = [Slot(_ALIGNMENT + number * size) for number in range(SLOTS)]
@@ -244,8 +261,7 @@ def parse_header(data: bytes) -> LuksHeader:
     header.digest, header.digest_salt, header.digest_iterations = digest, salt, iterations
     header.uuid = _text(uuid)
     header.hash = _text(hash).lower()
-    if header.hash not in hashlib.algorithms_available:
-        raise QobraError(f"Hash algorithm '{header.hash}' not supported")
+    _require_hash(header.hash)
     _take_cipher(header, _text(cipher), _text(mode))
     for number in range(SLOTS):
         active, slot_iterations, slot_salt, offset, stripes = _SLOT.unpack_from(
@@ -271,8 +287,8 @@ def _take_cipher(header: LuksHeader, cipher: str, mode_text: str) -> None:
     if mode != "ecb" and generator not in IV_GENERATORS:
         raise QobraError(f"IV generator '{generator}' is not supported")
     header.mode, header.iv_generator, header.iv_hash = mode, generator or "plain64", iv_hash or None
-    if header.iv_hash and header.iv_hash not in hashlib.algorithms_available:
-        raise QobraError(f"Hash algorithm '{header.iv_hash}' not supported")
+    if header.iv_hash:
+        _require_hash(header.iv_hash)
     length = header.key_length // 2 if mode == "xts" else header.key_length
     header.cipher = f"{cipher}-{length * 8}"
     if KEY_BYTES.get(header.cipher) != length:

@@ -23,7 +23,8 @@ IV_GENERATORS = ("plain", "plain64", "essiv")
 class SectorCipher:
     """A cipher with its key. Thread-safe.
 
-    ``cipher`` is one of :data:`KEY_BYTES`; for ``xts`` the key is twice as long. ``iv_hash`` is essiv's hash.
+    ``cipher`` is one of :data:`KEY_BYTES`; for ``xts`` the key is twice as long. ``iv_hash`` is essiv's hash, whose
+    digest has to be as long as a key of AES. Raises QobraError for what cannot be.
     """
 
     def __init__(
@@ -49,7 +50,10 @@ class SectorCipher:
         if iv_generator == "essiv":
             import hashlib
 
-            self._essiv = Cipher(AES(hashlib.new(iv_hash, key).digest()), modes.ECB())
+            salt = hashlib.new(iv_hash, key).digest()
+            if len(salt) not in KEY_BYTES.values():
+                raise QobraError(f"No AES cipher with key size {len(salt)} available")
+            self._essiv = Cipher(AES(salt), modes.ECB())
 
     def encrypt(self, sector: int, data: bytes | bytearray | memoryview) -> bytes:
         """``data``, whole sectors from number ``sector`` on, encrypted."""
