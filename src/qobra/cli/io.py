@@ -213,7 +213,7 @@ class Shell:
             elif option == "i":
                 if value not in AIO_MODES:
                     raise ToolError(f"Invalid aio option: {value}")
-                result["aio"] = value
+                result["aio"] = value if result.get("aio") != "native" else "native"
             elif option == "k":
                 result["aio"] = "native"
             elif option == "U":

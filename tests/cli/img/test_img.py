@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,6 +119,24 @@ def test_the_source_is_never_overwritten() -> None:
         assert run("convert", "-f", "raw", "-O", "raw", "a.raw", output) == 1
         assert run("dd", "-f", "raw", "-O", "raw", "if=a.raw", f"of={output}") == 1
     assert Path("a.raw").read_bytes() == before
+
+
+def test_convert_reads_nothing_that_somebody_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.raw").write_bytes(b"x" * 65536)
+    with qobra.open("a.raw", "r+", format="raw"):
+        assert run("convert", "-f", "raw", "-O", "raw", "a.raw", "b.raw") == 1
+        assert 'Failed to get shared "write" lock' in capsys.readouterr().err
+        assert run("convert", "-U", "-f", "raw", "-O", "raw", "a.raw", "b.raw") == 0
+        assert run("dd", "-f", "raw", "if=a.raw", "of=c.raw") == 0
+
+
+def test_a_target_that_is_there_may_be_shared_with_whoever_relies_on_its_size() -> None:
+    Path("a.raw").write_bytes(b"x" * 65536)
+    Path("b.raw").write_bytes(bytes(65536))
+    with open("b.raw", "rb") as file:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 203, 1, 0))  # shares no "resize"
+        assert run("convert", "-n", "-f", "raw", "-O", "raw", "a.raw", "b.raw") == 0
+        assert contents("b.raw", "raw") == b"x" * 65536
 
 
 def test_a_target_that_fails_does_not_look_whole(capsys: pytest.CaptureFixture[str]) -> None:

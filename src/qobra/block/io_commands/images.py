@@ -115,9 +115,9 @@ def truncate(interpreter: Interpreter, words: list[str]) -> None:
     mode = options.get("m", "off")
     if mode not in ("off", "metadata", "falloc", "full"):
         raise QobraError(f"Invalid preallocation mode '{mode}'")
-    if len(operands) != 1:
+    if not operands:
         raise Misused
-    length = interpreter.number(operands[0], shown=words[1])
+    length = interpreter.number(operands[0], shown=words[1])  # more operands are let pass
     root = interpreter.root
     perm = root.perm
     root.set_permissions(perm | permissions.RESIZE, root.shared)

@@ -66,6 +66,7 @@ class Conversion:
                 image_opts=order.image_opts,
                 cache=order.source_cache,
                 force_share=order.force_share,
+                unshared=not order.force_share,
             )
             self._nodes.append(node_of(backend))
         if order.snapshot is not None and len(self._filenames) > 1:
@@ -195,6 +196,7 @@ class Conversion:
             order.cache,
             image_opts=order.target_image_opts,
             options=options,
+            resize=order.create,
         )
         return node_of(backend)
 

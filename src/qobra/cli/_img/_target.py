@@ -124,6 +124,7 @@ def open_target(
     *,
     image_opts: bool = False,
     options: Options | None = None,
+    resize: bool = True,
 ) -> BlockBackend:
     """Open the target for writing, with holes where it has zeroes. Raises ToolError."""
     return images.open(
@@ -131,7 +132,7 @@ def open_target(
         fmt=fmt,
         image_opts=image_opts,
         writable=True,
-        resize=True,
+        resize=resize,
         cache=cache,
         options={"discard": "unmap", **(options or {})},
     )

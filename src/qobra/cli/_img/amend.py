@@ -42,7 +42,7 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError("Expecting one image file name")
         if cache not in CACHE_MODES:
             raise ToolError(f"Invalid cache option: {cache}")
-        backend = images.open(operands[0], **opening(line), writable=True, resize=True, cache=cache)
+        backend = images.open(operands[0], **opening(line), writable=True, cache=cache)
         node: Any = node_of(backend)
         if help_wanted:
             return _print_options(node.driver)

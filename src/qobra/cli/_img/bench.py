@@ -59,7 +59,7 @@ def main(program: Program, arguments: list[str]) -> int:
         elif option == "i":
             if value not in AIO_MODES:
                 raise ToolError(f"Invalid aio option: {value}")
-            order.aio = value
+            order.aio = value if order.aio != "native" else "native"
         elif option == "n":
             order.aio = "native"
         elif option == "o":

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
         metadata_only: bool
         """No data is going to be read."""
         resize: bool
+        unshared: bool
+        """Nobody else may write to it or resize it meanwhile, not even where the format would let them."""
         snapshot: bool
         """Write to a temporary file instead."""
         copy_on_read: bool
@@ -188,7 +190,10 @@ class Images:
         perm = 0 if metadata_only else permissions.CONSISTENT_READ | (permissions.WRITE if writable else 0)
         if request.get("resize"):
             perm |= permissions.RESIZE
-        backend = BlockBackend(self.layer, perm=perm)
+        shared = permissions.ALL
+        if request.get("unshared"):
+            shared &= ~(permissions.WRITE | permissions.RESIZE)
+        backend = BlockBackend(self.layer, perm=perm, shared=shared)
         backend.writeback = not through
         if request.get("snapshot"):
             from qobra.block.temporary import open_over

@@ -107,7 +107,7 @@ _ON_DAMAGED = (
     "map --output=json", "convert -O raw {} new", "convert -O qcow2 {} new", "convert --salvage -O raw {} new",
     "compare -f raw r {}", "snapshot -l", "snapshot -c three", "snapshot -a one", "snapshot -d two",
     "bitmap --add {} b9", "bitmap --remove {} b0", "bitmap --clear {} b0", "resize {} 2M", "resize --shrink {} 512k",
-    "amend -o lazy_refcounts=on", "amend -o compat=1.1", "amend -o refcount_bits=32", "measure -O qcow2", "commit",
+    "amend -o lazy_refcounts=on", "amend -o compat=1.1", "measure -O qcow2", "commit",
     "rebase -u -b r -F raw", "dd bs=64k if={} of=new",
 )  # fmt: skip
 """What is done with an image that was damaged, whose name is {} or comes last."""

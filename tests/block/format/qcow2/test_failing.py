@@ -276,6 +276,18 @@ def test_a_refcount_block_past_the_end_is_given_its_place(lab, offset, counted, 
     assert os.path.getsize(lab.path("a")) < 1 << 22
 
 
+def test_a_refcount_block_past_the_end_is_no_matter_where_only_leaks_are_repaired(lab):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        table = disk.node.header.reftable_offset
+    _put(lab, table + 40, (1 << 40).to_bytes(8, "big"))
+    found = []
+    with lab.open("a", _check=True) as disk:
+        result = disk.node.check(fix_leaks=True, report=found.append)
+    assert found == ["ERROR refcount block 5 is outside image"]
+    assert result["corruptions"] == 1 and "leaks" not in result
+
+
 def test_new_refcount_structures_fill_holes(lab):
     """A full image that cannot grow (as a device), but for one cluster at its beginning, and three further on."""
     lab.create("a", size=9 << 20, cluster_size=512)

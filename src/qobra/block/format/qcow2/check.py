@@ -168,7 +168,7 @@ class Checker:
                 self.error(f"ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted")
                 self.rebuild = True
             elif offset >= self.file_length and offset and not self._reaches(index, offset):
-                self.rebuild = True
+                self.rebuild |= self._repairing  # else no count needs another place
             elif offset:
                 self.count(offset, image.cluster_size)
                 references = self.seen.get(offset >> image.cluster_bits)
