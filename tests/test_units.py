@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qobra.units import NotANumber, OutOfRange, io_size_text, not_a_size, parse_size, size_text
+from qobra.units import NotANumber, OutOfRange, decimal, io_size_text, not_a_size, parse_size, size_text
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,18 @@ def test_not_sizes(text: str) -> None:
 def test_too_large(text: str) -> None:
     with pytest.raises(OutOfRange):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0), ("007", 7), ("18446744073709551615", 2**64 - 1), ("18446744073709551616", None), ("", None),
+        ("-1", None), ("+1", None), (" 1", None), ("1_0", None), ("0x1", None), ("\u00b2", None), ("\u0663", None),
+        ("9" * 5000, None), ("0" * 5000 + "1", 1),
+    ],
+)  # fmt: skip
+def test_decimal(text: str, value: int | None) -> None:
+    assert decimal(text) == value
 
 
 def test_hexadecimal_with_suffix_is_deprecated() -> None:

@@ -31,6 +31,17 @@ BOOLEANS = {"on": True, "yes": True, "true": True, "y": True, "off": False, "no"
 """The words of options that are switches."""
 
 
+def decimal(text: str) -> int | None:
+    """The number of up to 64 bits that ``text`` says in the digits 0 to 9 alone; None where it says none.
+
+    ``int()`` by itself fails where ``str.isdigit`` does not: for superscripts, and for thousands of digits.
+    """
+    if not text.isascii() or not text.isdigit() or len(text.lstrip("0")) > 20:
+        return None
+    number = int(text.lstrip("0") or "0")
+    return number if number <= UINT64_MAX else None
+
+
 class NotANumber(ValueError):
     """The text is no size."""
 

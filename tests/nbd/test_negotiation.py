@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
@@ -179,6 +180,18 @@ def raw(server: Server, *options: tuple[int, bytes]) -> tuple[list[tuple[int, in
     except QobraError:
         pass
     return replies, server.ended()
+
+
+def test_names_that_are_no_text_go_over_the_wire_as_they_are(server: Server) -> None:
+    name = b"\xff\xfe"
+    server.directory.exports[os.fsdecode(name)] = FakeExport("odd")
+    asked = p.U32.pack(len(name)) + name + p.U16.pack(1) + p.U16.pack(p.INFO_NAME)
+    unknown = p.U32.pack(1) + b"\xfd" + p.U16.pack(0)
+    replies, _end = raw(server, (p.OPT_LIST, b""), (p.OPT_INFO, unknown), (p.OPT_GO, asked))
+    told = [body for _option, _reply, body in replies]
+    assert any(body.startswith(p.U32.pack(len(name)) + name) for body in told)
+    assert b"export '\xfd' not present" in told
+    assert p.U16.pack(p.INFO_NAME) + name in told
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,9 @@ def test_a_range_of_ports() -> None:
         ({"type": "vsock", "cid": "-1", "port": "1"}, "Failed to parse cid '-1'$"),
         ({"type": "vsock", "cid": "1", "port": "4294967296"}, "Failed to parse port '4294967296'$"),
         ({"type": "fd", "str": "name"}, "No file descriptor named 'name'"),
+        ({"type": "fd", "str": "\u00b2"}, "No file descriptor named '\u00b2'"),
+        ({"type": "fd", "str": "9" * 20}, "No file descriptor named '9+'"),
+        ({"type": "fd", "str": "9" * 19}, "File descriptor '9+' is not a socket"),
         ({"type": "carrier-pigeon"}, "Unsupported socket address type"),
     ],
 )

@@ -244,3 +244,9 @@ def test_announcements_come_in_rounds(card: tuple[Machine, NetDriver, RecordingC
 def test_ids_of_backends_are_identifiers(machine: Machine) -> None:
     with pytest.raises(QobraError, match="^Parameter 'id' expects an identifier$"):
         dispatch.call(machine, "netdev_add", {"type": "hubport", "id": "1x", "hubid": 0})
+
+
+@pytest.mark.parametrize("port", ["\u00b2", "9" * 5000, "65536", ""])
+def test_ports_that_cannot_be(machine: Machine, port: str) -> None:
+    with pytest.raises(QobraError, match="doesn't contain ':' separating host from port"):
+        machine.netdevs.create({"type": "socket", "id": "l", "listen": f"127.0.0.1:{port}"})

@@ -69,7 +69,7 @@ class DirtyBitmap(WriteTracker):
         if granularity < MIN_GRANULARITY or granularity & (granularity - 1):
             raise QobraError("Granularity must be power of 2 and at least 512")
         if name is not None:
-            if len(name.encode()) > MAX_NAME:
+            if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME:
                 raise QobraError(f"Bitmap name too long: {name}")
             if name in node.bitmaps:
                 raise QobraError(f"Bitmap already exists: {name}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qobra.client.errors import ConnectError
+from qobra.units import decimal
 
 
 class UnixAddress(NamedTuple):
@@ -71,10 +72,11 @@ def parse_address(text: str) -> Address:
 
 
 def _parse_tcp(text: str, whole: str) -> TcpAddress:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
+    host, colon, digits = text.rpartition(":")
+    port = decimal(digits)
+    if not colon or port is None or port > 65535:
         raise ConnectError(f"'{whole}': expected HOST:PORT")
-    return TcpAddress(host.removeprefix("[").removesuffix("]") or "localhost", int(port))
+    return TcpAddress(host.removeprefix("[").removesuffix("]") or "localhost", port)
 
 
 def _parse_ssh(text: str) -> SshAddress:
@@ -83,9 +85,10 @@ def _parse_ssh(text: str) -> SshAddress:
     name, colon, port_text = host.rpartition(":")
     port: int | None = None
     if colon and not host.endswith("]"):
-        if not port_text.isdecimal() or int(port_text) > 65535:
+        port = decimal(port_text)
+        if port is None or port > 65535:
             raise ConnectError(f"'{text}': '{port_text}' is not a port")
-        host, port = name, int(port_text)
+        host = name
     host = host.removeprefix("[").removesuffix("]")
     # A host or user that begins with a hyphen would be an option to ssh.
     if not host or not slash or not path or (user + at + host).startswith("-"):

@@ -16,6 +16,7 @@ from qobra.block.throttle import MEMBERS, Limits, Membership
 from qobra.chardev.options import split
 from qobra.errors import QobraError
 from qobra.machine.option_groups import boolean, number
+from qobra.units import decimal
 
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
@@ -245,7 +246,7 @@ def _on_error(options: dict[str, str], interface: str) -> dict[str, str]:
 def _intervals(options: dict[str, str]) -> list[int]:
     lengths: list[int] = []
     while (text := options.pop(f"stats-intervals.{len(lengths)}", None)) is not None:
-        length = int(text) if text.isdigit() else 0
+        length = decimal(text) or 0
         if not 0 < length < 1 << 32:
             raise QobraError(f"Invalid interval length: {text}")
         lengths.append(length)
@@ -259,8 +260,8 @@ def _limits(options: dict[str, str]) -> tuple[Limits, str | None]:
         if key in options:
             text = options.pop(key)
             # A negative number is one, and refused for what it is.
-            negative = text.startswith("-") and text[1:].isdigit()
-            members[name] = int(text) if negative else number(key, text)
+            positive = decimal(text[1:]) if text.startswith("-") else None
+            members[name] = -positive if positive is not None else number(key, text)
     group = options.pop("throttling.group", None)
     return Limits().updated(members), group
 

@@ -14,6 +14,7 @@ from qobra.errors import QobraError
 from qobra.migration.channel import Channel, GivenUp
 from qobra.nbd.sockets import connect as connect_socket
 from qobra.nbd.sockets import listen as listen_socket
+from qobra.units import decimal
 
 if TYPE_CHECKING:
     from qobra.migration.tls import TlsChannel
@@ -143,8 +144,8 @@ def socket_address(kind: str, rest: str) -> dict[str, Any]:
     address: dict[str, Any] = {"type": "inet", "host": host.removeprefix("[").removesuffix("]"), "port": port}
     for option in rest.split(",")[1:]:
         name, _equals, value = option.partition("=")
-        if name == "to" and value.isdecimal():
-            address["to"] = int(value)
+        if name == "to" and (last := decimal(value)) is not None:
+            address["to"] = last
         elif name in ("ipv4", "ipv6") and value in ("", "on", "off"):
             address[name] = value != "off"
         else:

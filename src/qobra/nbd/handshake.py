@@ -140,7 +140,7 @@ class Handshake:
             except OptionRefused as error:
                 if error.reply != p.REP_ERR_UNSUP:
                     raise
-        self._request(p.OPT_EXPORT_NAME, export.encode())
+        self._request(p.OPT_EXPORT_NAME, p.octets(export))
         size, flags = p.EXPORT_REPLY.unpack(self._receive(p.EXPORT_REPLY.size, "export length and flags"))
         if not self._no_zeroes:
             self._receive(p.EXPORT_REPLY_PADDING, "reserved block")
@@ -158,7 +158,7 @@ class Handshake:
     # Messages -------------------------------------------------------------------------------------------------------
 
     def _info_or_go(self, option: int, export: str) -> ExportInfo:
-        name = export.encode()
+        name = p.octets(export)
         wanted = (p.INFO_NAME, p.INFO_DESCRIPTION, p.INFO_BLOCK_SIZE)
         self._request(
             option, p.U32.pack(len(name)), name, p.U16.pack(len(wanted)), *(p.U16.pack(kind) for kind in wanted)
@@ -188,9 +188,9 @@ class Handshake:
         return _checked(info)
 
     def _meta_context(self, option: int, export: str, queries: Sequence[str]) -> Iterator[tuple[int, str]]:
-        parts = [p.U32.pack(len(export.encode())), export.encode(), p.U32.pack(len(queries))]
+        parts = [p.U32.pack(len(p.octets(export))), p.octets(export), p.U32.pack(len(queries))]
         for query in queries:
-            parts += [p.U32.pack(len(query.encode())), query.encode()]
+            parts += [p.U32.pack(len(p.octets(query))), p.octets(query)]
         self._request(option, *parts)
         for reply, body in self._replies(option, _MAX_LISTED):
             if reply != p.REP_META_CONTEXT or len(body) < 4:

@@ -166,7 +166,7 @@ class Negotiation:
     def _export_name(self, body: bytes) -> None:
         if len(body) > p.MAX_STRING:
             raise _broken("Bad length received")
-        export = self._directory.lookup(body.decode("utf-8", "replace"))
+        export = self._directory.lookup(body.decode("utf-8", "surrogateescape"))
         if export is None:
             raise _broken("export not found")
         if self._enter is not None:
@@ -181,8 +181,8 @@ class Negotiation:
             self._refuse(p.OPT_LIST, p.REP_ERR_INVALID, "option 'list' has unexpected length")
             return
         for name, description in self._directory.listed():
-            data = name.encode()
-            self._reply(p.OPT_LIST, p.REP_SERVER, p.U32.pack(len(data)), data, description.encode())
+            data = p.octets(name)
+            self._reply(p.OPT_LIST, p.REP_SERVER, p.U32.pack(len(data)), data, p.octets(description))
         self._reply(p.OPT_LIST, p.REP_ACK)
 
     def _info(self, option: int, body: bytes) -> None:
@@ -202,9 +202,9 @@ class Negotiation:
         sizes = info.block_sizes
         assert sizes is not None
         if p.INFO_NAME in wanted:
-            self._reply(option, p.REP_INFO, p.U16.pack(p.INFO_NAME), name.encode())
+            self._reply(option, p.REP_INFO, p.U16.pack(p.INFO_NAME), p.octets(name))
         if info.description:
-            self._reply(option, p.REP_INFO, p.U16.pack(p.INFO_DESCRIPTION), info.description.encode())
+            self._reply(option, p.REP_INFO, p.U16.pack(p.INFO_DESCRIPTION), p.octets(info.description))
         aware = p.INFO_BLOCK_SIZE in wanted
         # A client that did not ask may send requests of any alignment, so it is told that it may (we align).
         minimum = sizes.minimum if aware or option == p.OPT_INFO else 1
@@ -273,7 +273,7 @@ class Negotiation:
             if everything or any(_matches(context, query, listing) for query in queries)
         }
         for number, context in selected.items():
-            self._reply(option, p.REP_META_CONTEXT, p.U32.pack(0 if listing else number), context.encode())
+            self._reply(option, p.REP_META_CONTEXT, p.U32.pack(0 if listing else number), p.octets(context))
         self._reply(option, p.REP_ACK)
         if not listing:
             self._contexts, self._contexts_of = selected, export
@@ -283,7 +283,7 @@ class Negotiation:
         self.transport.send([p.OPTION_REPLY.pack(p.OPTION_REPLY_MAGIC, option, reply, len(body)) + body])
 
     def _refuse(self, option: int, reply: int, text: str) -> None:
-        self._reply(option, reply, text.encode()[: p.MAX_STRING])
+        self._reply(option, reply, p.octets(text)[: p.MAX_STRING])
 
     def _skip(self, length: int) -> None:
         while length:
@@ -307,7 +307,7 @@ class _Reader:
         length = self.u32()
         if length > longest:
             raise ValueError("Invalid length: a name is too long")
-        return self._take(length).decode("utf-8", "replace")
+        return self._take(length).decode("utf-8", "surrogateescape")
 
     def end(self) -> None:
         if self._position != len(self._body):

@@ -180,6 +180,11 @@ _WIRE_ERRORS = frozenset(
 )
 
 
+def octets(text: str) -> bytes:
+    """A name or message as it goes over the wire: in UTF-8; what was none when it came goes out as it was."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def wire_error(number: int) -> int:
     """The protocol's error for an errno: itself where the protocol has it, else the nearest one, else EINVAL."""
     if number in _WIRE_ERRORS:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from qobra.errors import QobraError, strerror
+from qobra.errors import QobraError, errno_of, strerror
+from qobra.units import decimal
 
 FindFd = Callable[[str], int]
 """From the name of a passed descriptor (``getfd``) to the number; the callee gives up ownership."""
@@ -195,15 +196,16 @@ def _remove_stale(path: str) -> None:
 
 
 def _adopt(name: str, find_fd: FindFd | None) -> socket.socket:
-    if name.isdigit():
-        number = int(name)
+    inherited = decimal(name)
+    if inherited is not None:
+        number = inherited
     elif find_fd is not None:
         number = find_fd(name)
     else:
         raise QobraError(f"No file descriptor named '{name}'")
     try:
         sock = socket.socket(fileno=number)
-    except OSError as error:
-        raise QobraError(f"File descriptor '{name}' is not a socket", errno=error.errno)
+    except (OSError, OverflowError) as error:
+        raise QobraError(f"File descriptor '{name}' is not a socket", errno=errno_of(error))
     sock.setblocking(True)
     return sock

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from qobra.errors import QobraError
-from qobra.nbd.protocol import DEFAULT_PORT, MAX_STRING
+from qobra.nbd.protocol import DEFAULT_PORT, MAX_STRING, octets
 
 _TRANSPORTS = {"nbd": "inet", "nbd+tcp": "inet", "nbd+unix": "unix", "nbd+vsock": "vsock"}
 _TLS_PARAMETERS = frozenset(
@@ -52,8 +52,8 @@ def parse(text: str) -> NbdUri:
     parameters = {name: value for name, value in query if name in _TLS_PARAMETERS}
     if parts.username is not None:
         parameters.setdefault("tls-username", unquote(parts.username))
-    export = unquote(parts.path.removeprefix("/"))
-    if len(export.encode()) > MAX_STRING:
+    export = unquote(parts.path.removeprefix("/"), errors="surrogateescape")
+    if len(octets(export)) > MAX_STRING:
         raise _invalid(text[:64] + "...", "export name too long")
     address = _address(text, transport, parts.hostname or "", port, [v for n, v in query if n == "socket"])
     return NbdUri(address, export, tls, parameters)
@@ -78,7 +78,7 @@ def _address(text: str, transport: str, host: str, port: int | None, sockets: li
 def build(address: dict[str, Any], export: str = "", *, tls: bool = False) -> str:
     """The NBD URI of a SocketAddress and an export name. Raises QobraError for an address that has none (fd)."""
     scheme = "nbds" if tls else "nbd"
-    path = quote(export, safe="/")
+    path = quote(octets(export), safe="/")
     match address["type"]:
         case "inet":
             host = str(address["host"])

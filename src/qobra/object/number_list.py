@@ -6,6 +6,7 @@ from typing import Any
 
 from qobra.errors import QobraError
 from qobra.object.property import Property
+from qobra.units import decimal
 
 _MAX = 0xFFFF
 
@@ -42,9 +43,10 @@ class NumberList(Property):
         return list(value)
 
     def _range(self, text: Any) -> range:
-        first, dash, last = text.partition("-") if isinstance(text, str) else ("", "", "")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        low, dash, high = text.partition("-") if isinstance(text, str) else ("", "", "")
+        first, last = decimal(low), decimal(high if dash else low)
+        if first is None or last is None or last < first:
             raise QobraError(f"Parameter '{self.name}' expects a uint64 value or range")
-        if int(last or first) > _MAX:
+        if last > _MAX:
             raise QobraError("Parameter 'null' expects uint16_t")
-        return range(int(first), int(last or first) + 1)
+        return range(first, last + 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.errors import QobraError
+from qobra.units import decimal
 
 MAX_FRAGMENT = 127
 """Characters that one part of a key may have."""
@@ -116,12 +117,11 @@ def _lists(value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         return value
     converted = {key: _lists(item, f"{path}.{key}") for key, item in value.items()}
-    numbers = [key for key in converted if key.isdigit()]
-    if not numbers:
+    by_index = {index: item for key, item in converted.items() if (index := decimal(key)) is not None}
+    if not by_index:
         return converted
-    if len(numbers) != len(converted):
+    if len(by_index) != len(converted):
         raise QobraError(f"Parameters '{path}.*' used inconsistently")
-    by_index = {int(key): converted[key] for key in numbers}
     for index in range(len(by_index)):
         if index not in by_index:
             raise QobraError(f"Parameter '{path}.{index}' missing")

@@ -466,6 +466,34 @@ def test_progress_of_a_downgrade_is_told_by_l1_entry(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_names_that_are_no_text_come_out_as_they_are(environment: dict[str, str]) -> None:
+    """Of a snapshot, a bitmap and the image; whatever the locale, and after the image was written to."""
+    image = b"\xfe.q"
+    run("create", "-q", "-f", "qcow2", os.fsdecode(image), "1M")
+    run("snapshot", "-c", "s-name", os.fsdecode(image))
+    run("bitmap", "--add", os.fsdecode(image), "b-name")
+    whole = Path(os.fsdecode(image)).read_bytes()
+    Path(os.fsdecode(image)).write_bytes(whole.replace(b"s-name", b"\xff-name").replace(b"b-name", b"\x80-name"))
+    write(os.fsdecode(image), b"x" * 512)
+    script = "from qobra.cli import img; img.main(None, 'qobra-img')"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "info", image],
+        capture_output=True,
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "utf-8:strict",  # as it is in locales that have a language
+            "PYTHONUNBUFFERED": "",
+            "PYTHONPATH": os.path.dirname(qobra.__path__[0]),
+            **environment,
+        },
+    )
+    assert done.stderr == b"" and done.stdout.startswith(b"image: \xfe.q\n")
+    assert b" \xff-name " in done.stdout and b"name: \x80-name\n" in done.stdout
+    assert run("convert", "--bitmaps", "-O", "qcow2", os.fsdecode(image), "copy.q") == 0
+    assert b"\x80-name" in Path("copy.q").read_bytes()
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
 def test_errors_come_before_what_is_still_in_the_buffer_of_a_pipe(environment: dict[str, str]) -> None:
     run("create", "-q", "-f", "qcow2", "a.q", "1M")
     run("create", "-q", "-f", "qcow2", "b.q", "0")

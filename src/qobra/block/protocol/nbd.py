@@ -55,10 +55,10 @@ class NbdNode(BlockNode):
         options = opening.options
         self._address = nbd_options.server_address(options)
         self._export: str = options.get("export", "")
-        if len(self._export.encode()) > p.MAX_STRING:
+        if len(p.octets(self._export)) > p.MAX_STRING:
             raise QobraError("export name too long to send to server")
         self._context: str = options.get("x-dirty-bitmap", p.CONTEXT_BASE_ALLOCATION)
-        if len(self._context.encode()) > p.MAX_STRING:
+        if len(p.octets(self._context)) > p.MAX_STRING:
             raise QobraError("x-dirty-bitmap query too long to send to server")
         self._reconnect_delay: int = options.get("reconnect-delay", 0)
         self._lock = threading.Lock()

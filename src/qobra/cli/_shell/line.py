@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from qobra.cli._shell.live import LiveSchema
 from qobra.errors import QobraError
+from qobra.units import decimal
 
 _SUFFIXES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
 _TRUE = ("on", "true", "yes")
@@ -164,7 +165,7 @@ def _value(schema: LiveSchema, type_name: str, value: Any, path: str) -> Any:
 
 def _nested(schema: LiveSchema, type_name: str, value: dict[str, Any], path: str) -> Any:
     if schema.kind(type_name) == "array":
-        if not all(key.isdecimal() for key in value):
+        if any(decimal(key) is None for key in value):
             raise QobraError(f"{path}: expected {path}.0=, {path}.1=, ...")
         items = [value[key] for key in sorted(value, key=int)]
         return [_value(schema, schema.element(type_name), item, path) for item in items]

@@ -6,6 +6,7 @@ import os
 import pwd
 
 from qobra.errors import QobraError
+from qobra.units import decimal
 
 
 def become(text: str) -> None:
@@ -14,10 +15,11 @@ def become(text: str) -> None:
         entry = pwd.getpwnam(text)
         uid, gid, name = entry.pw_uid, entry.pw_gid, text
     except KeyError:
-        first, colon, second = text.partition(":")
-        if not (colon and first.isdigit() and second.isdigit()):
+        user, _colon, group = text.partition(":")
+        first, second = decimal(user), decimal(group)
+        if first is None or second is None:
             raise QobraError(f'-runas {text}: User "{text}" doesn\'t exist (and is not <uid>:<gid>)')
-        uid, gid, name = int(first), int(second), ""
+        uid, gid, name = first, second, ""
     try:
         os.setgid(gid)
         if name:
@@ -25,5 +27,7 @@ def become(text: str) -> None:
         else:
             os.setgroups([gid])
         os.setuid(uid)
+    except OverflowError:
+        raise QobraError(f"-runas {text}: Failed to change user: there is no such number")
     except OSError as error:
         raise QobraError.from_os(f"-runas {text}: Failed to change user", error)

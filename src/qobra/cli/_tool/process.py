@@ -88,12 +88,19 @@ def run_tool(run: Callable[[str, list[str]], int], own: str, argv: list[str] | N
 
 
 def buffer_output() -> None:
-    """Write standard output in blocks, or lines to a terminal, as C's stdio does, whatever PYTHONUNBUFFERED says."""
-    raw = getattr(sys.stdout, "buffer", None)
+    """Write standard output in blocks, or lines to a terminal, as C's stdio does, whatever PYTHONUNBUFFERED says.
+
+    Names in images and of files are octets: what is no UTF-8 goes out as it came, in every locale.
+    """
+    output = sys.stdout
+    if not isinstance(output, io.TextIOWrapper):
+        return
+    raw = output.buffer
     if isinstance(raw, io.RawIOBase):
-        old = sys.stdout
         buffered = io.BufferedWriter(raw)
-        sys.stdout = io.TextIOWrapper(buffered, old.encoding, old.errors, line_buffering=raw.isatty())
+        sys.stdout = io.TextIOWrapper(buffered, output.encoding, "surrogateescape", line_buffering=raw.isatty())
+    else:
+        output.reconfigure(errors="surrogateescape")
 
 
 def collect_garbage() -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from qobra.machine.dump.compression import Compress
 from qobra.machine.dump.memory import Run
 from qobra.machine.dump.notes import body_of
+from qobra.units import decimal
 
 PAGE = 4096
 _FLAT = Struct(">qq")
@@ -51,8 +52,7 @@ class Notes(NamedTuple):
 
     def physical_base(self) -> int:
         """Where the kernel says that it lies in physical memory."""
-        value = self.said(b"NUMBER(phys_base)")
-        return int(value) & (1 << 64) - 1 if value.isdigit() else 0
+        return decimal(self.said(b"NUMBER(phys_base)").decode("latin-1")) or 0
 
 
 def write_kdump(

@@ -9,6 +9,7 @@ import threading
 from qobra.errors import QobraError
 from qobra.net.framing import Deframer
 from qobra.net.netdev import MAX_PACKET, Netdev, registry
+from qobra.units import decimal
 
 
 @registry.register("socket")
@@ -176,7 +177,8 @@ _MULTICAST = 0xE
 
 
 def _host_port(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    host, colon, digits = text.rpartition(":")
+    port = decimal(digits)
+    if not colon or port is None or port > 65535:
         raise QobraError(f"host address '{text}' doesn't contain ':' separating host from port")
-    return host or "0.0.0.0", int(port)
+    return host or "0.0.0.0", port

@@ -43,9 +43,9 @@ class NbdExport(Export):
         if server is None:
             raise QobraError("NBD server not running")
         self._server = server
-        if len(self.name.encode()) > p.MAX_STRING:
+        if len(p.octets(self.name)) > p.MAX_STRING:
             raise QobraError(f"export name '{self.name}' too long")
-        if len(self.description.encode()) > p.MAX_STRING:
+        if len(p.octets(self.description)) > p.MAX_STRING:
             raise QobraError(f"description '{self.description}' too long")
         if server.lookup(self.name) is not None:
             raise QobraError(f"NBD server already has export named '{self.name}'")

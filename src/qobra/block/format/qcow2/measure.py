@@ -111,5 +111,7 @@ def _bitmap_bytes(source: BlockNode, cluster: int) -> int:
         data = (granules + 7) // 8
         clusters = -(-data // cluster)
         total += clusters * cluster + -(-clusters * 8 // cluster) * cluster
-        directory += -(-(layout.BITMAP_ENTRY.size + len((bitmap.name or "").encode())) // 8) * 8
+        directory += (
+            -(-(layout.BITMAP_ENTRY.size + len((bitmap.name or "").encode("utf-8", "surrogateescape"))) // 8) * 8
+        )
     return total + -(-directory // cluster) * cluster
