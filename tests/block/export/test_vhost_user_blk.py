@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import os
 import random
 import select
@@ -315,6 +316,44 @@ def test_removal_disconnects(exporter: Any, attach: Any) -> None:
         time.sleep(0.001)
     assert exporter.events == [("BLOCK_EXPORT_DELETED", {"id": "e"})]
     assert not os.path.exists(exporter.tmp_path / "vhost.sock")
+
+
+def test_a_driver_that_does_not_look_holds_nobody_up(exporter: Any, attach: Any) -> None:
+    """It is told through a pipe that is full."""
+    exporter.told("n")
+    front = attach("n").set_up()
+    read, write = os.pipe()
+    os.write(write, bytes(fcntl.fcntl(write, fcntl.F_GETPIPE_SZ)))
+    front.send(vu.SET_VRING_CALL, vu.U64.pack(0), (write,))
+    for _ in range(3):
+        assert front.request(blk.T_IN, 0, into=512)[0] == 0
+    exporter.exports.remove("e", "hard")
+    assert front.dropped()
+    for each in (read, write):
+        os.close(each)
+
+
+def test_a_queue_stops_though_its_driver_always_has_another_request(exporter: Any, attach: Any) -> None:
+    """Each read brings the next request along: it writes the ring's count, and the sector that is read then."""
+    header = 256
+    content = bytearray(1 << 25)
+    for sector in range(1 << 16):
+        vring.U16.pack_into(content, sector * 512, sector + 2 & 0xFFFF)
+        blk.HEADER.pack_into(content, sector * 512 + header, blk.T_IN, 0, sector + 1 & 0xFFFF)
+    exporter.file("n", bytes(content))
+    front = attach("n").set_up()
+    front.sock.settimeout(10)
+    front.poke(AVAILABLE + 2 + header, blk.HEADER.pack(blk.T_IN, 0, 0))
+    front.describe(0, AVAILABLE + 2 + header, 16, vring.F_NEXT, 1)
+    front.describe(1, AVAILABLE + 2, 512, vring.F_NEXT | vring.F_WRITE, 2)
+    front.describe(2, DATA, 1, vring.F_WRITE)
+    front.submit(0)
+    for _ in range(2):
+        front.completed()
+        front._seen = vring.U16.unpack(front.peek(USED + 2, 2))[0]
+    stop = vu.VRING_STATE.pack(0, 0)
+    assert front.ask(vu.SET_VRING_ENABLE, stop, flags=vu.FLAG_NEED_REPLY) == vu.U64.pack(0)
+    assert vring.U16.unpack(front.peek(AVAILABLE + 2, 2)) != vring.U16.unpack(front.peek(USED + 2, 2))
 
 
 def test_memory_slots(exporter: Any, attach: Any) -> None:

@@ -41,19 +41,24 @@ class Queue:
         self.addresses: tuple[int, int, int] | None = None
         """Descriptors, available ring, used ring."""
         self.kick = -1
-        self.call = -1
         self.enabled = False
+        self._call = -1
+        self._calling = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._stopping = False
         self._stop_read = self._stop_write = -1
 
     def set_kick(self, fd: int) -> None:
+        """The driver says by ``fd`` that there are requests; -1 for none."""
         self.stop()
         _close(self.kick)
-        self.kick = fd
+        self.kick = _never_waits(fd)
 
     def set_call(self, fd: int) -> None:
-        old, self.call = self.call, fd
-        _close(old)
+        """The driver is told by ``fd`` what is done, from the next request on; -1 for none."""
+        with self._calling:  # a number that was closed may be another file's at once
+            old, self._call = self._call, _never_waits(fd)
+            _close(old)
 
     def start(self) -> None:
         """Serve the queue if everything that it needs is there."""
@@ -61,6 +66,7 @@ class Queue:
             descriptors, available, used = self.addresses
             event_idx = bool(self._session.features >> blk.RING_F_EVENT_IDX & 1)
             ring = Vring(self._session.memory, self.size, descriptors, available, used, self.base, event_idx=event_idx)
+            self._stopping = False
             self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._thread = threading.Thread(target=self._run, args=(ring,), name="vhost-user-queue", daemon=True)
             self._thread.start()
@@ -68,6 +74,7 @@ class Queue:
     def stop(self) -> None:
         """Stop serving; no request is in flight when this returns."""
         if self._thread is not None:
+            self._stopping = True
             os.write(self._stop_write, b"\0")
             self._thread.join()
             self._thread = None
@@ -77,9 +84,8 @@ class Queue:
     def close(self) -> None:
         """Stop, and let go of the descriptors."""
         self.stop()
-        _close(self.kick)
-        _close(self.call)
-        self.kick = self.call = -1
+        self.set_kick(-1)
+        self.set_call(-1)
 
     def _run(self, ring: Vring) -> None:
         self._session.export.enter_thread()
@@ -95,7 +101,10 @@ class Queue:
                 ready = [fd for fd, _event in poller.poll()]
                 if self._stop_read in ready:
                     return
-                os.read(self.kick, 8)
+                try:
+                    os.read(self.kick, 8)
+                except BlockingIOError:
+                    pass  # somebody else has read it
         except (QobraError, OSError):
             self._session.disconnect()  # a driver that breaks the rules, or a descriptor that is none
         finally:
@@ -106,17 +115,26 @@ class Queue:
         """Everything that is in the ring, until nothing has come while we asked to be told."""
         while True:
             ring.expect_kicks(False)
-            while (chain := ring.take()) is not None:
-                ring.put(chain.head, requests.perform(chain))
-                if ring.should_signal() and self.call >= 0:
-                    os.write(self.call, _ONE)
+            while self._serve_one(ring, requests):
+                pass
             ring.expect_kicks(True)
-            chain = ring.take()
-            if chain is None:
+            if not self._serve_one(ring, requests):
                 return
-            ring.put(chain.head, requests.perform(chain))
-            if ring.should_signal() and self.call >= 0:
-                os.write(self.call, _ONE)
+
+    def _serve_one(self, ring: Vring, requests: blk.Requests) -> bool:
+        """The next request, if there is one and the queue is not to stop: a driver may always have another."""
+        chain = None if self._stopping else ring.take()
+        if chain is None:
+            return False
+        ring.put(chain.head, requests.perform(chain))
+        if ring.should_signal():
+            with self._calling:
+                if self._call >= 0:
+                    try:
+                        os.write(self._call, _ONE)
+                    except BlockingIOError:
+                        pass  # it has been told more often than it has looked
+        return True
 
 
 class Session:
@@ -311,6 +329,13 @@ def _unpack(struct: Struct, payload: bytes) -> tuple[int, ...]:
         raise QobraError("vhost-user: message of a wrong length", errno=errno.EPROTO)
     fields: tuple[int, ...] = struct.unpack(payload)
     return fields
+
+
+def _never_waits(fd: int) -> int:
+    """``fd``, which the front end may have left to block whoever reads or writes it."""
+    if fd >= 0:
+        os.set_blocking(fd, False)
+    return fd
 
 
 def _close(fd: int) -> None:
