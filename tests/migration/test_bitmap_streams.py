@@ -69,6 +69,15 @@ def test_what_came_before_a_recovery_may_come_again(layers: tuple[BlockLayer, Bl
     assert not found["a"].busy and not found["b"].busy
 
 
+def test_a_name_that_is_no_text_arrives_as_it_is(layers: tuple[BlockLayer, BlockLayer]) -> None:
+    source, destination = layers
+    DirtyBitmap(source.graph.nodes["n"], "\udcff\udc80", 4096).set(8192, 4096)
+    receiver = receiver_of(destination)
+    for record in sent(source):
+        receiver.take(record)
+    assert list(destination.graph.nodes["n"].bitmaps["\udcff\udc80"].dirty_ranges()) == [(8192, 4096)]
+
+
 def test_how_many_a_stream_makes_is_bounded(
     layers: tuple[BlockLayer, BlockLayer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

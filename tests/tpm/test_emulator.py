@@ -155,6 +155,15 @@ def test_a_silent_emulator_is_asked_once(
     assert _names(emulator) in ([], ["CMD_GET_TPMESTABLISHED"])  # it may be slower than we were patient
 
 
+def test_an_emulator_that_answers_no_command_is_not_waited_for(
+    machine: Machine, emulator: TpmEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "TIMEOUT_SECONDS", 0.5)
+    emulator.answer = lambda _command: b""
+    with machine.control, pytest.raises(QobraError, match="the emulator does not answer commands"):
+        connect(machine, emulator.path)
+
+
 def test_the_end_of_the_machine_shuts_it_down(emulator: TpmEmulator) -> None:
     machine = simple_machine(memory=1 << 20)
     with machine.control:

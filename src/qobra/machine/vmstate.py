@@ -51,12 +51,12 @@ class StateSource:
 
     def text(self) -> str:
         """A name, as :func:`put_text` writes it."""
-        return self.take(self.number(1)).decode("utf-8", "replace")
+        return self.take(self.number(1)).decode("utf-8", "surrogateescape")
 
 
 def put_text(out: bytearray, text: str) -> None:
-    """Write a name of at most 255 bytes."""
-    raw = text.encode()
+    """Write a name of at most 255 bytes, which need not be UTF-8: that of a bitmap comes from its image."""
+    raw = text.encode("utf-8", "surrogateescape")
     out.append(len(raw))
     out += raw
 

@@ -81,7 +81,7 @@ class BitmapSender:
                     raise QobraError(
                         f"Bitmap '{name}' in a node with auto-generated name '{node_alias}' can't be migrated"
                     )
-                if len(alias.encode()) > _MAX_NAME:
+                if len(alias.encode("utf-8", "surrogateescape")) > _MAX_NAME:
                     raise QobraError(
                         f"Cannot migrate bitmap '{name}' on node '{node.node_name}': "
                         f"Name is longer than {_MAX_NAME} bytes"

@@ -71,7 +71,12 @@ class Emulator(Tpm):
             channel.ask(control.SET_DATAFD, fds=[given.fileno()])
         finally:
             given.close()
-        self.is_20 = self._find_version()
+        own.settimeout(control.TIMEOUT_SECONDS)
+        try:
+            self.is_20 = self._find_version()
+        except OSError as error:
+            raise QobraError.from_os("tpm-emulator: the emulator does not answer commands", error)
+        own.settimeout(None)
         offered = channel.capabilities()
         if not all(offered & control.CAPABILITY[request] for request in _NEEDED):
             raise QobraError("tpm-emulator: TPM does not implement minimum set of required capabilities")
