@@ -242,3 +242,16 @@ def test_what_the_image_holds_is_written_past_the_nodes_beside_a_stream(layer, t
         job.set_speed(0)
     layer.wait_status("s", "null")
     tree.check()
+
+
+@pytest.mark.parametrize("finish", ["finalize", "cancel"])
+def test_a_read_only_image_that_others_write_to_meanwhile_stays_writable(layer, finish):
+    node = layer.add_node({"driver": "null-co", "node-name": "n", "read-only": True, "size": MIB})
+    job = stream(layer, "n", **{"auto-finalize": False})
+    layer.wait_status("s", "pending")
+    with layer.control:
+        filter_options = {"driver": "blkdebug", "node-name": "other", "image": "n"}
+        layer.add_node({**filter_options, "take-child-perms": ["write-unchanged"]})
+        job.finalize() if finish == "finalize" else job.user_cancel(False)
+    layer.wait_status("s", "null")
+    assert not node.read_only

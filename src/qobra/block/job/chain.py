@@ -135,3 +135,11 @@ def set_read_only(layer: BlockLayer, node: BlockNode, read_only: bool) -> None:
     if node.supports_backing and node.backing is None:
         options["backing"] = None
     reopen(layer, [options])
+
+
+def make_read_only_again(layer: BlockLayer, node: BlockNode) -> None:
+    """Give back a node that was made writable for a job. It stays writable if it has got other users that write."""
+    try:
+        set_read_only(layer, node, True)
+    except (QobraError, OSError):
+        return

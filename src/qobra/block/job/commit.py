@@ -18,6 +18,7 @@ from qobra.block.job.chain import (
     contains,
     find_by_name,
     find_overlay,
+    make_read_only_again,
     next_below,
     root_node,
     set_read_only,
@@ -146,7 +147,7 @@ class CommitJob(BlockJob):
         super().clean()
         self._roots.clear()
         if self._was_read_only and self.layer.graph.find(self._base.node_name) is self._base:
-            set_read_only(self.layer, self._base, True)
+            make_read_only_again(self.layer, self._base)
 
 
 def change_backing_file(layer: BlockLayer, overlay: BlockNode, name: str, base: BlockNode) -> None:

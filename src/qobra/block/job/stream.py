@@ -17,6 +17,7 @@ from qobra.block.job.chain import (
     contains,
     find_by_name,
     find_overlay,
+    make_read_only_again,
     next_below,
     set_read_only,
     skip_filters,
@@ -142,12 +143,10 @@ class StreamJob(BlockJob):
 
     def clean(self) -> None:
         super().clean()
-        try:
-            if self._was_read_only:
-                set_read_only(self.layer, self._target, True)
-        finally:
-            if self._root is not None:
-                self._root.remove()
+        if self._was_read_only:
+            make_read_only_again(self.layer, self._target)
+        if self._root is not None:
+            self._root.remove()
 
 
 def start_stream(jobs: Jobs, args: Options) -> StreamJob:
