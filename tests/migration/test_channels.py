@@ -54,7 +54,7 @@ def test_memory_comes_over_several_channels(sides: Any, method: str, more: tuple
 @pytest.mark.parametrize("wait", [False, True])
 def test_threads_pack_pages(sides: Any, threads: int, wait: bool) -> None:
     both = sides("compress", compress_threads=threads, decompress_threads=threads, compress_wait_thread=wait)
-    content = b"".join(bytes([n & 0xFF]) * 4096 for n in range(len(both.content) // 4096))
+    content = b"".join(bytes([n % 255 + 1]) * 4096 for n in range(len(both.content) // 4096))  # no page of zeroes
     with both.source.control:
         both.source.board.memory.write(1 << 20, content)
     both.content = content
