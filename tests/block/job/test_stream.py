@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -10,9 +11,11 @@ import pytest
 
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy.pool import CopyPool
+from qobra.block.copy.writeback import Writeback
 from qobra.block.extents import resolve
 from qobra.block.job.stream import start_stream
 from qobra.block.reopen import reopen
+from qobra.block.slots import Flight
 from qobra.errors import QobraError
 
 MIB = 1 << 20
@@ -84,6 +87,19 @@ def test_an_error_stops_and_goes_on(layer, tree, fail, chain_names):
         job.user_resume()
     layer.wait_status("s", "null")
     assert chain_names(tree.node) == ["top"]
+    tree.check()
+
+
+@pytest.mark.parametrize("beside_a_guest", [False, True])
+def test_the_disk_is_not_told_to_write_what_a_guest_is_writing(layer, tree, monkeypatch, beside_a_guest):
+    noted = []
+    monkeypatch.setattr(Writeback, "note", lambda self, length: noted.append(length))
+    served = itertools.count()
+    if beside_a_guest:
+        monkeypatch.setattr(Flight, "served", property(lambda self: next(served)))
+    stream(layer)
+    layer.wait_status("s", "null")
+    assert bool(noted) != beside_a_guest
     tree.check()
 
 

@@ -11,7 +11,7 @@ from qobra.block.copy.carrier import ZEROES
 from qobra.block.copy.chunk import is_plain_data
 from qobra.block.copy.coarse import resolve_coarse
 from qobra.block.copy.ranges import chain_depth, may_read_past, merged, widened
-from qobra.block.extents import ABSENT, ZERO
+from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.block.in_files import InFiles
 
 TYPE_CHECKING = False
@@ -32,12 +32,15 @@ def take_up(
     """
     cluster = top.cluster_size()
     depth = chain_depth(top, base)
-    runs = resolve_coarse(top, offset, min(length, top.length - offset))
-    from_below = ((run.start, run.length) for run in runs if 0 < run.depth < depth)
-    in_files = linking.takes_files() and may_read_past(top)
+    reads_past = may_read_past(top)
+    in_files = linking.takes_files() and reads_past
+    held = resolve(top, offset, min(length, top.length - offset), want_zero=not reads_past)
+    from_below = ((run.start, run.length) for run in held if 0 < run.depth < depth)
     ranges: list[tuple[int, int]] = []
     parts: list[Part] = []
     for start, size in widened(from_below, cluster, top.length):
+        # Only here are holes looked for: who asks a file for them, and a guest that writes to it, wait for each other.
+        runs = resolve_coarse(top, start, size)
         for is_zeroes, first, last in _by_kind(runs, start, start + size, cluster):
             end = -(-last // cluster) * cluster
             found = _parts(runs, first, last, end) if in_files else None

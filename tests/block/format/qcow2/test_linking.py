@@ -75,6 +75,18 @@ def test_a_write_on_the_way_stays(lab, chain, monkeypatch):
     assert check(lab, disk) == expected
 
 
+def test_a_file_is_not_asked_for_holes_where_the_image_holds_all_itself(lab, chain, monkeypatch):
+    disk = chain([(0, b"b" * SIZE)])
+    disk.write(0, b"guest" * (4 * CLUSTER // 5 + 1))
+    asked = []
+    monkeypatch.setattr(disk.node.file, "next_data", lambda offset: asked.append(offset) or offset)
+    monkeypatch.setattr(disk.node.file, "next_hole", lambda offset: asked.append(offset) or SIZE)
+    take_up(disk.node, disk.node.linking(), 0, 4 * CLUSTER, None, DIRECT)
+    assert held(disk) == [0, 1, 2, 3, 4] and not asked
+    take_up(disk.node, disk.node.linking(), 0, SIZE, None, DIRECT)
+    assert held(disk) == list(range(8)) and not asked
+
+
 def test_a_write_under_way_that_fails_leaves_no_gap(lab, chain):
     disk = chain([(0, b"b" * SIZE)])
     image = disk.node.image
