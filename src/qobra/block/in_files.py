@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qobra.block.copy.carrier import Carrier, Mender, Part
+    from qobra.block.protocol._folios import Folios
 
 
 class InFiles:
@@ -39,10 +40,11 @@ class InFiles:
             position += length
         return InFiles(inside, self.carrier, self.mender, self._start + start)
 
-    def copy_to(self, fd: int, offset: int) -> None:
-        """Write them at ``offset`` of another file; what is past a part's file's end is zeroes.
+    def copy_to(self, fd: int, offset: int, folios: Folios | None = None) -> None:
+        """Write them at ``offset`` of another file; what is past a part's file's end is zeroes. Small ones
+        are written by its ``folios``.
 
         Raises OSError, :class:`.carrier.ReadFailed` where the parts cannot be read.
         """
         if self._length:
-            self.carrier.move(self._parts, fd, offset, self.mender, self._start)
+            self.carrier.move(self._parts, fd, offset, self.mender, self._start, folios)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qobra.block.copy.old_blocks import OldBlocks
     from qobra.block.in_files import InFiles
     from qobra.block.layer import BlockLayer
+    from qobra.block.protocol._folios import Folios
     from qobra.block.table import ResolvedTable
 else:
     Any = Protocol = object
@@ -53,6 +54,8 @@ class BlockNode(Vertex):
     is_leaf: ClassVar[bool] = False
     """Has a file descriptor ``fd`` from which a DATA run is read at its offset."""
     fd: int = -1
+    folios: Folios | None = None
+    """How small writes are to be made to ``fd``, where that is a file in the page cache."""
     """A leaf's file descriptor."""
     shows_places: bool = False
     """A filter whose :meth:`map` says just that its data is that of the one child, and may be written there."""

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from qobra.block.node import BlockNode, Keeper, Marks
+    from qobra.block.protocol._folios import Folios
     from qobra.block.table_graph import Basis
     from qobra.native.places import Places
 
@@ -69,8 +70,10 @@ class ResolvedTable:
         self.pages: dict[int, array[int]] = {}
         self.fds: list[int] = [-1]
         """File descriptor by leaf number; number 0 is not used."""
-        self.linear: tuple[int, int] | None = None
-        """(file descriptor, offset to add) where the whole root lies in one piece, else None."""
+        self.folios: list[Folios | None] = [None]
+        """What makes small writes, by leaf number."""
+        self.linear: tuple[int, int, Folios | None] | None = None
+        """(file descriptor, offset to add, what makes small writes) where the root lies in one piece, else None."""
         self.writable = False
         """Whether a WRITABLE place may be written past the nodes, after :meth:`keep` and with :meth:`mark`."""
         self.marks: tuple[tuple[Marks, int], ...] = ()
@@ -120,6 +123,7 @@ class ResolvedTable:
                 self._leaves = []
                 self._basis = found
             self.fds = [-1, *(leaf.fd for leaf in self._leaves)]
+            self.folios = [None, *(leaf.folios for leaf in self._leaves)]
             marks, keepers = marks_of(root), keepers_of(root)
             self.writable = (
                 marks is not None and keepers is not None and all(node.plain_writes() for node in written_nodes(root))
@@ -144,7 +148,7 @@ class ResolvedTable:
             [keeper.old for keeper in self.keepers],
         )
         for leaf in self._leaves:
-            places.add_leaf(leaf.fd, leaf.request_alignment)
+            places.add_leaf(leaf.fd, leaf.request_alignment, leaf.folios)
         for number, page in self.pages.items():
             places.put_page(number, page)
         return places
@@ -339,12 +343,13 @@ class ResolvedTable:
         if len(self._leaves) >= 254:
             return 0
         self._leaves.append(leaf)
+        self.folios.append(leaf.folios)
         self.fds.append(leaf.fd)
         if self.places is not None:
-            self.places.add_leaf(leaf.fd, leaf.request_alignment)
+            self.places.add_leaf(leaf.fd, leaf.request_alignment, leaf.folios)
         return len(self._leaves)
 
-    def _find_linear(self) -> tuple[int, int] | None:
+    def _find_linear(self) -> tuple[int, int, Folios | None] | None:
         node, base = self.root, 0
         while node.is_transparent:
             step = node.linear_child()
@@ -352,7 +357,7 @@ class ResolvedTable:
                 return None
             node, offset = step
             base += offset
-        return (node.fd, base) if node.is_leaf and node.request_alignment == 1 else None
+        return (node.fd, base, node.folios) if node.is_leaf and node.request_alignment == 1 else None
 
     def _watch(self, node: BlockNode) -> bool:
         """Whether that is new."""

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+from qobra.block.protocol._folios import Folios
 from qobra.native.old_blocks import OldBlocks
 
 class Carrier:
@@ -14,6 +15,7 @@ class Carrier:
         old: OldBlocks | None = None,
         start: int = 0,
         share: int = 1,
+        folios: Folios | None = None,
     ) -> tuple[int, bool] | None: ...
     def work(self) -> None:
         """Move units in time that nobody else wants, until :meth:`stop`."""

@@ -13,6 +13,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from qobra.native.files cimport new_room, read_all, write_all
+from qobra.native.folios cimport Folios, FolioTable, write_at
 from qobra.native.old_blocks cimport OldBlocks, OldTable, clip, mend_range
 
 cdef extern from "<pthread.h>" nogil:
@@ -81,6 +82,7 @@ cdef struct Load:
     size_t part               # the one that the next unit begins in
     int64_t inside            # and how far in it
     int fd
+    FolioTable *folios
     int64_t host
     int64_t length
     int64_t taken
@@ -131,7 +133,8 @@ cdef class Carrier:
         pthread_cond_destroy(&self._done)
         pthread_mutex_destroy(&self._mutex)
 
-    def move(self, parts, int fd, int64_t host, old=None, uint64_t start=0, int64_t share=1):
+    def move(self, parts, int fd, int64_t host, old=None, uint64_t start=0, int64_t share=1,
+             Folios folios=None):
         cdef Load load
         cdef size_t count = len(parts), index
         cdef OldBlocks keeper
@@ -140,6 +143,8 @@ cdef class Carrier:
             raise ValueError("a load that cannot be")
         memset(&load, 0, sizeof(Load))
         load.fd, load.host, load.start = fd, host, start
+        if folios is not None:
+            load.folios = &folios.table
         if old is not None:
             keeper = old
             load.old = &keeper.table
@@ -277,6 +282,7 @@ cdef class Carrier:
         cdef uint64_t start = load.start + <uint64_t>unit.at
         cdef int failure = 0
         cdef int64_t begun = spent(), took
+        cdef ssize_t written
         while done < unit.length and not failure:
             size = min(load.parts[part].length - inside, unit.length - done)
             if load.parts[part].fd == ZEROES:
@@ -290,7 +296,10 @@ cdef class Carrier:
         else:
             if load.old != NULL:
                 mend_range(load.old, start, buffer, clip(load.old, start, unit.length), True)
-            failure = write_all(load.fd, buffer, unit.length, load.host + unit.at)
+            written = write_at(load.folios, load.fd, buffer, <size_t>unit.length, load.host + unit.at)
+            if written < unit.length:
+                done = max(written, <ssize_t>0)
+                failure = write_all(load.fd, buffer + done, unit.length - done, load.host + unit.at + done)
         if failure:
             load.failure = failure
         took = ((spent() - begun) << 20) // unit.length

@@ -4,6 +4,7 @@ from cpython.pythread cimport PyThread_type_lock
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from qobra.native.folios cimport Folios, FolioTable
 from qobra.native.marks cimport MarkTable
 from qobra.native.old_blocks cimport OldTable
 
@@ -33,6 +34,7 @@ cdef struct Piece:
     int fd
     bint writable
     size_t alignment   # more than 1 if the file bypasses the page cache
+    FolioTable *folios
     int64_t host
     size_t length
 
@@ -72,6 +74,7 @@ cdef class Places:
     cdef int fds[MAX_LEAVES]
     cdef int nowait[MAX_LEAVES]
     cdef size_t alignments[MAX_LEAVES]
+    cdef FolioTable *folios[MAX_LEAVES]
     cdef int leaves, linear, unit_bits
     cdef int64_t linear_base
     cdef int64_t _highest
@@ -90,9 +93,10 @@ cdef class Places:
     cdef Lock _linking          # taken by whoever puts entries where places may get data at any time
     cdef readonly int64_t linked    # counts what got data
     cdef list _owners
+    cdef list _folios      # keeps what folios point to
     cdef object _marked    # keeps what marks and keepers point to
     cdef void set_reserve(self, object owner, void *reserve, Allocate allocate, int leaf)
-    cdef void _set_leaf(self, int number, int fd, size_t alignment)
+    cdef void _set_leaf(self, int number, int fd, size_t alignment, Folios folios)
 
 
 cdef void link_entries(Places places, uint64_t offset, int64_t host, int64_t count) noexcept nogil

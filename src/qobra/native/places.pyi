@@ -2,6 +2,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+from qobra.block.protocol._folios import Folios
 from qobra.block.slots import Flight
 from qobra.native.marks import Marks
 from qobra.native.old_blocks import OldBlocks
@@ -43,11 +44,11 @@ class Places:
         length: int,
         unit_bits: int,
         writable: bool,
-        linear: tuple[int, int] | None,
+        linear: tuple[int, int, Folios | None] | None,
         marks: Sequence[tuple[Marks, int]] = (),
         keepers: Sequence[OldBlocks] = (),
     ) -> None: ...
-    def add_leaf(self, fd: int, alignment: int = 1) -> int: ...
+    def add_leaf(self, fd: int, alignment: int = 1, folios: Folios | None = None) -> int: ...
     def put_page(self, number: int, page: array[int]) -> Any: ...
     def drop_pages(self) -> Any: ...
     def clear(self, number: int, low: int, high: int) -> None: ...

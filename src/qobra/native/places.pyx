@@ -12,6 +12,7 @@ from cpython.pythread cimport (
 from libc.errno cimport EAGAIN, EINTR, ENXIO, EOPNOTSUPP, errno
 from libc.string cimport memset
 
+from qobra.native.folios cimport Folios, write_at
 from qobra.native.marks cimport Marks, add_marks
 from qobra.native.old_blocks cimport LONGEST_RUN, OldBlocks, keep_blocks, next_missing
 
@@ -53,7 +54,6 @@ cdef extern from * nogil:
         void *iov_base
         size_t iov_len
     ssize_t pread(int, void *, size_t, int64_t)
-    ssize_t pwrite(int, const void *, size_t, int64_t)
     ssize_t preadv2(int, const iovec *, int, int64_t, int)
     int posix_fadvise(int, int64_t, int64_t, int)
     int64_t lseek(int, int64_t, int)
@@ -202,7 +202,7 @@ cdef class Places:
     """What one generation of a root's flat table holds, for loops without the GIL.
 
     Each page is an ``array('q')`` of the table's, with the page's number behind its last entry. ``linear`` is the
-    (file descriptor, offset to add) where the root lies in one piece. ``marks`` are the (:class:`Marks`, offset to add)
+    (file descriptor, offset to add, folios or None) where the root lies in one piece. ``marks`` are the (:class:`Marks`, offset to add)
     that a write is marked in, once it was made and before its slot is left; ``keepers`` the :class:`OldBlocks` that
     have to keep what it is about to change.
     """
@@ -219,13 +219,14 @@ cdef class Places:
         self.unit_bits = unit_bits
         self.writable = writable
         self._owners = [None] * MAX_PAGES
+        self._folios = []
         self._linking = Lock()
         self.leaves = 1
         self.fds[0] = -1
         if linear is not None:
-            fd, self.linear_base = linear
+            fd, self.linear_base, folios = linear
             self.linear = LINEAR
-            self._set_leaf(LINEAR, fd, 1)
+            self._set_leaf(LINEAR, fd, 1, folios)
         self._marked = tuple(marks), tuple(keepers)
         if len(self._marked[0]) > MAX_MARKS or len(self._marked[1]) > MAX_KEEPERS:
             raise ValueError("too many bitmaps, or copies")
@@ -237,21 +238,24 @@ cdef class Places:
             self.mark_shifts[self.mark_count] = shift
             self.mark_count += 1
 
-    def add_leaf(self, int fd, size_t alignment=1):
+    def add_leaf(self, int fd, size_t alignment=1, Folios folios=None):
         """Give a file the next number; returns that. ``alignment``, a power of two, is more than 1 where it bypasses the
-        page cache."""
+        page cache; ``folios`` makes small writes."""
         if self.leaves >= LINEAR:
             raise ValueError("too many leaves")
         if alignment == 0 or alignment & (alignment - 1) or alignment > 4096:
             raise ValueError("an alignment that cannot be")
-        self._set_leaf(self.leaves, fd, alignment)
+        self._set_leaf(self.leaves, fd, alignment, folios)
         self.leaves += 1
         return self.leaves - 1
 
-    cdef void _set_leaf(self, int number, int fd, size_t alignment):
+    cdef void _set_leaf(self, int number, int fd, size_t alignment, Folios folios):
         self.fds[number] = fd
         self.alignments[number] = alignment
         self.nowait[number] = 0 if in_memory(fd) else RWF_NOWAIT
+        if folios is not None:
+            self._folios.append(folios)
+            self.folios[number] = &folios.table
         fence()  # entries that name it come later
 
     def put_page(self, int64_t number, page):
@@ -358,6 +362,7 @@ cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece
     if places.linear:
         piece.leaf, piece.fd, piece.alignment = places.linear, places.fds[places.linear], 1
         piece.writable = places.writable
+        piece.folios = places.folios[places.linear]
         piece.host = <int64_t>offset + places.linear_base
         piece.length = length
         return True
@@ -369,6 +374,7 @@ cdef bint next_piece(Places places, uint64_t offset, size_t length, Piece *piece
     size = unit - (offset & (unit - 1))
     piece.leaf = 0 if entry == 1 else <int>(entry >> 1 & 255)
     piece.fd, piece.alignment = places.fds[piece.leaf], places.alignments[piece.leaf]
+    piece.folios = places.folios[piece.leaf]
     piece.writable = places.writable and piece.leaf != 0 and (entry & 1) != 0
     # The sign only tells loops that cannot read such files.
     piece.host = (entry & <int64_t>0x7FFFFFFFFFFFFE00) + <int64_t>(offset & (unit - 1)) if piece.leaf else 0
@@ -457,7 +463,7 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
             outcome = places.allocate(places.reserve, places, at, piece.length, data)
             if outcome != DONE:
                 break
-        elif pwrite(piece.fd, data, piece.length, piece.host) != <ssize_t>piece.length:
+        elif write_at(piece.folios, piece.fd, data, piece.length, piece.host) != <ssize_t>piece.length:
             outcome = FAILED
             break
         data += piece.length

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Protocol
 
+    from qobra.block.protocol._folios import Folios
+
     class Mender(Protocol):
         """Knows some of what was read better; see :class:`qobra.block.copy.old_blocks.PureOldBlocks`."""
 
@@ -51,6 +53,7 @@ class PureMover:
         old: Mender | None = None,
         start: int = 0,
         share: int = 1,
+        folios: Folios | None = None,
     ) -> tuple[int, bool] | None:
         """Move ``parts`` to ``host`` of ``fd``, mended by ``old`` as the data from ``start`` of its disk.
 
@@ -67,7 +70,7 @@ class PureMover:
                     if old is not None:
                         old.mend(start, view, True)
                     is_reading = False
-                    _write_all(fd, host, view)
+                    _write_all(fd, host, view, folios)
                 except OSError as error:
                     return error.errno or 0, is_reading
                 position, host, start = position + len(view), host + len(view), start + len(view)
@@ -99,8 +102,17 @@ class Carrier:
         self._has_begun = self._closed = False
         self._lock = Lock()
 
-    def move(self, parts: Sequence[Part], fd: int, host: int, mender: Mender | None = None, start: int = 0) -> None:
-        """Write ``parts``, one after another, to ``host`` of ``fd``; mended as the data from ``start`` of a disk.
+    def move(
+        self,
+        parts: Sequence[Part],
+        fd: int,
+        host: int,
+        mender: Mender | None = None,
+        start: int = 0,
+        folios: Folios | None = None,
+    ) -> None:
+        """Write ``parts``, one after another, to ``host`` of ``fd``; mended as the data from ``start`` of a disk. Small
+        ones are written by the file's ``folios``.
 
         Zeroes are read past the end of a file. Raises OSError, ReadFailed where it is a part that failed.
         """
@@ -108,7 +120,7 @@ class Carrier:
         if share > 1 and not self._has_begun:
             self._begin()
         mover = _PURE if isinstance(mender, PureOldBlocks) else self._mover
-        failure = mover.move(parts, fd, host, mender, start, share)
+        failure = mover.move(parts, fd, host, mender, start, share, folios)
         if failure is not None:
             number, is_reading = failure
             raise (ReadFailed if is_reading else OSError)(number, os.strerror(number))
@@ -144,7 +156,7 @@ def _read_all(fd: int, offset: int, view: memoryview) -> None:
         done += moved
 
 
-def _write_all(fd: int, offset: int, view: memoryview) -> None:
-    done = 0
+def _write_all(fd: int, offset: int, view: memoryview, folios: Folios | None) -> None:
+    done = folios.write(view, offset) if folios is not None else 0
     while done < len(view):
         done += os.pwrite(fd, view[done:], offset + done)

@@ -15,6 +15,7 @@ from qobra.block.in_files import InFiles
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.block.protocol import _locks as locks
+from qobra.block.protocol._folios import SMALL, Folios
 from qobra.block.table import highest_write
 from qobra.errors import QobraError, strerror
 from qobra.lean import Lock
@@ -83,6 +84,8 @@ class FileNode(BlockNode):
         self._data = (0, 0)
         """Where data begin and end that were found by the last look for a hole: within it there is none."""
         self.request_alignment = DIRECT_ALIGNMENT if self.cache_direct else 1
+        if self.driver == "file":
+            self.folios = Folios(self.fd)
 
     def _open_fd(self) -> None:
         """Open as asked for, falling back to read-only where ``auto-read-only`` allows."""
@@ -110,6 +113,8 @@ class FileNode(BlockNode):
         return os.lseek(self.fd, 0, os.SEEK_END)
 
     def close(self) -> None:
+        if self.folios is not None:
+            self.folios.close()
         if self.fd >= 0:
             try:
                 if highest_write(self):
@@ -241,9 +246,14 @@ class FileNode(BlockNode):
 
     def _write(self, offset: int, data: Buffer) -> None:
         if isinstance(data, InFiles):
-            data.copy_to(self.fd, offset)
+            data.copy_to(self.fd, offset, self.folios)
         elif self.request_alignment > 1:
             self._write_direct(offset, data)
+        elif self.folios is not None and len(data) < SMALL:
+            view = memoryview(data)
+            done = self.folios.write(view, offset)
+            if done < len(view):
+                self._write_all(offset + done, view[done:])
         else:
             self._write_all(offset, memoryview(data))
 

@@ -105,7 +105,8 @@ class Loop:
         pages = table.pages
         fds = table.fds
         linear = table.linear
-        fd, base = linear if linear is not None else (-1, 0)
+        folios = table.folios
+        fd, base, small = linear if linear is not None else (-1, 0, None)
         writable = export.writable and table.writable and not export.writethrough
         inbox, arena = self.inbox, self.arena
         buffer, view, start, end = inbox.buffer, inbox.view, inbox.start, inbox.end
@@ -184,7 +185,7 @@ class Loop:
                         entry = page[number & PAGE_MASK] if page is not None else 0
                         inside = offset & mask
                         if entry & 1 and entry > 1 and inside + length <= unit and not keeps:
-                            fd = fds[entry >> 1 & 255]
+                            fd, small = fds[entry >> 1 & 255], folios[entry >> 1 & 255]
                             host = (entry & -512) + inside
                         elif self._write_pieces(table, offset, payload):
                             written = max(written, offset + length)
@@ -197,7 +198,7 @@ class Loop:
                         host = offset + base
                     if fd >= 0:
                         try:
-                            count = pwrite(fd, payload, host)
+                            count = small.write(payload, host) if small is not None else pwrite(fd, payload, host)
                             if marked:
                                 table.mark(offset, length)
                             if count == length:
