@@ -181,7 +181,7 @@ def test_an_interrupted_target_does_not_look_whole(number: signal.Signals) -> No
 
 @pytest.mark.parametrize(
     ("mode", "reason"),
-    [("falloc", "Could not preallocate new data"), ("full", "Could not write zeros for preallocation")],
+    [("falloc", "Could not preallocate new data"), ("full", "Could not resize file")],
 )
 def test_a_resize_that_finds_no_space_leaves_the_image_consistent(mode: str, reason: str) -> None:
     assert run("create", "-q", "-f", "qcow2", "a.q", "1M") == 0
@@ -212,7 +212,7 @@ def test_an_interrupt_while_the_target_is_made(monkeypatch: pytest.MonkeyPatch, 
 
     Path("a.raw").write_bytes(b"x" * MIB)
     Path("b.raw").write_bytes(b"another's")
-    monkeypatch.setattr(ImageCreation, "run", interrupted)
+    monkeypatch.setattr(ImageCreation, "make", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("dd", "if=a.raw", "of=b.raw", "-f", "raw", "-O", "raw")
     assert Path("b.raw").read_bytes() == (b"" if began else b"another's")
@@ -655,6 +655,20 @@ def test_a_full_disk_is_told_in_one_line(command: list[str], full: Path, capfd: 
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].endswith(": No space left on device")
     assert target.stat().st_size == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [(["100T"], "Failed to grow the L1 table"), (["900G", "--preallocation=metadata"], "Allocating clusters failed")],
+)
+def test_a_resize_tells_what_it_found_no_space_for(
+    arguments: list[str], reason: str, full: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = str(full / "a")
+    assert run("create", "-q", "-f", "qcow2", path, "1M") == 0
+    assert run("resize", path, *arguments) == 1
+    assert capfd.readouterr().err == f"qobra-img: {reason}: No space left on device\n"
+    assert run("check", "-q", path) == 0
 
 
 def test_what_was_written_before_a_disk_was_full_is_kept(full: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -52,10 +52,14 @@ class ImageCreation:
         """``Formatting 'x', fmt=raw size=1048576``."""
         return f"Formatting '{self.filename}', fmt={self.fmt} {told(self._known, self.values)}"
 
+    def make(self, layer: BlockLayer) -> None:
+        """Create it. Raises QobraError or OSError."""
+        create_in_protocol(layer, self.filename, self.fmt, self._format, self.values)
+
     def run(self, layer: BlockLayer) -> None:
-        """Create it. Raises QobraError."""
+        """Create it for somebody who chose the size. Raises QobraError or OSError."""
         try:
-            create_in_protocol(layer, self.filename, self.fmt, self._format, self.values)
+            self.make(layer)
         except (QobraError, OSError) as error:
             if error.errno != errno.EFBIG:
                 raise

@@ -485,7 +485,10 @@ def preallocate(fd: int, old_length: int, length: int, preallocation: str) -> No
         else:
             os.ftruncate(fd, length)
     elif preallocation == "full":
-        os.ftruncate(fd, length)
+        try:
+            os.ftruncate(fd, length)
+        except OSError as error:
+            raise QobraError(f"{_NOT_RESIZED['off']}: {strerror(error)}", errno=error.errno)
         zeroes = bytes(BOUNCE_SIZE)
         offset = old_length
         while offset < length:

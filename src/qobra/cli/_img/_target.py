@@ -48,7 +48,7 @@ def create_target(
     path = filename.removeprefix("file:")
     before = _state(path)
     try:
-        ImageCreation(filename, fmt, find_format(fmt), known, values).run(images.layer)
+        ImageCreation(filename, fmt, find_format(fmt), known, values).make(images.layer)
     except (Terminated, KeyboardInterrupt):
         # An image that somebody else uses has not been written to.
         if _state(path) != before:

@@ -271,6 +271,7 @@ def comparable(command: Sequence[str], text: str) -> str:
     text = re.sub(r"\d+\.\d+ seconds", "TIME", text)
     text = re.sub(r"=(yes|true|y)\b", "=on", re.sub(r"=(no|false|n)\b", "=off", text))  # shown as it was given, or not
     text = re.sub(rf"({_PROBED})+", r"\1", text)  # QEMU's may open an image twice
+    text = text.replace("%20", " ")  # in names of exports
     text = re.sub(r"#block\w+", "#block", text)
     text = re.sub(r"^(\s*disk size: |\s*\"actual-size\": ).*$", r"\1SIZE", text, flags=re.M)
     text = re.sub(r"^(Image end offset: |\s*\"image-end-offset\": ).*$", r"\1OFFSET", text, flags=re.M)
@@ -283,8 +284,8 @@ def comparable(command: Sequence[str], text: str) -> str:
         return "usage\n"
     if "-p" in command:
         text = re.sub(r"( *\(\d+\.\d\d/100%\)\r)+", "", text).lstrip("\n")
-    if command[1:2] == ["map"]:
-        text = _map(text)
+    if command[1:2] == ["map"] or (command[0] == "serve" and command[-2:-1] == ["map"]):
+        text = _map(text)  # of what is served, too
     if command[1:2] == ["check"]:
         text = re.sub(r"\d+\.\d+% fragmented", "FRAGMENTED", text)
         text = re.sub(r"^    \"fragmented-clusters\": .*\n", "", text, flags=re.M)

@@ -186,7 +186,10 @@ def prepare(place: Path) -> None:
     place.mkdir(parents=True)
 
     def img(*words: str) -> None:
-        subprocess.run(["qemu-img", *words], cwd=place, check=True, stdout=subprocess.DEVNULL)
+        for attempts_left in (2, 1, 0):  # on a busy machine QEMU may fail to find how often to hash a password
+            done = subprocess.run(["qemu-img", *words], cwd=place, check=not attempts_left, stdout=subprocess.DEVNULL)
+            if not done.returncode:
+                break
 
     def write(name: str, *lines: str) -> None:
         words = [word for line in lines for word in ("-c", f"write -q {line}")]

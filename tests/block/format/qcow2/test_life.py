@@ -59,7 +59,7 @@ REFUSED = [
     ),
     (
         {"size": 1 << 50, "cluster_size": 512},
-        "The image size is too large for file format 'qcow2'",
+        "Could not resize image: Failed to grow the L1 table: File too large",
     ),
 ]
 

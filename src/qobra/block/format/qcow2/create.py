@@ -129,9 +129,7 @@ def header_for(options: Options) -> Header:
     except QobraError as error:
         raise error.prefixed("Could not resize image: ")
     if l1_entries_for(header, size) * 8 > layout.MAX_L1_BYTES:
-        raise QobraError(
-            "The image size is too large for file format 'qcow2' (try using a larger cluster size)", errno=errno.EFBIG
-        )
+        raise QobraError("Could not resize image: Failed to grow the L1 table: File too large", errno=errno.EFBIG)
     header.backing_file = backing or ""
     header.backing_format = (options.get("backing-fmt") or "")[: layout.MAX_BACKING_FORMAT]
     return header

@@ -46,7 +46,10 @@ def _grow(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> None
     old = node.length
     if node.data_file_raw and preallocation == "off":
         preallocation = "metadata"  # whoever reads the image must see what the raw file holds
-    grow_l1(image, l1_entries_for(image.header, length))
+    try:
+        grow_l1(image, l1_entries_for(image.header, length))
+    except (OSError, QobraError) as error:
+        raise _because("Failed to grow the L1 table", error)
     if image.external and image.data.length < length:
         image.data.truncate(length, preallocation=preallocation if preallocation != "metadata" else "off", exact=exact)
     node.length = length
@@ -55,7 +58,12 @@ def _grow(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> None
         backing = node.backing
         hides = length > old and backing is not None and backing.length > old
         if preallocation != "off" and length > old:
-            _preallocate_over(node, old, length, preallocation, hides)
+            try:
+                _preallocate_over(node, old, length, preallocation, hides)
+            except (OSError, QobraError) as error:
+                if isinstance(error, QobraError) and preallocation != "metadata":
+                    raise  # says what could not be done to the file
+                raise _because("Allocating clusters failed", error)
         elif hides:
             # All of it, as the backing file may grow.
             node.zero_new(old, length - old)
@@ -63,6 +71,11 @@ def _grow(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> None
         node.length = old
         raise
     _set_size(node, length)
+
+
+def _because(failed: str, error: OSError | QobraError) -> QobraError:
+    number = errno_of(error)
+    return QobraError(f"{failed}: {os.strerror(number)}", errno=number)
 
 
 def _preallocate_over(node: Qcow2Disk, old: int, length: int, mode: str, hides: bool) -> None:
