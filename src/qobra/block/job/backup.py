@@ -80,7 +80,7 @@ class BackupJob(BlockJob):
         self._frozen = False
         super().__init__(jobs, job_id, filter_node, **common)
         try:
-            self._target_edge = self.add_node("target", target)
+            self.add_node("target", target)
         except BaseException:
             self.discard()
             raise

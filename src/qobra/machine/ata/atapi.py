@@ -180,7 +180,7 @@ class PacketDevice(CdTray, AtaDevice):
         if not length:
             self._packet_ok()
         elif self._packet_dma:
-            self.await_dma(length, self._run_dma, to_device=False)
+            self.await_dma(length, self._run_dma)
         else:
             self._next_block()
 

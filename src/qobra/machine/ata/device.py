@@ -67,7 +67,6 @@ class AtaDevice(BlockFrontEnd):
         self._dma_run: Callable[[ScatterList], None] | None = None
         self.dma_length = 0
         """Bytes that the waiting transfer moves."""
-        self.dma_to_device = False
 
     @property
     def ide_bus(self) -> IdeBus:
@@ -268,10 +267,10 @@ class AtaDevice(BlockFrontEnd):
 
     # -- data by DMA
 
-    def await_dma(self, length: int, run: Callable[[ScatterList], None], *, to_device: bool) -> None:
+    def await_dma(self, length: int, run: Callable[[ScatterList], None]) -> None:
         """Wait for the host's engine; ``run`` goes on with the guest memory that it leads to."""
         self.status = regs.READY | regs.SEEK | regs.DRQ | regs.BUSY
-        self.dma_length, self.dma_to_device, self._dma_run = length, to_device, run
+        self.dma_length, self._dma_run = length, run
         self.port.dma_ready(self)
 
     def run_dma(self, memory: ScatterList) -> None:

@@ -198,7 +198,7 @@ class Disk(AtaDevice):
 
     def _start_dma(self, wide: bool, to_device: bool, fua: bool = False) -> None:
         self._take_range(wide)
-        self.await_dma(self._left * _SECTOR, partial(self._run_dma, to_device, fua), to_device=to_device)
+        self.await_dma(self._left * _SECTOR, partial(self._run_dma, to_device, fua))
 
     def _run_dma(self, to_device: bool, fua: bool, memory: ScatterList) -> None:
         if memory.length < self._left * _SECTOR:
@@ -247,7 +247,7 @@ class Disk(AtaDevice):
             self.abort()
             return
         count = self.count or 256
-        self.await_dma(count * _SECTOR, partial(self._trim, count), to_device=True)
+        self.await_dma(count * _SECTOR, partial(self._trim, count))
 
     def _trim(self, count: int, memory: ScatterList) -> None:
         data = memory.read(0, min(memory.length, count * _SECTOR))

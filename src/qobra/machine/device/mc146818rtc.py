@@ -71,7 +71,6 @@ class Rtc(IsaDevice):
         self._frozen: int | None = None
         self._update_timer = self.board.clock.timer(self._second_passed)
         self._periodic_timer = self.board.clock.timer(self._period_passed)
-        self._announced_offset = 0
         self._lost_ticks = self._made_up = 0
         self._show_time()
         self._uses_update_timer()

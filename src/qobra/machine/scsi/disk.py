@@ -80,7 +80,6 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
             raise QobraError("The serial number can't be longer than 36 characters")
         self.vendor, self.product = self.vendor or "QEMU", self.product or self.default_product
         self.ver = self.ver or "2.5+"
-        self._mode_values: dict[int, bytes] = {}
         self.move_to_adapter(backend)
         return backend
 

@@ -30,7 +30,6 @@ class VirtioBus(Bus):
     type_name = "virtio-bus"
     abstract = True
     limit = 1
-    has_modern = True
 
     def notify_queue(self, queue: Queue) -> None:
         """Tell the driver that ``queue`` has used buffers."""

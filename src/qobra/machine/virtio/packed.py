@@ -118,10 +118,6 @@ class PackedRing(Ring):
             event -= self._size
         return bool((self._used - event - 1) & 0xFFFF < (self._used - old) & 0xFFFF)
 
-    def suppress_kicks(self, suppress: bool) -> None:
-        if not self._event_index:
-            _EVENT.pack_into(self._device_event, 0, 0, _EVENTS_DISABLE if suppress else _EVENTS_ENABLE)
-
     def _is_available(self, index: int, wrap: bool) -> bool:
         flags = _U16.unpack_from(self._ring, 16 * index + 14)[0]
         return bool(flags & _AVAIL) == wrap and bool(flags & _USED) != wrap

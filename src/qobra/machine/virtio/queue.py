@@ -229,10 +229,6 @@ class Ring:
         """Whether the driver asked to be told of what was pushed since the last call."""
         raise NotImplementedError
 
-    def suppress_kicks(self, suppress: bool) -> None:
-        """Whether the driver need not say that it made more available; a hint."""
-        raise NotImplementedError
-
     def again(self, start: int) -> Buffer:
         """The buffer that begins at ``start`` and was popped before, by another machine. Raises VirtioError."""
         raise NotImplementedError

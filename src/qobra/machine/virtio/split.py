@@ -21,7 +21,6 @@ from qobra.machine.virtio.queue import (
 _U16 = Struct("<H")
 _USED_ELEMENT = Struct("<II")
 _AVAIL_NO_INTERRUPT = 1
-_USED_NO_NOTIFY = 1
 
 
 class SplitRing(Ring):
@@ -89,13 +88,6 @@ class SplitRing(Ring):
             return True
         event = _U16.unpack_from(self._avail, 4 + 2 * self._size)[0]
         return bool((self._used_index - event - 1) & 0xFFFF < (self._used_index - old) & 0xFFFF)
-
-    def suppress_kicks(self, suppress: bool) -> None:
-        if self._event_index:
-            if not suppress:
-                _U16.pack_into(self._used, 4 + 8 * self._size, _U16.unpack_from(self._avail, 2)[0])
-        else:
-            _U16.pack_into(self._used, 0, _USED_NO_NOTIFY if suppress else 0)
 
     def _walk(self, chain: Chain, table: View, size: int, index: int, *, indirect: bool) -> None:
         for _ in range(size):

@@ -47,7 +47,6 @@ class Trial:
         self._images = images
         self._start = start
         self._devices = devices
-        self.played = 0
         self.coverage = Coverage(WEIGHTS, DRIVERS)
         self._theirs: list[Any] = []
 
@@ -181,7 +180,6 @@ class Trial:
         directory = self._directory / ("ours" if ours else "theirs")
         shutil.rmtree(directory, ignore_errors=True)
         play.copy_images(self._images, directory)
-        self.played += 1
         return self._start(directory, ours)
 
     def _step(self, player: Player, step: Step, slow: set[str] | None) -> tuple[list[Any], list[str]]:

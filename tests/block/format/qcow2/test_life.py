@@ -289,6 +289,24 @@ def test_the_image_ends_where_its_bitmap_directory_ends(lab):
     _clean(lab)
 
 
+@pytest.mark.parametrize("passes", [False, True])
+def test_space_that_is_freed_for_another_reason_goes_back_where_that_is_wanted(lab, passes):
+    """A bitmap's table; its bits go back in any case."""
+    lab.create("a", size=4 * MIB)
+    with lab.open("a") as disk:
+        _bitmap(disk, "b")
+        disk.write(MIB, b"x")
+    file = {"driver": "file", "filename": lab.path("a"), "discard": "unmap"}
+    with lab.open("a", file=file, pass_discard_other=passes) as disk:
+        table = disk.node.stored_bitmaps.entries[0].table_offset
+        bits = int.from_bytes(disk.node.read_file(table, 8), "big")
+        disk.node.bitmaps["b"].remove()
+        disk.node.stored_bitmaps.remove("b")
+    with open(lab.path("a"), "rb") as image:
+        holes = {place: os.lseek(image.fileno(), place, os.SEEK_HOLE) == place for place in (table, bits)}
+    assert holes == {table: passes, bits: True}
+
+
 def test_bitmaps_are_inconsistent_after_a_crash(lab):
     lab.create("a", size=MIB)
     with lab.open("a") as disk:

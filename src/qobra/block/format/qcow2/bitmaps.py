@@ -332,7 +332,7 @@ class StoredBitmaps:
         image = self._node.image
         for word in self._table(entry):
             if word & layout.OFFSET_MASK:
-                image.free(word & layout.OFFSET_MASK, image.cluster_size)
+                image.free(word & layout.OFFSET_MASK, image.cluster_size, discard=True)
         image.free(entry.table_offset, -(-entry.table_entries * 8 // image.cluster_size) * image.cluster_size)
 
     # -- others ask -----------------------------------------------------------------------------------------------

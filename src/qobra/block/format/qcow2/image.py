@@ -163,11 +163,13 @@ class Image:
 
     # -- freeing --------------------------------------------------------------------------------------------------
 
-    def free(self, offset: int, length: int, *, discard: bool = False) -> None:
+    def free(self, offset: int, length: int, *, discard: bool | None = None) -> None:
         """Nothing in memory refers to these host clusters any more: drop a reference once the disk says so too.
 
-        ``discard``: if that was the last one, give the space back to the host.
+        ``discard``: if that was the last one, give the space back to the host; by ``pass-discard-other``, if not given.
         """
+        if discard is None:
+            discard = self.node.pass_discard_other
         freed = self.freed
         if freed and not length & self.cluster_mask:
             last_offset, last_length, last_discard = freed[-1]
