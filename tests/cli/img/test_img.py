@@ -659,16 +659,23 @@ def test_a_full_disk_is_told_in_one_line(command: list[str], full: Path, capfd: 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [(["100T"], "Failed to grow the L1 table"), (["900G", "--preallocation=metadata"], "Allocating clusters failed")],
+    [
+        (["a", "100T"], "Failed to grow the L1 table"),
+        (["--preallocation=metadata", "a", "900G"], "Allocating clusters failed"),
+    ],
 )
 def test_a_resize_tells_what_it_found_no_space_for(
-    arguments: list[str], reason: str, full: Path, capfd: pytest.CaptureFixture[str]
+    arguments: list[str],
+    reason: str,
+    full: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    path = str(full / "a")
-    assert run("create", "-q", "-f", "qcow2", path, "1M") == 0
-    assert run("resize", path, *arguments) == 1
+    monkeypatch.chdir(full)
+    assert run("create", "-q", "-f", "qcow2", "a", "1M") == 0
+    assert run("resize", *arguments) == 1
     assert capfd.readouterr().err == f"qobra-img: {reason}: No space left on device\n"
-    assert run("check", "-q", path) == 0
+    assert run("check", "-q", "a") == 0
 
 
 def test_what_was_written_before_a_disk_was_full_is_kept(full: Path, capfd: pytest.CaptureFixture[str]) -> None:
