@@ -65,7 +65,10 @@ def test_the_usual_way_of_tests(build: Build, tmp_path: Path) -> None:
     )
     assert machine.run_state.running
     devices = {each["device"]: each for each in _qmp(machine, "query-block")}
+    # Drives that make their cards themselves come after all -device.
     assert devices["drive0"]["qdev"] == "/machine/peripheral-anon/device[0]/virtio-backend"
+    slots = {each["id"]["device"]: each["slot"] for each in _qmp(machine, "query-pci")[0]["devices"]}
+    assert slots[0x1004] < slots[0x1001]
     assert devices[""]["qdev"] == "hd"
     assert _qmp(machine, "qom-get", path="hd", property="lun") == 3
     backend = "/machine/peripheral-anon/device[0]/virtio-backend"

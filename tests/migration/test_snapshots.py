@@ -14,6 +14,7 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
 from qobra.migration import snapshots
+from qobra.migration.machine_state import load_devices, save_devices, state_owners
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import execute
 
@@ -199,3 +200,20 @@ def test_a_damaged_state_is_one_error_and_the_machine_stands_still(machine: Mach
         with pytest.raises(QobraError, match="Error while loading VM state: Not a migration stream"):
             snapshots.load(machine, "s")
         assert machine.run_state.state == "restore-vm"
+
+
+@pytest.mark.parametrize(("board", "place"), [("q35", {"bus": "ide.%d"}), ("pc", {"bus": "ide.%d", "unit": "1"})])
+def test_disks_of_one_controller_are_told_apart(tmp_path: Path, board: str, place: dict[str, str]) -> None:
+    made = simple_machine("x86_64", board, memory=1 << 20)
+    with made.control:
+        made.board.ready = False
+        for number in (0, 1):
+            made.block.add_node({"driver": "null-co", "node-name": f"disk{number}", "size": 1 << 20})
+            where = {key: value.replace("%d", str(number)) for key, value in place.items()}
+            add_device(made, {"driver": "ide-hd", "drive": f"disk{number}"} | where, keyval=True)
+        made.board.ready = True
+        names = [name for name, _owner in state_owners(made.board)]
+        assert len(names) == len(set(names))
+        (head, *sections) = [bytes(payload) for _kind, payload in save_devices(made, "paused")]
+        assert load_devices(made, head, sections) == "paused"
+    made.close()

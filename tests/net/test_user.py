@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from qobra.command.hmp_usernet import hostfwd_add, hostfwd_remove
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.net import slirp
@@ -220,6 +221,15 @@ def test_forwarding_comes_and_goes(machine: Machine) -> None:
     assert not guest.netdev.forward_no_more(host_end(f"tcp:127.0.0.1:{port}"))
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+def test_the_monitor_says_what_is_wrong_with_a_rule_without_the_prefix_of_errors(machine: Machine) -> None:
+    _Guest(machine)
+    with machine.control:
+        assert hostfwd_add(machine, {"arg1": "nope", "arg2": "tcp::1-:2"}) == "unrecognized netdev id 'nope'\n"
+        assert hostfwd_remove(machine, {"arg1": "nope", "arg2": "tcp::1"}) == "unrecognized netdev id 'nope'\n"
+        assert hostfwd_add(machine, {"arg1": "x"}) == "Invalid host forwarding rule 'x' (No : separators)\n"
+        assert hostfwd_remove(machine, {"arg1": "x"}) == "invalid format\n"
 
 
 @pytest.mark.skipif(shutil.which("cat") is None, reason="cat is not installed")

@@ -24,6 +24,8 @@ def _backend(machine: Machine, id: str | None) -> Any:
     for each in backends:
         if each.id == id:
             return each
+    if any(each.id == id for each in machine.netdevs):
+        raise QobraError("invalid device specified")
     raise QobraError(f"unrecognized netdev id '{id}'")
 
 
@@ -45,10 +47,14 @@ def info_usernet(machine: Machine, args: dict[str, Any]) -> str:
     help="lead a port of the host's to the guest, through a user mode network",
     needs="board",
 )
-def hostfwd_add(machine: Machine, args: dict[str, Any]) -> None:
-    """Add a rule, to the first such network if none is named."""
+def hostfwd_add(machine: Machine, args: dict[str, Any]) -> str:
+    """Add a rule, to the first such network if none is named. What fails is said without the ``Error:`` of others."""
     *id, rule = args.values()
-    _backend(machine, id[0] if id else None).forward(rule)
+    try:
+        _backend(machine, id[0] if id else None).forward(rule)
+    except QobraError as error:
+        return f"{error}\n"
+    return ""
 
 
 @hmp_command(
@@ -63,5 +69,8 @@ def hostfwd_remove(machine: Machine, args: dict[str, Any]) -> str:
     from qobra.net.forwarding import host_end
 
     *id, end = args.values()
-    removed = _backend(machine, id[0] if id else None).forward_no_more(host_end(end))
+    try:
+        removed = _backend(machine, id[0] if id else None).forward_no_more(host_end(end))
+    except QobraError as error:
+        return f"{error}\n"
     return f"host forwarding rule for {end} {'removed' if removed else 'not found'}\n"

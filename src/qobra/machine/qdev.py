@@ -203,7 +203,9 @@ class Device(Object):
         """How a saved state calls the device: its place, which is the same in a machine that was made alike."""
         if self.bus is None or not isinstance(self.bus.parent, Device):
             return self.path()
-        return f"{self.bus.parent.state_id()}/{self.bus.place_of(self)}"
+        buses = self.bus.parent.buses()
+        which = f"{buses.index(self.bus)}/" if len(buses) > 1 else ""
+        return f"{self.bus.parent.state_id()}/{which}{self.bus.place_of(self)}"
 
     @property
     def migrates(self) -> bool:

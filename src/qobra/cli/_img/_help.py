@@ -34,7 +34,9 @@ def print_help(name: str, command: str = "") -> None:
         print(f"  {each:10}{_summary_of(each)}")
     loaded = drivers.load_all()
     formats = ", ".join(driver for driver, kind in loaded.items() if kind.is_format)
-    print(_FOOTER.format(name=name, formats=formats, drivers=" ".join(sorted(loaded))), end="")
+    # Filters of jobs have names that nobody can ask for.
+    named = " ".join(driver for driver in loaded if "_" not in driver or driver.startswith("host_"))
+    print(_FOOTER.format(name=name, formats=formats, drivers=named), end="")
 
 
 def _help_of(command: str) -> str:

@@ -12,7 +12,7 @@ from qobra.cli._options import program, say, structure, tree, warn
 from qobra.cli._system import process, usb_devices, values
 from qobra.cli._system.board_options import set_up_board
 from qobra.cli._system.config import MachineConfig, parse_name
-from qobra.cli._system.drives import add_drives, plug_drives
+from qobra.cli._system.drives import add_drives, plug_drives, plug_virtio_drives
 from qobra.cli._system.given_options import GivenOptions
 from qobra.cli._system.nics import Nics
 from qobra.cli._system.objects import Definition, definition
@@ -296,6 +296,7 @@ class Builder:
         sound.plug()
         self._options.each("usbdevice", lambda value: usb_devices.plug(self.machine, value))
         self._options.each("device", self._add_device)
+        plug_virtio_drives(board)
         self._options.each("debugcon", self._add_debug_console)
         board.finish()
         self._options.each("vnc", lambda value: self.machine.vnc.open(convert("vnc", split(value, "vnc"))))

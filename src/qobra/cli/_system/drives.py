@@ -62,6 +62,16 @@ def add_drives(board: Board, options: list[tuple[str, str]], *, snapshot: bool, 
 
 def plug_drives(board: Board) -> None:
     """Show each drive where it belongs. Raises QobraError for those that the board has no place for."""
+    board.plug_drives(board.drives)
+    for drive in board.drives:
+        if not drive.claimed and drive.interface not in ("none", "virtio") and not drive.unasked:
+            raise QobraError(
+                f"{drive.option}: machine type does not support if={drive.interface},bus={drive.bus},unit={drive.unit}"
+            )
+
+
+def plug_virtio_drives(board: Board) -> None:
+    """Make the cards of ``if=virtio``, which take places after those of all ``-device``. Raises QobraError."""
     for drive in board.drives:
         if drive.interface == "virtio":
             try:
@@ -73,9 +83,3 @@ def plug_drives(board: Board) -> None:
             except QobraError as error:
                 raise error.prefixed(f"{drive.option}: ")
             drive.claimed = True
-    board.plug_drives(board.drives)
-    for drive in board.drives:
-        if not drive.claimed and drive.interface != "none" and not drive.unasked:
-            raise QobraError(
-                f"{drive.option}: machine type does not support if={drive.interface},bus={drive.bus},unit={drive.unit}"
-            )
