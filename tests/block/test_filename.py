@@ -181,3 +181,17 @@ def test_options_of_a_window_must_be_sizes():
     with pytest.raises(QobraError, match="Parameter 'offset' expects"):
         layer.open({"driver": "raw", "file": {"driver": "null-co"}, "offset": -1})
     layer.close()
+
+
+def test_overlap_checks_as_a_text_beside_members():
+    both = {"overlap-check": "all", "overlap-check.main-header": "off"}
+    for options in (both, dict(reversed(both.items()))):
+        assert unflatten(options) == {"overlap-check": {"template": "all", "main-header": "off"}}
+    same = {"overlap-check": "all", "overlap-check.template": "all"}
+    assert unflatten(same) == {"overlap-check": {"template": "all"}}
+    conflict = {"overlap-check": "all", "overlap-check.template": "none"}
+    for options in (conflict, dict(reversed(conflict.items()))):
+        text = "Conflicting values for qcow2 options 'overlap-check' ('all') and 'overlap-check.template' ('none')"
+        with pytest.raises(QobraError) as caught:
+            unflatten(options)
+        assert caught.value.desc == text

@@ -12,7 +12,7 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
 from qobra.qapi.contract import contract
 from qobra.qmp import dispatch, hmp
-from qobra.testing.guest import BoardAccess, wait_until
+from qobra.testing.guest import BoardAccess
 
 
 @pytest.fixture
@@ -43,15 +43,66 @@ def _qcode(name: str) -> dict[str, str]:
 def test_keys_are_pressed_held_and_let_go(machine: Any) -> None:
     guest = BoardAccess(machine)
     _call(machine, "send-key", keys=[_qcode("ctrl"), _qcode("delete")], hold_time=0)
-    codes: list[int] = []
-
-    def all_there() -> bool:
-        codes.extend(_drain(guest))
-        return len(codes) >= 8
-
-    wait_until(all_there)
+    _pass(machine, 0)
     # Set 2: down, down, then up in reverse.
-    assert codes == [0x14, 0xE0, 0x71, 0xE0, 0xF0, 0x71, 0xF0, 0x14]
+    assert _drain(guest) == [0x14, 0xE0, 0x71, 0xE0, 0xF0, 0x71, 0xF0, 0x14]
+
+
+def _pass(machine: Any, milliseconds: int) -> None:
+    with machine.control:
+        machine.board.clock.step(milliseconds * 1_000_000)
+
+
+def test_keys_wait_until_those_before_are_up(machine: Any) -> None:
+    guest = BoardAccess(machine)
+    _call(machine, "send-key", keys=[_qcode("shift"), _qcode("a")], hold_time=200)
+    _call(machine, "send-key", keys=[_qcode("a")])
+    assert _drain(guest) == [0x12, 0x1C]
+    _pass(machine, 199)
+    assert _drain(guest) == []
+    _pass(machine, 1)
+    assert _drain(guest) == [0xF0, 0x1C, 0xF0, 0x12]
+    _pass(machine, 200)
+    assert _drain(guest) == [0x1C]
+    _pass(machine, 100)
+    assert _drain(guest) == [0xF0, 0x1C]
+    _pass(machine, 1000)
+    _call(machine, "send-key", keys=[_qcode("a"), _qcode("a")])
+    _pass(machine, 100)
+    assert _drain(guest) == [0x1C, 0x1C, 0xF0, 0x1C, 0xF0, 0x1C]
+
+
+class _Keyboard:
+    input_name = "keyboard"
+    accepts = frozenset(("key",))
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def input_event(self, event: Any) -> None:
+        self.events.append(event)
+
+    def input_sync(self) -> None:
+        pass
+
+
+def test_keys_that_wait_are_not_too_many(machine: Any) -> None:
+    keyboard = _Keyboard()
+    machine.board.input.add(keyboard)
+    for _ in range(5):
+        _call(machine, "send-key", keys=[_qcode("a")] * 400, hold_time=1)
+    _pass(machine, 1000)
+    assert len(keyboard.events) == 1600
+
+
+def test_a_loaded_state_forgets_keys_that_wait(machine: Any) -> None:
+    guest = BoardAccess(machine)
+    _call(machine, "send-key", keys=[_qcode("a")])
+    machine.board.clock.restore(5)
+    _drain(guest)
+    _call(machine, "send-key", keys=[_qcode("b")])
+    _pass(machine, 100)
+    assert _drain(guest) == [0x32, 0xF0, 0x32]
 
 
 def test_the_controller_translates_when_asked(machine: Any) -> None:

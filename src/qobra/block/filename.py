@@ -71,6 +71,10 @@ def _parse_json(text: str) -> Options:
     return typed(unflatten(value))
 
 
+_OVERLAPS, _TEMPLATE = "overlap-check", "template"
+"""The option of qcow2 that may be a text beside its members, one of which the text is then."""
+
+
 def unflatten(options: Options) -> Options:
     """Dotted keys (``file.filename``) turned into nested objects."""
     result: Options = {}
@@ -79,17 +83,29 @@ def unflatten(options: Options) -> Options:
         place = result
         for part in path:
             inner = place.setdefault(part, {})
-            if not isinstance(inner, dict):
+            if part == _OVERLAPS and isinstance(inner, str):
+                inner = place[part] = {_TEMPLATE: inner}
+            elif not isinstance(inner, dict):
                 raise QobraError(AMBIGUOUS_REFERENCE)
             place = inner
         value = unflatten(value) if isinstance(value, dict) else value
+        if path and (path[-1], last) == (_OVERLAPS, _TEMPLATE):
+            _check_templates(place.get(last, value), value)
         if isinstance(value, dict) and isinstance(place.get(last), dict):
             place[last].update(value)
+        elif last == _OVERLAPS and isinstance(place.get(last), dict):
+            _check_templates(value, place[last].setdefault(_TEMPLATE, value))
         elif isinstance(place.get(last), dict):
             raise QobraError(AMBIGUOUS_REFERENCE)
         else:
             place[last] = value
     return result
+
+
+def _check_templates(short: object, template: object) -> None:
+    if short != template:
+        names = f"'{_OVERLAPS}' ('{short}') and '{_OVERLAPS}.{_TEMPLATE}' ('{template}')"
+        raise QobraError(f"Conflicting values for qcow2 options {names}")
 
 
 def flat_name(name: str, value: object) -> str:

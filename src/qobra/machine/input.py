@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qobra.errors import QobraError
+from qobra.machine.key_queue import KeyQueue
 
 if TYPE_CHECKING:
     from qobra.display.console import Console
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _MILLISECOND = 1_000_000
 DEFAULT_HOLD_MS = 100
+LONGEST_HOLD_MS = 0xFFFFFFFF
 
 
 class InputDevice(Protocol):
@@ -62,6 +64,7 @@ class InputHub:
         self._machine = machine
         self._entries: list[_Entry] = []
         self._next = 1
+        self._keys: KeyQueue | None = None
 
     def add(self, device: InputDevice, *, active: bool = True, console: Console | None = None) -> None:
         """Let ``device`` take part; before the others if it is ``active`` already; for ``console`` alone if given."""
@@ -111,16 +114,15 @@ class InputHub:
             device.input_sync()
 
     def send_keys(self, keys: list[dict[str, Any]], hold_ms: int | None) -> None:
-        """Press ``keys`` (KeyValue) one after the other, hold them, and let them go in reverse."""
-        if self._find("key") is None:
+        """Press ``keys`` (KeyValue) one after the other, hold them, and let them go in reverse, once others are up."""
+        if self._find("key") is None or not self._awake:
             return
-
-        def events(order: list[dict[str, Any]], down: bool) -> list[dict[str, Any]]:
-            return [{"type": "key", "data": {"key": key, "down": down}} for key in order]
-
-        self.deliver(events(keys, True))
-        delay = (DEFAULT_HOLD_MS if hold_ms is None else hold_ms) * _MILLISECOND
-        self._machine.control.call_later(delay, lambda: self.deliver(events(keys[::-1], False)))
+        if self._keys is None:
+            board = self._machine.board
+            assert board is not None
+            self._keys = KeyQueue(board, self.deliver)
+        hold_ms = DEFAULT_HOLD_MS if hold_ms is None else min(max(0, hold_ms), LONGEST_HOLD_MS)
+        self._keys.press(keys, hold_ms * _MILLISECOND)
 
     def choose(self, number: int) -> str | None:
         """Have the pointing device ``number`` of :meth:`mice` receive what it can; what is wrong if it cannot."""
