@@ -13,7 +13,7 @@ from qobra.units import BOOLEANS, NotANumber, OutOfRange, not_a_size, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from typing import Any
 
     from qobra.qapi.spec import Types
@@ -40,64 +40,15 @@ def typed(options: Options, *, file_follows: bool = False) -> Options:
     Raises QobraError for a value or an option that cannot be. What was given as text and is something else now is
     kept as it was given too, for the node's ``json:`` name.
     """
-    from qobra.qapi.contract import contract
-
-    types = contract().types
-    union = types["BlockdevOptions"]
-    driver = options.get("driver")
-    branch = union.branches.get(driver) if isinstance(driver, str) else None
-    members = {member.name: member.type for member in union.members}
-    if branch:
-        members.update({member.name: member.type for member in types[branch].members})
-    lacks_file = "file" in members and "file" not in options and not file_follows
+    node = _OptionsOfNode(options, file_follows)
     result: Options = {}
     for name, value in options.items():
-        kind = members.get(name, "")
+        kind = node.members.get(name, "")
         if kind.startswith("[") and isinstance(value, dict):
             value = _listed(name, value)
         if value == {} and kind == "SocketAddress":
             continue  # none
-        if name == "driver":
-            if not isinstance(value, str):
-                raise QobraError("Must specify either driver or file")
-            result[name] = value
-        elif kind == "BlockdevRef" and (not value or not isinstance(value, str | dict)):
-            raise QobraError(f'A block device must be specified for "{name}"')
-        elif isinstance(value, dict) and (kind in ("BlockdevRef", "BlockdevRefOrNull") or not kind):
-            if branch and not kind and name != "backing":
-                _refuse(str(driver), flat_name(name, value), lacks_file)
-            try:
-                result[name] = _child(value)
-            except QobraError as error:
-                raise error.prefixed("Could not open backing file: ") if name == "backing" else error
-        elif kind == "[BlockdevRef]" and isinstance(value, list):
-            result[name] = [_child(each) for each in value]
-        elif not kind:
-            # Whether there are backing files is said once the node is open.
-            if branch and name != "backing":
-                _refuse(str(driver), name, lacks_file)
-            result[name] = value
-        else:
-            if branch and not isinstance(value, dict) and _is_structure(types, kind):
-                _refuse(str(driver), name, lacks_file)
-            if kind == "BlockdevCacheOptions" and isinstance(value, dict) and branch:
-                # Old commands take ``writeback`` for a node; texts have it for a drive only, which has taken it off.
-                for unknown in value.keys() - ({member.name for member in types[kind].members} - {"writeback"}):
-                    _refuse(str(driver), f"{name}.{unknown}", lacks_file)
-            if kind == "Qcow2OverlapChecks" and isinstance(value, dict):
-                known = {member.name for member in types["Qcow2OverlapCheckFlags"].members}
-                for unknown in value.keys() - known:
-                    _refuse(str(driver), f"{name}.{unknown}", lacks_file)
-                result[name] = {
-                    each: _text(each, flag) if each == "template" else _switch(f"{name}.{each}", flag)
-                    for each, flag in value.items()
-                }
-            elif kind in _RULES and isinstance(value, list) and all(isinstance(each, dict) for each in value):
-                from qobra.block.filter._blkdebug_config import typed_rules
-
-                result[name] = typed_rules(name, value)
-            else:
-                result[name] = _value(name, kind, value)
+        result[name] = node.typed(name, kind, value)
     texts = {
         name: value
         for name, value in options.items()
@@ -106,6 +57,80 @@ def typed(options: Options, *, file_follows: bool = False) -> Options:
     if texts:
         result[TEXTS] = texts
     return result
+
+
+class _OptionsOfNode:
+    """What the options of one node may be. ``members`` has the types of those that the schema knows for its driver."""
+
+    def __init__(self, options: Options, file_follows: bool) -> None:
+        from qobra.qapi.contract import contract
+
+        self._types = contract().types
+        union = self._types["BlockdevOptions"]
+        driver = options.get("driver")
+        self._driver = driver if isinstance(driver, str) else ""
+        branch = union.branches.get(self._driver)
+        self.members = {member.name: member.type for member in union.members}
+        if branch:
+            self.members.update({member.name: member.type for member in self._types[branch].members})
+        self._is_known = bool(branch)
+        self._lacks_file = "file" in self.members and "file" not in options and not file_follows
+
+    def typed(self, name: str, kind: str, value: Any) -> Any:
+        """The proper value of an option of type ``kind``, which is empty for one that is unknown. Raises QobraError."""
+        if name == "driver":
+            if not isinstance(value, str):
+                raise QobraError("Must specify either driver or file")
+            return value
+        if kind == "BlockdevRef" and (not value or not isinstance(value, str | dict)):
+            raise QobraError(f'A block device must be specified for "{name}"')
+        if isinstance(value, dict) and kind in ("BlockdevRef", "BlockdevRefOrNull", ""):
+            if not kind:
+                self._refuse_unknown(name, flat_name(name, value))
+            try:
+                return _child(value)
+            except QobraError as error:
+                raise error.prefixed("Could not open backing file: ") if name == "backing" else error
+        if kind == "[BlockdevRef]" and isinstance(value, list):
+            return [_child(each) for each in value]
+        if not kind:
+            self._refuse_unknown(name, name)
+            return value
+        if not isinstance(value, dict) and _is_structure(self._types, kind):
+            self._refuse(name)
+        return self._structure(name, kind, value)
+
+    def _structure(self, name: str, kind: str, value: Any) -> Any:
+        if kind == "BlockdevCacheOptions" and isinstance(value, dict):
+            # Old commands take ``writeback`` for a node; texts have it for a drive only, which has taken it off.
+            self._refuse_members(name, value.keys() - (self._names(kind) - {"writeback"}))
+        if kind == "Qcow2OverlapChecks" and isinstance(value, dict):
+            self._refuse_members(name, value.keys() - self._names("Qcow2OverlapCheckFlags"))
+            return {
+                each: _text(each, flag) if each == "template" else _switch(f"{name}.{each}", flag)
+                for each, flag in value.items()
+            }
+        if kind in _RULES and isinstance(value, list) and all(isinstance(each, dict) for each in value):
+            from qobra.block.filter._blkdebug_config import typed_rules
+
+            return typed_rules(name, value)
+        return _value(name, kind, value)
+
+    def _names(self, kind: str) -> set[str]:
+        return {member.name for member in self._types[kind].members}
+
+    def _refuse_unknown(self, name: str, shown: str) -> None:
+        # Whether there are backing files is said once the node is open.
+        if name != "backing":
+            self._refuse(shown)
+
+    def _refuse_members(self, name: str, unknown: Iterable[str]) -> None:
+        for member in unknown:
+            self._refuse(f"{name}.{member}")
+
+    def _refuse(self, name: str) -> None:
+        if self._is_known:
+            _refuse(self._driver, name, self._lacks_file)
 
 
 def _listed(name: str, value: Options) -> list[Any]:

@@ -13,7 +13,10 @@ from qobra.errors import QobraError, strerror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    Examine = Callable[..., dict[str, Any]]
 
 HELP = """\
 check [-f FMT | --image-opts] [-T CACHE] [-r leaks|all] [--output human|json] [-q] [-U] [--object DEF] FILENAME
@@ -27,6 +30,7 @@ be checked.
 """
 
 CORRUPT, LEAKED, UNSUPPORTED = 2, 3, 63
+_FIXED = ("corruptions-fixed", "leaks-fixed")
 
 
 def _look(option: str, value: str) -> None:
@@ -60,58 +64,49 @@ def main(program: Program, arguments: list[str]) -> int:
             options={"_check": True, **STORED_BITMAPS},
         )
         node = node_of(backend)
-        examine: Any = getattr(node, "check", None)
+        examine: Examine | None = getattr(node, "check", None)
         if examine is None:
             program.error("This image format does not support checks")
             return UNSUPPORTED
-
-        def report(text: str) -> None:
-            flush_output()
-            sys.stderr.write(text + "\n")
-
-        def run(leaks: bool, errors: bool) -> dict[str, Any]:
-            try:
-                return dict(examine(fix_leaks=leaks, fix_errors=errors, report=report))
-            except QobraError as error:
-                if error.errno == errno.ENOTSUP:
-                    raise ToolError("This image format does not support checks", status=UNSUPPORTED)
-                raise ToolError(f"Check failed: {error}")
-            except OSError as error:
-                raise ToolError(f"Check failed: {strerror(error)}")
-
-        result = run(repair is not None, repair == "all")
-        fixed = result.pop("corruptions-fixed", 0), result.pop("leaks-fixed", 0)
-        if any(fixed) and not is_json:
-            if not quiet:
-                print(
-                    "The following inconsistencies were found and repaired:\n\n"
-                    f"    {fixed[1]} leaked clusters\n    {fixed[0]} corruptions\n\n"
-                    "Double checking the fixed image now..."
-                )
-            result = run(False, False)
-        elif any(fixed):
-            result = run(False, False)
-        if quiet:
-            pass
-        elif is_json:
-            if any(fixed):
-                result.update(
-                    {
-                        name: count
-                        for name, count in zip(("corruptions-fixed", "leaks-fixed"), fixed, strict=True)
-                        if count
-                    }
-                )
+        result = _run(examine, leaks=repair is not None, errors=repair == "all")
+        fixed = {name: count for name in _FIXED if (count := result.pop(name, 0))}
+        if fixed and not (is_json or quiet):
+            print(
+                "The following inconsistencies were found and repaired:\n\n"
+                f"    {fixed.get('leaks-fixed', 0)} leaked clusters\n"
+                f"    {fixed.get('corruptions-fixed', 0)} corruptions\n\n"
+                "Double checking the fixed image now..."
+            )
+        if fixed:
+            result = _run(examine, leaks=False, errors=False)
+        if is_json and not quiet:
             from qobra.json_text import dumps
 
-            print(dumps({"filename": line.operands[0], "format": node.driver, **result}))
-        else:
+            print(dumps({"filename": line.operands[0], "format": node.driver, **result, **fixed}))
+        elif not quiet:
             print("\n".join(summary(result)))
     if result.get("corruptions"):
         return CORRUPT
     if result.get("leaks"):
         return LEAKED
     return 1 if result["check-errors"] else 0
+
+
+def _run(examine: Examine, *, leaks: bool, errors: bool) -> dict[str, Any]:
+    """ImageCheck of the image, with its ``leaks`` and ``errors`` repaired. Raises ToolError."""
+    try:
+        return dict(examine(fix_leaks=leaks, fix_errors=errors, report=_report))
+    except QobraError as error:
+        if error.errno == errno.ENOTSUP:
+            raise ToolError("This image format does not support checks", status=UNSUPPORTED)
+        raise ToolError(f"Check failed: {error}")
+    except OSError as error:
+        raise ToolError(f"Check failed: {strerror(error)}")
+
+
+def _report(text: str) -> None:
+    flush_output()
+    sys.stderr.write(text + "\n")
 
 
 def summary(result: dict[str, Any]) -> list[str]:
