@@ -78,6 +78,20 @@ class Control:
             self._lock.release()
         self._run_posted()
 
+    def enter_within(self, seconds: float) -> bool:
+        """Enter the strand, unless it is taken for that long: for one for whom its holder may be waiting.
+
+        Who has entered calls :meth:`leave`.
+        """
+        if not self._lock.acquire(timeout=seconds):
+            return False
+        self._depth += 1
+        return True
+
+    def leave(self) -> None:
+        """Undo :meth:`enter_within`."""
+        self.__exit__()
+
     def post(self, call: Callable[..., None], *args: Any) -> None:
         """Run ``call(*args)`` in the strand soon, in the order of posting. Never waits for the strand."""
         self._posted.append(_Posted(call, args) if args else call)

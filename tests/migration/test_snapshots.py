@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qobra.block.activation import deactivate_all
 from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
@@ -152,6 +154,21 @@ def test_jobs(machine: Machine) -> None:
     assert machine.block.graph.nodes["two"].snapshot_list() == []
 
 
+def test_a_machine_ends_while_a_job_waits_for_its_turn(machine: Machine) -> None:
+    arguments = {"tag": "s", "vmstate": "two", "devices": ["one", "two"]}
+
+    def end() -> None:
+        with machine.control:
+            dispatch.call(machine, "snapshot-save", {"job-id": "a", **arguments})
+            machine.block.jobs.close()
+
+    ender = threading.Thread(target=end, daemon=True)
+    ender.start()
+    ender.join(10)
+    assert not ender.is_alive()
+    assert machine.block.graph.nodes["two"].snapshot_list() == []
+
+
 def wait(machine: Machine, job_id: str, error: str | None) -> None:
     import time
 
@@ -184,6 +201,17 @@ def test_refusals(machine: Machine) -> None:
             snapshots.save(bare, "s")
     finally:
         bare.close()
+
+
+def test_images_of_another_process_have_no_snapshots_taken(machine: Machine) -> None:
+    with machine.control:
+        snapshots.save(machine, "s")
+        deactivate_all(machine.block)
+        for call in (snapshots.save, snapshots.load, snapshots.delete):
+            with pytest.raises(QobraError, match="Device '(disk|one|two)' is writable but does not support snapshots"):
+                call(machine, "s")
+    assert execute(machine, "info snapshots") == "no block device can store vmstate for snapshot\r\n"
+    assert len(machine.block.graph.nodes["two"].snapshot_list()) == 1
 
 
 def test_a_damaged_state_is_one_error_and_the_machine_stands_still(machine: Machine) -> None:

@@ -305,6 +305,8 @@ class BlockNode(Vertex):
         """Change the size to ``length`` bytes; ``exact`` False lets it become larger."""
         if self.read_only:
             raise QobraError("Image is read-only", errno=errno.EACCES)
+        if self.inactive:
+            raise QobraError("Block node is inactive", errno=errno.EPERM)
         check_size(length)
         old = self.length
         self._truncate(length, preallocation, exact)

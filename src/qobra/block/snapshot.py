@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,7 @@ def snapshot_internal(layer: BlockLayer, args: Options) -> Change:
     if source.read_only:
         raise QobraError(f"Device '{device}' is read only")
     node = source.snapshot_keeper()
-    if node is None or node.read_only:
+    if node is None or node.read_only or node.inactive:
         raise QobraError(
             f"Block format '{source.driver}' used by device '{device}' does not support internal snapshots"
         )
@@ -178,6 +179,8 @@ def delete_internal(layer: BlockLayer, args: Options) -> Options:
             f"Snapshot with id '{'null' if id is None else id}' and name '{'null' if name is None else name}' "
             f"does not exist on device '{device}'"
         )
+    if node.inactive:
+        raise QobraError("Block node is inactive", errno=errno.EPERM)
     node.snapshot_delete(found["id"], found["name"])
     return found
 
@@ -198,6 +201,8 @@ def change_backing_file(layer: BlockLayer, args: Options) -> None:
     layer.check_blockers(top)
     if not contains(top, image):
         raise QobraError(f"'{device}' and image file are not in the same chain")
+    if image.inactive:
+        raise QobraError("Block node is inactive", errno=errno.EPERM)
     was_read_only = image.read_only
     set_read_only(layer, image, False)
     try:

@@ -327,9 +327,9 @@ class Vertex:
         return permissions.ALL if self.force_share else shared
 
     def refuses(self, perm: int) -> bool:
-        """Whether the node is read-only and stays so, and its users ask for more."""
+        """Whether the node is read-only and stays so, or its image another process's, and its users ask for more."""
         writes = permissions.WRITE | permissions.WRITE_UNCHANGED
-        return bool(perm & writes) and self.read_only and not self.auto_read_only
+        return bool(perm & writes) and (self.inactive or (self.read_only and not self.auto_read_only))
 
     def prepare_permissions(self, perm: int, shared: int) -> None:
         """The node's users are about to ask ``perm`` and share ``shared``: refuse, or take locks, here."""

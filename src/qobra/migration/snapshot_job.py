@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qobra.block.job.job import Job
+from qobra.block.job.job import Job, JobCancelled
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
+
+_TURN = 0.02
+"""Seconds after which a job that waits for the strand looks whether it is still wanted."""
 
 
 class SnapshotJob(Job):
@@ -22,6 +25,14 @@ class SnapshotJob(Job):
         self.total = 1
 
     def run(self) -> None:
-        with self._machine.control:
+        control = self._machine.control
+        # Who ends the machine cancels this, and waits for this thread with the strand in hand.
+        while not control.enter_within(_TURN):
+            self.pause_point()
+        try:
+            if self.force_cancelled:
+                raise JobCancelled
             self._call()
+        finally:
+            control.leave()
         self.current = 1

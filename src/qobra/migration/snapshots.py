@@ -37,8 +37,8 @@ class _Disk:
 
     @property
     def supports_snapshots(self) -> bool:
-        """Whether snapshots of it can be taken."""
-        return self.image is not None and not self.image.read_only
+        """Whether snapshots of it can be taken: not while its image is another process's, around a migration."""
+        return self.image is not None and not (self.image.read_only or self.image.inactive)
 
     def find(self, tag: str) -> dict[str, Any] | None:
         """SnapshotInfo of the snapshot ``tag``."""

@@ -129,7 +129,7 @@ class FileNode(BlockNode):
     # -- permissions ------------------------------------------------------------------------------------------
 
     def refuses(self, perm: int) -> bool:
-        return bool(perm & ~permissions.RESIZE & _WRITES) and self.read_only and not self._writable
+        return bool(perm & ~permissions.RESIZE & _WRITES) and (self.inactive or (self.read_only and not self._writable))
 
     def prepare_permissions(self, perm: int, shared: int) -> None:
         if self.refuses(perm):
