@@ -149,6 +149,20 @@ def test_wait_blocks_until_a_client_is_there(machine: Machine, tmp_path: Path, c
         assert made
 
 
+def test_who_waits_says_which_option_asked_for_it(machine: Machine, tmp_path: Path, capfd: Any) -> None:
+    path = tmp_path / "s"
+    backend = {"type": "socket", "data": {"addr": unix(path), "server": True, "wait": True}}
+    option = f"-chardev socket,id=c,path={path}"
+    thread = threading.Thread(target=lambda: machine.chardevs.create("c", backend, asked_by=option))
+    thread.start()
+    while not path.exists():
+        thread.join(0.01)
+    with dial(path):
+        thread.join(30)
+    told = f": {option}: info: QEMU waiting for connection on: disconnected:unix:{path},server=on\n"
+    assert capfd.readouterr().err.endswith(told)
+
+
 def test_descriptor_by_name(machine: Machine, recorder: Any, eventually: Any) -> None:
     ours, theirs = socket.socketpair()
     machine.fdsets.put_named("sock", theirs.detach())

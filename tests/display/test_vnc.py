@@ -561,6 +561,20 @@ def test_silent_clients_keep_nobody_out(machine: Machine, tmp_path: Path) -> Non
     assert silent[1].read(2) == b"\1\1"
 
 
+def test_who_looks_on_is_one_of_so_many(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qobra.display.vnc.server._MOST_CLIENTS", 2)
+    path = _open(machine, tmp_path)
+    first = [Client(path) for _ in range(2)]
+    for each in first:
+        each.join()
+    last = Client(path)
+    with pytest.raises(EOFError):
+        last.join()
+    wait_until(lambda: len(_call(machine, "query-vnc")["clients"]) == 2)
+    for each in first:
+        each.close()
+
+
 def test_who_leaves_lets_the_keys_go(machine: Machine, tmp_path: Path) -> None:
     board: Any = machine.board
     keyboard = Mouse("key")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
+from qobra.crypto.sasl import SaslServer
 from qobra.display.vnc.options import addresses, web_addresses
 from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
@@ -206,6 +207,47 @@ def test_sasl_without_a_name(machine: Machine, tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         client.sasl("PLAIN", "fred", "wrong")
     wait_until(lambda: _call(machine, "query-vnc")["clients"] == [])
+
+
+class _Endless:
+    """A mechanism that never has heard enough."""
+
+    def __init__(self, *_arguments: Any, **_options: Any) -> None:
+        self.steps = 0
+
+    def mechanisms(self) -> list[str]:
+        return ["ENDLESS"]
+
+    def start(self, _mechanism: str, _data: bytes | None) -> tuple[bytes | None, bool]:
+        return b"more", False
+
+    def step(self, _data: bytes | None) -> tuple[bytes | None, bool]:
+        return b"more", False
+
+    def close(self) -> None:
+        pass
+
+
+def test_sasl_does_not_go_on_for_ever(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qobra.crypto.sasl.require", lambda: None)
+    monkeypatch.setattr("qobra.display.vnc.sasl.SaslServer", _Endless)
+    client = VncTestClient(_open(machine, tmp_path, sasl=True))
+    client.greet(20)
+    client.send(b"\0\0\0\x07ENDLESS" + bytes(4) * 34)
+    got = client.read(11) + client.read(33 * (4 + 5 + 1))
+    assert got.count(b"more\0") == 33
+    assert client.ends()
+
+
+def test_sasl_pieces_are_not_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = SaslServer.__new__(SaslServer)
+    server._protected = False
+    size = [100]
+    monkeypatch.setattr(server, "_number", lambda _name: size[0])
+    with pytest.raises(QobraError, match="SASL: the client takes too little at a time"):
+        server.layer()
+    size[0] = 256
+    assert server.layer() is not None
 
 
 @pytest.mark.parametrize("creds", ["open", "anon"])

@@ -74,3 +74,12 @@ def test_what_is_behind_a_port_or_a_bridge_is_reached(tmp_path: Path, place: str
     target.access(0, 0, 4, (1 << 32) | 1, 2)  # the device goes
     assert function.config(0, 2) == 0xFFFF and target.alive()
     target.close()
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from qobra.testing.hostile import __main__ as program
+
+    monkeypatch.setattr(sys, "argv", ["hostile", "--device", "e1000", "--device", "nothing"])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert capsys.readouterr().err.endswith("error: there is no device nothing\n")

@@ -68,6 +68,8 @@ class Chardev:
         self.machine = machine
         self.id = id
         self.options = options
+        self.asked_by = ""
+        """The option of the command line that asked for the device, as it was given; empty where a command did."""
         self.is_open = False
         self.closed = False
         self.frontend: FrontEnd | None = None

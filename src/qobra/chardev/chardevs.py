@@ -26,26 +26,29 @@ class Chardevs:
     def __iter__(self) -> Any:
         return iter(tuple(self._devices.values()))
 
-    def create(self, id: str, backend: dict[str, Any], *, failure: str | None = None) -> Chardev:
+    def create(self, id: str, backend: dict[str, Any], *, failure: str | None = None, asked_by: str = "") -> Chardev:
         """Make the device that ``backend``, a ChardevBackend, describes.
 
-        ``failure`` begins the error text instead of chardev-add's words.
+        ``failure`` begins the error text instead of chardev-add's words. ``asked_by`` is the option of the command line
+        that asks for it, as it was given.
         """
         if id in self._devices:
             if failure is not None:
                 raise QobraError(f"{failure}attempt to add duplicate property '{id}' to object (type 'container')")
             raise QobraError(f"Chardev with id '{id}' already exists")
-        device = self._open(id, backend, f"Failed to add chardev '{id}': " if failure is None else failure)
+        failure = f"Failed to add chardev '{id}': " if failure is None else failure
+        device = self._open(id, backend, failure, asked_by)
         self._keep(device)
         return device
 
-    def _open(self, id: str, backend: dict[str, Any], failure: str) -> Chardev:
+    def _open(self, id: str, backend: dict[str, Any], failure: str, asked_by: str = "") -> Chardev:
         kind = registry.find(backend["type"])
         if kind is None:
             raise QobraError(f"{failure}'{backend['type']}' is not a valid char driver name")
         options = backend.get("data", {})
         device = kind(self._machine, id, options)
         device.kind = backend["type"]  # a kind may have an older name
+        device.asked_by = asked_by
         try:
             if "logfile" in options:
                 from qobra.chardev.log import Log

@@ -144,7 +144,7 @@ def _apply(machine: Machine, monitors: Monitors, name: str, value: str, typed: s
     """Do one option, which was ``typed`` so; one line and out if it cannot be done."""
     try:
         if name == "chardev":
-            _add_chardev(machine, value, f"{program()}: {typed}")
+            _add_chardev(machine, value, typed)
         elif name == "monitor":
             monitors.add_options(_monitor_options(value))
         elif name == "object":
@@ -198,12 +198,12 @@ def _monitor_options(value: str) -> dict[str, Any]:
     return structure(value, "MonitorOptions", "chardev")
 
 
-def _add_chardev(machine: Machine, value: str, prefix: str) -> None:
+def _add_chardev(machine: Machine, value: str, typed: str) -> None:
     from qobra.chardev.options import parse, warn_on_stderr
 
-    id, backend = parse(value, warn=warn_on_stderr(prefix))
+    id, backend = parse(value, warn=warn_on_stderr(f"{program()}: {typed}"))
     with machine.control:
-        machine.chardevs.create(id, backend, failure="")
+        machine.chardevs.create(id, backend, failure="", asked_by=typed)
 
 
 def _refuse_stdio(options: list[tuple[str, str, str]]) -> None:

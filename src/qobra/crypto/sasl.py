@@ -19,6 +19,8 @@ _SUCCESS_DATA = 4
 _NOPLAINTEXT, _NOANONYMOUS = 0x1, 0x10
 _LEAST_STRENGTH, _MOST_STRENGTH = 56, 100000
 _BUFFER = 8192
+_LEAST_PIECE = 256
+"""Bytes that a client has to take at a time: each piece is protected by itself."""
 _lock = threading.Lock()
 """libsasl2 may be called by several threads, which is not said of all that its plugins are made of."""
 _loaded: ctypes.CDLL | None = None
@@ -152,7 +154,10 @@ class SaslServer:
             return None
         if self._number(_SSF) < _LEAST_STRENGTH:
             raise QobraError("SASL: the mechanism does not protect the connection")
-        return SaslLayer(self, self._number(_MAXOUTBUF) or _BUFFER)
+        piece = self._number(_MAXOUTBUF) or _BUFFER
+        if piece < _LEAST_PIECE:
+            raise QobraError("SASL: the client takes too little at a time")
+        return SaslLayer(self, piece)
 
     def _number(self, name: int) -> int:
         where = c_void_p()

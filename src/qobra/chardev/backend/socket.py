@@ -58,7 +58,8 @@ class SocketChardev(Chardev):
             self._listener = address.listen(self.machine, self._address)
             self._note_bound_path()
             if self.options.get("wait", False):
-                _say(f"info: QEMU waiting for connection on: {self.filename()}")
+                asked_by = f"{self.asked_by}: " if self.asked_by else ""
+                _say(f"{asked_by}info: QEMU waiting for connection on: {self.filename()}")
                 first = self._accept()
         elif not reconnect:
             first = self._open(address.connect(self.machine, self._address))

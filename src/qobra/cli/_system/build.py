@@ -170,12 +170,12 @@ class Builder:
     def _add_chardev(self, value: str) -> None:
         id, backend = parse(value, warn=warn_on_stderr(f"{program()}: -chardev {value}"))
         if is_multiplexed(value):
-            self._create_chardev(f"{id}-base", backend)
+            self._create_chardev(f"{id}-base", backend, f"-chardev {value}")
             backend = {"type": "mux", "data": {"chardev": f"{id}-base"}}
-        self._create_chardev(id, backend)
+        self._create_chardev(id, backend, f"-chardev {value}")
 
-    def _create_chardev(self, id: str, backend: dict[str, Any]) -> None:
-        device = self.machine.chardevs.create(id, backend, failure="")
+    def _create_chardev(self, id: str, backend: dict[str, Any], asked_by: str) -> None:
+        device = self.machine.chardevs.create(id, backend, failure="", asked_by=asked_by)
         if terminal := device.return_info().get("pty"):
             print(f"char device redirected to {terminal} (label {id})", flush=True)  # which nobody can know before
 
@@ -198,7 +198,7 @@ class Builder:
                 return
             option = "monitor" if mode == "readline" else "qmp-pretty" if pretty else "qmp"
             try:
-                device = self._short_chardev(value, "compat_monitor")
+                device = self._short_chardev(value, "compat_monitor", f"-{option} {value}")
             except QobraError as error:
                 raise QobraError(f"{error}\n{program()}: -{option} {value}: parse error: {value}")
             self._monitors.add(device, mode=mode, pretty=pretty)
@@ -228,21 +228,21 @@ class Builder:
         given = self._options.has(port) or f"isa-{port}" in self._options.device_types()
         return self.board.has_ports and not given and not self._options.has("nodefaults")
 
-    def _short_chardev(self, value: str, stem: str) -> str:
-        """The id of the device that a short form describes, made if need be."""
+    def _short_chardev(self, value: str, stem: str, asked_by: str) -> str:
+        """The id of the device that a short form describes, made if need be; ``asked_by`` is the option."""
         if value.startswith("chardev:"):
             return value[8:]
         if value.startswith("mon:"):
-            return self._shared_chardev(value[4:], stem)
+            return self._shared_chardev(value[4:], stem, asked_by)
         number = 0
         while self.machine.chardevs.find(f"{stem}{number}") is not None:
             number += 1
-        self._create_chardev(f"{stem}{number}", parse_short(value))
+        self._create_chardev(f"{stem}{number}", parse_short(value), asked_by)
         return f"{stem}{number}"
 
-    def _shared_chardev(self, value: str, stem: str) -> str:
+    def _shared_chardev(self, value: str, stem: str, asked_by: str) -> str:
         """A device with a monitor for people on it, that another user can share: ``mon:stdio``."""
-        base = self._short_chardev(value, f"{stem}-base")
+        base = self._short_chardev(value, f"{stem}-base", asked_by)
         mux = f"{stem}-mux"
         self.machine.chardevs.create(mux, {"type": "mux", "data": {"chardev": base}}, failure="")
         self._monitors.add(mux, mode="readline")
@@ -333,7 +333,7 @@ class Builder:
         for value in values:
             failure = f"-{port} {value}: could not connect {port} device to character backend '{value}'"
             try:
-                ids.append(None if value == "none" else self._short_chardev(value, port))
+                ids.append(None if value == "none" else self._short_chardev(value, port, f"-{port} {value}"))
             except QobraError as error:
                 raise QobraError(f"-{port} {value}: {error}\n{program()}: {failure}")
             if ids[-1] is not None and self.machine.chardevs.find(ids[-1]) is None:
@@ -359,7 +359,7 @@ class Builder:
 
     def _create_debug_chardev(self, value: str) -> None:
         try:
-            self._create_chardev("debugcon", parse_short(value))
+            self._create_chardev("debugcon", parse_short(value), f"-debugcon {value}")
         except QobraError as error:
             raise QobraError(f"{error}\n{program()}: -debugcon {value}: invalid character backend '{value}'")
 
@@ -370,7 +370,7 @@ class Builder:
         logs = self._options.values("qtest-log")
         for value in self._options.values("qtest"):
             try:
-                device = self._short_chardev(value, "qtest")
+                device = self._short_chardev(value, "qtest", f"-qtest {value}")
             except QobraError as error:
                 raise QobraError(f'{error}\n{program()}: Failed to initialize device for qtest: "{value}"')
             options = {"chardev": device} | ({"log": logs[-1]} if logs else {})

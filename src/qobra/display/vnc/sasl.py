@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 100
 _LONGEST_DATA = 1 << 20
+_MOST_STEPS = 32
+"""No mechanism asks and answers so often."""
 
 
 def authenticate(admission: Admission) -> None:
@@ -35,7 +37,11 @@ def authenticate(admission: Admission) -> None:
             raise Gone
         try:
             answer, done = server.start(name, _read(wire))
+            steps = 0
             while not _say(wire, answer, done):
+                steps += 1
+                if steps > _MOST_STEPS:
+                    raise Gone
                 answer, done = server.step(_read(wire))
         except QobraError:
             admission.refuse()

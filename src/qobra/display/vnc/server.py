@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DEFAULT_ID = "default"
 _CONNECTING = 32
 """How many clients may be on their way in."""
+_MOST_CLIENTS = 128
+"""How many may look on: each takes threads and pictures of its own."""
 _PAUSE = 0.1
 
 
@@ -157,6 +159,8 @@ class VncServer:
 
     def _make_room(self, client: VncClient) -> bool:
         """Whether ``client`` may come in beside the others, which leave if it may have the screen for itself."""
+        if len(self._clients) >= _MOST_CLIENTS and (client.shared or self._share != "allow-exclusive"):
+            return False
         if self._share == "ignore" or (self._share == "force-shared" and client.shared):
             return True
         if self._share == "force-shared":

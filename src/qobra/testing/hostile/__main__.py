@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="a file that says how far each device came")
     arguments = parser.parse_args()
     names = arguments.device or devices()
+    if unknown := set(names).difference(devices()):
+        parser.error(f"there is no device {', '.join(sorted(unknown))}")
     done: dict[str, int] = {}
     if arguments.state is not None and arguments.state.exists():
         done = json.loads(arguments.state.read_text())
