@@ -194,9 +194,8 @@ class Negotiation:
         except ValueError as error:
             self._refuse(option, p.REP_ERR_INVALID, str(error))
             return
-        export = self._directory.lookup(name)
+        export = self._find(option, name)
         if export is None:
-            self._refuse(option, p.REP_ERR_UNKNOWN, f"export '{_shortened(name)}' not present")
             return
         info = export.nbd_info(self._structured)
         sizes = info.block_sizes
@@ -261,9 +260,8 @@ class Negotiation:
         except ValueError as error:
             self._refuse(option, p.REP_ERR_INVALID, str(error))
             return
-        export = self._directory.lookup(name)
+        export = self._find(option, name)
         if export is None:
-            self._refuse(option, p.REP_ERR_UNKNOWN, f"export '{_shortened(name)}' not present")
             return
         available = export.contexts()
         everything = listing and not count
@@ -277,6 +275,13 @@ class Negotiation:
         self._reply(option, p.REP_ACK)
         if not listing:
             self._contexts, self._contexts_of = selected, export
+
+    def _find(self, option: int, name: str) -> ServedExport | None:
+        """The export of that name; where there is none the client is told, and None returned."""
+        export = self._directory.lookup(name)
+        if export is None:
+            self._refuse(option, p.REP_ERR_UNKNOWN, f"export '{_shortened(name)}' not present")
+        return export
 
     def _reply(self, option: int, reply: int, *parts: bytes) -> None:
         body = b"".join(parts)
