@@ -119,6 +119,8 @@ def test_a_device_or_a_node_name_but_not_both(client: Client, command: str, rest
     both = {"device": "drive0", "node-name": "disk", **rest}
     assert client.refusal(command, both) == ("GenericError", "Need exactly one of 'device' and 'node-name'")
     assert client.refusal(command, rest) == ("GenericError", "Cannot find device='' nor node-name=''")
+    wrong = {"device": "", "node-name": "nope", **rest}
+    assert client.refusal(command, wrong) == ("DeviceNotFound", "Cannot find device='' nor node-name='nope'")
 
 
 def test_a_write_threshold_is_not_negative(client: Client) -> None:

@@ -255,9 +255,10 @@ class BlockLayer:
     def find_device(self, device: str | None, node_name: str | None) -> BlockNode:
         """The node that a command's ``device`` or ``node-name`` means, of which there has to be exactly one.
 
-        Raises QobraError, in QEMU's words where QEMU refuses it too.
+        An empty ``device`` beside a ``node-name`` is none, as avocado-vt sends both, always. Raises QobraError, in
+        QEMU's words where QEMU refuses it too.
         """
-        if device is not None and node_name is not None:
+        if device and node_name is not None:
             raise QobraError("Need exactly one of 'device' and 'node-name'")
         if device is not None and device in self.backends:
             backend = self.backends[device]
