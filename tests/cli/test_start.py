@@ -6,7 +6,9 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
 import traceback
+from collections.abc import Callable, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from pathlib import Path
 from typing import Any
@@ -17,25 +19,313 @@ from qobra.cli import _bundle, _start
 from qobra.cli._start import Bundle, SitePackages
 
 
+class Recording(_bundle.Recorded):
+    """A start that imports ``now`` and then ``later``, and calls the functions of these names."""
+
+    def __init__(self, *now: str, later: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.now, self.later, self._calls = list(now), list(later), calls
+
+    def functions(self, source: str) -> set[tuple[str, int]]:
+        code = compile(Path(source).read_text(), source, "exec")
+        return {place for place, _ in _start.functions_in(code) if place[0] in self._calls}
+
+
 @pytest.fixture
-def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bundle]]:
+    """Makes a bundle of these starts, of modules in the test's folder, and puts it in use."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(sys, "argv", ["program"])
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.startswith("bundled")]:
+            del sys.modules[name]
+
+    def make(starts: dict[tuple[str, str], Recording]) -> Bundle:
+        monkeypatch.setattr(_bundle, "_recorded", lambda: starts)
+        path = str(tmp_path / "start.bundle")
+        _bundle.build(path)
+        forget()  # packages, which are imported to find what is in them
+        monkeypatch.setattr(_start, "PATH", path)
+        _start.start()
+        return next(finder for finder in sys.meta_path if isinstance(finder, Bundle))
+
+    yield make
+    forget()
+
+
+@pytest.fixture
+def bundled(tmp_path: Path, use: Callable[..., Bundle]) -> Path:
     """A bundle in use that holds ``bundled_one`` and the package ``bundled_two``; the folder of their sources."""
     (tmp_path / "bundled_one.py").write_text("VALUE = 1\n\ndef fail():\n    raise ValueError('no')\n")
     (tmp_path / "bundled_two").mkdir()
     (tmp_path / "bundled_two" / "__init__.py").write_text("from bundled_one import VALUE\n")
     (tmp_path / "bundled_two" / "inner.py").write_text("VALUE = 2\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(
-        _bundle, "_imported", lambda: [{"bundled_one", "sys", "no_such_module"}, {"bundled_one", "bundled_two"}]
+    use({("bundled_start", ""): Recording("bundled_one", "sys", "no_such_module", later=("bundled_two",))})
+    return tmp_path
+
+
+LARGE = "".join(f"    total += one * {number} + two * {number + 1}\n" for number in range(30))
+"""Lines that make a function worth a stub."""
+
+FUNCTIONS = f"""\
+def outer(factor):
+    return factor
+
+
+def plain(one, two=2, *, three=3):
+    total = three
+{LARGE}    return total
+
+
+def marked(function):
+    def marking(*args):
+        return function(*args) + 1
+    return marking
+
+
+class Thing:
+    def __init__(self, one):
+        self.one = one
+
+    def method(self, two):
+        one = self.one
+        total = 0
+{LARGE.replace("    ", "        ")}        return __class__, super().__repr__, total
+
+    @property
+    def value(self):
+        one = two = self.one
+        total = 0
+{LARGE.replace("    ", "        ")}        return total
+
+    @value.setter
+    def value(self, value):
+        one = two = total = value
+{LARGE.replace("    ", "        ")}        self.one = total
+
+    @classmethod
+    def made(cls, one, two):
+        total = 0
+{LARGE.replace("    ", "        ")}        return cls(total)
+
+    @staticmethod
+    def counted(one, two):
+        total = 0
+{LARGE.replace("    ", "        ")}        return total
+
+    @marked
+    def wrapped(self, one, two):
+        total = 0
+{LARGE.replace("    ", "        ")}        return total
+
+    def each(self, one, two):
+        total = 0
+{LARGE.replace("    ", "        ")}        yield total
+        yield one
+
+
+def called():
+    one = two = 1
+    total = 0
+{LARGE}    return total
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path, use: Callable[..., Bundle]) -> Any:
+    """A module, executed as a start does, whose functions are stubs but for the one that was ``called``."""
+    (tmp_path / "bundled_functions.py").write_text(FUNCTIONS)
+    (tmp_path / "bundled_start.py").write_text("import bundled_functions\n")
+    use({("bundled_start", ""): Recording("bundled_functions", "bundled_start", calls=("called",))})
+    importlib.import_module("bundled_start")
+    return sys.modules["bundled_functions"]
+
+
+def _is_stub(function: Any) -> bool:
+    return bool(function.__code__.co_names == _bundle._stub.__code__.co_names)
+
+
+def test_functions_that_no_start_calls_are_stubs_until_they_are(functions: Any) -> None:
+    plain: dict[str, Any] = {}
+    exec(FUNCTIONS, plain)
+    assert [_is_stub(getattr(functions, name)) for name in ("outer", "plain", "called")] == [False, True, False]
+    assert functions.called() == plain["called"]()
+    assert functions.plain(4, three=1) == plain["plain"](4, three=1)
+    assert not _is_stub(functions.plain)
+    with pytest.raises(TypeError, match=r"plain\(\) missing 1 required positional argument: 'one'"):
+        functions.plain()
+    own, other = functions.Thing(3), plain["Thing"](3)
+    assert vars(functions.Thing)["method"].__code__.co_names == _bundle._stub.__code__.co_names
+    kind, _, total = own.method(5)
+    assert kind is functions.Thing and total == other.method(5)[2]
+    own.value = other.value = 7
+    assert own.one == other.one and own.value == other.value
+    assert functions.Thing.made(1, 2).one == plain["Thing"].made(1, 2).one
+    assert own.counted(1, 2) == other.counted(1, 2) and own.wrapped(1, 2) == other.wrapped(1, 2)
+    assert list(own.each(1, 2)) == list(other.each(1, 2))
+    members = vars(functions.Thing)
+    whole = [members["method"], members["each"], members["made"].__func__, members["counted"].__func__]
+    whole += [members["value"].fget, members["value"].fset, members["wrapped"].__closure__[0].cell_contents]
+    assert not any(_is_stub(function) for function in whole)
+
+
+def test_many_threads_may_call_a_stub_at_once(functions: Any) -> None:
+    thing = functions.Thing(1)
+    results: list[Any] = []
+    barrier = threading.Barrier(8)
+
+    def call() -> None:
+        barrier.wait()
+        results.append((functions.plain(1), thing.wrapped(1, 2), thing.value))
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8 and len(set(results)) == 1
+
+
+def test_a_stub_gets_its_function_when_the_bundle_was_replaced(functions: Any, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"junk")
+    os.replace(tmp_path / "other", tmp_path / "start.bundle")
+    (tmp_path / "bundled_functions.py").unlink()
+    assert functions.plain(1, 2) > 0
+
+
+@pytest.fixture
+def package(tmp_path: Path, use: Callable[..., Bundle]) -> Path:
+    """A start with a package that imports what is in it, and a module that comes later."""
+    (tmp_path / "bundled_package").mkdir()
+    (tmp_path / "bundled_package" / "__init__.py").write_text("from bundled_package.inner import VALUE\n")
+    (tmp_path / "bundled_package" / "inner.py").write_text("import bundled_base\nVALUE = bundled_base.VALUE + 1\n")
+    (tmp_path / "bundled_base.py").write_text("VALUE = 1\n")
+    (tmp_path / "bundled_late.py").write_text("from bundled_package import VALUE\n")
+    (tmp_path / "bundled_start.py").write_text("from bundled_package import VALUE, inner\n")
+    now = ("bundled_base", "bundled_package.inner", "bundled_package", "bundled_start")
+    use({("bundled_start", ""): Recording(*now, later=("bundled_late",))})
+    return tmp_path
+
+
+def test_a_start_executes_its_modules_in_order(package: Path) -> None:
+    bundle = next(finder for finder in sys.meta_path if isinstance(finder, Bundle))
+    start = importlib.import_module("bundled_start")
+    inner, outer = sys.modules["bundled_package.inner"], sys.modules["bundled_package"]
+    assert outer.inner is inner and inner.VALUE == outer.VALUE == 2
+    assert "bundled_late" not in sys.modules
+    assert outer.__path__ == [str(package / "bundled_package")] == outer.__spec__.submodule_search_locations
+    assert start.inner is inner and start.__loader__ is bundle
+    assert importlib.import_module("bundled_late").__loader__ is bundle
+    assert bundle._entries is None  # all was at hand
+
+
+@pytest.mark.parametrize("name", ["bundled_base", "bundled_package/inner", "bundled_package/__init__", "bundled_start"])
+def test_a_start_with_a_changed_source_takes_the_new_one(package: Path, name: str) -> None:
+    path = package / f"{name}.py"
+    path.write_text(path.read_text() + "NEW = 1\n")
+    start = importlib.import_module("bundled_start")
+    assert start.VALUE == 2 and start.inner is sys.modules["bundled_package"].inner
+    assert sys.modules[name.removesuffix("/__init__").replace("/", ".")].NEW == 1
+
+
+def test_an_error_in_a_start_is_told_to_whoever_imports(tmp_path: Path, use: Callable[..., Bundle]) -> None:
+    (tmp_path / "bundled_bad.py").write_text(
+        "import sys\nif sys.argv[0] == 'program':\n    raise ImportError('no luck')\n"
     )
-    path = str(tmp_path / "start.bundle")
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    assert _bundle.build(path) == 2
-    monkeypatch.setattr(_start, "PATH", path)
-    _start.start()
-    yield tmp_path
-    for name in ("bundled_one", "bundled_two", "bundled_two.inner"):
-        sys.modules.pop(name, None)
+    (tmp_path / "bundled_start.py").write_text("import bundled_bad\n")
+    use({("bundled_start", ""): Recording("bundled_bad", "bundled_start")})
+    with pytest.raises(ImportError, match="no luck"):
+        importlib.import_module("bundled_start")
+    assert "bundled_bad" not in sys.modules
+
+
+def test_an_argument_tells_starts_apart(
+    tmp_path: Path, use: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bundled_start", "bundled_one", "bundled_two"):
+        (tmp_path / f"{name}.py").write_text("")
+    bundle = use(
+        {
+            ("bundled_start", ""): Recording("bundled_one", "bundled_start"),
+            ("bundled_start", "two"): Recording("bundled_two", "bundled_start"),
+        }
+    )
+    monkeypatch.setattr(sys, "argv", ["program", "-q", "two", "more"])
+    assert bundle.find_spec("bundled_start") is not None
+    assert "bundled_two" in sys.modules and "bundled_one" not in sys.modules
+
+
+def test_imports_are_read_from_a_report_in_their_order() -> None:
+    report = """\
+import time: self [us] | cumulative | imported package
+import time:       1 |          1 | site
+import time:       1 |          1 |     qobra.cli._start
+import time:       1 |          1 |   qobra.cli
+import time:       1 |          1 |   one
+import time:       1 |          1 |     two
+import time:       1 |          1 |   threading
+import time:       1 |          1 |   one
+import time:       1 |          1 |   three
+import time:       1 |          1 | qobra.cli.storage_daemon
+""".splitlines()
+    recorded = _bundle.Recorded()
+    recorded.add_imports(report, "qobra.cli.storage_daemon")
+    assert recorded.now == ["qobra.cli", "one", "qobra.cli.storage_daemon"]
+    assert recorded.later == ["two", "threading", "three"]
+    recorded.add_imports(report, "qobra.cli.img")
+    assert "three" in recorded.now and not recorded.later
+
+
+LEAN_OS = """
+import sys
+sys.path.append({source!r})
+import qobra.cli
+import os
+{code}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        ("print(os.getenv('ONE'), os.getenv('NONE', 2), os.fsencode('a'), os.fsdecode(b'b'), os.path.join('a', 'b'))",
+         "Ä 2 b'a' b a/b"),
+        ("print('abc' in sys.modules, '_collections_abc' in sys.modules, os.environ['ONE'])", "True False Ä"),
+        ("from os import *; print(makedirs.__name__, os.__file__.endswith('os.py'), os.__spec__.name, os.path.sep)",
+         "makedirs True os /"),
+        ("before = os.stat; os.environ['TWO'] = '2'; print(os.getenv('TWO'), os.stat is before, hasattr(os, 'none'))",
+         "2 True False"),
+        ("import pathlib, tempfile; print(os.fspath(pathlib.Path('a')), isinstance(pathlib.Path(), os.PathLike))",
+         "a True"),
+        ("import os.path, importlib; print(importlib.import_module('os') is os, os.path.__name__)", "True posixpath"),
+    ],
+)  # fmt: skip
+def test_os_is_there_as_far_as_it_is_used(code: str, answer: str) -> None:
+    program = LEAN_OS.format(source=os.path.dirname(_start.PACKAGE), code=code)
+    environment = {**os.environ, "ONE": "Ä", "PYTHONUTF8": "1"}
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", program], capture_output=True, encoding="utf-8", env=environment
+    )
+    assert result.stdout == answer + "\n", result.stderr
+
+
+def test_threads_that_want_more_of_os_wait_for_it() -> None:
+    code = """
+import _thread, time
+results = []
+def look():
+    results.append(os.environ is not None and os.walk.__name__)
+for _ in range(8):
+    _thread.start_new_thread(look, ())
+while len(results) < 8:
+    time.sleep(0.001)
+print(set(results))
+"""
+    program = LEAN_OS.format(source=os.path.dirname(_start.PACKAGE), code=code)
+    result = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "{'walk'}\n", result.stderr
 
 
 def test_modules_come_from_the_bundle(bundled: Path) -> None:
@@ -131,13 +421,6 @@ def test_tracebacks_have_their_lines(bundled: Path) -> None:
     assert "raise ValueError('no')" in "".join(traceback.format_exception(raised.value))
 
 
-def test_a_bundle_that_was_replaced_is_not_read(bundled: Path) -> None:
-    for path in (bundled / "other.bundle", bundled / "start.bundle"):
-        path.write_bytes(b"\xff" * 64)
-    os.replace(bundled / "other.bundle", bundled / "start.bundle")
-    assert not isinstance(importlib.import_module("bundled_two").__spec__.loader, Bundle)
-
-
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x04" + bytes(7) + b"junk"])
 def test_a_bad_bundle_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     path = tmp_path / "start.bundle"
@@ -149,9 +432,9 @@ def test_a_bad_bundle_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sys.meta_path == before
 
 
-@pytest.mark.parametrize("home", [("/elsewhere/qobra", _start.HOME[1]), (_start.HOME[0], "/elsewhere/python")])
+@pytest.mark.parametrize("home", [("/elsewhere/qobra", *_start.HOME[1:]), (_start.HOME[0], "/elsewhere/python", 2)])
 def test_other_trees_and_libraries_do_not_use_it(
-    bundled: Path, monkeypatch: pytest.MonkeyPatch, home: tuple[str, str]
+    bundled: Path, monkeypatch: pytest.MonkeyPatch, home: tuple[str, str, int]
 ) -> None:
     monkeypatch.setattr(_start, "HOME", home)
     before = list(sys.meta_path)
@@ -159,25 +442,29 @@ def test_other_trees_and_libraries_do_not_use_it(
     assert sys.meta_path == before
 
 
-def test_it_tells_where_compiled_modules_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_tells_where_compiled_modules_lie(tmp_path: Path, use: Callable[..., Bundle]) -> None:
     file = tmp_path / ("bundled_three" + EXTENSION_SUFFIXES[0])
     file.write_bytes(b"not looked into yet")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(_bundle, "_imported", lambda: [{"bundled_three"}])
-    path = str(tmp_path / "start.bundle")
-    assert _bundle.build(path) == 1
-    bundle = Bundle(path)
+    bundle = use({("bundled_start", ""): Recording("bundled_three")})
     found = bundle.find_spec("bundled_three")
     assert found is not None and found.origin == str(file) and type(found.loader) is ExtensionFileLoader
     os.utime(file, (1, 1))
     assert bundle.find_spec("bundled_three") is None  # it is another by now
 
 
-def test_the_usual_starts_are_in_it() -> None:
-    starts = _bundle._imported()
-    assert all({"qobra.cli.img", "qobra.block.format.qcow2.node"} <= start for start in starts[:-2])
-    assert {"qobra.qmp.session", "qobra.chardev.backend.socket", "threading"} <= starts[-1]
-    assert not {"typing", "re", "enum"} & starts[-1]
+def test_the_usual_starts_are_recorded(tmp_path: Path) -> None:
+    usual = _bundle._usual(str(tmp_path))
+    image = usual["qobra.cli.img", "create"][0][-2]
+    _bundle._record(str(tmp_path), "qobra.cli.img", [["create", "-q", "-f", "qcow2", image, "1M"]])
+    info = _bundle._record(str(tmp_path), "qobra.cli.img", usual["qobra.cli.img", "info"][:1])
+    assert info.now[-1] == "qobra.cli.img" and "qobra.block.format.qcow2.node" in info.now and not info.later
+    assert not {"typing", "re", "enum", "os", "_collections_abc", "threading"} & set(info.now)
+    called = {name for name, _ in info.functions(sys.modules["qobra.cli._start"].PACKAGE + "/cli/img.py")}
+    assert {"main", "run", "_run"} <= called and "_help" not in called
+    daemon = _bundle._record(str(tmp_path), "qobra.cli.storage_daemon", usual["qobra.cli.storage_daemon", ""])
+    assert {"qobra.qmp.session", "qobra.chardev.backend.socket"} <= set(daemon.now)
+    assert "threading" in daemon.later
+    assert not {"typing", "re", "enum", "os", "_collections_abc", "threading"} & {*daemon.now}
 
 
 def test_a_start_does_without_future() -> None:

@@ -1,115 +1,171 @@
-"""What makes a program start sooner: bytecode in one file, and no ``site`` where nothing asks for it.
+"""What makes a program start sooner: bytecode in one file, of just what it runs, and no ``site`` or ``os`` unasked.
 
-Python looks every module up in directories, opens its file and reads it, a tenth of a millisecond for each of the
-forty to eighty that a start needs. The *bundle* is one file with the bytecode of the modules that the usual starts
-import, made by ``python -m qobra.cli._bundle`` when an environment is set up. As with ``.pyc`` files, the size and the
-time of each source are compared first, and a module whose source is another is imported as ever; without a bundle
-all are.
+Python looks every module up in directories, opens its file, reads it and makes an object of each function in it, most
+of which a short program never calls. The *bundle* is one file with bytecode, made by ``python -m qobra.cli._bundle``
+when an environment is set up. It holds
 
-The modules lie in *sections*: those that the same of the usual starts import are in one, which is read and unmarshalled
-together, so that what they share is read once.
+- *starts*, one for each usual way to start a program: the modules that it imports, in the order in which they were
+  complete. They are executed in that order, one after the other, so that the import statements in them find
+  everything there; importlib would take twice as long for each as most of them do.
+- *modules*, each by itself, for what is imported otherwise.
+
+In a start only those functions are whole that were called when the bundle was made. Of the others there is a *stub*: at
+its first call it gets the whole from its module and has its own function do that from then on (:func:`thaw`).
+
+As with ``.pyc`` files, the size and the time of each source are compared first, and a module whose source is another is
+imported as ever; without a bundle all are.
 
 The console programs of an environment run with ``-S``: :class:`SitePackages` finds what lies in ``site-packages``
-when it is first imported.
+when it is first imported, and ``os`` is a :func:`lean one <_lean_os>` until something asks for more of it.
 """
 
-# Not `from __future__ import annotations`: a start imports no other module of that name.
+# Not `from __future__ import annotations`: a start imports no other module of that name. Nor `os`, see _lean_os.
 
 import gc
 import marshal
-import os
+import posix
 import sys
-from _frozen_importlib import ModuleSpec
-from _frozen_importlib_external import ExtensionFileLoader
+from _frozen_importlib import FrozenImporter, ModuleSpec, module_from_spec
+from _frozen_importlib_external import ExtensionFileLoader, PathFinder
+from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import CodeType, ModuleType, TracebackType
     from typing import Any
 
-    Entry = tuple[str, bool, int, int, int]
-    """(source, whether it is a package, its size, its time in nanoseconds, number of its section or EXTENSION)."""
-    Index = tuple[tuple[str, str], dict[str, Entry], list[tuple[int, int]]]
-    """(HOME, modules by name, (begin, length) of the sections in the file)."""
+    Place = tuple[int, int]
+    """(begin, length) behind the header."""
+    Entry = tuple[str, int, int, bool, Place | None]
+    """(source, its size, its time in nanoseconds, whether it is a package, its bytecode or None for an extension)."""
+    Start = tuple[list[tuple[str, str, int, int, bool, CodeType | None]], dict[str, Entry], Place]
+    """(what is executed at once, entries of what these modules import besides, the bytecode of what is imported later).
 
-PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-HOME = PACKAGE, os.path.dirname(os.__file__)
-"""What a bundle is of: this tree, and this standard library."""
-PATH = os.path.join(PACKAGE, "__pycache__", f"start.{sys.implementation.cache_tag}.bundle")
+    The first are (name, source, size, time, whether it is a package, its bytecode or None for a package before what is
+    in it, if that is executed before the package).
+    """
+
+PACKAGE = __file__.rpartition("/")[0].rpartition("/")[0]
+HOME = PACKAGE, getattr(sys, "_stdlib_dir", None), 2
+"""What a bundle is of: this tree, this standard library, and this form of bundles."""
+PATH = f"{PACKAGE}/__pycache__/start.{sys.implementation.cache_tag}.bundle"
 
 _PYC = f".{sys.implementation.cache_tag}.pyc"
 
 _ModuleType = type(sys)
 
-EXTENSION = -1
-"""In the place of a section: the module is compiled, and its source the file to be loaded."""
+OPTIMIZED = 1
+"""The flag of code objects of functions, which those of modules and classes do not have."""
 
-FIRST_READ = 32 << 10
-"""Bytes that most likely hold the index."""
+FIRST_READ = 4 << 10
+"""Bytes that most likely hold the header."""
 
 
 class Bundle:
-    """A finder and loader of the modules in a bundle."""
+    """A finder and loader of the modules in a bundle. Its file stays open: it may be replaced by another any time."""
 
     def __init__(self, path: str) -> None:
-        """Read the index. Raises OSError, ValueError, EOFError or TypeError for what is no bundle."""
-        self._path = path
-        self._codes: dict[str, CodeType] = {}
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        """Read the header. Raises OSError, ValueError, EOFError or TypeError for what is no bundle."""
+        self._fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
         try:
-            self._file = _identity(fd)
-            data = os.read(fd, FIRST_READ)
-            end = 8 + int.from_bytes(data[:8], "little")
-            if len(data) < end <= os.fstat(fd).st_size:
-                data += os.read(fd, end - len(data))
-        finally:
-            os.close(fd)
-        index: Index = marshal.loads(data[8:end])
-        self.home, self._entries, self._sections = index
+            data = posix.pread(self._fd, FIRST_READ, 0)
+            self._data = end = 8 + int.from_bytes(data[:8], "little")
+            if len(data) < end <= posix.fstat(self._fd).st_size:
+                data += posix.pread(self._fd, end - len(data), len(data))
+            self.home: tuple[str, str | None, int]
+            self._starts: dict[tuple[str, str], Place]
+            self.home, self._starts, self._modules = marshal.loads(data[8:end])
+        except BaseException:
+            posix.close(self._fd)
+            raise
+        self._codes: dict[str, CodeType] = {}
+        self._later: Place | None = None
+        self._entries: dict[str, Entry] | None = None
+        self._near: dict[str, Entry] = {}
+        self._whole: dict[str, dict[tuple[str, int], CodeType]] = {}
+
+    def close(self) -> None:
+        posix.close(self._fd)
+
+    def _load(self, place: "Place") -> "Any":
+        return marshal.loads(posix.pread(self._fd, place[1], self._data + place[0]))
 
     def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: "Any" = None) -> "ModuleSpec | None":
-        entry = self._entries.get(name)
+        if self._starts:
+            found = self._begin(name)
+            if found is not None:
+                return found
+        entry = self._near.get(name)
         if entry is None:
+            if self._entries is None:
+                self._entries = self._load(self._modules)
+            entry = self._entries.get(name)
+        if entry is None or not _is_as_it_was(*entry[:3]):
             return None
-        source, is_package, size, time, section = entry
-        try:
-            found = os.stat(source)
-            if found.st_size != size or found.st_mtime_ns != time:
-                return None
-            if section == EXTENSION:
-                return _extension(name, source)
-            if name not in self._codes and not self._read(section):
-                return None
-        except OSError:
+        source, _size, _time, is_package, place = entry
+        if place is None:
+            return _extension(name, source)
+        if self._later is not None:
+            self._codes.update(self._load(self._later))
+            self._later = None
+        if name not in self._codes:
+            self._codes[name] = self._load(place)
+        return self._spec(name, source, is_package)
+
+    def _begin(self, first: str) -> "ModuleSpec | None":
+        """If a usual start begins with the module ``first``, execute what it imports, and return the spec of that."""
+        word = next((word for word in sys.argv[1:] if (first, word) in self._starts), "")
+        place = self._starts.get((first, word))
+        if place is None:
             return None
+        self._starts = {}
+        modules = sys.modules
+        now, self._near, self._later = self._load(place)
+        opened: dict[str, ModuleType] = {}
+        for name, source, size, time, is_package, code in now:
+            parent, _, child = name.rpartition(".")
+            module = opened.get(name)
+            if module is None:
+                if name in modules or (parent and parent not in modules) or not _is_as_it_was(source, size, time):
+                    continue  # whoever imports it first finds what there is
+                spec = self._spec(name, source, is_package)
+                if name == first:
+                    self._codes[name] = code
+                    return spec
+                module = modules[name] = opened[name] = self.create_module(spec)
+                namespace = module.__dict__
+                namespace["__spec__"] = spec
+                if is_package:
+                    namespace["__path__"] = spec.submodule_search_locations
+            if code is None:
+                continue  # modules in it come first
+            try:
+                exec(code, module.__dict__)
+            except Exception:
+                del modules[name]  # whoever imports it is told
+                continue
+            if parent:
+                setattr(modules[parent], child, module)
+        return None
+
+    def _spec(self, name: str, source: str, is_package: bool) -> ModuleSpec:
         spec = ModuleSpec(name, self, origin=source, is_package=is_package)  # type: ignore[arg-type]
         spec.has_location = True
         directory, _, file = source.rpartition("/")
         spec.cached = f"{directory}/__pycache__/{file[:-3]}{_PYC}"  # importlib would take longer to work it out
         if is_package:
-            spec.submodule_search_locations = [os.path.dirname(source)]
+            spec.submodule_search_locations = [directory]
         return spec
-
-    def _read(self, number: int) -> bool:
-        """Read a section; False if the file is another by now."""
-        begin, length = self._sections[number]
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if _identity(fd) != self._file:
-                return False
-            self._codes.update(marshal.loads(os.pread(fd, length, begin)))
-        finally:
-            os.close(fd)
-        return True
 
     def create_module(self, spec: ModuleSpec) -> "ModuleType":
         module = _ModuleType(spec.name)
         # importlib would set these as well, but looks for them first, and makes an error of each that is not there.
-        module.__loader__ = self  # type: ignore[assignment]
-        module.__package__ = spec.parent
-        module.__file__ = spec.origin
-        module.__dict__["__cached__"] = spec.cached
+        namespace = module.__dict__
+        namespace["__loader__"] = self
+        namespace["__package__"] = spec.parent
+        namespace["__file__"] = spec.origin
+        namespace["__cached__"] = spec.cached
         return module
 
     def exec_module(self, module: "ModuleType") -> None:
@@ -117,25 +173,86 @@ class Bundle:
 
     def get_code(self, name: str) -> "CodeType | None":
         """The code object of a module, for ``python -m`` and ``inspect``."""
-        if name not in self._codes and not self._read(self._entries[name][4]):
-            return None
-        return self._codes[name]
+        return self._codes.get(name) or self._module(name)
 
     def get_source(self, name: str) -> str:
         """The text of a module, for tracebacks."""
+        if self._entries is None:
+            self._entries = self._load(self._modules)
         with open(self._entries[name][0], encoding="utf-8") as stream:
             return stream.read()
+
+    def _module(self, name: str) -> "CodeType":
+        if self._entries is None:
+            self._entries = self._load(self._modules)
+        place = self._entries[name][4]
+        assert place is not None
+        code: CodeType = self._load(place)
+        return code
+
+    def whole(self, module: str, stub: "CodeType") -> "CodeType":
+        """The code of the function that ``stub`` stands for in ``module``."""
+        functions = self._whole.get(module)
+        if functions is None:
+            found = dict(functions_in(self._module(module)))
+            functions = self._whole.setdefault(module, found)  # of two threads one
+        return functions[stub.co_qualname, stub.co_firstlineno]
+
+
+def functions_in(code: "CodeType") -> "Iterator[tuple[tuple[str, int], CodeType]]":
+    """The functions of a module or class, and of the classes in it, by their qualified name and first line."""
+    for constant in code.co_consts:
+        if type(constant) is type(code):
+            if constant.co_flags & OPTIMIZED:
+                yield (constant.co_qualname, constant.co_firstlineno), constant
+            else:
+                yield from functions_in(constant)
+
+
+def thaw() -> "Callable[..., Any]":
+    """Make the function whole whose stub calls this. Returns it."""
+    frame = sys._getframe(1)
+    stub, namespace = frame.f_code, frame.f_globals
+    whole = namespace["__loader__"].whole(namespace["__name__"], stub)
+    for function in _named(stub.co_qualname, namespace):
+        code = getattr(function, "__code__", None)
+        if code is stub:
+            function.__code__ = whole
+        if code is stub or code is whole:  # another thread was here meanwhile
+            found: Callable[..., Any] = function
+            return found
+    # Something has wrapped it that is not known here.
+    for code in (stub, whole):
+        for function in gc.get_referrers(code):
+            if type(function) is type(thaw):
+                function.__code__ = whole
+                return function
+    raise RuntimeError(f"no function {stub.co_qualname}")
+
+
+def _named(name: str, namespace: "dict[str, Any]") -> "Iterator[Any]":
+    """What of this qualified name may be the function or hold it."""
+    *owners, last = name.split(".")
+    for owner in owners:
+        namespace = getattr(namespace.get(owner), "__dict__", {})
+    found = namespace.get(last)
+    yield found
+    for holder in ("fget", "fset", "__func__", "__wrapped__", "_function"):
+        yield getattr(found, holder, None)
+
+
+def _is_as_it_was(source: str, size: int, time: int) -> bool:
+    try:
+        found = posix.stat(source)
+    except OSError:
+        return False
+    return found.st_size == size and found.st_mtime_ns == time
 
 
 def _extension(name: str, path: str) -> ModuleSpec:
     spec = ModuleSpec(name, ExtensionFileLoader(name, path), origin=path)
     spec.has_location = True
     return spec
-
-
-def _identity(fd: int) -> tuple[int, int, int]:
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 class SitePackages:
@@ -152,14 +269,70 @@ class SitePackages:
         return find_spec(name)
 
 
+def _lean_os() -> None:
+    """Put an ``os`` in place that has what ``posix`` has, and becomes the whole at the first look for anything else.
+
+    Most of ``os`` is ``posix`` under another name; for the rest it makes abstract classes, which takes an eighth of the
+    time of a start.
+    """
+    module = _ModuleType("os")
+    namespace = module.__dict__
+    for name, value in posix.__dict__.items():
+        if (name[0] != "_" or name == "_exit") and name != "environ":  # posix's is of bytes
+            namespace[name] = value
+    encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+
+    def fsencode(path: "Any") -> bytes:
+        path = posix.fspath(path)
+        return path.encode(encoding, errors) if isinstance(path, str) else path
+
+    def fsdecode(path: "Any") -> str:
+        path = posix.fspath(path)
+        return path.decode(encoding, errors) if isinstance(path, bytes) else path
+
+    def getenv(key: str, default: "Any" = None) -> "Any":
+        value = posix.environ.get(fsencode(key))
+        return default if value is None else fsdecode(value)
+
+    lock = RLock()
+    state = ""
+
+    def complete(name: str) -> "Any":
+        nonlocal state
+        with lock:
+            if not state:
+                state = "begun"
+                spec = FrozenImporter.find_spec("os") or PathFinder.find_spec("os")
+                assert spec is not None and spec.loader is not None
+                namespace.update(module_from_spec(spec).__dict__)
+                spec.loader.exec_module(module)
+                namespace.pop("__getattr__")
+        if name in namespace:
+            return namespace[name]
+        raise AttributeError(f"module 'os' has no attribute {name!r}")
+
+    sys.modules["os"] = module
+    import posixpath
+
+    sys.modules["os.path"] = posixpath
+    namespace.update(
+        path=posixpath, name="posix", devnull="/dev/null", SEEK_SET=0, SEEK_CUR=1, SEEK_END=2,
+        fsencode=fsencode, fsdecode=fsdecode, getenv=getenv, __getattr__=complete,
+    )  # fmt: skip
+
+
 def start() -> None:
-    """Use the bundle, if there is one that fits, and do without ``site`` until it is needed."""
+    """Use the bundle, if there is one that fits, and do without ``site`` and ``os`` until they are needed."""
     # Modules are no garbage: with the usual threshold the collector would look through them dozens of times.
     gc.set_threshold(20_000)
+    if "os" not in sys.modules:
+        _lean_os()
     try:
         bundle = Bundle(PATH)
         if bundle.home == HOME:  # not of a tree that this one is a copy of
-            sys.meta_path.insert(0, bundle)
+            sys.meta_path.insert(sys.meta_path.index(PathFinder), bundle)
+        else:
+            bundle.close()
     except (OSError, ValueError, EOFError, TypeError):
         pass
     if sys.flags.no_site:

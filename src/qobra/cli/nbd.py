@@ -142,7 +142,7 @@ class Task:
         self._options, self._operands = options, operands
         self._check()
         given = self._given
-        if "LISTEN_FDS" in os.environ:
+        if os.getenv("LISTEN_FDS") is not None:
             from qobra.cli._nbd.activation import passed_address
 
             self._activated = passed_address(self._program, given)

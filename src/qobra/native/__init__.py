@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def compiled(name: str) -> ModuleType | None:
     """The extension module ``qobra.native.NAME``, or None where it was not built or is not wanted."""
-    if os.environ.get("QOBRA_PURE"):
+    if os.getenv("QOBRA_PURE"):
         return None
     try:
         return __import__(f"qobra.native.{name}", fromlist=[name])

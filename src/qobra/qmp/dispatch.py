@@ -90,7 +90,7 @@ def describe(name: str, error: Exception) -> QobraError:
     """The QobraError that a client gets for ``error``, which the command ``name`` raised."""
     if isinstance(error, QobraError):
         return error
-    if os.environ.get("QOBRA_DEBUG"):
+    if os.getenv("QOBRA_DEBUG"):
         sys.excepthook(type(error), error, error.__traceback__)
     if isinstance(error, OSError):
         return QobraError.from_os(name, error)

@@ -45,8 +45,8 @@ def passed_address(program: Program, given: Container[str]) -> dict[str, Any] | 
 
 def _passed() -> int:
     """How many descriptors were passed to this process. Raises ToolError where one is not open."""
-    text = os.environ.get("LISTEN_FDS", "")
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not (text.isascii() and text.isdigit()):
+    text = os.getenv("LISTEN_FDS", "")
+    if os.getenv("LISTEN_PID") != str(os.getpid()) or not (text.isascii() and text.isdigit()):
         return 0
     count = int(text)
     for fd in range(FIRST_FD, FIRST_FD + min(count, os.sysconf("SC_OPEN_MAX"))):

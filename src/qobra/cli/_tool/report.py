@@ -54,7 +54,7 @@ class Program:
         except MemoryError:
             return self.fail(ToolError("Cannot allocate memory"))
         except Exception as error:
-            if os.environ.get("QOBRA_TRACEBACK"):
+            if os.getenv("QOBRA_TRACEBACK"):
                 raise
             return self.fail(ToolError(f"internal error: {type(error).__name__}: {error}"))
 
