@@ -52,9 +52,10 @@ class InBandQueue:
     def _serve(self) -> None:
         while True:
             with self._changed:
+                alone = not self._waiting
                 while not self._waiting and not self._closed:
                     self._changed.wait()
-                if not self._closed and (delay := self._session.delay()):
+                if not self._closed and (delay := self._session.delay(alone)):
                     # While the queue is full, no out-of-band command is found either: those are never held.
                     self._changed.wait_for(lambda: self._closed or len(self._waiting) >= LENGTH, delay)
                 if self._closed:

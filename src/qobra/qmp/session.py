@@ -49,6 +49,8 @@ class Session:
         self._output = Output(chardev)
         self._in_band: InBandQueue | None = None
         self._pace: Pace | None = None
+        self._spent_ns = 0
+        """What the serving thread had taken of a processor before the latest command."""
         self._lock = Lock()
         self._connected = False
 
@@ -87,14 +89,16 @@ class Session:
 
     def receive(self, data: bytes) -> None:
         fds = self.chardev.take_fds()
+        alone = True
         for item in self._reader.feed(data):
             in_band = self._in_band
             if in_band is None:
                 if fds:
                     self._own_fds(fds)
                     fds = []
-                if delay := self.delay():
+                if delay := self.delay(alone):
                     time.sleep(delay)
+                alone = False
                 self.serve(item)
             elif type(item) is dict and "exec-oob" in item and "execute" not in item:
                 self.serve(item)
@@ -108,8 +112,11 @@ class Session:
 
     # -- requests
 
-    def delay(self) -> float:
-        """Seconds that the next in-band command is to wait, outside the strand, so that guests do not pay for it."""
+    def delay(self, alone: bool) -> float:
+        """Seconds that the next in-band command is to wait, outside the strand, so that guests do not pay for it.
+
+        Called by the thread that serves them. ``alone``: it has waited for this one.
+        """
         pace = self._pace
         if pace is None:
             if "block" not in self.machine.__dict__:
@@ -117,7 +124,11 @@ class Session:
             from qobra.qmp.pace import Pace
 
             pace = self._pace = Pace(self.machine.block.flight)
-        delay_ns = pace.delay_ns(time.monotonic_ns())
+            self._spent_ns = time.thread_time_ns()
+        spent_ns, before_ns = time.thread_time_ns(), self._spent_ns
+        self._spent_ns = spent_ns
+        # The thread may be another one than that before.
+        delay_ns = pace.delay_ns(time.monotonic_ns(), max(spent_ns - before_ns, 0), alone=alone)
         return 0.0 if self.machine.is_ending else delay_ns / 1e9
 
     def serve(self, item: Any, client: int | None = None) -> None:
