@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 
-from qobra.cli._tool.process import Terminated, catch_interrupts
+from qobra.cli._tool.process import Terminated, buffer_output, catch_interrupts, finish_output
 from qobra.errors import QobraError
 
 _DIRECTORY = os.path.join(os.path.dirname(__file__), "subcommand")
@@ -28,6 +28,8 @@ PROGRAMS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; returns its exit status."""
+    if argv is None:
+        buffer_output()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print_help()
@@ -51,7 +53,7 @@ def run(module_name: str, arguments: list[str]) -> int:
     """Run the ``main`` of a module, with errors as one line on standard error."""
     catch_interrupts()
     try:
-        return int(importlib.import_module(module_name).main(arguments) or 0)
+        return finish_output(int(importlib.import_module(module_name).main(arguments) or 0))
     except QobraError as error:
         print(f"qobra: {error}", file=sys.stderr)
         return 1

@@ -514,6 +514,26 @@ def test_errors_come_before_what_is_still_in_the_buffer_of_a_pipe(environment: d
     assert done.returncode == 4
 
 
+@pytest.mark.parametrize(
+    ("redirection", "status", "output", "errors"),
+    [
+        (">/dev/full", 1, "", "qobra-img: standard output: No space left on device\n"),
+        (">&-", 0, "", ""),
+        ("2>&- >&- <&-", 0, "", ""),
+        ("2>/dev/full", 0, "Formatting 'a', fmt=raw size=512\n", ""),
+        ("<&-", 0, "Formatting 'a', fmt=raw size=512\n", ""),
+    ],
+)
+def test_the_work_is_done_whatever_becomes_of_the_output(
+    redirection: str, status: int, output: str, errors: str
+) -> None:
+    program = f"{sys.executable} -c 'import sys; sys.argv[0] = \"qobra-img\"; from qobra.cli.img import main; main()'"
+    command = f"{program} create -f raw a 512 {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, output, errors)
+    assert os.path.getsize("a") == 512
+
+
 def test_a_data_file_s_name_starts_from_where_the_program_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkdir("d")
     assert run("create", "-q", "-f", "qcow2", "-o", "data_file=d/data", "d/a.q", "1M") == 0
@@ -658,24 +678,17 @@ def test_a_full_disk_is_told_in_one_line(command: list[str], full: Path, capfd: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["a", "100T"], "Failed to grow the L1 table"),
-        (["--preallocation=metadata", "a", "900G"], "Allocating clusters failed"),
-    ],
+    ("mode", "size", "reason"),
+    [("off", "100T", "Failed to grow the L1 table"), ("metadata", "900G", "Allocating clusters failed")],
 )
 def test_a_resize_tells_what_it_found_no_space_for(
-    arguments: list[str],
-    reason: str,
-    full: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    mode: str, size: str, reason: str, full: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(full)
-    assert run("create", "-q", "-f", "qcow2", "a", "1M") == 0
-    assert run("resize", *arguments) == 1
+    path = str(full / "a")
+    assert run("create", "-q", "-f", "qcow2", path, "1M") == 0
+    assert run("resize", f"--preallocation={mode}", path, size) == 1
     assert capfd.readouterr().err == f"qobra-img: {reason}: No space left on device\n"
-    assert run("check", "-q", "a") == 0
+    assert run("check", "-q", path) == 0
 
 
 def test_what_was_written_before_a_disk_was_full_is_kept(full: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 SIGINT = 2
 
@@ -60,7 +61,7 @@ def run_program(main: Callable[[], int]) -> int:
     ended_by = 0
     try:
         status = main()
-        sys.stdout.flush()
+        status = finish_output(status)
     except KeyboardInterrupt:
         ended_by, status = SIGINT, 128 + SIGINT
     except Terminated as signalled:
@@ -87,20 +88,60 @@ def run_tool(run: Callable[[str, list[str]], int], own: str, argv: list[str] | N
     return run_program(lambda: run(name or sys.argv[0], sys.argv[1:]))
 
 
+class _Output(io.FileIO):
+    """A standard stream that takes what cannot be written, and remembers why.
+
+    A full disk under a log is no reason to leave an image half done. That a pipe's reader has gone is still raised.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        while True:
+            try:
+                written = super().write(data)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                self.lost = error
+                return len(data)
+            if written is not None:
+                return written
+            from select import select  # somebody made the terminal or pipe non-blocking
+
+            select([], [self.fileno()], [])
+
+
 def buffer_output() -> None:
     """Write standard output in blocks, or lines to a terminal, as C's stdio does, whatever PYTHONUNBUFFERED says.
 
-    Names in images and of files are octets: what is no UTF-8 goes out as it came, in every locale.
+    Names in images and of files are octets: what is no UTF-8 goes out as it came, in every locale. In the place of a
+    stream that is closed there is ``/dev/null``, or an image would be opened as file 1 or 2.
     """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)  # takes the number
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream.fileno() == number:
+            raw = _Output(number, "w", closefd=False)
+            lines = number == 2 or raw.isatty()
+            writer = io.BufferedWriter(raw)
+            setattr(sys, name, io.TextIOWrapper(writer, stream.encoding, "surrogateescape", line_buffering=lines))
+
+
+def finish_output(status: int) -> int:
+    """Write out what is left, and return the exit status: 1 for a success of which something could not be told."""
+    sys.stdout.flush()
     output = sys.stdout
-    if not isinstance(output, io.TextIOWrapper):
-        return
-    raw = output.buffer
-    if isinstance(raw, io.RawIOBase):
-        buffered = io.BufferedWriter(raw)
-        sys.stdout = io.TextIOWrapper(buffered, output.encoding, "surrogateescape", line_buffering=raw.isatty())
-    else:
-        output.reconfigure(errors="surrogateescape")
+    if isinstance(output, io.TextIOWrapper) and isinstance(output.buffer, io.BufferedWriter):
+        raw = output.buffer.raw
+        if isinstance(raw, _Output) and raw.lost is not None:
+            sys.stderr.write(f"{os.path.basename(sys.argv[0])}: standard output: {os.strerror(raw.lost.errno or 0)}\n")
+            return status or 1
+    return status
 
 
 def collect_garbage() -> None:
