@@ -22,7 +22,8 @@ REFUSED = "^Cannot change iothread of active block backend$"
 
 @pytest.fixture
 def layer():
-    made = BlockLayer(find_object=lambda name, _type: {"one": ONE, "two": TWO}.get(name))
+    made = BlockLayer()
+    made.find_iothread = {"one": ONE, "two": TWO}.get
     for name in ("a", "b"):
         made.add_node({"driver": "null-co", "node-name": name})
     yield made

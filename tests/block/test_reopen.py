@@ -149,6 +149,24 @@ def test_of_several_options_the_one_is_named_that_qemu_comes_to_first(layer, tmp
         reopen(layer, [{"driver": "qcow2", "node-name": "top", "file": file, "backing": {**base, **options}}])
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"image": "b", "inject-error": []}, "inject-error"),
+        ({"image": "b", "align": 4096}, "image"),
+        ({"image": "b", "config": "x"}, "image"),
+        ({"image": "b"}, "image"),
+        ({"image": "none"}, "image"),
+    ],
+)
+def test_a_child_that_cannot_change_has_its_turn_among_the_options(layer, options, named):
+    for name in "ab":
+        layer.add_node({"driver": "null-co", "node-name": name})
+    layer.add_node({"driver": "blkdebug", "node-name": "top", "image": "a"})
+    with pytest.raises(QobraError, match=f"^Cannot change the option '{named}'$"):
+        reopen(layer, [{"driver": "blkdebug", "node-name": "top", **options}])
+
+
 def test_a_qcow2_goes_on_in_the_file_that_it_is_given(layer, tmp_path):
     from qobra.cli import img
 

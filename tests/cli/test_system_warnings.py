@@ -22,6 +22,7 @@ from qobra.cli._system.build import Builder
         ("-netdev socket,id=s,listen=127.0.0.1:0 -device e1000,netdev=s", []),
         ("-global foo.bar=1 -global iothread.x=1", ["global foo.bar has invalid class name",
                                                     "global iothread.x has invalid class name"]),
+        ("-global kvm-pit.lost_tick_policy=delay -global kvm-pits.x=1", ["global kvm-pits.x has invalid class name"]),
         ("-global PIIX4_PM.disable_s3=1 -global PIIX4_PM.disable_s4=1", []),
     ],
 )  # fmt: skip

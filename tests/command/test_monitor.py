@@ -120,6 +120,25 @@ def test_iothreads(monitored: Any) -> None:
     assert found[0]["thread-id"] > 0
 
 
+def test_iothreads_are_named_by_paths(monitored: Any) -> None:
+    client = monitored.client()
+    client.call("blockdev-add", {"driver": "null-co", "node-name": "n"})
+    client.call("object-add", {"qom-type": "secret", "id": "s", "data": "x"})
+
+    def ask(path: str) -> Any:
+        return client.call("x-blockdev-set-iothread", {"node-name": "n", "iothread": path})
+
+    assert ask("")["error"]["desc"] == "Cannot find iothread "
+    client.call("object-add", {"qom-type": "iothread", "id": "io"})
+    for path in ("io", "/objects/io", "objects/io", "//objects//io", "io/", ""):  # the empty one ends every path
+        assert ask(path) == {"return": {}}, path
+    for path in ("/", "/objects", "s", "/io"):
+        assert ask(path)["error"]["desc"] == f"Cannot find iothread {path}"
+    client.call("object-add", {"qom-type": "iothread", "id": "other"})
+    assert ask("")["error"]["desc"] == "Cannot find iothread "
+    assert ask("io") == {"return": {}}
+
+
 class TestHmp:
     def run(self, monitored: Any, line: str) -> str:
         reply = monitored.client().call("human-monitor-command", {"command-line": line})

@@ -51,6 +51,21 @@ def test_a_place_is_hexadecimal_even_as_a_number(machine: Any) -> None:
         _call(machine, "device_add", driver="virtio-rng-pci", addr=128)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"id": "1 2"}, "Parameter 'id' expects an identifier"),
+        ({"id": "1 2", "failover_pair_id": "n"}, "Parameter 'id' expects an identifier"),
+        ({"id": 5}, "Parameter 'driver' is missing"),
+        ({"driver": None}, "Parameter 'driver' is missing"),
+        ({}, "Parameter 'driver' is missing"),
+    ],
+)
+def test_an_id_is_looked_at_before_a_driver_is_missed(machine: Any, arguments: dict[str, Any], text: str) -> None:
+    with machine.control, pytest.raises(QobraError, match=text):
+        dispatch.call(machine, "device_add", arguments)
+
+
 def test_devices_without_a_name_are_counted(machine: Any) -> None:
     _call(machine, "device_add", driver="virtio-rng-pci")
     with pytest.raises(QobraError):

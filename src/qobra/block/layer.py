@@ -52,6 +52,8 @@ class BlockLayer:
         self.control = control or Control(HostClock())
         self.emit: Emit = emit or _ignore_event
         self.find_object: Callable[..., Any] = find_object or (lambda *_args, **_kwargs: None)
+        self.find_iothread: Callable[[str], Any] = lambda _path: None
+        """The iothread at a path in the tree of objects, which may be no more than its id; None if there is none."""
         self.open_path = open_path
         self.find_fd = find_fd
         self.opener = Opener(self, random)

@@ -128,7 +128,9 @@ def _replace_child(layer: BlockLayer, change: GraphChange, node: BlockNode, name
             layer.graph.frozen.check(node, name)
             change.detach(node, name)
         return
-    replaceable = name in _REPLACEABLE and (name != "backing" or node.supports_backing or node.is_filter)
+    if name not in _REPLACEABLE:
+        return  # one of the options that cannot change
+    replaceable = name != "backing" or node.supports_backing or node.is_filter
     if not replaceable and (current is None or wanted != current.node_name):
         raise QobraError(f"Cannot change the option '{name}'")
     child = layer.graph.find(wanted)
@@ -162,8 +164,11 @@ def _check_unchanged(node: BlockNode, options: Options) -> None:
     before = {**_flat(node.options, but=free | children), **own}
     fixed = _flat(options, but=(free | children) - own.keys())
     for name in children & options.keys():
-        if isinstance(options[name], dict) and not _follows(node, name):
-            fixed.update(flatten({name: options[name]}))
+        wanted = options[name]
+        if isinstance(wanted, dict) and not _follows(node, name):
+            fixed.update(flatten({name: wanted}))
+        elif isinstance(wanted, str) and name not in _REPLACEABLE and wanted != node.children[name].node_name:
+            fixed[name] = wanted
     # Of several that cannot change, the one is named that QEMU comes to first.
     for key, value in ordered(fixed):
         if value != before.get(key) or key.partition(".")[0] in children:

@@ -76,7 +76,7 @@ def x_blockdev_set_iothread(machine: Machine, args: dict[str, Any]) -> None:
     name = args["iothread"]
     iothread = None
     if name is not None:
-        iothread = machine.objects.find(name, "iothread")
+        iothread = block.find_iothread(name)
         if iothread is None:
             raise QobraError(f"Cannot find iothread {name}")
     block.set_iothread(node, iothread)

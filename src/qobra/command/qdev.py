@@ -18,13 +18,16 @@ def device_add(machine: Machine, args: dict[str, Any]) -> None:
     plug_in(machine, args, keyval=True)
 
 
-def _has_other_values(args: dict[str, Any]) -> bool:
-    return not all(isinstance(value, str) for value in args.values())
+def _is_unusual(args: dict[str, Any]) -> bool:
+    return "driver" not in args or not all(isinstance(value, str) for value in args.values())
 
 
-@older_form("device_add", _has_other_values)
+@older_form("device_add", _is_unusual)
 def device_add_of_values(machine: Machine, args: dict[str, Any]) -> None:
-    """Values are taken as their texts would be, an id excepted; what has none is passed over."""
+    """Values are taken as their texts would be, an id excepted; what has none is passed over.
+
+    What is wrong with an id is told before a driver is missed.
+    """
     texts = {name: option_text(value) for name, value in args.items() if name != "id" or isinstance(value, str)}
     device_add(machine, {name: text for name, text in texts.items() if text is not None})
 

@@ -33,6 +33,9 @@ Compat = tuple[tuple[str, str, str], ...]
 
 boards: Registry[type[Board]] = Registry("machine type", ["qobra.machine.board_type"])
 
+_KERNEL_DEVICES = frozenset({"kvm-pit", "kvm-ioapic", "kvm-i8259", "kvm-apic", "kvmclock"})
+"""QEMU's types of what KVM emulates itself. Defaults for them, as libvirt sets, do not matter elsewhere."""
+
 
 def find_devices(start: Object, type_name: str) -> Iterator[Device]:
     """Every realized device of a type at or below ``start``."""
@@ -424,7 +427,7 @@ class Board(Object):
         """Tell of defaults for types that there are not, and for devices that will not be made."""
         for driver, name, _value in self._globals:
             cls = self.tree.find_type(driver)
-            if cls is None or not issubclass(cls, Device):
+            if (cls is None or not issubclass(cls, Device)) and driver not in _KERNEL_DEVICES:
                 warn(f"warning: global {driver}.{name} has invalid class name")
 
     def check_no_global(self, device: Device, name: str, value: str) -> None:

@@ -96,6 +96,7 @@ class Machine:
             open_path=lambda path, flags: self.fdsets.open_image(path, flags),
             find_fd=lambda name: self.fdsets.take_named_or_number(name),
         )
+        layer.find_iothread = lambda path: self.objects.find_at(path, "iothread")
         layer.check_device = self._check_device
         layer.say = self.say
         layer.warn = self.warn

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def plug_in(machine: Machine, options: dict[str, Any], *, keyval: bool) -> None:
     """What users ask for: :func:`add_device`, at once or (a primary of :mod:`qobra.machine.failover`) in its time."""
     board = machine.board
-    if "failover_pair_id" in options and board is not None:
-        cls = device_class(machine.objects, options.get("driver", ""))
+    if "failover_pair_id" in options and "driver" in options and board is not None:
+        cls = device_class(machine.objects, options["driver"])
         bus = _choose_bus(board.system_bus, cls, options.get("bus"))
         if board.failover.hides(options, keyval=keyval):
             if board.ready:

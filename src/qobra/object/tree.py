@@ -159,6 +159,11 @@ class ObjectTree:
             raise QobraError(f"Invalid parameter type for '{property_name}', expected: {type_name}")
         return fitting[0]
 
+    def find_at(self, path: str, type_name: str) -> Object | None:
+        """The ``type_name`` at a path, as :meth:`resolve` takes them; None where there is none or more than one."""
+        fitting = [found for found in self._resolve(path) if found.implements(type_name)]
+        return fitting[0] if len(fitting) == 1 else None
+
     def _resolve(self, path: str) -> list[Object]:
         parts = [part for part in path.split("/") if part]
         if path.startswith("/"):

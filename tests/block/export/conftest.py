@@ -82,6 +82,7 @@ class Exporter:
             emit=lambda name, data: self.events.append((name, data or {})),
             find_object=lambda name, kind=None: self.objects.get(name),
         )
+        self.layer.find_iothread = self.objects.get
         self.tmp_path = tmp_path
         self._servers: list[NbdServer] = []
         self._clients: list[Client] = []

@@ -165,8 +165,8 @@ class Export:
 
 
 def required_iothread(layer: BlockLayer, name: str) -> Any:
-    """The iothread object ``name``. Raises QobraError."""
-    iothread = layer.find_object(name, "iothread")
+    """The iothread object ``name``, which may be a path to it. Raises QobraError."""
+    iothread = layer.find_iothread(name)
     if iothread is None:
         raise QobraError(f'iothread "{name}" not found')
     return iothread
