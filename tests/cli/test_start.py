@@ -6,7 +6,6 @@ import importlib
 import os
 import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
@@ -20,15 +19,11 @@ from qobra.cli._start import Bundle, SitePackages
 
 
 class Recording(_bundle.Recorded):
-    """A start that imports ``now`` and then ``later``, and calls the functions of these names."""
+    """A start that imports ``now`` and then ``later``."""
 
-    def __init__(self, *now: str, later: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> None:
+    def __init__(self, *now: str, later: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.now, self.later, self._calls = list(now), list(later), calls
-
-    def functions(self, source: str) -> set[tuple[str, int]]:
-        code = compile(Path(source).read_text(), source, "exec")
-        return {place for place, _ in _start.functions_in(code) if place[0] in self._calls}
+        self.now, self.later = list(now), list(later)
 
 
 @pytest.fixture
@@ -64,135 +59,6 @@ def bundled(tmp_path: Path, use: Callable[..., Bundle]) -> Path:
     (tmp_path / "bundled_two" / "inner.py").write_text("VALUE = 2\n")
     use({("bundled_start", ""): Recording("bundled_one", "sys", "no_such_module", later=("bundled_two",))})
     return tmp_path
-
-
-LARGE = "".join(f"    total += one * {number} + two * {number + 1}\n" for number in range(30))
-"""Lines that make a function worth a stub."""
-
-FUNCTIONS = f"""\
-def outer(factor):
-    return factor
-
-
-def plain(one, two=2, *, three=3):
-    total = three
-{LARGE}    return total
-
-
-def marked(function):
-    def marking(*args):
-        return function(*args) + 1
-    return marking
-
-
-class Thing:
-    def __init__(self, one):
-        self.one = one
-
-    def method(self, two):
-        one = self.one
-        total = 0
-{LARGE.replace("    ", "        ")}        return __class__, super().__repr__, total
-
-    @property
-    def value(self):
-        one = two = self.one
-        total = 0
-{LARGE.replace("    ", "        ")}        return total
-
-    @value.setter
-    def value(self, value):
-        one = two = total = value
-{LARGE.replace("    ", "        ")}        self.one = total
-
-    @classmethod
-    def made(cls, one, two):
-        total = 0
-{LARGE.replace("    ", "        ")}        return cls(total)
-
-    @staticmethod
-    def counted(one, two):
-        total = 0
-{LARGE.replace("    ", "        ")}        return total
-
-    @marked
-    def wrapped(self, one, two):
-        total = 0
-{LARGE.replace("    ", "        ")}        return total
-
-    def each(self, one, two):
-        total = 0
-{LARGE.replace("    ", "        ")}        yield total
-        yield one
-
-
-def called():
-    one = two = 1
-    total = 0
-{LARGE}    return total
-"""
-
-
-@pytest.fixture
-def functions(tmp_path: Path, use: Callable[..., Bundle]) -> Any:
-    """A module, executed as a start does, whose functions are stubs but for the one that was ``called``."""
-    (tmp_path / "bundled_functions.py").write_text(FUNCTIONS)
-    (tmp_path / "bundled_start.py").write_text("import bundled_functions\n")
-    use({("bundled_start", ""): Recording("bundled_functions", "bundled_start", calls=("called",))})
-    importlib.import_module("bundled_start")
-    return sys.modules["bundled_functions"]
-
-
-def _is_stub(function: Any) -> bool:
-    return bool(function.__code__.co_names == _bundle._stub.__code__.co_names)
-
-
-def test_functions_that_no_start_calls_are_stubs_until_they_are(functions: Any) -> None:
-    plain: dict[str, Any] = {}
-    exec(FUNCTIONS, plain)
-    assert [_is_stub(getattr(functions, name)) for name in ("outer", "plain", "called")] == [False, True, False]
-    assert functions.called() == plain["called"]()
-    assert functions.plain(4, three=1) == plain["plain"](4, three=1)
-    assert not _is_stub(functions.plain)
-    with pytest.raises(TypeError, match=r"plain\(\) missing 1 required positional argument: 'one'"):
-        functions.plain()
-    own, other = functions.Thing(3), plain["Thing"](3)
-    assert vars(functions.Thing)["method"].__code__.co_names == _bundle._stub.__code__.co_names
-    kind, _, total = own.method(5)
-    assert kind is functions.Thing and total == other.method(5)[2]
-    own.value = other.value = 7
-    assert own.one == other.one and own.value == other.value
-    assert functions.Thing.made(1, 2).one == plain["Thing"].made(1, 2).one
-    assert own.counted(1, 2) == other.counted(1, 2) and own.wrapped(1, 2) == other.wrapped(1, 2)
-    assert list(own.each(1, 2)) == list(other.each(1, 2))
-    members = vars(functions.Thing)
-    whole = [members["method"], members["each"], members["made"].__func__, members["counted"].__func__]
-    whole += [members["value"].fget, members["value"].fset, members["wrapped"].__closure__[0].cell_contents]
-    assert not any(_is_stub(function) for function in whole)
-
-
-def test_many_threads_may_call_a_stub_at_once(functions: Any) -> None:
-    thing = functions.Thing(1)
-    results: list[Any] = []
-    barrier = threading.Barrier(8)
-
-    def call() -> None:
-        barrier.wait()
-        results.append((functions.plain(1), thing.wrapped(1, 2), thing.value))
-
-    threads = [threading.Thread(target=call) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 8 and len(set(results)) == 1
-
-
-def test_a_stub_gets_its_function_when_the_bundle_was_replaced(functions: Any, tmp_path: Path) -> None:
-    (tmp_path / "other").write_bytes(b"junk")
-    os.replace(tmp_path / "other", tmp_path / "start.bundle")
-    (tmp_path / "bundled_functions.py").unlink()
-    assert functions.plain(1, 2) > 0
 
 
 @pytest.fixture
@@ -454,13 +320,10 @@ def test_it_tells_where_compiled_modules_lie(tmp_path: Path, use: Callable[..., 
 
 def test_the_usual_starts_are_recorded(tmp_path: Path) -> None:
     usual = _bundle._usual(str(tmp_path))
-    image = usual["qobra.cli.img", "create"][0][-2]
-    _bundle._record(str(tmp_path), "qobra.cli.img", [["create", "-q", "-f", "qcow2", image, "1M"]])
-    info = _bundle._record(str(tmp_path), "qobra.cli.img", usual["qobra.cli.img", "info"][:1])
+    _bundle._record(str(tmp_path), "qobra.cli.img", usual["qobra.cli.img", "create"])
+    info = _bundle._record(str(tmp_path), "qobra.cli.img", usual["qobra.cli.img", "info"])
     assert info.now[-1] == "qobra.cli.img" and "qobra.block.format.qcow2.node" in info.now and not info.later
     assert not {"typing", "re", "enum", "os", "_collections_abc", "threading"} & set(info.now)
-    called = {name for name, _ in info.functions(sys.modules["qobra.cli._start"].PACKAGE + "/cli/img.py")}
-    assert {"main", "run", "_run"} <= called and "_help" not in called
     daemon = _bundle._record(str(tmp_path), "qobra.cli.storage_daemon", usual["qobra.cli.storage_daemon", ""])
     assert {"qobra.qmp.session", "qobra.chardev.backend.socket"} <= set(daemon.now)
     assert "threading" in daemon.later

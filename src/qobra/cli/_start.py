@@ -1,16 +1,12 @@
 """What makes a program start sooner: bytecode in one file, of just what it runs, and no ``site`` or ``os`` unasked.
 
-Python looks every module up in directories, opens its file, reads it and makes an object of each function in it, most
-of which a short program never calls. The *bundle* is one file with bytecode, made by ``python -m qobra.cli._bundle``
-when an environment is set up. It holds
+Python looks every module up in directories, opens its file and reads it. The *bundle* is one file with bytecode, made
+by ``python -m qobra.cli._bundle`` when an environment is set up. It holds
 
 - *starts*, one for each usual way to start a program: the modules that it imports, in the order in which they were
   complete. They are executed in that order, one after the other, so that the import statements in them find
   everything there; importlib would take twice as long for each as most of them do.
 - *modules*, each by itself, for what is imported otherwise.
-
-In a start only those functions are whole that were called when the bundle was made. Of the others there is a *stub*: at
-its first call it gets the whole from its module and has its own function do that from then on (:func:`thaw`).
 
 As with ``.pyc`` files, the size and the time of each source are compared first, and a module whose source is another is
 imported as ever; without a bundle all are.
@@ -31,7 +27,7 @@ from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
     from types import CodeType, ModuleType, TracebackType
     from typing import Any
 
@@ -39,11 +35,11 @@ if TYPE_CHECKING:
     """(begin, length) behind the header."""
     Entry = tuple[str, int, int, bool, Place | None]
     """(source, its size, its time in nanoseconds, whether it is a package, its bytecode or None for an extension)."""
-    Start = tuple[list[tuple[str, str, int, int, bool, CodeType | None]], dict[str, Entry], Place]
-    """(what is executed at once, entries of what these modules import besides, the bytecode of what is imported later).
+    Start = tuple[list[tuple[str, str, int, int, bool, CodeType | None]], dict[str, Entry]]
+    """(what is executed at once, entries of what is imported besides).
 
-    The first are (name, source, size, time, whether it is a package, its bytecode or None for a package before what is
-    in it, if that is executed before the package).
+    The first are names with what entries hold, but the bytecode itself: in one piece it is read sooner. A package that
+    is executed after what is in it comes before that too, without bytecode.
     """
 
 PACKAGE = __file__.rpartition("/")[0].rpartition("/")[0]
@@ -54,9 +50,6 @@ PATH = f"{PACKAGE}/__pycache__/start.{sys.implementation.cache_tag}.bundle"
 _PYC = f".{sys.implementation.cache_tag}.pyc"
 
 _ModuleType = type(sys)
-
-OPTIMIZED = 1
-"""The flag of code objects of functions, which those of modules and classes do not have."""
 
 FIRST_READ = 4 << 10
 """Bytes that most likely hold the header."""
@@ -80,10 +73,8 @@ class Bundle:
             posix.close(self._fd)
             raise
         self._codes: dict[str, CodeType] = {}
-        self._later: Place | None = None
         self._entries: dict[str, Entry] | None = None
         self._near: dict[str, Entry] = {}
-        self._whole: dict[str, dict[tuple[str, int], CodeType]] = {}
 
     def close(self) -> None:
         posix.close(self._fd)
@@ -106,11 +97,7 @@ class Bundle:
         source, _size, _time, is_package, place = entry
         if place is None:
             return _extension(name, source)
-        if self._later is not None:
-            self._codes.update(self._load(self._later))
-            self._later = None
-        if name not in self._codes:
-            self._codes[name] = self._load(place)
+        self._codes[name] = self._load(place)
         return self._spec(name, source, is_package)
 
     def _begin(self, first: str) -> "ModuleSpec | None":
@@ -121,7 +108,7 @@ class Bundle:
             return None
         self._starts = {}
         modules = sys.modules
-        now, self._near, self._later = self._load(place)
+        now, self._near = self._load(place)
         opened: dict[str, ModuleType] = {}
         for name, source, size, time, is_package, code in now:
             parent, _, child = name.rpartition(".")
@@ -189,56 +176,6 @@ class Bundle:
         assert place is not None
         code: CodeType = self._load(place)
         return code
-
-    def whole(self, module: str, stub: "CodeType") -> "CodeType":
-        """The code of the function that ``stub`` stands for in ``module``."""
-        functions = self._whole.get(module)
-        if functions is None:
-            found = dict(functions_in(self._module(module)))
-            functions = self._whole.setdefault(module, found)  # of two threads one
-        return functions[stub.co_qualname, stub.co_firstlineno]
-
-
-def functions_in(code: "CodeType") -> "Iterator[tuple[tuple[str, int], CodeType]]":
-    """The functions of a module or class, and of the classes in it, by their qualified name and first line."""
-    for constant in code.co_consts:
-        if type(constant) is type(code):
-            if constant.co_flags & OPTIMIZED:
-                yield (constant.co_qualname, constant.co_firstlineno), constant
-            else:
-                yield from functions_in(constant)
-
-
-def thaw() -> "Callable[..., Any]":
-    """Make the function whole whose stub calls this. Returns it."""
-    frame = sys._getframe(1)
-    stub, namespace = frame.f_code, frame.f_globals
-    whole = namespace["__loader__"].whole(namespace["__name__"], stub)
-    for function in _named(stub.co_qualname, namespace):
-        code = getattr(function, "__code__", None)
-        if code is stub:
-            function.__code__ = whole
-        if code is stub or code is whole:  # another thread was here meanwhile
-            found: Callable[..., Any] = function
-            return found
-    # Something has wrapped it that is not known here.
-    for code in (stub, whole):
-        for function in gc.get_referrers(code):
-            if type(function) is type(thaw):
-                function.__code__ = whole
-                return function
-    raise RuntimeError(f"no function {stub.co_qualname}")
-
-
-def _named(name: str, namespace: "dict[str, Any]") -> "Iterator[Any]":
-    """What of this qualified name may be the function or hold it."""
-    *owners, last = name.split(".")
-    for owner in owners:
-        namespace = getattr(namespace.get(owner), "__dict__", {})
-    found = namespace.get(last)
-    yield found
-    for holder in ("fget", "fset", "__func__", "__wrapped__", "_function"):
-        yield getattr(found, holder, None)
 
 
 def _is_as_it_was(source: str, size: int, time: int) -> bool:
