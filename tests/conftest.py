@@ -7,11 +7,13 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from qobra import native
 from qobra.machine.machine import Machine
 from qobra.qmp.monitor import Monitors
 from qobra.testing.plugin import make_qobra_server, qobra_server
@@ -47,6 +49,17 @@ def find_peer(program: str) -> str:
     if path is None:
         pytest.skip(f"{program} is not installed")
     return path
+
+
+def pytest_configure() -> None:
+    """Compiled forms that are older than their sources fail in odd ways, and late."""
+    sources = Path(native.__file__).parent.glob("*.pyx")
+    pairs = [(source, built) for source in sources for built in source.parent.glob(f"{source.stem}.*.so")]
+    stale = [source.name for source, built in pairs if built.stat().st_mtime < source.stat().st_mtime]
+    if stale:
+        raise pytest.UsageError(
+            f"{', '.join(sorted(stale))}: newer than the compiled form; `make compiled` makes it anew"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
