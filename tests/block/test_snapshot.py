@@ -65,6 +65,8 @@ def test_a_new_image_has_the_absolute_path_of_its_backing_file(layer, tmp_path, 
         order = {"node-name": "base", "snapshot-file": "elsewhere/top", "snapshot-node-name": "top"}
         blockdev_snapshot_sync(layer, order).settle()
     assert user.node.backing_filename == str(tmp_path / "base")
+    # The node under it is that file, if by a relative name: no other backing file than the header names.
+    assert user.node.filename == "elsewhere/top"
 
 
 def test_an_overlay_takes_the_place_and_the_old_image_is_kept(layer, drive, image):

@@ -37,13 +37,14 @@ def blockdev_snapshot_sync(layer: BlockLayer, args: Options) -> Change:
         raise QobraError("New overlay node-name already in use")
     fmt = args.get("format", "qcow2")
     filename = args["snapshot-file"]
-    if args.get("mode", "absolute-paths") != "existing":
-        create_image(layer, filename, fmt, old.length, old)
+    below = old if args.get("mode", "absolute-paths") != "existing" else None
+    if below is not None:
+        create_image(layer, filename, fmt, old.length, below)
     overlay_options: Options = {"driver": fmt, "backing": None, "read-only": old.read_only}
     if name is not None:
         overlay_options["node-name"] = name
     holder = BlockBackend(layer, perm=0, description="a snapshot that is being taken")
-    overlay = open_image_over(layer, filename, overlay_options, old, holder)
+    overlay = open_image_over(layer, filename, overlay_options, old, holder, below)
     try:
         return _append(layer, old, overlay, holder)
     except BaseException:
@@ -92,16 +93,28 @@ def _append(layer: BlockLayer, old: BlockNode, overlay: BlockNode, holder: Block
 
 
 def open_image_over(
-    layer: BlockLayer, filename: str, options: Options, old: BlockNode, holder: BlockBackend
+    layer: BlockLayer,
+    filename: str,
+    options: Options,
+    old: BlockNode,
+    holder: BlockBackend,
+    below: BlockNode | None = None,
 ) -> BlockNode:
-    """Open an image that is to be used as ``old`` is, with its cache and discard options, held by ``holder``."""
+    """Open an image that is to be used as ``old`` is, with its cache and discard options, held by ``holder``.
+
+    ``below`` is the node whose name :func:`create_image` recorded in it, and which is put under it later.
+    """
     inherited: Options = {key: old.options[key] for key in ("cache", "discard") if key in old.options}
     protocol = parse_filename(filename)
     merged: Options = {**inherited, "read-only": False, **options, "file": protocol}
     if options.get("driver") == protocol["driver"]:
         merged = {**merged, **protocol}
         del merged["file"]
-    return layer.open(merged, root=holder)
+    image = layer.open(merged, root=holder)
+    if below is not None and image.backing is None and image.backing_filename:
+        # The header has the absolute path; the node may have been opened by a relative one, and is the same.
+        image.auto_backing = image.backing_filename, below.filename
+    return image
 
 
 def create_image(layer: BlockLayer, filename: str, fmt: str, length: int, backing: BlockNode | None) -> None:

@@ -81,6 +81,31 @@ def test_mirror_to_a_new_image(layer, guest, tmp_path, sync):
     guest.check()
 
 
+@pytest.mark.parametrize("start", [start_drive_backup, start_drive_mirror])
+def test_a_new_target_over_a_node_opened_by_a_relative_path_has_a_plain_name(
+    layer, make_guest, qcow2, tmp_path, monkeypatch, start
+):
+    qcow2("base")
+    layer.delete_node("base")
+    monkeypatch.chdir(tmp_path)
+    file = {"driver": "file", "filename": "base"}
+    make_guest(layer.add_node({"driver": "qcow2", "node-name": "base", "file": file}))
+    job = run(layer, start, target="copy", sync="none")
+    if start is start_drive_mirror:
+        layer.wait_event("BLOCK_JOB_READY")
+        with layer.control:
+            job.complete()
+        layer.wait_status("j", "null")
+        target = layer.backends["drive"].node
+    else:
+        target = next(edge.node for edge in job._edges if edge.edge_name == "target")
+    assert (target.backing_filename, target.filename) == (str(tmp_path / "base"), "copy")
+    if start is start_drive_backup:
+        with layer.control:
+            job.user_cancel(True)
+        layer.wait_status("j", "null")
+
+
 def test_mirror_to_an_image_that_exists_opens_its_backing_file(layer, guest, tmp_path):
     from qobra.block.creation._image import plan
 

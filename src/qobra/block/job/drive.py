@@ -38,16 +38,17 @@ def start_drive_backup(jobs: Jobs, args: Options, group: JobGroup | None = None)
             sync = "full"
     if sync == "none":
         backing = source
+    below = skip_implicit(backing) if backing is not None and not existing else None
     if not existing:
         assert fmt is not None
-        create_image(layer, args["target"], fmt, source.length, skip_implicit(backing) if backing else None)
+        create_image(layer, args["target"], fmt, source.length, below)
     options: Options = {"discard": "unmap", "detect-zeroes": "unmap"}
     if fmt is not None:
         options["driver"] = fmt
     if sync == "none":
         options["backing"] = None
     holder = BlockBackend(layer, perm=0, description="a backup's target")
-    target = open_image_over(layer, args["target"], options, source, holder)
+    target = open_image_over(layer, args["target"], options, source, holder, below)
     try:
         if sync == "none":
             if not target.supports_backing:
@@ -85,9 +86,9 @@ def start_drive_mirror(jobs: Jobs, args: Options) -> MirrorJob:
         backing = source
     if "replaces" in args and "node-name" not in args:
         raise QobraError("a node-name must be provided when replacing a named node of the graph")
+    below = skip_implicit(backing) if backing is not None and sync != "full" and not existing else None
     if not existing:
         assert fmt is not None
-        below = None if sync == "full" or backing is None else skip_implicit(backing)
         create_image(layer, args["target"], fmt, source.length, below)
     options: Options = {"backing": None}
     if fmt is not None:
@@ -95,7 +96,7 @@ def start_drive_mirror(jobs: Jobs, args: Options) -> MirrorJob:
     if "node-name" in args:
         options["node-name"] = args["node-name"]
     holder = BlockBackend(layer, perm=0, description="a mirror's target")
-    target = open_image_over(layer, args["target"], options, source, holder)
+    target = open_image_over(layer, args["target"], options, source, holder, below)
     try:
         arguments = {**args, "sync": sync}
         plan = mirror_plan(layer, source, target, arguments)
