@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     """
 
 PACKAGE = __file__.rpartition("/")[0].rpartition("/")[0]
-HOME = PACKAGE, getattr(sys, "_stdlib_dir", None), 2
+HOME = PACKAGE, getattr(sys, "_stdlib_dir", None), 3
 """What a bundle is of: this tree, this standard library, and this form of bundles."""
 PATH = f"{PACKAGE}/__pycache__/start.{sys.implementation.cache_tag}.bundle"
 
