@@ -225,10 +225,30 @@ def full_backing_filename(node: BlockNode) -> str:
 
     Raises QobraError where that name is relative and the image has no directory.
     """
-    name: str = node.backing_filename
+    return _from_directory_of(node, node.backing_filename)
+
+
+def name_as_backing(node: Vertex, backing: Vertex) -> str:
+    """The name by which ``backing`` is found again from the header of ``node``.
+
+    It is the one that ``backing`` was opened by, but the absolute path if that is relative, and another file as seen
+    from the image's directory.
+    """
+    name = backing.filename
     if not name or protocol_of(name) or os.path.isabs(name):
         return name
-    lowest = node
+    absolute = os.path.abspath(name)
+    try:
+        seen = _from_directory_of(node, name)
+    except QobraError:
+        return absolute
+    return name if not protocol_of(seen) and os.path.abspath(seen) == absolute else absolute
+
+
+def _from_directory_of(node: Vertex, name: str) -> str:
+    if not name or protocol_of(name) or os.path.isabs(name):
+        return name
+    lowest: Vertex = node
     while (primary := primary_child(lowest)) is not None:
         lowest = primary
     if not lowest.exact_filename:

@@ -139,6 +139,34 @@ def tree(layer, qcow2, make_guest):
     return make_guest(layer.graph.find("top"), "drive")
 
 
+@pytest.fixture(params=["", "elsewhere/"], ids=["same directory", "another directory"])
+def relative_chain(layer, qcow2, tmp_path, monkeypatch, request):
+    """A chain top -> mid -> base of nodes opened by relative paths, the top perhaps in another directory.
+
+    What it gives checks that the top has the base under it, and tells so.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("base", "mid", "top"):
+        qcow2(name)
+        layer.delete_node(name)
+    top = f"{request.param}top"
+    (tmp_path / "top").rename(tmp_path / top)
+    below = None
+    for name, path in (("base", "base"), ("mid", "mid"), ("top", top)):
+        file = {"driver": "file", "filename": path}
+        layer.add_node({"driver": "qcow2", "node-name": name, "file": file, "backing": below})
+        below = name
+
+    def check():
+        node = layer.graph.find("top")
+        assert node.backing is layer.graph.find("base")
+        assert node.backing_filename == (str(tmp_path / "base") if request.param else "base")
+        assert node.filename == top
+
+    return check
+
+
 @pytest.fixture
 def chain_names():
     """The names of the nodes from one down to the last that it is backed by."""

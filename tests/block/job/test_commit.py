@@ -44,6 +44,12 @@ def test_the_recorded_name_may_be_another(layer, tree):
     assert layer.graph.find("top").backing_filename == "elsewhere"
 
 
+def test_the_recorded_name_is_seen_from_the_directory_of_the_image(layer, relative_chain):
+    commit(layer, **{"top-node": "mid", "base-node": "base"})
+    layer.wait_status("c", "null")
+    relative_chain()
+
+
 @pytest.mark.parametrize("base", ["mid", "base"])
 def test_an_active_commit(layer, tree, base, chain_names):
     rng = random.Random(1)

@@ -46,6 +46,12 @@ def test_streaming_all_leaves_no_backing_file(layer, tree, seed, chain_names):
     assert layer.wait_event("BLOCK_JOB_COMPLETED")["len"] == MIB
 
 
+def test_the_recorded_name_is_seen_from_the_directory_of_the_image(layer, relative_chain):
+    stream(layer, "top", **{"base-node": "base"})
+    layer.wait_status("s", "null")
+    relative_chain()
+
+
 def test_what_is_streamed_is_not_dirty(layer, tree):
     bitmap = DirtyBitmap(tree.node, "b", 4096)
     stream(layer)

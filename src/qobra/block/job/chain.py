@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from qobra.block.filename import protocol_of, relative_to
+from qobra.block.filename import name_as_backing, protocol_of, relative_to
 from qobra.errors import GENERIC_ERROR, QobraError
 
 TYPE_CHECKING = False
@@ -119,6 +119,19 @@ def _names(filename: str, image: BlockNode, above: BlockNode) -> bool:
     except QobraError:  # the image above has no directory
         full = filename
     return os.path.realpath(full) == os.path.realpath(image.filename)
+
+
+def record_backing(overlay: BlockNode, backing: BlockNode, name: str | None = None) -> None:
+    """Write the name of ``backing`` into the header of ``overlay``: ``name``, or one by which it is found again."""
+    if name is not None:
+        overlay.change_backing_file(name, backing.driver)
+        return
+    name = name_as_backing(overlay, backing)
+    overlay.change_backing_file(name, backing.driver)
+    if name != backing.filename:
+        # The same file, if by another name.
+        overlay.auto_backing = overlay.backing_filename, backing.filename
+        overlay.layer.changed()
 
 
 def set_read_only(layer: BlockLayer, node: BlockNode, read_only: bool) -> None:

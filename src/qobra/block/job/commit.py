@@ -20,6 +20,7 @@ from qobra.block.job.chain import (
     find_overlay,
     make_read_only_again,
     next_below,
+    record_backing,
     root_node,
     set_read_only,
     skip_filters,
@@ -124,9 +125,8 @@ class CommitJob(BlockJob):
         assert filter_node is not None
         with layer.drained():
             base.flush()
-            name = self._backing_file if self._backing_file is not None else base.filename
             for overlay, _child in layer.graph.parents(filter_node):
-                change_backing_file(layer, overlay, name, base)
+                change_backing_file(layer, overlay, self._backing_file, base)
             with layer.graph.change() as change:
                 self._let_go(change)
                 change.replace(filter_node, base)
@@ -150,12 +150,12 @@ class CommitJob(BlockJob):
             make_read_only_again(self.layer, self._base)
 
 
-def change_backing_file(layer: BlockLayer, overlay: BlockNode, name: str, base: BlockNode) -> None:
-    """Record ``name`` as the backing file of ``overlay``, also where that is read-only. The layer is drained."""
+def change_backing_file(layer: BlockLayer, overlay: BlockNode, name: str | None, base: BlockNode) -> None:
+    """Record ``base`` as the backing file of ``overlay``, also where that is read-only. The layer is drained."""
     was_read_only = overlay.read_only
     set_read_only(layer, overlay, False)
     try:
-        overlay.change_backing_file(name, base.driver)
+        record_backing(overlay, base, name)
     finally:
         if was_read_only:
             set_read_only(layer, overlay, True)

@@ -19,6 +19,7 @@ from qobra.block.job.chain import (
     find_overlay,
     make_read_only_again,
     next_below,
+    record_backing,
     set_read_only,
     skip_filters,
 )
@@ -126,8 +127,7 @@ class StreamJob(BlockJob):
                 if image is None:
                     target.change_backing_file("", "")
                 else:
-                    name = self._backing_file if self._backing_file is not None else image.filename
-                    target.change_backing_file(name, image.driver)
+                    record_backing(target, image, self._backing_file)
 
     def _let_go(self, change: GraphChange) -> None:
         for edge in self._edges:
