@@ -61,7 +61,7 @@ def test_table_of_a_window_is_linear(layer, image):
     node = _raw(layer, image, offset=4096, size=65536)
     backend = BlockBackend(layer)
     backend.insert(node)
-    assert backend.table().linear == (node.file.fd, 4096)
+    assert backend.table().linear == (node.file.fd, 4096, node.file.folios)
     backend.remove()
 
 

@@ -60,7 +60,7 @@ class Bundle:
 
     def __init__(self, path: str) -> None:
         """Read the header. Raises OSError, ValueError, EOFError or TypeError for what is no bundle."""
-        self._fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        self._fd = _open_past_standard_streams(path)
         try:
             data = posix.pread(self._fd, FIRST_READ, 0)
             self._data = end = 8 + int.from_bytes(data[:8], "little")
@@ -176,6 +176,20 @@ class Bundle:
         assert place is not None
         code: CodeType = self._load(place)
         return code
+
+
+def _open_past_standard_streams(path: str) -> int:
+    """Open a file to be read, as none of the numbers 0 to 2: a stream that was closed takes its own again."""
+    low = []
+    try:
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        while fd <= 2:
+            low.append(fd)
+            fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        return fd
+    finally:
+        for number in low:
+            posix.close(number)
 
 
 def _is_as_it_was(source: str, size: int, time: int) -> bool:
