@@ -221,8 +221,10 @@ def _record(directory: str, module: str, arguments: list[str]) -> Recorded:
         with subprocess.Popen(command, stdin=null, stdout=null, stderr=stream) as process:
             for path in (f"{directory}/qmp", f"{directory}/nbd"):
                 if any(path in argument for argument in arguments):
-                    _visit(path, process)
-                    process.terminate()
+                    try:
+                        _visit(path, process)
+                    finally:
+                        process.terminate()
     result = Recorded()
     with open(report) as lines:
         result.add_imports(lines.read().splitlines(), module)
@@ -230,13 +232,17 @@ def _record(directory: str, module: str, arguments: list[str]) -> Recorded:
 
 
 def _visit(path: str, process: subprocess.Popen[bytes]) -> None:
-    """Be the client that a start waits for: go through the greeting, and for QMP the capabilities, in full."""
+    """Be the client that a start waits for: go through the greeting, and for QMP the capabilities, in full.
+
+    Raises OSError if nobody listens in time.
+    """
     import socket
     import time
 
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_PATIENCE)
-        while process.poll() is None:
+        deadline = time.monotonic() + _PATIENCE
+        while process.poll() is None and time.monotonic() < deadline:
             try:
                 client.connect(path)
                 break
