@@ -195,3 +195,9 @@ def test_overlap_checks_as_a_text_beside_members():
         with pytest.raises(QobraError) as caught:
             unflatten(options)
         assert caught.value.desc == text
+
+
+@pytest.mark.parametrize("filename", ["nbd+foo://x", "nbd+foo:x", "file+x:y", "quorum:x", "raw:x", "what:x"])
+def test_protocols_are_what_a_driver_says_its_names_begin_with(filename):
+    with pytest.raises(QobraError, match=re.escape(f"Unknown protocol '{filename.partition(':')[0]}'")):
+        parse_filename(filename)

@@ -1,4 +1,4 @@
-"""qobra-img and qobra-io against qemu-img and qemu-io: the same command lines, texts, JSON and exit statuses.
+"""qobra-img, qobra-io and qobra-nbd against QEMU's: the same command lines, texts, JSON and exit statuses.
 
 Each line of ``golden/*.txt`` is a scenario: commands with ``;`` between them, run in a copy of the same directory, once
 by QEMU's programs and once by ours. ``docs/tools.md`` lists the differences that are meant, which have no line here.
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-PROGRAMS = ("qemu-img", "qemu-io")
+PROGRAMS = ("qemu-img", "qemu-io", "qemu-nbd")
 
 pytestmark = pytest.mark.peer(*PROGRAMS)
 
@@ -66,10 +66,10 @@ def run_theirs(command: list[str], cwd: Path) -> tuple[int, str, str]:
 
 
 def run_ours(command: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    from qobra.cli import img, io
+    from qobra.cli import img, io, nbd
 
     capfd.readouterr()
-    status = {"qemu-img": img.main, "qemu-io": io.main}[command[0]](command[1:], command[0])
+    status = {"qemu-img": img.main, "qemu-io": io.main, "qemu-nbd": nbd.main}[command[0]](command[1:], command[0])
     out, err = capfd.readouterr()
     return status, normal(out), normal(err)
 

@@ -32,8 +32,6 @@ def parse_filename(filename: str) -> Options:
 
     Raises QobraError for a prefix that no driver knows and for bad JSON.
     """
-    from qobra.block.node import drivers
-
     if len(filename) > MAX_FILENAME:
         raise QobraError("File name too long")
     if filename.startswith("json:"):
@@ -41,11 +39,20 @@ def parse_filename(filename: str) -> Options:
     protocol = protocol_of(filename)
     if not protocol:
         return {"driver": driver_of_path(filename), "filename": filename}
-    driver = drivers.find(protocol.split("+", 1)[0])
-    options = driver.parse_filename(filename) if driver else None
+    options = protocol_driver(protocol).parse_filename(filename)
     if options is None:
         raise QobraError(f"Unknown protocol '{protocol}'")
     return options
+
+
+def protocol_driver(protocol: str) -> type[BlockNode]:
+    """The driver whose names begin with ``protocol`` and a colon. Raises QobraError where there is none."""
+    from qobra.block.node import drivers
+
+    driver = drivers.find(protocol.split("+", 1)[0])
+    if driver is None or protocol not in driver.protocols:
+        raise QobraError(f"Unknown protocol '{protocol}'")
+    return driver
 
 
 def driver_of_path(path: str) -> str:

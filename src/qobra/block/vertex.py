@@ -213,6 +213,9 @@ class Vertex:
     def delete(cls, options: Options) -> None:
         """Remove what ``options`` name, where a protocol can do that. Raises OSError."""
 
+    protocols: ClassVar[tuple[str, ...]] = ()
+    """What a ``filename`` that is the driver's may begin with, before the colon."""
+
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
         """The driver's options for a legacy ``filename`` (a URI or a prefix), or None if it is not this driver's."""

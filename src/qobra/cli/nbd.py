@@ -17,6 +17,7 @@ from qobra.units import INT32_MAX, INT64_MAX, not_a_size
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
+    from qobra.cli._img._snapshot_param import SnapshotParam
     from qobra.cli._nbd.background import Background
     from qobra.cli._nbd.serve import Server
 
@@ -136,6 +137,7 @@ class Task:
         self._operands: list[str] = []
         self._images = Images(program)
         self._activated: dict[str, Any] | None = None
+        self._snapshot: SnapshotParam | None = None
 
     def run(self, options: list[tuple[str, str]], operands: list[str]) -> int:
         """Returns the exit status."""
@@ -194,6 +196,11 @@ class Task:
                 raise ToolError("", status=0)
         elif option == "object":
             self._images.define(value)
+        elif option == "l":
+            from qobra.cli._img._snapshot_param import SnapshotParam
+
+            self._snapshot = self._snapshot or SnapshotParam(self._program, quote="`")
+            self._snapshot.take(value)
         given[option] = value
 
     def _check(self) -> None:
@@ -348,10 +355,8 @@ class Task:
         except ToolError as error:
             text = error.text.removeprefix(f"Could not open '{filename}': ")
             raise ToolError(f"Failed to blk_new_open '{filename}': {text}")
-        if "l" in given:
-            from qobra.cli._img._snapshot_param import load_snapshot
-
-            load_snapshot(self._program, backend.inserted(), given["l"], quote="`")
+        if self._snapshot is not None:
+            self._snapshot.load(backend.inserted())
         if self._offset:
             self._shift(backend, self._offset)
         return backend

@@ -111,6 +111,37 @@ def test_snapshots_come_back() -> None:
     assert run("check", "-q", "a.q") == 0
 
 
+@pytest.mark.parametrize(
+    "line, error",
+    [
+        ("convert -l snapshot.x=1", "Invalid parameter 'snapshot.x'"),
+        ("convert -l snapshot.x=1 -m 0 a.q o", "Invalid parameter 'snapshot.x'"),
+        ("convert -l snapshot.x=1 -l one a.q o", "Invalid parameter 'snapshot.x'"),
+        ("measure -l snapshot.x=1 --size foo", "Invalid parameter 'snapshot.x'"),
+        ("measure --output foo -l snapshot.x=1", "--output must be used with human or json as argument."),
+    ],
+)
+def test_what_is_wrong_in_a_line_is_told_where_it_stands(
+    line: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*line.split()) == 1
+    assert capsys.readouterr().err.splitlines()[0].endswith(error)
+
+
+def test_options_of_a_snapshot_outrank_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("create", "-q", "-f", "qcow2", "a.q", "1M") == 0
+    assert run("snapshot", "-c", "one", "a.q") == 0
+    assert run("convert", "-l", "snapshot.id=1", "-l", "none", "a.q", "o") == 0
+    assert run("convert", "-l", "snapshot.id=1", "-l", "snapshot.name=none", "a.q", "o") == 1
+
+
+@pytest.mark.parametrize("name", ["nbd:x", "nbd:", "nbd://h:p/"])
+def test_a_name_that_cannot_be_of_a_protocol_that_cannot_create(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("create", "-f", "raw", name, "1M") == 1
+    error = capsys.readouterr().err
+    assert f"{name}: Protocol driver 'nbd' does not support image creation, and opening the image failed: " in error
+
+
 def test_the_source_is_never_overwritten() -> None:
     Path("a.raw").write_bytes(b"precious" * 1000)
     os.symlink("a.raw", "link.raw")

@@ -7,7 +7,7 @@ import errno
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.creation._options import Format, Option, Values, formats, parse_values, told
-from qobra.block.filename import parse_filename, protocol_of, relative_to
+from qobra.block.filename import parse_filename, protocol_driver, protocol_of, relative_to
 from qobra.block.node import BlockNode, drivers
 from qobra.errors import QobraError
 
@@ -83,9 +83,7 @@ def known_options(fmt: str, filename: str | None) -> dict[str, Option]:
     known = dict(find_format(fmt).options)
     if filename is not None:
         protocol = protocol_of(filename) or "file"
-        driver = drivers.find(protocol.split("+", 1)[0])
-        if driver is None:
-            raise QobraError(f"Unknown protocol '{protocol}'")
+        driver = protocol_driver(protocol)
         below = formats.find(driver.driver)
         if below is None:
             raise QobraError(f"Protocol driver '{protocol}' does not support image creation")
@@ -163,9 +161,26 @@ def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_form
         backend.remove()
 
 
+def _protocol_options(filename: str) -> Options:
+    """What ``filename`` says; of a protocol that cannot create, an error tells that as well."""
+    try:
+        return parse_filename(filename)
+    except QobraError as error:
+        protocol = protocol_of(filename)
+        if not protocol or (driver := protocol_driver(protocol)).creatable:
+            raise
+        raise _not_created(driver.driver, error)
+
+
+def _not_created(driver: str, error: QobraError) -> QobraError:
+    return QobraError(
+        f"Protocol driver '{driver}' does not support image creation, and opening the image failed: {error}"
+    )
+
+
 def create_in_protocol(layer: BlockLayer, filename: str, fmt: str, target: Format, values: Values) -> None:
     """Make the file, then the format in it."""
-    protocol = parse_filename(filename)
+    protocol = _protocol_options(filename)
     named = drivers.find(fmt)
     if named is not None and not named.is_format and protocol["driver"] != fmt:
         protocol = {"driver": fmt, "filename": filename.removeprefix("file:")}
@@ -254,9 +269,7 @@ def _require_existing(layer: BlockLayer, filename: str, driver: str, size: int) 
     try:
         node = layer.open_image(filename, {"driver": driver, "read-only": False}, root=root)
     except QobraError as error:
-        raise QobraError(
-            f"Protocol driver '{driver}' does not support image creation, and opening the image failed: {error}"
-        )
+        raise _not_created(driver, error)
     try:
         if node.length < size:
             try:

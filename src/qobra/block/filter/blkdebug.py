@@ -69,6 +69,7 @@ class BlkdebugNode(FilterNode):
     """See the module. The filtered child is called ``image``."""
 
     driver = "blkdebug"
+    protocols = ("blkdebug",)
     sees_reads = True
     named_by_prefix = True
     strong_options = ("config", "inject-error.", "set-state.", "align", *_LIMITS)

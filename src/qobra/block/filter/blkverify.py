@@ -19,6 +19,7 @@ class BlkverifyNode(BlockNode):
     """``test`` is the image under test, ``raw`` holds what it should read. A difference ends the process at once."""
 
     driver = "blkverify"
+    protocols = ("blkverify",)
     can_reopen = False
     named_by_prefix = True
     strong_options = ()

@@ -42,6 +42,7 @@ class FileNode(BlockNode):
     """A regular file. Holes are found with SEEK_DATA, made with fallocate; locks as in :mod:`_locks`."""
 
     driver = "file"
+    protocols = ("file",)
     is_leaf = True
     creatable = True
     needs_filename = True

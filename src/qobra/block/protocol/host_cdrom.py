@@ -13,6 +13,7 @@ class HostCdromNode(HostDeviceNode):
     """Opens even without a medium, as O_NONBLOCK has it; then it is empty."""
 
     driver = "host_cdrom"
+    protocols = ("host_cdrom",)
 
     def _host_length(self) -> int:
         try:

@@ -21,6 +21,7 @@ class HostDeviceNode(FileNode):
     """A disk of the host. Its size is the device's; zeroing and discarding are asked of the device."""
 
     driver = "host_device"
+    protocols = ("host_device",)
     creatable = False
 
     @classmethod

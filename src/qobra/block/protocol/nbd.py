@@ -40,6 +40,7 @@ class NbdNode(BlockNode):
     """
 
     driver = "nbd"
+    protocols = ("nbd", "nbd+tcp", "nbd+unix")
     takes_old_options = True
     reports_info = False
     strong_options = ("path", "host", "port", "export", "tls-creds", "tls-hostname", "server.")

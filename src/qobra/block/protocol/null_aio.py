@@ -11,3 +11,4 @@ class NullAioNode(NullNode):
     """See :class:`NullNode`; requests are blocking calls here, so the two do not differ."""
 
     driver = "null-aio"
+    protocols = ("null-aio",)

@@ -20,6 +20,7 @@ class NullNode(BlockNode):
     """
 
     driver = "null-co"
+    protocols = ("null-co",)
     strong_options = ("size", "read-zeroes")
     reports_info = False
 

@@ -13,7 +13,6 @@ from qobra.cli._img._copying import copy
 from qobra.cli._img._pieces import disk_size, joined
 from qobra.cli._img._resume import Journal, identity
 from qobra.cli._img._salvage import mapped_parts, read_sectors
-from qobra.cli._img._snapshot_param import load_snapshot
 from qobra.cli._img._target import (
     Guard,
     check_format,
@@ -69,10 +68,10 @@ class Conversion:
                 unshared=not order.force_share,
             )
             self._nodes.append(node_of(backend))
-        if order.snapshot is not None and len(self._filenames) > 1:
+        if order.snapshot and len(self._filenames) > 1:
             raise ToolError("No support for concatenating multiple snapshot")
-        if order.snapshot is not None:
-            load_snapshot(self._program, self._nodes[0], order.snapshot)
+        if order.snapshot:
+            order.snapshot.load(self._nodes[0])
         source = joined(self._images.layer, self._nodes)
         backing = self._check_target()
         if order.target_is_zero and backing is not None:
@@ -103,7 +102,7 @@ class Conversion:
                 "format": order.output_format,
                 "options": [list(pair) for pair in order.pairs],
                 "backing": order.backing,
-                "snapshot": order.snapshot,
+                "snapshot": order.snapshot.wanted,
             },
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img._convert import Conversion
+from qobra.cli._img._snapshot_param import SnapshotParam
 from qobra.cli._img.create import check_option_list, creation_pairs, print_options, wants_help
 from qobra.cli._tool.opening import command_line
 from qobra.cli._tool.report import Program, ToolError
@@ -40,7 +41,7 @@ MAX_SPARSE = 16 << 20
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    order = Order()
+    order = Order(program)
     line, images = command_line(
         program,
         arguments,
@@ -68,14 +69,14 @@ def main(program: Program, arguments: list[str]) -> int:
 class Order:
     """What the command line asks for."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Program) -> None:
         self.fmt: str | None = None
         self.output_format = "raw"
         self.output_format_given = False
         self.backing: str | None = None
         self.backing_format: str | None = None
         self.options: list[str] = []
-        self.snapshot: str | None = None
+        self.snapshot = SnapshotParam(program)
         self.compress = False
         self.level: int | None = None
         self.copy_range = False
@@ -123,7 +124,6 @@ _TEXTS = {
     "F": "backing_format",
     "t": "cache",
     "T": "source_cache",
-    "l": "snapshot",
 }
 
 
@@ -135,6 +135,8 @@ def _take(program: Program, order: Order, option: str, value: str) -> None:
         setattr(order, _TEXTS[option], value)
     elif option == "O":
         order.output_format, order.output_format_given = value, True
+    elif option == "l":
+        order.snapshot.take(value)
     elif option == "n":
         order.create = False
     elif option == "o":

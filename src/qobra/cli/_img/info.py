@@ -52,7 +52,11 @@ def main(program: Program, arguments: list[str]) -> int:
 
 def check_output(line: CommandLine) -> bool:
     """Whether ``--output`` asks for JSON. Raises ToolError for another word."""
-    output = line.value("output", "human")
+    return is_json(line.value("output", "human"))
+
+
+def is_json(output: str) -> bool:
+    """Whether the form ``output`` is JSON. Raises ToolError if it is none of the two."""
     if output not in ("human", "json"):
         raise ToolError("--output must be used with human or json as argument.")
     return output == "json"

@@ -6,9 +6,9 @@ from qobra.block.creation._image import find_format, known_options
 from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
 from qobra.cli._img._pieces import disk_size
-from qobra.cli._img._snapshot_param import load_snapshot
+from qobra.cli._img._snapshot_param import SnapshotParam
 from qobra.cli._img.create import creation_pairs, look_at_options
-from qobra.cli._img.info import check_output
+from qobra.cli._img.info import is_json
 from qobra.cli._tool.opening import STORED_BITMAPS, command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError
 from qobra.errors import QobraError, strerror
@@ -29,21 +29,25 @@ for a disk of N bytes, or for what FILENAME, or a snapshot in it, holds.
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
     size: int | None = None
+    as_json = False
+    snapshot = SnapshotParam(program)
 
     def look(option: str, value: str) -> None:
-        nonlocal size
+        nonlocal size, as_json
         look_at_options(option, value)
         if option == "size":
             size = program.number("image size", value)
+        elif option == "l":
+            snapshot.take(value)
+        elif option == "output":
+            as_json = is_json(value)
 
     line, images = command_line(
         program, arguments, "f:l:o:O:U", ("image-opts", "output=", "size=", "force-share|U"), look
     )
     operands = line.operands
-    snapshot = line.optional("l")
     output_format = line.value("O", "raw")
     with images:
-        is_json = check_output(line)
         if len(operands) > 1:
             raise ToolError("At most one filename argument is allowed.")
         if not operands and (line.has("f") or line.has("l") or line.has("image-opts")):
@@ -55,8 +59,8 @@ def main(program: Program, arguments: list[str]) -> int:
         source = None
         if operands:
             source = node_of(images.open(operands[0], **opening(line), options=STORED_BITMAPS))
-            if snapshot is not None:
-                load_snapshot(program, source, snapshot)
+            if snapshot:
+                snapshot.load(source)
         driver: Any = drivers.find(output_format)
         if driver is None:
             raise ToolError(f"Unknown file format '{output_format}'")
@@ -78,7 +82,7 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError(str(error))
         except OSError as error:
             raise ToolError(strerror(error))
-        if is_json:
+        if as_json:
             from qobra.json_text import dumps
 
             print(dumps(info))

@@ -81,6 +81,8 @@ REFUSED = [
     (60, ">IQ", (1, 512), "Snapshot table offset invalid"),
     (96, ">I", (7,), "Reference count entry width too large; may not exceed 64 bits"),
     (104, ">B", (1,), "qcow2: Compression type incompatible feature bit must be set"),
+    (104, ">B", (7,), "qcow2: unknown compression type: 7"),
+    (72, ">Q", (1 << 40 | layout.COMPRESSION,), "qcow2: Compression type incompatible feature bit must not be set"),
     (
         72,
         ">Q",

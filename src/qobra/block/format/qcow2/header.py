@@ -167,6 +167,7 @@ def parse_header(read: ReadBytes, *, check_features: bool = True, check_snapshot
             header.unknown_fields = read(layout.FULL_LENGTH, length - layout.FULL_LENGTH)
     if backing_offset > header.cluster_size:
         raise QobraError("Invalid backing file offset", errno=errno.EINVAL)
+    _check_compression(header)
     end = backing_offset or header.cluster_size
     unknown = header.incompatible & ~layout.KNOWN_INCOMPATIBLE
     _parse_extensions(header, read, length, end, lenient=bool(unknown))
@@ -186,7 +187,6 @@ def _backing_name(header: Header, read: ReadBytes, offset: int, size: int) -> st
 
 def check_header(header: Header, *, check_snapshots: bool = True) -> None:
     """Refuse a header whose fields are out of bounds or contradict one another."""
-    _check_compression(header)
     if header.refcount_order > layout.MAX_REFCOUNT_ORDER:
         raise QobraError("Reference count entry width too large; may not exceed 64 bits", errno=errno.EINVAL)
     if header.extended_l2 and header.cluster_bits < layout.MIN_EXTENDED_CLUSTER_BITS:
@@ -236,13 +236,13 @@ def l1_shift(header: Header) -> int:
 
 
 def _check_compression(header: Header) -> None:
+    if header.compression >= len(layout.COMPRESSION_TYPES):
+        raise QobraError(f"qcow2: unknown compression type: {header.compression}", errno=errno.ENOTSUP)
     flagged = bool(header.incompatible & layout.COMPRESSION)
     if header.compression == 0 and flagged:
         raise QobraError("qcow2: Compression type incompatible feature bit must not be set", errno=errno.EINVAL)
     if header.compression and not flagged:
         raise QobraError("qcow2: Compression type incompatible feature bit must be set", errno=errno.EINVAL)
-    if header.compression >= len(layout.COMPRESSION_TYPES):
-        raise QobraError(f"qcow2: unknown compression type: {header.compression}", errno=errno.ENOTSUP)
 
 
 def _parse_extensions(header: Header, read: ReadBytes, start: int, end: int, *, lenient: bool) -> None:
