@@ -112,3 +112,27 @@ def test_iothread_of_what_a_job_holds(q: Run) -> None:
     q.wait("JOB_STATUS_CHANGE", id="j", status="pending")
     q.do("x-blockdev-set-iothread", node_name="target", iothread="nope")
     q.do("x-blockdev-set-iothread", node_name="n", iothread="nope")
+
+
+@against_storage_daemon
+def test_a_chain_that_is_held_cannot_be_held_twice(q: Run) -> None:
+    """By a second filter with a ``bottom``, or by that of a job."""
+    disk(q, "base")
+    disk(q, "mid", backing="base")
+    disk(q, "top", backing="mid")
+    q.add("copy-on-read", node_name="filter", file="top", bottom="base")
+    q.add("copy-on-read", node_name="second", file="filter", bottom="base")
+    q.add("copy-on-read", node_name="third", file="top", bottom="mid")
+    q.add("copy-on-read", node_name="fourth", file="top", bottom="top")
+    q.do("block-stream", job_id="j", device="filter")
+
+
+@against_storage_daemon
+def test_options_of_a_list_that_gets_shorter(q: Run) -> None:
+    """Each member of it is an option of its own."""
+    rules = [{"event": "read_aio", "errno": 5}, {"event": "write_aio"}]
+    options = {"driver": "blkdebug", "node-name": "n", "image": "image", "discard": "ignore"}
+    q.add("null-co", node_name="image", size=MIB)
+    q("blockdev-add", {**options, "inject-error": rules})
+    for changed in (rules[:1], [{"event": "read_aio"}, *rules[1:]], rules, [*rules[:1], {"event": "none"}]):
+        q.do("blockdev-reopen", options=[{**options, "inject-error": changed}])

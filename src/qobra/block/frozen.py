@@ -6,6 +6,8 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from qobra.block.job.block_job import BlockJob
     from qobra.block.node import BlockNode
 
@@ -19,11 +21,14 @@ class FrozenLinks:
 
     def freeze(self, owner: BlockJob | BlockNode, top: BlockNode, bottom: BlockNode) -> None:
         """See to it that nobody else changes the chain from ``top`` down to ``bottom`` until ``owner`` thaws it."""
-        node: BlockNode | None = top
-        while node is not None and node is not bottom:
-            below = node.filtered if node.is_filter else node.backing
-            self._links |= {(owner, node, name) for name, child in node.children.items() if child is below}
-            node = below
+        self._links |= {(owner, node, name) for node, name in _links(top, bottom)}
+
+    def check_chain(self, top: BlockNode, bottom: BlockNode) -> None:
+        """Raise QobraError where somebody needs a link from ``top`` down to ``bottom``: it cannot be had twice."""
+        for node, name in _links(top, bottom):
+            if self.holds(node, name):
+                below = node.children[name].node_name
+                raise QobraError(f"Cannot change '{name}' link from '{node.node_name}' to '{below}'")
 
     def thaw(self, owner: BlockJob | BlockNode) -> None:
         """Let go of what :meth:`freeze` holds for ``owner``."""
@@ -38,3 +43,14 @@ class FrozenLinks:
         if self.holds(parent, name):
             child = parent.children[name]
             raise QobraError(f"Cannot change frozen '{name}' link from '{parent.node_name}' to '{child.node_name}'")
+
+
+def _links(top: BlockNode, bottom: BlockNode) -> Iterator[tuple[BlockNode, str]]:
+    """The links from ``top`` down to ``bottom``: a node and the name of its child."""
+    node: BlockNode | None = top
+    while node is not None and node is not bottom:
+        below = node.filtered if node.is_filter else node.backing
+        for name, child in node.children.items():
+            if child is below:
+                yield node, name
+        node = below

@@ -157,8 +157,9 @@ def _check_unchanged(node: BlockNode, options: Options) -> None:
     children = node.children.keys() | set(_REPLACEABLE)
     free = node.changeable_options | GENERIC_OPTIONS
     resettable = free - node.lasting_options
+    given = flatten(options)
     for key, _value in ordered(_flat(node.explicit_options, but=resettable | children)):
-        if key.partition(".")[0] not in options:
+        if key not in given and options.get(key) != []:
             raise QobraError(f"Option '{key}' cannot be reset to its default value")
     own = {"driver": node.driver, "node-name": node.node_name}
     before = {**_flat(node.options, but=free | children), **own}

@@ -342,6 +342,15 @@ def test_pieces_are_no_larger_than_the_buffer(layer, guest, raw):
         job.user_cancel(True)
 
 
+@pytest.mark.parametrize("size", [1, 4096, 65536])
+def test_a_buffer_smaller_than_what_is_scattered(layer, guest, raw, size):
+    """A run that is long is copied buffer by buffer, and is not taken for one that is short."""
+    guest.fill()
+    raw("target")
+    mirror(layer, **{"buf-size": size})
+    layer.wait_event("BLOCK_JOB_READY")
+
+
 def test_the_target_becomes_read_only_in_the_place_of_a_source_that_is(layer, raw, make_guest):
     source = raw("source")
     source.write(0, b"kept")

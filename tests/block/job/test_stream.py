@@ -152,6 +152,7 @@ REFUSALS = [
     ({"base-node": "a", "bottom": "b"}, "'bottom' and 'base-node' cannot be specified at the same time"),
     ({"backing-file": "x"}, "backing file specified, but streaming the entire chain"),
     ({"backing-file": "x", "bottom": "base"}, "backing file specified, but streaming the entire chain"),
+    ({"backing-file": "x", "bottom": "mid"}, "backing file specified, but streaming the entire chain"),
     ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
 ]
 

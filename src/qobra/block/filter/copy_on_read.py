@@ -59,6 +59,7 @@ class CopyOnReadNode(FilterNode):
             if bottom.is_filter:
                 raise QobraError(f"Bottom node '{name}' is a filter")
             self.bottom = bottom
+            self.layer.graph.frozen.check_chain(self, bottom)
             self.layer.graph.frozen.freeze(self, self, bottom)
 
     def close(self) -> None:

@@ -226,11 +226,13 @@ class MirrorJob(BlockJob):
             start = dirty.next_dirty(position)
             if start < dirty.length:
                 start -= start % dirty.granularity
-                stop = dirty.next_clean(start, min(dirty.length, start + self._longest(dirty.granularity)))
+                longest = self._longest(dirty.granularity)
+                stop = dirty.next_clean(start, min(dirty.length, start + max(longest, SCATTERED)))
                 if self._follower is not None and stop - start < SCATTERED and stop < dirty.length:
                     position = self._follow(pool, start)
                     self._throttle_moved()
                 else:
+                    stop = min(stop, start + longest)
                     self._submit(pool, start, stop)
                     position = stop
                     unthrottled += stop - start

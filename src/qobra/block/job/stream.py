@@ -165,7 +165,7 @@ def start_stream(jobs: Jobs, args: Options) -> StreamJob:
         if each is end:
             break
         layer.check_blockers(each)
-    if end is None and "backing-file" in args:
+    if base is None and "backing-file" in args:
         raise QobraError("backing file specified, but streaming the entire chain")
     above = bottom if bottom is not None else find_overlay(node, base)
     if base is not None and (above is None or skip_filters(base) is skip_filters(node)):

@@ -131,6 +131,17 @@ def _merged(values: Values, depth: int) -> Any:
     return result
 
 
+def _below_raw(values: Values, depth: int) -> Any:
+    """No image with a backing file, what lies in which QEMU takes for not allocated in the raw node."""
+    drawn = values.reference("BlockdevRef", "raw", depth)
+    if isinstance(drawn, str):
+        deep = values.world.nodes.get(drawn, {}).get("backing_file_depth", 0)
+        return values.world.node_of(["file", "null-co"]) if deep else drawn
+    if drawn["driver"] == "qcow2":
+        drawn["backing"] = None
+    return drawn
+
+
 def _errors(values: Values, depth: int) -> Any:
     drawn: dict[str, Any] = {"event": values.pick("read_aio", "write_aio", "flush_to_os", "none", "pwritev", *_EVENTS)}
     if values.chance.random() < 0.5:
@@ -159,7 +170,7 @@ HINTS: dict[str, Hint] = {
     "create.extent-size-hint": lambda v, d: v.pick(0, MIB),
     "raw.offset": lambda v, d: v.pick(0, 512, 65536, 1000, MIB),
     "raw.size": lambda v, d: v.pick(65536, 512, MIB, 2 * MIB, 1000),
-    "raw.file": lambda v, d: v.reference("BlockdevRef", "raw", d),
+    "raw.file": _below_raw,
     "null-co.size": lambda v, d: v.pick(MIB, 2 * MIB, 65536, 1000),
     "null-aio.size": lambda v, d: v.pick(MIB, 2 * MIB, 65536, 1000),
     "latency-ns": lambda v, d: v.pick(0, 1000),
