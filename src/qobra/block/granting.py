@@ -61,7 +61,7 @@ def check_bears(node: BlockNode, perm: int) -> None:
         raise QobraError("Block node is read-only", node=node.node_name)
     unit = node.request_alignment
     below = max((child.request_alignment for child in node.children.values()), default=unit)
-    if unit > below and perm & _WRITES and not perm & permissions.RESIZE and node.sectors * 512 % unit:
+    if unit > below and perm & _WRITES and not perm & permissions.RESIZE and node.virtual_size % unit:
         # It writes larger blocks than what is under it, and of the last one some would go past the end.
         raise QobraError(
             "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment"

@@ -77,9 +77,9 @@ class BlockNode(Vertex):
         self.write_threshold = 0
 
     @property
-    def sectors(self) -> int:
-        """The length in sectors of 512 bytes, of which the last may be cut short: what sizes are compared by."""
-        return -(-self.length // 512)
+    def virtual_size(self) -> int:
+        """The length in bytes as it is told and compared: in whole blocks of 512 bytes, which files may end within."""
+        return -(-self.length // 512) * 512
 
     # -- life ----------------------------------------------------------------------------------------------
 

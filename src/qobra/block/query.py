@@ -54,7 +54,7 @@ def image_info(node: BlockNode) -> Info:
     info: Info = {
         "filename": node.filename,
         "format": node.driver,
-        "virtual-size": node.sectors * 512,
+        "virtual-size": node.virtual_size,
     }
     actual = node.allocated_size()
     if actual is not None:

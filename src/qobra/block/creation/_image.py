@@ -156,7 +156,7 @@ def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_form
     try:
         if not backing_format:
             raise BackingError("Backing file specified without backing format", f"Detected format of {node.driver}.")
-        return -(-node.length // 512) * 512
+        return node.virtual_size
     finally:
         backend.remove()
 

@@ -63,7 +63,7 @@ class RawNode(BlockNode):
 
     def take_options(self, options: Options) -> None:
         _check_numbers(options)
-        real = self.file.sectors * 512
+        real = self.file.virtual_size
         offset: int = options.get("offset", 0)
         size: int | None = options.get("size")
         if real < offset:

@@ -402,7 +402,7 @@ def start_backup(
         raise QobraError("max-chunk must be zero (which means no limit) or positive")
     if bitmap is not None and mode != "never":
         bitmap.check()
-    if source.sectors != target.sectors:
+    if source.virtual_size != target.virtual_size:
         raise QobraError("Source and target image have different sizes")
     cluster = copy_cluster(target)
     if max_chunk and max_chunk < cluster:

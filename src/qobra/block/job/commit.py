@@ -87,7 +87,7 @@ class CommitJob(BlockJob):
         self.add_intermediate(top, base)
         self.add_node("base", base)
         perm = permissions.CONSISTENT_READ | permissions.WRITE
-        if base.sectors < top.sectors:
+        if base.virtual_size < top.virtual_size:
             perm |= permissions.RESIZE
         self._hold(base, perm, permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED)
         self._hold(top, 0, permissions.ALL)
@@ -102,7 +102,7 @@ class CommitJob(BlockJob):
         top, base = self._top, self._base
         self.total = top.length
         roots = (*self._edges, *self._roots)
-        if base.sectors < top.sectors:
+        if base.virtual_size < top.virtual_size:
             slots = ThreadSlots(roots)
             with slots.entered():
                 base.truncate(top.length)

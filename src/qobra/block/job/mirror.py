@@ -113,7 +113,7 @@ class MirrorJob(BlockJob):
             raise QobraError("Cannot mirror to a filter on top of a node in the source's backing chain")
         perm, shared = permissions.WRITE, permissions.WRITE_UNCHANGED
         if self._onto_backing:
-            if self._target.sectors < self._source.sectors:
+            if self._target.virtual_size < self._source.virtual_size:
                 perm |= permissions.RESIZE
             shared |= permissions.CONSISTENT_READ | permissions.WRITE
         self._root = BlockBackend(self.layer, perm=perm, shared=shared)
@@ -156,11 +156,11 @@ class MirrorJob(BlockJob):
         return max(1, min(self._plan.buffer // CHUNK_SIZE, NEAR_HELPERS if self.is_local else FAR_HELPERS))
 
     def _check_sizes(self) -> None:
-        if self._source.sectors == self._target.sectors:
+        if self._source.virtual_size == self._target.virtual_size:
             return
         if not self._onto_backing:
             raise QobraError("Source and target image have different sizes")
-        if self._target.sectors < self._source.sectors:
+        if self._target.virtual_size < self._source.virtual_size:
             with self._slots.entered():
                 self._target.truncate(self._source.length)
 
@@ -207,7 +207,7 @@ class MirrorJob(BlockJob):
         remaining = dirty.count()
         if dirty.length and dirty.is_dirty(dirty.length - 1):
             remaining -= -dirty.length % dirty.granularity
-            remaining = _sectors(remaining)
+            remaining = _whole_blocks(remaining)
         return remaining + self._copying + (self._follower.taken if self._follower is not None else 0)
 
     def update_progress(self) -> None:
@@ -281,7 +281,7 @@ class MirrorJob(BlockJob):
         self._catch_up.note(copied, self._catch_up.clock() - begun_ns)
         with self.condition:
             self._moved += copied
-            self.current += _sectors(copied)
+            self.current += _whole_blocks(copied)
         for offset, length in left:
             self._submit(pool, offset, offset + length)
         return position
@@ -313,7 +313,7 @@ class MirrorJob(BlockJob):
         dirty = self._dirty
         assert dirty is not None
         with self.condition:
-            self._copying += _sectors(length)
+            self._copying += _whole_blocks(length)
         begun_ns = self._catch_up.clock()
         # A write that comes while the copy is made marks it again, so the mark goes first.
         dirty.clear(offset, length)
@@ -330,9 +330,9 @@ class MirrorJob(BlockJob):
     def _copied(self, offset: int, length: int, failure: CopyFailed | None) -> None:
         with self.condition:
             self._in_flight.remove((offset, offset + length))
-            self._copying -= _sectors(length)
+            self._copying -= _whole_blocks(length)
             if failure is None:
-                self.current += _sectors(length)
+                self.current += _whole_blocks(length)
         if failure is not None:
             self._failures.note(failure)
 
@@ -490,6 +490,6 @@ class MirrorJob(BlockJob):
             take_out_filter(change, self._filter)
 
 
-def _sectors(length: int) -> int:
-    """``length`` in whole sectors, as progress is told, also of a file that ends inside of one."""
+def _whole_blocks(length: int) -> int:
+    """``length`` bytes up to the end of a block of 512, as progress is told, also of a file that ends inside of one."""
     return -(-length // 512) * 512

@@ -39,7 +39,7 @@ def mirror_plan(layer: BlockLayer, source: BlockNode, target: BlockNode, args: O
             replaces = plain.node_name
     if replaces is not None:
         node = replaceable(layer, source, replaces)
-        if node.sectors != source.sectors:
+        if node.virtual_size != source.virtual_size:
             raise QobraError("cannot replace image with a mirror image of different size")
     if sync in ("incremental", "bitmap"):
         raise QobraError(f"Sync mode '{sync}' not supported")
