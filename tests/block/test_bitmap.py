@@ -153,6 +153,23 @@ def test_a_frozen_bitmap_records_apart(node):
     assert list(bitmap.dirty_ranges()) == [(65536, 65536)]
 
 
+@pytest.mark.parametrize("end", ["reclaim", "abdicate"])
+def test_what_a_frozen_bitmap_records_apart_changes_its_length_with_the_node(layer, end):
+    node = layer.add_node({"driver": "null-co", "node-name": "s", "size": MIB})
+    bitmap = DirtyBitmap(node, "b", 65536)
+    bitmap.freeze()
+    bitmap.resize(2 * MIB)
+    bitmap.mark(MIB, 65536)
+    getattr(bitmap, end)()
+    assert list(bitmap.dirty_ranges()) == [(MIB, 65536)]
+    bitmap.freeze()
+    bitmap.mark(MIB + 65536, 65536)
+    bitmap.resize(MIB)
+    getattr(bitmap, end)()
+    bitmap.resize(2 * MIB)
+    assert not bitmap.count()
+
+
 @pytest.mark.parametrize(("source", "target"), [(512, 65536), (65536, 512), (4096, 4096)])
 def test_merge_across_granularities_and_nodes(layer, node, source, target):
     other = layer.add_node({"driver": "null-co", "node-name": "o", "size": MIB})

@@ -84,6 +84,23 @@ def test_a_set_disk_of_many_terabytes_takes_no_memory():
     assert len({id(page) for page in bits.pages.values()}) == 1
 
 
+def test_a_few_numbers_of_a_large_set_are_found():
+    bits = Bits(1 << 40)
+    numbers = [5, 9 * PAGE_SIZE + 7, 9 * PAGE_SIZE + 8, (1 << 39) + 1, (1 << 40) - 1]
+    for number in numbers:
+        bits.set(number, number + 1)
+    found, at = [], 0
+    while at < 1 << 40:
+        at = bits.next_set(at, 1 << 40)
+        found.append(at)
+        at += 1
+    assert found == numbers
+    assert bits.next_set(6, 9 * PAGE_SIZE + 7) == 9 * PAGE_SIZE + 7
+    assert bits.next_set((1 << 39) + 2, (1 << 40) - 1) == (1 << 40) - 1
+    bits.clear((1 << 40) - 1, 1 << 40)
+    assert bits.next_set((1 << 39) + 2, 1 << 41) == 1 << 40
+
+
 _compiled = compiled("bits")
 
 

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from qobra.block import query
+from qobra.block import permissions, query
 from qobra.block.extents import MAX_DEPTH
 from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
@@ -64,6 +64,28 @@ def test_deeper_is_refused_and_leaves_nothing(layer):
     with pytest.raises(QobraError, match=f"more than {MAX_DEPTH} deep"):
         layer.add_node(_raws(MAX_DEPTH))
     assert not layer.graph.nodes
+
+
+@pytest.mark.parametrize("nodes_too_many", [0, 1])
+def test_graphs_that_were_not_too_deep_may_be_on_one_another(layer, nodes_too_many):
+    upper = layer.add_node(_raws(MAX_DEPTH // 2) | {"node-name": "upper"})
+    lower = layer.add_node(_raws(MAX_DEPTH // 2 - 1 + nodes_too_many) | {"node-name": "lower"})
+    bottom = upper
+    while bottom.file.driver == "raw":
+        bottom = bottom.file
+
+    def join():
+        with layer.graph.change() as change:
+            change.attach(bottom, "file", lower, permissions.ROLE_FILTERED | permissions.ROLE_PRIMARY)
+
+    if nodes_too_many:
+        with pytest.raises(QobraError, match=f"Block graph under node 'upper' is deeper than {MAX_DEPTH} nodes"):
+            join()
+        assert bottom.file.driver == "null-co"
+    else:
+        join()
+        assert bottom.file is lower
+        assert upper.read(0, 512) == bytes(512)
 
 
 def test_a_chain_of_hundreds_of_images_reads_and_is_told_of(layer, tmp_path):

@@ -74,6 +74,17 @@ def test_the_file_child_is_replaced_and_cycles_are_refused(layer, tmp_path):
         reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "top"}])
 
 
+def test_over_another_child_a_node_has_the_length_of_that(layer):
+    layer.add_node({"driver": "copy-on-read", "node-name": "above", "file": "disk"})
+    layer.add_node({"driver": "null-co", "node-name": "longer", "size": 1 << 20, "read-zeroes": True})
+    backend = BlockBackend(layer, "d")
+    backend.insert(layer.find_node("above"))
+    reopen(layer, [{"driver": "raw", "node-name": "disk", "file": "longer"}])
+    assert layer.find_node("disk").length == layer.find_node("above").length == 1 << 20
+    assert backend.read((1 << 20) - 1, 1) == bytes(1)
+    backend.remove()
+
+
 def test_of_several_overlays_the_last_to_come_is_the_one_that_keeps_a_node_busy(layer, tmp_path):
     for name in ("base", "first", "second"):
         plan(layer, str(tmp_path / name), "qcow2", size=1 << 20).run(layer)

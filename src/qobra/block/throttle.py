@@ -84,8 +84,6 @@ class Limits:
             average, burst, length = self.average[kind], self.burst[kind], self.burst_length[kind]
             if not (0 <= average <= VALUE_MAX and 0 <= burst <= VALUE_MAX):
                 raise QobraError(f"bps/iops/max values must be within [0, {VALUE_MAX}]")
-            if not length:
-                raise QobraError("the burst length cannot be 0")
             if length > 1 and not burst:
                 raise QobraError("burst length set without burst rate")
             if burst and length > VALUE_MAX // burst:
