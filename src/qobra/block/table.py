@@ -70,8 +70,8 @@ class ResolvedTable:
         self.pages: dict[int, array[int]] = {}
         self.fds: list[int] = [-1]
         """File descriptor by leaf number; number 0 is not used."""
-        self.folios: list[Folios | None] = [None]
-        """What makes small writes, by leaf number."""
+        self.folios: dict[int, Folios] = {}
+        """What makes small writes, by file descriptor."""
         self.linear: tuple[int, int, Folios | None] | None = None
         """(file descriptor, offset to add, what makes small writes) where the root lies in one piece, else None."""
         self.writable = False
@@ -80,6 +80,8 @@ class ResolvedTable:
         """What such a write is marked in, with what is to be added to its offset."""
         self.keepers: tuple[Keeper, ...] = ()
         """Who keeps what such a write changes."""
+        self.highest = 0
+        """The end of the highest such write; the nodes get to know it by :meth:`settle`."""
         self.places: Places | None = None
         """The same for loops without the GIL, new with each generation; None where there are no compiled forms."""
         self._leaves: list[BlockNode] = []
@@ -113,6 +115,7 @@ class ResolvedTable:
             if self.generation == generation and self.root is root:
                 return  # another thread was first
             self.settle()
+            self.highest = 0
             self._under = {}
             self._unwatch(nodes)
             self.root = root
@@ -123,13 +126,15 @@ class ResolvedTable:
                 self._leaves = []
                 self._basis = found
             self.fds = [-1, *(leaf.fd for leaf in self._leaves)]
-            self.folios = [None, *(leaf.folios for leaf in self._leaves)]
+            self.folios = {leaf.fd: leaf.folios for leaf in self._leaves if leaf.folios is not None}
             marks, keepers = marks_of(root), keepers_of(root)
             self.writable = (
                 marks is not None and keepers is not None and all(node.plain_writes() for node in written_nodes(root))
             )
             self.marks, self.keepers = marks or (), keepers or ()
             self.linear = self._find_linear()
+            if self.linear is not None and self.linear[2] is not None:
+                self.folios[self.linear[0]] = self.linear[2]
             self.places = self._make_places(generation)
             # Last, as who finds it current does not ask for the lock.
             self.generation = generation
@@ -161,9 +166,10 @@ class ResolvedTable:
             self._drop_pages()
 
     def settle(self) -> None:
-        """Have the nodes know how far loops without the GIL have written."""
-        if self.places is not None and self.places.highest:
-            note_writes(self.root, self.places.highest)
+        """Have the nodes know how far was written past them."""
+        highest = max(self.highest, self.places.highest if self.places is not None else 0)
+        if highest:
+            note_writes(self.root, highest)
 
     def keep(self, offset: int, length: int) -> bool:
         """See that a range may be written past the nodes; False if only the nodes can."""
@@ -343,7 +349,8 @@ class ResolvedTable:
         if len(self._leaves) >= 254:
             return 0
         self._leaves.append(leaf)
-        self.folios.append(leaf.folios)
+        if leaf.folios is not None:
+            self.folios[leaf.fd] = leaf.folios
         self.fds.append(leaf.fd)
         if self.places is not None:
             self.places.add_leaf(leaf.fd, leaf.request_alignment, leaf.folios)

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 
 from qobra.block.copy.chunk import CopyFailed
 from qobra.block.export.nbd.inbox import LONGEST_INLINE, Inbox
-from qobra.block.export.nbd.places import PAGE_MASK, never_waits, resolved
+from qobra.block.export.nbd.places import never_waits, resolved, unit_place
 from qobra.block.export.nbd.requests import Work
-from qobra.block.table import PAGE_BITS, note_writes
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 
@@ -30,7 +29,10 @@ if TYPE_CHECKING:
     from qobra.block.table import ResolvedTable
 
 ARENA_SIZE = 4 << 20
+"""Bytes of replies that are sent at a time."""
 _ARENA_START = 48
+_FULL = ARENA_SIZE - 64
+"""Where the last reply's header begins at most; there is room behind it for the longest one."""
 LONGEST_HIT = 2 << 20
 """Longer reads take the general path, in memory of their own."""
 PROMPT_BYTES = 256 << 10
@@ -38,6 +40,8 @@ PROMPT_NS = 200_000
 """After so much, or so long, replies that are ready are sent before the next request is begun."""
 
 _REQUEST = p.REQUEST.size
+_READ, _WRITE = p.CMD_READ, p.CMD_WRITE
+_unpack_request = p.REQUEST.unpack_from
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _ZEROES = memoryview(bytes(64 << 10))
 
@@ -61,6 +65,11 @@ class Loop:
         self._nowait: dict[int, int] = {}
         """Flags for preadv by file descriptor, where they were found not to be RWF_NOWAIT."""
         self._generation = -1
+        self._size = 0
+        """The length of the disk, while a batch is served."""
+        self._read_flags = p.CMD_FLAG_DF if connection.structured else 0
+        """The flags of a read that is no reason to put it aside."""
+        self._may_write = connection.export.writable and not connection.export.writethrough
 
     def batch(self) -> bool:
         """Receive and serve one batch; False when the client has left."""
@@ -68,20 +77,27 @@ class Loop:
             return False
         self._again = False
         long_write, self._long_write = self._long_write, None
-        if long_write is not None:
-            long_write = long_write._replace(payload=self._receive_payload(long_write))
+        payload = self._receive_payload(long_write) if long_write is not None else None
+        position = 0
         self.slot.enter()
         try:
-            table = self.backend.table()
-            if table.generation != self._generation:
-                self._generation = table.generation
-                self._nowait.clear()  # the same number may be another file now
-            position = 0 if long_write is None else self._write_long(table, long_write)
-            position, going_on = self._serve_hits(table, position)
+            table = self._begin_batch()
+            if long_write is not None and payload is not None:
+                position = self._write(table, long_write.flags, long_write.cookie, long_write.offset, payload, 0)
+            position, stays = self._serve_received(table, position)
         finally:
             self.slot.leave()
         self._finish(position)
-        return going_on
+        return stays
+
+    def _begin_batch(self) -> ResolvedTable:
+        """The table, once the slot was entered."""
+        table = self.backend.table()
+        self._size = self.backend.length
+        if table.generation != self._generation:
+            self._generation = table.generation
+            self._nowait.clear()  # the same number may be another file now
+        return table
 
     def _finish(self, position: int) -> None:
         """Send the replies that are in the arena, and do what was put aside."""
@@ -90,214 +106,160 @@ class Loop:
         if self._aside:
             self._serve_aside()
 
-    # The hot part -----------------------------------------------------------------------------------------------------
+    # Plain hits -------------------------------------------------------------------------------------------------------
 
-    def _serve_hits(self, table: ResolvedTable, position: int) -> tuple[int, bool]:
-        """Serve the batch's plain hits into the arena from ``position`` on; (its end, whether the client stays)."""
-        connection = self.connection
-        export = connection.export
-        structured = connection.structured
-        unknown_flags = ~p.CMD_FLAG_DF if structured else -1
-        size = self.backend.length
-        bits = table.unit_bits
-        unit = 1 << bits
-        mask = unit - 1
-        pages = table.pages
-        fds = table.fds
-        linear = table.linear
-        folios = table.folios
-        fd, base, small = linear if linear is not None else (-1, 0, None)
-        writable = export.writable and table.writable and not export.writethrough
-        inbox, arena = self.inbox, self.arena
-        buffer, view, start, end = inbox.buffer, inbox.view, inbox.start, inbox.end
-        nowait = self._nowait
-        unpack, pack_reply, pack_chunk = p.REQUEST.unpack_from, p.SIMPLE_REPLY.pack_into, p.CHUNK_DATA.pack_into
-        preadv, pwrite = os.preadv, os.pwrite
-        marked, keeps = bool(table.marks), bool(table.keepers)
-        aside = self._aside
-        going_on = True
-        written = 0  # the end of the highest write
+    def _serve_received(self, table: ResolvedTable, position: int) -> tuple[int, bool]:
+        """Serve the requests that were received, with replies in the arena from ``position`` on.
+
+        Stops at one that was not received in full, and where the arena is full. Returns where the replies end, and
+        whether the client stays. Raises QobraError when the client breaks the protocol.
+        """
+        inbox = self.inbox
+        buffer, start, end = inbox.buffer, inbox.start, inbox.end
+        stays = True
         while end - start >= _REQUEST:
-            magic, flags, command, cookie, offset, length = unpack(buffer, start)
+            magic, flags, command, cookie, offset, length = _unpack_request(buffer, start)
             if magic != p.REQUEST_MAGIC:
                 raise QobraError(f"invalid magic (got 0x{magic:x})")
-            if command == 0:
-                if not 0 < length <= LONGEST_HIT or offset + length > size or flags & unknown_flags:
-                    start += _REQUEST
-                    aside.append(Work(command, flags, cookie, offset, length))
-                    continue
-                if position + length > ARENA_SIZE - 64:
-                    self._again = True
-                    break
-                start += _REQUEST
-                if structured:
-                    pack_chunk(arena, position, p.STRUCTURED_REPLY_MAGIC, 1, 1, cookie, length + 8, offset)
-                    data = position + 28
-                else:
-                    pack_reply(arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
-                    data = position + 16
-                after = data + length
-                if linear is None:
-                    number = offset >> bits
-                    page = pages.get(number >> PAGE_BITS)
-                    entry = page[number & PAGE_MASK] if page is not None else 0
-                    inside = offset & mask
-                    if entry > 1 and inside + length <= unit:
-                        fd = fds[entry >> 1 & 255]
-                        host = (entry & -512) + inside
-                    elif entry == 1 and structured and not flags and inside + length <= unit:
-                        pack_chunk(
-                            arena, position, p.STRUCTURED_REPLY_MAGIC, 1, p.CHUNK_OFFSET_HOLE, cookie, 12, offset
-                        )
-                        p.U32.pack_into(arena, data, length)
-                        position = data + 4
-                        continue
-                    else:
-                        if self._read_pieces(table, Work(command, flags, cookie, offset, length), data):
-                            position = after
-                        continue
-                else:
-                    host = offset + base
-                try:
-                    if preadv(fd, (arena[data:after],), host, nowait.get(fd, _NOWAIT)) == length:
-                        position = after
-                        continue
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    self._note_failure(fd)
-                    aside.append(Work(command, flags, cookie, offset, length))
-                    continue
-                self._read_ahead(Work(command, flags, cookie, offset, length), [(fd, host, length)])
-            elif command == 1:
-                need = _REQUEST + length
-                if end - start < need:
-                    if need > LONGEST_INLINE:
+            if position + (length if command == _READ and length <= LONGEST_HIT else 0) > _FULL:
+                self._again = True
+                break
+            after = start + _REQUEST
+            if command == _READ:
+                position = self._read(table, flags, cookie, offset, length, position)
+            elif command == _WRITE:
+                after += length
+                if after > end:
+                    if _REQUEST + length > LONGEST_INLINE:
                         self._long_write = Work(command, flags, cookie, offset, length)
                         self._again = True
                     break
-                payload = view[start + _REQUEST : start + need]
-                start += need
-                if writable and not flags and length and offset + length <= size:
-                    if linear is None:
-                        number = offset >> bits
-                        page = pages.get(number >> PAGE_BITS)
-                        entry = page[number & PAGE_MASK] if page is not None else 0
-                        inside = offset & mask
-                        if entry & 1 and entry > 1 and inside + length <= unit and not keeps:
-                            fd, small = fds[entry >> 1 & 255], folios[entry >> 1 & 255]
-                            host = (entry & -512) + inside
-                        elif self._write_pieces(table, offset, payload):
-                            written = max(written, offset + length)
-                            pack_reply(arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
-                            position += 16
-                            continue
-                        else:
-                            fd = -1
-                    else:
-                        host = offset + base
-                    if fd >= 0:
-                        try:
-                            count = small.write(payload, host) if small is not None else pwrite(fd, payload, host)
-                            if marked:
-                                table.mark(offset, length)
-                            if count == length:
-                                written = max(written, offset + length)
-                                pack_reply(arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
-                                position += 16
-                                continue
-                        except OSError:
-                            pass  # the general path finds out what is wrong, and says so
-                aside.append(Work(command, flags, cookie, offset, length, payload))
+                position = self._write(table, flags, cookie, offset, inbox.view[after - length : after], position)
             elif command == p.CMD_DISC:
-                going_on = False
+                stays = False
                 break
             else:
-                start += _REQUEST
-                aside.append(Work(command, flags, cookie, offset, length))
-            if position > ARENA_SIZE - 64:
-                self._again = True
-                break
+                self._aside.append(Work(command, flags, cookie, offset, length))
+            start = after
         inbox.start = start
-        if written:
-            note_writes(self.backend.inserted(), written)
-        return position, going_on
+        return position, stays
 
-    def _read_pieces(self, table: ResolvedTable, work: Work, data: int) -> bool:
-        """Read a range of several units, or one not seen before, into the arena at ``data``.
+    def _read(self, table: ResolvedTable, flags: int, cookie: int, offset: int, length: int, position: int) -> int:
+        """Read into the arena, with the reply's header at ``position``, or put the request where it is done later.
 
-        False if it could not be done at once; it is then put where it is done later.
+        Returns where the replies in the arena end then.
         """
+        if (
+            not 0 < length <= LONGEST_HIT
+            or offset + length > self._size
+            or flags & ~self._read_flags
+            or position + length > _FULL
+        ):
+            self._aside.append(Work(_READ, flags, cookie, offset, length))
+            return position
+        fd, host = unit_place(table, offset, length, to_write=False)
+        if fd < 0:
+            return self._read_pieces(table, Work(_READ, flags, cookie, offset, length), position)
+        data = self._begin_read_reply(position, cookie, offset, length)
+        try:
+            if os.preadv(fd, (self.arena[data : data + length],), host, self._nowait.get(fd, _NOWAIT)) == length:
+                return data + length
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._note_failure(fd)
+            self._aside.append(Work(_READ, flags, cookie, offset, length))
+            return position
+        self._read_ahead(Work(_READ, flags, cookie, offset, length), [(fd, host, length)])
+        return position
+
+    def _read_pieces(self, table: ResolvedTable, work: Work, position: int) -> int:
+        """:meth:`_read` for a range of several units, for zeroes, and for what the table does not know yet."""
         pieces = resolved(table, work.offset, work.length, to_write=False)
         if pieces is None:
             self._aside.append(work)
-            return False
-        view = self.arena[data : data + work.length]
-        may_send_holes = self.connection.structured and not work.flags
-        done = 0
+            return position
+        if self.connection.structured and not work.flags and any(fd < 0 for fd, _host, _size in pieces):
+            if len(pieces) == 1:
+                return self._put_hole(position, work)
+            self._aside.append(work)  # the reply has several parts
+            return position
+        done = self._begin_read_reply(position, work.cookie, work.offset, work.length)
         fd = -1
         try:
             for fd, host, size in pieces:
+                view = self.arena[done : done + size]
                 if fd < 0:
-                    if may_send_holes:
-                        self._aside.append(work)  # the reply has holes
-                        return False
-                    _fill_zero(view[done : done + size])
-                elif os.preadv(fd, (view[done : done + size],), host, self._nowait.get(fd, _NOWAIT)) != size:
+                    _fill_zero(view)
+                elif os.preadv(fd, (view,), host, self._nowait.get(fd, _NOWAIT)) != size:
                     self._read_ahead(work, pieces)
-                    return False
+                    return position
                 done += size
         except BlockingIOError:
             self._read_ahead(work, pieces)
-            return False
+            return position
         except OSError:
             self._note_failure(fd)
             self._aside.append(work)
-            return False
-        return True
+            return position
+        return done
 
-    def _write_pieces(self, table: ResolvedTable, offset: int, payload: memoryview) -> bool:
-        """Write where there is space already; False if that could not be done for all of it."""
-        pieces = resolved(table, offset, len(payload), to_write=True)
-        if pieces is None or not _keeps(table, offset, len(payload)):
-            return False
-        done = 0
-        try:
-            for fd, host, size in pieces:
-                if os.pwrite(fd, payload[done : done + size], host) != size:
-                    return False
-                done += size
-        except OSError:
-            return False
-        finally:
-            table.mark(offset, len(payload))
-        return True
+    def _begin_read_reply(self, position: int, cookie: int, offset: int, length: int) -> int:
+        """Write the header of a read's reply into the arena; where its data begin."""
+        if self.connection.structured:
+            magic, done, kind = p.STRUCTURED_REPLY_MAGIC, p.REPLY_FLAG_DONE, p.CHUNK_OFFSET_DATA
+            p.CHUNK_DATA.pack_into(self.arena, position, magic, done, kind, cookie, length + 8, offset)
+            return position + p.CHUNK_DATA.size
+        p.SIMPLE_REPLY.pack_into(self.arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
+        return position + p.SIMPLE_REPLY.size
 
-    def _write_long(self, table: ResolvedTable, work: Work) -> int:
-        """Do a write that had to be received apart; the end of the reply in the arena, 0 if there is none yet."""
-        if self._write_plain(table, work):
-            p.SIMPLE_REPLY.pack_into(self.arena, 0, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
-            return p.SIMPLE_REPLY.size
-        self._aside.append(work)
-        return 0
-
-    def _write_plain(self, table: ResolvedTable, work: Work) -> bool:
-        """Do a write past the nodes' methods; False if that cannot be."""
-        export = self.connection.export
-        end = work.offset + work.length
-        if not (export.writable and table.writable and not export.writethrough and not work.flags and work.length):
-            return False
-        if end > self.backend.length or not self._write_pieces(table, work.offset, memoryview(work.payload)):
-            return False
-        note_writes(self.backend.inserted(), end)
-        return True
+    def _put_hole(self, position: int, work: Work) -> int:
+        """Reply that all of a range reads as zeroes; where the reply ends."""
+        header = p.STRUCTURED_REPLY_MAGIC, p.REPLY_FLAG_DONE, p.CHUNK_OFFSET_HOLE, work.cookie, p.HOLE_BODY.size
+        p.CHUNK.pack_into(self.arena, position, *header)
+        p.HOLE_BODY.pack_into(self.arena, position + p.CHUNK.size, work.offset, work.length)
+        return position + p.CHUNK.size + p.HOLE_BODY.size
 
     def _note_failure(self, fd: int) -> None:
         """A read said that it cannot be done without waiting because the file system does not know waiting."""
         if fd not in self._nowait:
             self._nowait[fd] = 0 if never_waits(fd) else _NOWAIT
 
-    # Off the hot part -------------------------------------------------------------------------------------------------
+    def _write(
+        self, table: ResolvedTable, flags: int, cookie: int, offset: int, payload: memoryview, position: int
+    ) -> int:
+        """Write past the nodes, with the reply at ``position``, or put the request aside; where the replies end."""
+        length = len(payload)
+        is_plain = self._may_write and table.writable and not flags and length and position <= _FULL
+        if is_plain and offset + length <= self._size and self._write_past_nodes(table, offset, payload):
+            p.SIMPLE_REPLY.pack_into(self.arena, position, p.SIMPLE_REPLY_MAGIC, 0, cookie)
+            return position + p.SIMPLE_REPLY.size
+        # The general path finds out what is wrong, and says so.
+        self._aside.append(Work(_WRITE, flags, cookie, offset, length, payload))
+        return position
+
+    def _write_past_nodes(self, table: ResolvedTable, offset: int, payload: memoryview) -> bool:
+        """Write where there is space already; False if that could not be done for all of it."""
+        length = len(payload)
+        fd, host = unit_place(table, offset, length, to_write=True)
+        pieces = [(fd, host, length)] if fd >= 0 else resolved(table, offset, length, to_write=True)
+        if pieces is None or not _keeps(table, offset, length):
+            return False
+        done = 0
+        try:
+            for fd, host, size in pieces:
+                part, folios = payload[done : done + size], table.folios.get(fd)
+                if (folios.write(part, host) if folios is not None else os.pwrite(fd, part, host)) != size:
+                    return False
+                done += size
+        except OSError:
+            return False
+        finally:
+            table.mark(offset, length)
+        table.highest = max(table.highest, offset + length)
+        return True
+
+    # What has to wait -------------------------------------------------------------------------------------------------
 
     def _read_ahead(self, work: Work, pieces: Pieces) -> None:
         """The data are not in memory: begin to read them, and serve the request once nothing else is waiting."""
@@ -312,7 +274,7 @@ class Loop:
         self.slot.enter()
         try:
             table = self.backend.table()
-            while self._cold and position + self._cold[0].length < ARENA_SIZE - 64:
+            while self._cold and position + self._cold[0].length < _FULL:
                 end = self._read_cold(table, position, may_wait=not position)
                 if not end:
                     break
@@ -325,7 +287,7 @@ class Loop:
         """Read the oldest cold request into the arena at ``position``; the end of its reply, 0 if there is none yet."""
         work = self._cold[0]
         pieces = resolved(table, work.offset, work.length, to_write=False)
-        data = self._begin_read_reply(position, work)
+        data = self._begin_read_reply(position, work.cookie, work.offset, work.length)
         done = 0
         try:
             for fd, host, size in pieces or ():
@@ -346,15 +308,6 @@ class Loop:
             return data + done
         self._aside.append(work)  # moved meanwhile, or an error: the general path finds out
         return 0
-
-    def _begin_read_reply(self, position: int, work: Work) -> int:
-        """Write the header of a read's reply into the arena; where its data begin."""
-        if self.connection.structured:
-            magic, length = p.STRUCTURED_REPLY_MAGIC, work.length + 8
-            p.CHUNK_DATA.pack_into(self.arena, position, magic, 1, 1, work.cookie, length, work.offset)
-            return position + p.CHUNK_DATA.size
-        p.SIMPLE_REPLY.pack_into(self.arena, position, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
-        return position + p.SIMPLE_REPLY.size
 
     def _serve_aside(self) -> None:
         """Do what was put aside: here, or by a helper where that has taken long."""

@@ -18,6 +18,27 @@ FILL_UNITS = (512, 64, 16, 1)
 PAGE_MASK = PAGE_ENTRIES - 1
 
 
+_NO_PLACE = -1, 0
+
+
+def unit_place(table: ResolvedTable, offset: int, length: int, *, to_write: bool) -> tuple[int, int]:
+    """Where a range is that lies in one unit: (file descriptor, offset there).
+
+    The descriptor is -1, and :func:`resolved` knows more, where the range lies in several units, reads as zeroes, is
+    not known to the table, or, ``to_write``, has no space of its own yet. With ``to_write`` the table must be writable.
+    """
+    if table.linear is not None:
+        return table.linear[0], table.linear[1] + offset
+    bits = table.unit_bits
+    number = offset >> bits
+    page = table.pages.get(number >> PAGE_BITS)
+    entry = page[number & PAGE_MASK] if page is not None else 0
+    inside = offset & (1 << bits) - 1
+    if entry <= 1 or inside + length > 1 << bits or (to_write and not entry & 1):
+        return _NO_PLACE
+    return table.fds[entry >> 1 & 255], (entry & -512) + inside
+
+
 def resolved(table: ResolvedTable, offset: int, length: int, *, to_write: bool) -> Pieces | None:
     """The pieces that a range is made of, resolving what the table lacks.
 

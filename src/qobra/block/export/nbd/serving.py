@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.export.nbd.inbox import KEPT_PAYLOAD
-from qobra.block.export.nbd.loop import ARENA_SIZE, LONGEST_HIT, Loop
+from qobra.block.export.nbd.loop import Loop
 from qobra.block.export.nbd.requests import Work
 from qobra.errors import QobraError
 from qobra.native import compiled
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from qobra.block.export.nbd.connection import Connection
     from qobra.block.export.nbd.places import Pieces
     from qobra.block.slots import Slot
-    from qobra.block.table import ResolvedTable
 
 native: Any = compiled("nbd")
 """The compiled form, or None."""
@@ -67,7 +66,7 @@ class CompiledLoop(Loop):
         batches = self._batches
         with self.slot:
             places = self.backend.table().places
-        reason = self._serve_received(places) if self._tls else batches.run(places)
+        reason = self._serve_decrypted(places) if self._tls else batches.run(places)
         if reason == native.IS_BROKEN:
             raise Disconnected(f"NBD connection failed: {os.strerror(batches.error)}", errno=batches.error)
         if reason == native.IS_NONSENSE:
@@ -80,7 +79,7 @@ class CompiledLoop(Loop):
             self._serve_long_write()
         return bool(reason != native.IS_LEFT)
 
-    def _serve_received(self, places: Any) -> int:
+    def _serve_decrypted(self, places: Any) -> int:
         """What :meth:`Batches.run` does, for one batch that comes and goes through Python."""
         inbox, batches = self.inbox, self._batches
         if not batches.again:
@@ -103,40 +102,18 @@ class CompiledLoop(Loop):
         """Do what was no plain hit: once the table knows more, or as any other request."""
         position = 0
         with self.slot:
-            table = self.backend.table()
+            table = self._begin_batch()
             for command, flags, cookie, offset, length, payload in found:
                 if isinstance(payload, bytes):
                     self._aside.append(Work(command, flags, cookie, offset, length, payload))
                 elif command == p.CMD_WRITE:
                     data = self.inbox.view[payload : payload + length]
-                    position = self._write_missed(table, Work(command, flags, cookie, offset, length, data), position)
+                    position = self._write(table, flags, cookie, offset, data, position)
                 elif command == p.CMD_READ:
-                    position = self._read_missed(table, Work(command, flags, cookie, offset, length), position)
+                    position = self._read(table, flags, cookie, offset, length, position)
                 else:
                     self._aside.append(Work(command, flags, cookie, offset, length))
         self._finish(position)
-
-    def _read_missed(self, table: ResolvedTable, work: Work, position: int) -> int:
-        """Read into the arena at ``position``, or put ``work`` aside; the end of what is in the arena."""
-        known = p.CMD_FLAG_DF if self.connection.structured else 0
-        if (
-            0 < work.length <= LONGEST_HIT
-            and not work.flags & ~known
-            and work.offset + work.length <= self.backend.length
-            and position + work.length <= ARENA_SIZE - 64
-        ):
-            data = self._begin_read_reply(position, work)
-            return data + work.length if self._read_pieces(table, work, data) else position
-        self._aside.append(work)
-        return position
-
-    def _write_missed(self, table: ResolvedTable, work: Work, position: int) -> int:
-        """Write and put the reply into the arena at ``position``, or put ``work`` aside; the end as above."""
-        if position <= ARENA_SIZE - 64 and self._write_plain(table, work):
-            p.SIMPLE_REPLY.pack_into(self.arena, position, p.SIMPLE_REPLY_MAGIC, 0, work.cookie)
-            return position + p.SIMPLE_REPLY.size
-        self._aside.append(work)
-        return position
 
     def _serve_long_write(self) -> None:
         """Do a write whose payload is too long for the inbox, and may have to be received first."""
@@ -145,16 +122,15 @@ class CompiledLoop(Loop):
         if received is None:
             inbox.start, inbox.end = batches.start, batches.end
             _magic, flags, command, cookie, offset, length = p.REQUEST.unpack_from(inbox.buffer, inbox.start)
-            work = Work(command, flags, cookie, offset, length)
-            work = work._replace(payload=self._receive_payload(work))
+            payload = self._receive_payload(Work(command, flags, cookie, offset, length))
             batches.start, batches.end = inbox.start, inbox.end
             if len(inbox.payload) <= KEPT_PAYLOAD:
                 batches.set_payload(inbox.payload)
         else:
             flags, cookie, offset, length = received
-            work = Work(p.CMD_WRITE, flags, cookie, offset, length, memoryview(inbox.payload)[:length])
+            payload = memoryview(inbox.payload)[:length]
         with self.slot:
-            position = self._write_missed(self.backend.table(), work, 0)
+            position = self._write(self._begin_batch(), flags, cookie, offset, payload, 0)
         self._finish(position)
 
     def _read_ahead(self, work: Work, pieces: Pieces) -> None:
