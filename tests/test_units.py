@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qobra.units import NotANumber, OutOfRange, decimal, io_size_text, not_a_size, parse_size, size_text
+from qobra.units import NotANumber, OutOfRange, decimal, integer, io_size_text, not_a_size, parse_size, size_text
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,16 @@ def test_what_a_size_may_look_like_is_a_hint():
     error = not_a_size("offset")
     assert error.desc == "Parameter 'offset' expects a non-negative number below 2^64"
     assert str(error).endswith("and exabytes, respectively.")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("16", 16), ("0x1F", 31), ("0X1f", 31), ("020", 16), ("0", 0), ("-0", 0), ("-16", -16), (" \t+16", 16),
+        ("", None), (" ", None), ("16 ", None), ("1_6", None), ("0b1", None), ("0o7", None), ("08", None), ("0x", None),
+        ("--1", None), ("- 1", None), ("\u0664", None), ("\u00b2", None), ("\u00a016", None), ("16k", None),
+        ("1" * 5000, None),
+    ],
+)  # fmt: skip
+def test_integer_is_as_in_c(text: str, number: int | None) -> None:
+    assert integer(text) == number

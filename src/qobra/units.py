@@ -42,6 +42,27 @@ def decimal(text: str) -> int | None:
     return number if number <= UINT64_MAX else None
 
 
+_BLANKS = " \t\n\v\f\r"
+_DIGITS = "0123456789abcdef"
+_MAX_DIGITS = 64
+
+
+def integer(text: str) -> int | None:
+    """The number that ``text`` says as C's strtoll reads it: decimal, octal after ``0``, hexadecimal after ``0x``.
+
+    None where it says none. ``int(text, 0)`` is no substitute: it takes ``1_6``, ``0b1``, blanks at the end and
+    digits of any script, and refuses ``010``. How large a number may be is the caller's to say.
+    """
+    digits = text.lstrip(_BLANKS).lower()
+    sign = -1 if digits.startswith("-") else 1
+    digits = digits[1:] if digits.startswith(("-", "+")) else digits
+    base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
+    digits = digits[2:] if base == 16 else digits
+    if not digits or len(digits) > _MAX_DIGITS or digits.strip(_DIGITS[:base]):
+        return None
+    return sign * int(digits, base)
+
+
 class NotANumber(ValueError):
     """The text is no size."""
 
@@ -55,7 +76,7 @@ def parse_size(text: str, warn: Callable[[str], None] | None = None) -> int:
 
     ``warn`` is told of what is deprecated. Raises NotANumber or OutOfRange.
     """
-    body = text.lstrip(" \t\n\v\f\r").removeprefix("+")
+    body = text.lstrip(_BLANKS).removeprefix("+")
     fraction = ""
     if body[:2].lower() == "0x":
         digits = body[2:].rstrip("kKmMgGtTpP")

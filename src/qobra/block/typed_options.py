@@ -9,7 +9,7 @@ from __future__ import annotations
 from qobra.block.filename import driver_of_path, flat_name
 from qobra.block.vertex import TEXTS
 from qobra.errors import QobraError
-from qobra.units import BOOLEANS, NotANumber, OutOfRange, not_a_size, parse_size
+from qobra.units import BOOLEANS, NotANumber, OutOfRange, integer, not_a_size, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -225,12 +225,12 @@ def _switch(name: str, value: Any) -> bool:
 def _number(name: str, kind: str, value: Any) -> int:
     counts = name in _COUNTS
     if isinstance(value, str):
-        try:
-            value = int(value, 0) if kind != "size" else _size(name, value)
-        except ValueError:
+        number = integer(value) if kind != "size" else None
+        if number is None:
             if counts:
                 raise QobraError(f"Parameter '{name}' expects a number")
-            value = _size(name, value)  # the schema is not strict about what counts bytes
+            number = _size(name, value)  # the schema is not strict about what counts bytes
+        value = number
     if not isinstance(value, int) or isinstance(value, bool) or (value < 0 and not counts):
         raise QobraError(f"Parameter '{name}' expects a number") if counts else not_a_size(name)
     return value

@@ -13,7 +13,7 @@ from qobra.cli._tool.process import end_in_order, run_tool
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError
 from qobra.getopt import UsageError, parse
-from qobra.units import INT32_MAX, INT64_MAX, not_a_size
+from qobra.units import INT32_MAX, INT64_MAX, integer, not_a_size
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
@@ -239,12 +239,9 @@ class Task:
 
     def _number(self, option: str, text: str) -> int:
         what, maximum = _NUMBERS[option]
-        try:
-            value = int(text, 0)
-        except ValueError:
-            value = -1
-        minimum = -INT64_MAX if option == "o" and text.removeprefix("-").isdigit() else 0
-        if not minimum <= value <= maximum:
+        value = integer(text)
+        minimum = -INT64_MAX if option == "o" else 0
+        if value is None or not minimum <= value <= maximum:
             raise ToolError(f"Invalid {what} '{text}'")
         return value
 

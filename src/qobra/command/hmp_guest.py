@@ -9,6 +9,7 @@ from qobra.machine.machine import Machine
 from qobra.machine.memory import AddressSpace, Ram
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
+from qobra.units import integer
 
 _FORMATS = {"zlib": "kdump-zlib", "lzo": "kdump-lzo", "snappy": "kdump-snappy", "windmp": "win-dmp"}
 _PORT_WIDTHS = {1: ("b", 1), 2: ("w", 2), 4: ("l", 4)}
@@ -172,11 +173,7 @@ def mouse_move(machine: Machine, args: dict[str, Any]) -> None:
 
 
 def _digits(text: str) -> int:
-    # What is no number moves nothing, as in QEMU.
-    try:
-        return int(text, 0)
-    except ValueError:
-        return 0
+    return integer(text) or 0  # what is no number moves nothing, as in QEMU
 
 
 @hmp_command(

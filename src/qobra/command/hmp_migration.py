@@ -9,6 +9,7 @@ from qobra.machine.machine import Machine
 from qobra.migration.settings import CAPABILITIES, DEFAULTS
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
+from qobra.units import integer
 
 _UNITS = {
     "announce-initial": " ms",
@@ -117,10 +118,10 @@ def _value(name: str, text: str) -> Any:
     digits, shift = text, 20 if name in ("max-bandwidth", "max-postcopy-bandwidth") else 0
     if text[-1:].lower() in shifts:
         digits, shift = text[:-1], shifts[text[-1].lower()]
-    try:
-        return int(digits, 0) << shift
-    except ValueError:
+    number = integer(digits)
+    if number is None:
         raise QobraError(f"Invalid parameter '{text}'")
+    return number << shift
 
 
 @hmp_command("info migrate_capabilities", help="what migration may do", needs="board")

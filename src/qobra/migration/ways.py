@@ -14,7 +14,7 @@ from qobra.errors import QobraError
 from qobra.migration.channel import Channel, GivenUp
 from qobra.nbd.sockets import connect as connect_socket
 from qobra.nbd.sockets import listen as listen_socket
-from qobra.units import decimal
+from qobra.units import decimal, integer
 
 if TYPE_CHECKING:
     from qobra.migration.tls import TlsChannel
@@ -182,10 +182,10 @@ def _file_and_offset(rest: str) -> tuple[str, int]:
     path, _comma, option = rest.partition(",offset=")
     if not option:
         return path, 0
-    try:
-        return path, int(option, 0)
-    except ValueError:
+    offset = integer(option)
+    if offset is None:
         raise QobraError(f"file URI has bad offset {option}")
+    return path, offset
 
 
 def _file(path: str, offset: int, flags: int) -> Channel:

@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.units import integer
 
 if TYPE_CHECKING:
     from qobra.object.qom import Object
-
-_MAX_DIGITS = 64
 
 
 class Property:
@@ -186,7 +185,7 @@ class Int(Property):
         return value
 
     def convert(self, text: str) -> int:
-        value = c_integer(text)
+        value = integer(text)
         highest = (1 << 64) - 1 if self.width.startswith("u") else (1 << 63) - 1
         if value is None or not -(1 << 63) <= value <= highest:
             raise QobraError(f"Parameter '{self.name}' expects {self.expected}")
@@ -275,18 +274,6 @@ class Link(Property):
 
     def show(self, value: Any) -> Any:
         return value.path() if value is not None else ""
-
-
-def c_integer(text: str) -> int | None:
-    """The number of ``text`` in C: decimal, octal after ``0`` or hexadecimal after ``0x``; None for no number."""
-    digits = text.lstrip().lower()
-    sign = -1 if digits.startswith("-") else 1
-    digits = digits[1:] if digits.startswith(("-", "+")) else digits
-    base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
-    digits = digits[2:] if base == 16 else digits
-    if not digits or len(digits) > _MAX_DIGITS or not all(digit in "0123456789abcdef"[:base] for digit in digits):
-        return None
-    return sign * int(digits, base)
 
 
 def parse_size(text: str, name: str = "size") -> int:

@@ -121,7 +121,7 @@ def plan(
         if not unsafe:
             length = _backing_length(layer, filename, backing, values.get("backing_fmt"))
             values.setdefault("size", length)
-        elif not values.get("backing_fmt"):
+        elif "backing_fmt" not in values:
             raise QobraError("Backing file specified without backing format")
     if "size" not in values:
         raise QobraError("Image creation needs a size parameter")
@@ -146,7 +146,7 @@ def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_form
     full = relative_to(backing, filename)
     # Only its size is asked for, whoever may be writing to it.
     options: Options = {"read-only": True, "force-share": True, "_no-io": True}
-    if backing_format:
+    if backing_format is not None:
         options["driver"] = backing_format
     backend = BlockBackend(layer, perm=0)
     try:
@@ -154,7 +154,7 @@ def _backing_length(layer: BlockLayer, filename: str, backing: str, backing_form
     except QobraError as error:
         raise BackingError(error, "Could not open backing image.\n")
     try:
-        if not backing_format:
+        if backing_format is None:
             raise BackingError("Backing file specified without backing format", f"Detected format of {node.driver}.")
         return node.virtual_size
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qobra.errors import QobraError
 from qobra.registry import Registry
-from qobra.units import BOOLEANS, NotANumber, OutOfRange, not_a_size, parse_size
+from qobra.units import BOOLEANS, UINT64_MAX, NotANumber, OutOfRange, integer, not_a_size, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,10 +60,12 @@ def convert_value(option: Option, text: str) -> str | int | bool:
             raise QobraError(f"Parameter '{option.name}' expects 'on' or 'off'")
         return BOOLEANS[text]
     if option.kind == NUMBER:
-        try:
-            return int(text, 0)
-        except ValueError:
+        number = integer(text)
+        if number is None:
             raise QobraError(f"Parameter '{option.name}' expects a number")
+        if not -UINT64_MAX <= number <= UINT64_MAX:
+            raise QobraError(f"Value '{text}' is too large for parameter '{option.name}'")
+        return number
     if option.kind == SIZE:
         try:
             return parse_size(text)

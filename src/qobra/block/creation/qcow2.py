@@ -101,7 +101,7 @@ def _measured(values: Values, layer: BlockLayer) -> Values:
     """What of the options the size of an image depends on, looked at in QEMU's order. Raises QobraError."""
     from qobra.block.format.qcow2.create import cluster_bits, refcount_order
 
-    options = dashed(values, ("size", "cluster_size", "extended_l2", "preallocation", "refcount_bits"))
+    options = dashed(values, ("size", "cluster_size", "extended_l2", "preallocation", "refcount_bits", "backing_file"))
     cluster_bits(options.get("cluster-size", 65536), options.get("extended-l2", False))
     compat, width = values.get("compat", "1.1"), options.get("refcount-bits", 16)
     if compat not in ("0.10", "1.1"):

@@ -83,7 +83,7 @@ class BlkdebugNode(FilterNode):
             return {"driver": cls.driver, "image": parse_filename(filename)}
         config, colon, image = filename[9:].partition(":")
         if not colon:
-            return None
+            raise QobraError("blkdebug requires both config file and image path", errno=errno.EINVAL)
         options: Options = {"driver": cls.driver, "image": parse_filename(image)}
         if config:
             options["config"] = config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from qobra.block.buffers import Buffer
 from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
+from qobra.errors import QobraError
 
 
 @drivers.register("blkverify")
@@ -36,7 +38,7 @@ class BlkverifyNode(BlockNode):
             return {"driver": cls.driver, "test": {"file": parse_filename(filename)}}
         raw, colon, test = filename[10:].partition(":")
         if not colon:
-            return None
+            raise QobraError("blkverify requires raw copy and original image path", errno=errno.EINVAL)
         return {"driver": cls.driver, "raw": parse_filename(raw), "test": {"file": parse_filename(test)}}
 
     @property

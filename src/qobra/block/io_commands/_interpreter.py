@@ -10,7 +10,7 @@ from qobra.block.node import BlockNode
 from qobra.block.query import without_implicit
 from qobra.errors import QobraError, strerror
 from qobra.getopt import UsageError, parse
-from qobra.units import INT64_MAX, NotANumber, OutOfRange, io_size_text, parse_size
+from qobra.units import INT64_MAX, NotANumber, OutOfRange, integer, io_size_text, parse_size
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
@@ -100,11 +100,6 @@ def load_commands() -> dict[str, Command]:
 
     del asynchronous, debug, images, process, read, write
     return commands
-
-
-def c_integer(text: str) -> int:
-    """The number that ``text`` is in C: 10, 0xa, or 012. Raises ValueError."""
-    return int(text, 8 if text.lstrip("+-")[:1] == "0" and text.lstrip("+-0").isdecimal() else 0)
 
 
 class Interpreter:
@@ -224,11 +219,8 @@ class Interpreter:
 
     def pattern(self, text: str) -> int:
         """A byte. Raises Failed."""
-        try:
-            value = c_integer(text)
-        except ValueError:
-            value = -1
-        if not 0 <= value <= 255:
+        value = integer(text)
+        if value is None or not 0 <= value <= 255:
             raise Failed(f"{text} is not a valid pattern byte")
         return value
 

@@ -6,8 +6,9 @@ import os
 import signal
 import time
 
-from qobra.block.io_commands._interpreter import Command, Failed, Interpreter, c_integer, io_command
+from qobra.block.io_commands._interpreter import Command, Failed, Interpreter, io_command
 from qobra.errors import strerror
+from qobra.units import integer
 
 _SIGRAISE_HELP = """
  raises a signal
@@ -44,11 +45,8 @@ def sleep(interpreter: Interpreter, words: list[str]) -> None:
     """Wait, while requests that were started go on."""
     from qobra.block.io_commands.asynchronous import report_ended
 
-    try:
-        milliseconds = c_integer(words[1])
-    except ValueError:
-        milliseconds = -1
-    if milliseconds < 0:
+    milliseconds = integer(words[1])
+    if milliseconds is None or milliseconds < 0:
         raise Failed(f"{words[1]} is not a valid number")
     time.sleep(milliseconds / 1000)
     report_ended(interpreter)

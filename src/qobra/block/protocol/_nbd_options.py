@@ -68,13 +68,21 @@ def _parse_uri(text: str) -> Options:
         parsed = uris.parse(text)
     except QobraError:
         raise QobraError("No valid URL specified", errno=errno.EINVAL)
-    # An inet URI without a host means this one to the library; here it is an error.
-    if parsed.tls or (parsed.address["type"] == "inet" and text.split("://", 1)[1][:1] in ("", "/", ":")):
+    # An inet URI without a host means this one to the library, and it lets other parameters by; here both are errors.
+    inet = parsed.address["type"] == "inet"
+    no_host = inet and text.split("://", 1)[1][:1] in ("", "/", ":")
+    if no_host or parsed.tls or _names_in_query(text) != ([] if inet else ["socket"]):
         raise QobraError("No valid URL specified", errno=errno.EINVAL)
     options: Options = {"server": parsed.address}
     if parsed.export:
         options["export"] = parsed.export
     return options
+
+
+def _names_in_query(text: str) -> list[str]:
+    """The names of the parameters that a URI ends with."""
+    query = text.partition("#")[0].partition("?")[2]
+    return [each.partition("=")[0] for each in query.replace(";", "&").split("&") if each]
 
 
 def parse_place(place: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Conversion:
                 raise ToolError(
                     "Having a backing file for the target makes no sense when concatenating multiple input images"
                 )
-            if backing is not None and not (order.backing_format or values.get("backing_fmt")):
+            if backing is not None and order.backing_format is None and "backing_fmt" not in values:
                 from qobra.block.creation._options import formats
 
                 known = formats.find(fmt)

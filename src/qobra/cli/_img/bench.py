@@ -10,6 +10,7 @@ from qobra.cli._img._target import reason
 from qobra.cli._tool.opening import command_line, opening
 from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError
+from qobra.units import integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -182,10 +183,7 @@ class Load:
 
 
 def _plain_number(text: str, what: str, most: int = (1 << 31) - 1) -> int:
-    try:
-        value = int(text, 0)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= most:
+    value = integer(text)
+    if value is None or not 0 <= value <= most:
         raise ToolError(f"Invalid {what} specified")
     return value

@@ -35,7 +35,7 @@ def main(program: Program, arguments: list[str]) -> int:
     def look(option: str, value: str) -> None:
         nonlocal granularity
         if option == "g":
-            granularity = program.number("granularity", value, 1)
+            granularity = program.number("granularity", value)
 
     line, images = command_line(
         program,

@@ -8,6 +8,7 @@ from qobra.cli._img._snapshot_param import SnapshotParam
 from qobra.cli._img.create import check_option_list, creation_pairs, print_options, wants_help
 from qobra.cli._tool.opening import command_line
 from qobra.cli._tool.report import Program, ToolError
+from qobra.units import integer
 
 HELP = """\
 convert [-f FMT | --image-opts] [-T CACHE] [-O OUTPUT_FMT] [-t CACHE] [-o OPTIONS] [-B BACKING [-F BACKING_FMT]]
@@ -151,9 +152,10 @@ def _take(program: Program, order: Order, option: str, value: str) -> None:
             )
         order.min_sparse, order.min_sparse_given = size, True
     elif option == "m":
-        if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 16:
+        workers = integer(value)
+        if workers is None or not 1 <= workers <= 16:
             raise ToolError("Invalid number of coroutines. Allowed number of coroutines is between 1 and 16")
-        order.workers = int(value)
+        order.workers = workers
     elif option == "W":
         pass  # pieces are written out of order where that is quicker, whether it is asked for or not
     elif option == "compression-level":

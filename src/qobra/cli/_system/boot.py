@@ -6,6 +6,7 @@ from typing import Any
 
 from qobra.errors import QobraError
 from qobra.machine.option_groups import boolean
+from qobra.units import integer
 
 _BOOLEANS, _NUMBERS, _DEVICES = ("menu", "strict"), ("splash-time", "reboot-timeout"), ("order", "once")
 
@@ -17,9 +18,8 @@ def parse(given: dict[str, str]) -> dict[str, Any]:
         if key in _BOOLEANS:
             options[key] = boolean(f"boot.{key}", value)
         elif key in _NUMBERS:
-            try:
-                options[key] = int(value, 0)
-            except ValueError:
+            options[key] = integer(value)
+            if options[key] is None:
                 raise QobraError(f"Parameter 'boot.{key}' expects integer")
         elif key in (*_DEVICES, "splash"):
             options[key] = value

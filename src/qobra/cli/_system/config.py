@@ -10,7 +10,7 @@ from qobra.errors import QobraError
 from qobra.machine import accelerator
 from qobra.machine.option_groups import GROUPS, convert
 from qobra.report import program, report_error
-from qobra.units import NotANumber, OutOfRange, not_a_size, parse_size
+from qobra.units import NotANumber, OutOfRange, integer, not_a_size, parse_size
 
 if TYPE_CHECKING:
     from qobra.machine.accelerator import Accelerator
@@ -165,7 +165,7 @@ def parse_name(text: str) -> dict[str, Any]:
 
 
 def _number(key: str, text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
+    number = integer(text)
+    if number is None:
         raise QobraError(f"Parameter '{key}' expects integer")
+    return number

@@ -9,6 +9,7 @@ from qobra.chardev.options import split
 from qobra.errors import QobraError, strerror
 from qobra.machine.option_groups import convert
 from qobra.report import report_error
+from qobra.units import integer
 
 _HEADER = Struct("<4sIBB6s8sI4sI")
 """Signature, length, revision, checksum, OEM, its table, its revision, compiler, its revision (ACPI 6.4, 5.2.6)."""
@@ -68,9 +69,8 @@ def _with_checksum(fields: dict[str, bytes | int], content: bytes) -> bytes:
 def _field(name: str, text: str) -> bytes | int:
     if name not in _WIDTHS:
         return text.encode()
-    try:
-        number = int(text, 0)
-    except ValueError:
+    number = integer(text)
+    if number is None:
         raise QobraError(f"Parameter '{name}' expects a uint64 value")
     if not 0 <= number < 1 << _WIDTHS[name]:
         raise QobraError(f"Parameter '{name}' expects uint{_WIDTHS[name]}_t")

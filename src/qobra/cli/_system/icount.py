@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from qobra.errors import QobraError
+from qobra.units import integer
 
 _MAX_SHIFT = 10
 
@@ -28,10 +29,7 @@ def icount_sleeps(options: dict[str, Any]) -> bool:
         return True
     if align and not sleep:
         raise QobraError("align=on and sleep=off are incompatible")
-    try:
-        number = 0 if shift == "auto" else int(shift, 0)
-    except ValueError:
-        number = -1
-    if not 0 <= number <= _MAX_SHIFT:
+    number = 0 if shift == "auto" else integer(shift)
+    if number is None or not 0 <= number <= _MAX_SHIFT:
         raise QobraError("icount: Invalid shift value")
     return bool(sleep)

@@ -7,6 +7,8 @@ import sys
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
 
+_MAX_LINE = 1023
+"""Bytes; what is longer is taken for several lines, as QEMU does."""
 MEMBERS = ("enable", "events", "file")
 
 
@@ -41,9 +43,13 @@ def enable(program: Program, text: str) -> None:
     path = options.get("events")
     if path is not None:
         try:
-            with open(path, encoding="utf-8", errors="replace") as stream:
-                for number, line in enumerate(stream, 1):
-                    _switch(f"{program.name}:{path}:{number}: ", line.strip())
+            with open(path, "rb") as stream:
+                number = 1
+                while line := stream.readline(_MAX_LINE):
+                    # What is no text has no names: as in C, a line ends with a zero.
+                    name = line.partition(b"\0")[0].decode("utf-8", "replace").strip()
+                    _switch(f"{program.name}:{path}:{number}: ", name)
+                    number += 1
         except OSError as error:
             sys.stderr.write(f"{program.name}:{path}: {strerror(error)}\n")
             raise ToolError("")

@@ -20,7 +20,7 @@ _STEP = 1 << 36
 def measure(options: Options, source: BlockNode | None) -> Options:
     """BlockMeasureInfo of an image made as ``options`` (those of creation; ``size`` only without a source) say.
 
-    With ``source``, what it holds is counted and the size is its own.
+    With ``source``, what it holds is counted and the size is its own; on a backing file all of it is.
     """
     extended = bool(options.get("extended-l2", False))
     bits = cluster_bits(options.get("cluster-size", 65536), extended)
@@ -34,8 +34,8 @@ def measure(options: Options, source: BlockNode | None) -> Options:
     l2_tables = -(-size // cluster) * entry
     if -(-l2_tables // cluster) > layout.MAX_L1_BYTES // 8:
         raise QobraError("The image size is too large (try using a larger cluster size)", errno=errno.EINVAL)
-    if preallocation in ("falloc", "full"):
-        required = size
+    if preallocation in ("falloc", "full") or (source is not None and "backing-file" in options):
+        required = size  # the backing file may have none of what the source shows
     elif source is not None:
         required = _allocated(source, cluster)
     else:
