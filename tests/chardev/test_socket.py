@@ -245,8 +245,12 @@ def test_stale_paths_are_replaced_and_new_owners_left_alone(machine: Machine, tm
         ({"addr": unix(Path("a" * 200)), "server": True}, "UNIX socket path 'a*' is too long"),
         ({"addr": inet(1), "server": False}, "Failed to connect to '127.0.0.1:1': Connection refused"),
         ({"addr": inet(1), "server": True, "reconnect": 1}, "'reconnect' option is incompatible with socket in server"),
+        ({"addr": inet(1), "server": True, "reconnect": 0}, "'reconnect' option is incompatible with socket in server"),
+        ({"addr": inet(1), "server": False, "reconnect": -1}, "Failed to connect to '127.0.0.1:1': Connection refused"),
+        ({"addr": inet(1), "server": False, "wait": False}, "'wait' option is incompatible with socket in client"),
         ({"addr": inet(1), "server": False, "websocket": True}, "Websocket client is not implemented"),
         ({"addr": inet(0), "tls-creds": "x"}, "No TLS credentials with id 'x'"),
+        ({"addr": inet(0), "reconnect": 1, "tls-creds": "x"}, "No TLS credentials with id 'x'"),
         ({"addr": inet(0), "tls-authz": "x"}, "'tls_authz' option requires 'tls_creds' option"),
         ({"addr": {"type": "fd", "data": {"str": "foo"}}}, "File descriptor named 'foo' has not been found"),
         ({"addr": {"type": "fd", "data": {"str": "9999999"}}}, "File descriptor named '9999999' has not been found"),
@@ -298,9 +302,9 @@ def test_tn3270(machine: Machine, recorder: Any, eventually: Any) -> None:
         assert client.recv(5, socket.MSG_WAITALL) == b"\xf5\xff\xff\xff\xef"
 
 
-def test_only_a_server_speaks_telnet_and_waits(machine: Machine) -> None:
+def test_only_a_server_speaks_telnet(machine: Machine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        device = make(machine, addr=inet(other.getsockname()[1]), server=False, telnet=True, wait=True)
+        device = make(machine, addr=inet(other.getsockname()[1]), server=False, telnet=True)
         peer, _name = other.accept()
         with peer:
             device.write_all(b"a\xffb")

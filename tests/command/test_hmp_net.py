@@ -9,7 +9,7 @@ import pytest
 
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
-from qobra.qmp import hmp
+from qobra.qmp import dispatch, hmp
 
 
 @pytest.fixture
@@ -41,12 +41,26 @@ def test_what_is_plugged_into_what(machine: Any) -> None:
         "hub 0",
         " \\ b",
         f" \\ a: virtio-net-pci.0: {card.format('virtio-net-pci', 56)}",
-        f"named: {card.format('e1000', 58)}",
         f"e1000.0: {card.format('e1000', 57)}",
+        f"named: {card.format('e1000', 58)}",
     ]
     assert hmp.execute(machine, "netdev_del c") == ""
     assert _lines(machine, "netdev_del c") == ["Error: Device 'c' not found"]
     assert _lines(machine, "netdev_add hubport,hubid=0") == ["Error: Parameter 'id' is missing"]
+
+
+def test_a_card_without_an_id_has_a_name(machine: Any) -> None:
+    """By which it is known everywhere, and which stays while others come and go."""
+    first = _plug(machine, "virtio-net-pci")
+    _plug(machine, "virtio-net-pci", id="named")
+    _plug(machine, "virtio-net-pci")
+    with machine.control:
+        first.unparent()
+        told = [card["name"] for card in dispatch.call(machine, "query-rx-filter", {})]
+        dispatch.call(machine, "query-rx-filter", {"name": "virtio-net-pci.2"})
+    assert told == ["named", "virtio-net-pci.2"]
+    assert _lines(machine, "set_link virtio-net-pci.2 off") == []
+    assert _lines(machine, "set_link virtio-net-pci.0 off") == ["Error: Device 'virtio-net-pci.0' not found"]
 
 
 def test_an_address_is_free_again_when_its_card_is_gone(machine: Any) -> None:

@@ -67,6 +67,14 @@ def test_a_header_opens_for_its_passphrases_only(options):
         again.unlock(bytes(changed), b"first")
 
 
+@pytest.mark.parametrize(("mode", "generator"), [("ecb", "plain64"), ("ecb", "essiv"), ("cbc", "plain")])
+def test_every_mode_is_written_with_its_generator(mode, generator):
+    """Also where there is nothing to generate for: QEMU wants it to be there."""
+    _made, area, _key = create_header({"iter-time": 1, "cipher-mode": mode, "ivgen-alg": generator}, b"x")
+    assert area[40:72].startswith(f"{mode}-{generator}".encode())
+    assert parse_header(area).info()["ivgen-alg"] == generator
+
+
 def test_bad_headers():
     _made, area, _key = create_header({"iter-time": 1}, b"x")
     for at, data, text in (

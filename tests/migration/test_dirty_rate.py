@@ -34,6 +34,10 @@ def test_bounds(machine: Machine) -> None:
     for args, text in (
         ({"calc_time": 0}, r"calc-time is out of range\[1, 60\]\."),
         ({"calc_time": 61}, r"calc-time is out of range\[1, 60\]\."),
+        (
+            {"calc_time": 1, "sample_pages": 127, "mode": "dirty-bitmap"},
+            r"sample-pages is out of range\[128, 16384\]\.",
+        ),
         ({"calc_time": 1, "sample_pages": 127}, r"sample-pages is out of range\[128, 16384\]\."),
         ({"calc_time": 1, "mode": "dirty-ring"}, "mode dirty-ring is not enabled, use other method instead."),
     ):

@@ -7,7 +7,7 @@ from typing import Any
 from qobra.chardev.options import pairs
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
-from qobra.machine.nic import Nic, card_names
+from qobra.machine.nic import Nic, cards
 from qobra.net.netdev import Netdev, help_text, with_lists
 from qobra.object.help import asks_help
 from qobra.object.tree import is_identifier
@@ -19,7 +19,6 @@ from qobra.qmp.hmp import hmp_command
 @hmp_command("info network", help="network cards and backends, and which are connected", needs="board")
 def info_network(machine: Machine, args: dict[str, Any]) -> str:
     """Hubs with their ports, cards with their backends, and backends that are plugged into nothing."""
-    names = card_names(machine)
     lines: list[str] = []
     of_hubs: set[Netdev] = set()
     for number, ports in reversed(machine.netdevs.hubs.items()):
@@ -31,20 +30,20 @@ def info_network(machine: Machine, args: dict[str, Any]) -> str:
                 of_hubs.add(lower)
                 lines.append(f" \\ {port.id}: {_backend_line(lower)}")
             elif isinstance(port.peer, Nic):
-                lines.append(f" \\ {port.id}: {_card_line(names, port.peer)}")
+                lines.append(f" \\ {port.id}: {_card_line(port.peer)}")
             else:
                 lines.append(f" \\ {port.id}")
-    for nic in names:
+    for nic in cards(machine):
         if nic.backend not in of_hubs:
-            lines.append(_card_line(names, nic))
+            lines.append(_card_line(nic))
             if nic.backend is not None:
                 lines.append(f" \\ {_backend_line(nic.backend)}")
     lines += [_backend_line(each) for each in machine.netdevs if each not in of_hubs and each.peer is None]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _card_line(names: dict[Nic, str], nic: Nic) -> str:
-    return f"{names[nic]}: index=0,type=nic,model={nic.model},macaddr={nic.address.hex(':')}"
+def _card_line(nic: Nic) -> str:
+    return f"{nic.client_name}: index=0,type=nic,model={nic.model},macaddr={nic.address.hex(':')}"
 
 
 def _backend_line(backend: Netdev) -> str:

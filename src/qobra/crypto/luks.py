@@ -73,7 +73,7 @@ class LuksHeader:
                 MAGIC,
                 1,
                 b"aes",
-                f"{self.mode}-{generator}".encode() if self.mode != "ecb" else b"ecb",
+                f"{self.mode}-{generator}".encode(),
                 self.hash.encode(),
                 self.payload_offset // SECTOR,
                 self.key_length,

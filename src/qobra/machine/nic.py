@@ -69,6 +69,8 @@ class Nic(Device):
 
     backend: Netdev | None = None
     link_forced_down = False
+    client_name = ""
+    """What commands about the network call the card: its id, or its model with how many there were of that before."""
 
     def realize_nic(self) -> None:
         """Take the backend and an address."""
@@ -85,17 +87,22 @@ class Nic(Device):
             self.backend = backend
         self.address: bytes = self.machine.netdevs.take_address(self.mac)
         self.values["mac"] = self.address
+        self.client_name = self.given_id or f"{self.model}.{sum(card.model == self.model for card in netdevs.cards)}"
+        netdevs.cards.append(self)
 
     def unrealize_nic(self) -> None:
         """Let the backend and the address go."""
+        if self in self.machine.netdevs.cards:
+            self.machine.netdevs.cards.remove(self)
         self.machine.netdevs.release_address(self.mac)
         if self.backend is not None:
             self.backend.peer = None
             self.backend = None
 
     def names(self) -> set[str]:
-        """The ids that mean the card: its own, and that of the function that carries it."""
-        return {device.user_id for device in (self, self.carrier) if device is not None and device.user_id is not None}
+        """The names that mean the card: its id, that of the function that carries it, or the one made up for it."""
+        ids = {device.user_id for device in (self, self.carrier) if device is not None and device.user_id is not None}
+        return ids or {self.client_name}
 
     @property
     def model(self) -> str:
@@ -159,22 +166,5 @@ class Nic(Device):
 
 
 def cards(machine: Machine) -> list[Nic]:
-    """The network cards of a machine."""
-    from qobra.machine.board import find_devices
-
-    if machine.board is None:
-        return []
-    return [device for device in find_devices(machine.board, "device") if isinstance(device, Nic)]
-
-
-def card_names(machine: Machine) -> dict[Nic, str]:
-    """The cards by what they are called: their id, or their model with a number."""
-    counts: dict[str, int] = {}
-    names: dict[Nic, str] = {}
-    for nic in cards(machine):
-        given = nic.given_id
-        number = counts.get(nic.model, 0)
-        if given is None:
-            counts[nic.model] = number + 1
-        names[nic] = given or f"{nic.model}.{number}"
-    return names
+    """The network cards of a machine, in the order in which they were made."""
+    return [card for card in machine.netdevs.cards if card.realized]

@@ -42,7 +42,7 @@ class DirtyRate:
             raise QobraError("the dirty rate is already being measured.")
         _check("calc-time", seconds, SECONDS)
         if pages_per_gib is not None:
-            if mode != "page-sampling":
+            if mode == "dirty-ring":
                 raise QobraError("either sample-pages or dirty-ring can be specified.")
             _check("sample-pages", pages_per_gib, PAGES_PER_GIB)
         if mode != "page-sampling":

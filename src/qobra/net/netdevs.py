@@ -23,6 +23,8 @@ class Netdevs:
         self._machine = machine
         self._backends: dict[str, Netdev] = {}
         self.hubs: dict[int, list[Netdev]] = {}
+        self.cards: list[Any] = []
+        """The machine's network cards (:class:`qobra.machine.nic.Nic`), in the order in which they were made."""
         self.announcer: Announcer | None = None
         self._cards_at = [0] * 256
         """How many cards have each of the default addresses, by the last byte."""

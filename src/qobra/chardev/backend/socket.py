@@ -61,7 +61,7 @@ class SocketChardev(Chardev):
                 asked_by = f"{self.asked_by}: " if self.asked_by else ""
                 _say(f"{asked_by}info: QEMU waiting for connection on: {self.filename()}")
                 first = self._accept()
-        elif not reconnect:
+        elif reconnect <= 0:
             first = self._open(address.connect(self.machine, self._address))
         self._begin(first)
 
@@ -70,10 +70,7 @@ class SocketChardev(Chardev):
 
     def _check_options(self) -> None:
         options = self.options
-        if self._server:
-            if options.get("reconnect"):
-                raise QobraError("'reconnect' option is incompatible with socket in server listen mode")
-        else:
+        if not self._server:
             if options.get("websocket"):
                 raise QobraError("Websocket client is not implemented")
             if options.get("reconnect") and self._address["type"] == "fd":
@@ -85,6 +82,10 @@ class SocketChardev(Chardev):
             self._creds = find_creds(self.machine.objects.find, options["tls-creds"], endpoint)
         elif "tls-authz" in options:
             raise QobraError("'tls_authz' option requires 'tls_creds' option")
+        if self._server and "reconnect" in options:
+            raise QobraError("'reconnect' option is incompatible with socket in server listen mode")
+        if not self._server and "wait" in options:
+            raise QobraError("'wait' option is incompatible with socket in client connect mode")
 
     def _note_bound_path(self) -> None:
         if self._address["type"] == "unix" and not self._address["data"].get("abstract"):
@@ -123,7 +124,7 @@ class SocketChardev(Chardev):
                 with self._turn:
                     self._talk(connection)
                 connection = None
-            if not self._server and not self.options.get("reconnect"):
+            if not self._server and self.options.get("reconnect", 0) <= 0:
                 break
         if self._listener is not None:
             self._listener.close()

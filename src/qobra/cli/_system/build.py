@@ -20,7 +20,7 @@ from qobra.cli._system.sound import Sound
 from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
-from qobra.machine.nic import card_names
+from qobra.machine.nic import cards
 from qobra.machine.option_groups import convert
 from qobra.machine.plug import plug_in
 from qobra.machine.smbios.settings import Settings as SmbiosSettings
@@ -300,8 +300,8 @@ class Builder:
         self._options.each("debugcon", self._add_debug_console)
         board.finish()
         self._options.each("vnc", lambda value: self.machine.vnc.open(convert("vnc", split(value, "vnc"))))
-        cards = {name: nic.backend for nic, name in card_names(self.machine).items()}
-        self.machine.netdevs.warn_of_loose_ends(report_error, cards)
+        backends = {nic.client_name: nic.backend for nic in cards(self.machine)}
+        self.machine.netdevs.warn_of_loose_ends(report_error, backends)
         board.warn_of_globals(report_error)
         if board.dumpdtb:
             self._dump_tree(board.dumpdtb)

@@ -311,9 +311,8 @@ class VirtioNet(VirtioDevice, Nic):
 
     def rx_filter(self) -> dict[str, Any]:
         self._filter_told = False
-        proxy: Any = self.parent
         return {
-            "name": (proxy.user_id if proxy is not None else None) or self.user_id or "",
+            "name": self.client_name,
             "main-mac": self.address.hex(":"),
             **self.filter.describe(vlans_filtered=self.has(F_CTRL_VLAN)),
         }

@@ -112,6 +112,8 @@ def test_key_slots_can_be_changed(secure):
             amend({"encrypt": {"state": "inactive", "keyslot": -1}})
         with pytest.raises(QobraError, match="Invalid keyslot 4294967295 specified, must be between 0 and 7"):
             amend({"encrypt": {"state": "active", "new-secret": "t", "keyslot": -1}})
+        with pytest.raises(QobraError, match="No secret with id ''"):
+            amend({"encrypt": {"state": "active", "new-secret": "t", "secret": ""}})
         amend({"encrypt": {"state": "active", "new-secret": "t", "iter-time": 1}})
         with pytest.raises(QobraError, match="No keyslots match given"):
             amend({"encrypt": {"state": "inactive", "old-secret": "w"}})

@@ -149,7 +149,7 @@ def _add_key(node: Qcow2Disk, header: luks.LuksHeader, area: bytes, encrypt: Opt
     elif header.slots[number].active and not force:
         raise QobraError(f"Refusing to overwrite active keyslot {number} - please erase it first")
     known = node.options.get("encrypt") or {}
-    current = encrypt.get("secret") or known.get("key-secret")
+    current = encrypt.get("secret", known.get("key-secret"))
     key, _slot = header.unlock(area, _secret(node.layer, {"key-secret": current}, "key-secret"))
     fresh = secret_bytes(node.layer.find_object, encrypt["new-secret"])
     material = header.set_slot(number, key, fresh, encrypt.get("iter-time", luks.DEFAULT_ITER_TIME))
