@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 Buffer = bytes | bytearray | memoryview
 
 BOUNCE_SIZE = 1 << 20
@@ -45,3 +47,10 @@ def fill_zero(view: memoryview) -> None:
     for start in range(0, len(view), BOUNCE_SIZE):
         size = min(BOUNCE_SIZE, len(view) - start)
         view[start : start + size] = ZEROES[:size] if size < BOUNCE_SIZE else ZEROES
+
+
+def write_all(fd: int, view: memoryview, offset: int) -> None:
+    """pwrite(2) until all of ``view`` is written. Raises OSError."""
+    done = os.pwrite(fd, view, offset)
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)

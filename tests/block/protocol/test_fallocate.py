@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qobra.block.protocol._locks import pure_fallocate
+from qobra.block.protocol._allocation import pure_fallocate
 from qobra.native import compiled
 
 _compiled = compiled("host")

@@ -1,6 +1,6 @@
-"""Image locking and other calls of the host that Python's os module lacks.
+"""The locks on an image file.
 
-The locks are open-file-description locks on single bytes of the image, those that QEMU takes, so that Qobra and QEMU
+They are open-file-description locks on single bytes of the image, those that QEMU takes, so that Qobra and QEMU
 respect one another: byte 100 + N is locked (shared) by whoever uses permission N, byte 200 + N by whoever does not
 share it. Permission N is the bit number in :mod:`qobra.block.permissions`.
 """
@@ -14,14 +14,6 @@ import struct
 
 from qobra.block import permissions
 from qobra.errors import QobraError, strerror
-from qobra.lean import contextmanager
-from qobra.native import compiled
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import mmap
-    from collections.abc import Iterator
-    from typing import Any
 
 _F_OFD_GETLK = 36
 _F_OFD_SETLK = 37
@@ -117,62 +109,3 @@ def take_for_creation(fd: int, path: str) -> None:
     """Make sure that nobody uses the image in ``fd``, which is about to be overwritten. The locks end with ``fd``."""
     perm = permissions.WRITE | permissions.RESIZE
     HeldLocks().take(fd, perm, permissions.ALL & ~permissions.RESIZE, path)
-
-
-_libc: Any = None
-
-
-def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2). Raises OSError."""
-    native = compiled("host")  # a reader never needs it
-    if native is not None:
-        native.fallocate(fd, mode, offset, length)
-    else:
-        pure_fallocate(fd, mode, offset, length)
-
-
-def pure_fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """:func:`fallocate` without the compiled form."""
-    import ctypes  # dear
-
-    global _libc
-    if _libc is None:
-        _libc = ctypes.CDLL(None, use_errno=True)
-    while True:
-        if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
-            return
-        number = ctypes.get_errno()
-        if number != errno.EINTR:
-            raise OSError(number, os.strerror(number))
-
-
-_KEPT_SIZE = 128 << 10
-_KEPT_AREAS = 16
-_kept: list[mmap.mmap] = []
-
-
-@contextmanager
-def aligned_buffer(size: int) -> Iterator[memoryview]:
-    """Memory on a page boundary, as O_DIRECT wants it."""
-    import mmap  # most programs have no direct image
-
-    if size <= _KEPT_SIZE:
-        # Most requests are short, and mapping takes longer than they do: keep a few areas.
-        try:
-            area = _kept.pop()
-        except IndexError:
-            area = mmap.mmap(-1, _KEPT_SIZE)
-        view = memoryview(area)[:size]
-        try:
-            yield view
-        finally:
-            view.release()
-            if len(_kept) < _KEPT_AREAS:
-                _kept.append(area)
-        return
-    area = mmap.mmap(-1, size)
-    view = memoryview(area)
-    try:
-        yield view
-    finally:
-        view.release()  # the memory goes with the last slice of it, which an error on its way may hold

@@ -8,7 +8,7 @@ import stat
 from fcntl import F_GETFL, F_SETFL, fcntl
 
 from qobra.block import permissions
-from qobra.block.buffers import BOUNCE_SIZE, Buffer, fill_zero
+from qobra.block.buffers import Buffer, fill_zero, write_all
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
 from qobra.block.filename import protocol_of
 from qobra.block.in_files import InFiles
@@ -18,12 +18,12 @@ from qobra.block.protocol import _locks as locks
 from qobra.block.protocol._folios import SMALL, Folios
 from qobra.block.table import highest_write
 from qobra.errors import QobraError, strerror
-from qobra.lean import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qobra.block.protocol._direct import DirectFile
 
 _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2
@@ -32,9 +32,6 @@ _FALLOC_ZERO_RANGE = 16
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY)
 
 _WRITES = permissions.WRITE | permissions.WRITE_UNCHANGED | permissions.RESIZE
-
-DIRECT_ALIGNMENT = 4096
-"""Alignment in bytes of offset, length and memory for O_DIRECT; enough for every disk and file system."""
 
 
 @drivers.register("file")
@@ -51,6 +48,7 @@ class FileNode(BlockNode):
     lasting_options = frozenset({"drop-cache"})
 
     fd: int = -1
+    _direct: DirectFile | None = None
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
@@ -84,7 +82,7 @@ class FileNode(BlockNode):
         self._discards = self._discards_failed = self._discarded_bytes = 0
         self._data = (0, 0)
         """Where data begin and end that were found by the last look for a hole: within it there is none."""
-        self.request_alignment = DIRECT_ALIGNMENT if self.cache_direct else 1
+        self._set_direct()
         if self.driver == "file":
             self.folios = Folios(self.fd)
 
@@ -162,7 +160,18 @@ class FileNode(BlockNode):
             self._swap_fd(os.O_RDWR if wants_writing else os.O_RDONLY)
         except OSError as error:
             raise QobraError(f"Could not reopen file: {strerror(error)}", errno=error.errno)
-        self.request_alignment = DIRECT_ALIGNMENT if self.cache_direct else 1
+        self._set_direct()
+
+    def _set_direct(self) -> None:
+        """Go past the page cache, or not, as ``cache.direct`` says."""
+        if self.cache_direct:
+            from qobra.block.protocol._direct import ALIGNMENT, DirectFile
+
+            self._direct = self._direct or DirectFile(self.fd)
+            self.request_alignment = ALIGNMENT
+        else:
+            self._direct = None
+            self.request_alignment = 1
 
     def _swap_fd(self, access: int) -> None:
         """Reopen under the same descriptor number, so that requests in flight go on undisturbed."""
@@ -233,8 +242,8 @@ class FileNode(BlockNode):
         return known_end
 
     def _read(self, offset: int, view: memoryview) -> None:
-        if self.request_alignment > 1:
-            self._read_direct(offset, view)
+        if self._direct is not None:
+            self._direct.read(offset, view)
             return
         done = os.preadv(self.fd, (view,), offset)
         while done < len(view):
@@ -248,63 +257,15 @@ class FileNode(BlockNode):
     def _write(self, offset: int, data: Buffer) -> None:
         if isinstance(data, InFiles):
             data.copy_to(self.fd, offset, self.folios)
-        elif self.request_alignment > 1:
-            self._write_direct(offset, data)
+        elif self._direct is not None:
+            self._direct.write(offset, data, self.length)
         elif self.folios is not None and len(data) < SMALL:
             view = memoryview(data)
             done = self.folios.write(view, offset)
             if done < len(view):
-                self._write_all(offset + done, view[done:])
+                write_all(self.fd, view[done:], offset + done)
         else:
-            self._write_all(offset, memoryview(data))
-
-    def _write_all(self, offset: int, view: memoryview) -> None:
-        done = os.pwrite(self.fd, view, offset)
-        while done < len(view):
-            done += os.pwrite(self.fd, view[done:], offset + done)
-
-    def _read_direct(self, offset: int, view: memoryview) -> None:
-        """O_DIRECT wants offset, length and memory aligned: go through an aligned buffer."""
-        end = offset + len(view)
-        start = offset & -DIRECT_ALIGNMENT
-        with locks.aligned_buffer(min(BOUNCE_SIZE, -(-end // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - start)) as bounce:
-            while start < end:
-                size = min(len(bounce), -(-end // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - start)
-                got = os.preadv(self.fd, (bounce[:size],), start)
-                if got < size:
-                    fill_zero(bounce[got:size])
-                low, high = max(offset, start), min(end, start + size)
-                view[low - offset : high - offset] = bounce[low - start : high - start]
-                start += size
-
-    def _write_direct(self, offset: int, data: Buffer) -> None:
-        view = memoryview(data)
-        end = offset + len(view)
-        start = offset & -DIRECT_ALIGNMENT
-        with locks.aligned_buffer(min(BOUNCE_SIZE, -(-end // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - start)) as bounce:
-            while start < end:
-                size = min(len(bounce), -(-end // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT - start)
-                low, high = max(offset, start), min(end, start + size)
-                partial = low != start or high != start + size
-                # Whoever makes the file longer does so alone, so that nobody's end is cut off below.
-                extends = start + size > self.length
-                with self._edge_lock() if partial or extends else _NO_LOCK:
-                    before = os.fstat(self.fd).st_size if extends else 0
-                    if partial:
-                        got = os.preadv(self.fd, (bounce[:size],), start)
-                        fill_zero(bounce[got:size])
-                    bounce[low - start : high - start] = view[low - offset : high - offset]
-                    self._write_all(start, bounce[:size])
-                    if extends and high < start + size:
-                        os.ftruncate(self.fd, max(before, high))
-                start += size
-
-    def _edge_lock(self) -> Lock:
-        """Two writers that share a block of DIRECT_ALIGNMENT must not undo one another."""
-        lock: Lock | None = self.__dict__.get("_edges")
-        if lock is None:
-            lock = self.__dict__.setdefault("_edges", Lock())
-        return lock
+            write_all(self.fd, memoryview(data), offset)
 
     def check_write(self, offset: int, length: int) -> None:
         if self.read_only or not self._writable:
@@ -382,9 +343,11 @@ class FileNode(BlockNode):
         """fallocate(2) with a mode; False where the host or file system has none."""
         if length <= 0:
             return True
+        from qobra.block.protocol._allocation import fallocate  # a reader never needs it
+
         known, known_end = self._data
         try:
-            locks.fallocate(self.fd, mode, offset, length)
+            fallocate(self.fd, mode, offset, length)
             if offset < known_end and offset + length > known:
                 self._data = (0, 0)
         except OSError as error:
@@ -400,11 +363,13 @@ class FileNode(BlockNode):
     def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
         if preallocation != "off" and length < self.length:
             raise QobraError("Cannot use preallocation for shrinking files", errno=errno.ENOTSUP)
+        from qobra.block.protocol._allocation import NOT_RESIZED, preallocate
+
         try:
             preallocate(self.fd, self.length, length, preallocation)
         except OSError as error:
             os.ftruncate(self.fd, self.length)
-            raise QobraError(f"{_NOT_RESIZED[preallocation]}: {strerror(error)}", errno=error.errno)
+            raise QobraError(f"{NOT_RESIZED[preallocation]}: {strerror(error)}", errno=error.errno)
         self.length = length
         self._data = (0, 0)
 
@@ -420,35 +385,10 @@ class FileNode(BlockNode):
 
     @classmethod
     def create(cls, options: Options) -> None:
-        """blockdev-create (BlockdevCreateOptionsFile): a new file of ``size`` bytes, preallocated as asked for.
+        """blockdev-create (BlockdevCreateOptionsFile). Raises QobraError: see :func:`create_file`."""
+        from qobra.block.protocol._allocation import create_file
 
-        Raises QobraError; a file that could not be completed is left, empty.
-        """
-        path = options["filename"].removeprefix("file:")
-        preallocation = options.get("preallocation", "off")
-        if not 0 <= options.get("extent-size-hint", 0) < 1 << 32:
-            raise QobraError("Extent size hint is too large", errno=errno.EINVAL)
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise QobraError(f"Could not create '{path}': {strerror(error)}", errno=error.errno)
-        try:
-            if locks.available():
-                locks.take_for_creation(fd, path)
-            os.ftruncate(fd, 0)
-            if options["size"] >= 1 << 63:
-                if preallocation != "off":
-                    raise QobraError("Cannot use preallocation for shrinking files", errno=errno.ENOTSUP)
-                raise QobraError("Could not resize file: Invalid argument", errno=errno.EINVAL)
-            try:
-                preallocate(fd, 0, options["size"], preallocation)
-            except BaseException:
-                os.ftruncate(fd, 0)  # or it could be taken for whole
-                raise
-        except OSError as error:
-            raise QobraError(f"{_NOT_RESIZED[preallocation]}: {strerror(error)}", errno=error.errno)
-        finally:
-            os.close(fd)
+        create_file(options)
 
     @classmethod
     def delete(cls, options: Options) -> None:
@@ -456,57 +396,3 @@ class FileNode(BlockNode):
         path = options["filename"].removeprefix("file:")
         if os.path.isfile(path):
             os.unlink(path)
-
-
-class _NoLock:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_exc: object) -> None:
-        pass
-
-
-_NO_LOCK = _NoLock()
-
-
-_NOT_RESIZED = {
-    "off": "Could not resize file",
-    "falloc": "Could not preallocate new data",
-    "full": "Could not write zeros for preallocation",
-}
-
-
-def preallocate(fd: int, old_length: int, length: int, preallocation: str) -> None:
-    """Give the file ``length`` bytes; ``preallocation`` is a PreallocMode that files know."""
-    if preallocation == "off":
-        os.ftruncate(fd, length)
-    elif preallocation == "falloc":
-        if length > old_length:
-            os.posix_fallocate(fd, old_length, length - old_length)
-        else:
-            os.ftruncate(fd, length)
-    elif preallocation == "full":
-        try:
-            os.ftruncate(fd, length)
-        except OSError as error:
-            raise QobraError(f"{_NOT_RESIZED['off']}: {strerror(error)}", errno=error.errno)
-        zeroes = bytes(BOUNCE_SIZE)
-        offset = old_length
-        while offset < length:
-            size = os.pwrite(fd, zeroes[: min(BOUNCE_SIZE, length - offset)], offset)
-            # The disk is to begin at once: this starts writing what is dirty, and does not wait.
-            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
-            offset += size
-        os.fsync(fd)
-    else:
-        raise QobraError(f"Unsupported preallocation mode: {preallocation}", errno=errno.ENOTSUP)
-    if preallocation != "full" and not old_length and length:
-        # Direct I/O finds out its alignment by reading the first block, which tells nothing in a hole. The file may be
-        # open for direct I/O itself.
-        size = DIRECT_ALIGNMENT if length >= DIRECT_ALIGNMENT else 512
-        with locks.aligned_buffer(DIRECT_ALIGNMENT) as block:
-            fill_zero(block)
-            try:
-                os.pwrite(fd, block[:size], 0)
-            except OSError:
-                pass  # others do without this help
