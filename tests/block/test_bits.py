@@ -84,6 +84,13 @@ def test_a_set_disk_of_many_terabytes_takes_no_memory():
     assert len({id(page) for page in bits.pages.values()}) == 1
 
 
+def test_as_bytes_a_set_of_any_size_is_whole():
+    for size in [*range(1, 18), PAGE_SIZE + 1, PAGE_SIZE + 7]:
+        bits = Bits(size)
+        bits.set(size - 1, size)
+        assert bits.to_bytes(0, size) == (1 << size - 1).to_bytes((size + 7) // 8, "little")
+
+
 def test_a_few_numbers_of_a_large_set_are_found():
     bits = Bits(1 << 40)
     numbers = [5, 9 * PAGE_SIZE + 7, 9 * PAGE_SIZE + 8, (1 << 39) + 1, (1 << 40) - 1]

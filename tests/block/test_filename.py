@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qobra.block.filename import parse_filename, unflatten
+from qobra.block.filename import full_backing_filename, parse_filename, unflatten
 from qobra.block.layer import BlockLayer
 from qobra.block.reopen import reopen
 from qobra.block.typed_options import typed
@@ -201,3 +201,17 @@ def test_overlap_checks_as_a_text_beside_members():
 def test_protocols_are_what_a_driver_says_its_names_begin_with(filename):
     with pytest.raises(QobraError, match=re.escape(f"Unknown protocol '{filename.partition(':')[0]}'")):
         parse_filename(filename)
+
+
+def test_where_there_is_no_directory_a_backing_file_has_to_be_named_in_full():
+    layer = BlockLayer()
+    node = layer.open(
+        {"driver": "raw", "file": {"driver": "null-co", "size": 512}, "node-name": "n"}, monitor_owned=True
+    )
+    for name in ("", "/images/base", "nbd://host/base"):
+        node.backing_filename = name
+        assert full_backing_filename(node) == name
+    node.backing_filename = "base"
+    with pytest.raises(QobraError, match="Cannot generate a base directory for null-co nodes"):
+        full_backing_filename(node)
+    layer.close()

@@ -239,3 +239,27 @@ def test_a_new_backing_file_in_the_header_shows_in_the_name(layer, tmp_path):
     assert node.filename == top
     node.change_backing_file("null-co://", "raw")
     assert node.filename.startswith("json:")
+
+
+def test_a_backing_file_that_only_the_header_names_is_not_forgotten(layer, tmp_path):
+    from qobra.cli import img
+
+    base, top = str(tmp_path / "base"), str(tmp_path / "top")
+    img.main(["create", "-q", "-f", "qcow2", base, "1M"])
+    img.main(["create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top])
+    options = {"driver": "qcow2", "node-name": "t", "file": {"driver": "file", "filename": top}}
+    layer.add_node({**options, "backing": None})
+    with pytest.raises(QobraError, match="backing is missing for 't'"):
+        reopen(layer, [options])
+    reopen(layer, [{**options, "backing": None}])
+    assert layer.find_node("t").backing is None
+
+
+def test_a_child_that_cannot_be_replaced_may_be_named_as_it_is(layer):
+    for name in ("image", "other"):
+        layer.add_node({"driver": "null-co", "node-name": name, "size": 1 << 16})
+    options = {"driver": "blkdebug", "node-name": "b", "image": "image"}
+    layer.add_node(options)
+    reopen(layer, [options])
+    with pytest.raises(QobraError, match="Cannot change the option 'image'"):
+        reopen(layer, [{**options, "image": "other"}])

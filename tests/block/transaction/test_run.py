@@ -73,6 +73,22 @@ def test_a_failure_undoes_everything(layer):
     assert layer.jobs.all() == [] and len(layer.graph.nodes) == 4
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_held_an_image_over_a_transaction_lets_it_go(layer, tmp_path, fails):
+    from qobra.cli import img
+
+    base, top = str(tmp_path / "base"), str(tmp_path / "top")
+    img.main(["create", "-q", "-f", "qcow2", base, "1M"])
+    layer.add_node({"driver": "qcow2", "node-name": "base", "file": {"driver": "file", "filename": base}})
+    snapshot = "blockdev-snapshot-sync", {"node-name": "base", "snapshot-file": top, "snapshot-node-name": "top"}
+    if fails:
+        with pytest.raises(QobraError, match="Abort action"):
+            run(layer, snapshot, ("abort", {}))
+    else:
+        run(layer, snapshot)
+    assert not layer.graph.state.roots
+
+
 def test_what_is_to_be_removed_cannot_be_used(layer):
     run(layer, bitmap("add", "a", "one"))
     with pytest.raises(QobraError, match="Bitmap 'one' is currently in use by another operation and cannot be used"):
