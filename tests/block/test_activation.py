@@ -14,6 +14,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.creation._image import plan
 from qobra.block.layer import BlockLayer
 from qobra.block.snapshot import change_backing_file, delete_internal, snapshot_internal
+from qobra.block.temporary import open_over
 from qobra.errors import QobraError
 
 MIB = 1 << 20
@@ -71,3 +72,39 @@ def test_an_inactive_image_stays_as_it_is(layer: BlockLayer, tmp_path: Path, wha
     activate_all(layer)
     with layer.control, layer.drained():
         call(layer)
+
+
+def test_new_images_are_made_while_others_wait_for_a_migration(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"disk" * 0x4000)
+    options = {"driver": "raw", "file": {"driver": "file", "filename": str(tmp_path / "disk")}}
+    here, there = BlockLayer(), BlockLayer()
+    here.add_node({**options, "node-name": "disk"})
+    there.opens_inactive = True
+    root = BlockBackend(there, "drive", perm=permissions.CONSISTENT_READ | permissions.WRITE)
+    with there.control:
+        temporary = open_over(there, options, root=root)
+        assert temporary.inactive and temporary.children["backing"].inactive
+        with there.drained():
+            here.close()
+            activate_all(there)
+        temporary.write(0, b"gone")
+        assert temporary.read(0, 8) == b"gonedisk"
+    there.close()
+    assert (tmp_path / "disk").read_bytes() == b"disk" * 0x4000
+
+
+def test_a_temporary_image_that_cannot_be_made_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    options = {"driver": "raw", "file": {"driver": "file", "filename": str(tmp_path / "disk")}}
+    layer = BlockLayer()
+
+    def refuse(*_arguments: object) -> None:
+        raise QobraError("no room")
+
+    monkeypatch.setattr("qobra.block.creation._image._format", refuse)
+    with pytest.raises(QobraError, match="no room"):
+        open_over(layer, options, root=BlockBackend(layer, perm=0))
+    assert not any((tmp_path / "temporary").iterdir())
+    layer.close()

@@ -292,9 +292,16 @@ class BlockLayer:
             raise QobraError("'node-name' must be specified for the root node")
         return self.open(options, monitor_owned=True)
 
-    def open(self, options: Options, *, monitor_owned: bool = False, root: BlockBackend | None = None) -> BlockNode:
+    def open(
+        self,
+        options: Options,
+        *,
+        monitor_owned: bool = False,
+        root: BlockBackend | None = None,
+        active: bool = False,
+    ) -> BlockNode:
         """See :meth:`Opener.open`."""
-        return self.opener.open(options, monitor_owned=monitor_owned, root=root)
+        return self.opener.open(options, monitor_owned=monitor_owned, root=root, active=active)
 
     def open_image(
         self,

@@ -45,14 +45,28 @@ class Opener:
         self._unfinished: list[BlockNode] = []
         """Nodes that are being opened, each for the one before it."""
 
-    def open(self, options: Options, *, monitor_owned: bool = False, root: BlockBackend | None = None) -> BlockNode:
+    def open(
+        self,
+        options: Options,
+        *,
+        monitor_owned: bool = False,
+        root: BlockBackend | None = None,
+        active: bool = False,
+    ) -> BlockNode:
         """Open a node with all its children and put them into the graph, owned by the monitor or by ``root``.
 
-        Without ``driver``, the format is probed as for a legacy file name. Raises QobraError; then nothing is left.
+        Without ``driver``, the format is probed as for a legacy file name. ``active`` nodes are this process's to
+        change also where others wait for an incoming migration: a new image is.
+        Raises QobraError; then nothing is left.
         """
         opened = OpenedNodes()
+        waits = self._layer.opens_inactive
         try:
-            node = self.open_reference(options, opened, {})
+            self._layer.opens_inactive = waits and not active
+            try:
+                node = self.open_reference(options, opened, {})
+            finally:
+                self._layer.opens_inactive = waits
             node.monitor_owned = node.monitor_owned or monitor_owned
             with self._layer.graph.change() as change:
                 for each in sorted(opened, key=lambda node: node.serial):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import string
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qobra.block.backend import BlockBackend
@@ -45,7 +46,8 @@ def open_over(layer: BlockLayer, options: Options, *, root: BlockBackend) -> Blo
         top |= {name: options[name] for name in ("discard", "_copy-on-read") if name in options}
         return layer.open(top, root=root)
     finally:
-        os.unlink(path)
+        with suppress(FileNotFoundError):  # an image that could not be made is gone by now
+            os.unlink(path)
 
 
 def _create_in(directory: str) -> tuple[int, str]:

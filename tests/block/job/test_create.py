@@ -50,6 +50,19 @@ def test_a_format_is_made_in_an_open_node_or_in_one_of_its_own(layer, tmp_path):
     assert path.stat().st_size == 8192 and not layer.graph.nodes
 
 
+def test_a_new_image_is_made_while_others_wait_for_a_migration(layer, tmp_path):
+    path = tmp_path / "new"
+    path.write_bytes(b"")
+    layer.opens_inactive = True
+    create(layer, driver="raw", file={"driver": "file", "filename": str(path)}, size=8192)
+    assert path.stat().st_size == 8192 and not layer.graph.nodes
+    with layer.control:
+        layer.jobs.get("c").dismiss()
+    layer.add_node({"driver": "file", "node-name": "f", "filename": str(path)})
+    assert create(layer, driver="raw", file="f", size=4096).info()["error"] == "Block node is read-only"
+    assert path.stat().st_size == 8192
+
+
 def test_what_goes_wrong_is_told_by_the_job(layer, tmp_path):
     job = create(layer, driver="raw", file="nofile", size=0)
     assert job.info()["error"] == "Cannot find device='nofile' nor node-name='nofile'"

@@ -258,7 +258,7 @@ def _format(layer: BlockLayer, protocol: Options, fmt: str, options: Options, ma
 def _open_for_creation(layer: BlockLayer, options: Options, roots: list[BlockBackend]) -> BlockNode:
     everything = permissions.ALL & ~permissions.GRAPH_MOD
     root = BlockBackend(layer, perm=everything, shared=permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED)
-    node = layer.open({**options, "read-only": False, "discard": "unmap"}, root=root)
+    node = layer.open({**options, "read-only": False, "discard": "unmap"}, root=root, active=True)
     roots.append(root)
     return node
 

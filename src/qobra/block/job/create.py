@@ -51,7 +51,7 @@ class CreateJob(Job):
                 if isinstance(reference, str):
                     root.insert(self.layer.find_device_or_node(reference))
                 else:
-                    self.layer.open(reference, root=root)
+                    self.layer.open(reference, root=root, active=True)
                 self._roots[name] = root
             if name == "file":
                 self._driver.check_creation(self._options)
