@@ -302,6 +302,40 @@ def test_the_file_may_be_closed_once_the_thread_is_told(
     assert not [name for name in os.listdir("/proc/self/fd") if _target(name) == str(path)]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_flush_is_told_of_errors_that_the_thread_has_met(form: Any, tmp_path: Path) -> None:
+    """The kernel tells an error of the disk once for each open file, so the thread has to have one of its own.
+
+    Two descriptors of one open file would have one position.
+    """
+    path = tmp_path / "file"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.lseek(fd, 12_345, os.SEEK_SET)
+    folios = form(fd)
+    positions: list[int | None] = []
+    for region in range(2000):
+        for _ in range(FIRST - 1):
+            folios.note(region * REGION, SLOW)
+        folios.write(b"x", region * REGION)  # the first write to a region is often a slow one
+        positions = [_position(name) for name in os.listdir("/proc/self/fd") if _target(name) == str(path)]
+        positions = [position for position in positions if position is not None]
+        if len(positions) > 1:
+            break
+    folios.close()
+    os.close(fd)
+    if len(positions) < 2:
+        pytest.skip("no write was slow")
+    assert set(positions) == {0, 12_345}
+
+
+def _position(name: str) -> int | None:
+    try:
+        with open(f"/proc/self/fdinfo/{name}") as lines:
+            return int(lines.readline().removeprefix("pos:"))
+    except OSError:
+        return None  # the thread has ended meanwhile
+
+
 def _target(name: str) -> str:
     try:
         return os.readlink(f"/proc/self/fd/{name}")
