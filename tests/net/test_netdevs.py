@@ -57,6 +57,8 @@ def test_sockets_carry_packets_both_ways(machine: Machine) -> None:
     backends: Any = [machine.netdevs.find(id) for id in ("c", "l")]
     backends[0].send(b"x" * 1500)
     wait_until(lambda: listening.packets == [b"x" * 1500])
+    assert backends[0].describe() == f"socket,socket: connect to 127.0.0.1:{port}"
+    assert backends[1].describe().startswith("socket,socket: connection from 127.0.0.1:")
     backends[1].send(b"y" * 60)
     wait_until(lambda: connecting.packets == [b"y" * 60])
 

@@ -96,6 +96,8 @@ def test_scripts(machine: Machine, tmp_path: Path) -> None:
     options = {"script": f"{tmp_path}/up", "downscript": f"{tmp_path}/down"}
     backend: Any = machine.netdevs.create({"type": "tap", "id": "t", **options})
     assert (tmp_path / "up.log").read_text() == f"{backend.interface}\n"
+    names = f"ifname={backend.interface},script={tmp_path}/up,downscript={tmp_path}/down"
+    assert backend.describe() == f"tap,{names}"
     machine.netdevs.remove("t")
     assert (tmp_path / "down.log").read_text() == f"{backend.interface}\n"
     with pytest.raises(QobraError, match="network script /bin/false failed with status 1"):
@@ -116,7 +118,8 @@ def test_a_helper_makes_it(machine: Machine, tmp_path: Path, kind: str) -> None:
     program = tmp_path / "helper.py"
     program.write_text(_HELPER)
     line = f"{sys.executable} {program} {tmp_path}/log"
-    machine.netdevs.create({"type": kind, "id": "t", "helper": line, "br": "virbr7"})
+    backend = machine.netdevs.create({"type": kind, "id": "t", "helper": line, "br": "virbr7"})
+    assert backend.describe() == f"tap,helper={line}" + ",br=virbr7" * (kind == "bridge")
     assert (tmp_path / "log").read_text() == "virbr7"
 
 

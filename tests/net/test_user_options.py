@@ -40,6 +40,19 @@ def test_network_and_mask(net: str, network: str, length: int) -> None:
     assert config.dhcp_start == IPv4Address(int(config.network) + 15)
 
 
+def test_the_older_name_of_the_network() -> None:
+    assert user_options.read({"ip": "10.1.2.3"}).network == IPv4Address("10.1.2.0")
+    assert user_options.read({"ip": "10.1.2.3", "net": "10.3.0.0/16"}).network == IPv4Address("10.3.0.0")
+    with pytest.raises(QobraError, match="Failed to parse netmask"):
+        user_options.read({"ip": "nope"})
+
+
+@pytest.mark.parametrize("options", [{"ip": "10.1.0.0"}, {"net": "10.1.0.0"}, {"host": "10.0.2.2"}])
+def test_what_is_left_out_by_the_other_has_no_network(options: dict[str, Any]) -> None:
+    with pytest.raises(QobraError, match="IPv4 disabled but netmask/host/dns provided"):
+        user_options.read({**options, "ipv6": True})
+
+
 @pytest.mark.parametrize(
     ("options", "ipv4", "ipv6"),
     [

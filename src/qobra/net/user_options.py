@@ -32,17 +32,17 @@ _CLASSES = (
 def read(options: dict[str, Any]) -> Config:
     """What ``options`` (NetdevUserOptions) say, and defaults for the rest. Raises QobraError."""
     ipv4, ipv6 = options.get("ipv4"), options.get("ipv6")
-    has4 = any(name in options for name in ("net", "host", "dns", "dhcpstart"))
+    has4 = any(name in options for name in ("net", "ip", "host", "dns", "dhcpstart"))
     has6 = any(name in options for name in ("ipv6-prefix", "ipv6-host", "ipv6-dns"))
-    if ipv4 is False and has4:
-        raise QobraError("IPv4 disabled but netmask/host/dns provided")
-    if ipv6 is False and has6:
-        raise QobraError("IPv6 disabled but prefix/host6/dns6 provided")
     # One that is asked for, and not the other, is alone.
     if ipv4 is None:
         ipv4 = ipv6 is not True
     if ipv6 is None:
         ipv6 = options.get("ipv4") is not True
+    if not ipv4 and has4:
+        raise QobraError("IPv4 disabled but netmask/host/dns provided")
+    if not ipv6 and has6:
+        raise QobraError("IPv6 disabled but prefix/host6/dns6 provided")
     if not ipv4 and not ipv6:
         raise QobraError("IPv4 and IPv6 disabled")
     for name in ("domainname", "tftp-server-name"):
@@ -73,7 +73,8 @@ def address(text: str, what: str) -> IPv4Address:
 
 
 def _network(options: dict[str, Any]) -> Config:
-    net, mask = _net_and_mask(options.get("net", _DEFAULT_NETWORK))
+    older = f"{options['ip']}/24" if "ip" in options else _DEFAULT_NETWORK
+    net, mask = _net_and_mask(options.get("net", older))
 
     def inside(name: str, what: str, number: int) -> IPv4Address:
         return address(options[name], what) if name in options else IPv4Address(net | (number & ~mask & _ALL))

@@ -14,5 +14,9 @@ class BridgeNetdev(TapNetdev):
     kind = "bridge"
 
     def start(self) -> None:
-        options = self.options
-        self._use([interface(options.get("helper", DEFAULT_HELPER), options.get("br", DEFAULT_BRIDGE))])
+        self._helper = self.options.get("helper", DEFAULT_HELPER)
+        self._bridge = self.options.get("br", DEFAULT_BRIDGE)
+        self._use([interface(self._helper, self._bridge)])
+
+    def describe(self) -> str:
+        return f"tap,helper={self._helper},br={self._bridge}"

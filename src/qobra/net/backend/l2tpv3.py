@@ -63,6 +63,9 @@ class L2tpv3Netdev(Netdev):
             raise QobraError.from_os("l2tpv3_open : socket creation failed", error)
         self._socket = sock
 
+    def describe(self) -> str:
+        return "l2tpv3,l2tpv3: connected"
+
     def close(self) -> None:
         sock = self._socket
         if sock is not None:

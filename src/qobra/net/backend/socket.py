@@ -23,6 +23,7 @@ class SocketNetdev(Netdev):
         self._socket: socket.socket | None = None
         self._listener: socket.socket | None = None
         self._target: tuple[str, int] | None = None
+        self._connected_as = ""
         self._lock = threading.Lock()
         self._taking_in = threading.RLock()
         self._deframer = Deframer()
@@ -36,6 +37,9 @@ class SocketNetdev(Netdev):
             getattr(self, f"_start_{chosen[0]}")(options[chosen[0]])
         except OSError as error:
             raise QobraError.from_os(f"can't set up netdev '{self.id}'", error)
+
+    def describe(self) -> str:
+        return f"socket,{self._connected_as}"
 
     def close(self) -> None:
         self._closing = True
@@ -67,6 +71,10 @@ class SocketNetdev(Netdev):
     def _start_fd(self, text: str) -> None:
         fd = self.machine.fdsets.take_named_or_number(text)
         connection = socket.socket(fileno=fd)
+        family = (
+            "" if connection.type != socket.SOCK_DGRAM else " unix" if connection.family == socket.AF_UNIX else " inet"
+        )
+        self._connected_as = f"socket: fd={fd}{family}"
         self._use(connection)
 
     def _start_listen(self, text: str) -> None:
@@ -74,7 +82,9 @@ class SocketNetdev(Netdev):
         self._spawn(self._accept)
 
     def _start_connect(self, text: str) -> None:
-        self._use(socket.create_connection(_host_port(text)))
+        connection = socket.create_connection(_host_port(text))
+        self._connected_as = f"socket: connect to {_shown(connection.getpeername())}"
+        self._use(connection)
 
     def _start_mcast(self, text: str) -> None:
         group, port = _host_port(text)
@@ -90,6 +100,7 @@ class SocketNetdev(Netdev):
         connection.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
         connection.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
         self._target = (group, port)
+        self._connected_as = f"socket: mcast={_shown(self._target)}"
         self._spawn(self._read_datagrams)
 
     def _start_udp(self, text: str) -> None:
@@ -100,6 +111,7 @@ class SocketNetdev(Netdev):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         connection.bind(_host_port(self.options["localaddr"]))
         self._target = _host_port(text)
+        self._connected_as = f"socket: udp={_shown(self._target)}"
         self._spawn(self._read_datagrams)
 
     # -- threads
@@ -119,11 +131,12 @@ class SocketNetdev(Netdev):
         assert listener is not None
         while not self._closing:
             try:
-                connection, _address = listener.accept()
+                connection, address = listener.accept()
             except OSError:
                 return
             with self._taking_in:
                 self._deframer, self._socket = Deframer(), connection
+                self._connected_as = f"socket: connection from {_shown(address)}"
             self._read_stream()
 
     def _read_stream(self) -> None:
@@ -131,7 +144,7 @@ class SocketNetdev(Netdev):
         assert connection is not None
         self._read(connection)
         if self._socket is connection:
-            self._socket = None
+            self._socket, self._connected_as = None, ""
         connection.close()
 
     def _read_datagrams(self) -> None:
@@ -174,6 +187,10 @@ class SocketNetdev(Netdev):
 
 _MULTICAST = 0xE
 """What addresses of groups begin with (RFC 1112)."""
+
+
+def _shown(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"
 
 
 def _host_port(text: str) -> tuple[str, int]:

@@ -87,6 +87,15 @@ class TapNetdev(Netdev):
             os.set_blocking(fd, False)
         threading.Thread(target=self._read, name=f"net {self.id}", daemon=True).start()
 
+    def describe(self) -> str:
+        options = self.options
+        if "helper" in options:
+            return f"tap,helper={options['helper']}"
+        if "fd" in options or "fds" in options:
+            return f"tap,fd={self._fds[0]}"
+        scripts = {"script": _UP_SCRIPT, "downscript": _DOWN_SCRIPT}
+        return f"tap,ifname={self.interface}," + ",".join(f"{key}={options.get(key, scripts[key])}" for key in scripts)
+
     def close(self) -> None:
         if not getattr(self, "_fds", None):
             return
