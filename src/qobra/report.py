@@ -16,13 +16,33 @@ def program() -> str:
     return os.path.basename(sys.argv[0]) or "qobra"
 
 
+def open_closed_streams() -> None:
+    """Put ``/dev/null`` in the place of each standard stream that is closed.
+
+    Otherwise an image or a connection would be opened as file 1 or 2, and be written to by whatever prints.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)  # takes the number
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
+def print_error(text: object) -> None:
+    """Print a line on standard error. Where it goes may be full or gone, which is no reason for the work to fail."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
+
+
 def report_line(text: object) -> None:
     """Print a line on standard error, with what is to precede each, after what was printed on standard output."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         pass  # nobody reads it any more
-    print(f"{_time()}{guest_name}{text}", file=sys.stderr, flush=True)
+    print_error(f"{_time()}{guest_name}{text}")
 
 
 def report_error(text: object) -> None:

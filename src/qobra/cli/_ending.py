@@ -10,6 +10,9 @@ from __future__ import annotations
 # Not the signal module: it makes enums of these numbers, which takes as long as much of the rest of the start.
 import _signal as signal  # type: ignore[import-not-found]
 import os
+import sys
+
+from qobra.report import open_closed_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ class Ending:
     """The end of the program that runs in the main thread. Until :meth:`serve`, signals raise :class:`Terminate`."""
 
     def __init__(self) -> None:
+        if None in (sys.stdin, sys.stdout, sys.stderr):
+            open_closed_streams()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)

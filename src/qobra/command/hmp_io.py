@@ -14,6 +14,7 @@ from qobra.block.backend import BlockBackend
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.hmp import hmp_command
+from qobra.report import print_error
 
 if TYPE_CHECKING:
     from qobra.block.io_commands._interpreter import Interpreter
@@ -56,10 +57,13 @@ def _new_interpreter(machine: Machine, backend: BlockBackend, *, temporary: bool
 
     def out(text: str) -> None:
         machine.control.serve()  # events of a request come before what is said of it
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads it any more
 
-    interpreter = Interpreter(backend, out, _complain)
+    interpreter = Interpreter(backend, out, print_error)
     interpreter.ended = lambda: machine.control.defer(_report, interpreter, temporary)
     return interpreter
 
@@ -89,8 +93,3 @@ def _report(interpreter: Interpreter, temporary: bool = False) -> None:
     report_ended(interpreter)
     if temporary and not interpreter.pending:
         interpreter.root.remove()
-
-
-def _complain(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

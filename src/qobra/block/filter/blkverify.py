@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -14,6 +13,7 @@ from qobra.block.extents import COMPUTED, DATA, Extent
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
+from qobra.report import print_error
 
 
 @drivers.register("blkverify")
@@ -101,6 +101,5 @@ def end_for_mismatch(who: str, offset: int, data: Buffer, expected: Buffer) -> N
     """End the process, as the user asked for: two images of the same disk read differently."""
     pairs = zip(memoryview(data), memoryview(expected), strict=True)
     where = next(index for index, (one, other) in enumerate(pairs) if one != other)
-    sys.stderr.write(f"{who} offset={offset} bytes={len(expected)} contents mismatch at offset {offset + where}\n")
-    sys.stderr.flush()
+    print_error(f"{who} offset={offset} bytes={len(expected)} contents mismatch at offset {offset + where}")
     os._exit(1)

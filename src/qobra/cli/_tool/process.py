@@ -115,14 +115,12 @@ class _Output(io.FileIO):
 def buffer_output() -> None:
     """Write standard output in blocks, or lines to a terminal, as C's stdio does, whatever PYTHONUNBUFFERED says.
 
-    Names in images and of files are octets: what is no UTF-8 goes out as it came, in every locale. In the place of a
-    stream that is closed there is ``/dev/null``, or an image would be opened as file 1 or 2.
+    Names in images and of files are octets: what is no UTF-8 goes out as it came, in every locale.
     """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)  # takes the number
-            os.set_inheritable(number, True)
-            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from qobra.report import open_closed_streams
+
+        open_closed_streams()
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and stream.fileno() == number:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import sys
 import threading
 
 import pytest
@@ -171,3 +173,25 @@ def test_nothing_is_written_where_subclusters_contradict_themselves(lab, capsys,
     with lab.open("a") as disk, pytest.raises(QobraError):
         disk.write(cluster * size, b"y" * 2 * size)
     assert "Invalid cluster entry found (L2 offset" in capsys.readouterr().err
+
+
+def test_damage_of_which_nobody_can_be_told_is_damage_all_the_same(lab, monkeypatch):
+    """The program's standard error is on a full disk: the guest gets the image's error, and the image is marked."""
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * 65536)
+        table = disk.node.image.tables.l1[0] & layout.OFFSET_MASK
+    with open(lab.path("a"), "r+b") as file:
+        file.seek(table)
+        file.write((1 << 63 | 512).to_bytes(8, "big"))
+    with open("/dev/full", "w", buffering=1) as full, lab.open("a") as disk:
+        monkeypatch.setattr(sys, "stderr", full)
+        with pytest.raises(QobraError) as raised:
+            disk.write(0, b"y")
+        monkeypatch.undo()
+        assert raised.value.errno == errno.EIO
+        assert disk.node.info()["format-specific"]["data"]["corrupt"]
+        try:
+            full.close()
+        except OSError:
+            pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
@@ -21,7 +20,7 @@ from qobra.block.node import BlockNode, Options
 from qobra.block.opening import Opening
 from qobra.errors import QobraError, strerror
 from qobra.lean import Lock, cached_property
-from qobra.report import report_error
+from qobra.report import print_error, report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -488,4 +487,4 @@ class Qcow2Disk(BlockNode):
 
     def warn(self, text: str) -> None:
         """Tell whoever runs the program."""
-        print(text, file=sys.stderr)
+        print_error(text)
