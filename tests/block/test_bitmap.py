@@ -9,8 +9,9 @@ import pytest
 from qobra.block import bitmap_changes as changes
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
-from qobra.block.bitmap import DirtyBitmap, default_granularity, dirty_bitmaps
+from qobra.block.bitmap import DirtyBitmap, default_granularity
 from qobra.block.layer import BlockLayer
+from qobra.block.query import dirty_bitmaps
 from qobra.errors import QobraError
 from qobra.native import compiled
 

@@ -17,7 +17,7 @@ from qobra.block.filter.placing import insert_filter, remove_filter
 from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode, WriteTracker, drivers
 from qobra.block.opening import Opening
-from qobra.block.table import MAX_PAGES, PAGE_ENTRIES, ResolvedTable, highest_write
+from qobra.block.table import MAX_PAGES, PAGE_ENTRIES, ResolvedTable
 from qobra.block.table_graph import MAX_MARKS
 from qobra.native import compiled
 
@@ -405,7 +405,7 @@ def test_loops_without_the_gil_see_what_the_table_knows(backend):
     assert places.read(0, into) and into == bytes([3]) * UNIT + bytes(UNIT)
     assert places.read(2 * UNIT + 5, into[:10]) and not places.read(backend.length - 5, into)
     assert places.write(0, b"x" * 100) and not places.write(UNIT, b"x")  # a hole is not written in place
-    assert highest_write(backend.node) == 100
+    assert backend.node.highest_write() == 100
     backend.node.moved(UNIT, 1)
     assert places.read(0, into[:UNIT]) and not places.read(UNIT, into[:1])
     backend.node.moved(0, 1 << 50)

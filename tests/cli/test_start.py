@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import gc
 import importlib
 import os
 import subprocess
@@ -104,7 +106,16 @@ def test_an_error_in_a_start_is_told_to_whoever_imports(tmp_path: Path, use: Cal
     use({("bundled_start", ""): Recording("bundled_bad", "bundled_start")})
     with pytest.raises(ImportError, match="no luck"):
         importlib.import_module("bundled_start")
-    assert "bundled_bad" not in sys.modules
+    assert "bundled_bad" not in sys.modules and gc.isenabled()
+
+
+def test_a_start_leaves_imports_and_the_collector_as_they_were(package: Path) -> None:
+    before = builtins.__import__
+    start = importlib.import_module("bundled_start")
+    assert builtins.__import__ is before and gc.isenabled()
+    assert (
+        start.inner is sys.modules["bundled_package.inner"]
+    )  # a module in a package is imported where it is asked for
 
 
 def test_an_argument_tells_starts_apart(

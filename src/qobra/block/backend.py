@@ -10,10 +10,8 @@ from __future__ import annotations
 from qobra.block import permissions
 from qobra.block.accounting import FLUSH, READ, UNMAP, WRITE, Accounting
 from qobra.block.buffers import Buffer
-from qobra.block.error_policy import ErrorPolicy
 from qobra.block.node import BlockNode
 from qobra.block.slots import Gate, Slot
-from qobra.block.table import ResolvedTable
 from qobra.errors import QobraError
 from qobra.lean import local
 
@@ -22,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
+    from qobra.block.error_policy import ErrorPolicy
     from qobra.block.job.block_job import BlockJob
     from qobra.block.layer import BlockLayer
+    from qobra.block.table import ResolvedTable
 else:
     Protocol = object
 
@@ -224,6 +224,8 @@ class BlockBackend:
             return table
         if table is not None:
             table.close()
+        from qobra.block.table import ResolvedTable
+
         table = self._table = ResolvedTable(node)
         return table
 

@@ -37,18 +37,6 @@ DEFAULT_GRANULARITY = 65536
 MIN_GRANULARITY = 512
 
 
-class BitmapStore:
-    """What a node's class adds if its image keeps bitmaps: those with ``persistent`` are written when it is closed."""
-
-    def check_new_bitmap(self, name: str, granularity: int) -> None:
-        """Raise QobraError with the reason if the image cannot take one more bitmap like this."""
-        raise NotImplementedError
-
-    def remove_stored_bitmap(self, name: str) -> None:
-        """Delete the bitmap from the image; it need not be stored there yet."""
-        raise NotImplementedError
-
-
 class DirtyBitmap(WriteTracker):
     """A bitmap of ``node`` with a bit for each ``granularity`` bytes (a power of two, at least 512).
 
@@ -433,13 +421,6 @@ class DirtyBitmap(WriteTracker):
             "status": "active" if self._enabled else "disabled",
             "count": count,
         }
-
-
-def dirty_bitmaps(node: BlockNode) -> list[dict[str, Any]]:
-    """The ``dirty-bitmaps`` member of the queries about ``node``: newest first, as QEMU lists them."""
-    bitmaps = tuple(reversed(node.bitmaps.values()))
-    apart = [info for bitmap in bitmaps if (info := bitmap.info_since_frozen()) is not None]
-    return apart + [bitmap.info() for bitmap in bitmaps]
 
 
 def default_granularity(node: BlockNode) -> int:

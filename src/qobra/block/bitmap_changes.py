@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qobra.block.bitmap import DEFAULT_GRANULARITY, BitmapStore, DirtyBitmap
+from qobra.block.bitmap import DEFAULT_GRANULARITY, DirtyBitmap
+from qobra.block.node import BitmapStore
 from qobra.block.transaction.change import Change
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 

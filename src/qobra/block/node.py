@@ -328,6 +328,12 @@ class BlockNode(Vertex):
         for tracker in self.trackers:
             tracker.mark(offset, length)
 
+    def highest_write(self) -> int:
+        """The end of the highest write so far, also of those past the node."""
+        for table in self.tables:
+            table.settle()
+        return self.highest_write_offset
+
     def add_tracker(self, tracker: WriteTracker) -> None:
         """Tell ``tracker`` of every write from now on."""
         self.trackers = (*self.trackers, tracker)
@@ -428,6 +434,18 @@ class BlockNode(Vertex):
     def change_backing_file(self, filename: str, backing_format: str) -> None:
         """Record in the image that ``filename`` (empty: nothing) of that format is its backing file."""
         raise QobraError("Operation not supported", errno=errno.ENOTSUP)
+
+
+class BitmapStore:
+    """What a node's class adds if its image keeps bitmaps: those with ``persistent`` are written when it is closed."""
+
+    def check_new_bitmap(self, name: str, granularity: int) -> None:
+        """Raise QobraError with the reason if the image cannot take one more bitmap like this."""
+        raise NotImplementedError
+
+    def remove_stored_bitmap(self, name: str) -> None:
+        """Delete the bitmap from the image; it need not be stored there yet."""
+        raise NotImplementedError
 
 
 class WriteTracker:

@@ -11,7 +11,7 @@ from qobra.block.extents import MAX_DEPTH
 from qobra.block.filename import AMBIGUOUS_REFERENCE, flat_name, full_backing_filename, parse_filename
 from qobra.block.format._magic import candidates
 from qobra.block.node import MAX_LENGTH, BlockNode, Options, drivers
-from qobra.block.opening import OpenedNodes, Opening, with_inherited
+from qobra.block.opening import OpenedNodes, Opening, inherited_options, with_inherited
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -100,8 +100,6 @@ class Opener:
 
     def image_options(self, filename: str, options: Options) -> Options:
         """The options of the node that :meth:`open_image` opens."""
-        from qobra.block.typed_options import typed
-
         merged = dict(options)
         own = merged.get("driver")
         if filename.startswith("json:"):
@@ -118,7 +116,7 @@ class Opener:
             else:
                 protocol_options = parse_filename(filename)
             # Only now it can be told what the options of the file mean.
-            merged["file"] = typed(_merged(protocol_options, file))
+            merged["file"] = _typed(_merged(protocol_options, file))
         return merged
 
     def open_reference(self, reference: str | Options, opened: list[BlockNode], inherited: Options) -> BlockNode:
@@ -195,8 +193,6 @@ class Opener:
             if isinstance(opened, OpenedNodes):
                 opened.look_at(self._layer, node)
         elif isinstance(file, dict) and not isinstance(file, _Opened):
-            from qobra.block.reopen import inherited_options
-
             inherited = inherited_options(options, permissions.ROLE_IMAGE)
             return {**options, "file": _Opened(self.open_reference(file, opened, inherited))}
         return options
@@ -376,6 +372,15 @@ def valid_id(name: str) -> bool:
 def _is_protocol(name: str) -> bool:
     driver = drivers.find(name)
     return driver is not None and driver.is_protocol()
+
+
+def _typed(options: Options) -> Options:
+    """``options`` with values of their types; a plain file's name is of its type as it is."""
+    if options.keys() == {"driver", "filename"} and options["driver"] in ("file", "host_device"):
+        return options
+    from qobra.block.typed_options import typed
+
+    return typed(options)
 
 
 def _merged(defaults: Options, options: Options) -> Options:

@@ -134,6 +134,23 @@ class Opening:
 
     def inherited(self, role: int) -> Options:
         """The options that a child takes from this node unless it sets its own."""
-        from qobra.block.reopen import inherited_options
-
         return inherited_options(self.options, role)
+
+
+def inherited_options(options: Options, role: int) -> Options:
+    """What a child with ``role`` takes from the ``options`` of its parent unless it sets its own."""
+    inherited: Options = {}
+    if "cache" in options:
+        inherited["cache"] = options["cache"]
+    if options.get("force-share"):
+        inherited["force-share"] = True
+    if role & permissions.ROLE_COW:
+        inherited["read-only"] = True
+        inherited["auto-read-only"] = False
+    else:
+        for key in ("read-only", "auto-read-only"):
+            if key in options:
+                inherited[key] = options[key]
+        # A format passes on the discards that it wants; only the top decides whether there are any.
+        inherited["discard"] = "unmap"
+    return inherited

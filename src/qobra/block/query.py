@@ -5,12 +5,10 @@ from __future__ import annotations
 from qobra.block import permissions
 from qobra.block.accounting import Accounting
 from qobra.block.backend import BlockBackend
-from qobra.block.bitmap import dirty_bitmaps
 from qobra.block.filename import full_backing_filename
 from qobra.block.graph import GraphState
 from qobra.block.layer import BlockLayer
 from qobra.block.node import BlockNode
-from qobra.block.table import highest_write
 from qobra.errors import QobraError
 from qobra.units import signed64
 
@@ -156,6 +154,13 @@ def device_info(
     return info
 
 
+def dirty_bitmaps(node: BlockNode) -> list[Info]:
+    """The ``dirty-bitmaps`` member of what is said of ``node``: newest first, as QEMU lists them."""
+    bitmaps = tuple(reversed(node.bitmaps.values()))
+    apart = [info for bitmap in bitmaps if (info := bitmap.info_since_frozen()) is not None]
+    return apart + [bitmap.info() for bitmap in bitmaps]
+
+
 def named_block_nodes(layer: BlockLayer, *, flat: bool) -> list[Info]:
     """The answer of query-named-block-nodes: all nodes, newest first as QEMU lists them."""
     known: dict[BlockNode, Info] = {}
@@ -236,7 +241,7 @@ def node_stats(node: BlockNode, *, chain: bool) -> Info:
     stats = Accounting().stats()
     # Only devices are accounted.
     stats["account_invalid"] = stats["account_failed"] = False
-    stats["wr_highest_offset"] = highest_write(node)
+    stats["wr_highest_offset"] = node.highest_write()
     info: Info = {"stats": stats, "node-name": node.node_name}
     specific = node.stats()
     if specific is not None:
@@ -256,7 +261,7 @@ def backend_stats(backend: BlockBackend) -> Info:
     if backend.node is not None:
         node = without_implicit(backend.node)
         info.update(node_stats(node, chain=True))
-        highest = highest_write(node)
+        highest = node.highest_write()
     else:
         highest = 0
     info["stats"] = backend.accounting.stats()

@@ -11,7 +11,7 @@ from qobra.block import permissions
 from qobra.block.filename import flatten
 from qobra.block.graph import GraphChange, reaches
 from qobra.block.node import BlockNode, Options
-from qobra.block.opening import with_inherited
+from qobra.block.opening import inherited_options, with_inherited
 from qobra.block.vertex import GENERIC_OPTIONS, TEXTS, check_detect_zeroes
 from qobra.errors import QobraError
 from qobra.json_text import ordered
@@ -197,22 +197,3 @@ def _take(node: BlockNode, options: Options, explicit: Options) -> None:
     }
     node.take_generic_options(options)
     node.take_options(options)
-
-
-def inherited_options(options: Options, role: int) -> Options:
-    """What a child with ``role`` takes from the ``options`` of its parent unless it sets its own."""
-    inherited: Options = {}
-    if "cache" in options:
-        inherited["cache"] = options["cache"]
-    if options.get("force-share"):
-        inherited["force-share"] = True
-    if role & permissions.ROLE_COW:
-        inherited["read-only"] = True
-        inherited["auto-read-only"] = False
-    else:
-        for key in ("read-only", "auto-read-only"):
-            if key in options:
-                inherited[key] = options[key]
-        # A format passes on the discards that it wants; only the top decides whether there are any.
-        inherited["discard"] = "unmap"
-    return inherited

@@ -398,12 +398,5 @@ def note_writes(node: BlockNode, end: int) -> None:
         step = node.linear_child() if node.is_transparent else None
 
 
-def highest_write(node: BlockNode) -> int:
-    """The end of the highest write to ``node`` so far."""
-    for table in node.tables:
-        table.settle()
-    return node.highest_write_offset
-
-
 def _forget(_dropped: Any) -> None:
     """What was kept goes with the call that is made."""

@@ -17,6 +17,7 @@ when it is first imported, and ``os`` is a :func:`lean one <_lean_os>` until som
 
 # Not `from __future__ import annotations`: a start imports no other module of that name. Nor `os`, see _lean_os.
 
+import builtins
 import gc
 import marshal
 import posix
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     """(begin, length) behind the header."""
     Entry = tuple[str, int, int, bool, Place | None]
     """(source, its size, its time in nanoseconds, whether it is a package, its bytecode or None for an extension)."""
-    Start = tuple[list[tuple[str, str, int, int, bool, CodeType | None]], dict[str, Entry]]
+    Executed = list[tuple[str, str, int, int, bool, CodeType | None]]
+    Start = tuple[Executed, dict[str, Entry]]
     """(what is executed at once, entries of what is imported besides).
 
     The first are names with what entries hold, but the bytecode itself: in one piece it is read sooner. A package that
@@ -107,8 +109,20 @@ class Bundle:
         if place is None:
             return None
         self._starts = {}
+        gc.disable()  # modules are no garbage
+        whole = builtins.__import__
+        builtins.__import__ = _lean_import
+        try:
+            now, self._near = self._load(place)
+            return self._execute(now, first)
+        finally:
+            builtins.__import__ = whole
+            gc.freeze()
+            gc.enable()
+
+    def _execute(self, now: "Executed", first: str) -> "ModuleSpec | None":
+        """Execute the modules of a start but the last, and return the spec of that, which is ``first``."""
         modules = sys.modules
-        now, self._near = self._load(place)
         opened: dict[str, ModuleType] = {}
         for name, source, size, time, is_package, code in now:
             parent, _, child = name.rpartition(".")
@@ -117,7 +131,7 @@ class Bundle:
                 if name in modules or (parent and parent not in modules) or not _is_as_it_was(source, size, time):
                     continue  # whoever imports it first finds what there is
                 spec = self._spec(name, source, is_package)
-                if name == first:
+                if name == first and code is not None:
                     self._codes[name] = code
                     return spec
                 module = modules[name] = opened[name] = self.create_module(spec)
@@ -139,6 +153,7 @@ class Bundle:
     def _spec(self, name: str, source: str, is_package: bool) -> ModuleSpec:
         spec = ModuleSpec(name, self, origin=source, is_package=is_package)  # type: ignore[arg-type]
         spec.has_location = True
+        spec.__dict__["_initializing"] = False  # each import looks for it, and makes an error of what is not there
         directory, _, file = source.rpartition("/")
         spec.cached = f"{directory}/__pycache__/{file[:-3]}{_PYC}"  # importlib would take longer to work it out
         if is_package:
@@ -176,6 +191,25 @@ class Bundle:
         assert place is not None
         code: CodeType = self._load(place)
         return code
+
+
+def _lean_import(
+    name: str,
+    globals: "Any" = None,
+    locals: "Any" = None,
+    fromlist: "Sequence[str] | None" = (),
+    level: int = 0,
+    whole: "Any" = builtins.__import__,
+) -> "Any":
+    """What an import statement calls while a start is executed: most modules are there.
+
+    The interpreter's own looks for a ``__path__`` in each, and makes an error of each that is not there.
+    """
+    if fromlist and not level:
+        module = sys.modules.get(name)
+        if module is not None and "__path__" not in module.__dict__:
+            return module
+    return whole(name, globals, locals, fromlist, level)
 
 
 def _open_past_standard_streams(path: str) -> int:

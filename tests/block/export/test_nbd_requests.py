@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.export.nbd import serving
 from qobra.block.export.nbd.helpers import Pace
-from qobra.block.table import highest_write
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 
@@ -447,10 +446,10 @@ def test_the_highest_write_is_noted(exporter: Any) -> None:
     exporter.export("n")
     client = exporter.connect("n")
     client.pwrite(b"x" * 512, 1024)
-    assert (highest_write(node), highest_write(node.file)) == (1536, 2048)
+    assert (node.highest_write(), node.file.highest_write()) == (1536, 2048)
     client.pwrite(b"x" * MIB, MIB)
     client.pwrite(b"x", 0)
-    assert (highest_write(node), highest_write(node.file)) == (2 * MIB, 2 * MIB + 512)
+    assert (node.highest_write(), node.file.highest_write()) == (2 * MIB, 2 * MIB + 512)
 
 
 def test_a_changed_graph_is_noticed(exporter: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qobra.block.bitmap import dirty_bitmaps
+from qobra.block.query import dirty_bitmaps
 from qobra.block.transaction.run import run_transaction
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer

@@ -15,8 +15,6 @@ from qobra.block.in_files import InFiles
 from qobra.block.node import BlockNode, Options, drivers
 from qobra.block.opening import Opening
 from qobra.block.protocol import _locks as locks
-from qobra.block.protocol._folios import SMALL, Folios
-from qobra.block.table import highest_write
 from qobra.errors import QobraError, strerror
 
 TYPE_CHECKING = False
@@ -83,7 +81,14 @@ class FileNode(BlockNode):
         self._data = (0, 0)
         """Where data begin and end that were found by the last look for a hole: within it there is none."""
         self._set_direct()
-        if self.driver == "file":
+        if not self.read_only:
+            self._watch_folios()
+
+    def _watch_folios(self) -> None:
+        """There may be writes from now on."""
+        if self.driver == "file" and self.folios is None:
+            from qobra.block.protocol._folios import Folios
+
             self.folios = Folios(self.fd)
 
     def _open_fd(self) -> None:
@@ -116,7 +121,7 @@ class FileNode(BlockNode):
             self.folios.close()
         if self.fd >= 0:
             try:
-                if highest_write(self):
+                if self.highest_write():
                     self._flush()
             finally:
                 os.close(self.fd)
@@ -189,6 +194,8 @@ class FileNode(BlockNode):
         finally:
             os.close(fresh)
         self._writable = access == os.O_RDWR
+        if self._writable:
+            self._watch_folios()
 
     # -- data -------------------------------------------------------------------------------------------------
 
@@ -259,7 +266,7 @@ class FileNode(BlockNode):
             data.copy_to(self.fd, offset, self.folios)
         elif self._direct is not None:
             self._direct.write(offset, data, self.length)
-        elif self.folios is not None and len(data) < SMALL:
+        elif self.folios is not None:
             view = memoryview(data)
             done = self.folios.write(view, offset)
             if done < len(view):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 from array import array
 
-from qobra.block.bitmap import DirtyBitmap
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from qobra.block.bitmap import DirtyBitmap
     from qobra.block.format.qcow2.check import Checker
     from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.image import Image
@@ -137,6 +137,8 @@ class StoredBitmaps:
 
     def load(self) -> None:
         """Make the node's bitmaps of those in the directory; one that is in use is inconsistent."""
+        from qobra.block.bitmap import DirtyBitmap
+
         node = self._node
         for entry in self.entries:
             if entry.name in node.bitmaps:

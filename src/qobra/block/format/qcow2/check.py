@@ -138,7 +138,8 @@ class Checker:
         self.count(header.snapshot_offset, self.node.snapshots.size)
         if header.crypto is not None:
             self.count(*header.crypto)
-        self.node.stored_bitmaps.count_references(self)
+        if header.bitmaps is not None:
+            self.node.stored_bitmaps.count_references(self)
         self.count(header.reftable_offset, header.reftable_clusters << image.cluster_bits)
         self._count_blocks()
         self._compare()

@@ -9,7 +9,6 @@ from qobra.block.buffers import Buffer
 from qobra.block.extents import Extent
 from qobra.block.filename import parse_filename
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.bitmaps import StoredBitmaps
 from qobra.block.format.qcow2.header import parse_header
 from qobra.block.format.qcow2.image import Image
 from qobra.block.format.qcow2.mapping import map_range
@@ -26,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from qobra.block.format.qcow2.bitmaps import StoredBitmaps
     from qobra.block.format.qcow2.compressor import CompressedWriter
     from qobra.block.format.qcow2.filling import Filling
     from qobra.block.format.qcow2.linking import Linking
@@ -89,20 +89,33 @@ class Qcow2Disk(BlockNode):
         checks = overlap_checks(options)
         self._check_encryption(options)
         self.image = Image(self, self.file, header, sizes)
-        self.stored_bitmaps = StoredBitmaps(self)
+        self.__dict__.pop("stored_bitmaps", None)
         self.image.overlap.checks = checks
 
     def _load_metadata(self) -> None:
         self.image.load()
         if not self.checking:
             self.snapshots.load(self.read_file)  # else the check reads them
-        self.stored_bitmaps.load_directory()
+        if self.has_bitmaps:
+            self.stored_bitmaps.load_directory()
         self.backing_filename = self.header.backing_file
         self.backing_format = self.header.backing_format
         self.length = self.header.size
         self._ready = False
-        if not self.options.get("_no-io") and not self.inactive:
+        if self.has_bitmaps and not self.options.get("_no-io") and not self.inactive:
             self.stored_bitmaps.load()
+
+    @property
+    def has_bitmaps(self) -> bool:
+        """Whether there are any, in the image or in memory."""
+        return self.header.bitmaps is not None or bool(self.bitmaps)
+
+    @cached_property
+    def stored_bitmaps(self) -> StoredBitmaps:
+        """The bitmaps in the image. Where there are none nobody asks, and a program starts sooner."""
+        from qobra.block.format.qcow2.bitmaps import StoredBitmaps
+
+        return StoredBitmaps(self)
 
     def invalidate_cache(self) -> None:
         old = self.image
@@ -226,7 +239,8 @@ class Qcow2Disk(BlockNode):
         self._drop_stale()
         if header.incompatible & layout.DIRTY:
             self._repair_dirty()
-        self.stored_bitmaps.mark_in_use()
+        if self.has_bitmaps:
+            self.stored_bitmaps.mark_in_use()
         self._ready = True
 
     def _drop_stale(self) -> None:
@@ -273,14 +287,16 @@ class Qcow2Disk(BlockNode):
 
     def inactivate(self) -> None:
         if not self.read_only and not self.image.is_corrupt:
-            self.stored_bitmaps.store()
-            self.stored_bitmaps.freeze()
+            if self.has_bitmaps:
+                self.stored_bitmaps.store()
+                self.stored_bitmaps.freeze()
             self.image.writeback.finish()
             self._ready = False
 
     def hand_over(self) -> None:
         if not self.read_only and not self.image.is_corrupt:
-            self.stored_bitmaps.let_go()
+            if self.has_bitmaps:
+                self.stored_bitmaps.let_go()
             self.image.writeback.finish()
             self._ready = False
 
@@ -302,7 +318,8 @@ class Qcow2Disk(BlockNode):
         if not self._ready or self.image.is_corrupt or self.abandoned:
             return
         try:
-            self.stored_bitmaps.store()
+            if self.has_bitmaps:
+                self.stored_bitmaps.store()
         except (OSError, QobraError) as error:
             why = strerror(error) if isinstance(error, OSError) else error
             report_error(f"Lost persistent bitmaps during inactivation of node '{self.node_name}': {why}")

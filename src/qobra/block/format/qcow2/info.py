@@ -25,8 +25,7 @@ def image_info(node: Qcow2Disk) -> Options:
         specific["corrupt"] = bool(header.incompatible & layout.CORRUPT)
     specific["compression-type"] = layout.COMPRESSION_TYPES[header.compression]
     specific["refcount-bits"] = 1 << header.refcount_order
-    bitmaps = node.stored_bitmaps.info()
-    if bitmaps:
+    if node.has_bitmaps and (bitmaps := node.stored_bitmaps.info()):
         specific["bitmaps"] = bitmaps
     info: Options = {"cluster-size": header.cluster_size, "format-specific": {"type": "qcow2", "data": specific}}
     if header.crypt_method != layout.CRYPT_NONE:

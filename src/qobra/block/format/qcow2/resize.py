@@ -29,7 +29,8 @@ def resize(node: Qcow2Disk, length: int, preallocation: str, exact: bool) -> Non
         raise QobraError("The new size must be a multiple of 512", errno=errno.EINVAL)
     if node.snapshots.entries and image.header.version < 3:
         raise QobraError("Can't resize a v2 image which has snapshots", errno=errno.ENOTSUP)
-    node.stored_bitmaps.check_resizable()
+    if node.has_bitmaps:
+        node.stored_bitmaps.check_resizable()
     old = node.length
     if length < old:
         if preallocation != "off":

@@ -20,7 +20,6 @@ from array import array
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.refcount import Block, pack_counts
 from qobra.block.format.qcow2.tables import Slice
-from qobra.block.table import highest_write
 from qobra.errors import QobraError
 from qobra.lean import Lock, deque, start_thread
 
@@ -83,7 +82,7 @@ class Writeback:
         image = self._image
         self.settle()
         self._complete_last_cluster()
-        if any(highest_write(child) for child in (image.file, image.data)) or image.node.written_around:
+        if any(child.highest_write() for child in (image.file, image.data)) or image.node.written_around:
             self.barrier()
         self.mark_clean()
 
