@@ -31,6 +31,7 @@ class ReadlineMonitor:
 
     def _reset(self) -> None:
         self._line: list[str] = []
+        """The octets that were typed, each as the character of its number."""
         self._cursor = 0
         self._escape = ""
         self._recalled = len(self._history)
@@ -65,7 +66,15 @@ class ReadlineMonitor:
         return fds[0] if fds else None
 
     def _print(self, text: str) -> None:
-        self._chardev.write_all(text.encode("utf-8", "replace"))
+        """Print what a command says; in its names, octets that are no text are what they were."""
+        try:
+            self._chardev.write_all(text.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:
+            self._chardev.write_all(text.encode("utf-8", "replace"))
+
+    def _show(self, octets: str) -> None:
+        """Print a part of the line as it was typed."""
+        self._chardev.write_all(octets.encode("latin-1"))
 
     # -- keys
 
@@ -92,7 +101,7 @@ class ReadlineMonitor:
             self._line.insert(self._cursor, key)
             self._cursor += 1
             tail = "".join(self._line[self._cursor - 1 :])
-            self._print(tail + "\x1b[D" * (len(tail) - 1))
+            self._show(tail + "\x1b[D" * (len(tail) - 1))
 
     def _continue_escape(self, key: str) -> None:
         # ESC [ digits letter, or ESC letter
@@ -118,7 +127,7 @@ class ReadlineMonitor:
     def _move(self, to: int) -> None:
         to = max(0, min(to, len(self._line)))
         step = "\x1b[C" if to > self._cursor else "\x1b[D"
-        self._print(step * abs(to - self._cursor))
+        self._show(step * abs(to - self._cursor))
         self._cursor = to
 
     def _delete(self, index: int) -> None:
@@ -136,13 +145,13 @@ class ReadlineMonitor:
 
     def _redraw(self, line: list[str], cursor: int) -> None:
         """Show ``line`` instead of the present one."""
-        self._print("\x1b[D" * self._cursor + "".join(line) + "\x1b[K" + "\x1b[D" * (len(line) - cursor))
+        self._show("\x1b[D" * self._cursor + "".join(line) + "\x1b[K" + "\x1b[D" * (len(line) - cursor))
         self._line, self._cursor = line, cursor
 
     def _recall(self, index: int) -> None:
         if 0 <= index <= len(self._history):
             self._recalled = index
-            self._replace(self._history[index] if index < len(self._history) else "")
+            self._replace(_octets(self._history[index]) if index < len(self._history) else "")
 
     def _complete(self) -> None:
         typed = "".join(self._line[: self._cursor])
@@ -159,12 +168,12 @@ class ReadlineMonitor:
             rest = self._line[self._cursor :]
             self._redraw(list(common) + rest, len(common))
         else:
-            self._print("\r\n" + " ".join(names) + f"\r\n{PROMPT}" + "".join(self._line))
+            self._show("\r\n" + " ".join(names) + f"\r\n{PROMPT}" + "".join(self._line))
             self._cursor = len(self._line)
 
     def _enter(self) -> None:
-        line = "".join(self._line)
-        self._print("\r\n")
+        line = "".join(self._line).encode("latin-1").decode("utf-8", "surrogateescape")
+        self._show("\r\n")
         if line.strip():
             if line in self._history:
                 self._history.remove(line)
@@ -174,3 +183,8 @@ class ReadlineMonitor:
         output = hmp.execute(self._machine, line, self._monitor)
         # The program that was told to end asks for nothing more.
         self._print(output + ("" if self._machine.wait_for_exit(0) else PROMPT))
+
+
+def _octets(text: str) -> str:
+    """The UTF-8 of ``text``, each octet as the character of its number."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
