@@ -4,11 +4,14 @@
 #   make run                  serve a new disk over NBD and back it up while it is written
 #   make run DISK=disk.qcow2  the same on a disk of yours, through an overlay: it is never written
 #   make run STAY=1           leave the daemon up and print how to connect
+#
+# The environment is made with PYTHON, if that is given.
 
 SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ENVIRONMENT := $(PYTHON) tools/environment.py $(if $(filter file,$(origin PYTHON)),--choose) $(VENV)
 COMPILED := src/qobra/native/.built
 MYPY_CACHE_DIR ?= .mypy_cache
 export MYPY_CACHE_DIR
@@ -21,7 +24,7 @@ $(COMPILED): setup.py $(wildcard src/qobra/native/*.p[yx][xd] src/qobra/native/*
 .PHONY: compiled run test lint format type docs generate bench soak clean
 
 run:
-	@$(PYTHON) tools/environment.py $(VENV)
+	@$(ENVIRONMENT)
 	@$(BIN)/python -m qobra.cli.main demo $(if $(DISK),--disk '$(DISK)') $(if $(STAY),--stay)
 
 # What fails is run once more by itself, and has to pass then: many tests start programs, and on a machine that is
@@ -66,5 +69,5 @@ clean:
 	find src tests bench tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.test $(VENV)/.docs: $(VENV)/.%: pyproject.toml tools/environment.py
-	@$(PYTHON) tools/environment.py $(VENV) $*
+	@$(ENVIRONMENT) $*
 	@touch $@

@@ -1,4 +1,4 @@
-"""Make or complete the project's virtual environment: ``environment.py VENV [EXTRA...]``.
+"""Make or complete the project's virtual environment: ``environment.py [--choose] VENV [EXTRA...]``.
 
 With no EXTRA it makes an environment that runs Qobra and nothing else: the core needs the standard library
 alone, so neither pip nor a package index is asked. With extras of pyproject.toml (``test``, ``docs``) it
@@ -7,6 +7,9 @@ written, without a build.
 
 A Debian or Ubuntu ``python3`` without ``python3-venv`` has no pip to put into an environment. There ``uv`` is
 used if it is installed; or else, as root, ``python3-venv`` is installed.
+
+With --choose a new environment gets the distribution's Python rather than the one that runs this, where that can do as
+much: distributions build it with profile-guided optimization, which others often are without.
 """
 
 from __future__ import annotations
@@ -19,6 +22,12 @@ import subprocess
 import sys
 
 MINIMUM = (3, 11)
+SYSTEM_PYTHON = "/usr/bin/python3"
+# New enough, able to make an environment with pip, and with the headers that the compiled forms need.
+COMPLETE = f"""import ensurepip, os, sys, sysconfig, venv
+header = os.path.join(sysconfig.get_path("include"), "Python.h")
+sys.exit(sys.version_info < {MINIMUM} or not os.path.exists(header))
+"""
 # Ctrl-C ends a program that has not begun yet at once; Python would show where in its imports it was.
 INTERRUPTIBLE = """if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
@@ -29,10 +38,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def main(argv: list[str]) -> int:
     if sys.version_info < MINIMUM:
         return use_newer_python(argv)
-    venv, extras = os.path.abspath(argv[1]), argv[2:]
+    chooses, (venv, *extras) = argv[1] == "--choose", [word for word in argv[1:] if word != "--choose"]
+    venv = os.path.abspath(venv)
     python = os.path.join(venv, "bin", "python")
     if not works(python):
-        run(sys.executable, "-m", "venv", "--clear", "--without-pip", venv)
+        run(best_python() if chooses else sys.executable, "-m", "venv", "--clear", "--without-pip", venv)
     link_source(python, venv)
     remove_stale_forms(os.path.join(ROOT, "src", "qobra", "native"))
     if extras:
@@ -41,6 +51,11 @@ def main(argv: list[str]) -> int:
     run(python, "-m", "compileall", "-q", os.path.join(ROOT, "src"))
     run(python, "-m", "qobra.cli._bundle")
     return 0
+
+
+def best_python() -> str:
+    """The distribution's Python where it can do as much as this one, else this."""
+    return SYSTEM_PYTHON if works(SYSTEM_PYTHON, COMPLETE) else sys.executable
 
 
 def use_newer_python(argv: list[str]) -> int:
@@ -130,9 +145,8 @@ def install_ensurepip() -> None:
         run(*command, quiet=True)
 
 
-def works(python: str) -> bool:
-    """Whether ``python`` runs and is new enough."""
-    code = f"import sys; sys.exit(sys.version_info < {MINIMUM})"
+def works(python: str, code: str = f"import sys; sys.exit(sys.version_info < {MINIMUM})") -> bool:
+    """Whether ``python`` runs and is new enough, or whatever else ``code`` finds out."""
     try:
         return subprocess.run([python, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
     except OSError:

@@ -8,6 +8,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 TOOL = Path(__file__).parent.parent.parent / "tools" / "environment.py"
 
@@ -36,11 +39,38 @@ def test_an_interrupt_before_a_program_has_begun_ends_it_without_a_word(tmp_path
     assert subprocess.run(["sh", "-c", 'trap "" INT; exec "$0"', program]).returncode == 7
 
 
-def test_compiled_forms_that_are_older_than_their_sources_go(tmp_path: Path) -> None:
+def load_tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("environment", TOOL)
     assert spec is not None and spec.loader is not None
     environment = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(environment)
+    return environment
+
+
+@pytest.mark.parametrize(
+    ("version", "has_headers", "is_best"),
+    [("(3, 11)", True, True), ("(3, 10)", True, False), ("(3, 11)", False, False)],
+)
+def test_the_distributions_python_is_best_where_it_is_new_enough_and_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, has_headers: bool, is_best: bool
+) -> None:
+    environment = load_tool()
+    system = tmp_path / "python3"
+    if has_headers:
+        (tmp_path / "Python.h").touch()
+    setting = (
+        f"import sys, sysconfig; sys.version_info = {version}; sysconfig.get_path = lambda name: {str(tmp_path)!r}"
+    )
+    system.write_text(f"#!{sys.executable}\n{setting}\nexec(sys.argv[2])\n")
+    system.chmod(0o755)
+    monkeypatch.setattr(environment, "SYSTEM_PYTHON", str(system))
+    assert environment.best_python() == (str(system) if is_best else sys.executable)
+    system.unlink()
+    assert environment.best_python() == sys.executable
+
+
+def test_compiled_forms_that_are_older_than_their_sources_go(tmp_path: Path) -> None:
+    environment = load_tool()
     for name in ("loop.pyx", "loop.so", ".built", "__init__.py"):
         (tmp_path / name).touch()
     os.utime(tmp_path / "loop.pyx", (1000, 1000))
