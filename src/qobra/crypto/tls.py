@@ -48,12 +48,12 @@ class TlsCreds(Object):
 
     def server_context(self) -> ssl.SSLContext:
         """A context to accept connections with; QobraError where the credentials are a client's."""
-        self._check_endpoint("server")
+        self.check_endpoint("server")
         return self.context()
 
     def client_context(self) -> ssl.SSLContext:
         """A context to connect with; QobraError where the credentials are a server's."""
-        self._check_endpoint("client")
+        self.check_endpoint("client")
         return self.context()
 
     def find_file(self, name: str, *, required: bool) -> str | None:
@@ -69,7 +69,8 @@ class TlsCreds(Object):
             raise QobraError(f"Unable to access credentials {path}: {strerror(error)}", errno=error.errno)
         return path
 
-    def _check_endpoint(self, expected: str) -> None:
+    def check_endpoint(self, expected: str) -> None:
+        """Raise QobraError where these are for another endpoint than ``client`` or ``server``."""
         if self.endpoint != expected:
             raise QobraError(f"Expected TLS credentials for a {expected} endpoint")
 
@@ -88,8 +89,8 @@ def find_creds(find_object: FindObject, id: str, endpoint: str | None) -> TlsCre
         raise QobraError(f"No TLS credentials with id '{id}'")
     if not isinstance(found, TlsCreds):
         raise QobraError(f"Object with id '{id}' is not TLS credentials")
-    if endpoint not in (None, found.endpoint):
-        raise QobraError(f"Expecting TLS credentials with a {endpoint} endpoint")
+    if endpoint is not None:
+        found.check_endpoint(endpoint)
     return found
 
 

@@ -34,7 +34,7 @@ def show_help(interpreter: Interpreter, words: list[str]) -> None:
     interpreter.out("\nUse 'help commandname' for extended help.\n")
 
 
-@io_command("quit", "", "leave", alias="q", most=0, needs_file=False)
+@io_command("quit", "", "leave", alias="q", needs_file=False)
 def end(interpreter: Interpreter, words: list[str]) -> None:
     """No more lines."""
     interpreter.quit = True

@@ -90,7 +90,7 @@ def main(program: Program, arguments: list[str]) -> int:
             raise usage("Expecting one image file name")
         if not order.writes and order.flush_interval:
             raise ToolError("--flush-interval is only available in write tests")
-        if order.flush_interval and order.flush_interval < order.depth and order.drain:
+        if order.flush_interval and order.flush_interval < order.depth:
             raise ToolError("Flush interval can't be smaller than depth")
         backend = images.open(
             line.operands[0],
