@@ -210,6 +210,11 @@ def test_answers_to_people(compare: Compare, line: str) -> None:
     compare(lambda run: hmp(run, line), ["-drive", TOP])
 
 
+def test_numbers_of_devices_without_a_drive(compare: Compare) -> None:
+    options = ["-device", "virtio-scsi-pci", "-device", "scsi-cd,id=cd", "-blockdev", "null-co,node-name=n"]
+    compare(lambda run: hmp(run, "info blockstats"), [*options, "-device", "scsi-hd,drive=n"])
+
+
 def test_copy_on_read_of_a_drive(compare: Compare) -> None:
     def script(run: Run) -> None:
         hmp(run, 'qemu-io drive0 "read -P 1 0 64k"')

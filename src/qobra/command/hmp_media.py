@@ -105,7 +105,7 @@ def info_blockstats(machine: Machine, args: dict[str, Any]) -> str:
     """What block devices have done so far."""
     text = ""
     for device in dispatch.call(machine, "query-blockstats", {}):
-        if not device.get("device"):
+        if "device" not in device:
             continue
         stats = device["stats"]
         text += f"{device['device']}: {' '.join(f'{name}={stats.get(name, 0)}' for name in _STATS)}\n"

@@ -158,6 +158,8 @@ def info_migrate(machine: Machine, args: dict[str, Any]) -> str:
     """How the current or the last migration is going."""
     info = dispatch.call(machine, "query-migrate", {})
     lines = []
+    if "blocked-reasons" in info:
+        lines = ["Outgoing migration blocked:\n", *(f"  {reason}\n" for reason in info["blocked-reasons"])]
     if "status" in info:
         why = f" ({info['error-desc']})" if "error-desc" in info else ""
         lines.append(f"Migration status: {info['status']}{why}\n")

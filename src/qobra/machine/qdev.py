@@ -153,6 +153,9 @@ class Device(Object):
             try:
                 if self.board.only_migratable and not self.migrates:
                     raise QobraError(f"Device {self.type_name} is not migratable, but --only-migratable was specified")
+                blocker = self.migration_blocker() if self.board.only_migratable else None
+                if blocker is not None:
+                    raise QobraError(f"disallowing migration blocker (--only-migratable) for: {blocker}")
                 if self.bus is not None:
                     self.bus.admit(self)
             except QobraError:
@@ -217,6 +220,10 @@ class Device(Object):
 
     def state_blocked(self) -> str | None:
         """Why the state cannot be saved right now, or None."""
+        return None
+
+    def migration_blocker(self) -> str | None:
+        """Why the machine stays where it is as long as the device is there, or None."""
         return None
 
     @property

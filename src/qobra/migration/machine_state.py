@@ -30,8 +30,16 @@ def state_owners(board: Board) -> Iterator[tuple[str, Any]]:
         yield f"{device.state_id()}/{device.type_name}", device
 
 
+def blockers(board: Board) -> list[str]:
+    """Why the machine stays where it is, as long as it has the devices that it has."""
+    found = (device.migration_blocker() for device in find_devices(board, "device"))
+    return [text for text in found if text is not None]
+
+
 def check_declared(board: Board) -> None:
     """Raise QobraError if a device's state cannot be saved, ever."""
+    for text in blockers(board):
+        raise QobraError(text, errno=errno.EBUSY)
     for name, device in state_owners(board):
         if device is not board and not device.migrates:
             raise QobraError(f"State blocked by non-migratable device '{name}'", errno=errno.EINVAL)

@@ -200,6 +200,12 @@ class Migration:
 
     def describe(self) -> dict[str, Any]:
         """MigrationInfo."""
+        info = self._describe()
+        if self.machine.board is not None and (reasons := machine_state.blockers(self.machine.board)):
+            info["blocked-reasons"] = reasons
+        return info
+
+    def _describe(self) -> dict[str, Any]:
         if self._refusal is not None:
             return {"status": "failed", "error-desc": self._refusal}
         if self._outgoing is not None:

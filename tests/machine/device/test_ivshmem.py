@@ -15,6 +15,7 @@ from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
+from qobra.qmp import dispatch, hmp
 from qobra.testing.guest import BoardAccess, PciFunction, wait_until
 from qobra.testing.ivshmem import IvshmemServer, send
 
@@ -47,6 +48,23 @@ def test_a_file_that_two_machines_map(machines: list[Machine], tmp_path: Path) -
     assert second.read(functions[1].bars[2] + 100, 5) == b"hello"
 
 
+@pytest.mark.parametrize("master", ["on", "off"])
+def test_whose_memory_is_others_too_stays(machines: list[Machine], master: str) -> None:
+    machine = machines[0]
+    with machine.control:
+        machine.objects.create("memory-backend-ram", "m", {"size": 1 << 20, "share": True})
+    _plug(machine, {"driver": "ivshmem-plain", "memdev": "m", "master": master})
+    reason = "Migration is disabled when using feature 'peer mode' in device 'ivshmem'"
+    with machine.control:
+        if master == "on":
+            assert "blocked-reasons" not in dispatch.call(machine, "query-migrate", {})
+            return
+        assert dispatch.call(machine, "query-migrate", {}) == {"blocked-reasons": [reason]}
+        with pytest.raises(QobraError, match=reason):
+            dispatch.call(machine, "migrate", {"uri": "exec:false"})
+    assert hmp.execute(machine, "info migrate").splitlines() == ["Outgoing migration blocked:", f"  {reason}"]
+
+
 def test_registers_without_interrupts(machines: list[Machine]) -> None:
     machine = machines[0]
     with machine.control:
@@ -59,7 +77,7 @@ def test_registers_without_interrupts(machines: list[Machine]) -> None:
     guest.store(base + 12, 4, 8 << 16)
     assert guest.load(base, 1) == 0
     device: Any = machine.board.peripheral.children["it"]  # type: ignore[union-attr]
-    assert device.state_blocked() is not None
+    assert device.migration_blocker() is not None
     with machine.control, pytest.raises(QobraError, match="already busy memdev: m"):
         add_device(machine, {"driver": "ivshmem-plain", "memdev": "m"}, keyval=True)
 

@@ -45,8 +45,11 @@ class IvshmemDevice(PciDevice):
         super().reset()
         self.interrupt_mask = self.interrupt_status = 0
 
-    def state_blocked(self) -> str | None:
-        return "the memory is other machines' too ('peer mode')" if self.master != "on" else None
+    def migration_blocker(self) -> str | None:
+        # The memory is other machines' too.
+        if self.master == "on":
+            return None
+        return "Migration is disabled when using feature 'peer mode' in device 'ivshmem'"
 
     def ring(self, peer: int, vector: int) -> None:
         """The guest rings ``peer``."""
