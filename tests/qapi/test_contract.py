@@ -171,6 +171,47 @@ def test_a_contract_of_another_schema() -> None:
         other.check_arguments("do", {"k": "b", "n": 3})
 
 
+@pytest.mark.parametrize("width", [8, 16, 32, 64])
+def test_integers_have_the_width_that_they_are_declared_with(width: int) -> None:
+    other = Contract({"A": f"o ?s:int{width} ?u:uint{width}"}, {"do": "s A - -"}, {}, {})
+    most = 2**width - 1
+    good = [("s", -(2 ** (width - 1))), ("s", 2 ** (width - 1) - 1), ("u", 0), ("u", most)]
+    bad = [("s", -(2 ** (width - 1)) - 1), ("s", 2 ** (width - 1)), ("u", most + 1)]
+    if width < 64:
+        bad.append(("u", -1))  # as QEMU has it, 64 bits may be written either way
+    for name, value in good:
+        assert other.check_arguments("do", {name: value}) == {name: value}
+        assert other.check("A", {name: str(value)}, keyval=True) == {name: value}
+    for name, value in bad:
+        with pytest.raises(QobraError, match=f"'{name}'.*expect"):
+            other.check_arguments("do", {name: value})
+        with pytest.raises(QobraError, match=f"Parameter '{name}' expects"):
+            other.check("A", {name: str(value)}, keyval=True)
+
+
+def test_values_of_odd_types_given_as_text() -> None:
+    other = Contract({"A": "o ?f:number ?z:null ?a:any ?l:[A] ?t:str"}, {"do": "s A - -"}, {}, {})
+
+    def checked(**values: Any) -> Any:
+        return other.check("A", values, keyval=True)
+
+    assert checked(f="-1.5e3", z="", a={"x": "y"}, l=[{"t": "1"}]) == {
+        "f": -1500.0,
+        "z": None,
+        "a": {"x": "y"},
+        "l": [{"t": "1"}],
+    }
+    for value in ("x", "", "nan", "inf", "-inf", "1e999"):
+        with pytest.raises(QobraError, match="Parameter 'f' expects number"):
+            checked(f=value)
+    with pytest.raises(QobraError, match="Invalid parameter type for 'z', expected: null"):
+        checked(z="0")
+    with pytest.raises(QobraError, match=r"Parameters 't\.\*' are unexpected"):
+        checked(t={"x": "1"})
+    with pytest.raises(QobraError, match="Invalid parameter type for 'l', expected: array"):
+        checked(l="x")
+
+
 def test_the_import_is_light() -> None:
     """The contract is on the way to a server's first breath: nothing heavy may come with it."""
     heavy = {"json", "asyncio", "logging", "argparse", "dataclasses", "inspect", "qobra.qapi.schema"}

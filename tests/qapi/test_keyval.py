@@ -26,6 +26,8 @@ PARSED = [
     ("l.0.x=1,l.1.0=2", {"l": [{"x": "1"}, ["2"]]}),
     ("__org.example_x=1", {"__org.example_x": "1"}),
     ("a-b_c=1", {"a-b_c": "1"}),
+    ("a" * 127 + "=1", {"a" * 127: "1"}),
+    ("__x-y.z9_a.b=1", {"__x-y.z9_a": {"b": "1"}}),
 ]
 
 WRONG = [
@@ -41,6 +43,9 @@ WRONG = [
     ("-a=1", "Invalid parameter '-a'"),
     ("é=1", "Invalid parameter 'é'"),
     ("__a=1", "Invalid parameter '__a'"),
+    ("__a!b_c=1", "Invalid parameter '__a!b_c'"),
+    ("__a_=1", "Invalid parameter '__a_'"),
+    ("__é_a=1", "Invalid parameter '__é_a'"),
     ("a=1,a.b=2", "Parameters 'a.*' used inconsistently"),
     ("a.b=2,a=1", "Parameters 'a.*' used inconsistently"),
     ("l.0=a,l.2=b", "Parameter 'l.1' missing"),
@@ -145,6 +150,8 @@ class TestConversion:
         ("1b", 1),
         ("15E", 15 << 60),
         ("16E", None),
+        ("16383P", 16383 << 50),
+        ("1T", 1 << 40),
         ("1kk", None),
         ("1.2", None),
         ("-1", None),

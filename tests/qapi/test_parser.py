@@ -202,6 +202,52 @@ WRONG = [
     ("{ 'command': 'c', 'returns': 'Nope' }", 1, 1, "expected a known type for 'returns'"),
     ("{ 'include': 'other.json' }", 1, 3, "expected no include"),
     ("{ 'include': true }", 1, 3, "expected the name of one file"),
+    ("{ 'struct': 'A', 'data': { 'x y': 'int' } }", 1, 28, "a name made of letters, digits, '-' and '_' in struct 'A'"),
+    ("{ 'struct': 'A', 'data': { 'x': true } }", 1, 28, "expected a type's name, or a list of one type's name"),
+    ("{ 'struct': 'A', 'data': { 'x': ['a b'] } }", 1, 28, "expected a type's name, or a list of one type's name"),
+    ("{ 'struct': 'A', 'data': {}, 'features': ['a b'] }", 1, 30, "expected each feature as a name"),
+    ("{ 'struct': 'A', 'data': {}, 'features': [true] }", 1, 30, "expected each feature as a name"),
+    ("{ 'struct': 'A', 'data': {}, 'if': { 'any': 'x' } }", 1, 30, "expected a condition"),
+    ("{ 'struct': 'A', 'data': {}, 'if': { 'not': ['x'] } }", 1, 30, "expected a condition"),
+    ("{ 'struct': 'A', 'base': true, 'data': {} }", 1, 18, "expected a type's name as 'base'"),
+    (
+        "{ 'struct': 'B', 'data': { 'x': 'int' } }\n{ 'struct': 'A', 'base': 'B', 'data': { 'x': 'int' } }",
+        2,
+        1,
+        "'x' of 'A' is in base 'B' too",
+    ),
+    ("{ 'command': 'c' }\n{ 'struct': 'A', 'data': { 'x': 'c' } }", 2, 28, "expected a type for 'x' of 'A', 'c' is a"),
+    ("{ 'union': 'U', 'data': {} }", 1, 1, "expected branches in union 'U'"),
+    (
+        "{ 'union': 'U', 'base': { 'x': 'str' }, 'discriminator': true, 'data': {} }",
+        1,
+        41,
+        "expected the name of a member as 'discriminator'",
+    ),
+    (
+        "{ 'enum': 'E', 'data': ['a'] }\n{ 'union': 'U', 'base': { '*e': 'E' }, 'discriminator': 'e', 'data': {} }",
+        2,
+        1,
+        "expected a mandatory enum as discriminator",
+    ),
+    (
+        "{ 'enum': 'E', 'data': ['a'] } { 'struct': 'S', 'data': { 'e': 'int' } }\n"
+        "{ 'union': 'U', 'base': { 'e': 'E' }, 'discriminator': 'e', 'data': { 'a': 'S' } }",
+        2,
+        71,
+        "'e' of branch 'a' is in the base of 'U'",
+    ),
+    (
+        "{ 'enum': 'E', 'data': ['a'] } { 'union': 'U', 'base': { 'e': 'E' }, 'discriminator': 'e', 'data': {} }\n"
+        "{ 'command': 'c', 'data': 'U' }",
+        2,
+        1,
+        "expected a struct as 'data' of 'c', got 'U'",
+    ),
+    ("{ 'alternate': 'A', 'data': { 'a': ['int'], 'b': ['str'] } }", 1, 45, "'b' and 'a' may both be array"),
+    ("{ 'struct': 'A\x01' }", 1, 13, "expected printable characters in a string, got '\\x01'"),
+    ("{ 'struct': : }", 1, 13, "expected '{', '[', a string or a boolean, got ':'"),
+    ("{ 'enum': 'A', 'data': ['x\\\\y'] }", 1, 16, "'-' and '_' in enum 'A', got 'x\\y'"),
     ("{ 'struct': 'A', 'data': " + "{ 'x': " * 40 + "'int'" + "}" * 41, 1, 250, "levels of nesting"),
 ]
 
@@ -290,6 +336,47 @@ class TestInclude:
     def test_a_stub_lets_unknown_types_pass(self) -> None:
         schema = load("{ 'include': 'x.json' } { 'struct': 'A', 'data': { 'x': 'X' } }", include=lambda name: None)
         assert schema.missing == ["X"]
+
+    @pytest.mark.parametrize(
+        ("text", "missing"),
+        [
+            ("{ 'struct': 'A', 'base': 'B', 'data': {} }", ["B"]),
+            ("{ 'command': 'c', 'data': 'D', 'returns': 'R' }", ["D", "R"]),
+            ("{ 'union': 'U', 'base': 'B', 'discriminator': 'b', 'data': { 'x': 'X' } }", ["B", "X"]),
+            ("{ 'union': 'U', 'base': { 'e': 'E' }, 'discriminator': 'e', 'data': { 'x': 'X' } }", ["E", "X"]),
+            ("{ 'alternate': 'A', 'data': { 'a': 'X', 'b': 'int' } }", ["X"]),
+        ],
+    )
+    def test_what_a_stub_may_have_is_told(self, text: str, missing: list[str]) -> None:
+        schema = load("{ 'include': 'x.json' }" + text, include=lambda name: None)
+        assert sorted(schema.missing) == missing
+        with pytest.raises(QapiError):
+            load(text)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("{ 'struct': 'A', 'base': 'int', 'data': {} }", "expected a struct as base of 'A', got 'int'"),
+            ("{ 'command': 'c', 'data': 'int' }", "expected a struct as 'data' of 'c', got 'int'"),
+            ("{ 'union': 'U', 'base': { 'e': 'int' }, 'discriminator': 'e', 'data': {} }", "expected a mandatory enum"),
+            ("{ 'union': 'U', 'base': { 'e': 'X' }, 'discriminator': 'f', 'data': {} }", "among its base's members"),
+        ],
+    )
+    def test_no_stub_makes_another_thing_of_a_built_in_type(self, text: str, expected: str) -> None:
+        with pytest.raises(QapiError, match=expected):
+            load("{ 'include': 'x.json' }" + text, include=lambda name: None)
+
+    def test_what_is_not_there(self) -> None:
+        def include(name: str) -> str:
+            raise FileNotFoundError(name)
+
+        with pytest.raises(QapiError, match=r":1:3: there is no file 'x\.json' to include"):
+            load("{ 'include': 'x.json' }", include=include)
+
+    def test_a_definition_that_is_wrong_is_passed_over_where_that_is_asked_for(self) -> None:
+        schema = load("{ 'struct': 'A', 'data': [] } { 'struct': 'B', 'data': {} }", lenient=True)
+        assert list(schema.definitions) == ["B"] and "A" not in schema and "B" in schema
+        assert [error.position.column for error in schema.skipped] == [18]
 
     def test_an_error_in_an_included_file_names_it(self) -> None:
         with pytest.raises(QapiError, match=r"^sub\.json:1:3: "):
