@@ -18,12 +18,14 @@ from qobra.lean import local
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, Protocol
+    from typing import Any, Protocol, TypeVar
 
     from qobra.block.error_policy import ErrorPolicy
     from qobra.block.job.block_job import BlockJob
     from qobra.block.layer import BlockLayer
     from qobra.block.table import ResolvedTable
+
+    T = TypeVar("T")
 else:
     Protocol = object
 
@@ -244,7 +246,7 @@ class BlockBackend:
 
     def read(self, offset: int, length: int) -> bytes:
         """See :meth:`BlockNode.read`."""
-        return self._request(READ, length, BlockNode.read, offset, length)  # type: ignore[no-any-return]
+        return self._request(READ, length, BlockNode.read, offset, length)
 
     def read_into(self, offset: int, view: memoryview, *, counted: bool = True) -> None:
         """See :meth:`BlockNode.read_into`."""
@@ -291,8 +293,8 @@ class BlockBackend:
         self._request(FLUSH, 0, _flush, counted=counted)
 
     def _request(
-        self, kind: int, length: int, method: Callable[..., Any], *args: Any, counted: bool = True, **kwargs: Any
-    ) -> Any:
+        self, kind: int, length: int, method: Callable[..., T], *args: Any, counted: bool = True, **kwargs: Any
+    ) -> T:
         clock = self.layer.clock
         start_ns = clock.monotonic_ns()
         if self.throttle is not None and length:

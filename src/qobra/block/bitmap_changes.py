@@ -14,9 +14,8 @@ from qobra.errors import DEVICE_NOT_FOUND, QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from qobra.block.layer import BlockLayer
+    from qobra.model import BlockDirtyBitmap, BlockDirtyBitmapAdd
 
 
 def find_bitmap(layer: BlockLayer, node_name: str, name: str) -> DirtyBitmap:
@@ -31,7 +30,7 @@ def find_bitmap(layer: BlockLayer, node_name: str, name: str) -> DirtyBitmap:
     return bitmap
 
 
-def add_bitmap(layer: BlockLayer, args: dict[str, Any]) -> Change:
+def add_bitmap(layer: BlockLayer, args: BlockDirtyBitmapAdd) -> Change:
     """Make the bitmap that ``args`` (BlockDirtyBitmapAdd) describe."""
     name = args["name"]
     if not name:
@@ -99,7 +98,7 @@ def disable_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
     return Change(undo=bitmap.enable) if was_enabled else Change()
 
 
-def merge_bitmaps(layer: BlockLayer, node_name: str, target: str, sources: Sequence[str | dict[str, str]]) -> Change:
+def merge_bitmaps(layer: BlockLayer, node_name: str, target: str, sources: Sequence[str | BlockDirtyBitmap]) -> Change:
     """Add to ``target`` what the ``sources`` hold: names of bitmaps of the same node, or ``node`` and ``name``."""
     bitmap = find_bitmap(layer, node_name, target)
     total = DirtyBitmap(bitmap.node, None, bitmap.granularity, enabled=False, length=bitmap.length)

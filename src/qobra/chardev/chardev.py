@@ -61,8 +61,6 @@ class Chardev:
     needs_board = False
     """Whether it is for machines with a board alone."""
     hotswap: ClassVar[bool] = True
-    passes_fds = False
-    """Whether :meth:`write_with_fds` can pass descriptors."""
 
     def __init__(self, machine: Machine, id: str, options: dict[str, Any]) -> None:
         self.machine = machine
@@ -167,6 +165,11 @@ class Chardev:
             data = data[sent:]
             if data:
                 self.wait_writable()
+
+    @property
+    def passes_fds(self) -> bool:
+        """Whether :meth:`write_with_fds` can pass descriptors."""
+        return False
 
     def write_with_fds(self, data: bytes, fds: Sequence[int]) -> None:
         """Send all of ``data``, and with its first byte descriptors, which stay the caller's. Raises QobraError."""

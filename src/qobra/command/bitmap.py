@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @command("block-dirty-bitmap-add")
 def block_dirty_bitmap_add(machine: Machine, args: BlockDirtyBitmapAdd) -> None:
-    changes.add_bitmap(machine.block, args).settle()  # type: ignore[arg-type]
+    changes.add_bitmap(machine.block, args).settle()
 
 
 @command("block-dirty-bitmap-remove")
@@ -44,7 +44,7 @@ def block_dirty_bitmap_disable(machine: Machine, args: BlockDirtyBitmap) -> None
 
 @command("block-dirty-bitmap-merge")
 def block_dirty_bitmap_merge(machine: Machine, args: BlockDirtyBitmapMerge) -> None:
-    changes.merge_bitmaps(machine.block, args["node"], args["target"], args["bitmaps"]).settle()  # type: ignore[arg-type]
+    changes.merge_bitmaps(machine.block, args["node"], args["target"], args["bitmaps"]).settle()
 
 
 @command("x-debug-block-dirty-bitmap-sha256")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
@@ -182,7 +183,7 @@ class QtestSession:
     def _intercept(self, device: Device, lines: list[Line]) -> None:
         self._intercepted = device
         for number, line in enumerate(lines):
-            line.intercept(lambda level, number=number: self._irq(number, level))  # type: ignore[misc]
+            line.intercept(partial(self._irq, number))
 
     def _same_device(self, device: Device) -> str:
         if device is not self._intercepted:

@@ -59,7 +59,7 @@ def _write(machine: Machine, stream: BinaryIO, run_state: str) -> None:
     assert machine.board is not None
     blocks = bytearray()
     put_blocks(blocks, ram_blocks(machine.board))
-    out = StreamWriter(stream)  # type: ignore[arg-type]
+    out = StreamWriter(stream)
     out.begin()
     out.record(CONFIGURATION, put_configuration(machine, with_uuid=False))
     out.record(BLOCKS, blocks)

@@ -14,9 +14,12 @@ class PageSet:
     """
 
     def __init__(self, pages: Sequence[int]) -> None:
+        self._empty(pages)
+
+    def _empty(self, pages: Sequence[int]) -> None:
         self._flags = [bytearray(size) for size in pages]
         self._low = [0] * len(self._flags)
-        # Nothing of a block lies before it.
+        """Nothing of a block lies before it."""
         self.count = 0
 
     def add(self, block: int, first: int, count: int) -> None:
@@ -34,7 +37,7 @@ class PageSet:
 
     def clear(self) -> None:
         """Take all out."""
-        self.__init__([len(flags) for flags in self._flags])  # type: ignore[misc]
+        self._empty([len(flags) for flags in self._flags])
 
     def any(self, block: int, first: int, count: int) -> bool:
         """Whether any of ``count`` pages is in."""

@@ -34,7 +34,7 @@ _RECORD = Struct("<BII")
 class Sink(Protocol):
     """Where a stream is written to."""
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview, /) -> object:
         """Write all of ``data``. Raises OSError or QobraError."""
         ...
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qobra.machine.pci import regs
+
+if TYPE_CHECKING:
+    from qobra.machine.machine import Machine
 
 
 class Access(Protocol):
@@ -28,13 +31,14 @@ class Access(Protocol):
 class BoardAccess:
     """A board in this process."""
 
-    def __init__(self, machine: Any) -> None:
+    def __init__(self, machine: Machine) -> None:
+        assert machine.board is not None
         self.machine = machine
         self.board = machine.board
 
     def load(self, address: int, width: int) -> int:
         with self.machine.control:
-            return self.board.memory.load(address, width)  # type: ignore[no-any-return]
+            return self.board.memory.load(address, width)
 
     def store(self, address: int, width: int, value: int) -> None:
         with self.machine.control:
@@ -42,7 +46,7 @@ class BoardAccess:
 
     def read(self, address: int, length: int) -> bytes:
         with self.machine.control:
-            return self.board.memory.read(address, length)  # type: ignore[no-any-return]
+            return self.board.memory.read(address, length)
 
     def write(self, address: int, data: bytes) -> None:
         with self.machine.control:
@@ -50,7 +54,7 @@ class BoardAccess:
 
     def port_in(self, port: int, width: int) -> int:
         with self.machine.control:
-            return self.board.ports.load(port, width)  # type: ignore[no-any-return]
+            return self.board.ports.load(port, width)
 
     def port_out(self, port: int, width: int, value: int) -> None:
         with self.machine.control:
@@ -58,7 +62,7 @@ class BoardAccess:
 
     def step(self, ns: int) -> int:
         with self.machine.control:
-            return self.board.clock.step(ns)  # type: ignore[no-any-return]
+            return self.board.clock.step(ns)
 
 
 class QtestAccess:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
@@ -190,12 +190,12 @@ class QuorumNode(BlockNode):
             return
         self._all("flush", 0, self.length, lambda child: child.flush())
 
-    def _all(self, kind: str, offset: int, length: int, call: object) -> None:
+    def _all(self, kind: str, offset: int, length: int, call: Callable[[BlockNode], object]) -> None:
         succeeded = 0
         failures: dict[int, int] = {}
         for child in self.children.values():
             try:
-                call(child)  # type: ignore[operator]
+                call(child)
                 succeeded += 1
             except (OSError, QobraError) as error:
                 number = errno_of(error)

@@ -54,7 +54,8 @@ def _abort(transaction: Transaction, data: Options) -> Change:
     raise QobraError("Transaction aborted using Abort action")
 
 
-Action = Callable[[Transaction, Options], Change]
+Action = Callable[[Transaction, Any], Change]
+"""Makes the change that the ``data`` of an action ask for, which the contract has checked."""
 
 _WITH_GROUPS: dict[str, Action] = {
     "abort": _abort,

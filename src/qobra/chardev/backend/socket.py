@@ -254,7 +254,7 @@ class SocketChardev(Chardev):
         return connection.wait_writable(timeout) if connection is not None else True
 
     @property
-    def passes_fds(self) -> bool:  # type: ignore[override]
+    def passes_fds(self) -> bool:
         return self._address["type"] in ("unix", "fd")
 
     def write_with_fds(self, data: bytes, fds: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from qobra.errors import QobraError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
+    from qobra.model import BlockDirtyBitmapAdd
 
 
 def check_bitmaps(program: Program, source: BlockNode, *, skip_broken: bool) -> None:
@@ -30,7 +31,7 @@ def copy_bitmaps(program: Program, source: BlockNode, target: BlockNode, *, skip
             if skip_broken:
                 program.warning(f"Skipping inconsistent bitmap '{name}'")
             continue
-        order = {
+        order: BlockDirtyBitmapAdd = {
             "node": target.node_name,
             "name": name,
             "granularity": bitmap.granularity,

@@ -11,6 +11,7 @@ from qobra.errors import QobraError, strerror
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
+    from qobra.model import BlockDirtyBitmapAdd
 
 HELP = """\
 bitmap (--add [-g GRANULARITY] | --remove | --clear | --enable | --disable | --merge SOURCE)...
@@ -83,7 +84,7 @@ def _act(node: BlockNode, source: BlockNode, action: str, name: str, value: str,
     if action == "add":
         cluster = node.cluster_size() or DEFAULT_GRANULARITY
         chosen = granularity or max(LEAST_DEFAULT, min(cluster, DEFAULT_GRANULARITY))
-        order = {"node": node.node_name, "name": name, "granularity": chosen, "persistent": True}
+        order: BlockDirtyBitmapAdd = {"node": node.node_name, "name": name, "granularity": chosen, "persistent": True}
         changes.add_bitmap(layer, order).settle()
     elif action == "merge":
         changes.merge_bitmaps(layer, node.node_name, name, [{"node": source.node_name, "name": value}]).settle()

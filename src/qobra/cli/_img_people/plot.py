@@ -88,12 +88,12 @@ def _filled(top: BlockNode, size: int, layers: int) -> list[list[float]]:
     for entry in walk(top, 0, disk_size(top)):
         if not entry.data or entry.zero or entry.depth >= layers:
             continue
-        start, end = entry.start, entry.start + entry.length
+        start, end = float(entry.start), entry.start + entry.length
         column = min(COLUMNS - 1, int(start / width))
         while start < end and column < COLUMNS:
             edge = min(end, (column + 1) * width) if column < COLUMNS - 1 else end
             filled[entry.depth][column] += edge - start
-            start = edge  # type: ignore[assignment]
+            start = edge
             column += 1
     return filled
 

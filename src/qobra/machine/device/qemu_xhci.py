@@ -25,5 +25,5 @@ class QemuXhci(PciXhci):
     vmstate = VmState()
 
     @property
-    def stream_limit(self) -> int:  # type: ignore[override]
+    def stream_limit(self) -> int:
         return _STREAMS if self.streams else 0

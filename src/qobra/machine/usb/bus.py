@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from qobra.object.qom import Object
+    from qobra.object.tree import ObjectTree
 
 
 class PortOwner:
@@ -74,8 +75,8 @@ class UsbBus(Bus):
     interfaces = ("hotplug-handler",)
     hotplug = True
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
+    def __init__(self, tree: ObjectTree) -> None:
+        super().__init__(tree)
         self.ports: list[UsbPort] = []
         self.free: list[UsbPort] = []
         self.used: list[UsbPort] = []

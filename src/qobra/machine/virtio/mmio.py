@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from qobra.machine.devices import registry
 from qobra.machine.irq import Line
@@ -89,8 +89,7 @@ class VirtioMmio(SysBusDevice):
     @property
     def _device(self) -> VirtioDevice | None:
         devices = self.bus_below.devices
-        found: Any = devices[0] if devices and devices[0].realized else None
-        return found  # type: ignore[no-any-return]
+        return cast(VirtioDevice, devices[0]) if devices and devices[0].realized else None
 
     def interrupt(self, cause: int) -> None:
         """Interrupt the driver. From any thread."""

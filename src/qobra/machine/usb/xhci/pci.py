@@ -40,7 +40,11 @@ class PciXhci(PciDevice):
     has_msi = False
     has_msix = True
     firmware: int | None = None
-    stream_limit = 0
+
+    @property
+    def stream_limit(self) -> int:
+        """The most streams that an endpoint can have; 0 for none."""
+        return 0
 
     @property
     def is_express(self) -> bool:
