@@ -123,6 +123,11 @@ def test_a_speed_limit_is_all_that_holds_a_job_that_has_one(layer) -> None:
     assert time_taken(layer, lambda: request(guest), speed=1_000_000_000) == 0
 
 
+def test_a_job_is_held_to_its_speed(layer) -> None:
+    took_ns = time_taken(layer, lambda: None, speed=100_000)
+    assert 200 * MILLISECOND <= took_ns <= 220 * MILLISECOND  # STEPS of a thousand bytes
+
+
 def test_data_are_moved_in_idle_time_while_a_job_gives_way(layer) -> None:
     guest = layer.flight.slot(Gate())
     node = layer.add_node({"driver": "null-co", "node-name": "disk", "size": 1 << 20})
