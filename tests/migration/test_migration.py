@@ -168,6 +168,39 @@ def test_a_card_that_another_stands_by_for_leaves_first(pair_of: Make) -> None:
     assert arrived.peripheral.children["pr"].realized
 
 
+def test_a_card_that_leaves_after_the_migration_was_cancelled_comes_back(pair_of: Make) -> None:
+    pair = pair_of(_with_standby)
+    source = pair.source
+    function = PciFunction(BoardAccess(source), 3 << 3)
+    function.enable()
+    start_driver(ModernPci(function), 1 << 62 | 1 << 32)
+    waits, cancels = threading.Event(), threading.Event()
+
+    def listen(event: dict[str, Any]) -> None:
+        status = event.get("data", {}).get("status")
+        if status in ("wait-unplug", "cancelling"):
+            (waits if status == "wait-unplug" else cancels).set()
+
+    source.events.subscribe(listen)
+    board: Any = source.board
+    with source.control:
+        source.run_state.start()
+    pair.start()
+    assert waits.wait(60)
+    with source.control:
+        source.migration.cancel()
+    assert cancels.wait(60) and not source.migration.wait(0.2)
+    leaving = board.peripheral.children["pr"]
+    with source.control:
+        assert source.migration.describe()["status"] == "cancelling"
+        leaving.unparent()  # as once the guest has let go
+    assert source.migration.wait(60)
+    with source.control:
+        assert source.migration.describe()["status"] == "cancelled"
+        assert board.peripheral.children["pr"].realized and board.peripheral.children["pr"] is not leaving
+    assert "DEVICE_DELETED" not in pair.events[source]
+
+
 def test_memory_that_changes_meanwhile_is_sent_again(pair_of: Make) -> None:
     pair = pair_of()
     paused = threading.Event()

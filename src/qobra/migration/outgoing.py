@@ -28,6 +28,7 @@ from qobra.migration.stream import ANSWER, BLOCKS, CAPABILITY, CONFIGURATION, EN
 from qobra.report import report_error
 
 if TYPE_CHECKING:
+    from qobra.machine.board import Board
     from qobra.machine.machine import Machine
     from qobra.migration.disks import DiskSender
     from qobra.migration.migration import Migration
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from qobra.migration.ways import AnyChannel, Way
 
 _UNPLUG_POLL_S = 0.05
+_UNPLUG_LIMIT_S = 30
+"""How long a migration that was cancelled waits for guests to let go of what they were asked for, as QEMU does."""
 ENDED = frozenset(("completed", "failed", "cancelled"))
 
 
@@ -53,6 +56,7 @@ class Outgoing:
         self.error: str | None = None
         self._channels = OpenChannels()
         self._cancelled = threading.Event()
+        self._abandoned = threading.Event()
         self._continued = threading.Event()
         self._postcopy = threading.Event()
         self._ram = self._find_memory()
@@ -101,10 +105,14 @@ class Outgoing:
         follows = self.status == "postcopy-active" and self._later is None
         if not self.ended and not self._too_late and not follows and self.status != "cancelling":
             self._set_status("cancelling")
-            self.abandon()
+            self._give_up()
 
     def abandon(self) -> None:
-        """Let go whoever waits here."""
+        """The machine ends: let go whoever waits here."""
+        self._abandoned.set()
+        self._give_up()
+
+    def _give_up(self) -> None:
         self._cancelled.set()
         self._continued.set()
         self._resumed.set()
@@ -313,12 +321,22 @@ class Outgoing:
             if waits:
                 self._set_status("wait-unplug")
         while waits:
-            self._cancelled.wait(_UNPLUG_POLL_S)
-            self._check_cancelled()
+            if self._cancelled.wait(_UNPLUG_POLL_S):
+                self._see_off(board)
+                raise GivenUp
             with self._machine.control:
                 waits = board.failover.releasing
                 # What has left has taken its memory along.
                 self._ram = self._progress.ram = self._find_memory()
+
+    def _see_off(self, board: Board) -> None:
+        # What the guest was asked for leaves, migration or not, and can be given back only after that.
+        for _attempt in range(round(_UNPLUG_LIMIT_S / _UNPLUG_POLL_S)):
+            if self._abandoned.wait(_UNPLUG_POLL_S):
+                return
+            with self._machine.control:
+                if not board.failover.releasing:
+                    return
 
     def _finish_disks(self, out: StreamWriter) -> None:
         if self._disks is not None:
