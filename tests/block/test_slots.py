@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
 
 from qobra.block import slots
 from qobra.native import compiled
+from qobra.testing.waiting import wait_until
 
 _compiled: Any = compiled("places")
 FORMS: list[Any] = [(slots.PureWords, slots.PureGate, slots.PureSlot)]
@@ -34,13 +34,6 @@ class World:
 @pytest.fixture(params=FORMS, ids=["pure", "compiled"][: len(FORMS)])
 def world(request: pytest.FixtureRequest) -> World:
     return World(request.param)
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_retired_space_waits_for_who_was_inside(world: World) -> None:
@@ -90,7 +83,7 @@ def test_draining_waits_and_keeps_others_out(world: World) -> None:
 
     drainer, worker = threading.Thread(target=drain), threading.Thread(target=enter)
     drainer.start()
-    until(lambda: world.gate.closed)
+    wait_until(lambda: world.gate.closed)
     worker.start()
     assert not order
     first.leave()
@@ -112,7 +105,7 @@ def test_a_fence_waits_for_who_is_inside_now_only(world: World) -> None:
     epoch = world.flight.words.epoch
     thread = threading.Thread(target=fence)
     thread.start()
-    until(lambda: world.flight.words.epoch != epoch)
+    wait_until(lambda: world.flight.words.epoch != epoch)
     outside.enter()  # came later: nobody waits for it
     assert not passed.is_set()
     inside.leave()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from qobra.machine.machine import Machine
+from qobra.testing.waiting import wait_until
 
 
 class Recorder:
@@ -33,14 +32,6 @@ class Recorder:
         return self.limit
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        threading.Event().wait(0.002)
-
-
 @pytest.fixture
 def recorder() -> Callable[..., Recorder]:
     return Recorder
@@ -48,7 +39,7 @@ def recorder() -> Callable[..., Recorder]:
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], object]], None]:
-    return wait_for
+    return wait_until
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
-from qobra.testing.guest import wait_until
+from qobra.testing.waiting import wait_until
 
 
 class Port:

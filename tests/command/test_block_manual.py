@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.creation._image import plan
+from qobra.testing.waiting import wait_until
 
 MIB = 1 << 20
 NO_LIMITS = {"bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}
@@ -48,10 +48,9 @@ class Client:
 
     def wait_status(self, job_id: str, status: str) -> None:
         """Wait until the job is in ``status``; one that is not there is taken for ``null``."""
-        deadline = time.monotonic() + 30
-        while {job["id"]: job["status"] for job in self.do("query-jobs")}.get(job_id, "null") != status:
-            assert time.monotonic() < deadline, self.do("query-jobs")
-            time.sleep(0.005)
+        wait_until(
+            lambda: {job["id"]: job["status"] for job in self.do("query-jobs")}.get(job_id, "null") == status, 30
+        )
 
     def statuses(self) -> list[str]:
         """The states of jobs that events told of, oldest first."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from qobra.block import permissions
@@ -11,6 +9,7 @@ from qobra.block.backend import BlockBackend
 from qobra.block.creation._image import plan
 from qobra.machine.machine import Machine
 from qobra.qmp import hmp
+from qobra.testing.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -38,10 +37,7 @@ def run(machine, line):
 
 
 def settle(machine):
-    deadline = time.monotonic() + 30
-    while machine.block.jobs.all():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: not machine.block.jobs.all())
 
 
 def test_jobs(machine, tmp_path):
@@ -53,8 +49,7 @@ def test_jobs(machine, tmp_path):
     settle(machine)
     assert drive.node.backing is None
     assert run(machine, f"drive_mirror -f drive0 {tmp_path}/mirror") == ""
-    while not machine.block.jobs.get("drive0").ready:
-        time.sleep(0.005)
+    wait_until(lambda: machine.block.jobs.get("drive0").ready)
     assert "Type mirror, device drive0: Completed" in run(machine, "info block-jobs")
     assert run(machine, "block_job_complete drive0") == ""
     settle(machine)

@@ -23,8 +23,8 @@ from qobra.errors import DEVICE_NOT_FOUND, QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
-from qobra.testing.guest import wait_until
 from qobra.testing.vnc import VncTestClient as Client
+from qobra.testing.waiting import wait_until
 
 _RGB565 = struct.pack(">BBBBHHHBBB3x", 16, 16, 0, 1, 31, 63, 31, 11, 5, 0)
 _MAPPED = struct.pack(">BBBBHHHBBB3x", 8, 8, 0, 0, 0, 0, 0, 0, 0, 0)

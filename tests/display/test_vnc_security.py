@@ -17,8 +17,8 @@ from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
-from qobra.testing.guest import wait_until
 from qobra.testing.vnc import VncTestClient
+from qobra.testing.waiting import wait_until
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from qobra.machine.cpuid import feature_words
 from qobra.machine.launch import attach_board, find_board, simple_machine
 from qobra.machine.machine import Machine
 from qobra.qmp import dispatch
-from qobra.testing.guest import wait_until
+from qobra.testing.waiting import wait_until
 
 
 @pytest.fixture

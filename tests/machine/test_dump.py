@@ -16,7 +16,7 @@ from qobra.errors import QobraError
 from qobra.machine.dump.compression import available
 from qobra.machine.launch import simple_machine
 from qobra.qmp import dispatch
-from qobra.testing.guest import wait_until
+from qobra.testing.waiting import wait_until
 
 _MEMORY = 8 << 20
 

@@ -21,10 +21,10 @@ from qobra.testing.guest import (
     Transport,
     driver_ok,
     start_driver,
-    wait_until,
 )
 from qobra.testing.guest import Queue as GuestQueue
 from qobra.testing.guest_drivers import BlockDriver
+from qobra.testing.waiting import wait_until
 
 _IN, _OUT, _FLUSH, _ID, _DISCARD, _ZEROES = 0, 1, 4, 8, 11, 13
 

@@ -13,8 +13,9 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
 from qobra.qmp import dispatch
-from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction, Queue, driver_ok, start_driver, wait_until
+from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction, Queue, driver_ok, start_driver
 from qobra.testing.guest_drivers import ScsiDriver
+from qobra.testing.waiting import wait_until
 
 _TEST_UNIT_READY, _START_STOP, _PREVENT, _READ_CAPACITY = 0x00, 0x1B, 0x1E, 0x25
 

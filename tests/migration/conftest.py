@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from qobra.machine.machine import Machine
 from qobra.migration.channel import Channel
 from qobra.migration.outgoing import Outgoing
 from qobra.qmp import dispatch
+from qobra.testing.waiting import wait_until
 
 DEADLINE_S = 60
 MEMORY = 8 << 20
@@ -124,18 +124,13 @@ class Sides:
         self.call(self.source, "migrate-start-postcopy")
         self.until(self.destination, "postcopy-active")
         self.until(self.source, "postcopy-active")
-        deadline = time.monotonic() + DEADLINE_S
-        while not self.destination.run_state.running and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_until(lambda: self.destination.run_state.running, DEADLINE_S)
 
     def let_go(self) -> None:
         self.call(self.source, "migrate-set-parameters", max_postcopy_bandwidth=0)
 
     def until(self, machine: Machine, *statuses: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while machine.migration.describe().get("status") not in statuses:
-            assert time.monotonic() < deadline, machine.migration.describe()
-            time.sleep(0.005)
+        wait_until(lambda: machine.migration.describe().get("status") in statuses, DEADLINE_S)
 
     def wait(self) -> None:
         assert self.source.migration.wait(DEADLINE_S) and self.destination.migration.wait(DEADLINE_S)

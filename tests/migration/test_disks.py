@@ -16,8 +16,9 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
 from qobra.qmp import dispatch
-from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction, wait_until
+from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction
 from qobra.testing.guest_drivers import BlockDriver
+from qobra.testing.waiting import wait_until
 
 MIB = 1 << 20
 

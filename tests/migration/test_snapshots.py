@@ -19,6 +19,7 @@ from qobra.migration import snapshots
 from qobra.migration.machine_state import load_devices, save_devices, state_owners
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import execute
+from qobra.testing.waiting import wait_until
 
 
 @pytest.fixture
@@ -170,12 +171,8 @@ def test_a_machine_ends_while_a_job_waits_for_its_turn(machine: Machine) -> None
 
 
 def wait(machine: Machine, job_id: str, error: str | None) -> None:
-    import time
-
-    deadline = time.monotonic() + 60
-    while (job := machine.block.jobs.find(job_id)).status != "concluded":
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    job = machine.block.jobs.find(job_id)
+    wait_until(lambda: job.status == "concluded", 60)
     assert (str(job.error) if job.error is not None else None) == error
 
 

@@ -13,8 +13,8 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.net.framing import Deframer, frame
 from qobra.net.netdev import Netdev
-from qobra.testing.guest import wait_until
 from qobra.testing.network import RecordingCard
+from qobra.testing.waiting import wait_until
 
 
 class Wire:

@@ -11,8 +11,8 @@ import pytest
 
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
-from qobra.testing.guest import wait_until
 from qobra.testing.network import RecordingCard
+from qobra.testing.waiting import wait_until
 
 _PACKET = b"\xff" * 6 + b"a packet of Ethernet" * 3
 

@@ -13,8 +13,9 @@ from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
 from qobra.net.announce import packet
 from qobra.qmp import dispatch
-from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction, Queue, driver_ok, start_driver, wait_until
+from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction, Queue, driver_ok, start_driver
 from qobra.testing.network import RecordingCard
+from qobra.testing.waiting import wait_until
 
 _BROADCAST = b"\xff" * 6
 

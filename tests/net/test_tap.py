@@ -15,8 +15,8 @@ import pytest
 
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
-from qobra.testing.guest import wait_until
 from qobra.testing.network import RecordingCard
+from qobra.testing.waiting import wait_until
 
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000
 _FRAME = b"\xff" * 6 + b"\x52\x54\0\x12\x34\x56\x88\xb5" + b"hello" * 10

@@ -17,8 +17,8 @@ from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.net import slirp
 from qobra.net.forwarding import host_end
-from qobra.testing.guest import wait_until
 from qobra.testing.network import RecordingCard
+from qobra.testing.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not slirp.available, reason="libslirp is not installed")
 

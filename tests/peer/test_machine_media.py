@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from qobra.testing.guest import Memory, ModernPci, PciFunction, wait_until
+from qobra.testing.guest import Memory, ModernPci, PciFunction
 from qobra.testing.guest_drivers import ScsiDriver
 from qobra.testing.system import SystemProgram, peer_available
+from qobra.testing.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not peer_available("x86_64"), reason="qemu-system-x86_64 is not installed")
 

@@ -15,6 +15,7 @@ import pytest
 from qobra.testing.guest import Access
 from qobra.testing.system import SystemProgram, peer_available
 from qobra.testing.tpm import Swtpm, swtpm_available
+from qobra.testing.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not swtpm_available(), reason="swtpm is not installed")
 with_peer = pytest.mark.skipif(not peer_available("x86_64"), reason="qemu-system-x86_64 is not installed")
@@ -47,13 +48,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., tuple[SystemProgram, Swtpm]]
         yield begin
 
 
-def _wait(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def _by_fifo(guest: Access, command: bytes) -> bytes:
     """A driver as the interface's specification has it."""
     guest.store(_BASE, 1, 0x02)
@@ -63,7 +57,7 @@ def _by_fifo(guest: Access, command: bytes) -> bytes:
         guest.store(_BASE + 0x24, 1, value)
     assert guest.load(_BASE + 0x18, 1) & 0x88 == 0x80
     guest.store(_BASE + 0x18, 4, 0x20)
-    _wait(lambda: bool(guest.load(_BASE + 0x18, 1) & 0x10))
+    wait_until(lambda: bool(guest.load(_BASE + 0x18, 1) & 0x10))
     response = bytearray()
     while guest.load(_BASE + 0x18, 1) & 0x10:
         response.append(guest.load(_BASE + 0x24, 1))
@@ -79,7 +73,7 @@ def _by_buffer(guest: Access, command: bytes) -> bytes:
     buffer = guest.load(_BASE + 0x5C, 4)
     guest.write(buffer, command)
     guest.store(_BASE + 0x4C, 4, 1)
-    _wait(lambda: not guest.load(_BASE + 0x4C, 4))
+    wait_until(lambda: not guest.load(_BASE + 0x4C, 4))
     assert guest.load(_BASE + 0x44, 4) == 0
     length = int.from_bytes(guest.read(buffer + 2, 4), "big")
     response = guest.read(buffer, length)
@@ -267,6 +261,6 @@ def test_a_migration_takes_the_tpm_along(tmp_path: Path, start: Callable[..., An
     measured = execute(here.guest, _PCR_READ)
     assert measured[-32:] not in (bytes(32), b"")
     here.qmp("migrate", {"uri": address})
-    _wait(lambda: here.qmp("query-migrate").get("status") == "completed")
-    _wait(lambda: there.qmp("query-status")["status"] != "inmigrate")
+    wait_until(lambda: here.qmp("query-migrate").get("status") == "completed")
+    wait_until(lambda: there.qmp("query-status")["status"] != "inmigrate")
     assert execute(there.guest, _PCR_READ) == measured

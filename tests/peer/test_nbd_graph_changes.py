@@ -15,6 +15,7 @@ import pytest
 from qobra.machine.machine import Machine
 from qobra.nbd import connect
 from qobra.qmp import dispatch
+from qobra.testing.waiting import wait_until
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -88,10 +89,7 @@ def test_changes(tmp_path: Path, peer: Callable[[str], str], seed: int, soak_sca
                     with connect(f"nbd+unix:///ro?socket={path}") as reader:
                         reader.pread(MIB, 0)
                     call("block-export-del", id="ro", mode="hard")
-                    deadline = time.monotonic() + 30
-                    while len(call("query-block-exports")) > 1:
-                        assert time.monotonic() < deadline
-                        time.sleep(0.001)
+                    wait_until(lambda: len(call("query-block-exports")) <= 1)
     finally:
         stop.set()
         for thread in threads:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 
 import pytest
 
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
+from qobra.testing.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-pr-helper") is None, reason="needs qemu-pr-helper")
-
-
-def _until(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_connects_and_tells_of_the_helpers_end(tmp_path):
@@ -33,7 +26,7 @@ def test_connects_and_tells_of_the_helpers_end(tmp_path):
     events = []
     machine.events.subscribe(lambda event: events.append((event["event"], event["data"])))
     try:
-        _until(path.exists)
+        wait_until(path.exists)
         manager = machine.objects.create("pr-manager-helper", "pr0", {"path": str(path)})
         assert manager.is_connected()
         with open(tmp_path / "file", "wb") as file:
@@ -41,7 +34,7 @@ def test_connects_and_tells_of_the_helpers_end(tmp_path):
         assert status == 2  # CHECK CONDITION: a file keeps no reservations
         helper.kill()
         helper.wait()
-        _until(lambda: ("PR_MANAGER_STATUS_CHANGED", {"id": "pr0", "connected": False}) in events)
+        wait_until(lambda: ("PR_MANAGER_STATUS_CHANGED", {"id": "pr0", "connected": False}) in events)
         with pytest.raises(QobraError, match="Persistent reservation helper failed"):
             manager.execute(os.open("/dev/null", os.O_RDONLY), bytes([0x5E]))
     finally:

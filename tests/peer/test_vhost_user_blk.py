@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from qobra.machine.machine import Machine
-from qobra.testing.guest import Memory, ModernPci, PciFunction, wait_until
+from qobra.testing.guest import Memory, ModernPci, PciFunction
 from qobra.testing.guest_drivers import BlockDriver
 from qobra.testing.system import SystemProgram
+from qobra.testing.waiting import wait_until
 
 PASSED = 0x10
 SECTORS = 64

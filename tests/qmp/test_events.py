@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 from qobra.clock import SimulatedClock
+from qobra.testing.waiting import wait_until
 
 SECOND = 10**9
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.002)
 
 
 def emit(machine: Any, name: str, **data: Any) -> None:
@@ -33,7 +24,7 @@ def test_first_at_once_then_the_latest_each_second(make_monitored: Any) -> None:
     assert client.line()["data"] == {"offset": 0}
     assert client.call("query-name") == {"return": {}}
     assert client.events == []
-    wait_for(lambda: _advance(clock, client))
+    wait_until(lambda: _advance(clock, client))
     assert client.line()["data"] == {"offset": 4}
     # That one has its second as well.
     emit(machine, "RTC_CHANGE", offset=9)

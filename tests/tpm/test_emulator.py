@@ -12,8 +12,8 @@ import pytest
 from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
-from qobra.testing.guest import wait_until
 from qobra.testing.tpm import TpmEmulator, connect
+from qobra.testing.waiting import wait_until
 from qobra.tpm import control_channel as control
 from qobra.tpm import messages
 

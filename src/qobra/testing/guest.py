@@ -6,11 +6,10 @@ Works on a board in this process and on any program that speaks qtest (QEMU as w
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from qobra.machine.pci import regs
+from qobra.testing.waiting import wait_until
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
@@ -385,14 +384,6 @@ class Queue:
         element = self.used + 4 + 8 * (self._used_index % self.size)
         self._used_index = (self._used_index + 1) & 0xFFFF
         return self.guest.load(element, 4), self.guest.load(element + 4, 4)
-
-
-def wait_until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    """Poll ``condition`` until it holds. Raises AssertionError after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.001)
 
 
 def start_driver(transport: Transport, wanted: int) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qobra.testing.guest import Access, PciFunction, wait_until
+from qobra.testing.guest import Access, PciFunction
+from qobra.testing.waiting import wait_until
 
 SETUP, IN, OUT = 0x2D, 0x69, 0xE1
 TABLE, QUEUE, TRANSFER, _END, _BUFFER = 0x100000, 0x110000, 0x111000, 0x112000, 0x200000

@@ -12,19 +12,13 @@ import pytest
 
 from qobra.errors import QobraError
 from qobra.nbd import connect, list_exports
+from qobra.testing.waiting import wait_until
 
 
 def refused(call: Any, *args: Any, **kwargs: Any) -> str:
     with pytest.raises(QobraError) as caught:
         call(*args, **kwargs)
     return caught.value.desc
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_texts(exporter: Any) -> None:
@@ -126,7 +120,7 @@ def test_an_export_that_shuts_down_takes_no_new_client(exporter: Any, monkeypatc
         exporter.connect("n")
     assert exporter.events == []
     node.hold.set()
-    until(lambda: exporter.events)
+    wait_until(lambda: exporter.events)
     assert request.exception(30) is not None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 
 import pytest
 
@@ -12,6 +11,7 @@ from qobra.block import permissions
 from qobra.block.export.fuse.mount import unmount
 from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
+from qobra.testing.waiting import wait_until
 
 SIZE = 1 << 20
 
@@ -64,10 +64,7 @@ def export(layer, tmp_path):
 
 
 def _gone(layer, events):
-    deadline = time.monotonic() + 20
-    while ("BLOCK_EXPORT_DELETED", {"id": "fuse0"}) not in events:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: ("BLOCK_EXPORT_DELETED", {"id": "fuse0"}) in events)
 
 
 def test_the_file_is_the_node(layer, export, events):

@@ -10,7 +10,6 @@ import socket
 import sys
 import termios
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -18,17 +17,11 @@ import pytest
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.snapshot import create_image
 from qobra.nbd import protocol as p
+from qobra.testing.waiting import wait_until
 
 KIB = 1 << 10
 MIB = 1 << 20
 SIZE = 8 * MIB
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def needs_direct(path: Any) -> None:
@@ -183,7 +176,7 @@ def test_a_client_that_reads_no_replies_holds_nobody_up(exporter: Any, direct: b
 
 def until_waiting(sock: Any, count: int) -> None:
     """Wait until ``count`` bytes have come and were not read."""
-    until(lambda: int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder) == count)
+    wait_until(lambda: int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder) == count)
 
 
 @pytest.mark.parametrize("block", [512, 4096])
@@ -238,6 +231,6 @@ def test_clients_that_leave_in_the_middle(exporter: Any, direct: bool, seed: int
         if source.randrange(2):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.abort()
-    until(lambda: server.connections == 0)
+    wait_until(lambda: server.connections == 0)
     assert not any(slot.busy for slot in exporter.layer.flight._slots)
     assert exporter.connect("n").pread(SIZE, 0) == b"1" * SIZE

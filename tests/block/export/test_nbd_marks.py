@@ -18,6 +18,7 @@ from qobra.block.bitmap import DirtyBitmap
 from qobra.block.job.backup import start_backup
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.block.snapshot import create_image
+from qobra.testing.waiting import wait_until
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -209,10 +210,7 @@ def test_a_mark_that_gets_lost_is_noticed(
 
 
 def wait_for(job: Any, *statuses: str) -> None:
-    deadline = time.monotonic() + 60
-    while job.status not in statuses:
-        assert time.monotonic() < deadline, job
-        time.sleep(0.002)
+    wait_until(lambda: job.status in statuses, 60)
 
 
 def finish(exporter: Any, job: Any) -> None:

@@ -6,7 +6,6 @@ import errno
 import random
 import socket
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from qobra.block.export.nbd import serving
 from qobra.block.export.nbd.helpers import Pace
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
+from qobra.testing.waiting import wait_until
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -27,13 +27,6 @@ def errno_of(call: Any, *args: Any, **kwargs: Any) -> int | None:
     with pytest.raises(QobraError) as caught:
         call(*args, **kwargs)
     return caught.value.errno
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("structured", [True, False])
@@ -354,7 +347,7 @@ def test_holes_in_reads_and_depth(exporter: Any, tmp_path: Any) -> None:
     client = exporter.connect("b")
     client.pwrite(b"b" * MIB, MIB)
     client.close()
-    until(lambda: not exporter.exports.of_type("nbd")[0].in_use)
+    wait_until(lambda: not exporter.exports.of_type("nbd")[0].in_use)
     exporter.exports.remove("b")
     exporter.add({**options, "backing": "b"})
     exporter.export("n", **{"allocation-depth": True})
@@ -417,7 +410,7 @@ def test_dirty_bitmaps(exporter: Any) -> None:
     with pytest.raises(QobraError, match="currently in use"):
         exporter.export("n", id="n2", name="n2", bitmaps=["b"])
     exporter.exports.remove("n", "hard")
-    until(lambda: exporter.events)
+    wait_until(lambda: exporter.events)
     assert not bitmap.busy
 
 

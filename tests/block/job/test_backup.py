@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 import threading
-import time
 
 import pytest
 
@@ -19,6 +18,7 @@ from qobra.block.job.backup import FIRST_SHARE, BackupJob, start_backup
 from qobra.block.job.pace import SHARE
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer
+from qobra.testing.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -253,10 +253,8 @@ def test_a_pause_while_the_last_part_is_copied_keeps_the_job(layer, guest, targe
         job.drain_over()
         job.user_pause()
     slow.go.set()
-    deadline = time.monotonic() + 30
-    while job.status != "paused":
-        assert job.status == "running" and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: job.status != "running")
+    assert job.status == "paused"
     with layer.control:
         job.user_resume()
     layer.wait_status("j", "null")
@@ -317,7 +315,7 @@ def test_writes_past_the_nodes_keep_holes_without_waiting_for_a_disk(layer, targ
             assert table.places.write(5 * 65536 + 10, b"x" * 20)
         assert job.statistics()["held"] == 4096
         slow.go.set()
-        await_nothing_held(job)
+        wait_until(lambda: not job.statistics()["held"])
         assert (tmp_path / "target").read_bytes()[5 * 65536 :][:4096] == bytes(4096)
     with layer.control:
         job.user_cancel(True)
@@ -337,13 +335,6 @@ def test_memory_for_old_data_is_got_ready_beside_a_guest(layer, guest, target, m
     job.carrier.share = 1
     slow.go.set()
     layer.wait_status("j", "null")
-
-
-def await_nothing_held(job):
-    deadline = time.monotonic() + 30
-    while job.statistics()["held"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Slow:
@@ -371,7 +362,7 @@ def test_a_write_does_not_wait_for_a_slow_target(layer, guest, target, monkeypat
     # What is below 0 and from 70000 on, in blocks.
     assert job.statistics() == {"held": (1 + -(-220000 // 4096) - 70000 // 4096) * 4096, "held-limit": 256 << 20}
     slow.go.set()
-    await_nothing_held(job)
+    wait_until(lambda: not job.statistics()["held"])
     assert (tmp_path / "target").read_bytes()[: 4 * 65536] == before[: 4 * 65536]
     with layer.control:
         job.user_cancel(True)
@@ -492,10 +483,7 @@ def test_what_is_zero_is_known_before_it_is_written(layer, qcow2, make_guest):
     writer.write(2 * 65536, b"data")
     before = source.read(0, MIB)
     job = backup(layer, "drive", "copy", speed=1, **{"x-perf": {"max-chunk": 65536, "max-workers": 1}})
-    deadline = time.monotonic() + 30
-    while not job._once.old.holds(15 * 65536, 65536):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: job._once.old.holds(15 * 65536, 65536))
     held = [job._once.old.holds(number * 65536, 65536) for number in range(1, 16)]
     assert held == [number != 2 for number in range(1, 16)]
     assert job._zeroes == MIB - 65536
@@ -519,7 +507,7 @@ def test_with_its_memory_full_a_write_copies_by_itself(layer, guest, target, mon
     slow.go.set()
     writer.join(30)
     assert not writer.is_alive()
-    await_nothing_held(job)
+    wait_until(lambda: not job.statistics()["held"])
     assert (tmp_path / "target").read_bytes()[:131072] == before[:131072]
     with layer.control:
         job.user_cancel(True)

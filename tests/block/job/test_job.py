@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from qobra.block.job.job import Job
 from qobra.block.throttle import Limits
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer
+from qobra.testing.waiting import wait_until
 
 
 class Waiting(Job):
@@ -272,9 +272,7 @@ def test_ending_the_layer_does_not_wait_for_a_throttled_job(layer):
     with layer.control:
         job = Reading(layer.jobs, "j")
     start(layer, job)
-    deadline = time.monotonic() + 20
-    while not group._turns[0] and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: group._turns[0])
     with layer.control:
         layer.close()
     assert not layer.jobs.all() and group.members == 1
@@ -283,9 +281,7 @@ def test_ending_the_layer_does_not_wait_for_a_throttled_job(layer):
 def test_a_sleeping_job_that_is_cancelled_ends_between_that_command_and_the_next(layer):
     job = make(layer)
     start(layer, job)
-    deadline = time.monotonic() + 20
-    while not job._parked and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: job._parked)
     with layer.control:
         job.cancel(True)
         assert job.status == state.RUNNING  # the reply goes out here

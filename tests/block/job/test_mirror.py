@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 import threading
-import time
 
 import pytest
 
@@ -16,6 +15,7 @@ from qobra.block.copy.follow import PIECE, can_follow
 from qobra.block.job.chain import root_node
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.errors import QobraError
+from qobra.testing.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -266,10 +266,7 @@ def test_the_speed_limit_holds_between_runs_of_a_buffer(layer, guest, raw):
     guest.fill()
     raw("target")
     job = mirror(layer, speed=65536)
-    deadline = time.monotonic() + 30
-    while job.block_info()["offset"] < MIB:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(lambda: job.block_info()["offset"] >= MIB)
     assert not job.ready
     with layer.control:
         job.user_cancel(True)
@@ -333,10 +330,7 @@ def test_pieces_are_no_larger_than_the_buffer(layer, guest, raw):
     guest.fill()
     raw("target")
     job = mirror(layer, speed=65536, **{"buf-size": 131072, "granularity": 65536})
-    deadline = time.monotonic() + 30
-    while not job.current:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(lambda: job.current)
     assert 0 < job.current < MIB and job.current % 131072 == 0
     with layer.control:
         job.user_cancel(True)

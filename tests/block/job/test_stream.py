@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-import time
 
 import pytest
 
@@ -17,6 +16,7 @@ from qobra.block.job.stream import start_stream
 from qobra.block.reopen import reopen
 from qobra.block.slots import Flight
 from qobra.errors import QobraError
+from qobra.testing.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -122,10 +122,8 @@ def test_a_pause_while_the_last_part_is_copied_keeps_the_job(layer, qcow2, make_
     with layer.control:
         job.user_pause()
     go.set()
-    deadline = time.monotonic() + 30
-    while job.status != "paused":
-        assert job.status == "running" and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: job.status != "running")
+    assert job.status == "paused"
     with layer.control:
         job.user_resume()
     layer.wait_status("s", "null")

@@ -14,7 +14,8 @@ from qobra.errors import QobraError
 from qobra.machine.fdc.formats import find
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
-from qobra.testing.guest import BoardAccess, wait_until
+from qobra.testing.guest import BoardAccess
+from qobra.testing.waiting import wait_until
 
 _DOR, _STATUS, _FIFO, _CHANGE = 0x3F2, 0x3F4, 0x3F5, 0x3F7
 _BUFFER = 0x120000

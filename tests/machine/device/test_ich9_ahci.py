@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
-from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.waiting import wait_until
 
 _LISTS, _FRAMES, _TABLES, _BUFFER = 0x100000, 0x110000, 0x120000, 0x200000
 _IS, _IE, _CMD, _TFD, _SIG, _SCTL, _SACT, _CI = 0x10, 0x14, 0x18, 0x20, 0x24, 0x2C, 0x34, 0x38

@@ -13,7 +13,8 @@ from qobra.block import media
 from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
-from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.waiting import wait_until
 
 _BASE, _CD_BASE = 0x1F0, 0x170
 _TABLE, _BUFFER, _LAST = 0x100000, 0x200000, 0x80000000

@@ -16,8 +16,9 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
 from qobra.qmp import dispatch, hmp
-from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+from qobra.testing.guest import BoardAccess, PciFunction
 from qobra.testing.ivshmem import IvshmemServer, send
+from qobra.testing.waiting import wait_until
 
 
 def _plug(machine: Machine, options: dict[str, str]) -> PciFunction:

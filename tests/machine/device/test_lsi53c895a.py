@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qobra.migration import machine_state
-from qobra.testing.guest import wait_until
 from qobra.testing.pci_guest import AdapterGuest
+from qobra.testing.waiting import wait_until
 
 _SCRIPT, _TABLE, _MESSAGE, _CDB, _DATA, _REPLY = 0x100000, 0x110000, 0x120000, 0x121000, 0x200000, 0x122000
 _ISTAT, _DSTAT, _SIST0, _SIST1, _DSA, _DSP, _DSPS = 0x14, 0x0C, 0x42, 0x43, 0x10, 0x2C, 0x30

@@ -13,7 +13,8 @@ from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device, remove_device
 from qobra.migration import machine_state
-from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.waiting import wait_until
 
 _ADMIN, _IO, _BUFFER, _LIST = 0x100000, 0x110000, 0x200000, 0x180000
 _CC, _CSTS, _AQA = 0x14, 0x1C, 0x24

@@ -12,7 +12,8 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
 from qobra.migration import machine_state
-from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.waiting import wait_until
 
 _ENTRIES = 16
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from qobra.machine.plug import add_device
 from qobra.migration import machine_state
-from qobra.testing.guest import wait_until
 from qobra.testing.pci_guest import AdapterGuest
+from qobra.testing.waiting import wait_until
 
 _STATE, _REQUESTS, _COMPLETIONS, _MESSAGES = 0x100000, 0x101000, 0x102000, 0x103000
 _BUFFER, _SENSE, _LIST = 0x200000, 0x180000, 0x190000

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device
-from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.waiting import wait_until
 
 _TABLE, _BUFFER = 0x100000, 0x200000
 _READ_MANY, _WRITE_MANY, _READ, _WRITE = 18, 25, 17, 24

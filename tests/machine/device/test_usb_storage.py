@@ -14,8 +14,9 @@ from qobra.errors import QobraError
 from qobra.machine.drive import Drives
 from qobra.machine.launch import simple_machine
 from qobra.machine.plug import add_device, remove_device
-from qobra.testing.guest import BoardAccess, wait_until
+from qobra.testing.guest import BoardAccess
 from qobra.testing.usb import IN, OUT, QUEUE, TABLE, TRANSFER, UhciHost
+from qobra.testing.waiting import wait_until
 
 _MS = 10**6
 

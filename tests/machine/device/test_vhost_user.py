@@ -30,17 +30,9 @@ from qobra.machine.plug import add_device
 from qobra.machine.virtio.vhost import Vhost
 from qobra.migration.machine_state import check_declared
 from qobra.qmp import dispatch
-from qobra.testing.guest import (
-    BoardAccess,
-    Memory,
-    ModernPci,
-    PciFunction,
-    Queue,
-    driver_ok,
-    start_driver,
-    wait_until,
-)
+from qobra.testing.guest import BoardAccess, Memory, ModernPci, PciFunction, Queue, driver_ok, start_driver
 from qobra.testing.guest_drivers import BlockDriver
+from qobra.testing.waiting import wait_until
 
 
 class Guest:

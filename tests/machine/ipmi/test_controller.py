@@ -18,7 +18,8 @@ from qobra.machine.ipmi import framing
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
-from qobra.testing.guest import BoardAccess, PciFunction, wait_until
+from qobra.testing.guest import BoardAccess, PciFunction
+from qobra.testing.waiting import wait_until
 
 _IDENTITY = "1c01002000000002070000000000"
 _KCS, _BT = 0xCA2, 0xE4

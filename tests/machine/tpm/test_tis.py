@@ -12,8 +12,9 @@ from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device, remove_device
 from qobra.migration import machine_state
-from qobra.testing.guest import BoardAccess, wait_until
+from qobra.testing.guest import BoardAccess
 from qobra.testing.tpm import TpmEmulator, connect
+from qobra.testing.waiting import wait_until
 from qobra.tpm import control_channel as control
 from qobra.tpm import messages
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
 from qobra.block.copy.carrier import DIRECT
 from qobra.block.copy.take_up import take_up
 from qobra.block.extents import ZERO, resolve
+from qobra.testing.waiting import wait_until
 
 CLUSTER = 65536
 SIZE = 8 * CLUSTER
@@ -96,8 +96,7 @@ def test_a_write_under_way_that_fails_leaves_no_gap(lab, chain):
         target=take_up, args=(disk.node, disk.node.linking(), 0, SIZE, None, DIRECT), daemon=True
     )
     copying.start()
-    while not image.waiting:
-        time.sleep(0.001)
+    wait_until(lambda: image.waiting)
     with image.lock:
         image.land(3, 3)  # and nothing was mapped
     copying.join()
