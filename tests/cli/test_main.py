@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,19 @@ def test_completion_knows_values_that_the_help_tells(words: list[str], values: l
     assert completion.candidates(words) == values
 
 
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [
+        ("--preallocation=", ["off", "metadata", "falloc", "full"]),
+        ("--preallocation=fu", ["off", "metadata", "falloc", "full"]),  # which of them begin so, the shell knows
+        ("--shrink=", []),  # has no value
+    ],
+)
+def test_completion_of_an_option_with_its_value_in_one_word(at: str, words: list[str]) -> None:
+    option = at.partition("=")[0]
+    assert completion.candidates(["qobra-img", "resize"], at) == [f"{option}={word}" for word in words]
+
+
 def test_the_help_of_map_tells_of_the_picture(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["--plot", "--help"]):
         assert program.main(["img", "map", *arguments]) == 0
@@ -100,15 +114,44 @@ def test_completion_offers_no_actions_after_one() -> None:
     assert not [word for word in completion.candidates(["qobra-img", "create", "-f"]) if word.startswith("-")]
 
 
-def test_completion_is_valid_bash(tmp_path: Path) -> None:
+def in_shell(shell: str, check: str, tmp_path: Path) -> list[str]:
+    """What ``shell`` prints with the completion that it is given loaded."""
     program_path = tmp_path / "qobra"
     program_path.write_text(f'#!/bin/sh\nexec {sys.executable} -m qobra.cli.main "$@"\n')
     program_path.chmod(0o755)
-    script = subprocess.run([program_path, "completion", "bash"], stdout=subprocess.PIPE, check=True).stdout
-    check = script + b'COMP_WORDS=(qobra img conv); COMP_CWORD=2; _qobra; echo "${COMPREPLY[@]}"'
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    result = subprocess.run(["bash"], input=check, stdout=subprocess.PIPE, env=environment, check=True)
-    assert result.stdout.split() == [b"convert"]
+    script = subprocess.run([program_path, "completion", shell], stdout=subprocess.PIPE, check=True).stdout.decode()
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    result = subprocess.run(
+        [shell], input=script + check, stdout=subprocess.PIPE, env=environment, check=True, text=True, cwd=tmp_path
+    )
+    return result.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("qobra img conv", ["convert"]),
+        ("qobra-img resize --preallocation = fu", ["full"]),
+        ("qobra-img info --output =", ["human", "json"]),
+    ],
+)
+def test_completion_in_bash(words: str, completed: list[str], tmp_path: Path) -> None:
+    check = f'COMP_WORDS=({words}); COMP_CWORD={words.count(" ")}; _qobra; echo "${{COMPREPLY[@]}}"'
+    assert in_shell("bash", check, tmp_path) == completed
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("qobra img conv", ["convert"]),
+        ("qobra-img info --output j", ["json"]),
+        ("qobra-img info --output=j", ["--output=json"]),
+        ("qobra-img map --max-length=", ["--max-length=qobra"]),  # the names of files
+    ],
+)
+def test_completion_in_fish(line: str, completed: list[str], tmp_path: Path) -> None:
+    assert in_shell("fish", f"complete -C '{line}'", tmp_path) == completed
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,7 +1,8 @@
 """``qobra completion SHELL``: completion of subcommands, actions, options and names, for bash, zsh and fish.
 
-The scripts ask ``qobra completion --words WORD...``, which answers from the help of the program that the words before
-the cursor name, and from the schema: what has a help text is completed, with no table to keep.
+The scripts ask ``qobra completion [--at WORD] --words WORD...``, which answers from the help of the program that the
+words before the cursor name, and from the schema: what has a help text is completed, with no table to keep. ``--at``
+is the word at the cursor, for shells that take ``--option=value`` for one word.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ _PROGRAMS = (
 
 _BASH = """\
 _qobra() {{
-    local IFS=$'\\n'
-    COMPREPLY=($(compgen -W "$(qobra completion --words "${{COMP_WORDS[@]:0:COMP_CWORD}}" 2>/dev/null)" \\
-        -- "${{COMP_WORDS[COMP_CWORD]}}"))
+    local IFS=$'\\n' at=${{COMP_WORDS[COMP_CWORD]}} words=("${{COMP_WORDS[@]:0:COMP_CWORD}}")
+    if [[ $at == "=" ]]; then words+=("=") at=""; fi  # to bash a word of its own
+    COMPREPLY=($(compgen -W "$(qobra completion --words "${{words[@]}}" 2>/dev/null)" -- "$at"))
 }}
 complete -o default -F _qobra {programs}
 """
 
 _ZSH = """\
 _qobra() {{
-    local found=(${{(f)"$(qobra completion --words "${{(@)words[1,CURRENT-1]}}" 2>/dev/null)"}})
+    local found=(${{(f)"$(qobra completion --at "$PREFIX" --words "${{(@)words[1,CURRENT-1]}}" 2>/dev/null)"}})
     compadd -- $found
     _files
 }}
@@ -34,8 +35,12 @@ compdef _qobra {programs}
 """
 
 _FISH = """\
+function __qobra
+    set -l at (commandline -ct)
+    qobra completion --at "$at" --words (commandline -opc) 2>/dev/null
+end
 for program in {programs}
-    complete -c $program -a '(qobra completion --words (commandline -opc) 2>/dev/null)'
+    complete -c $program -a '(__qobra)'
 end
 """
 
@@ -54,8 +59,11 @@ _ACTION = re.compile(r"^ {2,4}([a-z][-a-z]*)(?=  |$)", re.MULTILINE)
 
 def main(argv: list[str]) -> int:
     """Print the script for one shell, or what may follow some words."""
+    at = ""
+    if argv[:1] == ["--at"]:
+        at, argv = "".join(argv[1:2]), argv[2:]
     if argv[:1] == ["--words"]:
-        print("\n".join(candidates(argv[1:])))
+        print("\n".join(candidates(argv[1:], at)))
         return 0
     if len(argv) != 1 or argv[0] not in _SCRIPTS:
         print("usage: qobra completion bash|zsh|fish", file=sys.stdout if "--help" in argv else sys.stderr)
@@ -64,11 +72,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def candidates(words: list[str]) -> list[str]:
+def candidates(words: list[str], at: str = "") -> list[str]:
     """What may come after ``words``, the first of which is a program: subcommands, actions and options, sorted.
+
+    Where the word ``at`` the cursor has begun as ``--option=``, these are words that begin so.
 
     Empty where the help says nothing of what is to come, as with the value of an option or the name of a file.
     """
+    option, equals, _ = at.partition("=")
+    if equals and option.startswith("--"):
+        return [f"{option}={value}" for value in candidates([*words, option, "="])]
     program, *rest = words or ["qobra"]
     named = [word for word in rest if not word.startswith("-")]
     name = program.rpartition("/")[2].removeprefix("qobra").removeprefix("-").replace("-", "_")
@@ -85,6 +98,8 @@ def candidates(words: list[str]) -> list[str]:
         values = _values(text, rest[-2:-1] if rest[-1:] == ["="] else rest[-1:])
         if values is not None:
             return values
+    if rest[-1:] == ["="]:
+        return []
     if place == ["completion"]:
         return sorted(_SCRIPTS)
     options = set(_OPTION.findall(text))
