@@ -10,6 +10,8 @@ from pathlib import Path
 
 from qobra.testing.differential import limit_descriptors
 from qobra.testing.fuzz import play
+from qobra.testing.fuzz.cases import CASES
+from qobra.testing.fuzz.pair import all_members
 from qobra.testing.fuzz.trial import Trial
 
 
@@ -21,6 +23,10 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=25)
     parser.add_argument("--server", choices=("storage", "none", "pc"), default="storage")
     parser.add_argument("--script", help="play this file, a JSON list of steps, instead")
+    parser.add_argument(
+        "--members", metavar="TEXT", help="each member in turn of the cases that have this text instead"
+    )
+    parser.add_argument("--stride", type=int, default=1, help="with --members: every so manyth form only")
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--known", help="a file of kinds of differences that are not told again; new ones are added")
     arguments = parser.parse_args()
@@ -34,6 +40,10 @@ def main() -> int:
             found = trial.compare(json.loads(Path(arguments.script).read_text()))
             print(found.text if found else "the same", found and (found.step, found.command))
             return int(found is not None)
+        if arguments.members is not None:
+            for text in all_members(trial, CASES, arguments.members, arguments.stride):
+                print(text, flush=True)
+            return 0
         known = Path(arguments.known) if arguments.known else None
         seen = set(known.read_text().splitlines()) if known and known.exists() else set()
         total = 0

@@ -53,7 +53,7 @@ class Trial:
     def draw(self, seed: int, length: int) -> tuple[list[Step], Difference | None]:
         """A script from a seed, which the peer plays while it is drawn, and how ours differs."""
         chance = random.Random(seed)
-        player = self._open(ours=False)
+        player = self.open(ours=False)
         steps: list[Step] = []
         theirs: list[Any] = []
         slow: list[list[str]] = []
@@ -65,7 +65,7 @@ class Trial:
             waiting = author.first()
             while len(steps) < length:
                 step = waiting.pop(0) if waiting else author.next()
-                answer, quiet = self._step(player, step, None)
+                answer, quiet = self.step(player, step, None)
                 steps.append(step)
                 theirs.append(answer)
                 slow.append(quiet)
@@ -77,7 +77,7 @@ class Trial:
                     break
                 world.look(player.query)
             for step in LAST if not _spoils(steps[-1], theirs[-1][0]) else []:
-                answer, quiet = self._step(player, step, None)
+                answer, quiet = self.step(player, step, None)
                 steps.append(step)
                 theirs.append(answer)
                 slow.append(quiet)
@@ -89,13 +89,13 @@ class Trial:
 
     def compare(self, steps: list[Step]) -> Difference | None:
         """How ours differs in a script."""
-        player = self._open(ours=False)
+        player = self.open(ours=False)
         theirs: list[Any] = []
         slow: list[list[str]] = []
         gone = False
         try:
             for step in steps:
-                answer, quiet = self._step(player, step, None)
+                answer, quiet = self.step(player, step, None)
                 theirs.append(answer)
                 slow.append(quiet)
                 if _spoils(step, answer[0]):
@@ -150,13 +150,13 @@ class Trial:
     ) -> Difference | None:
         """``images``: compare them too, as the peer did not break down."""
         self._theirs = theirs
-        player = self._open(ours=True)
+        player = self.open(ours=True)
         names: dict[str, str] = {}
         other_names: dict[str, str] = {}
         number = -1
         try:
             for number, step in enumerate(steps):
-                (answer, events), _ = self._step(player, step, set(slow[number]))
+                (answer, events), _ = self.step(player, step, set(slow[number]))
                 ours = play.told(answer, events, names, player.directory, step[1])
                 expected = play.told(
                     theirs[number][0], theirs[number][1], other_names, self._directory / "theirs", step[1]
@@ -172,17 +172,23 @@ class Trial:
             return Difference(-1, "stderr", told[-2000:])
         if any(slow) or not steps or not images:
             return None
-        if left := play.compare_images(player.directory, self._directory / "theirs", self._images):
+        if left := self.left():
             return Difference(-1, "images", "\n".join("  " + each for each in left))
         return None
 
-    def _open(self, *, ours: bool) -> Player:
+    def left(self) -> list[str]:
+        """What differs between the images that both sides have left."""
+        return play.compare_images(self._directory / "ours", self._directory / "theirs", self._images)
+
+    def open(self, *, ours: bool) -> Player:
+        """A server in its directory, with images of its own."""
         directory = self._directory / ("ours" if ours else "theirs")
         shutil.rmtree(directory, ignore_errors=True)
         play.copy_images(self._images, directory)
         return self._start(directory, ours)
 
-    def _step(self, player: Player, step: Step, slow: set[str] | None) -> tuple[list[Any], list[str]]:
+    def step(self, player: Player, step: Step, slow: set[str] | None) -> tuple[list[Any], list[str]]:
+        """Play a step: the answer and the events, and the jobs that go on; ``slow`` ones are not waited for."""
         answer = player.play(step)
         if step[1] == "device_del" and "return" in answer:
             player.wait_deleted(DELETED)

@@ -13,6 +13,8 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.counts import CompactCounts, differences
+from qobra.block.format.qcow2.header import Header
+from qobra.block.format.qcow2.options import cache_sizes
 from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
 from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
@@ -345,6 +347,10 @@ CACHES = [
         {"cache_size": 1 << 16, "refcount_cache_size": 1 << 20},
         "refcount-cache-size may not exceed cache-size",
     ),
+    ({"cache_size": 1 << 62}, "Refcount cache size too big"),
+    ({"cache_size": 1 << 62, "l2_cache_size": 1 << 62}, "Refcount cache size too big"),
+    ({"cache_size": 1 << 62, "refcount_cache_size": 1 << 61}, "L2 cache size too big"),
+    ({"refcount_cache_size": 1 << 62}, "Refcount cache size too big"),
     (
         {"l2_cache_entry_size": 1000},
         "L2 cache entry size must be a power of two between 512 and the cluster size",
@@ -357,6 +363,15 @@ def test_cache_sizes_that_contradict_one_another(lab, options, text):
     lab.create("a", size=1 << 20)
     with pytest.raises(QobraError, match=text):
         lab.open("a", **options)
+
+
+def test_cache_sizes_share_what_there_is():
+    """L2 tables come first, as far as the disk has such, but for the least that counts need."""
+    header = Header()
+    header.size = 1 << 30
+    for total, expected in ((1 << 20, (128 << 10, (1 << 20) - (128 << 10))), (320 << 10, (64 << 10, 256 << 10))):
+        sizes = cache_sizes(header, {"cache-size": total})
+        assert (sizes.l2, sizes.refcount) == expected
 
 
 def test_runs_in_a_table_are_what_a_slow_look_finds():

@@ -32,6 +32,8 @@ def cache_sizes(header: Header, options: Options) -> CacheSizes:
     refcount = options.get("refcount-cache-size")
     entry = options.get("l2-cache-entry-size")
     cluster = header.cluster_size
+    # No more than all of the disk's L2 entries.
+    needed = -(-header.size // cluster) * (16 if header.extended_l2 else 8)
     if total is not None:
         if l2 is not None and refcount is not None:
             raise QobraError(
@@ -42,10 +44,11 @@ def cache_sizes(header: Header, options: Options) -> CacheSizes:
         if refcount is not None and refcount > total:
             raise QobraError("refcount-cache-size may not exceed cache-size", errno=errno.EINVAL)
         if l2 is None and refcount is None:
-            refcount = min(4 * cluster, total)
-        if refcount is None:
-            refcount = total - l2
-        if l2 is None:
+            # L2 tables come first, but for the least that counts need.
+            l2 = min(needed, max(total - 4 * cluster, 0))
+        if l2 is not None:
+            refcount = total - min(l2, needed)
+        else:
             l2 = total - refcount
     if entry is None:
         entry = min(cluster, _SLICE_LIMIT)
@@ -56,9 +59,8 @@ def cache_sizes(header: Header, options: Options) -> CacheSizes:
         )
     l2 = DEFAULT_L2_CACHE if l2 is None else l2
     refcount = DEFAULT_REFCOUNT_CACHE if refcount is None else refcount
-    # No more than all of the disk's L2 entries.
-    needed = -(-header.size // cluster) * (16 if header.extended_l2 else 8)
-    if min(l2, needed) // entry > _MAX_ENTRIES:
+    # What is left of both beside that of counts is taken as it is.
+    if (l2 if total is not None and "l2-cache-size" not in options else min(l2, needed)) // entry > _MAX_ENTRIES:
         raise QobraError("L2 cache size too big", errno=errno.EINVAL)
     if refcount // cluster > _MAX_ENTRIES:
         raise QobraError("Refcount cache size too big", errno=errno.EINVAL)
