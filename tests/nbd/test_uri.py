@@ -76,8 +76,3 @@ def test_garbage_is_refused_or_parsed(text: str) -> None:
             uri.parse(candidate)
         except QobraError:
             pass
-
-
-def test_is_nbd_uri() -> None:
-    assert all(map(uri.is_nbd_uri, ["nbd:h:1", "nbds://x", "nbd+unix:///?socket=x", "nbds+vsock://1:2"]))
-    assert not any(map(uri.is_nbd_uri, ["http://x", "/nbd", "nbdx:", "file:nbd:"]))

@@ -28,12 +28,6 @@ class NbdUri(NamedTuple):
     """The ``tls-*`` parameters of the query."""
 
 
-def is_nbd_uri(text: str) -> bool:
-    """Whether ``text`` begins with one of the NBD schemes and ``:``."""
-    scheme = text.partition(":")[0].lower()
-    return scheme in _TRANSPORTS or (scheme.startswith("nbds") and "nbd" + scheme[4:] in _TRANSPORTS)
-
-
 def parse(text: str) -> NbdUri:
     """Take an NBD URI apart. Raises QobraError (EINVAL) where it is malformed or of another scheme."""
     if len(text) > 4 * MAX_STRING:
