@@ -64,3 +64,33 @@ def test_timestamps(make_monitored: Any) -> None:
     client = monitored.client()
     emit(monitored.machine, "STOP")
     assert client.line() == {"timestamp": {"seconds": 1_700_000_000, "microseconds": 123456}, "event": "STOP"}
+
+
+def test_a_monitor_that_is_to_be_read_gets_events_as_it_gets_replies(make_monitored: Any) -> None:
+    monitored = make_monitored()
+    pretty, plain = monitored.connect(pretty=True), monitored.client()
+
+    def message() -> bytes:
+        lines = [pretty.raw_line()]
+        while lines[-1] != b"}\r\n":
+            lines.append(pretty.raw_line())
+        return b"".join(lines)
+
+    assert b'"QMP"' in message()
+    pretty.send(b'{"execute": "qmp_capabilities"}')
+    assert message() == b'{\n    "return": {\n    }\n}\r\n'
+    emit(monitored.machine, "WAKEUP")
+    told = message()
+    assert told.startswith(b'{\n    "timestamp": {\n        "seconds": ') and b'    "event": "WAKEUP"' in told
+    assert plain.line()["event"] == "WAKEUP"
+
+
+def test_who_has_left_is_sent_no_events(make_monitored: Any) -> None:
+    monitored = make_monitored()
+    staying, leaving = monitored.client(), monitored.client()
+    events = monitored.monitors._router
+    assert len(events._sessions) == 2
+    leaving.close()
+    wait_until(lambda: len(events._sessions) == 1)
+    emit(monitored.machine, "WAKEUP")
+    assert staying.line()["event"] == "WAKEUP"

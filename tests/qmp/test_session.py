@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from typing import Any
@@ -174,6 +175,19 @@ def test_out_of_band_overtakes(monitored: Any, serve: Any) -> None:
     assert client.reply() == error("The command query-name does not support OOB", id=3)
     client.send(b'{"exec-oob":"x-urgent","id":4}')
     assert [client.reply()["id"] for _ in range(3)] == [4, 1, 2]
+
+
+def test_a_command_is_in_band_or_out_of_it(monitored: Any) -> None:
+    both = {"execute": "query-name", "exec-oob": "query-name", "id": 1}
+    client = monitored.client("oob")
+    client.send(json.dumps(both).encode())
+    reply = client.reply()
+    assert re.fullmatch(
+        "QMP input member '(execute|exec-oob)' clashes with '(exec-oob|execute)'", reply["error"]["desc"]
+    )
+    client = monitored.client()  # that did not ask for it, and has no such member
+    client.send(json.dumps(both).encode())
+    assert client.reply()["error"]["desc"] == "QMP input member 'exec-oob' is unexpected"
 
 
 def test_oob_queue_is_bounded(monitored: Any, serve: Any) -> None:
