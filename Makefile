@@ -52,6 +52,7 @@ docs: $(VENV)/.docs
 generate: $(VENV)/.test
 	$(BIN)/python -m qobra.qapi.generate
 	$(BIN)/python -m qobra.client.generate
+	$(BIN)/python -m qobra.command._generate
 
 # Ratios to QEMU, interleaved in one run; each script takes options of its own, see its --help.
 bench: $(VENV)/.test $(COMPILED)

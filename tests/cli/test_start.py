@@ -337,7 +337,8 @@ def test_the_usual_starts_are_recorded(tmp_path: Path) -> None:
     assert not {"typing", "re", "enum", "os", "_collections_abc", "threading"} & set(info.now)
     daemon = _bundle._record(str(tmp_path), "qobra.cli.storage_daemon", usual["qobra.cli.storage_daemon", ""])
     assert {"qobra.qmp.session", "qobra.chardev.backend.socket"} <= set(daemon.now)
-    assert "threading" in daemon.later
+    assert {"threading", "qobra.command.control"} <= {*daemon.later}
+    assert not {"typing", "qobra.command.block", "qobra.block.node"} & {*daemon.later}
     assert not {"typing", "re", "enum", "os", "_collections_abc", "threading"} & {*daemon.now}
 
 

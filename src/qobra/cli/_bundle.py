@@ -232,7 +232,7 @@ def _record(directory: str, module: str, arguments: list[str]) -> Recorded:
 
 
 def _visit(path: str, process: subprocess.Popen[bytes]) -> None:
-    """Be the client that a start waits for: go through the greeting, and for QMP the capabilities, in full.
+    """Be the client that a start waits for: go through the greeting, and for QMP the first commands, in full.
 
     Raises OSError if nobody listens in time.
     """
@@ -250,8 +250,9 @@ def _visit(path: str, process: subprocess.Popen[bytes]) -> None:
                 time.sleep(0.01)
         client.recv(1 << 16)
         if path.endswith("qmp"):
-            client.sendall(b'{"execute": "qmp_capabilities"}')
-            client.recv(1 << 16)
+            for command in (b"qmp_capabilities", b"query-version"):
+                client.sendall(b'{"execute": "%s"}' % command)
+                client.recv(1 << 16)
     os.unlink(path)
 
 

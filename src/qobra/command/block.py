@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.block import change_children, query
 from qobra.block.named import add_drive, split_old_options
 from qobra.block.reopen import reopen
@@ -11,6 +9,10 @@ from qobra.block.write_threshold import set_write_threshold
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.registry import command, older_form
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @command("blockdev-add")

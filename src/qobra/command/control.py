@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.errors import COMMAND_NOT_FOUND, QobraError
 from qobra.machine.machine import Machine
 from qobra.qmp.registry import command
 from qobra.qmp.version import version_info
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @command("qmp_capabilities")

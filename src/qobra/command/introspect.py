@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.machine.machine import Machine
 from qobra.qmp import registry
 from qobra.qmp.registry import command
 from qobra.qmp.writer import Encoded, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 registry.events(
     "BLOCK_EXPORT_DELETED",
@@ -56,7 +58,7 @@ _schemas: dict[frozenset[str], Encoded] = {}
 @command("query-commands")
 def query_commands(machine: Machine, args: dict[str, Any]) -> list[dict[str, Any]]:
     """The commands that are served."""
-    return [{"name": name} for name in registry.served(machine)]
+    return [{"name": name} for name in registry.served_names(machine)]
 
 
 @command("query-events")

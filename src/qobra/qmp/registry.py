@@ -1,4 +1,4 @@
-"""The commands that are implemented: handlers by name, found by importing :mod:`qobra.command`.
+"""The commands that are implemented: handlers by name, found by importing what is needed of :mod:`qobra.command`.
 
 A handler is called inside the control strand with the machine and its arguments, already checked against the contract,
 and returns what the contract says (None for nothing). A command is served, and so advertised, exactly where
@@ -77,7 +77,10 @@ def events(*names: str, needs: str | None = None) -> None:
 
 def find(machine: Machine, name: str) -> Command | None:
     """The command ``name`` as ``machine`` serves it, or None."""
-    found = commands().get(name)
+    found = _commands.get(name)
+    if found is None and not _loaded:
+        _load(name)
+        found = _commands.get(name)
     return found if found is not None and found.served_by(machine) else None
 
 
@@ -87,6 +90,17 @@ def served(machine: Machine) -> dict[str, Command]:
 
     known = contract().commands
     return {name: item for name, item in sorted(commands().items()) if name in known and item.served_by(machine)}
+
+
+def served_names(machine: Machine) -> list[str]:
+    """The names of what is :func:`served`, found without the handlers."""
+    from qobra.qapi.contract import contract
+
+    needs = {name: item.needs for name, item in _commands.items()} if _loaded else _handlers().needs()
+    known = contract().commands
+    return sorted(
+        name for name, need in needs.items() if name in known and (need is None or need in machine.capabilities)
+    )
 
 
 def served_events(machine: Machine) -> list[str]:
@@ -105,8 +119,18 @@ def commands() -> dict[str, Command]:
     """Every command there is, of whatever machine."""
     global _loaded
     if not _loaded:
-        # The one import that points up: the handlers stand above the protocol that carries their calls.
-        __import__("qobra.command")
-        sys.modules["qobra.command"].load_all()
+        _handlers().load_all()
         _loaded = True
     return _commands
+
+
+def _load(name: str) -> None:
+    """Import the handler of the command ``name``, or all of them if it is not known where it is."""
+    if not _handlers().load(name):
+        commands()
+
+
+def _handlers() -> Any:
+    """The one import that points up: the handlers stand above the protocol that carries their calls."""
+    __import__("qobra.command")
+    return sys.modules["qobra.command"]
