@@ -9,7 +9,8 @@ from collections.abc import Callable
 from struct import unpack
 from typing import TYPE_CHECKING
 
-from qobra.machine.vmstate import VmState, flag, i64, timer, u8, u16, u32, u64
+from qobra.machine.sound_pacer import SoundPacer
+from qobra.machine.vmstate import VmState, flag, part, u8, u16, u32
 
 if TYPE_CHECKING:
     from qobra.machine.dma import GuestMemory
@@ -21,10 +22,10 @@ _BUFFERS = 32
 _HALTED, _AT_LAST, _LAST_DONE, _BUFFER_DONE, _FIFO_ERROR = 0x01, 0x02, 0x04, 0x08, 0x10
 _TAKEN_BACK = _LAST_DONE | _BUFFER_DONE | _FIFO_ERROR
 _RUN, _RESET, _CONTROL_MASK = 0x01, 0x02, 0x1D
-_SAMPLE = 2
-_SECOND = 10**9
-_LATEST, _SOONEST = _SECOND // 100, _SECOND // 1000
+_SAMPLE, _FRAME = 2, 4
+"""Bytes of a sample, and of one for each of two channels."""
 _MOST_BUFFERS = 64
+"""How many buffers are gone through at once, as some may have no length."""
 
 
 class Channel:
@@ -36,9 +37,7 @@ class Channel:
         u16("_left"),
         u32("_list", "_address"),
         flag("_tells"),
-        i64("_started_ns"),
-        u64("_moved"),
-        timer("_timer"),
+        part("_pacer"),
     )
 
     def __init__(
@@ -53,30 +52,29 @@ class Channel:
         stopped: Callable[[], None],
     ) -> None:
         """``pace`` says how many bytes a second move, ``carry`` takes what goes out."""
-        self._clock = clock
         self._memory = memory
         self._output = output
         self.pace = pace
         self._carry = carry
         self._changed = changed
         self._stopped = stopped
-        self._timer = clock.timer(self._due)
+        self._pacer = SoundPacer(clock, self._due)
         self._control = 0
         self.reset()
 
     def reset(self) -> None:
         """Everything as it begins, but for what may interrupt."""
-        self._timer.cancel()
+        self._pacer.stop()
+        self._pacer.forget()
         self._list = self._current = self._last = self._next = self._left = self._address = 0
         self._tells = False
         self._status = _HALTED
         self._control &= _CONTROL_MASK & ~_RUN
-        self._started_ns = self._moved = 0
         self._stopped()
 
     def close(self) -> None:
         """The controller is gone."""
-        self._timer.cancel()
+        self._pacer.stop()
 
     def power_on(self) -> None:
         """A reset of the whole controller."""
@@ -122,7 +120,7 @@ class Channel:
         if ran and not value & _RUN:
             self.catch_up()
             self._status |= _HALTED
-            self._timer.cancel()
+            self._pacer.stop()
             self._stopped()
         self._control = value & _CONTROL_MASK
         if value & _RUN and not ran:
@@ -132,14 +130,14 @@ class Channel:
     def _go_on(self) -> None:
         if not self._left:
             self._next_buffer()
-        self._started_ns, self._moved = self._clock.now_ns(), 0
+        self._pacer.start()
         self._arm()
 
     # -- moving sound
 
     def change_pace(self) -> None:
         """There is another pace from now on; what was due before has moved."""
-        self._started_ns, self._moved = self._clock.now_ns(), 0
+        self._pacer.start()
 
     @property
     def _moves(self) -> bool:
@@ -151,20 +149,13 @@ class Channel:
             self._arm()
 
     def _arm(self) -> None:
-        pace = self.pace()
-        until = self._left * _SAMPLE * _SECOND // pace if self._left and pace else _LATEST
-        self._timer.set(self._clock.now_ns() + max(_SOONEST, min(_LATEST, until)))
+        self._pacer.arm(self._left * _SAMPLE, self.pace())
 
     def catch_up(self) -> None:
-        """Move what is due; where nobody looked after it for a second the time between is left out."""
+        """Move what is due by now."""
         if not self._moves:
             return
-        pace = self.pace()
-        count = ((self._clock.now_ns() - self._started_ns) * pace // _SECOND - self._moved) // 4 * 4
-        if count > pace:
-            self._started_ns += (count - pace) * _SECOND // pace
-            count = pace // 4 * 4
-        self._moved += count
+        count = self._pacer.take(self.pace(), _FRAME)
         data = bytearray()
         for _ in range(_MOST_BUFFERS):
             if count <= 0 or not self._moves:
@@ -180,7 +171,7 @@ class Channel:
             if not self._left:
                 self._buffer_done()
         if data:
-            self._carry(bytes(data[: len(data) // 4 * 4]))
+            self._carry(bytes(data[: len(data) // _FRAME * _FRAME]))
         if not self._moves:
             self._stopped()
         self._changed()

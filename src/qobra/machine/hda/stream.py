@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from qobra.audio.sound import Form, frame_size
 from qobra.machine.dma import GuestMemory
-from qobra.machine.vmstate import VmState, flag, i64, timer, u8, u16, u32, u64
+from qobra.machine.sound_pacer import SoundPacer
+from qobra.machine.vmstate import VmState, flag, part, u8, u16, u32, u64
 
 if TYPE_CHECKING:
     from qobra.machine.vclock import VirtualClock
@@ -27,9 +28,6 @@ _CAUSES = 0x1C
 """Of the control register which causes may interrupt, of the status register which there are."""
 _FIFO_READY, _FIFO_SIZE = 0x20, 0x100
 _ENTRY, _TELLS = 16, 1
-_SECOND = 10**9
-_LATEST, _SOONEST = _SECOND // 100, _SECOND // 1000
-"""How often a stream that runs is looked after: for its next buffer's end, but not more seldom or often."""
 _MOST_ENTRIES = 128
 """How many buffers are gone through at once, as some may have no length."""
 _BITS = {0: 8, 1: 16, 2: 32, 3: 32, 4: 32}
@@ -51,9 +49,7 @@ class Stream:
         u16("_format"),
         u64("_list", "_address"),
         flag("_tells", "_held"),
-        i64("_started_ns"),
-        u64("_moved"),
-        timer("_timer"),
+        part("_pacer"),
     )
 
     def __init__(
@@ -68,12 +64,11 @@ class Stream:
     ) -> None:
         """``carry`` takes what goes out over the link; ``changed`` is called when there may be an interrupt."""
         self.output = output
-        self._clock = clock
         self._memory = memory
         self._changed = changed
         self._carry = carry
         self._stopped = stopped
-        self._timer = clock.timer(self._due)
+        self._pacer = SoundPacer(clock, self._due)
         self._control = 0
         self._held = False
         self.reset()
@@ -82,7 +77,7 @@ class Stream:
         """All registers as they begin."""
         if self._control & _RUN:
             self._stopped(self)
-        self._timer.cancel()
+        self._pacer.stop()
         self._control = self._number = self._last = 0
         self._status = 0
         self.position = self._length = self._format = self._list = 0
@@ -91,11 +86,11 @@ class Stream:
     def _rewind(self) -> None:
         self._entry = self._left = self._address = 0
         self._tells = False
-        self._started_ns = self._moved = 0
+        self._pacer.forget()
 
     def close(self) -> None:
         """The controller is gone."""
-        self._timer.cancel()
+        self._pacer.stop()
 
     @property
     def number(self) -> int:
@@ -136,7 +131,7 @@ class Stream:
             self._last = value
         elif FORMAT <= offset < FORMAT + 2:
             self.catch_up()
-            self._started_ns, self._moved = self._clock.now_ns(), 0
+            self._pacer.start()
             self._format = _with_byte(self._format, offset - FORMAT, value) & _FORMAT_MASK
         elif LIST <= offset < LIST + 8:
             self._list = _with_byte(self._list, offset - LIST, value) & ~0x7F
@@ -153,11 +148,11 @@ class Stream:
         self._control = value
         if value & _RUN and not ran:
             self._rewind()
-            self._started_ns = self._clock.now_ns()
+            self._pacer.start()
             if not self._held:
                 self._arm()
         elif ran and not value & _RUN:
-            self._timer.cancel()
+            self._pacer.stop()
             self._stopped(self)
         self._changed()
 
@@ -174,8 +169,7 @@ class Stream:
         self._arm()
 
     def _arm(self) -> None:
-        until = self._left * _SECOND // self._pace if self._left else _LATEST
-        self._timer.set(self._clock.now_ns() + max(_SOONEST, min(_LATEST, until)))
+        self._pacer.arm(self._left, self._pace)
 
     def catch_up(self) -> None:
         """Have moved what is due by now."""
@@ -188,20 +182,15 @@ class Stream:
             return
         self.catch_up()
         self._held = held
-        self._timer.cancel()
+        self._pacer.stop()
         if not held and self._control & _RUN:
-            self._started_ns, self._moved = self._clock.now_ns(), 0
+            self._pacer.start()
             self._arm()
 
     def _move(self) -> None:
-        """Move what is due. Where nobody looked after it for a second the time between is left out."""
-        pace, size = self._pace, frame_size(self.form)
-        elapsed = self._clock.now_ns() - self._started_ns
-        count = elapsed * pace // _SECOND // size * size - self._moved
-        if count > pace:
-            self._started_ns += (count - pace) * _SECOND // pace
-            count = pace // size * size
-        self._moved += count
+        """Move what is due."""
+        size = frame_size(self.form)
+        count = self._pacer.take(self._pace, size)
         data = bytearray()
         told = False
         for _ in range(_MOST_ENTRIES):
