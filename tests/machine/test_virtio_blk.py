@@ -119,6 +119,35 @@ def test_the_write_cache_follows_the_driver_that_runs_and_a_reset_takes_that_bac
 
 
 @pytest.mark.parametrize("guest", ["mmio"], indirect=True)
+def test_a_driver_that_reads_the_configuration_can_tell_that_it_changed(guest: Guest) -> None:
+    transport: Any = guest.transport
+    generation = 0xFC
+
+    def resize(size: int) -> None:
+        with guest.machine.control:
+            guest.machine.block.resize(guest.machine.block.find_node("n0"), size)
+
+    resize(1 << 19)  # nobody has looked yet
+    assert transport.register(generation) == 0
+    BlockDriver(transport, guest.memory)
+    assert transport.config(0, 4) == 1024
+    for changes in (1, 2):
+        resize(changes << 20)
+        assert transport.register(generation) == changes
+        assert transport.config(0, 4) == 2048 * changes
+        assert transport.isr() & 2
+
+
+@pytest.mark.parametrize("guest", ["mmio"], indirect=True)
+def test_what_describes_the_old_interface_is_offered_there_alone(guest: Guest) -> None:
+    notify_on_empty, any_layout, modern = 1 << 24, 1 << 27, 1 << 32
+    guest.device.notify_on_empty = True
+    today, old = guest.device.offered_features(modern=True), guest.device.offered_features(modern=False)
+    assert today & (notify_on_empty | any_layout | modern) == modern
+    assert old & (notify_on_empty | any_layout | modern) == notify_on_empty | any_layout
+
+
+@pytest.mark.parametrize("guest", ["mmio"], indirect=True)
 def test_a_reset_leaves_what_the_driver_looks_at(guest: Guest) -> None:
     transport: Any = guest.transport
     transport.register(0x14, 1)

@@ -68,6 +68,7 @@ def test_the_usual_one(guessed: Any, sectors: int, geometry: Any, translation: s
         (_table(_partition(7, 32)), 256 * 100, (100, 8, 32), "none"),
         (_table(_partition(7, 0xC0 | 32)), 256 * 100, (100, 8, 32), "none"),
         (_table(_partition(0, 5), _partition(7, 32, size=0), _partition(3, 16)), 64 * 50, (50, 4, 16), "none"),
+        (_table(_partition(7, 32, size=1 << 24)), 256 * 100, (100, 8, 32), "none"),
         (_table(bytes(16), bytes(16), bytes(16), _partition(3, 16)), 64, (1, 4, 16), "none"),
         (_table(_partition(7, 32), _partition(3, 16)), 256 * 100, (100, 8, 32), "none"),
         # What cannot be: no sectors to a track, no or too many cylinders, no table.
