@@ -211,10 +211,18 @@ def test_discard_zeroes_identity_and_the_unknown(exporter: Any, attach: Any) -> 
     assert front.request(blk.T_DISCARD, 0, blk.RANGE.pack(24, 8, 0))[0] == 0
     assert node.log == [("zero", 4096, 2048, True, False), ("zero", 8192, 2048, False, False), ("discard", 12288, 4096)]
     assert front.request(blk.T_DISCARD, 0, blk.RANGE.pack(24, 8, 1))[0] == blk.S_UNSUPP
-    assert front.request(blk.T_DISCARD, 0, blk.RANGE.pack(0, 1 << 20, 0))[0] == blk.S_UNSUPP
     assert front.request(blk.T_DISCARD, 0, bytes(32))[0] == blk.S_UNSUPP
+    for kind in (blk.T_DISCARD, blk.T_WRITE_ZEROES):
+        assert front.request(kind, 0, blk.RANGE.pack(0, 1 << 20, 2))[0] == blk.S_IOERR
+        assert front.request(kind, 0, bytes(8))[0] == blk.S_IOERR
     assert front.request(blk.T_GET_ID, 0, into=20) == (0, b"e".ljust(20, b"\0"))
     assert front.request(99, 0)[0] == blk.S_UNSUPP
+
+
+def test_the_driver_is_told_at_once_of_what_was_done_before(exporter: Any, attach: Any) -> None:
+    exporter.told("n")
+    front = attach("n").set_up()
+    assert select.select([front.call], [], [], 30)[0] and os.eventfd_read(front.call) == 1
 
 
 def test_errors(exporter: Any, attach: Any) -> None:

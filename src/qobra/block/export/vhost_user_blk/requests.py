@@ -145,11 +145,13 @@ class Requests:
     def _ranges(self, kind: int, body: bytes) -> None:
         self._check_writable()
         if len(body) != RANGE.size:
-            raise QobraError("one range expected", errno=errno.ENOTSUP)
+            raise QobraError("one range expected", errno=errno.ENOTSUP if len(body) > RANGE.size else errno.EINVAL)
         sector, sectors, flags = RANGE.unpack(body)
         unmap = bool(flags & RANGE_F_UNMAP)
-        if sectors > MAX_SECTORS or flags & ~RANGE_F_UNMAP or (kind == T_DISCARD and unmap):
-            raise QobraError("range too long, or with unknown flags", errno=errno.ENOTSUP)
+        if sectors > MAX_SECTORS:
+            raise QobraError("range too long", errno=errno.EINVAL)
+        if flags & ~RANGE_F_UNMAP or (kind == T_DISCARD and unmap):
+            raise QobraError("range with unknown flags", errno=errno.ENOTSUP)
         with self._slot:
             node = self._checked(sector * SECTOR, sectors * SECTOR)
             if kind == T_DISCARD:

@@ -59,6 +59,8 @@ class Queue:
         with self._calling:  # a number that was closed may be another file's at once
             old, self._call = self._call, _never_waits(fd)
             _close(old)
+            # What was done before may not have been told, as to a front end that has come back.
+            self._tell()
 
     def start(self) -> None:
         """Serve the queue if everything that it needs is there."""
@@ -129,12 +131,15 @@ class Queue:
         ring.put(chain.head, requests.perform(chain))
         if ring.should_signal():
             with self._calling:
-                if self._call >= 0:
-                    try:
-                        os.write(self._call, _ONE)
-                    except BlockingIOError:
-                        pass  # it has been told more often than it has looked
+                self._tell()
         return True
+
+    def _tell(self) -> None:
+        if self._call >= 0:
+            try:
+                os.write(self._call, _ONE)
+            except BlockingIOError:
+                pass  # it has been told more often than it has looked
 
 
 class Session:
