@@ -84,8 +84,13 @@ def test_bad_headers():
         (40, b"odd-mode\0", "Unexpected cipher mode"),
         (72, b"rot13\0\0", "Hash algorithm 'rot13' not supported"),
         (72, b"shake_128\0", "Hash algorithm 'shake_128' not supported"),
-        (208, b"\1\2\3\4", "Keyslot 0 state is corrupted"),
-        (208 + 40, b"\xff\xff\xff\xff", "Keyslot 0 is overlapping"),
+        (208, b"\1\2\3\4", r"Keyslot 0 state \(active/disable\) is corrupted"),
+        (104, b"\0\0\0\1", "LUKS payload is overlapping with the header"),
+        (208 + 4, b"\0\0\0\0", "Keyslot 0 iteration count is zero"),
+        (208 + 7 * 48 + 44, b"\0\0\1\0", r"Keyslot 7 is corrupted \(stripes 256 != 4000\)"),
+        (208 + 40, b"\xff\xff\xff\xff", "Keyslot 0 is overlapping with the encrypted payload"),
+        (208 + 40, b"\0\0\0\1", "Keyslot 0 is overlapping with the LUKS header"),
+        (208 + 5 * 48 + 40, b"\0\0\0\x20", "Keyslots 0 and 5 are overlapping in the header"),
     ):
         bad = bytearray(area)
         bad[at : at + len(data)] = data

@@ -260,23 +260,37 @@ def parse_header(data: bytes) -> LuksHeader:
     header.key_length = key_length
     header.digest, header.digest_salt, header.digest_iterations = digest, salt, iterations
     header.uuid = _text(uuid)
+    if header.payload_offset < HEADER_LENGTH:
+        raise QobraError("LUKS payload is overlapping with the header")
+    for number in range(SLOTS):
+        state, slot_iterations, slot_salt, offset, stripes = _SLOT.unpack_from(data, _HEADER.size + number * _SLOT.size)
+        if state not in (_ENABLED, _DISABLED):
+            raise QobraError(f"Keyslot {number} state (active/disable) is corrupted")
+        if stripes != STRIPES:
+            raise QobraError(f"Keyslot {number} is corrupted (stripes {stripes} != {STRIPES})")
+        if state == _ENABLED and slot_iterations == 0:
+            raise QobraError(f"Keyslot {number} iteration count is zero")
+        slot = Slot(offset * SECTOR)
+        slot.active, slot.iterations, slot.salt = state == _ENABLED, slot_iterations, slot_salt
+        header.slots.append(slot)
+    _require_places(header)
     header.hash = _text(hash).lower()
     _require_hash(header.hash)
     _take_cipher(header, _text(cipher), _text(mode))
-    for number in range(SLOTS):
-        active, slot_iterations, slot_salt, offset, stripes = _SLOT.unpack_from(
-            data, _HEADER.size + number * _SLOT.size
-        )
-        slot = Slot(offset * SECTOR)
-        slot.active, slot.iterations, slot.salt, slot.stripes = active == _ENABLED, slot_iterations, slot_salt, stripes
-        if active not in (_ENABLED, _DISABLED):
-            raise QobraError(f"Keyslot {number} state is corrupted (0x{active:x})")
-        if stripes != STRIPES and slot.active:
-            raise QobraError(f"Keyslot {number} is corrupted (stripes {stripes} != {STRIPES})")
-        if slot.offset < HEADER_LENGTH or slot.offset + key_length * STRIPES > MAX_HEADER:
-            raise QobraError(f"Keyslot {number} is overlapping with the LUKS header")
-        header.slots.append(slot)
     return header
+
+
+def _require_places(header: LuksHeader) -> None:
+    """Slots may lie over nothing else, used or not: a key that is put into one would destroy it."""
+    length = -(-header.key_length * STRIPES // SECTOR) * SECTOR
+    for number, slot in enumerate(header.slots):
+        if slot.offset < HEADER_LENGTH:
+            raise QobraError(f"Keyslot {number} is overlapping with the LUKS header")
+        if slot.offset + length > min(header.payload_offset, MAX_HEADER):
+            raise QobraError(f"Keyslot {number} is overlapping with the encrypted payload")
+        for other in range(number + 1, SLOTS):
+            if abs(header.slots[other].offset - slot.offset) < length:
+                raise QobraError(f"Keyslots {number} and {other} are overlapping in the header")
 
 
 def _take_cipher(header: LuksHeader, cipher: str, mode_text: str) -> None:
