@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ _D2H, _PIO, _SET_BITS, _OVERFLOW, _TASK_FILE = 1, 2, 8, 1 << 24, 1 << 30
 class Guest:
     """A q35 with a disk of 1 MiB at the first port and a CD drive at the second; ports running."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, sectors: int = 2048) -> None:
         self.image = directory / "disk"
         self.image.write_bytes(b"".join(bytes([n % 251]) * 512 for n in range(2048)))
+        os.truncate(self.image, sectors * 512)
         (directory / "cd").write_bytes(b"".join(bytes([n]) * 2048 for n in range(64)))
         self.machine = simple_machine("x86_64", "q35", memory=32 << 20)
         self.access = BoardAccess(self.machine)
@@ -222,3 +224,106 @@ def test_hostile_writes(tmp_path_factory: Any, writes: list[tuple[int, int]], li
         assert guest.command(0xEC, ranges=[(_BUFFER, 512)]) & _PIO
     finally:
         guest.machine.close()
+
+
+def test_registers_can_be_read_in_pieces(guest: Guest) -> None:
+    implemented, version = guest.access.load(guest.base + 0x0C, 4), guest.access.load(guest.base + 0x10, 4)
+    assert (implemented, version) == (0x3F, 0x10000)
+    for at in range(0x00, 0x14, 4):
+        whole = guest.access.load(guest.base + at, 4).to_bytes(4, "little")
+        assert bytes(guest.access.load(guest.base + at + byte, 1) for byte in range(4)) == whole
+        assert b"".join(guest.access.load(guest.base + at + half, 2).to_bytes(2, "little") for half in (0, 2)) == whole
+    # Lists lie at a multiple of 1 KiB, frames at one of 256 bytes.
+    guest.port(2, 0x00, 0x1234_5FFF)
+    guest.port(2, 0x08, 0x1234_5FFF)
+    assert guest.port(2, 0x00) == 0x1234_5C00 and guest.port(2, 0x08) == 0x1234_5F00
+    guest.port(2, 0x08, 0x6789_AB00)
+    assert guest.port(2, 0x08) == 0x6789_AB00
+
+
+def test_a_frame_tells_how_a_command_ended(guest: Guest) -> None:
+    frame_at = _FRAMES + 0x40
+    guest.access.write(frame_at, b"\xee" * 20)
+    assert guest.command(0x25, 1, 3, ranges=[(_BUFFER, 1536)]) & _D2H
+    frame = guest.access.read(frame_at, 20)
+    assert frame[:4] == bytes((0x34, 0x40, 0x50, 0)) and frame[14:20] == bytes(6)
+    assert guest.port(0, _TFD) & 0xFFFF == 0x50
+    assert guest.command(0x25, 2047, 2, ranges=[(_BUFFER, 1024)]) & _TASK_FILE
+    frame = guest.access.read(frame_at, 20)
+    assert frame[:2] == b"\x34\x40" and frame[2] & 1 and frame[3]
+    assert guest.port(0, _TFD) & 0xFFFF == frame[2] | frame[3] << 8
+    # The register of an error is of the last command alone.
+    assert guest.command(0xE7) & _D2H
+    assert guest.access.read(frame_at, 20)[:4] == bytes((0x34, 0x40, 0x50, 0))
+
+
+def test_a_queued_command_that_fails_stays_under_way(guest: Guest) -> None:
+    """The driver finds by the bit that is left which of those that it queued it was."""
+    assert guest.command(0x60, 1, 5 << 3, feature=2, slot=5, ranges=[(_BUFFER, 1024)], queued=True) & _SET_BITS
+    assert not guest.port(0, _SACT)
+    assert guest.command(0x60, 2047, 5 << 3, feature=2, slot=5, ranges=[(_BUFFER, 1024)], queued=True) & _TASK_FILE
+    assert guest.port(0, _SACT) == 1 << 5 and guest.port(0, _TFD) & 1
+
+
+def test_a_pair_of_ports_gets_at_the_registers_too(guest: Guest) -> None:
+    ports = guest.function.bars[4]
+    index, data = ports + 0x10, ports + 0x14
+
+    def register(offset: int, value: int | None = None) -> int:
+        guest.access.port_out(index, 4, offset)
+        assert guest.access.port_in(index, 4) == offset & 0xFFC
+        if value is not None:
+            guest.access.port_out(data, 4, value)
+        return guest.access.port_in(data, 4)
+
+    assert register(0x10) == register(0x13) == 0x10000
+    assert register(0x100 + 0x80 * 2 + 0x08, 0xABCDEF12) == 0xABCDEF00 == guest.port(2, 0x08)
+    assert register(0x100 + 0x80 * 6) == 0
+    assert guest.access.port_in(ports, 4) == 0
+
+
+def test_what_a_disk_says_of_itself(guest: Guest) -> None:
+    guest.command(0xEC, ranges=[(_BUFFER, 512)])
+    words = [int.from_bytes(guest.access.read(_BUFFER + at, 2), "little") for at in range(0, 512, 2)]
+    texts = b"".join(word.to_bytes(2, "big") for word in words)
+    assert (words[0], words[1], words[3], words[6]) == (0x40, 2, 16, 63)  # a fixed disk, and its geometry
+    assert texts[20:40].startswith(b"QM0000") and texts[46:54] == b"2.5+    "
+    assert texts[54:94] == b"QEMU HARDDISK".ljust(40)
+    assert words[49] & 0x300 == 0x300  # DMA, LBA
+    assert words[60] | words[61] << 16 == 2048
+    assert [words[at] for at in range(100, 104)] == [2048, 0, 0, 0]
+    assert words[75] == 31 and words[76] & 0x100  # commands are queued
+    # 48-bit addresses, caches that are flushed; words that count are marked as such.
+    assert words[82] & 0x20 and words[83] & 0xC000 == 0x4000 and words[83] & 0x3400 == 0x3400
+    assert words[84] & 0xC000 == 0x4000 == words[87] & 0xC000
+    assert words[106] & 0xC000 == 0x4000
+
+
+def test_sectors_past_32_bits(tmp_path: Path) -> None:
+    sectors = (1 << 32) + 8
+    guest = Guest(tmp_path, sectors)
+    try:
+        guest.access.write(_BUFFER, b"h" * 512)
+        assert guest.command(0x35, sectors - 1, 1, ranges=[(_BUFFER, 512)], write=True) & _D2H
+        with open(guest.image, "rb") as file:
+            file.seek(-512, os.SEEK_END)
+            assert file.read() == b"h" * 512
+        for queued in (False, True):
+            where: dict[str, Any] = (
+                {"count": 3 << 3, "feature": 1, "slot": 3, "queued": True} if queued else {"count": 1}
+            )
+            guest.access.write(_BUFFER, bytes(512))
+            code = 0x60 if queued else 0x25
+            assert not guest.command(code, sectors - 1, ranges=[(_BUFFER, 512)], **where) & _TASK_FILE
+            assert guest.access.read(_BUFFER, 512) == b"h" * 512
+        assert guest.command(0x25, sectors, 1, ranges=[(_BUFFER, 512)]) & _TASK_FILE
+        guest.command(0xEC, ranges=[(_BUFFER, 512)])
+        assert guest.access.read(_BUFFER + 200, 8) == sectors.to_bytes(8, "little")
+        assert guest.access.read(_BUFFER + 120, 4) == ((1 << 28) - 1).to_bytes(4, "little")
+    finally:
+        guest.machine.close()
+
+
+def test_a_queued_command_moves_as_much_as_its_sixteen_bits_say(guest: Guest) -> None:
+    assert guest.command(0x60, 2, feature=0x101, slot=0, ranges=[(_BUFFER, 0x101 * 512)], queued=True) & _SET_BITS
+    assert guest.access.read(_BUFFER, 0x101 * 512) == guest.image.read_bytes()[1024 : 1024 + 0x101 * 512]
