@@ -410,3 +410,47 @@ def test_memory_of_its_own_stays(tmp_path: Path) -> None:
     with guest.machine.control, pytest.raises(QobraError, match="memory that it offers cannot be moved"):
         machine_state.save_devices(guest.machine, "paused")
     guest.machine.close()
+
+
+def _log(guest: Guest, page: int, length: int, *, offset: int = 0, namespace: int = 0xFFFFFFFF) -> tuple[int, bytes]:
+    """The status of reading a log, and ``length`` bytes of it."""
+    guest.access.write(_BUFFER, b"\xee" * length)
+    count = length // 4 - 1
+    words = (page | (count & 0xFFFF) << 16, count >> 16, offset & 0xFFFFFFFF, offset >> 32)
+    code, _result = guest.command(0x02, namespace, words=words)
+    return code, guest.access.read(_BUFFER, length)
+
+
+def test_the_log_of_health_counts_what_was_moved(guest: Guest) -> None:
+    code, before = _log(guest, 2, 512)
+    assert code == 0 and before[0] == 0 and 273 < int.from_bytes(before[1:3], "little") < 373
+    assert before[3:5] == bytes((100, 10)) and not any(before[32:96])
+    for _ in range(2):
+        assert guest.io(0x02, 0, 8) == 0
+    assert guest.io(0x01, 0, 8) == 0
+    _code, after = _log(guest, 2, 512)
+    # Units of a thousand blocks, begun ones too; then commands.
+    assert [int.from_bytes(after[at : at + 16], "little") for at in (32, 48, 64, 80)] == [1, 1, 2, 1]
+    assert _log(guest, 2, 512, namespace=1) == (0, after)
+    for namespace in (0, 9, 300):
+        assert _log(guest, 2, 512, namespace=namespace)[0] == 0x400B
+
+
+def test_other_logs(guest: Guest) -> None:
+    assert _log(guest, 1, 64) == (0, bytes(64))
+    code, slots = _log(guest, 3, 512)
+    assert code == 0 and slots[0] == 1 and not any(slots[1:8]) and slots[8:16].strip() and not any(slots[16:])
+    code, effects = _log(guest, 5, 4096)
+    commands = {at // 4 for at in range(0, 1024, 4) if effects[at] & 1}
+    assert code == 0 and {0x00, 0x01, 0x02, 0x04, 0x05, 0x06, 0x09, 0x0A} <= commands
+    assert {0x00, 0x01, 0x02} <= {at // 4 for at in range(0, 1024, 4) if effects[1024 + at] & 1}
+    assert effects[1024 + 4] & 2 and not effects[1024 + 8] & 2  # writes change what is there, reads do not
+
+
+def test_parts_of_logs(guest: Guest) -> None:
+    whole = _log(guest, 5, 4096)[1]
+    assert _log(guest, 5, 1024, offset=1020) == (0, whole[1020 : 1020 + 1024])
+    code, data = _log(guest, 5, 64, offset=4096 - 32)
+    assert code == 0 and data == whole[-32:] + b"\xee" * 32
+    for page, offset in ((1, 64), (2, 512), (3, 512), (4, 4096), (5, 4096), (5, 1 << 40), (5, 2), (0x70, 0)):
+        assert _log(guest, page, 64, offset=offset) == (0x4002, b"\xee" * 64)

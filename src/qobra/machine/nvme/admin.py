@@ -263,7 +263,7 @@ class Admin:
         if not command.dword(10) & 1 << 15:
             self._masked.discard(page)
             self._deliver()
-        if offset > len(data) or offset % 4:
+        if offset >= len(data) or offset % 4:
             raise Refused(status.INVALID_FIELD)
         return self._give(command, data[offset : offset + 4 * length])
 
@@ -274,7 +274,7 @@ class Admin:
         self._check_number(number)
         namespace = self._controller.attached.get(number)
         if namespace is None:
-            raise Refused(status.INVALID_FIELD)
+            raise Refused(status.INVALID_NAMESPACE)
         return [namespace]
 
     # -- features
