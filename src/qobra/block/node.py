@@ -54,9 +54,11 @@ class BlockNode(Vertex):
     is_leaf: ClassVar[bool] = False
     """Has a file descriptor ``fd`` from which a DATA run is read at its offset."""
     fd: int = -1
+    """A leaf's file descriptor."""
     folios: Folios | None = None
     """How small writes are to be made to ``fd``, where that is a file in the page cache."""
-    """A leaf's file descriptor."""
+    has_bitmap_format: ClassVar[bool] = False
+    """Some images of the format can hold bitmaps: see :attr:`stores_bitmaps`."""
     shows_places: bool = False
     """A filter whose :meth:`map` says just that its data is that of the one child, and may be written there."""
 
@@ -422,6 +424,15 @@ class BlockNode(Vertex):
     def info(self) -> Options:
         """Driver-specific members of ImageInfo (``cluster-size``, ``format-specific``, ``encrypted``, ...)."""
         return {}
+
+    @property
+    def stores_bitmaps(self) -> bool:
+        """Whether this image can hold bitmaps."""
+        return False
+
+    def data_may_be_holes(self) -> bool:
+        """Whether it is worth asking the file which of the data are holes of it."""
+        return False
 
     def has_zero_init(self) -> bool:
         """Whether a freshly created image of this kind reads as zeroes."""

@@ -139,9 +139,9 @@ class Conversion:
         if order.bitmaps:
             if len(self._nodes) > 1:
                 raise ToolError("Copying bitmaps only possible with single source")
-            if not getattr(self._nodes[0], "stores_bitmaps", False):
+            if not self._nodes[0].stores_bitmaps:
                 raise ToolError("Source lacks bitmap support")
-            if driver is None or not hasattr(driver, "stores_bitmaps"):
+            if driver is None or not driver.has_bitmap_format:
                 raise ToolError(f"Format driver '{fmt}' does not support bitmaps")
             from qobra.cli._img._bitmaps import check_bitmaps
 
@@ -204,7 +204,7 @@ class Conversion:
     def _fill(self, source: BlockNode) -> None:
         order = self._order
         target = self._open_target()
-        if order.bitmaps and not getattr(target, "stores_bitmaps", False):
+        if order.bitmaps and not target.stores_bitmaps:
             raise ToolError(f"Format driver '{target.driver}' does not support bitmaps")
         if order.compress and not order.create:
             self._check_compression(type(target), {})

@@ -242,6 +242,5 @@ def _may_be_holes(node: BlockNode) -> bool:
     """Whether the driver thinks that its data may be holes of the file; asked once for each node."""
     known: bool | None = node.__dict__.get("_data_may_be_holes")
     if known is None:
-        ask = getattr(node, "data_may_be_holes", None)
-        known = node.__dict__["_data_may_be_holes"] = bool(ask is not None and ask())
+        known = node.__dict__["_data_may_be_holes"] = node.data_may_be_holes()
     return known

@@ -30,9 +30,8 @@ class Server(NbdServer):
 
     def ended(self, connection: Connection) -> None:
         """See :meth:`NbdServer.ended`."""
-        chose = getattr(connection, "export", None) is not None
         super().ended(connection)
-        if chose and not self.connections:
+        if connection.has_chosen and not self.connections:
             self.reasons.put("left")
 
 

@@ -42,6 +42,8 @@ class Connection:
         self.transport = Transport(sock)
         self._socket = sock
         self.structured = False
+        self.has_chosen = False
+        """Whether the client has chosen its export."""
         self._attached = self._disconnected = False
         self.send_lock = new_send_lock()
         self._helpers: Helpers | None = None
@@ -149,6 +151,7 @@ class Connection:
     def _enter(self, export: ServedExport) -> None:
         # Before the client knows, so that it is never in an export that believes itself unused.
         self.export = cast("NbdExport", export)
+        self.has_chosen = True
         self.export.attach(self)
         self._attached = True
         self.export.enter_thread()

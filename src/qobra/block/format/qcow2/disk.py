@@ -488,7 +488,6 @@ class Qcow2Disk(BlockNode):
         return self.image.cluster_size
 
     def data_may_be_holes(self) -> bool:
-        """Whether it is worth asking the file which of the data are holes."""
         from qobra.block.format.qcow2.holes import looks_preallocated
 
         return looks_preallocated(self.image)

@@ -118,9 +118,10 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
 
     # -- bitmaps ----------------------------------------------------------------------------------------------
 
+    has_bitmap_format = True
+
     @property
     def stores_bitmaps(self) -> bool:
-        """Whether the image can hold bitmaps."""
         return self.header.version >= 3
 
     def check_new_bitmap(self, name: str, granularity: int) -> None:
