@@ -232,6 +232,15 @@ def test_blkdebug_has_writes_that_share_a_block_one_after_another(layer, make_fi
     assert backend.read(0, 2048) == bytes(512) + b"1" * 512 + b"2" * 512 + bytes(512)
 
 
+@pytest.mark.parametrize(
+    "name", ["align", "max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard"]
+)
+def test_limits_below_zero(layer, name):
+    layer.add_node({"driver": "null-co", "node-name": "n", "size": 1 << 20})
+    with pytest.raises(QobraError, match=f"Parameter '{name}' expects a non-negative number below"):
+        layer.add_node({"driver": "blkdebug", "node-name": "b", "image": "n", name: -1})
+
+
 @pytest.mark.parametrize("options", [{"align": 3}, {"align": 512, "max-transfer": 100}])
 def test_blkdebug_refuses_limits_that_do_not_fit(layer, make_file, options):
     with pytest.raises(QobraError, match="Cannot meet constraints with"):

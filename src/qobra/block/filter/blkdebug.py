@@ -125,8 +125,8 @@ class BlkdebugNode(FilterNode):
         self.debug_event("none")
 
     def _set_alignment(self, options: Options) -> None:
-        align = options.get("align", 0)
-        if align < 0 or align > 1 << 31 or align & (align - 1):
+        align = _not_negative(options, "align")
+        if align > 1 << 31 or align & (align - 1):
             raise QobraError(f"Cannot meet constraints with align {align}")
         self._align: int = align
         self._ranges = RangeLocks(ordered=True)
@@ -134,10 +134,10 @@ class BlkdebugNode(FilterNode):
         self.request_alignment = max(align, self.file.request_alignment)
         self._zero_unit: int = options.get("opt-write-zero", 0)
         for name in _LIMITS:
-            value = options.get(name, 0)
+            value = _not_negative(options, name)
             unit = max(align, self.file.request_alignment, options.get(name.replace("max-", "opt-"), 0))
             unit = self.request_alignment if name.startswith("opt-") else unit
-            if value < 0 or value >= 1 << 31 or value % unit:
+            if value >= 1 << 31 or value % unit:
                 raise QobraError(f"Cannot meet constraints with {name} {value}")
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
@@ -324,3 +324,10 @@ def _mask(names: list[str]) -> int:
     for name in names:
         mask |= bits[name]
     return mask
+
+
+def _not_negative(options: Options, name: str) -> int:
+    value: int = options.get(name, 0)
+    if value < 0:
+        raise QobraError(f"Parameter '{name}' expects a non-negative number below 2^64")
+    return value
