@@ -294,9 +294,9 @@ def _require_places(header: LuksHeader) -> None:
 
 
 def _take_cipher(header: LuksHeader, cipher: str, mode_text: str) -> None:
-    mode, _dash, generator = mode_text.partition("-")
+    mode, dash, generator = mode_text.partition("-")
     generator, _colon, iv_hash = generator.partition(":")
-    if mode not in MODES:
+    if mode not in MODES or not dash:
         raise QobraError(f"Unexpected cipher mode string format '{mode_text}'")
     if mode != "ecb" and generator not in IV_GENERATORS:
         raise QobraError(f"IV generator '{generator}' is not supported")
