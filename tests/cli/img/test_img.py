@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import qobra
+from qobra.block.copy.chunk import CopyFailed
 from qobra.cli import img, io, nbd
 
 MIB = 1 << 20
@@ -170,6 +172,19 @@ def test_a_target_that_is_there_may_be_shared_with_whoever_relies_on_its_size() 
         assert contents("b.raw", "raw") == b"x" * 65536
 
 
+def test_the_first_byte_that_fails_is_told_whoever_meets_it_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(*_arguments: object, on_error: Any, **_options: object) -> None:
+        for offset in (MIB, 0, 2 * MIB):
+            on_error(CopyFailed(OSError(errno.ENOSPC, "full"), is_read=False), offset, MIB)
+
+    monkeypatch.setattr("qobra.cli._img._copying.copy_ranges", copy)
+    Path("a.raw").write_bytes(bytes(4 * MIB))
+    assert run("convert", "-c", "-f", "raw", "-O", "qcow2", "a.raw", "b.q") == 1
+    assert capsys.readouterr().err == "qobra-img: error while writing at byte 0: No space left on device\n"
+
+
 def test_a_target_that_fails_does_not_look_whole(capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.raw").write_bytes(b"x" * (4 * MIB))
     script = (
@@ -270,7 +285,6 @@ def test_an_interrupted_preallocation_leaves_no_image(number: signal.Signals, ar
 
 @pytest.mark.parametrize("seed", range(30))
 def test_hostile_images_get_one_line(seed: int, capfd: pytest.CaptureFixture[str]) -> None:
-    import random
 
     random_ = random.Random(seed)
     chain()

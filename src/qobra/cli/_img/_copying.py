@@ -45,7 +45,7 @@ def copy(
     it must go from the beginning to the end, whatever the ends are. ``failure`` makes the error where a command has
     another text for it. ``workers`` pieces are in flight at once (default: as suits the ends).
     """
-    stopped: list[ToolError] = []
+    stopped: list[tuple[int, ToolError]] = []
 
     def failed(what: CopyFailed, offset: int, length: int) -> bool:
         # This may run in a helper's thread, which has nobody to raise to.
@@ -54,12 +54,12 @@ def copy(
                 salvage(offset, length)
                 return True
             except ToolError as error:
-                stopped.append(error)
+                stopped.append((offset, error))
                 return False
         if failure is not None:
-            stopped.append(failure(what))
+            stopped.append((offset, failure(what)))
         else:
-            stopped.append((read_failed if what.is_read else write_failed)(offset, what.error))
+            stopped.append((offset, (read_failed if what.is_read else write_failed)(offset, what.error)))
         return False
 
     near = is_local(source) and is_local(target)
@@ -84,4 +84,5 @@ def copy(
         if not stopped:
             raise
     if stopped:
-        raise stopped[0]
+        # Of the pieces in flight any may be the first to fail: what is told must not depend on that.
+        raise min(stopped, key=lambda each: each[0])[1]
