@@ -335,6 +335,8 @@ def test_the_usual_starts_are_recorded(tmp_path: Path) -> None:
     info = _bundle._record(str(tmp_path), "qobra.cli.img", usual["qobra.cli.img", "info"])
     assert info.now[-1] == "qobra.cli.img" and "qobra.block.format.qcow2.node" in info.now and not info.later
     assert not {"typing", "re", "enum", "os", "_collections_abc", "threading"} & set(info.now)
+    rarely = ("block.bitmap", "block.format.qcow2.bitmaps", "block.protocol._folios", "block.table", "qapi.contract")
+    assert not {f"qobra.{name}" for name in rarely} & set(info.now)
     daemon = _bundle._record(str(tmp_path), "qobra.cli.storage_daemon", usual["qobra.cli.storage_daemon", ""])
     assert {"qobra.qmp.session", "qobra.chardev.backend.socket"} <= set(daemon.now)
     assert {"threading", "qobra.command.control"} <= {*daemon.later}
