@@ -200,6 +200,9 @@ class TlsTransport(Transport):
         self._ssl = ssl
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
+        # Some versions of Python (Debian 12's 3.11.2) set this: an end that the peer did not announce would look like
+        # one that it did.
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         try:
             self._session = context.wrap_bio(
                 self._incoming, self._outgoing, server_side=server_side, server_hostname=hostname
@@ -282,10 +285,10 @@ class TlsTransport(Transport):
                 return position or None
             except self._ssl.SSLZeroReturnError:
                 return position
-            except self._ssl.SSLEOFError:
-                self._cut_off = True
-                return position
             except self._ssl.SSLError as error:
+                if isinstance(error, self._ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
+                    self._cut_off = True
+                    return position
                 raise Disconnected(f"TLS failed: {_reason(error)}", errno=errno.EIO)
 
     def _early_end(self) -> Disconnected:
