@@ -68,6 +68,15 @@ def test_an_entry_of_version_2_in_an_image_of_version_3_is_completed(lab, image)
     assert _names(lab) == ["one"]
 
 
+def test_a_table_past_the_end_of_the_file_is_written_anew_with_nothing_to_free(lab, image):
+    image(lambda data, place: struct.pack_into(">IQ", data, 60, 1, 0xFFFF00010000))
+    result, _said = _check(lab, fix_leaks=True, fix_errors=True)
+    assert result["corruptions-fixed"] >= 1
+    result, said = _check(lab)
+    assert "corruptions" not in result and not said
+    assert len(_names(lab)) == 1
+
+
 def test_too_much_extra_data_is_refused_and_can_be_removed(lab, image, capsys):
     def grow(data, place):
         _set_extra(data, place, 4096)

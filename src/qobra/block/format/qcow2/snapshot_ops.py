@@ -232,6 +232,8 @@ def rewrite_table(node: Qcow2Disk) -> None:
 def mend_table(node: Qcow2Disk) -> None:
     """Let the image have the snapshots that were found, after some of them, or parts of them, could not be read."""
     if node.snapshots.differs:
+        if node.header.snapshot_offset >= node.image.file.length:
+            node.snapshots.size = 0  # nothing is counted there that could be freed
         rewrite_table(node)
         return
     node.header.snapshot_count = len(node.snapshots.entries)
