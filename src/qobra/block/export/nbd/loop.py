@@ -245,10 +245,12 @@ class Loop:
         pieces = [(fd, host, length)] if fd >= 0 else resolved(table, offset, length, to_write=True)
         if pieces is None or not _keeps(table, offset, length):
             return False
+        # Beside who keeps old data, writes are slow for other reasons than folios, which would be split in vain.
+        small = table.folios if not table.keepers else {}
         done = 0
         try:
             for fd, host, size in pieces:
-                part, folios = payload[done : done + size], table.folios.get(fd)
+                part, folios = payload[done : done + size], small.get(fd)
                 if (folios.write(part, host) if folios is not None else os.pwrite(fd, part, host)) != size:
                     return False
                 done += size
