@@ -8,6 +8,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -276,3 +277,29 @@ def test_poll_does_not_wait_for_the_rest_of_a_reply(serve: Serve) -> None:
         assert request.result() == b"x" * 1000
         steps[2].set()
         disk.abort()
+
+
+def test_a_server_that_says_nothing_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``timeout`` breaks a connection on which an answer is due; to leave one without a time-out has a limit, too."""
+    monkeypatch.setattr(aio, "LEAVE_SECONDS", 0.05)
+
+    def script(s: Any) -> None:
+        s.shake()
+        cookie = s.request()[2]
+        time.sleep(0.05)
+        s.chunk(cookie, p.CHUNK_OFFSET_DATA, p.U64.pack(0) + b"a")
+        s.request()
+        s.recv(1)
+
+    async def main() -> None:
+        async with await aio.connect(serve(script), timeout=0.2) as disk:
+            assert await disk.pread(1, 0) == b"a"
+            await asyncio.sleep(0.3)  # nothing is due
+            with pytest.raises(QobraError, match="did not answer in time") as caught:
+                await disk.pread(1, 0)
+            assert caught.value.errno == errno.ETIMEDOUT
+        async with await aio.connect(serve(script)) as disk:
+            await disk.pread(1, 0)
+            disk.aio_pread(1, 0)
+
+    asyncio.run(asyncio.wait_for(main(), 20))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from qobra.errors import QobraError
+from qobra.nbd import client as client_module
 from qobra.nbd import connect
 from qobra.nbd import protocol as p
 
@@ -366,3 +367,19 @@ def test_close_waits_for_what_is_in_flight(serve: Serve) -> None:
     request = client.aio_flush()
     client.close()
     assert request.result() is None
+
+
+def test_close_leaves_a_server_that_owes_an_answer(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "LEAVE_SECONDS", 0.05)
+
+    def script(s: Any) -> None:
+        s.shake()
+        s.request()
+        s.recv(p.REQUEST.size + 1)
+
+    disk = connect(serve(script))
+    request = disk.aio_pread(1, 0)
+    with pytest.raises(QobraError, match="in time"):
+        request.result(0.01)
+    disk.close()
+    assert isinstance(request.exception(), QobraError)

@@ -11,7 +11,8 @@ import pytest
 from qobra.errors import QobraError
 from qobra.nbd import connect, list_exports
 from qobra.nbd import protocol as p
-from qobra.nbd.handshake import OptionRefused
+from qobra.nbd.handshake import Handshake, OptionRefused
+from qobra.nbd.transport import Transport
 
 Serve = Callable[[Callable[[Any], Any]], socket.socket]
 
@@ -232,3 +233,34 @@ def test_a_server_that_leaves_in_the_middle(serve: Serve, steps: int, what: str)
 
     with pytest.raises(QobraError, match=f"Failed to (read {what}|send)"):
         connect(serve(script), "disk")
+
+
+def test_what_a_server_says_is_told_on_one_line(serve: Serve) -> None:
+    def script(s: Any) -> None:
+        s.greet()
+        s.reply(s.option()[0], p.REP_ACK)
+        s.reply(s.option()[0], p.REP_ERR_POLICY, b"no\nway\x1b[2J\xff")
+        s.option()
+
+    with pytest.raises(QobraError) as caught:
+        connect(serve(script))
+    assert caught.value.hint == "server reported: no\\nway\\x1b[2J\ufffd"
+
+
+@pytest.mark.parametrize("option", [p.OPT_LIST, p.OPT_LIST_META_CONTEXT])
+def test_lists_are_bounded(serve: Serve, option: int) -> None:
+    name = b"n" * 4096
+    body = p.U32.pack(len(name)) + name * 2 if option == p.OPT_LIST else p.U32.pack(1) + name
+    kind = p.REP_SERVER if option == p.OPT_LIST else p.REP_META_CONTEXT
+    reply = p.OPTION_REPLY.pack(p.OPTION_REPLY_MAGIC, option, kind, len(body)) + body
+
+    def script(s: Any) -> None:
+        s.greet()
+        s.option()
+        while True:
+            s.send(reply * 16)
+
+    handshake = Handshake(Transport(serve(script), timeout=20))
+    with pytest.raises(QobraError, match="more than 16777216 bytes in answer to option"):
+        handshake.list_exports() if option == p.OPT_LIST else handshake.list_meta_contexts("x")
+    handshake.transport.close()

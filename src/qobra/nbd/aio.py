@@ -19,7 +19,7 @@ from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 from qobra.nbd.connection import negotiate
 from qobra.nbd.replies import ReplyReader
-from qobra.nbd.submission import MAX_STATUS, WINDOW, Export, Runs, pieces
+from qobra.nbd.submission import LEAVE_SECONDS, MAX_STATUS, WINDOW, Export, Runs, pieces
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -87,6 +87,9 @@ class AsyncLink:
         self._pending: dict[int, AnyRequest] = {}
         self._cookies = itertools.count(1)
         self._unsent: list[memoryview] = []
+        self._heard = 0.0
+        """When the server last sent something, or began to owe an answer, in the loop's time."""
+        self._watch: asyncio.TimerHandle | None = None
         self._replies = ReplyReader(transport, self._pending, structured=structured, contexts=contexts)
         self._loop.add_reader(transport.socket.fileno(), self._receive)
 
@@ -100,7 +103,10 @@ class AsyncLink:
         cookie = request.cookie = next(self._cookies)
         if self.broken is not None:
             raise self.broken
+        if not self._pending:
+            self._heard = self._loop.time()
         self._pending[cookie] = request
+        self._watch_timeout()
         header = p.REQUEST.pack(p.REQUEST_MAGIC, flags, request.command, cookie, request.offset, request.length)
         self._send((header, *payload))
 
@@ -110,6 +116,8 @@ class AsyncLink:
 
     async def disconnect(self) -> None:
         """Let what is in flight be answered, tell the server that no request follows, and close."""
+        self.transport.timeout = self.transport.timeout or LEAVE_SECONDS
+        self._watch_timeout()
         try:
             while self._pending:
                 await answered(next(reversed(self._pending.values())))
@@ -127,13 +135,28 @@ class AsyncLink:
             return
         self.broken = error
         self._unsent = []
+        if self._watch is not None:
+            self._watch.cancel()
         self._loop.remove_reader(self.transport.socket.fileno())
         self._loop.remove_writer(self.transport.socket.fileno())
         self.transport.shutdown()
         while self._pending:
             self._pending.popitem()[1].complete(error)
 
+    def _watch_timeout(self) -> None:
+        """Break the connection once an answer is due and nothing has come for the transport's timeout."""
+        if self._watch is None and self.transport.timeout is not None and self._pending:
+            self._watch = self._loop.call_at(self._heard + self.transport.timeout, self._look_at_time)
+
+    def _look_at_time(self) -> None:
+        self._watch = None
+        timeout = self.transport.timeout
+        if self._pending and timeout is not None and self._loop.time() >= self._heard + timeout:
+            self.fail(QobraError("The NBD peer did not answer in time", errno=errno.ETIMEDOUT))
+        self._watch_timeout()
+
     def _receive(self) -> None:
+        self._heard = self._loop.time()
         try:
             for _ in range(_BATCH):
                 if not self._replies.take_in():
@@ -248,7 +271,10 @@ class AsyncClient(Export):
             yield run
 
     async def close(self) -> None:
-        """Let what is in flight be answered, then leave. Does nothing the second time."""
+        """Let what is in flight be answered, then leave. Does nothing the second time.
+
+        A server that owes answers and sends nothing for 30 seconds, or the connection's ``timeout``, is left.
+        """
         if not self._closed:
             self._closed = True
             await self._link.disconnect()

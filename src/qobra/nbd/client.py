@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 from qobra.nbd.link import Link
-from qobra.nbd.submission import MAX_STATUS, WINDOW, Export, Runs, pieces
+from qobra.nbd.submission import LEAVE_SECONDS, MAX_STATUS, WINDOW, Export, Runs, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -130,10 +130,15 @@ class Client(Export):
     # The end ----------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Disconnect: let what is in flight be answered, then leave. Does nothing the second time."""
+        """Disconnect: let what is in flight be answered, then leave. Does nothing the second time.
+
+        A server that owes answers and sends nothing for 30 seconds, or the connection's ``timeout``, is left.
+        """
         if self._closed:
             return
         self._closed = True
+        transport = self._link.transport
+        transport.timeout = transport.timeout or LEAVE_SECONDS
         try:
             self._link.disconnect()
             while self._link.in_flight:

@@ -24,6 +24,8 @@ _MAX_REPLY = 64 << 10
 """The longest option reply that is read: above two strings of the longest kind, and room for talkative errors."""
 _MAX_LISTED = 1 << 16
 _MAX_INFOS = 64
+_MAX_TOLD = 16 << 20
+"""Bytes of all the replies to one option."""
 
 
 class OptionRefused(QobraError):
@@ -227,12 +229,16 @@ class Handshake:
 
     def _replies(self, option: int, limit: int) -> Iterator[tuple[int, bytes]]:
         """Replies up to the acknowledgement; an error reply raises OptionRefused."""
+        told = 0
         for _ in range(limit):
             reply, body = self._reply(option)
             if reply == p.REP_ACK:
                 return
             if reply & p.REP_ERROR_BIT:
                 _refuse(option, reply, body)
+            told += len(body)
+            if told > _MAX_TOLD:
+                raise _misbehaved(f"more than {_MAX_TOLD} bytes in answer to option {option}")
             yield reply, body
         raise _misbehaved(f"more than {limit} replies to option {option}")
 
@@ -263,7 +269,7 @@ def _refuse(option: int, reply: int, body: bytes) -> NoReturn:
         p.REP_ERR_SHUTDOWN: f"Server shutting down before {name}",
         p.REP_ERR_BLOCK_SIZE_REQD: f"Server requires INFO_BLOCK_SIZE for {name}",
     }.get(reply, f"Unknown error code when asking for {name}")
-    said = _text(body[: p.MAX_STRING])
+    said = p.visible(body[: p.MAX_STRING])
     hints = ["Did you forget a valid tls-creds?"] if reply == p.REP_ERR_TLS_REQD else []
     if said:
         hints.append(f"server reported: {said}")

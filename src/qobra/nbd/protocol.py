@@ -185,6 +185,12 @@ def octets(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def visible(data: bytes) -> str:
+    """What a peer said, for a line of a message: what would control a terminal is spelled out."""
+    text = data.decode("utf-8", "replace")
+    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def wire_error(number: int) -> int:
     """The protocol's error for an errno: itself where the protocol has it, else the nearest one, else EINVAL."""
     if number in _WIRE_ERRORS:

@@ -32,6 +32,8 @@ _SIMPLE_REST = Struct(">IQ")
 _CHUNK_REST = Struct(">HHQI")
 _MAX_HEAD = 64 + p.MAX_STRING
 """More than the longest reply takes before data of any length: an error and its text."""
+_MOST_EXTENTS = p.MAX_EXTENTS * 16
+"""Extents of all contexts that one request may be answered with."""
 _MAX_ERRORS = 256
 """Error chunks that one request may be answered with."""
 
@@ -155,7 +157,9 @@ class ReplyReader:
 
     def _status(self, request: AnyRequest, length: int, then: Callable[[], None]) -> None:
         count, odd = divmod(length - 4, p.EXTENT.size)
-        if request.command != p.CMD_BLOCK_STATUS or odd or count < 1 or count > _most_extents(request):
+        before = sum(map(len, request.extents.values()))
+        many = count > _most_extents(request) or before + count > _MOST_EXTENTS
+        if request.command != p.CMD_BLOCK_STATUS or odd or count < 1 or many:
             raise _misbehaved(f"{length} bytes of block status in answer to a {p.COMMAND_NAMES[request.command]}")
         (context,) = p.U32.unpack(self._take(4))
         name = self._contexts.get(context)
@@ -180,7 +184,7 @@ class ReplyReader:
         seen = self._errors[request.cookie] = self._errors.get(request.cookie, 0) + 1
         if seen > _MAX_ERRORS:
             raise _misbehaved(f"more than {_MAX_ERRORS} errors for one request")
-        request.fail(p.host_error(number), bytes(body[6 : 6 + said]).decode("utf-8", "replace"))
+        request.fail(p.host_error(number), p.visible(bytes(body[6 : 6 + said])))
 
     def _find(self, cookie: int) -> AnyRequest:
         request = self._pending.get(cookie)

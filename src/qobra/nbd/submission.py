@@ -26,6 +26,9 @@ WINDOW = 16
 MAX_STATUS = 1 << 30
 """Bytes that one block status request of a long walk asks for."""
 
+LEAVE_SECONDS = 30.0
+"""How long a connection that is being closed waits for a server that says nothing, unless it has a time-out."""
+
 T = TypeVar("T")
 
 

@@ -203,6 +203,8 @@ class TlsTransport(Transport):
         # Some versions of Python (Debian 12's 3.11.2) set this: an end that the peer did not announce would look like
         # one that it did.
         context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+        # It has no use here, and would want to send while we read.
+        context.options |= ssl.OP_NO_RENEGOTIATION
         try:
             self._session = context.wrap_bio(
                 self._incoming, self._outgoing, server_side=server_side, server_hostname=hostname

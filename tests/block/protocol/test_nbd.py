@@ -337,8 +337,12 @@ def test_an_image_is_created_in_an_export(server: Server, tmp_path: Path) -> Non
 class Scripted:
     """A server of one connection over a bytearray, with constraints that ours does not have."""
 
-    def __init__(self, path: Path, size: int, minimum: int, status: list[tuple[int, int]]) -> None:
+    def __init__(
+        self, path: Path, size: int, minimum: int, status: list[tuple[int, int]], *, answered: int = 0
+    ) -> None:
+        """``answered``: the context that block status is told of; 0 is base:allocation, and 1 another one."""
         self.data = bytearray(size)
+        self._answered = answered
         self.requests: list[tuple[int, int, int]] = []
         self._minimum = minimum
         self._status = status
@@ -370,7 +374,10 @@ class Scripted:
             stream.read(length)
             parts = []
             if option == p.OPT_SET_META_CONTEXT:
-                parts = [(p.REP_META_CONTEXT, p.U32.pack(0) + b"base:allocation")]
+                parts = [
+                    (p.REP_META_CONTEXT, p.U32.pack(number) + name)
+                    for number, name in ((0, b"base:allocation"), (1, b"other:context"))
+                ]
             elif option == p.OPT_GO:
                 flags = 1 | p.FLAG_SEND_FLUSH | p.FLAG_SEND_WRITE_ZEROES | p.FLAG_SEND_TRIM
                 sizes = p.INFO_BLOCK_SIZE_BODY.pack(p.INFO_BLOCK_SIZE, self._minimum, 4096, 1 << 20)
@@ -380,8 +387,8 @@ class Scripted:
                 ]
             for kind, body in [*parts, (p.REP_ACK, b"")]:
                 send(p.OPTION_REPLY.pack(p.OPTION_REPLY_MAGIC, option, kind, len(body)) + body)
-        while True:
-            _magic, _flags, command, cookie, offset, length = p.REQUEST.unpack(stream.read(28))
+        while request := stream.read(p.REQUEST.size):
+            _magic, _flags, command, cookie, offset, length = p.REQUEST.unpack(request)
             self.requests.append((command, offset, length))
             if command == p.CMD_DISC:
                 return
@@ -391,7 +398,7 @@ class Scripted:
                 body = p.U64.pack(offset) + self.data[offset : offset + length]
                 send(p.CHUNK.pack(p.STRUCTURED_REPLY_MAGIC, 1, p.CHUNK_OFFSET_DATA, cookie, len(body)) + body)
             elif command == p.CMD_BLOCK_STATUS:
-                body = p.U32.pack(0) + b"".join(p.EXTENT.pack(*each) for each in self._status)
+                body = p.U32.pack(self._answered) + b"".join(p.EXTENT.pack(*each) for each in self._status)
                 send(p.CHUNK.pack(p.STRUCTURED_REPLY_MAGIC, 1, p.CHUNK_BLOCK_STATUS, cookie, len(body)) + body)
             else:
                 send(p.SIMPLE_REPLY.pack(p.SIMPLE_REPLY_MAGIC, 0, cookie))
@@ -419,5 +426,32 @@ def test_a_minimum_block_size_is_kept(layer: BlockLayer, tmp_path: Path) -> None
     assert all(offset % 4096 == length % 4096 == 0 for _command, offset, length in scripted.requests)
     assert not any(command == p.CMD_TRIM for command, _offset, _length in scripted.requests)
     backend.remove()
+    layer.close()
+    scripted.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ([(1, 3)], [(100, 412, ZERO), (512, 488, ZERO)]),
+        ([(512, 3), (300, 0), (9000, 3)], [(100, 412, ZERO), (512, 488, DATA)]),
+    ],
+)
+def test_extents_that_do_not_keep_to_the_servers_minimum(
+    layer: BlockLayer, tmp_path: Path, status: list[tuple[int, int]], expected: list[tuple[int, int, int]]
+) -> None:
+    """They are rounded, so that each answer is a step forward."""
+    scripted = Scripted(tmp_path / "s", 64 << 10, 512, status)
+    node = layer.add_node({"driver": "nbd", "node-name": "n", "server": {"type": "unix", "path": str(tmp_path / "s")}})
+    assert [(extent.offset, extent.length, extent.kind) for extent in node.map(100, 900)] == expected
+    layer.close()
+    scripted.close()
+
+
+def test_block_status_of_another_context_only(layer: BlockLayer, tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path / "s", 64 << 10, 512, [(512, 0)], answered=1)
+    node = layer.add_node({"driver": "nbd", "node-name": "n", "server": {"type": "unix", "path": str(tmp_path / "s")}})
+    with pytest.raises(QobraError, match="no block status of 'base:allocation'"):
+        node.map(0, 4096)
     layer.close()
     scripted.close()

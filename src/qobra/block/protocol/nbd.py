@@ -188,15 +188,17 @@ class NbdNode(BlockNode):
         while offset < end:
             aligned, size = self._aligned(offset, end - offset)
             status = self._call(lambda each, start=aligned, size=size: each.block_status(size, start))  # type: ignore[misc]
-            skip = offset - aligned
+            if self._context not in status:
+                raise QobraError(f"The NBD server told no block status of '{self._context}'", errno=errno.EIO)
             for run, flags in status[self._context]:
-                inside = min(run - skip, end - offset)
-                if inside <= 0:
-                    skip -= run
-                    continue
-                skip = 0
+                # As if the server kept to its own minimum: a block of which it knows a part is like that part.
+                whole = run - run % self.request_alignment or self.request_alignment
+                inside = min(aligned + whole, end) - offset
                 extents.append(_extent(self, offset, inside, flags))
                 offset += inside
+                aligned = offset
+                if whole != run or offset == end:
+                    break
         return extents
 
     def _read(self, offset: int, view: memoryview) -> None:

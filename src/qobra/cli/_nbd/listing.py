@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qobra.cli._tool.report import visible
 from qobra.nbd import protocol as p
 from qobra.nbd.connection import list_exports
 
@@ -30,9 +31,9 @@ def print_list(address: dict[str, Any], tls: ssl.SSLContext | None, hostname: st
     found = list_exports(address, tls=tls, tls_hostname=hostname)
     print(f"exports available: {len(found)}")
     for info, contexts in found:
-        print(f" export: '{info.name}'")
+        print(f" export: '{visible(info.name)}'")
         if info.description:
-            print(f"  description: {info.description}")
+            print(f"  description: {visible(info.description)}")
         if info.size < 0:
             continue
         print(f"  size:  {info.size}")
@@ -46,4 +47,4 @@ def print_list(address: dict[str, Any], tls: ssl.SSLContext | None, hostname: st
         if contexts:
             print(f"  available meta contexts: {len(contexts)}")
             for context in contexts:
-                print(f"   {context}")
+                print(f"   {visible(context)}")
