@@ -306,7 +306,7 @@ def _take_cipher(header: LuksHeader, cipher: str, mode_text: str) -> None:
     length = header.key_length // 2 if mode == "xts" else header.key_length
     header.cipher = f"{cipher}-{length * 8}"
     if KEY_BYTES.get(header.cipher) != length:
-        raise QobraError(f"Algorithm '{cipher}' with key size {header.key_length} bytes not supported")
+        raise QobraError(f"Algorithm '{cipher}' with key size {length} bytes not supported")
 
 
 def _text(field: bytes) -> str:

@@ -73,7 +73,7 @@ class Transport:
         except BlockingIOError:
             return None
         except OSError as error:
-            raise _broken(error)
+            raise _broken("read from", error)
 
     def recv_exact(self, length: int) -> bytes:
         """Exactly ``length`` bytes. The caller has bounded ``length``. Raises Disconnected at an early end."""
@@ -103,7 +103,7 @@ class Transport:
             try:
                 self.socket.sendall(parts[0])
             except OSError as error:
-                raise _broken(error)
+                raise _broken("write to", error)
             return
         left = [memoryview(part) for part in parts if len(part)]
         while left:
@@ -113,7 +113,7 @@ class Transport:
                 self.wait(select.POLLOUT)
                 continue
             except OSError as error:
-                raise _broken(error)
+                raise _broken("write to", error)
             left = _advance(left, count)
 
     def encode(self, parts: Sequence[Buffer]) -> list[memoryview]:
@@ -127,7 +127,7 @@ class Transport:
         except BlockingIOError:
             return left
         except OSError as error:
-            raise _broken(error)
+            raise _broken("write to", error)
         return _advance(left, count)
 
     def wait(self, events: int, limit: float | None = None) -> int:
@@ -185,7 +185,7 @@ class Transport:
                 except BlockingIOError:
                     self.wait(select.POLLIN)
         except OSError as error:
-            raise _broken(error)
+            raise _broken("read from", error)
 
 
 class TlsTransport(Transport):
@@ -356,6 +356,6 @@ def _advance(left: list[memoryview], count: int) -> list[memoryview]:
     return rest
 
 
-def _broken(error: OSError) -> Disconnected:
+def _broken(what: str, error: OSError) -> Disconnected:
     number = error.errno or errno.EIO
-    return Disconnected(f"NBD connection failed: {strerror(error) or os.strerror(number)}", errno=number)
+    return Disconnected(f"Unable to {what} socket: {strerror(error) or os.strerror(number)}", errno=number)

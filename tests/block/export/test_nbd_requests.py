@@ -578,3 +578,16 @@ def test_why_a_client_did_not_get_in_is_said(exporter: Any, capsys: Any, sent: b
             pass
     said = capsys.readouterr().err
     assert said.endswith(f": option negotiation failed: {reason}\n") if reason else not said
+
+
+def test_a_client_that_does_not_wait_for_its_answer(exporter: Any, capsys: Any) -> None:
+    """Only the system knows why the answer cannot be sent: it is said what was done with the socket."""
+    exporter.file("n", bytes(MIB))
+    exporter.export("n")
+    for _ in range(8):
+        with exporter.socket() as sock:
+            sock.sendall(p.CLIENT_FLAGS.pack(3) + p.OPTION.pack(p.OPTION_MAGIC, p.OPT_LIST, 0) * 1000)
+    exporter.close()
+    said = capsys.readouterr().err
+    assert "option negotiation failed: Unable to write to socket: Broken pipe" in said
+    assert "NBD connection failed" not in said

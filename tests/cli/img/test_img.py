@@ -805,6 +805,17 @@ def test_measure_counts_the_encryption_header(capfd: pytest.CaptureFixture[str])
     assert "required size: 786432\n" in capfd.readouterr().out
 
 
+def test_info_of_a_damaged_luks_header_names_the_image(capsys: pytest.CaptureFixture[str]) -> None:
+    """The image can be opened: the header is looked at when it is told of."""
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1"
+    assert run("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o", options, "a.q", "1M") == 0
+    data = Path("a.q").read_bytes()
+    Path("a.q").write_bytes(data.replace(b"LUKS\xba\xbe", b"LUCK\xba\xbe", 1))
+    for name in (["a.q"], ["--image-opts", "driver=qcow2,file.filename=a.q"]):
+        assert run("info", *name) == 1
+        assert capsys.readouterr().err == f"qobra-img: Could not open '{name[-1]}': Volume is not in LUKS format\n"
+
+
 def test_key_slots_of_an_image_without_encryption(capfd: pytest.CaptureFixture[str]) -> None:
     run("create", "-q", "-f", "qcow2", "a.q", "1M")
     assert run("amend", "-o", "encrypt.state=inactive,encrypt.keyslot=0", "a.q") == 1

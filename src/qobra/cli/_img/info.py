@@ -6,6 +6,7 @@ from qobra.block.describe import describe
 from qobra.block.query import image_info
 from qobra.cli._tool.opening import Images, command_line, node_of, opening
 from qobra.cli._tool.report import Program, ToolError, usage
+from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ def collect(
             backing=False,
             metadata_only=True,
         )
-        info = image_info(node_of(backend))
+        try:
+            info = image_info(node_of(backend))
+        except QobraError as error:  # what is in a header is looked at when it is asked for
+            raise ToolError(f"Could not open '{filename}': {error}")
         backend.remove()
         infos.append(info)
         image_opts = False
