@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -299,6 +300,29 @@ def test_a_session_ends_with_its_connection(monitored: Any) -> None:
         deadline.wait(0.005)
     else:
         pytest.fail("the first session is still there")
+
+
+def test_a_first_client_can_be_waited_for(tmp_path: Any) -> None:
+    machine = Machine()
+    monitors = Monitors(machine)
+    try:
+        monitors.wait_for_greeting(60)  # there is nobody who could come
+        address = {"type": "unix", "data": {"path": str(tmp_path / "qmp")}}
+        machine.chardevs.create("s", {"type": "socket", "data": {"addr": address, "server": True, "wait": False}})
+        monitors.add("s")
+        begin = time.monotonic()
+        monitors.wait_for_greeting(0.02)
+        assert time.monotonic() - begin >= 0.02
+        told = threading.Thread(target=monitors.wait_for_greeting, args=(60,))
+        told.start()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(tmp_path / "qmp"))
+            assert b"QMP" in client.recv(4096)
+            told.join(30)
+            assert not told.is_alive()
+    finally:
+        machine.close()
 
 
 @settings(max_examples=40)

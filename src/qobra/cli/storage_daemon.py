@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 HELP = "serve block nodes, exports and QMP without a machine (qemu-storage-daemon's command line)"
 
+_FIRST_CLIENT = 0.005
+"""Seconds in which a client comes that has waited for this start."""
+
 _OPTIONS = (
     Option("blockdev"),
     Option("chardev"),
@@ -116,16 +119,20 @@ def _run(options: list[tuple[str, str, str]], background: Background | None) -> 
                     return 0
                 else:
                     _apply(machine, monitors, name, value, typed)
-            # A client that came meanwhile is greeted beside this, but no command is carried out before it is done.
+            ending.serve(
+                machine
+            )  # whoever reads the pidfile may send a signal: it must not break off before it is known
+            if pidfile is not None:
+                try:
+                    remove_pidfile = write_pidfile(pidfile)
+                except QobraError as error:
+                    fail(str(error))
+            if background is not None:
+                background.ready()
+            # A first client is greeted before this takes the interpreter for milliseconds, and may send its commands
+            # meanwhile; none is carried out before it is done.
+            monitors.wait_for_greeting(_FIRST_CLIENT)
             import threading  # noqa: F401
-        ending.serve(machine)  # whoever reads the pidfile may send a signal: it must not break off before it is known
-        if pidfile is not None:
-            try:
-                remove_pidfile = write_pidfile(pidfile)
-            except QobraError as error:
-                fail(str(error))
-        if background is not None:
-            background.ready()
         ending.wait()
     except Terminate:
         pass

@@ -12,7 +12,7 @@ import time
 
 from qobra.errors import COMMAND_NOT_FOUND, QobraError
 from qobra.json_reader import Reader
-from qobra.lean import Lock
+from qobra.lean import Event, Lock
 from qobra.qmp import dispatch
 from qobra.qmp.output import Output
 from qobra.qmp.version import version_info
@@ -34,10 +34,19 @@ CAPABILITIES = ("oob",)
 class Session:
     """One monitor in control mode.
 
-    ``pretty`` indents what is sent. ``peer_fds`` are the file descriptors that came with the latest message.
+    ``pretty`` indents what is sent, ``greeted`` is set when a client has been greeted. ``peer_fds`` are the file
+    descriptors that came with the latest message.
     """
 
-    def __init__(self, machine: Machine, chardev: Chardev, router: EventRouter, *, pretty: bool = False) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        chardev: Chardev,
+        router: EventRouter,
+        *,
+        pretty: bool = False,
+        greeted: Event | None = None,
+    ) -> None:
         self.machine = machine
         self.chardev = chardev
         self.pretty = pretty
@@ -45,6 +54,7 @@ class Session:
         self.oob = False
         self.peer_fds: list[int] = []
         self._router = router
+        self._greeted = greeted
         self._reader = Reader()
         self._output = Output(chardev)
         self._in_band: InBandQueue | None = None
@@ -69,6 +79,8 @@ class Session:
             self._connected = True
             greeting = {"QMP": {"version": version_info(), "capabilities": list(CAPABILITIES)}}
             self._output.reply(self._line(greeting))
+            if self._greeted is not None:
+                self._greeted.set()
         elif name == "ended":
             self._output.drain()
         elif name == "ending":
