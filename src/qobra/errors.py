@@ -9,6 +9,10 @@ from __future__ import annotations
 import errno as _errno
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
 GENERIC_ERROR = "GenericError"
 COMMAND_NOT_FOUND = "CommandNotFound"
 DEVICE_NOT_ACTIVE = "DeviceNotActive"
@@ -47,6 +51,17 @@ class QobraError(Exception):
     def prefixed(self, prefix: str) -> QobraError:
         """The same error with ``prefix`` before its text."""
         return QobraError(prefix + self.desc, self.error_class, errno=self.errno, node=self.node, hint=self.hint)
+
+    def again(self) -> Self:
+        """The same error, to be raised by itself.
+
+        An error that is kept and raised again and again keeps, in its traceback, all that each of those who raised it
+        was at work on.
+        """
+        error = self.__new__(type(self))
+        error.args = self.args
+        error.__dict__.update(self.__dict__)
+        return error
 
     @classmethod
     def from_os(cls, prefix: str, error: OSError, *, node: str | None = None) -> QobraError:

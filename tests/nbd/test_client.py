@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from qobra.errors import QobraError
 from qobra.nbd import client as client_module
 from qobra.nbd import connect
 from qobra.nbd import protocol as p
+from qobra.nbd.client import Client
 
 Serve = Callable[[Callable[[Any], Any]], socket.socket]
 
@@ -383,3 +386,24 @@ def test_close_leaves_a_server_that_owes_an_answer(serve: Serve, monkeypatch: py
         request.result(0.01)
     disk.close()
     assert isinstance(request.exception(), QobraError)
+
+
+def test_a_broken_connection_keeps_nothing_of_those_who_met_it(serve: Serve) -> None:
+    def script(s: Any) -> None:
+        s.shake()
+        s.request()
+
+    class Mine:
+        pass
+
+    def meet(disk: Client) -> weakref.ref[Mine]:
+        mine = Mine()
+        with pytest.raises(QobraError):
+            disk.pread(1, 0)
+        return weakref.ref(mine)
+
+    disk = connect(serve(script))
+    met = [meet(disk) for _ in range(3)]
+    gc.collect()
+    assert disk.broken is not None
+    assert [each() for each in met] == [None] * 3

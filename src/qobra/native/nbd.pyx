@@ -106,6 +106,7 @@ cdef class Batches(Stream):
         cdef Reason reason = STALE
         self._aside_count = 0
         self.position = 0
+        self._check()
         with nogil:
             if self._enter(places):
                 self._read_cold(places)

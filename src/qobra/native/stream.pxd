@@ -32,6 +32,7 @@ cdef class Stream:
     cdef bint _is_inside
     cdef readonly size_t position
     cdef public size_t start, end
+    cdef void _release(self)
     cdef int _check(self) except -1
     cdef Received _receive(self, bint may_wait, size_t room) noexcept nogil
     cdef void _gather(self, int64_t requests, int64_t replied) noexcept nogil

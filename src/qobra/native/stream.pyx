@@ -66,6 +66,16 @@ cdef class Stream:
         self._lock, self._sock = lock, sock
 
     def __dealloc__(self):
+        self._release()
+
+    def close(self):
+        """Let go of the buffers; nothing else may be called then. Python's collector cannot clear a memoryview before."""
+        self._release()
+
+    cdef void _release(self):
+        self._inbox = self._arena = NULL
+        self._inbox_size = self._arena_size = 0
+        self._payload_owner = None
         PyBuffer_Release(&self._inbox_buffer)
         PyBuffer_Release(&self._arena_buffer)
         PyBuffer_Release(&self._payload_buffer)
@@ -84,8 +94,8 @@ cdef class Stream:
             self._payload_owner = buffer
 
     cdef int _check(self) except -1:
-        """Raise unless ``start`` and ``end``, which Python may set, are inside the inbox."""
-        if self.start > self.end or self.end > self._inbox_size:
+        """Raise unless ``start`` and ``end``, which Python may set, are inside the inbox, which must still be there."""
+        if self._inbox == NULL or self.start > self.end or self.end > self._inbox_size:
             raise ValueError("not inside the inbox")
         return 0
 

@@ -102,7 +102,7 @@ class AsyncLink:
         """Send ``request``, or what the socket takes of it now. Raises QobraError when the connection is broken."""
         cookie = request.cookie = next(self._cookies)
         if self.broken is not None:
-            raise self.broken
+            raise self.broken.again()
         if not self._pending:
             self._heard = self._loop.time()
         self._pending[cookie] = request
@@ -133,7 +133,7 @@ class AsyncLink:
         """Break the connection: everything in flight fails with ``error``."""
         if self.broken is not None:
             return
-        self.broken = error
+        self.broken = error.again()
         self._unsent = []
         if self._watch is not None:
             self._watch.cancel()
@@ -141,7 +141,7 @@ class AsyncLink:
         self._loop.remove_writer(self.transport.socket.fileno())
         self.transport.shutdown()
         while self._pending:
-            self._pending.popitem()[1].complete(error)
+            self._pending.popitem()[1].complete(error.again())
 
     def _watch_timeout(self) -> None:
         """Break the connection once an answer is due and nothing has come for the transport's timeout."""
@@ -301,4 +301,4 @@ class AsyncClient(Export):
             except QobraError as error:
                 failure = failure or error
         if failure is not None:
-            raise failure
+            raise failure.again()

@@ -168,4 +168,5 @@ class Client(Export):
             failure = failure or request.exception()
             request.exception()
         if failure is not None:
-            raise failure
+            # Not kept by this call, which it knows.
+            raise failure.again()

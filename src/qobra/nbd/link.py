@@ -56,7 +56,7 @@ class Link:
         header = p.REQUEST.pack(p.REQUEST_MAGIC, flags, request.command, cookie, request.offset, request.length)
         with self._send_lock:
             if self.broken is not None:
-                raise self.broken
+                raise self.broken.again()
             self._pending[cookie] = request
             self._send((header, *payload))
         if self.broken is not None:
@@ -73,14 +73,14 @@ class Link:
     def fail(self, error: QobraError) -> None:
         """Break the connection: everything in flight fails with ``error``."""
         if self.broken is None:
-            self.broken = error
+            self.broken = error.again()
         self.transport.shutdown()
         while self._pending:
             try:
                 _cookie, request = self._pending.popitem()
             except KeyError:
                 break
-            request.complete(self.broken)
+            request.complete(self.broken.again())
 
     def wait_for(self, request: AnyRequest, timeout: float | None) -> None:
         """Return once ``request`` is done. Raises QobraError (ETIMEDOUT) after ``timeout`` seconds."""

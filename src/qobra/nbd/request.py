@@ -83,7 +83,7 @@ class Request(Generic[T]):
         if not self._done:
             self._link.wait_for(self, timeout)
         if self._error is not None:
-            raise self._error
+            raise self._error.again()
         return self.value
 
     def exception(self, timeout: float | None = None) -> QobraError | None:

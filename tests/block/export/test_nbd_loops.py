@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import random
 import socket
@@ -16,6 +17,7 @@ import pytest
 
 from qobra.block.bitmap import DirtyBitmap
 from qobra.block.snapshot import create_image
+from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 from qobra.testing.waiting import wait_until
 
@@ -234,3 +236,26 @@ def test_clients_that_leave_in_the_middle(exporter: Any, direct: bool, seed: int
     wait_until(lambda: server.connections == 0)
     assert not any(slot.busy for slot in exporter.layer.flight._slots)
     assert exporter.connect("n").pread(SIZE, 0) == b"1" * SIZE
+
+
+def test_what_a_failed_request_keeps_of_the_loop_can_be_collected(
+    exporter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error whose frames know it is a cycle, and the loop that asked is in it."""
+    exporter.add({"driver": "test-told", "node-name": "n"})
+    exporter.export("n")
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    def fail(_offset: int, _view: memoryview) -> None:
+        error = OSError(errno.EIO, "injected")
+        raise error
+
+    monkeypatch.setattr(exporter.layer.graph.find("n"), "_read", fail)
+    client = exporter.connect("n")
+    with pytest.raises(QobraError):
+        client.pread(4096, 0)
+    client.close()
+    wait_until(lambda: not any(thread.name == "nbd-connection" for thread in threading.enumerate()))
+    gc.collect()
+    assert not unraisable

@@ -71,6 +71,9 @@ class Loop:
         """The flags of a read that is no reason to put it aside."""
         self._may_write = connection.export.writable and not connection.export.writethrough
 
+    def close(self) -> None:
+        """Let go of what the loop holds outside Python."""
+
     def batch(self) -> bool:
         """Receive and serve one batch; False when the client has left."""
         if not self._again and not self._receive():

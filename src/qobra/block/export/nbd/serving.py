@@ -39,8 +39,11 @@ def new_send_lock() -> AbstractContextManager[Any]:
 def serve(connection: Connection, slot: Slot) -> None:
     """Serve requests until the client disconnects. Raises QobraError when it breaks the protocol or the connection."""
     loop = CompiledLoop(connection, slot) if use_compiled else Loop(connection, slot)
-    while loop.batch():
-        pass
+    try:
+        while loop.batch():
+            pass
+    finally:
+        loop.close()
 
 
 class CompiledLoop(Loop):
@@ -60,6 +63,9 @@ class CompiledLoop(Loop):
             structured=connection.structured,
             writable=export.writable and not export.writethrough,
         )
+
+    def close(self) -> None:
+        self._batches.close()
 
     def batch(self) -> bool:
         """Serve until there is something else than plain hits, and do that; False when the client has left."""
