@@ -1,4 +1,4 @@
-"""What is told on standard error, which may be full, gone or closed."""
+"""What is told on standard output and error, which may be full, gone or closed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qobra.report import print_error, report_line
-from qobra.testing.storage_daemon import OURS
+from qobra.testing.storage_daemon import OURS, StorageDaemon
 
 TIMEOUT = 60.0
 
@@ -45,3 +45,41 @@ def test_a_daemon_opens_nothing_in_the_place_of_a_closed_stream(tmp_path: Path) 
     finally:
         process.terminate()
         process.wait(TIMEOUT)
+
+
+_SYSTEM = [sys.executable, "-c", "import sys; from qobra.cli.system import main_x86_64 as main; sys.exit(main())"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*OURS, "--version"],
+        [*OURS, "--object", "help"],
+        [*OURS, "--trace", "help"],
+        [*_SYSTEM, "-version"],
+        [*_SYSTEM, "-h"],
+        [*_SYSTEM, "-machine", "help"],
+        [*_SYSTEM, "-d", "help"],
+    ],
+)
+def test_an_answer_that_cannot_be_given(command: list[str]) -> None:
+    end, gone = os.pipe()
+    os.close(end)
+    done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+    os.close(gone)
+    assert (done.returncode, done.stderr) == (1, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stderr) == (1, "-c: standard output: No space left on device\n")
+
+
+def test_no_command_fails_because_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    daemon = StorageDaemon(["sh", "-c", 'exec "$@" >/dev/full', "sh", *OURS], tmp_path)
+    try:
+        daemon.execute("blockdev-add", {"driver": "null-co", "node-name": "n", "size": 65536})
+        for name in ("a", "b"):
+            arguments = {"node-name": "n", "snapshot-file": name, "snapshot-node-name": name}
+            daemon.execute("blockdev-snapshot-sync", arguments)
+            assert (tmp_path / name).stat().st_size
+    finally:
+        daemon.quit()

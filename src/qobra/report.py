@@ -36,6 +36,22 @@ def print_error(text: object) -> None:
         pass
 
 
+def print_text(text: str) -> int:
+    """Print what was asked for on standard output, at once. The exit status: 1 if it has not arrived.
+
+    Why is said, unless its reader has gone. That is no reason for a daemon to end, or for a command to fail.
+    """
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        # What the stream has kept would be tried again, and complained of, at the end of the program.
+        sys.stdout = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
+        if not isinstance(error, BrokenPipeError):
+            report_error(f"standard output: {os.strerror(error.errno or 0)}")
+        return 1
+    return 0
+
+
 def report_line(text: object) -> None:
     """Print a line on standard error, with what is to precede each, after what was printed on standard output."""
     try:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from qobra.errors import QobraError
-from qobra.report import program, report_error, report_line
+from qobra.report import print_text, program, report_error, report_line
 
 __all__ = [
     "Background",
@@ -116,8 +116,8 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Print a line for the program's user at once."""
-    print(text, flush=True)
+    """Print a line for the program's user at once, if there still is one."""
+    print_text(f"{text}\n")
 
 
 def warn(text: str) -> None:

@@ -24,6 +24,7 @@ from qobra.errors import QobraError
 from qobra.lean import defer_threading
 from qobra.machine.machine import Machine
 from qobra.qmp.monitor import Monitors
+from qobra.report import print_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [name for name, _, _ in options]
     if "help" in names or "version" in names:
         first = next(name for name in names if name in ("help", "version"))
-        print(_HELP.format(program=program()) if first == "help" else _version(), end="")
-        return 0
+        return print_text(_HELP.format(program=program()) if first == "help" else _version())
     if "daemonize" in names:
         _refuse_stdio(options)
     background = Background() if "daemonize" in names else None
@@ -115,8 +115,7 @@ def _run(options: list[tuple[str, str, str]], background: Background | None) -> 
                 if name == "pidfile":
                     pidfile = value
                 elif (text := _help(machine, name, value)) is not None:
-                    print(text, end="")
-                    return 0
+                    return print_text(text)
                 else:
                     _apply(machine, monitors, name, value, typed)
             ending.serve(

@@ -7,7 +7,7 @@ import sys
 from qobra.cli._ending import Ending, Terminate
 from qobra.cli._options import Background, fail, program, write_pidfile
 from qobra.errors import QobraError
-from qobra.report import report_error
+from qobra.report import print_text, report_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def main(architecture: str, arguments: list[str]) -> int:
         options = _with_config_files(options)
         text = _help_answer(architecture, options)
         if text is not None:
-            print(text, end="")
-            return 0
+            return print_text(text)
         options = prepare(options)
         if any(name == "daemonize" for name, _ in options):
             refuse_stdio(options)
@@ -46,10 +45,8 @@ def main(architecture: str, arguments: list[str]) -> int:
         from qobra.qmp.version import PACKAGE
 
         # What launches emulators reads the number at this place of this line, of either answer.
-        print(f"QEMU emulator version 5.2.0 ({PACKAGE})\nThe Qobra project, under the Apache licence 2.0")
-        if "h" in names:
-            print(table.help_text(program()), end="")
-        return 0
+        text = f"QEMU emulator version 5.2.0 ({PACKAGE})\nThe Qobra project, under the Apache licence 2.0\n"
+        return print_text(text + table.help_text(program()) if "h" in names else text)
     background = Background() if "daemonize" in names else None
     return _run(architecture, options, background)
 

@@ -177,7 +177,7 @@ class Builder:
     def _create_chardev(self, id: str, backend: dict[str, Any], asked_by: str) -> None:
         device = self.machine.chardevs.create(id, backend, failure="", asked_by=asked_by)
         if terminal := device.return_info().get("pty"):
-            print(f"char device redirected to {terminal} (label {id})", flush=True)  # which nobody can know before
+            say(f"char device redirected to {terminal} (label {id})")  # which nobody can know before
 
     def _create_objects(self, *, late: bool) -> None:
         for each in self._objects:

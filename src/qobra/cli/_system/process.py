@@ -46,7 +46,7 @@ def set_log_items(text: str) -> None:
     """``-d``: begin to log. For an item that there is not, the list is shown, and that is all."""
     patterns = log.patterns(text)
     if patterns is None:
-        print(log.help_text(), end="")
+        report.print_text(log.help_text())
         raise SystemExit(1)
     for pattern in patterns:
         set_trace(pattern)

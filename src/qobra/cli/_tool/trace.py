@@ -6,6 +6,7 @@ import sys
 
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
+from qobra.report import print_text
 
 _MAX_LINE = 1023
 """Bytes; what is longer is taken for several lines, as QEMU does."""
@@ -17,8 +18,7 @@ def take(program: Program, text: str) -> bool:
     if text.removeprefix("enable=") in ("help", "?"):
         from qobra.trace import events
 
-        print("\n".join(events()))
-        flush_output()
+        print_text("".join(f"{each}\n" for each in events()))
         return False
     enable(program, text)
     return True
