@@ -845,3 +845,74 @@ def test_why_a_request_failed_is_said_as_the_c_library_does(capsys: pytest.Captu
         file.write(b"\xff" * 64)
     assert run("dd", "-f", "qcow2", "if=b.q", "of=c.raw") == 1
     assert capsys.readouterr().err == ("qobra-img: error while reading from input image file: Input/output error\n")
+
+
+_SIGNALLED = """
+import os, signal, sys
+from qobra.cli import img
+from qobra.cli._img import _convert, dd
+from qobra.cli._tool.opening import Images
+
+def signalled(holder, name, number):
+    run = getattr(holder, name)
+    def then(*arguments):
+        try:
+            return run(*arguments)
+        finally:
+            os.kill(os.getpid(), number)
+    setattr(holder, name, then)
+
+for holder in (_convert, dd):
+    signalled(holder, "create_target", signal.SIGTERM)
+signalled(Images, "abandon", signal.SIGINT)
+img.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "left"),
+    [
+        (["convert", "-f", "raw", "-O", "qcow2", "a", "b"], {"b": 0}),
+        (["dd", "-f", "raw", "-O", "qcow2", "if=a", "of=b"], {"b": 0}),
+        (["convert", "--resume", "-f", "raw", "-O", "raw", "a", "b"], {"b": 0, "b.resume": None}),
+    ],
+)
+def test_a_target_that_was_just_made_is_taken_back(command: list[str], left: dict[str, int | None]) -> None:
+    """By a signal in the moment between it is made and filled, also if Ctrl-C is pressed once more while that happens:
+    it would be taken for a whole disk of zeroes.
+    """
+    Path("a").write_bytes(b"x" * 65536)
+    done = subprocess.run([sys.executable, "-c", _SIGNALLED, *command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "", "")
+    found = {path.name: path.stat().st_size for path in Path().glob("b*")}
+    assert {name: found[name] if size is not None else None for name, size in left.items()} == left
+    assert len(found) == len(left)
+    if len(left) == 2:
+        assert run(*command) == 0
+        assert Path("b").read_bytes() == b"x" * 65536
+
+
+def test_a_target_that_was_half_made_is_made_anew() -> None:
+    """The journal is there before the target."""
+    Path("a").write_bytes(b"x" * 65536)
+    code = (
+        "import os\n"
+        "from qobra.cli._img import _convert\n"
+        "from qobra.cli.img import main\n"
+        "_convert.create_target = lambda *_: os._exit(7)\n"
+        "main(['convert', '--resume', '-f', 'raw', '-O', 'qcow2', 'a', 'b'], 'qobra-img')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 7
+    assert os.path.exists("b.resume")
+    Path("b").write_bytes(b"QFI\xfb")
+    assert run("convert", "--resume", "-f", "raw", "-O", "qcow2", "a", "b") == 0
+    assert contents("b", "qcow2")[:65536] == b"x" * 65536
+    assert not os.path.exists("b.resume")
+
+
+def test_a_target_that_cannot_be_made_leaves_no_journal(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a").write_bytes(b"x" * 65536)
+    os.mkdir("b")
+    assert run("convert", "--resume", "-f", "raw", "-O", "raw", "a", "b") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not os.path.exists("b.resume")

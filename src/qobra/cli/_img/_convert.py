@@ -81,13 +81,11 @@ class Conversion:
             if backing is not None:
                 raise ToolError("A copy onto a backing file cannot be resumed")
             self._journal = self._open_journal()
-        if self._journal is not None and self._journal.load():
-            self._program.warning(f"going on at byte {self._journal.done} of {source.length}")
-        elif order.create:
-            self._create(source.length, backing)
-            if self._journal is not None:
-                self._journal.begin()
-        with Guard(self._images, self._output, created=order.create and self._journal is None):
+        with Guard(self._images, self._output) as guard:
+            if self._journal is not None and self._journal.load():
+                self._program.warning(f"going on at byte {self._journal.done} of {source.length}")
+            elif order.create:
+                self._create(source.length, backing, guard)
             self._fill(source)
             self._images.close()
         if self._journal is not None:
@@ -156,18 +154,22 @@ class Conversion:
         if values.get("preallocation", "off") != "off":
             raise ToolError("Compression and preallocation not supported at the same time")
 
-    def _create(self, length: int, backing: str | None) -> None:
+    def _create(self, length: int, backing: str | None, guard: Guard) -> None:
         order = self._order
         more: Options = {"size": length}
         more.update(self._given_backing(backing))
-        create_target(
-            self._images,
-            self._output,
-            order.output_format,
-            order.pairs,
-            more,
-            f"error while converting {order.output_format}",
-        )
+        failure = f"error while converting {order.output_format}"
+        journal = self._journal
+        if journal is not None:
+            journal.begin()  # before there is a target, so that it is never there without the journal and not whole
+        try:
+            create_target(self._images, self._output, order.output_format, order.pairs, more, failure, guard)
+        except ToolError:
+            if journal is not None:
+                journal.finish()  # there is nothing to go on with
+            raise
+        if journal is not None:
+            guard.created = False  # what is there is to be gone on with
 
     def _given_backing(self, backing: str | None) -> Options:
         """The backing file, and its format, as options. Raises ToolError where the format has none."""

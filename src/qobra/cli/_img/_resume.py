@@ -53,8 +53,8 @@ class Journal:
             raise ToolError(f"'{self.path}' is no journal of a copy; remove it to begin anew")
         if order != self._order or done < 0:
             raise ToolError(f"'{self.path}' is the journal of another copy, or its source has changed")
-        if not os.path.exists(self._output):
-            return False
+        if not done or not os.path.exists(self._output):
+            return False  # the target may not even have been made as a whole
         self.done = self._noted = done
         return True
 

@@ -8,7 +8,7 @@ from qobra.block.creation._image import ImageCreation, find_format, known_option
 from qobra.block.creation._options import parse_values
 from qobra.block.node import drivers
 from qobra.cli._tool.opening import Images
-from qobra.cli._tool.process import Terminated, end_in_order
+from qobra.cli._tool.process import Terminated, Undisturbed, end_in_order
 from qobra.cli._tool.report import ToolError
 from qobra.errors import QobraError, errno_of, strerror
 
@@ -36,11 +36,19 @@ def check_format(fmt: str, filename: str, *, unknown: str) -> None:
 
 
 def create_target(
-    images: Images, filename: str, fmt: str, pairs: list[tuple[str, str]], more: Options, failure: str
+    images: Images,
+    filename: str,
+    fmt: str,
+    pairs: list[tuple[str, str]],
+    more: Options,
+    failure: str,
+    guard: Guard,
 ) -> None:
-    """Make the image, without a word. ``more`` are options that are not texts (``size``). Raises ToolError."""
+    """Make the image, without a word, to be watched over by ``guard``, which is the caller's.
+
+    ``more`` are options that are not texts (``size``). Raises ToolError.
+    """
     known = known_options(fmt, filename)
-    end_in_order()
     try:
         values = {**parse_values(known, pairs), **more}
     except QobraError as error:
@@ -49,11 +57,13 @@ def create_target(
     before = _state(path)
     try:
         ImageCreation(filename, fmt, find_format(fmt), known, values).make(images.layer)
+        guard.created = True
     except (Terminated, KeyboardInterrupt):
         # An image that somebody else uses has not been written to.
         if _state(path) != before:
-            images.abandon()
-            _cut_to_nothing(path)
+            with Undisturbed():
+                images.abandon()
+                _cut_to_nothing(path)
         raise
     except QobraError as error:
         raise ToolError(f"{filename}: {failure}: {error}")
@@ -81,22 +91,26 @@ class Guard:
     """Sees to it that a target that was not finished is not taken for whole.
 
     When the command fails or is ended by a signal, the target is closed, and the file that the command made is cut to
-    nothing. What was there before the command is left as it is then.
+    nothing. What was there before the command is left as it is then. The target is made inside, so that there is no
+    moment at which it is there and nobody's.
     """
 
-    def __init__(self, images: Images, filename: str, *, created: bool) -> None:
+    def __init__(self, images: Images, filename: str) -> None:
         self._images = images
-        self._path = filename.removeprefix("file:") if created else ""
+        self._path = filename.removeprefix("file:")
+        self.created = False
+        """Whether the command has made the target, and is to take it back."""
 
     def __enter__(self) -> Guard:
         end_in_order()
         return self
 
     def __exit__(self, kind: object, *_exc: object) -> None:
-        if kind is None or not self._path:
+        if kind is None or not self.created:
             return
-        self._images.abandon()
-        _cut_to_nothing(self._path)
+        with Undisturbed():
+            self._images.abandon()
+            _cut_to_nothing(self._path)
 
 
 def _state(path: str) -> tuple[int, int, int] | None:

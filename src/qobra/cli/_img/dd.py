@@ -50,10 +50,11 @@ def main(program: Program, arguments: list[str]) -> int:
             end = min(end, numbers["count"] * numbers["bs"])
         length = max(0, end - start)
         refuse_source([source], given["of"], "error while creating output image")
-        create_target(images, given["of"], output_format, [], {"size": length}, "error while creating output image")
-        if start > end:
-            program.error(f"{given['if']}: cannot skip to specified offset")
-        with Guard(images, given["of"], created=True):
+        failure = "error while creating output image"
+        with Guard(images, given["of"]) as guard:
+            create_target(images, given["of"], output_format, [], {"size": length}, failure, guard)
+            if start > end:
+                program.error(f"{given['if']}: cannot skip to specified offset")
             target = node_of(open_target(images, given["of"], output_format, "writeback"))
             pieces = Pieces(images.layer, [(source, start, length)])
             copy_all(pieces, target)

@@ -36,6 +36,27 @@ def end_in_order() -> None:
             pass  # not in the main thread, where signals are somebody else's
 
 
+class Undisturbed:
+    """In a ``with``: nothing but SIGKILL breaks off what clears away. Who presses Ctrl-C twice means the same."""
+
+    def __enter__(self) -> None:
+        import _signal as signal
+
+        self._before = []
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            try:
+                self._before.append((number, signal.signal(number, signal.SIG_IGN)))
+            except ValueError:
+                pass  # not in the main thread
+
+    def __exit__(self, *_exc: object) -> None:
+        import _signal as signal
+
+        for number, handler in self._before:
+            if handler is not None:  # not Python's own: it cannot be put back
+                signal.signal(number, handler)
+
+
 def catch_interrupts() -> None:
     """From here on Ctrl-C raises KeyboardInterrupt. Before, console programs of ours just end: Python would show where
     in its start it was, or lose the signal in the middle of an import.
