@@ -205,6 +205,9 @@ def test_limits_as_a_drive_tells_them():
         ({"iops-total-max": 10}, "bps_max/iops_max require corresponding bps/iops values"),
         ({"iops-total": 1, "iops-total-max-length": 0}, "the burst length cannot be 0"),
         ({"iops-total": 1, "iops-total-max-length": 5}, "burst length set without burst rate"),
+        ({"iops-total": 1, "iops-total-max-length": -1}, "burst length set without burst rate"),
+        ({"iops-total": 1, "iops-total-max": 1, "iops-total-max-length": -1}, "burst length too high"),
+        ({"bps-total": 1, "bps-read": 1, "bps-total-max-length": 0}, "cannot be used at the same time"),
         ({"iops-size": 5}, "iops size requires an iops value to be set"),
     ],
 )

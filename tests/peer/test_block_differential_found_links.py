@@ -136,3 +136,45 @@ def test_options_of_a_list_that_gets_shorter(q: Run) -> None:
     q("blockdev-add", {**options, "inject-error": rules})
     for changed in (rules[:1], [{"event": "read_aio"}, *rules[1:]], rules, [*rules[:1], {"event": "none"}]):
         q.do("blockdev-reopen", options=[{**options, "inject-error": changed}])
+
+
+@against_storage_daemon
+def test_commit_of_an_image_that_others_show(q: Run) -> None:
+    """The base takes its place under them too; only overlays note down the name of what they build on."""
+    disk(q, "base")
+    disk(q, "mid", backing="base")
+    disk(q, "top", backing="mid")
+    q.add("compress", node_name="compress", file="mid")
+    q.add("raw", node_name="raw", file="mid")
+    q.do("block-commit", job_id="j", device="top", top_node="mid")
+    q.wait("BLOCK_JOB_COMPLETED", device="j")
+    q("query-named-block-nodes", {"flat": True})
+    q("x-debug-query-block-graph")
+
+
+@against_storage_daemon
+def test_reopen_with_what_an_implicit_filter_hides(q: Run) -> None:
+    """Whoever names the node below it as the child that it has keeps the filter; no other takes its place."""
+    disk(q, "disk")
+    disk(q, "other")
+    q.add("raw", node_name="raw", file="disk")
+    q.do("block-stream", job_id="j", device="disk", auto_finalize=False)
+    q.wait("BLOCK_JOB_PENDING", id="j")
+    q.do("blockdev-reopen", options=[{"driver": "raw", "node-name": "raw", "file": "disk"}])
+    q("x-debug-query-block-graph")
+    q.do("blockdev-reopen", options=[{"driver": "raw", "node-name": "raw", "file": "other"}])
+    q("x-debug-query-block-graph")
+
+
+@against_storage_daemon
+def test_limits_over_whole_sectors(q: Run) -> None:
+    """A filter that logs by sectors is written to by sectors, which is what blkdebug's limits must agree with."""
+    disk(q, "disk")
+    q.add("blklogwrites", node_name="l", file="disk", log=q.file("disk", locking="off", node_name="f"))
+    q.add("null-co", node_name="log", size=MIB)
+    for sector in (512, 4096):
+        q.add("blklogwrites", node_name=f"l{sector}", file="disk", log="log", log_sector_size=sector)
+        for limit in (3, 512, 4096):
+            q.add("blkdebug", node_name="d", image=f"l{sector}", max_write_zero=limit)
+            q.do("blockdev-del", node_name="d")
+        q.do("blockdev-del", node_name=f"l{sector}")

@@ -128,3 +128,28 @@ def test_an_overlay_is_named_by_its_node(q: Run) -> None:
     q.do("blockdev-snapshot-sync", device="d", snapshot_file=q.path("over"), snapshot_node_name="over")
     q.do("blockdev-snapshot-sync", node_name="n", snapshot_file=q.path("other"))
     q.do("blockdev-del", node_name="n")
+
+
+@against_storage_daemon
+def test_native_aio_of_what_is_no_device(q: Run) -> None:
+    q.tool("qemu-img", "create", "-q", "disk", "1M")
+    for driver in ("host_device", "file"):
+        q.add(driver, node_name="n", filename=q.path("disk"), aio="native")
+
+
+@against_storage_daemon
+def test_limits_as_high_as_a_request_can_be(q: Run) -> None:
+    q.add("null-co", node_name="n", size=1 << 20)
+    for name in ("align", "max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard"):
+        for value in ((1 << 31) - 1, 1 << 31, 1 << 30):
+            q("blockdev-add", {"driver": "blkdebug", "node-name": "d", "image": "n", name: value})
+            q.do("blockdev-del", node_name="d")
+
+
+@against_storage_daemon
+def test_steps_of_preallocation(q: Run) -> None:
+    q.add("null-co", node_name="n", size=1 << 20)
+    for name in ("prealloc-align", "prealloc-size"):
+        for value in (-1, 100, 512, (1 << 63) - 1):
+            q("blockdev-add", {"driver": "preallocate", "node-name": "p", "file": "n", name: value})
+            q.do("blockdev-del", node_name="p")

@@ -12,6 +12,7 @@ from qobra.block.filename import flatten
 from qobra.block.graph import GraphChange, reaches
 from qobra.block.node import BlockNode, Options
 from qobra.block.opening import inherited_options, with_inherited
+from qobra.block.query import without_implicit
 from qobra.block.vertex import GENERIC_OPTIONS, TEXTS, check_detect_zeroes
 from qobra.errors import QobraError
 from qobra.json_text import ordered
@@ -136,8 +137,10 @@ def _replace_child(layer: BlockLayer, change: GraphChange, node: BlockNode, name
     child = layer.graph.find(wanted)
     if child is None:
         raise QobraError(f"Cannot find device='' nor node-name='{wanted}'")
-    if child is current:
+    if child is current or (current is not None and without_implicit(current) is child):
         return
+    if current is not None and current.implicit:
+        raise QobraError(f"Cannot replace implicit {name} child of {node.node_name}")
     layer.graph.frozen.check(node, name)
     if reaches(child, node):
         raise QobraError(f"Making '{child.node_name}' a {name} child of '{node.node_name}' would create a cycle")

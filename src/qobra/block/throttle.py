@@ -38,8 +38,6 @@ class Limits:
         if name == "iops-size":
             self.iops_size = value
         elif name.endswith("-max-length"):
-            if value == 0:
-                raise QobraError("the burst length cannot be 0")
             self.burst_length[name.removesuffix("-max-length")] = value
         elif name.endswith("-max"):
             self.burst[name.removesuffix("-max")] = value
@@ -84,9 +82,12 @@ class Limits:
             average, burst, length = self.average[kind], self.burst[kind], self.burst_length[kind]
             if not (0 <= average <= VALUE_MAX and 0 <= burst <= VALUE_MAX):
                 raise QobraError(f"bps/iops/max values must be within [0, {VALUE_MAX}]")
-            if length > 1 and not burst:
+            if length == 0:
+                raise QobraError("the burst length cannot be 0")
+            # What is below zero counts as more than there can be.
+            if length != 1 and not burst:
                 raise QobraError("burst length set without burst rate")
-            if burst and length > VALUE_MAX // burst:
+            if burst and not 0 < length <= VALUE_MAX // burst:
                 raise QobraError("burst length too high for this burst rate")
             if burst and not average:
                 raise QobraError("bps_max/iops_max require corresponding bps/iops values")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -241,7 +242,16 @@ def test_limits_below_zero(layer, name):
         layer.add_node({"driver": "blkdebug", "node-name": "b", "image": "n", name: -1})
 
 
-@pytest.mark.parametrize("options", [{"align": 3}, {"align": 512, "max-transfer": 100}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"align": 3},
+        {"align": 512, "max-transfer": 100},
+        {"align": 1 << 31},
+        {"max-discard": (1 << 31) - 1},
+        {"opt-write-zero": (1 << 31) - 1},
+    ],
+)
 def test_blkdebug_refuses_limits_that_do_not_fit(layer, make_file, options):
     with pytest.raises(QobraError, match="Cannot meet constraints with"):
         layer.add_node({"driver": "blkdebug", "node-name": "d", "image": make_file("a"), **options})
@@ -417,6 +427,51 @@ def test_blklogwrites_logs_and_appends(layer, make_file):
     data = open(log["filename"], "rb").read()
     assert int.from_bytes(data[16:24], "little") == 4
     assert data[2560 + 512 : 2560 + 1024] == b"y" * 512
+
+
+def test_blklogwrites_fills_up_sectors(layer, make_file):
+    """The log is made of whole ones: replayed, it has no bytes that were not the disk's."""
+    length = 8 * 512 + 100
+    before = bytes(range(1, 201)) * 21
+    log, file = make_file("log"), make_file("a", before)
+    os.truncate(file["filename"], length)
+    node = layer.add_node({"driver": "blklogwrites", "node-name": "l", "file": file, "log": log})
+    assert node.request_alignment == 512
+    backend = _enter(layer, node)
+    backend.write(100, b"x" * 100)
+    backend.write(1000, b"y" * 100)
+    backend.write_zeroes(1500, 1000)
+    backend.write_zeroes(2600, 10)
+    backend.write(length - 50, b"z" * 50)
+    backend.remove()
+    layer.delete_node("l")
+    data, disk = open(log["filename"], "rb").read(), open(file["filename"], "rb").read()
+    assert disk[:1000] == before[:100] + b"x" * 100 + before[200:1000]
+    assert disk[1500:2500] == bytes(1000)
+    replayed = bytearray(before[:length].ljust(9 * 512, b"\0"))
+    place = 512
+    for _ in range(int.from_bytes(data[16:24], "little")):
+        sector, sectors, flags, _size = (
+            int.from_bytes(data[place + 8 * i : place + 8 * i + 8], "little") for i in range(4)
+        )
+        assert not flags & 4
+        replayed[sector * 512 : (sector + sectors) * 512] = data[place + 512 : place + (1 + sectors) * 512]
+        place += (1 + sectors) * 512
+    assert replayed[:length] == disk
+
+
+def test_blklogwrites_tells_of_discarded_sectors_only_where_they_are_whole(layer, make_file):
+    log = make_file("log")
+    options = {"driver": "blklogwrites", "node-name": "l", "discard": "unmap"}
+    node = layer.add_node({**options, "file": make_file("a"), "log": log})
+    backend = _enter(layer, node)
+    backend.discard(100, 1000)
+    backend.discard(10, 20)
+    backend.remove()
+    layer.delete_node("l")
+    data = open(log["filename"], "rb").read()
+    assert int.from_bytes(data[16:24], "little") == 1
+    assert [int.from_bytes(data[512 + 8 * i : 520 + 8 * i], "little") for i in range(3)] == [1, 1, 4]
 
 
 def test_blklogwrites_passes_zeroes_on_as_zeroes(layer, make_file):

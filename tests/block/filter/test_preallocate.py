@@ -98,3 +98,9 @@ def test_a_format_above_grows_through_it(layer, path):
 def test_alignment_is_in_sectors(layer, path, align):
     with pytest.raises(QobraError, match="prealloc-align parameter of preallocate filter is not aligned to 512"):
         _user(layer, path, **{"prealloc-align": align})
+
+
+@pytest.mark.parametrize("name", ["prealloc-align", "prealloc-size"])
+def test_steps_below_zero_are_refused(layer, path, name):
+    with pytest.raises(QobraError, match=f"Parameter '{name}' expects a non-negative number below"):
+        _user(layer, path, **{name: -1})

@@ -92,6 +92,10 @@ def test_options_are_looked_at_before_anything_is_asked_of_the_file(layer, tmp_p
         [
             ({"cluster-size": 3, "data-file": "nofile"}, "Cluster size must be a power of two between 512 and 2048k"),
             ({"backing-fmt": "raw"}, "Backing format cannot be used without backing file"),
+            (
+                {"backing-file": "x" * 1024, "backing-fmt": "raw"},
+                f"Could not assign backing file '{'x' * 1024}' with format 'raw': Invalid argument",
+            ),
             ({"data-file": "nofile"}, "Cannot find device='nofile' nor node-name='nofile'"),
         ]
     ):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from qobra.block.buffers import Buffer
 from qobra.block.extents import DATA, WRITABLE, Extent
-from qobra.block.node import BlockNode
+from qobra.block.node import BlockNode, Options
+from qobra.errors import QobraError
 
 
 class FilterNode(BlockNode):
@@ -72,3 +73,11 @@ class FilterNode(BlockNode):
 
     def has_zero_init(self) -> bool:
         return self.below.has_zero_init()
+
+
+def not_negative(options: Options, name: str, default: int = 0) -> int:
+    """The option ``name``, a number of bytes. Raises QobraError if it is less than 0."""
+    value: int = options.get(name, default)
+    if value < 0:
+        raise QobraError(f"Parameter '{name}' expects a non-negative number below 2^64")
+    return value

@@ -16,7 +16,7 @@ from qobra.block import permissions
 from qobra.block.buffers import Buffer
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.extents import COMPUTED, DATA, Extent
-from qobra.block.filter._filter import FilterNode
+from qobra.block.filter._filter import FilterNode, not_negative
 from qobra.block.node import BlockNode, Options, drivers, read_or_zero
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
@@ -62,6 +62,10 @@ class _Breakpoint:
         self.tag = tag
         self.held = False
         self.released = False
+
+
+_MOST = (1 << 31) - 1
+"""The largest request that QEMU makes, in bytes."""
 
 
 @drivers.register("blkdebug")
@@ -125,8 +129,8 @@ class BlkdebugNode(FilterNode):
         self.debug_event("none")
 
     def _set_alignment(self, options: Options) -> None:
-        align = _not_negative(options, "align")
-        if align > 1 << 31 or align & (align - 1):
+        align = not_negative(options, "align")
+        if align > _MOST or align & (align - 1):
             raise QobraError(f"Cannot meet constraints with align {align}")
         self._align: int = align
         self._ranges = RangeLocks(ordered=True)
@@ -134,10 +138,10 @@ class BlkdebugNode(FilterNode):
         self.request_alignment = max(align, self.file.request_alignment)
         self._zero_unit: int = options.get("opt-write-zero", 0)
         for name in _LIMITS:
-            value = _not_negative(options, name)
+            value = not_negative(options, name)
             unit = max(align, self.file.request_alignment, options.get(name.replace("max-", "opt-"), 0))
             unit = self.request_alignment if name.startswith("opt-") else unit
-            if value >= 1 << 31 or value % unit:
+            if value >= _MOST or value % unit:
                 raise QobraError(f"Cannot meet constraints with {name} {value}")
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
@@ -324,10 +328,3 @@ def _mask(names: list[str]) -> int:
     for name in names:
         mask |= bits[name]
     return mask
-
-
-def _not_negative(options: Options, name: str) -> int:
-    value: int = options.get(name, 0)
-    if value < 0:
-        raise QobraError(f"Parameter '{name}' expects a non-negative number below 2^64")
-    return value

@@ -1,7 +1,7 @@
 """The ``blklogwrites`` filter: logs every write, zeroing, discard and flush for replay, in dm-log-writes' format.
 
 The format is that of Linux' Documentation/admin-guide/device-mapper/log-writes.rst: a super block, then an entry with
-its data for each request, all in units of the log's sector size.
+its data for each request, all in units of the log's sector size: what is written of parts of sectors is filled up.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import threading
 
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
+from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.filter._filter import FilterNode
-from qobra.block.node import BlockNode, drivers
+from qobra.block.node import BlockNode, drivers, read_or_zero
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
 
@@ -49,6 +50,9 @@ class BlklogwritesNode(FilterNode):
             self._read_super()
         if self._sector < 512 or self._sector > 8 << 20 or self._sector & (self._sector - 1):
             raise QobraError(f"Invalid log sector size {self._sector}")
+        self.request_alignment = self._sector
+        self._ranges = RangeLocks(ordered=True)
+        """As guest: what has to be filled up, which nothing may overlap; as job: whole sectors."""
         self.child_resized("file")
 
     _noted = False
@@ -84,18 +88,48 @@ class BlklogwritesNode(FilterNode):
         return None
 
     def _write(self, offset: int, data: Buffer) -> None:
+        end = offset + len(data)
+        start = offset & -self._sector
+        stop = min(-(-end // self._sector) * self._sector, max(end, self.length))
+        if (start, stop) == (offset, end):
+            with self._ranges.job(start, stop - start):
+                self._write_whole(offset, data)
+            return
+        with self._ranges.guest(start, stop - start):
+            whole = memoryview(bytearray(stop - start))
+            read_or_zero(self.below, start, whole)
+            whole[offset - start : end - start] = data
+            self._write_whole(start, whole)
+
+    def _write_whole(self, offset: int, data: Buffer) -> None:
         self.below.write(offset, data)
         self._note(offset, len(data), 0, data)
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
-        # No space is given back: who replays the log sees a write of zeroes, and would not do so either.
-        super()._write_zeroes(offset, length, False, no_fallback)
-        self._note(offset, length, 0, None)
+        start, stop = self._whole_sectors(offset, length)
+        if start >= stop:
+            self._write(offset, bytes(length))
+            return True
+        if offset < start:
+            self._write(offset, bytes(start - offset))
+        with self._ranges.job(start, stop - start):
+            # No space is given back: who replays the log sees a write of zeroes, and would not do so either.
+            super()._write_zeroes(start, stop - start, False, no_fallback)
+            self._note(start, stop - start, 0, None)
+        if stop < offset + length:
+            self._write(stop, bytes(offset + length - stop))
         return True
 
     def _discard(self, offset: int, length: int) -> None:
         self.below.discard(offset, length)
-        self._note(offset, length, DISCARD_FLAG, b"")
+        start, stop = self._whole_sectors(offset, length)
+        if start < stop:
+            self._note(start, stop - start, DISCARD_FLAG, b"")
+
+    def _whole_sectors(self, offset: int, length: int) -> tuple[int, int]:
+        """Those within a range: where they begin and end. The end of the disk also ends a sector."""
+        end = offset + length
+        return -(-offset // self._sector) * self._sector, end if end == self.length else end & -self._sector
 
     def _flush(self) -> None:
         if not self.closed:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
 from qobra.block.extents import DATA, WRITABLE, ZERO, Extent
-from qobra.block.filter._filter import FilterNode
+from qobra.block.filter._filter import FilterNode, not_negative
 from qobra.block.node import Options, drivers
 from qobra.block.opening import Opening
 from qobra.errors import QobraError
@@ -36,8 +36,9 @@ class PreallocateNode(FilterNode):
         self.length = self.file.length
 
     def take_options(self, options: Options) -> None:
-        align = options.get("prealloc-align", 1 << 20)
-        if align <= 0 or align % _SECTOR:
+        align = not_negative(options, "prealloc-align", 1 << 20)
+        size = not_negative(options, "prealloc-size", 128 << 20)
+        if not align or align % _SECTOR:
             raise QobraError(f"prealloc-align parameter of preallocate filter is not aligned to {_SECTOR}")
         unit = self.file.request_alignment
         if align % unit:
@@ -45,8 +46,7 @@ class PreallocateNode(FilterNode):
                 "prealloc-align parameter of preallocate filter is not aligned to underlying node request alignment "
                 f"({unit})"
             )
-        self._align: int = align
-        self._size: int = options.get("prealloc-size", 128 << 20)
+        self._align, self._size = align, size
 
     def child_permissions(self, name: str, role: int, perm: int, shared: int) -> tuple[int, int]:
         perm, shared = super().child_permissions(name, role, perm, shared)

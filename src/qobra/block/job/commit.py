@@ -125,8 +125,9 @@ class CommitJob(BlockJob):
         assert filter_node is not None
         with layer.drained():
             base.flush()
-            for overlay, _child in layer.graph.parents(filter_node):
-                change_backing_file(layer, overlay, self._backing_file, base)
+            for overlay, child in layer.graph.parents(filter_node):
+                if overlay.roles[child] & permissions.ROLE_COW:
+                    change_backing_file(layer, overlay, self._backing_file, base)
             with layer.graph.change() as change:
                 self._let_go(change)
                 change.replace(filter_node, base)

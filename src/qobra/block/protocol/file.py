@@ -66,17 +66,17 @@ class FileNode(BlockNode):
             raise QobraError(f"No persistent reservation manager with id '{manager}'")
         try:
             self._open_fd()
+            if options.get("aio") == "native" and not self.cache_direct:
+                raise QobraError(
+                    "aio=native was specified, but it requires cache.direct=on, which was not specified.",
+                    errno=errno.EINVAL,
+                )
             self.check_kind(os.fstat(self.fd).st_mode)
             self.length = self._host_length()
         except OSError as error:
             refused = self.cache_direct and error.errno == errno.EINVAL  # open(2)
             reason = "filesystem does not support O_DIRECT" if refused else strerror(error)
             raise QobraError(f"Could not open '{self.path}': {reason}", errno=error.errno)
-        if options.get("aio") == "native" and not self.cache_direct:
-            raise QobraError(
-                "aio=native was specified, but it requires cache.direct=on, which was not specified.",
-                errno=errno.EINVAL,
-            )
         self._discards = self._discards_failed = self._discarded_bytes = 0
         self._data = (0, 0)
         """Where data begin and end that were found by the last look for a hole: within it there is none."""

@@ -289,6 +289,18 @@ def test_the_image_ends_where_its_bitmap_directory_ends(lab):
     _clean(lab)
 
 
+def test_an_image_of_no_bytes_has_no_bitmaps(lab):
+    """Nobody could read their tables; what they took is given back."""
+    lab.create("a", size=4 * MIB)
+    with lab.open("a") as disk:
+        _bitmap(disk, "b").set(0, MIB)
+    with lab.open("a") as disk:
+        disk.node.truncate(0)
+    _clean(lab)
+    with lab.open("a") as disk:
+        assert not disk.node.bitmaps
+
+
 @pytest.mark.parametrize("passes", [False, True])
 def test_space_that_is_freed_for_another_reason_goes_back_where_that_is_wanted(lab, passes):
     """A bitmap's table; its bits go back in any case."""

@@ -244,11 +244,10 @@ class StoredBitmaps:
                     old.flags = AUTO if bitmap.enabled else 0
                 fresh.append(old)
                 continue
-            if bitmap.inconsistent or not node.header.size:
-                continue  # nobody reads a bitmap without a table
-            fresh.append(self._store_bitmap(bitmap))
             if old is not None:
                 dropped.append(old)
+            if not bitmap.inconsistent and node.header.size:  # nobody reads a bitmap without a table
+                fresh.append(self._store_bitmap(bitmap))
         # What is left in `kept` has no bitmap in memory any more, and so is not tracked.
         self._replace_directory(fresh)
         for entry in [*dropped, *kept.values()]:

@@ -130,6 +130,12 @@ def header_for(options: Options) -> Header:
         raise error.prefixed("Could not resize image: ")
     if l1_entries_for(header, size) * 8 > layout.MAX_L1_BYTES:
         raise QobraError("Could not resize image: Failed to grow the L1 table: File too large", errno=errno.EFBIG)
+    if backing and len(backing.encode("utf-8", "surrogateescape")) > layout.MAX_BACKING_NAME:
+        raise QobraError(
+            f"Could not assign backing file '{backing}' with format '{options.get('backing-fmt') or '(null)'}': "
+            "Invalid argument",
+            errno=errno.EINVAL,
+        )
     header.backing_file = backing or ""
     header.backing_format = (options.get("backing-fmt") or "")[: layout.MAX_BACKING_FORMAT]
     return header
