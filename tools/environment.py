@@ -28,9 +28,25 @@ COMPLETE = f"""import ensurepip, os, sys, sysconfig, venv
 header = os.path.join(sysconfig.get_path("include"), "Python.h")
 sys.exit(sys.version_info < {MINIMUM} or not os.path.exists(header))
 """
-# Ctrl-C ends a program that has not begun yet at once; Python would show where in its imports it was.
-INTERRUPTIBLE = """if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+# Without `site` and the folder of the program on the path the start is shorter; qobra.cli brings `site` in where
+# something of site-packages is imported. Ctrl-C ends a program that has not begun yet at once; Python would show where
+# in its imports it was. And just one file is looked for in its folder: what is in the others is in the bundle.
+PROGRAM = """#!{python} -SP
+import _signal
+import sys
+
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+from _frozen_importlib import module_from_spec
+from _frozen_importlib_external import spec_from_file_location
+
+sys.path.insert(0, {source!r})
+spec = spec_from_file_location("qobra.cli._start", {source!r} + "/qobra/cli/_start.py")
+start = sys.modules[spec.name] = module_from_spec(spec)
+spec.loader.exec_module(start)
+
+sys.exit(start.run({module!r}, {function!r}))
 """
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -78,10 +94,7 @@ def link_source(python: str, venv: str) -> None:
         scripts = tomllib.load(stream)["project"]["scripts"]
     for name, target in scripts.items():
         module, function = target.split(":")
-        # Without `site` and the folder of the program on the path the start is shorter; qobra.cli brings `site` in
-        # where something of site-packages is imported.
-        text = f"#!{python} -SP\nimport _signal\nimport sys\n\n{INTERRUPTIBLE}\nsys.path.insert(0, {source!r})\n\n"
-        text += f"from {module} import {function}\n\nsys.exit({function}())\n"
+        text = PROGRAM.format(python=python, source=source, module=module, function=function)
         write(os.path.join(venv, "bin", name), text, 0o755)
 
 

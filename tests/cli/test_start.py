@@ -89,6 +89,25 @@ def test_a_start_executes_its_modules_in_order(package: Path) -> None:
     assert bundle._entries is None  # all was at hand
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_program_runs_from_the_first_file_alone(
+    tmp_path: Path, use: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    monkeypatch.setattr(_start, "_started", False)
+    (tmp_path / "bundled_package").mkdir()
+    (tmp_path / "bundled_package" / "__init__.py").write_text("from qobra.cli._start import start_once\nstart_once()\n")
+    program = tmp_path / "bundled_package" / "program.py"
+    program.write_text("def main():\n    return __loader__\n")
+    use({("bundled_package.program", ""): Recording("bundled_package", "bundled_package.program")})
+    if changed:
+        program.write_text("def main():\n    return __file__\n")
+    before = len(sys.meta_path)
+    loader: object = _start.run("bundled_package.program", "main")
+    assert loader == str(program) if changed else isinstance(loader, Bundle)
+    assert isinstance(sys.modules["bundled_package"].__loader__, Bundle)
+    assert len(sys.meta_path) == before + 1 + bool(sys.flags.no_site)  # started once
+
+
 @pytest.mark.parametrize("name", ["bundled_base", "bundled_package/inner", "bundled_package/__init__", "bundled_start"])
 def test_a_start_with_a_changed_source_takes_the_new_one(package: Path, name: str) -> None:
     path = package / f"{name}.py"
@@ -149,7 +168,7 @@ import time:       1 |          1 | qobra.cli.storage_daemon
 """.splitlines()
     recorded = _bundle.Recorded()
     recorded.add_imports(report, "qobra.cli.storage_daemon")
-    assert recorded.now == ["qobra.cli", "one", "qobra.cli.storage_daemon"]
+    assert recorded.now == ["qobra", "qobra.cli", "one", "qobra.cli.storage_daemon"]
     assert recorded.later == ["two", "threading", "three"]
     recorded.add_imports(report, "qobra.cli.img")
     assert "three" in recorded.now and not recorded.later

@@ -28,7 +28,7 @@ def test_an_interrupt_before_a_program_has_begun_ends_it_without_a_word(tmp_path
     subprocess.run([sys.executable, str(TOOL), str(tmp_path / "venv")], check=True)
     fake = tmp_path / "source" / "qobra" / "cli"
     fake.mkdir(parents=True)
-    fake.joinpath("img.py").write_text("import os; os.kill(os.getpid(), 2)\nmain = lambda: 7\n")
+    fake.joinpath("_start.py").write_text("import os; os.kill(os.getpid(), 2)\nrun = lambda *program: 7\n")
     script = (tmp_path / "venv" / "bin" / "qobra-img").read_text()
     program = tmp_path / "qobra-img"
     program.write_text(script.replace(repr(str(TOOL.parent.parent / "src")), repr(str(tmp_path / "source"))))

@@ -27,7 +27,9 @@ _PATIENCE = 30
 """Seconds until a program must have answered."""
 
 # Every start imports these before it reads the bundle, or must find them in their own way.
-_EARLY = ("__future__", "site", "sitecustomize", "usercustomize", "qobra", "qobra.cli", "qobra.cli._start")
+_EARLY = ("__future__", "site", "sitecustomize", "usercustomize", "qobra.cli._start")
+# And these as well, where it is not the file of the last that it begins with.
+_AROUND = ("qobra", "qobra.cli")
 
 
 def build(path: str = PATH) -> int:
@@ -170,7 +172,7 @@ class Recorded:
         depth = len(lines[end]) - len(lines[end].lstrip()) if end < len(lines) else 0
         while end < len(lines) and end and len(lines[end - 1]) - len(lines[end - 1].lstrip()) > depth:
             end -= 1
-        self.now = [*dict.fromkeys(name for name in names[:end] if name != first), first]
+        self.now = [*dict.fromkeys(name for name in (*_AROUND, *names[:end]) if name != first), first]
         self.later = [name for name in dict.fromkeys(names[end:]) if name not in self.now]
 
 

@@ -86,7 +86,7 @@ class Bundle:
 
     def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: "Any" = None) -> "ModuleSpec | None":
         if self._starts:
-            found = self._begin(name)
+            found = self.begin(name)
             if found is not None:
                 return found
         entry = self._near.get(name)
@@ -102,26 +102,29 @@ class Bundle:
         self._codes[name] = self._load(place)
         return self._spec(name, source, is_package)
 
-    def _begin(self, first: str) -> "ModuleSpec | None":
-        """If a usual start begins with the module ``first``, execute what it imports, and return the spec of that."""
+    def begin(self, first: str, *, whole: bool = False) -> "ModuleSpec | None":
+        """If a usual start begins with the module ``first``, execute what it imports, and return the spec of that.
+
+        ``whole``: execute ``first`` too.
+        """
         word = next((word for word in sys.argv[1:] if (first, word) in self._starts), "")
         place = self._starts.get((first, word))
         if place is None:
             return None
         self._starts = {}
         gc.disable()  # modules are no garbage
-        whole = builtins.__import__
+        usual = builtins.__import__
         builtins.__import__ = _lean_import
         try:
             now, self._near = self._load(place)
-            return self._execute(now, first)
+            return self._execute(now, "" if whole else first)
         finally:
-            builtins.__import__ = whole
+            builtins.__import__ = usual
             gc.freeze()
             gc.enable()
 
     def _execute(self, now: "Executed", first: str) -> "ModuleSpec | None":
-        """Execute the modules of a start but the last, and return the spec of that, which is ``first``."""
+        """Execute the modules of a start; but not the last, if that is ``first``: return its spec."""
         modules = sys.modules
         opened: dict[str, ModuleType] = {}
         for name, source, size, time, is_package, code in now:
@@ -306,24 +309,51 @@ def _lean_os() -> None:
     )  # fmt: skip
 
 
-def start() -> None:
+def start() -> "Bundle | None":
     """Use the bundle, if there is one that fits, and do without ``site`` and ``os`` until they are needed."""
     # Modules are no garbage: with the usual threshold the collector would look through them dozens of times.
     gc.set_threshold(20_000)
     if "os" not in sys.modules:
         _lean_os()
+    bundle: Bundle | None = None
     try:
         bundle = Bundle(PATH)
         if bundle.home == HOME:  # not of a tree that this one is a copy of
             sys.meta_path.insert(sys.meta_path.index(PathFinder), bundle)
         else:
             bundle.close()
+            bundle = None
     except (OSError, ValueError, EOFError, TypeError):
         pass
     if sys.flags.no_site:
         sys.meta_path.append(SitePackages())
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _excepthook
+    return bundle
+
+
+def run(program: str, function: str) -> int:
+    """Start, and call a function of the module ``program``: what it returns is the program's exit status.
+
+    For a script that imports nothing but this file, without the packages around it: the bundle has them.
+    """
+    global _started
+    _started = True
+    bundle = start()
+    if bundle is not None:
+        bundle.begin(program, whole=True)
+    __import__(program)
+    status: int = getattr(sys.modules[program], function)()
+    return status
+
+
+_started = False
+
+
+def start_once() -> None:
+    """Start, unless :func:`run` does."""
+    if not _started:
+        start()
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
