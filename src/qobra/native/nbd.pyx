@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from qobra.native.direct cimport MAX_IN_FLIGHT, Direct
+from qobra.native.placement cimport Placement
 from qobra.native.places cimport (
     COLD, DIRECT, DONE, FAILED, HOLE, UNKNOWN, Outcome, Piece, Places, Slot, inside, mark_write, may_change, next_piece,
     note_write, read_ahead, read_range, write_range,
@@ -53,6 +54,7 @@ cdef class Batches(Stream):
     cdef Request _long          # the write whose payload has been received apart
     cdef bint _long_received
     cdef Direct _direct
+    cdef Placement _placement
     cdef Places _places         # what is in flight belongs to
     cdef Request _in_flight[MAX_IN_FLIGHT]    # by their numbers in _direct
     cdef uint8_t _headers[MAX_IN_FLIGHT][CHUNK_HEADER]
@@ -71,6 +73,7 @@ cdef class Batches(Stream):
             raise ValueError("the buffers are too small")
         self._slot, self._structured, self._writable = slot, structured, writable
         self._direct = Direct()
+        self._placement = Placement()
 
     # What Python asks -------------------------------------------------------------------------------------------------
 
@@ -155,6 +158,7 @@ cdef class Batches(Stream):
         cdef Reason reason
         cdef Received received
         while True:
+            self._placement.look_now()
             if self._direct.in_flight and not self._pause_direct(places):
                 return BROKEN
             if not self.again:

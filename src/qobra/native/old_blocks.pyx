@@ -22,21 +22,28 @@ cdef extern from * nogil:
     #define qobra_touch(pointer) __atomic_fetch_or((pointer), 0, __ATOMIC_RELAXED)
     #define qobra_see(pointer) __atomic_load_n((pointer), __ATOMIC_SEQ_CST)
     #define qobra_set(pointer, value) __atomic_store_n((pointer), (value), __ATOMIC_SEQ_CST)
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <sched.h>
     #include <stdlib.h>
     #include <sys/mman.h>
     #include <unistd.h>
-    /* Small pages would be a fault for each block that is kept, twice as dear as reading it. */
-    static inline uint8_t *qobra_huge_pages(size_t size) {
+    static inline void qobra_idle_priority(void) {
+        struct sched_param none = {0};
+        if (sched_setscheduler(0, SCHED_IDLE, &none))
+            return; /* it is a courtesy */
+    }
+    /* Pages are of the size that the system chooses. Huge ones, if asked for, come from memory that the host of a virtual
+       machine may have taken back: getting ready took four times as long with them. */
+    static inline uint8_t *qobra_pages(size_t size) {
         void *memory = NULL;
-        if (posix_memalign(&memory, 2 << 20, size)) return NULL;
-    #ifdef MADV_HUGEPAGE
-        madvise(memory, size, MADV_HUGEPAGE);
-    #endif
-        return memory;
+        return posix_memalign(&memory, 4096, size) ? NULL : memory;
     }
     """
     int usleep(unsigned)
-    uint8_t *huge_pages "qobra_huge_pages"(size_t)
+    void idle_priority "qobra_idle_priority"()
+    uint8_t *pages "qobra_pages"(size_t)
     uint8_t see "qobra_see"(const uint8_t *)
     void touch "qobra_touch"(uint8_t *)
     void put "qobra_set"(uint8_t *, uint8_t)
@@ -47,7 +54,7 @@ cdef enum:
     GIVEN = 4                   # and that was told
     MOST_CLUSTERS = 1 << 26     # 4 TiB of 64 KiB
     MOST_BLOCKS = 1 << 20       # 4 GiB of old data
-    HUGE = 2 << 20              # bytes of a page
+    STEP = 2 << 20              # bytes that are made ready at a time
     AHEAD = 16 << 20            # bytes that are made ready before they are wanted
     PAUSE = 10_000              # microseconds until it is seen again whether there are
 
@@ -101,6 +108,7 @@ cdef class OldBlocks:
 
     def get_ready(self):
         with nogil:
+            idle_priority()
             while self.table.limit > 0:
                 while make_ready(&self.table):
                     pass
@@ -384,7 +392,7 @@ cdef bint begin(OldTable *table) noexcept nogil:
     if not table.capacity:
         return False
     table.heads = <int32_t *>malloc(table.capacity * sizeof(int32_t))
-    table.data = huge_pages(<size_t>table.capacity << BLOCK_BITS)
+    table.data = pages(<size_t>table.capacity << BLOCK_BITS)
     table.entries = <Entry *>malloc(table.capacity * sizeof(Entry))
     if table.heads == NULL or table.data == NULL or table.entries == NULL:
         free(table.heads)
@@ -397,25 +405,25 @@ cdef bint begin(OldTable *table) noexcept nogil:
 
 
 cdef bint make_ready(OldTable *table) noexcept nogil:
-    """Get the memory for blocks that will be kept soon, a page; False if there is enough.
+    """Get the memory for blocks that will be kept soon, a step; False if there is enough.
 
-    The kernel clears a page when it is first written, which takes longer than all the blocks for it take to be read: a
-    guest beside a backup lost a quarter of its time to that.
+    The kernel clears a page when it is first written, which takes as long as reading a block for it does: a guest beside
+    a backup lost a quarter of its time to that.
     """
     cdef size_t size = <size_t>table.capacity << BLOCK_BITS, used, at = 0, end
     cdef uint8_t *data = NULL
     pthread_mutex_lock(&table.mutex)
     if table.limit > 0 and (table.entries != NULL or begin(table)):
         used = <size_t>table.fresh << BLOCK_BITS
-        at = max(table.ready, (used + HUGE - 1) // HUGE * HUGE)
+        at = max(table.ready, (used + STEP - 1) // STEP * STEP)
         if at < min(size, used + AHEAD):
             data = table.data
-            table.ready = at + HUGE
+            table.ready = at + STEP
     pthread_mutex_unlock(&table.mutex)
     if data == NULL:
         return False
     # Somebody may have got there meanwhile: nothing is changed. (MADV_POPULATE_WRITE would hold a lock of the process.)
-    end = min(at + HUGE, size)
+    end = min(at + STEP, size)
     while at < end:
         touch(data + at)
         at += BLOCK

@@ -323,15 +323,16 @@ def test_writes_past_the_nodes_keep_holes_without_waiting_for_a_disk(layer, targ
 
 
 def test_memory_for_old_data_is_got_ready_beside_a_guest(layer, guest, target, monkeypatch, tmp_path):
-    begun = threading.Event()
-    monkeypatch.setattr(backup_module, "_get_ready", lambda old: begun.set())
+    begun: list[object] = []
+    monkeypatch.setattr(backup_module, "start_thread", lambda work, **_how: begun.append(work))
     slow = Slow(monkeypatch, target)
     job = backup(layer, **{"x-perf": {"use-copy-range": False}})
     job._get_ready()
-    assert not begun.is_set(), "no guest is at work"
+    assert not begun, "no guest is at work"
     job.carrier.share = 2
     job._get_ready()
-    assert begun.wait(30)
+    job._get_ready()
+    assert begun == [job._once.old.get_ready]
     job.carrier.share = 1
     slow.go.set()
     layer.wait_status("j", "null")

@@ -54,7 +54,10 @@ class PureOldBlocks:
         return len(self._blocks) * BLOCK
 
     def get_ready(self) -> None:
-        """Nothing is to be got ready: memory comes as it is used."""
+        """Have memory ready for what will be kept, until nothing is any more: by a thread of idle priority.
+
+        Here there is nothing to be got ready: memory comes as it is used.
+        """
 
     def missing(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The blocks of a range whose old data has to be kept before they change, as (offset, length).

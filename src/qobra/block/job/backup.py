@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qobra.block.copy.chunk import CopyFailed
 from qobra.block.copy.engine import LOCAL_CHUNK, is_local, suggested_helpers
 from qobra.block.copy.once import LIMIT
-from qobra.block.copy.pool import CopyPool, be_nice
+from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
 from qobra.block.extents import ABSENT, ZERO, resolve
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qobra.block.bitmap import DirtyBitmap
-    from qobra.block.copy.old_blocks import OldBlocks
     from qobra.block.graph import GraphChange
     from qobra.block.job.group import JobGroup
     from qobra.block.job.jobs import Jobs
@@ -295,7 +294,7 @@ class BackupJob(BlockJob):
         """Beside a guest, have a thread see to it that there is memory for what its writes will keep."""
         if self.carrier.share > 1 and not self._gets_ready:
             self._gets_ready = True
-            start_thread(_get_ready, self._once.old, name="old data", imports=False)
+            start_thread(self._once.old.get_ready, name="old data", imports=False)
 
     def _claimable(self) -> bool:
         todo = self._once.todo
@@ -370,11 +369,6 @@ class BackupJob(BlockJob):
     def change_graph(self, change: GraphChange) -> None:
         self._filter.stop_copying()
         take_out_filter(change, self._filter)
-
-
-def _get_ready(old: OldBlocks) -> None:
-    be_nice()
-    old.get_ready()
 
 
 def start_backup(

@@ -19,6 +19,7 @@ from qobra.block.copy.chunk import CopyFailed
 from qobra.block.export.nbd.inbox import LONGEST_INLINE, Inbox
 from qobra.block.export.nbd.places import never_waits, resolved, unit_place
 from qobra.block.export.nbd.requests import Work
+from qobra.block.export.placement import Placement
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 
@@ -64,6 +65,7 @@ class Loop:
         self._long_write: Work | None = None
         self._nowait: dict[int, int] = {}
         """Flags for preadv by file descriptor, where they were found not to be RWF_NOWAIT."""
+        self._placement = Placement()
         self._generation = -1
         self._size = 0
         """The length of the disk, while a batch is served."""
@@ -76,6 +78,7 @@ class Loop:
 
     def batch(self) -> bool:
         """Receive and serve one batch; False when the client has left."""
+        self._placement.look()
         if not self._again and not self._receive():
             return False
         self._again = False

@@ -87,6 +87,7 @@ class CompiledLoop(Loop):
 
     def _serve_decrypted(self, places: Any) -> int:
         """What :meth:`Batches.run` does, for one batch that comes and goes through Python."""
+        self._placement.look()
         inbox, batches = self.inbox, self._batches
         if not batches.again:
             inbox.start, inbox.end = batches.start, batches.end
