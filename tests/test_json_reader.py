@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qobra import json_parser as parser
+from qobra import json_reader
 from qobra.errors import QobraError
 from qobra.json_reader import Reader, parse_text
 
@@ -187,3 +189,9 @@ def test_a_text_that_is_no_single_value(text: str, reason: str) -> None:
 )
 def test_a_text_that_is_one_value(text: str, value: Any) -> None:
     assert parse_text(text) == value
+
+
+def test_without_cpythons_scanner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_reader, "_scan", None)
+    monkeypatch.setitem(sys.modules, "_json", None)
+    assert json_reader.Reader().feed(b'{"a": [1, "b", null]} {"c": {}}') == [{"a": [1, "b", None]}, {"c": {}}]

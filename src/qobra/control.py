@@ -11,7 +11,6 @@ Only timers need a thread of their own, started when the first timer is set.
 
 from __future__ import annotations
 
-import itertools
 import sys
 
 from qobra.clock import Clock, HostClock
@@ -56,7 +55,7 @@ class Control:
         self._depth = 0
         self._posted: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[int, int, Timer]] = []
-        self._sequence = itertools.count()
+        self._set_timers = 0
         self._timer_condition = Condition()
         self._timer_thread: threading.Thread | None = None
         self._closed = False
@@ -122,7 +121,8 @@ class Control:
 
         timer = Timer(self.clock.monotonic_ns() + max(0, delay_ns), call)
         with self._timer_condition:
-            heapq.heappush(self._timers, (timer.deadline_ns, next(self._sequence), timer))
+            self._set_timers += 1
+            heapq.heappush(self._timers, (timer.deadline_ns, self._set_timers, timer))
             if self._timer_thread is None and not self._closed:
                 self._timer_thread = threading.Thread(target=self._serve_timers, name="timers", daemon=True)
                 self._timer_thread.start()

@@ -6,7 +6,6 @@ Whatever goes wrong for a reason that a user can act on is a :class:`QobraError`
 
 from __future__ import annotations
 
-import errno as _errno
 import os
 
 TYPE_CHECKING = False
@@ -66,7 +65,7 @@ class QobraError(Exception):
     @classmethod
     def from_os(cls, prefix: str, error: OSError, *, node: str | None = None) -> QobraError:
         """``PREFIX: strerror``, keeping the number."""
-        return cls(f"{prefix}: {strerror(error)}", errno=error.errno or _errno.EIO, node=node)
+        return cls(f"{prefix}: {strerror(error)}", errno=errno_of(error), node=node)
 
 
 def strerror(error: OSError) -> str:
@@ -76,5 +75,7 @@ def strerror(error: OSError) -> str:
 
 def errno_of(error: BaseException) -> int:
     """The error number to report for a failed request: of an OSError or a QobraError, EIO where there is none."""
+    from errno import EIO  # the module makes the names of all numbers, which a start that goes well does not need
+
     number = getattr(error, "errno", None)
-    return number if isinstance(number, int) and number > 0 else _errno.EIO
+    return number if isinstance(number, int) and number > 0 else EIO

@@ -9,16 +9,11 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from qobra.json_lexer import Lexer
     from qobra.json_parser import Parser
-
-try:
-    # The json package imports re and three modules of its own to get at this.
-    from _json import make_scanner as _make_scanner
-except ImportError:  # not CPython
-    from json.scanner import py_make_scanner as _make_scanner  # type: ignore[attr-defined,no-redef]
 
 
 class _NotPlain(ValueError):
@@ -52,7 +47,20 @@ class _ScannerSettings:
     memo: dict[str, str] = {}
 
 
-_scan = _make_scanner(_ScannerSettings())  # type: ignore[arg-type]
+_scan: Callable[[str, int], tuple[Any, int]] | None = None
+"""CPython's scanner. A daemon greets sooner than it is loaded."""
+
+
+def _load_scanner() -> Callable[[str, int], tuple[Any, int]]:
+    global _scan
+    try:
+        # The json package imports re and three modules of its own to get at this.
+        from _json import make_scanner
+    except ImportError:  # not CPython
+        from json.scanner import py_make_scanner as make_scanner  # type: ignore[attr-defined,no-redef]
+    _scan = make_scanner(_ScannerSettings())  # type: ignore[arg-type]
+    return _scan
+
 
 _MANY = 1024
 """So few opening brackets that they cannot nest too deep."""
@@ -109,6 +117,7 @@ def _plain_objects(data: bytes, values: list[Any]) -> bytes | None:
     """Append the plain complete objects that ``data`` begins with; the rest of it, or None if that was all."""
     if not data.isascii() or b"\\u" in data:
         return data
+    scan = _scan or _load_scanner()
     text = data.decode("ascii")
     size = len(text)
     if size > _MANY and text.count("{") + text.count("[") > _MANY:
@@ -122,7 +131,7 @@ def _plain_objects(data: bytes, values: list[Any]) -> bytes | None:
         if text[position] != "{":
             return data[position:]
         try:
-            value, position = _scan(text, position)
+            value, position = scan(text, position)
         except (StopIteration, ValueError, RecursionError, SystemError):
             # SystemError: the scanner's own error is a class of json.decoder, which it expects to be imported.
             return data[position:]

@@ -361,6 +361,7 @@ def test_the_usual_starts_are_recorded(tmp_path: Path) -> None:
     assert {"threading", "qobra.command.control"} <= {*daemon.later}
     assert not {"typing", "qobra.command.block", "qobra.block.node"} & {*daemon.later}
     assert not {"typing", "re", "enum", "os", "_collections_abc", "threading"} & {*daemon.now}
+    assert not {"_json", "errno", "itertools"} & {*daemon.now}  # compiled, but slow to begin
 
 
 def test_a_start_does_without_future() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
 
+from qobra.qmp import writer
 from qobra.qmp.writer import Encoded, encode
 
 
@@ -70,3 +72,11 @@ def test_members_are_in_the_order_of_a_hash_table(pretty: bool) -> None:
     # Two that share a bucket: the later one first.
     assert text.index(b"failed_wr") < text.index(b"failed_rd")
     assert json.loads(text) == value
+
+
+def test_without_pythons_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"id": ["é\x7f", 1.5, None, True], "return": {"b": {}, "a": []}}
+    expected = writer.encode(value)
+    monkeypatch.setattr(writer, "_encode", None)
+    monkeypatch.setitem(sys.modules, "_json", None)
+    assert writer.encode(value) == expected == writer.encode_without_loading(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _socket as socket
-import errno
 import os
 
 from qobra.errors import QobraError
@@ -142,6 +141,8 @@ def _bind(sock: socket.socket, name: Any, shown: str = "") -> socket.socket:
 
 
 def _listen_inet(data: dict[str, Any]) -> socket.socket:
+    import errno
+
     shown = f"{data.get('host', '')}:{data.get('port', '')}"
     failure: OSError | None = None
     found = resolve(data, passive=True)

@@ -16,7 +16,7 @@ from qobra.lean import Event, Lock
 from qobra.qmp import dispatch
 from qobra.qmp.output import Output
 from qobra.qmp.version import version_info
-from qobra.qmp.writer import encode
+from qobra.qmp.writer import encode, encode_without_loading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Session:
             self.negotiated = self.oob = False
             self._connected = True
             greeting = {"QMP": {"version": version_info(), "capabilities": list(CAPABILITIES)}}
-            self._output.reply(self._line(greeting))
+            self._output.reply(encode_without_loading(greeting, pretty=self.pretty) + b"\r\n")
             if self._greeted is not None:
                 self._greeted.set()
         elif name == "ended":

@@ -10,13 +10,8 @@ from qobra.json_text import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import Any
-
-try:
-    from _json import encode_basestring_ascii as _quote
-    from _json import make_encoder as _make_encoder
-except ImportError:  # not CPython
-    _make_encoder = None  # type: ignore[assignment,misc]
 
 
 class Encoded:
@@ -87,9 +82,19 @@ def _refuse(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
-_encode = (
-    _make_encoder(None, _refuse, _quote, None, ": ", ", ", False, False, True) if _make_encoder is not None else None
-)
+_encode: Callable[[Any, int], Iterable[str]] | None = None
+"""Python's encoder. A greeting is sent sooner than it is loaded."""
+
+
+def _load_encoder() -> Callable[[Any, int], Iterable[str]]:
+    global _encode
+    try:
+        from _json import encode_basestring_ascii, make_encoder
+    except ImportError:  # not CPython
+        _encode = lambda value, _depth: (_walk(value, pretty=False),)  # noqa: E731
+    else:
+        _encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
+    return _encode
 
 
 def encode(value: Any, *, pretty: bool = False, arrange: bool = True) -> bytes:
@@ -101,13 +106,18 @@ def encode(value: Any, *, pretty: bool = False, arrange: bool = True) -> bytes:
         if not pretty:
             return value.text
         value = plain(value)
-    if not pretty and _encode is not None:
+    if not pretty:
         try:
-            text = "".join(_encode(_arrange(value) if arrange else value, 0))
+            text = "".join((_encode or _load_encoder())(_arrange(value) if arrange else value, 0))
             if "\\u" not in text and "\x7f" not in text:
                 return text.encode("ascii")  # else there are characters that QEMU escapes in its own way
         except (_WrittenOtherwise, RecursionError):
             pass  # the reader lets in more depth than Python's stack has
+    return encode_without_loading(value, pretty=pretty)
+
+
+def encode_without_loading(value: Any, *, pretty: bool = False) -> bytes:
+    """The same as :func:`encode`, for a value that is small and the first: Python's encoder takes longer to load."""
     return _walk(value, pretty).encode("ascii")
 
 
