@@ -51,14 +51,19 @@ _scan: Callable[[str, int], tuple[Any, int]] | None = None
 """CPython's scanner. A daemon greets sooner than it is loaded."""
 
 
+def _leave_to_the_grammar(_text: str, _position: int) -> Any:
+    raise _NotPlain
+
+
 def _load_scanner() -> Callable[[str, int], tuple[Any, int]]:
     global _scan
     try:
         # The json package imports re and three modules of its own to get at this.
         from _json import make_scanner
     except ImportError:  # not CPython
-        from json.scanner import py_make_scanner as make_scanner  # type: ignore[attr-defined,no-redef]
-    _scan = make_scanner(_ScannerSettings())  # type: ignore[arg-type]
+        _scan = _leave_to_the_grammar
+    else:
+        _scan = make_scanner(_ScannerSettings())  # type: ignore[arg-type]
     return _scan
 
 
