@@ -878,12 +878,12 @@ img.main()
     ],
 )
 def test_a_target_that_was_just_made_is_taken_back(command: list[str], left: dict[str, int | None]) -> None:
-    """By a signal in the moment between it is made and filled, also if Ctrl-C is pressed once more while that happens:
-    it would be taken for a whole disk of zeroes.
+    """By a signal in the moment between it is made and filled, also if Ctrl-C is pressed while that happens: it
+    would be taken for a whole disk of zeroes.
     """
     Path("a").write_bytes(b"x" * 65536)
     done = subprocess.run([sys.executable, "-c", _SIGNALLED, *command], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
     found = {path.name: path.stat().st_size for path in Path().glob("b*")}
     assert {name: found[name] if size is not None else None for name, size in left.items()} == left
     assert len(found) == len(left)
@@ -916,3 +916,62 @@ def test_a_target_that_cannot_be_made_leaves_no_journal(capsys: pytest.CaptureFi
     assert run("convert", "--resume", "-f", "raw", "-O", "raw", "a", "b") == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not os.path.exists("b.resume")
+
+
+_KILLED = """
+import os, signal, sys
+from qobra.block.format.qcow2.node import Qcow2Node
+from qobra.block.layer import BlockLayer
+from qobra.cli import img
+
+holder, name = {"change": (Qcow2Node, "change_backing_file"), "close": (BlockLayer, "close")}[sys.argv.pop(1)]
+number = int(sys.argv.pop(1))
+run = getattr(holder, name)
+def then(*arguments):
+    if holder is BlockLayer:
+        os.kill(os.getpid(), number)
+        return run(*arguments)
+    run(*arguments)
+    os.kill(os.getpid(), number)
+setattr(holder, name, then)
+img.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "number"),
+    [("change", signal.SIGKILL), ("change", signal.SIGTERM), ("close", signal.SIGINT), ("close", signal.SIGTERM)],
+)
+def test_a_rebase_that_is_ended_loses_nothing(when: str, number: signal.Signals) -> None:
+    """The old backing file is given up once what was copied from it is there, not only in memory."""
+    assert run("create", "-q", "-f", "qcow2", "base.q", "1M") == 0
+    write("base.q", b"b" * MIB)
+    assert run("create", "-q", "-f", "qcow2", "-b", "base.q", "-F", "qcow2", "top.q") == 0
+    assert run("bitmap", "--add", "top.q", "b0") == 0
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, when, str(int(number)), "rebase", "-b", "", "top.q"], timeout=60
+    )
+    assert done.returncode == -number
+    assert contents("top.q") == b"b" * MIB
+    assert run("check", "-q", "top.q") == 0
+    if number != signal.SIGKILL:
+        with qobra.open("top.q") as image:
+            assert image.node.bitmaps["b0"].inconsistent is False
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from qobra.cli import img\n"
+        "from qobra.cli._img import _convert\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "create = _convert.create_target\n"
+        "def hang_up(*arguments):\n"
+        "    create(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "_convert.create_target = hang_up\n"
+        "img.main()\n"
+    )
+    Path("a").write_bytes(b"x" * 65536)
+    assert subprocess.run([sys.executable, "-c", code, "convert", "-O", "raw", "a", "b"], timeout=60).returncode == 0
+    assert Path("b").read_bytes() == b"x" * 65536

@@ -7,6 +7,7 @@ import sys
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.cache_modes import CACHE_MODES
+from qobra.cli._tool.process import Undisturbed, end_in_order
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
 
@@ -88,6 +89,7 @@ def command_line(
     from qobra.getopt import parse_command
 
     images = Images(program)
+    images.end_in_order = True
 
     def look(option: str, value: str) -> None:
         if option == "object":
@@ -124,6 +126,8 @@ class Images:
         self.program = program
         self._layer: BlockLayer | None = None
         self._machine: Machine | None = None
+        self.end_in_order = False
+        """A signal that ends the program has what is open for writing closed, with its bitmaps."""
         for definition in objects:
             self.define(definition)
 
@@ -167,6 +171,8 @@ class Images:
         mode = request.get("cache", "writeback")
         cache, through = cache_options(mode, f"Invalid cache option: {mode}")
         writable = request.get("writable", False)
+        if writable and self.end_in_order:
+            end_in_order()
         metadata_only = request.get("metadata_only", False)
         fmt = request.get("fmt")
         image_opts = request.get("image_opts", False)
@@ -238,10 +244,14 @@ class Images:
             pass  # it is not going to be used
 
     def close(self) -> None:
-        """Close everything, flushing it first. Raises QobraError or OSError where that fails."""
+        """Close everything, flushing it first. Raises QobraError or OSError where that fails.
+
+        Who presses Ctrl-C meanwhile finds it closed as a whole, with its bitmaps: what is left to do takes no time.
+        """
         if self._layer is not None:
-            layer, self._layer = self._layer, None
-            layer.close()
+            with Undisturbed():
+                layer, self._layer = self._layer, None
+                layer.close()
 
     def __enter__(self) -> Images:
         return self

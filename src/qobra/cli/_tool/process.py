@@ -10,7 +10,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, NoReturn
 
 SIGINT = 2
 
@@ -24,37 +24,58 @@ class Terminated(BaseException):
 
 
 def end_in_order() -> None:
-    """From here on SIGTERM, SIGHUP and Ctrl-C unwind the program, so that it clears away what is unfinished."""
+    """From here on SIGTERM, SIGHUP and Ctrl-C unwind the program, so that it clears away what is unfinished.
+
+    What is ignored (by ``nohup``) stays so.
+    """
     # The module around it brings enum, which takes longer than a small image.
     import _signal as signal  # type: ignore[import-not-found]
 
     catch_interrupts()
     for number in (signal.SIGTERM, signal.SIGHUP):
         try:
-            signal.signal(number, _terminate)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, _terminate)
         except ValueError:
             pass  # not in the main thread, where signals are somebody else's
 
 
 class Undisturbed:
-    """In a ``with``: nothing but SIGKILL breaks off what clears away. Who presses Ctrl-C twice means the same."""
+    """In a ``with``: what has to come to its end. A signal to end is heard afterwards, a second one at once."""
 
     def __enter__(self) -> None:
         import _signal as signal
 
+        self._noted = 0
         self._before = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(number)
+            if handler is None or handler == signal.SIG_IGN:
+                continue  # not Python's to put back, or to stay ignored
             try:
-                self._before.append((number, signal.signal(number, signal.SIG_IGN)))
+                signal.signal(number, self._note)
             except ValueError:
-                pass  # not in the main thread
+                break  # not in the main thread
+            self._before.append((number, handler))
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, kind: object, *_exc: object) -> None:
         import _signal as signal
 
         for number, handler in self._before:
-            if handler is not None:  # not Python's own: it cannot be put back
-                signal.signal(number, handler)
+            signal.signal(number, handler)
+        if self._noted and kind is None:
+            _end(self._noted)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self._noted:
+            _end(number)
+        self._noted = number
+
+
+def _end(number: int) -> NoReturn:
+    if number == SIGINT:
+        raise KeyboardInterrupt
+    raise Terminated(number)
 
 
 def catch_interrupts() -> None:

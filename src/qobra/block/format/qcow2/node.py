@@ -173,6 +173,8 @@ class Qcow2Node(Qcow2Disk, BitmapStore):
             raise QobraError("Backing file name too long", errno=errno.EINVAL)
         if filename and self.data_file_raw:
             raise QobraError("Cannot set a backing file with a raw external data file", errno=errno.EINVAL)
+        # What was copied from the old backing file is not to be looked for in the new one, whatever happens.
+        self.image.writeback.commit()
         header = self.header
         before = header.backing_file, header.backing_format
         header.backing_file, header.backing_format = filename, backing_format if filename else ""
