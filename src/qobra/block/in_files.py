@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,10 +20,11 @@ class InFiles:
     their place.
     """
 
-    __slots__ = ("_length", "_parts", "_start", "carrier", "mender")
+    __slots__ = ("_ends", "_length", "_parts", "_start", "carrier", "mender")
 
     def __init__(self, parts: Sequence[Part], carrier: Carrier, mender: Mender | None = None, start: int = 0) -> None:
         self._parts = parts
+        self._ends: list[int] | None = None
         self._length = sum(length for _fd, _offset, length in parts)
         self._start = start
         self.carrier = carrier
@@ -32,12 +36,17 @@ class InFiles:
     def __getitem__(self, part: slice) -> InFiles:
         start, stop, _step = part.indices(self._length)
         inside: list[Part] = []
-        position = 0
-        for fd, offset, length in self._parts:
-            low, high = max(start, position), min(stop, position + length)
-            if low < high:
-                inside.append((fd, offset + low - position, high - low))
-            position += length
+        if start < stop:
+            # Many parts are taken in many slices, one after another.
+            if self._ends is None:
+                self._ends = list(accumulate(length for _fd, _offset, length in self._parts))
+            index = bisect_right(self._ends, start)
+            position = start
+            while position < stop:
+                fd, offset, length = self._parts[index]
+                end = self._ends[index]
+                inside.append((fd, offset + length - (end - position), min(stop, end) - position))
+                position, index = end, index + 1
         return InFiles(inside, self.carrier, self.mender, self._start + start)
 
     def copy_to(self, fd: int, offset: int, folios: Folios | None = None) -> None:

@@ -159,7 +159,8 @@ cdef class Carrier:
                 load.parts[index].fd, load.parts[index].offset, load.parts[index].length = source, offset, length
                 load.length += load.parts[index].length
             with nogil:
-                if share > 1 and self._workers and not self._stopped:
+                # For less, to wait for another thread takes longer than to do it.
+                if share > 1 and load.length >= SMALL and self._workers and not self._stopped:
                     patience = (share - 1) * ((load.length * self.cost) >> 20)
                     self._share_out(&load, min(patience, <int64_t>MOST_PATIENCE))
                 else:

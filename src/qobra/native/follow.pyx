@@ -18,12 +18,12 @@ cdef enum:
 
 def copy_marked(
     Places source not None, Places target not None, uint64_t offset, int shift, bits, uint64_t first, int64_t most,
-    size_t longest,
+    size_t longest, bint leaves_long,
 ):
     """Copy the pieces of ``1 << shift`` bytes from ``offset`` on whose bits in ``bits`` are set, and clear those bits.
 
-    Begins with the bit ``first``, and goes on until ``most`` bytes were copied, or to a run of ``longest`` bytes and
-    more. Returns the bytes that were copied and the bit that it came to; those before that are still set could not be
+    Begins with the bit ``first``, and goes on until ``most`` bytes were copied, or, with ``leaves_long``, to a run of
+    ``longest`` bytes and more; without, such a run is copied in so large pieces. Returns the bytes that were copied and the bit that it came to; those before that are still set could not be
     copied here. To be called inside a slot of both disks. Raises ValueError for what cannot be.
     """
     cdef Py_buffer view
@@ -43,7 +43,8 @@ def copy_marked(
                 raise ValueError("more bits than can be")
             with nogil:
                 at = copy_runs(
-                    source, target, offset, shift, <uint8_t *>view.buf, first, count, most, longest, buffer, &copied
+                    source, target, offset, shift, <uint8_t *>view.buf, first, count, most, longest, leaves_long,
+                    buffer, &copied,
                 )
         finally:
             PyBuffer_Release(&view)
@@ -54,7 +55,7 @@ def copy_marked(
 
 cdef uint64_t copy_runs(
     Places source, Places target, uint64_t offset, int shift, uint8_t *bits, uint64_t at, uint64_t count, int64_t most,
-    size_t longest, uint8_t *buffer, int64_t *copied,
+    size_t longest, bint leaves_long, uint8_t *buffer, int64_t *copied,
 ) noexcept nogil:
     cdef uint64_t stop, start, length
     cdef uint64_t limit = min(source.length, target.length)
@@ -68,7 +69,7 @@ cdef uint64_t copy_runs(
         stop = at + 1
         while stop < count and (stop - at) << shift < longest and bits[stop >> 3] >> (stop & 7) & 1:
             stop += 1
-        if (stop - at) << shift >= longest:
+        if leaves_long and (stop - at) << shift >= longest:
             return at
         start = offset + (at << shift)
         if start >= limit:

@@ -74,6 +74,23 @@ def test_what_is_marked_is_copied_and_nothing_else(ends, seed):
     assert list(dirty.dirty_ranges()) == long, "who copies large parts does that"
 
 
+def test_long_runs_are_copied_where_nobody_else_does(ends):
+    source, target = ends
+    source.write(0, random.Random(1).randbytes(SIZE))
+    content, expected = source.read(0, SIZE), bytearray(SIZE)
+    dirty = DirtyBitmap(source.node, None, PIECE, enabled=False)
+    for start, length in ((PIECE, PIECE), (5 * PIECE, 3 * LONGEST + PIECE), (SIZE - LONGEST, LONGEST)):
+        dirty.set(start, length)
+    for start, length in dirty.dirty_ranges():
+        expected[start : start + length] = content[start : start + length]
+    follower = Follower(*ends, dirty)
+    follower.leaves_long = False
+    wanted = dirty.count() - -SIZE % PIECE
+    assert follower.copy(0) == (wanted, SIZE, [])
+    assert target.read(0, SIZE) == expected
+    assert not dirty.count()
+
+
 def test_holes_are_left_to_who_keeps_them(layer, tmp_path):
     file = {"driver": "file", "filename": ImageLab(tmp_path).create("source", size=MIB)}
     node = layer.add_node({"driver": "qcow2", "node-name": "image", "file": file})

@@ -15,6 +15,7 @@ from qobra.block.copy.follow import PIECE, can_follow
 from qobra.block.job.chain import root_node
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.errors import QobraError
+from qobra.testing.images import ImageLab
 from qobra.testing.waiting import wait_until
 
 MIB = 1 << 20
@@ -323,6 +324,23 @@ def test_a_mirror_gets_ready_and_completes_beside_a_guest_that_never_rests(layer
         over.set()
         writer.join()
     assert guest.node is target
+    guest.check()
+
+
+@pytest.mark.skipif(not can_follow(), reason="the compiled form is not built")
+@pytest.mark.parametrize(("cluster", "leaves_long"), [(4096, False), (65536, True)])
+def test_what_is_written_to_small_clusters_is_copied_in_pieces_from_the_second_pass_on(
+    layer, guest, tmp_path, cluster, leaves_long
+):
+    path = ImageLab(tmp_path).create("t", size=MIB, cluster_size=cluster)
+    layer.add_node({"driver": "qcow2", "node-name": "target", "file": {"driver": "file", "filename": path}})
+    job = mirror(layer)
+    layer.wait_event("BLOCK_JOB_READY")
+    assert job._follower.leaves_long == leaves_long
+    guest.random_requests(random.Random(1), 50, 200000)
+    with layer.control:
+        job.complete()
+    layer.wait_status("m", "null")
     guest.check()
 
 

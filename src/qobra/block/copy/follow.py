@@ -19,7 +19,10 @@ PIECE = 4096
 SCATTERED = 64 << 10
 """A shorter run of what is dirty is copied here."""
 LONGEST = 128 << 10
-"""A run of so many bytes is left to who copies large parts."""
+"""A run of so many bytes is left to who copies large parts, or copied in such pieces."""
+SMALL_CLUSTER = 32 << 10
+"""Whoever copies large parts finds out anew for each cluster where it lies, which for such as these costs more than to
+copy them; so runs of any length are copied here then."""
 WINDOW = 64 << 20
 """Bytes of the disk that are looked at together."""
 MOST = 1 << 20
@@ -34,12 +37,16 @@ def can_follow() -> bool:
 
 
 class Follower:
-    """Copies what is dirty in ``dirty`` from the node of ``source`` to that of ``target``. For one thread at a time."""
+    """Copies what is dirty in ``dirty`` from the node of ``source`` to that of ``target``. For one thread at a time.
+
+    :attr:`leaves_long`: runs from :data:`LONGEST` on are left, and end what is copied at a time.
+    """
 
     def __init__(self, source: BlockBackend, target: BlockBackend, dirty: DirtyBitmap) -> None:
         self._source = source
         self._target = target
         self._dirty = dirty
+        self.leaves_long = True
         self.taken = 0
         """Bytes that are not marked right now, because they may be copied."""
 
@@ -79,7 +86,9 @@ class Follower:
         if source is None or target is None or _native is None:
             return 0, len(bits) << 3
         shift = self._dirty.granularity.bit_length() - 1
-        return _native.copy_marked(source, target, start, shift, bits, begin, MOST, LONGEST)  # type: ignore[no-any-return]
+        return _native.copy_marked(  # type: ignore[no-any-return]
+            source, target, start, shift, bits, begin, MOST, LONGEST, self.leaves_long
+        )
 
 
 def _ranges(bits: bytearray, begin: int, end: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy.carrier import DIRECT, Carrier
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.engine import FAR_HELPERS, LOCAL_CHUNK, NEAR_HELPERS, is_local
-from qobra.block.copy.follow import PIECE, SCATTERED, Follower, can_follow
+from qobra.block.copy.follow import PIECE, SCATTERED, SMALL_CLUSTER, Follower, can_follow
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import allocated_above, widened
@@ -228,7 +228,7 @@ class MirrorJob(BlockJob):
                 start -= start % dirty.granularity
                 longest = self._longest(dirty.granularity)
                 stop = dirty.next_clean(start, min(dirty.length, start + max(longest, SCATTERED)))
-                if self._follower is not None and stop - start < SCATTERED and stop < dirty.length:
+                if self._follower is not None and self._may_follow(start, stop):
                     position = self._follow(pool, start)
                     self._throttle_moved()
                 else:
@@ -248,6 +248,7 @@ class MirrorJob(BlockJob):
                     continue
             position = unthrottled = 0
             pool.wait_idle()
+            self._follow_more()
             if self._failures.settle():
                 continue
             remaining = self._update_total()
@@ -270,6 +271,17 @@ class MirrorJob(BlockJob):
         with self.condition:
             self._in_flight.append((start, stop))
         pool.submit(start, stop - start)
+
+    def _may_follow(self, start: int, stop: int) -> bool:
+        """Whether the dirty run from ``start``, which is known up to ``stop``, is copied in pieces."""
+        assert self._follower is not None and self._dirty is not None
+        return not self._follower.leaves_long or (stop - start < SCATTERED and stop < self._dirty.length)
+
+    def _follow_more(self) -> None:
+        """A pass has ended, so what is dirty from now on has its places."""
+        if self._follower is not None:
+            sizes = {node.cluster_size() for node in (self._source, self._target)} - {0}
+            self._follower.leaves_long = not sizes or min(sizes) > SMALL_CLUSTER
 
     def _follow(self, pool: CopyPool, start: int) -> int:
         """Copy scattered pieces from ``start`` on; returns where to go on."""
