@@ -251,7 +251,8 @@ def test_refusals(guests: Callable[..., Guest], exported: Path, monkeypatch: pyt
 class Echo:
     """A process that serves a network card: what the card sends comes back to it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, features: int = 1 << 32 | 1 << 28) -> None:
+        self._features = features
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -286,7 +287,7 @@ class Echo:
         self.requests.append(message.request)
         payload, answer = message.payload, None
         if message.request == vu.GET_FEATURES:
-            answer = vu.U64.pack(1 << 32 | 1 << vu.F_PROTOCOL_FEATURES | 1 << 28)
+            answer = vu.U64.pack(self._features | 1 << vu.F_PROTOCOL_FEATURES)
         elif message.request == vu.GET_PROTOCOL_FEATURES:
             answer = vu.U64.pack(1 << vu.PROTOCOL_F_REPLY_ACK | 1 << vu.PROTOCOL_F_MQ)
         elif message.request == vu.GET_QUEUE_NUM:
@@ -346,6 +347,7 @@ def test_a_network_card(guests: Callable[..., Guest], tmp_path: Path) -> None:
     assert features >> 32 & 1
     assert features >> 5 & 1  # the address is the card's own
     assert not features >> 15 & 1  # the process does not merge buffers
+    assert not features >> 21 & 1  # nor would it send what makes the card known
     start_driver(transport, 1 << 32 | 1 << 5 | 1 << 17 | 1 << 18)
     receive, send, control = (Queue(transport, guest.memory, number) for number in range(3))
     driver_ok(transport)
@@ -368,6 +370,23 @@ def test_a_network_card(guests: Callable[..., Guest], tmp_path: Path) -> None:
         check_declared(guest.machine.board)
     guest.call("netdev_del", id="net")
     assert process.requests.count(vu.GET_VRING_BASE) == 2
+    guest.call("chardev-remove", id="c")
+    process.close()
+
+
+def test_a_process_that_knows_the_old_interface_alone(guests: Callable[..., Guest], tmp_path: Path) -> None:
+    guest, process = guests(), Echo(tmp_path / "net", features=0)
+    guest.chardev(tmp_path / "net")
+    guest.call("netdev_add", type="vhost-user", id="net", chardev="c")
+    with pytest.raises(QobraError) as refusal:
+        guest.plug("virtio-net-pci", netdev="net", **{"disable-legacy": "on"})
+    text = "Device doesn't support modern mode, and legacy mode is disabled"
+    assert (refusal.value.desc, refusal.value.hint) == (text, "Set disable-legacy to off")
+    with guest.machine.control:
+        add_device(guest.machine, {"driver": "virtio-net-pci", "netdev": "net", "addr": 5 << 3}, keyval=False)
+    function = PciFunction(guest.access, 5 << 3)
+    assert 9 not in dict(function.capabilities()) and function.config(0x20) == 0
+    guest.call("netdev_del", id="net")
     guest.call("chardev-remove", id="c")
     process.close()
 

@@ -36,9 +36,10 @@ _OF_QUEUES = sum(
     1 << bit
     for bit in (
         *(F_MRG_RXBUF, F_NOTIFY_ON_EMPTY, F_ANY_LAYOUT, F_INDIRECT, F_EVENT_IDX),
-        *(F_VERSION_1, F_IOMMU, F_PACKED, F_RING_RESET),
+        *(F_VERSION_1, F_IOMMU, F_PACKED, F_RING_RESET, F_GUEST_ANNOUNCE),
     )
 )
+"""What a process that serves the queues has to know of, and whether it makes the card known where it comes to."""
 _RX, _TX, _CTRL = 0, 1, 2
 _CONFIG = Struct("<6sHHH")
 _LINK_UP, _ANNOUNCE = 1, 2

@@ -10,7 +10,7 @@ from qobra.machine.memory import Registers
 from qobra.machine.pci import express, regs
 from qobra.machine.pci.device import PciDevice
 from qobra.machine.pci.msix import Msix
-from qobra.machine.virtio.device import STATUS_DRIVER, STATUS_FEATURES_OK, VirtioBus, VirtioDevice
+from qobra.machine.virtio.device import F_VERSION_1, STATUS_DRIVER, STATUS_FEATURES_OK, VirtioBus, VirtioDevice
 from qobra.machine.virtio.legacy_pci import LegacyRegisters
 from qobra.machine.virtio.queue import QUEUE_MAX, Queue
 from qobra.machine.vmstate import Number, VmState, listed, part, u8, u16, u32
@@ -150,6 +150,14 @@ class VirtioPci(PciDevice):
         self.virtio_bus.insert(self.device)
         self.device.hotplugged = self.hotplugged
         self.device.set_realized(True)
+        if self.modern and not self.device.offered_features(modern=True) >> F_VERSION_1 & 1:
+            # Another process serves the queues, and has the layout of before 1.0 alone.
+            if not self.legacy:
+                self.device.unparent()
+                raise QobraError(
+                    "Device doesn't support modern mode, and legacy mode is disabled", hint="Set disable-legacy to off"
+                )
+            self.modern = False
         if self.vectors == 0xFFFFFFFF:
             vectors = self.default_vectors
             self.values["vectors"] = len(self.device.queues) + 1 if vectors is None else vectors
