@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,5 +70,15 @@ def test_files_that_are_none(machines: tuple[Machine, Machine], tmp_path: Path, 
         path.write_bytes(content)
     with pytest.raises(QobraError):
         _call(machines[0], "xen-load-devices-state", filename=str(path))
-    with pytest.raises(QobraError, match="Could not open '/nowhere/x'"):
+    with pytest.raises(QobraError, match="Unable to open /nowhere/x: No such file or directory"):
         _call(machines[0], "xen-save-devices-state", filename="/nowhere/x")
+
+
+def test_a_pipe_without_another_end_is_not_waited_for(machines: tuple[Machine, Machine], tmp_path: Path) -> None:
+    machine, _other = machines
+    path = str(tmp_path / "pipe")
+    os.mkfifo(path)
+    with pytest.raises(QobraError, match="The migration stream ends too early"):
+        _call(machine, "xen-load-devices-state", filename=path)
+    with pytest.raises(QobraError, match=f"Unable to open {path}: No such device or address"):
+        _call(machine, "xen-save-devices-state", filename=path)

@@ -178,3 +178,17 @@ def test_limits_over_whole_sectors(q: Run) -> None:
             q.add("blkdebug", node_name="d", image=f"l{sector}", max_write_zero=limit)
             q.do("blockdev-del", node_name="d")
         q.do("blockdev-del", node_name=f"l{sector}")
+
+
+@against_storage_daemon
+def test_a_child_of_a_quorum_that_cannot_tell_what_it_holds(q: Run) -> None:
+    """Is outvoted by the others."""
+    disk(q, "disk")
+    q.add("null-co", node_name="target", size=MIB)
+    children = [{"driver": "snapshot-access", "file": "disk", "node-name": "s"}, "disk", "disk"]
+    q.add("quorum", node_name="quorum", vote_threshold=2, children=children)
+    for number, sync in enumerate(("top", "full")):
+        q.do("blockdev-backup", job_id=f"j{number}", device="quorum", target="target", sync=sync)
+        q.wait("BLOCK_JOB_COMPLETED", device=f"j{number}")
+    q.do("blockdev-mirror", job_id="m", device="quorum", target="target", sync="top")
+    q.wait("BLOCK_JOB_READY", device="m")

@@ -111,3 +111,18 @@ def test_aio_of_a_drive_is_no_option_of_its_node(q: Run) -> None:
         q("blockdev-reopen", {"options": [options]})
         q("query-block", pick=lambda found: found[0]["inserted"]["ro"])
     q.do("eject", device="d")
+
+
+@against_system("-M", "none", "-incoming", "defer")
+def test_images_that_wait_for_a_migration_are_not_written(q: Run) -> None:
+    """Neither are those that are made beside one; a job that would is refused as it begins."""
+    q.tool("qemu-img", "create", "-q", "-f", "qcow2", "disk", "1M")
+    q.do("human-monitor-command", command_line="drive_add 0 if=none,id=d,file=disk,format=qcow2,node-name=n")
+    for device in ("d", "n"):
+        q.do("drive-backup", job_id="j", device=device, target=q.path("backup"), sync="full")
+        q.do("drive-mirror", job_id="j", device=device, target=q.path("mirror"), sync="full")
+    q.do("drive-backup", job_id="j", device="d", target=q.path("backup"), sync="top", mode="existing")
+    q.do("blockdev-snapshot-sync", device="d", snapshot_file=q.path("overlay"))
+    q.do("block-stream", job_id="j", device="d")
+    q.do("block-commit", job_id="j", device="d")
+    q("x-debug-query-block-graph")

@@ -140,6 +140,7 @@ def test_native_aio_of_what_is_no_device(q: Run) -> None:
 @against_storage_daemon
 def test_limits_as_high_as_a_request_can_be(q: Run) -> None:
     q.add("null-co", node_name="n", size=1 << 20)
+    q.add("blkdebug", node_name="d", image="n", config="")
     for name in ("align", "max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard"):
         for value in ((1 << 31) - 1, 1 << 31, 1 << 30):
             q("blockdev-add", {"driver": "blkdebug", "node-name": "d", "image": "n", name: value})

@@ -33,7 +33,9 @@ def compute_permissions(
     for root, (node, perm, shared) in state.roots.items():
         if root.gives_way and (node.inactive or node.layer.opens_inactive):
             # While the guest is elsewhere, its disks may be filled by others, even those that are active here.
-            perm, shared = 0 if node.inactive else perm, permissions.ALL
+            # A drive that waits for a device still reads.
+            waits = root.device is None and node.layer.opens_inactive
+            perm, shared = perm & permissions.CONSISTENT_READ if waits else 0, permissions.ALL
         users[node].append((root, "root", perm, shared))
         result[(root, "root")] = (perm, shared)
     for node in reversed(order):

@@ -5,6 +5,7 @@ The stream is a migration's in which no memory follows the list of its blocks.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from qobra.errors import QobraError, strerror
@@ -49,10 +50,14 @@ def load(machine: Machine, path: str) -> None:
 
 
 def _opened(path: str, mode: str) -> Any:
+    flags = os.O_RDONLY if mode == "rb" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        return open(path, mode)
+        # A pipe that nobody has the other end of is not waited for: that would hold up all monitors.
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o660)
+        os.set_blocking(fd, True)
+        return open(fd, mode)
     except OSError as error:
-        raise QobraError(f"Could not open '{path}': {strerror(error)}", errno=error.errno)
+        raise QobraError(f"Unable to open {path}: {strerror(error)}", errno=error.errno)
 
 
 def _write(machine: Machine, stream: BinaryIO, run_state: str) -> None:

@@ -114,7 +114,7 @@ class BlkdebugNode(FilterNode):
         self._rules: list[_InjectError | _SetState] = []
         self._active: list[_InjectError] = []
         self._breakpoints: list[_Breakpoint] = []
-        if options.get("config"):
+        if "config" in options:
             from qobra.block.filter._blkdebug_config import read_config
 
             errors, states = read_config(options["config"])

@@ -36,6 +36,8 @@ def insert_filter(
         with telling(refusals[0]):
             node = layer.opener.open_reference(options, opened, {})
             node.implicit = implicit and "node-name" not in options
+            for each in opened:
+                each.inactive = False  # it asks what its users need of images that wait for a migration, and is refused
             with layer.graph.change() as change:
                 for each in opened:
                     change.insert(each)

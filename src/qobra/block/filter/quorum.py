@@ -96,13 +96,16 @@ class QuorumNode(BlockNode):
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
         if not want_zero:
             return (Extent(length, COMPUTED),)
-        # Zero is what is zero in all children.
-        data = sorted(
-            (run.start, run.start + run.length)
-            for child in self.children.values()
-            for run in resolve(child, offset, length, want_zero=True)
-            if run.kind not in (ZERO, ABSENT)
-        )
+        # Zero is what is zero in all children. What cannot be told is data: others may outvote the child that fails.
+        data: list[tuple[int, int]] = []
+        for child in self.children.values():
+            try:
+                runs = resolve(child, offset, length, want_zero=True)
+                data += [(run.start, run.start + run.length) for run in runs if run.kind not in (ZERO, ABSENT)]
+            except (OSError, QobraError) as error:
+                self._report_bad("read", child, offset, length, error)
+                return (Extent(length, COMPUTED),)
+        data.sort()
         extents: list[Extent] = []
         position = offset
         for start, end in data:

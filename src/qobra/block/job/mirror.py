@@ -117,9 +117,9 @@ class MirrorJob(BlockJob):
                 perm |= permissions.RESIZE
             shared |= permissions.CONSISTENT_READ | permissions.WRITE
         self._root = BlockBackend(self.layer, perm=perm, shared=shared)
+        self._root.insert(self._target)
         # A mirror that is ready outlives the machine's move: nothing is written any more then.
         self._root.yields = True
-        self._root.insert(self._target)
         self._source_edge = self.add_node("source", self._source, 0, _SOURCE_SHARED)
         self.add_node("target", self._target)
         if self._onto_backing:
