@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -130,6 +131,7 @@ def monitor(path: Path) -> tuple[str, ...]:
         (["--object", "id=x"], "--object id=x: Parameter 'qom-type' is missing"),
         (["--object", "secret,id=s"], "--object secret,id=s: Either 'file' or 'data' must be provided"),
         (["--chardev", "null"], "--chardev null: chardev: no id specified"),
+        (["--object", "nope,id=s"], "--object nope,id=s: Parameter 'qom-type' does not accept value 'nope'"),
         (
             ["--chardev", "null,id=a", "--chardev", "memory,id=a"],
             "--chardev memory,id=a: attempt to add duplicate property 'a' to object (type 'container')",
@@ -168,6 +170,7 @@ def test_information() -> None:
     assert "  secret\n" in run("--object", "help").stdout
     assert "  data=<string>\n" in run("--object", "secret,help").stdout
     assert "  socket\n" in run("--chardev", "help").stdout
+    assert run("--chardev", "socket,id=a,help").stdout.startswith("chardev options:\n  abstract=<bool (on/off)>\n")
 
 
 def test_options_and_monitors(daemon: Callable[..., Daemon], tmp_path: Path) -> None:
@@ -240,6 +243,16 @@ def test_in_the_background(tmp_path: Path) -> None:
     while pidfile.exists():
         assert time.monotonic() < deadline
         threading.Event().wait(0.005)
+
+
+def test_the_terminal_that_was_made_is_told() -> None:
+    ended = run("--chardev", "pty,id=p", "--chardev", "tty,id=t,path=/dev/null", "--monitor", "none")
+    assert re.fullmatch(r"char device redirected to /dev/pts/\d+ \(label p\)\n", ended.stdout)
+    assert ended.stderr == (
+        "qobra-storage-daemon: --chardev tty,id=t,path=/dev/null: warning: "
+        "The alias 'tty' is deprecated, use 'serial' instead\n"
+        'qobra-storage-daemon: --monitor none: chardev "none" not found\n'
+    )
 
 
 def test_failing_in_the_background_is_the_parents_failure() -> None:

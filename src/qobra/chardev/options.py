@@ -35,6 +35,10 @@ _BOOLEANS = frozenset(
 )
 
 
+ALIASES = {"tty": "serial", "parport": "parallel"}
+"""Older names of kinds."""
+
+
 def split(text: str, implied: str | None = None, *, warn: Callable[[str], None] | None = None) -> Options:
     """``a=b,c=d`` to a dict; ``,,`` in a value is a comma; the last of equal keys counts.
 
@@ -93,6 +97,10 @@ def parse(
             "Parameter 'id' expects an identifier\n"
             "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
         )
+    if kind in ALIASES:
+        if warn is not None:
+            warn(f"The alias '{kind}' is deprecated, use '{ALIASES[kind]}' instead")
+        kind = ALIASES[kind]
     built = backend(kind, options)
     address = built["data"].get("addr") or {}
     if address.get("type") == "fd" and not named_fds:

@@ -209,7 +209,9 @@ def _add_chardev(machine: Machine, value: str, typed: str) -> None:
 
     id, backend = parse(value, warn=warn_on_stderr(f"{program()}: {typed}"))
     with machine.control:
-        machine.chardevs.create(id, backend, failure="", asked_by=typed)
+        device = machine.chardevs.create(id, backend, failure="", asked_by=typed)
+    if backend["type"] == "pty":
+        say(f"char device redirected to {device.return_info()['pty']} (label {id})")  # which nobody can know before
 
 
 def _refuse_stdio(options: list[tuple[str, str, str]]) -> None:
@@ -225,6 +227,8 @@ def _add_object(machine: Machine, value: str) -> None:
         if required not in properties:
             raise QobraError(f"Parameter '{required}' is missing")
     type_name, id = properties.pop("qom-type"), properties.pop("id")
+    if machine.objects.find_type(type_name) is None:
+        raise QobraError(f"Parameter 'qom-type' does not accept value '{type_name}'")
     with machine.control:
         machine.objects.create(type_name, id, properties, keyval=keyval)
 
@@ -243,6 +247,10 @@ def _help(machine: Machine, name: str, value: str) -> str | None:
         from qobra.chardev.chardev import registry
 
         return "Available chardev backend types: \n" + "".join(f"  {kind}\n" for kind in registry.names())
+    if name == "chardev" and not {"help", "?"}.isdisjoint(value.split(",")[1:]):
+        from qobra.machine.option_groups import group_help
+
+        return group_help("chardev")
     return None
 
 

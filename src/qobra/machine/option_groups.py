@@ -147,3 +147,12 @@ def _unknown(key: str, text: str, closed: bool) -> str:
     if closed:
         raise QobraError(f"Invalid parameter '{key}'")
     return text
+
+
+_SHORT_TYPES = {STRING: "str", BOOLEAN: "bool (on/off)", NUMBER: "num", SIZE: "size"}
+
+
+def group_help(name: str) -> str:
+    """The text that ``help`` in an option of the group asks for."""
+    lines = sorted(f"  {key}=<{_SHORT_TYPES[kind]}>\n" for key, kind in GROUPS[name])
+    return f"{name} options:\n" + "".join(lines)

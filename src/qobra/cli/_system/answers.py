@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
+from qobra.machine.option_groups import group_help
 from qobra.report import report_error
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ _ASK = ("help", "?")
 _GROUPS = {"smp": "smp-opts", "rtc": "rtc", "boot": "boot-opts"}
 """Options whose parameters can be asked for, with their groups."""
 
-_SHORT_TYPES = {"string": "str", "boolean": "bool (on/off)", "number": "num", "size": "size"}
-
 
 def answer(architecture: str, name: str, value: str) -> str | None:
     """The text for an option ``-name value`` that only asks, or None for any other."""
     first, *others = value.split(",")
     if name in _GROUPS and first in _ASK:
-        return _group(_GROUPS[name])
+        return group_help(_GROUPS[name])
+    if name == "chardev" and any(part in _ASK for part in others):
+        return group_help(name)
     if name in _KINDS and first in _ASK:
         return _KINDS[name](architecture)
     if name in _TYPES and any(part in _ASK for part in others) and first not in _ASK:
@@ -175,13 +176,6 @@ def _tree(architecture: str) -> ObjectTree:
     machine = Machine(capabilities=frozenset(("board", architecture)))
     attach_board(machine, find_board(architecture, "none"))
     return machine.objects
-
-
-def _group(name: str) -> str:
-    from qobra.machine.option_groups import GROUPS
-
-    lines = sorted(f"  {key}=<{_SHORT_TYPES[kind]}>\n" for key, kind in GROUPS[name])
-    return f"{name} options:\n" + "".join(lines)
 
 
 _KINDS: dict[str, Callable[[str], str]] = {
