@@ -101,12 +101,17 @@ class VhostUserFrontEnd:
         """Learn what the process offers, after it came (back). Raises QobraError."""
         self.features = self._number(vu.GET_FEATURES)
         self._protocol_features, self.queues = 0, 1
-        if self.features >> vu.F_PROTOCOL_FEATURES & 1:
+        if self._has_extensions:
             self._protocol_features = self._number(vu.GET_PROTOCOL_FEATURES) & _WANTED
             self._send(vu.SET_PROTOCOL_FEATURES, vu.U64.pack(self._protocol_features))
             if self._protocol_features >> vu.PROTOCOL_F_MQ & 1:
                 self.queues = min(self._number(vu.GET_QUEUE_NUM), 1024)
         self._send(vu.SET_OWNER)
+
+    @property
+    def _has_extensions(self) -> bool:
+        """Whether there are protocol features, though maybe none that both sides know: then queues start at rest."""
+        return bool(self.features >> vu.F_PROTOCOL_FEATURES & 1)
 
     @property
     def has_config(self) -> bool:
@@ -129,7 +134,7 @@ class VhostUserFrontEnd:
 
     def set_features(self, features: int) -> None:
         """What the driver accepted."""
-        keep = 1 << vu.F_PROTOCOL_FEATURES if self._protocol_features else 0
+        keep = self.features & 1 << vu.F_PROTOCOL_FEATURES
         self._act(vu.SET_FEATURES, vu.U64.pack(features & ~(1 << vu.F_PROTOCOL_FEATURES) | keep))
 
     def set_memory(self, regions: Sequence[MemoryRegion]) -> None:
@@ -149,7 +154,7 @@ class VhostUserFrontEnd:
         self._act(vu.SET_VRING_ADDR, vu.VRING_ADDR.pack(index, 0, descriptors, used, available, 0))
         self._send(vu.SET_VRING_CALL, vu.U64.pack(index), [call])
         self._send(vu.SET_VRING_KICK, vu.U64.pack(index), [kick])
-        if self._protocol_features:
+        if self._has_extensions:
             self._act(vu.SET_VRING_ENABLE, vu.VRING_STATE.pack(index, 1))
 
     def stop_queue(self, index: int) -> int:

@@ -251,8 +251,14 @@ def test_refusals(guests: Callable[..., Guest], exported: Path, monkeypatch: pyt
 class Echo:
     """A process that serves a network card: what the card sends comes back to it."""
 
-    def __init__(self, path: Path, features: int = 1 << 32 | 1 << 28) -> None:
-        self._features = features
+    def __init__(
+        self,
+        path: Path,
+        features: int = 1 << 32 | 1 << 28,
+        protocol: int = 1 << vu.PROTOCOL_F_REPLY_ACK | 1 << vu.PROTOCOL_F_MQ,
+    ) -> None:
+        self._features, self._protocol = features, protocol
+        self.accepted = 0
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -289,7 +295,9 @@ class Echo:
         if message.request == vu.GET_FEATURES:
             answer = vu.U64.pack(self._features | 1 << vu.F_PROTOCOL_FEATURES)
         elif message.request == vu.GET_PROTOCOL_FEATURES:
-            answer = vu.U64.pack(1 << vu.PROTOCOL_F_REPLY_ACK | 1 << vu.PROTOCOL_F_MQ)
+            answer = vu.U64.pack(self._protocol)
+        elif message.request == vu.SET_FEATURES:
+            self.accepted = vu.U64.unpack(payload)[0]
         elif message.request == vu.GET_QUEUE_NUM:
             answer = vu.U64.pack(2)
         elif message.request == vu.SET_MEM_TABLE:
@@ -370,6 +378,23 @@ def test_a_network_card(guests: Callable[..., Guest], tmp_path: Path) -> None:
         check_declared(guest.machine.board)
     guest.call("netdev_del", id="net")
     assert process.requests.count(vu.GET_VRING_BASE) == 2
+    guest.call("chardev-remove", id="c")
+    process.close()
+
+
+def test_a_process_that_shares_no_extension_with_us(guests: Callable[..., Guest], tmp_path: Path) -> None:
+    # That there are such is negotiated all the same, and queues are at rest until they are enabled.
+    guest, process = guests(), Echo(tmp_path / "net", protocol=1 << 1)
+    guest.chardev(tmp_path / "net")
+    guest.call("netdev_add", type="vhost-user", id="net", chardev="c")
+    transport = guest.plug("virtio-net-pci", netdev="net")
+    start_driver(transport, 1 << 32)
+    for number in range(2):
+        Queue(transport, guest.memory, number)
+    driver_ok(transport)
+    wait_until(lambda: process.requests.count(vu.SET_VRING_ENABLE) == 2)
+    assert process.accepted == 1 << 32 | 1 << vu.F_PROTOCOL_FEATURES
+    guest.call("netdev_del", id="net")
     guest.call("chardev-remove", id="c")
     process.close()
 
