@@ -28,6 +28,10 @@ def test_unix(tmp_path: Path) -> None:
     with pytest.raises(QobraError, match="Failed to bind"):
         listen({"type": "unix", "path": str(regular)})
     assert regular.read_text() == "precious"
+    # What a program has made to have a name for itself holds nothing that could be lost.
+    regular.write_text("")
+    listen({"type": "unix", "path": str(regular)})[0].close()
+    assert regular.is_socket()
 
 
 def test_abstract() -> None:

@@ -69,8 +69,8 @@ def hung_up(sock: socket.socket) -> bool:
 def listen(address: dict[str, Any], *, backlog: int = 16, find_fd: FindFd | None = None) -> list[socket.socket]:
     """Listening sockets for the address: several where a host name means several. Raises QobraError.
 
-    A unix socket that is already there is replaced, as QEMU does. An inet address with ``to`` takes the first free
-    port from ``port`` to ``to``.
+    A unix socket or an empty file that is already there is replaced, as QEMU does. An inet address with ``to`` takes
+    the first free port from ``port`` to ``to``.
     """
     if address.get("type") == "fd":
         sock = _adopt(address["str"], find_fd)
@@ -188,8 +188,10 @@ def _tune(sock: socket.socket, address: dict[str, Any]) -> None:
 
 
 def _remove_stale(path: str) -> None:
+    # A socket that nobody listens at, or the empty file with which a program has reserved a name of its own.
     try:
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
+        found = os.lstat(path)
+        if stat.S_ISSOCK(found.st_mode) or (stat.S_ISREG(found.st_mode) and not found.st_size):
             os.unlink(path)
     except FileNotFoundError:
         pass
