@@ -42,6 +42,18 @@ def test_inspect_accepts_what_stands_alone(capfd: pytest.CaptureFixture[str]) ->
     assert "verdict: nothing to object to" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("confined", [[], ["--untrusted"]])
+def test_inspect_tells_why_a_check_cannot_be_done(confined: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """In the report, and nowhere else."""
+    image = bytearray(Path("base.q").read_bytes())
+    image[60:64] = b"\xff\xff\0\0"  # snapshots
+    Path("base.q").write_bytes(image)
+    assert people.main(["inspect", *confined, "--check", "--output=json", "base.q"]) == 2
+    out, err = capfd.readouterr()
+    assert "ERROR snapshot table too large" in json.loads(out)["problems"]
+    assert err == ""
+
+
 def test_inspect_notices_the_wrong_format_and_size(capfd: pytest.CaptureFixture[str]) -> None:
     assert people.main(["inspect", "-f", "raw", "base.q"]) == 4
     assert people.main(["inspect", "--max-size", "1M", "base.q"]) == 5
