@@ -13,7 +13,7 @@ import qobra
 ROOT = Path(qobra.__file__).parent
 
 # The faces of the package for other programs stand beside it and use all of it; every other file there is base.
-FACES = {"image", "fs"}
+FACES = {"__main__", "image", "fs"}
 
 # A package may import its own layer and those below.
 LAYERS = [

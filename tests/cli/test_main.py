@@ -26,6 +26,13 @@ def test_every_subcommand_has_help_and_main() -> None:
         assert any(isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HELP" for node in tree.body), path
 
 
+def test_the_package_runs_as_the_program_does() -> None:
+    for arguments, code in ((["--version"], 0), (["no-such"], 2)):
+        ran = subprocess.run([sys.executable, "-m", "qobra", *arguments], capture_output=True, text=True, timeout=60)
+        told = ran.stdout + ran.stderr
+        assert ran.returncode == code and told.startswith("qobra") and told.count("\n") == 1, told
+
+
 def test_help_lists_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["--help"]) == 0
     out = capsys.readouterr().out
