@@ -118,9 +118,8 @@ def _run(options: list[tuple[str, str, str]], background: Background | None) -> 
                     return print_text(text)
                 else:
                     _apply(machine, monitors, name, value, typed)
-            ending.serve(
-                machine
-            )  # whoever reads the pidfile may send a signal: it must not break off before it is known
+            # Whoever reads the pidfile may send a signal: it must not break off before it is known.
+            ending.serve(machine)
             if pidfile is not None:
                 try:
                     remove_pidfile = write_pidfile(pidfile)
