@@ -23,6 +23,7 @@ class _Drive:
         self.medium_locked = False
         self.requests = []
         self.changes = 0
+        self.refuses = False
         self.qom_path = "cd0"
 
     def matches(self, id):
@@ -36,6 +37,8 @@ class _Drive:
 
     def medium_changed(self):
         self.changes += 1
+        if self.refuses and self.backend.node is not None:
+            raise QobraError("refused")
 
 
 @pytest.fixture
@@ -52,7 +55,9 @@ def layer(events):
 
 def _drive(layer, **options):
     backend = BlockBackend(layer)
-    backend.attach_device(_Drive(**options))
+    device = _Drive(**options)
+    device.backend = backend
+    backend.attach_device(device)
     return backend
 
 
@@ -160,3 +165,13 @@ def test_requests_that_wait_are_let_go_with_the_medium(layer):
     waiting.join(30)
     assert not waiting.is_alive()
     assert group.members == 1
+
+
+def test_a_medium_that_the_device_refuses_is_out_again(layer):
+    backend = _drive(layer, tray=False)
+    backend.device.refuses = True
+    with pytest.raises(QobraError, match="refused"):
+        media.insert_medium(backend, _null(layer, "n"))
+    assert backend.node is None
+    backend.device.refuses = False
+    media.insert_medium(backend, layer.find_node("n"))

@@ -126,3 +126,16 @@ def test_images_that_wait_for_a_migration_are_not_written(q: Run) -> None:
     q.do("block-stream", job_id="j", device="d")
     q.do("block-commit", job_id="j", device="d")
     q("x-debug-query-block-graph")
+
+
+@against_system("-M", "pc", "-drive", "if=floppy,id=fl", "-drive", "if=none,id=cd", "-device", "ide-cd,drive=cd,id=c")
+def test_a_diskette_that_the_drive_may_not_write(q: Run) -> None:
+    """It is out again; the one before it is, too."""
+    for name in ("disk", "other"):
+        q.tool("qemu-img", "create", "-q", name, "1M")
+    q.do("blockdev-change-medium", device="cd", filename=q.path("disk"), format="raw")
+    for name in ("other", "disk"):
+        q.do("blockdev-change-medium", device="fl", filename=q.path(name), format="raw")
+        q("query-block", pick=lambda found: [each.get("inserted", {}).get("file") for each in found])
+    for command in ("block-commit", "block-stream"):
+        q.do(command, device="fl")

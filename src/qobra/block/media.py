@@ -96,7 +96,7 @@ def remove_medium(backend: BlockBackend, called: str) -> None:
 
 
 def insert_medium(backend: BlockBackend, node: BlockNode) -> None:
-    """Put ``node`` into an open tray."""
+    """Put ``node`` into an open tray. Raises QobraError; it is out again where the device cannot use it."""
     device = backend.device
     if device is not None and not device.is_removable:
         raise QobraError("Device is not removable")
@@ -105,7 +105,12 @@ def insert_medium(backend: BlockBackend, node: BlockNode) -> None:
     if backend.node is not None:
         raise QobraError("There already is a medium in the device")
     backend.insert(node)
-    _changed(backend)
+    try:
+        _changed(backend)
+    except QobraError:
+        backend.remove()
+        _changed(backend)
+        raise
 
 
 def change_medium(

@@ -191,7 +191,8 @@ def start_commit(jobs: Jobs, args: Options) -> BlockJob:
 
 
 def _active_node(layer: BlockLayer, device: str) -> BlockNode:
-    if device not in layer.backends and layer.graph.find(device) is None:
+    backend = layer.backends.get(device)
+    if layer.graph.find(device) is None if backend is None else backend.node is None:
         # Clients tell by this class of error whether the command can commit the active image.
         raise QobraError(f"Device '{device}' not found", DEVICE_NOT_FOUND)
     return root_node(layer, device)
