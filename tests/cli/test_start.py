@@ -10,7 +10,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +302,25 @@ def test_a_changed_source_is_read(bundled: Path) -> None:
     module = importlib.import_module("bundled_one")
     assert module.VALUE == 11
     assert not isinstance(module.__spec__.loader, Bundle)
+
+
+def test_a_source_that_changes_while_it_is_bundled_is_read(
+    tmp_path: Path, use: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "bundled_one.py"
+    source.write_text("VALUE = 1\n")
+    read = SourceFileLoader.get_data
+
+    def change_afterwards(loader: SourceFileLoader, path: str) -> bytes:
+        data = read(loader, path)
+        if path == str(source):
+            source.write_text("VALUE = 11\n")
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SourceFileLoader, "get_data", change_afterwards)
+        use({("bundled_start", ""): Recording("bundled_one")})
+    assert importlib.import_module("bundled_one").VALUE == 11
 
 
 def test_a_source_that_is_gone_is_not_imported(bundled: Path) -> None:

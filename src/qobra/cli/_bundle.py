@@ -88,15 +88,15 @@ class _Module:
         self.source = ""
         self.code: CodeType | None = None
         spec = find_spec(name)
-        if name in _EARLY or spec is None or spec.origin is None:
+        if name in _EARLY or spec is None or not spec.has_location or spec.origin is None:
             return
+        found = os.stat(spec.origin)  # before it is read: whatever is written meanwhile makes the bundle's form stale
         if type(spec.loader) is SourceFileLoader:
             to_lean = name.partition(".")[0] == "qobra"
             self.code = lean(spec.loader.get_source(name), spec.origin) if to_lean else spec.loader.get_code(name)
         elif type(spec.loader) is not ExtensionFileLoader:
             return
         self.source = spec.origin
-        found = os.stat(spec.origin)
         is_package = spec.submodule_search_locations is not None
         self.entry = (spec.origin, found.st_size, found.st_mtime_ns, is_package)
 
