@@ -15,6 +15,7 @@ from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
 from qobra.machine.machine import Machine
 from qobra.machine.plug import add_device
+from qobra.migration import machine_state
 from qobra.migration.disks import CHUNK, DiskReceiver
 from qobra.qmp import dispatch, hmp
 
@@ -96,6 +97,27 @@ def test_a_disk_moves_while_it_is_written(pair_of: Callable[..., Any], tmp_path:
     assert expected != pattern
     assert _content(pair.destination) == expected
     assert (tmp_path / "b").read_bytes() == expected
+
+
+def test_what_is_written_while_the_guest_stands_still(
+    pair_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By somebody at the monitor, after the last pass over the disks."""
+    pair = pair_of(_with_disks(_raw(tmp_path / "a", bytes(_LENGTH)), _raw(tmp_path / "b", bytes(_LENGTH))))
+    pair.set_capability("block")
+    with pair.source.control:
+        pair.source.run_state.start()
+    write_devices = machine_state.write_devices
+
+    def write_first(*arguments: Any) -> None:
+        assert not pair.source.run_state.running
+        with pair.source.control:
+            pair.source.block.visible_backends()[0].write(2 * _MIB + 512, b"late" * 128)
+        write_devices(*arguments)
+
+    monkeypatch.setattr(machine_state, "write_devices", write_first)
+    _migrate(pair, monkeypatch)
+    assert _content(pair.destination)[2 * _MIB + 512 :][:512] == b"late" * 128
 
 
 def test_how_far_disks_are_is_told(

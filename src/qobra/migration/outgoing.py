@@ -198,14 +198,8 @@ class Outgoing:
             self._bitmaps.announce(out)
             if not postcopy:
                 self._bitmaps.send(out, self._check_cancelled)
-        with self._machine.control:
-            self._check_cancelled()
-            if self._disks is not None:
-                self._disks.check()
-            deactivate_all(self._machine.block)
-            self._progress.resumed()
-            if postcopy and self.status != "postcopy-active":
-                self._set_status("postcopy-active")
+        while not self._hand_disks_over(postcopy):
+            self._finish_disks(out)
         if postcopy:
             self._handed_over = True
             out.record(SWITCH)
@@ -341,6 +335,23 @@ class Outgoing:
     def _finish_disks(self, out: StreamWriter) -> None:
         if self._disks is not None:
             self._disks.send_written(out, self._check_cancelled)
+
+    def _hand_disks_over(self, postcopy: bool) -> bool:
+        """Let go of all images; False if somebody still wrote to one that goes along: that has to be sent first.
+
+        The guest stands still, but whoever is at the monitor may write (``qemu-io``).
+        """
+        with self._machine.control:
+            self._check_cancelled()
+            if self._disks is not None:
+                self._disks.check()
+                if self._disks.remaining:
+                    return False
+            deactivate_all(self._machine.block)
+            self._progress.resumed()
+            if postcopy and self.status != "postcopy-active":
+                self._set_status("postcopy-active")
+        return True
 
     def _is_little(self, left: int) -> bool:
         """Whether so many bytes can be sent while the guest does not notice that it stands still."""
