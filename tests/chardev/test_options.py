@@ -52,6 +52,7 @@ from qobra.qapi.contract import contract
         ("pipe,id=c,path=/p", "pipe", {"device": "/p"}),
         ("stdio,id=c,signal=off", "stdio", {"signal": False}),
         ("ringbuf,id=c,size=64k", "ringbuf", {"size": 65536}),
+        ("ringbuf,id=c,size=0", "ringbuf", {}),
         ("mux,id=c,chardev=x", "mux", {"chardev": "x"}),
         (
             "udp,id=c,port=1,localport=2",
@@ -86,6 +87,7 @@ def test_options(text: str, kind: str, data: dict[str, Any]) -> None:
         ("socket,id=c,cid=1,port=1", "Invalid parameter 'cid'"),
         ("socket,id=c,path=/a,host=h,port=1", "None or one of 'path', 'fd' or 'host' option required."),
         ("socket,id=c,path=/a,server=x", "Parameter 'server' expects 'on' or 'off'"),
+        ("socket,id=c,path=/a,nodelay=on,delay=on", "'delay' and 'nodelay' are mutually exclusive"),
         ("file,id=c", "chardev: file: no filename given"),
         ("pipe,id=c", "chardev: pipe: no device path given"),
         ("udp,id=c", "chardev: udp: remote port not specified"),

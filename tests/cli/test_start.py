@@ -410,6 +410,9 @@ def test_site_packages_leaves_submodules_alone() -> None:
 @pytest.mark.parametrize(("error", "shown"), [("KeyboardInterrupt", False), ("ValueError", True)])
 def test_an_interrupt_at_the_start_is_no_traceback(error: str, shown: bool) -> None:
     code = f"import qobra.cli; raise {error}"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (error in result.stderr) == shown
-    assert result.returncode == (1 if shown else -2)
+    for traceback_too in False, True:
+        environment = os.environ | {"QOBRA_TRACEBACK": "1" if traceback_too else ""}
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert (error in result.stderr) == shown
+        assert ("Traceback" in result.stderr) == (shown and traceback_too)
+        assert result.returncode == (1 if shown else -2)

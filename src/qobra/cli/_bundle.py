@@ -224,7 +224,7 @@ def _record(directory: str, module: str, arguments: list[str]) -> Recorded:
             for path in (f"{directory}/qmp", f"{directory}/nbd"):
                 if any(path in argument for argument in arguments):
                     try:
-                        _visit(path, process)
+                        _visit(path, process, report)
                     finally:
                         process.terminate()
     result = Recorded()
@@ -233,9 +233,10 @@ def _record(directory: str, module: str, arguments: list[str]) -> Recorded:
     return result
 
 
-def _visit(path: str, process: subprocess.Popen[bytes]) -> None:
+def _visit(path: str, process: subprocess.Popen[bytes], report: str) -> None:
     """Be the client that a start waits for: go through the greeting, and for QMP the first commands, in full.
 
+    They are sent once ``report`` shows that the greeting's part of the start is over, however slow it is.
     Raises OSError if nobody listens in time.
     """
     import socket
@@ -252,6 +253,10 @@ def _visit(path: str, process: subprocess.Popen[bytes]) -> None:
                 time.sleep(0.01)
         client.recv(1 << 16)
         if path.endswith("qmp"):
+            with open(report, "rb") as stream:
+                while b" threading\n" not in stream.read() and time.monotonic() < deadline:
+                    stream.seek(0)
+                    time.sleep(0.005)
             for command in (b"qmp_capabilities", b"query-version"):
                 client.sendall(b'{"execute": "%s"}' % command)
                 client.recv(1 << 16)

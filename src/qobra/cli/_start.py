@@ -357,6 +357,18 @@ def start_once() -> None:
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
-    """Ctrl-C while a program is still being imported is nothing to show: Python dies of the signal."""
-    if kind is not KeyboardInterrupt:
+    """Ctrl-C while a program is still being imported is nothing to show: Python dies of the signal.
+
+    What else nobody expected is one line, as every error; ``QOBRA_TRACEBACK`` in the environment
+    shows where it is from.
+    """
+    if kind is KeyboardInterrupt:
+        return
+    import os
+
+    if os.getenv("QOBRA_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
+    else:
+        from qobra.report import report_error
+
+        report_error(f"internal error: {kind.__name__}: {error}")

@@ -167,11 +167,10 @@ def _trace(value: str, typed: str) -> None:
     from qobra.cli._tool import trace
     from qobra.cli._tool.report import Program, ToolError
 
-    caller = Program(f"{program()}: {typed}")
     try:
-        trace.enable(caller, value)
+        trace.enable(Program(program()), value, typed=typed)
     except ToolError as error:
-        sys.exit(caller.fail(error))
+        sys.exit(Program(f"{program()}: {typed}").fail(error))
 
 
 _COMMANDS: dict[str, tuple[str, str, str | None]] = {
@@ -215,8 +214,10 @@ def _add_chardev(machine: Machine, value: str, typed: str) -> None:
 
 def _refuse_stdio(options: list[tuple[str, str, str]]) -> None:
     """A program in the background has no standard input and output."""
+    from qobra.chardev.options import kind
+
     for name, value, typed in options:
-        if name == "chardev" and value.removeprefix("backend=").split(",")[0] == "stdio":
+        if name == "chardev" and kind(value) == "stdio":
             fail(f"{typed}: cannot use stdio with -daemonize")
 
 

@@ -45,7 +45,8 @@ def _parameter(root: dict[str, Any], text: str, implied_key: str | None) -> str:
     if implied_key is not None and key:
         _store(root, implied_key, key)  # no comma can be in it
         return text[end + 1 :]
-    raise QobraError(f"Expected '=' after parameter '{key}'" if key else "Invalid parameter ''")
+    _fragments(key)  # a name that cannot be is told before what it lacks
+    raise QobraError(f"Expected '=' after parameter '{key}'")
 
 
 def _value(root: dict[str, Any], key: str, text: str) -> str:

@@ -1,4 +1,5 @@
-"""Write QMP output: JSON in QEMU's layout (``", "`` and ``": "``, ASCII only; indented by four if pretty).
+"""Write QMP output: JSON in QEMU's layout (``", "`` and ``": "``, ASCII only; indented by four if pretty, with a
+monitor's line ends).
 
 JSON gives the order of an object's members no meaning, but scripts compare QEMU's replies as text, so the order is
 QEMU's too: that of the hash table which its dictionaries are (bucket by bucket, the latest member of a bucket first).
@@ -136,7 +137,7 @@ def _walk(value: Any, pretty: bool) -> str:
             parts.append(_scalar(current))
             continue
         is_dict = isinstance(current, dict)
-        newline = "\n" + "    " * (depth + 1) if pretty else ""
+        newline = "\r\n" + "    " * (depth + 1) if pretty else ""
         between = "," + newline if pretty else ", "
         pending: list[str | tuple[Any, int]] = ["{" if is_dict else "["]
         for index, element in enumerate(_names(current) if isinstance(current, dict) else current):
@@ -144,7 +145,7 @@ def _walk(value: Any, pretty: bool) -> str:
             pending.append(f"{prefix}{quoted(element)}: " if is_dict else prefix)
             pending.append((current[element] if is_dict else element, depth + 1))
         close = "}" if is_dict else "]"
-        pending.append("\n" + "    " * depth + close if pretty else close)
+        pending.append("\r\n" + "    " * depth + close if pretty else close)
         stack.extend(reversed(pending))
     return "".join(parts)
 

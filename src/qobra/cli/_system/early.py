@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qobra.block.opener import valid_id
-from qobra.chardev.options import split
+from qobra.chardev.options import kind, split
 from qobra.errors import QobraError
 
 Options = list[tuple[str, str]]
@@ -43,8 +43,10 @@ def refuse_stdio(options: Options) -> None:
     """A program in the background has no standard input and output. Raises QobraError for what would use them."""
     names = {name for name, _value in options}
     for name, value in options:
-        backend = value.removeprefix("backend=") if name == "chardev" else value.removeprefix("mon:")
-        if name in _ON_CHARDEVS and backend.split(",")[0] == "stdio":
+        if name not in _ON_CHARDEVS:
+            continue
+        backend = kind(value) if name == "chardev" else value.removeprefix("mon:").split(",")[0]
+        if backend == "stdio":
             raise QobraError(f"-{name} {value}: cannot use stdio with -daemonize")
     if "nographic" in names and "nodefaults" not in names:
         raise QobraError("-nographic cannot be used with -daemonize")

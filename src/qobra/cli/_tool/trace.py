@@ -24,8 +24,8 @@ def take(program: Program, text: str) -> bool:
     return True
 
 
-def enable(program: Program, text: str) -> None:
-    """Switch on what ``text`` asks for, and warn of names of no event.
+def enable(program: Program, text: str, *, typed: str = "") -> None:
+    """Switch on what ``text`` asks for, and warn of names of no event, with the option as it was ``typed``.
 
     A pattern may match nothing. Raises ToolError.
     """
@@ -39,7 +39,7 @@ def enable(program: Program, text: str) -> None:
     for name in options:
         if name not in MEMBERS:
             raise ToolError(f"Invalid parameter '{name}'")
-    _switch(program.name + ": ", str(options.get("enable", "")))
+    _switch(f"{program.name}: {typed}: " if typed else f"{program.name}: ", str(options.get("enable", "")))
     path = options.get("events")
     if path is not None:
         try:
