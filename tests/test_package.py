@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,26 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     wanted = {str(path.relative_to(tree / "src")) for path in (tree / "src" / "qobra").rglob("*") if path.is_file()}
     assert wanted - packed == set()
     assert "qobra-storage-daemon = qobra.cli.storage_daemon:main" in scripts
+
+
+def test_the_source_distribution_holds_what_its_tests_need(tmp_path: Path) -> None:
+    if int(version("setuptools").split(".")[0]) < 77:
+        pytest.skip("setuptools is older than pyproject.toml asks for")
+    tree = tmp_path / "tree"
+    for name in ("bench", "docs", "tests", "tools"):  # the sources are the wheel's
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, tree)
+    (tree / "src").mkdir()
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("qobra-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    wanted = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
+    hidden = {name for name in wanted if name.startswith(".") or "egg-info" in name}
+    assert wanted - names - hidden == set()
 
 
 def test_without_a_compiler_the_pure_forms_are_built(tmp_path: Path) -> None:
