@@ -31,7 +31,8 @@ def open_closed_streams() -> None:
 def print_error(text: object) -> None:
     """Print a line on standard error. Where it goes may be full or gone, which is no reason for the work to fail."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        # One call, so that lines of several threads do not end up in one another.
+        print(f"{text}\n", end="", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass
 

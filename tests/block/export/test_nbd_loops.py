@@ -11,11 +11,14 @@ import socket
 import sys
 import termios
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.export.nbd import connection as connection_module
+from qobra.block.export.nbd import requests
 from qobra.block.snapshot import create_image
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
@@ -236,6 +239,71 @@ def test_clients_that_leave_in_the_middle(exporter: Any, direct: bool, seed: int
     wait_until(lambda: server.connections == 0)
     assert not any(slot.busy for slot in exporter.layer.flight._slots)
     assert exporter.connect("n").pread(SIZE, 0) == b"1" * SIZE
+
+
+def test_questions_of_a_client_that_has_left_are_not_answered(exporter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_image(exporter, "n")
+    server = exporter.start()
+    exporter.export("n")
+    answered = []
+
+    def slow_status(*_arguments: Any) -> tuple[bytes, ...]:
+        answered.append(1)
+        time.sleep(0.01)
+        return (bytes(4096),)
+
+    monkeypatch.setattr(requests, "block_status", slow_status)
+    client = exporter.connect("n", meta_contexts=["base:allocation"])
+    flood = p.REQUEST.pack(p.REQUEST_MAGIC, 0, p.CMD_BLOCK_STATUS, 1, 0, 4096) * 4000
+    client._link.transport.socket.sendall(flood)
+    wait_until(lambda: len(answered) > 20)
+    client.abort()
+    wait_until(lambda: server.connections == 0)
+    assert len(answered) < 1000
+
+
+def test_a_long_write_takes_memory_only_as_it_arrives(exporter: Any) -> None:
+    exporter.file("n", bytes(64 * MIB))
+    exporter.export("n")
+    before = resident_bytes()
+    clients = [exporter.connect("n") for _ in range(8)]
+    for client in clients:
+        sock = client._link.transport.socket
+        sock.sendall(p.REQUEST.pack(p.REQUEST_MAGIC, 0, p.CMD_WRITE, 1, 0, 32 * MIB) + b"1" * 100)
+    waiting = [connection for export in exporter.exports.of_type("nbd") for connection in export._clients]
+    wait_until(lambda: all(_holds_nothing_unread(connection) for connection in waiting))
+    time.sleep(0.05)  # for what comes after the payload was asked for
+    assert resident_bytes() - before < 64 * MIB
+
+
+def resident_bytes() -> int:
+    """What of this process is in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def _holds_nothing_unread(connection: Any) -> bool:
+    return int.from_bytes(fcntl.ioctl(connection._socket, termios.FIONREAD, bytes(4)), sys.byteorder) == 0
+
+
+@pytest.mark.parametrize("said", [b"", b"\0\0\0\3", b"\0\0\0\3" + p.OPTION.pack(p.OPTION_MAGIC, p.OPT_GO, 7) + b"abc"])
+def test_who_never_chooses_an_export_is_sent_away(
+    exporter: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: bytes
+) -> None:
+    add_image(exporter, "n")
+    server = exporter.start()
+    exporter.export("n")
+    monkeypatch.setattr(connection_module, "HANDSHAKE_S", 0.2)
+    client = exporter.connect("n")
+    with exporter.socket() as sock:
+        sock.settimeout(20)
+        assert len(sock.recv(100)) == p.GREETING.size
+        sock.sendall(said)
+        assert sock.recv(100) == b""
+    wait_until(lambda: server.connections == 1)
+    time.sleep(0.2)
+    assert client.pread(512, 0) == bytes(512)  # who has chosen stays
+    assert capsys.readouterr().err.endswith("option negotiation failed: The NBD peer did not answer in time\n")
 
 
 def test_what_a_failed_request_keeps_of_the_loop_can_be_collected(

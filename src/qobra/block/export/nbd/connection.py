@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
     Buffer = bytes | bytearray | memoryview
 
+HANDSHAKE_S = 30.0
+"""Seconds that a client may take until it has chosen an export, TLS included."""
 PARALLEL_NS = 80_000
 """Reads that take longer are worth a helper each where several are there."""
+_QUESTIONS = (p.CMD_READ, p.CMD_CACHE, p.CMD_BLOCK_STATUS)
+"""Commands that change nothing."""
 
 
 class Connection:
@@ -40,6 +44,7 @@ class Connection:
     def __init__(self, server: NbdServer, sock: socket.socket) -> None:
         self._server = server
         self.transport = Transport(sock)
+        self.transport.deadline = time.monotonic() + HANDSHAKE_S
         self._socket = sock
         self.structured = False
         self.has_chosen = False
@@ -83,7 +88,12 @@ class Connection:
         return pace.slow or (command == p.CMD_READ and not alone and pace.mean_ns > PARALLEL_NS)
 
     def perform(self, work: Work, slot: Slot, active: int = 1) -> Sequence[Buffer]:
-        """Do ``work`` in the calling thread and return the reply, noting how long it took."""
+        """Do ``work`` in the calling thread and return the reply, noting how long it took.
+
+        What was only asked for is left out once nobody can be told: thousands of questions may have come.
+        """
+        if self._disconnected and work.command in _QUESTIONS:
+            return ()
         begin_ns = time.monotonic_ns()
         reply = self.requests.perform(work, slot)
         self._pace(work.command).note(time.monotonic_ns() - begin_ns, active)
@@ -135,6 +145,7 @@ class Connection:
             if entered is None:
                 return
             self.transport = entered.transport
+            self.transport.deadline = None
             self.structured = entered.structured
             self.requests = Requests(self.export, structured=entered.structured, contexts=entered.contexts)
             slot = self.export.backend.new_slot()

@@ -20,6 +20,10 @@ KEPT_PAYLOAD = 4 << 20
 """Longer memory for payloads goes when a shorter one comes."""
 
 
+_PAYLOAD_START = 64
+"""As in :func:`~qobra.block.buffers.new_buffer`."""
+
+
 class Inbox:
     """Bytes from ``start`` to ``end`` of ``buffer`` have been received and not been taken."""
 
@@ -30,7 +34,7 @@ class Inbox:
         self.view = memoryview(self.buffer)
         self.start = 0
         self.end = 0
-        self.payload = bytearray()
+        self.payload = memoryview(b"")
         """What :meth:`take_payload` fills; another one when it is too short."""
 
     def receive(self) -> int:
@@ -61,8 +65,9 @@ class Inbox:
         Valid until the next call. Raises Disconnected if the client leaves in the middle of it.
         """
         if len(self.payload) < length or len(self.payload) > max(length, KEPT_PAYLOAD):
-            self.payload = bytearray(length)
-        payload = memoryview(self.payload)[:length]
+            # Takes up room only where something has arrived: a header alone is cheap to send.
+            self.payload = memoryview(mmap.mmap(-1, length + _PAYLOAD_START))[_PAYLOAD_START:]
+        payload = self.payload[:length]
         have = self.end - self.start - p.REQUEST.size
         payload[:have] = self.view[self.start + p.REQUEST.size : self.end]
         self.start = self.end = 0

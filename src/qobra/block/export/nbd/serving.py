@@ -135,7 +135,7 @@ class CompiledLoop(Loop):
                 batches.set_payload(inbox.payload)
         else:
             flags, cookie, offset, length = received
-            payload = memoryview(inbox.payload)[:length]
+            payload = inbox.payload[:length]
         with self.slot:
             position = self._write(self._begin_batch(), flags, cookie, offset, payload, 0)
         self._finish(position)
