@@ -69,3 +69,20 @@ def test_devices_that_share_a_node_share_its_iothread(
                     add(shared)
     finally:
         machine.close()
+
+
+def test_a_device_may_say_which_requests_count() -> None:
+    """Else its drive says so."""
+    machine = simple_machine("x86_64", "pc", memory=16 << 20)
+    try:
+        with machine.control:
+            for name, options in {
+                "off": {"account-invalid": "off", "account-failed": "off"},
+                "on": {"account-invalid": "on", "account-failed": "auto"},
+            }.items():
+                machine.block.add_node({"driver": "null-co", "node-name": name, "size": 1 << 20})
+                add_device(machine, {"driver": "virtio-blk", "drive": name} | options, keyval=True)
+                counted = machine.block.devices[-1].accounting
+                assert (counted.account_invalid, counted.account_failed) == (name == "on", name == "on")
+    finally:
+        machine.close()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+from functools import partial
 from typing import Any
 
 import pytest
 
+from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 from qobra.machine.run_state import TRANSITIONS
+from qobra.testing.waiting import wait_until
 
 
 def _machine(*capabilities: str) -> tuple[Machine, list[Any]]:
@@ -40,6 +44,40 @@ def test_cont_and_stop() -> None:
     unsubscribe()
     state.cont()
     assert len(calls) == 2
+
+
+def test_a_guest_that_stops_has_its_disks_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each disk once, also where one fails; not once the guest runs again."""
+    machine, _ = _machine("board")
+    state = machine.run_state
+    flushed: list[str] = []
+
+    def flush(node: BlockNode) -> None:
+        flushed.append(node.node_name)
+        raise OSError(errno.EIO, "broken")
+
+    for name in ("first", "second"):
+        disk = machine.block.add_node({"driver": "null-co", "node-name": name})
+        monkeypatch.setattr(disk, "flush", partial(flush, disk))
+    with machine.control:
+        state.cont()
+        state.stop("io-error")
+        assert flushed == []
+    wait_until(lambda: flushed == ["first", "second"])
+    with machine.control:
+        state.cont()
+        state.stop()
+        state.cont()
+    machine.control.call_later(0, lambda: flushed.append("later"))
+    wait_until(lambda: "later" in flushed)
+    with machine.control:
+        state.stop()
+        state.write_out()
+    assert flushed[2:] == ["later", "first", "second"]
+    with machine.control:
+        state.write_out()
+    assert len(flushed) == 7
+    machine.close()
 
 
 def test_every_illegal_transition_is_refused() -> None:

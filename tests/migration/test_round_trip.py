@@ -113,7 +113,7 @@ def readable(machine: Machine) -> list[int]:
 
 def move(source: Machine, destination: Machine) -> None:
     with source.control:
-        machine_state.settle(source)
+        source.run_state.settle()
         (_kind, head), *sections = machine_state.save_devices(source, "paused")
     with destination.control:
         for block, there in zip(ram_blocks(source.board), ram_blocks(destination.board), strict=True):
@@ -178,6 +178,6 @@ def check(source: Machine, destination: Machine) -> None:
     for machine in (source, destination):
         with machine.control:
             machine.board.clock.step(2_000_000)
-            machine_state.settle(machine)
+            machine.run_state.settle()
     for name, state in saved(source).items():
         assert saved(destination)[name] == state, name

@@ -57,7 +57,7 @@ def machine_with(directory: Path, devices: list[dict[str, str]], port: str) -> M
 
 def move(source: Machine, destination: Machine) -> None:
     with source.control:
-        machine_state.settle(source)
+        source.run_state.settle()
         (_kind, head), *sections = machine_state.save_devices(source, "paused")
     with destination.control:
         for block, there in zip(ram_blocks(source.board), ram_blocks(destination.board), strict=True):

@@ -139,3 +139,18 @@ def test_a_diskette_that_the_drive_may_not_write(q: Run) -> None:
         q("query-block", pick=lambda found: [each.get("inserted", {}).get("file") for each in found])
     for command in ("block-commit", "block-stream"):
         q.do(command, device="fl")
+
+
+@against_system("-M", "none")
+def test_a_guest_that_stops_has_written(q: Run) -> None:
+    """Who suspends a guest copies its images; also where it stood still before."""
+    for name in ("image", "other"):
+        q.tool("qemu-img", "create", "-q", "-f", "qcow2", name, "1M")
+        q.add("qcow2", node_name=name, file=q.file(name))
+    for pattern, command in ((1, "cont"), (2, "query-status"), (3, "cont")):
+        q(command)
+        for name in ("image", "other"):
+            q.request("human-monitor-command", {"command-line": f'qemu-io {name} "write -P {pattern} {pattern}k 64k"'})
+        q("stop")
+        for name in ("image", "other"):
+            q.tool("qemu-io", "-rU", "-c", f"read -P {pattern} {pattern}k 64k", name)

@@ -49,13 +49,14 @@ class ErrorPolicy:
 
     def _tell(self, is_read: bool, action: str, number: int) -> None:
         backend = self._backend
-        data = {
+        data: dict[str, str | bool] = {
             "device": backend.name,
             "operation": "read" if is_read else "write",
             "action": action,
-            "nospace": number == errno.ENOSPC,
             "reason": os.strerror(number),
         }
+        if self.shown_status is not None:
+            data["nospace"] = number == errno.ENOSPC
         if backend.node is not None:
             data["node-name"] = backend.node.node_name
         if action == STOP:

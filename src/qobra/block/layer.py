@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from qobra.block.export.exports import Exports
@@ -116,6 +117,10 @@ class BlockLayer:
         """
         with self.flight.drained(self._gates):
             yield
+
+    def unthrottled(self) -> AbstractContextManager[None]:
+        """While the body runs, requests that a throttle group holds back are let go."""
+        return self.flight.drained(list)
 
     def _gates(self) -> list[Gate]:
         return [*self.gates, *(root.gate for root in self.graph.state.roots)]
@@ -347,6 +352,21 @@ class BlockLayer:
             node.monitor_owned = True
             raise
 
+    def flush(self) -> None:
+        """Let everything that was written be on stable storage; what fails is passed over."""
+        for node in self.graph.nodes.values():
+            if not node.inactive and not self._flushed_with_another(node):
+                try:
+                    node.flush()
+                except (OSError, QobraError):
+                    pass
+
+    def _flushed_with_another(self, node: BlockNode) -> bool:
+        return any(
+            (name != "backing" or parent.is_filter) and not parent.read_only and not parent.inactive
+            for parent, name in self.graph.parents(node)
+        )
+
     # -- ending -------------------------------------------------------------------------------------------------
 
     def close_nodes(self, nodes: list[BlockNode]) -> None:
@@ -362,8 +382,7 @@ class BlockLayer:
 
     def close(self) -> None:
         """End exports and jobs, then flush and close every node."""
-        # Nothing is drained by this, but requests that a throttle group holds back are let go: nobody waits for them.
-        with self.flight.drained(list):
+        with self.unthrottled():
             for part in ("exports", "jobs"):
                 if part in self.__dict__:
                     self.__dict__[part].close()

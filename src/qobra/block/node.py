@@ -73,7 +73,7 @@ class BlockNode(Vertex):
         """Flat tables of roots above that hold places in this node; see :meth:`moved`."""
         self.highest_write_offset = 0
         self.written_around = False
-        """Some writes went straight to their places in the files below, whose nodes know nothing of them."""
+        """Files changed of which ``highest_write_offset`` tells nothing: by writes around the nodes, by discards."""
         self.abandoned = False
         """Nobody is going to look at it again: what of it is not written need not be."""
         self.write_threshold = 0
@@ -276,10 +276,10 @@ class BlockNode(Vertex):
         if length and self.discard_unmap:
             try:
                 self._discard(offset, length)
-            except BaseException:
-                self.note_change(offset, length)
-                raise
-            self.written(offset, length)
+            finally:
+                # No write: how far the node was written stays what it is.
+                self.written_around = True
+                self._mark(offset, length)
 
     def _discard(self, offset: int, length: int) -> None:
         """Discard; a driver without a way does nothing, which is always right."""
@@ -319,7 +319,7 @@ class BlockNode(Vertex):
         raise QobraError("Image format driver does not support resize", errno=errno.ENOTSUP)
 
     def written(self, offset: int, length: int) -> None:
-        """Note that ``length`` bytes from ``offset`` were written, zeroed or discarded."""
+        """Note that ``length`` bytes from ``offset`` were written or zeroed."""
         self.note_change(offset, length)
 
     def note_change(self, offset: int, length: int) -> None:
@@ -327,6 +327,9 @@ class BlockNode(Vertex):
         end = offset + length
         if end > self.highest_write_offset:
             self.highest_write_offset = end
+        self._mark(offset, length)
+
+    def _mark(self, offset: int, length: int) -> None:
         for tracker in self.trackers:
             tracker.mark(offset, length)
 
@@ -463,7 +466,7 @@ class WriteTracker:
     """Someone who is told of writes; see :attr:`BlockNode.trackers`. ``mark`` runs in the writer's thread."""
 
     def mark(self, offset: int, length: int) -> None:
-        """``length`` bytes from ``offset`` were written, zeroed or discarded."""
+        """``length`` bytes from ``offset`` were written or zeroed."""
         raise NotImplementedError
 
     def marks(self) -> Marks | None:

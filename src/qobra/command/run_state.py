@@ -17,8 +17,9 @@ def query_status(machine: Machine, args: dict[str, Any]) -> dict[str, Any]:
 
 @command("stop")
 def stop(machine: Machine, args: dict[str, Any]) -> None:
-    """Stop the guest."""
+    """Stop the guest; its disks are written out, also those of one that stood still before."""
     machine.run_state.stop()
+    machine.run_state.write_out()
 
 
 @command("cont")

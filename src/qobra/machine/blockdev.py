@@ -202,6 +202,9 @@ class BlockFrontEnd(Device):
         backend.set_permissions(perm, shared)
         if self.write_cache != "auto":
             backend.writeback = self.write_cache == "on"
+        for name in ("account_invalid", "account_failed"):
+            if getattr(self, name) != "auto":
+                setattr(backend.accounting, name, getattr(self, name) == "on")
         self.machine.block.stop_machine = partial(self.machine.run_state.stop, "io-error")
         backend.policy = ErrorPolicy(
             backend,

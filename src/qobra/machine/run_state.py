@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.report import report_error
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
@@ -39,6 +42,8 @@ TRANSITIONS: dict[str, frozenset[str]] = {
     "guest-panicked": frozenset(("running", *_LEAVES)),
 }
 
+_SETTLE_NS = 30 * 10**9
+_POLL_S = 0.001
 _GUEST_CAUSES = frozenset(("guest-shutdown", "guest-reset", "guest-panic", "subsystem-reset"))
 
 
@@ -68,6 +73,8 @@ class RunState:
         self._wakeup_handlers: list[Callable[[str], None]] = []
         self._start_checks: list[Callable[[], None]] = []
         self._requested: set[str] = set()
+        self._unwritten = False
+        """The guest has stopped, and its disks have not been written out since."""
 
     # -- state
 
@@ -128,7 +135,10 @@ class RunState:
         self._notify()
 
     def stop(self, state: str = "paused") -> None:
-        """Stop a running guest and go to ``state`` (STOP); nothing happens when it does not run."""
+        """Stop a running guest and go to ``state`` (STOP); nothing happens when it does not run.
+
+        Its disks are written out soon after (:meth:`write_out`).
+        """
         if not self.running:
             if self.state == "inmigrate":
                 self.autostart = False
@@ -136,6 +146,43 @@ class RunState:
         self.set(state)
         self._notify()
         self._machine.events.emit("STOP")
+        self._unwritten = True
+        # In the timers' thread, as a device's own would wait for itself.
+        self._machine.control.call_later(0, self._write_out_once)
+
+    def settle(self) -> None:
+        """Let what devices have begun end, the guest standing still; no limits hold it up. Raises QobraError."""
+        machine = self._machine
+        if machine.board is None:
+            return
+        from qobra.machine.board import find_devices
+
+        deadline = time.monotonic_ns() + _SETTLE_NS
+        with machine.block.unthrottled():
+            while any(device.working for device in find_devices(machine.board, "device")):
+                if time.monotonic_ns() > deadline:
+                    raise QobraError("a device does not come to rest", errno=errno.EBUSY)
+                time.sleep(_POLL_S)
+                machine.control.serve()
+        machine.control.serve()
+
+    def write_out(self) -> None:
+        """Let the disks of a guest that stands still be on stable storage, as who stops one to copy them expects.
+
+        What fails is passed over: a guest is told when it asks for the same.
+        """
+        self._unwritten = False
+        if "block" not in self._machine.__dict__:
+            return
+        try:
+            self.settle()
+        except QobraError as error:
+            report_error(error)
+        self._machine.block.flush()
+
+    def _write_out_once(self) -> None:
+        if self._unwritten and not self.running:
+            self.write_out()
 
     def cont(self) -> None:
         """What the command ``cont`` does: start, unless the state needs something else first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from qobra.machine.machine import Machine
 
 _BOARD = "machine"
-_SETTLE_NS = 30 * 10**9
-_POLL_S = 0.001
 
 
 def state_owners(board: Board) -> Iterator[tuple[str, Any]]:
@@ -43,18 +40,6 @@ def check_declared(board: Board) -> None:
     for name, device in state_owners(board):
         if device is not board and not device.migrates:
             raise QobraError(f"State blocked by non-migratable device '{name}'", errno=errno.EINVAL)
-
-
-def settle(machine: Machine) -> None:
-    """Let what devices have begun end. Called in the strand, the guest standing still. Raises QobraError."""
-    board = machine.board
-    deadline = time.monotonic_ns() + _SETTLE_NS
-    while board is not None and any(device.working for device in find_devices(board, "device")):
-        if time.monotonic_ns() > deadline:
-            raise QobraError("a device does not come to rest", errno=errno.EBUSY)
-        time.sleep(_POLL_S)
-        machine.control.serve()
-    machine.control.serve()
 
 
 def save_devices(machine: Machine, run_state: str) -> list[tuple[int, bytearray]]:

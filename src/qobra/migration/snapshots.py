@@ -171,7 +171,7 @@ def standing_still(machine: Machine, state: str) -> Iterator[str]:
     before = run_state.state
     was_running = run_state.running
     run_state.stop(state)
-    machine_state.settle(machine)
+    run_state.settle()
     try:
         yield before
     except BaseException:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from qobra.block.activation import activate_all
 from qobra.errors import QobraError
-from qobra.migration import machine_state
 from qobra.report import report_error
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Standstill:
             state.stop("finish-migrate")
         else:
             state.set("finish-migrate")
-        machine_state.settle(self._machine)
+        state.settle()
         return before
 
     def end(self, *, moved: bool) -> None:

@@ -148,7 +148,7 @@ def test_the_state_goes_on_elsewhere(guest: Guest, tmp_path: Path) -> None:
     other.access.step(13 * _MILLISECOND)
     other.access.write(_LIST, guest.access.read(_LIST, 0x10000))
     with guest.machine.control:
-        machine_state.settle(guest.machine)
+        guest.machine.run_state.settle()
         (_kind, head), *sections = machine_state.save_devices(guest.machine, "paused")
     with other.machine.control:
         machine_state.load_devices(other.machine, bytes(head), [bytes(payload) for _kind, payload in sections])

@@ -364,7 +364,7 @@ def test_memory_that_cannot_be(name: str, value: str, text: str) -> None:
 
 def _move(source: Any, destination: Any, *, spoil: Any = None) -> None:
     with source.control:
-        machine_state.settle(source)
+        source.run_state.settle()
         (_kind, head), *sections = machine_state.save_devices(source, "paused")
     payloads = [bytes(payload) for _kind, payload in sections]
     with destination.control:

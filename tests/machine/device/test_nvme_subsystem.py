@@ -165,7 +165,7 @@ def test_what_was_attached_stays_so_in_another_machine(built: Built) -> None:
     machine, first, _second = built
     assert first.attach(2, 0) == 0 and first.attach(1, 0, detach=True) == 0
     with machine.control:
-        machine_state.settle(machine)
+        machine.run_state.settle()
         (_kind, head), *sections = machine_state.save_devices(machine, "paused")
     other, _access = _build()
     with other.control:

@@ -148,7 +148,7 @@ def test_its_state_moves(guest: Guest, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     there = Guest(tmp_path / "there")
     with guest.machine.control:
-        machine_state.settle(guest.machine)
+        guest.machine.run_state.settle()
         (_kind, head), *sections = machine_state.save_devices(guest.machine, "paused")
     with there.machine.control:
         there.machine.board.ram.view[:] = guest.machine.board.ram.view  # type: ignore[union-attr]

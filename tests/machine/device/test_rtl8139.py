@@ -242,7 +242,7 @@ def test_its_state_moves(guest: Guest) -> None:
     guest.write(0x54, 4, 1000)
     there = Guest()
     with guest.machine.control:
-        machine_state.settle(guest.machine)
+        guest.machine.run_state.settle()
         (_kind, head), *sections = machine_state.save_devices(guest.machine, "paused")
     with there.machine.control:
         machine_state.load_devices(there.machine, bytes(head), [bytes(payload) for _kind, payload in sections])

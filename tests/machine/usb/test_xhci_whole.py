@@ -167,7 +167,7 @@ def test_what_is_under_way_goes_on_elsewhere(tmp_path: Path) -> None:
         driver.receive(disk, IN, 13)
         with source.machine.control:
             source.machine.run_state.stop("paused")
-            machine_state.settle(source.machine)
+            source.machine.run_state.settle()
             (_kind, head), *sections = machine_state.save_devices(source.machine, "paused")
         with target.machine.control:
             target.machine.run_state.stop("paused")

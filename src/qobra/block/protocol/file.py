@@ -121,7 +121,7 @@ class FileNode(BlockNode):
             self.folios.close()
         if self.fd >= 0:
             try:
-                if self.highest_write():
+                if self.highest_write() or self.written_around:
                     self._flush()
             finally:
                 os.close(self.fd)

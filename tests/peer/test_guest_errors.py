@@ -1,0 +1,86 @@
+"""What becomes of a guest's requests that fail, as each policy has it: events, run state, io-status and statistics."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qobra.testing.differential import Program, Run, differences
+from qobra.testing.guest import Memory, ModernPci, PciFunction, QtestAccess
+from qobra.testing.guest_drivers import BlockDriver
+from qobra.testing.system import program_command
+
+pytestmark = pytest.mark.peer("qemu-system-x86_64")
+
+_READ, _WRITE, _FLUSH, _ZEROES = 0, 1, 4, 13
+_RULES = (("read", 5, 8), ("read", 28, 16), ("write", 5, 24), ("write", 28, 32), ("write-zeroes", 28, 48))
+_STANDING = b"\xfa\xf4\xeb\xfd"
+"""Firmware that does nothing: cli, hlt, and again."""
+
+
+def _options(directory: Path) -> list[str]:
+    firmware = directory / "firmware"
+    firmware.write_bytes(bytes(65536 - 16) + _STANDING.ljust(16, b"\0"))
+    parts = ["if=none,id=drive,node-name=n,driver=blkdebug,image.driver=null-co,image.size=1M,image.read-zeroes=on"]
+    for number, (kind, errno, sector) in enumerate(_RULES):
+        rule = {"event": "none", "iotype": kind, "errno": errno, "sector": sector, "once": "on"}
+        parts += [f"inject-error.{number}.{name}={value}" for name, value in rule.items()]
+    return [
+        *("-nodefaults", "-display", "none", "-S", "-M", "pc", "-bios", str(firmware), "-drive", ",".join(parts)),
+        *("-qtest", f"unix:{directory}/qtest,server=on,wait=off", "-qtest-log", "none"),
+    ]
+
+
+@pytest.mark.parametrize("reads", ["report", "ignore", "stop", "auto"])
+@pytest.mark.parametrize("writes", ["report", "ignore", "stop", "enospc", "auto"])
+def test_failing_requests(tmp_path: Path, reads: str, writes: str) -> None:
+    def script(run: Run) -> None:
+        run("cont")
+        device = {"driver": "virtio-blk-pci", "drive": "drive", "addr": "5", "werror": writes, "rerror": reads}
+        run("device_add", device | {"write-zeroes": True, "account-invalid": "off"})
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(run.path("qtest"))
+            function = PciFunction(QtestAccess(connection), 5 << 3)
+            function.enable()
+            disk = BlockDriver(ModernPci(function), Memory(), features=1 << 32 | 1 << 9 | 1 << 14)
+            for kind, sector in ((_READ, 8), (_READ, 16), (_WRITE, 24), (_WRITE, 32), (_FLUSH, 0), (_ZEROES, 48)):
+                _request(run, disk, kind, sector)
+            _request(run, disk, _WRITE, 1 << 20)
+
+    machines = []
+    for name in ("own", "peer"):
+        directory = tmp_path / name
+        directory.mkdir()
+        command = [*program_command("x86_64", peer=name == "peer"), *_options(directory)]
+        machines.append(Program(directory, command, ["-mon", "chardev=differential,mode=control"]))
+    assert differences(script, machines) == []
+
+
+def _request(run: Run, disk: BlockDriver, kind: int, sector: int) -> None:
+    """One request; the machine goes on where it stops for it."""
+    answers: list[int] = []
+    data = sector.to_bytes(8, "little") + bytes((8, 0, 0, 0)) + bytes(4) if kind == _ZEROES else bytes(512)
+    sent, read = (data, 0) if kind in (_WRITE, _ZEROES) else (b"", 512 if kind == _READ else 0)
+    thread = threading.Thread(target=lambda: answers.append(disk.request(kind, sector, sent, read)[0]))
+    thread.start()
+    while not answers:
+        if run.request("query-status", None)["return"]["status"] == "io-error":
+            _look(run)
+            run("cont")
+        thread.join(0.01)
+    run("query-name", pick=lambda _found: answers)
+    _look(run)
+
+
+def _look(run: Run) -> None:
+    run("query-block", pick=lambda found: [each.get("io-status") for each in found])
+    run("query-status")
+    run("query-blockstats", pick=lambda found: [_without_times(each["stats"]) for each in found])
+
+
+def _without_times(stats: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in stats.items() if not name.endswith("_ns")}
