@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from qobra.testing.differential import Program, Run, differences
 from qobra.testing.guest import Memory, ModernPci, PciFunction, QtestAccess
-from qobra.testing.guest_drivers import BlockDriver
+from qobra.testing.guest_drivers import BlockDriver, ScsiDriver
 from qobra.testing.system import program_command
 
 pytestmark = pytest.mark.peer("qemu-system-x86_64")
@@ -42,15 +44,16 @@ def test_failing_requests(tmp_path: Path, reads: str, writes: str) -> None:
         run("cont")
         device = {"driver": "virtio-blk-pci", "drive": "drive", "addr": "5", "werror": writes, "rerror": reads}
         run("device_add", device | {"write-zeroes": True, "account-invalid": "off"})
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(run.path("qtest"))
-            function = PciFunction(QtestAccess(connection), 5 << 3)
-            function.enable()
-            disk = BlockDriver(ModernPci(function), Memory(), features=1 << 32 | 1 << 9 | 1 << 14)
+        with _transport(run) as transport:
+            disk = BlockDriver(transport, Memory(), features=1 << 32 | 1 << 9 | 1 << 14)
             for kind, sector in ((_READ, 8), (_READ, 16), (_WRITE, 24), (_WRITE, 32), (_FLUSH, 0), (_ZEROES, 48)):
                 _request(run, disk, kind, sector)
             _request(run, disk, _WRITE, 1 << 20)
 
+    _compare(script, tmp_path)
+
+
+def _compare(script: Callable[[Run], None], tmp_path: Path) -> None:
     machines = []
     for name in ("own", "peer"):
         directory = tmp_path / name
@@ -58,6 +61,41 @@ def test_failing_requests(tmp_path: Path, reads: str, writes: str) -> None:
         command = [*program_command("x86_64", peer=name == "peer"), *_options(directory)]
         machines.append(Program(directory, command, ["-mon", "chardev=differential,mode=control"]))
     assert differences(script, machines) == []
+
+
+@contextmanager
+def _transport(run: Run) -> Iterator[ModernPci]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(run.path("qtest"))
+        function = PciFunction(QtestAccess(connection), 5 << 3)
+        function.enable()
+        yield ModernPci(function)
+
+
+@pytest.mark.parametrize("policy", ["report", "ignore"])
+def test_each_error_of_a_scsi_disk(tmp_path: Path, policy: str) -> None:
+    """What a guest is told of each of Linux's errors, and how much it reads where it is told of none."""
+
+    def script(run: Run) -> None:
+        run("cont")
+        run("device_add", {"driver": "virtio-scsi-pci", "id": "bus", "addr": "5"})
+        run.add("null-co", node_name="null", size=1 << 20, read_zeroes=True)
+        rules = [{"event": "none", "errno": number, "sector": 8 * number} for number in range(1, 134)]
+        run.add("blkdebug", node_name="failing", image="null", inject_error=rules)
+        run("device_add", {"driver": "scsi-hd", "drive": "failing", "werror": policy, "rerror": policy})
+        with _transport(run) as transport:
+            disk = ScsiDriver(transport, Memory())
+            disk.command(bytes(6))
+            for number in range(1, 134):
+                block = (8 * number).to_bytes(4, "big")
+                read = disk.command(b"\x28\0" + block + bytes((0, 0, 1, 0)), read=512)
+                written = disk.command(b"\x2a\0" + block + bytes((0, 0, 1, 0)), data=bytes(512))
+                told = [(each[0], each[1], each[2].hex()) for each in (read, written)]
+                answer = (number, told, len(read[3]) if policy == "ignore" else 0)
+                run("query-name", pick=lambda _found, answer=answer: answer)
+        _look(run)
+
+    _compare(script, tmp_path)
 
 
 def _request(run: Run, disk: BlockDriver, kind: int, sector: int) -> None:

@@ -311,12 +311,16 @@ class BlockBackend:
             self.accounting.add(kind, 1, length, clock.monotonic_ns() - start_ns)
         return result
 
-    def pardon(self, *, done: bool) -> None:
-        """The guest is not told of the last failure in this thread; see :meth:`Accounting.pardon`."""
+    def pardon(self, *, done: bool, transfers: bool = True) -> None:
+        """The guest is not told of the last failure in this thread; see :meth:`Accounting.pardon`.
+
+        ``transfers`` False: that of a read or write counts nevertheless.
+        """
         failed: tuple[int, int] | None = getattr(self._local, "failed", None)
         if failed is not None:
             self._local.failed = None
-            self.accounting.pardon(*failed, done=done)
+            if transfers or failed[0] not in (READ, WRITE):
+                self.accounting.pardon(*failed, done=done)
 
 
 def _read_views(node: BlockNode, offset: int, views: Sequence[memoryview]) -> None:

@@ -28,6 +28,8 @@ class ErrorPolicy:
         self.io_status = "ok"
         self.has_status = False
         """Whether the device that it is for lets others ask for ``io_status``."""
+        self.counts_all_transfers = False
+        """Whether statistics tell of all reads and writes that fail, also where the guest is not told."""
 
     def decide(self, error: BaseException, *, is_read: bool) -> str:
         """What to do about ``error``: ``report``, ``ignore`` or ``stop``. Sends the event, and stops the machine.
@@ -43,7 +45,7 @@ class ErrorPolicy:
             action = policy
         backend = self._backend
         if action != REPORT:
-            backend.pardon(done=action == IGNORE)
+            backend.pardon(done=action == IGNORE, transfers=not self.counts_all_transfers)
         backend.layer.control.defer(self._tell, is_read, action, number)
         return action
 

@@ -8,9 +8,9 @@ from qobra.errors import QobraError
 from qobra.machine.block_requests import BlockRequests
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
-from qobra.machine.scsi import transfer
+from qobra.machine.scsi import failure, transfer
 from qobra.machine.scsi.bus import Result, ScsiBus
-from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, Sense
+from qobra.machine.scsi.sense import CHECK_CONDITION
 from qobra.machine.usb.bulk_only import BulkOnly
 from qobra.machine.vmstate import VmState
 from qobra.object.property import Bool
@@ -95,10 +95,10 @@ class UsbStorage(BulkOnly, BlockFrontEnd):
             result: Result = self.disk.execute(cdb, data, room)
             return result
 
-        self._requests.submit(operation, self._executed, is_read=bool(room))
+        def executed(result: Result | None, error: Exception | None) -> None:
+            if error is not None:
+                self.disk.last_sense = failure.sense_of(error)
+                result = Result(CHECK_CONDITION)
+            self.finish(result or failure.ignored(cdb, self.disk.logical_size, room))
 
-    def _executed(self, result: Result | None, error: Exception | None) -> None:
-        if error is not None:
-            self.disk.last_sense = Sense(*IO_ERROR)
-            result = Result(CHECK_CONDITION)
-        self.finish(result or Result())
+        self._requests.submit(operation, executed, is_read=bool(room))

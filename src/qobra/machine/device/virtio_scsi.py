@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
-from qobra.errors import QobraError, errno_of
+from qobra.errors import QobraError
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
-from qobra.machine.scsi import transfer
+from qobra.machine.scsi import failure, transfer
 from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
-from qobra.machine.scsi.sense import CHECK_CONDITION, GOOD, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
+from qobra.machine.scsi.sense import GOOD
 from qobra.machine.virtio.pci import VirtioPci, register_variants
 from qobra.machine.virtio.queue import Buffer, Queue, VirtioError, split_views
 from qobra.machine.virtio.served import ServedDevice
@@ -171,7 +171,7 @@ class VirtioScsi(ServedDevice):
         try:
             result = self.scsi_bus.execute(target, unit, cdb, b"".join(data), room)
         except (OSError, QobraError) as error:
-            found = self._failed(error, target, unit, is_read=bool(room))
+            found = self._failed(error, found_unit, cdb, room)
             if found is None:
                 self.hold(queue, buffer)
                 return
@@ -181,19 +181,13 @@ class VirtioScsi(ServedDevice):
         else:
             self._answer(queue, buffer, result, _S_OK, room + sent)
 
-    def _failed(self, error: Exception, target: int, unit: int, *, is_read: bool) -> Result | None:
+    def _failed(self, error: Exception, device: Any, cdb: bytes, room: int) -> Result | None:
         """What the guest is told of failed storage; None while the machine is stopped for it."""
-        device: Any = self.scsi_bus.find(0, target, unit)
         policy = device.backend.policy if device is not None and device.backend is not None else None
-        action = policy.decide(error, is_read=is_read) if policy is not None else "report"
+        action = policy.decide(error, is_read=bool(room)) if policy is not None else "report"
         if action == "stop":
             return None
-        if action == "ignore":
-            return Result()
-        import errno
-
-        why = SPACE_ALLOCATION_FAILED if errno_of(error) == errno.ENOSPC else IO_ERROR
-        return Result(CHECK_CONDITION, sense=Sense(*why).data())
+        return failure.ignored(cdb, device.logical_size, room) if action == "ignore" else failure.reported(error)
 
     def _answer(self, queue: Queue, buffer: Buffer, result: Result, response: int, expected: int) -> None:
         sense = result.sense[: self.sense_size]

@@ -72,6 +72,8 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         """Take the backend; ``block_size`` is the unit of addresses unless the user said otherwise."""
         is_disk, chosen = self.peripheral_type == 0, bool(self.logical_block_size)
         backend = self.realize_block(writable=None if is_disk else False, resizable=is_disk)
+        assert backend.policy is not None
+        backend.policy.counts_all_transfers = True  # as in QEMU, of disks on this bus alone
         if not chosen:
             self.logical_size = block_size
         if self.discard_granularity == 0xFFFFFFFF:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from typing import Any
 
-from qobra.errors import QobraError, errno_of
+from qobra.errors import QobraError
 from qobra.machine.block_requests import BlockRequests
 from qobra.machine.blockdev import BlockFrontEnd
-from qobra.machine.scsi import transfer
+from qobra.machine.scsi import failure, transfer
 from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
-from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, SPACE_ALLOCATION_FAILED, Sense
+from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, Sense
 
 MAX_DATA = 32 << 20
 """Bytes that one command moves, whatever the guest asks for."""
@@ -48,9 +47,8 @@ class ScsiRequests:
 
         def ended(result: Any, error: Exception | None) -> None:
             if error is not None:
-                why = SPACE_ALLOCATION_FAILED if errno_of(error) == errno.ENOSPC else IO_ERROR
-                result = Result(CHECK_CONDITION, sense=Sense(*why).data())
-            done(result or Result())
+                result = failure.reported(error)
+            done(result or failure.ignored(cdb, unit.logical_size, room))
 
         way, _length = transfer.expected(cdb, unit.logical_size)
         requests = self._of.get(unit)

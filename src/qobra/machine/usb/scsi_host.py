@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.machine.block_requests import BlockRequests
 from qobra.machine.qdev import Device
-from qobra.machine.scsi import transfer
+from qobra.machine.scsi import failure, transfer
 from qobra.machine.scsi.bus import Result, ScsiBus, ScsiDevice
-from qobra.machine.scsi.sense import CHECK_CONDITION, IO_ERROR, Sense
 from qobra.machine.usb.device import UsbDevice
 from qobra.machine.vmstate import Field, Flag, VmState
 from qobra.object.property import Bool
@@ -115,10 +114,9 @@ class UsbScsiHost(UsbDevice):
 
         def finished(result: Result | None, error: Exception | None) -> None:
             if error is not None:
-                unit.last_sense = sense = Sense(*IO_ERROR)
-                done(Result(CHECK_CONDITION, sense=sense.data()))
-            else:
-                done(result or Result())
+                unit.last_sense = failure.sense_of(error)
+                result = failure.reported(error)
+            done(result or failure.ignored(cdb, unit.logical_size, room))
 
         requests.submit(lambda _backend: unit.execute(cdb, data, room), finished, is_read=is_read)
 
