@@ -3,7 +3,8 @@
  * Each cluster is compressed by itself. What a match is worth is told in bits: what its bytes would cost as literals,
  * by the frequencies seen so far, less what its length and its distance cost. Of the matches at a place the one that
  * is worth most is taken, unless that at the next place is worth more. So short matches far away, which cost more than
- * they save, are left out. Where the statistics of the contents change, a new block begins.
+ * they save, are left out. After many literals in a row not every place is looked at, until a match is found. Where
+ * the statistics of the contents change, a new block begins.
  */
 
 #ifndef QOBRA_DEFLATE_H
@@ -26,14 +27,15 @@ enum {
     PART = 4 << 10,         /* bytes after which a block may end */
     LEARN = 8 << 10,        /* bytes after which costs are learnt anew */
     PARTS = SEGMENT / PART,
-    HASH_BITS = 15,         /* of four bytes */
+    HASH_BITS = 13,         /* of four bytes */
     HASH3_BITS = 11,        /* of three */
     LITLENS = 286,
     DISTS = 30,
     END = 256,              /* the symbol that ends a block */
-    CODE_BITS = 15,
+    CODE_BITS = 14,         /* so that four literals fit into a word */
+    MISSES = 64,            /* literals in a row after which not every place is looked at */
+    STRIDE = 8,             /* the longest step then */
     UNIT = 16,              /* costs are in so many parts of a bit */
-    MATCH = 1 << 31,        /* an item: a literal, or MATCH | length << 16 | distance */
 };
 
 struct counts {
@@ -46,27 +48,40 @@ struct codes {
     uint8_t litlen_bits[LITLENS + 2], dist_bits[DISTS + 2];
 };
 
+/* Where whole bytes go, and the bits that are not yet there. */
+struct bit_writer {
+    uint8_t *at;
+    uint64_t bits;
+    unsigned count;
+};
+
+/* Literals, and the match that follows them; length 0: none does. */
+struct item {
+    uint32_t literals;
+    uint16_t length, dist;
+};
+
 struct deflater {
-    uint32_t head[1 << HASH_BITS];      /* places + WINDOW + 1 of the last, 0: none */
-    uint32_t head3[1 << HASH3_BITS];
-    uint32_t prev[WINDOW];              /* of the one before, by the place modulo WINDOW */
-    uint32_t worth[SEGMENT + 1];        /* what the bytes up to one cost as literals */
-    uint32_t items[SEGMENT];
-    uint32_t part_end[PARTS];           /* items up to the end of a part */
+    /* Places + WINDOW + 1, modulo 2^16. In more data than that an old one may look like a new one. This does no harm, as
+     * matches are compared with the data, and as so many places at most are looked at. */
+    uint16_t head[1 << HASH_BITS];      /* of the last, 0: none */
+    uint16_t head3[1 << HASH3_BITS];
+    uint16_t prev[WINDOW];              /* of the one before, by the place modulo WINDOW */
+    uint16_t worth[SEGMENT + 1];        /* what the bytes up to one cost as literals, modulo 2^16 */
+    struct item items[SEGMENT / MIN_MATCH + PARTS + 1];
+    uint32_t part_items[PARTS];         /* items up to the end of a part */
+    uint32_t part_bytes[PARTS];         /* bytes up to there */
     struct counts parts[PARTS];
     struct counts seen;
     struct codes codes;
-    uint32_t length_cost[MAX_MATCH + 1];
-    uint32_t dist_cost[DISTS];
-    uint32_t least_cost;                /* of any match */
+    int32_t length_cost[MAX_MATCH + 1];
+    int32_t dist_cost[DISTS];
+    int32_t least_cost;                 /* of any match */
     uint8_t length_slot[MAX_MATCH + 1];
     uint8_t dist_slot[WINDOW + 1];
     uint16_t log2[4096 + 1];
-    /* Output. */
-    uint8_t *out;
-    size_t room, done;                  /* bytes */
-    uint64_t bits;
-    unsigned bit_count;
+    struct bit_writer out;
+    const uint8_t *out_end;
 };
 
 static const uint16_t length_base[29] = {3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
@@ -129,6 +144,14 @@ static inline unsigned log2_of(const struct deflater *self, uint32_t value)
     return self->log2[value >> shift] + shift * UNIT;
 }
 
+static void add(struct counts *into, const struct counts *more)
+{
+    for (unsigned symbol = 0; symbol < LITLENS; symbol++)
+        into->litlen[symbol] += more->litlen[symbol];
+    for (unsigned symbol = 0; symbol < DISTS; symbol++)
+        into->dist[symbol] += more->dist[symbol];
+}
+
 /* -- what things cost ------------------------------------------------------------------------------------------- */
 
 static uint32_t sum(const uint32_t *counts, unsigned size)
@@ -150,7 +173,7 @@ static void learn(struct deflater *self, const uint8_t *data, size_t from, size_
 {
     uint32_t literal[256], all = sum(self->seen.litlen, LITLENS) + 1, dists = sum(self->seen.dist, DISTS);
     unsigned of = log2_of(self, all), of_dists = dists ? log2_of(self, dists) : 0, value;
-    uint32_t worth = self->worth[from];
+    uint16_t worth = self->worth[from];
 
     for (value = 0; value < 256; value++)
         literal[value] = symbol_cost(self, self->seen.litlen[value], of, 13 * UNIT);
@@ -191,7 +214,7 @@ static void assume(struct deflater *self, const uint8_t *data, size_t size)
 /* -- items ------------------------------------------------------------------------------------------------------ */
 
 struct match {
-    int32_t gain;       /* in UNITs of a bit; 0: there is none */
+    int32_t gain;       /* in UNITs of a bit */
     uint32_t length, dist;
 };
 
@@ -208,7 +231,8 @@ static inline unsigned hash3(uint32_t value)
 /* `place` is in the data, and at least four bytes are left there. */
 static inline void insert(struct deflater *self, const uint8_t *data, uint32_t place)
 {
-    uint32_t value = load32(data + place), *head = &self->head[hash4(value)];
+    uint32_t value = load32(data + place);
+    uint16_t *head = &self->head[hash4(value)];
     self->prev[place % WINDOW] = *head;
     *head = self->head3[hash3(value)] = place + WINDOW + 1;
 }
@@ -227,42 +251,58 @@ static inline unsigned match_length(const uint8_t *one, const uint8_t *two, unsi
     return length;
 }
 
-/* The match at `place` that is worth most. It has `limit` >= 4 bytes; `base` is where the segment begins. */
-static inline struct match find(
-    struct deflater *self, const uint8_t *data, uint32_t place, uint32_t base, unsigned limit, unsigned depth, unsigned nice)
+/* Put `place` into the tables, and return the match there that is worth most, if it is worth more than `gain`.
+ * It has `limit` >= 4 bytes; `worth` is that of the place. Matches of at most `longest` bytes are not looked at. */
+static inline __attribute__((always_inline)) struct match find(
+    struct deflater *self, const uint8_t *data, uint32_t place, const uint16_t *worth, unsigned limit, int32_t gain, unsigned longest,
+    unsigned depth, unsigned nice)
 {
-    struct match best = {0, 0, 0};
+    struct match best = {gain, 0, 0};
     const uint8_t *here = data + place;
-    const uint32_t *worth = self->worth + (place - base);
-    uint32_t value = load32(here), other = self->head3[hash3(value)], dist;
-    unsigned longest = MIN_MATCH;
+    uint32_t value = load32(here);
+    uint16_t *head = &self->head[hash4(value)], *head3 = &self->head3[hash3(value)];
+    uint16_t other = *head, other3 = *head3, now = place + WINDOW + 1;
+    uint32_t dist;
+    int32_t all = (uint16_t)(worth[3] - worth[0]);
 
-    place += WINDOW + 1;
-    if (worth[3] - worth[0] > self->least_cost && (dist = place - other) <= WINDOW && !((load32(here - dist) ^ value) & 0xFFFFFF)) {
-        int32_t gain = (int32_t)(worth[3] - worth[0] - self->length_cost[3] - self->dist_cost[self->dist_slot[dist]]);
-        if (gain > best.gain)
-            best = (struct match){gain, 3, dist};
+    self->prev[place % WINDOW] = other;
+    *head = *head3 = now;
+    if (all - self->least_cost > gain && (dist = (uint16_t)(now - other3)) - 1 < WINDOW && !((load32(here - dist) ^ value) & 0xFFFFFF)) {
+        int32_t gained = all - self->length_cost[3] - self->dist_cost[self->dist_slot[dist]];
+        if (gained > best.gain)
+            best = (struct match){gained, 3, dist};
     }
-    other = self->head[hash4(value)];
-    while ((dist = place - other) <= WINDOW) {
+    for (; (dist = (uint16_t)(now - other)) - 1 < WINDOW; other = self->prev[(uint16_t)(other - 1) % WINDOW]) {
         const uint8_t *there = here - dist;
-        if (load32(there) == value && (longest >= limit || there[longest] == here[longest])) {
+        if (load32(there + longest - 3) == load32(here + longest - 3) && load32(there) == value) {
             unsigned length = match_length(here, there, 4, limit);
             if (length > longest) {
-                int32_t gain = (int32_t)(
-                    worth[length] - worth[0] - self->length_cost[length] - self->dist_cost[self->dist_slot[dist]]);
+                int32_t gained = (uint16_t)(worth[length] - worth[0]) - self->length_cost[length] - self->dist_cost[self->dist_slot[dist]];
                 longest = length;
-                if (gain > best.gain)
-                    best = (struct match){gain, length, dist};
+                if (gained > best.gain)
+                    best = (struct match){gained, length, dist};
                 if (length >= nice || length == limit)
                     break;
             }
         }
         if (!--depth)
             break;
-        other = self->prev[(other - 1) % WINDOW];
     }
     return best;
+}
+
+static inline unsigned limit_of(uint32_t place, uint32_t end)
+{
+    return end - place < MAX_MATCH ? end - place : MAX_MATCH;
+}
+
+/* Learn costs from the parts up to `part`. */
+static void learn_parts(struct deflater *self, const uint8_t *data, unsigned part, uint32_t place, uint32_t end)
+{
+    memset(&self->seen, 0, sizeof self->seen);
+    for (unsigned from = part > 4 ? part - 4 : 0; from <= part; from++)
+        add(&self->seen, &self->parts[from]);
+    learn(self, data, place, end);
 }
 
 /* Turn a segment into items; how many they are. */
@@ -270,89 +310,93 @@ static size_t parse(
     struct deflater *self, const uint8_t *data, uint32_t base, uint32_t end, unsigned depth, unsigned nice, unsigned lazy)
 {
     uint32_t place = base, stop, part = 0, next_part = base + PART, next_learn = base + LEARN;
-    size_t count = 0;
-    struct match found = {0, 0, 0};
-    int is_known = 0;
+    uint32_t literals = base;           /* where the literals since the last item begin */
+    struct item *item = self->items;
     struct counts *counts = &self->parts[0];
+    const uint16_t *worth = self->worth;
 
-    assume(self, data + base, end - base);
+    assume(self, data + base, end - base < LEARN + 2 * MAX_MATCH ? end - base : LEARN + 2 * MAX_MATCH);
     memset(self->parts, 0, sizeof self->parts);
-    while (place < end) {
+    while (end - place >= 4) {
+        struct match found;
         if (place >= next_part) {
-            self->part_end[part++] = count;
-            counts = &self->parts[part];
+            if (place > literals)
+                *item++ = (struct item){place - literals, 0, 0};
+            literals = place;
+            self->part_items[part] = item - self->items;
+            self->part_bytes[part++] = place - base;
             while (next_part <= place)
                 next_part += PART;
-        }
-        if (place >= next_learn && !is_known) {
-            memset(&self->seen, 0, sizeof self->seen);
-            for (unsigned from = part > 4 ? part - 4 : 0; from <= part; from++) {
-                for (unsigned symbol = 0; symbol < LITLENS; symbol++)
-                    self->seen.litlen[symbol] += self->parts[from].litlen[symbol];
-                for (unsigned symbol = 0; symbol < DISTS; symbol++)
-                    self->seen.dist[symbol] += self->parts[from].dist[symbol];
+            if (place >= next_learn) {
+                while (next_learn <= place)
+                    next_learn += LEARN;
+                stop = next_learn + 2 * MAX_MATCH < end ? next_learn + 2 * MAX_MATCH : end;
+                learn_parts(self, data + base, part - 1, place - base, stop - base);
             }
-            while (next_learn <= place)
-                next_learn += LEARN;
-            stop = next_learn + 2 * MAX_MATCH < end ? next_learn + 2 * MAX_MATCH : end;
-            learn(self, data + base, place - base, stop - base);
+            counts = &self->parts[part];
         }
-        if (end - place < 4) {
-            counts->litlen[data[place]]++;
-            self->items[count++] = data[place++];
+        found = find(self, data, place, worth + (place - base), limit_of(place, end), 0, MIN_MATCH, depth, nice);
+        if (!found.length) {
+            uint32_t missed = place - literals;
+            counts->litlen[data[place++]]++;
+            if (missed >= MISSES) {
+                missed = missed / MISSES < STRIDE ? missed / MISSES : STRIDE - 1;
+                stop = end - place < missed ? end : place + missed;
+                while (place < stop)
+                    counts->litlen[data[place++]]++;
+            }
             continue;
         }
-        if (!is_known) {
-            unsigned limit = end - place < MAX_MATCH ? end - place : MAX_MATCH;
-            found = find(self, data, place, base, limit, depth, nice);
-            insert(self, data, place);
-        }
-        is_known = 0;
-        if (found.gain > 0 && found.length < lazy && end - place > 4) {
+        stop = place + 1;               /* places before are in the tables */
+        while (found.length < lazy && end - place > found.length + 1) {
             /* Is the match at the next place worth more? */
-            unsigned limit = end - place - 1 < MAX_MATCH ? end - place - 1 : MAX_MATCH;
-            struct match next = find(self, data, place + 1, base, limit, depth, nice);
-            insert(self, data, place + 1);
-            if (next.gain > found.gain) {
-                counts->litlen[data[place]]++;
-                self->items[count++] = data[place++];
-                found = next;
-                is_known = 1;
-                continue;
-            }
-            is_known = 2;       /* the next place is in the tables */
+            struct match next = find(
+                self, data, place + 1, worth + (place + 1 - base), limit_of(place + 1, end), found.gain, found.length, depth, nice);
+            stop = place + 2;
+            if (!next.length)
+                break;
+            counts->litlen[data[place++]]++;
+            found = next;
         }
-        if (found.gain > 0) {
-            uint32_t at = place + 1 + (is_known == 2);
-            stop = place + found.length;
-            counts->litlen[257 + self->length_slot[found.length]]++;
-            counts->dist[self->dist_slot[found.dist]]++;
-            self->items[count++] = MATCH | found.length << 16 | found.dist;
-            for (; at < stop && at + 4 <= end; at++)
-                insert(self, data, at);
-            place = stop;
-        } else {
-            counts->litlen[data[place]]++;
-            self->items[count++] = data[place++];
-        }
-        is_known = 0;
+        counts->litlen[257 + self->length_slot[found.length]]++;
+        counts->dist[self->dist_slot[found.dist]]++;
+        *item++ = (struct item){place - literals, found.length, found.dist};
+        literals = place += found.length;
+        for (; stop < place && stop + 4 <= end; stop++)
+            insert(self, data, stop);
     }
-    self->part_end[part++] = count;
-    while (part < PARTS)
-        self->part_end[part++] = count;
-    return count;
+    while (place < end)
+        counts->litlen[data[place++]]++;
+    if (place > literals)
+        *item++ = (struct item){place - literals, 0, 0};
+    for (; part < PARTS; part++) {
+        self->part_items[part] = item - self->items;
+        self->part_bytes[part] = end - base;
+    }
+    return item - self->items;
 }
 
 /* -- blocks ----------------------------------------------------------------------------------------------------- */
 
-static void put(struct deflater *self, uint64_t value, unsigned count)
+static inline void append(struct bit_writer *out, uint64_t value, unsigned count)
 {
-    self->bits |= value << self->bit_count;
-    self->bit_count += count;
-    memcpy(self->out + self->done, &self->bits, 8);
-    self->done += self->bit_count >> 3;
-    self->bits >>= self->bit_count & ~7u;
-    self->bit_count &= 7;
+    out->bits |= value << out->count;
+    out->count += count;
+}
+
+/* Leaves at most 7 bits, so that 57 can be appended. */
+static inline void flush(struct bit_writer *out)
+{
+    memcpy(out->at, &out->bits, 8);
+    out->at += out->count >> 3;
+    out->bits >>= out->count & ~7u;
+    out->count &= 7;
+}
+
+static void put(struct bit_writer *out, uint64_t value, unsigned count)
+{
+    append(out, value, count);
+    flush(out);
 }
 
 /* Lengths of at most `limit` bits of a Huffman code for symbols that come `counts` times. */
@@ -475,25 +519,33 @@ static uint64_t data_bits(const struct counts *counts, const uint8_t *litlen_bit
     return total;
 }
 
-static void put_items(struct deflater *self, const struct codes *codes, size_t from, size_t to)
+/* `data` is what the items stand for. */
+static void put_items(struct deflater *self, const struct codes *codes, const uint8_t *data, size_t from, size_t to)
 {
+    struct bit_writer out = self->out;      /* in registers: what is written to bytes may be anything to a compiler */
+
     for (; from < to; from++) {
-        uint32_t item = self->items[from];
-        if (item & MATCH) {
-            unsigned length = item >> 16 & 0x1FF, dist = item & 0xFFFF;
-            unsigned slot = self->length_slot[length], symbol = END + 1 + slot, count = codes->litlen_bits[symbol];
-            uint64_t bits = codes->litlen[symbol];
-            bits |= (uint64_t)(length - length_base[slot]) << count;
-            count += length_extra[slot];
-            slot = self->dist_slot[dist];
-            bits |= (uint64_t)codes->dist[slot] << count;
-            count += codes->dist_bits[slot];
-            bits |= (uint64_t)(dist - dist_base[slot]) << count;
-            put(self, bits, count + dist_extra[slot]);
-        } else
-            put(self, codes->litlen[item], codes->litlen_bits[item]);
+        struct item item = self->items[from];
+        const uint8_t *end = data + item.literals;
+        for (; end - data >= 4; flush(&out))
+            for (unsigned literal = 0; literal < 4; literal++, data++)
+                append(&out, codes->litlen[*data], codes->litlen_bits[*data]);
+        for (; data < end; data++)
+            append(&out, codes->litlen[*data], codes->litlen_bits[*data]);
+        flush(&out);
+        if (item.length) {
+            unsigned slot = self->length_slot[item.length];
+            append(&out, codes->litlen[END + 1 + slot], codes->litlen_bits[END + 1 + slot]);
+            append(&out, item.length - length_base[slot], length_extra[slot]);
+            slot = self->dist_slot[item.dist];
+            append(&out, codes->dist[slot], codes->dist_bits[slot]);
+            append(&out, item.dist - dist_base[slot], dist_extra[slot]);
+            flush(&out);
+            data += item.length;
+        }
     }
-    put(self, codes->litlen[END], codes->litlen_bits[END]);
+    put(&out, codes->litlen[END], codes->litlen_bits[END]);
+    self->out = out;
 }
 
 static const uint8_t run_order[19] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
@@ -532,6 +584,7 @@ static int put_block(
     struct deflater *self, const uint8_t *data, size_t size, struct counts *counts, size_t from, size_t to, int is_last)
 {
     struct codes *codes = &self->codes;
+    struct bit_writer *out = &self->out;
     uint8_t lengths[LITLENS + DISTS + 4], run_bits[19], fixed_bits[LITLENS + 2], fixed_dist[DISTS];
     uint16_t runs[LITLENS + DISTS + 4], run_codes[19];
     uint32_t run_counts[19] = {0};
@@ -563,41 +616,41 @@ static int put_block(
     memset(fixed_dist, 5, DISTS);
     fixed = 3 + data_bits(counts, fixed_bits, fixed_dist);
     stored = 8 * (uint64_t)size + (3 + 7 + 32) * (1 + size / 65535);
-    if ((dynamic < fixed ? dynamic < stored ? dynamic : stored : fixed < stored ? fixed : stored) / 8 + self->done + 16 > self->room)
+    if ((dynamic < fixed ? dynamic < stored ? dynamic : stored : fixed < stored ? fixed : stored) / 8 + 16 > (size_t)(self->out_end - out->at))
         return 0;
     if (stored < dynamic && stored < fixed) {
         while (size) {
             size_t length = size < 65535 ? size : 65535;
             size -= length;
-            put(self, is_last && !size, 3);
-            if (self->bit_count)
-                put(self, 0, 8 - self->bit_count);
-            put(self, length | (length ^ 0xFFFF) << 16, 32);
-            memcpy(self->out + self->done, data, length);
-            self->done += length;
+            put(out, is_last && !size, 3);
+            if (out->count)
+                put(out, 0, 8 - out->count);
+            put(out, length | (length ^ 0xFFFF) << 16, 32);
+            memcpy(out->at, data, length);
+            out->at += length;
             data += length;
         }
         return 1;
     }
     if (fixed <= dynamic) {
-        put(self, is_last | 1 << 1, 3);
+        put(out, is_last | 1 << 1, 3);
         memcpy(codes->litlen_bits, fixed_bits, LITLENS + 2);
         memcpy(codes->dist_bits, fixed_dist, DISTS);
         assign(codes->litlen_bits, LITLENS + 2, codes->litlen);
     } else {
-        put(self, is_last | 2 << 1 | (litlens - 257) << 3 | (dists - 1) << 8 | (used - 4) << 13, 17);
+        put(out, is_last | 2 << 1 | (litlens - 257) << 3 | (dists - 1) << 8 | (used - 4) << 13, 17);
         for (at = 0; at < used; at++)
-            put(self, run_bits[run_order[at]], 3);
+            put(out, run_bits[run_order[at]], 3);
         assign(run_bits, 19, run_codes);
         for (at = 0; at < run_count; at++) {
             unsigned symbol = runs[at] & 0xFF;
-            put(self, run_codes[symbol] | (unsigned)(runs[at] >> 8) << run_bits[symbol],
+            put(out, run_codes[symbol] | (unsigned)(runs[at] >> 8) << run_bits[symbol],
                 run_bits[symbol] + (symbol > 15 ? run_extra[symbol - 16] : 0));
         }
         assign(codes->litlen_bits, LITLENS, codes->litlen);
     }
     assign(codes->dist_bits, DISTS, codes->dist);
-    put_items(self, codes, from, to);
+    put_items(self, codes, data, from, to);
     return 1;
 }
 
@@ -620,33 +673,17 @@ static uint64_t estimate(const struct deflater *self, const struct counts *count
     return total + (uint64_t)(60 + 3 * used) * UNIT;
 }
 
-static void add(struct counts *into, const struct counts *more)
-{
-    for (unsigned symbol = 0; symbol < LITLENS; symbol++)
-        into->litlen[symbol] += more->litlen[symbol];
-    for (unsigned symbol = 0; symbol < DISTS; symbol++)
-        into->dist[symbol] += more->dist[symbol];
-}
-
-/* The bytes that items stand for. */
-static size_t bytes_of(const struct deflater *self, size_t from, size_t to)
-{
-    size_t total = 0;
-    for (; from < to; from++)
-        total += self->items[from] & MATCH ? self->items[from] >> 16 & 0x1FF : 1;
-    return total;
-}
-
 /* Write the items of a segment as blocks. 0 where there is no room. */
 static int put_segment(struct deflater *self, const uint8_t *data, size_t count, int is_last)
 {
-    size_t from = 0, size;
+    size_t from = 0, at = 0;
     unsigned part = 0;
 
     while (from < count || part == 0) {
         struct counts block = self->parts[part], together;
         uint64_t cost = estimate(self, &block);
-        while (++part < PARTS && self->part_end[part - 1] < count) {
+        size_t to, end;
+        while (++part < PARTS && self->part_items[part - 1] < count) {
             uint64_t next = estimate(self, &self->parts[part]), both;
             together = block;
             add(&together, &self->parts[part]);
@@ -656,11 +693,12 @@ static int put_segment(struct deflater *self, const uint8_t *data, size_t count,
             block = together;
             cost = both;
         }
-        size = bytes_of(self, from, self->part_end[part - 1]);
-        if (!put_block(self, data, size, &block, from, self->part_end[part - 1], is_last && self->part_end[part - 1] >= count))
+        to = self->part_items[part - 1];
+        end = self->part_bytes[part - 1];
+        if (!put_block(self, data + at, end - at, &block, from, to, is_last && to >= count))
             return 0;
-        data += size;
-        from = self->part_end[part - 1];
+        from = to;
+        at = end;
     }
     return 1;
 }
@@ -677,13 +715,12 @@ static size_t deflate_raw(
 
     if (!size || size > 1u << 30)
         return 0;
+    if (depth > WINDOW)     /* no more places can have a match */
+        depth = WINDOW;
     memset(self->head, 0, sizeof self->head);
     memset(self->head3, 0, sizeof self->head3);
-    self->out = out;
-    self->room = room;
-    self->done = 0;
-    self->bits = 0;
-    self->bit_count = 0;
+    self->out = (struct bit_writer){out, 0, 0};
+    self->out_end = out + room;
     while (base < size) {
         size_t end = size - base < SEGMENT ? size : base + SEGMENT;
         size_t count = parse(self, data, base, end, depth, nice, lazy);
@@ -691,9 +728,9 @@ static size_t deflate_raw(
             return 0;
         base = end;
     }
-    if (self->bit_count)
-        put(self, 0, 8 - self->bit_count);
-    return self->done;
+    if (self->out.count)
+        put(&self->out, 0, 8 - self->out.count);
+    return self->out.at - out;
 }
 
 #endif

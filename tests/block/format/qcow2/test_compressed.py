@@ -100,6 +100,14 @@ def test_level_6_is_as_small_as_zlib(form: Any) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_matches_are_found_again_after_data_that_has_none(form: Any) -> None:
+    noise = random.Random(5).randbytes(32768)
+    packed = form(noise + SOURCE[:32768], 6)
+    assert packed is not None and inflate(packed, 65536) == noise + SOURCE[:32768]
+    assert len(packed) <= len(noise) + 1.02 * len(pure_deflate(SOURCE[:32768], 6) or b"")
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_higher_levels_are_smaller_and_the_same_each_time(form: Any) -> None:
     data = SOURCE[:65536]
     sizes = [len(form(data, level) or b"") for level in (1, 4, 6, 9)]
