@@ -18,7 +18,8 @@ export MYPY_CACHE_DIR
 
 # The compiled forms of the hottest loops; without a C compiler or Python's headers the pure ones serve.
 $(COMPILED): setup.py $(wildcard src/qobra/native/*.p[yx][xd] src/qobra/native/*.h) | $(VENV)/.test
-	@$(BIN)/python setup.py --quiet build_ext --inplace >/dev/null 2>&1 || echo 'no compiled forms: the pure-Python ones serve'
+	@$(BIN)/python setup.py --quiet build_ext --inplace >/dev/null 2>&1 || \
+		{ rm -f src/qobra/native/*.so; echo 'no compiled forms: the pure-Python ones serve'; }
 	@touch $@
 
 .PHONY: compiled run test lint format type docs generate bench soak clean

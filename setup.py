@@ -6,14 +6,21 @@ Without Cython, a C compiler or Python's headers the package installs all the sa
 from __future__ import annotations
 
 import glob
+import hashlib
+import os
+import re
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 try:
+    from Cython import __version__ as cython_version
     from Cython.Build import cythonize
 except ImportError:
     cythonize = None
 
+NATIVE = "src/qobra/native"
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}
 
 
@@ -24,11 +31,11 @@ def extensions() -> list[Extension]:
         Extension(
             "qobra.native." + path.rsplit("/", 1)[1].removesuffix(".pyx"),
             [path],
-            include_dirs=["src/qobra/native"],
-            depends=glob.glob("src/qobra/native/*.h"),
+            include_dirs=[NATIVE],
+            depends=glob.glob(f"{NATIVE}/*.h"),
             extra_compile_args=["-O3"],
         )
-        for path in sorted(glob.glob("src/qobra/native/*.pyx"))
+        for path in sorted(glob.glob(f"{NATIVE}/*.pyx"))
     ]
     made = list(cythonize(found, build_dir="build/cython", compiler_directives=DIRECTIVES, quiet=True))
     for extension in made:  # cythonize makes new ones, without this
@@ -36,4 +43,58 @@ def extensions() -> list[Extension]:
     return made
 
 
-setup(ext_modules=extensions())
+class BuildForms(build_ext):
+    """Builds the forms, and writes into each of which build it is (``native/build.pxd`` has room for that).
+
+    In a source tree each form takes the place of its former at once, since a program may be starting, and what could
+    not be built leaves none of an earlier build there.
+    """
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except BaseException:  # it is optional: the build goes on without
+            built = self.built(ext)
+            if os.path.exists(built):
+                os.remove(built)
+            raise
+
+    def run(self) -> None:
+        in_place = self.inplace
+        super().run()
+        if not in_place:
+            for extension in self.extensions:
+                self.stamp(extension, self.built(extension))
+
+    def copy_extensions_to_source(self) -> None:
+        for extension in self.extensions:
+            self.stamp(extension, os.path.join("src", self.get_ext_filename(extension.name)))
+        Path(NATIVE, ".built").touch()
+
+    def built(self, ext: Extension) -> str:
+        return os.path.join(self.build_lib, self.get_ext_filename(ext.name))
+
+    def stamp(self, ext: Extension, target: str) -> None:
+        """Put the form, of this build, at ``target``."""
+        if not os.path.exists(self.built(ext)):
+            if os.path.exists(target):
+                os.remove(target)
+            return
+        with open(self.built(ext), "rb") as stream:
+            data = re.sub(rb"qobra build [0-9a-f]{16}", b"qobra build " + digest().encode(), stream.read())
+        with open(f"{target}.new", "wb") as stream:
+            stream.write(data)
+        os.chmod(f"{target}.new", 0o755)
+        os.replace(f"{target}.new", target)
+
+
+def digest() -> str:
+    """16 hexadecimal digits that tell a build of all these sources from any other."""
+    found = hashlib.sha256(f"{cython_version} {DIRECTIVES}".encode())
+    for path in sorted(glob.glob(f"{NATIVE}/*.p[yx][xd]") + glob.glob(f"{NATIVE}/*.h")):
+        with open(path, "rb") as stream:
+            found.update(f"\n{os.path.basename(path)}\n".encode() + stream.read())
+    return found.hexdigest()[:16]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildForms})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import sysconfig
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -67,6 +69,43 @@ def test_without_a_compiler_the_pure_forms_are_built(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CC": "false"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+SOME = """from qobra.native.build cimport join_build
+{}
+join_build(__name__)
+"""
+
+
+def test_a_build_is_in_all_forms_and_leaves_none_of_another(tmp_path: Path) -> None:
+    pytest.importorskip("Cython")
+    if shutil.which("cc") is None or not Path(sysconfig.get_path("include"), "Python.h").exists():
+        pytest.skip("no C compiler or no headers of Python")
+    native = tmp_path / "src/qobra/native"
+    native.mkdir(parents=True)
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    shutil.copy(ROOT / "src/qobra/native/build.pxd", native)
+    (tmp_path / "src/qobra/__init__.py").touch()
+    (native / "__init__.py").touch()
+
+    def build() -> dict[str, bytes]:
+        """The builds that are in the forms, by name."""
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        environment = {**os.environ, "CFLAGS": "-O0"}
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+        assert (native / ".built").exists() and not list(native.glob("*.new"))
+        found = {}
+        for path in native.glob("*.so"):
+            (found[path.name.partition(".")[0]],) = re.findall(rb"qobra build ([0-9a-f]{16})", path.read_bytes())
+        return found
+
+    for name in ("one", "two"):
+        (native / f"{name}.pyx").write_text(SOME.format(""))
+    first = build()
+    assert first.keys() == {"one", "two"} and first["one"] == first["two"] != b"0" * 16
+    (native / "two.pyx").write_text(SOME.format('cdef extern from "nowhere.h":\n    pass'))  # cannot be compiled
+    second = build()
+    assert second.keys() == {"one"} and second["one"] != first["one"]  # which was not compiled again
 
 
 def test_the_programs_are_there() -> None:

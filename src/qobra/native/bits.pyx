@@ -4,6 +4,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t
 
 from qobra.native.buffers cimport items
+from qobra.native.build cimport join_build
+
+join_build(__name__)
 
 
 def union(mine, theirs):

@@ -12,9 +12,12 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from qobra.native.build cimport join_build
 from qobra.native.files cimport new_room, read_all, write_all
 from qobra.native.folios cimport Folios, FolioTable, write_at
 from qobra.native.old_blocks cimport OldBlocks, OldTable, clip, mend_range
+
+join_build(__name__)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:

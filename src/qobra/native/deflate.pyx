@@ -4,6 +4,9 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
 
 from qobra.native.buffers cimport items
+from qobra.native.build cimport join_build
+
+join_build(__name__)
 
 cdef extern from "deflate.h" nogil:
     struct deflater:

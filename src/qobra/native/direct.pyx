@@ -7,6 +7,10 @@ is released. Where the kernel has no io_uring, or forbids it, nothing is ever be
 from libc.string cimport memcpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
+from qobra.native.build cimport join_build
+
+join_build(__name__)
+
 cdef extern from "ring.h" nogil:
     int qobra_ring_open(qobra_ring *, unsigned)
     void qobra_ring_close(qobra_ring *)

@@ -12,6 +12,10 @@ from libc.stdlib cimport calloc, free
 from posix.types cimport off_t
 from posix.unistd cimport close, getpid, pwrite
 
+from qobra.native.build cimport join_build
+
+join_build(__name__)
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_condattr_t:
         pass

@@ -9,8 +9,11 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free
 
+from qobra.native.build cimport join_build
 from qobra.native.files cimport new_room
 from qobra.native.places cimport DONE, Places, read_range, write_range
+
+join_build(__name__)
 
 cdef enum:
     MOST_BITS = 1 << 30

@@ -5,6 +5,10 @@ import os
 from libc.errno cimport EINTR, errno
 from posix.types cimport off_t
 
+from qobra.native.build cimport join_build
+
+join_build(__name__)
+
 cdef extern from "<fcntl.h>" nogil:
     int _fallocate "fallocate"(int, int, off_t, off_t)
 

@@ -9,6 +9,9 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
 from qobra.native.buffers cimport items
+from qobra.native.build cimport join_build
+
+join_build(__name__)
 
 cdef extern from "<endian.h>" nogil:
     uint64_t be64toh(uint64_t word)

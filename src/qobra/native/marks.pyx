@@ -9,6 +9,10 @@ of a page, once there, stays for as long as the object.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdlib cimport calloc, free
 
+from qobra.native.build cimport join_build
+
+join_build(__name__)
+
 cdef extern from * nogil:
     """
     #include <endian.h>

@@ -4,7 +4,10 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp
 
+from qobra.native.build cimport join_build
 from qobra.native.files cimport new_room, read_all
+
+join_build(__name__)
 
 cdef extern from "<stdatomic.h>" nogil:
     ctypedef int64_t atomic_int64 "_Atomic int64_t"

@@ -16,7 +16,10 @@ from posix.stat cimport fstat, struct_stat
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.types cimport off_t
 
+from qobra.native.build cimport join_build
 from qobra.native.files cimport new_room, read_all, write_all
+
+join_build(__name__)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:

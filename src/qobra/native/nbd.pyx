@@ -10,6 +10,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from qobra.native.build cimport join_build
 from qobra.native.direct cimport MAX_IN_FLIGHT, Direct
 from qobra.native.placement cimport Placement
 from qobra.native.places cimport (
@@ -22,6 +23,8 @@ from qobra.native.wire cimport (
     put_header, put_hole,
 )
 from qobra.native.places import Lock
+
+join_build(__name__)
 
 cdef enum:
     MAX_ASIDE = 1024

@@ -2,6 +2,10 @@
 
 from libc.stdint cimport int64_t
 
+from qobra.native.build cimport join_build
+
+join_build(__name__)
+
 cdef extern from * nogil:
     """
     #ifndef _GNU_SOURCE

@@ -12,9 +12,12 @@ from cpython.pythread cimport (
 from libc.errno cimport EAGAIN, EINTR, ENXIO, EOPNOTSUPP, errno
 from libc.string cimport memset
 
+from qobra.native.build cimport join_build
 from qobra.native.folios cimport Folios, write_at
 from qobra.native.marks cimport Marks, add_marks
 from qobra.native.old_blocks cimport LONGEST_RUN, OldBlocks, keep_blocks, next_missing
+
+join_build(__name__)
 
 cdef extern from * nogil:
     """

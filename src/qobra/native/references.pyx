@@ -8,6 +8,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
 
 from qobra.native.buffers cimport items
+from qobra.native.build cimport join_build
+
+join_build(__name__)
 
 cdef extern from "<endian.h>" nogil:
     uint64_t be64toh(uint64_t word)

@@ -14,7 +14,10 @@ from libc.errno cimport EINTR, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from qobra.native.build cimport join_build
 from qobra.native.places cimport DONE, FAILED, LINEAR, UNKNOWN, Lock, Outcome, Places, link_entries
+
+join_build(__name__)
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pwrite(int, const void *, size_t, int64_t)

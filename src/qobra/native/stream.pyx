@@ -6,6 +6,10 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t
 from libc.string cimport memmove, memset
 
+from qobra.native.build cimport join_build
+
+join_build(__name__)
+
 cdef extern from * nogil:
     """
     #include <linux/sockios.h>

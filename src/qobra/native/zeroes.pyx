@@ -9,7 +9,10 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from libc.string cimport memcmp
 from posix.types cimport off_t
 
+from qobra.native.build cimport join_build
 from qobra.native.files cimport read_all
+
+join_build(__name__)
 
 
 cdef Py_ssize_t MOST = 1 << 40   # sums of such stay far below what a word holds
