@@ -7,8 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import sysconfig
+import tarfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
