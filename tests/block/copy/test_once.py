@@ -74,6 +74,18 @@ def test_a_copy_that_fails_is_made_again_with_the_same_old_data(once: OnceCopy, 
     assert once.old.used == 0
 
 
+def test_zeroes_that_were_written_over_are_copied_as_zeroes(once: OnceCopy) -> None:
+    once.source.write_zeroes(0, 2 * CLUSTER, may_unmap=True)
+    once.begin(1 << 20)
+    assert once.keep(CLUSTER + 100, 5000)
+    assert once.old.used == 0  # it is known to be zeroes
+    once.source.write(CLUSTER + 100, b"new" * 1000)
+    part = once.claim(CLUSTER, CLUSTER)
+    assert part == (CLUSTER, CLUSTER)
+    once.copy_claimed(*part)
+    assert once.copier.target.read(CLUSTER, 2 * CLUSTER) == bytes(CLUSTER) + b"b" * CLUSTER
+
+
 def test_the_old_data_is_read_as_it_was(once: OnceCopy) -> None:
     once.begin(1 << 20)
     assert once.keep(100, 5000)
