@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 
-from qobra.crypto.luks import HEADER_LENGTH, create_header, parse_header
+from qobra.crypto.luks import HEADER_LENGTH, LuksHeader, create_header, parse_header
 from qobra.crypto.sectors import SectorCipher
 from qobra.errors import QobraError
 
@@ -119,3 +122,15 @@ def test_a_hash_whose_digest_is_no_key():
 def test_more_rounds_than_a_header_can_tell(milliseconds):
     with pytest.raises(QobraError, match="PBKDF iterations .*: Numerical result out of range"):
         create_header({"iter-time": milliseconds}, b"x")
+
+
+def test_a_busy_host_makes_no_weak_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = create_header({"iter-time": 200}, b"x")[0].slots[0].iterations
+    derive = LuksHeader._derive
+
+    def waiting(self: LuksHeader, *arguments: Any) -> bytes:
+        time.sleep(0.1)  # others have the processor
+        return derive(self, *arguments)
+
+    monkeypatch.setattr(LuksHeader, "_derive", waiting)
+    assert create_header({"iter-time": 200}, b"x")[0].slots[0].iterations > free / 3

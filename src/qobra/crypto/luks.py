@@ -169,16 +169,23 @@ class LuksHeader:
             raise _out_of_range(f"{iterations} larger than {_MOST_DERIVED}")
         return hashlib.pbkdf2_hmac(self.hash, secret, salt, max(iterations, 1), length)
 
+    def _time(self, rounds: int) -> float:
+        """Seconds of a processor that so many rounds take."""
+        start = time.thread_time()
+        self._derive(b"password", b"salt" * 8, rounds, self.key_length)
+        return time.thread_time() - start
+
     def _iterations(self, iter_time: int) -> int:
-        """How many rounds take ``iter_time`` milliseconds here. Raises QobraError if a header cannot tell."""
-        rounds = 1 << 14
-        while True:
-            start = time.perf_counter()
-            self._derive(b"password", b"salt" * 8, rounds, self.key_length)
-            spent = time.perf_counter() - start
-            if spent > 0.02:
-                break
+        """How many rounds take ``iter_time`` milliseconds of a processor. Raises QobraError if a header cannot tell.
+
+        What else the host does must not make a key cheap to guess: it is not the time that passes which counts.
+        """
+        rounds = 1 << 12
+        spent = 0.0
+        while spent < 0.02:
             rounds *= 4
+            spent = self._time(rounds)
+        spent = min(spent, self._time(rounds))
         second = int(rounds / spent)
         iter_time &= (1 << 64) - 1
         if second * iter_time >= 1 << 64:
