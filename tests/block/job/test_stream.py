@@ -165,6 +165,15 @@ def test_refusals_leave_nothing(layer, tree, raw, args, text):
     assert (layer.graph.nodes, layer.graph.state.roots.keys()) == before
 
 
+def test_a_filter_is_nothing_to_copy_from(layer, qcow2, tmp_path):
+    qcow2("base")
+    layer.add_node({"driver": "copy-on-read", "node-name": "filter", "file": "base"})
+    (tmp_path / "filter").touch()
+    qcow2("top", "filter")
+    stream(layer, "top", **{"base-node": "base"})
+    assert layer.wait_event("BLOCK_JOB_COMPLETED")["len"] == 0
+
+
 def test_links_of_a_job_are_frozen(layer, qcow2):
     names = ("base", "mid", "top")
     for name, backing in zip(names, (None, "base", "mid"), strict=True):

@@ -84,8 +84,8 @@ class StreamJob(BlockJob):
     def run(self) -> None:
         target, base = skip_filters(self._target), self._base
         below = next_below(target)
-        if target is self._above_base or below is None:
-            return  # there is nothing between the two
+        if target is self._above_base or below is None or (base and skip_filters(below) is skip_filters(base)):
+            return  # there is nothing between the two, or but filters
         self.total = self._target.length
         Sweep(self, self._edges, target, target).run(
             self.total,
