@@ -15,7 +15,7 @@ from libc.string cimport memset
 from qobra.native.build cimport join_build
 from qobra.native.folios cimport Folios, write_at
 from qobra.native.marks cimport Marks, add_marks
-from qobra.native.old_blocks cimport LONGEST_RUN, OldBlocks, keep_blocks, next_missing
+from qobra.native.old_blocks cimport BLOCK, LONGEST_RUN, OldBlocks, keep_blocks, next_missing
 
 join_build(__name__)
 
@@ -504,7 +504,9 @@ cdef void link_entries(Places places, uint64_t offset, int64_t host, int64_t cou
 
 cdef bint keep_old(Places places, uint64_t offset, size_t length) noexcept nogil:
     """See that the old data of a range is kept where a copy of it is still to be made; False where the nodes have to."""
-    cdef uint8_t old[LONGEST_RUN]
+    cdef uint8_t room[LONGEST_RUN + BLOCK]
+    # Reading to where a page begins: see new_buffer in qobra.block.buffers.
+    cdef uint8_t *old = room + (BLOCK - <size_t>room % BLOCK) % BLOCK
     cdef uint64_t at, start
     cdef size_t size
     cdef int index
