@@ -121,12 +121,13 @@ def test_completion_offers_no_actions_after_one() -> None:
     assert not [word for word in completion.candidates(["qobra-img", "create", "-f"]) if word.startswith("-")]
 
 
-def in_shell(shell: str, check: str, tmp_path: Path) -> list[str]:
-    """What ``shell`` prints with the completion that it is given loaded."""
+def in_shell(shell: str, check: str, tmp_path: Path, script: str | None = None) -> list[str]:
+    """What ``shell`` prints with the completion that it is given loaded, or ``script`` in its place."""
     program_path = tmp_path / "qobra"
     program_path.write_text(f'#!/bin/sh\nexec {sys.executable} -m qobra.cli.main "$@"\n')
     program_path.chmod(0o755)
-    script = subprocess.run([program_path, "completion", shell], stdout=subprocess.PIPE, check=True).stdout.decode()
+    if script is None:
+        script = subprocess.run([program_path, "completion", shell], stdout=subprocess.PIPE, check=True).stdout.decode()
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     result = subprocess.run(
         [shell], input=script + check, stdout=subprocess.PIPE, env=environment, check=True, text=True, cwd=tmp_path
@@ -145,6 +146,17 @@ def in_shell(shell: str, check: str, tmp_path: Path) -> list[str]:
 def test_completion_in_bash(words: str, completed: list[str], tmp_path: Path) -> None:
     check = f'COMP_WORDS=({words}); COMP_CWORD={words.count(" ")}; _qobra; echo "${{COMPREPLY[@]}}"'
     assert in_shell("bash", check, tmp_path) == completed
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+@pytest.mark.parametrize("load", ['eval "$(qobra completion zsh)"', "qobra completion zsh > _qobra; compinit -u -D"])
+def test_completion_in_zsh(load: str, tmp_path: Path) -> None:
+    check = (
+        f"fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D; {load}; print ${{_comps[qobra-img]}}\n"
+        "compadd() { print -r -- $@[2,-1] }; _files() { }\n"
+        "words=(qobra-img info --output j) CURRENT=4 PREFIX=j; _qobra\n"
+    )
+    assert in_shell("zsh", check, tmp_path, script="") == ["_qobra", "human", "json"]
 
 
 @pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")

@@ -26,13 +26,15 @@ complete -o default -F _qobra {programs}
 """
 
 _ZSH = """\
+#compdef {programs}
 _qobra() {{
     local found=(${{(f)"$(qobra completion --at "$PREFIX" --words "${{(@)words[1,CURRENT-1]}}" 2>/dev/null)"}})
     compadd -- $found
     _files
 }}
-compdef _qobra {programs}
+if [[ $funcstack[1] == _qobra ]]; then _qobra; else compdef _qobra {programs}; fi
 """
+"""To be evaluated, or the file ``_qobra`` in a directory of ``fpath``."""
 
 _FISH = """\
 function __qobra
