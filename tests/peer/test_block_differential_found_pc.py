@@ -154,3 +154,13 @@ def test_a_guest_that_stops_has_written(q: Run) -> None:
         q("stop")
         for name in ("image", "other"):
             q.tool("qemu-io", "-rU", "-c", f"read -P {pattern} {pattern}k 64k", name)
+
+
+@against_system("-M", "none", "-drive", "if=none,id=d,driver=null-co,size=4M,read-zeroes=on,node-name=n,discard=unmap")
+def test_what_a_write_blocking_mirror_counts(q: Run) -> None:
+    q.add("null-co", node_name="t", size=4 << 20, read_zeroes=True)
+    q.do("blockdev-mirror", job_id="m", device="n", target="t", sync="full", copy_mode="write-blocking")
+    q.wait("BLOCK_JOB_READY")
+    for line in ("write 0 64k", "write 0 64k", "write 1M 100k", "write -z 2M 64k", "discard 3M 64k", "write 100 100"):
+        q.request("human-monitor-command", {"command-line": f'qemu-io d "{line}"'})
+        q("query-block-jobs", pick=lambda found: [(job["offset"], job["len"]) for job in found])

@@ -71,6 +71,11 @@ def test_in_write_blocking_mode_a_job_that_is_ready_stays_in_step(layer, guest, 
     layer.wait_event("BLOCK_JOB_READY")
     guest.random_requests(random.Random(1), 50)
     assert (tmp_path / "target").read_bytes() == guest.model
+    before = job.block_info()
+    guest.write(5, b"last")
+    guest.backend.node.discard(0, 512)
+    after = job.block_info()
+    assert (after["offset"] - before["offset"], after["len"] - before["len"]) == (4, 4)
     with layer.control:
         job.user_cancel(True)
 

@@ -26,8 +26,8 @@ class ActiveCopy(Protocol):
         """A write of the guest, which could not go to the target at once, is in the source only."""
         ...
 
-    def copied(self, offset: int, length: int) -> None:
-        """A write of the guest is in source and target."""
+    def copied(self, offset: int, length: int, *, is_progress: bool) -> None:
+        """A write of the guest is in source and target; ``is_progress``: the job's progress tells of it."""
         ...
 
     def failed(self, offset: int, length: int, error: Exception) -> None:
@@ -99,9 +99,18 @@ class MirrorTopNode(FilterNode):
                 length,
                 lambda: self.below.discard(offset, length),
                 lambda: target.write(offset, self.below.read(offset, length)),
+                is_progress=False,
             )
 
-    def _both(self, offset: int, length: int, to_source: Callable[[], None], to_target: Callable[[], None]) -> None:
+    def _both(
+        self,
+        offset: int,
+        length: int,
+        to_source: Callable[[], None],
+        to_target: Callable[[], None],
+        *,
+        is_progress: bool = True,
+    ) -> None:
         active = self.active
         assert active is not None
         with active.locks.guest(offset, length):
@@ -114,4 +123,4 @@ class MirrorTopNode(FilterNode):
             except Exception as error:
                 active.failed(offset, length, error)
             else:
-                active.copied(offset, length)
+                active.copied(offset, length, is_progress=is_progress)

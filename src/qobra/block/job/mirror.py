@@ -371,8 +371,12 @@ class MirrorJob(BlockJob):
         assert self._dirty is not None
         self._dirty.set(offset, length)
 
-    def copied(self, offset: int, length: int) -> None:
+    def copied(self, offset: int, length: int, *, is_progress: bool) -> None:
         """A write of the guest went to both (in the guest's thread)."""
+        if is_progress:
+            with self.condition:
+                self.current += length
+                self.total += length
         dirty = self._dirty
         assert dirty is not None
         unit = dirty.granularity
