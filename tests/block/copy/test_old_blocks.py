@@ -130,6 +130,20 @@ def test_the_memory_is_bounded(form: Any) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_what_was_given_whole_is_not_late(form: Any) -> None:
+    old = form(LENGTH, 16, 1 << 20, [(0, LENGTH)])
+    assert old.keep(0, b"a" * BLOCK + b"b" * BLOCK)
+    view = memoryview(bytearray(BLOCK + 100))
+    old.mend(0, view, False)
+    assert view == b"a" * BLOCK + b"b" * 100 and not old.settle(0, CLUSTER)
+    old.mend(0, view, True)
+    assert not old.settle(0, CLUSTER) and old.late(0, CLUSTER) == [(BLOCK, b"b" * BLOCK)]
+    assert old.late(0, CLUSTER) == []
+    old.again(0, CLUSTER)
+    assert len(old.late(0, CLUSTER)) == 2 and old.settle(0, CLUSTER)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_what_lies_outside_is_left_out(form: Any) -> None:
     old = form(LENGTH, 16, 1 << 20, [(0, LENGTH)])
     assert old.missing(LENGTH, 1 << 40) == [] and old.missing(1 << 62, 5) == []
