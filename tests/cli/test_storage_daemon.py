@@ -255,6 +255,24 @@ def test_in_the_background(tmp_path: Path) -> None:
         threading.Event().wait(0.005)
 
 
+def test_a_daemon_finds_its_sockets_again_at_the_end(tmp_path: Path) -> None:
+    other = tmp_path / f"other{os.getpid()}"
+    other.touch()  # like a socket that is none of the file system's
+    options = [
+        *("--daemonize", "--pidfile", "pid", "--blockdev", "null-co,node-name=n"),
+        *("--export", f"vhost-user-blk,id=a,node-name=n,addr.type=unix,addr.path={other.name},addr.abstract=on"),
+        *("--chardev", "socket,id=q,path=qmp,server=on,wait=off", "--nbd-server", "addr.type=unix,addr.path=nbd"),
+        *("--export", "vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=vhost"),
+    ]
+    subprocess.run([*PROGRAM, *options], cwd=tmp_path, stdin=subprocess.DEVNULL, check=True, timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nbd", other.name, "pid", "qmp", "vhost"]
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while sorted(path.name for path in tmp_path.iterdir()) != ["nbd", other.name]:  # which QEMU leaves, too
+        assert time.monotonic() < deadline, sorted(tmp_path.iterdir())
+        threading.Event().wait(0.005)
+
+
 def test_the_terminal_that_was_made_is_told() -> None:
     ended = run("--chardev", "pty,id=p", "--chardev", "tty,id=t,path=/dev/null", "--monitor", "none")
     assert re.fullmatch(r"char device redirected to /dev/pts/\d+ \(label p\)\n", ended.stdout)

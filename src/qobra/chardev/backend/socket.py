@@ -91,7 +91,7 @@ class SocketChardev(Chardev):
         if self._address["type"] == "unix" and not self._address["data"].get("abstract"):
             path = self._address["data"]["path"]
             try:
-                self._bound_path = (path, os.stat(path).st_ino)
+                self._bound_path = (os.path.abspath(path), os.stat(path).st_ino)  # a daemon leaves its directory
             except OSError:
                 pass
 

@@ -103,7 +103,7 @@ class NbdServer:
             each.setblocking(False)
             name = each.getsockname()
             if each.family == socket.AF_UNIX and address.get("type") == "unix" and isinstance(name, str) and name:
-                self._paths.append((name, os.lstat(name).st_ino))
+                self._paths.append((os.path.abspath(name), os.lstat(name).st_ino))  # a daemon leaves its directory
         self._listeners += listeners
 
     def accept(self) -> None:

@@ -51,8 +51,8 @@ class VhostUserBlkExport(Export):
         from qobra.nbd.sockets import listen
 
         self._listener = listen(self._address, backlog=1, find_fd=self.layer.find_fd)[0]
-        if self._address["type"] == "unix":
-            self._path = self._address["path"]
+        if self._address["type"] == "unix" and not self._address.get("abstract"):
+            self._path = os.path.abspath(self._address["path"])  # a daemon leaves its directory
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._acceptor = threading.Thread(target=self._accept_all, name="vhost-user-accept", daemon=True)
         self._acceptor.start()
