@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from qobra.testing.differential import Run, against_system
 
@@ -73,6 +76,25 @@ def test_what_qemu_io_counts(q: Run) -> None:
         q.do("human-monitor-command", command_line=f'qemu-io d "{line}"')
         q.do("human-monitor-command", command_line='qemu-io d "aio_flush"')
         q("query-blockstats", pick=_counters)
+
+
+@pytest.mark.parametrize("line", ["write 4k 4k", "write 60k 8k", "write -z 0 4k", "write 0 128k", "write 100 10"])
+def test_where_a_damaged_image_was_written(tmp_path: Path, line: str) -> None:
+    """A write to a cluster that is the L1 table as well: the event tells where and how much."""
+
+    def script(q: Run) -> None:
+        q.tool("qemu-img", "create", "-q", "-f", "qcow2", "disk", "1M")
+        q.tool("qemu-io", "-c", "write 0 128k", "disk")
+        with Path(q.path("disk")).open("r+b") as image:
+            header = image.read(48)
+            l1 = int.from_bytes(header[40:48], "big")
+            image.seek(l1)
+            image.seek(int.from_bytes(image.read(8), "big") & ~(1 << 63))
+            image.write((1 << 63 | l1).to_bytes(8, "big"))
+        q.do("human-monitor-command", command_line=f"drive_add 0 if=none,id=d,file={q.path('disk')},format=qcow2")
+        q.do("human-monitor-command", command_line=f'qemu-io d "{line}"')
+
+    against_system("-M", "none")(script)(tmp_path)
 
 
 def _counters(found: list[Any]) -> list[Any]:

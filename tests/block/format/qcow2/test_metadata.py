@@ -192,7 +192,7 @@ def test_a_write_that_would_hit_metadata_marks_the_image_corrupt(lab, capsys):
     with lab.open("a", node_name="disk") as disk:
         disk.layer.emit_from_request = lambda name, data: events.append((name, data))
         with pytest.raises(QobraError, match="overlaps with active L2 table"):
-            disk.write(0, b"x" * 512)
+            disk.write(512, b"x" * 512)
         for request in (
             lambda: disk.read(0, 512),
             lambda: disk.write(5 * CLUSTER, b"x"),
@@ -208,8 +208,8 @@ def test_a_write_that_would_hit_metadata_marks_the_image_corrupt(lab, capsys):
                 "node-name": "disk",
                 "msg": "Preventing invalid write on metadata (overlaps with active L2 table)",
                 "fatal": True,
-                "offset": l2,
-                "size": CLUSTER,
+                "offset": l2 + 512,
+                "size": 512,
             },
         )
     ]

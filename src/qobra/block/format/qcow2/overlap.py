@@ -165,7 +165,7 @@ class Overlap:
     def _name(self, offset: int, length: int, but: str) -> str:
         mask = -self._image.cluster_size
         for check, start, size in self._areas():
-            if check != but and start & mask < offset + length and offset < start + size:
+            if check != but and start & mask < offset + length and offset & mask < start + size:
                 return _NAMES[check]
         return "metadata"
 

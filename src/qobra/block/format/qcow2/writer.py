@@ -111,9 +111,10 @@ class Writer:
             host = word & _OFFSET
             check_host(image, part, index, host, cluster, ("Data", offset))
             check_inside(image, host, (stop - index) << bits)
+            size = min(((stop - index) << bits) - inside, length)
             if not image.external:
-                image.overlap.guard(host, (stop - index) << bits)
-            return min(((stop - index) << bits) - inside, length), host + inside, None
+                image.overlap.guard(host + inside, size)
+            return size, host + inside, None
         if part is not None and word & _DATA_MASK & ~_ZERO == _COPIED and (word & _OFFSET or image.external):
             what = "Preallocated zero" if word & _ZERO else "Data"
             check_host(image, part, index, word & _OFFSET, cluster, (what, offset))
