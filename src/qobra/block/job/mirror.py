@@ -22,9 +22,9 @@ from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import take_out_filter
 from qobra.block.job.block_job import IGNORE, REPORT, BlockJob
 from qobra.block.job.catch_up import CatchUp
-from qobra.block.job.chain import can_replace, contains, next_below, set_read_only, skip_filters
+from qobra.block.job.chain import contains, next_below, skip_filters
 from qobra.block.job.failures import Failures
-from qobra.block.job.mirror_plan import OPEN_BACKING, SOURCE_BACKING
+from qobra.block.job.take_place import check_place, match_read_only, set_target_backing
 from qobra.errors import QobraError
 from qobra.report import report_error
 
@@ -442,26 +442,15 @@ class MirrorJob(BlockJob):
         """Let everyone who uses the source use the target."""
         layer, source, target = self.layer, self._source, self._target
         replaced = self._replaced or source
-        if self._replaced is not None and not can_replace(source, replaced):
-            report_error(
-                f"Can no longer replace '{replaced.node_name}' by '{target.node_name}', because it can no longer be "
-                "guaranteed that doing so would not lead to an abrupt change of visible data"
-            )
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        if target.read_only != replaced.read_only:
-            assert self._root is not None
-            if replaced.read_only:
-                self._root.set_permissions(0, permissions.ALL)
-            try:
-                set_read_only(layer, target, replaced.read_only)
-            except QobraError:
-                pass  # users that need it otherwise refuse the swap
+        check_place(source, target, self._replaced)
+        assert self._root is not None
+        match_read_only(layer, self._root, target, replaced)
         self._stop_tracking()
         try:
             with layer.graph.change() as change:
                 take_out_filter(change, self._filter)
                 self._let_go(change)
-                self._set_target_backing(change)
+                set_target_backing(layer, change, source, target, self._plan)
                 change.replace(replaced, target)
         except QobraError as error:
             # The job ends with a number, as all that fails so late; the reason is told whoever runs the program.
@@ -469,24 +458,6 @@ class MirrorJob(BlockJob):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         self._edges.clear()
         self._swapped = True
-
-    def _set_target_backing(self, change: GraphChange) -> None:
-        mode = self._plan.backing_mode
-        target = self._target
-        if mode == SOURCE_BACKING:
-            backing = self._source if self._plan.sync == "none" else self._plan.base
-            if backing is not None and target.backing is not backing:
-                change.attach(target, "backing", backing, permissions.ROLE_COW)
-        elif mode == OPEN_BACKING and target.supports_backing and target.backing is None:
-            options = self.layer.opener.backing_options(target)
-            if options is not None:
-                opened: list[BlockNode] = []
-                backing = self.layer.opener.open_reference(
-                    options, opened, {"read-only": True, "auto-read-only": False}
-                )
-                for node in opened:
-                    change.insert(node)
-                change.attach(target, "backing", backing, permissions.ROLE_COW)
 
     def _let_go(self, change: GraphChange) -> None:
         for edge in self._edges:
