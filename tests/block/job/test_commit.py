@@ -38,6 +38,22 @@ def test_an_intermediate_commit(layer, tree, tmp_path, chain_names):
     ]  # fmt: skip
 
 
+def test_what_is_committed_is_on_the_disk_before_the_overlay_names_another_base(layer, tree, monkeypatch):
+    done = []
+    for node_name, call in (("base", "flush"), ("top", "change_backing_file")):
+        node = layer.graph.find(node_name)
+        usual = getattr(node, call)
+
+        def noted(*args, usual=usual, call=call):
+            done.append(call)
+            usual(*args)
+
+        monkeypatch.setattr(node, call, noted)
+    commit(layer, "drive", **{"top-node": "mid", "base-node": "base"})
+    layer.wait_status("c", "null")
+    assert done[done.index("change_backing_file") - 1] == "flush"
+
+
 def test_the_recorded_name_may_be_another(layer, tree):
     commit(layer, "drive", top="mid", **{"base-node": "base", "backing-file": "elsewhere"})
     layer.wait_status("c", "null")
