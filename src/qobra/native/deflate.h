@@ -349,9 +349,10 @@ static size_t parse(
         }
         stop = place + 1;               /* places before are in the tables */
         while (found.length < lazy && end - place > found.length + 1) {
-            /* Is the match at the next place worth more? */
+            /* Is the match at the next place worth more? One as long may be, if it is nearer. */
+            unsigned less = found.length > MIN_MATCH ? found.length - 1 : MIN_MATCH;
             struct match next = find(
-                self, data, place + 1, worth + (place + 1 - base), limit_of(place + 1, end), found.gain, found.length, depth, nice);
+                self, data, place + 1, worth + (place + 1 - base), limit_of(place + 1, end), found.gain, less, depth, nice);
             stop = place + 2;
             if (!next.length)
                 break;

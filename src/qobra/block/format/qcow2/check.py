@@ -106,9 +106,7 @@ class Checker:
     def _counted_clusters(self) -> int:
         """How far there are counts in the file: a file may be long beyond all measure, with nothing in it."""
         refcounts = self.image.refcounts
-        blocks = len(refcounts.table)
-        while blocks and not refcounts.table[blocks - 1] & layout.REFTABLE_MASK:
-            blocks -= 1
+        blocks = max((index + 1 for index, entry in refcounts.entries() if entry & layout.REFTABLE_MASK), default=0)
         return min(-(-self.file_length >> self.image.cluster_bits) + 1, blocks << refcounts.block_bits)
 
     def run(self) -> None:
@@ -148,7 +146,7 @@ class Checker:
         """Read all refcount blocks, seeing to it that each is a place that can be."""
         image = self.image
         refcounts = image.refcounts
-        for index, entry in enumerate(refcounts.table):
+        for index, entry in refcounts.entries():
             if index << refcounts.block_bits >= len(self.stored):
                 break
             offset = entry & layout.REFTABLE_MASK
@@ -159,7 +157,7 @@ class Checker:
 
     def _count_blocks(self) -> None:
         image = self.image
-        for index, entry in enumerate(image.refcounts.table):
+        for index, entry in image.refcounts.entries():
             offset = entry & layout.REFTABLE_MASK
             if entry & layout.REFTABLE_RESERVED:
                 self.error(f"ERROR refcount table entry {index} has reserved bits set")

@@ -100,7 +100,7 @@ def deflate(data: Buffer, level: int) -> bytes | None:
 
 
 _EFFORTS = (
-    (1, 16, 0), (1, 16, 0), (2, 32, 0), (4, 32, 0), (4, 32, 8), (8, 64, 16), (12, 128, 32), (24, 128, 32),
+    (1, 16, 0), (1, 16, 0), (2, 32, 0), (4, 32, 0), (4, 32, 8), (8, 64, 16), (16, 128, 32), (24, 128, 32),
     (64, 258, 64), (256, 258, 258),
 )  # fmt: skip
 """By level of zlib, how hard the compiled form looks for matches. That of 6 is as much as it takes to be no larger."""

@@ -111,7 +111,7 @@ class CompressedWriter:
         with image.lock:
             self._map(first, places, pieces)
             image.land(first, last)
-        image.node.reader.forget()
+        image.node.forget_computed()
         image.node.moved(first << image.cluster_bits, len(pieces) << image.cluster_bits)
 
     def _map(self, first: int, places: list[int], pieces: list[bytes]) -> None:

@@ -339,6 +339,12 @@ class Qcow2Disk(BlockNode):
 
         return ComputedReader(self)
 
+    def forget_computed(self) -> None:
+        """Other data may have come to where what was decompressed lay. Where nothing was read, no reader is made."""
+        reader: ComputedReader | None = self.__dict__.get("reader")
+        if reader is not None:
+            reader.forget()
+
     def map(self, offset: int, length: int, want_zero: bool = True) -> Sequence[Extent]:
         return map_range(self.image, offset, length)
 

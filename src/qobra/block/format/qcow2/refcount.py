@@ -15,6 +15,8 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from qobra.block.format.qcow2.image import Image
 
 Counts = bytearray | array  # type: ignore[type-arg]
@@ -113,6 +115,11 @@ class Refcounts:
     def capacity(self) -> int:
         """Clusters that the table can count without growing."""
         return len(self.table) << self.block_bits
+
+    def entries(self) -> Iterator[tuple[int, int]]:
+        """The table's entries that are not 0, with their indexes. Most of a table is empty."""
+        used = -(-len(self.table.tobytes().rstrip(b"\0")) // 8)
+        return ((index, entry) for index, entry in enumerate(self.table[:used]) if entry)
 
     def load_table(self) -> None:
         """Read the table, whose place and size the header gives (checked there)."""

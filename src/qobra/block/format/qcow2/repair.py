@@ -137,7 +137,7 @@ def _old_structures(checker: Checker) -> set[int]:
     bits = image.cluster_bits
     first = image.header.reftable_offset >> bits
     old = set(range(first, first + image.header.reftable_clusters))
-    for entry in image.refcounts.table:
+    for _index, entry in image.refcounts.entries():
         offset = entry & layout.REFTABLE_MASK
         if offset and not offset & image.cluster_mask and offset < checker.file_length:
             old.add(offset >> bits)

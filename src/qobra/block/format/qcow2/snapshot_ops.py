@@ -160,7 +160,7 @@ def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
         change_counts(image, old_references, -1)
         if old_offset:
             image.free(old_offset, -(-len(old) * 8 // image.cluster_size) * image.cluster_size)
-    node.reader.forget()
+    node.forget_computed()
     node.written(0, node.length)
 
 
