@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 
 import pytest
 
 from qobra.block import permissions
-from qobra.block.export.fuse.mount import unmount
+from qobra.block.export.fuse.mount import _connection_number, unmount
 from qobra.block.layer import BlockLayer
 from qobra.errors import QobraError
 from qobra.testing.waiting import wait_until
@@ -145,6 +146,25 @@ def test_a_read_only_export_cannot_be_written(layer, export):
     assert error.value.errno == errno.EACCES
     with pytest.raises(OSError):
         os.truncate(path, 0)
+
+
+def test_who_has_the_file_open_keeps_no_export(layer, export, events):
+    fd = os.open(export(writable=True), os.O_RDWR)
+    os.write(fd, b"written")
+    with layer.control:
+        layer.exports.remove("fuse0")
+    _gone(layer, events)
+    for end in (partial(os.write, fd, b"too late"), partial(os.close, fd)):
+        with pytest.raises(OSError) as error:
+            end()
+        assert error.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    assert layer.find_node("disk").read(0, 7) == b"written"
+
+
+def test_the_number_of_a_connection(export, tmp_path):
+    number = _connection_number(str(export()))
+    assert number.isdecimal() and os.stat(tmp_path / "mount").st_dev & 0xFF == int(number) & 0xFF
+    assert _connection_number(str(tmp_path / "image")) == ""
 
 
 def test_an_export_that_is_unmounted_is_gone(layer, export, events):

@@ -11,7 +11,7 @@ import struct
 from qobra.errors import QobraError, strerror
 
 _MS_NOSUID, _MS_NODEV = 2, 4
-_MNT_DETACH = 2
+_MNT_FORCE, _MNT_DETACH = 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,13 +28,46 @@ def mount(mountpoint: str, *, allow_other: bool) -> int:
 
 
 def unmount(mountpoint: str) -> None:
-    """Take the file system away, now for new users and for old ones once they are done."""
+    """Take the file system away. Who has the file open gets errors from now on, or would keep the export for ever."""
     if os.geteuid() == 0:
-        _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH)
+        _libc.umount2(os.fsencode(mountpoint), _MNT_FORCE | _MNT_DETACH)
     else:
         import subprocess
 
+        number = _connection_number(mountpoint)
         subprocess.run(["fusermount3", "-u", "-z", "-q", mountpoint], check=False)
+        if number:
+            _abort(number)
+
+
+def _connection_number(mountpoint: str) -> str:
+    """How the kernel calls the connection behind ``mountpoint``; empty if nothing is mounted there."""
+    path, number = os.path.realpath(mountpoint), ""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            _id, _parent, device, _root, place, *_rest = line.split(" ")
+            if _without_escapes(place) == path:
+                number = device.partition(":")[2]
+    return number
+
+
+def _without_escapes(text: str) -> str:
+    """A path of /proc/self/mountinfo, in which blanks and backslashes are octal numbers."""
+    for number in ("040", "011", "012", "134"):
+        text = text.replace(f"\\{number}", chr(int(number, 8)))
+    return text
+
+
+def _abort(number: str) -> None:
+    # Where the control file system is not mounted, the kernel lets the connection go with the last who has the file open.
+    try:
+        fd = os.open(f"/sys/fs/fuse/connections/{number}/abort", os.O_WRONLY)
+    except OSError:
+        return
+    try:
+        os.write(fd, b"1")
+    finally:
+        os.close(fd)
 
 
 def _mount_directly(mountpoint: str, options: str) -> int:
