@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qobra.chardev import address
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
 
@@ -223,6 +224,14 @@ def test_abstract_names(machine: Machine, eventually: Any) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(b"\0" + name.encode())
         eventually(lambda: device.is_open)
+
+
+def test_a_device_of_the_host_is_not_replaced(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[object] = []
+    monkeypatch.setattr(os, "unlink", removed.append)
+    with pytest.raises(QobraError, match="Address already in use"):
+        address.listen(machine, {"type": "unix", "data": {"path": "/dev/null"}})
+    assert not removed
 
 
 def test_stale_paths_are_replaced_and_new_owners_left_alone(machine: Machine, tmp_path: Path) -> None:
