@@ -59,12 +59,13 @@ generate: $(VENV)/.test
 bench: $(VENV)/.test $(COMPILED)
 	@$(BIN)/python -m bench
 
-# The tests marked `soak` at full length: hours of random operations, crashes and concurrency. The stress test of jobs
-# makes RUNS runs of each kind, from SEED on.
-RUNS ?= 250
+# Random operations, crashes and concurrency at length: SCALE times what `make test` does of them, which takes hours.
+# The stress test of jobs makes RUNS runs of each kind, from SEED on. A part: PYTEST_ARGS='-k kill' or a path.
+SCALE ?= 50
+RUNS ?= $(shell echo $$((5 * $(SCALE))))
 SEED ?= 0
 soak: $(VENV)/.test $(COMPILED)
-	QOBRA_SOAK=1 QOBRA_STRESS_RUNS=$(RUNS) QOBRA_STRESS_SEED=$(SEED) $(BIN)/pytest -n auto -m soak --timeout 3600 $(PYTEST_ARGS)
+	QOBRA_SOAK=$(SCALE) QOBRA_STRESS_RUNS=$(RUNS) QOBRA_STRESS_SEED=$(SEED) $(BIN)/pytest -n auto -m soak --timeout 3600 $(PYTEST_ARGS)
 
 clean:
 	rm -rf src/qobra/native/*.so $(COMPILED) site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

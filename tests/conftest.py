@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from qobra import native
 from qobra.machine.machine import Machine
@@ -21,21 +21,22 @@ from qobra.testing.plugin import make_qobra_server, qobra_server
 # The plugin's fixtures; where Qobra is installed, pytest finds them without this.
 __all__ = ["make_qobra_server", "qobra_server"]
 
-SOAK = bool(os.environ.get("QOBRA_SOAK"))
+SOAK = int(os.environ.get("QOBRA_SOAK") or 0)
+"""How many times more of what is long or random to do (``make soak SCALE=50``); 0 under ``make test``."""
 
 settings.register_profile(
     "bounded", max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 settings.register_profile(
-    "soak", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    "soak", max_examples=max(25, 40 * SOAK), deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
 settings.load_profile("soak" if SOAK else "bounded")
 
 
 @pytest.fixture(scope="session")
 def soak_scale() -> int:
-    """How many times more of a test marked ``soak`` to run: 1 under ``make test``, 50 under ``make soak``."""
-    return 50 if SOAK else 1
+    """How many times more of a test marked ``soak`` to run: 1 under ``make test``, SCALE under ``make soak``."""
+    return SOAK or 1
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +61,12 @@ def pytest_configure() -> None:
         raise pytest.UsageError(
             f"{', '.join(sorted(stale))}: newer than the compiled form; `make compiled` makes it anew"
         )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What is longer or more random under ``make soak`` is a part of it, whether or not it says so."""
+    if "soak_scale" in getattr(item, "fixturenames", ()) or is_hypothesis_test(getattr(item, "obj", None)):
+        item.add_marker("soak")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -23,7 +23,7 @@ from qobra.nbd.tls import client_context
 from qobra.testing.nbd_liar import SIZE, Liar
 
 ROUNDS = 60
-"""Connections of each kind; under ``make soak`` fifty times as many."""
+"""Connections of each kind; under ``make soak`` SCALE times as many."""
 SECONDS = 5.0
 """On a busy machine fewer, as many as begin within this time."""
 LONGEST = 10.0

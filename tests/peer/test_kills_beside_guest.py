@@ -31,7 +31,7 @@ ENDS = ("killed before it is ready", "killed while it completes", "completed", "
     ("kind", "end"), [*(("mirror", end) for end in ENDS), *(("commit", end) for end in ENDS if end != "cancelled")]
 )
 def test_what_was_flushed_is_there(kind: str, end: str, tmp_path: Path, soak_scale: int) -> None:
-    for seed in range(SEED, SEED + (1 if soak_scale == 1 else soak_scale // 5)):
+    for seed in range(SEED, SEED + max(1, soak_scale // 5)):
         print(f"{kind} {end}, seed {seed}")
         directory = tmp_path / str(seed)
         directory.mkdir()

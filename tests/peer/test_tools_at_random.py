@@ -18,7 +18,7 @@ from qobra.testing.tools.script import script
 pytestmark = pytest.mark.peer("qemu-img", "qemu-io", "qemu-nbd")
 
 SEEDS = 10
-"""So many sequences of some eight commands each; under ``make soak`` fifty times as many."""
+"""So many sequences of some eight commands each; under ``make soak`` SCALE times as many."""
 SECONDS = 8.0
 """On a busy machine fewer, as many as begin within this time."""
 

@@ -45,11 +45,15 @@ class StorageDaemon:
 
     def ask(self, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
         """The whole reply to a command, ``return`` or ``error``."""
-        self._sock.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode())
+        self.send(command, arguments)
         while True:
             message = self._read()
             if "event" not in message:
                 return message
+
+    def send(self, command: str, arguments: dict[str, Any] | None = None) -> None:
+        """Send a command whose reply nobody waits for."""
+        self._sock.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode())
 
     def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """What a command returns, which has to succeed."""
