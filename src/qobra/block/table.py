@@ -89,6 +89,8 @@ class ResolvedTable:
         """What the pages that there are were found in."""
         self._numbers: dict[int, int] = {}
         """The numbers of the pages by the rest that they leave when divided by MAX_PAGES."""
+        self.fruitless = 0
+        """How many ranges in a row were resolved for a request and were not plain."""
         self._sequence = 0
         """Counts what moved."""
         self._moves: deque[tuple[int, int]] = deque(maxlen=_MOVES)

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.creation._image import plan
 from qobra.block.export.nbd import connection as connection_module
 from qobra.block.export.nbd import requests
 from qobra.block.snapshot import create_image
+from qobra.block.table import ResolvedTable
 from qobra.errors import QobraError
 from qobra.nbd import protocol as p
 from qobra.testing.waiting import wait_until
@@ -304,6 +306,27 @@ def test_who_never_chooses_an_export_is_sent_away(
     time.sleep(0.2)
     assert client.pread(512, 0) == bytes(512)  # who has chosen stays
     assert capsys.readouterr().err.endswith("option negotiation failed: The NBD peer did not answer in time\n")
+
+
+@pytest.mark.parametrize("option", [("cluster_size", "512"), ("extended_l2", "on")])
+def test_images_in_small_pieces_are_not_resolved_for_each_write(
+    exporter: Any, monkeypatch: pytest.MonkeyPatch, option: tuple[str, str]
+) -> None:
+    """Writes that make the image one of many pieces, none of which fills a unit of the table."""
+    path = exporter.tmp_path / "n.qcow2"
+    with exporter.layer.control:
+        plan(exporter.layer, str(path), "qcow2", [option], size=SIZE).run(exporter.layer)
+    exporter.add({"driver": "qcow2", "node-name": "n", "file": {"driver": "file", "filename": str(path)}})
+    exporter.export("n")
+    resolved = []
+    monkeypatch.setattr(ResolvedTable, "look", lambda *_arguments: None)
+    monkeypatch.setattr(ResolvedTable, "fill", lambda *arguments: resolved.append(arguments))
+    client = exporter.connect("n")
+    places = random.Random(3).sample(range(SIZE // 4096), 400)
+    for place in places:
+        client.pwrite(bytes([place % 255 + 1]) * 4096, place * 4096)
+    assert all(client.pread(4096, place * 4096) == bytes([place % 255 + 1]) * 4096 for place in places[:50])
+    assert len(resolved) < 100
 
 
 def test_what_a_failed_request_keeps_of_the_loop_can_be_collected(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 FILL_UNITS = (512, 64, 16, 1)
 """Units of the table that are resolved at a time around one that was asked for: as many as are not known yet."""
+FRUITLESS, TRY_AGAIN = 16, 32
+"""After so many times in a row that what was resolved was not plain, as in images whose clusters or subclusters are
+smaller than the table's units, resolving takes longer than the requests: it is tried once in so many times."""
 PAGE_MASK = PAGE_ENTRIES - 1
 
 
@@ -47,6 +50,10 @@ def resolved(table: ResolvedTable, offset: int, length: int, *, to_write: bool) 
     pieces = _locate(table, offset, length, to_write)
     if pieces is not None:
         return pieces
+    if table.fruitless >= FRUITLESS:
+        table.fruitless += 1
+        if table.fruitless % TRY_AGAIN:
+            return None
     page = table.pages.get(offset >> table.unit_bits + PAGE_BITS)
     for units in FILL_UNITS:
         window = units << table.unit_bits
@@ -55,7 +62,9 @@ def resolved(table: ResolvedTable, offset: int, length: int, *, to_write: bool) 
         if page is None or not any(page[first : first + units]):
             break  # where neighbours are known, only what is less far away has moved
     table.fill(begin, -(-(offset + length - begin) // window) * window)
-    return _locate(table, offset, length, to_write)
+    pieces = _locate(table, offset, length, to_write)
+    table.fruitless = table.fruitless + 1 if pieces is None else 0
+    return pieces
 
 
 def _locate(table: ResolvedTable, offset: int, length: int, to_write: bool) -> Pieces | None:
