@@ -59,7 +59,7 @@ def _without_escapes(text: str) -> str:
 
 
 def _abort(number: str) -> None:
-    # Where the control file system is not mounted, the kernel lets the connection go with the last who has the file open.
+    # Where the control file system is not mounted, the connection goes with the last who has the file open.
     try:
         fd = os.open(f"/sys/fs/fuse/connections/{number}/abort", os.O_WRONLY)
     except OSError:
