@@ -566,6 +566,17 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("state", "text"), [("read_only", "readonly and cannot be modified"), ("inconsistent", "inconsistent")]
+)
+def test_a_bitmap_that_cannot_be_changed_is_refused(layer, guest, target, state, text):
+    bitmap = DirtyBitmap(guest.node, "b", 65536)
+    setattr(bitmap, state, True)
+    with pytest.raises(QobraError, match=f"Bitmap 'b' is {text}"):
+        backup(layer, sync="bitmap", bitmap="b", **{"bitmap-mode": "on-success"})
+    assert layer.jobs.all() == [] and not bitmap.busy
+
+
 @pytest.mark.parametrize(("args", "text"), REFUSALS, ids=[text for _args, text in REFUSALS])
 def test_refusals_leave_nothing(layer, guest, target, tmp_path, args, text):
     raw(layer, tmp_path / "small", "small", 65536)
