@@ -39,3 +39,12 @@ def test_a_discard_is_no_write(layer):
     assert node.highest_write() == 0 and node.written_around
     node.write(512, bytes(512))
     assert node.highest_write() == 1024
+
+
+def test_limits_do_not_hold_up_a_flush(layer, monkeypatch):
+    """Who writes may wait for them, and have the lock of an image whose metadata are to be written."""
+    node = layer.add_node({"driver": "null-co", "node-name": "n"})
+    let_go = []
+    monkeypatch.setattr(node, "_flush", lambda: let_go.append(layer.flight.words.draining))
+    layer.flush()
+    assert let_go == [1]

@@ -353,13 +353,17 @@ class BlockLayer:
             raise
 
     def flush(self) -> None:
-        """Let everything that was written be on stable storage; what fails is passed over."""
-        for node in self.graph.nodes.values():
-            if not node.inactive and not self._flushed_with_another(node):
-                try:
-                    node.flush()
-                except (OSError, QobraError):
-                    pass
+        """Let everything that was written be on stable storage; what fails is passed over.
+
+        Limits are not in force meanwhile, as an image's metadata waits for whoever is writing to it.
+        """
+        with self.unthrottled():
+            for node in self.graph.nodes.values():
+                if not node.inactive and not self._flushed_with_another(node):
+                    try:
+                        node.flush()
+                    except (OSError, QobraError):
+                        pass
 
     def _flushed_with_another(self, node: BlockNode) -> bool:
         return any(
