@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.buffers import new_buffer
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.block.extents import ABSENT, COMPRESSED, ZERO, resolve
 from qobra.errors import QobraError
@@ -188,7 +189,7 @@ class Image(io.RawIOBase):
 
     def pread(self, length: int, offset: int) -> bytes:
         """``length`` bytes from ``offset``, fewer where the image ends before. Raises OSError or QobraError."""
-        data = bytearray(self._inside(length, offset))
+        data = new_buffer(self._inside(length, offset))
         self._fill(memoryview(data), offset)
         return bytes(data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qobra.block.buffers import new_buffer
 from qobra.block.io_commands._interpreter import MAX_REQUEST, SECTOR, Failed, Interpreter, Misused, io_command, now, why
 from qobra.errors import QobraError
 
@@ -66,7 +67,7 @@ def read(interpreter: Interpreter, words: list[str]) -> None:
         for what, value in (("offset", offset), ("count", count)):
             if value % SECTOR:
                 raise Failed(f"{value} is not a sector-aligned value for '{what}'")
-    view = memoryview(bytearray(count))
+    view = memoryview(new_buffer(count))
     start = now()
     try:
         if "b" in options:
@@ -92,7 +93,7 @@ def readv(interpreter: Interpreter, words: list[str]) -> None:
     if len(operands) < 2:
         raise Misused
     offset = interpreter.number(operands[0])
-    view = memoryview(bytearray(vector_length(interpreter, operands[1:])))
+    view = memoryview(new_buffer(vector_length(interpreter, operands[1:])))
     start = now()
     try:
         interpreter.read(offset, view)

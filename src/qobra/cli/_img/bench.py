@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from qobra.block.buffers import new_buffer
 from qobra.block.cache_modes import CACHE_MODES
 from qobra.cli._img._target import reason
 from qobra.cli._tool.opening import command_line, opening
@@ -141,7 +142,8 @@ class Load:
 
     def _work(self) -> None:
         order, backend = self._order, self._backend
-        data = memoryview(bytearray([order.pattern]) * order.size)
+        data = memoryview(new_buffer(order.size))
+        data[:] = bytes([order.pattern]) * order.size
         try:
             while (offset := self._begin()) is not None:
                 if order.writes:

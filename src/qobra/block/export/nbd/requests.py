@@ -10,6 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from qobra.block.buffers import new_buffer
 from qobra.block.export.nbd.status import block_status
 from qobra.block.extents import ABSENT, COMPUTED, DATA, ZERO, resolve
 from qobra.block.node import read_or_zero
@@ -171,7 +172,7 @@ class Requests:
     def _read(self, work: Work, slot: Slot) -> Sequence[Buffer]:
         cookie, offset, length = work.cookie, work.offset, work.length
         if not self._structured:
-            data = bytearray(length)
+            data = new_buffer(length)
             with slot:
                 read_or_zero(self._backend.inserted(), offset, memoryview(data))
             return (p.SIMPLE_REPLY.pack(p.SIMPLE_REPLY_MAGIC, 0, cookie), data)
@@ -180,7 +181,7 @@ class Requests:
         with slot:
             node = self._backend.inserted()
             pieces = [(offset, length, False)] if work.flags & p.CMD_FLAG_DF else _pieces(node, offset, length)
-            data = bytearray(sum(size for _start, size, hole in pieces if not hole))
+            data = new_buffer(sum(size for _start, size, hole in pieces if not hole))
             view = memoryview(data)
             position = 0
             for start, size, hole in pieces:
@@ -236,6 +237,6 @@ def _cache(node: BlockNode, offset: int, length: int) -> None:
         if run.kind == DATA and run.leaf is not None and run.leaf.is_leaf:
             os.posix_fadvise(run.leaf.fd, run.offset, run.length, os.POSIX_FADV_WILLNEED)
         elif run.kind == COMPUTED:
-            scratch = scratch or memoryview(bytearray(_SCRATCH))
+            scratch = scratch or memoryview(new_buffer(_SCRATCH))
             for start in range(run.start, run.start + run.length, _SCRATCH):
                 node.read_into(start, scratch[: min(_SCRATCH, run.start + run.length - start)])

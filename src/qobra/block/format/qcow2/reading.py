@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from qobra.block.buffers import new_buffer
 from qobra.block.extents import COMPUTED, DATA
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.compressed import ZSTD, ClusterCache, decompress
@@ -82,7 +83,7 @@ class ComputedReader:
         if crypt is None:
             raise QobraError("The image is encrypted and was opened without its key", errno=errno.EACCES)
         low = guest & 511
-        stored = bytearray((low + len(view) + 511) & ~511)
+        stored = new_buffer((low + len(view) + 511) & ~511)
         read_or_zero(self._image.data, host - low, memoryview(stored))
         view[:] = crypt.decrypt(guest - low, host - low, stored)[low : low + len(view)]
 

@@ -7,6 +7,7 @@ it).
 
 from __future__ import annotations
 
+from qobra.block.buffers import new_buffer
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.mapping import check_host, check_inside
 
@@ -241,7 +242,7 @@ class Writer:
             self._image.data.write_zeroes(host, length)
             return
         self._image.file.debug_event("cow_write")
-        old = memoryview(bytearray(length))
+        old = memoryview(new_buffer(length))
         self._read_old(offset, old, zero)
         self.write_data(offset, host, old)
 
