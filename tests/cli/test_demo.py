@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +52,26 @@ def test_stay(capsys: pytest.CaptureFixture[str]) -> None:
         assert {export["id"] for export in client.query_block_exports()} == {"disk", "backup"}
         client.quit()
     shutil.rmtree(found.group(1))
+
+
+def test_who_ends_it_leaves_no_daemon_and_no_files(tmp_path: Path) -> None:
+    code = "import sys; from qobra.cli.main import main; sys.exit(main(['demo']))"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None and "answered QMP" in process.stdout.readline()
+        daemons = [each for each in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(each)]
+        assert len(daemons) == 1
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM or process.returncode == -signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+    assert str(tmp_path).encode() not in _read(daemons[0])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_wrong_backup_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ import time
 from qobra.cli._demo.daemon import Daemon
 from qobra.cli._demo.progress import Bar
 from qobra.cli._demo.writer import BLOCK, Writer, mismatches
+from qobra.cli._tool.process import end_in_order
 from qobra.errors import QobraError
 from qobra.units import size_text
 
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--disk", metavar="PATH", help="use this disk, through an overlay: it is never written")
     parser.add_argument("--stay", action="store_true", help="leave the daemon up and print how to connect")
     options = parser.parse_args(argv)
+    end_in_order()  # the daemon has a session of its own: nobody else ends it
     directory = tempfile.mkdtemp(prefix="qobra-demo-")
     daemon = None
     stays = False
