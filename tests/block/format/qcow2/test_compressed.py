@@ -73,6 +73,42 @@ def test_what_was_compressed_is_read_within_4_kib(seed: int, form: Any) -> None:
         assert inflate(packed, len(data)) == data
 
 
+def mixture(random_: random.Random) -> bytes:
+    """Pieces of all kinds, one behind another, also of what came before."""
+    size = random_.choice([random_.randrange(1, 64), random_.randrange(1, 5000), 65536, random_.randrange(1, 200_000)])
+    data = bytearray()
+    while len(data) < size:
+        length, back = random_.randrange(1, 9000), random_.randrange(1, 6000)
+        kind = random_.randrange(6)
+        if kind == 0:
+            data += random_.randbytes(length)
+        elif kind == 1:
+            data += bytes(random_.choices(range(random_.randrange(1, 256)), k=length))
+        elif kind == 2:
+            data += bytes([random_.randrange(256)]) * length
+        elif kind == 3:
+            data += random_.randbytes(min(back, length)) * (length // back + 1)
+        elif kind == 4:
+            start = random_.randrange(len(SOURCE) - 9000)
+            data += SOURCE[start : start + length]
+        else:
+            again = bytearray(data[-back:][:length])
+            for place in random_.sample(range(len(again)), len(again) // 40):
+                again[place] ^= 1 << random_.randrange(8)
+            data += again or b"x"
+    return bytes(data[:size])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mixtures(form: Any, soak_scale: int) -> None:
+    seed = random.randrange(1 << 32)
+    random_ = random.Random(seed)
+    for number in range(40 * soak_scale):
+        data, level = mixture(random_), random_.randrange(1, 10)
+        packed = form(data, level)
+        assert packed is None or inflate(packed, len(data)) == data, (seed, number)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_what_cannot_be_made_smaller(form: Any) -> None:
     for size in (1, 2, 3, 4, 5, 100, 65536):
