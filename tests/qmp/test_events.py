@@ -78,10 +78,10 @@ def test_a_monitor_that_is_to_be_read_gets_events_as_it_gets_replies(make_monito
 
     assert b'"QMP"' in message()
     pretty.send(b'{"execute": "qmp_capabilities"}')
-    assert message() == b'{\n    "return": {\n    }\n}\r\n'
+    assert message() == b'{\r\n    "return": {\r\n    }\r\n}\r\n'
     emit(monitored.machine, "WAKEUP")
     told = message()
-    assert told.startswith(b'{\n    "timestamp": {\n        "seconds": ') and b'    "event": "WAKEUP"' in told
+    assert told.startswith(b'{\r\n    "timestamp": {\r\n        "seconds": ') and b'    "event": "WAKEUP"' in told
     assert plain.line()["event"] == "WAKEUP"
 
 

@@ -71,15 +71,15 @@ def test_reply_layout(monitored: Any) -> None:
 
 def test_pretty_layout(monitored: Any) -> None:
     client = monitored.connect(pretty=True)
-    assert client.raw_line() == b"{\n"
+    assert client.raw_line() == b"{\r\n"
     while client.raw_line() != b"}\r\n":
         pass
     client.send(b'{"execute":"qmp_capabilities","id":1}')
     assert [client.raw_line() for _ in range(5)] == [
-        b"{\n",
-        b'    "return": {\n',
-        b"    },\n",
-        b'    "id": 1\n',
+        b"{\r\n",
+        b'    "return": {\r\n',
+        b"    },\r\n",
+        b'    "id": 1\r\n',
         b"}\r\n",
     ]
 
