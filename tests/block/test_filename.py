@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
-from qobra.block.filename import full_backing_filename, parse_filename, unflatten
+from qobra.block.filename import flatten, full_backing_filename, parse_filename, unflatten
 from qobra.block.layer import BlockLayer
 from qobra.block.reopen import reopen
 from qobra.block.typed_options import typed
@@ -125,10 +126,36 @@ def test_a_filter_in_a_text_says_what_it_lacks(options, error):
 def test_a_rule_of_blkdebug_in_a_text_may_lack_its_new_state():
     rules = [{"event": "read_aio", "state": "1"}, {"event": "none", "new_state": 2}]
     options = typed({"driver": "blkdebug", "image": "f", "set-state": rules})
-    assert options["set-state"] == [
-        {"new_state": 0, "event": "read_aio", "state": 1},
-        {"new_state": 2, "event": "none"},
-    ]
+    assert options["set-state"] == [{"event": "read_aio", "state": 1}, {"event": "none", "new_state": 2}]
+
+
+def test_a_name_tells_rules_of_blkdebug_as_they_were_given():
+    """QEMU's names have "on" and "5" for what came as text, and no state that was not given."""
+    layer = BlockLayer()
+    text = {"event": "none", "once": "on", "errno": "0x5"}
+    node = layer.open(
+        typed(
+            {
+                "driver": "blkdebug",
+                "image": {"driver": "null-co"},
+                "inject-error": [text, {"event": "none", "once": True, "errno": 5}],
+                "set-state": {"0": {"event": "none"}, "1": {"event": "none", "new_state": "3"}},
+            }
+        )
+    )
+    assert flatten(json.loads(node.filename.removeprefix("json:"))) == {
+        "driver": "blkdebug",
+        "image.driver": "null-co",
+        "inject-error.0.event": "none",
+        "inject-error.0.once": "on",
+        "inject-error.0.errno": "0x5",
+        "inject-error.1.event": "none",
+        "inject-error.1.once": True,
+        "inject-error.1.errno": 5,
+        "set-state.0.event": "none",
+        "set-state.1.event": "none",
+        "set-state.1.new_state": "3",
+    }
 
 
 @pytest.mark.parametrize("backing", ["x", {"driver": "file"}, {"file": {"filename": "x"}}])

@@ -263,3 +263,18 @@ def test_a_child_that_cannot_be_replaced_may_be_named_as_it_is(layer):
     reopen(layer, [options])
     with pytest.raises(QobraError, match="Cannot change the option 'image'"):
         reopen(layer, [{**options, "image": "other"}])
+
+
+def test_a_file_that_is_its_image_s_backing_file_too_stays_writable(layer, tmp_path):
+    path = tmp_path / "a.qcow2"
+    plan(layer, str(path), "qcow2", size=1 << 20).run(layer)
+    file = {"driver": "file", "node-name": "both", "filename": str(path)}
+    layer.add_node({"driver": "qcow2", "node-name": "image", "file": file, "backing": "both"})
+    options = {"driver": "qcow2", "node-name": "image", "file": "both", "backing": "both"}
+    reopen(layer, [options])
+    both = layer.find_node("both")
+    assert not both.read_only
+    reopen(layer, [{**options, "read-only": True}])
+    assert both.read_only
+    reopen(layer, [options])
+    assert not both.read_only

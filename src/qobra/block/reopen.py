@@ -83,9 +83,11 @@ def _prepare(
         if not isinstance(options[name], dict):
             _replace_child(layer, change, node, name, options[name])
     _check_unchanged(node, options)
+    followers: set[BlockNode] = set()
     for name in given:
         child = node.children.get(name)
-        if child is not None and child.opened_by is node and options[name] is not None:
+        if child is not None and child.opened_by is node and options[name] is not None and child not in followers:
+            followers.add(child)  # one that is file and backing file at once follows as what it was opened as
             _prepare_follower(layer, change, node, name, options, undo)
     old, old_explicit = node.options, node.explicit_options
     undo.append(lambda: _take(node, old, old_explicit))

@@ -42,6 +42,7 @@ def typed(options: Options, *, file_follows: bool = False) -> Options:
     """
     node = _OptionsOfNode(options, file_follows)
     result: Options = {}
+    texts: Options = {}
     for name, value in options.items():
         kind = node.members.get(name, "")
         if kind.startswith("[") and isinstance(value, dict):
@@ -49,14 +50,22 @@ def typed(options: Options, *, file_follows: bool = False) -> Options:
         if value == {} and kind == "SocketAddress":
             continue  # none
         result[name] = node.typed(name, kind, value)
-    texts = {
-        name: value
-        for name, value in options.items()
-        if isinstance(value, str) and isinstance(result.get(name), bool | int)
-    }
+        if kind in _RULES and _are_objects(value):
+            for index, (given, rule) in enumerate(zip(value, result[name], strict=True)):
+                texts.update(_texts(given, rule, f"{name}.{index}."))
+    texts.update(_texts(options, result))
     if texts:
         result[TEXTS] = texts
     return result
+
+
+def _texts(given: Options, result: Options, prefix: str = "") -> Options:
+    """What was ``given`` as text and is something else in ``result``, by its name after ``prefix``."""
+    return {
+        prefix + name: value
+        for name, value in given.items()
+        if isinstance(value, str) and isinstance(result.get(name), bool | int)
+    }
 
 
 class _OptionsOfNode:
@@ -110,7 +119,7 @@ class _OptionsOfNode:
                 each: _text(each, flag) if each == "template" else _switch(f"{name}.{each}", flag)
                 for each, flag in value.items()
             }
-        if kind in _RULES and isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        if kind in _RULES and _are_objects(value):
             from qobra.block.filter._blkdebug_config import typed_rules
 
             return typed_rules(name, value)
@@ -141,6 +150,10 @@ def _listed(name: str, value: Options) -> list[Any]:
     if len(result) != len(value):
         raise QobraError(f"Invalid parameter '{name}'")
     return result
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def _is_structure(types: Types, kind: str) -> bool:

@@ -83,7 +83,7 @@ def read_config(path: str) -> tuple[list[Options], list[Options]]:
         rules[group.name].append(rule)
     for each in rules["inject-error"] + rules["set-state"]:
         _check_words(each)
-    return rules["inject-error"], [_complete(rule) for rule in rules["set-state"]]
+    return rules["inject-error"], rules["set-state"]
 
 
 def typed_rules(group: str, rules: list[Options]) -> list[Options]:
@@ -96,7 +96,7 @@ def typed_rules(group: str, rules: list[Options]) -> list[Options]:
                 raise QobraError(f"[{group}] section doesn't support the option '{name}'")
         rule = {name: known[name](name, _as_text(name, value)) for name, value in texts.items()}
         _check_words(rule)
-        result.append(_complete(rule) if group == "set-state" else rule)
+        result.append(rule)
     return result
 
 
@@ -106,11 +106,6 @@ def _as_text(name: str, value: Any) -> str:
     if not isinstance(value, str | int):
         raise QobraError(f"Invalid parameter type for '{name}', expected: string")
     return str(value)
-
-
-def _complete(rule: Options) -> Options:
-    """A rule that says no new state sets the state that no rule asks for."""
-    return {"new_state": 0, **rule}
 
 
 def _check_words(rule: Options) -> None:

@@ -51,7 +51,7 @@ class _SetState:
     def __init__(self, options: Options) -> None:
         self.event = _event(options)
         self.state: int = options.get("state", 0)
-        self.new_state: int = options["new_state"]
+        self.new_state: int = options.get("new_state", 0)  # a text may lack it
 
 
 class _Breakpoint:

@@ -109,8 +109,8 @@ class World:
         return self.chance.choice(list(self.chains.values())) if self.chains else None
 
     def free_node(self, but: str = "") -> str:
-        """A name for a new node, mostly one that is free, and none of those in the text ``but``."""
-        names = [name for name in NODE_NAMES if f'"{name}"' not in but]
+        """A name for a new node, mostly a free one, and none of those in the text ``but`` unless that has them all."""
+        names = [name for name in NODE_NAMES if f'"{name}"' not in but] or NODE_NAMES
         return self._one_of([name for name in names if name not in self.nodes], names)
 
     def node_of(self, drivers: Sequence[str]) -> str:
