@@ -63,8 +63,9 @@ def report_line(text: object) -> None:
 
 
 def report_error(text: object) -> None:
-    """Print ``PROGRAM: text`` on standard error."""
-    report_line(f"{program()}: {text}")
+    """Print ``PROGRAM: text`` on standard error, and so the notes of an exception."""
+    for each in (text, *getattr(text, "__notes__", ())):
+        report_line(f"{program()}: {each}")
 
 
 def report_warning(text: object) -> None:

@@ -135,7 +135,9 @@ class Shell:
             try:
                 self._close()
             except (OSError, QobraError) as error:
-                self._program.error(strerror(error) if isinstance(error, OSError) else str(error))
+                text = strerror(error) if isinstance(error, OSError) else str(error)
+                for each in (text, *getattr(error, "__notes__", ())):
+                    self._program.error(each)
                 status = 1
         return status
 

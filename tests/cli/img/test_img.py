@@ -451,6 +451,15 @@ def test_what_cannot_be_freed_is_told_and_left_alone(capsys: pytest.CaptureFixtu
     assert "qcow2: Image is corrupt: Cannot free unaligned cluster 0x52a00" in capsys.readouterr().err
 
 
+def test_a_failure_that_closing_meets_again_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("create", "-q", "-f", "qcow2", "a.q", "1M") == 0
+    options = "driver=qcow2,file.driver=blkdebug,file.image.filename=a.q,file.inject-error.event=l2_update"
+    Path("r").write_bytes(b"x" * (1 << 20))
+    target = ["-n", "--target-image-opts", "-f", "raw", "r", options]
+    assert run("convert", *target) == 1
+    assert capfd.readouterr().err == "qobra-img: error while writing: Input/output error\n"
+
+
 def test_converted_bitmaps_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source, target = str(tmp_path / "source"), str(tmp_path / "target")
     assert img.main(["create", "-q", "-f", "qcow2", source, "1M"]) == 0

@@ -326,9 +326,10 @@ class Qcow2Disk(BlockNode):
         try:
             self.image.writeback.finish()
         except OSError as error:
-            # One commit writes the tables and the counts: what fails is neither safe.
-            report_error(QobraError.from_os("Failed to flush the L2 table cache", error))
-            raise QobraError.from_os("Failed to flush the refcount block cache", error)
+            # One commit writes the tables and the counts: what fails is neither safe, and QEMU tells it of each.
+            failure = QobraError.from_os("Failed to flush the L2 table cache", error)
+            failure.add_note(str(QobraError.from_os("Failed to flush the refcount block cache", error)))
+            raise failure
 
     # -- reading ----------------------------------------------------------------------------------------------
 
