@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from qobra.block import permissions
@@ -15,6 +17,7 @@ from qobra.block.snapshot import (
     delete_internal,
     snapshot_internal,
 )
+from qobra.block.transaction.run import run_transaction
 from qobra.errors import QobraError
 
 MIB = 1 << 20
@@ -76,6 +79,22 @@ def test_an_overlay_takes_the_place_and_the_old_image_is_kept(layer, drive, imag
     assert drive.node is overlay and overlay.backing is base and base.read_only
     drive.write(0, b"after!")
     assert drive.read(0, 6) == b"after!" and base.read(0, 6) == b"before"
+
+
+def test_a_disk_that_fails_when_the_old_image_becomes_read_only_does_not_fail_a_snapshot(
+    layer, drive, image, monkeypatch
+):
+    """By then the users are at the overlay, and cannot be told that there is none."""
+    overlay = image("overlay")
+    base = layer.graph.find("base")
+    with monkeypatch.context() as patch:
+
+        def fail(*_arguments):
+            raise OSError(errno.ENOSPC, "injected")
+
+        patch.setattr("qobra.block.reopen.reopen", fail)
+        run_transaction(layer, [{"type": "blockdev-snapshot", "data": {"node": "drive", "overlay": "overlay"}}])
+    assert drive.node is overlay and overlay.backing is base
 
 
 @pytest.mark.parametrize("commit", [True, False])

@@ -86,7 +86,7 @@ def _append(layer: BlockLayer, old: BlockNode, overlay: BlockNode, holder: Block
         # What lies under a snapshot is not to be written; where that cannot be, it is no reason to fail.
         try:
             set_read_only(layer, old, True)
-        except QobraError:
+        except (OSError, QobraError):
             pass
 
     return Change(undo, commit, clean=holder.remove)

@@ -308,6 +308,26 @@ def test_who_never_chooses_an_export_is_sent_away(
     assert capsys.readouterr().err.endswith("option negotiation failed: The NBD peer did not answer in time\n")
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "injected"), QobraError("injected", errno=errno.EIO)])
+def test_metadata_that_cannot_be_read_are_an_error_of_the_request(
+    exporter: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    node = add_image(exporter, "n")
+    node.write(0, b"1" * MIB)
+    exporter.export("n")
+    client = exporter.connect("n")
+
+    def fail(*_arguments: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "map", fail)
+        with pytest.raises(QobraError) as read:
+            client.pread(4096, 0)
+        assert read.value.errno == errno.EIO
+    assert client.pread(4096, 0) == b"1" * 4096
+
+
 @pytest.mark.parametrize("option", [("cluster_size", "512"), ("extended_l2", "on")])
 def test_images_in_small_pieces_are_not_resolved_for_each_write(
     exporter: Any, monkeypatch: pytest.MonkeyPatch, option: tuple[str, str]

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from qobra.block.table import PAGE_BITS, PAGE_ENTRIES
+from qobra.errors import QobraError
 
 if TYPE_CHECKING:
     from qobra.block.table import ResolvedTable
@@ -61,7 +62,10 @@ def resolved(table: ResolvedTable, offset: int, length: int, *, to_write: bool) 
         first = begin >> table.unit_bits & PAGE_MASK
         if page is None or not any(page[first : first + units]):
             break  # where neighbours are known, only what is less far away has moved
-    table.fill(begin, -(-(offset + length - begin) // window) * window)
+    try:
+        table.fill(begin, -(-(offset + length - begin) // window) * window)
+    except (OSError, QobraError):
+        return None  # the general path says what is wrong
     pieces = _locate(table, offset, length, to_write)
     table.fruitless = table.fruitless + 1 if pieces is None else 0
     return pieces
