@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qobra.errors import QobraError
-from qobra.nbd.sockets import connect, describe, listen
+from qobra.nbd.sockets import connect, describe, hung_up, listen
 
 
 def test_unix(tmp_path: Path) -> None:
@@ -95,6 +95,16 @@ def test_descriptors() -> None:
         each.close()
     with open(os.devnull) as file, pytest.raises(QobraError, match="is not a socket"):
         connect({"type": "fd", "str": str(os.dup(file.fileno()))})
+
+
+def test_who_has_hung_up() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert not hung_up(ours)
+        theirs.send(b"last words")
+        theirs.shutdown(socket.SHUT_WR)
+        assert hung_up(ours)
+    assert hung_up(ours)  # its thread has closed it, and is about to say so
 
 
 def test_describe() -> None:

@@ -62,7 +62,10 @@ def connect(address: dict[str, Any], *, timeout: float | None = None, find_fd: F
 def hung_up(sock: socket.socket) -> bool:
     """Whether the other side sends no more, though not all that it sent need have been received."""
     poller = select.poll()
-    poller.register(sock, select.POLLRDHUP)
+    try:
+        poller.register(sock, select.POLLRDHUP)
+    except ValueError:
+        return True  # another thread has closed it meanwhile
     return bool(poller.poll(0))
 
 
