@@ -47,8 +47,12 @@ class BuildForms(build_ext):
     """Builds the forms, and writes into each of which build it is (``native/build.pxd`` has room for that).
 
     In a source tree each form takes the place of its former at once, since a program may be starting, and what could
-    not be built leaves none of an earlier build there.
+    not be built leaves none of an earlier build there. As many are compiled at once as there are processors.
     """
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or len(os.sched_getaffinity(0))
 
     def build_extension(self, ext: Extension) -> None:
         try:
