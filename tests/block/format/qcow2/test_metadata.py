@@ -241,7 +241,7 @@ def test_a_refcount_block_that_is_an_l2_table_too_is_not_changed(lab):
     before = Path(lab.path("a")).read_bytes()[block : block + CLUSTER]
     with lab.open("a") as disk:
         disk.layer.emit_from_request = lambda _name, _data: None
-        with pytest.raises(QobraError, match=r"invalid write on metadata \(overlaps with active L2 table\)"):
+        with pytest.raises(QobraError, match=r"invalid write on metadata \(overlaps with refcount block\)"):
             disk.write(CLUSTER, b"x")
     assert Path(lab.path("a")).read_bytes()[block : block + CLUSTER] == before
 
@@ -455,3 +455,20 @@ def test_a_count_that_its_width_cannot_hold_needs_a_wider_one(lab):
     with lab.open("a") as disk:
         disk.write(0, b"own!")
         assert disk.read(65536, 4) == b"data"
+
+
+@pytest.mark.parametrize("lies_on", ["refcount table", "refcount block", "active L1 table"])
+def test_an_l2_table_that_is_other_metadata_too_is_not_changed(lab, lies_on):
+    lab.create("a", size=1 << 20)
+    with lab.open("a") as disk:
+        disk.write(0, b"x")
+        header = disk.node.header
+        places = {"refcount table": header.reftable_offset, "active L1 table": header.l1_offset}
+        place = places.get(lies_on, disk.node.image.refcounts.table[0])
+    _patch(lab, header.l1_offset, (layout.COPIED | place).to_bytes(8, "big"))
+    before = Path(lab.path("a")).read_bytes()
+    with lab.open("a", discard="unmap") as disk:
+        disk.layer.emit_from_request = lambda _name, _data: None
+        with pytest.raises(QobraError, match=f"overlaps with {lies_on}"):
+            disk.backend.discard(0, 1 << 16)
+    assert Path(lab.path("a")).read_bytes()[1 << 16 :] == before[1 << 16 :]

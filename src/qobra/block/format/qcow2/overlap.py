@@ -57,7 +57,7 @@ class Overlap:
         self.checks: frozenset[str] = TEMPLATES["cached"]
         self._clusters: set[int] | None = None
         self._double: set[int] = set()
-        """Those that are refcount blocks and something else at once."""
+        """Those that are refcount blocks or L2 tables, and something else at once."""
         self._unknown: QobraError | None = None
         """Why it cannot be known which clusters they are: then nothing is written."""
         self._signalled = False
@@ -104,11 +104,14 @@ class Overlap:
             self.require_known()
             self._refuse(offset, length)
 
-    def guard_block(self, offset: int) -> None:
-        """Raise, and mark the image corrupt, if the refcount block at host ``offset`` is other metadata as well."""
+    def guard_own(self, offset: int, check: str) -> None:
+        """Raise, and mark the image corrupt, if the metadata at host ``offset`` is more than what ``check`` guards.
+
+        That is "refcount-block" or "active-l2".
+        """
         bits = self._image.cluster_bits
         if self.touches(offset >> bits, 1) and offset >> bits in self._double:
-            self._refuse(offset, 1 << bits, "refcount-block")
+            self._refuse(offset & -1 << bits, 1 << bits, check)
 
     def _refuse(self, offset: int, length: int, but: str = "") -> NoReturn:
         text = f"Preventing invalid write on metadata (overlaps with {self._name(offset, length, but)})"
@@ -149,18 +152,19 @@ class Overlap:
 
     def _collect(self) -> set[int]:
         blocks: set[int] = set()
+        tables: set[int] = set()
         others: set[int] = set()
         bits, cluster = self._image.cluster_bits, self._image.cluster_size
         # What a damaged table puts past the end of the file needs no guard, and might be anything in size.
         end = -(-self._image.file.length >> bits)
         for check, offset, size in self._areas():
-            kind = blocks if check == "refcount-block" else others
+            kind = blocks if check == "refcount-block" else tables if check == "active-l2" else others
             first = offset >> bits
             kind.add(first)
             if size > cluster or offset & cluster - 1:
                 kind.update(range(first, min((offset + size - 1) >> bits, end) + 1))
-        self._double = blocks & others
-        return blocks | others
+        self._double = blocks & tables | blocks & others | tables & others
+        return blocks | tables | others
 
     def _name(self, offset: int, length: int, but: str) -> str:
         mask = -self._image.cluster_size

@@ -189,7 +189,7 @@ class Refcounts:
             if block.outside:
                 text = f"Refblock offset {block.offset:#x} is past the end of the image file"
                 self._image.corrupt(text, fatal=True)
-            self._image.overlap.guard_block(block.offset)
+            self._image.overlap.guard_own(block.offset, "refcount-block")
             block.dirty = True
             self.dirty[index] = block
 

@@ -117,6 +117,8 @@ class Tables:
             )
         found = self.find(cluster)
         assert found is not None
+        if found.last < 0:
+            self._image.overlap.guard_own(found.offset, "active-l2")
         return found
 
     def _own_table(self, l1_index: int, key: int) -> None:
