@@ -99,6 +99,8 @@ class _Scan:
             self._met(name, value)
 
     def _take_long(self, word: str) -> None:
+        if self._raw_texts and not self._long:  # as where there are letters only
+            raise UsageError("invalid option -- '-'")
         full, takes_value, name = _long_option(word, self._long, self._raw_texts)
         _, equals, value = word.partition("=")
         if takes_value and not equals:

@@ -155,3 +155,8 @@ def test_a_signal_that_cannot_be(capfd: pytest.CaptureFixture[str]) -> None:
 def test_patterns_can_be_octal(disk: str) -> None:
     assert io.main(["-c", "write -P 012 0 512", "-c", "read -P 0xa 0 512", "-c", "read -P 10 0 512", disk]) == 0
     assert io.main(["-c", "read -P 08 0 512", disk]) == 1
+
+
+def test_a_command_has_no_long_options(disk: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert io.main(["-c", "reopen --help", disk]) == 1
+    assert capfd.readouterr().err == "reopen: invalid option -- '-'\n"
