@@ -34,6 +34,10 @@ DISCARD_WORDS = {"ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "u
 """What texts have for a discard mode, and the mode."""
 
 
+class _Given(dict[str, Any]):
+    """What was given as text. Only :func:`typed` makes these, so options that have passed it are known by them."""
+
+
 def typed(options: Options, *, file_follows: bool = False) -> Options:
     """``options`` with proper values all the way down; ``file_follows``: the file is given in another way.
 
@@ -44,6 +48,9 @@ def typed(options: Options, *, file_follows: bool = False) -> Options:
     result: Options = {}
     texts: Options = {}
     for name, value in options.items():
+        if isinstance(value, _Given):
+            texts.update(value)
+            continue
         kind = node.members.get(name, "")
         if kind.startswith("[") and isinstance(value, dict):
             value = _listed(name, value)
@@ -55,7 +62,7 @@ def typed(options: Options, *, file_follows: bool = False) -> Options:
                 texts.update(_texts(given, rule, f"{name}.{index}."))
     texts.update(_texts(options, result))
     if texts:
-        result[TEXTS] = texts
+        result[TEXTS] = _Given(texts)
     return result
 
 

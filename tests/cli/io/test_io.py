@@ -160,3 +160,11 @@ def test_patterns_can_be_octal(disk: str) -> None:
 def test_a_command_has_no_long_options(disk: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert io.main(["-c", "reopen --help", disk]) == 1
     assert capfd.readouterr().err == "reopen: invalid option -- '-'\n"
+
+
+def test_numbers_of_a_protocol_below_a_format_are_taken_beside_a_file_name(
+    disk: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert io.main(["-c", f"open -o driver=qcow2,file.driver=blkdebug,file.align=4096 {disk}", "-c", "read 0 512"]) == 0
+    assert io.main(["-c", f"open -o driver=qcow2,file.driver=blkdebug,file._texts.align=1 {disk}"]) == 1
+    assert "doesn't support the option '_texts.align'" in capsys.readouterr().err
