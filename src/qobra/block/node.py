@@ -466,7 +466,7 @@ class WriteTracker:
     """Someone who is told of writes; see :attr:`BlockNode.trackers`. ``mark`` runs in the writer's thread."""
 
     def mark(self, offset: int, length: int) -> None:
-        """``length`` bytes from ``offset`` were written or zeroed."""
+        """``length`` bytes from ``offset`` were written, zeroed or discarded."""
         raise NotImplementedError
 
     def marks(self) -> Marks | None:

@@ -18,8 +18,6 @@ LONGEST_INLINE = 64 << 10
 """A write up to this long, with its header, is waited for in the buffer; a longer one gets memory of its own."""
 KEPT_PAYLOAD = 4 << 20
 """Longer memory for payloads goes when a shorter one comes."""
-
-
 _PAYLOAD_START = 64
 """As in :func:`~qobra.block.buffers.new_buffer`."""
 
