@@ -12,15 +12,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ENVIRONMENT := $(PYTHON) tools/environment.py $(if $(filter file,$(origin PYTHON)),--choose) $(VENV)
-COMPILED := src/qobra/native/.built
 MYPY_CACHE_DIR ?= .mypy_cache
 export MYPY_CACHE_DIR
-
-# The compiled forms of the hottest loops; without a C compiler or Python's headers the pure ones serve.
-$(COMPILED): setup.py $(wildcard src/qobra/native/*.p[yx][xd] src/qobra/native/*.h) | $(VENV)/.test
-	@$(BIN)/python setup.py --quiet build_ext --inplace >/dev/null 2>&1 || \
-		{ rm -f src/qobra/native/*.so; echo 'no compiled forms: the pure-Python ones serve'; }
-	@touch $@
 
 .PHONY: compiled run test lint format type docs generate bench soak clean
 
@@ -30,10 +23,14 @@ run:
 
 # What fails is run once more by itself, and has to pass then: many tests start programs, and on a machine that is
 # busy with the others one of them may come too late.
-test: lint type $(COMPILED)
+test: lint type compiled
 	$(BIN)/pytest -n auto $(PYTEST_ARGS) || { [ $$? = 1 ] && $(BIN)/pytest --last-failed --last-failed-no-failures none; }
 
-compiled: $(COMPILED)
+# The compiled forms of the hottest loops, for the environment's Python; what is up to date is not compiled again.
+# Without a C compiler or Python's headers the pure ones serve.
+compiled: $(VENV)/.test
+	@$(BIN)/python setup.py --quiet build_ext --inplace >/dev/null 2>&1 || \
+		echo 'no compiled forms: the pure-Python ones serve'
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
@@ -56,7 +53,7 @@ generate: $(VENV)/.test
 	$(BIN)/python -m qobra.command._generate
 
 # Ratios to QEMU, interleaved in one run; each script takes options of its own, see its --help.
-bench: $(VENV)/.test $(COMPILED)
+bench: $(VENV)/.test compiled
 	@$(BIN)/python -m bench
 
 # Random operations, crashes and concurrency at length: SCALE times what `make test` does of them, which takes hours.
@@ -64,11 +61,11 @@ bench: $(VENV)/.test $(COMPILED)
 SCALE ?= 50
 RUNS ?= $(shell echo $$((5 * $(SCALE))))
 SEED ?= 0
-soak: $(VENV)/.test $(COMPILED)
+soak: $(VENV)/.test compiled
 	QOBRA_SOAK=$(SCALE) QOBRA_STRESS_RUNS=$(RUNS) QOBRA_STRESS_SEED=$(SEED) $(BIN)/pytest -n auto -m soak --timeout 3600 $(PYTEST_ARGS)
 
 clean:
-	rm -rf src/qobra/native/*.so $(COMPILED) site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	rm -rf src/qobra/native/*.so src/qobra/native/.built* site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
 	find src tests bench tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.test $(VENV)/.docs: $(VENV)/.%: pyproject.toml tools/environment.py

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import importlib.machinery
 import os
 import re
 from pathlib import Path
@@ -21,6 +22,8 @@ except ImportError:
     cythonize = None
 
 NATIVE = "src/qobra/native"
+SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
+"""How the names of forms end that this interpreter loads: those of other interpreters may lie beside them."""
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}
 
 
@@ -32,7 +35,6 @@ def extensions() -> list[Extension]:
             "qobra.native." + path.rsplit("/", 1)[1].removesuffix(".pyx"),
             [path],
             include_dirs=[NATIVE],
-            depends=glob.glob(f"{NATIVE}/*.h"),
             extra_compile_args=["-O3"],
         )
         for path in sorted(glob.glob(f"{NATIVE}/*.pyx"))
@@ -73,7 +75,11 @@ class BuildForms(build_ext):
     def copy_extensions_to_source(self) -> None:
         for extension in self.extensions:
             self.stamp(extension, os.path.join("src", self.get_ext_filename(extension.name)))
-        Path(NATIVE, ".built").touch()
+        wanted = {os.path.join("src", self.get_ext_filename(extension.name)) for extension in self.extensions}
+        for path in glob.glob(f"{NATIVE}/*{SUFFIX}"):
+            if path not in wanted:  # the source of it is gone, or Cython is
+                os.remove(path)
+        Path(NATIVE, ".built" + SUFFIX.removesuffix(".so")).touch()
 
     def built(self, ext: Extension) -> str:
         return os.path.join(self.build_lib, self.get_ext_filename(ext.name))

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,10 @@ def find_peer(program: str) -> str:
 def pytest_configure() -> None:
     """Compiled forms that are older than their sources fail in odd ways, and late."""
     sources = Path(native.__file__).parent.glob("*.pyx")
-    pairs = [(source, built) for source in sources for built in source.parent.glob(f"{source.stem}.*.so")]
-    stale = [source.name for source, built in pairs if built.stat().st_mtime < source.stat().st_mtime]
+    pairs = [(source, source.with_suffix(EXTENSION_SUFFIXES[0])) for source in sources]
+    stale = [
+        source.name for source, built in pairs if built.exists() and built.stat().st_mtime < source.stat().st_mtime
+    ]
     if stale:
         raise pytest.UsageError(
             f"{', '.join(sorted(stale))}: newer than the compiled form; `make compiled` makes it anew"

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def test_without_a_compiler_the_pure_forms_are_built(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.so"))
 
 
+SUFFIX = EXTENSION_SUFFIXES[0]
 SOME = """from qobra.native.build cimport join_build
 {}
 join_build(__name__)
@@ -93,19 +95,22 @@ def test_a_build_is_in_all_forms_and_leaves_none_of_another(tmp_path: Path) -> N
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
         environment = {**os.environ, "CFLAGS": "-O0"}
         subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-        assert (native / ".built").exists() and not list(native.glob("*.new"))
+        assert (native / f".built{SUFFIX}".removesuffix(".so")).exists() and not list(native.glob("*.new"))
         found = {}
-        for path in native.glob("*.so"):
+        for path in native.glob(f"*{SUFFIX}"):
             (found[path.name.partition(".")[0]],) = re.findall(rb"qobra build ([0-9a-f]{16})", path.read_bytes())
         return found
 
     for name in ("one", "two"):
         (native / f"{name}.pyx").write_text(SOME.format(""))
+    (native / f"gone{SUFFIX}").touch()  # its source is not there any more
+    (native / "one.of-another-interpreter.so").touch()
     first = build()
     assert first.keys() == {"one", "two"} and first["one"] == first["two"] != b"0" * 16
     (native / "two.pyx").write_text(SOME.format('cdef extern from "nowhere.h":\n    pass'))  # cannot be compiled
     second = build()
     assert second.keys() == {"one"} and second["one"] != first["one"]  # which was not compiled again
+    assert (native / "one.of-another-interpreter.so").exists()
 
 
 def test_the_programs_are_there() -> None:

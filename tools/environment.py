@@ -101,18 +101,19 @@ def link_source(python: str, venv: str) -> None:
 def remove_stale_forms(native: str) -> None:
     """Remove compiled forms in the folder ``native`` that are older than their sources: they may not fit any more.
 
-    The pure-Python forms serve then, until ``make compiled`` has made the others anew.
+    The pure-Python forms serve then, until ``make compiled`` has made the others anew. The stamp of each interpreter's
+    forms ends as their names do.
     """
-    stamp = os.path.join(native, ".built")
-    if not os.path.exists(stamp):
-        return
     names = os.listdir(native)
     sources = [os.path.join(native, name) for name in names if name.endswith((".pyx", ".pxd", ".h"))]
-    if any(os.path.getmtime(path) > os.path.getmtime(stamp) for path in sources):
+    for stamp in [name for name in names if name.startswith(".built")]:
+        built = os.path.getmtime(os.path.join(native, stamp))
+        if all(os.path.getmtime(path) <= built for path in sources):
+            continue
+        suffix = stamp.removeprefix(".built") + ".so"
         for name in names:
-            if name.endswith(".so"):
+            if name == stamp or name.endswith(suffix):
                 os.remove(os.path.join(native, name))
-        os.remove(stamp)
         print("the compiled forms were older than their sources and are gone; 'make compiled' makes them", flush=True)
 
 

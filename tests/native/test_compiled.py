@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
 
@@ -106,8 +107,8 @@ def test_none_is_used_where_sources_are_newer(
     fresh: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     provide(fresh, "first", "one")
-    source, built = fresh / "first.pyx", fresh / ".built"
-    for path, time in ((source, 1000), (built, 1001)):
+    source, built = fresh / "first.pyx", fresh / f".built{EXTENSION_SUFFIXES[0]}".removesuffix(".so")
+    for path, time in ((source, 1000), (built, 1001), (fresh / ".built.of-another-interpreter", 9999)):
         path.touch()
         os.utime(path, (time, time))
     assert compiled("first") is not None  # the directory is newer, but no source in it

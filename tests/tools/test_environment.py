@@ -71,15 +71,15 @@ def test_the_distributions_python_is_best_where_it_is_new_enough_and_complete(
 
 def test_compiled_forms_that_are_older_than_their_sources_go(tmp_path: Path) -> None:
     environment = load_tool()
-    for name in ("loop.pyx", "loop.so", ".built", "__init__.py"):
+    for name in ("loop.pyx", "loop.old.so", ".built.old", "loop.new.so", ".built.new", "__init__.py"):
         (tmp_path / name).touch()
     os.utime(tmp_path / "loop.pyx", (1000, 1000))
     environment.remove_stale_forms(str(tmp_path))
-    assert (tmp_path / "loop.so").exists()
-    os.utime(tmp_path / ".built", (999, 999))
+    assert (tmp_path / "loop.old.so").exists() and (tmp_path / "loop.new.so").exists()
+    os.utime(tmp_path / ".built.old", (999, 999))
     for _ in range(2):
         environment.remove_stale_forms(str(tmp_path))
-        assert sorted(os.listdir(tmp_path)) == ["__init__.py", "loop.pyx"]
+        assert sorted(os.listdir(tmp_path)) == [".built.new", "__init__.py", "loop.new.so", "loop.pyx"]
 
 
 def test_a_broken_environment_is_made_anew(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ the sources are newer than the forms, as after ``git pull``. A line on standard 
 from __future__ import annotations
 
 import os
+from _imp import extension_suffixes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ def join_build(name: str, build: bytes) -> None:
 
 
 def _are_older(directory: str) -> bool:
-    """Whether a source came into a ``directory`` of a source tree after the forms were built there."""
+    """Whether a source came into a ``directory`` of a source tree after this interpreter's forms were built there."""
+    stamp = ".built" + extension_suffixes()[0].removesuffix(".so")
     try:
-        built = os.stat(f"{directory}/.built").st_mtime_ns
+        built = os.stat(f"{directory}/{stamp}").st_mtime_ns
     except OSError:
         return False  # forms that were installed
     if os.stat(directory).st_mtime_ns <= built:
