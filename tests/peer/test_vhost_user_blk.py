@@ -36,8 +36,8 @@ def boot_sector() -> bytes:
     return code.ljust(510, b"\0") + b"\x55\xaa"
 
 
-@pytest.mark.parametrize("driver", ["raw", "qcow2"])
-def test_boot(tmp_path: Path, peer: Callable[[str], str], driver: str) -> None:
+@pytest.mark.parametrize(("driver", "memory"), [("raw", "memfd"), ("qcow2", "memfd"), ("raw", "file")])
+def test_boot(tmp_path: Path, peer: Callable[[str], str], driver: str, memory: str) -> None:
     emulator = peer("qemu-system-x86_64")
     content = bytearray(2 << 20)
     content[:512] = boot_sector()
@@ -48,6 +48,7 @@ def test_boot(tmp_path: Path, peer: Callable[[str], str], driver: str) -> None:
     if driver != "raw":
         subprocess.run([peer("qemu-img"), "convert", "-f", "raw", "-O", driver, raw, image], check=True)
     sock = tmp_path / "vhost.sock"
+    place = f",mem-path={tmp_path / 'memory'}" if memory == "file" else ""
     machine = Machine()
     with machine.control:
         machine.block.add_node(
@@ -67,7 +68,7 @@ def test_boot(tmp_path: Path, peer: Callable[[str], str], driver: str) -> None:
             [
                 emulator, "-nodefaults", "-display", "none", "-no-reboot",
                 "-machine", "pc,accel=tcg,memory-backend=mem",
-                "-object", "memory-backend-memfd,id=mem,size=64M,share=on",
+                "-object", f"memory-backend-{memory},id=mem,size=64M,share=on{place}",
                 "-chardev", f"socket,id=c,path={sock}",
                 "-device", "vhost-user-blk-pci,chardev=c,bootindex=1",
                 "-device", "isa-debug-exit",

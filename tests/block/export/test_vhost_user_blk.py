@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import fcntl
 import os
@@ -402,6 +403,144 @@ def test_memory_that_is_not_there(exporter: Any, attach: Any) -> None:
     region = vu.MEM_REGION.pack(GUEST, MEMORY + 4096, USER, 0)
     front.send(vu.SET_MEM_TABLE, vu.MEM_HEADER.pack(1, 0) + region, (front.memory,))
     assert front.dropped()
+
+
+def file_of_memory(tmp_path: Any, kind: str) -> int:
+    if kind == "memfd":
+        return os.memfd_create("guest")
+    return os.open(tmp_path / "memory", os.O_RDWR | os.O_CREAT)
+
+
+@pytest.mark.parametrize("kind", ["memfd", "file"])
+@pytest.mark.parametrize("kicked", [False, True])
+def test_memory_that_goes_away(exporter: Any, attach: Any, tmp_path: Any, kind: str, kicked: bool) -> None:
+    """What touches it finds nothing there, and the front end is dropped; the next one is served."""
+    exporter.told("n")
+    front = attach("n")
+    os.close(front.memory)
+    front.memory = file_of_memory(tmp_path, kind)
+    os.ftruncate(front.memory, MEMORY)
+    front.set_up()
+    assert front.request(blk.T_OUT, 0, b"x" * 512)[0] == 0
+    os.ftruncate(front.memory, 0)
+    if kicked:
+        os.eventfd_write(front.kick, 1)
+    else:
+        with contextlib.suppress(BrokenPipeError):  # dropped already
+            front.start_queue(0)
+    assert front.dropped()
+    assert attach("n").set_up().request(blk.T_IN, 0, into=512) == (0, b"x" * 512)
+
+
+def test_nothing_is_written_of_data_that_went_away(exporter: Any, attach: Any) -> None:
+    node = exporter.told("n")
+    front = attach("n")
+    os.ftruncate(front.memory, DATA + 16)  # the queue and the header are there, the data are not
+    front.send(vu.SET_FEATURES, vu.U64.pack(1 << blk.F_VERSION_1))
+    region = vu.MEM_REGION.pack(GUEST, DATA + 16, USER, 0)
+    front.send(vu.SET_MEM_TABLE, vu.MEM_HEADER.pack(1, 0) + region, (front.memory,))
+    second = os.memfd_create("data")
+    os.ftruncate(second, 4096)
+    more = vu.MEM_SINGLE.pack(0, 1 << 40, 4096, USER + (1 << 30), 0)
+    front.send(vu.ADD_MEM_REG, more, (second,))
+    front.start_queue(0)
+    front.poke(DATA, blk.HEADER.pack(blk.T_OUT, 0, 0))
+    front.describe(0, DATA, 16, vring.F_NEXT, 1)
+    front.poke(DESCRIPTORS + 16, vring.DESCRIPTOR.pack(1 << 40, 512, vring.F_NEXT, 2))
+    front.describe(2, DATA + 15, 1, vring.F_WRITE)
+    front.ask(vu.GET_FEATURES)
+    os.ftruncate(second, 0)
+    front.submit(0)
+    assert front.dropped()
+    assert node.log == []
+    os.close(second)
+
+
+def test_requests_of_more_than_there_is_memory(exporter: Any, attach: Any) -> None:
+    """All descriptors are of the same memory."""
+    node = exporter.told("n", size=80 * MIB)
+    front = attach("n").set_up()
+    for kind, segments, status in (
+        (blk.T_OUT, 17, blk.S_OK),
+        (blk.T_IN, 17, blk.S_OK),
+        (blk.T_OUT, 1000, blk.S_IOERR),
+        (blk.T_DISCARD, 1000, blk.S_UNSUPP),
+    ):
+        front.poke(DATA, blk.HEADER.pack(kind, 0, 0))
+        into = vring.F_WRITE if kind == blk.T_IN else 0
+        table = [(GUEST + DATA, 16, vring.F_NEXT, 1)]
+        table += [(GUEST + 3 * MIB, MIB, vring.F_NEXT | into, index + 2) for index in range(segments)]
+        table.append((GUEST + DATA + 64, 1, vring.F_WRITE, 0))
+        front.poke(2 * MIB, b"".join(vring.DESCRIPTOR.pack(*entry) for entry in table))
+        front.describe(0, 2 * MIB, 16 * len(table), vring.F_INDIRECT)
+        front.submit(0)
+        front.completed()
+        assert front.peek(DATA + 64, 1)[0] == status
+    assert node.log == [("write", 0, 17 * MIB)] + [("read", turn * MIB, MIB) for turn in range(17)]
+
+
+def test_long_requests_are_done_in_pieces(exporter: Any, attach: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(blk, "MAX_PIECE", 4096)
+    node = exporter.told("n")
+    front = attach("n").set_up()
+    data = random.Random(2).randbytes(3 * 4096 + 512)
+    assert front.request(blk.T_OUT, 1, data)[0] == 0
+    assert [entry[2] for entry in node.log] == [4096, 2304, 4096, 2304]
+    assert node.data[512 : 512 + len(data)] == data
+    assert front.request(blk.T_IN, 1, into=len(data)) == (0, data)
+
+
+@pytest.mark.parametrize("request_number", [vu.SET_VRING_KICK, vu.SET_VRING_CALL])
+@pytest.mark.parametrize("kind", ["file", "device", "epoll", "none", "two"])
+def test_notifications_by_what_never_waits(
+    exporter: Any, attach: Any, tmp_path: Any, request_number: int, kind: str
+) -> None:
+    exporter.told("n")
+    front = attach("n").set_up()
+    fds: list[int] = []
+    match kind:
+        case "file":
+            fds.append(os.open(tmp_path / "kick", os.O_RDWR | os.O_CREAT))
+        case "device":
+            fds.append(os.open("/dev/zero", os.O_RDWR))
+        case "two":
+            fds += [front.kick, front.kick]
+    held = select.epoll()
+    fds = [held.fileno()] if kind == "epoll" else fds
+    answer = front.ask(request_number, vu.U64.pack(0), tuple(fds), vu.FLAG_NEED_REPLY)
+    assert answer == vu.U64.pack(1)
+    assert front.request(blk.T_IN, 0, into=512)[0] == 0
+    if kind in ("file", "device"):
+        os.close(fds[0])
+
+
+def test_a_pipe_that_nobody_kicks_any_more(exporter: Any, attach: Any) -> None:
+    exporter.told("n")
+    front = attach("n").set_up()
+    read, write = os.pipe()
+    front.send(vu.SET_VRING_KICK, vu.U64.pack(0), (read,))
+    front.ask(vu.GET_FEATURES)
+    os.close(write)
+    assert front.dropped()
+    os.close(read)
+
+
+def test_messages_that_are_cut_off(exporter: Any, attach: Any) -> None:
+    exporter.told("n")
+    region = vu.MEM_REGION.pack(GUEST, MEMORY, USER, 0)
+    body = vu.MEM_HEADER.pack(1, 0) + region
+    message = vu.HEADER.pack(vu.SET_MEM_TABLE, 1, len(body)) + body
+    for length in range(len(message)):
+        front = attach("n")
+        front.sock.sendall(message[:length])
+        front.sock.shutdown(socket.SHUT_WR)
+        assert front.dropped()
+    for fds in (0, 2, 9, 250):
+        front = attach("n")
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [front.memory] * fds))]
+        front.sock.sendmsg([message], rights if fds else [])
+        assert front.dropped()
+    assert attach("n").set_up().request(blk.T_IN, 0, into=512)[0] == 0
 
 
 def corrupt(front: FrontEnd, what: str) -> None:

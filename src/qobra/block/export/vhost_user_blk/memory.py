@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import mmap
 import os
 from typing import NamedTuple
 
 from qobra.block.export.vhost_user_blk import protocol as vu
+from qobra.block.export.vhost_user_blk.guard import SharedMemory, share
 from qobra.errors import QobraError
-
-_F_ADD_SEALS = getattr(fcntl, "F_ADD_SEALS", 1033)
-_F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
 
 
 class Region(NamedTuple):
@@ -22,7 +18,7 @@ class Region(NamedTuple):
     size: int
     user: int
     view: memoryview
-    mapping: mmap.mmap
+    mapping: SharedMemory
 
 
 class Memory:
@@ -47,6 +43,12 @@ class Memory:
                 return region.view[start : start + length]
         raise QobraError(f"vhost-user: no memory at address 0x{address:x}", errno=errno.EFAULT)
 
+    def check(self) -> None:
+        """Raise QobraError where a file became too short: what was read since may be zeroes, and is not to be used."""
+        for region in self._regions:
+            if region.mapping.lost:
+                raise QobraError("vhost-user: memory that is not there any more", errno=errno.EFAULT)
+
     def plus(self, region: Region) -> Memory:
         """With one more region. Raises QobraError where it overlaps another, or there are too many."""
         if len(self._regions) >= vu.MAX_REGIONS:
@@ -69,15 +71,10 @@ def map_region(fd: int, guest: int, size: int, user: int, offset: int) -> Region
     if not size or guest + size > 1 << 64 or user + size > 1 << 64:
         raise QobraError("vhost-user: malformed memory region", errno=errno.EPROTO)
     try:
-        # Touching memory past the end of its file would kill this process: check, and forbid to shrink it.
-        try:
-            fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
-        except OSError:
-            pass
         if offset + size > os.fstat(fd).st_size:
             raise QobraError("vhost-user: memory region beyond the end of its file", errno=errno.EPROTO)
         # mmap wants whole pages to skip, of a size that huge page files alone know; so map from the beginning.
-        mapping = mmap.mmap(fd, offset + size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        mapping = share(fd, offset + size)
     except (OSError, ValueError, OverflowError) as error:
         raise QobraError(f"vhost-user: memory region cannot be mapped: {error}", errno=errno.EINVAL)
     return Region(guest, size, user, memoryview(mapping)[offset : offset + size], mapping)

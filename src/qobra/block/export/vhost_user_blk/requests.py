@@ -10,9 +10,10 @@ from qobra.block.export.vhost_user_blk.vring import Chain
 from qobra.errors import QobraError, errno_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from qobra.block.export.export import Export
+    from qobra.block.export.vhost_user_blk.memory import Memory
     from qobra.block.node import BlockNode
     from qobra.block.slots import Slot
 
@@ -46,6 +47,10 @@ SECTOR = 512
 MAX_SECTORS = 32768
 """Sectors in one discard or write-zeroes request."""
 SEG_MAX = 128 - 2
+MAX_LENGTH = (1 << 31) - SECTOR
+"""Bytes of one read or write: its descriptors may all be of the same memory, and so be of far more than there is."""
+MAX_PIECE = 32 << 20
+"""Bytes that are read or written at once."""
 ID_LENGTH = 20
 
 HEADER = Struct("<IIQ")  # type, priority, sector
@@ -82,11 +87,17 @@ def config(export: Export, block_size: int, queues: int, write_cache: bool) -> b
 
 
 class Requests:
-    """Does requests of one queue, in its thread. ``write_cache`` tells whether writes may wait for a flush."""
+    """Does requests of one queue, in its thread, whose chains lie in ``memory``.
 
-    def __init__(self, export: Export, slot: Slot, block_size: int, write_cache: Callable[[], bool]) -> None:
+    ``write_cache`` tells whether writes may wait for a flush.
+    """
+
+    def __init__(
+        self, export: Export, slot: Slot, memory: Memory, block_size: int, write_cache: Callable[[], bool]
+    ) -> None:
         self._export = export
         self._slot = slot
+        self._memory = memory
         self._block_size = block_size
         self._write_cache = write_cache
 
@@ -119,7 +130,7 @@ class Requests:
             name = self._export.id.encode()[:ID_LENGTH].ljust(ID_LENGTH, b"\0")
             return _scatter(name, into)
         elif kind in (T_DISCARD, T_WRITE_ZEROES):
-            self._ranges(kind, b"".join(out))
+            self._ranges(kind, out)
         else:
             return None
         return 0
@@ -129,7 +140,7 @@ class Requests:
         with self._slot:
             node = self._checked(offset, length)
             position = offset
-            for view in into:
+            for view in into if length <= MAX_PIECE else _pieces(into):
                 node.read_into(position, view)
                 position += len(view)
         return length
@@ -137,15 +148,23 @@ class Requests:
     def _write(self, offset: int, out: list[memoryview]) -> None:
         self._check_writable()
         with self._slot:
-            node = self._checked(offset, sum(map(len, out)))
-            # The guest may change its memory while we look at it (zero detection, encryption, mirrors): copy once.
-            data = out[0].tobytes() if len(out) == 1 else b"".join(out)
-            node.write(offset, data, fua=not self._write_cache())
+            length = sum(map(len, out))
+            node = self._checked(offset, length)
+            position = offset
+            for batch in (out,) if length <= MAX_PIECE else _batches(out):
+                # The guest may change its memory while we look at it (zero detection, encryption, mirrors): copy once.
+                data = batch[0].tobytes() if len(batch) == 1 else b"".join(batch)
+                self._memory.check()
+                node.write(position, data, fua=not self._write_cache())
+                position += len(data)
 
-    def _ranges(self, kind: int, body: bytes) -> None:
+    def _ranges(self, kind: int, out: list[memoryview]) -> None:
         self._check_writable()
-        if len(body) != RANGE.size:
-            raise QobraError("one range expected", errno=errno.ENOTSUP if len(body) > RANGE.size else errno.EINVAL)
+        length = sum(map(len, out))
+        if length != RANGE.size:
+            raise QobraError("one range expected", errno=errno.ENOTSUP if length > RANGE.size else errno.EINVAL)
+        body = b"".join(out)
+        self._memory.check()
         sector, sectors, flags = RANGE.unpack(body)
         unmap = bool(flags & RANGE_F_UNMAP)
         if sectors > MAX_SECTORS:
@@ -163,6 +182,8 @@ class Requests:
         node = self._export.backend.inserted()
         if offset % self._block_size or length % self._block_size or offset + length > node.length:
             raise OSError(errno.EINVAL, "Request unaligned or beyond the end")
+        if length > MAX_LENGTH:
+            raise OSError(errno.EINVAL, "Request too long")
         return node
 
     def _check_writable(self) -> None:
@@ -183,6 +204,30 @@ def _split(views: list[memoryview], length: int) -> tuple[bytes, list[memoryview
     if len(head) < length:
         raise QobraError("vhost-user-blk: request without a header", errno=errno.EPROTO)
     return head, rest
+
+
+def _pieces(views: list[memoryview]) -> Iterator[memoryview]:
+    """``views``, those cut that are longer than MAX_PIECE."""
+    for view in views:
+        if len(view) <= MAX_PIECE:
+            yield view
+        else:
+            for start in range(0, len(view), MAX_PIECE):
+                yield view[start : start + MAX_PIECE]
+
+
+def _batches(views: list[memoryview]) -> Iterator[list[memoryview]]:
+    """``views`` in runs of MAX_PIECE bytes at most."""
+    batch: list[memoryview] = []
+    room = MAX_PIECE
+    for view in _pieces(views):
+        if len(view) > room:
+            yield batch
+            batch, room = [], MAX_PIECE
+        batch.append(view)
+        room -= len(view)
+    if batch:
+        yield batch
 
 
 def _scatter(data: bytes, into: list[memoryview]) -> int:

@@ -6,10 +6,12 @@ import errno
 import os
 import select
 import socket
+import stat
 import threading
 from struct import Struct
 from typing import TYPE_CHECKING
 
+from qobra.block.export.vhost_user_blk import guard
 from qobra.block.export.vhost_user_blk import protocol as vu
 from qobra.block.export.vhost_user_blk import requests as blk
 from qobra.block.export.vhost_user_blk.memory import Memory, map_region
@@ -52,12 +54,12 @@ class Queue:
         """The driver says by ``fd`` that there are requests; -1 for none."""
         self.stop()
         _close(self.kick)
-        self.kick = _never_waits(fd)
+        self.kick = fd
 
     def set_call(self, fd: int) -> None:
         """The driver is told by ``fd`` what is done, from the next request on; -1 for none."""
         with self._calling:  # a number that was closed may be another file's at once
-            old, self._call = self._call, _never_waits(fd)
+            old, self._call = self._call, fd
             _close(old)
             # What was done before may not have been told, as to a front end that has come back.
             self._tell()
@@ -90,10 +92,12 @@ class Queue:
         self.set_call(-1)
 
     def _run(self, ring: Vring) -> None:
+        guard.enter_thread()
         self._session.export.enter_thread()
         slot = self._session.export.backend.new_slot()
         session = self._session
-        requests = blk.Requests(session.export, slot, session.export.block_size, session.caches_writes)
+        block_size = session.export.block_size
+        requests = blk.Requests(session.export, slot, ring.memory, block_size, session.caches_writes)
         poller = select.poll()
         poller.register(self._stop_read, select.POLLIN)
         poller.register(self.kick, select.POLLIN)
@@ -104,7 +108,8 @@ class Queue:
                 if self._stop_read in ready:
                     return
                 try:
-                    os.read(self.kick, 8)
+                    if not os.read(self.kick, 8):
+                        raise OSError(errno.EPIPE, "nobody will write to this pipe any more")
                 except BlockingIOError:
                     pass  # somebody else has read it
         except (QobraError, OSError):
@@ -126,6 +131,7 @@ class Queue:
     def _serve_one(self, ring: Vring, requests: blk.Requests) -> bool:
         """The next request, if there is one and the queue is not to stop: a driver may always have another."""
         chain = None if self._stopping else ring.take()
+        ring.memory.check()
         if chain is None:
             return False
         ring.put(chain.head, requests.perform(chain))
@@ -176,6 +182,7 @@ class Session:
         return hung_up(self._socket)
 
     def _run(self) -> None:
+        guard.enter_thread()
         try:
             while (message := vu.receive(self._socket)) is not None:
                 self._handle(message)
@@ -248,7 +255,9 @@ class Session:
         elif request in (vu.SET_VRING_KICK, vu.SET_VRING_CALL):
             value = _u64(payload)
             queue = self._queue(value & vu.VRING_INDEX_MASK)
-            fd = fds.pop() if not value & vu.VRING_NO_FD and fds else -1
+            fd = -1
+            if not value & vu.VRING_NO_FD:
+                fd = _notifier(fds)
             if request == vu.SET_VRING_CALL:
                 queue.set_call(fd)
             else:
@@ -336,11 +345,24 @@ def _unpack(struct: Struct, payload: bytes) -> tuple[int, ...]:
     return fields
 
 
-def _never_waits(fd: int) -> int:
-    """``fd``, which the front end may have left to block whoever reads or writes it."""
-    if fd >= 0:
-        os.set_blocking(fd, False)
-    return fd
+def _notifier(fds: list[int]) -> int:
+    """The descriptor by which one side tells the other, taken from ``fds``.
+
+    Raises QobraError for anything but an eventfd, a pipe or a socket: a file always has something to read.
+    """
+    if len(fds) != 1:
+        raise QobraError("vhost-user: one descriptor expected", errno=errno.EPROTO)
+    fd = fds[0]
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        try:
+            is_eventfd = os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+        except OSError:
+            is_eventfd = not stat.S_IFMT(mode)  # what has no inode of a file system, as all that is like an eventfd
+        if not is_eventfd:
+            raise QobraError("vhost-user: notifications come by an eventfd or a pipe", errno=errno.EINVAL)
+    os.set_blocking(fd, False)  # the front end may have left it to block whoever reads or writes it
+    return fds.pop()
 
 
 def _close(fd: int) -> None:

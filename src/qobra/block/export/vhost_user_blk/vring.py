@@ -41,7 +41,7 @@ class Vring:
     ) -> None:
         if not 0 < size <= MAX_SIZE or size & (size - 1):
             raise QobraError(f"vhost-user: queue of {size} descriptors", errno=errno.EPROTO)
-        self._memory = memory
+        self.memory = memory
         self._size = size
         self._descriptors = memory.user(descriptors, DESCRIPTOR.size * size)
         self._available = memory.user(available, 4 + 2 * size + 2 * event_idx)
@@ -116,14 +116,14 @@ class Vring:
                 if indirect or odd or not 0 < entries <= MAX_SEGMENTS or flags & F_NEXT:
                     raise QobraError("vhost-user: malformed indirect descriptor", errno=errno.EPROTO)
                 # A copy: the driver must not change it under us.
-                table, size, index = memoryview(bytes(self._memory.guest(address, length))), entries, 0
+                table, size, index = memoryview(bytes(self.memory.guest(address, length))), entries, 0
                 indirect = True
                 continue
             count += 1
             if count > MAX_SEGMENTS:
                 raise QobraError("vhost-user: descriptors in a loop", errno=errno.EPROTO)
             if length:
-                view = self._memory.guest(address, length)
+                view = self.memory.guest(address, length)
                 if flags & F_WRITE:
                     into.append(view)
                 elif into:
