@@ -11,11 +11,12 @@ import pytest
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.bitmap import DirtyBitmap
+from qobra.block.contracts import WriteTracker
 from qobra.block.export.nbd.places import resolved
 from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, Extent, resolve
 from qobra.block.filter.placing import insert_filter, remove_filter
 from qobra.block.layer import BlockLayer
-from qobra.block.node import BlockNode, WriteTracker, drivers
+from qobra.block.node import BlockNode, drivers
 from qobra.block.opening import Opening
 from qobra.block.table import MAX_PAGES, PAGE_ENTRIES, ResolvedTable
 from qobra.block.table_graph import MAX_MARKS

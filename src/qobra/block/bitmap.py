@@ -16,7 +16,8 @@ began before knows nothing of that.
 from __future__ import annotations
 
 from qobra.block.bits import Bits
-from qobra.block.node import BlockNode, WriteTracker
+from qobra.block.contracts import WriteTracker
+from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 from qobra.lean import Lock
 from qobra.native import compiled
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from qobra.block.node import Marks as Markable
+    from qobra.block.contracts import Marks as Markable
     from qobra.native.marks import Marks
 
 

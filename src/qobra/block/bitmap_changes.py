@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qobra.block.bitmap import DEFAULT_GRANULARITY, DirtyBitmap
-from qobra.block.node import BitmapStore
+from qobra.block.contracts import BitmapStore
 from qobra.block.transaction.change import Change
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
 

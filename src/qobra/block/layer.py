@@ -58,7 +58,10 @@ class BlockLayer:
         self.open_path = open_path
         self.find_fd = find_fd
         self.opener = Opener(self, random)
-        """What the backing files that are being opened were named by, to notice a loop."""
+        self.open = self.opener.open
+        """See :meth:`.Opener.open`."""
+        self.open_image = self.opener.open_image
+        """See :meth:`.Opener.open_image`."""
         self.flight = Flight()
         self.gates: list[Gate] = []
         """The gates of those who work on nodes without a root of their own."""
@@ -296,28 +299,6 @@ class BlockLayer:
         if "node-name" not in options:
             raise QobraError("'node-name' must be specified for the root node")
         return self.open(options, monitor_owned=True)
-
-    def open(
-        self,
-        options: Options,
-        *,
-        monitor_owned: bool = False,
-        root: BlockBackend | None = None,
-        active: bool = False,
-    ) -> BlockNode:
-        """See :meth:`Opener.open`."""
-        return self.opener.open(options, monitor_owned=monitor_owned, root=root, active=active)
-
-    def open_image(
-        self,
-        filename: str,
-        options: Options | None = None,
-        *,
-        root: BlockBackend | None = None,
-        monitor_owned: bool = False,
-    ) -> BlockNode:
-        """See :meth:`Opener.open_image`."""
-        return self.opener.open_image(filename, options, root=root, monitor_owned=monitor_owned)
 
     def resize(self, node: BlockNode, length: int, *, preallocation: str = "off", exact: bool = True) -> None:
         """Change the length of ``node`` on behalf of the monitor. Raises QobraError where a user forbids it."""

@@ -42,6 +42,7 @@ class Opener:
         self._serial = 0
         self._depth = 0
         self._backing_chain: list[str | Options] = []
+        """What the backing files that are being opened were named by, to notice a loop."""
         self._unfinished: list[BlockNode] = []
         """Nodes that are being opened, each for the one before it."""
 

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from qobra.block.node import BlockNode, Keeper, Marks
+    from qobra.block.contracts import Keeper, Marks
+    from qobra.block.node import BlockNode
     from qobra.block.protocol._folios import Folios
     from qobra.block.table_graph import Basis
     from qobra.native.places import Places

@@ -6,7 +6,8 @@ from qobra.native import compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qobra.block.node import BlockNode, Keeper, Marks
+    from qobra.block.contracts import Keeper, Marks
+    from qobra.block.node import BlockNode
 
 MAX_MARKS = 32
 """Dirty bitmaps that a write past the nodes is marked in; where there are more, all writes go through the nodes."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qobra.block.node import BlockNode, WriteTracker
+from qobra.block.contracts import WriteTracker
+from qobra.block.node import BlockNode
 from qobra.errors import QobraError
 
 

@@ -18,9 +18,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from qobra.block.contracts import Linking
     from qobra.block.copy.carrier import Carrier, Part
     from qobra.block.extents import Run
-    from qobra.block.node import BlockNode, Linking
+    from qobra.block.node import BlockNode
 
 
 def take_up(

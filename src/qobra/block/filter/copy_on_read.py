@@ -23,7 +23,7 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qobra.block.node import Linking
+    from qobra.block.contracts import Linking
 
 _FREE = nullcontext()
 

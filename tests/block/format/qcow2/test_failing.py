@@ -417,7 +417,7 @@ def test_damage_in_an_image_that_is_another_process_s_is_not_marked(lab):
         disk.node.inactive = True
         with pytest.raises(QobraError, match="unaligned"):
             disk.read(0, 512)
-        disk.node._ready = False
+        disk.node.ready = False
     with open(lab.path("a"), "rb") as file:
         assert file.read() == before
 

@@ -7,16 +7,18 @@ import errno
 from qobra.block import permissions
 from qobra.block.buffers import Buffer
 from qobra.block.extents import Extent
-from qobra.block.filename import parse_filename
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.header import parse_header
-from qobra.block.format.qcow2.image import Image
 from qobra.block.format.qcow2.mapping import map_range
-from qobra.block.format.qcow2.options import cache_sizes, overlap_checks
-from qobra.block.format.qcow2.snapshots import SnapshotTable
+from qobra.block.format.qcow2.opening import open_disk, read_anew
+from qobra.block.format.qcow2.options import (
+    CHANGEABLE,
+    cache_sizes,
+    drop_overridden,
+    overlap_checks,
+    take_behaviour,
+)
 from qobra.block.in_files import InFiles
 from qobra.block.node import BlockNode, Options
-from qobra.block.opening import Opening
 from qobra.errors import QobraError, strerror
 from qobra.lean import Lock, cached_property
 from qobra.report import print_error, report_error
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
     from qobra.block.format.qcow2.bitmaps import StoredBitmaps
     from qobra.block.format.qcow2.compressor import CompressedWriter
     from qobra.block.format.qcow2.filling import Filling
+    from qobra.block.format.qcow2.header import Header
+    from qobra.block.format.qcow2.image import Image
     from qobra.block.format.qcow2.linking import Linking
     from qobra.block.format.qcow2.packed import Block
     from qobra.block.format.qcow2.reading import ComputedReader, Packed
+    from qobra.block.format.qcow2.snapshots import SnapshotTable
     from qobra.block.format.qcow2.writer import Writer
+    from qobra.block.opening import Opening
     from qobra.block.table import ResolvedTable
 
 
@@ -43,10 +49,20 @@ class Qcow2Disk(BlockNode):
     is_format = True
     can_compress = True
     supports_backing = True
-    _ready = False
-    """What has to be written before the image may change is written."""
 
+    header: Header
+    snapshots: SnapshotTable
     image: Image
+    checking: bool
+    """Opened to be checked: a corrupt or dirty image is let through as it is."""
+    ready = False
+    """What has to be written before the image may change is written."""
+    data_file_raw = False
+    """The external data file is a raw image of the disk by itself."""
+    lazy_refcounts: bool
+    pass_discard: bool
+    pass_discard_snapshot: bool
+    pass_discard_other: bool
 
     @classmethod
     def probe(cls, data: bytes, filename: str) -> int:
@@ -55,55 +71,34 @@ class Qcow2Disk(BlockNode):
     # -- life -------------------------------------------------------------------------------------------------
 
     def open(self, opening: Opening) -> None:
-        options = opening.options
-        opening.child("file", permissions.ROLE_IMAGE)
-        self.checking = bool(options.get("_check"))
-        """Opened to be checked: a corrupt or dirty image is let through as it is."""
-        try:
-            self._read_metadata(options)
-            self._open_data_file(opening)
-            if self.header.crypt_method != layout.CRYPT_NONE and not options.get("_no-io"):
-                if not options.get("_keyless"):
-                    from qobra.block.format.qcow2.crypt import open_crypt
+        open_disk(self, opening)
 
-                    self.image.crypt = open_crypt(self, options)
-            self._load_metadata()
-        except OSError as error:
-            raise QobraError.from_os("Could not read qcow2 header", error)
+    def invalidate_cache(self) -> None:
+        read_anew(self)
 
-    def _read_metadata(self, options: Options) -> None:
-        self.header = parse_header(self.read_file, check_snapshots=not self.checking)
-        if self.header.compression:
-            from qobra.block.format.qcow2 import compressed
+    changeable_options = CHANGEABLE
 
-            compressed.require(self.header.compression)
-        self.snapshots = SnapshotTable(self.header)
-        header = self.header
-        if header.incompatible & layout.CORRUPT and not self.read_only and not self.checking:
-            raise QobraError("qcow2: Image is corrupt; cannot be opened read/write", errno=errno.EACCES)
-        if not header.reftable_clusters and not self.checking:
-            raise QobraError("Image does not contain a reference count table", errno=errno.EINVAL)
-        # Of several wrong options, the first in this order is told.
-        sizes = cache_sizes(header, options)
-        self._take_options(options)
+    def drop_overridden(self, options: Options, new: Options) -> None:
+        drop_overridden(options, new)
+
+    def check_options(self, options: Options) -> None:
+        if "encrypt" in options:
+            from qobra.block.format.qcow2.crypt import check_format
+
+            check_format(self.header.crypt_method, options)
+
+    def take_options(self, options: Options) -> None:
+        was_lazy = self.lazy_refcounts
+        sizes = cache_sizes(self.header, options)
         checks = overlap_checks(options)
-        self._check_encryption(options)
-        self.image = Image(self, self.file, header, sizes)
-        self.__dict__.pop("stored_bitmaps", None)
+        take_behaviour(self, options)
+        if self.ready and not self.read_only:
+            self.image.writeback.settle()
+            if was_lazy and not self.lazy_refcounts:
+                self.image.writeback.mark_clean()
+        self.image.resize_caches(sizes)
         self.image.overlap.checks = checks
-
-    def _load_metadata(self) -> None:
-        self.image.load()
-        if not self.checking:
-            self.snapshots.load(self.read_file)  # else the check reads them
-        if self.has_bitmaps:
-            self.stored_bitmaps.load_directory()
-        self.backing_filename = self.header.backing_file
-        self.backing_format = self.header.backing_format
-        self.length = self.header.size
-        self._ready = False
-        if self.has_bitmaps and not self.options.get("_no-io") and not self.inactive:
-            self.stored_bitmaps.load()
+        self.image.overlap.rebuild()
 
     @property
     def has_bitmaps(self) -> bool:
@@ -117,106 +112,11 @@ class Qcow2Disk(BlockNode):
 
         return StoredBitmaps(self)
 
-    def invalidate_cache(self) -> None:
-        old = self.image
-        try:
-            self._read_metadata(self.options)
-            self.image.data, self.image.crypt = old.data, old.crypt
-            self._load_metadata()
-        except OSError as error:
-            raise QobraError.from_os("Could not reopen qcow2 layer: Could not read qcow2 header", error)
-        except QobraError as error:
-            raise error.prefixed("Could not reopen qcow2 layer: ")
-        self.__dict__.pop("reader", None)
-        self.moved(0, max(self.length, 1))
-
-    def _check_encryption(self, options: Options) -> None:
-        if self.header.crypt_method != layout.CRYPT_NONE or options.get("encrypt") is not None:
-            from qobra.block.format.qcow2.crypt import check_format
-
-            check_format(self.header.crypt_method, options)
-
     def read_file(self, offset: int, length: int) -> bytes:
         """Bytes of the image file; zeroes past its end."""
         inside = max(0, min(length, self.file.length - offset))
         data = self.file.read(offset, inside) if inside else b""
         return data + bytes(length - inside)
-
-    changeable_options = frozenset(
-        {
-            "lazy-refcounts",
-            "pass-discard-request",
-            "pass-discard-snapshot",
-            "pass-discard-other",
-            "overlap-check",
-            "cache-size",
-            "l2-cache-size",
-            "l2-cache-entry-size",
-            "refcount-cache-size",
-            "cache-clean-interval",
-        }
-    )
-
-    def drop_overridden(self, options: Options, new: Options) -> None:
-        sizes = {"cache-size", "l2-cache-size", "refcount-cache-size"}
-        if sizes <= new.keys():
-            return  # to be refused
-        if "cache-size" in new:
-            for name in sizes - new.keys():
-                options.pop(name, None)
-        elif sizes <= options.keys():
-            del options["cache-size"]
-
-    def check_options(self, options: Options) -> None:
-        if "encrypt" in options:
-            from qobra.block.format.qcow2.crypt import check_format
-
-            check_format(self.header.crypt_method, options)
-
-    def take_options(self, options: Options) -> None:
-        was_lazy = self.lazy_refcounts
-        sizes = cache_sizes(self.header, options)
-        checks = overlap_checks(options)
-        self._take_options(options)
-        if self._ready and not self.read_only:
-            self.image.writeback.settle()
-            if was_lazy and not self.lazy_refcounts:
-                self.image.writeback.mark_clean()
-        self.image.resize_caches(sizes)
-        self.image.overlap.checks = checks
-        self.image.overlap.rebuild()
-
-    def _take_options(self, options: Options) -> None:
-        header = self.header
-        self.lazy_refcounts = bool(options.get("lazy-refcounts", header.compatible & layout.LAZY_REFCOUNTS))
-        if self.lazy_refcounts and header.version < 3:
-            raise QobraError(
-                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level", errno=errno.EINVAL
-            )
-        self.pass_discard = bool(options.get("pass-discard-request", self.discard_unmap))
-        self.pass_discard_snapshot = bool(options.get("pass-discard-snapshot", True))
-        self.pass_discard_other = bool(options.get("pass-discard-other", False))
-
-    def _open_data_file(self, opening: Opening) -> None:
-        header = self.header
-        self.data_file_raw = False
-        if not header.external_data:
-            if "data-file" in opening.options:
-                opening.child("data-file", permissions.ROLE_DATA)  # what is the matter with that comes first
-                raise QobraError("'data-file' can only be set for images with an external data file")
-            return
-        self.roles["file"] = permissions.ROLE_METADATA | permissions.ROLE_PRIMARY
-        self.data_file_raw = bool(header.autoclear & layout.RAW_EXTERNAL)
-        if opening.options.get("_no-io"):
-            return
-        if "data-file" in opening.options:
-            opening.child("data-file", permissions.ROLE_DATA)
-        elif header.data_file:
-            # As it is: unlike a backing file's, the name does not start from where the image lies.
-            opening.attach("data-file", permissions.ROLE_DATA, parse_filename(header.data_file))
-        else:
-            raise QobraError("'data-file' is required for this image")
-        self.image.data = self.children["data-file"]
 
     def activate(self) -> None:
         if not self.read_only:
@@ -231,7 +131,7 @@ class Qcow2Disk(BlockNode):
 
     def get_ready(self) -> None:
         """The image is about to be changed: repair it if it is dirty, and drop what would not follow the changes."""
-        if self._ready:
+        if self.ready:
             return
         self._make_writers()
         header = self.header
@@ -241,7 +141,7 @@ class Qcow2Disk(BlockNode):
             self._repair_dirty()
         if self.has_bitmaps:
             self.stored_bitmaps.mark_in_use()
-        self._ready = True
+        self.ready = True
 
     def _drop_stale(self) -> None:
         """Drop from the header what only holds as long as nobody changes the image who does not know of it."""
@@ -291,14 +191,14 @@ class Qcow2Disk(BlockNode):
                 self.stored_bitmaps.store()
                 self.stored_bitmaps.freeze()
             self.image.writeback.finish()
-            self._ready = False
+            self.ready = False
 
     def hand_over(self) -> None:
         if not self.read_only and not self.image.is_corrupt:
             if self.has_bitmaps:
                 self.stored_bitmaps.let_go()
             self.image.writeback.finish()
-            self._ready = False
+            self.ready = False
 
     def _repair_dirty(self) -> None:
         """Lazy refcounts were not written before a crash: count anew."""
@@ -315,7 +215,7 @@ class Qcow2Disk(BlockNode):
         return check(self, fix_leaks=fix_leaks, fix_errors=fix_errors, report=report)
 
     def close(self) -> None:
-        if not self._ready or self.image.is_corrupt or self.abandoned:
+        if not self.ready or self.image.is_corrupt or self.abandoned:
             return
         try:
             if self.has_bitmaps:
@@ -367,7 +267,7 @@ class Qcow2Disk(BlockNode):
     # -- writing ----------------------------------------------------------------------------------------------
 
     def _write(self, offset: int, data: Buffer) -> None:
-        if not self._ready:
+        if not self.ready:
             self.get_ready()
         if isinstance(data, InFiles):
             self._writer.write(offset, data)
@@ -396,7 +296,7 @@ class Qcow2Disk(BlockNode):
             return None
         from qobra.block.format.qcow2.filling import Filling
 
-        if not self._ready:
+        if not self.ready:
             self.get_ready()
         return Filling(self.image, exact=exact)
 
@@ -406,7 +306,7 @@ class Qcow2Disk(BlockNode):
             return None
         from qobra.block.format.qcow2.linking import Linking
 
-        if not self._ready:
+        if not self.ready:
             self.get_ready()
         return Linking(self.image)
 
@@ -430,7 +330,7 @@ class Qcow2Disk(BlockNode):
         return CompressedWriter(self.image)
 
     def _write_compressed(self, offset: int, data: Buffer) -> None:
-        if not self._ready:
+        if not self.ready:
             self.get_ready()
         self._compressor.write(offset, memoryview(data).cast("B"))
 
@@ -438,12 +338,12 @@ class Qcow2Disk(BlockNode):
         self._compressor.set_level(level)
 
     def _write_zeroes(self, offset: int, length: int, may_unmap: bool, no_fallback: bool) -> bool:
-        if not self._ready:
+        if not self.ready:
             self.get_ready()
         return self._zeroing.zero(offset, length, may_unmap, no_fallback)
 
     def _discard(self, offset: int, length: int) -> None:
-        if not self._ready:
+        if not self.ready:
             self.get_ready()
         self._zeroing.discard(offset, length)
 
@@ -463,7 +363,7 @@ class Qcow2Disk(BlockNode):
     def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
         from qobra.block.format.qcow2.resize import resize
 
-        if not self._ready:
+        if not self.ready:
             self.get_ready()
         resize(self, length, preallocation, exact)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 
 from qobra.block.buffers import Buffer
+from qobra.block.contracts import BitmapStore
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.disk import Qcow2Disk
 from qobra.block.format.qcow2.header import l1_entries_for, l1_shift
-from qobra.block.node import BitmapStore, BlockNode, Options, drivers
+from qobra.block.node import BlockNode, Options, drivers
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False

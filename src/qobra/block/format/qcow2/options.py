@@ -1,15 +1,17 @@
-"""The open options of qcow2 (BlockdevOptionsQcow2) that need more than a look: cache sizes and overlap checks."""
+"""The open options of qcow2 (BlockdevOptionsQcow2) that need more than a look, and those that may be changed."""
 
 from __future__ import annotations
 
 import errno
 
+from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.image import CacheSizes
 from qobra.block.format.qcow2.overlap import CHECKS, TEMPLATES
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from qobra.block.format.qcow2.disk import Qcow2Disk
     from qobra.block.format.qcow2.header import Header
     from qobra.block.node import Options
 
@@ -20,6 +22,22 @@ _SLICE_LIMIT = 64 << 10
 """Bytes of a slice unless the user says otherwise: whole L2 tables, up to this."""
 
 _SIZES = ("cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size")
+
+CHANGEABLE = frozenset(
+    {
+        "lazy-refcounts",
+        "pass-discard-request",
+        "pass-discard-snapshot",
+        "pass-discard-other",
+        "overlap-check",
+        "cache-size",
+        "l2-cache-size",
+        "l2-cache-entry-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
+    }
+)
+"""What blockdev-reopen may change."""
 
 
 def cache_sizes(header: Header, options: Options) -> CacheSizes:
@@ -91,3 +109,28 @@ def _template(name: str) -> frozenset[str]:
             errno=errno.EINVAL,
         )
     return TEMPLATES[name]
+
+
+def take_behaviour(disk: Qcow2Disk, options: Options) -> None:
+    """Set what the options say of refcounts and discards. Raises QobraError."""
+    header = disk.header
+    disk.lazy_refcounts = bool(options.get("lazy-refcounts", header.compatible & layout.LAZY_REFCOUNTS))
+    if disk.lazy_refcounts and header.version < 3:
+        raise QobraError(
+            "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level", errno=errno.EINVAL
+        )
+    disk.pass_discard = bool(options.get("pass-discard-request", disk.discard_unmap))
+    disk.pass_discard_snapshot = bool(options.get("pass-discard-snapshot", True))
+    disk.pass_discard_other = bool(options.get("pass-discard-other", False))
+
+
+def drop_overridden(options: Options, new: Options) -> None:
+    """Drop from ``options`` the sizes of caches that no longer hold beside those of ``new``."""
+    sizes = {"cache-size", "l2-cache-size", "refcount-cache-size"}
+    if sizes <= new.keys():
+        return  # to be refused
+    if "cache-size" in new:
+        for name in sizes - new.keys():
+            options.pop(name, None)
+    elif sizes <= options.keys():
+        del options["cache-size"]
