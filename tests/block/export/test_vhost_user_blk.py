@@ -19,6 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qobra.block import permissions
+from qobra.block.backend import BlockBackend
 from qobra.block.export.vhost_user_blk import protocol as vu
 from qobra.block.export.vhost_user_blk import requests as blk
 from qobra.block.export.vhost_user_blk import vring
@@ -628,3 +630,14 @@ def test_refusals(exporter: Any) -> None:
             exporter.exports.add({**options, **more})
         assert caught.value.desc == text
     assert exporter.exports.query() == []
+
+
+def test_a_node_that_may_not_be_written_is_told_before_a_wrong_option(exporter: Any) -> None:
+    node = exporter.told("n")
+    with exporter.layer.control:
+        other = BlockBackend(exporter.layer, perm=0, shared=permissions.CONSISTENT_READ)
+        other.insert(node)
+        options = {"type": "vhost-user-blk", "id": "e", "node-name": "n", "addr": {"type": "unix", "path": "s"}}
+        with pytest.raises(QobraError, match="Permission conflict"):
+            exporter.exports.add({**options, "writable": True, "logical-block-size": 100})
+        other.remove()

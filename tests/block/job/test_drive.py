@@ -7,6 +7,7 @@ import random
 import pytest
 
 from qobra.block.job.drive import start_drive_backup, start_drive_mirror
+from qobra.block.snapshot import blockdev_snapshot
 from qobra.errors import QobraError
 
 MIB = 1 << 20
@@ -78,6 +79,19 @@ def test_mirror_to_a_new_image(layer, guest, tmp_path, sync):
     backing = {"full": None, "top": str(tmp_path / "base"), "none": str(tmp_path / "top")}[sync]
     assert (guest.node.backing.filename if guest.node.backing else None) == backing
     guest.random_requests(random.Random(2), 30)
+    guest.check()
+
+
+def test_a_target_that_was_made_an_overlay_under_way_is_none_in_the_end(layer, guest, tmp_path):
+    layer.add_node({"driver": "null-co", "node-name": "other", "size": MIB})
+    job = run(layer, start_drive_mirror, target=str(tmp_path / "m"), **{"node-name": "copy"})
+    layer.wait_event("BLOCK_JOB_READY")
+    with layer.control, layer.drained():
+        blockdev_snapshot(layer, {"node": "other", "overlay": "copy"}).settle()
+        job.complete()
+    layer.wait_status("j", "null")
+    assert guest.node.node_name == "copy"
+    assert guest.node.backing is None
     guest.check()
 
 

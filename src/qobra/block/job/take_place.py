@@ -48,8 +48,13 @@ def set_target_backing(
     """Give the target the backing chain that the plan wants. Raises QobraError if its own cannot be opened."""
     if plan.backing_mode == SOURCE_BACKING:
         backing = source if plan.sync == "none" else plan.base
-        if backing is not None and target.backing is not backing:
+        if target.backing is backing:
+            return
+        if backing is not None:
             change.attach(target, "backing", backing, permissions.ROLE_COW)
+        else:
+            # It was made an overlay of something else while it was written.
+            change.detach(target, "backing")
     elif plan.backing_mode == OPEN_BACKING and target.supports_backing and target.backing is None:
         options = layer.opener.backing_options(target)
         if options is not None:

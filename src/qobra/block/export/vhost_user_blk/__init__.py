@@ -32,13 +32,8 @@ class VhostUserBlkExport(Export):
 
     def __init__(self, layer: BlockLayer, options: dict[str, Any], node: BlockNode, writable: bool) -> None:
         self._address: dict[str, Any] = options["addr"]
-        if self._address["type"] not in ("unix", "fd"):
-            raise QobraError("Only socket address types 'unix' and 'fd' are supported")
         self.block_size: int = options.get("logical-block-size") or MIN_BLOCK
-        _check_block_size(options["id"], self.block_size)
         self.num_queues: int = options.get("num-queues", 1)
-        if not self.num_queues:
-            raise QobraError("num-queues must be greater than 0")
         self._listener: socket.socket | None = None
         self._path: str | None = None
         self._acceptor: threading.Thread | None = None
@@ -50,6 +45,11 @@ class VhostUserBlkExport(Export):
     def start(self) -> None:
         from qobra.nbd.sockets import listen
 
+        _check_block_size(self.id, self.block_size)
+        if not self.num_queues:
+            raise QobraError("num-queues must be greater than 0")
+        if self._address["type"] not in ("unix", "fd"):
+            raise QobraError("Only socket address types 'unix' and 'fd' are supported")
         self._listener = listen(self._address, backlog=1, find_fd=self.layer.find_fd)[0]
         if self._address["type"] == "unix" and not self._address.get("abstract"):
             self._path = os.path.abspath(self._address["path"])  # a daemon leaves its directory
