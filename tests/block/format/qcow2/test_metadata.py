@@ -152,6 +152,25 @@ def test_a_flag_of_an_entry_for_what_is_past_the_end_of_the_file_is_wrong_too(la
     assert result["corruptions-fixed"] == 1 and result["corruptions"] == 1 and f"Repairing {text}" in texts
 
 
+def test_a_flag_of_an_entry_for_no_table_is_wrong(lab):
+    """QEMU takes the header for the table then."""
+    _written(lab)
+    with lab.open("a", read_only=True) as disk:
+        l1 = disk.node.image.header.l1_offset
+    _patch(lab, l1, layout.COPIED.to_bytes(8, "big"))
+    text = f"OFLAG_COPIED L2 cluster: l1_index=0 l1_entry={layout.COPIED:x} refcount=0"
+    texts = []
+    with lab.open("a", read_only=True, _check=True) as disk:
+        assert disk.node.check(report=texts.append)["corruptions"] == 1
+    assert f"ERROR {text}" in texts
+    with lab.open("a", _check=True) as disk:
+        result = disk.node.check(fix_errors=True, fix_leaks=True, report=texts.append)
+    assert result["corruptions-fixed"] == 1 and f"Repairing {text}" in texts
+    with lab.open("a") as disk:
+        assert disk.node.check().keys().isdisjoint({"leaks", "corruptions"})
+    assert Path(lab.path("a")).read_bytes()[l1 : l1 + 8] == bytes(8)
+
+
 def test_a_compressed_cluster_lies_behind_its_table(lab):
     lab.create("a", size=1 << 20)
     with lab.open("a") as disk:

@@ -213,7 +213,11 @@ class Checker:
             if table & image.cluster_mask:
                 self.error(f"ERROR l2_offset={table:x}: Table is not cluster aligned; L1 entry corrupted")
                 continue
-            if not table or not self.count(table, image.cluster_size):
+            if not table:
+                if active and entry & _COPIED:
+                    self._copied.append((index, copied_table_text(index, entry, 0)))
+                continue
+            if not self.count(table, image.cluster_size):
                 continue
             known = tables.setdefault(table, [0, -1])
             known[0] += 1

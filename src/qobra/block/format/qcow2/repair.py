@@ -244,15 +244,17 @@ def _set_copied(checker: Checker, counts: Callable[[int], int], report: Report, 
     wrong = 0
     for index, entry in enumerate(image.tables.l1):
         table = entry & layout.OFFSET_MASK
-        if not table or table & image.cluster_mask or table >= checker.file_length:
+        if table & image.cluster_mask or table >= checker.file_length:
             continue
-        count = counts(table >> bits)
+        count = counts(table >> bits) if table else 0
         wanted = _flagged(entry, count == 1)
         if wanted != entry:
             wrong += 1
             report(f"{verb} {copied_table_text(index, entry, count)}")
             if sure:
                 image.file.write(image.header.l1_offset + index * 8, wanted.to_bytes(8, "big"))
+        if not table:
+            continue
         words = image.read_array(table, image.cluster_size // 8)
         changed = False
         for at in range(0, len(words), step):
