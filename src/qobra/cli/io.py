@@ -66,13 +66,18 @@ def main(argv: list[str] | None = None, name: str | None = None) -> int:
 def run(called: str, arguments: list[str]) -> int:
     """Open the file, run the commands of ``-c`` or those on standard input."""
     program = Program(os.path.basename(called))
-    try:
-        options, operands = parse(arguments, _SHORT, _LONG, raw_texts=True)
-    except UsageError as error:
-        flush_output()
-        sys.stderr.write(f"{called}: {error}\n")
-        return _usage(program)
-    return program.run(lambda: Shell(program, options, operands).run())
+    shell = Shell(program)
+
+    def main() -> int:
+        try:
+            operands = parse(arguments, _SHORT, _LONG, raw_texts=True, met=shell.take)[1]
+        except UsageError as error:
+            flush_output()
+            sys.stderr.write(f"{called}: {error}\n")
+            return _usage(program)
+        return shell.run(operands)
+
+    return program.run(main)
 
 
 def _usage(program: Program, status: int = 1) -> int:
@@ -80,40 +85,87 @@ def _usage(program: Program, status: int = 1) -> int:
     return status
 
 
+class _Settings:
+    """How to open an image, from options that the program and its ``open`` have in common."""
+
+    def __init__(self) -> None:
+        self.request: dict[str, Any] = {"cache": "writeback", "writable": True, "options": {"discard": "unmap"}}
+
+    def take(self, option: str, value: str) -> None:
+        """Take the next option into account. Raises ToolError."""
+        request = self.request
+        if option == "r":
+            request["writable"] = False
+        elif option == "n":
+            request["cache"] = "none"
+        elif option == "t":
+            if value not in CACHE_MODES:
+                raise ToolError(f"Invalid cache option: {value}")
+            request["cache"] = value
+        elif option == "d":
+            if value not in DISCARD_WORDS:
+                raise ToolError(f"Invalid discard option: {value}")
+            request["options"]["discard"] = DISCARD_WORDS[value]
+        elif option == "i":
+            if value not in AIO_MODES:
+                raise ToolError(f"Invalid aio option: {value}")
+            request["aio"] = value if request.get("aio") != "native" else "native"
+        elif option == "k":
+            request["aio"] = "native"
+        elif option == "U":
+            request["force_share"] = True
+        elif option == "s":
+            request["snapshot"] = True
+        elif option == "C":
+            request["copy_on_read"] = True
+
+
 class Shell:
     """One run of the program."""
 
-    def __init__(self, program: Program, options: list[tuple[str, str]], operands: list[str]) -> None:
+    def __init__(self, program: Program) -> None:
         self._program = program
-        self._options = options
-        self._operands = operands
         self._images = Images(program)
         self._objects: list[str] = []
+        self._lines: list[str] = []
+        self._format: str | None = None
+        self._image_opts = False
+        self._settings = _Settings()
 
-    def run(self) -> int:
-        """Returns the exit status."""
-        given = dict(self._options)
-        if "h" in given:
-            return _usage(self._program, 0)
-        if "V" in given:
+    def take(self, option: str, value: str) -> None:
+        """The next option of the command line. Raises ToolError, which ends the program, also where all is well."""
+        if option == "h":
+            _usage(self._program)
+            raise ToolError("", status=0)
+        if option == "V":
             from qobra.cli._tool.report import version_text
 
             print(version_text(self._program))
-            return 0
-        for option, value in self._options:
-            if option == "T":
-                from qobra.cli._tool.trace import take
+            raise ToolError("", status=0)
+        if option == "T":
+            from qobra.cli._tool.trace import take
 
-                if not take(self._program, value):
-                    return 0
-        lines = [value for option, value in self._options if option == "c"]
-        self._objects = [value for option, value in self._options if option == "object"]
-        settings = self.settings(self._options)
-        self._new_images()
-        if len(self._operands) > 1:
+            if not take(self._program, value):
+                raise ToolError("", status=0)
+        elif option == "c":
+            self._lines.append(value)
+        elif option == "object":
+            self._images.define(value)
+            self._objects.append(value)
+        elif option == "f":
+            self._format = value
+        elif option == "image-opts":
+            self._image_opts = True
+        else:
+            self._settings.take(option, value)
+
+    def run(self, operands: list[str]) -> int:
+        """Returns the exit status."""
+        if len(operands) > 1:
             return _usage(self._program)
-        if "f" in given and "image-opts" in given:
+        if self._format is not None and self._image_opts:
             raise ToolError("--image-opts and -f are mutually exclusive")
+        self._images.layer.tell_held = print
         interpreter = self._interpreter = Interpreter(
             None,
             sys.stdout.write,
@@ -124,13 +176,14 @@ class Shell:
         )
         status = 0
         try:
-            if self._operands:
-                filename, prefix = self._operands[0], "can't open device {}: "
-                if "image-opts" in given:
+            if operands:
+                filename, prefix = operands[0], "can't open device {}: "
+                request = self._settings.request
+                if self._image_opts:
                     prefix = "can't open: "
-                    settings["described"] = self._described([filename], prefix)
-                interpreter.backend = self._open(filename, given.get("f"), settings, prefix)
-            status = self._run_lines(interpreter, lines) if lines else self._converse(interpreter)
+                    request["described"] = self._described([filename], prefix)
+                interpreter.backend = self._open(filename, self._format, request, prefix)
+            status = self._run_lines(interpreter, self._lines) if self._lines else self._converse(interpreter)
         finally:
             try:
                 self._close()
@@ -196,41 +249,11 @@ class Shell:
 
     # -- opening ----------------------------------------------------------------------------------------------
 
-    def settings(self, options: list[tuple[str, str]]) -> dict[str, Any]:
-        """How to open, from options that the program and its ``open`` have in common. Raises ToolError."""
-        result: dict[str, Any] = {"cache": "writeback", "writable": True, "options": {"discard": "unmap"}}
-        for option, value in options:
-            if option == "r":
-                result["writable"] = False
-            elif option == "n":
-                result["cache"] = "none"
-            elif option == "t":
-                if value not in CACHE_MODES:
-                    raise ToolError(f"Invalid cache option: {value}")
-                result["cache"] = value
-            elif option == "d":
-                if value not in DISCARD_WORDS:
-                    raise ToolError(f"Invalid discard option: {value}")
-                result["options"]["discard"] = DISCARD_WORDS[value]
-            elif option == "i":
-                if value not in AIO_MODES:
-                    raise ToolError(f"Invalid aio option: {value}")
-                result["aio"] = value if result.get("aio") != "native" else "native"
-            elif option == "k":
-                result["aio"] = "native"
-            elif option == "U":
-                result["force_share"] = True
-            elif option == "s":
-                result["snapshot"] = True
-            elif option == "C":
-                result["copy_on_read"] = True
-        return result
-
-    def _described(self, texts: list[str], prefix: str) -> dict[str, Any]:
-        """The options of a node that lists of options say. Raises ToolError."""
+    def _described(self, texts: list[str], prefix: str, *, file_follows: bool = False) -> dict[str, Any]:
+        """The options of a node that lists of options say, or those for a file name. Raises ToolError."""
         pairs = [pair for text in texts for pair in option_pairs(text, warn=self._program.warning)]
         try:
-            return node_options(pairs)
+            return node_options(pairs, file_follows=file_follows)
         except QobraError as error:
             raise ToolError(prefix + str(error))
 
@@ -244,26 +267,30 @@ class Shell:
             raise ToolError(f"{prefix.format(filename)}{text}")
 
     def _open_command(self, words: list[str]) -> Any:
+        settings = _Settings()
         try:
-            options, operands = parse(words[1:], "snCro:ki:t:d:U", raw_texts=True)
-        except UsageError as error:
-            self._complain(f"{words[0]}: {error}")
-            raise Misused
-        try:
-            settings = self.settings(options)
-            prefix = "can't open device {}: " if operands else "can't open: "
-            given = self._described([value for option, value in options if option == "o"], prefix.format(*operands))
+            options, operands = parse(words[1:], "snCro:ki:t:d:U", raw_texts=True, met=settings.take)
             if len(operands) > 1:
                 raise Misused
             if self._interpreter.backend is not None and self._interpreter.backend.node is not None:
                 raise ToolError("file open already, try 'help close'")
+            prefix = "can't open device {}: " if operands else "can't open: "
+            given = self._described(
+                [value for option, value in options if option == "o"],
+                prefix.format(*operands),
+                file_follows=bool(operands),
+            )
             self._new_images()
+            request = settings.request
             if not operands:
-                return self._open("", None, {**settings, "described": given}, prefix)
-            if settings.get("force_share") and given.get("force-share") is False:
+                return self._open("", None, {**request, "described": given}, prefix)
+            if request.get("force_share") and given.get("force-share") is False:
                 raise ToolError("-U conflicts with image options")
-            settings["options"].update(given)
-            return self._open(operands[0], None, settings, prefix)
+            request["options"].update(given)
+            return self._open(operands[0], None, request, prefix)
+        except UsageError as error:
+            self._complain(f"{words[0]}: {error}")
+            raise Misused
         except ToolError as error:
             raise QobraError(error.text)
 

@@ -168,3 +168,34 @@ def test_numbers_of_a_protocol_below_a_format_are_taken_beside_a_file_name(
     assert io.main(["-c", f"open -o driver=qcow2,file.driver=blkdebug,file.align=4096 {disk}", "-c", "read 0 512"]) == 0
     assert io.main(["-c", f"open -o driver=qcow2,file.driver=blkdebug,file._texts.align=1 {disk}"]) == 1
     assert "doesn't support the option '_texts.align'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("read -s 5x -Z 0 512", "Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- 5x\n"),
+        ("write -P 256 -Z 0 512", "256 is not a valid pattern byte\n"),
+        ("reopen -r -w -Z", "qobra-io: Only one -r/-w option may be given\n"),
+        ("open -t x -Z a", "qobra-io: Invalid cache option: x\n"),
+        ("open -o cache.direct=x a", "qobra-io: file open already, try 'help close'\n"),
+        ("aio_read -i -Z", "injecting invalid read request\n"),
+    ],
+)
+def test_the_first_mistake_of_a_line_is_told(
+    line: str, told: str, disk: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert io.main(["-c", line, disk]) == (0 if "injecting" in told else 1)
+    assert "".join(capsys.readouterr()) == told
+
+
+def test_the_first_mistake_of_the_command_line_is_told(disk: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert io.main(["-t", "x", "-Z", disk]) == 1
+    assert capsys.readouterr().err == "qobra-io: Invalid cache option: x\n"
+    assert io.main(["-h", "-Z"]) == 0 and io.main(["-V", "-t", "x"]) == 0
+    capsys.readouterr()
+    assert io.main(["-c", "close", "-c", f"open -o a=b,driver=raw {disk}", disk]) == 1
+    assert capsys.readouterr().err.endswith("Block format 'raw' does not support the option 'a'\n")
+
+
+def test_a_temporary_file_without_a_name_is_reopened(disk: str) -> None:
+    assert io.main(["-s", "-c", "write -P 7 0 512", "-c", "reopen -r", "-c", "read -P 7 0 512", disk]) == 0

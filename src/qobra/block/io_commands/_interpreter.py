@@ -29,8 +29,25 @@ class Failed(Exception):
         self.text = text
 
 
+class Finished(Exception):
+    """There is no more to do; the command has succeeded."""
+
+
 class Misused(Exception):
     """Arguments that cannot be: the command's usage is printed."""
+
+
+class Options(dict[str, str]):
+    """The options of a line, the last of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: dict[str, int] = {}
+        """The values of those whose value is a number."""
+
+
+def _ignore_option(_option: str, _value: str) -> None:
+    pass
 
 
 class Command:
@@ -150,6 +167,8 @@ class Interpreter:
         try:
             self._run(command, words)
             return True
+        except Finished:
+            return True
         except Misused:
             self.out(command.usage_line() + "\n")
         except Failed as failure:
@@ -192,14 +211,31 @@ class Interpreter:
 
     # -- arguments --------------------------------------------------------------------------------------------
 
-    def options(self, words: list[str], short: str) -> tuple[dict[str, str], list[str]]:
-        """Options (the last of each) and operands of ``words``, whose first is the command. Raises Misused."""
+    def options(
+        self, words: list[str], short: str, *, sizes: str = "", check: Callable[[str, str], None] = _ignore_option
+    ) -> tuple[Options, list[str]]:
+        """Options and operands of ``words``, whose first is the command.
+
+        The values of ``sizes`` are offsets or lengths, that of ``-P`` is a byte, and ``check`` looks at others; the
+        first mistake is told. Raises Misused, Failed, or what ``check`` raises.
+        """
+        options = Options()
+
+        def take(option: str, value: str) -> None:
+            options[option] = value
+            if option == "P":
+                options.numbers[option] = self.pattern(value)
+            elif option in sizes:
+                options.numbers[option] = self.number(value)
+            else:
+                check(option, value)
+
         try:
-            options, operands = parse(words[1:], short, raw_texts=True)
+            _options, operands = parse(words[1:], short, raw_texts=True, met=take)
         except UsageError as error:
             self.complain(f"{words[0]}: {error}")
             raise Misused
-        return dict(options), operands
+        return options, operands
 
     def number(self, text: str, *, shown: str | None = None) -> int:
         """An offset or a length. Raises Failed, which shows ``text`` or what QEMU shows in its place."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from qobra.block.accounting import FLUSH, READ, WRITE
-from qobra.block.io_commands._interpreter import Failed, Interpreter, Misused, io_command, now, why
+from qobra.block.io_commands._interpreter import Failed, Finished, Interpreter, Misused, io_command, now, why
 from qobra.block.io_commands.read import finish_read, vector_length
 from qobra.block.io_commands.write import DEFAULT_PATTERN
 from qobra.errors import QobraError
@@ -100,6 +100,18 @@ def wait_all(interpreter: Interpreter) -> None:
         interpreter.pending.pop(0).finish()
 
 
+def _injecting(interpreter: Interpreter, kind: int, called: str) -> Callable[[str, str], None]:
+    """What ``-i`` does, as soon as it is met: it counts an invalid request, and ends the command."""
+
+    def inject(option: str, _value: str) -> None:
+        if option == "i":
+            interpreter.root.accounting.add_invalid(kind)
+            interpreter.out(f"injecting invalid {called} request\n")
+            raise Finished
+
+    return inject
+
+
 @io_command(
     "aio_read",
     "[-Ciqv] [-P pattern] off len [len..]",
@@ -109,14 +121,10 @@ def wait_all(interpreter: Interpreter) -> None:
 )
 def aio_read(interpreter: Interpreter, words: list[str]) -> None:
     """Start a read."""
-    options, operands = interpreter.options(words, "CP:iqv")
-    pattern = interpreter.pattern(options["P"]) if "P" in options else None
+    options, operands = interpreter.options(words, "CP:iqv", check=_injecting(interpreter, READ, "read"))
+    pattern = options.numbers.get("P")
     if len(operands) < 2:
         raise Misused
-    if "i" in options:
-        interpreter.root.accounting.add_invalid(READ)
-        interpreter.out("injecting invalid read request\n")
-        return
     offset = interpreter.number(operands[0])
     view = memoryview(bytearray(vector_length(interpreter, operands[1:])))
     interpreter.pending.append(
@@ -139,18 +147,14 @@ def aio_read(interpreter: Interpreter, words: list[str]) -> None:
 )
 def aio_write(interpreter: Interpreter, words: list[str]) -> None:
     """Start a write."""
-    options, operands = interpreter.options(words, "CfiP:quz")
-    pattern = interpreter.pattern(options["P"]) if "P" in options else DEFAULT_PATTERN
+    options, operands = interpreter.options(words, "CfiP:quz", check=_injecting(interpreter, WRITE, "write"))
+    pattern = options.numbers.get("P", DEFAULT_PATTERN)
     if len(operands) < 2:
         raise Misused
     if "z" in options and len(operands) != 2:
         raise Failed("-z supports only a single length parameter")
     if "u" in options and "z" not in options:
         raise Failed("-u requires -z to be specified")
-    if "i" in options:
-        interpreter.root.accounting.add_invalid(WRITE)
-        interpreter.out("injecting invalid write request\n")
-        return
     offset = interpreter.number(operands[0])
     root = interpreter.root
     if "z" in options:

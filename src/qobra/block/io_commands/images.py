@@ -72,13 +72,18 @@ def reopen(interpreter: Interpreter, words: list[str]) -> None:
     """Change options in place."""
     from qobra.block.cache_modes import CACHE_MODES
 
-    options, operands = interpreter.options(words, "c:o:rw")
-    if "c" in options and options["c"] not in CACHE_MODES:
-        raise QobraError(f"Invalid cache option: {options['c']}")
+    met: set[str] = set()
+
+    def check(option: str, value: str) -> None:
+        if option == "c" and value not in CACHE_MODES:
+            raise QobraError(f"Invalid cache option: {value}")
+        if option in "rw" and not met.isdisjoint("rw"):
+            raise QobraError("Only one -r/-w option may be given")
+        met.add(option)
+
+    options, operands = interpreter.options(words, "c:o:rw", check=check)
     if operands:
         raise Misused
-    if "r" in options and "w" in options:
-        raise QobraError("Only one -r/-w option may be given")
     node, root = interpreter.node, interpreter.root
     changes: dict[str, Any] = {}
     if "o" in options:
@@ -111,10 +116,13 @@ def reopen(interpreter: Interpreter, words: list[str]) -> None:
             alias="t", least=1, most=3, writes=True)  # fmt: skip
 def truncate(interpreter: Interpreter, words: list[str]) -> None:
     """Change the size."""
-    options, operands = interpreter.options(words, "m:")
+
+    def check(_option: str, value: str) -> None:
+        if value not in ("off", "metadata", "falloc", "full"):
+            raise QobraError(f"Invalid preallocation mode '{value}'")
+
+    options, operands = interpreter.options(words, "m:", check=check)
     mode = options.get("m", "off")
-    if mode not in ("off", "metadata", "falloc", "full"):
-        raise QobraError(f"Invalid preallocation mode '{mode}'")
     if not operands:
         raise Misused
     length = interpreter.number(operands[0], shown=words[1])  # more operands are let pass

@@ -47,10 +47,9 @@ _READV_HELP = """
 )
 def read(interpreter: Interpreter, words: list[str]) -> None:
     """One read."""
-    options, operands = interpreter.options(words, "bCl:pP:qs:v")
-    check_length = interpreter.number(options["l"]) if "l" in options else None
-    pattern = interpreter.pattern(options["P"]) if "P" in options else None
-    check_start = interpreter.number(options["s"]) if "s" in options else 0
+    options, operands = interpreter.options(words, "bCl:pP:qs:v", sizes="ls")
+    pattern = options.numbers.get("P")
+    check_start, check_length = options.numbers.get("s", 0), options.numbers.get("l")
     if len(operands) != 2:
         raise Misused
     offset = interpreter.number(operands[0])
@@ -89,7 +88,7 @@ def read(interpreter: Interpreter, words: list[str]) -> None:
 def readv(interpreter: Interpreter, words: list[str]) -> None:
     """One read into several buffers, which to a node are one."""
     options, operands = interpreter.options(words, "CP:qv")
-    pattern = interpreter.pattern(options["P"]) if "P" in options else None
+    pattern = options.numbers.get("P")
     if len(operands) < 2:
         raise Misused
     offset = interpreter.number(operands[0])

@@ -64,7 +64,7 @@ _DISCARD_HELP = """
 def write(interpreter: Interpreter, words: list[str]) -> None:
     """One write."""
     options, operands = interpreter.options(words, "bcCfnpP:qs:uz")
-    pattern = interpreter.pattern(options["P"]) if "P" in options else DEFAULT_PATTERN
+    pattern = options.numbers.get("P", DEFAULT_PATTERN)
     if len(operands) != 2:
         raise Misused
     _check_flags(options)
@@ -141,7 +141,7 @@ def _write(interpreter: Interpreter, options: dict[str, str], offset: int, count
 def writev(interpreter: Interpreter, words: list[str]) -> None:
     """One write from several buffers."""
     options, operands = interpreter.options(words, "CfqP:")
-    pattern = interpreter.pattern(options["P"]) if "P" in options else DEFAULT_PATTERN
+    pattern = options.numbers.get("P", DEFAULT_PATTERN)
     if len(operands) < 2:
         raise Misused
     offset = interpreter.number(operands[0])

@@ -104,6 +104,8 @@ class FileNode(BlockNode):
 
     def _host_open(self, access: int) -> int:
         flags = access | os.O_CLOEXEC | (os.O_DIRECT if self.cache_direct else 0)
+        if self.fd >= 0 and not os.fstat(self.fd).st_nlink:
+            return os.open(f"/proc/self/fd/{self.fd}", flags)  # it has no name any more
         if self.path.startswith("/dev/fdset/") and self.layer.open_path is not None:
             return self.layer.open_path(self.path, flags)
         return os.open(self.path, flags | os.O_NONBLOCK)

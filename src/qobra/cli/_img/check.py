@@ -68,7 +68,7 @@ def main(program: Program, arguments: list[str]) -> int:
         if examine is None:
             program.error("This image format does not support checks")
             return UNSUPPORTED
-        result = _run(examine, leaks=repair is not None, errors=repair == "all")
+        result = _run(program, examine, leaks=repair is not None, errors=repair == "all")
         fixed = {name: count for name in _FIXED if (count := result.pop(name, 0))}
         if fixed and not (is_json or quiet):
             print(
@@ -78,7 +78,7 @@ def main(program: Program, arguments: list[str]) -> int:
                 "Double checking the fixed image now..."
             )
         if fixed:
-            result = _run(examine, leaks=False, errors=False)
+            result = _run(program, examine, leaks=False, errors=False)
         if is_json and not quiet:
             from qobra.json_text import dumps
 
@@ -92,7 +92,7 @@ def main(program: Program, arguments: list[str]) -> int:
     return 1 if result["check-errors"] else 0
 
 
-def _run(examine: Examine, *, leaks: bool, errors: bool) -> dict[str, Any]:
+def _run(program: Program, examine: Examine, *, leaks: bool, errors: bool) -> dict[str, Any]:
     """ImageCheck of the image, with its ``leaks`` and ``errors`` repaired. Raises ToolError."""
     try:
         return dict(examine(fix_leaks=leaks, fix_errors=errors, report=_report))
@@ -101,6 +101,8 @@ def _run(examine: Examine, *, leaks: bool, errors: bool) -> dict[str, Any]:
             raise ToolError("This image format does not support checks", status=UNSUPPORTED)
         raise ToolError(f"Check failed: {error}")
     except OSError as error:
+        for note in getattr(error, "__notes__", ()):
+            program.error(note)
         raise ToolError(f"Check failed: {strerror(error)}")
 
 

@@ -16,7 +16,6 @@ from qobra.cli._tool.opening import Images, node_of
 from qobra.cli._tool.report import Program, ToolError, usage, visible
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
-from qobra.report import program
 from qobra.units import size_text
 
 HELP = """\
@@ -187,16 +186,13 @@ def _examine(images: Images, filename: str, check: bool, report: dict[str, Any])
         report["problems"].append("it is marked as corrupt")
         report["damaged"] = True
     if check and hasattr(node, "check"):
-        import contextlib
-        import io
-
         texts: list[str] = []
-        said = io.StringIO()  # why the check itself cannot be done
         try:
-            with contextlib.redirect_stderr(said):
-                result = node.check(report=texts.append)
-        finally:
-            report["problems"] += [line.removeprefix(f"{program()}: ") for line in said.getvalue().splitlines()[:10]]
+            result = node.check(report=texts.append)
+        except (OSError, QobraError) as error:
+            for note in getattr(error, "__notes__", ()):
+                report["problems"] += note.splitlines()
+            raise
         report["check"] = result
         if result.get("corruptions") or result.get("check-errors"):
             report["damaged"] = True

@@ -22,10 +22,10 @@ def parse_image_opts(text: str, program: Program) -> Options:
     return node_options(option_pairs(text, "file", program.warning))
 
 
-def node_options(pairs: list[tuple[str, str]]) -> Options:
-    """The same of pairs; the last of a key counts."""
+def node_options(pairs: list[tuple[str, str]], *, file_follows: bool = False) -> Options:
+    """The same of pairs; the last of a key counts. ``file_follows``: they go with a file name."""
     options: Options = {}
     for key, value in pairs:
         options.pop(key, None)
         options[key] = value
-    return typed(unflatten(options))
+    return typed(unflatten(options), file_follows=file_follows)

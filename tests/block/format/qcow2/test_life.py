@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 
@@ -436,6 +437,30 @@ def test_a_bitmap_that_has_not_changed_stays_where_it_is(lab):
         disk.write(0, b"x")
     with lab.open("a", read_only=True) as disk:
         assert list(disk.node.bitmaps["one"].dirty_ranges()) == [(0, 512), (5 * MIB, MIB)]
+
+
+def test_bitmaps_that_have_not_changed_outlive_a_full_disk(lab, monkeypatch):
+    """They are in use while the image is open, and what says that they are not any more needs no room."""
+    lab.create("a", size=64 * MIB)
+    with lab.open("a") as disk:
+        for name in ("one", "two"):
+            _bitmap(disk, name, 512).set(5 * MIB, MIB)
+    with lab.open("a") as disk:
+        file, stored = disk.node.image.file, disk.node.stored_bitmaps
+        stored.mark_in_use()
+        length, write = file.length, file.write
+
+        def full(offset, data, **options):
+            if offset >= length:
+                raise OSError(errno.ENOSPC, "full")
+            write(offset, data, **options)
+
+        monkeypatch.setattr(file, "write", full)
+        with pytest.raises(OSError, match="full"):
+            disk.node.remove_stored_bitmap("one")
+    with lab.open("a", read_only=True) as disk:
+        assert [each["flags"] for each in disk.node.info()["format-specific"]["data"]["bitmaps"]] == [["auto"]] * 2
+        assert list(disk.node.bitmaps["two"].dirty_ranges()) == [(5 * MIB, MIB)]
 
 
 def test_preallocation_in_a_file_that_cannot_grow_says_so(lab, monkeypatch):

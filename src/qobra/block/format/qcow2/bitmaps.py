@@ -249,7 +249,12 @@ class StoredBitmaps:
             if not bitmap.inconsistent and node.header.size:  # nobody reads a bitmap without a table
                 fresh.append(self._store_bitmap(bitmap))
         # What is left in `kept` has no bitmap in memory any more, and so is not tracked.
-        self._replace_directory(fresh)
+        try:
+            self._replace_directory(fresh)
+        except OSError:
+            if fresh != self.entries:
+                raise
+            self._rewrite_flags()  # on a full disk, say: no bit has changed, and this takes no room
         for entry in [*dropped, *kept.values()]:
             self._free(entry)
         self._marked = False
@@ -325,8 +330,13 @@ class StoredBitmaps:
     def _write(self, data: bytes) -> int:
         """Put ``data`` into new clusters; their offset."""
         image = self._node.image
-        offset = self._allocate(-(-len(data) >> image.cluster_bits))
-        image.file.write(offset, data)
+        clusters = -(-len(data) >> image.cluster_bits)
+        offset = self._allocate(clusters)
+        try:
+            image.file.write(offset, data)
+        except OSError:
+            image.free(offset, clusters << image.cluster_bits)
+            raise
         return offset
 
     def _free(self, entry: Entry) -> None:

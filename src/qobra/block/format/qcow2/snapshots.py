@@ -129,21 +129,25 @@ def check_table(node: Qcow2Disk, report: Report, *, fix: bool) -> int:
     if node.checking:
         excess = header.snapshot_count - layout.MAX_SNAPSHOTS
         if excess > 0 and not fix:
-            report_error(f"ERROR snapshot table too large\n{_removable(excess)}")
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            raise _failure(errno.EFBIG, f"ERROR snapshot table too large\n{_removable(excess)}")
         if excess > 0:
             discarded(f"{excess} overhanging snapshots", excess)
         try:
             table.load(node.read_file, discarded if fix else None)
         except QobraError as error:
-            report_error(f"ERROR failed to read the snapshot table: {error}")
-            number = error.errno or errno.EINVAL
-            raise OSError(number, os.strerror(number))
+            raise _failure(error.errno or errno.EINVAL, f"ERROR failed to read the snapshot table: {error}")
     for number, entry in enumerate(table.entries):
         if header.version >= 3 and not entry.is_complete:
             faults += 1
             report(f"{'Repairing' if fix else 'ERROR'} snapshot table entry {number} is incomplete")
     return faults
+
+
+def _failure(number: int, reason: str) -> OSError:
+    """What ends a check that cannot be done: a number, as QEMU tells it, and in a note the reason."""
+    error = OSError(number, os.strerror(number))
+    error.add_note(reason)
+    return error
 
 
 def _removable(count: int) -> str:
