@@ -70,7 +70,13 @@ def test_what_is_mapped(machine: Any) -> None:
 def test_what_to_boot_from(machine: Any) -> None:
     assert hmp.execute(machine, "boot_set n") == "boot device list now set to n\r\n"
     assert machine.board.rtc.cmos[0x3D] == 4
-    assert hmp.execute(machine, "boot_set zz") == "Error: Invalid boot device for PC: 'z'\r\n"
+    for order, told in (
+        ("zz", "Invalid boot device 'z'"),
+        ("nn", "Boot device 'n' was given twice"),
+        ("e", "Invalid boot device for PC: 'e'"),
+        ("abcd", "Too many boot devices for PC"),
+    ):
+        assert hmp.execute(machine, f"boot_set {order}") == f"{told}\r\n"
 
 
 def test_the_mouse_moves(machine: Any) -> None:

@@ -72,6 +72,44 @@ def guest(tmp_path: Path, request: Any) -> Any:
 _ALL = pytest.mark.parametrize("guest", ["modern", "legacy", "mmio", "mmio-legacy"], indirect=True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "properties", "told"),
+    [
+        ("modern", {"scsi": "on"}, "Please set scsi=off for virtio-blk devices in order to use virtio 1.0"),
+        ("mmio", {"scsi": "on"}, "Please set scsi=off for virtio-blk devices in order to use virtio 1.0"),
+        ("modern", {"cyls": "5"}, "heads must be between 1 and 255"),
+        ("modern", {"cyls": "65536", "heads": "1", "secs": "1"}, "cyls must be between 1 and 65535"),
+        (
+            "modern",
+            {"max-discard-sectors": "0"},
+            "invalid max-discard-sectors property .0., must be between 1 and 4194303",
+        ),
+        (
+            "modern",
+            {"max-write-zeroes-sectors": "4194304"},
+            "invalid max-write-zeroes-sectors property .4194304., must be between 1 and 4194303",
+        ),
+        ("modern", {"logical_block_size": str(1 << 63)}, "doesn't take value -9223372036854775808 .minimum: 512"),
+    ],
+)
+def test_properties_that_cannot_be(tmp_path: Path, kind: str, properties: dict[str, str], told: str) -> None:
+    with pytest.raises(QobraError, match=told):
+        Guest(tmp_path / "disk", kind, **properties)
+
+
+@pytest.mark.parametrize(
+    ("kind", "properties"),
+    [
+        ("modern", {"scsi": "on", "disable-modern": "on"}),
+        ("mmio-legacy", {"scsi": "on"}),
+        ("modern", {"discard": "off", "max-discard-sectors": "0"}),
+        ("modern", {"logical_block_size": " 1k", "physical_block_size": "0x400"}),
+    ],
+)
+def test_properties_that_can_be(tmp_path: Path, kind: str, properties: dict[str, str]) -> None:
+    Guest(tmp_path / "disk", kind, **properties).machine.close()
+
+
 @_ALL
 def test_read_write_flush_identify(guest: Guest) -> None:
     disk = BlockDriver(guest.transport, guest.memory)

@@ -196,6 +196,11 @@ class Ports:
         return data
 
 
+def test_a_port_without_a_backend(guest: Guest) -> None:
+    guest.plug("virtio-serial-pci", id="ser", addr="5")
+    assert guest.plug("virtserialport", id="port", chardev="").get("chardev") == ""
+
+
 def test_a_serial_port(guest: Guest, tmp_path: Path) -> None:
     address = {"type": "unix", "data": {"path": str(tmp_path / "port")}}
     backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}

@@ -152,6 +152,7 @@ def test_addresses(machine: Any) -> None:
     assert ctypes.string_at(int(text.split()[-1], 16), 4) == b"here"
     assert _run(machine, "gpa2hva 0x7fffffff0") == "No memory is mapped at address 0x7fffffff0\n"
     assert _run(machine, "gpa2hva 0xfec00000") == "Memory at address 0xfec00000 is not RAM\n"
+    assert _run(machine, "gva2gpa 0") == "gpa: 0\n"
     assert _run(machine, "gva2gpa -1") == "gpa: 0xfffffffffffff\n"
     physical = _run(machine, "gpa2hpa 0x1234")
     assert physical.startswith(("Host physical address for 0x1234 (pc.ram) is 0x", "Error: "))

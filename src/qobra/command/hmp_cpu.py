@@ -167,7 +167,8 @@ def _number(value: int, width: int, form: str) -> str:
 def gva2gpa(machine: Machine, args: dict[str, Any], monitor: HmpMonitor) -> str:
     """The guest's physical address of what a CPU sees."""
     mask = _X86_PHYSICAL if _cpu(machine, monitor).architecture == "x86_64" else _MASK
-    return f"gpa: 0x{args['addr'] & mask:x}\n"
+    address = args["addr"] & mask
+    return f"gpa: {address:#x}\n" if address else "gpa: 0\n"
 
 
 def _host_address(machine: Machine, address: int, kind: str, find: Callable[[memoryview], int]) -> str:

@@ -145,7 +145,10 @@ def _kind(region: object) -> str:
 def boot_set(machine: Machine, args: dict[str, Any]) -> str:
     """What the firmware is to boot from, at the next reset."""
     assert machine.board is not None
-    machine.board.set_boot_order(args["bootdevice"])
+    try:
+        machine.board.set_boot_order(args["bootdevice"])
+    except QobraError as error:
+        return f"{error}\n"  # without "Error:", as in QEMU
     return f"boot device list now set to {args['bootdevice']}\n"
 
 

@@ -13,6 +13,7 @@ from qobra.errors import QobraError
 from qobra.machine.boot_index import BootIndex
 from qobra.machine.qdev import Device
 from qobra.object.property import Bool, Enum, Property, Size, String
+from qobra.units import signed64
 
 _MIN_BLOCK, _MAX_BLOCK = 512, 2 << 20
 ON_OFF_AUTO = ("auto", "on", "off")
@@ -51,7 +52,7 @@ class _BlockSize(Size):
     def _take(self, device: Device, size: int) -> None:
         what = f"Property {device.user_id or ''}.{self.name} doesn't take value"
         if size and not _MIN_BLOCK <= size <= _MAX_BLOCK:
-            raise QobraError(f"{what} {size} (minimum: {_MIN_BLOCK}, maximum: {_MAX_BLOCK})")
+            raise QobraError(f"{what} {signed64(size)} (minimum: {_MIN_BLOCK}, maximum: {_MAX_BLOCK})")
         if size & (size - 1):
             raise QobraError(f"{what} '{size}', it's not a power of 2")
         device.values[self.name] = size

@@ -77,7 +77,7 @@ class Nic(Device):
         self._waiting: deque[bytes] = deque()
         netdevs = self.machine.netdevs
         name = self.netdev
-        if name:
+        if name is not None:
             backend = netdevs.find(name)
             if backend is None:
                 raise QobraError(f"Property '{self.type_name}.netdev' can't find value '{name}'")

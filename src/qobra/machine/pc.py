@@ -7,7 +7,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
-from qobra.machine import boot_paths, cmos, flash_banks
+from qobra.machine import boot_devices, boot_paths, cmos, flash_banks
 from qobra.machine.acpi_cpuhp import GPE_BIT as CPU_HOTPLUG_GPE
 from qobra.machine.acpi_cpuhp import AcpiCpuHotplug
 from qobra.machine.acpi_memhp import GPE_BIT as MEMORY_HOTPLUG_GPE
@@ -434,6 +434,7 @@ class PcBoard(X86Board):
         return order if once is None or self.ready else str(once)
 
     def set_boot_order(self, order: str) -> None:
+        boot_devices.check(order)
         cmos.check_order(order)
         self.boot["order"] = order
         cmos.fill(self)

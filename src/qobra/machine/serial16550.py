@@ -224,7 +224,7 @@ class Uart:
 
 def find_chardev(board: Board, id: str | None, type_name: str, name: str = "chardev") -> Chardev | None:
     """The character device that a device's property ``name`` names; QobraError where there is none to be had."""
-    if id is None:
+    if not id:
         return None
     found: Chardev | None = board.machine.chardevs.find(id)
     if found is None:

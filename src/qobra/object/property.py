@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qobra import units
 from qobra.errors import QobraError
-from qobra.units import integer
 
 if TYPE_CHECKING:
     from qobra.object.qom import Object
@@ -185,7 +185,7 @@ class Int(Property):
         return value
 
     def convert(self, text: str) -> int:
-        value = integer(text)
+        value = units.integer(text)
         highest = (1 << 64) - 1 if self.width.startswith("u") else (1 << 63) - 1
         if value is None or not -(1 << 63) <= value <= highest:
             raise QobraError(f"Parameter '{self.name}' expects {self.expected}")
@@ -277,30 +277,8 @@ class Link(Property):
 
 
 def parse_size(text: str, name: str = "size") -> int:
-    """Bytes from ``text``: decimal with an optional fraction and suffix, or hexadecimal."""
-    scales = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
-    suffix = text[-1:].upper()
+    """Bytes from ``text``, for the property or option ``name``: see :func:`qobra.units.parse_size`."""
     try:
-        if text[:2].lower() == "0x":
-            value = int(text, 16)
-        elif suffix in scales:
-            value = _scaled(text[:-1], scales[suffix])
-        else:
-            value = _scaled(text, 0)
-    except ValueError:
+        return units.parse_size(text)
+    except (units.NotANumber, units.OutOfRange):
         raise QobraError(f"Parameter '{name}' expects size")
-    if not 0 <= value < 1 << 64:
-        raise QobraError(f"Parameter '{name}' expects size")
-    return value
-
-
-def _scaled(text: str, shift: int) -> int:
-    whole, dot, fraction = text.partition(".")
-    if not whole.isdigit() or (dot and not fraction.isdigit()):
-        raise ValueError(text)
-    value = int(whole) << shift
-    if dot:
-        if not shift:
-            raise ValueError(text)
-        value += (int(fraction) << shift) // 10 ** len(fraction)
-    return value

@@ -88,13 +88,20 @@ def test_identity(make: Any) -> None:
 
 
 def test_limits_and_provisioning(make: Any) -> None:
-    disk = make(max_unmap_size="1M", max_io_size="2M", min_io_size="4096", opt_io_size="8192")
+    disk = make(max_unmap_size=str(1 << 20), max_io_size=str(2 << 20), min_io_size="4096", opt_io_size="8192")
     limits = disk.run(0x12, 1, 0xB0, 0, 64, 0)
     assert limits[:5] == bytes((0, 0xB0, 0, 60, 1))
     words = [int.from_bytes(limits[at : at + 4], "big") for at in (8, 12, 20, 24, 28)]
     assert words == [4096, 16, 2048, 255, 8]
     assert int.from_bytes(limits[6:8], "big") == 8
     assert disk.run(0x12, 1, 0xB2, 0, 64, 0)[:8] == bytes((0, 0xB2, 0, 4, 0, 0xE0, 2, 0))
+
+
+def test_identity_as_long_and_as_empty_as_it_is_given(make: Any) -> None:
+    disk = make(serial="x" * 40, vendor="", product="", max_unmap_size=str((1 << 64) - 1))
+    assert disk.run(0x12, 1, 0x80, 0, 64, 0)[:40] == bytes((0, 0x80, 0, 36)) + b"x" * 36
+    assert disk.run(0x12, 0, 0, 0, 64, 0)[8:32] == b" " * 24
+    assert disk.run(0x12, 1, 0xB0, 0, 64, 0)[20:24] == b"\xff" * 4
 
 
 def test_without_discard_nothing_can_be_unmapped(make: Any) -> None:

@@ -25,14 +25,9 @@ def parse(given: dict[str, str]) -> dict[str, Any]:
             options[key] = value
         else:
             raise QobraError(f"Parameter 'boot.{key}' is unexpected")
-    for key in _DEVICES:
-        _check_devices(options.get(key, ""))
+    if any(key in options for key in _DEVICES):
+        from qobra.machine.boot_devices import check
+
+        for key in _DEVICES:
+            check(options.get(key, ""))
     return options
-
-
-def _check_devices(letters: str) -> None:
-    for position, letter in enumerate(letters):
-        if not "a" <= letter <= "p":
-            raise QobraError(f"Invalid boot device '{letter}'")
-        if letter in letters[:position]:
-            raise QobraError(f"Boot device '{letter}' was given twice")

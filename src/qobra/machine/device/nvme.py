@@ -83,7 +83,7 @@ class Nvme(PciDevice, BlockFrontEnd):
             raise QobraError(f"max_ioqpairs must be between 1 and {_MAX_QUEUES // 32}")
         if not 1 <= self.msix_qsize <= _MAX_VECTORS // 8:
             raise QobraError(f"msix_qsize must be between 1 and {_MAX_VECTORS // 8}")
-        if not self.serial:
+        if self.serial is None:
             raise QobraError("serial property not set")
         if self.cmb_size_mb > _MAX_BUFFER_MB:
             raise QobraError(f"cmb_size_mb must not be larger than {_MAX_BUFFER_MB}")

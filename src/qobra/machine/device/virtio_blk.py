@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block.accounting import READ, UNMAP, WRITE
 from qobra.errors import QobraError, errno_of
+from qobra.machine.ata import geometry
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.devices import registry
 from qobra.machine.virtio.device import F_ANY_LAYOUT
@@ -35,6 +36,8 @@ _WCE_OFFSET = 32
 _AUTO_QUEUES = 0xFFFF
 _MAX_QUEUES = 1024
 _MAX_TRANSFER = (1 << 31) - _SECTOR
+_MAX_SECTORS = _MAX_TRANSFER // _SECTOR
+_GEOMETRY_LIMITS = (65535, 255, 255)
 
 
 @registry.register("virtio-blk-device")
@@ -54,8 +57,8 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
     discard = Bool(True)
     report_discard_granularity = Bool(True)
     write_zeroes = Bool(True)
-    max_discard_sectors = Int(0x3FFFFF, type="uint32")
-    max_write_zeroes_sectors = Int(0x3FFFFF, type="uint32")
+    max_discard_sectors = Int(_MAX_SECTORS, type="uint32")
+    max_write_zeroes_sectors = Int(_MAX_SECTORS, type="uint32")
     enable_wce_if_config_wce = Bool(True, name="x-enable-wce-if-config-wce")
     cyls = Int(0, type="uint32")
     heads = Int(0, type="uint32")
@@ -87,8 +90,15 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
         backend = self.realize_block()
         if backend.node is None:
             raise QobraError("Device needs media, but drive is empty")
-        if not self.cyls:
-            self.cyls, self.heads, self.secs = _geometry(backend.length // _SECTOR)
+        (self.cyls, self.heads, self.secs), _ = geometry.choose(self, _GEOMETRY_LIMITS)
+        for name, wanted, value in (
+            ("max-discard-sectors", self.discard, self.max_discard_sectors),
+            ("max-write-zeroes-sectors", self.write_zeroes, self.max_write_zeroes_sectors),
+        ):
+            if wanted and not 1 <= value <= _MAX_SECTORS:
+                raise QobraError(f"invalid {name} property ({value}), must be between 1 and {_MAX_SECTORS}")
+        if self.scsi and self.transport.modern:
+            raise QobraError("Please set scsi=off for virtio-blk devices in order to use virtio 1.0")
         for _ in range(self.num_queues):
             self.add_queue(size)
         self._first_writeback = backend.writeback
@@ -270,11 +280,6 @@ class VirtioBlk(ServedDevice, BlockFrontEnd):
             backend.accounting.add_invalid(kind)
             return False
         return True
-
-
-def _geometry(sectors: int) -> tuple[int, int, int]:
-    cylinders = min(max(sectors // (16 * 63), 2), 16383)
-    return cylinders, 16, 63
 
 
 class VirtioBlkPciBase(VirtioPci):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 F_CTRL_OFFLOADS, F_MTU, F_MAC, F_GSO, F_MRG_RXBUF, F_STATUS = 2, 3, 5, 6, 15, 16
 F_CTRL_VQ, F_CTRL_RX, F_CTRL_VLAN = 17, 18, 19
 F_CTRL_RX_EXTRA, F_GUEST_ANNOUNCE, F_CTRL_MAC, F_STANDBY = 20, 21, 23, 62
+F_SPEED_DUPLEX = 63
 _OF_QUEUES = sum(
     1 << bit
     for bit in (
@@ -41,11 +42,24 @@ _OF_QUEUES = sum(
 )
 """What a process that serves the queues has to know of, and whether it makes the card known where it comes to."""
 _RX, _TX, _CTRL = 0, 1, 2
-_CONFIG = Struct("<6sHHH")
+_CONFIG = Struct("<6sHHHIB")
+_UNKNOWN_SPEED = 0xFFFFFFFF
+_DUPLEX = {"half": 0, "full": 1, None: 0xFF}
 _LINK_UP, _ANNOUNCE = 1, 2
 _HEADER, _HEADER_MRG = 10, 12
 _OK, _ERROR = 0, 1
 _MAX_PACKET = 68 << 10
+_MAX_OWN_SENDING = 256
+"""How many descriptors its own sending queue has at most; QEMU's, which a machine migrates to."""
+
+
+class _NotThere(Bool):
+    """A feature that QEMU's card has and this one has not: descriptions of machines may switch it off."""
+
+    def check(self, value: Any) -> bool:
+        if super().check(value):
+            raise QobraError(f"This network card has no '{self.name}'")
+        return False
 
 
 @registry.register("virtio-net-device")
@@ -72,7 +86,24 @@ class VirtioNet(VirtioDevice, Nic):
     rx_queue_size = Int(256, type="uint16", name="rx_queue_size")
     tx_queue_size = Int(256, type="uint16", name="tx_queue_size")
     host_mtu = Int(0, type="uint16", name="host_mtu")
+    speed = Int(-1, type="int32")
+    duplex = String(type="str")
     failover = Bool(False)
+
+    csum = _NotThere()
+    guest_csum = _NotThere(name="guest_csum")
+    guest_tso4 = _NotThere(name="guest_tso4")
+    guest_tso6 = _NotThere(name="guest_tso6")
+    guest_ecn = _NotThere(name="guest_ecn")
+    guest_ufo = _NotThere(name="guest_ufo")
+    guest_rsc_ext = _NotThere(name="guest_rsc_ext")
+    host_tso4 = _NotThere(name="host_tso4")
+    host_tso6 = _NotThere(name="host_tso6")
+    host_ecn = _NotThere(name="host_ecn")
+    host_ufo = _NotThere(name="host_ufo")
+    mq = _NotThere()
+    rss = _NotThere()
+    hash = _NotThere()
 
     _announce = False
     vmstate = VmState(flag("_announce"), raw("address"), part("filter"))
@@ -82,8 +113,15 @@ class VirtioNet(VirtioDevice, Nic):
             size = self.get(name)
             if not 256 <= size <= 1024 or size & (size - 1):
                 raise QobraError(f"Invalid {name} (= {size}), must be a power of 2 between 256 and 1024{end}")
+        if self.speed < -1:
+            raise QobraError("'speed' must be between 0 and INT_MAX")
+        if self.duplex not in _DUPLEX:
+            raise QobraError("'duplex' must be 'half' or 'full'")
+        self._tells_speed = self.speed >= 0 or self.duplex is not None
         self.realize_nic()
-        self.config_size = 12 if self.host_mtu else 8
+        self.config_size = 17 if self._tells_speed else 12 if self.host_mtu else 8
+        if self.backend is None or self.backend.front_end is None:
+            self.values["tx_queue_size"] = min(self.tx_queue_size, _MAX_OWN_SENDING)
         for size in (self.rx_queue_size, self.tx_queue_size, 64):
             self.add_queue(size)
         self._vhost: Vhost | None = None
@@ -133,6 +171,7 @@ class VirtioNet(VirtioDevice, Nic):
             (self.guest_announce, F_GUEST_ANNOUNCE),
             (self.host_mtu, F_MTU),
             (self.failover, F_STANDBY),
+            (self._tells_speed, F_SPEED_DUPLEX),
         ):
             if enabled:
                 bits.append(bit)
@@ -168,7 +207,8 @@ class VirtioNet(VirtioDevice, Nic):
 
     def read_config(self) -> bytes:
         status = (_LINK_UP if self.link_up else 0) | (_ANNOUNCE if self._announce else 0)
-        return _CONFIG.pack(self.address, status, 1, self.host_mtu)[: self.config_size]
+        speed = self.speed & _UNKNOWN_SPEED
+        return _CONFIG.pack(self.address, status, 1, self.host_mtu, speed, _DUPLEX[self.duplex])[: self.config_size]
 
     def write_config(self, offset: int, data: bytes) -> None:
         # Before 1.0 a driver might set the address here.

@@ -13,6 +13,9 @@ _ENABLE, _FUNCTION_MASK = 0x8000, 0x4000
 WIDTHS = (4, 8)
 """How wide an access to the table and the pending bits is: others are ignored."""
 
+MAX_VECTORS = 2048
+"""How many vectors a device can have (PCI Local Bus 3.0, section 6.8.2.3)."""
+
 
 class Msix:
     """The MSI-X capability of one device.

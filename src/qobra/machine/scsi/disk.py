@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qobra.block import accounting
-from qobra.errors import QobraError
 from qobra.machine.blockdev import BlockFrontEnd
 from qobra.machine.scsi import sense, transfer
 from qobra.machine.scsi.bus import Result, ScsiDevice
@@ -34,7 +33,7 @@ from qobra.machine.scsi.opcodes import (
 )
 from qobra.machine.scsi.sense import Sense
 from qobra.machine.vmstate import VmState, flag
-from qobra.object.property import Int, Size, String
+from qobra.object.property import Int, String
 
 if TYPE_CHECKING:
     from qobra.block.backend import BlockBackend
@@ -61,8 +60,8 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
     wwn = Int(0, type="uint64")
     port_wwn = Int(0, type="uint64", name="port_wwn")
     port_index = Int(0, type="uint16", name="port_index")
-    max_unmap_size = Size(1 << 30, type="uint64", name="max_unmap_size")
-    max_io_size = Size((1 << 31) - 1, type="uint64", name="max_io_size")
+    max_unmap_size = Int(1 << 30, type="uint64", name="max_unmap_size")
+    max_io_size = Int((1 << 31) - 1, type="uint64", name="max_io_size")
     scsi_version = Int(5, type="int32", name="scsi_version")
     rotation_rate = Int(0, type="uint16", name="rotation_rate")
 
@@ -78,10 +77,9 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
             self.logical_size = block_size
         if self.discard_granularity == 0xFFFFFFFF:
             self.granularity = self.discard_granularity = max(_DEFAULT_GRANULARITY, self.logical_size)
-        if self.serial is not None and len(self.serial) > 36:
-            raise QobraError("The serial number can't be longer than 36 characters")
-        self.vendor, self.product = self.vendor or "QEMU", self.product or self.default_product
-        self.ver = self.ver or "2.5+"
+        for name, usual in (("vendor", "QEMU"), ("product", self.default_product), ("ver", "2.5+")):
+            if self.values.get(name) is None:
+                self.values[name] = usual
         self.move_to_adapter(backend)
         return backend
 
@@ -220,7 +218,7 @@ class ScsiDisk(ScsiDevice, BlockFrontEnd):
         body[2:4] = (self.min_io_size // block & 0xFFFF).to_bytes(2, "big")
         body[4:8] = (self.max_io_size // block & 0xFFFFFFFF).to_bytes(4, "big")
         body[8:12] = (self.opt_io_size // block).to_bytes(4, "big")
-        body[16:20] = (self.max_unmap_size // block).to_bytes(4, "big")
+        body[16:20] = min(self.max_unmap_size // block, 0xFFFFFFFF).to_bytes(4, "big")
         body[20:24] = (255).to_bytes(4, "big")
         body[24:28] = (max(self.granularity, block) // block).to_bytes(4, "big")
         body[32:40] = (self.max_io_size // block).to_bytes(8, "big")

@@ -124,7 +124,7 @@ class UsbBus(Bus):
         assert isinstance(device, UsbDevice)
         if device.at is not None:
             return
-        if device.port:
+        if device.port is not None:
             free = [port for port in self.free if port.path == device.port]
             if not free:
                 raise QobraError(f"usb port {device.port} (bus {self.bus_name}) not found (in use?)")

@@ -39,6 +39,11 @@ class VirtioBus(Bus):
         """Tell the driver that the configuration changed."""
         raise NotImplementedError
 
+    @property
+    def modern(self) -> bool:
+        """Whether it has the interface of virtio 1.0 and later."""
+        raise NotImplementedError
+
 
 class VirtioDevice(Device):
     """A virtio device behind any transport. ``device_number`` is its device type of chapter 5.

@@ -35,6 +35,10 @@ class VirtioMmioBus(VirtioBus):
         self._owner.interrupt(_INT_CONFIG)
 
     @property
+    def modern(self) -> bool:
+        return not self._owner.force_legacy
+
+    @property
     def _owner(self) -> VirtioMmio:
         return cast("VirtioMmio", self.parent)
 

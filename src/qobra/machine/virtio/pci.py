@@ -9,7 +9,7 @@ from qobra.machine.devices import registry
 from qobra.machine.memory import Registers
 from qobra.machine.pci import express, regs
 from qobra.machine.pci.device import PciDevice
-from qobra.machine.pci.msix import Msix
+from qobra.machine.pci.msix import MAX_VECTORS, Msix
 from qobra.machine.virtio.device import F_VERSION_1, STATUS_DRIVER, STATUS_FEATURES_OK, VirtioBus, VirtioDevice
 from qobra.machine.virtio.legacy_pci import LegacyRegisters
 from qobra.machine.virtio.queue import QUEUE_MAX, Queue
@@ -37,6 +37,10 @@ class VirtioPciBus(VirtioBus):
 
     def notify_config(self) -> None:
         self._proxy.interrupt(self._proxy.config_vector, ISR_QUEUE | ISR_CONFIG)
+
+    @property
+    def modern(self) -> bool:
+        return self._proxy.modern
 
     @property
     def _proxy(self) -> VirtioPci:
@@ -161,6 +165,8 @@ class VirtioPci(PciDevice):
         if self.vectors == 0xFFFFFFFF:
             vectors = self.default_vectors
             self.values["vectors"] = len(self.device.queues) + 1 if vectors is None else vectors
+        if self.vectors > MAX_VECTORS:
+            self.values["vectors"] = 0  # as QEMU, which goes on without
         if not self.legacy:
             self.put(regs.DEVICE_ID, 2, 0x1040 + self.device.device_number)
             self.put(regs.SUBSYSTEM_ID, 2, 0x1100)

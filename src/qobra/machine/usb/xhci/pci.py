@@ -70,11 +70,13 @@ class PciXhci(PciDevice):
                 table_offset=MESSAGES,
                 pending_offset=_PENDING,
             )
+        for name in ("p2", "p3"):
+            self.values[name] = min(self.get(name), _MAX_PORTS)
         self.controller = Xhci(
             bus,
             GuestMemory(self.board.memory, self.may_master),
             self.board.clock,
-            ports=(min(self.p2, _MAX_PORTS), min(self.p3, _MAX_PORTS)),
+            ports=(self.p2, self.p3),
             slot_count=self.slot_count,
             interrupters=self.interrupters,
             message=self._message,
