@@ -196,6 +196,29 @@ def test_a_child_has_a_name_or_options():
             unflatten(options)
 
 
+@pytest.mark.parametrize(
+    ("options", "nested"),
+    [
+        ({"a": ["x"], "a.1": "y"}, {"a": {"0": "x", "1": "y"}}),
+        ({"a.0.p": 1, "a": [{"q.r": 2}]}, {"a": {"0": {"p": 1, "q": {"r": 2}}}}),
+        ({"a": [{"p": 1}], "a.0.p": 2}, {"a": {"0": {"p": 1}}}),
+        ({"a": {"b": 1}, "a.b": 2}, {"a": {"b": 1}}),
+        ({"a.b": 2, "a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"a.b": {"c": 1}, "a": {"b": {"d": 2}}}, {"a": {"b": {"c": 1, "d": 2}}}),
+    ],
+)
+def test_objects_and_lists_go_with_dotted_keys_and_count_before_them(options, nested):
+    assert unflatten(options) == nested
+
+
+def test_a_list_of_rules_with_a_gap_is_refused_by_what_comes_after_it():
+    rules = {"inject-error": [{"event": "read_aio"}], "inject-error.2.event": "write_aio"}
+    with pytest.raises(QobraError, match=re.escape("Unused option '2.event' for [inject-error]")):
+        typed(unflatten({"driver": "blkdebug", "image": "a", **rules}))
+    with pytest.raises(QobraError, match=re.escape("does not support the option 'size.0'")):
+        typed({"driver": "raw", "file": "a", "size": [1]})
+
+
 def test_what_a_tool_adds_to_options_is_not_part_of_a_name():
     layer = BlockLayer()
     node = layer.open({"driver": "copy-on-read", "file": {"driver": "null-co"}, "_no-io": True})

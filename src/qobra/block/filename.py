@@ -11,6 +11,8 @@ from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from qobra.block.node import BlockNode
     from qobra.block.vertex import Options, Vertex
 
@@ -83,7 +85,10 @@ _OVERLAPS, _TEMPLATE = "overlap-check", "template"
 
 
 def unflatten(options: Options) -> Options:
-    """Dotted keys (``file.filename``) turned into nested objects."""
+    """Dotted keys (``file.filename``) turned into nested objects.
+
+    What a nested object or a list says counts before a dotted key that says the same.
+    """
     result: Options = {}
     for key, value in options.items():
         *path, last = key.split(".")
@@ -92,21 +97,44 @@ def unflatten(options: Options) -> Options:
             inner = place.setdefault(part, {})
             if part == _OVERLAPS and isinstance(inner, str):
                 inner = place[part] = {_TEMPLATE: inner}
+            elif isinstance(inner, list):
+                inner = place[part] = _by_index(inner)
             elif not isinstance(inner, dict):
                 raise QobraError(AMBIGUOUS_REFERENCE)
             place = inner
-        value = unflatten(value) if isinstance(value, dict) else value
+        value = _unflattened(value)
         if path and (path[-1], last) == (_OVERLAPS, _TEMPLATE):
             _check_templates(place.get(last, value), value)
-        if isinstance(value, dict) and isinstance(place.get(last), dict):
-            place[last].update(value)
-        elif last == _OVERLAPS and isinstance(place.get(last), dict):
+        if last == _OVERLAPS and isinstance(place.get(last), dict) and not isinstance(value, dict):
             _check_templates(value, place[last].setdefault(_TEMPLATE, value))
-        elif isinstance(place.get(last), dict):
-            raise QobraError(AMBIGUOUS_REFERENCE)
-        else:
+        elif last not in place:
             place[last] = value
+        elif isinstance(value, dict | list):
+            place[last] = _merged(place[last], value)
+        elif isinstance(place[last], dict | list):
+            raise QobraError(AMBIGUOUS_REFERENCE)
     return result
+
+
+def _unflattened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return unflatten(value)
+    return [_unflattened(each) for each in value] if isinstance(value, list) else value
+
+
+def _by_index(values: list[Any]) -> Options:
+    """A list as the object of its members that dotted keys make."""
+    return {str(index): value for index, value in enumerate(values)}
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """``new``, with what only ``old`` has; both are values of one option."""
+    if not isinstance(new, dict | list):
+        return new
+    if not isinstance(old, dict | list):
+        raise QobraError(AMBIGUOUS_REFERENCE)
+    first, second = (_by_index(each) if isinstance(each, list) else each for each in (old, new))
+    return {**first, **{key: _merged(first[key], value) if key in first else value for key, value in second.items()}}
 
 
 def _check_templates(short: object, template: object) -> None:
@@ -117,9 +145,10 @@ def _check_templates(short: object, template: object) -> None:
 
 def flat_name(name: str, value: object) -> str:
     """What the first of the options in ``value``, which is that of ``name``, was called before :func:`unflatten`."""
-    while isinstance(value, dict) and value:
-        key = next(iter(value))
-        name, value = f"{name}.{key}", value[key]
+    while isinstance(value, dict | list) and value:
+        members = _by_index(value) if isinstance(value, list) else value
+        key = next(iter(members))
+        name, value = f"{name}.{key}", members[key]
     return name
 
 

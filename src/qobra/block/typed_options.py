@@ -53,7 +53,7 @@ def typed(options: Options, *, file_follows: bool = False) -> Options:
             continue
         kind = node.members.get(name, "")
         if kind.startswith("[") and isinstance(value, dict):
-            value = _listed(name, value)
+            value = _listed(name, kind, value)
         if value == {} and kind == "SocketAddress":
             continue  # none
         result[name] = node.typed(name, kind, value)
@@ -114,6 +114,8 @@ class _OptionsOfNode:
             return value
         if not isinstance(value, dict) and _is_structure(self._types, kind):
             self._refuse(name)
+        if isinstance(value, dict | list) and value and (kind in ("bool", "size") or kind in _SCALARS):
+            self._refuse(flat_name(name, value))
         return self._structure(name, kind, value)
 
     def _structure(self, name: str, kind: str, value: Any) -> Any:
@@ -149,12 +151,15 @@ class _OptionsOfNode:
             _refuse(self._driver, name, self._lacks_file)
 
 
-def _listed(name: str, value: Options) -> list[Any]:
+def _listed(name: str, kind: str, value: Options) -> list[Any]:
     """The list that ``name.0``, ``name.1``, ... stand for; one that was given without a number is all there is."""
     if not any(map(str.isdigit, value)):
         return [value]
     result = [value[str(number)] for number in range(len(value)) if str(number) in value]
     if len(result) != len(value):
+        if kind in _RULES:
+            unused = next(key for key in value if not key.isdigit() or int(key) >= len(result))
+            raise QobraError(f"Unused option '{flat_name(unused, value[unused])}' for [{name}]")
         raise QobraError(f"Invalid parameter '{name}'")
     return result
 

@@ -668,7 +668,7 @@ def test_what_objects_there_are(program: Any, capsys: pytest.CaptureFixture[str]
 
 
 def test_an_internal_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(io.Shell, "run", lambda _self: 1 // 0)
+    monkeypatch.setattr(io.Shell, "run", lambda _self, _operands: 1 // 0)
     assert io.main(["-c", "length", "a"]) == 1
     assert (
         capsys.readouterr().err == "qobra-io: internal error: ZeroDivisionError: integer division or modulo by zero\n"
