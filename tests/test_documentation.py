@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import qobra
+from qobra.client.sync import Client
+from qobra.testing import QobraServer
 
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(qobra.__file__).parent
@@ -76,8 +80,105 @@ def test_images_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "disk.raw").stat().st_size == 1025 << 20
 
 
-def test_a_machine_from_python() -> None:
-    exec(blocks("docs/machine.md", "python")[0], {})
+def test_a_machine_and_a_device_from_python() -> None:
+    first, device = blocks("docs/machine.md", "python")
+    exec(first, {})
+    from qobra.machine.device import edu
+    from qobra.object.property import Int
+    from qobra.registry import Registry
+
+    names: dict[str, Any] = {"PciDevice": edu.PciDevice, "Int": Int, "registry": Registry("device", [])}
+    exec(device, names)
+    assert names["MyDevice"].type_name == "my-device"
+
+
+async def run_block(block: str, names: dict[str, Any]) -> None:
+    """Run a block of Python that may await."""
+    made = eval(compile(block, "the page", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+    if made is not None:
+        await made
+
+
+def test_the_client(make_qobra_server: Callable[..., QobraServer], capsys: pytest.CaptureFixture[str]) -> None:
+    asynchronous, blocking, commands, events, jobs, test = blocks("docs/client.md", "python")
+    server = make_qobra_server()
+
+    async def follow() -> None:
+        names: dict[str, Any] = {}
+        await run_block(asynchronous.replace("/run/vm.sock", server.address), names)
+        server.execute("blockdev-del", node_name="disk")
+        image = Path(server.directory, "disk.img")
+        image.touch()
+        server.execute("blockdev-add", driver="file", node_name="disk", filename=str(image))
+        server.execute("blockdev-add", driver="null-co", node_name="backup", size=2 << 30)
+        async with await names["Client"].connect(server.address) as client:
+            names["client"] = client
+            await run_block(commands, names)
+            await run_block(jobs, names)
+            errors = asyncio.create_task(run_block(events, names))
+            while "errors" not in names:
+                await asyncio.sleep(0)
+            server.emit("BLOCK_IO_ERROR", device="", node_name="another")
+            server.emit("BLOCK_IO_ERROR", device="", node_name="disk", operation="read")
+            while "event" not in names:
+                await asyncio.sleep(0.001)
+        await errors
+
+    asyncio.run(asyncio.wait_for(follow(), 60))
+    assert server.execute("query-named-block-nodes")[0]["image"]["virtual-size"] == 2 << 30
+    shown = capsys.readouterr().out
+    assert "100%" in shown and "'operation': 'read'" in shown and "another" not in shown
+    server = make_qobra_server()
+    exec(blocking.replace("/run/vm.sock", server.address), {})
+    assert [node["node-name"] for node in server.execute("query-named-block-nodes")] == ["disk"]
+
+    class MyTool:
+        def run(self, address: str) -> None:
+            with Client.connect(address) as client:
+                assert client.query_named_block_nodes()[0]["node-name"] == "disk"
+
+    names: dict[str, Any] = {"my_tool": MyTool()}
+    exec(test, names)
+    names["test_my_tool"](make_qobra_server())
+
+
+def test_what_goes_wrong_on_demand(make_qobra_server: Callable[..., QobraServer]) -> None:
+    text = (ROOT / "docs/client.md").read_text().partition("| `server.faults.` |")[2].partition("\n\n")[0]
+    calls = re.findall(r"^\| `(.*?)` \|", text, re.MULTILINE)
+    server = make_qobra_server()
+    for call in calls:
+        eval(f"server.faults.{call}", {"server": server})
+    assert len(calls) == 5
+
+
+def test_the_nbd_library(make_qobra_server: Callable[..., QobraServer], peer: Callable[[str], str]) -> None:
+    first, many, several, aio = blocks("docs/nbd.md", "python")
+    server = make_qobra_server()
+    size = 2 << 20
+    server.execute("blockdev-add", driver="null-co", node_name="disk", size=size, read_zeroes=True)
+    path = f"{server.directory}/nbd"
+    server.execute("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
+    server.execute("block-export-add", type="nbd", id="disk", node_name="disk", writable=True)
+    uri = f"nbd+unix:///disk?socket={path}"
+    names: dict[str, Any] = {}
+    exec(first.replace("nbd://server/disk", uri), names)
+    assert names["boot"] == bytes(512)
+    read: dict[int, bytes] = {}
+    with names["qobra"].nbd.connect(uri) as disk:
+        exec(many, {"disk": disk, "store": read.__setitem__})
+    assert sorted(read) == list(range(0, size, 65536)) and set(map(bytes, read.values())) == {bytes(65536)}
+
+    async def gather() -> None:
+        import qobra.nbd.aio
+
+        names.update(asyncio=asyncio, qobra=qobra)
+        await run_block(aio.replace("nbd://server/disk", uri), names)
+
+    asyncio.run(asyncio.wait_for(gather(), 60))
+    assert bytes(names["tail"]) == bytes(512)
+    peer("nbdkit")
+    exec(several, names)
+    assert names["one"].size == names["another"].size == 1 << 30
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

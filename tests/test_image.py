@@ -198,8 +198,20 @@ def test_fsspec(chain: str) -> None:
     assert any(entry["name"].endswith("base.qcow2") for entry in fs.ls(str(Path(chain).parent)))
     with pytest.raises(FileNotFoundError):
         fs.open("/no/such/image")
+    with qobra.open(chain, "r+") as image:
+        image.node.snapshot_create("then")
+        image.pwrite(b"now", MIB)
+    then = fsspec.filesystem("qobra", snapshot="then", options={"backing": None})
+    assert then.cat_file(chain, MIB, MIB + 3) == b"ttt" and then.cat_file(chain, 0, 4) == bytes(4)
+    assert fs.cat_file(chain, MIB, MIB + 3) == b"now"
+    with pytest.raises(OSError, match="can only be read"):
+        then.open(chain, "r+b")
     with contextlib.chdir(Path(chain).parent):
         assert fs.glob("*.qcow2") == sorted(str(path) for path in Path.cwd().glob("*.qcow2"))
+
+
+def test_what_the_package_has_is_told() -> None:
+    assert "open" in dir(qobra) and not hasattr(qobra, "close")
 
 
 @pytest.mark.parametrize("kind", [Path, os.fsencode])

@@ -4,6 +4,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from qobra.image import open_image as open
+
+__all__ = ["open"]
 __version__ = "0.1.0"
 
 
@@ -14,3 +17,7 @@ def __getattr__(name: str) -> "Any":
 
         return open_image
     raise AttributeError(f"module 'qobra' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "open"])

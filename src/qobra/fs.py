@@ -1,7 +1,7 @@
 """Disk images for fsspec: ``fsspec.open("qobra://disk.qcow2")``.
 
-An image is one file, with the contents that a guest would see, whatever its format. Options are those of
-:func:`qobra.image.open_image`, given to the file system (``fsspec.filesystem("qobra", format="qcow2")``).
+An image is one file, with the contents that a guest would see, whatever its format. How images are opened is said to
+the file system, as ``fsspec.filesystem("qobra", format="qcow2")`` or ``fsspec.open("qobra://disk", format="qcow2")``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,32 @@ _PREFIX = "qobra://"
 
 
 class QobraFileSystem(AbstractFileSystem):  # type: ignore[misc,unused-ignore]
-    """The images that the host's paths and QEMU's names lead to; directories are the host's."""
+    """The images that the host's paths and QEMU's names lead to; directories are the host's.
+
+    ``format``, ``options``, ``cache``, ``snapshot`` and ``force_share`` are those of :func:`qobra.image.open_image`;
+    what else there is are fsspec's own. Images are opened with the modes ``rb`` and ``r+b``. Raises OSError.
+    """
 
     protocol = "qobra"
     root_marker = "/"
 
-    def __init__(self, format: str | None = None, cache: str = "writeback", force_share: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        format: str | None = None,
+        options: dict[str, Any] | None = None,
+        cache: str = "writeback",
+        snapshot: str | None = None,
+        force_share: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
-        self._settings: dict[str, Any] = {"format": format, "cache": cache, "force_share": force_share}
+        self._settings: dict[str, Any] = {
+            "format": format,
+            "options": options,
+            "cache": cache,
+            "snapshot": snapshot,
+            "force_share": force_share,
+        }
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -46,7 +64,7 @@ class QobraFileSystem(AbstractFileSystem):  # type: ignore[misc,unused-ignore]
             raise OSError(errno_of(error), str(error), path) from error
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """What fsspec wants to know, with the image's ``format`` and what it takes on the host (``allocated``)."""
+        """What fsspec wants to know, with the image's ``format`` and the bytes it takes on the host (``allocated``)."""
         path = self._strip_protocol(path)
         if os.path.isdir(path):
             return {"name": path, "size": 0, "type": "directory"}

@@ -72,13 +72,17 @@ def open_image(
     force_share: bool = False,
     layer: BlockLayer | None = None,
 ) -> Image:
-    """Open an image: a path, or a name as QEMU has them (``nbd://...``, ``json:...``). Raises QobraError.
+    """Open an image: a path, or a name as QEMU has them (``nbd://...``, ``json:...``).
 
     ``mode`` is ``r`` or ``r+`` (read and write; a ``b`` changes nothing). ``format`` is a driver's name; without it the
     format is told from the first bytes, which is only safe for images that you trust: a guest can make a raw disk
     look like another format. ``options`` are further options of the node, as blockdev-add has them. ``cache`` is a
-    cache mode's name. ``snapshot`` is the id or name of an internal snapshot to show (read-only). ``force_share`` opens
-    an image that another program is writing to. ``layer`` is a block layer to open it in, for those who have one.
+    cache mode as qemu-img has them: ``writeback``, ``none``, ``writethrough``, ``directsync`` or ``unsafe``.
+    ``snapshot`` is the id or name of an internal snapshot to show (read-only). ``force_share`` opens for reading an
+    image that another program is writing to. ``layer`` is a block layer to open it in, for those who have one; it
+    stays open when the image is closed.
+
+    Raises QobraError (with ``errno`` where the operating system refused), and ValueError for no mode.
     """
     filename = os.fsdecode(filename)
     if mode not in MODES:
@@ -120,7 +124,12 @@ def open_image(
 
 
 class Image(io.RawIOBase):
-    """An open image; see the module. Close it, or use it in a ``with``."""
+    """An open image; see the module. Close it, or use it in a ``with``.
+
+    Offsets and lengths are bytes. What reads and writes raises OSError or QobraError where that fails, and ValueError
+    for negative numbers and for an image that is closed; what writes also raises io.UnsupportedOperation for an image
+    that was opened for reading, and OSError (ENOSPC) past the end.
+    """
 
     def __init__(self, name: str, layer: BlockLayer, backend: BlockBackend, *, own_layer: bool) -> None:
         self.name = name
@@ -144,7 +153,7 @@ class Image(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes that a guest sees."""
+        """Bytes that a guest sees: whole sectors of 512."""
         return -(-self.node.length // SECTOR) * SECTOR
 
     def __len__(self) -> int:
@@ -164,7 +173,7 @@ class Image(io.RawIOBase):
         return "rb+" if self.writable() else "rb"
 
     def info(self) -> dict[str, Any]:
-        """The reference's ImageInfo."""
+        """The reference's ImageInfo, as query-named-block-nodes has it in ``image``."""
         from qobra.block.query import image_info
 
         return dict(image_info(self.node))
@@ -188,13 +197,13 @@ class Image(io.RawIOBase):
     # -- calls that name their place, for any number of threads -----------------------------------------------
 
     def pread(self, length: int, offset: int) -> bytes:
-        """``length`` bytes from ``offset``, fewer where the image ends before. Raises OSError or QobraError."""
+        """``length`` bytes from ``offset``, fewer where the image ends before."""
         data = new_buffer(self._inside(length, offset))
         self._fill(memoryview(data), offset)
         return bytes(data)
 
     def preadv(self, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
-        """Fill ``buffers`` one after another from ``offset``, as os.preadv; how many bytes were read."""
+        """Fill ``buffers`` one after another from ``offset``, as os.preadv; returns how many bytes were read."""
         total = 0
         for buffer in buffers:
             view = memoryview(buffer).cast("B")
@@ -207,7 +216,7 @@ class Image(io.RawIOBase):
         return total
 
     def pwrite(self, data: Buffer, offset: int, *, fua: bool = False) -> int:
-        """Write ``data`` at ``offset``; with ``fua`` it is on stable storage when this returns."""
+        """Write all of ``data`` at ``offset`` and return its length; with ``fua`` it is then on stable storage."""
         view = memoryview(data).cast("B")
         self._check_writable(offset, len(view))
         if len(view):
@@ -215,7 +224,7 @@ class Image(io.RawIOBase):
         return len(view)
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> int:
-        """Write ``buffers`` one after another from ``offset``, as os.pwritev."""
+        """Write ``buffers`` one after another from ``offset``, as os.pwritev; returns how many bytes they have."""
         return self.pwrite(b"".join(bytes(buffer) for buffer in buffers), offset)
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
@@ -224,11 +233,12 @@ class Image(io.RawIOBase):
         self._backend.write_zeroes(offset, length, may_unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:
-        """Say that what a range holds is of no use any more."""
+        """Say that what a range holds is of no use any more: it may read as zeroes, or as what lies below, from now."""
         self._check_writable(offset, length)
         self._backend.discard(offset, length)
 
     def __getitem__(self, place: int | slice) -> int | bytes:
+        """A byte as a number, or the bytes of a slice. Raises IndexError."""
         size = self.size
         if isinstance(place, slice):
             start, stop, step = place.indices(size)
@@ -254,7 +264,7 @@ class Image(io.RawIOBase):
     # -- where the data is --------------------------------------------------------------------------------------
 
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
-        """Where the bytes from ``start`` to ``end`` lie, in order and without gaps."""
+        """Where the bytes from ``start`` to ``end`` (of the image, by default) lie, in order and without gaps."""
         node = self.node
         stop = self.size if end is None else min(end, self.size)
         last: Extent | None = None
@@ -277,7 +287,7 @@ class Image(io.RawIOBase):
             yield last
 
     def chunks(self, size: int = CHUNK_SIZE, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-        """``(offset, data)`` of at most ``size`` bytes each, without what is known to be zero."""
+        """``(offset, data)`` of at most ``size`` bytes each (1 MiB by default), without what is known to be zero."""
         for extent in self.extents(start, end):
             if extent.data:
                 for offset in range(extent.start, extent.start + extent.length, size):
@@ -322,7 +332,7 @@ class Image(io.RawIOBase):
         return size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """See io.RawIOBase; all the rest for a negative ``size`` or None."""
+        """See io.RawIOBase; all the rest, at once and in memory, for a negative ``size`` or None."""
         with self._lock:
             data = self.pread(self.size if size is None or size < 0 else size, self._position)
             self._position += len(data)
@@ -333,7 +343,7 @@ class Image(io.RawIOBase):
         return self.read()
 
     def write(self, data: Any) -> int:
-        """See io.RawIOBase. A disk has its size: what lies past the end is refused (QobraError or OSError)."""
+        """See io.RawIOBase. A disk has its size: what would lie past the end is refused whole."""
         view = memoryview(data).cast("B")
         with self._lock:
             done = self.pwrite(view, self._position)
@@ -341,7 +351,7 @@ class Image(io.RawIOBase):
         return done
 
     def truncate(self, size: int | None = None) -> int:
-        """Give the image another size, the position by default."""
+        """Give the image another size in bytes, the position by default; returns it. Raises QobraError or OSError."""
         self._check_writable()
         length = self._position if size is None else size
         self._resize(length)

@@ -46,15 +46,14 @@ class Client(Commands):
 
     @classmethod
     async def connect(
-        cls, target: Target, *, negotiate: bool = True, oob: bool = True, timeout: float | None = 30.0
+        cls, target: Target, *, negotiate: bool = True, oob: bool = True, timeout: float = 30.0
     ) -> Client:
         """Connect to ``target`` (see :mod:`qobra.client.address`), read the greeting and negotiate.
 
         ``negotiate=False`` leaves the connection in negotiation mode; ``oob`` turns out-of-band execution on where
         the server has it. Raises ConnectError, also when there is no greeting within ``timeout`` seconds.
         """
-        limit = timeout if timeout is not None else 3600.0
-        link = await asyncio.to_thread(open_link, target, limit)
+        link = await asyncio.to_thread(open_link, target, timeout)
         link.socket.setblocking(False)
         client = cls(link)
         client._reader = asyncio.create_task(client._read())

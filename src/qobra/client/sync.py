@@ -42,7 +42,8 @@ class Client(Commands):
     def connect(cls, target: Target, *, negotiate: bool = True, oob: bool = True, timeout: float = 30.0) -> Client:
         """Connect to ``target`` (see :mod:`qobra.client.address`), read the greeting and negotiate.
 
-        Raises ConnectError, also when there is no greeting within ``timeout`` seconds.
+        ``negotiate=False`` leaves the connection in negotiation mode; ``oob`` turns out-of-band execution on where
+        the server has it. Raises ConnectError, also when there is no greeting within ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         link = open_link(target, timeout)

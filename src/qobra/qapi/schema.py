@@ -66,11 +66,14 @@ class Definition:
 
     @property
     def deprecated(self) -> bool:
+        """Whether the schema says that it is to go."""
         return "deprecated" in self.features
 
 
 @dataclass(slots=True)
 class Enum(Definition):
+    """Strings, each of which may have a condition and features of its own."""
+
     values: list[Member]
 
     kind = "enum"
@@ -78,6 +81,8 @@ class Enum(Definition):
 
 @dataclass(slots=True)
 class Struct(Definition):
+    """An object: the members of ``base``, another struct, and its own."""
+
     base: str | None
     members: list[Member]
 
@@ -102,6 +107,8 @@ class Union(Definition):
 
 @dataclass(slots=True)
 class Alternate(Definition):
+    """One of several types, which the kind of JSON value tells apart."""
+
     members: list[Member]
 
     kind = "alternate"
@@ -125,6 +132,8 @@ class Command(Definition):
 
 @dataclass(slots=True)
 class Event(Definition):
+    """``data`` names the type of what comes along, whose members are else ``members``."""
+
     data: str | None
     members: list[Member]
     boxed: bool
@@ -168,12 +177,15 @@ class Schema:
         self.definitions[name] = definition
 
     def commands(self) -> list[Command]:
+        """The commands, in the order of the schema."""
         return [d for d in self if isinstance(d, Command)]
 
     def events(self) -> list[Event]:
+        """The events, in the order of the schema."""
         return [d for d in self if isinstance(d, Event)]
 
     def types(self) -> list[Definition]:
+        """All that is neither command nor event, in the order of the schema."""
         return [d for d in self if not isinstance(d, (Command, Event))]
 
     def members_of(self, name: str) -> list[Member]:

@@ -40,6 +40,7 @@ def model_name(definition: Definition) -> str:
 
 
 def module_name(section: str) -> str:
+    """The module in ``qobra.model`` that has the types of a section of the schema."""
     return section.replace("-", "_")
 
 

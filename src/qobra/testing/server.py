@@ -71,9 +71,13 @@ class QobraServer:
         return Client.connect(self.address)
 
     def execute(self, command: str, **arguments: Any) -> Any:
-        """Carry a command out without a client; underscores in names of arguments stand for hyphens."""
+        """Carry a command out without a client and return what it returns, ``{}`` for nothing. Raises QobraError.
+
+        Underscores in names of arguments stand for hyphens.
+        """
         given = {name.replace("_", "-"): value for name, value in arguments.items()}
-        return dispatch.call(self.machine, command, given) or {}
+        returned = dispatch.call(self.machine, command, given)
+        return {} if returned is None else returned
 
     def emit(self, event: str, **data: Any) -> None:
         """Send an event to the clients, as if something had happened; underscores stand for hyphens."""
