@@ -186,7 +186,7 @@ class Negotiation:
         self._reply(p.OPT_LIST, p.REP_ACK)
 
     def _info(self, option: int, body: bytes) -> None:
-        reader = _Reader(body)
+        reader = _Reader(option, body)
         try:
             name = reader.string()
             wanted = {reader.u16() for _ in range(reader.u16())}
@@ -247,7 +247,7 @@ class Negotiation:
             return
         if not listing:
             self._contexts, self._contexts_of = {}, None  # whatever was selected before
-        reader = _Reader(body)
+        reader = _Reader(option, body)
         try:
             name = reader.string()
             count = reader.u32()
@@ -298,7 +298,8 @@ class Negotiation:
 class _Reader:
     """Takes an option's payload apart; ValueError where it is too short or too long."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, option: int, body: bytes) -> None:
+        self._name = p.OPTION_NAMES[option]
         self._body = body
         self._position = 0
 
@@ -311,17 +312,17 @@ class _Reader:
     def string(self, longest: int = p.MAX_STRING) -> str:
         length = self.u32()
         if length > longest:
-            raise ValueError("Invalid length: a name is too long")
+            raise ValueError(f"Invalid name length: {length}")
         return self._take(length).decode("utf-8", "surrogateescape")
 
     def end(self) -> None:
         if self._position != len(self._body):
-            raise ValueError("Inconsistent lengths in option")
+            raise ValueError(f"option '{self._name}' has unexpected length")
 
     def _take(self, length: int) -> bytes:
         end = self._position + length
         if end > len(self._body):
-            raise ValueError("Inconsistent lengths in option")
+            raise ValueError(f"Inconsistent lengths in option {self._name}")
         data = self._body[self._position : end]
         self._position = end
         return data

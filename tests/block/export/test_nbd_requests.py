@@ -6,6 +6,7 @@ import errno
 import random
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -307,6 +308,29 @@ def test_a_client_that_does_not_read_does_not_stop_draining(exporter: Any) -> No
         client._link.submit(client_request(client), 0)
     with exporter.layer.drained():
         pass
+
+
+def test_questions_for_block_status_are_answered_one_by_one(exporter: Any, monkeypatch: Any) -> None:
+    """They hold the interpreter: hundreds at once would keep it from every other client."""
+    node = exporter.told("n")
+    exporter.export("n")
+    answering = 0
+    most = 0
+    answer = node.map
+
+    def slow(*arguments: Any) -> Any:
+        nonlocal answering, most
+        answering += 1
+        most = max(most, answering)
+        time.sleep(0.003)
+        answering -= 1
+        return answer(*arguments)
+
+    monkeypatch.setattr(node, "map", slow)
+    clients = [exporter.connect("n", meta_contexts=["base:allocation"]) for _ in range(3)]
+    for request in [client.aio_block_status(4096, 0) for client in clients for _ in range(12)]:
+        assert request.result()
+    assert most == 1
 
 
 def client_request(client: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any
 
 from qobra.block import permissions
@@ -37,6 +38,8 @@ class NbdExport(Export):
         self.description: str = options.get("description", "")
         self.allocation_depth: bool = options.get("allocation-depth", False)
         self.bitmaps: list[DirtyBitmap] = []
+        self.asking = allocate_lock()
+        """Held by who answers a question for block status."""
 
     def start(self) -> None:
         server = self.layer.exports.nbd_server

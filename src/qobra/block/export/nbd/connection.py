@@ -51,6 +51,7 @@ class Connection:
         """Whether the client has chosen its export."""
         self._attached = self._disconnected = False
         self.send_lock = new_send_lock()
+        self._asking = threading.Lock()
         self._helpers: Helpers | None = None
         # By command number; the last one stands for all that are unknown.
         self._paces = [Pace() for _ in range(p.CMD_BLOCK_STATUS + 2)]
@@ -92,6 +93,14 @@ class Connection:
 
         What was only asked for is left out once nobody can be told: thousands of questions may have come.
         """
+        if work.command == p.CMD_BLOCK_STATUS:
+            # One at a time, and first of each client's: they take long and hold the interpreter, so that hundreds of
+            # them at once would keep it from everybody else.
+            with self._asking, self.export.asking:
+                return self._perform(work, slot, 1)
+        return self._perform(work, slot, active)
+
+    def _perform(self, work: Work, slot: Slot, active: int) -> Sequence[Buffer]:
         if self._disconnected and work.command in _QUESTIONS:
             return ()
         begin_ns = time.monotonic_ns()
