@@ -1,7 +1,8 @@
 """kill -9 while a command changes an image, beside a guest: QEMU finds it whole, with all that was flushed.
 
-Resizing, internal snapshots that come and go in two disks at once, and bitmaps that are stored at the end. A bitmap is
-either marked as in use or knows every write.
+Resizing, internal snapshots that come and go in two disks at once, jobs, and bitmaps that are stored at the end. A
+bitmap is either marked as in use or knows every write. What the guest has is found through the backing files that the
+images name, whether a stream or a commit has come to change those or not.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ FORMATS = (
     "compat=0.10",
 )
 
+DELAYS = (0.01, 0.05, 0.2)
+"""Seconds within which a job is killed: before it moves anything, while it does, or after it."""
+
 Versions = tuple["array[int]", "array[int]"]
 """The oldest and the newest version that each block may have."""
 
@@ -53,12 +57,27 @@ class Round:
         self.daemon = StorageDaemon(OURS, directory)
         do = self.daemon.execute
         do("nbd-server-start", {"addr": {"type": "unix", "data": {"path": "nbd"}}})
+        self.disk = "a"
+        """What the guest writes to."""
         for name in ("a", "b"):
-            self.tool("create", "-q", "-f", "qcow2", "-o", self.format, name, str(2 * SIZE))
-            do("blockdev-add", {"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": name}})
-            do("block-export-add", {"type": "nbd", "id": name, "node-name": name, "writable": True})
+            self.add(name)
+        do("block-export-add", {"type": "nbd", "id": "a", "node-name": "a", "writable": True})
         self.guest = FastGuest(directory / "nbd", "a", array("I", bytes(4 * BLOCKS)), seed)
         self.guest.wait_requests(self.rng.randrange(100, 1500))
+
+    def add(self, name: str, *backing: str) -> None:
+        """Make an image, and a node that does not open its backing file."""
+        self.tool("create", "-q", "-f", "qcow2", "-o", self.format, *backing, name, str(2 * SIZE))
+        file = {"driver": "file", "filename": name}
+        node = {"driver": "qcow2", "node-name": name, "discard": "unmap", "backing": None, "file": file}
+        self.daemon.execute("blockdev-add", node)
+
+    def put_overlay(self, name: str) -> None:
+        """Let the guest write to a new image over the one that it has, and wait until it has done so."""
+        self.add(name, "-u", "-b", self.disk, "-F", "qcow2")
+        self.daemon.execute("blockdev-snapshot", {"node": self.disk, "overlay": name})
+        self.disk = name
+        self.guest.wait_requests(self.rng.randrange(50, 500))
 
     def tool(self, *arguments: str, status: tuple[int, ...] = (0,)) -> str:
         done = subprocess.run(["qemu-img", *arguments], cwd=self.directory, capture_output=True, text=True, check=False)
@@ -96,7 +115,10 @@ class Round:
         assert not wrong, (self.format, snapshot, len(wrong), wrong[:5])
 
 
-@pytest.fixture(params=["resize", "snapshot", "delete", "bitmaps"])
+KINDS = ("resize", "snapshot", "delete", "bitmaps", "backup", "mirror", "stream", "commit")
+
+
+@pytest.fixture(params=KINDS)
 def rounds(request: pytest.FixtureRequest, tmp_path: Path, soak_scale: int) -> Iterator[tuple[str, Iterator[Round]]]:
     """What is done, and daemons to do it; in all, what was flushed is there in the end."""
 
@@ -111,7 +133,7 @@ def rounds(request: pytest.FixtureRequest, tmp_path: Path, soak_scale: int) -> I
             finally:
                 one.guest.is_killed = True
                 one.daemon.kill()
-            one.holds("a", (one.guest.flushed, one.guest.sent))
+            one.holds(one.disk, (one.guest.flushed, one.guest.sent))
             subprocess.run(["rm", "-r", directory], check=True)
 
     return request.param, make()  # type: ignore[return-value]
@@ -120,8 +142,9 @@ def rounds(request: pytest.FixtureRequest, tmp_path: Path, soak_scale: int) -> I
 @pytest.mark.timeout(3600)
 def test_what_was_flushed_is_there(rounds: tuple[str, Iterator[Round]]) -> None:
     kind, each = rounds
+    play = {"resize": resize, "snapshot": snapshot, "delete": snapshot, "bitmaps": bitmaps}.get(kind, job)
     for one in each:
-        {"resize": resize, "snapshot": snapshot, "delete": snapshot, "bitmaps": bitmaps}[kind](one, kind)
+        play(one, kind)
 
 
 def resize(one: Round, _kind: str) -> None:
@@ -152,6 +175,23 @@ def snapshot(one: Round, kind: str) -> None:
         assert set(taken) - {in_doubt} <= names
         for name in names if disk == "a" else ():
             one.holds("a", taken[name], "-l", f"snapshot.name={name}")
+
+
+def job(one: Round, kind: str) -> None:
+    images = ["a", "b"] if kind in ("backup", "mirror") else ["a", "c", "d"]
+    if "d" in images:
+        one.put_overlay("c")
+        one.put_overlay("d")
+    command, arguments = {
+        "backup": ("blockdev-backup", {"target": "b", "sync": "full"}),
+        "mirror": ("blockdev-mirror", {"target": "b", "sync": "full"}),
+        "stream": ("block-stream", one.rng.choice([{}, {"base-node": "a"}])),
+        "commit": ("block-commit", {"top-node": "c", "base-node": "a"}),
+    }[kind]
+    speed = one.rng.choice([0, 0, 4 << 20, 64 << 20])
+    one.kill_while(command, {"job-id": "j", "device": one.disk, "speed": speed, **arguments}, one.rng.choice(DELAYS))
+    for name in images:
+        one.look(name)
 
 
 def bitmaps(one: Round, _kind: str) -> None:

@@ -12,6 +12,18 @@ join_build(__name__)
 cdef extern from "<fcntl.h>" nogil:
     int _fallocate "fallocate"(int, int, off_t, off_t)
 
+cdef extern from * nogil:
+    """
+    #include <stdlib.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static inline void qobra_give_back(void) { malloc_trim(0); }
+    #else
+    static inline void qobra_give_back(void) { }
+    #endif
+    """
+    void give_back "qobra_give_back"()
+
 
 def fallocate(int fd, int mode, off_t offset, off_t length):
     """fallocate(2). Raises OSError."""
@@ -21,3 +33,9 @@ def fallocate(int fd, int mode, off_t offset, off_t length):
             failure = errno if _fallocate(fd, mode, offset, length) else 0
     if failure:
         raise OSError(failure, os.strerror(failure))
+
+
+def give_back_memory():
+    """Let the host have the memory that was freed, which the C library keeps for the next that asks."""
+    with nogil:
+        give_back()

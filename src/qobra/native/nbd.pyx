@@ -26,6 +26,29 @@ from qobra.native.places import Lock
 
 join_build(__name__)
 
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    #define QOBRA_FEW 8
+    static pthread_mutex_t qobra_door = PTHREAD_MUTEX_INITIALIZER;
+    static int qobra_waiting;
+    static inline int qobra_queue_up(void) {
+        if (__atomic_add_fetch(&qobra_waiting, 1, __ATOMIC_RELAXED) <= QOBRA_FEW)
+            return 0;
+        pthread_mutex_lock(&qobra_door);
+        return 1;
+    }
+    static inline void qobra_go_in(int queued) {
+        if (queued)
+            pthread_mutex_unlock(&qobra_door);
+        __atomic_sub_fetch(&qobra_waiting, 1, __ATOMIC_RELAXED);
+    }
+    """
+    # Whoever waits for the GIL wakes up time and again. Where thousands of clients go on or leave at once, they stand in
+    # line for that, but for a few.
+    bint queue_up "qobra_queue_up"()
+    void go_in "qobra_go_in"(bint)
+
 cdef enum:
     MAX_ASIDE = 1024
     MAX_COLD = 1024
@@ -83,6 +106,7 @@ cdef class Batches(Stream):
     def run(self, Places places not None):
         """Serve until there is something to do for Python; the reason. Not inside the slot."""
         cdef Reason reason
+        cdef bint queued
         self._aside_count = 0
         self._places = places
         self._check()
@@ -90,6 +114,8 @@ cdef class Batches(Stream):
             reason = self._run(places)
             if not self._finish_direct():
                 reason = BROKEN
+            queued = queue_up()
+        go_in(queued)
         return <int>reason
 
     def serve(self, Places places not None):

@@ -6,10 +6,12 @@ import os
 import socket
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from qobra.block.export.nbd import server
 from qobra.errors import QobraError
 from qobra.nbd import connect, list_exports
 from qobra.testing.waiting import wait_until
@@ -218,6 +220,27 @@ def test_max_connections(exporter: Any) -> None:
     first.close()
     with connect(uri) as second:
         assert second.pread(1, 0) == b"\0"
+
+
+def test_a_crowd_is_served_and_its_memory_given_back(exporter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(server, "give_back_memory", lambda: calls.append(len(exporter.exports.nbd_server._connections)))
+    monkeypatch.setattr(server, "QUIET", 0.02)
+    node = exporter.told("n")
+    node.data[:] = bytes(range(256)) * (len(node.data) // 256)
+    exporter.export("n")
+    clients = [connect(f"nbd+unix:///n?socket={exporter.tmp_path}/nbd.sock") for _ in range(server.MANY + 8)]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        found = pool.map(lambda number: clients[number].pread(16, number), range(len(clients)))
+        assert list(found) == [bytes(range(number, number + 16)) for number in range(len(clients))]
+    for client in clients:
+        client.abort()
+    wait_until(lambda: calls)
+    # Once, and not again for the few that come and go afterwards.
+    connect(f"nbd+unix:///n?socket={exporter.tmp_path}/nbd.sock").close()
+    wait_until(lambda: not exporter.exports.nbd_server._connections)
+    time.sleep(0.05)
+    assert calls == [0]
 
 
 def test_no_tls_credentials(exporter: Any) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qobra.block.export.nbd.connection import Connection
 from qobra.errors import QobraError
+from qobra.native import compiled
 from qobra.nbd.sockets import listen
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 BACKLOG = 128
 ACCEPT_RETRY = 0.05
 """Seconds to wait when the process has no descriptors left for a client."""
+MANY = 32
+"""Clients at once whose memory is worth giving back when all have left."""
+QUIET = 0.5
+"""Seconds after which they are taken to have left for good."""
 
 
 class NbdServer:
@@ -190,14 +195,21 @@ class NbdServer:
             self._creds = None
 
     def _accept_all(self) -> None:
+        most = 0
         while not self._closed:
+            most = max(most, len(self._connections))
+            is_over = most >= MANY and not self._connections
             poller = select.poll()
             poller.register(self._wake_read, select.POLLIN)
             listeners = {each.fileno(): each for each in tuple(self._listeners)}
             if not self.max_connections or len(self._connections) < self.max_connections:
                 for number in listeners:
                     poller.register(number, select.POLLIN)
-            for number, _event in poller.poll():
+            ready = poller.poll(QUIET * 1000 if is_over else None)
+            if not ready:
+                give_back_memory()
+                most = 0
+            for number, _event in ready:
                 if number == self._wake_read:
                     self._drain_wakes()
                 else:
@@ -228,6 +240,13 @@ class NbdServer:
             os.read(self._wake_read, 4096)
         except BlockingIOError:
             pass
+
+
+def give_back_memory() -> None:
+    """Let the host have what connections have freed: the C library would keep most of it for others like them."""
+    native: Any = compiled("host")
+    if native is not None:
+        native.give_back_memory()
 
 
 def _remove_socket(path: str, inode: int) -> None:
