@@ -477,6 +477,16 @@ def test_what_is_zero_is_found_soon_beside_a_guest(layer, guest, target, monkeyp
     assert shares == [FIRST_SHARE]
 
 
+def test_the_share_is_looked_at_anew_with_each_part(layer, guest, target, monkeypatch):
+    monkeypatch.setattr(BackupJob, "_share_in_time", lambda job: 1)
+    shares = []
+    throttle = BackupJob.throttle
+    monkeypatch.setattr(BackupJob, "throttle", lambda job, size: (shares.append(job.pace.share), throttle(job, size)))
+    backup(layer, **{"x-perf": {"max-chunk": 65536, "use-copy-range": False}})
+    layer.wait_status("j", "null")
+    assert shares[-1] == 1
+
+
 def test_what_is_zero_is_known_before_it_is_written(layer, qcow2, make_guest):
     """So that no write has to look."""
     source, copy = qcow2("source", None, MIB), qcow2("copy", None, MIB)

@@ -112,6 +112,27 @@ def test_zero_clusters_keep_or_give_back_their_space(lab, unmap):
     _check(lab, "a")
 
 
+@pytest.mark.parametrize("extended_l2", [False, True])
+@pytest.mark.parametrize("over_backing", [False, True])
+def test_zeroes_are_held_where_nothing_was_and_a_discard_holds_them_only_over_a_backing_file(
+    lab, extended_l2, over_backing
+):
+    more = {}
+    if over_backing:
+        lab.create("base", size=4 * CLUSTER)
+        more = {"backing_file": "base", "backing_fmt": "qcow2"}
+    lab.create("a", size=4 * CLUSTER, extended_l2=extended_l2, **more)
+    with lab.open("a", discard="unmap") as disk:
+        disk.backend.discard(0, CLUSTER)
+        assert disk.node.map(0, CLUSTER)[0].kind == (ZERO if over_backing else ABSENT)
+        disk.backend.write_zeroes(2 * CLUSTER, CLUSTER, may_unmap=True)
+        disk.backend.write_zeroes(3 * CLUSTER, CLUSTER)
+        assert _kinds(disk, 2 * CLUSTER, 2 * CLUSTER) == [(2 * CLUSTER, ZERO)]
+        disk.backend.discard(2 * CLUSTER, CLUSTER)
+        assert _kinds(disk, 2 * CLUSTER, CLUSTER) == [(CLUSTER, ZERO)]
+    _check(lab, "a")
+
+
 def test_zeroing_a_part_of_a_cluster_needs_no_data_where_the_rest_is_zero(lab):
     lab.create("a", size=4 * CLUSTER)
     with lab.open("a") as disk:
