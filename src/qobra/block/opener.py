@@ -298,8 +298,15 @@ class Opener:
         return {**options, **own, "driver": driver, "file": _Opened(child)}
 
     def probe_format(self, node: BlockNode) -> str:
-        """The format of the image in ``node``, told from its first bytes; ``raw`` where none is sure."""
-        return self.format_of(node.read(0, min(PROBE_SIZE, node.length)), node.filename)
+        """The format of the image in ``node``, told from its first bytes; ``raw`` where none is sure.
+
+        Raises QobraError where they cannot be read.
+        """
+        try:
+            first = node.read(0, min(PROBE_SIZE, node.length))
+        except OSError as error:
+            raise QobraError.from_os("Could not read image for determining its format", error)
+        return self.format_of(first, node.filename)
 
     def format_of(self, data: bytes, filename: str) -> str:
         """The format of an image that begins with ``data``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from qobra.block.layer import BlockLayer
 from qobra.block.protocol import _nbd_options as nbd_options
 from qobra.block.query import image_info
 from qobra.errors import QobraError
+from qobra.nbd import Client
 from qobra.nbd import protocol as p
 
 MIB = 1 << 20
@@ -455,3 +457,47 @@ def test_block_status_of_another_context_only(layer: BlockLayer, tmp_path: Path)
         node.map(0, 4096)
     layer.close()
     scripted.close()
+
+
+def test_a_copy_asks_for_zeroes_once_and_reads_data_only(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qobra.cli import img
+
+    content = bytes(MIB) + b"d" * (MIB + 1000) + bytes(2 * MIB - 1000)
+    with open(server.file, "r+b") as file:
+        file.seek(MIB)
+        file.write(content[MIB : 2 * MIB + 1000])
+    target = tmp_path / "target"
+    target.write_bytes(b"old!" * MIB)
+    asked: list[int] = []
+    read: list[int] = []
+    block_status, pread_into = Client.block_status, Client.pread_into
+
+    def noting_status(self: Client, length: int, offset: int) -> Any:
+        asked.append(length)
+        return block_status(self, length, offset)
+
+    def noting_read(self: Client, buffer: Any, offset: int) -> Any:
+        read.append(len(buffer))
+        return pread_into(self, buffer, offset)
+
+    monkeypatch.setattr(Client, "block_status", noting_status)
+    monkeypatch.setattr(Client, "pread_into", noting_read)
+    uri = f"nbd+unix:///disk?socket={server.path}"
+    assert img.main(["convert", "-n", "-f", "raw", "-O", "raw", uri, str(target)]) == 0
+    assert target.read_bytes() == content
+    assert sum(read) <= MIB + 4096 and len(asked) <= 3
+
+
+def test_what_the_server_answers_is_told_as_for_a_file(
+    layer: BlockLayer, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_self: Client, *_request: Any) -> Any:
+        raise QobraError("NBD read at 0 failed: Input/output error: bad disk", errno=errno.EIO)
+
+    monkeypatch.setattr(Client, "pread_into", failing)
+    with pytest.raises(QobraError, match="^Could not read image for determining its format: Input/output error$"):
+        layer.open_image(f"nbd+unix:///disk?socket={server.path}")
+    with pytest.raises(QobraError, match="^Could not read qcow2 header: Input/output error$"):
+        layer.add_node({"node-name": "q", "driver": "qcow2", "file": node_options(server)})

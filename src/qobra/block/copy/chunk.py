@@ -11,7 +11,7 @@ import os
 
 from qobra.block.buffers import is_zero, new_buffer
 from qobra.block.copy.carrier import DIRECT, ZEROES, ReadFailed
-from qobra.block.copy.coarse import resolve_coarse
+from qobra.block.copy.coarse import UNIT, resolve_coarse
 from qobra.block.copy.ranges import may_read_past
 from qobra.block.copy.zeroes import Piece, read_pieces, zero_pieces
 from qobra.block.extents import ABSENT, DATA, ZERO, Run, read_run, resolve
@@ -69,6 +69,8 @@ class ChunkCopier:
         self._carries = not compress and not detect_zeroes
         self._copy_range = use_copy_range and self._carries
         self._generation = -1
+        self.asks_for_zeroes = True
+        """Off where it is known that all ranges hold data."""
         self._plain: tuple[int, int] | None = None
         self._reads_past = False
         self._cluster = 0
@@ -123,6 +125,9 @@ class ChunkCopier:
 
     def _runs(self, offset: int, length: int) -> list[Run]:
         """What there is and where to read it."""
+        if not self.asks_for_zeroes:
+            self._look_at_nodes()
+            return self._resolve(offset, length, False)
         try:
             runs = resolve_coarse(self.source, offset, length)
         except (OSError, QobraError) as error:
@@ -141,6 +146,24 @@ class ChunkCopier:
             return resolve(self.source, offset, length, want_zero=want_zero)
         except (OSError, QobraError) as error:
             raise CopyFailed(error, True)
+
+    def zeroes_and_data(self, offset: int, length: int) -> list[tuple[bool, int]]:
+        """Whether, and for how many bytes on end, a range is known to be zero; zeroes are worth a write of their own
+        from :data:`UNIT` bytes on. Raises CopyFailed.
+        """
+        inside = max(0, min(length, self.source.length - offset))
+        try:
+            runs = resolve_coarse(self.source, offset, inside) if inside else []
+        except (OSError, QobraError) as error:
+            raise CopyFailed(error, True)
+        found = [(run.kind in (ZERO, ABSENT) and run.length >= UNIT, run.length) for run in runs]
+        if inside < length:
+            found.append((True, length - inside))
+        joined: list[tuple[bool, int]] = []
+        for zero, size in found:
+            before = joined.pop()[1] if joined and joined[-1][0] == zero else 0
+            joined.append((zero, before + size))
+        return joined
 
     def reads_as_zeroes(self, offset: int, length: int) -> bool:
         """Whether the source knows that a range is zero. Raises CopyFailed."""

@@ -31,7 +31,7 @@ def resolve_coarse(node: BlockNode, start: int, length: int) -> list[Run]:
     runs: list[Run] = []
     for run in resolve(node, start, length):
         leaf = run.leaf
-        if run.kind != DATA or leaf is None or not leaf.is_leaf:
+        if run.kind != DATA or leaf is None or leaf.children:
             runs.append(run)
         else:
             # What lies past the end of the leaf was never written.

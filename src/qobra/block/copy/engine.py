@@ -6,17 +6,16 @@ themselves.
 
 from __future__ import annotations
 
-from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier
+from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
 from qobra.block.copy.pool import CopyPool
-from qobra.block.copy.ranges import all_under, in_chunks, may_read_past, whole
+from qobra.block.copy.ranges import STEP, all_under, in_chunks, may_read_past, whole
 from qobra.block.copy.slots import ThreadSlots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from qobra.block.backend import BlockBackend
-    from qobra.block.copy.chunk import CopyFailed
     from qobra.block.node import BlockNode
 
     Progress = Callable[[int], None]
@@ -50,7 +49,7 @@ def copy_ranges(
     throttle: Callable[[int], None] | None = None,
     on_error: OnError | None = None,
 ) -> int:
-    """Copy ``ranges`` (default: all) of ``source`` to ``target`` and return how many bytes they were.
+    """Copy ``ranges`` (default: all) of ``source`` to ``target`` and return how many bytes were not known to be zero.
 
     ``roots`` are the backends through which source and target are held; each chunk is copied inside a slot of each, so
     that the graph may change between chunks. ``helpers`` is the number of chunks in flight, 1 meaning in order
@@ -86,9 +85,12 @@ def copy_ranges(
         elif progress is not None:
             progress(length)
 
+    asked: Iterable[tuple[int, int]] = ranges if ranges is not None else whole(source.length)
+    if not compress and not is_local(source):
+        asked = _holding_data(copier, asked, done)
     pool = CopyPool(work, done, helpers if helpers is not None else suggested_helpers(source, target, compress))
     try:
-        for offset, length in in_chunks(ranges if ranges is not None else whole(source.length), chunk_size):
+        for offset, length in in_chunks(asked, chunk_size):
             if failures:
                 break
             pool.submit(offset, length)
@@ -101,6 +103,34 @@ def copy_ranges(
     if failures:
         raise failures[0][0].error
     return total
+
+
+def _holding_data(
+    copier: ChunkCopier, ranges: Iterable[tuple[int, int]], done: Callable[[int, int, CopyFailed | None], None]
+) -> Iterator[tuple[int, int]]:
+    """What of ``ranges`` holds data; the rest is made zero meanwhile, which ``done`` is told.
+
+    A server is asked once for many chunks: for each of them, the question would take as long as its data.
+    """
+    copier.asks_for_zeroes = False
+    for start, length in ranges:
+        for first in range(start, start + length, STEP):
+            offset, step = first, min(STEP, start + length - first)
+            try:
+                runs = copier.zeroes_and_data(offset, step)
+            except CopyFailed as failure:
+                done(offset, step, failure)
+                continue
+            for is_zero, size in runs:
+                if not is_zero:
+                    yield offset, size
+                else:
+                    try:
+                        copier.write_zeroes(offset, size)
+                        done(offset, size, None)
+                    except CopyFailed as failure:
+                        done(offset, size, failure)
+                offset += size
 
 
 def suggested_helpers(source: BlockNode, target: BlockNode, compress: bool = False) -> int:

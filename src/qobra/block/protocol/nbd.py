@@ -163,15 +163,20 @@ class NbdNode(BlockNode):
             return fresh
 
     def _call(self, request: Callable[[Client], T]) -> T:
-        """Make a request; once more on a new connection, for ``reconnect-delay``, where this one breaks."""
+        """Make a request; once more on a new connection, for ``reconnect-delay``, where this one breaks.
+
+        Raises OSError for what the server answers, as a file would, and QobraError where it does not.
+        """
         deadline: float | None = None
         while True:
             client = self._connected()
             try:
                 return request(client)
             except QobraError as error:
+                if client.broken is None and error.errno:
+                    raise OSError(error.errno, error.desc)
                 if client.broken is None:
-                    raise  # the server's own answer
+                    raise
                 now = time.monotonic()
                 deadline = deadline or now + self._reconnect_delay
                 if self._yanked or self._cancelled.is_set() or not self._reconnect_delay or now >= deadline:
@@ -232,7 +237,7 @@ class NbdNode(BlockNode):
                     length, offset, no_hole=not may_unmap, fast=no_fallback and client.info.can_fast_zero
                 )
             )
-        except QobraError as error:
+        except OSError as error:
             if error.errno == errno.ENOTSUP:
                 return False
             raise
