@@ -114,6 +114,13 @@ def test_completion_offers_what_the_program_itself_has() -> None:
     assert not {"inspect", "tree", "--plot"} & set(completion.candidates(["qobra-img"]))
 
 
+def test_help_of_a_subcommand_and_its_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["help", "completion"]) == 0
+    assert capsys.readouterr().out == "usage: qobra completion bash|zsh|fish\n"
+    assert "demo" in completion.candidates(["qobra", "help"])
+    assert "convert" in completion.candidates(["qobra", "help", "img"])
+
+
 def test_completion_offers_no_actions_after_one() -> None:
     found = completion.candidates(["qobra", "img", "info", "disk.qcow2"])
     assert "--backing-chain" in found

@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         buffer_output()
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print_help()
         return 0 if arguments else 1

@@ -72,6 +72,26 @@ def test_tree(capfd: pytest.CaptureFixture[str]) -> None:
     assert "128 KiB of data, 64 KiB of it seen from the top" in lines[3]
 
 
+def test_tree_for_programs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert people.main(["tree", "--output=json", "top.q"]) == 0
+    top, base = json.loads(capfd.readouterr().out)
+    assert (top["filename"], top["format"], top["data"], top["seen"]) == ("top.q", "qcow2", 65536, 65536)
+    assert (base["filename"], base["virtual-size"], base["data"], base["seen"]) == ("base.q", 4 << 20, 131072, 65536)
+    assert people.main(["tree", "--output=xml", "top.q"]) == 1
+
+
+def test_plot_never_overwrites_an_image(capfd: pytest.CaptureFixture[str]) -> None:
+    before = Path("top.q").read_bytes()
+    assert people.main(["map", "--plot", "top.q", "base.q"]) == 1
+    assert "'top.q' does not end in .svg" in capfd.readouterr().err
+    assert Path("top.q").read_bytes() == before
+
+
+def test_help_of_a_subcommand(capfd: pytest.CaptureFixture[str]) -> None:
+    assert people.main(["help", "tree"]) == 0
+    assert "[--output human|json]" in capfd.readouterr().out
+
+
 def test_plot_is_a_picture() -> None:
     assert people.main(["map", "--plot", "p.svg", "top.q"]) == 0
     document = xml.dom.minidom.parse("p.svg")

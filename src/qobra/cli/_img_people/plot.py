@@ -37,6 +37,9 @@ def main(program: Program, arguments: list[str]) -> int:
     plot = line.value("plot", "")
     if len(line.operands) != 1:
         raise usage("Expecting one image file name")
+    if not plot.endswith(".svg") and not plot.startswith("/dev/"):
+        # Names that change places would cost somebody a disk.
+        raise usage(f"'{plot}' does not end in .svg, which is all that is drawn")
     with Images(program) as images:
         node = node_of(images.open(line.operands[0], **opening(line)))
         text = picture(node)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.block.query import cow_backing
+from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import Images, node_of, opening
 from qobra.cli._tool.report import Program, usage, visible
 from qobra.getopt import parse_command
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from qobra.block.node import BlockNode
 
 HELP = """\
-tree [-f FMT | --image-opts] [-U] FILENAME
+tree [-f FMT | --image-opts] [-U] [--output human|json] FILENAME
 
 Draw an image and what it lies on, with the size of each layer, what it takes on the host, what it holds itself, and how
 much of what a guest sees comes from it.
@@ -26,33 +27,54 @@ STEP = 1 << 30
 
 def main(program: Program, arguments: list[str]) -> int:
     """Run the subcommand."""
-    line = parse_command(arguments, "f:U", ("format=|f", "image-opts", "force-share|U"))
+    line = parse_command(arguments, "f:U", ("format=|f", "image-opts", "force-share|U", "output="))
     if len(line.operands) != 1:
         raise usage("Expecting one image file name")
+    is_json = check_output(line)
     with Images(program) as images:
-        node = node_of(images.open(line.operands[0], **opening(line)))
-        print("\n".join(draw(node)))
+        layers = describe(node_of(images.open(line.operands[0], **opening(line))))
+    if is_json:
+        from qobra.json_text import dumps
+
+        print(dumps(layers))
+    else:
+        print("\n".join(draw(layers)))
     return 0
 
 
-def draw(top: BlockNode) -> list[str]:
-    """The lines of the picture."""
+def describe(top: BlockNode) -> list[dict[str, Any]]:
+    """The layers, from the top down; sizes in bytes, ``actual-size`` None where it is not known."""
     seen = _seen(top)
-    lines = []
+    layers: list[dict[str, Any]] = []
     node: BlockNode | None = top
-    depth = 0
     while node is not None:
-        actual = node.allocated_size()
-        pad = "   " * (depth - 1) + "└─ " if depth else ""
-        more = "   " * depth + ("│  " if cow_backing(node) is not None else "   ")
-        lines.append(f"{pad}{visible(node.filename)}  [{node.driver}]")
-        lines.append(
-            f"{more}{size_text(node.length)} virtual, "
-            f"{'unknown' if actual is None else size_text(actual)} on the host, {size_text(_held(node))} of data, "
-            f"{size_text(seen.get(depth, 0))} of it seen from the top"
+        layers.append(
+            {
+                "filename": node.filename,
+                "format": node.driver,
+                "virtual-size": node.length,
+                "actual-size": node.allocated_size(),
+                "data": _held(node),
+                "seen": seen.get(len(layers), 0),
+            }
         )
         node = cow_backing(node)
-        depth += 1
+    return layers
+
+
+def draw(layers: list[dict[str, Any]]) -> list[str]:
+    """The lines of the picture."""
+    lines = []
+    for depth, layer in enumerate(layers):
+        actual = layer["actual-size"]
+        pad = "   " * (depth - 1) + "└─ " if depth else ""
+        more = "   " * depth + ("│  " if depth + 1 < len(layers) else "   ")
+        lines.append(f"{pad}{visible(layer['filename'])}  [{layer['format']}]")
+        lines.append(
+            f"{more}{size_text(layer['virtual-size'])} virtual, "
+            f"{'unknown' if actual is None else size_text(actual)} on the host, {size_text(layer['data'])} of data, "
+            f"{size_text(layer['seen'])} of it seen from the top"
+        )
     return lines
 
 

@@ -85,6 +85,8 @@ def candidates(words: list[str], at: str = "") -> list[str]:
     if equals and option.startswith("--"):
         return [f"{option}={value}" for value in candidates([*words, option, "="])]
     program, *rest = words or ["qobra"]
+    if "help" in rest[:2]:
+        rest.remove("help")  # of whatever follows
     named = [word for word in rest if not word.startswith("-")]
     name = program.rpartition("/")[2].removeprefix("qobra").removeprefix("-").replace("-", "_")
     path: list[str] = []

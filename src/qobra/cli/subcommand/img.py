@@ -22,6 +22,8 @@ OWN = {
 def main(argv: list[str]) -> int:
     """Run a subcommand; returns its exit status."""
     program = Program("qobra img", people=True)
+    if argv[:1] == ["help"] and len(argv) > 1:
+        argv = [*argv[1:], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         _print_help()
         return 0 if argv else 1
