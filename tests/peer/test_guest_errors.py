@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.peer("qemu-system-x86_64")
 
 _READ, _WRITE, _FLUSH, _ZEROES = 0, 1, 4, 13
 _RULES = (("read", 5, 8), ("read", 28, 16), ("write", 5, 24), ("write", 28, 32), ("write-zeroes", 28, 48))
+_PIECE = 64 << 10
+"""Bytes that are written at a time to a disk that fills up."""
 _STANDING = b"\xfa\xf4\xeb\xfd"
 """Firmware that does nothing: cli, hlt, and again."""
 
@@ -57,7 +60,7 @@ def _compare(script: Callable[[Run], None], tmp_path: Path) -> None:
     machines = []
     for name in ("own", "peer"):
         directory = tmp_path / name
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         command = [*program_command("x86_64", peer=name == "peer"), *_options(directory)]
         machines.append(Program(directory, command, ["-mon", "chardev=differential,mode=control"]))
     assert differences(script, machines) == []
@@ -96,6 +99,66 @@ def test_each_error_of_a_scsi_disk(tmp_path: Path, policy: str) -> None:
         _look(run)
 
     _compare(script, tmp_path)
+
+
+@pytest.fixture
+def small_disks(tmp_path: Path) -> Iterator[Path]:
+    """Each machine's directory is a file system with room for 4 MiB."""
+    mounted = []
+    for name in ("own", "peer"):
+        directory = tmp_path / name
+        directory.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(directory)]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            mounted.append(directory)
+    if len(mounted) == 2:
+        yield tmp_path
+    for directory in mounted:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+    if len(mounted) < 2:
+        pytest.skip("file systems cannot be mounted here")
+
+
+@pytest.mark.parametrize("policy", ["enospc", "stop"])
+@pytest.mark.parametrize("driver", ["raw", "qcow2"])
+def test_a_full_disk(small_disks: Path, driver: str, policy: str) -> None:
+    """The machine stands still until there is room again, and then the guest's write is carried out."""
+
+    def script(run: Run) -> None:
+        ballast = Path(run.path("ballast"))
+        ballast.write_bytes(bytes(2 << 20))
+        run.tool("qemu-img", "create", "-q", "-f", driver, "disk", "64M")
+        run.add(driver, node_name="disk", file=run.file("disk"))
+        run("device_add", {"driver": "virtio-blk-pci", "drive": "disk", "addr": "5", "werror": policy, "id": "v"})
+        run("cont")
+        stops = 0
+        with _transport(run) as transport:
+            disk = BlockDriver(transport, Memory())
+            written = 0
+            while stops < 3:
+                answers: list[int] = []
+                data = bytes((written + 1,)) * _PIECE
+                sector = written * _PIECE // 512
+                thread = threading.Thread(target=lambda: answers.append(disk.request(_WRITE, sector, data)[0]))  # noqa: B023
+                thread.start()
+                while not answers:
+                    if run.request("query-status", None)["return"]["status"] == "io-error":
+                        stops += 1
+                        run("query-block", pick=lambda found: [each.get("io-status") for each in found])
+                        if stops == 3:
+                            ballast.unlink()
+                        run("cont")
+                    thread.join(0.01)
+                assert answers == [0]
+                written += 1
+            assert disk.request(_FLUSH, 0)[0] == 0
+            for number in range(written):
+                answer, found = disk.request(_READ, number * _PIECE // 512, read=_PIECE)
+                assert (answer, found) == (0, bytes((number + 1,)) * _PIECE)
+        if driver == "qcow2":
+            run.tool("qemu-img", "check", "-U", "-q", "disk")
+
+    _compare(script, small_disks)
 
 
 def _request(run: Run, disk: BlockDriver, kind: int, sector: int) -> None:
