@@ -28,6 +28,11 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
+def visible(text: str) -> str:
+    """``text`` for a line of a terminal: what controls either, and may come from outside, is spelled out."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def print_error(text: object) -> None:
     """Print a line on standard error. Where it goes may be full or gone, which is no reason for the work to fail."""
     try:

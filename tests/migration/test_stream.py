@@ -147,6 +147,38 @@ def test_changed_state_with_a_right_checksum(stream: bytes, target: Machine, see
         target.board.clock.step(50_000_000)
 
 
+def rechecked(stream: bytes, at: int, length: int, body: bytes) -> bytes:
+    """The stream with another payload of the record at ``at``, and the checksum of that."""
+    record = bytes((stream[at],)) + len(body).to_bytes(4, "little") + crc32(body).to_bytes(4, "little") + body
+    return stream[:at] + record + stream[at + _RECORD + length :]
+
+
+def test_a_configuration_space_that_is_refused_is_as_it_was(stream: bytes, target: Machine) -> None:
+    """The list of capabilities would have no end, or lead out of it."""
+    at, length, _kind = next(
+        each for each in records(stream) if each[2] == DEVICE and b"virtio-net-pci" in stream[each[0] : each[0] + 60]
+    )
+    body = stream[at + _RECORD :][:length]
+    place = body.index((0x1AF4).to_bytes(2, "little"))
+    for capabilities in (b"\x34" * 192, b"\xff" * 192):
+        changed = body[: place + 0x40] + capabilities + body[place + 0x100 :]
+        for _ in range(2):
+            with pytest.raises(QobraError, match="Bad config data"):
+                load(target, rechecked(stream, at, length, changed))
+    load(target, stream)
+
+
+def test_names_are_one_line(stream: bytes, target: Machine) -> None:
+    for kind, length_at in ((DEVICE, 0), (CONFIGURATION, 0), (BLOCKS, 2)):
+        at, length, _kind = next(each for each in records(stream) if each[2] == kind)
+        body = stream[at + _RECORD :][:length]
+        name = body[length_at + 1 :][: body[length_at]]
+        changed = body.replace(name, b"\n\x1b[2J".ljust(len(name), b"\n")[: len(name)], 1)
+        with pytest.raises(QobraError) as caught:
+            load(target, rechecked(stream, at, length, changed))
+        assert caught.value.desc.isprintable()
+
+
 def test_a_newer_version_of_a_device_is_refused(stream: bytes, target: Machine) -> None:
     changed = bytearray(stream)
     at, length, _kind = next(

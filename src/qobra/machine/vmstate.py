@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from qobra.errors import QobraError
+from qobra.report import visible
 
 if TYPE_CHECKING:
     from qobra.machine.vclock import DeviceTimer
@@ -291,7 +292,7 @@ class Field:
         """Read the attribute of ``owner``."""
         name = source.text()
         if name != self.name:
-            raise QobraError(f"field '{self.name}' is missing: there is '{name}'")
+            raise QobraError(f"field '{self.name}' is missing: there is '{visible(name)}'")
         try:
             value = self.kind.take(source, self._value(owner))
         except QobraError as error:
@@ -423,7 +424,7 @@ def take_object(source: StateSource, owner: Any) -> None:
     for name, state in declared(type(owner)):
         found = source.text()
         if found != name:
-            raise QobraError(f"the state of '{name}' is missing: there is '{found}'")
+            raise QobraError(f"the state of '{name}' is missing: there is '{visible(found)}'")
         try:
             state.load(source, owner)
         except QobraError as error:

@@ -14,7 +14,7 @@ from qobra.block.bitmap import DirtyBitmap
 from qobra.errors import QobraError
 from qobra.machine.vmstate import StateSource, put_text
 from qobra.migration.stream import BITMAPS, StreamWriter
-from qobra.report import report_error
+from qobra.report import report_error, visible
 
 if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
@@ -190,7 +190,7 @@ class BitmapReceiver:
         if (node_alias, alias) in self._complete:
             return  # again, after a recovery
         if (node_alias, alias) not in self._made:
-            raise QobraError(f"Error: unknown dirty bitmap '{alias}' for block device '{node_alias}'")
+            raise QobraError(f"Error: unknown dirty bitmap '{visible(alias)}' for block device '{visible(node_alias)}'")
         bitmap, enabled = self._made[node_alias, alias]
         if kind == _BITS:
             self._load(source, bitmap)
@@ -213,11 +213,13 @@ class BitmapReceiver:
         if mapping is not None:
             entry = next((each for each in mapping if each["alias"] == node_alias), None)
             if entry is None:
-                raise QobraError(f"Unknown node alias '{node_alias}'")
+                raise QobraError(f"Unknown node alias '{visible(node_alias)}'")
             node_name = entry["node-name"]
             found = next((each for each in entry["bitmaps"] if each["alias"] == alias), None)
             if found is None:
-                raise QobraError(f"Unknown bitmap alias '{alias}' on node '{node_name}' (alias '{node_alias}')")
+                raise QobraError(
+                    f"Unknown bitmap alias '{visible(alias)}' on node '{node_name}' (alias '{visible(node_alias)}')"
+                )
             name = found["name"]
             persistent = found.get("transform", {}).get("persistent", persistent)
             node = self._layer.graph.find(node_name)

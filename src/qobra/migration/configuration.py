@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qobra.errors import QobraError
 from qobra.machine.vmstate import StateSource, put_text
+from qobra.report import visible
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
@@ -35,7 +36,7 @@ def check_configuration(machine: Machine, payload: bytes) -> None:
     received = source.text()
     local = machine.board.machine_name if machine.board is not None else ""
     if received != local:
-        raise QobraError(f"Machine type received is '{received}' and local is '{local}'", errno=errno.EINVAL)
+        raise QobraError(f"Machine type received is '{visible(received)}' and local is '{local}'", errno=errno.EINVAL)
     if source.left:
         theirs, ours = uuid.UUID(bytes=source.take(16)), machine.uuid or uuid.UUID(int=0)
         if theirs != ours:

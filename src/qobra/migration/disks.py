@@ -22,7 +22,7 @@ from qobra.block.job.chain import skip_filters
 from qobra.errors import QobraError
 from qobra.machine.vmstate import StateSource, put_text
 from qobra.migration.stream import DISKS, StreamWriter
-from qobra.report import report_progress
+from qobra.report import report_progress, visible
 
 if TYPE_CHECKING:
     from qobra.block.layer import BlockLayer
@@ -214,7 +214,7 @@ class DiskReceiver:
 
     def _open(self, number: int, name: str, length: int) -> None:
         if number != len(self._roots) or name in self._names:
-            raise QobraError(f"Unexpected block device '{name}' in the stream", errno=errno.EINVAL)
+            raise QobraError(f"Unexpected block device '{visible(name)}' in the stream", errno=errno.EINVAL)
         node = self._layer.find_device_or_node(name)
         if node.length != length:
             raise QobraError(f"Block device '{name}' has {node.length} bytes here, and {length} at the source")

@@ -35,7 +35,7 @@ from qobra.migration.stream import (
     StreamReader,
 )
 from qobra.migration.ways import Listener
-from qobra.report import report_error
+from qobra.report import report_error, visible
 
 if TYPE_CHECKING:
     from qobra.machine.machine import Machine
@@ -260,7 +260,7 @@ class Incoming:
 
     def _take_capability(self, name: str) -> None:
         if name not in MATCHED:
-            raise QobraError(f"Unknown capability '{name}' in the stream", errno=errno.EINVAL)
+            raise QobraError(f"Unknown capability '{visible(name)}' in the stream", errno=errno.EINVAL)
         self._capabilities.add(name)
 
     def _check_capabilities(self) -> None:

@@ -11,6 +11,7 @@ from qobra.machine.board import find_devices
 from qobra.machine.run_state import TRANSITIONS
 from qobra.machine.vmstate import StateSource, declared, put_object, put_text, take_object
 from qobra.migration.stream import DEVICE, MACHINE, StreamWriter
+from qobra.report import visible
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
@@ -74,7 +75,7 @@ def load_devices(machine: Machine, head: bytes, sections: list[bytes]) -> str:
     source = StateSource(head)
     run_state, now_ns = source.text(), source.number(8)
     if run_state not in TRANSITIONS:
-        raise QobraError(f"Received invalid state {run_state}", errno=errno.EINVAL)
+        raise QobraError(f"Received invalid state {visible(run_state)}", errno=errno.EINVAL)
     board = machine.board
     if board is None:
         return run_state
@@ -88,8 +89,8 @@ def load_devices(machine: Machine, head: bytes, sections: list[bytes]) -> str:
         owner = owners.pop(name, None)
         if owner is None:
             raise QobraError(
-                f"Unknown savevm section or instance '{name}' 0. Make sure that your current VM setup matches your "
-                "saved VM setup, including any hotplugged devices",
+                f"Unknown savevm section or instance '{visible(name)}' 0. Make sure that your current VM setup matches "
+                "your saved VM setup, including any hotplugged devices",
                 errno=errno.EINVAL,
             )
         try:

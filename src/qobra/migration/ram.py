@@ -25,6 +25,7 @@ from qobra.machine.vmstate import StateSource, put_text
 from qobra.migration.page_coding import AS_ZLIB, AS_ZSTD, PAGE, DeltaCache, apply_delta, unpack
 from qobra.migration.page_set import PageSet
 from qobra.migration.stream import DEFLATED, DELTA, PAGES, ZEROES, ZSTD
+from qobra.report import visible
 
 if TYPE_CHECKING:
     from qobra.machine.board import Board
@@ -94,7 +95,7 @@ def take_blocks(payload: bytes, blocks: list[RamBlock]) -> list[RamBlock]:
         name, size = source.text(), source.number(8)
         block = known.pop(name, None)
         if block is None:
-            raise QobraError(f'Unknown ramblock "{name}", cannot accept migration', errno=errno.EINVAL)
+            raise QobraError(f'Unknown ramblock "{visible(name)}", cannot accept migration', errno=errno.EINVAL)
         if block.ram.size != size:
             raise QobraError(f"Size mismatch: {name}: {size:#x} != {block.ram.size:#x}", errno=errno.EINVAL)
         order.append(block)

@@ -13,9 +13,10 @@ from typing import Any
 from qobra.block.format._magic import others
 from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import Images, node_of
-from qobra.cli._tool.report import Program, ToolError, usage, visible
+from qobra.cli._tool.report import Program, ToolError, usage
 from qobra.errors import QobraError, strerror
 from qobra.getopt import parse_command
+from qobra.report import visible
 from qobra.units import size_text
 
 HELP = """\

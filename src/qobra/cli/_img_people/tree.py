@@ -8,8 +8,9 @@ from qobra.block.extents import ABSENT, ZERO, resolve
 from qobra.block.query import cow_backing
 from qobra.cli._img.info import check_output
 from qobra.cli._tool.opening import Images, node_of, opening
-from qobra.cli._tool.report import Program, usage, visible
+from qobra.cli._tool.report import Program, usage
 from qobra.getopt import parse_command
+from qobra.report import visible
 from qobra.units import size_text
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qobra.cli._tool.report import visible
 from qobra.nbd import protocol as p
 from qobra.nbd.connection import list_exports
+from qobra.report import visible
 
 if TYPE_CHECKING:
     import ssl

@@ -108,11 +108,6 @@ class Program:
         return value
 
 
-def visible(text: str) -> str:
-    """``text`` for a line of a terminal: what controls either, and may come from an image, is spelled out."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 def flush_output() -> None:
     """Let standard output catch up; a reader that has gone is the caller's to notice at the end."""
     try:

@@ -64,7 +64,9 @@ class ConfigSpace(Raw):
         super().take(source, current)
         for i in fixed:
             if current[i] != kept[i]:
-                raise QobraError(f"Bad config data: i={i:#x} read: {current[i]:x} device: {kept[i]:x}")
+                read = current[i]
+                current[:] = kept  # the list of capabilities is to have an end when the next state comes
+                raise QobraError(f"Bad config data: i={i:#x} read: {read:x} device: {kept[i]:x}")
         return current
 
 
