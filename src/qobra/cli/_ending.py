@@ -8,7 +8,7 @@ signals arrive through a pipe, as the machine's own wish does.
 from __future__ import annotations
 
 # Not the signal module: it makes enums of these numbers, which takes as long as much of the rest of the start.
-import _signal as signal  # type: ignore[import-not-found]
+import _signal as signal
 import os
 import sys
 

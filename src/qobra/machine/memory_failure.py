@@ -8,7 +8,7 @@ The signal has to be blocked in every thread, so :func:`block` comes before the 
 
 from __future__ import annotations
 
-import _signal as signal  # type: ignore[import-not-found]  # the signal module is slow to import
+import _signal as signal  # the signal module is slow to import
 import os
 import threading
 from typing import TYPE_CHECKING

@@ -29,7 +29,7 @@ def end_in_order() -> None:
     What is ignored (by ``nohup``) stays so.
     """
     # The module around it brings enum, which takes longer than a small image.
-    import _signal as signal  # type: ignore[import-not-found]
+    import _signal as signal
 
     catch_interrupts()
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal as signal  # type: ignore[import-not-found]  # the module around it brings enum, which is dear
+import _signal as signal  # the module around it brings enum, which is dear
 import sys
 
 from qobra.cli._tool.report import flush_output

@@ -10,7 +10,7 @@ interpreter's lock in hand: such files are refused.
 
 from __future__ import annotations
 
-import _signal as signal  # type: ignore[import-not-found]  # the signal module is slow to import
+import _signal as signal  # the signal module is slow to import
 import ctypes
 import errno
 import mmap

@@ -10,13 +10,13 @@ import errno
 from array import array
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.refcount import Block, Counts, unpack_counts
+from qobra.block.format.qcow2.refcount import Block, unpack_counts
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
-    from qobra.block.format.qcow2.refcount import Refcounts
+    from qobra.block.format.qcow2.refcount import Counts, Refcounts
 
 
 class Allocator:

@@ -6,7 +6,9 @@ import errno
 import os
 from array import array
 
-from qobra.block.format.qcow2.refcount import Counts
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qobra.block.format.qcow2.refcount import Counts
 
 LARGE = 255
 """Counts from here on are kept aside."""

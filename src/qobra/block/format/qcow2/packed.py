@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from qobra.block.format.qcow2.image import Image
     from qobra.block.node import BlockNode
 
-Block = tuple[array, int]  # type: ignore[type-arg]
-"""Packed runs and how many they are; good until the next is asked for."""
+    Block = tuple[array[int], int]
+    """Packed runs and how many they are; good until the next is asked for."""
 
 HOLE = 4
 """A kind of its own beside those of extents: data that is a hole of the file."""

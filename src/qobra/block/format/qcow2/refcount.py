@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from qobra.block.format.qcow2.image import Image
 
-Counts = bytearray | array  # type: ignore[type-arg]
+    Counts = bytearray | array[int]
 
 _CODES = {4: "H", 5: "I", 6: "Q"}
 _SWAP = sys.byteorder == "little"

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.check import copied_cluster_text, copied_table_text
 from qobra.block.format.qcow2.counts import CompactCounts
-from qobra.block.format.qcow2.refcount import Counts, pack_counts, unpack_counts
+from qobra.block.format.qcow2.refcount import pack_counts, unpack_counts
 from qobra.block.format.qcow2.writeback import words_to_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.format.qcow2.check import Checker, Report
+    from qobra.block.format.qcow2.refcount import Counts
     from qobra.block.node import Options
 
 
