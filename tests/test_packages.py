@@ -67,4 +67,7 @@ def test_progress_is_a_line_where_there_is_no_bar(monkeypatch: pytest.MonkeyPatc
     assert type(Program("qobra img", people=True).progress(False)).__name__ == "Progress"
     monkeypatch.undo()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     assert type(Program("qobra img", people=True).progress(False)).__name__ == "RichProgress"
+    monkeypatch.setenv("TERM", "dumb")  # it could not be drawn anew
+    assert type(Program("qobra img", people=True).progress(False)).__name__ == "Progress"

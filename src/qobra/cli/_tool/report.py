@@ -61,12 +61,14 @@ class Program:
     def progress(self, wanted: bool) -> Progress:
         """How far a command is: QEMU's line if it is ``wanted``, a bar where people look."""
         if self.people and sys.stderr.isatty():
+            wanted = True  # where there can be no bar, a line does
             try:
                 from qobra.cli._img_people.progress import RichProgress
             except ModuleNotFoundError:
-                wanted = True  # without rich, a line does
+                pass
             else:
-                return RichProgress()
+                if os.environ.get("TERM") != "dumb":
+                    return RichProgress()
         from qobra.cli._tool.progress import Progress
 
         return Progress(wanted)
