@@ -36,7 +36,9 @@ class Target:
 
     def __init__(self, path: Path) -> None:
         path.write_bytes(bytes(1 << 20))
-        self.machine = simple_machine("x86_64", "pc", memory=_MEMORY, max_memory=_MEMORY + (64 << 20), slots=1)
+        self.machine = simple_machine(
+            "x86_64", "pc", memory=_MEMORY, max_memory=_MEMORY + (64 << 20), slots=1, running=True
+        )
         self.guest = BoardAccess(self.machine)
         board: Any = self.machine.board
         with self.machine.control:

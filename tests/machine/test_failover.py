@@ -19,7 +19,7 @@ _PRIMARY = {"driver": "e1000", "netdev": "n1", "failover_pair_id": "sb", "bus": 
 
 def make() -> Machine:
     """A machine with ports for two cards, and one that stands by on the root bus."""
-    machine = simple_machine("x86_64", "q35", memory=4 << 20)
+    machine = simple_machine("x86_64", "q35", memory=4 << 20, running=True)
     with machine.control:
         for number in range(3):
             machine.netdevs.create({"type": "hubport", "id": f"n{number}", "hubid": number})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Guest:
 
 @pytest.fixture
 def guest() -> Any:
-    machine = simple_machine("x86_64", "pc", memory=32 << 20)
+    machine = simple_machine("x86_64", "pc", memory=32 << 20, running=True)
     yield Guest(machine)
     machine.close()
 
@@ -227,6 +228,33 @@ def test_a_serial_port(guest: Guest, tmp_path: Path) -> None:
     assert guest.events[-1]["data"] == {"id": "port", "open": False}
     guest.call("device_del", id="port")
     assert ports.messages(1) == [(1, 2, 1, b"")]
+
+
+def test_a_port_of_a_guest_that_stands_still(guest: Guest, tmp_path: Path) -> None:
+    """What comes from outside waits, as its memory may be on the move; what is told is how things are when it runs."""
+    address = {"type": "unix", "data": {"path": str(tmp_path / "port")}}
+    backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+    guest.call("chardev-add", id="c", backend=backend)
+    guest.plug("virtio-serial-pci", id="ser", addr="5")
+    guest.plug("virtserialport", id="port", chardev="c")
+    ports = Ports(guest)
+    ports.control(0xFFFFFFFF, 0, 1)
+    ports.messages(1)
+    ports.control(1, 3, 1)
+    ports.control(1, 6, 1)
+    chardev: Any = guest.machine.chardevs.find("c")
+    guest.call("stop")
+    with socket.socket(socket.AF_UNIX) as outside:
+        outside.connect(str(tmp_path / "port"))
+        outside.sendall(b"hello")
+        wait_until(lambda: chardev.is_open)
+        time.sleep(0.05)
+        for queue in (ports.queues[2], ports.queues[4]):
+            with pytest.raises(AssertionError):
+                queue.wait_used(0.01)
+        guest.call("cont")
+        assert ports.messages(1) == [(1, 6, 1, b"")]
+        assert ports.receive() == b"hello"
 
 
 def test_random_bytes(guest: Guest) -> None:

@@ -40,7 +40,7 @@ class Wire:
 
 @pytest.fixture
 def wire() -> Any:
-    machine = simple_machine("x86_64", "pc", memory=16 << 20)
+    machine = simple_machine("x86_64", "pc", memory=16 << 20, running=True)
     yield Wire(machine)
     machine.close()
 

@@ -22,7 +22,7 @@ _BROADCAST = b"\xff" * 6
 
 @pytest.fixture
 def machine() -> Any:
-    machine = simple_machine("x86_64", "pc", memory=16 << 20)
+    machine = simple_machine("x86_64", "pc", memory=16 << 20, running=True)
     yield machine
     machine.close()
 

@@ -29,6 +29,7 @@ def test_connects_and_tells_of_the_helpers_end(tmp_path):
         wait_until(path.exists)
         manager = machine.objects.create("pr-manager-helper", "pr0", {"path": str(path)})
         assert manager.is_connected()
+        wait_until(lambda: ("PR_MANAGER_STATUS_CHANGED", {"id": "pr0", "connected": True}) in events)
         with open(tmp_path / "file", "wb") as file:
             status, _sense, _data = manager.execute(file.fileno(), bytes([0x5E, 0, 0, 0, 0, 0, 0, 0, 24, 0]))
         assert status == 2  # CHECK CONDITION: a file keeps no reservations

@@ -54,8 +54,9 @@ def simple_machine(
     slots: int = 0,
     cpus: int = 1,
     accelerator: str = "qtest",
+    running: bool = False,
 ) -> Machine:
-    """A machine for tests and programs: built, finished, not yet running.
+    """A machine for tests and programs: built, finished, and ``running`` if it shall.
 
     ``max_memory`` bytes and ``slots`` leave room for memory devices.
     """
@@ -70,4 +71,6 @@ def simple_machine(
         board.set_memory(board.default_ram_size if memory is None else memory)
         board.start()
         board.finish()
+        if running:
+            machine.run_state.start()
     return machine

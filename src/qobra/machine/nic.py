@@ -89,11 +89,17 @@ class Nic(Device):
         self.values["mac"] = self.address
         self.client_name = self.given_id or f"{self.model}.{sum(card.model == self.model for card in netdevs.cards)}"
         netdevs.cards.append(self)
+        self._forget_run_state = self.machine.run_state.subscribe(self._run_state_changed)
+
+    def _run_state_changed(self, running: bool, _state: str) -> None:
+        if running:
+            self.room_changed()
 
     def unrealize_nic(self) -> None:
         """Let the backend and the address go."""
         if self in self.machine.netdevs.cards:
             self.machine.netdevs.cards.remove(self)
+            self._forget_run_state()
         self.machine.netdevs.release_address(self.mac)
         if self.backend is not None:
             self.backend.peer = None
@@ -132,7 +138,9 @@ class Nic(Device):
         return True
 
     def take_waiting(self) -> None:
-        """Give the guest what waits, as far as it has room."""
+        """Give the guest what waits, as far as it has room; nothing while it stands still, when its memory is moved."""
+        if not self.machine.run_state.running:
+            return
         # What comes meanwhile has a call of its own: a flood does not hold the strand.
         for _ in range(len(self._waiting)):
             if self.realized and self.link_up and not self.put_packet(self._waiting[0]):

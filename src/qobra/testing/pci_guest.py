@@ -17,7 +17,7 @@ class PciGuest:
     """A guest with a device of type ``driver``, switched on; ``base`` is where base address ``bar`` leads to."""
 
     def __init__(self, driver: str, bar: int, **options: str) -> None:
-        self.machine = simple_machine(memory=32 << 20)
+        self.machine = simple_machine(memory=32 << 20, running=True)
         self.access = BoardAccess(self.machine)
         with self.machine.control:
             given = {"driver": driver, "addr": str(_SLOT), **options}

@@ -19,7 +19,7 @@ class Card:
     """A PCI function on a PC, and its base addresses."""
 
     def __init__(self, driver: str, **options: Any) -> None:
-        self.machine = simple_machine(memory=16 << 20)
+        self.machine = simple_machine(memory=16 << 20, running=True)
         self.access = BoardAccess(self.machine)
         board: Any = self.machine.board
         with self.machine.control:

@@ -117,6 +117,18 @@ def test_packets_wait_for_room_in_the_ring(guest: Guest) -> None:
     assert guest.access.read(_RING + place, 4) == b"\6" * 4
 
 
+def test_packets_wait_while_the_guest_stands_still(guest: Guest) -> None:
+    """Its memory may be on its way to another machine."""
+    guest.listen()
+    with guest.machine.control:
+        guest.machine.run_state.stop()
+    guest.card.receive_packet(_MAC + bytes(1500))
+    assert guest.read(_CBR, 2) == 0
+    with guest.machine.control:
+        guest.machine.run_state.start()
+    assert guest.read(_CBR, 2) == 1516
+
+
 def test_filters(guest: Guest) -> None:
     def arrives(target: bytes) -> bool:
         before = guest.read(_CBR, 2)

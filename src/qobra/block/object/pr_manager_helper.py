@@ -29,7 +29,7 @@ _TIMEOUT_SECONDS = 10.0
 
 @registry.register("pr-manager-helper")
 class PRManagerHelper(Object):
-    """A connection to the helper. Its loss and its return are told by PR_MANAGER_STATUS_CHANGED."""
+    """A connection to the helper. Its coming, loss and return are told by PR_MANAGER_STATUS_CHANGED."""
 
     type_name = "pr-manager-helper"
     user_creatable = True
@@ -49,6 +49,7 @@ class PRManagerHelper(Object):
             self._connect()
         except OSError as error:
             raise QobraError(f"Failed to connect to '{self.path_option}': {strerror(error)}", errno=error.errno)
+        self._tell()
         threading.Thread(target=self._watch, name=f"pr-manager {self.name}", daemon=True).start()
 
     def is_connected(self) -> bool:

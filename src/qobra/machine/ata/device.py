@@ -88,8 +88,10 @@ class AtaDevice(BlockFrontEnd):
             raise QobraError("logical_block_size must be 512 for IDE")
         if self.serial is not None and len(self.serial) > 20:
             raise QobraError("The serial number can't be longer than 20 characters")
-        self.serial = self.serial or f"QM{self.ide_bus.first_serial + self.unit:05d}"
-        self.ver = self.ver or "2.5+"
+        if self.serial is None:
+            self.serial = f"QM{self.ide_bus.first_serial + self.unit:05d}"
+        if self.ver is None:
+            self.ver = "2.5+"
         self.discard_granularity = self.granularity
         backend.resized.append(self._resized)
         self.requests = BlockRequests(self)

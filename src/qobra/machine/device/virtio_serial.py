@@ -217,6 +217,8 @@ class SerialPort(Device):
     def __init__(self, tree: ObjectTree) -> None:
         super().__init__(tree)
         self.host_open = False
+        """What the guest is told: whether the other end of the character device is open."""
+        self._other_end_open = False
         self.guest_open = False
         self._backend: Chardev | None = None
 
@@ -230,13 +232,15 @@ class SerialPort(Device):
         if self.nr == 0 and not self.is_console:
             raise QobraError(_RESERVED)
         self._backend = find_chardev(self.board, self.chardev, self.type_name)
+        self._unsubscribe = self.machine.run_state.subscribe(self._run_state_changed)
         if self._backend is not None:
             self._backend.attach(self)
             self._backend.set_frontend_open(self.is_console)
         elif self.is_console:
-            self.host_open = True
+            self.host_open = self._other_end_open = True
 
     def unrealize(self) -> None:
+        self._unsubscribe()
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.detach()
@@ -268,7 +272,9 @@ class SerialPort(Device):
     def can_receive(self) -> int:
         """Room in the guest's buffers, as far as one is there."""
         device = self.serial if self.bus is not None else None
-        if device is None or not device.running or (not self.guest_open and not self.is_console):
+        if device is None or not device.running or not self.machine.run_state.running:
+            return 0  # what comes while the guest stands still waits outside: its memory may be on the move
+        if not self.guest_open and not self.is_console:
             return 0
         queue = device.queue_in(self.nr)
         buffer = device.pop(queue)
@@ -299,10 +305,21 @@ class SerialPort(Device):
             self.machine.control.call(self._set_host_open, name == "opened")
 
     def _set_host_open(self, is_open: bool) -> None:
-        if is_open != self.host_open:
-            self.host_open = is_open
+        self._other_end_open = is_open
+        if self.machine.run_state.running or not self.realized:
+            self._tell_other_end()
+
+    def _tell_other_end(self) -> None:
+        if self._other_end_open != self.host_open:
+            self.host_open = self._other_end_open
             if self.realized:
-                self.serial.send_control(self.nr, _PORT_OPEN, int(is_open))
+                self.serial.send_control(self.nr, _PORT_OPEN, int(self.host_open))
+
+    def _run_state_changed(self, running: bool, _state: str) -> None:
+        if running:
+            self._tell_other_end()
+            if self._backend is not None:
+                self._backend.accept_input()
 
     @property
     def _saved_guest_open(self) -> bool:
@@ -326,9 +343,8 @@ class SerialPort(Device):
         super().state_loaded()
         guest_open, host_was_open = self._loaded_open
         self.set_guest_open(guest_open)
-        if host_was_open != self.host_open:
-            # What is at the other end here is not what the guest was told of.
-            self.serial.send_control(self.nr, _PORT_OPEN, int(self.host_open))
+        # What is at the other end here may not be what the guest was told of, and is told when it runs.
+        self.host_open = host_was_open
 
 
 @registry.register("virtserialport")
