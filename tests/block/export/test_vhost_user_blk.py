@@ -188,6 +188,14 @@ def attach(exporter: Any) -> Iterator[Any]:
         each.close()
 
 
+def test_a_header_may_lie_in_several_pieces() -> None:
+    views = [memoryview(part) for part in (b"01", b"23", b"456789", b"ab")]
+    assert blk._split(views, 6) == (b"012345", [b"6789", b"ab"])
+    assert blk._split(views, 2) == (b"01", views[1:])
+    with pytest.raises(QobraError, match="without a header"):
+        blk._split(views[:1], 3)
+
+
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_data(exporter: Any, attach: Any, event_idx: bool) -> None:
     content = bytearray(random.Random(1).randbytes(MIB))

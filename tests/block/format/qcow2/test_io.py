@@ -279,6 +279,16 @@ def test_an_image_that_grows_shows_what_its_raw_data_file_holds(lab):
         assert disk.content() == bytes(4 * CLUSTER) + b"d" * CLUSTER
 
 
+def test_only_a_data_file_grows_with_its_image(lab):
+    lab.create("external", size=4 * CLUSTER, data_file="data", data_file_raw=True)
+    lab.create("plain", size=4 * CLUSTER)
+    for name in ("external", "plain"):
+        with lab.open(name) as disk:
+            disk.node.truncate(64 * CLUSTER)
+    assert os.path.getsize(lab.path("data")) == 64 * CLUSTER
+    assert os.path.getsize(lab.path("plain")) < 16 * CLUSTER
+
+
 def test_a_small_cache_changes_nothing(lab):
     """Slices of 512 bytes and a cache of four of them, over 64 L2 tables."""
     cluster = 4 * KIB

@@ -156,6 +156,19 @@ def test_snapshots_keep_and_bring_back(lab):
     _clean(lab)
 
 
+def test_a_snapshot_leaves_no_place_that_was_found_before(lab):
+    lab.create("a", size=4 * CLUSTER)
+    with lab.open("a") as disk:
+        disk.write(0, b"then" * 128)
+        table = disk.backend.table()
+        for change in (disk.node.snapshot_create, disk.node.snapshot_apply):
+            table.fill(0, 1)
+            assert table.pages[0][0]
+            change("s")
+            assert not table.pages or not table.pages[0][0]
+            disk.write(0, b"now" * 171)
+
+
 def test_a_snapshot_may_have_another_size_and_a_machines_state(lab):
     lab.create("a", size=4 * CLUSTER)
     state = _noise(200_000, 9)

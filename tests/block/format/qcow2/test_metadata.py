@@ -240,6 +240,18 @@ def test_a_write_that_would_hit_metadata_marks_the_image_corrupt(lab, capsys):
     del block
 
 
+@pytest.mark.parametrize("place", [0, 4096], ids=["where data is", "where none is yet"])
+def test_a_subcluster_that_is_metadata_is_not_written(lab, place):
+    _block, l2, _data = _written(lab, extended_l2=True)
+    _patch(lab, l2, (layout.COPIED | l2).to_bytes(8, "big"))
+    before = Path(lab.path("a")).read_bytes()[l2 : l2 + CLUSTER]
+    with lab.open("a") as disk:
+        disk.layer.emit_from_request = lambda _name, _data: None
+        with pytest.raises(QobraError, match="overlaps with active L2 table"):
+            disk.write(place, b"x" * 512)
+    assert Path(lab.path("a")).read_bytes()[l2 : l2 + CLUSTER] == before
+
+
 def test_places_that_were_found_before_an_image_was_marked_corrupt_are_not_used(lab):
     _block, l2, _data = _written(lab)
     _patch(lab, l2 + 8, (layout.COPIED | l2).to_bytes(8, "big"))
