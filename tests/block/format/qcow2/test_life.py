@@ -85,6 +85,20 @@ def test_preallocation_maps_everything(lab, mode):
     assert _clean(lab)["allocated-clusters"] == 65
 
 
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_growing_reserves_the_rest_of_a_cluster_that_is_a_hole(lab, mode):
+    size, more = 4 * MIB + 512, 32 << 10
+    lab.create("a", size=size, preallocation="metadata")
+    with lab.open("a") as disk:
+        disk.node.truncate(size + more, preallocation=mode)
+        before = os.stat(lab.path("a")).st_blocks
+        disk.node.write(size, b"\1" * more)
+        disk.node.flush()
+        assert os.stat(lab.path("a")).st_blocks == before
+        assert disk.content() == bytes(size) + b"\1" * more
+    _clean(lab)
+
+
 def test_growing_hides_what_a_longer_backing_file_has(lab):
     with open(lab.path("base"), "wb") as file:
         file.write(_noise(8 * CLUSTER))

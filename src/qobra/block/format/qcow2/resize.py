@@ -88,10 +88,21 @@ def _preallocate_over(node: Qcow2Disk, old: int, length: int, mode: str, hides: 
     edge = min(length, (old + image.cluster_mask) & ~image.cluster_mask)
     if edge > old and backing is not None and backing.length > old & ~image.cluster_mask:
         node.write_zero_bytes(old, edge - old)  # in a cluster with what the backing file has before the old end
+    elif edge > old and mode != "metadata":
+        _reserve_old_tail(node, old, edge)
     flagged = hides and mode == "metadata" and image.header.version >= 3 and not (image.extended or image.external)
     preallocate(node, old, length, mode, zero=flagged)
     if image.extended and hides and length > edge:
         node.zero_new(edge, length - edge)  # subclusters are still to be filled
+
+
+def _reserve_old_tail(node: Qcow2Disk, old: int, end: int) -> None:
+    """The last cluster is there already, but may be a hole of the file."""
+    at = old
+    for extent in tuple(node.map(old, end - old)):
+        if extent.kind == DATA:
+            node.write(at, bytes(extent.length))
+        at += extent.length
 
 
 def _hide_old_tail(node: Qcow2Disk, old: int, length: int) -> None:
