@@ -137,6 +137,36 @@ def test_client_reconnects(machine: Machine, recorder: Any, eventually: Any, tmp
     eventually(lambda: front.data == b"xx")
 
 
+def test_a_client_without_a_front_end_reconnects(machine: Machine, eventually: Any, tmp_path: Path, capfd: Any) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(30)
+        device = make(machine, addr=unix(path), server=False, reconnect=1)
+        for _ in range(3):
+            peer, _address = listener.accept()
+            eventually(lambda: device.is_open)
+            peer.close()
+
+
+def test_what_a_peer_has_left_waits_for_a_front_end(
+    machine: Machine, recorder: Any, eventually: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    device = make(machine, addr=unix(path), server=True, wait=False)
+    with dial(path):
+        eventually(lambda: device.is_open)
+    eventually(lambda: not device.is_open)
+    with dial(path) as client:
+        client.sendall(b"kept")
+    eventually(lambda: device.is_open)
+    front = recorder()
+    device.attach(front)
+    eventually(lambda: front.data == b"kept")
+    eventually(lambda: front.events == ["opened", "ended", "closed"])
+
+
 def test_wait_blocks_until_a_client_is_there(machine: Machine, tmp_path: Path, capfd: Any, eventually: Any) -> None:
     path = tmp_path / "s"
     made: list[Any] = []

@@ -92,6 +92,15 @@ class Connection:
             return None
         return inside
 
+    def is_drained(self) -> bool:
+        """Whether the peer has gone and there is nothing left to be received."""
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def take_breaks(self) -> int:
         """Breaks that the peer sent since the last call."""
         return sum(layer.take_breaks() for layer in self._layers)

@@ -39,6 +39,7 @@ class SocketChardev(Chardev):
         self._turn = Lock()  # who has it talks to its peer
         self._bound_path: tuple[str, int] | None = None
         self._early = b""  # came with the end of a handshake
+        self._arrival = -1  # an eventfd, while the thread waits for a front end
 
     @classmethod
     def on_socket(cls, machine: Machine, id: str, sock: socket.socket) -> SocketChardev:
@@ -233,9 +234,8 @@ class SocketChardev(Chardev):
                 self.deliver_event("break")
             if data:
                 self.deliver(data)
-            if self.frontend is None:
-                self.room()  # nobody listens: leave what comes to the kernel
-            data = connection.receive()
+            # While nobody listens, what comes is left to the kernel.
+            data = connection.receive() if self._wait_front_end(connection) else None
         if not self.closed:
             self.deliver_event("ended")
         with self._lock:
@@ -243,7 +243,40 @@ class SocketChardev(Chardev):
             connection.close()
         self.set_open(False)
 
+    def _wait_front_end(self, connection: Connection) -> bool:
+        """Wait until somebody listens; False if the peer has left before, and has left nothing to be read."""
+        if self.frontend is not None:
+            return True
+        import select
+
+        arrival = os.eventfd(0)
+        with self._lock:
+            self._arrival = arrival
+        try:
+            poller = select.poll()
+            poller.register(arrival, select.POLLIN)
+            poller.register(connection.sock, 0)  # tells when the peer has gone
+            while self.frontend is None and not self.closed:
+                for ready, _event in poller.poll():
+                    if ready == arrival:
+                        os.eventfd_read(arrival)
+                    elif connection.is_drained():
+                        return False
+                    else:
+                        poller.unregister(ready)
+            return True
+        finally:
+            with self._lock:
+                self._arrival = -1
+            os.close(arrival)
+
     # -- the front end's side
+
+    def accept_input(self) -> None:
+        super().accept_input()
+        with self._lock:
+            if self._arrival >= 0:
+                os.eventfd_write(self._arrival, 1)
 
     def transmit(self, data: bytes) -> int:
         connection = self._connection
