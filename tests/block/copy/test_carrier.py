@@ -106,3 +106,17 @@ def test_memory_that_idle_threads_make_ready_keeps_what_is_put_there(tmp_path: A
         kept = memoryview(bytearray(block))
         old.mend(start, kept, False)
         assert bytes(kept) == start.to_bytes(8, "little") * (block // 8)
+
+
+def test_threads_begin_once_and_not_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    monkeypatch.setattr("qobra.block.copy.carrier.start_thread", lambda work, **_options: begun.append(work))
+    carrier = Carrier()
+    carrier._begin()
+    number = len(begun)
+    carrier._begin()
+    assert 0 < number == len(begun)
+    closed = Carrier()
+    closed.close()
+    closed._begin()
+    assert number == len(begun)

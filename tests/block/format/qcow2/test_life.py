@@ -183,6 +183,32 @@ def test_a_snapshot_leaves_no_place_that_was_found_before(lab):
             disk.write(0, b"now" * 171)
 
 
+def test_what_only_a_deleted_snapshot_shared_is_written_in_place(lab):
+    lab.create("a", size=4 * CLUSTER)
+    with lab.open("a") as disk:
+        disk.write(0, _noise(2 * CLUSTER))
+        disk.node.snapshot_create("s")
+        place = disk.node.map(0, CLUSTER)[0].offset
+        disk.node.snapshot_delete(None, "s")
+        disk.write(0, b"x")
+        assert disk.node.map(0, CLUSTER)[0].offset == place
+    _clean(lab)
+
+
+def test_a_table_that_the_file_ends_in_is_zero_behind_its_end(lab):
+    lab.create("a", size=4 * CLUSTER)
+    with lab.open("a") as disk:
+        disk.backend.write_zeroes(0, CLUSTER)
+        table = disk.node.image.tables.l1[0] & layout.OFFSET_MASK
+    os.truncate(lab.path("a"), table + 512)
+    with lab.open("a") as disk:
+        disk.node.snapshot_create("s")
+        disk.write(CLUSTER, b"x" * CLUSTER)
+        disk.node.snapshot_apply("s")
+        assert disk.content() == bytes(4 * CLUSTER)
+    _clean(lab)
+
+
 def test_a_snapshot_may_have_another_size_and_a_machines_state(lab):
     lab.create("a", size=4 * CLUSTER)
     state = _noise(200_000, 9)
