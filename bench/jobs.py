@@ -1,17 +1,18 @@
 """Jobs: backup, mirror, stream and commit of a half-full qcow2 image against qemu-storage-daemon's.
 
-    python bench/jobs.py [--runs 3] [--size 4G] [--guest-size 4G] [--window 8] [--rows backup,mirror,...] [--json FILE]
+    python bench/jobs.py [--runs 3] [--size 4G] [--guest-size 4G] [--guest-depth 16] [--window 8]
+        [--rows backup,mirror,...] [--json FILE]
     python bench/jobs.py --quick    # all rows, smaller
 
 Each run has fresh images, page-cached, and the runs are interleaved. For each row the medians in seconds and their
 ratio (above 1: Qobra is faster) are printed with the goal; ``merge`` is the time for merging two bitmaps of a 1 TiB
 disk, in milliseconds. The exit code is 1 if a goal is missed.
 
-The ``guest-`` rows are about a guest (random 4K reads and writes, depth 16, over NBD) that was at work for a while when
-a job begins at its default speed: which part it keeps, for as long as the job runs or ``--window`` seconds, of the IOPS
-that it has right before the job and right after it (in one run of the guest, as one run differs from the next by more
-than a job takes). The first second of the job is told apart, and so is how long the job takes in all (15
-seconds at most).
+The ``guest-`` rows are about a guest (random 4K reads and writes, 16 at a time unless ``--guest-depth`` says
+otherwise, over NBD) that was at work for a while when a job begins at its default speed: which part it keeps, for as
+long as the job runs or ``--window`` seconds, of the IOPS that it has right before the job and right after it (in one
+run of the guest, as one run differs from the next by more than a job takes); the median, with the least and the most.
+The first second of the job is told apart, and so is how long the job takes in all (15 seconds at most).
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--size", default="4G")
     parser.add_argument("--guest-size", help="the size of the disk for the guest- rows (default: --size)")
+    parser.add_argument("--guest-depth", type=int, default=16, help="requests that a guest has under way")
     parser.add_argument("--quick", action="store_true", help="one run, 2G, 1G for the guest- rows, --window 4")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--window", type=float, default=8, help="seconds of a guest beside a job")
@@ -159,17 +161,22 @@ def bench(directory: str, arguments: argparse.Namespace) -> int:
             for _ in range(arguments.runs):
                 for name, command in DAEMONS.items():
                     job = row.removeprefix("guest-")
-                    kept[name].append(guest_beside(directory, command, job, full, size, arguments.window))
+                    depth, window = arguments.guest_depth, arguments.window
+                    kept[name].append(guest_beside(directory, command, job, full, size, window, depth))
             rows[row] = {}
             for name, runs in kept.items():
                 rows[row] |= {f"{name}_{member}": statistics.median(each[member] for each in runs) for member in KEPT}
+                parts = [each["kept"] for each in runs]
+                rows[row] |= {f"{name}_least": min(parts), f"{name}_most": max(parts)}
             met = rows[row]["qobra_kept"] >= GUEST_GOAL
             missed = missed or not met
             for name in DAEMONS:
                 kept_all, first, job_seconds, idle = (rows[row][f"{name}_{member}"] for member in KEPT)
+                least, most = rows[row][f"{name}_least"], rows[row][f"{name}_most"]
                 verdict = "" if name == "qemu" else f"  goal {GUEST_GOAL:g} {'' if met else 'MISSED'}"
                 print(
-                    f"{row:13} {name:5}  kept {kept_all:5.2f}  in the first second {first:5.2f}  "
+                    f"{row:13} {name:5}  kept {kept_all:5.2f} ({least:.2f} to {most:.2f})  "
+                    f"in the first second {first:5.2f}  "
                     f"job {job_seconds:6.2f} s  idle {idle:6.0f} IOPS{verdict}",
                     flush=True,
                 )
@@ -253,8 +260,10 @@ Kept = dict[str, float]
 """What a guest kept beside a job, in all and in the first second; the job's seconds; the guest's IOPS without it."""
 
 
-def guest_beside(directory: str, command: list[str], row: str, full: str, size: int, window: float) -> Kept:
-    """Have a guest at work before, during and after a job."""
+def guest_beside(
+    directory: str, command: list[str], row: str, full: str, size: int, window: float, depth: int = 16
+) -> Kept:
+    """Have a guest, with ``depth`` requests under way, at work before, during and after a job."""
     daemon = start(directory, command, row, full, size)
     try:
         path, log = os.path.join(directory, "nbd"), os.path.join(directory, "guest")
@@ -264,7 +273,9 @@ def guest_beside(directory: str, command: list[str], row: str, full: str, size: 
         daemon.execute("block-export-add", type="nbd", id="e", node_name="source", name="x", writable=True)
         logging = (f"--write_iops_log={log}", f"--log_avg_msec={INTERVAL_MS}", "--log_unix_epoch=1")
         lasting = GUEST_LEAD + GUEST_JOB_LIMIT + SETTLING + IDLE + 10
-        guest = subprocess.Popen([*fio(f"nbd+unix:///x?socket={path}", lasting), *logging], stdout=subprocess.DEVNULL)
+        guest = subprocess.Popen(
+            [*fio(f"nbd+unix:///x?socket={path}", lasting, depth), *logging], stdout=subprocess.DEVNULL
+        )
         time.sleep(GUEST_LEAD)
         if guest.poll() is not None:
             raise RuntimeError("fio failed")
@@ -297,10 +308,10 @@ def rate(log: str, begin: float, end: float) -> float:
     return done / (end - begin)
 
 
-def fio(uri: str, seconds: float) -> list[str]:
+def fio(uri: str, seconds: float, depth: int = 16) -> list[str]:
     """The command of the guest."""
     return [
-        *("fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", "--rw=randrw", "--bs=4k", "--iodepth=16"),
+        *("fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", "--rw=randrw", "--bs=4k", f"--iodepth={depth}"),
         *(f"--runtime={seconds:g}", "--time_based", "--randrepeat=1", "--thread", "--output-format=json"),
     ]
 
