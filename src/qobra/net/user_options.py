@@ -45,6 +45,8 @@ def read(options: dict[str, Any]) -> Config:
         raise QobraError("IPv6 disabled but prefix/host6/dns6 provided")
     if not ipv4 and not ipv6:
         raise QobraError("IPv4 and IPv6 disabled")
+    if options.get("domainname") == "":
+        raise QobraError("'domainname' parameter cannot be empty")
     for name in ("domainname", "tftp-server-name"):
         if len(options.get(name, "").encode()) > _NAME_MAX:
             raise QobraError(f"'{name}' parameter cannot exceed {_NAME_MAX} bytes")

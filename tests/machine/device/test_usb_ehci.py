@@ -297,6 +297,7 @@ def test_companions_need_ports_of_their_own(pc: Pc) -> None:
     pc.add("ich9-usb-uhci1", masterbus="ehci.0", firstport="2")
     for driver, options, text in (
         ("ich9-usb-uhci2", {"masterbus": "nope.0"}, "USB bus 'nope.0' not found"),
+        ("ich9-usb-uhci2", {"masterbus": ""}, "USB bus '' not found"),
         ("ich9-usb-uhci2", {"masterbus": "plain.0"}, "Can't use USB bus 'plain.0' as masterbus"),
         ("ich9-usb-uhci2", {"masterbus": "ehci.0", "firstport": "5"}, "firstport must be between 0 and 4"),
         ("ich9-usb-uhci2", {"masterbus": "ehci.0", "firstport": "1"}, "firstport 1 asks for ports 1-2, but port 2 has"),

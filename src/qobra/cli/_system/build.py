@@ -27,6 +27,7 @@ from qobra.machine.smbios.settings import Settings as SmbiosSettings
 from qobra.qmp import dispatch
 from qobra.qmp.monitor import Monitors
 from qobra.report import report_error
+from qobra.units import INT32_MAX
 
 if TYPE_CHECKING:
     import uuid as uuid_module
@@ -153,7 +154,7 @@ class Builder:
 
     def _add_fd(self, value: str) -> None:
         options = convert("add-fd", split(value))
-        if "fd" not in options or options["fd"] >> 63:
+        if not 0 <= options.get("fd", -1) <= INT32_MAX:
             raise QobraError("fd option is required and must be non-negative")
         if options["fd"] <= 2:
             raise QobraError("fd cannot be a standard I/O stream")

@@ -12,7 +12,7 @@ from qobra.chardev.options import pairs
 from qobra.cli._options import json_object
 from qobra.errors import QobraError
 from qobra.object.number_list import NumberList
-from qobra.object.property import Int, Property, Size
+from qobra.object.property import Enum, Int, Property, Size
 from qobra.object.tree import check_identifier
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def _converted(example: Object, given: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def _number_or_other(prop: Property, text: str) -> Any:
+    if isinstance(prop, Enum):
+        return prop.parse(text)
     if not isinstance(prop, Int):
         return prop.convert(text)
     kind = "a size" if isinstance(prop, Size) else "an int64" if prop.width in ("int", "int64") else "a uint64"

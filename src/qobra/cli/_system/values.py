@@ -92,11 +92,11 @@ def fw_cfg_file(text: str) -> tuple[str, bytes]:
     """``-fw_cfg``: the name of a file and its bytes."""
     options = convert("fw_cfg", split(text, "name"))
     name = options.get("name")
-    if name is None or ("file" in options) == ("string" in options):
+    if name is None or bool(options.get("file")) == bool(options.get("string")):
         raise QobraError("name, plus exactly one of file, string and gen_id, are needed")
     if not name.startswith("opt/"):
         report_error(f'-fw_cfg {text}: warning: externally provided fw_cfg item names should be prefixed with "opt/"')
-    if "string" in options:
+    if options.get("string"):
         return name, options["string"].encode()
     try:
         with open(options["file"], "rb") as stream:

@@ -21,7 +21,7 @@ class Companion(PciDevice):
 
     def take_ports(self, owner: PortOwner, count: int, speeds: tuple[int, ...]) -> list[UsbPort]:
         """``count`` ports for ``owner``. Raises QobraError where the other controller has none for it."""
-        if not self.masterbus:
+        if self.masterbus is None:
             bus = UsbBus(self.tree)
             self.add_bus(bus)
             return bus.add_ports(owner, count, speeds)
