@@ -21,6 +21,7 @@ from qobra.block.opening import Opening
 from qobra.block.table import MAX_PAGES, PAGE_ENTRIES, ResolvedTable
 from qobra.block.table_graph import MAX_MARKS
 from qobra.native import compiled
+from qobra.testing.images import ImageLab
 
 UNIT = 65536
 
@@ -460,3 +461,18 @@ def test_a_root_that_lies_in_one_piece_needs_no_entries(backend):
     assert table.places.read(UNIT - 1, into := bytearray(2)) and into == b"\0\1"
     assert not table.places.read(node.length - 1, into)
     table.close()
+
+
+def test_small_clusters_side_by_side_are_a_place_for_small_writes(tmp_path):
+    """Those of 512 bytes never lie in one piece for 64 KiB: their tables are between them."""
+    lab = ImageLab(tmp_path)
+    lab.create("a", size=1 << 20, cluster_size=512)
+    with lab.open("a") as disk:
+        disk.write(0, bytes(range(1, 256)) * 2048)
+        table = ResolvedTable(disk.node)
+        plain = [resolved(table, offset, 4096, to_write=True) for offset in range(0, 1 << 18, 4096)]
+        found = [pieces for pieces in plain if pieces is not None]
+        assert len(found) > len(plain) // 2
+        for offset, pieces in zip(range(0, 1 << 18, 4096), plain, strict=True):
+            if pieces is not None:
+                assert b"".join(os.pread(fd, size, host) for fd, host, size in pieces) == disk.read(offset, 4096)

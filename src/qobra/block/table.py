@@ -1,6 +1,7 @@
 """What a root has resolved, flat: guest offset to place, for the hot loops.
 
-A page of the table is an ``array('q')`` with an entry for each unit of 64 KiB (or the root's cluster size):
+A page of the table is an ``array('q')`` with an entry for each unit of 64 KiB (or the root's cluster size, but 4 KiB at
+least):
 
 ====================  ==================================================================================
 0                     not known: resolve it
@@ -387,7 +388,8 @@ class ResolvedTable:
 
 def _unit_bits(root: BlockNode) -> int:
     cluster = root.cluster_size()
-    return cluster.bit_length() - 1 if cluster >= 4096 else 16
+    # Smaller clusters lie side by side often enough for what guests write, but hardly ever for more.
+    return max(cluster.bit_length() - 1, 12) if cluster else 16
 
 
 def note_writes(node: BlockNode, end: int) -> None:
