@@ -9,6 +9,7 @@ import fcntl
 import os
 import random
 import select
+import signal
 import socket
 import struct
 import time
@@ -440,6 +441,20 @@ def test_memory_that_goes_away(exporter: Any, attach: Any, tmp_path: Any, kind: 
             front.start_queue(0)
     assert front.dropped()
     assert attach("n").set_up().request(blk.T_IN, 0, into=512) == (0, b"x" * 512)
+
+
+def test_memory_that_goes_away_where_the_signal_is_held_back(exporter: Any, attach: Any) -> None:
+    """As in a machine, which waits for it elsewhere."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGBUS})
+    try:
+        exporter.told("n")
+        front = attach("n").set_up()
+        front.request(blk.T_IN, 0, into=512)
+        os.ftruncate(front.memory, 0)
+        os.eventfd_write(front.kick, 1)
+        assert front.dropped()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_nothing_is_written_of_data_that_went_away(exporter: Any, attach: Any) -> None:
