@@ -8,6 +8,7 @@ import pytest
 
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
+from qobra.block.copy.follow import PIECE, can_follow
 from qobra.block.job.commit import start_commit
 from qobra.errors import QobraError
 
@@ -83,6 +84,16 @@ def test_an_active_commit(layer, tree, base, chain_names):
     tree.check()
     assert layer.statuses("c") == ["created", "running", "ready", "waiting", "pending", "concluded", "null"]
     assert layer.wait_event("BLOCK_JOB_READY")["type"] == "commit"
+
+
+def test_an_active_commit_follows_a_guest_by_small_pieces(layer, tree, monkeypatch):
+    monkeypatch.setattr("qobra.block.job.commit.default_granularity", lambda _node: 65536)
+    job = commit(layer, "drive")
+    assert job._dirty.granularity == (PIECE if can_follow() else 65536)
+    layer.wait_event("BLOCK_JOB_READY")
+    with layer.control:
+        job.complete()
+    layer.wait_status("c", "null")
 
 
 def test_a_cancelled_active_commit_leaves_the_chain(layer, tree, chain_names):

@@ -35,7 +35,7 @@ AIO_MODES = ("threads", "native", "io_uring")
 
 
 class Order:
-    """What to do."""
+    """What to do, as the options say it."""
 
     count = 75000
     drain = True
@@ -48,41 +48,44 @@ class Order:
     pattern = 0
     writes = False
 
+    def __init__(self, program: Program) -> None:
+        self._program = program
 
-def main(program: Program, arguments: list[str]) -> int:
-    """Run the subcommand."""
-    order = Order()
-
-    def look(option: str, value: str) -> None:
+    def look(self, option: str, value: str) -> None:
+        """Take an option. Raises ToolError for a value that cannot be."""
         if option == "c":
-            order.count = _plain_number(value, "request count")
+            self.count = _plain_number(value, "request count")
         elif option == "d":
-            order.depth = _plain_number(value, "queue depth")
+            self.depth = _plain_number(value, "queue depth")
         elif option == "i":
             if value not in AIO_MODES:
                 raise ToolError(f"Invalid aio option: {value}")
-            order.aio = value if order.aio != "native" else "native"
+            self.aio = value if self.aio != "native" else "native"
         elif option == "n":
-            order.aio = "native"
+            self.aio = "native"
         elif option == "o":
-            order.offset = program.number("offset", value)
+            self.offset = self._program.number("offset", value)
         elif option == "s":
-            order.size = program.number("buffer size", value, 0, (1 << 31) - 1)
+            self.size = self._program.number("buffer size", value, 0, (1 << 31) - 1)
         elif option == "S":
-            order.step = program.number("step_size", value, 0, (1 << 31) - 1)
+            self.step = self._program.number("step_size", value, 0, (1 << 31) - 1)
         elif option == "t" and value not in CACHE_MODES:
             raise ToolError("Invalid cache mode")
         elif option == "pattern":
-            order.pattern = _plain_number(value, "pattern byte", 255)
+            self.pattern = _plain_number(value, "pattern byte", 255)
         elif option == "flush-interval":
-            order.flush_interval = _plain_number(value, "flush interval")
+            self.flush_interval = _plain_number(value, "flush interval")
 
+
+def main(program: Program, arguments: list[str]) -> int:
+    """Run the subcommand."""
+    order = Order(program)
     line, images = command_line(
         program,
         arguments,
         "c:d:f:i:no:qs:S:t:wU",
         ("flush-interval=", "pattern=", "no-drain", "image-opts", "force-share|U"),
-        look,
+        order.look,
     )
     order.writes = line.has("w")
     order.drain = not line.has("no-drain")

@@ -82,13 +82,18 @@ def main(program: Program, arguments: list[str]) -> int:
             raise ToolError(str(error))
         except OSError as error:
             raise ToolError(strerror(error))
-        if as_json:
-            from qobra.json_text import dumps
-
-            print(dumps(info))
-        else:
-            print(f"required size: {info['required']}")
-            print(f"fully allocated size: {info['fully-allocated']}")
-            if "bitmaps" in info:
-                print(f"bitmaps size: {info['bitmaps']}")
+        _tell(info, as_json)
     return 0
+
+
+def _tell(info: dict[str, Any], as_json: bool) -> None:
+    """Print a BlockMeasureInfo."""
+    if as_json:
+        from qobra.json_text import dumps
+
+        print(dumps(info))
+    else:
+        print(f"required size: {info['required']}")
+        print(f"fully allocated size: {info['fully-allocated']}")
+        if "bitmaps" in info:
+            print(f"bitmaps size: {info['bitmaps']}")

@@ -11,6 +11,7 @@ import pytest
 from qobra.block.backend import BlockBackend
 from qobra.block.extents import ABSENT, COMPUTED, DATA, WRITABLE, ZERO, resolve
 from qobra.errors import QobraError
+from qobra.testing.waiting import wait_until
 
 KIB, MIB = 1 << 10, 1 << 20
 CLUSTER = 64 * KIB
@@ -304,6 +305,34 @@ def test_a_small_cache_changes_nothing(lab):
         assert len(disk.node.image.tables.slices) <= 300
     with lab.open("a", read_only=True) as disk:
         assert all(disk.read(at, 512) == data for at, data in model.items())
+    _check(lab, "a")
+
+
+def test_a_write_waits_for_a_cluster_on_its_way_that_another_has_allocated(lab, monkeypatch):
+    lab.create("a", size=8 * CLUSTER)
+    with lab.open("a") as disk:
+        disk.write(7 * CLUSTER, b"ready")
+        begun, go, write = threading.Event(), threading.Event(), disk.node.file.write
+
+        def slow(offset, data, **options):
+            if bytes(data[:4]) == b"slow":
+                begun.set()
+                assert go.wait(30)
+            write(offset, data, **options)
+
+        monkeypatch.setattr(disk.node.file, "write", slow)
+        threads = [
+            threading.Thread(target=disk.node.write, args=(2 * CLUSTER, b"slow" * (CLUSTER // 4))),
+            threading.Thread(target=disk.node.write, args=(CLUSTER, b"next" * (3 * CLUSTER // 4))),
+        ]
+        threads[0].start()
+        assert begun.wait(30)
+        threads[1].start()
+        wait_until(lambda: disk.node.map(CLUSTER, CLUSTER)[0].kind == DATA)
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert disk.read(CLUSTER, 3 * CLUSTER) == b"next" * (3 * CLUSTER // 4)
     _check(lab, "a")
 
 
