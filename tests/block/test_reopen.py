@@ -278,3 +278,18 @@ def test_a_file_that_is_its_image_s_backing_file_too_stays_writable(layer, tmp_p
     assert both.read_only
     reopen(layer, [options])
     assert not both.read_only
+
+
+def test_a_file_that_cannot_be_opened_for_writing_is_named(layer, monkeypatch):
+    node = layer.find_node("f")
+    options = {"driver": "file", "node-name": "f", "filename": node.path}
+    reopen(layer, [{**options, "read-only": True}])
+
+    def refuse(*_args):
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(node, "_host_open", refuse)
+    with pytest.raises(QobraError) as caught:
+        reopen(layer, [options])
+    assert caught.value.desc == f"Could not open '{node.path}': Read-only file system"
+    assert node.read_only

@@ -74,9 +74,7 @@ class FileNode(BlockNode):
             self.check_kind(os.fstat(self.fd).st_mode)
             self.length = self._host_length()
         except OSError as error:
-            refused = self.cache_direct and error.errno == errno.EINVAL  # open(2)
-            reason = "filesystem does not support O_DIRECT" if refused else strerror(error)
-            raise QobraError(f"Could not open '{self.path}': {reason}", errno=error.errno)
+            raise self._cannot_open(error)
         self._discards = self._discards_failed = self._discarded_bytes = 0
         self._data = (0, 0)
         """Where data begin and end that were found by the last look for a hole: within it there is none."""
@@ -109,6 +107,11 @@ class FileNode(BlockNode):
         if self.path.startswith("/dev/fdset/") and self.layer.open_path is not None:
             return self.layer.open_path(self.path, flags)
         return os.open(self.path, flags | os.O_NONBLOCK)
+
+    def _cannot_open(self, error: OSError) -> QobraError:
+        refused = self.cache_direct and error.errno == errno.EINVAL  # open(2)
+        reason = "filesystem does not support O_DIRECT" if refused else strerror(error)
+        return QobraError(f"Could not open '{self.path}': {reason}", errno=error.errno)
 
     def check_kind(self, mode: int) -> None:
         """Refuse what is no file of this driver's kind, by the ``st_mode`` of the open file."""
@@ -159,14 +162,14 @@ class FileNode(BlockNode):
         try:
             self._swap_fd(os.O_RDWR)
         except OSError as error:
-            raise QobraError(f"Could not reopen file: {strerror(error)}", errno=error.errno)
+            raise self._cannot_open(error)
 
     def take_options(self, options: Options) -> None:
         wants_writing = not self.read_only and (not self.auto_read_only or bool(self.perm & _WRITES))
         try:
             self._swap_fd(os.O_RDWR if wants_writing else os.O_RDONLY)
         except OSError as error:
-            raise QobraError(f"Could not reopen file: {strerror(error)}", errno=error.errno)
+            raise self._cannot_open(error)
         self._set_direct()
 
     def _set_direct(self) -> None:
