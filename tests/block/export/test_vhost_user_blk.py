@@ -6,6 +6,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import random
 import select
@@ -324,6 +325,28 @@ def test_the_next_front_end_comes_when_the_first_has_left(exporter: Any, attach:
     first.sock.shutdown(socket.SHUT_RDWR)
     assert second._recv(20)
     assert second.set_up().request(blk.T_IN, 0, into=512) == (0, b"q" * 512)
+
+
+def test_the_memory_is_let_go_when_the_front_end_has_left(exporter: Any) -> None:
+    def is_held() -> bool:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            return "/memfd:guest" in maps.read()
+
+    exporter.told("n")
+    path = str(exporter.tmp_path / "vhost.sock")
+    options = {"type": "vhost-user-blk", "id": "e", "node-name": "n", "addr": {"type": "unix", "path": path}}
+    with exporter.layer.control:
+        exporter.exports.add(options)
+    gc.collect()
+    gc.disable()
+    try:
+        front = FrontEnd(path).set_up()
+        assert front.request(blk.T_IN, 0, into=512)[0] == 0
+        assert is_held()
+        front.close()
+        wait_until(lambda: not is_held())
+    finally:
+        gc.enable()
 
 
 def test_removal_disconnects(exporter: Any, attach: Any) -> None:

@@ -191,6 +191,7 @@ class Session:
         finally:
             for queue in self._queues:
                 queue.close()
+            self.memory = Memory()  # at once: it may be gigabytes
             self._socket.close()
             self._ended(self)
 
