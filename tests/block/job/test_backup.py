@@ -361,7 +361,7 @@ def test_a_write_does_not_wait_for_a_slow_target(layer, guest, target, monkeypat
     guest.write(0, b"x")
     guest.write(0, b"y")  # its old data is held already
     # What is below 0 and from 70000 on, in blocks.
-    assert job.statistics() == {"held": (1 + -(-220000 // 4096) - 70000 // 4096) * 4096, "held-limit": 256 << 20}
+    assert job.statistics() == {"held": (1 + -(-220000 // 4096) - 70000 // 4096) * 4096, "held-limit": 384 << 20}
     slow.go.set()
     wait_until(lambda: not job.statistics()["held"])
     assert (tmp_path / "target").read_bytes()[: 4 * 65536] == before[: 4 * 65536]

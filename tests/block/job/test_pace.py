@@ -32,7 +32,7 @@ def test_a_guest_that_was_served_makes_a_job_rest_in_proportion_to_its_work() ->
     assert pace.delay_ns(MILLISECOND) == (SHARE - 1) * MILLISECOND
     assert pace.delay_ns(MILLISECOND) == 0  # and is idle since
     request(guest)
-    assert pace.delay_ns(3 * MILLISECOND) == 3 * (SHARE - 1) * MILLISECOND
+    assert pace.delay_ns(2 * MILLISECOND) == 2 * (SHARE - 1) * MILLISECOND
 
 
 def test_a_job_never_rests_longer_than_some_time() -> None:

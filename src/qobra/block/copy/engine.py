@@ -87,7 +87,7 @@ def copy_ranges(
 
     asked: Iterable[tuple[int, int]] = ranges if ranges is not None else whole(source.length)
     if not compress and not is_local(source):
-        asked = _holding_data(copier, asked, done)
+        asked = _holding_data(copier, asked, slots, done)
     pool = CopyPool(work, done, helpers if helpers is not None else suggested_helpers(source, target, compress))
     try:
         for offset, length in in_chunks(asked, chunk_size):
@@ -106,7 +106,10 @@ def copy_ranges(
 
 
 def _holding_data(
-    copier: ChunkCopier, ranges: Iterable[tuple[int, int]], done: Callable[[int, int, CopyFailed | None], None]
+    copier: ChunkCopier,
+    ranges: Iterable[tuple[int, int]],
+    slots: ThreadSlots,
+    done: Callable[[int, int, CopyFailed | None], None],
 ) -> Iterator[tuple[int, int]]:
     """What of ``ranges`` holds data; the rest is made zero meanwhile, which ``done`` is told.
 
@@ -117,7 +120,8 @@ def _holding_data(
         for first in range(start, start + length, STEP):
             offset, step = first, min(STEP, start + length - first)
             try:
-                runs = copier.zeroes_and_data(offset, step)
+                with slots.entered():
+                    runs = copier.zeroes_and_data(offset, step)
             except CopyFailed as failure:
                 done(offset, step, failure)
                 continue
@@ -126,7 +130,8 @@ def _holding_data(
                     yield offset, size
                 else:
                     try:
-                        copier.write_zeroes(offset, size)
+                        with slots.entered():
+                            copier.write_zeroes(offset, size)
                         done(offset, size, None)
                     except CopyFailed as failure:
                         done(offset, size, failure)

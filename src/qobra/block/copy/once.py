@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qobra.block.copy.timed import TimedCopies
     from qobra.block.node import BlockNode
 
-LIMIT = 256 << 20
+LIMIT = 384 << 20
 """Most bytes of old data that are kept in memory. A guest that writes all over the disk, 4 KiB at a time and as fast as
 it can, needs so much for the ten seconds or so that a copy takes which leaves it nine tenths of its speed."""
 LARGE = 1 << 20

@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.slots import Flight
 
-SHARE = 16
+SHARE = 24
 """While guests do I/O, a job has one of so many parts of a processor's time."""
 LONGEST_NS = 50_000_000
 """Most that it rests at a time: then it looks again whether guests still do any."""
