@@ -12,7 +12,7 @@ from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.writeback import Writeback
 from qobra.block.extents import resolve
-from qobra.block.job.stream import start_stream
+from qobra.block.job.stream import SHARE, start_stream
 from qobra.block.reopen import reopen
 from qobra.block.slots import Flight
 from qobra.errors import QobraError
@@ -261,6 +261,7 @@ def test_what_the_image_holds_is_written_past_the_nodes_beside_a_stream(layer, t
     top = tree.node
     own = {start for start in clusters if resolve(top, start, 4096)[0].depth == 0}
     job = stream(layer, speed=1)
+    wait_until(lambda: job.pace.share == SHARE)
     with tree.backend.slot():
         table = tree.backend.table()
         table.fill(0, MIB)

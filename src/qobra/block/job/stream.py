@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 Options = dict[str, Any]
 
+SHARE = 64
+"""A stream's share of a processor beside guests (see :mod:`.pace`). Nothing that it has copied is copied again, so that
+a longer stream does no more; and guests wait for its flush at the end, which is less of a longer one."""
+
 _SHARED = permissions.CONSISTENT_READ | permissions.WRITE_UNCHANGED
 
 
@@ -87,6 +91,7 @@ class StreamJob(BlockJob):
         if target is self._above_base or below is None or (base and skip_filters(below) is skip_filters(base)):
             return  # there is nothing between the two, or but filters
         self.total = self._target.length
+        self.pace.share = SHARE
         Sweep(self, self._edges, target, target).run(
             self.total,
             lambda start, end: list(allocated_above(below, base, start, end)),
