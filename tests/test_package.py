@@ -27,7 +27,7 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
         tree.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tree)
     shutil.copytree(
-        ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", ".built")
+        ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", ".built*")
     )
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
     result = subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, text=True)

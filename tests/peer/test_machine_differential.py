@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from qobra.machine.device.virtio_net import VirtioNet
 from qobra.testing.guest import Access, Memory, ModernPci, PciFunction
 from qobra.testing.guest_drivers import BlockDriver, ScsiDriver
 from qobra.testing.system import SystemProgram, peer_available
@@ -237,6 +238,10 @@ def test_answers(both: tuple[SystemProgram, SystemProgram], command: str, argume
     assert own.qmp(command, arguments) == peer.qmp(command, arguments)
 
 
+NOT_THERE = {name for name, each in vars(VirtioNet).items() if isinstance(each, type(VirtioNet.csum))}
+"""Features of QEMU's network card that are off (docs/machine.md)."""
+
+
 @pytest.mark.parametrize(
     "type_name",
     ["virtio-blk-pci", "virtio-scsi-pci", "scsi-hd", "scsi-cd", "virtio-net-pci", "virtserialport"]
@@ -256,7 +261,7 @@ def test_properties_are_those_of_qemu(both: tuple[SystemProgram, SystemProgram],
     assert set(own) <= set(peer)
     for name, info in own.items():
         assert (name, info["type"]) == (name, peer[name]["type"])
-        if "default-value" in info and "default-value" in peer[name]:
+        if "default-value" in info and "default-value" in peer[name] and name not in NOT_THERE:
             assert (name, info["default-value"]) == (name, peer[name]["default-value"])
 
 

@@ -18,7 +18,7 @@ from qobra.cli._tool.process import run_tool
 from qobra.cli._tool.report import Program, ToolError, flush_output
 from qobra.errors import QobraError, strerror
 from qobra.getopt import UsageError, parse
-from qobra.option_list import option_pairs
+from qobra.option_list import Pair, option_pairs
 
 HELP = "single requests to an image, with patterns (qemu-io's command line)"
 
@@ -181,7 +181,7 @@ class Shell:
                 request = self._settings.request
                 if self._image_opts:
                     prefix = "can't open: "
-                    request["described"] = self._described([filename], prefix)
+                    request["described"] = self._described(self._pairs(filename), prefix)
                 interpreter.backend = self._open(filename, self._format, request, prefix)
             status = self._run_lines(interpreter, self._lines) if self._lines else self._converse(interpreter)
         finally:
@@ -249,9 +249,11 @@ class Shell:
 
     # -- opening ----------------------------------------------------------------------------------------------
 
-    def _described(self, texts: list[str], prefix: str, *, file_follows: bool = False) -> dict[str, Any]:
-        """The options of a node that lists of options say, or those for a file name. Raises ToolError."""
-        pairs = [pair for text in texts for pair in option_pairs(text, warn=self._program.warning)]
+    def _pairs(self, text: str) -> list[Pair]:
+        return option_pairs(text, warn=self._program.warning)
+
+    def _described(self, pairs: list[Pair], prefix: str, *, file_follows: bool = False) -> dict[str, Any]:
+        """The options of a node, or those for a file name, of the right types. Raises ToolError."""
         try:
             return node_options(pairs, file_follows=file_follows)
         except QobraError as error:
@@ -267,19 +269,21 @@ class Shell:
             raise ToolError(f"{prefix.format(filename)}{text}")
 
     def _open_command(self, words: list[str]) -> Any:
-        settings = _Settings()
+        settings, pairs = _Settings(), list[Pair]()
+
+        def met(option: str, value: str) -> None:
+            settings.take(option, value)
+            if option == "o":
+                pairs.extend(self._pairs(value))
+
         try:
-            options, operands = parse(words[1:], "snCro:ki:t:d:U", raw_texts=True, met=settings.take)
+            _options, operands = parse(words[1:], "snCro:ki:t:d:U", raw_texts=True, met=met)
             if len(operands) > 1:
                 raise Misused
             if self._interpreter.backend is not None and self._interpreter.backend.node is not None:
                 raise ToolError("file open already, try 'help close'")
             prefix = "can't open device {}: " if operands else "can't open: "
-            given = self._described(
-                [value for option, value in options if option == "o"],
-                prefix.format(*operands),
-                file_follows=bool(operands),
-            )
+            given = self._described(pairs, prefix.format(*operands), file_follows=bool(operands))
             self._new_images()
             request = settings.request
             if not operands:
