@@ -24,7 +24,7 @@ run:
 # What fails is run once more by itself, and has to pass then: many tests start programs, and on a machine that is
 # busy with the others one of them may come too late.
 test: lint type compiled
-	$(BIN)/pytest -n auto $(PYTEST_ARGS) || { [ $$? = 1 ] && $(BIN)/pytest --last-failed --last-failed-no-failures none; }
+	$(BIN)/pytest -n auto --dist worksteal $(PYTEST_ARGS) || { [ $$? = 1 ] && $(BIN)/pytest --last-failed --last-failed-no-failures none; }
 
 # The compiled forms of the hottest loops, for the environment's Python; what is up to date is not compiled again.
 # Without a C compiler or Python's headers the pure ones serve.
