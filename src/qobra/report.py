@@ -28,14 +28,30 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
-def visible(text: str) -> str:
-    """``text`` for a line of a terminal: what controls either, and may come from outside, is spelled out."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+def visible(text: str, but: str = "") -> str:
+    """``text`` for a line of a terminal: what controls either, and may come from outside, is spelled out.
+
+    ``but`` are characters to keep.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in but else _spelled(char) for char in text)
+
+
+def _spelled(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"  # an octet that is no UTF-8
+    return repr(char)[1:-1]
 
 
 def print_error(text: object) -> None:
-    """Print a line on standard error. Where it goes may be full or gone, which is no reason for the work to fail."""
+    """Print a line on standard error. Where it goes may be full or gone, which is no reason for the work to fail.
+
+    A terminal is not told what to do by names that are in it.
+    """
     try:
+        if sys.stderr.isatty():
+            text = visible(str(text), "\n\t")
         # One call, so that lines of several threads do not end up in one another.
         print(f"{text}\n", end="", file=sys.stderr, flush=True)
     except (OSError, ValueError):

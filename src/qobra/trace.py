@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+from qobra.report import visible
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -160,6 +162,8 @@ def write_to(path: str) -> None:
 
 
 def _write(line: str) -> None:
+    if os.isatty(_descriptor):
+        line = visible(line, "\n\t")
     try:
         os.write(_descriptor, line.encode("utf-8", "surrogateescape"))
     except OSError:

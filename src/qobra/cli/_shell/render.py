@@ -8,6 +8,7 @@ import time
 from typing import Any, TextIO
 
 from qobra.client.events import Event
+from qobra.report import visible
 
 _STYLES = {"key": "\x1b[36m", "string": "\x1b[32m", "other": "\x1b[33m", "error": "\x1b[31m", "event": "\x1b[35m"}
 _RESET = "\x1b[0m"
@@ -46,7 +47,7 @@ class Printer:
         if self._json:
             self._print(json.dumps({"error": {"class": error_class, "desc": desc}}))
         else:
-            print(self._paint("error", desc), file=sys.stderr, flush=True)
+            print(self._paint("error", visible(desc, "\n\t")), file=sys.stderr, flush=True)
 
     def pretty(self, value: Any) -> str:
         """A value as an indented outline, its parts coloured by kind."""
@@ -71,8 +72,7 @@ class Printer:
         if isinstance(value, str):
             # A terminal must not be told what to do by what a server says.
             value = value.replace("\r\n", "\n")  # what people are told in a monitor has the line ends of a terminal
-            text = "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in value)
-            return self._paint("string", text)
+            return self._paint("string", visible(value, "\n\t"))
         return self._paint("other", json.dumps(value))
 
     def _paint(self, kind: str, text: str) -> str:
@@ -83,4 +83,4 @@ class Printer:
 
 
 def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return visible(value) if isinstance(value, str) else json.dumps(value)

@@ -100,6 +100,7 @@ def run_program(main: Callable[[], int]) -> int:
     # Nothing that a start-up allocates is garbage; looking for some costs a tenth of a short command.
     gc.disable()
     buffer_output()
+    guard_terminal()
     ended_by = 0
     try:
         status = main()
@@ -170,6 +171,14 @@ def buffer_output() -> None:
             lines = number == 2 or raw.isatty()
             writer = io.BufferedWriter(raw)
             setattr(sys, name, io.TextIOWrapper(writer, stream.encoding, "surrogateescape", line_buffering=lines))
+
+
+def guard_terminal() -> None:
+    """From here on nothing that is printed controls a terminal (see :mod:`.screen`)."""
+    if sys.stdout.isatty() or sys.stderr.isatty():
+        from qobra.cli._tool.screen import guard
+
+        guard()
 
 
 def finish_output(status: int) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from qobra.cli._tool.process import guard_terminal
 from qobra.client import CommandNotFound
 from qobra.client.sync import Client
 from qobra.errors import QobraError
+from qobra.report import visible
 from qobra.units import size_text
 
 HELP = "draw the block graph of a running server"
@@ -21,6 +23,7 @@ DRAWINGS = ("svg", "json", "dot", "mermaid")
 
 def main(argv: list[str]) -> int:
     """Print the graph; returns 0."""
+    guard_terminal()
     parser = argparse.ArgumentParser(prog="qobra graph", description=HELP)
     parser.add_argument("address", metavar="ADDRESS", help="where the server's QMP is: unix:PATH, HOST:PORT, ssh://...")
     formats = parser.add_mutually_exclusive_group()
@@ -112,11 +115,11 @@ def _label(node: Any, info: Any) -> str:
     """``disk (qcow2, 512 MiB, read-only)``; a user of nodes has only its kind and name."""
     if info is None:
         kind = {"block-backend": "backend", "block-job": "job"}.get(node["type"], node["type"])
-        return f"{kind} {node['name']}".rstrip()
+        return visible(f"{kind} {node['name']}".rstrip())
     facts = [info["drv"], size_text(info["image"]["virtual-size"])]
     if info["ro"]:
         facts.append("read-only")
-    return f"{node['name']} ({', '.join(facts)})"
+    return visible(f"{node['name']} ({', '.join(facts)})")
 
 
 def _quoted(text: str) -> str:

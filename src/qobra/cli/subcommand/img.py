@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from qobra.cli._tool.process import guard_terminal
 from qobra.cli._tool.report import Program
 from qobra.cli.img import COMMANDS, run
 
@@ -21,6 +22,7 @@ OWN = {
 
 def main(argv: list[str]) -> int:
     """Run a subcommand; returns its exit status."""
+    guard_terminal()
     program = Program("qobra img", people=True)
     if argv[:1] == ["help"] and len(argv) > 1:
         argv = [*argv[1:], "--help"]
