@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -85,6 +87,32 @@ def test_the_file_is_the_node(layer, export, events):
         layer.exports.remove("fuse0")
     _gone(layer, events)
     assert os.stat(path).st_size == 0
+
+
+_MAP = """
+import mmap, sys
+with open(sys.argv[1], "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+    assert mapped[:4] == b"xxxx"
+    mapped[4096:4101] = b"hello"
+    mapped.flush()
+    print("synced", flush=True)
+    sys.stdin.readline()
+    mapped[-3:] = b"end"
+"""
+"""A program of its own: a thread that waits for a page holds the interpreter that would bring it."""
+
+
+def test_the_file_can_be_mapped(layer, export):
+    if tuple(int(part) for part in os.uname().release.split(".")[:2]) < (6, 6):
+        pytest.skip("the kernel does not map what it does not cache")
+    command = [sys.executable, "-c", _MAP, str(export(writable=True))]
+    node = layer.find_node("disk")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdout.readline() == b"synced\n"
+        assert node.read(4094, 8) == b"xxhellox"
+        program.communicate(b"\n", timeout=20)
+    assert program.returncode == 0
+    assert node.read(SIZE - 3, 3) == b"end"
 
 
 def test_writes_end_at_the_end_unless_the_export_grows(layer, export):

@@ -120,9 +120,17 @@ def test_the_handshake(serve):
     major, minor, readahead, flags, _background, _congestion, most, grain, pages, *_ = p.INIT_OUT.unpack(
         kernel.ask(p.INIT, p.INIT_IN.pack(7, 38, 4096, offered))
     )
-    assert (major, minor, readahead, flags) == (7, 31, 4096, p.CAP_ASYNC_READ | p.CAP_MAX_PAGES)
+    assert (major, minor, readahead, flags) == (7, 39, 4096, p.CAP_ASYNC_READ | p.CAP_MAX_PAGES)
     assert most == p.MAX_TRANSFER and grain == 1 and pages * os.sysconf("SC_PAGE_SIZE") == p.MAX_TRANSFER
     assert kernel.refused(p.INIT, p.INIT_IN.pack(6, 40, 0, 0)) == errno.EPROTO
+
+
+@pytest.mark.parametrize("offered", [p.CAP_DIRECT_IO_MMAP, 0, p.CAP_DIRECT_IO_MMAP | 1 << 40])
+def test_a_kernel_that_can_map_the_file_is_let(serve, offered):
+    kernel = serve()
+    asked = p.INIT_IN.pack(7, 39, 4096, p.CAP_MORE) + p.INIT_MORE.pack(offered >> 32) + bytes(44)
+    answer = p.INIT_OUT.unpack(kernel.ask(p.INIT, asked))
+    assert answer[3] == p.CAP_MORE and answer[-1] << 32 == offered & p.CAP_DIRECT_IO_MMAP
 
 
 def test_what_wants_no_reply_gets_none(serve):

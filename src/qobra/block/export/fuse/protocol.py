@@ -1,10 +1,10 @@
-"""The FUSE wire format, as far as one regular file needs it (Linux' include/uapi/linux/fuse.h, protocol 7.31)."""
+"""The FUSE wire format, as far as one regular file needs it (Linux' include/uapi/linux/fuse.h, protocol 7.39)."""
 
 from __future__ import annotations
 
 import struct
 
-MAJOR, MINOR = 7, 31
+MAJOR, MINOR = 7, 39
 
 LOOKUP = 1
 FORGET = 2
@@ -30,7 +30,10 @@ HEADER = struct.Struct("=IIQQIIIHH")
 REPLY = struct.Struct("=IiQ")
 """length, negative error number, unique"""
 INIT_IN = struct.Struct("=IIII")
+INIT_MORE = struct.Struct("=I")
+"""The upper half of the flags, from kernels that set CAP_MORE."""
 INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
+"""The last number is the upper half of the flags."""
 ATTRIBUTES = struct.Struct("=QQQQQQIIIIIIIIII")
 GETATTR_OUT = struct.Struct("=QII")
 """Seconds and nanoseconds that the attributes stay valid; the attributes follow."""
@@ -46,7 +49,9 @@ LSEEK_IN = struct.Struct("=QQII")
 LSEEK_OUT = struct.Struct("=Q")
 
 SET_MODE, SET_UID, SET_GID, SET_SIZE = 1, 2, 4, 8
-CAP_ASYNC_READ, CAP_BIG_WRITES, CAP_MAX_PAGES = 1 << 0, 1 << 5, 1 << 22
+CAP_ASYNC_READ, CAP_BIG_WRITES, CAP_MAX_PAGES, CAP_MORE = 1 << 0, 1 << 5, 1 << 22, 1 << 30
+CAP_DIRECT_IO_MMAP = 1 << 36
+"""Files that are not read and written through the page cache can be mapped all the same (Linux 6.6)."""
 OPEN_DIRECT_IO = 1
 
 ROOT = 1

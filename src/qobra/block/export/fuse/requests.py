@@ -92,9 +92,12 @@ class Requests:
         major, _minor, readahead, flags = p.INIT_IN.unpack_from(body)
         if major < p.MAJOR:
             raise OSError(errno.EPROTO, "the kernel's protocol is too old")
-        wanted = flags & (p.CAP_ASYNC_READ | p.CAP_BIG_WRITES | p.CAP_MAX_PAGES)
+        if flags & p.CAP_MORE:
+            flags |= p.INIT_MORE.unpack_from(body, p.INIT_IN.size)[0] << 32
+        wanted = flags & (p.CAP_ASYNC_READ | p.CAP_BIG_WRITES | p.CAP_MAX_PAGES | p.CAP_MORE | p.CAP_DIRECT_IO_MMAP)
         pages = p.MAX_TRANSFER // os.sysconf("SC_PAGE_SIZE")
-        return p.INIT_OUT.pack(p.MAJOR, p.MINOR, readahead, wanted, 16, 12, p.MAX_TRANSFER, 1, pages, 0, 0)
+        low, high = wanted & 0xFFFFFFFF, wanted >> 32
+        return p.INIT_OUT.pack(p.MAJOR, p.MINOR, readahead, low, 16, 12, p.MAX_TRANSFER, 1, pages, 0, high)
 
     def _attributes(self) -> bytes:
         node = self._export.backend.inserted()
