@@ -154,6 +154,14 @@ def test_a_frozen_bitmap_records_apart(node):
     assert list(bitmap.dirty_ranges()) == [(65536, 65536)]
 
 
+def test_what_loops_marked_beside_a_frozen_bitmap_counts_apart(node, form):
+    bitmap = DirtyBitmap(node, "b", 65536)
+    marks = bitmap.marks()
+    bitmap.freeze()
+    marks.mark(0, 1)
+    assert bitmap.info_since_frozen()["count"] == 65536
+
+
 @pytest.mark.parametrize("end", ["reclaim", "abdicate"])
 def test_what_a_frozen_bitmap_records_apart_changes_its_length_with_the_node(layer, end):
     node = layer.add_node({"driver": "null-co", "node-name": "s", "size": MIB})
@@ -180,6 +188,18 @@ def test_merge_across_granularities_and_nodes(layer, node, source, target):
     one.merge(two)
     assert one.is_dirty(700) and one.is_dirty(MIB - 1)
     assert one.count() == 2 * max(source, target)
+
+
+def test_merge_of_bitmaps_of_as_many_sectors(layer):
+    one, two, three = (
+        DirtyBitmap(layer.add_node({"driver": "null-co", "node-name": f"n{size}", "size": size}), "b", 512)
+        for size in (513, 1024, 1025)
+    )
+    two.set(1023, 1)
+    one.merge(two)
+    assert list(one.dirty_ranges()) == [(512, 1)]
+    with pytest.raises(QobraError, match="destination size is 1024, source size is 1536"):
+        one.merge(three)
 
 
 def test_resizing_keeps_what_is_left(layer, tmp_path):

@@ -55,8 +55,7 @@ class DirtyBitmap(WriteTracker):
         persistent: bool = False,
         length: int | None = None,
     ) -> None:
-        if granularity < MIN_GRANULARITY or granularity & (granularity - 1):
-            raise QobraError("Granularity must be power of 2 and at least 512")
+        check_granularity(granularity)
         if name is not None:
             if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME:
                 raise QobraError(f"Bitmap name too long: {name}")
@@ -422,6 +421,12 @@ class DirtyBitmap(WriteTracker):
             "status": "active" if self._enabled else "disabled",
             "count": count,
         }
+
+
+def check_granularity(granularity: int) -> None:
+    """Raise QobraError if no bitmap can have this ``granularity``."""
+    if granularity < MIN_GRANULARITY or granularity & (granularity - 1):
+        raise QobraError("Granularity must be power of 2 and at least 512")
 
 
 def default_granularity(node: BlockNode) -> int:

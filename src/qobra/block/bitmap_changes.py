@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qobra.block.bitmap import DEFAULT_GRANULARITY, DirtyBitmap
+from qobra.block.bitmap import DEFAULT_GRANULARITY, DirtyBitmap, check_granularity
 from qobra.block.contracts import BitmapStore
 from qobra.block.transaction.change import Change
 from qobra.errors import DEVICE_NOT_FOUND, QobraError
@@ -37,8 +37,7 @@ def add_bitmap(layer: BlockLayer, args: BlockDirtyBitmapAdd) -> Change:
         raise QobraError("Bitmap name cannot be empty")
     node = layer.find_device_or_node(args["node"], DEVICE_NOT_FOUND)
     granularity = args.get("granularity", DEFAULT_GRANULARITY)
-    if not 512 <= granularity < 1 << 32 or granularity & (granularity - 1):
-        raise QobraError("Granularity must be power of 2 and at least 512")
+    check_granularity(granularity)
     persistent = args.get("persistent", False)
     if persistent:
         if not isinstance(node, BitmapStore):
@@ -65,11 +64,7 @@ def remove_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:
     def undo() -> None:
         bitmap.busy = bitmap.moving = False
 
-    def commit() -> None:
-        bitmap.busy = bitmap.moving = False
-        bitmap.remove()
-
-    return Change(undo, commit)
+    return Change(undo, bitmap.remove)
 
 
 def clear_bitmap(layer: BlockLayer, node_name: str, name: str) -> Change:

@@ -408,6 +408,27 @@ def test_bitmaps_that_cannot_be_stored(lab):
         )
 
 
+def test_only_so_many_bitmaps_are_stored(lab, monkeypatch):
+    lab.create("a", size=MIB)
+    with lab.open("a", node_name="n") as disk:
+
+        def refused(name):
+            with pytest.raises(QobraError) as error:
+                disk.node.check_new_bitmap(name, 65536)
+            return str(error.value).removeprefix(f"Can't make bitmap '{name}' persistent in 'n': ")
+
+        _bitmap(disk, "a")
+        DirtyBitmap(disk.node, "not stored", 65536)
+        monkeypatch.setattr(layout, "MAX_BITMAPS", 2)
+        disk.node.check_new_bitmap("b", 65536)
+        _bitmap(disk, "b")
+        assert refused("c") == "Maximum number of persistent bitmaps is already reached"
+        monkeypatch.setattr(layout, "MAX_BITMAPS", 3)
+        monkeypatch.setattr(layout, "MAX_BITMAP_DIRECTORY_BYTES", 3 * 32)
+        disk.node.check_new_bitmap("c" * 8, 65536)
+        assert refused("c" * 9) == "Not enough space in the bitmap directory"
+
+
 def test_reopening_read_only_stores_everything(lab):
     lab.create("a", size=MIB)
     file = {"driver": "file", "filename": lab.path("a"), "node-name": "file"}

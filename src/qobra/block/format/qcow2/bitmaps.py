@@ -360,10 +360,10 @@ class StoredBitmaps:
             raise QobraError(f"Granularity is under minimum ({1 << _MIN_GRANULARITY_BITS} bytes)")
         if (node.length + granularity - 1 >> bits) + 7 >> 3 > _MAX_BITMAP_BYTES:
             raise QobraError("Too much space will be occupied by the bitmap. Use larger granularity")
-        persistent = [each for each in node.bitmaps.values() if each.persistent and each.name is not None]
+        persistent = [known for known, bitmap in node.bitmaps.items() if bitmap.persistent]
         if len(persistent) >= layout.MAX_BITMAPS:
             raise QobraError("Maximum number of persistent bitmaps is already reached")
-        size = sum(len(Entry(each.name or "", 0, 0, 0, 0).pack()) for each in persistent)
+        size = sum(len(Entry(each, 0, 0, 0, 0).pack()) for each in persistent)
         if size + len(Entry(name, 0, 0, 0, 0).pack()) > layout.MAX_BITMAP_DIRECTORY_BYTES:
             raise QobraError("Not enough space in the bitmap directory")
 
