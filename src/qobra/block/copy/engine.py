@@ -1,4 +1,4 @@
-"""Copy ranges from one node to another, for those who just want it done: convert, rebase, commit, nbd copy.
+"""Copy ranges from one node to another, several chunks at a time, for tools, whose images are nobody else's.
 
 Jobs, which share their nodes with a guest and can be paused, drive :class:`ChunkCopier` and :class:`CopyPool`
 themselves.
@@ -9,13 +9,11 @@ from __future__ import annotations
 from qobra.block.copy.chunk import CHUNK_SIZE, ChunkCopier, CopyFailed
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import STEP, all_under, in_chunks, may_read_past, whole
-from qobra.block.copy.slots import ThreadSlots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from qobra.block.backend import BlockBackend
     from qobra.block.node import BlockNode
 
     Progress = Callable[[int], None]
@@ -33,51 +31,23 @@ COMPRESS_HELPERS = 2
 
 
 def copy_ranges(
-    source: BlockNode,
-    target: BlockNode,
+    copier: ChunkCopier,
     ranges: Iterable[tuple[int, int]] | None = None,
     *,
-    roots: tuple[BlockBackend, ...] = (),
-    compress: bool = False,
-    detect_zeroes: int = 0,
-    target_is_zero: bool = False,
-    unmap: bool = True,
-    use_copy_range: bool = True,
-    chunk_size: int = CHUNK_SIZE,
     helpers: int | None = None,
     progress: Progress | None = None,
     throttle: Callable[[int], None] | None = None,
     on_error: OnError | None = None,
-) -> int:
-    """Copy ``ranges`` (default: all) of ``source`` to ``target`` and return how many bytes were not known to be zero.
+) -> None:
+    """Copy ``ranges`` (default: all) as ``copier`` is set to.
 
-    ``roots`` are the backends through which source and target are held; each chunk is copied inside a slot of each, so
-    that the graph may change between chunks. ``helpers`` is the number of chunks in flight, 1 meaning in order
-    and in the calling thread (default: by the kind of the ends). ``progress(length)`` is told of each chunk, from any
-    of the helpers, ``throttle(length)`` is called between chunks in the calling thread and may wait.
-    ``on_error(failure, offset, length)`` returns True to go on without that chunk; without it, or when it returns
-    False, the error is raised. The other options are :class:`ChunkCopier`'s.
+    ``helpers`` is the number of chunks in flight, 1 meaning in order and in the calling thread (default: by the kind of
+    the ends). ``progress(length)`` is told of each chunk, from any of the helpers, ``throttle(length)`` is called
+    between chunks in the calling thread and may wait. ``on_error(failure, offset, length)`` returns True to go on
+    without that chunk; without it, or when it returns False, the error is raised.
     """
-    copier = ChunkCopier(
-        source,
-        target,
-        compress=compress,
-        detect_zeroes=detect_zeroes,
-        target_is_zero=target_is_zero,
-        unmap=unmap,
-        use_copy_range=use_copy_range,
-    )
-    if compress:
-        cluster = target.cluster_size()
-        if cluster:
-            chunk_size = max(cluster, chunk_size // cluster * cluster)
+    source, target = copier.source, copier.target
     failures: list[tuple[CopyFailed, int, int]] = []
-    total = 0
-    slots = ThreadSlots(roots)
-
-    def work(offset: int, length: int) -> None:
-        with slots.entered():
-            copier.copy(offset, length)
 
     def done(offset: int, length: int, failure: CopyFailed | None) -> None:
         if failure is not None and not (on_error is not None and on_error(failure, offset, length)):
@@ -86,30 +56,29 @@ def copy_ranges(
             progress(length)
 
     asked: Iterable[tuple[int, int]] = ranges if ranges is not None else whole(source.length)
-    if not compress and not is_local(source):
-        asked = _holding_data(copier, asked, slots, done)
-    pool = CopyPool(work, done, helpers if helpers is not None else suggested_helpers(source, target, compress))
+    chunk_size = CHUNK_SIZE
+    if copier.compress:
+        cluster = target.cluster_size()
+        if cluster:
+            chunk_size = max(cluster, chunk_size // cluster * cluster)
+    elif not is_local(source):
+        asked = _holding_data(copier, asked, done)
+    pool = CopyPool(copier.copy, done, helpers or suggested_helpers(source, target, copier.compress))
     try:
         for offset, length in in_chunks(asked, chunk_size):
             if failures:
                 break
             pool.submit(offset, length)
-            total += length
             if throttle is not None:
                 throttle(length)
     finally:
         pool.close()
-        slots.close()
     if failures:
         raise failures[0][0].error
-    return total
 
 
 def _holding_data(
-    copier: ChunkCopier,
-    ranges: Iterable[tuple[int, int]],
-    slots: ThreadSlots,
-    done: Callable[[int, int, CopyFailed | None], None],
+    copier: ChunkCopier, ranges: Iterable[tuple[int, int]], done: Callable[[int, int, CopyFailed | None], None]
 ) -> Iterator[tuple[int, int]]:
     """What of ``ranges`` holds data; the rest is made zero meanwhile, which ``done`` is told.
 
@@ -120,8 +89,7 @@ def _holding_data(
         for first in range(start, start + length, STEP):
             offset, step = first, min(STEP, start + length - first)
             try:
-                with slots.entered():
-                    runs = copier.zeroes_and_data(offset, step)
+                runs = copier.zeroes_and_data(offset, step)
             except CopyFailed as failure:
                 done(offset, step, failure)
                 continue
@@ -130,8 +98,7 @@ def _holding_data(
                     yield offset, size
                 else:
                     try:
-                        with slots.entered():
-                            copier.write_zeroes(offset, size)
+                        copier.write_zeroes(offset, size)
                         done(offset, size, None)
                     except CopyFailed as failure:
                         done(offset, size, failure)

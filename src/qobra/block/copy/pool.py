@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import Thread
 
-    Work = Callable[[int, int], None]
+    Work = Callable[[int, int], object]
     """Moves ``length`` bytes at ``offset``. Raises CopyFailed."""
     Done = Callable[[int, int, CopyFailed | None], None]
     """Told of each chunk's end, with its failure if it failed."""

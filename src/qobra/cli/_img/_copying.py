@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from qobra.block.copy.engine import Progress
     from qobra.block.node import BlockNode
 
 SAMPLE = 64 << 20
@@ -37,13 +38,16 @@ def copy(
     in_order: bool = False,
     failure: Callable[[CopyFailed], ToolError] | None = None,
     workers: int | None = None,
+    progress: Progress | None = None,
+    throttle: Callable[[int], None] | None = None,
     **options: Any,
 ) -> None:
-    """:func:`copy_ranges`; raises ToolError that says where it failed.
+    """Copy ``ranges`` (default: all) by the best way; ``options`` are :class:`ChunkCopier`'s.
 
     ``salvage(offset, length)`` is called for a chunk that cannot be read, and copies what it can of it. ``in_order``:
     it must go from the beginning to the end, whatever the ends are. ``failure`` makes the error where a command has
-    another text for it. ``workers`` pieces are in flight at once (default: as suits the ends).
+    another text for it. ``workers`` pieces are in flight at once (default: as suits the ends). ``progress`` and
+    ``throttle`` are :func:`copy_ranges`'. Raises ToolError that says where it failed.
     """
     stopped: list[tuple[int, ToolError]] = []
 
@@ -62,24 +66,20 @@ def copy(
             stopped.append((offset, (read_failed if what.is_read else write_failed)(offset, what.error)))
         return False
 
+    copier = ChunkCopier(source, target, **options)
     near = is_local(source) and is_local(target)
     local = in_order or (near and not _begins_compressed(source))
     try:
-        if local and not options.get("compress") and (options.get("detect_zeroes") or not target.is_transparent):
-            calls = {name: options.pop(name, None) for name in ("progress", "throttle")}
-            copier = ChunkCopier(source, target, **options)
-            if in_order or calls["throttle"] is not None:
-                if workers is not None:
-                    calls["buffers"] = workers
-                copy_in_order(copier, ranges, on_error=failed, **calls)
+        if local and not copier.compress and (copier.detect_zeroes or not target.is_transparent):
+            if in_order or throttle is not None:
+                buffers = {} if workers is None else {"buffers": workers}
+                copy_in_order(copier, ranges, progress=progress, throttle=throttle, on_error=failed, **buffers)
             else:
-                copy_moving(copier, ranges, progress=calls["progress"], on_error=failed, workers=workers)
+                copy_moving(copier, ranges, progress=progress, on_error=failed, workers=workers)
         else:
-            if workers is not None:
-                options["helpers"] = workers
-            elif near and not options.get("compress"):
-                options["helpers"] = DECOMPRESS_HELPERS
-            copy_ranges(source, target, ranges, on_error=failed, **options)
+            if workers is None and near and not copier.compress:
+                workers = DECOMPRESS_HELPERS
+            copy_ranges(copier, ranges, helpers=workers, progress=progress, throttle=throttle, on_error=failed)
     except (OSError, QobraError):
         if not stopped:
             raise
