@@ -172,6 +172,24 @@ def test_a_target_that_is_there_may_be_shared_with_whoever_relies_on_its_size() 
         assert contents("b.raw", "raw") == b"x" * 65536
 
 
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+@pytest.mark.parametrize("length", [0, 1000, 65536, 100000])
+def test_what_lies_past_the_end_of_the_source_stays_in_a_target_that_is_there(fmt: str, length: int) -> None:
+    Path("source").write_bytes(b"s" * length)
+    Path("old").write_bytes(b"t" * 3 * 65536)
+    assert run("convert", "-f", "raw", "-O", fmt, "old", "target") == 0
+    assert run("convert", "-n", "-f", "raw", "-O", fmt, "source", "target") == 0
+    whole = -(-length // 512) * 512
+    assert contents("target", fmt) == (b"s" * length).ljust(whole, b"\0") + b"t" * (3 * 65536 - whole)
+
+
+def test_several_sources_have_no_backing_file_in_common(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "other", "target"):
+        Path(name).write_bytes(bytes(65536))
+    assert run("convert", "-n", "-B", "one", "-F", "raw", "-f", "raw", "-O", "raw", "one", "other", "target") == 1
+    assert "makes no sense when concatenating" in capsys.readouterr().err
+
+
 def test_the_first_byte_that_fails_is_told_whoever_meets_it_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,18 +121,19 @@ class Conversion:
             if backing is None:
                 backing = values.get("backing_file")
             self._given_backing(backing)
-            if len(self._nodes) > 1 and backing is not None:
-                raise ToolError(
-                    "Having a backing file for the target makes no sense when concatenating multiple input images"
-                )
-            if backing is not None and order.backing_format is None and "backing_fmt" not in values:
+        if len(self._nodes) > 1 and backing is not None:
+            raise ToolError(
+                "Having a backing file for the target makes no sense when concatenating multiple input images"
+            )
+        if order.create:
+            if backing is not None and order.backing_format is None and "backing_fmt" not in dict(order.pairs):
                 from qobra.block.creation._options import formats
 
                 known = formats.find(fmt)
                 if known is not None and "backing_file" in known.options:
                     raise ToolError("Use of backing file requires explicit backing format")
             if order.compress:
-                self._check_compression(drivers.find(fmt), values)
+                self._check_compression(drivers.find(fmt), dict(order.pairs))
         driver = drivers.find(fmt)
         if order.bitmaps:
             if len(self._nodes) > 1:
@@ -222,7 +223,7 @@ class Conversion:
         if order.target_is_zero:
             is_zero = not has_backing
         elif not is_zero and not has_backing and order.min_sparse:
-            is_zero = self._make_zero(target)
+            is_zero = _make_zero(target, source.length)
         start = self._journal.done if self._journal is not None else 0
         ranges: Any = [(start, source.length - start)] if start < source.length else []
         below = target.backing
@@ -258,16 +259,6 @@ class Conversion:
             progress.finish()
         if order.bitmaps:
             self._copy_bitmaps(target)
-
-    def _make_zero(self, target: BlockNode) -> bool:
-        """Zero an old target in one go, where it has a quick way to."""
-        if not target.length:
-            return True
-        try:
-            target.write_zeroes(0, target.length, may_unmap=True, no_fallback=True)
-        except OSError:
-            return False
-        return True
 
     def _in_units(self, ranges: Iterator[tuple[int, int]], target: BlockNode, end: int) -> Iterator[tuple[int, int]]:
         """``ranges`` as far as they must reach to be written: only whole clusters can be compressed."""
@@ -393,3 +384,17 @@ class Conversion:
         from qobra.cli._img._bitmaps import copy_bitmaps
 
         copy_bitmaps(self._program, self._nodes[0], target, skip_broken=self._order.skip_broken_bitmaps)
+
+
+def _make_zero(target: BlockNode, length: int) -> bool:
+    """Zero the first ``length`` bytes of an old target, where it has a quick way to. What lies past them stays."""
+    unit = max(1, target.cluster_size())
+    whole = length - length % unit
+    try:
+        if whole:
+            target.write_zeroes(0, whole, may_unmap=True, no_fallback=True)
+        if whole < length:
+            target.write_zeroes(whole, length - whole, may_unmap=True)
+    except OSError:
+        return False
+    return True
