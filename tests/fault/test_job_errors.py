@@ -9,9 +9,9 @@ import pytest
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.creation._image import plan
-from qobra.block.job.backup import start_backup
 from qobra.block.job.chain import root_node
 from qobra.block.job.commit import start_commit
+from qobra.block.job.start_backup import start_backup
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.block.job.stream import start_stream
 from qobra.testing.jobs import RecordingLayer

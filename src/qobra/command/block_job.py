@@ -55,7 +55,7 @@ def block_job_dismiss(machine: Machine, args: Args) -> None:
 
 @command("blockdev-backup")
 def blockdev_backup(machine: Machine, args: Args) -> None:
-    from qobra.block.job.backup import start_backup
+    from qobra.block.job.start_backup import start_backup
 
     layer = machine.block
     source = layer.find_device_or_node(args["device"])

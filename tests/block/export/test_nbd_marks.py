@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from qobra.block.bitmap import DirtyBitmap
-from qobra.block.job.backup import start_backup
+from qobra.block.job.start_backup import start_backup
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.block.snapshot import create_image
 from qobra.testing.waiting import wait_until

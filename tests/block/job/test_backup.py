@@ -14,8 +14,10 @@ from qobra.block.bitmap import DirtyBitmap
 from qobra.block.copy import chunk
 from qobra.block.copy.pool import CopyPool
 from qobra.block.job import backup as backup_module
-from qobra.block.job.backup import FIRST_SHARE, BackupJob, start_backup
+from qobra.block.job import start_backup as start_module
+from qobra.block.job.backup import FIRST_SHARE, BackupJob
 from qobra.block.job.pace import SHARE
+from qobra.block.job.start_backup import start_backup
 from qobra.errors import QobraError
 from qobra.testing.jobs import RecordingLayer
 from qobra.testing.waiting import wait_until
@@ -245,7 +247,7 @@ def test_a_pause_while_the_last_part_is_copied_keeps_the_job(layer, guest, targe
         original(pool)
 
     monkeypatch.setattr(CopyPool, "wait_idle", wait_idle)
-    monkeypatch.setattr(backup_module, "suggested_helpers", lambda *_args: 4)
+    monkeypatch.setattr(start_module, "suggested_helpers", lambda *_args: 4)
     monkeypatch.setattr(backup_module, "is_local", lambda _node: False)
     job = backup(layer, **{"x-perf": {"use-copy-range": False}})
     assert waits.wait(30)

@@ -23,9 +23,9 @@ from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.job import backup as backup_module
 from qobra.block.job import failures, state
-from qobra.block.job.backup import start_backup
 from qobra.block.job.chain import root_node
 from qobra.block.job.commit import start_commit
+from qobra.block.job.start_backup import start_backup
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.block.job.stream import start_stream
 from qobra.nbd import connect

@@ -7,20 +7,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from qobra.block.copy.chunk import CopyFailed
-from qobra.block.copy.engine import LOCAL_CHUNK, is_local, suggested_helpers
+from qobra.block.copy.engine import LOCAL_CHUNK, is_local
 from qobra.block.copy.once import LIMIT
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.ranges import allocated_above
 from qobra.block.copy.slots import ThreadSlots
 from qobra.block.extents import ABSENT, ZERO, resolve
-from qobra.block.filter.copy_before_write import CopyBeforeWriteNode, copy_cluster
-from qobra.block.filter.placing import insert_filter, remove_filter, take_out_filter
+from qobra.block.filter.copy_before_write import CopyBeforeWriteNode
+from qobra.block.filter.placing import take_out_filter
 from qobra.block.job import state
-from qobra.block.job.block_job import BlockJob, device_name
+from qobra.block.job.block_job import BlockJob
 from qobra.block.job.failures import Failures
 from qobra.block.job.pace import SHARE
 from qobra.block.node import BlockNode
-from qobra.errors import QobraError
 from qobra.lean import start_thread
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from qobra.block.bitmap import DirtyBitmap
     from qobra.block.graph import GraphChange
-    from qobra.block.job.group import JobGroup
     from qobra.block.job.jobs import Jobs
 
 Options = dict[str, Any]
@@ -36,8 +34,6 @@ Options = dict[str, Any]
 MAX_CHUNK = 1 << 20
 """Most bytes that are copied at a time with a speed limit, where an end is not local, or where writes wait for that,
 unless ``x-perf`` says otherwise."""
-MAX_HELPERS = 16
-"""Chunks in flight that are of any use, however many ``x-perf`` allows."""
 FIRST_SHARE = 4
 """The job's share of a processor until it knows what is zero: writes have most to do while nothing is copied."""
 FULL = 0.9
@@ -369,108 +365,3 @@ class BackupJob(BlockJob):
     def change_graph(self, change: GraphChange) -> None:
         self._filter.stop_copying()
         take_out_filter(change, self._filter)
-
-
-def start_backup(
-    jobs: Jobs, source: BlockNode, target: BlockNode, args: Options, group: JobGroup | None = None
-) -> BackupJob:
-    """Make the job that ``args`` (BackupCommon) describe, from ``source`` to ``target``; the caller starts it.
-
-    Everything that can be refused is refused here, in QEMU's order and words. The layer is drained.
-    """
-    layer = jobs.layer
-    sync, bitmap, mode = _check_bitmap(source, args)
-    if source is target:
-        raise QobraError("Source and target cannot be the same")
-    compress = args.get("compress", False)
-    if compress and not can_compress(target):
-        raise QobraError(f"Compression is not supported for this drive {device_name(layer, target)}")
-    layer.check_blockers(source)
-    layer.check_blockers(target)
-    perf = args.get("x-perf") or {}
-    workers = perf.get("max-workers", 64)
-    max_chunk = perf.get("max-chunk", 0)
-    if not 1 <= workers <= (1 << 31) - 1:
-        raise QobraError("max-workers must be between 1 and 2147483647")
-    if max_chunk < 0:
-        raise QobraError("max-chunk must be zero (which means no limit) or positive")
-    if bitmap is not None and mode != "never":
-        bitmap.check()
-    if source.virtual_size != target.virtual_size:
-        raise QobraError("Source and target image have different sizes")
-    cluster = copy_cluster(target)
-    if max_chunk and max_chunk < cluster:
-        raise QobraError(f"Required max-chunk ({max_chunk}) is less than backup cluster size ({cluster})")
-
-    def prepare(node: BlockNode) -> None:
-        assert isinstance(node, CopyBeforeWriteNode)
-        node.set_up(compress, perf.get("use-copy-range", True))
-
-    options: Options = {"driver": "copy-before-write", "file": source.node_name, "target": target.node_name}
-    if "filter-node-name" in args:
-        options["node-name"] = args["filter-node-name"]
-    refusals = "Could not create node: ", "Could not replace node: "
-    filter_node, holder = insert_filter(layer, source, options, prepare=prepare, implicit=False, refusals=refusals)
-    assert isinstance(filter_node, CopyBeforeWriteNode)
-    filter_node.guards = True
-    try:
-        try:
-            job = BackupJob(
-                jobs,
-                args.get("job-id"),
-                filter_node,
-                target,
-                sync=sync,
-                bitmap=bitmap,
-                bitmap_mode=mode,
-                on_source_error=args.get("on-source-error", "report"),
-                on_target_error=args.get("on-target-error", "report"),
-                helpers=min(workers, MAX_HELPERS, suggested_helpers(source, target, compress)),
-                max_chunk=max_chunk,
-                speed=args.get("speed", 0),
-                group=group,
-                auto_finalize=args.get("auto-finalize", True),
-                auto_dismiss=args.get("auto-dismiss", True),
-            )
-        except BaseException:
-            if layer.graph.find(filter_node.node_name) is filter_node:
-                remove_filter(layer, filter_node)
-            raise
-    finally:
-        holder.remove()
-    return job
-
-
-def _check_bitmap(source: BlockNode, args: Options) -> tuple[str, DirtyBitmap | None, str]:
-    """The sync mode, the bitmap and what becomes of it. Raises QobraError where they do not go together."""
-    sync = args["sync"]
-    name = args.get("bitmap")
-    mode = args.get("bitmap-mode")
-    if sync in ("bitmap", "incremental") and name is None:
-        raise QobraError(f"must provide a valid bitmap name for '{sync}' sync mode")
-    if sync == "incremental":
-        if mode not in (None, "on-success"):
-            raise QobraError("Bitmap sync mode must be 'on-success' when using sync mode 'incremental'")
-        sync, mode = "bitmap", "on-success"
-    if name is None:
-        if mode is not None:
-            raise QobraError("Cannot specify bitmap sync mode without a bitmap")
-        return sync, None, "never"
-    bitmap = source.bitmaps.get(name)
-    if bitmap is None:
-        raise QobraError(f"Bitmap '{name}' could not be found")
-    if mode is None:
-        raise QobraError("Bitmap sync mode must be given when providing a bitmap")
-    bitmap.check(read_only=False)
-    if sync == "none":
-        raise QobraError("sync mode 'none' does not produce meaningful bitmap outputs")
-    if mode == "never" and sync != "bitmap":
-        raise QobraError(f"Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '{sync}'")
-    return sync, bitmap, mode
-
-
-def can_compress(node: BlockNode) -> bool:
-    """Whether ``node``, and what it shows, takes compressed writes."""
-    while node.can_compress and node.filtered is not None:
-        node = node.filtered
-    return node.can_compress

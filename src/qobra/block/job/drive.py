@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 from qobra.block import permissions
 from qobra.block.backend import BlockBackend
 from qobra.block.filename import parse_filename
-from qobra.block.job.backup import BackupJob, start_backup
 from qobra.block.job.chain import root_node, skip_filters, skip_implicit
 from qobra.block.job.mirror import MirrorJob
 from qobra.block.job.mirror_plan import OPEN_BACKING, SOURCE_BACKING
+from qobra.block.job.start_backup import start_backup
 from qobra.block.job.start_mirror import mirror_plan, start_mirror
 from qobra.block.snapshot import create_image, open_image_over
 from qobra.errors import QobraError
 
 if TYPE_CHECKING:
+    from qobra.block.job.backup import BackupJob
     from qobra.block.job.group import JobGroup
     from qobra.block.job.jobs import Jobs
     from qobra.block.node import BlockNode

@@ -36,7 +36,7 @@ class Transaction:
 
 
 def _backup(transaction: Transaction, data: Options) -> Change:
-    from qobra.block.job.backup import start_backup
+    from qobra.block.job.start_backup import start_backup
 
     layer = transaction.layer
     source = layer.find_device_or_node(data["device"])
