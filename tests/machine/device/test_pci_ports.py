@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from qobra.errors import QobraError
 from qobra.machine.launch import attach_board, find_board
 from qobra.machine.machine import Machine
 from qobra.machine.pci import express, regs
@@ -205,3 +206,59 @@ def test_what_goes_before_the_guest_gave_it_power_leaves_no_button_pressed(slot:
     slot.unplug("a")
     assert not slot.port.secondary.functions
     assert slot.status() == _PRESENCE
+
+
+def test_a_slot_without_a_controller_of_its_power(machine: Machine) -> None:
+    port = _cold(machine, "pcie-root-port", id="p", chassis=1, power_controller_present=False)
+    slot = Slot(port)
+    assert not port.config[port._express + express.SLOT_CAPABILITIES] & 2
+    assert slot.control() == 0xC0
+    slot.plug(id="d")
+    assert slot.device_word() == regs.RED_HAT  # it has power at once
+    assert slot.control(_OFF) == _OFF & ~0x400
+    assert slot.device_word() == 0xFFFF and not slot.status() & _PRESENT
+
+
+def test_access_control_can_be_left_out(machine: Machine) -> None:
+    port = _cold(machine, "pcie-root-port", id="p", chassis=1, **{"disable-acs": True})
+    assert port.dword(0x100) >> 20 == 0
+    assert _cold(machine, "pcie-root-port", id="q", chassis=2).dword(0x100) >> 20
+
+
+@pytest.mark.parametrize("driver", ["pcie-root-port", "pci-bridge"])
+def test_what_firmware_is_asked_to_keep_free(machine: Machine, driver: str) -> None:
+    place = {"chassis": 1} if driver == "pcie-root-port" else {"chassis_nr": 1}
+    wishes = {"bus-reserve": 2, "io-reserve": 0x1000, "mem-reserve": 0x200000, "pref64-reserve": 1 << 33}
+    device = _cold(machine, driver, id="a", **place, **wishes)
+    start = device.config[regs.CAPABILITIES]
+    assert device.config[start] == regs.CAP_VENDOR
+    told = bytes(device.config[start + 2 : start + 32])
+    assert told == bytes.fromhex("2001 02000000 0010000000000000 00002000 ffffffff 0000000002000000")
+    with machine.control:
+        device.config_write(start + 4, 4, 0)
+    assert device.dword(start + 4) == 2
+    place = dict.fromkeys(place, 2)
+    assert _cold(machine, driver, id="b", **place).config[regs.CAPABILITIES] != start
+
+
+@pytest.mark.parametrize(
+    ("wishes", "text"),
+    [
+        ({"mem-reserve": 1 << 32}, "mem-reserve must be less than 4G"),
+        ({"pref32-reserve": 1 << 33}, "pref32-reserve  must be less than 4G"),
+        ({"pref32-reserve": 0, "pref64-reserve": 0}, "PREF32 and PREF64 conflict"),
+    ],
+)
+def test_what_firmware_cannot_keep_free(machine: Machine, wishes: dict[str, int], text: str) -> None:
+    with pytest.raises(QobraError, match=f"^PCI resource reserve cap: {text}$"):
+        _cold(machine, "pci-bridge", id="a", chassis_nr=1, **wishes)
+
+
+def test_a_bridge_without_its_controller_interrupts_nobody(machine: Machine) -> None:
+    device = _cold(machine, "pci-bridge", id="a", chassis_nr=1, shpc=False)
+    assert device.config[regs.INTERRUPT_PIN] == 0
+    start, kinds = device.config[regs.CAPABILITIES], []
+    while start:
+        kinds.append(device.config[start])
+        start = device.config[start + 1]
+    assert kinds == [0x04]

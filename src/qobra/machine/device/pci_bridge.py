@@ -6,6 +6,7 @@ from qobra.errors import QobraError
 from qobra.machine.devices import registry
 from qobra.machine.pci import regs
 from qobra.machine.pci.hotplug_bridge import HotplugBridge
+from qobra.machine.pci.reserve import ReservingBridge
 from qobra.machine.vmstate import VmState
 from qobra.object.property import Bool, Int
 
@@ -13,7 +14,7 @@ _CAP_SLOT_ID, _FIRST_IN_CHASSIS = 0x04, 0x20
 
 
 @registry.register("pci-bridge")
-class PciPciBridge(HotplugBridge):
+class PciPciBridge(HotplugBridge, ReservingBridge):
     """A bridge; ``chassis_nr`` tells one from another."""
 
     type_name = "pci-bridge"
@@ -33,6 +34,7 @@ class PciPciBridge(HotplugBridge):
                 "Bridge chassis not specified. Each bridge is required to be assigned a unique chassis id > 0."
             )
         super().realize()
+        self.add_reservation()
 
     def add_capabilities(self) -> None:
         start = self.add_capability(_CAP_SLOT_ID, 4)

@@ -7,15 +7,16 @@ from qobra.machine.devices import registry
 from qobra.machine.pci import express, regs
 from qobra.machine.pci.msix import Msix
 from qobra.machine.pci.port import ERROR_REPORTING, PcieSlot
+from qobra.machine.pci.reserve import ReservingBridge
 from qobra.machine.vmstate import VmState, part
-from qobra.object.property import Enum, Int, Size
+from qobra.object.property import Bool, Enum
 
-_CAPABILITY = 0x54
+_CAPABILITY, _RESERVATION = 0x54, 0x90
 _SPEEDS = {"2_5": 1, "5": 2, "8": 3, "16": 4}
 
 
 @registry.register("pcie-root-port")
-class PcieRootPort(PcieSlot):
+class PcieRootPort(PcieSlot, ReservingBridge):
     """A generic root port."""
 
     type_name = "pcie-root-port"
@@ -28,11 +29,7 @@ class PcieRootPort(PcieSlot):
 
     x_speed = Enum("PCIELinkSpeed", tuple(_SPEEDS), "16", name="x-speed")
     x_width = Enum("PCIELinkWidth", ("1", "2", "4", "8", "12", "16", "32"), "32", name="x-width")
-    bus_reserve = Int(0xFFFFFFFF, type="uint32")
-    io_reserve = Size(0xFFFFFFFFFFFFFFFF)
-    mem_reserve = Size(0xFFFFFFFFFFFFFFFF)
-    pref32_reserve = Size(0xFFFFFFFFFFFFFFFF)
-    pref64_reserve = Size(0xFFFFFFFFFFFFFFFF)
+    disable_acs = Bool(False)
 
     vmstate = VmState(part("_msix"))
 
@@ -48,7 +45,9 @@ class PcieRootPort(PcieSlot):
         self._add_link(start)
         self.realize_slot(start)
         express.add_port_error_reporting(self, ERROR_REPORTING, root=True)
-        express.add_access_control(self, ERROR_REPORTING)
+        if not self.disable_acs:
+            express.add_access_control(self, ERROR_REPORTING)
+        self.add_reservation(_RESERVATION)
         self.board.bridge_added(self.secondary)
 
     def _add_link(self, start: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qobra.machine.pci import regs
 from qobra.machine.pci.bridge import PciBridge
 from qobra.machine.pci.msix import Msi
 from qobra.machine.pci.shpc import Shpc
@@ -15,7 +16,7 @@ class HotplugBridge(PciBridge):
     abstract = True
     interrupt_pin = 1
     shpc = True
-    """Whether there is a controller. Otherwise ACPI alone does the hot-plug."""
+    """Whether there is a controller. Otherwise ACPI alone does the hot-plug, and nothing interrupts."""
 
     msi = Enum("OnOffAuto", ("auto", "on", "off"), "auto")
 
@@ -24,8 +25,10 @@ class HotplugBridge(PciBridge):
     def realize(self) -> None:
         self.realize_bridge(self.user_id)
         self._shpc = Shpc(self, bar=0) if self.shpc else None
+        if self._shpc is None:
+            self.put(regs.INTERRUPT_PIN, 1, 0)
         self.add_capabilities()
-        self._msi = Msi(self, 1, maskable=True) if self.msi != "off" else None
+        self._msi = Msi(self, 1, maskable=True) if self.shpc and self.msi != "off" else None
         if self._shpc is not None:
             self._shpc.msi = self._msi
         self.board.bridge_added(self.secondary)

@@ -23,6 +23,9 @@ _PATIENCE_NS = 5_000_000_000
 _LINK_UP = 0x2000
 _CONTROL_FILLED, _CONTROL_EMPTY = 0x01C0, 0x07C0
 """Indicators off; power and its indicator on, or off."""
+_CONTROL_UNPOWERED = 0x00C0
+"""Without a controller of its power a slot has it always, and no indicator for it."""
+_POWER_CONTROLLER = 0x02
 _CONTROL_POWER_OFF, _CONTROL_HOTPLUG_INTERRUPT, _CONTROL_INTERLOCK = 0x400, 0x20, 0x800
 _CONTROL_INDICATOR_OFF = 0x300
 _STATUS_COMPLETED, _STATUS_INTERLOCK, _EVENTS = 0x10, 0x80, 0x1F
@@ -74,6 +77,7 @@ class PcieSlot(PciePort):
     chassis = Int(0, type="uint8")
     slot_number = Int(0, type="uint16", name="slot")
     hotplug = Bool(True)
+    power_controller_present = Bool(True, name="power_controller_present")
 
     vmstate = VmState(partial=True)
 
@@ -90,17 +94,26 @@ class PcieSlot(PciePort):
     def realize_slot(self, start: int) -> None:
         """Put the slot into the express capability at ``start``, and let devices come and go."""
         self._express = start
-        slots = self.slot_number << 19 | 0x0002007B
+        slots, controls = self.slot_number << 19 | 0x0002007B, 0x07F9
         if not self.hotplug:
             slots &= ~0x60
+        if not self.power_controller_present:
+            slots &= ~_POWER_CONTROLLER
+            controls &= ~_CONTROL_POWER_OFF
         self.put(start + express.SLOT_CAPABILITIES, 4, slots)
-        self.put(start + express.SLOT_CONTROL, 2, _CONTROL_EMPTY)
-        self.writable[start + express.SLOT_CONTROL : start + express.SLOT_CONTROL + 2] = b"\xf9\x07"
+        self._put_control(filled=False)
+        self.writable[start + express.SLOT_CONTROL : start + express.SLOT_CONTROL + 2] = controls.to_bytes(2, "little")
         self.clear_by_one[start + express.SLOT_STATUS] = 0x1F
         bus: Any = self.secondary
         bus.hotplug = self.hotplug
         bus.plug_handler = self._plugged
         bus.unplug_handler = self._request_unplug
+
+    def _put_control(self, *, filled: bool) -> None:
+        control = _CONTROL_FILLED if filled else _CONTROL_EMPTY
+        if not self.power_controller_present:
+            control = _CONTROL_UNPOWERED
+        self.put(self._express + express.SLOT_CONTROL, 2, control)
 
     @property
     def _native(self) -> bool:
@@ -183,7 +196,9 @@ class PcieSlot(PciePort):
         if value & _CONTROL_INTERLOCK:
             self.config[start + express.SLOT_STATUS] ^= _STATUS_INTERLOCK
         present = self.config[start + express.SLOT_STATUS] & _STATUS_PRESENT
-        if present and self.word(start + express.SLOT_CONTROL) & off == off and before & off != off:
+        # Who turns a power off that cannot be has let go of the device as well.
+        now = self.word(start + express.SLOT_CONTROL) | value & _CONTROL_POWER_OFF
+        if present and now & off == off and before & off != off:
             self._eject()
         self._update_power()
         self._slot_event(_STATUS_COMPLETED)
@@ -195,7 +210,7 @@ class PcieSlot(PciePort):
         start = self._express
         express.reset_controls(self, start)
         filled = bool(self.secondary.functions)
-        self.put(start + express.SLOT_CONTROL, 2, _CONTROL_FILLED if filled else _CONTROL_EMPTY)
+        self._put_control(filled=filled)
         self.update_link()
         present = _STATUS_PRESENT if self._native and filled else 0
         self.put(start + express.SLOT_STATUS, 2, present)
