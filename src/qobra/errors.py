@@ -73,6 +73,17 @@ def strerror(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
+def is_nul_in_name(error: BaseException) -> bool:
+    """Whether Python refused the name of a file, a program or a socket for a NUL character.
+
+    JSON can say one; the operating system, whose names end there, cannot.
+    """
+    return isinstance(error, ValueError) and "embedded null" in str(error)
+
+
+NUL_IN_NAME = "A name has a NUL character in it"
+
+
 def errno_of(error: BaseException) -> int:
     """The error number to report for a failed request: of an OSError or a QobraError, EIO where there is none."""
     from errno import EIO  # the module makes the names of all numbers, which a start that goes well does not need

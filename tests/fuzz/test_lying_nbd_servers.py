@@ -136,6 +136,8 @@ def use_driver(address: dict[str, str], context: ssl.SSLContext | None, rng: ran
                             assert sum(each.length for each in node.map(offset, length)) == length
                         case _:
                             backend.flush()
+                except OSError:
+                    pass  # what the server answered, as a file would
                 except QobraError:
                     pass  # the next request connects anew
         finally:

@@ -369,6 +369,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: "Traceba
     if os.getenv("QOBRA_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
     else:
+        from qobra.errors import NUL_IN_NAME, is_nul_in_name
         from qobra.report import report_error
 
-        report_error(f"internal error: {kind.__name__}: {error}")
+        report_error(NUL_IN_NAME if is_nul_in_name(error) else f"internal error: {kind.__name__}: {error}")

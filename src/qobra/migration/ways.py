@@ -173,6 +173,9 @@ def _command(line: str, *, writing: bool) -> Channel:
     except OSError as error:
         os.close(ours)
         raise QobraError.from_os(f"Could not run '{line}'", error)
+    except ValueError as error:
+        os.close(ours)
+        raise QobraError(f"Could not run '{line}': {error}")
     finally:
         os.close(theirs)
     return Channel(ours, child)
@@ -194,4 +197,6 @@ def _file(path: str, offset: int, flags: int) -> Channel:
         os.lseek(fd, offset, os.SEEK_SET)
     except OSError as error:
         raise QobraError.from_os(f"Could not open '{path}'", error)
+    except ValueError as error:  # a NUL character
+        raise QobraError(f"Could not open '{path}': {error}")
     return Channel(fd)

@@ -60,7 +60,7 @@ class ObjectTree:
                 created.set(name, value, keyval=keyval)
             self.objects.add_child(id, created)
             created.complete()
-        except QobraError:
+        except BaseException:
             created.unparent()
             raise
         return created

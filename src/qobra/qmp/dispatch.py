@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from qobra.errors import COMMAND_NOT_FOUND, QobraError
+from qobra.errors import COMMAND_NOT_FOUND, NUL_IN_NAME, QobraError, is_nul_in_name
 from qobra.json_text import ordered
 from qobra.qmp import registry
 
@@ -90,6 +90,8 @@ def describe(name: str, error: Exception) -> QobraError:
     """The QobraError that a client gets for ``error``, which the command ``name`` raised."""
     if isinstance(error, QobraError):
         return error
+    if is_nul_in_name(error):
+        return QobraError(NUL_IN_NAME)
     if os.getenv("QOBRA_DEBUG"):
         sys.excepthook(type(error), error, error.__traceback__)
     if isinstance(error, OSError):

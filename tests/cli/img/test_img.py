@@ -693,6 +693,14 @@ def test_an_internal_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     )
 
 
+def test_a_nul_character_in_a_name_is_an_error_as_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert img.main(["info", r'json:{"driver":"file","filename":"a\u0000b"}']) == 1
+    assert capsys.readouterr().err.endswith("Could not open 'a\0b': No such file or directory\n")
+    secret = r'{"qom-type":"secret","id":"s","file":"a\u0000b"}'
+    assert img.main(["info", "--object", secret, "a"]) == 1
+    assert capsys.readouterr().err == "qobra-img: A name has a NUL character in it\n"
+
+
 def test_check_can_be_quiet_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     img.main(["create", "-q", "-f", "qcow2", "a", "1M"])
     assert img.main(["check", "-q", "--output=json", "a"]) == 0

@@ -104,6 +104,8 @@ def create_file(options: Options) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise QobraError(f"Could not create '{path}': {strerror(error)}", errno=error.errno)
+    except ValueError:  # a NUL character: no file can have such a name
+        raise QobraError(f"Could not create '{path}': {os.strerror(errno.ENOENT)}", errno=errno.ENOENT)
     try:
         if locks.available():
             locks.take_for_creation(fd, path)

@@ -106,7 +106,10 @@ class FileNode(BlockNode):
             return os.open(f"/proc/self/fd/{self.fd}", flags)  # it has no name any more
         if self.path.startswith("/dev/fdset/") and self.layer.open_path is not None:
             return self.layer.open_path(self.path, flags)
-        return os.open(self.path, flags | os.O_NONBLOCK)
+        try:
+            return os.open(self.path, flags | os.O_NONBLOCK)
+        except ValueError:  # a NUL character: no file has such a name
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _cannot_open(self, error: OSError) -> QobraError:
         refused = self.cache_direct and error.errno == errno.EINVAL  # open(2)

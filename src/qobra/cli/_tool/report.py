@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from qobra.errors import QobraError, strerror
+from qobra.errors import NUL_IN_NAME, QobraError, is_nul_in_name, strerror
 from qobra.getopt import UsageError
 from qobra.units import INT64_MAX, NotANumber, OutOfRange, parse_size
 
@@ -54,6 +54,8 @@ class Program:
         except MemoryError:
             return self.fail(ToolError("Cannot allocate memory"))
         except Exception as error:
+            if is_nul_in_name(error):
+                return self.fail(ToolError(NUL_IN_NAME))
             if os.getenv("QOBRA_TRACEBACK"):
                 raise
             return self.fail(ToolError(f"internal error: {type(error).__name__}: {error}"))
