@@ -389,6 +389,7 @@ def test_blkverify_is_resized_below_what_it_is_compared_with(q: Run) -> None:
     q("query-named-block-nodes", {"flat": True})
     q.do("block_resize", node_name="v", size=MIB)
     q.do("blockdev-mirror", job_id="j", device="v", target="target", sync="full", replaces="image")
+    q.wait("BLOCK_JOB_READY")
 
 
 @against_storage_daemon
