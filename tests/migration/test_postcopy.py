@@ -11,7 +11,12 @@ import pytest
 
 from qobra.errors import QobraError
 from qobra.machine.machine import Machine
+from qobra.machine.memory import Ram
+from qobra.migration.pacer import Pacer
 from qobra.migration.page_set import PageSet
+from qobra.migration.postcopy import Postcopy
+from qobra.migration.ram import RUN, RamBlock, RamSender
+from qobra.migration.return_path import ARRIVED, TAKEN_OVER
 
 PAGE = 4096
 DEADLINE_S = 60
@@ -220,3 +225,32 @@ def test_sets_of_pages_are_as_sets_are() -> None:
             if run is not None:
                 assert (run[0], run[1]) == min(model) and 1 <= run[2] <= 5
                 assert {(run[0], page) for page in range(run[1], run[1] + run[2])} <= model
+
+
+class Told:
+    """A channel on which ``message`` comes."""
+
+    def __init__(self, message: bytes) -> None:
+        self._rest = message
+
+    def read(self, length: int) -> bytes:
+        found, self._rest = self._rest[:length], self._rest[length:]
+        return found
+
+
+@pytest.mark.parametrize(
+    ("block", "first", "count", "exists"),
+    [(0, 0, 4096, True), (0, 1, 4096, True), (0, 0, 4097, False), (0, 2, 4096, False), (1, 0, 1, False)],
+)
+def test_a_destination_asks_for_so_much_at_once_and_for_what_there_is(
+    block: int, first: int, count: int, exists: bool
+) -> None:
+    ram = Ram("m", 4097 * 4096)
+    sender = RamSender([RamBlock("m", ram, shared=False, late=True)], lambda _block: False)
+    postcopy = Postcopy(sender, PageSet([4097]), Pacer(lambda: 0, lambda: 0), release=False)
+    channel: Any = Told(bytes((ARRIVED,)) + RUN.pack(block, first, count) + bytes((TAKEN_OVER,)))
+    if exists:
+        postcopy.finish(channel)
+    else:
+        with pytest.raises(QobraError, match="asks for what there is not"):
+            postcopy.finish(channel)
