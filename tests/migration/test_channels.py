@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from qobra.errors import QobraError
 from qobra.migration.lanes import Lanes
 from qobra.migration.stream import PAGES, StreamWriter
+from qobra.qmp import hmp
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +195,17 @@ def test_lanes_do_all_and_tell_of_failures() -> None:
     with pytest.raises(ZeroDivisionError):
         lanes.put(1)
     lanes.close()
+
+
+def test_addresses_are_told_with_the_last_one_first(pair_of: Any) -> None:
+    destination = pair_of().destination
+    with destination.control:
+        destination.migration.expect()
+        destination.run_state.incoming = "defer"
+        destination.migration.listen("tcp::0")
+    hosts = [each["host"] for each in destination.migration.describe()["socket-address"]]
+    if len(hosts) != 2:
+        pytest.skip("the host has no IPv6")
+    assert hosts == ["::", "0.0.0.0"]
+    told = hmp.execute(destination, "info migrate")
+    assert re.fullmatch(r"socket address: \[\r\n\ttcp::::\d+\r\n\ttcp:0.0.0.0:\d+\r\n\]\r\n", told)

@@ -189,8 +189,11 @@ def info_migrate(machine: Machine, args: dict[str, Any]) -> str:
         ]
     for key in ("transferred", "remaining", "total") if "disk" in info else ():
         lines.append(f"{key} disk: {info['disk'][key] >> 10} kbytes\n")
-    for address in info.get("socket-address", ()):
-        where = address.get("path") or f"{address.get('host', address.get('cid'))}:{address['port']}"
-        kind = {"inet": "tcp"}.get(address["type"], address["type"])
-        lines.append(f"socket address: [\n\t{kind}:{where}\n]\n")
+    if "socket-address" in info:
+        lines += ["socket address: [\n", *(f"\t{_where(address)}\n" for address in info["socket-address"]), "]\n"]
     return "".join(lines)
+
+
+def _where(address: dict[str, Any]) -> str:
+    where = address.get("path") or f"{address.get('host', address.get('cid'))}:{address['port']}"
+    return f"{'tcp' if address['type'] == 'inet' else address['type']}:{where}"

@@ -56,7 +56,7 @@ def outgoing(uri: str, take_fd: Callable[[str], int]) -> Way:
 
 
 class Listener:
-    """Where an incoming migration is to come from. ``addresses`` are those of its sockets (SocketAddress)."""
+    """Where an incoming migration is to come from. ``addresses`` are its sockets' (SocketAddress), the last first."""
 
     def __init__(self, uri: str, take_fd: Callable[[str], int]) -> None:
         """Start to listen, or find what to read. Raises QobraError."""
@@ -69,7 +69,7 @@ class Listener:
         if kind in SOCKETS:
             address = socket_address(kind, rest)
             self._sockets = listen_socket(address, backlog=_BACKLOG)
-            self.addresses = [_bound(address, sock) for sock in self._sockets]
+            self.addresses = [_bound(address, sock) for sock in reversed(self._sockets)]
             for sock in self._sockets:
                 sock.setblocking(False)
             self._open = self._accept
