@@ -195,6 +195,13 @@ def test_the_number_of_a_connection(export, tmp_path):
     assert _connection_number(str(tmp_path / "image")) == ""
 
 
+def test_programs_and_devices_on_it_mean_nothing(export):
+    path = export()
+    with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        [options] = [line.split()[5].split(",") for line in mounts if line.split()[4] == str(path)]
+    assert {"nosuid", "nodev"} <= set(options)
+
+
 def test_an_export_that_is_unmounted_is_gone(layer, export, events):
     path = export()
     unmount(str(path))

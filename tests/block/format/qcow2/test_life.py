@@ -236,6 +236,17 @@ def test_one_bit_refcounts_have_no_room_for_snapshots(lab):
     _clean(lab)
 
 
+def test_the_name_of_a_data_file_can_be_changed_and_taken_away(lab):
+    lab.create("a", size=MIB, data_file="data", data_file_raw=True)
+    for name in ("elsewhere", ""):
+        with lab.open("a") as disk:
+            disk.node.amend({"data-file": name})
+            assert disk.node.info()["format-specific"]["data"].get("data-file") == (name or None)
+        with lab.open("a", data_file={"driver": "file", "filename": lab.path("data")}) as disk:
+            assert disk.node.info()["format-specific"]["data"].get("data-file") == (name or None)
+            disk.node.amend({"data-file": lab.path("data")})
+
+
 def test_amend_changes_versions_and_widths(lab):
     with open(lab.path("base"), "wb") as file:
         file.write(_noise(MIB))
