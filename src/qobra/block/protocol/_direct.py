@@ -5,6 +5,7 @@ All data go through a buffer that is aligned. Where only a part of a block is wr
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 
@@ -68,12 +69,27 @@ class DirectFile:
         with aligned_buffer(min(BOUNCE_SIZE, end - start)) as bounce:
             while start < end:
                 size = min(len(bounce), end - start)
-                got = os.preadv(self._fd, (bounce[:size],), start)
-                if got < size:
-                    fill_zero(bounce[got:size])
+                self._read_blocks(start, bounce[:size])
                 low, high = max(offset, start), min(offset + len(view), start + size)
                 view[low - offset : high - offset] = bounce[low - start : high - start]
                 start += size
+
+    def _read_blocks(self, start: int, blocks: memoryview) -> None:
+        """Fill ``blocks``, with zeroes behind the end of the file.
+
+        A read may end before that: next to a bad block of the disk, or where the file system so likes.
+        """
+        done = 0
+        while done < len(blocks):
+            got = os.preadv(self._fd, (blocks[done:],), start + done)
+            if done + got == len(blocks):
+                return
+            if not got or start + done + got >= os.lseek(self._fd, 0, os.SEEK_END):
+                fill_zero(blocks[done + got :])
+                return
+            if got < ALIGNMENT:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            done += got & -ALIGNMENT
 
     def write(self, offset: int, data: Buffer, file_length: int) -> None:
         """Write ``data`` to the file, which is ``file_length`` bytes long, or will be. Raises OSError."""
@@ -101,8 +117,7 @@ class DirectFile:
         extends = start + len(blocks) > file_length
         before = os.fstat(self._fd).st_size if extends else 0
         if len(data) < len(blocks):
-            got = os.preadv(self._fd, (blocks,), start)
-            fill_zero(blocks[got:])
+            self._read_blocks(start, blocks)
         blocks[skip : skip + len(data)] = data
         write_all(self._fd, blocks, start)
         if extends and skip + len(data) < len(blocks):
