@@ -35,7 +35,7 @@ class Guest:
         board: Any = self.machine.board
         with self.machine.control:
             for name in ("disk", "cd"):
-                node = {"driver": "file", "filename": str(directory / name), "node-name": name}
+                node = {"driver": "file", "filename": str(directory / name), "node-name": name, "discard": "unmap"}
                 self.machine.block.add_node(node | ({"read-only": True} if name == "cd" else {}))
             board.ready = False  # the channels take no hot-plug
             disk = {"driver": "ide-hd", "bus": "ide.0", "drive": "disk", "id": "hd"} | properties
@@ -64,16 +64,24 @@ class Guest:
     def data(self, length: int, base: int = _BASE) -> bytes:
         return b"".join(self.access.port_in(base, 2).to_bytes(2, "little") for _ in range(length // 2))
 
-    def dma(self, code: int, sector: int, count: int, table: list[tuple[int, int]], *, write: bool = False) -> int:
+    def dma(
+        self,
+        code: int,
+        sector: int,
+        count: int,
+        table: list[tuple[int, int]],
+        *,
+        write: bool = False,
+        feature: int = 0,
+    ) -> int:
         """One transfer; the engine's status."""
         for i, (address, size) in enumerate(table):
             self.access.write(_TABLE + 8 * i, address.to_bytes(4, "little") + size.to_bytes(4, "little"))
         self.access.port_out(self.engine, 1, 0)
         self.access.port_out(self.engine + 2, 1, 6)
         self.access.port_out(self.engine + 4, 4, _TABLE)
-        self.registers(
-            _BASE, 0, count & 0xFF, sector & 0xFF, sector >> 8 & 0xFF, sector >> 16 & 0xFF, 0xE0 | sector >> 24, code
-        )
+        place = sector & 0xFF, sector >> 8 & 0xFF, sector >> 16 & 0xFF, 0xE0 | sector >> 24
+        self.registers(_BASE, feature, count & 0xFF, *place, code)
         self.access.port_out(self.engine, 1, 1 if write else 9)
         self.wait()
         return self.access.port_in(self.engine + 2, 1)
@@ -130,6 +138,36 @@ def test_dma_scatters_and_gathers(guest: Guest) -> None:
     guest.access.write(_BUFFER, b"w" * 1024)
     assert guest.dma(0xCA, 9, 2, [(_BUFFER, 0x400 | _LAST)], write=True) & 7 == 4
     assert guest.image.read_bytes()[9 * 512 : 11 * 512] == b"w" * 1024
+
+
+def test_trim(guest: Guest) -> None:
+    def trim(*ranges: tuple[int, int], feature: int = 1) -> int:
+        data = b"".join((sector | length << 48).to_bytes(8, "little") for sector, length in ranges)
+        guest.access.write(_BUFFER, data.ljust(512, b"\0"))
+        assert guest.dma(0x06, 0, 1, [(_BUFFER, 0x200 | _LAST)], write=True, feature=feature) & 7 == 4
+        return guest.access.port_in(_BASE + 7, 1)
+
+    before = guest.image.read_bytes()
+    assert trim((64, 8), (2048 - 8, 9)) & _ERR  # the second is not all on the disk
+    assert guest.image.read_bytes() == before
+    assert not trim((16, 8), (7, 0), (104, 16)) & _ERR
+    expected = bytearray(before)
+    expected[16 * 512 : 24 * 512], expected[104 * 512 : 120 * 512] = bytes(8 * 512), bytes(16 * 512)
+    assert guest.image.read_bytes() == expected
+    guest.registers(_BASE, 0, 1, 0, 0, 0, 0xE0, 0x06)
+    assert guest.wait() & _ERR
+
+
+def test_places_by_cylinder_head_and_sector(tmp_path: Path) -> None:
+    guest = Guest(tmp_path, cyls="1000", heads="2", secs="1")
+    guest.registers(_BASE, 0, 3, 1, 300 & 0xFF, 300 >> 8, 0xA1, 0x20)
+    guest.wait()
+    for sector in (601, 602, 603):
+        assert guest.data(512) == bytes([sector % 251]) * 512
+        guest.wait()
+    place = [guest.access.port_in(_BASE + register, 1) for register in (3, 4, 5, 6)]
+    assert place == [1, 302 & 0xFF, 302 >> 8, 0xA0]
+    guest.machine.close()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qobra.errors import QobraError
 from qobra.machine.launch import simple_machine
+from qobra.machine.nvme import controller
 from qobra.machine.plug import add_device, remove_device
 from qobra.migration import machine_state
 from qobra.testing.guest import BoardAccess, PciFunction
@@ -169,6 +170,29 @@ def test_deallocating(guest: Guest) -> None:
     guest.access.write(_BUFFER, _le(0, 4) + _le(8, 4) + _le(16, 8))
     assert guest.command(0x09, 1, words=(0, 4), queue=1)[0] == 0
     assert guest.image.read_bytes()[16 * 512 : 24 * 512] == bytes(8 * 512)
+    for length, code in ((8, 0), (9, 0x80)):  # up to the end of the disk, and past it
+        guest.access.write(_BUFFER, _le(0, 4) + _le(length, 4) + _le(2040, 8))
+        assert guest.command(0x09, 1, words=(0, 4), queue=1)[0] & 0x7FF == code
+    assert guest.image.read_bytes()[2040 * 512 :] == bytes(8 * 512)
+
+
+def test_only_so_many_commands_are_under_way(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    begin = controller.Controller.begin
+
+    def counted(self: Any, *args: Any, **options: Any) -> None:
+        begun.append(args)
+        begin(self, *args, **options)
+
+    monkeypatch.setattr(controller.Controller, "begin", counted)
+    monkeypatch.setattr(controller, "_MAX_UNDER_WAY", 2)
+    with guest.machine.control:  # what ends waits for this
+        for _ in range(5):
+            guest.put(0x02, 1, _BUFFER, 0, (0, 0, 0), 1)
+        assert len(begun) == 2
+    for _ in range(5):
+        assert guest.answer(1)[0] == 0
+    assert len(begun) == 5
 
 
 def test_queues_are_checked(guest: Guest) -> None:
@@ -216,7 +240,9 @@ def test_a_resized_disk_is_reported(guest: Guest) -> None:
 
 
 def test_reset_and_shutdown(guest: Guest) -> None:
-    guest.access.store(guest.base + _CC, 4, 0x00464001)
+    with guest.machine.control:  # the disk is flushed first, of whose end nobody can be told yet
+        guest.access.store(guest.base + _CC, 4, 0x00464001)
+        assert guest.access.load(guest.base + _CSTS, 4) == 1
     wait_until(lambda: guest.access.load(guest.base + _CSTS, 4) == 9)
     guest.access.store(guest.base + _CC, 4, 0)
     assert guest.access.load(guest.base + _CSTS, 4) == 0
@@ -311,6 +337,7 @@ def test_hostile_commands(tmp_path_factory: Any, commands: list[Any], writes: li
 def test_the_memory_of_the_controller(tmp_path: Path) -> None:
     guest = Guest(tmp_path, cmb_size_mb="2")
     bar = guest.function.bars[2]
+    assert guest.function.config(0x18, 4) & 0xF == 0xC
     assert guest.access.load(guest.base, 8) >> 57 & 1
     assert guest.access.load(guest.base + 0x3C, 4) == 0
     guest.access.store(guest.base + 0x50, 4, 1)
@@ -324,16 +351,18 @@ def test_the_memory_of_the_controller(tmp_path: Path) -> None:
     guest.machine.close()
 
 
-def test_persistent_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("buffer", ["0", "1"])
+def test_persistent_memory(buffer: str) -> None:
     machine = simple_machine(memory=32 << 20)
     access = BoardAccess(machine)
     with machine.control:
         machine.objects.create("memory-backend-ram", "pmr", {"size": 1 << 20})
-        options = {"driver": "nvme", "serial": "x", "addr": "5", "pmrdev": "pmr", "id": "n"}
+        options = {"driver": "nvme", "serial": "x", "addr": "5", "pmrdev": "pmr", "id": "n", "cmb_size_mb": buffer}
         add_device(machine, options, keyval=True)
     function = PciFunction(access, 5 << 3)
     function.enable()
     base, bar = function.bars[0], function.bars[4]
+    assert function.config(0x20, 4) & 0xF == 0xC  # of 64 bits, and may be prefetched
     access.store(bar, 4, 0x11223344)
     assert access.load(bar, 4) != 0x11223344
     assert access.load(base + 0xE08, 4) == 0x100
