@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qobra.block.export.nbd.places import unit_place
 from qobra.block.format.qcow2 import layout
 from qobra.block.node import drivers
 from qobra.cli import io
@@ -48,6 +49,32 @@ def test_a_write_that_fails_leaves_nothing_behind(lab, event):
     assert "corruptions" not in result and "leaks" not in result
     with lab.open("a", read_only=True) as disk:
         assert disk.read(8 * CLUSTER, CLUSTER) == b"y" * CLUSTER
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_zeroes_that_fail_half_way_are_not_written_under(lab, monkeypatch, external):
+    """What knows places must forget those of clusters that were freed before something went wrong."""
+    lab.create("a", size=1 << 20, cluster_size=CLUSTER, **({"data_file": "data"} if external else {}))
+    with lab.open("a", discard="unmap") as disk:
+        disk.write(0, b"x" * (1 << 19))
+        image = disk.node.image
+        table = disk.backend.table()
+        table.fill(0, 1 << 19)
+        assert unit_place(table, 0, 512, to_write=True)[0] >= 0
+
+        def fail(*_arguments):
+            raise OSError(errno.EIO, "Input/output error")
+
+        if external:
+            monkeypatch.setattr(image.data, "discard", fail)
+        else:
+            calls = iter([lambda: None, fail])
+            monkeypatch.setattr(image.writeback, "commit_if_crowded", lambda: next(calls)())
+        with pytest.raises(OSError):
+            disk.node.write_zeroes(0, 1 << 19, may_unmap=True)
+        monkeypatch.undo()
+        assert unit_place(table, 0, 512, to_write=True)[0] < 0
+        assert disk.read(0, 512) == bytes(512)
 
 
 def test_a_new_table_is_not_read_before_it_is_used(lab):

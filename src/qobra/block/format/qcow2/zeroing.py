@@ -168,26 +168,27 @@ class Zeroing:
         """Change guest clusters ``first`` up to ``end`` as ``mode`` says, a slice at a time."""
         image = self._image
         tables = image.tables
-        start = first
+        low, high = first << image.cluster_bits, min(end << image.cluster_bits, image.node.length)
         skip_absent = mode == FORGET or (mode == DISCARD and image.node.backing is None)
-        while first < end:
-            image.writeback.commit_if_crowded()
-            discards: list[tuple[int, int]] = []
-            with image.lock:
-                image.check_usable()
-                if skip_absent and not self._has_table(first):
-                    first = ((first >> tables.table_bits) + 1) << tables.table_bits
-                    continue
-                stop = min((first | tables.slice_mask) + 1, end)
-                image.await_range(first, stop - 1)
-                change = self._change_extended if image.extended else self._change_standard
-                change(first, stop, mode, discards)
-            for offset, length in discards:
-                image.data.discard(offset, length)
-            first = stop
-        low, high = start << image.cluster_bits, min(end << image.cluster_bits, image.node.length)
-        if low < high:
-            image.node.moved(low, high - low)
+        try:
+            while first < end:
+                image.writeback.commit_if_crowded()
+                discards: list[tuple[int, int]] = []
+                with image.lock:
+                    image.check_usable()
+                    if skip_absent and not self._has_table(first):
+                        first = ((first >> tables.table_bits) + 1) << tables.table_bits
+                        continue
+                    stop = min((first | tables.slice_mask) + 1, end)
+                    image.await_range(first, stop - 1)
+                    change = self._change_extended if image.extended else self._change_standard
+                    change(first, stop, mode, discards)
+                for offset, length in discards:
+                    image.data.discard(offset, length)
+                first = stop
+        finally:  # what was changed before something failed stays changed
+            if low < high:
+                image.node.moved(low, high - low)
 
     def _has_table(self, cluster: int) -> bool:
         return bool(self._image.tables.l1[cluster >> self._image.tables.table_bits] & _OFFSET)
