@@ -84,3 +84,11 @@ def test_how_fast_memory_changes(machine: Any) -> None:
     assert _run(machine, "calc_dirty_rate -r -b 1") == text
     assert _run(machine, "calc_dirty_rate 1").startswith("Starting dirty rate measurement with period 1 seconds\n")
     assert _run(machine, "info dirty_rate").startswith("Status: measuring\n")
+
+
+def test_where_functions_of_pci_are(machine: Any) -> None:
+    assert _run(machine, "device_add virtio-rng-pci,id=r,addr=9.1,multifunction=on") == ""
+    tree = _run(machine, "info qtree")
+    assert "    addr = 09.1\n" in tree
+    assert "    class Class 00ff, addr 00:09.1, pci id 1af4:1005 (sub 1af4:0004)\n" in tree
+    assert "    bar 0: i/o at 0xffffffffffffffff [0x1e]\n    bar 1: mem at 0xffffffffffffffff [0xffe]\n" in tree

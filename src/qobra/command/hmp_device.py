@@ -127,9 +127,15 @@ def _device_lines(device: Device, indent: int) -> list[str]:
         prop = properties[name]
         if name not in Device.BASE_PROPERTIES and name not in _HIDDEN and prop.readable and prop.show_default:
             value = device.get(name)
-            lines.append(f"{pad}{name} = {f'{value} ({size_text(value)})' if isinstance(prop, Size) else _show(value)}")
+            if isinstance(prop, Size):
+                shown = f"{value} ({size_text(value)})"
+            elif name == "addr" and isinstance(device, PciDevice):
+                shown = f"{value >> 3:02x}.{value & 7:x}" if value >= 0 else "<unset>"
+            else:
+                shown = _show(value)
+            lines.append(f"{pad}{name} = {shown}")
     if isinstance(device, PciDevice) and device.realized:
-        lines.append(pad + _pci_line(device))
+        lines += [pad + line for line in (_pci_line(device), *_bar_lines(device))]
     for bus in reversed(device.buses()):
         lines += _bus_lines(bus, indent + 2)
     return lines
@@ -149,8 +155,18 @@ def _show(value: Any) -> str:
 
 def _pci_line(device: PciDevice) -> str:
     code = device.word(regs.CLASS)
-    title = regs.CLASS_NAMES.get(code, f"{code:04x}")
+    title = regs.CLASS_NAMES.get(code, f"Class {code:04x}")
     place = f"{device.pci_bus.number:02x}:{device.slot:02x}.{device.function}"
     own = f"{device.word(regs.VENDOR_ID):04x}:{device.word(regs.DEVICE_ID):04x}"
     sub = f"{device.word(regs.SUBSYSTEM_VENDOR):04x}:{device.word(regs.SUBSYSTEM_ID):04x}"
     return f"class {title}, addr {place}, pci id {own} (sub {sub})"
+
+
+def _bar_lines(device: PciDevice) -> list[str]:
+    lines = []
+    for number, bar in sorted(device.bars.items()):
+        address, last = device.bar_address(bar), (1 << 64) - 1
+        start = last if address is None else address
+        kind = "i/o" if bar.flags & regs.BAR_IO else "mem"
+        lines.append(f"bar {number}: {kind} at 0x{start:x} [0x{start + bar.size - 1 & last:x}]")
+    return lines

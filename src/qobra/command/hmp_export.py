@@ -18,12 +18,12 @@ from qobra.qmp.hmp import hmp_command
 def nbd_server_start(machine: Machine, args: dict[str, Any]) -> str:
     """Listen; with -a export every device that has a medium."""
     everything, writable = args.get("all", False), args.get("writable", False)
-    from qobra.block.protocol._nbd_options import parse_place
+    from qobra.socket_address import parse_socket_address
 
     if writable and not everything:
         raise QobraError("-w only valid together with -a")
     exports = machine.block.exports
-    exports.start_nbd_server(parse_place(args["uri"]))
+    exports.start_nbd_server(parse_socket_address(args["uri"]))
     if everything:
         try:
             for name, backend in machine.block.backends.items():

@@ -9,7 +9,7 @@ from qobra.machine.machine import Machine
 from qobra.migration.settings import CAPABILITIES, DEFAULTS
 from qobra.qmp import dispatch
 from qobra.qmp.hmp import hmp_command
-from qobra.units import integer
+from qobra.units import UINT64_MAX, NotANumber, OutOfRange, integer, not_a_size, parse_size
 
 _UNITS = {
     "announce-initial": " ms",
@@ -20,6 +20,16 @@ _UNITS = {
     "x-checkpoint-delay": " ms",
     "xbzrle-cache-size": " bytes",
 }
+_SIZES = (
+    "announce-initial",
+    "announce-max",
+    "announce-rounds",
+    "announce-step",
+    "downtime-limit",
+    "max-postcopy-bandwidth",
+    "xbzrle-cache-size",
+)
+"""Numbers that take the suffixes of sizes, though few of them count bytes."""
 _NOT_SHOWN = ("multifd-zlib-level", "multifd-zstd-level")
 
 
@@ -75,6 +85,24 @@ def migrate_start_postcopy(machine: Machine, args: dict[str, Any]) -> None:
     dispatch.call(machine, "migrate-start-postcopy", {})
 
 
+@hmp_command("migrate_pause", help="break a migration off while memory follows the machine", needs="board")
+def migrate_pause(machine: Machine, args: dict[str, Any]) -> None:
+    """Break off while memory follows the machine."""
+    dispatch.call(machine, "migrate-pause", {})
+
+
+@hmp_command(
+    "migrate_recover",
+    args="uri:s",
+    params="uri",
+    help="wait for the rest of memory to come from a URI",
+    needs="board",
+)
+def migrate_recover(machine: Machine, args: dict[str, Any]) -> None:
+    """Wait for the rest of memory to come another way."""
+    dispatch.call(machine, "migrate-recover", args)
+
+
 @hmp_command(
     "migrate_set_capability",
     args="capability:s,state:b",
@@ -97,7 +125,7 @@ def migrate_set_capability(machine: Machine, args: dict[str, Any]) -> None:
     needs="board",
 )
 def migrate_set_parameter(machine: Machine, args: dict[str, Any]) -> None:
-    """Set a parameter; sizes take suffixes, and a bandwidth without one is in mebibytes."""
+    """Set a parameter; sizes take suffixes, and ``max-bandwidth`` without one is in mebibytes."""
     name, text = args["parameter"].replace("_", "-"), args["value"]
     if name not in DEFAULTS and name != "block-bitmap-mapping":
         raise QobraError(f"invalid parameter value: {args['parameter']}")
@@ -114,14 +142,32 @@ def _value(name: str, text: str) -> Any:
         if text not in ("on", "off"):
             raise QobraError(f"Parameter '{name}' expects 'on' or 'off'")
         return text == "on"
-    shifts = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-    digits, shift = text, 20 if name in ("max-bandwidth", "max-postcopy-bandwidth") else 0
-    if text[-1:].lower() in shifts:
-        digits, shift = text[:-1], shifts[text[-1].lower()]
-    number = integer(digits)
-    if number is None:
-        raise QobraError(f"Invalid parameter '{text}'")
-    return number << shift
+    if name in _SIZES:
+        return _size(name, text)
+    if name == "max-bandwidth":
+        return _bandwidth(text)
+    number = integer(text)
+    if number is None or not -(1 << 63) <= number <= UINT64_MAX:
+        raise QobraError(f"Parameter '{name}' expects uint64")
+    return number
+
+
+def _size(name: str, text: str) -> int:
+    try:
+        return parse_size(text)
+    except OutOfRange as error:
+        raise QobraError(f"Value '{text}' is out of range for parameter '{name}'") from error
+    except NotANumber as error:
+        raise not_a_size(name) from error
+
+
+def _bandwidth(text: str) -> int:
+    """Bytes; a number alone counts mebibytes."""
+    alone = text[-1:].isdigit() and not text.lower().startswith("0x")
+    try:
+        return parse_size(f"{text}M" if alone else text)
+    except (NotANumber, OutOfRange) as error:
+        raise QobraError(f"Invalid size {text}") from error
 
 
 @hmp_command("info migrate_capabilities", help="what migration may do", needs="board")

@@ -14,7 +14,8 @@ from qobra.errors import QobraError
 from qobra.migration.channel import Channel, GivenUp
 from qobra.nbd.sockets import connect as connect_socket
 from qobra.nbd.sockets import listen as listen_socket
-from qobra.units import decimal, integer
+from qobra.socket_address import socket_address
+from qobra.units import integer
 
 if TYPE_CHECKING:
     from qobra.migration.tls import TlsChannel
@@ -128,29 +129,6 @@ class Listener:
             for twin in by_fd.values():
                 twin.close()
         raise GivenUp
-
-
-def socket_address(kind: str, rest: str) -> dict[str, Any]:
-    """The SocketAddress in a URI after its ``kind``. Raises QobraError."""
-    if kind == "unix":
-        if not rest:
-            raise QobraError("invalid Unix socket address")
-        return {"type": "unix", "path": rest}
-    host, colon, port = rest.split(",", 1)[0].rpartition(":")
-    if not colon or not port:
-        raise QobraError(f"error parsing address '{rest}'")
-    if kind == "vsock":
-        return {"type": "vsock", "cid": host, "port": port}
-    address: dict[str, Any] = {"type": "inet", "host": host.removeprefix("[").removesuffix("]"), "port": port}
-    for option in rest.split(",")[1:]:
-        name, _equals, value = option.partition("=")
-        if name == "to" and (last := decimal(value)) is not None:
-            address["to"] = last
-        elif name in ("ipv4", "ipv6") and value in ("", "on", "off"):
-            address[name] = value != "off"
-        else:
-            raise QobraError(f"error parsing '{option}' in address '{rest}'")
-    return address
 
 
 def _bound(address: dict[str, Any], sock: socket.socket) -> dict[str, Any]:
