@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qobra.block.export.nbd.places import unit_place
-from qobra.block.format.qcow2 import layout
+from qobra.block.format.qcow2 import layout, snapshot_ops
 from qobra.block.node import drivers
 from qobra.cli import io
 from qobra.errors import QobraError
@@ -506,3 +506,70 @@ def test_a_snapshot_that_cannot_be_marked_changes_nothing(lab, monkeypatch):
         assert not disk.node.snapshots.entries
     after = Path(lab.path("a")).read_bytes()
     assert [at for at in range(len(before)) if before[at] != after[at]] in ([], [79])  # the dirty bit at most
+
+
+@pytest.mark.parametrize(
+    ("step", "change"),
+    [
+        ("clear_copied", lambda node: node.snapshot_create("new")),
+        ("_write_table", lambda node: node.snapshot_create("new")),
+        ("set_copied", lambda node: node.snapshot_delete(None, "old")),
+        ("clear_copied", lambda node: node.snapshot_apply("old")),
+    ],
+)
+def test_counts_that_are_left_half_way_are_counted_anew(lab, monkeypatch, step, change):
+    lab.create("a", size=1 << 20, cluster_size=CLUSTER)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * 65536)
+        disk.node.snapshot_create("old")
+        disk.write(0, b"y" * 32768)
+
+    def broken(*_arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with lab.open("a") as disk, monkeypatch.context() as patch:
+        patch.setattr(snapshot_ops, step, broken)
+        with pytest.raises(OSError, match="Input/output error"):
+            change(disk.node)
+        disk.write(32768, b"z" * 16384)  # it is of use all the same
+    with lab.open("a", read_only=True) as disk:
+        assert disk.node.header.incompatible & layout.DIRTY
+    with lab.open("a") as disk:
+        disk.write(1 << 19, b"more")
+        assert disk.read(0, 65536) == b"y" * 32768 + b"z" * 16384 + b"x" * 16384
+    with lab.open("a", read_only=True) as disk:
+        assert not disk.node.header.incompatible & layout.DIRTY
+    result = _check(lab)
+    assert "corruptions" not in result and "leaks" not in result
+
+
+def test_what_could_not_be_marked_dirty_is_marked_later(lab, monkeypatch):
+    lab.create("a", size=1 << 20, cluster_size=CLUSTER, lazy_refcounts=True)
+    with lab.open("a") as disk:
+        image = disk.node.image
+        with monkeypatch.context() as patch:
+            patch.setattr(image.writeback, "barrier", lambda: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                image.before_allocating()
+        assert not image.header.incompatible & layout.DIRTY
+        disk.write(0, b"x")
+        assert image.header.incompatible & layout.DIRTY
+
+
+def test_a_header_that_cannot_be_written_is_not_taken_for_the_one_on_disk(lab, monkeypatch):
+    lab.create("a", size=1 << 20, cluster_size=CLUSTER)
+    with lab.open("a") as disk:
+        disk.write(0, b"x" * 65536)
+        disk.node.snapshot_create("old")
+        image = disk.node.image
+        before = image.header.pack()
+        monkeypatch.setattr(image.writeback, "write_header", lambda: 1 // 0)
+        for change in (
+            lambda: disk.node.snapshot_create("new"),
+            lambda: disk.node.snapshot_delete(None, "old"),
+            lambda: disk.node.snapshot_apply("old"),
+        ):
+            with pytest.raises(ZeroDivisionError):
+                change()
+            image.header.incompatible = 0
+            assert image.header.pack() == before

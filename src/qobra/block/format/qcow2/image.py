@@ -70,6 +70,8 @@ class Image:
         self.reserve: Reserve | None = None
         """Clusters for loops without the GIL, once there are such."""
         self.is_corrupt = False
+        self.counts_doubtful = False
+        """Many counts were changed, and something went wrong: the dirty bit stays, so that they are counted anew."""
         self.crypt: Crypt | None = None
         self.encrypted = header.crypt_method != layout.CRYPT_NONE
         self.tables = Tables(self, sizes.l2, sizes.l2_entry)

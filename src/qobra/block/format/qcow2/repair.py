@@ -57,6 +57,7 @@ def repair(checker: Checker, *, fix_leaks: bool, fix_errors: bool, report: Repor
     second.report_copied()
     if fix_errors and not second.corruptions:
         image.is_corrupt = False
+        image.counts_doubtful = False
         clean = layout.CORRUPT | (layout.DIRTY if not second.leaks or fix_leaks else 0)
         if image.header.incompatible & clean:
             image.writeback.set_incompatible(clean, clear=True)

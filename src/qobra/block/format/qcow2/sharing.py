@@ -24,6 +24,7 @@ from qobra.block.format.qcow2.references import (
     sort,
 )
 from qobra.errors import QobraError
+from qobra.lean import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,7 +157,18 @@ def change_counts(image: Image, references: References, sign: int) -> None:
                 at += changed
                 done += changed
     except (OSError, QobraError):
-        _change_back(image, references, done, -sign)
+        with all_or_doubtful(image):
+            _change_back(image, references, done, -sign)
+        raise
+
+
+@contextmanager
+def all_or_doubtful(image: Image) -> Iterator[None]:
+    """Where something goes wrong in the block, counts and COPIED flags may not be what they should."""
+    try:
+        yield
+    except BaseException:
+        image.counts_doubtful = True
         raise
 
 

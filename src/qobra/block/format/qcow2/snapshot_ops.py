@@ -13,7 +13,14 @@ from array import array
 
 from qobra.block.format.qcow2 import layout
 from qobra.block.format.qcow2.resize import grow_l1
-from qobra.block.format.qcow2.sharing import References, change_counts, clear_copied, discard_free, set_copied
+from qobra.block.format.qcow2.sharing import (
+    References,
+    all_or_doubtful,
+    change_counts,
+    clear_copied,
+    discard_free,
+    set_copied,
+)
 from qobra.block.format.qcow2.snapshots import Snapshot, read_l1, read_l1_or_report
 from qobra.block.format.qcow2.writeback import words_to_bytes
 from qobra.errors import QobraError
@@ -108,10 +115,11 @@ def create(
         sizes = len(l1) * 8, len(_packed(entries))
         snapshot.l1_offset, table = _allocate_for(image, sizes, references)
         copy = array("Q", [entry & ~layout.COPIED for entry in l1])
-        _write_whole(image, snapshot.l1_offset, words_to_bytes(copy))
-        clear_copied(image, l1)
-        image.file.write(image.header.l1_offset, words_to_bytes(l1))
-        _write_table(node, entries, table)
+        with all_or_doubtful(image):
+            _write_whole(image, snapshot.l1_offset, words_to_bytes(copy))
+            clear_copied(image, l1)
+            image.file.write(image.header.l1_offset, words_to_bytes(l1))
+            _write_table(node, entries, table)
     if vm_state_size:
         # It belongs to the snapshot alone from here on.
         node.forget_vm_state()
@@ -124,11 +132,12 @@ def delete(node: Qcow2Node, snapshot: Snapshot) -> None:
         l1 = read_l1(image, snapshot)
         references = References(image, l1)
         wait_for_mark()
-        _write_table(node, [each for each in node.snapshots.entries if each is not snapshot])
-        change_counts(image, references, -1)
-        image.free(snapshot.l1_offset, -(-len(l1) * 8 // image.cluster_size) * image.cluster_size)
-        set_copied(image, image.tables.l1)
-        image.file.write(image.header.l1_offset, words_to_bytes(image.tables.l1))
+        with all_or_doubtful(image):
+            _write_table(node, [each for each in node.snapshots.entries if each is not snapshot])
+            change_counts(image, references, -1)
+            image.free(snapshot.l1_offset, -(-len(l1) * 8 // image.cluster_size) * image.cluster_size)
+            set_copied(image, image.tables.l1)
+            image.file.write(image.header.l1_offset, words_to_bytes(image.tables.l1))
         if node.pass_discard_snapshot:
             discard_free(image, references)
 
@@ -148,16 +157,21 @@ def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
         new = array("Q", [entry & ~layout.COPIED for entry in new])
         new.frombytes(bytes(8 * (len(old) - len(new))))
         (offset,) = _allocate_for(image, (len(new) * 8,), references)
-        image.writeback.commit(durable=False)
-        clear_copied(image, new)
-        _write_whole(image, offset, words_to_bytes(new))
-        image.writeback.barrier()
-        header = image.header
-        old_offset, header.l1_offset = header.l1_offset, offset
-        image.writeback.write_header()
-        image.tables.l1 = new
-        image.tables.drop()
-        change_counts(image, old_references, -1)
+        with all_or_doubtful(image):
+            image.writeback.commit(durable=False)
+            clear_copied(image, new)
+            _write_whole(image, offset, words_to_bytes(new))
+            image.writeback.barrier()
+            header = image.header
+            old_offset, header.l1_offset = header.l1_offset, offset
+            try:
+                image.writeback.write_header()
+            except BaseException:
+                header.l1_offset = old_offset
+                raise
+            image.tables.l1 = new
+            image.tables.drop()
+            change_counts(image, old_references, -1)
         if old_offset:
             image.free(old_offset, -(-len(old) * 8 // image.cluster_size) * image.cluster_size)
     node.forget_computed()
@@ -256,9 +270,13 @@ def _write_table(node: Qcow2Disk, entries: list[Snapshot], place: int | None = N
     image.writeback.commit(durable=False)
     _write_whole(image, offset, data)
     image.writeback.barrier()
-    old_offset, old_size = header.snapshot_offset, node.snapshots.size
+    old_offset, old_size, old_count = header.snapshot_offset, node.snapshots.size, header.snapshot_count
     header.snapshot_offset, header.snapshot_count = offset, len(entries)
-    image.writeback.write_header()
+    try:
+        image.writeback.write_header()
+    except BaseException:
+        header.snapshot_offset, header.snapshot_count = old_offset, old_count
+        raise
     node.snapshots.entries, node.snapshots.size, node.snapshots.differs = entries, len(data), False
     for each in entries:
         each.is_complete = True

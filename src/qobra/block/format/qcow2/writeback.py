@@ -110,7 +110,7 @@ class Writeback:
         """Clear the dirty bit: all counts are written."""
         image = self._image
         with self._lock:
-            if image.header.incompatible & layout.DIRTY and not image.is_corrupt:
+            if image.header.incompatible & layout.DIRTY and not (image.is_corrupt or image.counts_doubtful):
                 self.barrier()
                 self.set_incompatible(layout.DIRTY, clear=True)
 
@@ -280,10 +280,15 @@ class Writeback:
         """Set (or clear) incompatible feature bits, on stable storage when this returns."""
         image = self._image
         header = image.header
-        header.incompatible = header.incompatible & ~bits if clear else header.incompatible | bits
+        changed = header.incompatible & ~bits if clear else header.incompatible | bits
+        if clear:
+            header.incompatible = (
+                changed  # where it fails, nobody knows what the disk has: it is set anew when it must be
+            )
         if header.version >= 3:
-            image.file.write(layout.V2_LENGTH, header.incompatible.to_bytes(8, "big"))
+            image.file.write(layout.V2_LENGTH, changed.to_bytes(8, "big"))
             self.barrier()
+        header.incompatible = changed
 
     def begin_marking_dirty(self) -> Callable[[], None]:
         """Set the dirty bit; what is returned waits until it is on stable storage, and raises what went wrong.
@@ -294,9 +299,15 @@ class Writeback:
         if not image.file.is_leaf:  # how long another node takes, and what it does meanwhile, is not known
             self.set_incompatible(layout.DIRTY)
             return lambda: None
-        image.header.incompatible |= layout.DIRTY
-        image.file.write(layout.V2_LENGTH, image.header.incompatible.to_bytes(8, "big"))
-        return _Beside(self.barrier).wait
+        header = image.header
+        image.file.write(layout.V2_LENGTH, (header.incompatible | layout.DIRTY).to_bytes(8, "big"))
+        beside = _Beside(self.barrier)
+
+        def wait() -> None:
+            beside.wait()
+            header.incompatible |= layout.DIRTY
+
+        return wait
 
     def write_new_table(self, offset: int, clusters: int) -> None:
         """The refcount table in memory, all of it, goes to ``offset``: write blocks, table and header in that order.
