@@ -80,6 +80,32 @@ def test_units_come_and_go(guest: Guest) -> None:
     assert driver.command(bytes(6), target=3, lun=260)[0] == 3
 
 
+def test_a_target_answers_for_units_that_it_has_not(guest: Guest) -> None:
+    driver = _scsi(guest)
+    with guest.machine.control:
+        guest.machine.block.add_node({"driver": "null-co", "node-name": "n0", "size": 1 << 20})
+    guest.plug("scsi-hd", drive="n0", id="hd", scsi_id="3", lun="260")
+
+    def told(*cdb: int) -> bytes:
+        response, status, _sense, data = driver.command(bytes(cdb), target=3, read=4096)
+        assert (response, status) == (0, 0)
+        return data
+
+    def refused(*cdb: int) -> tuple[int, ...]:
+        response, status, sense, _data = driver.command(bytes(cdb), target=3, read=4096)
+        assert (response, status) == (0, 2)
+        return sense[2], sense[12], sense[13]
+
+    inquiry = told(0x12, 0, 0, 1, 0, 0)
+    assert inquiry[0] == 0x7F and len(inquiry) == 36 and inquiry[8:32] == b"QEMU    QEMU TARGET     "
+    assert told(0x12, 0, 0, 0, 5, 0) == inquiry[:5]
+    assert told(0xA0, *bytes(5), 0, 0, 1, 0, 0, 0) == bytes((0, 0, 0, 16, *bytes(12), 0x41, 4, *bytes(6)))
+    assert told(0x03, 0, 0, 0, 18, 0)[2:14:10] == bytes((5, 0x25))
+    assert refused(0x12, 1, 0, 1, 0, 0) == refused(0x12, 0, 5, 1, 0, 0) == (5, 0x24, 0)
+    assert refused(*bytes(6)) == refused(0x28, *bytes(9)) == (5, 0x25, 0)
+    assert driver.command(bytes(6), target=4)[0] == 3
+
+
 def test_a_disk_counts_what_it_is_asked_for(guest: Guest) -> None:
     driver = _scsi(guest)
     with guest.machine.control:

@@ -120,3 +120,23 @@ def test_a_record_that_is_cut_off_is_refused(layers: tuple[BlockLayer, BlockLaye
     receiver.take(start)
     with pytest.raises(QobraError, match="the state ends too early"):
         receiver.take(bits[:cut])
+
+
+@pytest.mark.parametrize(("start", "length"), [(MIB - 32768, 1), (0, 32)])
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_bits_beyond_the_end_are_refused(
+    layers: tuple[BlockLayer, BlockLayer], start: int, length: int, beyond: int
+) -> None:
+    source, destination = layers
+    DirtyBitmap(source.graph.nodes["n"], "a", 4096).set(0, 4096)
+    announced, bits, _complete = sent(source)
+    receiver = receiver_of(destination)
+    receiver.take(announced)
+    head = bits[: -12 - MIB // 32768]
+    record = head + start.to_bytes(8, "little") + bytes(4) + b"\xff" * (length + beyond)
+    if beyond:
+        with pytest.raises(QobraError, match="bits lie beyond the end of their bitmap"):
+            receiver.take(record)
+    else:
+        receiver.take(record)
+        assert destination.graph.nodes["n"].bitmaps["a"].count() == length * 32768

@@ -314,6 +314,8 @@ def test_the_rest(make: Any) -> None:
         (bytes((0x3C, 0, 0, 0, 0, 0, 1, 0, 0, 0)), 512, (transfer.TO_HOST, 65536)),
         (bytes((0xA4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0)), 2048, (transfer.TO_HOST, 256)),
         (bytes((0xA0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0)), 512, (transfer.TO_HOST, 256)),
+        (bytes((0x37, 0, 0, 0, 0, 0, 0, 1, 2, 0)), 512, (transfer.TO_HOST, 258)),
+        (bytes((0x5A, 0, 0, 0, 0, 0, 0, 1, 2, 0)), 512, (transfer.TO_HOST, 258)),
         (bytes(_cdb16(0x9E, 0, 32)), 512, (transfer.TO_HOST, 32)),
         (bytes((0xE0, *bytes(15))), 512, (transfer.NONE, 0)),
     ],

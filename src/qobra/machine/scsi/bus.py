@@ -12,13 +12,11 @@ from qobra.machine.scsi.opcodes import (
     INQUIRY,
     REPORT_LUNS,
     REQUEST_SENSE,
-    TEST_UNIT_READY,
 )
 from qobra.machine.scsi.sense import (
     CHECK_CONDITION,
     GOOD,
     INVALID_FIELD,
-    INVALID_OPCODE,
     LUN_NOT_SUPPORTED,
     RESET_OCCURRED,
     UNIT_ATTENTION,
@@ -220,9 +218,7 @@ class ScsiBus(Bus):
             return answer[: int.from_bytes(cdb[3:5], "big")]
         if cdb[0] == REQUEST_SENSE:
             return Sense(*LUN_NOT_SUPPORTED).data()[: cdb[4]]
-        if cdb[0] == TEST_UNIT_READY:
-            raise Sense(*LUN_NOT_SUPPORTED)
-        raise Sense(*(LUN_NOT_SUPPORTED if cdb[0] else INVALID_OPCODE))
+        raise Sense(*LUN_NOT_SUPPORTED)
 
     def _units(self) -> list[ScsiDevice]:
         return [device for device in self.devices if isinstance(device, ScsiDevice) and device.realized]
