@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from qobra.block.contracts import Marks as Markable
+    from qobra.native.in_step import InStep
     from qobra.native.marks import Marks
 
 
@@ -81,6 +82,8 @@ class DirtyBitmap(WriteTracker):
         """What loops mark; a new one when the length has changed."""
         self._marked: tuple[Marks, ...] = ()
         """That, and what some loop may still mark instead."""
+        self.in_step: InStep | None = None
+        """What is in step with another disk, if a job has whoever writes the node past it write that, too."""
         self._lock = Lock()
         self._enabled = False
         if name is not None:
@@ -158,6 +161,13 @@ class DirtyBitmap(WriteTracker):
                     return None
                 self._marked = (*self._marked, self._marks)
             return self._marks
+
+    def keep_in_step(self) -> None:
+        """Have what is in step with another disk, where there is a compiled form for that. Before it is enabled."""
+        form = compiled("in_step")
+        marks = self.marks()
+        if form is not None and marks is not None:
+            self.in_step = form.InStep(marks)
 
     def _take_marks(self) -> None:
         """Have in the bits what loops have marked. Under the lock."""
@@ -255,6 +265,9 @@ class DirtyBitmap(WriteTracker):
 
     def resize(self, length: int) -> None:
         """The node has another length now; what is new of it is clean until it is written."""
+        if self.in_step is not None:
+            self.in_step.aim(None)
+            self.in_step = None
         with self._lock:
             self._take_marks()
             self.length = length

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from qobra.block.copy.old_blocks import OldBlocks
     from qobra.block.in_files import InFiles
+    from qobra.native.in_step import InStep
 else:
     Protocol = object
 
@@ -27,6 +28,9 @@ class BitmapStore:
 
 class WriteTracker:
     """Someone who is told of writes; see :attr:`BlockNode.trackers`. ``mark`` runs in the writer's thread."""
+
+    in_step: InStep | None = None
+    """By which whoever writes past the node writes another disk, too, in place of its mark."""
 
     def mark(self, offset: int, length: int) -> None:
         """``length`` bytes from ``offset`` were written, zeroed or discarded."""

@@ -32,7 +32,7 @@ from __future__ import annotations
 from array import array
 
 from qobra.block.extents import ABSENT, DATA, WRITABLE, ZERO, resolve
-from qobra.block.table_graph import basis, keepers_of, marks_of, path, written_nodes
+from qobra.block.table_graph import basis, in_step_of, keepers_of, marks_of, path, written_nodes
 from qobra.errors import QobraError
 from qobra.lean import Lock, deque
 from qobra.native import compiled
@@ -155,6 +155,7 @@ class ResolvedTable:
             self.linear,
             self.marks,
             [keeper.old for keeper in self.keepers],
+            in_step_of(self.root) if self.writable else None,
         )
         for leaf in self._leaves:
             places.add_leaf(leaf.fd, leaf.request_alignment, leaf.folios)

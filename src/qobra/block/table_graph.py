@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.contracts import Keeper, Marks
     from qobra.block.node import BlockNode
+    from qobra.native.in_step import InStep
 
 MAX_MARKS = 32
 """Dirty bitmaps that a write past the nodes is marked in; where there are more, all writes go through the nodes."""
@@ -79,6 +80,15 @@ def marks_of(root: BlockNode) -> tuple[tuple[Marks, int], ...] | None:
                 return None
             found.append((marks, shifts[node]))
     return tuple(found) if len(found) <= MAX_MARKS else None
+
+
+def in_step_of(root: BlockNode) -> InStep | None:
+    """By what a write to ``root`` goes to another disk, too; of several the first, as the others are marked."""
+    for node in written_nodes(root):
+        for tracker in node.trackers:
+            if tracker.in_step is not None:
+                return tracker.in_step
+    return None
 
 
 def keepers_of(root: BlockNode) -> tuple[Keeper, ...] | None:

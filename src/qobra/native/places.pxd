@@ -5,6 +5,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from qobra.native.folios cimport Folios, FolioTable
+from qobra.native.in_step cimport StepTable
 from qobra.native.marks cimport MarkTable
 from qobra.native.old_blocks cimport OldTable
 
@@ -84,6 +85,8 @@ cdef class Places:
     cdef MarkTable *marks[MAX_MARKS]
     cdef uint64_t mark_shifts[MAX_MARKS]    # what is to be added to the root's offset
     cdef int mark_count
+    cdef StepTable *step        # a disk that is kept in step with this one; NULL: none
+    cdef int step_mark          # which of the marks is for what is not
     cdef OldTable *keepers[MAX_KEEPERS]
     cdef int keeper_count
     cdef void *reserve          # NULL if new space is for the nodes to give
@@ -95,6 +98,7 @@ cdef class Places:
     cdef list _owners
     cdef list _folios      # keeps what folios point to
     cdef object _marked    # keeps what marks and keepers point to
+    cdef object _in_step   # and the step
     cdef void set_reserve(self, object owner, void *reserve, Allocate allocate, int leaf)
     cdef void _set_leaf(self, int number, int fd, size_t alignment, Folios folios)
 

@@ -14,6 +14,7 @@ from libc.string cimport memset
 
 from qobra.native.build cimport join_build
 from qobra.native.folios cimport Folios, write_at
+from qobra.native.in_step cimport InStep, Lane, begin_write, end_write, set_apart, step_in, step_out
 from qobra.native.marks cimport Marks, add_marks
 from qobra.native.old_blocks cimport BLOCK, LONGEST_RUN, OldBlocks, keep_blocks, next_missing
 
@@ -207,10 +208,12 @@ cdef class Places:
     Each page is an ``array('q')`` of the table's, with the page's number behind its last entry. ``linear`` is the
     (file descriptor, offset to add, folios or None) where the root lies in one piece. ``marks`` are the (:class:`Marks`, offset to add)
     that a write is marked in, once it was made and before its slot is left; ``keepers`` the :class:`OldBlocks` that
-    have to keep what it is about to change.
+    have to keep what it is about to change; ``in_step`` the :class:`InStep` by which it goes to another disk, too, in
+    place of a mark in its ``marks``.
     """
 
-    def __init__(self, int64_t generation, int64_t length, int unit_bits, bint writable, linear, marks=(), keepers=()):
+    def __init__(self, int64_t generation, int64_t length, int unit_bits, bint writable, linear, marks=(), keepers=(),
+                 InStep in_step=None):
         cdef Marks one
         cdef OldBlocks keeper
         if self.leaves:
@@ -240,6 +243,13 @@ cdef class Places:
             self.marks[self.mark_count] = &one.table
             self.mark_shifts[self.mark_count] = shift
             self.mark_count += 1
+        self._in_step = in_step
+        if in_step is not None:
+            found = [index for index, (one, _shift) in enumerate(self._marked[0]) if one is in_step.marks]
+            if not found:
+                raise ValueError("nothing is marked that is not in step")
+            self.step_mark = found[0]
+            self.step = &in_step.table
 
     def add_leaf(self, int fd, size_t alignment=1, Folios folios=None):
         """Give a file the next number; returns that. ``alignment``, a power of two, is more than 1 where it bypasses the
@@ -445,6 +455,8 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
     cdef uint64_t at = offset
     cdef size_t left = length
     cdef Outcome outcome = DONE
+    cdef const uint8_t *rest = data
+    cdef Lane *lane = NULL
     if not places.writable:
         return UNKNOWN
     while left:
@@ -456,6 +468,8 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
         left -= piece.length
     if places.keeper_count and not keep_old(places, offset, length):
         return UNKNOWN
+    if places.step != NULL:
+        lane = step_in(places.step, offset + places.mark_shifts[places.step_mark], length)
     at = offset
     left = length
     while left:
@@ -463,19 +477,54 @@ cdef Outcome write_range(Places places, uint64_t offset, size_t length, const ui
             outcome = UNKNOWN  # it has just moved: the nodes' methods write all of it again
             break
         if not piece.leaf:
-            outcome = places.allocate(places.reserve, places, at, piece.length, data)
+            outcome = places.allocate(places.reserve, places, at, piece.length, rest)
             if outcome != DONE:
                 break
-        elif write_at(piece.folios, piece.fd, data, piece.length, piece.host) != <ssize_t>piece.length:
+        elif write_at(piece.folios, piece.fd, rest, piece.length, piece.host) != <ssize_t>piece.length:
             outcome = FAILED
             break
-        data += piece.length
+        rest += piece.length
         at += piece.length
         left -= piece.length
-    mark_write(places, offset, length)
+    if lane != NULL:
+        write_in_step(places, offset, length, data, outcome == DONE)
+        step_out(lane)
+    else:
+        if places.step != NULL:
+            set_apart(places.step, offset + places.mark_shifts[places.step_mark], length)
+        mark_write(places, offset, length)
     if outcome == DONE:
         note_write(places, at)
     return outcome
+
+
+cdef void write_in_step(Places places, uint64_t offset, size_t length, const uint8_t *data, bint was_written) noexcept nogil:
+    """What was written goes to the disk that is kept in step, too, or is marked as what has to be copied."""
+    cdef StepTable *step = places.step
+    cdef uint64_t at = offset + places.mark_shifts[places.step_mark]
+    cdef bint is_in_step = False
+    cdef int64_t begun
+    cdef int index
+    if was_written and was_found(places, step.target, at, length):
+        begun = begin_write()
+        is_in_step = write_to(step.target, at, length, data) == DONE
+        end_write(step, begun)
+    if not is_in_step:
+        set_apart(step, at, length)
+        mark_write(places, offset, length)
+        return
+    for index in range(places.mark_count):
+        if index != places.step_mark:
+            add_marks(places.marks[index], offset + places.mark_shifts[index], length)
+
+
+cdef bint was_found(Places places, void *target, uint64_t offset, uint64_t length) noexcept nogil:
+    """Whether what is known of the target is as new as what is known of the source, and has the range."""
+    return (<Places>target).generation == places.generation and inside(<Places>target, offset, length)
+
+
+cdef Outcome write_to(void *target, uint64_t offset, size_t length, const uint8_t *data) noexcept nogil:
+    return write_range(<Places>target, offset, length, data)
 
 
 cdef inline bint may_write(Places places, Piece *piece) noexcept nogil:

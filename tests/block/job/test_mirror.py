@@ -258,6 +258,7 @@ def test_what_the_guest_adds_is_told_before_it_is_copied(layer, guest, raw, monk
 
     monkeypatch.setattr(target, "_write", slow)
     monkeypatch.setattr(target, "plain_writes", lambda: False)
+    layer.changed()
     for offset in range(0, MIB, 2 * 65536):
         guest.write(offset, b"new" * 100)
     inside.wait(30)
@@ -343,6 +344,61 @@ def test_what_is_written_to_small_clusters_is_copied_in_pieces_from_the_second_p
     layer.wait_event("BLOCK_JOB_READY")
     assert job._follower.leaves_long == leaves_long
     guest.random_requests(random.Random(1), 50, 200000)
+    with layer.control:
+        job.complete()
+    layer.wait_status("m", "null")
+    guest.check()
+
+
+def write_past_nodes(guest, offset, data):
+    """As a loop without the GIL does it."""
+    with guest.backend.new_slot():
+        table = guest.backend.table()
+        table.look(offset, len(data))
+        assert table.places.write(offset, data)
+    guest.model[offset : offset + len(data)] = data
+
+
+@pytest.mark.skipif(not can_follow(), reason="the compiled form is not built")
+def test_what_is_in_step_is_written_by_the_guest(layer, guest, raw):
+    target = raw("target")
+    job = mirror(layer)
+    layer.wait_event("BLOCK_JOB_READY")
+    in_step = job._dirty.in_step
+    wait_until(lambda: in_step.target is not None and in_step.target.generation == layer.generation)
+    write_past_nodes(guest, 70000, b"both" * 1000)
+    assert target.read(70000, 4000) == b"both" * 1000 and job._dirty.count() == 0
+    guest.backend.write_zeroes(65536, 65536)
+    guest.model[65536:131072] = bytes(65536)
+    write_past_nodes(guest, 70000, b"more" * 100)
+    with layer.control:
+        job.complete()
+    layer.wait_status("m", "null")
+    guest.check()
+
+
+@pytest.mark.skipif(not can_follow(), reason="the compiled form is not built")
+@pytest.mark.parametrize("held", ["pause", "speed"])
+def test_nobody_writes_the_target_of_a_job_that_is_held_back(layer, guest, raw, held):
+    target = raw("target")
+    job = mirror(layer)
+    layer.wait_event("BLOCK_JOB_READY")
+    with layer.control:
+        if held == "pause":
+            job.user_pause()
+        else:
+            job.set_speed(1)
+    wait_until(lambda: job._dirty.in_step.target is None)
+    before = target.read(0, 4096)
+    write_past_nodes(guest, 0, b"held" * 1024)
+    if held == "pause":
+        assert target.read(0, 4096) == before and job._dirty.is_dirty(0)
+        with layer.control:
+            job.user_resume()
+    else:
+        with layer.control:
+            job.set_speed(0)
+    wait_until(lambda: job._dirty.in_step.target is not None)
     with layer.control:
         job.complete()
     layer.wait_status("m", "null")

@@ -61,6 +61,9 @@ class Follower:
         start = offset - offset % (8 * unit)
         length = min(WINDOW, dirty.length - start)
         bits = dirty.take(start, length)
+        taken, in_step = bytes(bits), dirty.in_step
+        if in_step is not None:
+            in_step.hold_bits(start, bits)
         self.taken = int.from_bytes(bits, "little").bit_count() * unit
         begin = (offset - start) // unit
         try:
@@ -75,6 +78,8 @@ class Follower:
                 copied += more
                 left = _ranges(bits, begin, looked)
         finally:
+            if in_step is not None:
+                in_step.release_bits(start, taken, bits)
             dirty.give_back(start, bits)
             self.taken = 0
         end = dirty.length

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 SHARE = 8
 """A mirror's share of a processor at first (see :mod:`.pace`). What the guest writes meanwhile has to be copied once
 more, so that a job which takes longer takes more of it in all."""
+IN_STEP_SHARE = 16
+"""The same where guests keep in step what was copied, so that it is copied once, however long that takes."""
 NEARLY = 1 << 20
 """Bytes that may differ for source and target to count as in step."""
 AT_ONCE_NS = 100_000_000
@@ -33,14 +35,17 @@ LEAST_GAIN = 0.75
 class CatchUp:
     """Counts the passes of one job over what the guest has written. Only :meth:`note` is for any thread.
 
-    ``is_local``: what copying takes is processor time; else, whoever copies may wait for a network. ``now`` is a clock
-    in nanoseconds.
+    ``is_local``: what copying takes is processor time; else, whoever copies may wait for a network. ``share`` is that
+    of a processor at first, ``now`` a clock in nanoseconds.
     """
 
-    def __init__(self, pace: Pace, *, is_local: bool, now: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self, pace: Pace, *, is_local: bool, share: int = SHARE, now: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self.clock: Callable[[], int] = time.thread_time_ns if is_local else time.monotonic_ns
         """Nanoseconds by which the work of a thread is measured."""
         self._pace = pace
+        self._share = share
         self._now = now
         self._lock = threading.Lock()
         self._copied = 0
@@ -58,7 +63,7 @@ class CatchUp:
         """So many bytes are to be copied before the first pass."""
         self._left = remaining
         self._looked_ns = self._now()
-        self._pace.share = SHARE
+        self._pace.share = self._share
 
     def note(self, length: int, took_ns: int | None) -> None:
         """So much was copied, and took so long by the :attr:`clock`; None where others had a part in it."""
@@ -84,7 +89,7 @@ class CatchUp:
         gained, self._left = self._left - left, left
         pace = self._pace
         if self._is_near:
-            pace.share = min(SHARE, 2 * pace.share)
+            pace.share = min(self._share, 2 * pace.share)
         elif gained < LEAST_GAIN * copied:
             pace.share = max(1, pace.share // 2)
 

@@ -21,7 +21,7 @@ from qobra.block.copy.writeback import Writeback
 from qobra.block.filter.mirror_top import MirrorTopNode
 from qobra.block.filter.placing import take_out_filter
 from qobra.block.job.block_job import IGNORE, REPORT, BlockJob
-from qobra.block.job.catch_up import CatchUp
+from qobra.block.job.catch_up import IN_STEP_SHARE, SHARE, CatchUp
 from qobra.block.job.chain import contains, next_below, skip_filters
 from qobra.block.job.failures import Failures
 from qobra.block.job.take_place import check_place, match_read_only, set_target_backing
@@ -85,6 +85,8 @@ class MirrorJob(BlockJob):
         self._copying = 0
         """Bytes that are being copied, and so not marked any more."""
         self._in_flight: list[tuple[int, int]] = []
+        self._unknown: list[tuple[int, int]] = []
+        """Ranges (offset, length) that were copied while guests were at work."""
         self._root: BlockBackend | None = None
         self._follower: Follower | None = None
         self.locks = RangeLocks(ordered=True)
@@ -100,7 +102,11 @@ class MirrorJob(BlockJob):
         follows = self.is_local and not plan.write_blocking and can_follow()
         granularity = PIECE if follows and plan.may_refine and not plan.least_unit else plan.granularity
         with self.layer.drained():  # writes that began before would not be marked
-            self._dirty = DirtyBitmap(self._source, None, granularity, enabled=not plan.write_blocking)
+            self._dirty = DirtyBitmap(self._source, None, granularity, enabled=False)
+            if follows:
+                self._dirty.keep_in_step()
+            if not plan.write_blocking:
+                self._dirty.enable()
         if follows and granularity < SCATTERED:
             self._follower = Follower(self._source_edge, self._root, self._dirty)
         if plan.write_blocking:
@@ -138,7 +144,9 @@ class MirrorJob(BlockJob):
         self._slots = ThreadSlots((*self._edges, self._root))
         self.pool = pool = CopyPool(self._copy, self._copied, self._helper_count())
         self._writeback = Writeback(self._target)
-        self._catch_up = CatchUp(self.pace, is_local=self.is_local)
+        assert self._dirty is not None
+        share = SHARE if self._dirty.in_step is None else IN_STEP_SHARE
+        self._catch_up = CatchUp(self.pace, is_local=self.is_local, share=share)
         try:
             self._check_sizes()
             self._find_dirty()
@@ -149,6 +157,7 @@ class MirrorJob(BlockJob):
                 self.update_progress()
             self._copies = False
             pool.close()
+            self._let_follow()
             self._writeback.close()
             self._slots.close()
 
@@ -223,6 +232,7 @@ class MirrorJob(BlockJob):
             if self.force_cancelled:
                 pool.wait_idle()
             self.pause_point()
+            self._let_lead()
             start = dirty.next_dirty(position)
             if start < dirty.length:
                 start -= start % dirty.granularity
@@ -264,6 +274,31 @@ class MirrorJob(BlockJob):
             if ending:
                 return
             self.park(BUSY_POLL_NS if remaining else POLL_NS)
+
+    def _let_lead(self) -> None:
+        """Have guests keep in step what is in step, as far as the job does not have to hold back itself."""
+        assert self._dirty is not None and self._root is not None
+        in_step = self._dirty.in_step
+        if in_step is None:
+            return
+        if self.rate.speed:
+            self._let_follow()
+            return
+        with self._slots.entered():
+            table = self._root.table()
+            while self._unknown:
+                # What guests write next: they know only places that were asked for.
+                table.look(*self._unknown.pop())
+            in_step.aim(table.places)
+
+    def _let_follow(self) -> None:
+        """Nobody writes to the target from now on but the job."""
+        if self._dirty is not None and self._dirty.in_step is not None:
+            self._dirty.in_step.aim(None)
+
+    def _settle(self) -> None:
+        self._let_follow()
+        super()._settle()
 
     def _submit(self, pool: CopyPool, start: int, stop: int) -> None:
         while self._overlaps(start, stop):
@@ -309,7 +344,9 @@ class MirrorJob(BlockJob):
         """The speed limit is about data; zeroes are free."""
         with self.condition:
             moved, self._moved = self._moved, 0
-        self._writeback.note(moved)
+        if not self.pace.gives_way:
+            # Else what a guest has written would be written, too, and it waits for that.
+            self._writeback.note(moved)
         self._catch_up.adapt_pace(self._remaining)
         self.throttle(moved)
 
@@ -329,11 +366,18 @@ class MirrorJob(BlockJob):
         begun_ns = self._catch_up.clock()
         # A write that comes while the copy is made marks it again, so the mark goes first.
         dirty.clear(offset, length)
+        in_step = dirty.in_step
+        if in_step is not None:
+            in_step.hold(offset, length)
         try:
             moved = self._copier.copy(offset, length, carrier=carrier)
         except CopyFailed:
             dirty.set(offset, length)
             raise
+        if in_step is not None:
+            in_step.release(offset, length, dirty.length)
+            if self.pace.gives_way:
+                self._unknown.append((offset, length))
         # How long it takes is known where the job does all itself.
         self._catch_up.note(length, self._catch_up.clock() - begun_ns if carrier.share == 1 else None)
         with self.condition:
