@@ -13,6 +13,7 @@ import struct
 import time
 from typing import Any
 
+from qobra.crypto.derivation import MOST_AT_ONCE, derive_key
 from qobra.crypto.sectors import IV_GENERATORS, KEY_BYTES, MODES, SECTOR, SectorCipher
 from qobra.errors import QobraError
 
@@ -167,7 +168,7 @@ class LuksHeader:
     def _derive(self, secret: bytes, salt: bytes, iterations: int, length: int) -> bytes:
         if iterations > _MOST_DERIVED:
             raise _out_of_range(f"{iterations} larger than {_MOST_DERIVED}")
-        return hashlib.pbkdf2_hmac(self.hash, secret, salt, max(iterations, 1), length)
+        return derive_key(self.hash, secret, salt, max(iterations, 1), length)
 
     def _time(self, rounds: int) -> float:
         """Seconds of a processor that so many rounds take."""
@@ -182,7 +183,7 @@ class LuksHeader:
         """
         rounds = 1 << 12
         spent = 0.0
-        while spent < 0.02:
+        while spent < 0.02 and rounds < MOST_AT_ONCE // 4:  # more are not derived in this thread, whose time it is
             rounds *= 4
             spent = self._time(rounds)
         spent = min(spent, self._time(rounds))
