@@ -1,13 +1,21 @@
 """Raw deflate with a window of 4 KiB, without the GIL: see ``deflate.h``."""
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
 
 from qobra.native.buffers cimport items
 from qobra.native.build cimport join_build
+from qobra.native.files cimport new_room
 
 join_build(__name__)
 
+cdef extern from "deflate_common.h":
+    pass
+cdef extern from "deflate_blocks.h":
+    pass
+cdef extern from "deflate_quick.h":
+    pass
 cdef extern from "deflate.h" nogil:
     struct deflater:
         pass
@@ -34,24 +42,35 @@ cdef class Deflater:
     def __dealloc__(self):
         free(self._deflater)
 
-    def compress(self, data, unsigned depth, unsigned nice, unsigned lazy):
-        cdef Py_ssize_t length
+    def compress(self, data, Py_ssize_t cluster, unsigned depth, unsigned nice, unsigned lazy):
+        cdef Py_ssize_t size, at, count, number, made = 0
         data = memoryview(data)
-        cdef const uint8_t *plain = <const uint8_t *>items(data, 1, False, &length)
-        cdef size_t size = length, made
+        cdef const uint8_t *plain = <const uint8_t *>items(data, 1, False, &size)
         cdef uint8_t *out
-        if not size or size > LARGEST or not depth:
-            raise ValueError("a size or depth that cannot be")
+        cdef size_t *ends
+        if not 0 < cluster <= LARGEST or not 0 < size <= LARGEST or size % cluster:
+            raise ValueError("a size that cannot be")
         if self._busy:
             raise RuntimeError("used by two threads at once")
-        out = <uint8_t *>malloc(size)
-        if out == NULL:
-            raise MemoryError
+        count = size // cluster
+        out = new_room(size)
+        ends = <size_t *>malloc(count * sizeof(size_t))
         self._busy = True
         try:
+            if out == NULL or ends == NULL:
+                raise MemoryError
             with nogil:
-                made = deflate_raw(self._deflater, plain, size, out, size, depth, nice, lazy)
-            return out[:made] if made else None
+                for number in range(count):
+                    at = number * cluster
+                    made += deflate_raw(self._deflater, plain + at, cluster, out + made, cluster, depth, nice, lazy)
+                    ends[number] = made
+            packed = []
+            made = 0
+            for number in range(count):
+                packed.append(PyBytes_FromStringAndSize(<char *>out + made, ends[number] - made) or None)
+                made = ends[number]
+            return packed
         finally:
             self._busy = False
             free(out)
+            free(ends)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from qobra.block.buffers import is_zero, new_buffer
+from qobra.block.buffers import new_buffer
 from qobra.block.copy.carrier import DIRECT, ZEROES, ReadFailed
 from qobra.block.copy.coarse import UNIT, resolve_coarse
 from qobra.block.copy.ranges import may_read_past
@@ -243,13 +243,11 @@ class ChunkCopier:
         view[inside:] = bytes(length - inside)
         cluster = self.target.cluster_size() or length
         try:
-            for start in range(0, length, cluster):
-                part = view[start : start + cluster]
-                if is_zero(part):
-                    if not self.target_is_zero:
-                        self.target.write_zeroes(offset + start, len(part), may_unmap=self._unmap)
-                else:
-                    self.target.write_compressed(offset + start, part)
+            for start, size, zero in zero_pieces(view.obj, length, cluster):  # type: ignore[arg-type]
+                if not zero:
+                    self.target.write_compressed(offset + start, view[start : start + size])
+                elif not self.target_is_zero:
+                    self.target.write_zeroes(offset + start, size, may_unmap=self._unmap)
         except (OSError, QobraError) as error:
             raise CopyFailed(error, False)
 

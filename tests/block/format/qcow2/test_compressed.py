@@ -8,11 +8,28 @@ from typing import Any
 
 import pytest
 
-from qobra.block.format.qcow2.compressed import DEFLATE_BITS, deflate, pure_deflate
+from qobra.block.format.qcow2.compressed import (
+    DEFLATE_BITS,
+    ZLIB,
+    compress,
+    compress_clusters,
+    pure_deflate,
+    quick_deflate,
+)
 from qobra.native import compiled
 
 _compiled = compiled("deflate")
-FORMS = [pure_deflate] if _compiled is None else [pure_deflate, deflate]
+
+
+def deflate(data: bytes, level: int | None) -> bytes | None:
+    return compress(data, ZLIB, level)
+
+
+def pure_form(data: bytes, level: int | None) -> bytes:
+    return quick_deflate(data) if level is None else pure_deflate(data, level)
+
+
+FORMS = [pure_form] if _compiled is None else [pure_form, deflate]
 SOURCE = b"".join(open(module, "rb").read() for module in (random.__file__, threading.__file__))
 WINDOW = 1 << -DEFLATE_BITS
 
@@ -65,10 +82,10 @@ def contents(seed: int) -> bytes:
 @pytest.mark.parametrize("seed", range(24))
 def test_what_was_compressed_is_read_within_4_kib(seed: int, form: Any) -> None:
     data = contents(seed)
-    for level in (1, 6, 9) if len(data) <= 65536 else (1 + seed % 9,):
+    for level in (None, 1, 6, 9) if len(data) <= 65536 else (None, 1 + seed % 9):
         packed = form(data, level)
         if packed is None:
-            assert len(pure_deflate(data, level) or b"") > len(data) * 0.99
+            assert len(pure_deflate(data, level or 6)) > len(data) * 0.99
             continue
         assert inflate(packed, len(data)) == data
 
@@ -104,7 +121,7 @@ def test_mixtures(form: Any, soak_scale: int) -> None:
     seed = random.randrange(1 << 32)
     random_ = random.Random(seed)
     for number in range(40 * soak_scale):
-        data, level = mixture(random_), random_.randrange(1, 10)
+        data, level = mixture(random_), random_.choice([None, None, *range(1, 10)])
         packed = form(data, level)
         assert packed is None or inflate(packed, len(data)) == data, (seed, number)
 
@@ -113,16 +130,18 @@ def test_mixtures(form: Any, soak_scale: int) -> None:
 def test_what_cannot_be_made_smaller(form: Any) -> None:
     for size in (1, 2, 3, 4, 5, 100, 65536):
         data = os.urandom(size)
-        packed = form(data, 6)
-        assert packed is None or len(packed) >= size
+        for level in (None, 6):
+            packed = form(data, level)
+            assert packed is None or len(packed) >= size
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_small_inputs(form: Any) -> None:
     for size in range(1, 600):
         data = b"abcabcab" * 75
-        packed = form(data[:size], 6)
-        assert packed is None or inflate(packed, size) == data[:size]
+        for level in (None, 6):
+            packed = form(data[:size], level)
+            assert packed is None or inflate(packed, size) == data[:size]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -132,7 +151,23 @@ def test_level_6_is_as_small_as_zlib(form: Any) -> None:
     )
     for data in (SOURCE[:65536], text(1, 65536), listing.encode()[:65536]):
         packed = form(data, 6)
-        assert packed is not None and len(packed) <= 1.005 * len(pure_deflate(data, 6) or b"")
+        assert packed is not None and len(packed) <= 1.005 * len(pure_deflate(data, 6))
+
+
+@pytest.mark.skipif(_compiled is None, reason="not built")
+def test_the_quick_way_is_about_as_small_as_zlib() -> None:
+    for data in (SOURCE[:65536], text(1, 65536)):
+        packed = deflate(data, None)
+        assert packed is not None and len(packed) <= 1.03 * len(pure_deflate(data, 6))
+
+
+@pytest.mark.parametrize("level", [None, 6])
+def test_clusters_are_compressed_each_by_itself(level: int | None) -> None:
+    noise = random.Random(6).randbytes(4096)
+    clusters = [SOURCE[:4096], noise, bytes(4096), SOURCE[4096:8192]]
+    packed = compress_clusters(b"".join(clusters), 4096, ZLIB, level)
+    assert [each is None for each in packed] == [False, True, False, False]
+    assert packed == [compress(each, ZLIB, level) for each in clusters]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -140,7 +175,7 @@ def test_matches_are_found_again_after_data_that_has_none(form: Any) -> None:
     noise = random.Random(5).randbytes(32768)
     packed = form(noise + SOURCE[:32768], 6)
     assert packed is not None and inflate(packed, 65536) == noise + SOURCE[:32768]
-    assert len(packed) <= len(noise) + 1.02 * len(pure_deflate(SOURCE[:32768], 6) or b"")
+    assert len(packed) <= len(noise) + 1.02 * len(pure_deflate(SOURCE[:32768], 6))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -156,11 +191,11 @@ def test_higher_levels_are_smaller_and_the_same_each_time(form: Any) -> None:
 def test_bounds() -> None:
     assert _compiled is not None
     deflater = _compiled.Deflater()
-    for arguments in ((b"", 1, 1, 1), (b"abcd", 0, 1, 1)):
+    for data, cluster in ((b"", 1), (b"", 0), (b"abcd", 0), (b"abcd", 3), (b"abcd", 8), (b"abcd", -4)):
         with pytest.raises(ValueError):
-            deflater.compress(*arguments)
+            deflater.compress(data, cluster, 1, 1, 1)
     with pytest.raises(TypeError):
-        deflater.compress("text", 1, 1, 1)
-    for effort in ((1, 0, 0), (1 << 31, 1 << 31, 1 << 31)):
-        packed = deflater.compress(b"ab" * 3000, *effort)
+        deflater.compress("text", 4, 1, 1, 1)
+    for effort in ((1, 0, 0), (1 << 31, 1 << 31, 1 << 31), (0, 0, 0)):
+        (packed,) = deflater.compress(b"ab" * 3000, 6000, *effort)
         assert inflate(packed, 6000) == b"ab" * 3000

@@ -43,12 +43,22 @@ def require(kind: int) -> None:
 
 def compress(data: Buffer, kind: int, level: int | None = None) -> bytes | None:
     """``data``, a whole cluster, compressed; None where that would not make it smaller."""
-    packed: bytes | None
+    return compress_clusters(data, len(data), kind, level)[0]
+
+
+def compress_clusters(data: Buffer, size: int, kind: int, level: int | None = None) -> list[bytes | None]:
+    """Each cluster, of ``size`` bytes, of ``data`` compressed; None where that would not make it smaller."""
+    if kind == ZLIB and (native := _deflater()) is not None:
+        return native.compress(data, size, *(_QUICK if level is None else _EFFORTS[level]))
+    view = memoryview(data)
+    packed = [_compress(view[start : start + size], kind, level) for start in range(0, len(view), size)]
+    return [each if len(each) < size else None for each in packed]
+
+
+def _compress(data: Buffer, kind: int, level: int | None) -> bytes:
     if kind == ZSTD:
-        packed = _zstd_compressor(level or 3).compress(data)
-    else:
-        packed = _deflate(data, level)
-    return packed if packed is not None and len(packed) < len(data) else None
+        return _zstd_compressor(level or 3).compress(data)
+    return quick_deflate(data) if level is None else pure_deflate(data, level)
 
 
 def decompress(data: Buffer, size: int, kind: int) -> bytes:
@@ -68,37 +78,33 @@ def decompress(data: Buffer, size: int, kind: int) -> bytes:
     return result
 
 
-def _deflate(data: Buffer, level: int | None) -> bytes | None:
-    """A raw deflate stream with a window of 4 KiB, as qcow2 asks for, or None where it would not be smaller.
-
-    By ISA-L, which is quickest, unless a ``level`` is asked for.
-    """
-    if level is None:
-        try:
-            from isal import igzip_lib
-        except ImportError:
-            pass
-        else:
-            packed: bytes = igzip_lib.compress(data, 3, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_EXTRA_LARGE, 12)
-            return packed
-    return deflate(data, DEFAULT_LEVEL if level is None else level)
+def quick_deflate(data: Buffer) -> bytes:
+    """A raw deflate stream with a window of 4 KiB, by ISA-L where it is installed."""
+    try:
+        from isal import igzip_lib
+    except ImportError:
+        return pure_deflate(data, DEFAULT_LEVEL)
+    packed: bytes = igzip_lib.compress(data, 3, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_EXTRA_LARGE, 12)
+    return packed
 
 
-def pure_deflate(data: Buffer, level: int) -> bytes | None:
-    """By zlib."""
+def pure_deflate(data: Buffer, level: int) -> bytes:
+    """A raw deflate stream with a window of 4 KiB, by zlib."""
     stream = zlib.compressobj(level, zlib.DEFLATED, DEFLATE_BITS, 9)
     return stream.compress(data) + stream.flush()
 
 
-def deflate(data: Buffer, level: int) -> bytes | None:
-    """A raw deflate stream with a window of 4 KiB, None where it would not be smaller."""
+def _deflater() -> Deflater | None:
+    """The compiled form, for the calling thread."""
     if not hasattr(_local, "deflater"):
         native = compiled("deflate")
         _local.deflater = native.Deflater() if native is not None else None
     deflater: Deflater | None = _local.deflater
-    return deflater.compress(data, *_EFFORTS[level]) if deflater is not None else pure_deflate(data, level)
+    return deflater
 
 
+_QUICK = (0, 0, 0)
+"""The effort of the compiled form's quick way, which is about as small as zlib's level 6."""
 _EFFORTS = (
     (1, 16, 0), (1, 16, 0), (2, 32, 0), (4, 32, 0), (4, 32, 8), (8, 64, 16), (16, 128, 32), (24, 128, 32),
     (64, 258, 64), (256, 258, 258),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from qobra.block.format.qcow2 import layout
-from qobra.block.format.qcow2.compressed import MAX_LEVELS, compress
+from qobra.block.format.qcow2.compressed import MAX_LEVELS, compress_clusters
 from qobra.errors import QobraError
 
 TYPE_CHECKING = False
@@ -44,11 +44,10 @@ class CompressedWriter:
             raise QobraError("Compressed writes must cover whole clusters", errno=errno.EINVAL)
         size = image.cluster_size
         kind = image.header.compression
-        packed: list[bytes | None] = []
-        for position in range(0, len(view), size):
-            part = view[position : position + size]
-            whole = part if len(part) == size else bytes(part) + bytes(size - len(part))
-            packed.append(compress(whole, kind, self._level))
+        whole = len(view) & -size
+        packed = compress_clusters(view[:whole], size, kind, self._level) if whole else []
+        if whole < len(view):
+            packed += compress_clusters(bytes(view[whole:]).ljust(size, b"\0"), size, kind, self._level)
         start = 0
         while start < len(packed):
             if packed[start] is None:
