@@ -359,13 +359,24 @@ def write_past_nodes(guest, offset, data):
     guest.model[offset : offset + len(data)] = data
 
 
+def wait_until_led(layer, guest, job):
+    """Until a guest that is at work is to keep the target in step, which it is."""
+    in_step = job._dirty.in_step
+
+    def is_led():
+        guest.write(0, guest.model[:512])
+        return in_step.target is not None and in_step.target.generation == layer.generation
+
+    wait_until(is_led)
+    wait_until(lambda: job._dirty.count() == 0)
+
+
 @pytest.mark.skipif(not can_follow(), reason="the compiled form is not built")
 def test_what_is_in_step_is_written_by_the_guest(layer, guest, raw):
     target = raw("target")
     job = mirror(layer)
     layer.wait_event("BLOCK_JOB_READY")
-    in_step = job._dirty.in_step
-    wait_until(lambda: in_step.target is not None and in_step.target.generation == layer.generation)
+    wait_until_led(layer, guest, job)
     write_past_nodes(guest, 70000, b"both" * 1000)
     assert target.read(70000, 4000) == b"both" * 1000 and job._dirty.count() == 0
     guest.backend.write_zeroes(65536, 65536)
@@ -383,6 +394,7 @@ def test_nobody_writes_the_target_of_a_job_that_is_held_back(layer, guest, raw, 
     target = raw("target")
     job = mirror(layer)
     layer.wait_event("BLOCK_JOB_READY")
+    wait_until_led(layer, guest, job)
     with layer.control:
         if held == "pause":
             job.user_pause()
@@ -398,7 +410,7 @@ def test_nobody_writes_the_target_of_a_job_that_is_held_back(layer, guest, raw, 
     else:
         with layer.control:
             job.set_speed(0)
-    wait_until(lambda: job._dirty.in_step.target is not None)
+    wait_until_led(layer, guest, job)
     with layer.control:
         job.complete()
     layer.wait_status("m", "null")

@@ -276,7 +276,7 @@ class MirrorJob(BlockJob):
             self.park(BUSY_POLL_NS if remaining else POLL_NS)
 
     def _let_lead(self) -> None:
-        """Have guests keep in step what is in step, as far as the job does not have to hold back itself."""
+        """Have guests that are at work keep in step what is in step, unless the job has to hold back itself."""
         assert self._dirty is not None and self._root is not None
         in_step = self._dirty.in_step
         if in_step is None:
@@ -284,6 +284,8 @@ class MirrorJob(BlockJob):
         if self.rate.speed:
             self._let_follow()
             return
+        if not self.pace.gives_way:
+            return  # beside nobody the target's table would only have to be kept true
         with self._slots.entered():
             table = self._root.table()
             while self._unknown:
