@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from qobra.lean import Condition, Lock, start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qobra.block.node import BlockNode
+    from qobra.block.protocol.file import FileNode
 
 STEP = 32 << 20
 """Bytes that are copied before the disk is told to write them."""
@@ -21,7 +20,7 @@ class Writeback:
     """
 
     def __init__(self, target: BlockNode) -> None:
-        self._fds = _files(target)
+        self._files = _files(target)
         self._pending = 0
         self._condition = Condition()
         self._closed = False
@@ -30,7 +29,7 @@ class Writeback:
 
     def note(self, length: int) -> None:
         """``length`` bytes were copied."""
-        if not self._fds:
+        if not self._files:
             return
         with self._condition:
             self._pending += length
@@ -64,18 +63,21 @@ class Writeback:
                 if self._closed:
                     return
                 self._pending = 0
-            for fd in self._fds:
+            for file in self._files:
                 try:
-                    os.fdatasync(fd)
+                    file.sync()
                 except OSError:
                     return  # the flush will tell
 
 
-def _files(node: BlockNode) -> list[int]:
-    found, pending = [], [node]
+def _files(node: BlockNode) -> list[FileNode]:
+    from qobra.block.protocol.file import FileNode
+
+    found: list[FileNode] = []
+    pending = [node]
     while pending:
         each = pending.pop()
-        if each.is_leaf and not each.cache_no_flush and not each.read_only:
-            found.append(each.fd)
+        if isinstance(each, FileNode) and not each.cache_no_flush and not each.read_only:
+            found.append(each)
         pending.extend(child for name, child in each.children.items() if name != "backing" or each.is_filter)
     return found

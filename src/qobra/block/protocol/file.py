@@ -47,6 +47,8 @@ class FileNode(BlockNode):
 
     fd: int = -1
     _direct: DirectFile | None = None
+    _unsynced: int = 0
+    """The error of a sync that has failed, 0 if none has: the kernel tells it once, and drops what it did not write."""
 
     @classmethod
     def parse_filename(cls, filename: str) -> Options | None:
@@ -373,7 +375,18 @@ class FileNode(BlockNode):
 
     def _flush(self) -> None:
         if not self.cache_no_flush and self._writable:
+            self.sync()
+
+    def sync(self) -> None:
+        """fdatasync(2). Raises OSError, and from then on always: see :attr:`_unsynced`."""
+        if self._unsynced:
+            raise OSError(self._unsynced, os.strerror(self._unsynced))
+        try:
             os.fdatasync(self.fd)
+        except OSError as error:
+            if not self.cache_direct:
+                self._unsynced = error.errno or errno.EIO
+            raise
 
     def _truncate(self, length: int, preallocation: str, exact: bool) -> None:
         if preallocation != "off" and length < self.length:
