@@ -86,23 +86,34 @@ def test_a_target_answers_for_units_that_it_has_not(guest: Guest) -> None:
         guest.machine.block.add_node({"driver": "null-co", "node-name": "n0", "size": 1 << 20})
     guest.plug("scsi-hd", drive="n0", id="hd", scsi_id="3", lun="260")
 
-    def told(*cdb: int) -> bytes:
-        response, status, _sense, data = driver.command(bytes(cdb), target=3, read=4096)
+    def told(lun: int, *cdb: int) -> bytes:
+        response, status, _sense, data = driver.command(bytes(cdb), target=3, lun=lun, read=4096)
         assert (response, status) == (0, 0)
         return data
 
-    def refused(*cdb: int) -> tuple[int, ...]:
-        response, status, sense, _data = driver.command(bytes(cdb), target=3, read=4096)
+    def refused(lun: int, *cdb: int) -> tuple[int, ...]:
+        response, status, sense, _data = driver.command(bytes(cdb), target=3, lun=lun, read=4096)
         assert (response, status) == (0, 2)
         return sense[2], sense[12], sense[13]
 
-    inquiry = told(0x12, 0, 0, 1, 0, 0)
-    assert inquiry[0] == 0x7F and len(inquiry) == 36 and inquiry[8:32] == b"QEMU    QEMU TARGET     "
-    assert told(0x12, 0, 0, 0, 5, 0) == inquiry[:5]
-    assert told(0xA0, *bytes(5), 0, 0, 1, 0, 0, 0) == bytes((0, 0, 0, 16, *bytes(12), 0x41, 4, *bytes(6)))
-    assert told(0x03, 0, 0, 0, 18, 0)[2:14:10] == bytes((5, 0x25))
-    assert refused(0x12, 1, 0, 1, 0, 0) == refused(0x12, 0, 5, 1, 0, 0) == (5, 0x24, 0)
-    assert refused(*bytes(6)) == refused(0x28, *bytes(9)) == (5, 0x25, 0)
+    invalid_field, no_unit, no_command = (5, 0x24, 0), (5, 0x25, 0), (5, 0x20, 0)
+    assert refused(0, *bytes(6)) == (6, 0x29, 0)  # the target's unit has something to tell first
+    assert driver.command(bytes(6), target=3)[:2] == (0, 0)
+    inquiry = told(0, 0x12, 0, 0, 1, 0, 0)
+    assert inquiry == bytes((0x3F, 0, 5, 0x12, 31, 0, 0, 0x12)) + b"QEMU    QEMU TARGET     2.5\0"
+    assert told(0, 0x12, 0, 0, 0, 5, 0) == bytes((0x3F, 0, 5, 0x12, 0))
+    assert told(0, 0x12, 1, 0, 0, 36, 0) == bytes((0x3F, 0, 0, 1, 0))
+    assert refused(0, 0x12, 1, 5, 1, 0, 0) == refused(0, 0x12, 0, 5, 1, 0, 0) == invalid_field
+    assert refused(0, 0x12, 2, 0, 1, 0, 0) == invalid_field
+    assert told(0, 0xA0, *bytes(5), 0, 0, 1, 0, 0, 0) == bytes((0, 0, 0, 16, *bytes(12), 0x41, 4, *bytes(6)))
+    assert refused(0, 0x28, *bytes(9)) == no_command
+    assert [told(0, 0x03, 0, 0, 0, 18, 0)[2:14:10] for _ in range(2)] == [bytes((5, 0x20)), bytes(2)]
+
+    assert told(5, 0x12, 0, 0, 1, 0, 0) == bytes((0x7F, *bytes(35)))
+    assert told(5, 0x12, 0, 0, 0, 5, 0) == bytes((0x7F, 0, 0, 0, 0))
+    assert told(5, 0x03, 0, 0, 0, 18, 0)[2:14:10] == bytes((5, 0x25))
+    assert refused(5, *bytes(6)) == refused(5, 0x28, *bytes(9)) == no_unit
+    assert refused(5, 0xA0, *bytes(5), 0, 0, 1, 0, 0, 0) == no_unit
     assert driver.command(bytes(6), target=4)[0] == 3
 
 

@@ -185,3 +185,41 @@ def _look(run: Run) -> None:
 
 def _without_times(stats: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in stats.items() if not name.endswith("_ns")}
+
+
+@pytest.mark.parametrize("units", [(0, 5), (5, 0)])
+def test_units_that_a_target_has_not(tmp_path: Path, units: tuple[int, int]) -> None:
+    """What a target answers for them."""
+    commands = (
+        bytes((0x1A, 0, 0x3F, 0, 36, 0)),
+        bytes(6),
+        bytes((0x12, 0, 0, 1, 0, 0)),
+        bytes((0x12, 0, 0, 0, 5, 0)),
+        bytes((0x12, 0, 5, 0, 36, 0)),
+        bytes((0x12, 1, 5, 0, 36, 0)),
+        bytes((0x12, 2, 0, 0, 36, 0)),
+        bytes((0x03, 0, 0, 0, 18, 0)),
+        bytes((0x03, 0, 0, 0, 18, 0)),
+        bytes((0xA0, *bytes(5), 0, 0, 1, 0, 0, 0)),
+        bytes((0xA0, *bytes(5), 0, 0, 0, 8, 0, 0)),
+        bytes((0xA0, 0, 3, *bytes(3), 0, 0, 1, 0, 0, 0)),
+        bytes((0x28, *bytes(9))),
+        bytes((0x25, *bytes(9))),
+        bytes((0x03, 0, 0, 0, 18, 0)),
+    )
+
+    def script(run: Run) -> None:
+        run("cont")
+        run("device_add", {"driver": "virtio-scsi-pci", "id": "bus", "addr": "5"})
+        run.add("null-co", node_name="null", size=1 << 20)
+        run("device_add", {"driver": "scsi-hd", "drive": "null", "scsi-id": 3, "lun": 260})
+        with _transport(run) as transport:
+            adapter = ScsiDriver(transport, Memory())
+            for lun in (*units, *units):
+                for command in commands:
+                    room = 4096 if command[0] else 0
+                    response, status, sense, data = adapter.command(command, target=3, lun=lun, read=room)
+                    answer = (lun, command.hex(), response, status, sense.hex(), "" if status else data.hex())
+                    run("query-name", pick=lambda _found, answer=answer: answer)
+
+    _compare(script, tmp_path)

@@ -17,7 +17,6 @@ from qobra.machine.scsi.sense import (
     CHECK_CONDITION,
     GOOD,
     INVALID_FIELD,
-    LUN_NOT_SUPPORTED,
     RESET_OCCURRED,
     UNIT_ATTENTION,
     Sense,
@@ -26,6 +25,8 @@ from qobra.machine.vmstate import Field, Maybe, Number, Together, VmState
 from qobra.object.property import Int
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qobra.block.backend import BlockBackend
     from qobra.object.tree import ObjectTree
 
@@ -82,14 +83,24 @@ class ScsiDevice(Device):
 
         Raises OSError or QobraError where the storage failed: the host adapter asks the error policy.
         """
+        if cdb[0] == REPORT_LUNS:
+            return self._outcome(cdb, lambda: Result(data=self.scsi_bus.report_luns(self.scsi_id, cdb)[:room]))
+        return self._outcome(cdb, lambda: self.carry_out(cdb, data, room))
+
+    def execute_for(self, lun: int, cdb: bytes, room: int) -> Result:
+        """Answer ``cdb`` for the unit ``lun`` of the same target, which is not there."""
+        from qobra.machine.scsi.absent import answer
+
+        return self._outcome(cdb, lambda: Result(data=answer(self, lun, cdb)[:room]))
+
+    def _outcome(self, cdb: bytes, carry_out: Callable[[], Result]) -> Result:
+        """What ``carry_out`` returns, or the sense that it raises, unless something else is to be told first."""
         try:
             if self.attention is not None and cdb[0] not in _TOLD_NO_ATTENTION and not self._asked_for_attention(cdb):
                 attention, self.attention = self.attention, None
                 self.attention_reported()
                 raise Sense(*attention)
-            if cdb[0] == REPORT_LUNS:
-                return Result(data=self.scsi_bus.report_luns(self.scsi_id, cdb)[:room])
-            result = self.carry_out(cdb, data, room)
+            result = carry_out()
             self.last_sense = None
             return result
         except Sense as sense:
@@ -191,12 +202,8 @@ class ScsiBus(Bus):
         device = self.find(0, target, lun)
         if device is not None:
             return device.execute(cdb, data, room)
-        if not self.has_target(target):
-            return None
-        try:
-            return Result(data=self._absent_unit(target, cdb)[:room])
-        except Sense as sense:
-            return Result(CHECK_CONDITION, sense=sense.data())
+        units = self.units_of(target)
+        return units[0].execute_for(lun, cdb, room) if units else None
 
     def report_luns(self, target: int, cdb: bytes) -> bytes:
         """The list of a target's units. Raises Sense."""
@@ -206,19 +213,6 @@ class ScsiBus(Bus):
         luns = sorted({0} | {d.lun for d in self._units() if d.scsi_id == target})
         entries = b"".join((lun if lun < 256 else 0x4000 | lun).to_bytes(2, "big") + bytes(6) for lun in luns)
         return (len(entries).to_bytes(4, "big") + bytes(4) + entries)[:length]
-
-    def _absent_unit(self, target: int, cdb: bytes) -> bytes:
-        if cdb[0] == REPORT_LUNS:
-            return self.report_luns(target, cdb)
-        if cdb[0] == INQUIRY:
-            if cdb[1] & 1 or cdb[2]:
-                raise Sense(*INVALID_FIELD)
-            # Peripheral qualifier 3: nothing here, nor could there be.
-            answer = bytes((0x7F, 0, 5, 0x12, 31, 0, 0, 0x02)) + b"QEMU".ljust(8) + b"QEMU TARGET".ljust(16) + b"1.0 "
-            return answer[: int.from_bytes(cdb[3:5], "big")]
-        if cdb[0] == REQUEST_SENSE:
-            return Sense(*LUN_NOT_SUPPORTED).data()[: cdb[4]]
-        raise Sense(*LUN_NOT_SUPPORTED)
 
     def _units(self) -> list[ScsiDevice]:
         return [device for device in self.devices if isinstance(device, ScsiDevice) and device.realized]
