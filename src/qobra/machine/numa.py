@@ -165,7 +165,7 @@ class Numa:
         if not self.nodes:
             return
         if sorted(self.nodes) != list(range(len(self.nodes))):
-            missing = next(number for number in range(MAX_NODES) if number not in self.nodes)
+            missing = max(number for number in range(max(self.nodes)) if number not in self.nodes)
             raise QobraError(f"numa: Node ID missing: {missing}")
         total = sum(node.memory or 0 for node in self.nodes.values())
         if total != self._board.ram_size:

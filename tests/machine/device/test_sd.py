@@ -246,3 +246,31 @@ def test_a_command_without_an_answer_is_over_too(guest: Guest) -> None:
     assert guest.status() & 0x18003 == 0x18001
     assert guest.command(60, kind=3) == -1
     assert guest.status() & 0x18003 == 0x18003
+
+
+@pytest.mark.parametrize(
+    ("version", "capabilities", "complaint"),
+    [
+        (2, 0x3489, "SD timeout clock frequency"),
+        (2, 0x4034, "SD base clock frequency"),
+        (2, 0x0934, "SD base clock frequency"),
+        (2, 0x334B4, "block size can be"),
+        (3, 1 << 30, "slot-type not supported"),
+        (3, 0x30000, "block size can be"),
+        (2, 0, None),
+        (2, 0xC0003FB4, None),
+        (3, 0xFFFFFFFF_3FFCFFFF, None),
+    ],
+)
+def test_what_a_controller_can_say_of_itself(version: int, capabilities: int, complaint: str | None) -> None:
+    machine = simple_machine("x86_64", "pc", memory=32 << 20)
+    options = {"driver": "sdhci-pci", "sd-spec-version": version, "capareg": capabilities}
+    try:
+        with machine.control:
+            if complaint is None:
+                add_device(machine, options, keyval=False)
+            else:
+                with pytest.raises(QobraError, match=f"^{complaint}"):
+                    add_device(machine, options, keyval=False)
+    finally:
+        machine.close()

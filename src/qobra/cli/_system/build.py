@@ -195,12 +195,14 @@ class Builder:
 
     def _add_monitors(self) -> None:
         def on(value: str, mode: str, pretty: bool = False) -> None:
-            if value == "none":
+            if value == "none" and mode == "readline":
                 return
             option = "monitor" if mode == "readline" else "qmp-pretty" if pretty else "qmp"
             try:
                 device = self._short_chardev(value, "compat_monitor", f"-{option} {value}")
             except QobraError as error:
+                if not error.desc.endswith("is not a valid char driver"):
+                    raise
                 raise QobraError(f"{error}\n{program()}: -{option} {value}: parse error: {value}")
             self._monitors.add(device, mode=mode, pretty=pretty)
 

@@ -9,9 +9,10 @@ from qobra.chardev.options import split
 from qobra.cli._options import structure
 from qobra.errors import QobraError
 from qobra.machine.option_groups import convert, number
+from qobra.object.number_list import NumberList
 from qobra.report import report_error
 
-_MAX_CPU_NUMBER = 1 << 16
+_CPUS = NumberList(name="cpus")
 
 
 def numa(text: str) -> dict[str, Any]:
@@ -27,13 +28,16 @@ def numa(text: str) -> dict[str, Any]:
         if key != "cpus":
             rest.append(f"{item}M" if key == "mem" and value.isdigit() else item)  # in MiB without a suffix
             continue
-        first, _dash, last = value.partition("-")
-        low, high = number("cpus", first), number("cpus", last or first)
-        if not low <= high < _MAX_CPU_NUMBER:
-            raise QobraError("Parameter 'cpus' expects an int64 value or range")
-        cpus += [str(each) for each in range(low, high + 1)]
+        cpus += [str(each) for each in _CPUS.convert(value)]
     options: dict[str, Any] = split(",".join(rest), "type")
-    checked: dict[str, Any] = contract().check("NumaOptions", options | ({"cpus": cpus} if cpus else {}), keyval=True)
+    try:
+        checked: dict[str, Any] = contract().check(
+            "NumaOptions", options | ({"cpus": cpus} if cpus else {}), keyval=True
+        )
+    except QobraError as error:
+        if error.desc.endswith("' is unexpected"):
+            raise QobraError(f"Invalid parameter {error.desc.split()[1]}") from error
+        raise
     return checked
 
 

@@ -38,6 +38,7 @@ class SdhciPci(PciDevice):
     def realize(self) -> None:
         if self.sd_spec_version not in (2, 3):
             raise QobraError("Only Spec v2/v3 are supported")
+        _check(self.capareg, self.sd_spec_version)
         bus = SdhciBus(self.tree)
         self.add_bus(bus, "sd-bus")
         memory = GuestMemory(self.board.memory, self.may_master)
@@ -54,3 +55,16 @@ class SdhciPci(PciDevice):
     def reset(self) -> None:
         super().reset()
         self.host.reset()
+
+
+def _check(capabilities: int, version: int) -> None:
+    """Raise QobraError if the register (2.2.26) says what a controller of that version cannot be."""
+    if version == 3 and capabilities >> 30 & 3:
+        raise QobraError("slot-type not supported")
+    if version == 2:
+        # MHz or kHz in the first field; 0 leaves it open.
+        for name, value in (("timeout", capabilities & 0x3F), ("base", capabilities >> 8 & 0xFF)):
+            if value and not 10 <= value <= 63:
+                raise QobraError(f"SD {name} clock frequency can have value 0 or in range 10-63 only")
+    if capabilities >> 16 & 3 == 3:
+        raise QobraError("block size can be 512, 1024 or 2048 only")
