@@ -123,30 +123,46 @@ def _resolve(
             if child.is_leaf and not want_zero:
                 _append(runs, Run(start, size, DATA, child, extent.offset, extent.flags & mask, depth, node))
             else:
-                inside = max(0, min(size, child.length - extent.offset))
-                if inside:
-                    # In a list of its own, where it cannot merge with what came before under another node.
-                    own: list[Run] = []
-                    within = levels - depth if node.is_transparent else MAX_DEPTH
-                    _resolve(child, extent.offset, inside, start, 0, own, want_zero, budget - 1, mask, within)
-                    # What lies under this node counts as this node's, and is only writable through both.
-                    for run in own:
-                        flags = run.flags & (extent.flags | ~WRITABLE)
-                        if run.kind == ZERO and not node.is_transparent:
-                            flags |= ALLOCATED  # a hole of its file, but a place that the node has for data
-                        holder = run.layer if node.is_transparent else node
-                        below = depth if not node.is_transparent else run.depth + depth if run.depth >= 0 else -1
-                        _append(runs, run._replace(flags=flags, depth=below, layer=holder))
-                if inside < size:
-                    # Past the end of the child: never written, so zeroes.
-                    flags = 0 if node.is_transparent else ALLOCATED
-                    _append(runs, Run(start + inside, size - inside, ZERO, None, 0, flags, depth, node))
+                _resolve_data(node, extent, child, start, depth, runs, want_zero, budget, mask, levels)
         elif kind == COMPUTED:
             _append(runs, Run(start, size, COMPUTED, node, offset, extent.flags & mask, depth, node))
         else:
             _append(runs, Run(start, size, kind, child, extent.offset, extent.flags & mask, depth, node))
         offset += size
         start += size
+
+
+def _resolve_data(
+    node: BlockNode,
+    extent: Extent,
+    child: BlockNode,
+    start: int,
+    depth: int,
+    runs: list[Run],
+    want_zero: bool,
+    budget: int,
+    mask: int,
+    levels: int,
+) -> None:
+    """What ``node`` has at an offset of ``child``, by what that has there."""
+    inside = max(0, min(extent.length, child.length - extent.offset))
+    if inside:
+        # In a list of its own, where it cannot merge with what came before under another node.
+        own: list[Run] = []
+        within = levels - depth if node.is_transparent else MAX_DEPTH
+        _resolve(child, extent.offset, inside, start, 0, own, want_zero, budget - 1, mask, within)
+        # What lies under this node counts as this node's, and is only writable through both.
+        for run in own:
+            flags = run.flags & (extent.flags | ~WRITABLE)
+            if run.kind == ZERO and not node.is_transparent:
+                flags |= ALLOCATED  # a hole of its file, but a place that the node has for data
+            holder = run.layer if node.is_transparent else node
+            below = depth if not node.is_transparent else run.depth + depth if run.depth >= 0 else -1
+            _append(runs, run._replace(flags=flags, depth=below, layer=holder))
+    if inside < extent.length:
+        # Past the end of the child: never written, so zeroes.
+        flags = 0 if node.is_transparent else ALLOCATED
+        _append(runs, Run(start + inside, extent.length - inside, ZERO, None, 0, flags, depth, node))
 
 
 def _append(runs: list[Run], run: Run) -> None:

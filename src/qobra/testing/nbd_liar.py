@@ -436,23 +436,8 @@ class Connection:
             case 7:
                 text = p.ERROR_BODY.pack(5, 4000) + b"e" * 4000
                 return (self._chunk(p.CHUNK_ERROR, cookie, text, done=False) for _ in iter(int, 1))
-            case 8:  # extents of any length
-                sizes = [
-                    rng.choice((0, 1, 511, 512, 4096, length, length + 1, 0xFFFFFFFF, 0xFFFFFE00)) & 0xFFFFFFFF
-                    for _ in range(rng.choice((1, 1, 2, 50)))
-                ]
-                body = p.U32.pack(rng.choice((1, 1, 1, 2, 9))) + b"".join(
-                    p.EXTENT.pack(size, rng.choice((0, 1, 2, 3, 99))) for size in sizes
-                )
-                return self._chunk(p.CHUNK_BLOCK_STATUS, cookie, body)
-            case 9:  # as small as can be
-                body = p.U32.pack(1) + p.EXTENT.pack(1, 0)
-                return self._chunk(p.CHUNK_BLOCK_STATUS, cookie, body)
-            case 10:  # as many as can be
-                body = p.U32.pack(1) + p.EXTENT.pack(1, 0) * min(length, rng.choice((1 << 10, 1 << 17, 1 << 20)))
-                return self._chunk(p.CHUNK_BLOCK_STATUS, cookie, body)
-            case 11:  # only of what nobody wants
-                return self._chunk(p.CHUNK_BLOCK_STATUS, cookie, p.U32.pack(2) + p.EXTENT.pack(max(1, length), 0))
+            case 8 | 9 | 10 | 11 as which:
+                return self._chunk(p.CHUNK_BLOCK_STATUS, cookie, self._wrong_extents(which - 8, length))
             case 12:
                 kind = rng.choice((0, 1, 2, 3, 4, 5, 6, 0x7FFF, 0x8001, 0x8002, 0xFFFF))
                 return self._chunk(
@@ -471,6 +456,24 @@ class Connection:
                     p.U64.pack(offset),
                     length=rng.choice((8, length + 8, length + 9, 0x2000008, 0xFFFFFFFF)) & 0xFFFFFFFF,
                 )
+
+    def _wrong_extents(self, which: int, length: int) -> bytes:
+        rng = self._rng
+        match which:
+            case 0:  # of any length
+                sizes = [
+                    rng.choice((0, 1, 511, 512, 4096, length, length + 1, 0xFFFFFFFF, 0xFFFFFE00)) & 0xFFFFFFFF
+                    for _ in range(rng.choice((1, 1, 2, 50)))
+                ]
+                return p.U32.pack(rng.choice((1, 1, 1, 2, 9))) + b"".join(
+                    p.EXTENT.pack(size, rng.choice((0, 1, 2, 3, 99))) for size in sizes
+                )
+            case 1:  # as small as can be
+                return p.U32.pack(1) + p.EXTENT.pack(1, 0)
+            case 2:  # as many as can be
+                return p.U32.pack(1) + p.EXTENT.pack(1, 0) * min(length, rng.choice((1 << 10, 1 << 17, 1 << 20)))
+            case _:  # only of what nobody wants
+                return p.U32.pack(2) + p.EXTENT.pack(max(1, length), 0)
 
 
 _BENDS: tuple[Callable[[Connection, bytes], None], ...] = (
