@@ -13,6 +13,7 @@ from qobra.block.copy.carrier import DIRECT, Carrier
 from qobra.block.copy.chunk import ChunkCopier, CopyFailed
 from qobra.block.copy.engine import FAR_HELPERS, LOCAL_CHUNK, NEAR_HELPERS, is_local
 from qobra.block.copy.follow import PIECE, SCATTERED, SMALL_CLUSTER, Follower, can_follow
+from qobra.block.copy.lead import Leader
 from qobra.block.copy.pool import CopyPool
 from qobra.block.copy.range_locks import RangeLocks
 from qobra.block.copy.ranges import allocated_above, widened
@@ -85,8 +86,6 @@ class MirrorJob(BlockJob):
         self._copying = 0
         """Bytes that are being copied, and so not marked any more."""
         self._in_flight: list[tuple[int, int]] = []
-        self._unknown: list[tuple[int, int]] = []
-        """Ranges (offset, length) that were copied while guests were at work."""
         self._root: BlockBackend | None = None
         self._follower: Follower | None = None
         self.locks = RangeLocks(ordered=True)
@@ -107,6 +106,7 @@ class MirrorJob(BlockJob):
                 self._dirty.keep_in_step()
             if not plan.write_blocking:
                 self._dirty.enable()
+        self._leader: Leader = Leader(self._root, self._dirty)
         if follows and granularity < SCATTERED:
             self._follower = Follower(self._source_edge, self._root, self._dirty)
         if plan.write_blocking:
@@ -144,8 +144,7 @@ class MirrorJob(BlockJob):
         self._slots = ThreadSlots((*self._edges, self._root))
         self.pool = pool = CopyPool(self._copy, self._copied, self._helper_count())
         self._writeback = Writeback(self._target)
-        assert self._dirty is not None
-        share = SHARE if self._dirty.in_step is None else IN_STEP_SHARE
+        share = IN_STEP_SHARE if self._leader.may_lead else SHARE
         self._catch_up = CatchUp(self.pace, is_local=self.is_local, share=share)
         try:
             self._check_sizes()
@@ -157,7 +156,7 @@ class MirrorJob(BlockJob):
                 self.update_progress()
             self._copies = False
             pool.close()
-            self._let_follow()
+            self._leader.stop()
             self._writeback.close()
             self._slots.close()
 
@@ -276,30 +275,15 @@ class MirrorJob(BlockJob):
             self.park(BUSY_POLL_NS if remaining else POLL_NS)
 
     def _let_lead(self) -> None:
-        """Have guests that are at work keep in step what is in step, unless the job has to hold back itself."""
-        assert self._dirty is not None and self._root is not None
-        in_step = self._dirty.in_step
-        if in_step is None:
-            return
+        """Have guests that are at work write both disks, unless the job itself has to hold back."""
         if self.rate.speed:
-            self._let_follow()
-            return
-        if not self.pace.gives_way:
-            return  # beside nobody the target's table would only have to be kept true
-        with self._slots.entered():
-            table = self._root.table()
-            while self._unknown:
-                # What guests write next: they know only places that were asked for.
-                table.look(*self._unknown.pop())
-            in_step.aim(table.places)
-
-    def _let_follow(self) -> None:
-        """Nobody writes to the target from now on but the job."""
-        if self._dirty is not None and self._dirty.in_step is not None:
-            self._dirty.in_step.aim(None)
+            self._leader.stop()
+        elif self.pace.gives_way:  # beside nobody the target's table would only have to be kept true
+            with self._slots.entered():
+                self._leader.start()
 
     def _settle(self) -> None:
-        self._let_follow()
+        self._leader.stop()
         super()._settle()
 
     def _submit(self, pool: CopyPool, start: int, stop: int) -> None:
@@ -368,18 +352,13 @@ class MirrorJob(BlockJob):
         begun_ns = self._catch_up.clock()
         # A write that comes while the copy is made marks it again, so the mark goes first.
         dirty.clear(offset, length)
-        in_step = dirty.in_step
-        if in_step is not None:
-            in_step.hold(offset, length)
+        self._leader.hold(offset, length)
         try:
             moved = self._copier.copy(offset, length, carrier=carrier)
         except CopyFailed:
             dirty.set(offset, length)
             raise
-        if in_step is not None:
-            in_step.release(offset, length, dirty.length)
-            if self.pace.gives_way:
-                self._unknown.append((offset, length))
+        self._leader.release(offset, length, self.pace.gives_way)
         # How long it takes is known where the job does all itself.
         self._catch_up.note(length, self._catch_up.clock() - begun_ns if carrier.share == 1 else None)
         with self.condition:
