@@ -198,7 +198,7 @@ static struct item *end_part(struct deflater *self, struct item *item, unsigned 
 static inline __attribute__((always_inline)) size_t parse(
     struct deflater *self, const uint8_t *data, uint32_t base, uint32_t end, struct effort effort)
 {
-    const unsigned left = effort.depth ? 4 : QUICK_LEFT;
+    const unsigned left = effort.depth ? 4 : QUICK_LEFT, misses = effort.depth ? MISSES : QUICK_MISSES;
     uint32_t place = base, stop, next, part = 0, next_part = base + PART, next_learn = base + LEARN;
     uint32_t literals = base;           /* where the literals since the last item begin */
     struct item *item = self->items;
@@ -229,8 +229,8 @@ static inline __attribute__((always_inline)) size_t parse(
         if (!found.length) {
             uint32_t missed = place - literals;
             counts->litlen[data[place++]]++;
-            if (missed >= MISSES) {
-                missed = missed / MISSES < STRIDE ? missed / MISSES : STRIDE - 1;
+            if (missed >= misses) {
+                missed = missed / misses < STRIDE ? missed / misses : STRIDE - 1;
                 stop = end - place < missed ? end : place + missed;
                 while (place < stop)
                     counts->litlen[data[place++]]++;

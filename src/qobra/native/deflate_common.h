@@ -27,7 +27,7 @@ enum {
     END = 256,              /* the symbol that ends a block */
     CODE_BITS = 14,         /* so that four literals fit into a word */
     WHOLE = 24,             /* the bit from which on is said how many those below are */
-    MISSES = 32,            /* literals in a row after which not every place is looked at */
+    MISSES = 64,            /* literals in a row after which not every place is looked at */
     STRIDE = 32,            /* the longest step then */
     QUICK_BITS = 12,        /* of the hash of the quick way */
     UNIT = 16,              /* costs are in so many parts of a bit */

@@ -14,6 +14,7 @@
 enum {
     QUICK_LEFT = 16,        /* bytes at the end in which no match begins: eight are read at once */
     COMPARED = 7,           /* bytes that are compared at first */
+    QUICK_MISSES = 32,      /* literals in a row after which not every place is looked at */
     QUICK_NICE = 64,        /* bytes of a match that is long enough */
     QUICK_LAZY = 12,        /* bytes of a match after which the next place is not looked at */
 };
