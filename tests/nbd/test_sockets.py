@@ -112,3 +112,21 @@ def test_describe() -> None:
     assert describe({"type": "unix", "path": "/s"}) == "/s"
     assert describe({"type": "vsock", "cid": "2", "port": "3"}) == "vsock:2:3"
     assert describe({"type": "fd", "str": "n"}) == "fd:n"
+
+
+@pytest.mark.parametrize(
+    ("options", "served"), [({}, True), ({"ipv4": False}, False), ({"ipv6": True}, False), ({"ipv4": True}, None)]
+)
+def test_all_addresses_of_ipv6_are_those_of_ipv4_as_well(options: dict[str, bool], served: bool | None) -> None:
+    address = {"type": "inet", "host": "::", "port": "0", **options}
+    if served is None:
+        with pytest.raises(QobraError):
+            listen(address)
+        return
+    try:
+        (sock,) = listen(address)
+    except QobraError:
+        pytest.skip("the host has no IPv6")
+    with sock, socket.socket() as client:
+        refused = client.connect_ex(("127.0.0.1", sock.getsockname()[1]))
+        assert (refused == 0) == served

@@ -162,6 +162,7 @@ def _listen_inet(data: dict[str, Any]) -> socket.socket:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     only_v6 = data.get("ipv4") is False or len({entry[0] for entry in found}) > 1
+                    only_v6 = only_v6 or bool(data.get("ipv6") and not data.get("ipv4"))
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only_v6))
                 sock.bind((name[0], port, *name[2:]))
                 sock.listen(1)

@@ -103,7 +103,8 @@ def _listen_inet(address: dict[str, Any], backlog: int) -> list[socket.socket]:
     for port in range(first, last + 1) if first else (0,) * 8:
         sockets: list[socket.socket] = []
         try:
-            for family, target in _targets({**address, "port": str(port)}, passive=True):
+            targets = _targets({**address, "port": str(port)}, passive=True)
+            for family, target in targets:
                 if sockets and port == 0:
                     # The families of one host share the port that the first was given.
                     target = (target[0], sockets[0].getsockname()[1], *target[2:])
@@ -111,7 +112,10 @@ def _listen_inet(address: dict[str, Any], backlog: int) -> list[socket.socket]:
                 sockets.append(sock)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    only = address.get("ipv4") is False or (address.get("ipv6") and not address.get("ipv4"))
+                    # Alone, ``::`` serves IPv4 as well.
+                    only = only or any(each != socket.AF_INET6 for each, _ in targets)
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(only)))
                 sock.bind(target)
                 sock.listen(backlog)
             return sockets
