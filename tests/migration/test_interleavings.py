@@ -210,6 +210,18 @@ def test_who_comes_and_says_nothing_more_is_not_waited_for(monkeypatch: pytest.M
     several.close()
 
 
+def test_who_leaves_before_the_token_is_refused_at_once() -> None:
+    near, far = socket.socketpair()
+    far.sendall(HELLO[:3])
+    far.close()
+    channel = Channel(near.detach())
+    pages = PageIn(list, 1)
+    with pytest.raises(QobraError, match="A channel is not of this migration"):
+        pages.share(bytes(TOKEN_SIZE) + b"\1", lambda: channel, lambda: None)
+    channel.close()
+    pages.close()
+
+
 def test_who_trickles_is_not_waited_for_either(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 

@@ -179,3 +179,16 @@ def test_what_is_refused_at_once_is_remembered(pair_of: Make) -> None:
         assert migration.describe() == {"status": "failed", "error-desc": complaint}
     with pytest.raises(QobraError, match="expects a value between 0 and 10000"):
         migration.settings.set_parameters({"announce-step": 0})
+
+
+def test_what_was_not_packed_yet_has_no_rate() -> None:
+    packer = Packer(AS_ZLIB, 9)
+    nothing = {"pages": 0, "busy": 0, "busy-rate": 0, "compressed-size": 0, "compression-rate": 0}
+    assert packer.describe() == nothing
+    packed = packer.pack(bytes(2 * PAGE))
+    assert packed is not None
+    packer.note(busy=True)
+    packer.note(busy=False)
+    size = len(packed)
+    found = {"pages": 2, "busy": 1, "busy-rate": 0.5, "compressed-size": size, "compression-rate": 2 * PAGE / size}
+    assert packer.describe() == found
