@@ -190,6 +190,17 @@ def test_several_sources_have_no_backing_file_in_common(capsys: pytest.CaptureFi
     assert "makes no sense when concatenating" in capsys.readouterr().err
 
 
+def test_a_broken_bitmap_is_told_before_a_target_that_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("create", "-q", "-f", "qcow2", "killed", "1M") == 0
+    assert run("bitmap", "--add", "killed", "b0") == 0
+    write = "from qobra.cli.io import main; main(['-c', 'write 0 4k', '-c', 'abort', 'killed'])"
+    assert subprocess.run([sys.executable, "-c", write], stdout=subprocess.DEVNULL, timeout=60).returncode
+    assert run("convert", "--bitmaps", "-O", "raw", "killed", "new") == 1
+    assert "Cannot copy inconsistent bitmap 'b0'" in capsys.readouterr().err
+    assert run("convert", "--bitmaps", "--skip-broken-bitmaps", "-O", "raw", "killed", "new") == 1
+    assert "Format driver 'raw' does not support bitmaps" in capsys.readouterr().err
+
+
 def test_the_first_byte_that_fails_is_told_whoever_meets_it_first(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,11 +140,11 @@ class Conversion:
                 raise ToolError("Copying bitmaps only possible with single source")
             if not self._nodes[0].stores_bitmaps:
                 raise ToolError("Source lacks bitmap support")
-            if driver is None or not driver.has_bitmap_format:
-                raise ToolError(f"Format driver '{fmt}' does not support bitmaps")
             from qobra.cli._img._bitmaps import check_bitmaps
 
             check_bitmaps(self._program, self._nodes[0], skip_broken=order.skip_broken_bitmaps)
+            if driver is None or not driver.has_bitmap_format:
+                raise ToolError(f"Format driver '{fmt}' does not support bitmaps")
         return backing
 
     def _check_compression(self, driver: Any, values: dict[str, str]) -> None:
