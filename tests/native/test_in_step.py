@@ -174,14 +174,19 @@ def test_what_cannot_be_is_refused(disks):
     disks.step.hold(SIZE - 1, 5 * SIZE)
 
 
+def make_slow(disks, root, tmp_path):
+    """Have ``root`` write to an image, whose lock makes it wait for new clusters."""
+    path = ImageLab(tmp_path).create("slow", size=256 * UNIT)
+    node = disks.layer.add_node({"driver": "qcow2", "node-name": "slow", "file": {"driver": "file", "filename": path}})
+    root.remove()
+    root.insert(node)
+    root.table().look(0, SIZE)
+
+
 @pytest.fixture
 def slow(disks, tmp_path):
-    """A target that can be made to wait, by the lock of its image: for new clusters."""
-    path = ImageLab(tmp_path).create("slow", size=256 * UNIT)
-    disks.layer.add_node({"driver": "qcow2", "node-name": "slow", "file": {"driver": "file", "filename": path}})
-    disks.target.remove()
-    disks.target.insert(disks.layer.graph.find("slow"))
-    disks.target.table().look(0, SIZE)
+    """A target that can be made to wait."""
+    make_slow(disks, disks.target, tmp_path)
     disks.aim()
     disks.step.release(0, SIZE, SIZE)
     return disks
@@ -206,6 +211,32 @@ def test_a_job_waits_for_those_who_write_both(slow):
     writer.join(30)
     job.join(30)
     assert not job.is_alive() and not slow.step.is_in_step(UNIT, 1)
+
+
+def test_a_job_stops_a_write_that_has_not_come_to_the_target_yet(disks, tmp_path):
+    make_slow(disks, disks.source, tmp_path)
+    dirty = DirtyBitmap(disks.source.node, None, UNIT, enabled=False)
+    dirty.keep_in_step()
+    dirty.enable()
+    disks.source.table().look(0, SIZE)
+    dirty.in_step.aim(disks.target.table().places)
+    dirty.in_step.release(0, SIZE, SIZE)
+    places = disks.source.table().places
+    with disks.source.node.image.lock:
+        writer = threading.Thread(target=places.write, args=(0, b"new"))
+        writer.start()
+        job = threading.Thread(target=dirty.in_step.hold, args=(UNIT, UNIT))
+        while not job.is_alive():  # until the writer has its lane
+            job = threading.Thread(target=dirty.in_step.hold, args=(UNIT, UNIT))
+            job.start()
+            job.join(0.05)
+        end = threading.Thread(target=dirty.in_step.aim, args=(None,))
+        end.start()
+        end.join(0.05)
+        assert end.is_alive()
+    for thread in (writer, job, end):
+        thread.join(30)
+    assert dirty.in_step.target is None and disks.target.read(0, 3) == bytes(3)
 
 
 def test_whoever_comes_while_another_writes_both_leaves_a_mark(slow):

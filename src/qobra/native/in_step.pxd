@@ -29,6 +29,7 @@ cdef class InStep:
     cdef object _marks, _target
 
 
+cdef void *get_target(StepTable *table) noexcept nogil
 cdef Lane *step_in(StepTable *table, uint64_t offset, uint64_t length) noexcept nogil
 cdef void step_out(Lane *lane) noexcept nogil
 cdef void set_apart(StepTable *table, uint64_t offset, uint64_t length) noexcept nogil

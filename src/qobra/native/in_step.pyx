@@ -243,6 +243,11 @@ cdef void wait_for_lanes(StepTable *table) noexcept nogil:
         put(&table.lanes[index].held, 0)
 
 
+cdef void *get_target(StepTable *table) noexcept nogil:
+    """What is to be written, too; it stays for as long as the lane is held. NULL: nothing."""
+    return peek_target(&table.target)
+
+
 cdef Lane *step_in(StepTable *table, uint64_t offset, uint64_t length) noexcept nogil:
     """Before a write to the source: the lane, if the target is to be written, too. Else NULL."""
     cdef Lane *lane = &table.lanes[(offset >> LANE_BITS) & (LANES - 1)]

@@ -14,7 +14,7 @@ from libc.string cimport memset
 
 from qobra.native.build cimport join_build
 from qobra.native.folios cimport Folios, write_at
-from qobra.native.in_step cimport InStep, Lane, begin_write, end_write, set_apart, step_in, step_out
+from qobra.native.in_step cimport InStep, Lane, begin_write, end_write, get_target, set_apart, step_in, step_out
 from qobra.native.marks cimport Marks, add_marks
 from qobra.native.old_blocks cimport BLOCK, LONGEST_RUN, OldBlocks, keep_blocks, next_missing
 
@@ -502,12 +502,13 @@ cdef void write_in_step(Places places, uint64_t offset, size_t length, const uin
     """What was written goes to the disk that is kept in step, too, or is marked as what has to be copied."""
     cdef StepTable *step = places.step
     cdef uint64_t at = offset + places.mark_shifts[places.step_mark]
+    cdef void *target = get_target(step)  # none any more if the job has just stopped this; it waits for the lane
     cdef bint is_in_step = False
     cdef int64_t begun
     cdef int index
-    if was_written and was_found(places, step.target, at, length):
+    if was_written and target != NULL and was_found(places, target, at, length):
         begun = begin_write()
-        is_in_step = write_to(step.target, at, length, data) == DONE
+        is_in_step = write_to(target, at, length, data) == DONE
         end_write(step, begun)
     if not is_in_step:
         set_apart(step, at, length)
