@@ -13,7 +13,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memmove
 from posix.stat cimport fstat, struct_stat
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport off_t
 
 from qobra.native.build cimport join_build
@@ -26,11 +26,15 @@ cdef extern from "<pthread.h>" nogil:
         pass
     ctypedef struct pthread_cond_t:
         pass
+    ctypedef struct pthread_condattr_t:
+        pass
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_destroy(pthread_mutex_t *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_cond_init(pthread_cond_t *, void *)
+    int pthread_condattr_init(pthread_condattr_t *)
+    int pthread_condattr_setclock(pthread_condattr_t *, int)
+    int pthread_cond_init(pthread_cond_t *, pthread_condattr_t *)
     int pthread_cond_destroy(pthread_cond_t *)
     int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
     int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
@@ -174,11 +178,14 @@ cdef class Mover:
     def __cinit__(self, int target, int64_t unit, int64_t cluster, int64_t base=0):
         cdef statfs system
         cdef struct_stat status
+        cdef pthread_condattr_t attributes
         if (unit and unit < LEAST) or (cluster and (cluster < LEAST or cluster & (cluster - 1))) or base < 0:
             raise ValueError("a unit or cluster that cannot be")
         pthread_mutex_init(&self._mutex, NULL)
-        pthread_cond_init(&self._changed, NULL)
-        pthread_cond_init(&self._written, NULL)
+        pthread_condattr_init(&attributes)
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)  # a clock that is set is none to wait by
+        pthread_cond_init(&self._changed, &attributes)
+        pthread_cond_init(&self._written, &attributes)
         self._target, self._unit, self._cluster, self._base = target, unit, cluster, base
         self._runs.size, self._places.size, self._mappings.size = sizeof(Run), sizeof(Place), sizeof(Mapping)
         self._last_cluster = -1
@@ -271,7 +278,7 @@ cdef class Mover:
                 pthread_mutex_lock(&self._mutex)
                 if self._moved < pushed and not self._failure and not self._move_chunk(&self._room, False):
                     # A signal is looked for now and then.
-                    clock_gettime(CLOCK_REALTIME, &until)
+                    clock_gettime(CLOCK_MONOTONIC, &until)
                     until.tv_nsec += 100_000_000
                     if until.tv_nsec >= 1_000_000_000:
                         until.tv_nsec -= 1_000_000_000
