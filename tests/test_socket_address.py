@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from socket import AF_INET, AF_INET6
 from typing import Any
 
 import pytest
 
 from qobra.errors import QobraError
-from qobra.socket_address import parse_socket_address
+from qobra.socket_address import parse_socket_address, serves_ipv6_only
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,17 @@ def test_what_is_none(text: str, complaint: str) -> None:
     with pytest.raises(QobraError) as caught:
         parse_socket_address(text)
     assert caught.value.desc == complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "families", "only"),
+    [
+        ({}, {AF_INET6}, False),
+        ({}, {AF_INET6, AF_INET}, True),
+        ({"ipv4": False}, {AF_INET6}, True),
+        ({"ipv6": True}, {AF_INET6}, True),
+        ({"ipv6": True, "ipv4": True}, {AF_INET6}, False),
+    ],
+)
+def test_who_is_served_at_an_address_of_ipv6(options: dict[str, bool], families: set[int], only: bool) -> None:
+    assert serves_ipv6_only(options, families) == only

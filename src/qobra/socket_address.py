@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from qobra.errors import QobraError
 from qobra.units import decimal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 KINDS = ("tcp", "unix", "vsock", "fd")
 
@@ -42,6 +44,14 @@ def socket_address(kind: str, rest: str) -> dict[str, Any]:
         else:
             raise QobraError(f"error parsing '{option}' in address '{rest}'")
     return address
+
+
+def serves_ipv6_only(address: dict[str, Any], families: set[int]) -> bool:
+    """Whether a socket of IPv6 is to leave IPv4 alone: one of the ``families`` has it, or it is not wanted."""
+    from socket import AF_INET6
+
+    wanted = address.get("ipv4", None if address.get("ipv6") is None else not address["ipv6"])
+    return wanted is False or families != {AF_INET6}
 
 
 def _split(place: str, whole: str) -> tuple[str, str, str]:

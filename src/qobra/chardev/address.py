@@ -6,6 +6,7 @@ import _socket as socket
 import os
 
 from qobra.errors import QobraError
+from qobra.socket_address import serves_ipv6_only
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,9 +162,8 @@ def _listen_inet(data: dict[str, Any]) -> socket.socket:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
-                    only_v6 = data.get("ipv4") is False or len({entry[0] for entry in found}) > 1
-                    only_v6 = only_v6 or bool(data.get("ipv6") and not data.get("ipv4"))
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only_v6))
+                    only = serves_ipv6_only(data, {entry[0] for entry in found})
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
                 sock.bind((name[0], port, *name[2:]))
                 sock.listen(1)
                 return sock

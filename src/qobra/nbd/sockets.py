@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qobra.errors import QobraError, errno_of, strerror
+from qobra.socket_address import serves_ipv6_only
 from qobra.units import decimal
 
 FindFd = Callable[[str], int]
@@ -112,10 +113,8 @@ def _listen_inet(address: dict[str, Any], backlog: int) -> list[socket.socket]:
                 sockets.append(sock)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
-                    only = address.get("ipv4") is False or (address.get("ipv6") and not address.get("ipv4"))
-                    # Alone, ``::`` serves IPv4 as well.
-                    only = only or any(each != socket.AF_INET6 for each, _ in targets)
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(only)))
+                    only = serves_ipv6_only(address, {each for each, _ in targets})
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
                 sock.bind(target)
                 sock.listen(backlog)
             return sockets

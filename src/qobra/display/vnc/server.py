@@ -18,6 +18,7 @@ from qobra.display.vnc.handshake import Admission
 from qobra.display.vnc.security import Security
 from qobra.display.vnc.wire import Gone, Wire, basic_info
 from qobra.errors import DEVICE_NOT_ACTIVE, QobraError
+from qobra.socket_address import serves_ipv6_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -333,8 +334,10 @@ def _listen(machine: Machine, where: dict[str, Any]) -> list[socket.socket]:
     for port in range(first, data.get("to", first) + 1):
         opened: list[socket.socket] = []
         try:
-            for family, name in address.resolve({**data, "port": str(port)}, passive=True):
-                opened.append(_bind(family, name))
+            found = address.resolve({**data, "port": str(port)}, passive=True)
+            only_v6 = serves_ipv6_only(data, {family for family, _name in found})
+            for family, name in found:
+                opened.append(_bind(family, name, only_v6))
             return opened
         except OSError as error:
             for each in opened:
@@ -349,12 +352,12 @@ def _listen(machine: Machine, where: dict[str, Any]) -> list[socket.socket]:
 _TAKEN = frozenset((errno.EADDRINUSE,))
 
 
-def _bind(family: int, name: Any) -> socket.socket:
+def _bind(family: int, name: Any, only_v6: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only_v6))
         sock.bind(name)
         sock.listen(1)
     except OSError:
