@@ -230,6 +230,11 @@ class Qcow2Disk(BlockNode):
             failure = QobraError.from_os("Failed to flush the L2 table cache", error)
             failure.add_note(str(QobraError.from_os("Failed to flush the refcount block cache", error)))
             raise failure
+        # The parts of an image refer to each other, so they are there until Python's collector comes by, in a daemon
+        # after some hundred images: then without what they have read.
+        self.image.tables.drop()
+        self.image.refcounts.drop()
+        self.forget_computed()
 
     # -- reading ----------------------------------------------------------------------------------------------
 

@@ -121,6 +121,10 @@ class Refcounts:
         used = -(-len(self.table.tobytes().rstrip(b"\0")) // 8)
         return ((index, entry) for index, entry in enumerate(self.table[:used]) if entry)
 
+    def drop(self) -> None:
+        """Forget all blocks; none may be dirty."""
+        self.blocks = {}
+
     def load_table(self) -> None:
         """Read the table, whose place and size the header gives (checked there)."""
         header = self._image.header
