@@ -44,6 +44,7 @@ def test_a_failure_in_the_other_thread_is_told(monkeypatch: pytest.MonkeyPatch) 
 def test_a_signal_is_heard_while_a_key_is_derived(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(derivation, "_derive", lambda *_arguments: release.wait(30))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # one of many test processes ignores it
     timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
     try:
@@ -52,3 +53,4 @@ def test_a_signal_is_heard_while_a_key_is_derived(monkeypatch: pytest.MonkeyPatc
     finally:
         release.set()
         timer.join()
+        signal.signal(signal.SIGINT, before)

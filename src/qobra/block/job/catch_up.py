@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SHARE = 8
 """A mirror's share of a processor at first (see :mod:`.pace`). What the guest writes meanwhile has to be copied once
 more, so that a job which takes longer takes more of it in all."""
-IN_STEP_SHARE = 16
+IN_STEP_SHARE = 20
 """The same where guests keep in step what was copied, so that it is copied once, however long that takes."""
 NEARLY = 1 << 20
 """Bytes that may differ for source and target to count as in step."""

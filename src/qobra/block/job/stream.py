@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Options = dict[str, Any]
 
-SHARE = 64
+SHARE = 128
 """A stream's share of a processor beside guests (see :mod:`.pace`). Nothing that it has copied is copied again, so that
 a longer stream does no more; and guests wait for its flush at the end, which is less of a longer one."""
 
