@@ -87,3 +87,14 @@ def test_only_what_was_copied_beside_guests_is_asked_for(ends):
     leader.release(UNIT, UNIT, False)
     leader.start()
     assert target.table().places.write(0, b"known") and not target.table().places.write(UNIT, b"new")
+
+
+@pytest.mark.skipif(not can_follow(), reason="the compiled form is not built")
+def test_what_is_copied_while_nobody_may_lead_is_not_kept_in_mind(ends):
+    dirty = DirtyBitmap(ends[0].node, None, UNIT, enabled=False)
+    dirty.keep_in_step()
+    leader = Leader(ends[1], dirty)
+    for _ in range(100):
+        leader.release(0, UNIT, True)
+        leader.stop()  # as a job with a speed does between two pieces
+    assert len(leader._unknown) <= 1

@@ -41,7 +41,8 @@ class Leader:
             in_step.aim(table.places)
 
     def stop(self) -> None:
-        """No guest writes the target any more."""
+        """No guest writes the target any more; so nobody has to know the places of what was copied."""
+        self._unknown.clear()
         if self._dirty.in_step is not None:
             self._dirty.in_step.aim(None)
 

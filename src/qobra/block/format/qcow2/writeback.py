@@ -282,9 +282,8 @@ class Writeback:
         header = image.header
         changed = header.incompatible & ~bits if clear else header.incompatible | bits
         if clear:
-            header.incompatible = (
-                changed  # where it fails, nobody knows what the disk has: it is set anew when it must be
-            )
+            # Where that fails, nobody knows what the disk has: the bits are set anew when they must be.
+            header.incompatible = changed
         if header.version >= 3:
             image.file.write(layout.V2_LENGTH, changed.to_bytes(8, "big"))
             self.barrier()
