@@ -18,6 +18,7 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
+from qobra.native.atomics cimport and_word, install_page, or_word, peek, peek_page, peek_word, put, swap
 from qobra.native.build cimport join_build
 from qobra.native.marks cimport Marks
 
@@ -28,31 +29,16 @@ cdef extern from * nogil:
     #include <stdint.h>
     #include <time.h>
     #include <unistd.h>
-    #define qobra_peek(pointer) __atomic_load_n((pointer), __ATOMIC_SEQ_CST)
-    #define qobra_put(pointer, value) __atomic_store_n((pointer), (value), __ATOMIC_SEQ_CST)
-    #define qobra_swap(pointer, value) __atomic_exchange_n((pointer), (value), __ATOMIC_SEQ_CST)
-    #define qobra_or(pointer, value) __atomic_fetch_or((pointer), (value), __ATOMIC_SEQ_CST)
-    #define qobra_and(pointer, value) __atomic_fetch_and((pointer), (value), __ATOMIC_SEQ_CST)
-    static inline int qobra_install(uint64_t **place, uint64_t *page) {
-        uint64_t *none = 0;
-        return __atomic_compare_exchange_n(place, &none, page, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    }
+    #define qobra_peek_target(pointer) __atomic_load_n((pointer), __ATOMIC_SEQ_CST)
+    #define qobra_put_target(pointer, value) __atomic_store_n((pointer), (value), __ATOMIC_SEQ_CST)
     static inline int64_t qobra_now(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
         return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
     }
     """
-    int64_t peek "qobra_peek"(int64_t *)
-    void put "qobra_put"(int64_t *, int64_t)
-    int64_t swap "qobra_swap"(int64_t *, int64_t)
-    uint64_t peek_word "qobra_peek"(uint64_t *)
-    uint64_t or_word "qobra_or"(uint64_t *, uint64_t)
-    uint64_t and_word "qobra_and"(uint64_t *, uint64_t)
-    uint64_t *peek_page "qobra_peek"(uint64_t **)
-    bint install_page "qobra_install"(uint64_t **, uint64_t *)
-    void *peek_target "qobra_peek"(void **)
-    void put_target "qobra_put"(void **, void *)
+    void *peek_target "qobra_peek_target"(void **)
+    void put_target "qobra_put_target"(void **, void *)
     int64_t now_ns "qobra_now"()
     int usleep(unsigned)
 

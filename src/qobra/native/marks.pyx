@@ -9,33 +9,14 @@ of a page, once there, stays for as long as the object.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdlib cimport calloc, free
 
+from qobra.native.atomics cimport (
+    install_page, or_word, peek, peek_byte, peek_page, peek_word, put, put_byte, swap, swap_byte, swap_word,
+)
 from qobra.native.build cimport join_build
 
 join_build(__name__)
 
-cdef extern from * nogil:
-    """
-    #include <endian.h>
-    #define qobra_peek(pointer) __atomic_load_n((pointer), __ATOMIC_SEQ_CST)
-    #define qobra_put(pointer, value) __atomic_store_n((pointer), (value), __ATOMIC_SEQ_CST)
-    #define qobra_swap(pointer, value) __atomic_exchange_n((pointer), (value), __ATOMIC_SEQ_CST)
-    #define qobra_or(pointer, value) __atomic_fetch_or((pointer), (value), __ATOMIC_SEQ_CST)
-    static inline int qobra_install(uint64_t **place, uint64_t *page) {
-        uint64_t *none = NULL;
-        return __atomic_compare_exchange_n(place, &none, page, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    }
-    """
-    uint64_t peek_word "qobra_peek"(uint64_t *)
-    uint64_t swap_word "qobra_swap"(uint64_t *, uint64_t)
-    uint64_t or_word "qobra_or"(uint64_t *, uint64_t)
-    int64_t peek "qobra_peek"(int64_t *)
-    void put "qobra_put"(int64_t *, int64_t)
-    int64_t swap "qobra_swap"(int64_t *, int64_t)
-    uint8_t peek_byte "qobra_peek"(uint8_t *)
-    void put_byte "qobra_put"(uint8_t *, uint8_t)
-    uint8_t swap_byte "qobra_swap"(uint8_t *, uint8_t)
-    uint64_t *peek_page "qobra_peek"(uint64_t **)
-    bint install_page "qobra_install"(uint64_t **, uint64_t *)
+cdef extern from "<endian.h>" nogil:
     uint64_t htole64(uint64_t)
 
 cdef enum:
